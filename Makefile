@@ -1,0 +1,44 @@
+# make demo | make test | make lint | make docs | make benchmarks: each sets itself up first.
+# Only Python 3.10 to 3.12, make and git are needed. Paths are relative, so the clone may lie
+# anywhere, also in a folder with spaces in its name.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := gkd-core gkd-methods-classic gkd-methods-multiteacher gkd-methods-intermediate
+INSTALLED := .venv/installed
+
+.PHONY: install demo test lint format docs benchmarks clean
+
+install: $(INSTALLED)
+
+# All packages in one command, so that pip finds each in the others' requirements.
+$(INSTALLED): constraints.txt requirements-dev.txt $(PACKAGES:%=%/pyproject.toml)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt $(PACKAGES:%=-e ./%)
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/gkd run
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+
+benchmarks: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/kd_overhead.py
+
+clean:
+	rm -rf .venv docs/_build

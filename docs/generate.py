@@ -1,0 +1,254 @@
+"""Reference pages written from the code.
+
+A line `<!-- generated: NAME ARGUMENT -->` of a page is replaced by what the function NAME here
+returns, so that no list of commands, settings, hooks or options is kept by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import click
+from sphinx.ext.napoleon import Config, GoogleDocstring
+
+from gkd_core import hookspecs
+from gkd_core.cli import gkd
+from gkd_core.config.render import json_schema
+from gkd_core.config.schema import RunConfig
+from gkd_core.hooks.paths import LAYERED_SITES, REDUCERS, REDUCIBLE_SITES, SITES, Capture
+from gkd_core.models.info import ModelInfo
+from gkd_core.plugins import registry
+
+MARK = re.compile(r"^<!-- generated: (?P<name>\w+)(?: (?P<argument>\S+))? -->$", re.MULTILINE)
+SPECIAL = re.compile(r"([\\*_\[\]<>|$])")
+ARXIV = re.compile(r"arXiv:(\d+\.\d+)")
+DOI = re.compile(r"doi:(\S+)")
+
+
+def expand(app: Any, page: str, source: list[str]) -> None:
+    """Replace the marks of a page; what Sphinx calls for each page it reads."""
+    source[0] = MARK.sub(_replacement, source[0])
+
+
+def commands() -> str:
+    """Every command with its arguments and options."""
+    context = click.Context(gkd, info_name="gkd")
+    found = ((name, gkd.get_command(context, name)) for name in gkd.list_commands(context))
+    return "\n".join(line for name, command in found for line in _command(name, command))
+
+
+def settings() -> str:
+    """Every setting of a run file, by table."""
+    schema = json_schema(registry())
+    methods = set(registry().methods)
+    top = {
+        name: {"description": "A table, or the name of a model alone."} | field
+        for name, field in schema["properties"].items()
+        if name not in methods and "$ref" not in field
+    }
+    lines = ["## Top level", "", *_settings(top, schema), ""]
+    for name, table, heading in _tables(schema):
+        lines += [f"## `{heading}`", "", table["description"], ""]
+        lines += [*_settings(table["properties"], schema, name), ""]
+    return "\n".join(lines)
+
+
+def hooks() -> str:
+    """Every hook with its signature, in the order they are called."""
+    found = [value for name, value in vars(hookspecs).items() if name.startswith("gkd_")]
+    return "\n".join(line for hook in found for line in _hook(hook))
+
+
+def sites() -> str:
+    """Every site a path can name, with the shape of its tensor."""
+    return "\n".join(_table(["site", "shape", "layers", "reducers"], map(_site, SITES)))
+
+
+def method(name: str) -> str:
+    """What one method declares: paper, package, facts and options."""
+    cls = registry().method(name)
+    provider = registry().provider(name)
+    facts = [
+        ["paper", _paper(cls.paper)],
+        ["package", f"`{provider.distribution}`"],
+        ["labels", "needed" if cls.needs_labels else "not needed"],
+        ["teacher", "none" if cls.teachers == "none" else "one; asked for each if there are more"],
+        ["tokenizer", "same as the teacher's, in LM" if cls.same_tokenizer else "any"],
+        ["samples", "depend on each other" if cls.batch_coupled else "independent"],
+    ]
+    schema = json_schema(registry())
+    options = schema["properties"][name]["properties"]
+    table = _settings(options, schema, name) if options else ["It has no options."]
+    return "\n".join([*_table(["fact", "value"], facts), "", "## Options", "", *table])
+
+
+def methods() -> str:
+    """Every method in one line each."""
+    rows = (
+        [f"[`{name}`]({name}.md)", _escape(_first_line(cls)), _paper(cls.paper)]
+        for name, cls in registry().methods.items()
+    )
+    return "\n".join(_table(["method", "what it is", "paper"], rows))
+
+
+def papers() -> str:
+    """Every paper, with what of gkd implements it."""
+    from gkd_core.config.sources import read_file
+
+    rows = []
+    for name, cls in registry().methods.items():
+        link = f"[`{name}`](reference/methods/{name}.md)"
+        rows.append([_paper(cls.paper), f"method {link}"])
+    for name, path in registry().recipes.items():
+        told = {setting.key: setting.value for setting in read_file(path)}
+        rows.append([_paper(told["paper",]), f"recipe `{name}`: {_escape(told['title',])}"])
+    for name, combiner in registry().combiners.items():
+        rows.append([_paper(combiner.paper), f"combiner `{name}`"])
+    return "\n".join(_table(["paper", "in gkd"], sorted(rows)))
+
+
+def recipes() -> str:
+    """Every recipe as it is shipped."""
+    lines = []
+    for name, path in registry().recipes.items():
+        lines += [f"## {name}", "", "```toml", path.read_text().rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+GENERATORS: Mapping[str, Callable[..., str]] = {
+    function.__name__: function
+    for function in (commands, settings, hooks, sites, method, methods, papers, recipes)
+}
+
+
+def _replacement(match: re.Match[str]) -> str:
+    arguments = [match["argument"]] if match["argument"] else []
+    return GENERATORS[match["name"]](*arguments)
+
+
+def _command(name: str, command: click.Command) -> Iterator[str]:
+    context = click.Context(command, info_name=f"gkd {name}")
+    yield from (f"## gkd {name}", "", "```text", command.get_usage(context), "```", "")
+    yield _escape(inspect.cleandoc(command.help or ""))
+    yield ""
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    rows = ([f"`{_flags(option, context)}`", _escape(option.help or "")] for option in options)
+    if options:
+        yield from _table(["option", "meaning"], rows)
+    yield ""
+
+
+def _flags(option: click.Option, context: click.Context) -> str:
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    return names if option.is_flag else f"{names} {option.make_metavar(context)}"
+
+
+def _hook(hook: Callable[..., Any]) -> Iterator[str]:
+    text = GoogleDocstring(inspect.getdoc(hook) or "", Config(napoleon_use_param=False))
+    signature = str(inspect.signature(hook)).replace("'", "")
+    yield f"## `{hook.__name__}{signature}`"
+    yield from ("", "```{eval-rst}", str(text), "```", "")
+
+
+def _site(site: str) -> list[str]:
+    """Return a row of the table of sites; shapes are found with a model of named sizes."""
+    layered = site in LAYERED_SITES
+    name = "hidden" if site == "embedding" else site
+    first = 0 if site == "hidden" else 1
+    return [
+        f"`{site}`",
+        f"`{_shape(Capture(name, 1))}`",
+        f"{first} to L" if layered else "-",
+        ", ".join(f"`{r}`" for r in REDUCERS) if site in REDUCIBLE_SITES else "-",
+    ]
+
+
+def _shape(capture: Capture) -> str:
+    letters = {2: "B", 3: "S", 5: "D", 7: "A", 11: "A_kv", 13: "Dh", 17: "V", 19: "C", 91: "A*Dh"}
+
+    def dimensions(labels: int) -> str:
+        info = ModelInfo("m", "bert", 23, 5, 7, 11, 13, 29, 17, labels, 31)
+        return ", ".join(letters[size] for size in capture.shape(info, 2, 3))
+
+    classes, tokens = dimensions(labels=19), dimensions(labels=17)
+    return f"[{tokens}]" if classes == tokens else f"[{classes}] or [{tokens}]"
+
+
+def _tables(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Yield the prefix of each table's settings, the table, and its heading."""
+    for name, field in RunConfig.model_fields.items():
+        for definition, table in schema["$defs"].items():
+            if definition not in str(field.annotation):
+                continue
+            several = str(field.annotation).startswith("list")
+            yield name, table, f"[[{name}]]" if several else f"[{name}]"
+
+
+def _settings(
+    fields: Mapping[str, Any], schema: Mapping[str, Any], prefix: str = ""
+) -> Iterable[str]:
+    rows = (
+        [
+            f"`{prefix}.{name}`" if prefix else f"`{name}`",
+            _type(field, schema),
+            _default(field),
+            _escape(field.get("description", "")),
+        ]
+        for name, field in fields.items()
+    )
+    return _table(["setting", "type", "default", "meaning"], rows)
+
+
+def _type(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """Say a JSON-schema type in words."""
+    if "$ref" in field:
+        return "table"
+    if "anyOf" in field:
+        kinds = (_type(kind, schema) for kind in field["anyOf"] if kind.get("type") != "null")
+        return " or ".join(dict.fromkeys(kinds))
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    if field.get("type") == "array":
+        if "prefixItems" in field:
+            return f"[{', '.join(_type(item, schema) for item in field['prefixItems'])}]"
+        return f"list of {_type(field['items'], schema)}"
+    name = {"string": "text", "boolean": "true or false"}.get(field["type"], field["type"])
+    return name + "".join(_bounds(field))
+
+
+def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    yield from (f" {sign} {field[key]:g}" for key, sign in signs.items() if key in field)
+
+
+def _default(field: Mapping[str, Any]) -> str:
+    value = field.get("default")
+    if value is None or isinstance(value, (dict, list)):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _paper(text: str) -> str:
+    linked = ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return DOI.sub(r"[doi:\1](https://doi.org/\1)", linked)
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _escape(text: str) -> str:
+    """Escape what Markdown would interpret, outside of `code`."""
+    parts = text.split("`")
+    parts[::2] = [SPECIAL.sub(r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace(chr(10), ' ') for cell in row)} |"

@@ -1,0 +1,71 @@
+"""gkd: distil large language models.
+
+Everything here is loaded on first use: `import gkd_core` imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gkd_core.combiner import TeacherCombiner as TeacherCombiner
+    from gkd_core.data.batch import Batch as Batch
+    from gkd_core.data.batch import Items as Items
+    from gkd_core.data.task import Split as Split
+    from gkd_core.data.task import Task as Task
+    from gkd_core.data.task import TaskData as TaskData
+    from gkd_core.errors import ConfigError as ConfigError
+    from gkd_core.errors import DataError as DataError
+    from gkd_core.errors import GkdError as GkdError
+    from gkd_core.errors import MethodError as MethodError
+    from gkd_core.errors import PluginError as PluginError
+    from gkd_core.hooks.features import View as View
+    from gkd_core.hookspecs import hookimpl as hookimpl
+    from gkd_core.losses.term import Term as Term
+    from gkd_core.method import Method as Method
+    from gkd_core.method import Step as Step
+    from gkd_core.models.info import ModelInfo as ModelInfo
+    from gkd_core.models.info import Models as Models
+    from gkd_core.models.layer_map import LayerMap as LayerMap
+    from gkd_core.models.sites import Sites as Sites
+    from gkd_core.training.schedules import Schedule as Schedule
+
+_HOME = {
+    "Batch": "data.batch",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "GkdError": "errors",
+    "Items": "data.batch",
+    "LayerMap": "models.layer_map",
+    "Method": "method",
+    "MethodError": "errors",
+    "ModelInfo": "models.info",
+    "Models": "models.info",
+    "PluginError": "errors",
+    "Schedule": "training.schedules",
+    "Sites": "models.sites",
+    "Split": "data.task",
+    "Step": "method",
+    "Task": "data.task",
+    "TaskData": "data.task",
+    "TeacherCombiner": "combiner",
+    "Term": "losses.term",
+    "View": "hooks.features",
+    "hookimpl": "hookspecs",
+}
+
+__all__ = sorted(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'gkd_core' has no attribute {name!r}")
+    return getattr(import_module(f"gkd_core.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

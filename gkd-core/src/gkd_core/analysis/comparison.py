@@ -1,0 +1,233 @@
+"""Teacher, plain student and distilled student side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from gkd_core.analysis.sizes import readable
+from gkd_core.data.collate import Collator
+from gkd_core.data.encode import encode
+from gkd_core.deploy.latency import latencies
+from gkd_core.models.load import load_teacher
+from gkd_core.models.save import count_parameters
+from gkd_core.training.device import pick_device
+from gkd_core.training.evaluate import MAIN_METRIC, Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from gkd_core.training.blueprint import Blueprint
+
+TIMED_SAMPLES = 32
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model to compare.
+
+    Attributes:
+        name: What the table calls it.
+        model: Directory or hub id.
+        trust_remote_code: Whether code that comes with it may run.
+    """
+
+    name: str
+    model: str
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in the comparison.
+
+    Attributes:
+        name: What the table calls it.
+        model: Directory or hub id.
+        metrics: On the test rows (the validation rows if there are none).
+        parameters: Number of weights, tied ones once.
+        bytes: Size of the weights on disk, as saved.
+        milliseconds: Median time for one sample.
+        kept: Share of the (first) teacher's quality; None without a teacher.
+        agreement: Share of the rows on which it predicts the teacher's class; None if it is not
+            defined.
+    """
+
+    name: str
+    model: str
+    metrics: Mapping[str, float]
+    parameters: int
+    bytes: int
+    milliseconds: float
+    kept: float | None
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All models on the same rows.
+
+    Attributes:
+        metric: Name of the main metric.
+        split: `test` or `validation`.
+        samples: Number of rows.
+        rows: The models; a teacher comes first.
+    """
+
+    metric: str
+    split: str
+    samples: int
+    rows: Sequence[Row]
+
+    def save(self, path: Path) -> None:
+        """Write the comparison as JSON."""
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(draft, path)
+
+    def table(self) -> Table:
+        """Return the comparison as a person reads it: a line per model in 80 columns."""
+        table = Table(
+            title=self.title(),
+            title_justify="left",
+            title_style="bold",
+            caption=self.legend(),
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+        )
+        model, *figures = self.columns()
+        table.add_column(model, overflow="fold")
+        for figure in figures:
+            table.add_column(figure, justify="right", no_wrap=True)
+        for cells in self.cells():
+            table.add_row(*cells)
+        return table
+
+    def title(self) -> str:
+        """Return what was measured."""
+        return f"{self.metric} on {self.samples:,} {self.split} rows"
+
+    def legend(self) -> str:
+        """Return what the headings stand for."""
+        meanings = {
+            "kept": "share of the teacher's quality",
+            "agrees": "share of the rows with the teacher's answer",
+            "ms": "median time for one sample",
+        }
+        shown = self.columns()
+        return "; ".join(f"{name}: {words}" for name, words in meanings.items() if name in shown)
+
+    def columns(self) -> list[str]:
+        """Return the headings."""
+        return [name for name, _ in self._columns()]
+
+    def cells(self) -> Iterator[list[str]]:
+        """Yield the cells of each row."""
+        columns = self._columns()
+        return ([show(row) for _, show in columns] for row in self.rows)
+
+    def _columns(self) -> list[tuple[str, Callable[[Row], str]]]:
+        """Return headings and how to fill them; a column without any value is left out."""
+        columns: list[tuple[str, Callable[[Row], str]]] = [
+            ("model", lambda row: row.name),
+            (self.metric, lambda row: f"{row.metrics[self.metric]:.4f}"),
+            ("kept", lambda row: _percent(row.kept)),
+            ("agrees", lambda row: _percent(row.agreement)),
+            ("weights", lambda row: _count(row.parameters)),
+            ("disk", lambda row: readable(row.bytes)),
+            ("ms", lambda row: f"{row.milliseconds:.2f}"),
+        ]
+        return [(n, show) for n, show in columns if any(show(row) != NONE for row in self.rows)]
+
+
+def compare(
+    blueprint: Blueprint, contestants: Sequence[Contestant], teacher: str | None
+) -> Comparison:
+    """Evaluate and time models on the test rows of a stage.
+
+    Args:
+        blueprint: The stage, whose data and tokenizer are used.
+        contestants: The models.
+        teacher: Name of the one the others are measured against.
+    """
+    data, config = blueprint.data, blueprint.config
+    device = pick_device(config.parallel.device)
+    split = data.validation if data.test is None else data.test
+    encoded = encode(split, blueprint.tokenizer, data.kind, blueprint.max_length)
+    collator = Collator(blueprint.tokenizer, data.kind, config.task.mask_share, config.seed)
+    models = [_load(contestant, blueprint).to(device) for contestant in contestants]
+    found = [evaluate(model, encoded, collator, data.kind, device) for model in models]
+    first = range(min(TIMED_SAMPLES, len(encoded)))
+    times = latencies(models, [collator.collate(encoded, [i], epoch=0).to(device) for i in first])
+    reference = next(
+        (e for c, e in zip(contestants, found, strict=True) if c.name == teacher), None
+    )
+    metric = MAIN_METRIC[data.kind]
+    rows = [
+        Row(
+            name=contestant.name,
+            model=contestant.model,
+            metrics=evaluation.metrics,
+            parameters=count_parameters(model),
+            bytes=_bytes(contestant.model, model),
+            milliseconds=milliseconds,
+            kept=None
+            if reference is None
+            else metric.share(evaluation.metrics[metric.name], reference.metrics[metric.name]),
+            agreement=_agreement(evaluation, reference),
+        )
+        for contestant, model, evaluation, milliseconds in zip(
+            contestants, models, found, times, strict=True
+        )
+    ]
+    name = "validation" if data.test is None else "test"
+    return Comparison(metric.name, name, len(encoded), rows)
+
+
+def _load(contestant: Contestant, blueprint: Blueprint) -> PreTrainedModel:
+    return load_teacher(
+        contestant.model,
+        blueprint.kind,
+        blueprint.data.classes,
+        contestant.trust_remote_code,
+        contestant.name,
+    )
+
+
+def _agreement(evaluation: Evaluation, reference: Evaluation | None) -> float | None:
+    mine = evaluation.predictions
+    theirs = None if reference is None else reference.predictions
+    if mine is None or theirs is None or mine.is_floating_point():
+        return None
+    return float(mine.eq(theirs).double().mean())
+
+
+def _bytes(place: str, model: PreTrainedModel) -> int:
+    """Return the size of the saved weights; of the loaded ones for a model from the hub."""
+    files = list(Path(place).glob("*.safetensors"))
+    if files:
+        return sum(file.stat().st_size for file in files)
+    return sum(p.numel() * torch.finfo(p.dtype).bits // 8 for p in model.parameters())
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None else f"{share:.1%}"
+
+
+def _count(number: int) -> str:
+    """Return a number with three digits and its unit, such as `4.39 M`."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:#.3g}".rstrip(".") + f" {unit}"
+    return str(number)

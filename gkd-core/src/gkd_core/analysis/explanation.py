@@ -1,0 +1,104 @@
+"""A plan as a person reads it: what `gkd explain` prints and `plan.txt` keeps."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+
+from gkd_core.analysis.sizes import readable
+from gkd_core.models.info import ModelInfo
+from gkd_core.training.plan import CapturePlan, MethodPlan, PassPlan, RunPlan, StagePlan
+
+YEAR = re.compile(r"(?<!:)\b(?:19|20)\d\d\b(?!\.)")
+WIDTH = 80
+INDENT = 13
+"""Column at which the values stand."""
+
+
+def explain(plan: RunPlan, width: int = WIDTH) -> str:
+    """Return the stages, methods, options and passes of a run as text.
+
+    Args:
+        plan: The run.
+        width: Columns; what cannot be broken may stand over.
+    """
+    total = len(plan.stages)
+    return "\n\n".join(
+        "\n".join(_stage(stage, f"{number} of {total}", width))
+        for number, stage in enumerate(plan.stages, start=1)
+    )
+
+
+def short_reference(paper: str) -> str:
+    """Return `Sun et al. 2019` for a full reference; what has no author or year stays whole."""
+    year = YEAR.search(paper)
+    authors = paper[: year.start()].split(",")[:-1] if year else []
+    if year is None or not authors:
+        return paper
+    first = authors[0].strip()
+    several = len(authors) > 1 and not first.endswith("et al.")
+    return f"{first}{' et al.' if several else ''} {year[0]}"
+
+
+def _stage(stage: StagePlan, number: str, width: int) -> Iterator[str]:
+    size, length = stage.batch
+    yield f"stage {stage.name} ({number})"
+    entries = [
+        ("methods", f"{stage.method}  ({stage.method_origin})"),
+        ("task", stage.task),
+        ("batch", f"{size} samples of up to {length} tokens"),
+        ("student", _model(stage.student)),
+        *((teacher.name, _model(teacher)) for teacher in stage.teachers),
+        *(entry for method in stage.methods for entry in _method(method)),
+        *(entry for one in stage.passes for entry in _pass(one)),
+    ]
+    for name, value in entries:
+        yield _entry(name, value, width)
+
+
+def _entry(name: str, value: str, width: int) -> str:
+    """Return a name and its value, whose further lines are indented like the first."""
+    return textwrap.fill(
+        value,
+        width,
+        initial_indent=f"  {name:<{INDENT - 4}}  ",
+        subsequent_indent=" " * INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _method(method: MethodPlan) -> Iterator[tuple[str, str]]:
+    yield "method", f"{method.weight} x {method.name}, {short_reference(method.paper)}"
+    for name, option in method.options.items():
+        value = option.value if isinstance(option.value, str) else json.dumps(option.value)
+        yield "", f"{method.name}.{name} = {value}  ({option.origin})"
+
+
+def _pass(one: PassPlan) -> Iterator[tuple[str, str]]:
+    if not one.captures:
+        yield "pass", f"{one.model}: not run, nothing reads it"
+        return
+    total = sum(capture.bytes for capture in one.captures)
+    yield "pass", f"{one.model}: up to {one.stops_after}, keeps {readable(total)}"
+    path = max(len(capture.path) for capture in one.captures)
+    shape = max(len(_shape(capture)) for capture in one.captures)
+    for capture in one.captures:
+        size, readers = readable(capture.bytes), ", ".join(capture.readers)
+        yield "", f"{capture.path:<{path}}  {_shape(capture):<{shape}}  {size:>9}  for {readers}"
+
+
+def _shape(capture: CapturePlan) -> str:
+    return f"[{' x '.join(map(str, capture.shape))}]"
+
+
+def _model(info: ModelInfo) -> str:
+    heads = f"{info.heads} heads"
+    if info.kv_heads != info.heads:
+        heads += f" ({info.kv_heads} key-value)"
+    return (
+        f"{info.family}, {info.layers} layers, hidden {info.hidden_size}, {heads}, "
+        f"ffn {info.ffn_size}, {info.labels} outputs"
+    )

@@ -1,0 +1,93 @@
+"""The command line: one file per command, each thin.
+
+Nothing here imports torch until a command that needs it runs, so that `gkd --help` is immediate.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from gkd_core import __version__
+from gkd_core.cli.errors import report
+from gkd_core.errors import suggest
+from gkd_core.plugins import registry
+
+BUILT_IN = {
+    "config": "gkd_core.cli.config:config",
+    "eval": "gkd_core.cli.evaluate:evaluate",
+    "explain": "gkd_core.cli.explain:explain",
+    "methods": "gkd_core.cli.methods:methods",
+    "plugins": "gkd_core.cli.plugins:plugins",
+    "run": "gkd_core.cli.run:run",
+}
+
+HELP = """Distil large language models: a small student learns from one or several large teachers.
+
+\b
+gkd run                            distil on text that every Python brings
+gkd run --teacher DIR --data FILE  distil your own teacher on your own data
+gkd methods                        the methods that are installed
+"""  # click keeps the lines of a paragraph that begins with a backspace
+
+
+class Commands(click.Group):
+    """Built-in commands, imported when they are used, and those of plugins."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*BUILT_IN, *registry().commands})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return a command by name, or None."""
+        if name in BUILT_IN:
+            module, _, attribute = BUILT_IN[name].partition(":")
+            command: click.Command = getattr(import_module(module), attribute)
+            return command
+        return registry().commands.get(name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that arguments begin with, or refuse them with the nearest name."""
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-"):
+            meant = suggest(name, known) or f" There are {', '.join(known)}."
+            ctx.fail(f"No such command {name!r}.{meant}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gkd")
+def gkd() -> None:
+    """Hold the commands."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `gkd`: what a person can mend is one message, not a traceback.
+
+    Args:
+        arguments: What follows `gkd`; None: the arguments of the process.
+
+    Raises:
+        SystemExit: Always: 0; 2 for a mistake in the input; 1 for a full disk; 130 if interrupted.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            args = None if arguments is None else list(arguments)
+            status = gkd.main(args, prog_name="gkd", standalone_mode=False)
+        except Exception as error:
+            status = report(error)
+            if status is None:
+                raise
+    sys.exit(status)
+
+
+def _show_warning(message: Warning | str, *_where: object, **_file: object) -> None:
+    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)

@@ -1,0 +1,120 @@
+"""What a person reads when a command fails, and the exit status that goes with it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from gkd_core.errors import GkdError
+
+FAILURE = 1
+USER_ERROR = 2
+INTERRUPTED = 130
+
+FULL = "no space left on device"
+SAVE_MEMORY = (
+    "Use smaller micro-batches: training.accumulation=2 or more gives the same result. Or lower "
+    "task.max_length, or set training.gradient_checkpointing=true"
+)
+NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+class Interrupted(click.ClickException):
+    """A person stopped the run; the message says how to go on."""
+
+    exit_code = INTERRUPTED
+
+
+class DiskFull(click.ClickException):
+    """The disk is full; the message says how to go on."""
+
+    exit_code = FAILURE
+
+
+@contextmanager
+def resumable(directory: Path) -> Iterator[None]:
+    """Say how to go on with the run in `directory` if it is interrupted or the disk is full."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted. {_how_to_go_on(directory)}") from error
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        message = f"{_disk_full(error)}. Free some space. {_how_to_go_on(directory)}"
+        raise DiskFull(message) from error
+
+
+def _how_to_go_on(directory: Path) -> str:
+    from gkd_core.training.run_directory import has_trained
+
+    place = shlex.quote(str(directory))
+    if has_trained(directory):
+        return f"Go on with: gkd run --resume --output {place}"
+    return f"There is no checkpoint yet: start again, with --overwrite --output {place}"
+
+
+def report(error: Exception) -> int | None:
+    """Print an error in one message, after its traceback if GKD_TRACEBACK=1.
+
+    Returns:
+        The exit status, or None for an error that only a programmer can mend: nothing is printed.
+    """
+    if isinstance(error, click.ClickException):
+        _trace(error)
+        error.show()
+        return error.exit_code
+    told = _told(error)
+    if told is None:
+        return None
+    message, status = told
+    _trace(error)
+    click.echo(f"Error: {message}", err=True)
+    return status
+
+
+def _told(error: Exception) -> tuple[str, int] | None:
+    """Return message and exit status for what a person can mend."""
+    if isinstance(error, GkdError):
+        return str(error), USER_ERROR
+    if isinstance(error, click.Abort):
+        return "interrupted", INTERRUPTED
+    if _is_out_of_memory(error):
+        return f"out of memory: {_first_line(error)}. {SAVE_MEMORY}", USER_ERROR
+    if _is_disk_full(error):
+        return f"{_disk_full(error)}. Free some space, then try again", FAILURE
+    return None
+
+
+def _trace(error: Exception) -> None:
+    if os.environ.get("GKD_TRACEBACK") == "1":
+        traceback.print_exception(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch tells of memory by plain RuntimeErrors too, with the reason in the text alone.
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in NO_MEMORY)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    # safetensors has an exception of its own, with the reason in the text alone.
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or FULL in str(error).lower()
+
+
+def _disk_full(error: Exception) -> str:
+    place = getattr(error, "filename", None)
+    return f"the disk is full: {place or 'a file'} could not be written"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

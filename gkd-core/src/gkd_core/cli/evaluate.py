@@ -1,0 +1,77 @@
+"""`gkd eval`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gkd_core.cli.options import RunOptions, file_options, show_warnings
+
+if TYPE_CHECKING:
+    from gkd_core.config.resolve import ResolvedStage
+    from gkd_core.config.schema import TaskConfig
+
+SPLITS = ("validation", "test")
+
+
+@click.command(name="eval")
+@click.argument("directory")
+@file_options
+@click.option("--data", help="Rows to evaluate on: jsonl, csv, tsv, parquet, txt.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(
+    directory: str,
+    files: tuple[Path, ...],
+    data: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Evaluate the model in DIRECTORY on the test rows of a task.
+
+    With --data these are all rows of a file. The config.toml of a run, given as FILE, takes those
+    of the run. Without test rows the validation rows count. Nothing is written.
+    """
+    from rich.console import Console
+
+    from gkd_core.analysis.comparison import Contestant, compare
+    from gkd_core.plugins import registry
+    from gkd_core.training.blueprint import Draughtsman
+
+    resolved = RunOptions(files, None, settings, {"data": data}).resolve()
+    show_warnings(resolved)
+    blueprint = Draughtsman(registry()).draw(_alone(resolved.stages[-1], directory, data))
+    comparison = compare(blueprint, [Contestant(directory, directory)], None)
+    if as_json:
+        click.echo(json.dumps(asdict(comparison), indent=2))
+    else:
+        Console(highlight=False).print(comparison.table())
+
+
+def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedStage:
+    """Return the stage of a single model: no student of its own, no method that reads another."""
+    from gkd_core.config.schema import StudentConfig, TeacherConfig
+
+    alone = {
+        "method": "hard",
+        "teachers": [TeacherConfig(model=directory)],
+        "student": StudentConfig(),
+        "task": _task(stage, data),
+    }
+    return replace(stage, config=stage.config.model_copy(update=alone))
+
+
+def _task(stage: ResolvedStage, data: str | None) -> TaskConfig:
+    """Return the task, whose test rows are those of the file `data` unless --set names others."""
+    from gkd_core.config.sources import DEFAULT, Level
+
+    task = stage.config.task
+    if data is None or not Path(data).is_file():
+        return task
+    levels = {name: stage.origins.get(f"task.{name}", DEFAULT).level for name in SPLITS}
+    return task.model_copy(
+        update={name: data for name, level in levels.items() if level < Level.COMMAND_LINE}
+    )

@@ -1,0 +1,51 @@
+"""`gkd explain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gkd_core.cli.options import RunOptions, run_options, show_warnings
+
+
+@click.command()
+@click.argument("expression", required=False)
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(
+    expression: str | None,
+    files: tuple[Path, ...],
+    recipe: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Print what a run would compute, without loading any weight.
+
+    EXPRESSION is a sum of methods such as pkd+soft; every setting of `gkd run` can be given too.
+    Shows stages, methods with the origin of each option, passes, and every captured tensor.
+    """
+    from rich.console import Console
+
+    from gkd_core.analysis.explanation import explain as as_text
+    from gkd_core.plugins import registry
+    from gkd_core.training.plan import RunPlan, plan_stage
+    from gkd_core.training.run import draw_run
+
+    if expression is not None and Path(expression).suffix in (".toml", ".yaml", ".yml", ".json"):
+        files, expression = (Path(expression), *files), None
+    if expression is not None:
+        if flags["method"] is not None:
+            raise click.UsageError("give the methods once: as EXPRESSION or with --method")
+        flags["method"] = expression
+    resolved = RunOptions(files, recipe, settings, flags).resolve()
+    show_warnings(resolved)
+    stages = tuple(plan_stage(blueprint) for blueprint in draw_run(resolved, registry()))
+    plan = RunPlan(stages)
+    if as_json:
+        click.echo(json.dumps(plan.to_json(), indent=2))
+    else:
+        click.echo(as_text(plan, Console().width))

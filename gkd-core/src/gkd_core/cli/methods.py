@@ -1,0 +1,166 @@
+"""`gkd methods`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from gkd_core.method import Method
+
+PATH = re.compile(
+    r"(?P<model>\w+)(?:\[\w+\])?\.(?P<site>\w+)(?:\[(?P<layers>[^\]]*)\])?(?P<rest>.*)"
+)
+STUDENT_LAYERS, TEACHER_LAYERS = 6, 12
+
+
+@click.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the methods, or show one with its options."""
+    from rich.console import Console
+
+    from gkd_core.plugins import registry
+
+    console = Console(highlight=False)
+    if name is None:
+        _list(console)
+    else:
+        _show(console, registry().method(name))
+
+
+def _list(console: Console) -> None:
+    from gkd_core.plugins import registry
+
+    found = registry()
+    packages: dict[str, list[type[Method]]] = {}
+    for name, method in found.methods.items():
+        provider = found.provider(name)
+        packages.setdefault(f"{provider.distribution} {provider.version}", []).append(method)
+    for package, members in packages.items():
+        console.print(package, style="bold", markup=False)
+        console.print(_entries(members))
+        console.print()
+    console.print("Combine them: gkd run --method pkd+soft\nOptions:      gkd methods NAME")
+
+
+def _entries(methods: list[type[Method]]) -> RenderableType:
+    """Return a block per method: what it computes, where it was published, what it reads."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from gkd_core.analysis.explanation import short_reference
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for method in methods:
+        summary = (inspect.getdoc(method) or "").partition("\n")[0]
+        source = f"{short_reference(method.paper)}; reads {_sites(method)}"
+        table.add_row(f"  {method.name}", Text.assemble(f"{summary}\n", (source, "dim")))
+    return table
+
+
+def _show(console: Console, method: type[Method]) -> None:
+    from gkd_core.plugins import registry
+
+    provider = registry().provider(method.name)
+    console.print(f"[bold]{method.name}[/]  ({provider.distribution} {provider.version})")
+    console.print(method.paper, markup=False)
+    for paragraph in (inspect.getdoc(method) or "").split("\n\n"):
+        console.print()
+        console.print(_reflowed(paragraph, console.width), markup=False)
+    console.print()
+    console.print(_facts(method))
+    console.print()
+    if method.Config.model_fields:
+        console.print("Options, set with --set", style="bold")
+        console.print(_options(method))
+    else:
+        console.print("It has no options.")
+
+
+def _facts(method: type[Method]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    reads = "\n".join(_layers(method))
+    example = f"(student of {STUDENT_LAYERS} blocks, teacher of {TEACHER_LAYERS})"
+    table.add_row("reads", Text(f"{reads}\n{example}"))
+    table.add_row("labels", "needed" if method.needs_labels else "not needed")
+    table.add_row("teacher", "none" if method.teachers == "none" else "one, or each of several")
+    table.add_row("tokenizer", "the teacher's" if method.same_tokenizer else "any")
+    table.add_row(
+        "samples", "depend on each other" if method.batch_coupled else "independent of each other"
+    )
+    return table
+
+
+def _options(method: type[Method]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    defaults = method.Config().model_dump(mode="json")
+    for name, field in method.Config.model_fields.items():
+        default = defaults[name]
+        shown = default if isinstance(default, str) else json.dumps(default)
+        table.add_row(Text(f"  {method.name}.{name} = {shown}"), Text(field.description or ""))
+    return table
+
+
+def _reflowed(paragraph: str, width: int) -> str:
+    """Fill a paragraph to the width of the terminal; one with indented lines stays as it is."""
+    lines = paragraph.splitlines()
+    indented = any(line.startswith((" ", "- ", "* ")) for line in lines)
+    return paragraph if indented else textwrap.fill(" ".join(lines), width)
+
+
+def _sites(method: type[Method]) -> str:
+    """Return what is read, without layers, such as `hidden|cls of student and teacher`."""
+    models: dict[str, list[str]] = {}
+    for model, site, _, rest in _reads(method):
+        readers = models.setdefault(f"{site}{rest}", [])
+        if model not in readers:
+            readers.append(model)
+    return ", ".join(f"{site} of {' and '.join(m)}" for site, m in models.items()) or "nothing"
+
+
+def _layers(method: type[Method]) -> Iterator[str]:
+    """Yield what is read, with all layers of a site together."""
+    layers: dict[tuple[str, str, str], list[str]] = {}
+    for model, site, layer, rest in _reads(method):
+        layers.setdefault((model, site, rest), []).extend([layer] if layer else [])
+    for (model, site, rest), numbers in layers.items():
+        index = f"[{','.join(numbers)}]" if numbers else ""
+        yield f"{model}.{site}{index}{rest}"
+
+
+def _reads(method: type[Method]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield model, site, layers and the rest of each path, for models of an example's size."""
+    import torch
+
+    from gkd_core.method import Step
+    from gkd_core.models.info import ModelInfo, Models
+
+    def info(name: str, layers: int) -> ModelInfo:
+        return ModelInfo(name, "bert", layers, 768, 12, 12, 64, 3072, 30522, 2, 512)
+
+    models = Models(info("student", STUDENT_LAYERS), info("teacher", TEACHER_LAYERS))
+    for path in method().reads(models, Step(0, 1, 0, "distil", torch.Generator())):
+        found = PATH.fullmatch(path)
+        if found is not None:
+            yield found["model"], found["site"], found["layers"] or "", found["rest"]

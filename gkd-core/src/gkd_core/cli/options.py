@@ -1,0 +1,121 @@
+"""What `gkd run`, `gkd explain`, `gkd config` and `gkd eval` have in common: settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from gkd_core.config.resolve import Resolved
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
+
+FLAGS: Mapping[str, tuple[str, str]] = {
+    "method": ("--method", "method"),
+    "teacher": ("--teacher", "teachers"),
+    "student": ("--student", "student.model"),
+    "student_layers": ("--student-layers", "student.layers"),
+    "data": ("--data", "task.train"),
+    "output": ("--output", "output.dir"),
+    "baseline": ("--baseline", "baseline"),
+    "seed": ("--seed", "seed"),
+}
+"""Parameter name: the flag, and the setting it stands for."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says of a run.
+
+    Attributes:
+        files: Configuration files.
+        recipe: Name of a recipe.
+        settings: `key=value` texts of `--set`.
+        flags: Named flags that were given, by parameter name.
+    """
+
+    files: Sequence[Path]
+    recipe: str | None
+    settings: Sequence[str]
+    flags: Mapping[str, Any]
+
+    def resolve(self, base: Sequence[Path] = ()) -> Resolved:
+        """Return the configuration, on top of other files.
+
+        Raises:
+            GkdError: A value is wrong.
+        """
+        from gkd_core.config.resolve import resolve
+        from gkd_core.plugins import registry
+
+        given = {
+            setting: (self._value(name), flag)
+            for name, (flag, setting) in FLAGS.items()
+            if self.flags.get(name) not in (None, ())
+        }
+        return resolve(
+            registry(),
+            files=[*base, *self.files],
+            recipe=self.recipe,
+            settings=self.settings,
+            flags=given,
+            task_defaults=lambda name: registry().task(name).defaults,
+        )
+
+    def _value(self, name: str) -> Any:
+        if name != "teacher":
+            return self.flags[name]
+        models = self.flags[name]
+        if len(models) == 1:
+            return [{"model": models[0]}]
+        return [{"model": model, "name": f"teacher{i + 1}"} for i, model in enumerate(models)]
+
+
+def run_options(command: Command) -> Command:
+    """Add the settings of a run to a command."""
+    return _decorated(command, (_FILES, *_RUN, _SET))
+
+
+def file_options(command: Command) -> Command:
+    """Add configuration files and `--set` to a command."""
+    return _decorated(command, (_FILES, _SET))
+
+
+def show_warnings(resolved: Resolved) -> None:
+    """Print the warnings of a configuration, a line each."""
+    for warning in resolved.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+
+
+def _decorated(command: Command, decorators: Sequence[Decorator]) -> Command:
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+_FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
+_SET = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
+)
+_RUN: Sequence[Decorator] = (
+    click.option("--method", help="Methods to sum: pkd+soft, 2*pkd+0.5*soft. [pkd+soft]"),
+    click.option("--recipe", help="Start from a shipped recipe."),
+    click.option(
+        "--teacher", multiple=True, help="Directory or hub id; repeat for several teachers."
+    ),
+    click.option("--student", help="Start the student from this checkpoint."),
+    click.option("--student-layers", type=int, help="Blocks of a student made from the teacher."),
+    click.option("--data", help="Training file: jsonl, csv, tsv, parquet, txt."),
+    click.option("--output", help="Run directory. [runs/METHOD-N]"),
+    click.option(
+        "--baseline/--no-baseline",
+        default=None,
+        help="Also train the same student on labels alone. [on the embedded task]",
+    ),
+    click.option("--seed", type=int, help="Seed of everything random. [1]"),
+)

@@ -1,0 +1,1 @@
+"""User requirements: the schema, where values come from, method expressions, recipes."""

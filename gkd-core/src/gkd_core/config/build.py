@@ -1,0 +1,107 @@
+"""From laid settings to a validated `RunConfig` with the options of its methods."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from gkd_core.config.expression import parse_expression, pointer
+from gkd_core.config.overlay import Values, below, nested
+from gkd_core.config.problems import from_validation, origins, unknown_key, written
+from gkd_core.config.schema import RunConfig
+from gkd_core.config.sources import DEFAULT
+from gkd_core.errors import ConfigError, MethodError
+
+if TYPE_CHECKING:
+    from gkd_core.plugins import Registry
+
+Model = TypeVar("Model", bound=BaseModel)
+
+SETTINGS = RunConfig.model_fields.keys() - {"options"}
+
+
+def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig | None:
+    """Validate settings.
+
+    Args:
+        registry: Knows the methods, whose options stand in tables of their names.
+        values: The settings, by key.
+        problems: Receives a sentence for each thing that is wrong.
+
+    Returns:
+        The configuration, or None if its own settings are wrong. `options` holds the methods of
+        the expression and those that have a table.
+    """
+    tree = nested(values)
+    tables = {name: table for name, table in tree.items() if name in registry.methods}
+    for name in tree.keys() - tables.keys() - SETTINGS:
+        known = SETTINGS | registry.methods.keys()
+        problems.append(unknown_key((name,), values, known, "is neither a setting nor a method"))
+    settings = {name: value for name, value in tree.items() if name in SETTINGS}
+    config = _validate(RunConfig, settings, values, (), problems)
+    names = dict.fromkeys([*_methods(registry, values, problems), *tables])
+    options = {
+        name: _validate(
+            registry.method(name).Config, tables.get(name, {}), values, (name,), problems
+        )
+        for name in names
+    }
+    if config is None:
+        return None
+    _check_accumulation(config, values, problems)
+    return config.model_copy(update={"options": options})
+
+
+def as_tree(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that have a value as a run file holds them; not the stages."""
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude={"stages"})
+    for name, options in config.options.items():
+        tree[name] = options.model_dump(mode="json", exclude_none=True)
+    return tree
+
+
+def _validate(
+    model: type[Model], data: Any, values: Values, key: tuple[str, ...], problems: list[str]
+) -> Model | None:
+    # Strict JSON refuses 'ten' and true for a number, and still takes a list for a tuple.
+    try:
+        return model.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        problems.extend(from_validation(error, model, values, key))
+        return None
+
+
+def _methods(registry: Registry, values: Values, problems: list[str]) -> list[str]:
+    """Return the known methods of the expression; none if the stages have their own."""
+    setting = values.get(("method",))
+    text = RunConfig.model_fields["method"].default if setting is None else setting.value
+    origin = str(DEFAULT if setting is None else setting.origin)
+    if not isinstance(text, str):
+        return []
+    try:
+        members = parse_expression(text, origin).members
+    except ConfigError as error:
+        problems.append(str(error))
+        return []
+    if any(below(values, ("stages",))):
+        return []
+    for member in members:
+        try:
+            registry.method(member.name)
+        except MethodError as error:
+            place = pointer(text, member.column) if len(members) > 1 else ""
+            problems.append(f"method {text!r} ({origin}): {error}{place}")
+    return [member.name for member in members if member.name in registry.methods]
+
+
+def _check_accumulation(config: RunConfig, values: Values, problems: list[str]) -> None:
+    training = config.training
+    if training.batch_size % training.accumulation:
+        keys = ("training", "accumulation"), ("training", "batch_size")
+        given = [setting for key in keys for setting in below(values, key)]
+        problems.append(
+            f"{written(keys[0], values)} must divide {written(keys[1], values)}, but "
+            f"{training.batch_size} is no multiple of {training.accumulation}{origins(given)}"
+        )

@@ -1,0 +1,199 @@
+"""Parsing TOML, YAML and JSON with the line of each key, which the parsers do not keep."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import yaml
+
+from gkd_core.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+Key = tuple[str | int, ...]
+"""Place of a value: names of tables, indices of lists."""
+
+Lines = dict[Key, int]
+"""1-based line of each key of a file."""
+
+
+def dotted(key: Key) -> str:
+    """Write a key as `--set` takes it."""
+    return ".".join(map(str, key))
+
+
+def line_of(key: Key, lines: Lines) -> int | None:
+    """Return the line of a key, or of the nearest table around it."""
+    return next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), None)
+
+
+def toml_value(text: str) -> Any:
+    """Read one TOML value; what is none, or has no like in JSON, stays text."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value = table["value"]
+    if len(table) > 1 or not isinstance(value, (bool, int, float, str, list, dict)):
+        return text
+    return value
+
+
+def _read_toml(text: str, source: str) -> tuple[Any, Lines]:
+    try:
+        return tomllib.loads(text), _toml_lines(text)
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r" \(at line (\d+), column \d+\)", str(error))
+        line = int(place[1]) if place else len(text.splitlines())
+        reason = str(error).replace(place[0], "") if place else str(error)
+        raise ConfigError(f"{source}:{line}: not valid TOML: {reason}") from error
+
+
+def _toml_lines(text: str) -> Lines:
+    """Find the line of each key of a valid document: the parser keeps none.
+
+    Each statement is parsed alone; one that spans lines is valid from its last line on.
+    """
+    lines: Lines = {}
+    entries: dict[Key, int] = {}
+    table: Key = ()
+    start, rows = 0, text.replace("\r\n", "\n").split("\n")
+    for end in range(1, len(rows) + 1):
+        try:
+            statement = tomllib.loads("\n".join(rows[start:end]))
+        except tomllib.TOMLDecodeError:
+            continue
+        if rows[start].lstrip().startswith("["):
+            table = _open_table(statement, entries)
+            lines[table] = start + 1
+        for key in _keys(statement, table):
+            lines.setdefault(key, start + 1)
+        start = end
+    return lines
+
+
+def _open_table(header: dict[str, Any], entries: dict[Key, int]) -> Key:
+    """Return the key of the table that a parsed `[header]` or `[[header]]` opens.
+
+    Args:
+        header: The parsed header.
+        entries: Index of the last entry of each list of tables so far; brought up to date.
+    """
+    key: Key = ()
+    node: Any = header
+    while isinstance(node, dict) and node:
+        name, node = next(iter(node.items()))
+        key = (*key, name)
+        if isinstance(node, list):
+            entries[key] = entries.get(key, -1) + 1
+        if key in entries:
+            key = (*key, entries[key])
+    return key
+
+
+def _keys(tree: Any, key: Key) -> Iterator[Key]:
+    """Yield the keys of a tree below `key`, at every depth."""
+    if isinstance(tree, dict):
+        items = list(tree.items())
+    elif isinstance(tree, list):
+        items = list(enumerate(tree))
+    else:
+        return
+    for name, inner in items:
+        yield (*key, name)
+        yield from _keys(inner, (*key, name))
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Safe loading in which keys are always text and `1e-5` is a number, as in YAML 1.2."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(text: str, source: str) -> tuple[Any, Lines]:
+    try:
+        tree = yaml.load(text, Loader=_YamlLoader)
+        lines = _node_lines(text, source)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = source if mark is None else f"{source}:{mark.line + 1}"
+        raise ConfigError(f"{where}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
+    return {} if tree is None else tree, lines
+
+
+def _read_json(text: str, source: str) -> tuple[Any, Lines]:
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source}:{error.lineno}: not valid JSON: {error.msg}") from error
+    try:
+        # JSON is YAML, but for tabs, which valid JSON has between tokens only.
+        return tree, _node_lines(text.replace("\t", " "), source)
+    except yaml.YAMLError:
+        return tree, {}
+
+
+def _node_lines(text: str, source: str) -> Lines:
+    """Find the line of each key of a YAML document.
+
+    Raises:
+        ConfigError: A table has a key twice, or an alias stands in what it names.
+    """
+    lines: Lines = {}
+
+    def visit(node: yaml.Node, key: Key, around: tuple[yaml.Node, ...]) -> None:
+        for name, first, inner in _parts(node):
+            place, where = (*key, name), f"{source}:{first.start_mark.line + 1}"
+            if place in lines:
+                raise ConfigError(
+                    f"{where}: `{dotted(place)}` is set twice, first in line {lines[place]}"
+                )
+            if inner in around:
+                raise ConfigError(f"{where}: `{dotted(place)}` is an alias of what it stands in")
+            lines[place] = first.start_mark.line + 1
+            visit(inner, place, (*around, inner))
+
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None:
+        visit(root, (), (root,))
+    return lines
+
+
+def _parts(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
+    """Yield the name, the first node and the value of each part of a table or list."""
+    if isinstance(node, yaml.MappingNode):
+        for name, inner in node.value:
+            yield name.value, name, inner
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield index, item, item
+
+
+READERS: dict[str, Callable[[str, str], tuple[Any, Lines]]] = {
+    ".toml": _read_toml,
+    ".yaml": _read_yaml,
+    ".yml": _read_yaml,
+    ".json": _read_json,
+}
+"""By suffix: takes the text and the name of a file, returns the tree and its lines."""

@@ -1,0 +1,205 @@
+"""Laying settings over each other: which value stands in the end, for the run and each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from gkd_core.config.formats import Key, dotted
+from gkd_core.config.sources import Setting
+from gkd_core.errors import ConfigError, suggest
+
+Values = dict[Key, Setting]
+"""The settings that stand, by key: shorthands written out, list entries by index."""
+
+SHAPE = ("layers", "hidden_size", "heads", "ffn_size", "init")
+"""Settings of a student that is a copy of its teacher, not of one with a checkpoint of its own."""
+
+
+def lay(settings: Iterable[Setting], problems: list[str]) -> Values:
+    """Lay settings over each other, in order: a later one replaces what it overlaps.
+
+    Tables merge key by key. A list replaces what was there; one entry of a list of tables is
+    changed by naming its index, or its `name`, as a key.
+
+    Args:
+        settings: The settings, lowest first.
+        problems: Receives a sentence for each setting that cannot be laid.
+    """
+    values: Values = {}
+    for setting in settings:
+        try:
+            _assign(values, _place(setting, values), setting)
+        except ConfigError as error:
+            problems.append(str(error))
+    _drop_lower_shape(values)
+    _refuse_one_of_several_teachers(values, problems)
+    return values
+
+
+def split_stages(
+    settings: Iterable[Setting], problems: list[str]
+) -> tuple[list[Setting], list[list[Setting]]]:
+    """Separate the settings of the run from those of each stage.
+
+    Returns:
+        The settings of the run, and for each stage its own, with keys as within the run.
+    """
+    run: list[Setting] = []
+    stages: list[list[Setting]] = []
+    for setting in settings:
+        if setting.key[0] != "stages":
+            run.append(setting)
+        elif setting.key == ("stages",) and setting.value == []:
+            stages = []
+        else:
+            try:
+                _add_to_stage(stages, setting)
+            except ConfigError as error:
+                problems.append(str(error))
+    return run, [_named(stage, index) for index, stage in enumerate(stages)]
+
+
+def with_stage(run: list[Setting], stage: list[Setting]) -> list[Setting]:
+    """Order the settings of the run and of one stage, lowest first.
+
+    The source of higher level wins; at equal level the stage's value beats the run's.
+    """
+    return sorted([*run, *stage], key=_rank)
+
+
+def stage_name(stage: list[Setting]) -> str | None:
+    """Return the name given to a stage, or None."""
+    names = [setting.value for setting in stage if setting.key == ("name",)]
+    return names[-1] if names else None
+
+
+def nested(values: Values) -> dict[str, Any]:
+    """Make dictionaries and lists of flat values."""
+    root: dict[Any, Any] = {}
+    for key, setting in values.items():
+        node = root
+        for part in key[:-1]:
+            node = node.setdefault(part, {})
+        node[key[-1]] = setting.value
+    return {name: _with_lists(inner) for name, inner in root.items()}
+
+
+def below(values: Values, key: Key) -> Iterator[Setting]:
+    """Yield the settings at or below a key."""
+    return (setting for place, setting in values.items() if place[: len(key)] == key)
+
+
+def _place(setting: Setting, values: Values) -> Key:
+    """Return the key that a setting stands for among values.
+
+    `teacher` is the first entry of `teachers`; a text for a model stands for its `model`.
+
+    Raises:
+        ConfigError: It names an entry that a list does not have.
+    """
+    key: Key = ()
+    for part in ("teachers", 0, *setting.key[1:]) if setting.key[0] == "teacher" else setting.key:
+        entries = _entries(values, key)
+        if isinstance(part, str) and (entries or key == ("teachers",)):
+            part = _index(part, entries, key, setting)
+        key = (*key, part)
+    is_model = key in (("student",), ("teachers", 0)) and isinstance(setting.value, str)
+    return (*key, "model") if is_model else key
+
+
+def _assign(values: Values, key: Key, setting: Setting) -> None:
+    overlapping = [old for old in values if old[: len(key)] == key or key[: len(old)] == old]
+    if setting.value is None:
+        if overlapping:
+            raise ConfigError(
+                f"`{setting}` ({setting.origin}) has no value, which cannot undo the one from "
+                f"{values[overlapping[0]].origin}; give a value, or leave the key out"
+            )
+        return
+    if setting.value == {} and any(len(old) > len(key) for old in overlapping):
+        return
+    for old in overlapping:
+        del values[old]
+    values[key] = setting
+
+
+def _entries(values: Values, key: Key) -> list[str | None]:
+    """Return the names of the entries of a list of tables, None for one without; empty if none."""
+    depth = len(key)
+    indices = {
+        part
+        for place in values
+        if place[:depth] == key and len(place) > depth and isinstance(part := place[depth], int)
+    }
+    names = (values.get((*key, index, "name")) for index in sorted(indices))
+    return [None if name is None else name.value for name in names]
+
+
+def _index(part: str, entries: list[str | None], key: Key, setting: Setting) -> int:
+    if part in entries:
+        return entries.index(part)
+    if part.isdecimal() and int(part) <= len(entries):
+        return int(part)
+    names = [name for name in entries if isinstance(name, str)]
+    there = (
+        f"only {', '.join(names) or f'{len(entries)} without names'}" if entries else "being empty"
+    )
+    raise ConfigError(
+        f"`{setting}` ({setting.origin}): `{dotted(key)}` has no entry {part!r}, {there}."
+        f"{suggest(part, names)} A new entry is written as [[{dotted(key)}]] in a TOML file."
+    )
+
+
+def _add_to_stage(stages: list[list[Setting]], setting: Setting) -> None:
+    if len(setting.key) < 2 or (len(setting.key) == 2 and setting.value != {}):
+        raise ConfigError(
+            f"`{setting}` must be a list of tables, written [[stages]] in a TOML file, "
+            f"got {setting.value!r} ({setting.origin})"
+        )
+    part = setting.key[1]
+    if isinstance(part, str):
+        part = _index(part, [stage_name(stage) for stage in stages], ("stages",), setting)
+    if part == len(stages):
+        stages.append([])
+    if setting.key[2:]:
+        stages[part].append(replace(setting, key=setting.key[2:]))
+
+
+def _named(stage: list[Setting], index: int) -> list[Setting]:
+    name = str(stage_name(stage) or index)
+    return [replace(setting, stage=name) for setting in stage]
+
+
+def _rank(setting: Setting) -> tuple[int, bool]:
+    return setting.origin.level, bool(setting.stage)
+
+
+def _drop_lower_shape(values: Values) -> None:
+    """Let a student's own checkpoint win over a shape that a lower source asked for."""
+    model = values.get(("student", "model"))
+    for name in SHAPE:
+        for setting in list(below(values, ("student", name))):
+            if model is not None and _rank(setting) < _rank(model):
+                del values["student", name]
+
+
+def _refuse_one_of_several_teachers(values: Values, problems: list[str]) -> None:
+    entries = list(below(values, ("teachers",)))
+    single = next((setting for setting in entries if setting.key[0] == "teacher"), None)
+    other = next((setting for setting in entries if setting.key[0] == "teachers"), None)
+    if single is not None and other is not None and len(_entries(values, ("teachers",))) > 1:
+        problems.append(
+            f"`{single}` ({single.origin}) speaks of the only teacher, but `teachers` "
+            f"({other.origin}) has several; change one of them by index or name, as in "
+            "`--set teachers.0.model=DIR`"
+        )
+
+
+def _with_lists(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    if node and all(isinstance(part, int) for part in node):
+        return [_with_lists(node[index]) for index in sorted(node)]
+    return {name: _with_lists(inner) for name, inner in node.items()}

@@ -1,0 +1,210 @@
+"""Plain sentences for what is wrong with a configuration."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from gkd_core.config.formats import Key, dotted
+from gkd_core.config.overlay import Values, below
+from gkd_core.config.schema import RunConfig
+from gkd_core.config.sources import Setting
+from gkd_core.errors import ConfigError, suggest
+
+Schema = dict[str, Any]
+
+MOST_ORIGINS = 3
+"""A sentence that would need more origins than this names none."""
+
+NOUNS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "a text",
+    "boolean": "true or false",
+    "object": "a table",
+}
+BOUNDS = {
+    "exclusiveMinimum": "greater than",
+    "minimum": "of at least",
+    "exclusiveMaximum": "less than",
+    "maximum": "of at most",
+}
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise one `ConfigError` that tells every problem once, if there is any."""
+    told = list(dict.fromkeys(problems))
+    if len(told) == 1:
+        raise ConfigError(told[0])
+    if told:
+        raise ConfigError("\n".join([f"{len(told)} settings are wrong:", *told]))
+
+
+def from_validation(
+    error: ValidationError, model: type[BaseModel], values: Values, table: Key = ()
+) -> list[str]:
+    """Tell what pydantic found, a sentence for each field.
+
+    Args:
+        error: What it raised.
+        model: The model that was validated.
+        values: The settings that were validated.
+        table: Where the model stands in them.
+    """
+    schema = schema_of(model)
+    fields: dict[Key, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        # pydantic tells of each alternative of a union: gather what belongs to one field.
+        unknown = detail["type"] == "extra_forbidden"
+        key = detail["loc"] if unknown else _field(detail["loc"], schema)[0]
+        fields.setdefault(key, []).append(detail)
+    return [_sentence(key, details, schema, values, table) for key, details in fields.items()]
+
+
+def unknown_key(key: Key, values: Values, known: Iterable[str], what: str) -> str:
+    """Tell that a key is unknown, and which could be meant.
+
+    Args:
+        key: The key.
+        values: The settings it is among.
+        known: Names that could stand in its place.
+        what: What is wrong with it.
+    """
+    known = sorted(known)
+    name = str(key[-1])
+    meant = suggest(name, known) or _elsewhere(name) or f" Known here: {', '.join(known)}."
+    return f"`{written(key, values)}`{origins(below(values, key))} {what}.{meant}"
+
+
+def written(key: Key, values: Values) -> str:
+    """Write a key as its author did, with the stage it is in."""
+    if key in values:
+        return str(values[key])
+    stage = next((setting.stage for setting in below(values, key)), "")
+    return dotted(("stages", stage, *key) if stage else key)
+
+
+def origins(settings: Iterable[Setting]) -> str:
+    """Say in brackets where settings come from; empty if from too many places, or nowhere."""
+    found = list(dict.fromkeys(str(setting.origin) for setting in settings))
+    return f" ({', '.join(found)})" if 0 < len(found) <= MOST_ORIGINS else ""
+
+
+@functools.cache
+def schema_of(model: type[BaseModel]) -> Schema:
+    """Return the JSON schema of a model."""
+    return model.model_json_schema()
+
+
+def describe(schema: Schema, root: Schema) -> str:
+    """Say in words which values a JSON schema accepts; empty if it does not tell."""
+    options = _options(schema, root)
+    return " or ".join(filter(None, [", ".join(options[:-1]), *options[-1:]]))
+
+
+def _options(schema: Schema, root: Schema) -> list[str]:
+    schema = _target(schema, root)
+    if "anyOf" in schema:
+        options = [words for option in schema["anyOf"] for words in _options(option, root)]
+        return list(dict.fromkeys(options))
+    if "enum" in schema or "const" in schema:
+        return [repr(value) for value in schema.get("enum", [schema.get("const")])]
+    if schema.get("type") == "array":
+        return [_describe_list(schema, root)]
+    if "pattern" in schema:
+        return [f"a text that matches {schema['pattern']}"]
+    bounds = [f"{words} {schema[name]:g}" for name, words in BOUNDS.items() if name in schema]
+    noun = NOUNS.get(str(schema.get("type")))
+    return [" ".join(filter(None, [noun, " and ".join(bounds)]))] if noun else []
+
+
+def _describe_list(schema: Schema, root: Schema) -> str:
+    entry = describe(schema.get("items", {}), root)
+    least = schema.get("minItems", 0)
+    words = f"a list of at least {least}" if least else "a list"
+    return f"{words} (each entry {entry})" if entry else words
+
+
+def _sentence(
+    field: Key, details: list[ErrorDetails], schema: Schema, values: Values, table: Key
+) -> str:
+    key = (*table, *field)
+    name, source = written(key, values), origins(below(values, key))
+    kinds = {detail["type"]: detail for detail in details}
+    if "extra_forbidden" in kinds:
+        _, parent = _field(field[:-1], schema)
+        return unknown_key(key, values, parent.get("properties", {}), "is not a setting")
+    if "missing" in kinds:
+        return f"`{name}` is missing{origins(below(values, key[:-1]))}"
+    if "value_error" in kinds:
+        reason = str(kinds["value_error"]["ctx"]["error"])
+        return f"{name}: {reason}{source}" if name else reason
+    expected = describe(_field(field, schema)[1], schema)
+    if not expected:
+        return f"{name}: {details[0]['msg']}{source}"
+    value = _value_at(details, field)
+    advice = _quote_advice(value, expected, below(values, key))
+    return f"{name} must be {expected}, got {_literal(value)}{source}{advice}"
+
+
+def _value_at(details: list[ErrorDetails], field: Key) -> Any:
+    """Return the value of a field: of all errors of a union the outermost has it."""
+    return min(details, key=lambda detail: len(detail["loc"]) - len(field))["input"]
+
+
+def _literal(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _quote_advice(value: Any, expected: str, settings: Iterable[Setting]) -> str:
+    wants_text = "text" in expected or "'" in expected
+    if not wants_text or not isinstance(value, (bool, int, float)):
+        return ""
+    in_yaml = any(setting.origin.source.endswith((".yaml", ".yml")) for setting in settings)
+    if isinstance(value, bool) and in_yaml:
+        return ". YAML reads an unquoted yes, no, on or off as true or false: put it in quotes"
+    return ". Put a text in quotes"
+
+
+def _field(place: Key, schema: Schema) -> tuple[Key, Schema]:
+    """Follow a place into a schema as far as it names fields; return that field."""
+    target = _target(schema, schema)
+    for depth, part in enumerate(place):
+        inner = _inside(target, part)
+        if inner is None:
+            return place[:depth], target
+        target = _target(inner, schema)
+    return place, target
+
+
+def _inside(schema: Schema, part: str | int) -> Schema | None:
+    inner = schema.get("items") if isinstance(part, int) else _properties(schema).get(part)
+    return inner if isinstance(inner, dict) else None
+
+
+def _properties(schema: Schema) -> dict[str, Any]:
+    properties: dict[str, Any] = schema.get("properties", {})
+    return properties
+
+
+def _target(schema: Schema, root: Schema) -> Schema:
+    """Resolve references and optional values."""
+    options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
+    if len(options) == 1:
+        return _target(options[0], root)
+    if "$ref" in schema:
+        return _target(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
+    return schema
+
+
+def _elsewhere(name: str) -> str:
+    """Return a hint if a table of the run has a setting of this name."""
+    root = schema_of(RunConfig)
+    for table, schema in root["properties"].items():
+        if name in _properties(_target(schema, root)):
+            return f" Did you mean '{table}.{name}'?"
+    return ""

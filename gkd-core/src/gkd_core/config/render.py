@@ -1,0 +1,144 @@
+"""Writing a resolved configuration as a complete run file, and describing run files as a schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from gkd_core.config.build import as_tree
+from gkd_core.config.formats import Key, dotted
+from gkd_core.config.resolve import ABOUT
+from gkd_core.config.schema import RunConfig
+from gkd_core.config.sources import DEFAULT, Level, Origin
+
+if TYPE_CHECKING:
+    from gkd_core.config.resolve import Resolved
+    from gkd_core.plugins import Registry
+
+HEADING = (
+    "# Every setting of the run, and where each came from. `gkd run` with this file repeats it."
+)
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+Origins = Mapping[str, Origin]
+
+
+def complete(resolved: Resolved) -> dict[str, Any]:
+    """Return every setting that has a value, as nested dictionaries and lists.
+
+    As a run file it makes the same configuration, without the recipe and whatever defaults become.
+    """
+    tree = dict(resolved.about) | as_tree(resolved.config)
+    if resolved.config.stages:
+        # What suits the run's task may not suit a stage's, and the stages say everything.
+        _drop_task_values(tree, (), resolved.origins)
+        tree["stages"] = [{"name": stage.name} | stage.as_tree() for stage in resolved.stages]
+    return tree
+
+
+def to_toml(resolved: Resolved) -> str:
+    """Write every setting as a TOML run file; a comment tells the origin of each."""
+    origins = dict(resolved.origins)
+    if resolved.config.stages:
+        for index, stage in enumerate(resolved.stages):
+            inner = {f"stages.{index}.{key}": origin for key, origin in stage.origins.items()}
+            origins |= inner
+    tree = complete(resolved)
+    about = [f"{name} = {_value(tree.pop(name))}" for name in resolved.about]
+    return "\n".join([HEADING, *about, *_table_lines(tree, (), (), origins)]) + "\n"
+
+
+def json_schema(registry: Registry) -> dict[str, Any]:
+    """Return the JSON schema of a run file: settings, and a table of options for each method."""
+    schema = RunConfig.model_json_schema(schema_generator=_SchemaWriter)
+    properties = schema["properties"]
+    del properties["options"]
+    text = {"type": "string"}
+    properties["student"] = {"anyOf": [text, properties["student"]]}
+    properties["teacher"] = {
+        "anyOf": [text, {"$ref": "#/$defs/TeacherConfig"}],
+        "description": "The only teacher: short for one entry of `teachers`.",
+    }
+    properties |= {name: text | {"description": f"The {name} of the recipe."} for name in ABOUT}
+    for name, method in registry.methods.items():
+        template = f"#/properties/{name}/$defs/{{model}}"
+        properties[name] = method.Config.model_json_schema(
+            ref_template=template, schema_generator=_SchemaWriter
+        )
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+class _SchemaWriter(GenerateJsonSchema):
+    """Writes default values as a run file has them; pydantic would take a dataclass apart."""
+
+    def encode_default(self, dft: Any) -> Any:
+        return TypeAdapter(type(dft)).dump_python(dft, mode="json")
+
+
+def _drop_task_values(tree: dict[str, Any], key: Key, origins: Origins) -> None:
+    for name, value in list(tree.items()):
+        place = (*key, name)
+        if isinstance(value, dict):
+            _drop_task_values(value, place, origins)
+        elif _origin(place, origins).level is Level.TASK:
+            del tree[name]
+
+
+def _origin(key: Key, origins: Origins) -> Origin:
+    """Return the origin of a key, or of the first part of its value that has one."""
+    name = dotted(key)
+    parts = (origin for place, origin in origins.items() if place.startswith(f"{name}."))
+    return origins.get(name) or next(parts, DEFAULT)
+
+
+def _table_lines(
+    table: Mapping[str, Any], header: tuple[str, ...], key: Key, origins: Origins
+) -> Iterator[str]:
+    """Yield the lines of a table: values first, as TOML wants, then the tables in it.
+
+    Args:
+        table: The table.
+        header: The names that lead to it.
+        key: The same with the indices of lists.
+        origins: Origins by dotted key.
+    """
+    inner = {name: value for name, value in table.items() if _has_tables(value)}
+    for name, value in table.items():
+        if name not in inner:
+            origin = CONTROL.sub(" ", str(_origin((*key, name), origins)))
+            yield f"{_key(name)} = {_value(value)}  # {origin}"
+    for name, value in inner.items():
+        names = (*header, name)
+        path = ".".join(map(_key, names))
+        if isinstance(value, dict):
+            yield from ("", f"[{path}]")
+            yield from _table_lines(value, names, (*key, name), origins)
+            continue
+        for index, entry in enumerate(value):
+            yield from ("", f"[[{path}]]")
+            yield from _table_lines(entry, names, (*key, name, index), origins)
+
+
+def _has_tables(value: Any) -> bool:
+    entries = value if isinstance(value, list) else [value]
+    return bool(entries) and all(isinstance(entry, dict) for entry in entries)
+
+
+def _key(name: str) -> str:
+    return name if BARE_KEY.fullmatch(name) else _value(name)
+
+
+def _value(value: Any) -> str:
+    """Write a value in one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        inner = ", ".join(f"{_key(name)} = {_value(entry)}" for name, entry in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")

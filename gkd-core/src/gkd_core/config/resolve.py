@@ -1,0 +1,303 @@
+"""`resolve`: from files, recipe and command line to one complete configuration per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gkd_core.config.build import as_tree, build
+from gkd_core.config.expression import parse_expression
+from gkd_core.config.formats import dotted
+from gkd_core.config.overlay import SHAPE, Values, lay, split_stages, stage_name, with_stage
+from gkd_core.config.problems import origins, refuse
+from gkd_core.config.schema import RunConfig, TaskConfig
+from gkd_core.config.sources import (
+    DEFAULT,
+    Level,
+    Origin,
+    Setting,
+    read_assignment,
+    read_file,
+    read_flag,
+    read_table,
+)
+from gkd_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gkd_core.plugins import Registry
+
+TaskDefaults = Callable[[str], Mapping[str, Any]]
+"""Returns the settings that suit a task, by its name."""
+
+ABOUT = ("title", "paper", "description")
+"""What a run file or a recipe may tell about itself."""
+
+WHOLE_RUN = ("recipe", "stages", "output", "baseline", *ABOUT)
+"""Keys that cannot differ between stages."""
+
+ONLY_STAGE = "distil"
+"""Name of the stage of a run that names none."""
+
+
+@dataclass(frozen=True)
+class ResolvedStage:
+    """One stage with every setting.
+
+    Attributes:
+        name: Its name.
+        config: Its configuration, complete; `stages` is empty.
+        origins: Where each setting that was given comes from, by dotted key.
+    """
+
+    name: str
+    config: RunConfig
+    origins: Mapping[str, Origin]
+
+    def origin(self, path: str) -> str:
+        """Return where a setting comes from, such as `training.lr`."""
+        return str(self.origins.get(path, DEFAULT))
+
+    def as_tree(self) -> dict[str, Any]:
+        """Return the settings that a run file can give a stage, as it holds them."""
+        tree = as_tree(self.config)
+        return {name: value for name, value in tree.items() if name not in WHOLE_RUN}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run with every setting, and where each comes from.
+
+    Attributes:
+        config: The configuration of the run. Its `stages` only name the stages; its `recipe` is
+            None, as the recipe's values are in it.
+        stages: The stages in order; one, `distil`, with the run's configuration if none is given.
+        origins: Where each setting of the run that was given comes from, by dotted key.
+        warnings: Sentences about settings without effect.
+        recipe: The recipe started from, or None.
+        about: `title`, `paper` and `description`, as far as given.
+    """
+
+    config: RunConfig
+    stages: tuple[ResolvedStage, ...]
+    origins: Mapping[str, Origin]
+    warnings: tuple[str, ...]
+    recipe: str | None
+    about: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """What the file or the recipe calls the run, or an empty string."""
+        return self.about.get("title", "")
+
+    def origin(self, path: str) -> str:
+        """Return where a setting comes from, such as `training.lr` or `stages.NAME.training.lr`."""
+        for stage in self.stages:
+            prefix = f"stages.{stage.name}."
+            if path.startswith(prefix):
+                return stage.origin(path.removeprefix(prefix))
+        return str(self.origins.get(path, DEFAULT))
+
+    def differences(self, other: Resolved, ignore: Collection[str] = ()) -> list[str]:
+        """Return the dotted keys whose values differ in another run, sorted.
+
+        Args:
+            other: The other run.
+            ignore: Keys that may differ.
+        """
+        before, after = self._leaves(), other._leaves()
+        keys = before.keys() | after.keys()
+        return sorted(key for key in keys - set(ignore) if before.get(key) != after.get(key))
+
+    def _leaves(self) -> dict[str, Any]:
+        tree = as_tree(self.config)
+        if self.config.stages:
+            tree["stages"] = {stage.name: stage.as_tree() for stage in self.stages}
+        return {dotted(leaf.key): leaf.value for leaf in read_table(tree, DEFAULT)}
+
+
+def resolve(
+    registry: Registry,
+    *,
+    files: Sequence[str | Path] = (),
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
+    flags: Mapping[str, tuple[Any, str]] | None = None,
+    task_defaults: TaskDefaults | None = None,
+) -> Resolved:
+    """Read every source, lay them over each other and validate the result.
+
+    Precedence: default < task < recipe < file < command line; a later file wins over an earlier.
+    At equal level the value of a stage wins over that of the run.
+
+    Args:
+        registry: What the plugins provide.
+        files: Run files (TOML, YAML, JSON), lowest first.
+        recipe: Name of a recipe; without one the key `recipe` counts.
+        settings: Arguments of `--set`; a later one wins.
+        flags: Named flags: dotted key to the value and the flag as typed; None is not given.
+        task_defaults: Returns the settings that suit a task.
+
+    Raises:
+        ConfigError: Something is wrong; tells every problem.
+    """
+    problems: list[str] = []
+    given = [setting for file in files for setting in read_file(Path(file))]
+    given += _command_line(settings, flags or {}, problems)
+    recipe, given = _with_recipe(registry, recipe, given)
+    about, given = _split_about(given, problems)
+    run, stages = split_stages(given, problems)
+    stages = [list(_stage_settings(stage, problems)) for stage in stages]
+
+    values = _lay(run, task_defaults, problems)
+    for index, stage in enumerate(stages):
+        for setting in stage:
+            if setting.key == ("name",):
+                values["stages", index, "name"] = setting
+    config = build(registry, values, problems)
+    done = [_stage(registry, run, stage, task_defaults, problems) for stage in stages]
+    refuse(problems)
+    assert config is not None, "settings that build nothing have a problem"
+    laid = _origins(values)
+    resolved = tuple(filter(None, done)) or (ResolvedStage(ONLY_STAGE, config, laid),)
+    warnings = [*_unused_tables(registry, [run, *stages], resolved), *_unused_shape(run, values)]
+    return Resolved(config, resolved, laid, tuple(warnings), recipe, about)
+
+
+def task_name(task: TaskConfig) -> str:
+    """Return the task that a configuration means."""
+    return task.name or ("embedded" if task.train is None else "files")
+
+
+def _command_line(
+    settings: Sequence[str], flags: Mapping[str, tuple[Any, str]], problems: list[str]
+) -> list[Setting]:
+    given = [setting for text in settings for setting in read_assignment(text)]
+    assigned = {setting.key for setting in given}
+    for name, (value, flag) in flags.items():
+        for setting in () if value is None else read_flag(name, value, flag):
+            if setting.key in assigned:
+                problems.append(
+                    f"`{setting}` is given twice, by {flag} and by --set; leave one out"
+                )
+            given.append(setting)
+    return given
+
+
+def _with_recipe(
+    registry: Registry, recipe: str | None, given: list[Setting]
+) -> tuple[str | None, list[Setting]]:
+    """Put the settings of the recipe, if one is named, below the others."""
+    named = [setting for setting in given if setting.key == ("recipe",)]
+    given = [setting for setting in given if setting.key != ("recipe",)]
+    origin = "--recipe"
+    if recipe is None and named:
+        recipe, origin = named[-1].value, str(named[-1].origin)
+        if not isinstance(recipe, str):
+            raise ConfigError(f"recipe must be a text, got {recipe!r} ({origin})")
+    if recipe is None:
+        return None, given
+    try:
+        path = registry.recipe(recipe)
+    except ConfigError as error:
+        raise ConfigError(f"recipe ({origin}): {error}") from error
+    below = read_file(path, Level.RECIPE)
+    if any(setting.key == ("recipe",) for setting in below):
+        raise ConfigError(f"recipe {recipe} ({path}) names a recipe itself; write its values out")
+    return recipe, [*below, *given]
+
+
+def _split_about(given: list[Setting], problems: list[str]) -> tuple[dict[str, str], list[Setting]]:
+    """Separate what files tell about themselves from settings."""
+    about: dict[str, str] = {}
+    rest = []
+    for setting in given:
+        if setting.key[0] not in ABOUT or setting.origin.level is Level.COMMAND_LINE:
+            rest.append(setting)
+        elif isinstance(setting.value, str):
+            about[str(setting.key[0])] = setting.value
+        else:
+            problems.append(f"{setting} must be a text, got {setting.value!r} ({setting.origin})")
+    return about, rest
+
+
+def _stage_settings(stage: list[Setting], problems: list[str]) -> Iterator[Setting]:
+    if stage_name(stage) is None:
+        problems.append(f"every stage needs a name; one has none{origins(stage[:1])}")
+    for setting in stage:
+        if setting.key[0] in WHOLE_RUN:
+            problems.append(
+                f"`{setting}` ({setting.origin}) cannot differ between stages; set it for the run"
+            )
+        else:
+            yield setting
+
+
+def _lay(
+    settings: list[Setting], task_defaults: TaskDefaults | None, problems: list[str]
+) -> Values:
+    """Lay settings over each other, and all of them over those that suit their task."""
+    values = lay(settings, problems)
+    if task_defaults is None:
+        return values
+    given = {name: values.get(("task", name)) for name in ("name", "train")}
+    texts = {name: str(setting.value) for name, setting in given.items() if setting is not None}
+    name = task_name(TaskConfig(**texts))
+    try:
+        defaults = task_defaults(name)
+    except ConfigError as error:
+        setting = given["name"]
+        problems.append(f"task.name{origins([setting] if setting else [])}: {error}")
+        return values
+    return lay([*read_table(defaults, Origin(Level.TASK, f"task {name}")), *settings], problems)
+
+
+def _stage(
+    registry: Registry,
+    run: list[Setting],
+    stage: list[Setting],
+    task_defaults: TaskDefaults | None,
+    problems: list[str],
+) -> ResolvedStage | None:
+    values = _lay(with_stage(run, stage), task_defaults, problems)
+    values.pop(("name",), None)
+    config = build(registry, values, problems)
+    name = stage_name(stage)
+    return ResolvedStage(name, config, _origins(values)) if config and name else None
+
+
+def _origins(values: Values) -> dict[str, Origin]:
+    return {dotted(key): setting.origin for key, setting in values.items()}
+
+
+def _unused_tables(
+    registry: Registry, parts: list[list[Setting]], stages: tuple[ResolvedStage, ...]
+) -> Iterator[str]:
+    """Warn of method tables a person wrote that no stage they hold for uses."""
+    used = {stage.name: parse_expression(stage.config.method).names for stage in stages}
+    tables = {
+        (setting.stage, setting.key[0]): setting
+        for part in parts
+        for setting in reversed(part)
+        if setting.key[0] in registry.methods and setting.origin.level >= Level.FILE
+    }
+    for (stage, method), setting in tables.items():
+        names = used[stage] if stage else [name for names in used.values() for name in names]
+        if method not in names:
+            who = f"stage {stage} does not use" if stage else "no stage uses"
+            yield f"[{method}] is set ({setting.origin}), but {who} {method}"
+
+
+def _unused_shape(run: list[Setting], values: Values) -> Iterator[str]:
+    """Warn of a shape a person gave the student that a checkpoint from higher up overrides."""
+    model = values.get(("student", "model"))
+    if model is None:
+        return
+    for setting in run:
+        is_shape = setting.key[0] == "student" and setting.key[-1] in SHAPE
+        if is_shape and setting.key not in values and setting.origin.level >= Level.FILE:
+            yield (
+                f"{setting} ({setting.origin}) is left out: {model} ({model.origin}) starts the "
+                "student from a checkpoint of its own"
+            )

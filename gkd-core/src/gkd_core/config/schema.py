@@ -1,0 +1,225 @@
+"""`RunConfig`: every setting of a run, declared once.
+
+Command-line help, validation, the reference page and `gkd config --schema` follow from the fields
+here. Options of a method live in its own `Method.Config`, under the method's name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen table of settings that knows all of its keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class TeacherConfig(Section):
+    """One teacher."""
+
+    model: str | None = Field(
+        None, description="Directory or hub id. Without one the task's own teacher is trained."
+    )
+    name: str = Field(
+        "teacher", pattern=r"^[a-z][a-z0-9_-]*$", description="Name in paths and reports."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run model code that comes with the checkpoint."
+    )
+
+
+class StudentConfig(Section):
+    """The student: an own checkpoint, or a smaller copy of the (first) teacher."""
+
+    model: str | None = Field(
+        None, description="Directory or hub id of a checkpoint to start from."
+    )
+    layers: Positive | None = Field(None, description="Transformer blocks; the teacher's if unset.")
+    hidden_size: Positive | None = Field(
+        None, description="Width of the residual stream; the teacher's if unset."
+    )
+    heads: Positive | None = Field(None, description="Attention heads; the teacher's if unset.")
+    ffn_size: Positive | None = Field(
+        None, description="Feed-forward width; scaled like hidden_size if unset."
+    )
+    init: Literal["first", "last", "spaced", "random"] | list[Positive] = Field(
+        "spaced",
+        description="Teacher blocks the student starts from: the first, the last, evenly spaced, "
+        "a list of 1-based blocks, or `random` for fresh weights.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run model code that comes with the checkpoint."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> StudentConfig:
+        shape = ("layers", "hidden_size", "heads", "ffn_size", "init")
+        given = [name for name in shape if name in self.model_fields_set]
+        if self.model is not None and any(getattr(self, name) is not None for name in shape[:4]):
+            raise ValueError(
+                f"`model` starts the student from a checkpoint of its own, so {', '.join(given)} "
+                "cannot be set too"
+            )
+        return self
+
+
+class TaskConfig(Section):
+    """The data and what is predicted from it."""
+
+    name: str | None = Field(
+        None,
+        description="A registered task. Default: `files` if `train` is given, else `embedded`.",
+    )
+    kind: Literal["classification", "regression", "masked-lm", "causal-lm"] | None = Field(
+        None,
+        description="What is predicted. Default: for tables classification (regression if every "
+        "label is a fraction), for text files masked-lm or causal-lm as the model is.",
+    )
+    train: str | None = Field(
+        None, description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset."
+    )
+    validation: str | None = Field(
+        None, description="Validation file or hub split; else a share of the training rows."
+    )
+    test: str | None = Field(None, description="Test file or hub split; optional.")
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="Share of the training rows held out when there is no validation file."
+    )
+    rows: Positive | None = Field(
+        None,
+        description="Training rows to use, taken evenly from the classes; all if unset. A task's "
+        "own teacher always learns from all of them.",
+    )
+    text: str | None = Field(None, description="Column of the text; found by name if unset.")
+    text_pair: str | None = Field(None, description="Column of the second text, for pairs.")
+    label: str | None = Field(None, description="Column of the label; found by name if unset.")
+    max_length: Positive | None = Field(
+        None,
+        description="Longest sequence in tokens; longer is cut. Default: 128, or what the models "
+        "can read if that is less.",
+    )
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.15, description="Share of the tokens that masked-lm predicts."
+    )
+
+
+class TrainingConfig(Section):
+    """How the student is optimised."""
+
+    epochs: Positive = Field(3, description="Passes over the training data.")
+    steps: Positive | None = Field(None, description="Optimizer steps; overrides `epochs` if set.")
+    batch_size: Positive = Field(32, description="Samples per optimizer step.")
+    accumulation: Positive = Field(
+        1, description="Micro-batches per optimizer step; must divide `batch_size`."
+    )
+    lr: Annotated[float, Field(gt=0)] = Field(5e-5, description="Peak learning rate.")
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Decay of the learning rate after the warm-up."
+    )
+    warmup: Share = Field(0.1, description="Share of the steps in which the rate rises from 0.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="AdamW weight decay, not applied to biases and normalisation."
+    )
+    beta1: Share = Field(0.9, description="AdamW beta 1.")
+    beta2: Share = Field(0.999, description="AdamW beta 2.")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
+    clip: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Largest gradient norm; 0 turns clipping off."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 runs both models under autocast; weights and losses stay fp32."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute the student's activations in the backward pass."
+    )
+    length_bucketing: bool = Field(
+        True, description="Batch samples of similar length, which saves padding."
+    )
+    evaluate_every: Positive | None = Field(
+        None, description="Steps between evaluations; once per epoch if unset."
+    )
+    patience: Positive | None = Field(
+        None, description="Stop after so many evaluations without a better metric."
+    )
+    keep_best: bool = Field(
+        True, description="Hand on the student of the best evaluation, not the last."
+    )
+    checkpoint_every: Positive | None = Field(
+        None, description="Steps between checkpoints; at every evaluation if unset."
+    )
+    log_every: Positive = Field(10, description="Steps between log lines and TensorBoard points.")
+
+
+class ParallelConfig(Section):
+    """Where the models live."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`auto` is cuda where there is one."
+    )
+
+
+class OutputConfig(Section):
+    """What is written where."""
+
+    dir: str | None = Field(
+        None, description="Run directory; default: runs/METHOD-N with the next free number."
+    )
+    tensorboard: bool = Field(True, description="Write TensorBoard events to DIR/tensorboard.")
+
+
+class StageConfig(BaseModel):
+    """One stage: a name, and whichever settings of the run differ in it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="Name of the stage.")
+
+
+class RunConfig(Section):
+    """A run: models, data, method, stages."""
+
+    method: str = Field(
+        "pkd+soft", description="Methods to sum, with weights: `pkd+soft`, `2*pkd+0.5*soft`."
+    )
+    recipe: str | None = Field(
+        None, description="A shipped recipe whose values stand below those of this file."
+    )
+    teachers: list[TeacherConfig] = Field(
+        [TeacherConfig()], min_length=1, description="The teachers."
+    )
+    combiner: str = Field("average", description="How the terms of several teachers are combined.")
+    student: StudentConfig = Field(StudentConfig(), description="The student.")
+    task: TaskConfig = Field(TaskConfig(), description="The data.")
+    training: TrainingConfig = Field(TrainingConfig(), description="The optimisation.")
+    parallel: ParallelConfig = Field(ParallelConfig(), description="Devices.")
+    output: OutputConfig = Field(OutputConfig(), description="Files.")
+    baseline: bool | None = Field(
+        None,
+        description="Also train the same student on labels alone, for comparison. "
+        "Default: on the embedded task only.",
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(1, description="Seed of everything random.")
+    stages: list[StageConfig] = Field(
+        [],
+        description="Stages run in order, each handing its student on. Default: one stage with "
+        "the settings of the run.",
+    )
+    options: dict[str, Any] = Field(
+        {}, exclude=True, description="Method options by method name; written at the top level."
+    )
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> RunConfig:
+        for kind, items in (("teacher", self.teachers), ("stage", self.stages)):
+            names = [item.name for item in items]
+            if len(set(names)) < len(names):
+                raise ValueError(f"every {kind} needs a name of its own, got {names}")
+        return self

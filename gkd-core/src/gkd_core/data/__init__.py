@@ -1,0 +1,1 @@
+"""Tasks, corpora, collation and sampling."""

@@ -1,0 +1,97 @@
+"""Make a `TaskData` out of tables: find columns, read labels, hold out validation rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gkd_core.config.schema import TaskConfig
+from gkd_core.data.columns import Rows, find_columns, select
+from gkd_core.data.holdout import hold_out
+from gkd_core.data.labels import class_ids, find_classes, infer_kind, label_values
+from gkd_core.data.table import Table
+from gkd_core.data.task import Kind, Split, TaskData
+
+LANGUAGE_MODELLING = ("masked-lm", "causal-lm")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a task; without `validation` a share of `train` is held out."""
+
+    train: Table
+    validation: Table | None = None
+    test: Table | None = None
+
+
+def assemble(
+    tables: Tables, config: TaskConfig, kind: Kind | None, seed: int, source: str
+) -> TaskData:
+    """Check the tables and make the task.
+
+    Args:
+        tables: The rows as read.
+        config: Names of the columns, share to hold out.
+        kind: What is predicted; None: classification or regression, as the labels are.
+        seed: Seed of the held-out share.
+        source: What a person calls the data.
+
+    Raises:
+        DataError: A column, row or label is wrong.
+    """
+    columns = find_columns(tables.train, config, labelled=kind not in LANGUAGE_MODELLING)
+    train = select(tables.train, columns)
+    if kind is None:
+        kind = infer_kind(train.labels or ())
+    classes: tuple[str, ...] = ()
+    if kind == "classification":
+        classes = _classes(train, tables.train.classes.get(columns.label or "", ()))
+    splits = {"train": _split(train, kind, classes)}
+    for name, table in (("validation", tables.validation), ("test", tables.test)):
+        if table is not None:
+            splits[name] = _split(select(table, columns), kind, classes)
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = hold_out(
+            splits["train"], config.validation_share, seed, tables.train.source
+        )
+    return TaskData(
+        kind=kind,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test"),
+        classes=classes,
+        fingerprint=fingerprint(kind, classes, splits),
+        source=source,
+    )
+
+
+def fingerprint(kind: Kind, classes: Sequence[str], splits: Mapping[str, Split]) -> str:
+    """Return a SHA-256 over what is predicted, the classes and every row."""
+    digest = hashlib.sha256(json.dumps([kind, list(classes)]).encode())
+    for name, split in splits.items():
+        digest.update(json.dumps([name, len(split)]).encode())
+        for column in (split.text, split.pair, split.labels):
+            for value in column or ():
+                digest.update(json.dumps(value).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _classes(train: Rows, declared: tuple[str, ...]) -> tuple[str, ...]:
+    found = find_classes(train.labels or (), train.table.source)
+    return declared or found
+
+
+def _split(rows: Rows, kind: Kind, classes: Sequence[str]) -> Split:
+    if rows.labels is None:
+        # A pair has no meaning in language modelling: both texts are plain rows.
+        return Split(rows.text + (rows.pair or []))
+    numbers, faults = rows.table.numbers, rows.table.faults
+    labels = (
+        label_values(rows.labels, numbers, faults)
+        if kind == "regression"
+        else class_ids(rows.labels, classes, numbers, faults)
+    )
+    faults.check()
+    return Split(rows.text, rows.pair, labels)

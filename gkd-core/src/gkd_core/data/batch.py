@@ -1,0 +1,106 @@
+"""One micro-batch, and the sets of items a loss can be averaged over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""The label of a position that has no target, as PyTorch and Hugging Face use it."""
+
+ItemKind = Literal["sample", "token", "target"]
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items a loss is averaged over, and which of them count.
+
+    Attributes:
+        kind: `sample` (rows of the batch), `token` (positions that are not padding) or `target`
+            (what the task predicts: samples in classification, labelled positions in LM).
+            Losses are divided by the number of items of a kind in the whole optimizer step, over
+            all micro-batches and ranks.
+        mask: Bool tensor, `[B]` or `[B, S]`; True where the item counts.
+        index: Positions of the items that count in the flattened mask, int64 `[N]`.
+    """
+
+    kind: ItemKind
+    mask: Tensor
+    index: Tensor
+
+    @classmethod
+    def where(cls, kind: ItemKind, mask: Tensor) -> Items:
+        """Make the items that `mask` selects."""
+        return cls(kind, mask, mask.flatten().nonzero().flatten())
+
+    @property
+    def count(self) -> int:
+        """Number of items that count."""
+        return len(self.index)
+
+    def to(self, device: torch.device) -> Items:
+        """Return the items on `device`."""
+        mask = self.mask.to(device, non_blocking=True)
+        return Items(self.kind, mask, self.index.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded micro-batch as models and methods see it.
+
+    Attributes:
+        inputs: What the model's forward takes: `input_ids`, `attention_mask` and, where the
+            tokenizer makes them, `token_type_ids`; int64 `[B, S]`.
+        labels: Class ids int64 `[B]`, values fp32 `[B]` (regression), or next/masked token ids
+            int64 `[B, S]` with `IGNORE` where there is no target (position s holds the target of
+            the logits at s: causal LM labels are already shifted). None if unlabelled.
+        rows: Index of each sample in its dataset, int64 `[B]`.
+    """
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor | None
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def mask(self) -> Tensor:
+        """True at positions that are not padding, bool `[B, S]`."""
+        return self.tokens.mask
+
+    @cached_property
+    def samples(self) -> Items:
+        """Every row of the batch."""
+        return Items.where("sample", torch.ones_like(self.rows, dtype=torch.bool))
+
+    @cached_property
+    def tokens(self) -> Items:
+        """Every position that is not padding."""
+        return Items.where("token", self.inputs["attention_mask"].bool())
+
+    @cached_property
+    def targets(self) -> Items:
+        """What the task predicts: samples, or the labelled positions of a language model."""
+        if self.labels is not None and self.labels.dim() == 2:
+            return Items.where("target", self.labels != IGNORE)
+        return Items.where("target", self.samples.mask)
+
+    def counts(self) -> dict[ItemKind, int]:
+        """Return the number of items of each kind."""
+        return {items.kind: items.count for items in (self.samples, self.tokens, self.targets)}
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        moved = Batch(inputs, labels, self.rows.to(device, non_blocking=True))
+        # The items are found here, on the CPU: `nonzero` on a GPU would wait for the device.
+        for name in ("samples", "tokens", "targets"):
+            moved.__dict__[name] = getattr(self, name).to(device)
+        return moved

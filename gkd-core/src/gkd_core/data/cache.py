@@ -1,0 +1,17 @@
+"""Where gkd keeps what it can make again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: `GKD_CACHE`, or `gkd` in the user's cache folder.
+
+    It need not exist yet.
+    """
+    own = os.environ.get("GKD_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gkd"

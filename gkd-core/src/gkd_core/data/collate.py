@@ -1,0 +1,115 @@
+"""Pad rows into a micro-batch and, in language modelling, make its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gkd_core.data.batch import IGNORE, Batch
+from gkd_core.data.encode import Encoded
+from gkd_core.data.task import Kind
+from gkd_core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EVALUATION_EPOCH = 2**32
+"""The epoch whose masks every evaluation uses; training never reaches it."""
+
+
+class Collator:
+    """Makes micro-batches.
+
+    Rows are padded to the longest of the micro-batch, on the tokenizer's side, with its padding
+    token (its end token if it has none). What `masked-lm` masks in a row depends on the seed, the
+    epoch and the row alone, never on the micro-batch it is in: of each row a `mask_share` of the
+    tokens, at least one, is predicted; 80 % of these become the mask token, 10 % a random token
+    (Devlin et al., NAACL 2019).
+
+    Args:
+        tokenizer: The tokenizer that encoded the rows.
+        kind: What is predicted.
+        mask_share: Share of the tokens that `masked-lm` predicts.
+        seed: Seed of the masks.
+
+    Raises:
+        DataError: The tokenizer lacks a token that is needed: padding or end, or mask.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, kind: Kind, mask_share: float, seed: int
+    ) -> None:
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = tokenizer.eos_token_id if pad is None else pad
+        if self.pad_id is None:
+            raise DataError(
+                "the tokenizer has neither a padding token nor an end token; set its `pad_token`"
+            )
+        if kind == "masked-lm" and tokenizer.mask_token_id is None:
+            raise DataError(
+                "task.kind is masked-lm, but the tokenizer has no mask token; use causal-lm, or a "
+                "model made for masked language modelling"
+            )
+        self.kind = kind
+        self.mask_share = mask_share
+        self.seed = seed
+        self._pad_type_id: int = tokenizer.pad_token_type_id
+        self._left = tokenizer.padding_side == "left"
+        self._mask_id = tokenizer.mask_token_id
+        self._vocabulary = len(tokenizer)
+        self._special = np.array(tokenizer.all_special_ids, np.int64)
+
+    def collate(self, encoded: Encoded, rows: Sequence[int], epoch: int) -> Batch:
+        """Make the micro-batch of `rows`.
+
+        Args:
+            encoded: The split.
+            rows: Indices of its rows, at least one.
+            epoch: Passes done over the training data; `EVALUATION_EPOCH` outside training.
+        """
+        made = [encoded.row(row) for row in rows]
+        ids = [row["input_ids"].astype(np.int64) for row in made]
+        labels: torch.Tensor | None = None
+        if self.kind == "masked-lm":
+            masked = [self._masked(*pair, epoch) for pair in zip(ids, rows, strict=True)]
+            ids = [tokens for tokens, _ in masked]
+            labels = self._padded([targets for _, targets in masked], IGNORE)
+        elif self.kind == "causal-lm":
+            labels = self._padded([np.append(row[1:], IGNORE) for row in ids], IGNORE)
+        elif encoded.labels is not None:
+            labels = torch.from_numpy(encoded.labels[list(rows)])
+        inputs = {
+            "input_ids": self._padded(ids, self.pad_id),
+            "attention_mask": self._padded([np.ones_like(row) for row in ids], 0),
+        }
+        if encoded.type_ids is not None:
+            types = [row["token_type_ids"] for row in made]
+            inputs["token_type_ids"] = self._padded(types, self._pad_type_id)
+        return Batch(inputs, labels, torch.tensor(rows, dtype=torch.int64))
+
+    def _padded(self, rows: Sequence[NDArray[Any]], value: int) -> torch.Tensor:
+        width = max(len(row) for row in rows)
+        filled = np.full((len(rows), width), value, np.int64)
+        for line, row in zip(filled, rows, strict=True):
+            line[slice(width - len(row), width) if self._left else slice(len(row))] = row
+        return torch.from_numpy(filled)
+
+    def _masked(
+        self, ids: NDArray[np.int64], row: int, epoch: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the masked token ids of a row and the labels."""
+        draw = np.random.default_rng([self.seed, epoch, row])
+        free = draw.permutation(np.flatnonzero(~np.isin(ids, self._special)))
+        chosen = free[: max(1, round(self.mask_share * len(free)))]
+        labels = np.full_like(ids, IGNORE)
+        labels[chosen] = ids[chosen]
+        masked = ids.copy()
+        fate = draw.random(len(chosen))
+        masked[chosen[fate < 0.8]] = self._mask_id
+        replaced = chosen[fate >= 0.9]
+        masked[replaced] = draw.integers(self._vocabulary, size=len(replaced))
+        return masked, labels

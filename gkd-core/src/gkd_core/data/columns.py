@@ -1,0 +1,165 @@
+"""Find the columns of text and label in a table, and check their values row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gkd_core.config.schema import TaskConfig
+from gkd_core.data.labels import is_unlabelled, label_name
+from gkd_core.data.table import Table
+from gkd_core.errors import DataError, suggest
+
+PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+)
+TEXTS = ("sentence", "text")
+LABELS = ("label", "labels", "target", "class")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns in use; `label` is None in language modelling."""
+
+    text: str
+    pair: str | None
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Checked rows of a table: no text is empty and none lacks its label.
+
+    Attributes:
+        table: The table they come from, row by row.
+        text: The texts.
+        pair: Second texts of a pair task.
+        labels: The labels as text, or None in language modelling.
+    """
+
+    table: Table
+    text: list[str]
+    pair: list[str] | None
+    labels: list[str] | None
+
+
+def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
+    """Return the columns that the configuration names, else those found by their usual names.
+
+    Args:
+        table: The training table.
+        config: Names given by the user.
+        labelled: Whether the task has labels.
+
+    Raises:
+        DataError: A column is missing, or several could be meant.
+    """
+    table.check_filled()
+    for setting in ("text", "text_pair", "label"):
+        if (name := getattr(config, setting)) is not None:
+            _check_column(table, name, f"task.{setting}")
+    label = config.label or _find_label(table) if labelled else None
+    if config.text is not None:
+        return Columns(config.text, config.text_pair, label)
+    text, pair = _find_text(table, excluded=label)
+    return Columns(text, pair, label)
+
+
+def select(table: Table, columns: Columns) -> Rows:
+    """Take the columns out of a table and check every value.
+
+    Raises:
+        DataError: A column is missing, rows are bad, or no row has a label.
+    """
+    table.check_filled()
+    for name in (columns.text, columns.pair, columns.label):
+        if name is not None and name not in table.columns:
+            what = "labels" if name == columns.label else f"column {name!r}"
+            raise DataError(
+                f"{table.source} has no {what}: the training data has the column {name!r}, here "
+                f"there are {_listed(table.columns)}. Give a file with the same columns."
+            )
+    text = _texts(table, columns.text)
+    pair = None if columns.pair is None else _texts(table, columns.pair)
+    labels = None if columns.label is None else _labels(table, columns.label)
+    table.faults.check()
+    return Rows(table, text, pair, labels)
+
+
+def _texts(table: Table, column: str) -> list[str]:
+    texts = []
+    for number, value in zip(table.numbers, table.columns[column], strict=True):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            table.faults.add(number, f"the text is empty (column {column!r})")
+        elif not isinstance(value, str):
+            table.faults.add(number, f"the text is {value!r}, not a string (column {column!r})")
+        else:
+            texts.append(value)
+    return texts
+
+
+def _labels(table: Table, column: str) -> list[str]:
+    if is_unlabelled(table.columns[column]):
+        raise DataError(
+            f"{table.source} has no labels: column {column!r} is empty or -1 in every row. "
+            "Give a labelled file."
+        )
+    names = []
+    for number, value in zip(table.numbers, table.columns[column], strict=True):
+        try:
+            names.append(label_name(value))
+        except ValueError as error:
+            table.faults.add(number, f"{error} (column {column!r})")
+    return names
+
+
+def _check_column(table: Table, name: str, setting: str) -> None:
+    if name not in table.columns:
+        raise DataError(
+            f"{table.source} has no column {name!r} ({setting}).{suggest(name, table.columns)} "
+            f"The columns are {_listed(table.columns)}."
+        )
+
+
+def _find_label(table: Table) -> str:
+    found = _present(table, LABELS)
+    if len(found) == 1:
+        return found[0]
+    problem = f"several label columns, {_listed(found)}" if found else "no label column"
+    raise DataError(
+        f"{table.source} has {problem}: the columns are {_listed(table.columns)}. "
+        "Name it with --set task.label=COLUMN; for text without labels set task.kind to masked-lm "
+        "or causal-lm."
+    )
+
+
+def _find_text(table: Table, excluded: str | None) -> tuple[str, str | None]:
+    """Return the text column and, for a pair, the second one."""
+    names = [name for name in table.columns if name != excluded]
+    lower = {name.lower(): name for name in names}
+    found: list[tuple[str, str | None]] = [
+        (lower[a], lower[b]) for a, b in PAIRS if a in lower and b in lower
+    ]
+    taken = {name for pair in found for name in pair}
+    found += [(lower[name], None) for name in TEXTS if name in lower and lower[name] not in taken]
+    if len(found) == 1:
+        return found[0]
+    candidates = [" + ".join(filter(None, pair)) for pair in found]
+    problem = f"several text columns, {_listed(candidates)}" if found else "no text column"
+    raise DataError(
+        f"{table.source} has {problem}: the columns are {_listed(table.columns)}. "
+        "Name it with --set task.text=COLUMN (and task.text_pair for the second text of a pair)."
+    )
+
+
+def _present(table: Table, candidates: Sequence[str]) -> list[str]:
+    return [name for name in table.columns if name.lower() in candidates]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"

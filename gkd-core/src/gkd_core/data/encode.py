@@ -1,0 +1,172 @@
+"""Texts as token ids, stored flat and unpadded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gkd_core.data.assemble import LANGUAGE_MODELLING
+from gkd_core.data.task import Kind, Split
+from gkd_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised rows of one split.
+
+    Attributes:
+        ids: Token ids of all rows, one after the other, int32.
+        type_ids: Segment ids likewise, or None where the tokenizer makes none.
+        offsets: Where each row starts, and the end of the last, int64 `[N + 1]`.
+        labels: Class ids int64 `[N]`, values fp32 `[N]`, or None.
+        num_truncated: Rows that lost tokens to `max_length`.
+    """
+
+    ids: NDArray[np.int32]
+    type_ids: NDArray[np.int32] | None
+    offsets: NDArray[np.int64]
+    labels: NDArray[Any] | None
+    num_truncated: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of tokens of each row, int64 `[N]`."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> dict[str, NDArray[np.int32]]:
+        """Return `input_ids` and, where there are any, `token_type_ids` of a row."""
+        part = slice(self.offsets[index], self.offsets[index + 1])
+        row = {"input_ids": self.ids[part]}
+        if self.type_ids is not None:
+            row["token_type_ids"] = self.type_ids[part]
+        return row
+
+
+def encode(
+    split: Split, tokenizer: PreTrainedTokenizerBase, kind: Kind, max_length: int
+) -> Encoded:
+    """Tokenise a split.
+
+    Texts (or pairs, the longer one first) are cut to `max_length` tokens. In language modelling a
+    long text is cut into blocks of at most `max_length` instead, each with the tokenizer's special
+    tokens; a block is a row, and one of a single token is dropped.
+
+    Raises:
+        ConfigError: `max_length` leaves no room beside the special tokens.
+        DataError: A text yields no token.
+    """
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=split.pair is not None)
+    if room < 1:
+        raise ConfigError(
+            f"task.max_length={max_length} leaves no room for text beside the "
+            f"{max_length - room} special tokens; set it higher"
+        )
+    if kind in LANGUAGE_MODELLING:
+        rows, cut = _blocks(split.text, tokenizer, max_length), 0
+        if not rows:
+            raise DataError("no text has two tokens or more; there is nothing to model")
+    else:
+        rows, cut = _samples(split, tokenizer, max_length)
+    labels = None
+    if split.labels is not None:
+        labels = np.array(split.labels, np.float32 if kind == "regression" else np.int64)
+    ids = np.concatenate([row.ids for row in rows])
+    type_ids = [row.type_ids for row in rows if row.type_ids is not None]
+    offsets = np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64)
+    return Encoded(ids, np.concatenate(type_ids) if type_ids else None, offsets, labels, cut)
+
+
+class _Row(NamedTuple):
+    ids: NDArray[np.int32]
+    type_ids: NDArray[np.int32] | None
+
+
+def _samples(
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[_Row], int]:
+    """Return a row per text, and how many were cut."""
+    rows: list[_Row] = []
+    cut = 0
+    for start in range(0, len(split), CHUNK):
+        chunk = list(range(start, min(start + CHUNK, len(split))))
+        rows += _tokenise(split, chunk, tokenizer, max_length + 1)
+        # Cut are exactly the texts that fill a token more than the limit.
+        long = [index for index in chunk if len(rows[index].ids) > max_length]
+        for index, row in zip(long, _tokenise(split, long, tokenizer, max_length), strict=True):
+            rows[index] = row
+        cut += len(long)
+    for index, row in enumerate(rows):
+        if len(row.ids) == 0:
+            raise DataError(
+                f"the tokenizer makes no token of the text {split.text[index]!r} (row {index + 1} "
+                "of its split); remove the row"
+            )
+    return rows, cut
+
+
+def _tokenise(
+    split: Split, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[_Row]:
+    if not indices:
+        return []
+    made = tokenizer(
+        [split.text[index] for index in indices],
+        None if split.pair is None else [split.pair[index] for index in indices],
+        truncation="longest_first",
+        max_length=max_length,
+        return_attention_mask=False,
+    )
+    ids = [np.array(row, np.int32) for row in made["input_ids"]]
+    if "token_type_ids" not in made:
+        return [_Row(row, None) for row in ids]
+    types = [np.array(row, np.int32) for row in made["token_type_ids"]]
+    return list(map(_Row, ids, types))
+
+
+def _blocks(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[_Row]:
+    rows: list[_Row] = []
+    for start in range(0, len(texts), CHUNK):
+        made = tokenizer(
+            list(texts[start : start + CHUNK]),
+            return_attention_mask=False,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+        types = made.get("token_type_ids") or [None] * len(made["input_ids"])
+        for ids, type_ids, special in zip(
+            made["input_ids"], types, made["special_tokens_mask"], strict=True
+        ):
+            positions = _block_positions(np.array(special), max_length)
+            rows += [_pick(ids, type_ids, block) for block in positions if len(block) > 1]
+    return rows
+
+
+def _block_positions(special: NDArray[Any], max_length: int) -> list[NDArray[np.int64]]:
+    """Return the positions of a text's tokens in each block, framed by the special tokens."""
+    inner = np.flatnonzero(special == 0)
+    if len(inner) == 0:
+        return []
+    first, end = inner[0], inner[-1] + 1
+    before, after = np.arange(first), np.arange(end, len(special))
+    size = max_length - len(before) - len(after)
+    starts = range(first, end, size)
+    return [np.r_[before, start : min(start + size, end), after] for start in starts]
+
+
+def _pick(ids: list[int], type_ids: list[int] | None, positions: NDArray[np.int64]) -> _Row:
+    types = None if type_ids is None else np.array(type_ids, np.int32)[positions]
+    return _Row(np.array(ids, np.int32)[positions], types)

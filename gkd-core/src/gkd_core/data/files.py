@@ -1,0 +1,116 @@
+"""`files`: a task read from local files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gkd_core.data.assemble import LANGUAGE_MODELLING, Tables, assemble
+from gkd_core.data.readers import READERS, check_suffix, read
+from gkd_core.data.task import Kind, Task, TaskData
+from gkd_core.errors import ConfigError, DataError, suggest
+
+STEMS = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+
+
+class Files(Task):
+    """Tables (jsonl, json, csv, tsv, parquet) or plain text (txt) in local files.
+
+    `task.train` names a file, or a directory with a file `train.*` and, if there are any,
+    `validation.*` (or `valid`, `val`, `dev`) and `test.*`. Formats may differ between the files.
+    """
+
+    name = "files"
+
+    def check(self) -> None:
+        """Find the files.
+
+        Raises:
+            ConfigError: `task.train` is missing, or `task.text_pair` is set without `task.text`.
+            DataError: A file is missing or of unknown format, or a directory is ambiguous.
+        """
+        if self.config.text_pair is not None and self.config.text is None:
+            raise ConfigError(
+                f"task.text_pair is {self.config.text_pair!r}, but task.text is not set: "
+                "name both columns of the pair"
+            )
+        self._paths()
+
+    def load(self, kind: Kind, seed: int) -> TaskData:
+        """Read the files. `kind` serves for plain text; tables say it by their labels.
+
+        Raises:
+            DataError: A file or row is wrong; says which file, line and why.
+        """
+        paths = self._paths()
+        chosen = self.config.kind
+        if chosen is None and paths["train"].suffix.lower() == ".txt":
+            chosen = kind
+        self._check_plain(paths, chosen)
+        tables = {split: read(path) for split, path in paths.items()}
+        source = ", ".join(str(path) for path in paths.values())
+        return assemble(Tables(**tables), self.config, chosen, seed, source)
+
+    def _check_plain(self, paths: dict[str, Path], kind: Kind | None) -> None:
+        plain = [path for path in paths.values() if path.suffix.lower() == ".txt"]
+        if plain and kind not in LANGUAGE_MODELLING:
+            raise DataError(
+                f"{plain[0]} is plain text and has no labels for {kind or 'classification'}. Set "
+                "task.kind to masked-lm or causal-lm, or give a table (jsonl, csv, tsv, parquet)."
+            )
+
+    def _paths(self) -> dict[str, Path]:
+        """Return the file of each split that there is."""
+        if self.config.train is None:
+            raise ConfigError("task.train is not set: name a file or a directory to train on")
+        train = Path(self.config.train).expanduser()
+        paths = _in_directory(train) if train.is_dir() else {"train": train}
+        for split in ("validation", "test"):
+            if (name := getattr(self.config, split)) is not None:
+                paths[split] = Path(name).expanduser()
+        for split, path in paths.items():
+            _check_file(path, f"task.{split}")
+        return paths
+
+
+def _check_file(path: Path, setting: str) -> None:
+    if path.is_file():
+        return check_suffix(path)
+    parent = path.parent
+    if path.is_dir():
+        raise DataError(f"{path} ({setting}) is a directory; only task.train may be one")
+    if not parent.is_dir():
+        raise DataError(f"{path} ({setting}) does not exist: there is no directory {parent}.")
+    raise DataError(
+        f"{path} ({setting}) does not exist."
+        f"{suggest(path.name, (entry.name for entry in parent.iterdir()))} "
+        "For a dataset of the Hugging Face hub set task.name=hub."
+    )
+
+
+def _in_directory(directory: Path) -> dict[str, Path]:
+    """Return the file of each split found in a directory."""
+    paths = {}
+    for split, stems in STEMS.items():
+        found = sorted(
+            path
+            for path in directory.iterdir()
+            if path.stem.lower() in stems and path.suffix.lower() in READERS
+        )
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise DataError(
+                f"{directory} holds several files for {split}: {names}. Name the files with "
+                "task.train, task.validation and task.test."
+            )
+        if found:
+            paths[split] = found[0]
+    if "train" not in paths:
+        raise DataError(
+            f"{directory} (task.train) holds no training file: expected is train.* with one of "
+            f"the suffixes {', '.join(READERS)}."
+        )
+    return paths

@@ -1,0 +1,131 @@
+"""`hub`: a task read with Hugging Face `datasets`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gkd_core.data.assemble import LANGUAGE_MODELLING, Tables, assemble
+from gkd_core.data.columns import find_columns
+from gkd_core.data.labels import is_unlabelled
+from gkd_core.data.table import Faults, Table
+from gkd_core.data.task import Kind, Task, TaskData
+from gkd_core.errors import ConfigError, DataError, suggest
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+BENCHMARKS = {"glue": "nyu-mll/glue", "super_glue": "aps/super_glue"}
+
+logger = logging.getLogger(__name__)
+
+
+class Hub(Task):
+    """A dataset of the Hugging Face hub, or a local directory that `load_dataset` reads.
+
+    `task.train` is `NAME` or `NAME:CONFIGURATION`, such as `imdb`, `nyu-mll/glue:sst2` or, for
+    the two benchmarks, `glue/sst2` and `super_glue/boolq`. The training split is `train`;
+    `task.validation` and `task.test` name the others (default `validation` and `test`, where the
+    dataset has them and the test rows have labels). Code in a dataset is never run.
+    """
+
+    name = "hub"
+
+    def check(self) -> None:
+        """Raise `ConfigError` if no dataset is named."""
+        if self.config.train is None:
+            raise ConfigError("task.train is not set: name a dataset, such as glue/sst2")
+
+    def load(self, kind: Kind, seed: int) -> TaskData:
+        """Download or open the dataset. `kind` is not used: the labels say it.
+
+        Raises:
+            DataError: The dataset cannot be had, a split is missing, or a row is wrong.
+        """
+        self.check()
+        source = str(self.config.train)
+        splits = _load(source)
+        train = _table(splits, "train", source)
+        validation = self.config.validation or _default_validation(splits, source)
+        tables = Tables(
+            train=train,
+            validation=None if validation is None else _table(splits, validation, source),
+            test=self._test(splits, train, source),
+        )
+        return assemble(tables, self.config, self.config.kind, seed, source)
+
+    def _test(self, splits: DatasetDict, train: Table, source: str) -> Table | None:
+        if self.config.test is not None:
+            return _table(splits, self.config.test, source)
+        if "test" not in splits:
+            return None
+        table = _table(splits, "test", source)
+        if self.config.kind in LANGUAGE_MODELLING:
+            return table
+        label = find_columns(train, self.config, labelled=True).label or ""
+        if not is_unlabelled(table.columns.get(label, ())):
+            return table
+        logger.warning("%s has no labels and is left out", table.source)
+        return None
+
+
+def _address(name: str) -> tuple[str, str | None]:
+    """Return the path and the configuration that `load_dataset` takes."""
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser()), None
+    path, _, configuration = name.partition(":")
+    benchmark, _, task = path.partition("/")
+    if benchmark in BENCHMARKS and task and not configuration:
+        return BENCHMARKS[benchmark], task
+    return BENCHMARKS.get(path, path), configuration or None
+
+
+def _load(name: str) -> DatasetDict:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    path, configuration = _address(name)
+    try:
+        return load_dataset(path, configuration)
+    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"the dataset {name!r} (task.train) cannot be loaded: {error}. Check the name and the "
+            "network; NAME:CONFIGURATION picks a configuration, and for local files set "
+            "task.name=files."
+        ) from error
+
+
+def _default_validation(splits: DatasetDict, source: str) -> str | None:
+    found = [name for name in splits if name.startswith(("val", "dev"))]
+    if len(found) > 1 and "validation" not in found:
+        raise DataError(
+            f"{source} has the validation splits {', '.join(found)}; choose one with "
+            "task.validation."
+        )
+    return "validation" if "validation" in found else next(iter(found), None)
+
+
+def _table(splits: DatasetDict, split: str, source: str) -> Table:
+    if split not in splits:
+        raise DataError(
+            f"{source} has no split {split!r}.{suggest(split, splits)} "
+            f"The splits are {', '.join(splits)}."
+        )
+    dataset = splits[split]
+    classes = {
+        name: tuple(feature.names)
+        for name, feature in dataset.features.items()
+        if hasattr(feature, "names")
+    }
+    columns = {name: _values(dataset, name, classes.get(name)) for name in dataset.column_names}
+    faults = Faults(f"{source} [{split}]", unit="row")
+    return Table(columns, range(1, len(dataset) + 1), faults, classes)
+
+
+def _values(dataset: Dataset, column: str, classes: tuple[str, ...] | None) -> Sequence[Any]:
+    values: Sequence[Any] = dataset[column]
+    if classes is None:
+        return values  # read from disk when iterated: most columns never are
+    return [None if value is None or value < 0 else classes[value] for value in values]

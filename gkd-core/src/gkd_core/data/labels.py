@@ -1,0 +1,90 @@
+"""Labels as people write them, made into class ids or values."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gkd_core.data.table import Faults
+from gkd_core.data.task import Kind
+from gkd_core.errors import DataError
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+FEW = 20
+"""So many classes are believed of any number of rows."""
+
+UNLABELLED = ("", "-1", "-1.0", "None", "nan")
+"""Labels as text that stand for a hidden or missing one."""
+
+
+def label_name(value: Any) -> str:
+    """Return the label as text: `1`, `0.5`, `true`, `positive`.
+
+    Raises:
+        ValueError: There is no label, or it is a list or an object.
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError("the row has no label")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (str, int, float)):
+        return str(value).strip()
+    raise ValueError(f"the label is {value!r}; expected is one string or number")
+
+
+def is_unlabelled(values: Iterable[Any]) -> bool:
+    """Whether no row has a label: all are missing, or -1 as in the test sets of GLUE."""
+    return all(str(value).strip() in UNLABELLED for value in values)
+
+
+def infer_kind(labels: Iterable[str]) -> Kind:
+    """Return `regression` if all labels are numbers and some are fractions."""
+    numbers = [float(label) if NUMBER.fullmatch(label) else None for label in labels]
+    fractions = any(number is not None and not number.is_integer() for number in numbers)
+    return "regression" if fractions and None not in numbers else "classification"
+
+
+def find_classes(labels: Sequence[str], source: str) -> tuple[str, ...]:
+    """Return the class names: numbers in numeric order, else alphabetically.
+
+    Raises:
+        DataError: There is only one class, or so many that the column can be no class label.
+    """
+    found = set(labels)
+    if len(found) < 2:
+        raise DataError(
+            f"every row of {source} has the label {found.pop()!r}; classification needs at least "
+            "2 classes. Check task.label, or set task.kind."
+        )
+    if len(found) > max(FEW, len(labels) // 2):
+        raise DataError(
+            f"{source} has {len(found)} different labels in {len(labels)} rows, too many for "
+            "classes. Check task.label, or set task.kind to regression."
+        )
+    if all(NUMBER.fullmatch(name) for name in found):
+        return tuple(sorted(found, key=lambda name: (float(name), name)))
+    return tuple(sorted(found))
+
+
+def class_ids(
+    labels: Sequence[str], classes: Sequence[str], numbers: Sequence[int], faults: Faults
+) -> list[int]:
+    """Return the class id of each label; a label of no class is noted in `faults`."""
+    ids = {name: index for index, name in enumerate(classes)}
+    for label, number in zip(labels, numbers, strict=True):
+        if label not in ids:
+            known = ", ".join(map(repr, list(classes)[:10])) + (", ..." if len(ids) > 10 else "")
+            faults.add(number, f"label {label!r} never occurs in training; the classes are {known}")
+    return [ids.get(label, -1) for label in labels]
+
+
+def label_values(labels: Sequence[str], numbers: Sequence[int], faults: Faults) -> list[float]:
+    """Return the value of each label; what is no finite number is noted in `faults`."""
+    for label, number in zip(labels, numbers, strict=True):
+        if not NUMBER.fullmatch(label):
+            faults.add(number, f"label {label!r} is not a number, which task.kind=regression needs")
+    return [float(label) if NUMBER.fullmatch(label) else math.nan for label in labels]

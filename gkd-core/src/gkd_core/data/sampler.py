@@ -1,0 +1,69 @@
+"""Which rows form which optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+POOL = 50
+"""Batches among which rows are sorted by length."""
+
+
+class Sampler:
+    """Draws the batches of every epoch; the same seed and epoch give the same batches.
+
+    Every row comes exactly once an epoch; the last batch cut may be smaller. With bucketing the
+    shuffled rows are sorted by length within pools of `POOL` batches, and the batches shuffled.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows of an optimizer step.
+        accumulation: Micro-batches of an optimizer step; does not change its rows.
+        seed: Seed of the order.
+        bucketing: Whether a batch holds rows of similar length.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | NDArray[np.int64],
+        batch_size: int,
+        accumulation: int,
+        seed: int,
+        bucketing: bool,
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.seed = seed
+        self.bucketing = bucketing
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def epoch(self, number: int) -> list[list[list[int]]]:
+        """Return the row indices of each micro-batch of each optimizer step of an epoch."""
+        draw = np.random.default_rng([self.seed, number])
+        order = draw.permutation(len(self.lengths))
+        if self.bucketing:
+            order = self._sorted_in_pools(order)
+        batches = [order[start : start + self.batch_size] for start in self._starts()]
+        if self.bucketing:
+            batches = [batches[index] for index in draw.permutation(len(batches))]
+        return [self._micro_batches(batch) for batch in batches]
+
+    def _starts(self) -> range:
+        return range(0, len(self.lengths), self.batch_size)
+
+    def _sorted_in_pools(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        cuts = range(POOL * self.batch_size, len(order), POOL * self.batch_size)
+        pools = np.split(order, cuts)
+        ranks = [np.argsort(self.lengths[pool], kind="stable") for pool in pools]
+        return np.concatenate([pool[rank] for pool, rank in zip(pools, ranks, strict=True)])
+
+    def _micro_batches(self, batch: NDArray[np.int64]) -> list[list[int]]:
+        parts = np.array_split(batch, min(self.accumulation, len(batch)))
+        return [part.tolist() for part in parts]

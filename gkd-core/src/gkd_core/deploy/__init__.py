@@ -1,0 +1,1 @@
+"""Measures that matter where a student is deployed."""

@@ -1,0 +1,45 @@
+"""How long a model takes for one sample, as a user of it would wait."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from gkd_core.data.batch import Batch
+
+ROUNDS = 5
+
+
+def latencies(models: Sequence[PreTrainedModel], samples: Sequence[Batch]) -> list[float]:
+    """Return the median milliseconds that each model takes for one sample.
+
+    The models take turns, so that a machine that gets slower or faster meanwhile treats them alike.
+
+    Args:
+        models: The models, on the device of the samples, in eval mode.
+        samples: Batches of one sample each.
+    """
+    times: list[list[float]] = [[] for _ in models]
+    with torch.no_grad():
+        for model in models:
+            model(**samples[0].inputs)
+        for _ in range(ROUNDS):
+            for sample in samples:
+                for model, taken in zip(models, times, strict=True):
+                    taken.append(_time(model, sample))
+    return [1000 * statistics.median(taken) for taken in times]
+
+
+def _time(model: PreTrainedModel, sample: Batch) -> float:
+    device = sample.rows.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    model(**sample.inputs)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,36 @@
+"""The errors a user can cause.
+
+Each message says what is wrong with which value, where the value came from, and what to do.
+The command line prints these without a traceback and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GkdError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ConfigError(GkdError):
+    """A configuration value, a flag or an expression is wrong."""
+
+
+class MethodError(GkdError):
+    """A method cannot be used as asked: unknown, or the models do not suit it."""
+
+
+class DataError(GkdError):
+    """A data file, a row or a dataset is wrong."""
+
+
+class PluginError(GkdError):
+    """A plugin breaks the contract, or two plugins clash."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest known name, or an empty string."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,1 @@
+"""Paths, extraction from a forward pass, attention capture, early stop, plans."""

@@ -1,0 +1,249 @@
+"""Paths: how a method names the tensors it reads.
+
+    student.hidden[2]           output of block 2 (hidden[0] is the embedding output)
+    teacher.hidden[1,3,last]    several layers; `last`, negative numbers and `*` (all) are allowed
+    teacher.hidden[last]|cls    only the summarising position, reduced while capturing
+    student.hidden[last].normed after the model's final norm
+    teacher.probs[*]            attention distributions of every layer
+    teachers[large].logits      of the teacher named `large` only
+
+A path resolves, against the shape of a model, to `Capture`s: the canonical keys under which the
+tensors of one forward pass are captured once, however many methods read them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gkd_core.errors import MethodError, suggest
+
+if TYPE_CHECKING:
+    from gkd_core.models.info import ModelInfo, Models
+
+ATTENTION_SITES = ("query", "key", "value", "scores", "probs", "context")
+LAYERED_SITES = ("hidden", *ATTENTION_SITES)
+SITES = ("hidden", "embedding", *ATTENTION_SITES, "logits")
+REDUCERS = ("cls", "mean")
+REDUCIBLE_SITES = ("hidden", "embedding", "context")
+
+GRAMMAR = re.compile(
+    r"(?P<side>\w+)(?:\[(?P<name>[^\]]*)\])?\.(?P<site>\w+)(?:\[(?P<index>[^\]]*)\])?"
+    r"(?P<normed>\.normed\b)?(?:\|(?P<reduce>\w+))?"
+)
+INDEX = re.compile(r"\*|last|-?\d+")
+
+
+@dataclass(frozen=True, order=True)
+class Capture:
+    """One tensor of one forward pass.
+
+    Attributes:
+        site: `hidden`, `query`, `key`, `value`, `scores`, `probs`, `context` or `logits`.
+        layer: Number of the block; 0 is the embedding output; None for `logits`.
+        normed: Whether the tensor is taken after the model's final norm.
+        reduce: `cls`, `mean`, or empty for the whole tensor.
+    """
+
+    site: str
+    layer: int | None = None
+    normed: bool = False
+    reduce: str = ""
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f"[{self.layer}]"
+        normed = ".normed" if self.normed else ""
+        return f"{self.site}{layer}{normed}{'|' if self.reduce else ''}{self.reduce}"
+
+    def shape(self, info: ModelInfo, batch_size: int, length: int) -> tuple[int, ...]:
+        """Return the shape of the tensor in a batch of `batch_size` rows of `length` tokens."""
+        rows = (batch_size,) if self.reduce else (batch_size, length)
+        if self.site == "logits":
+            per_token = info.labels == info.vocab_size
+            return (batch_size, length, info.labels) if per_token else (batch_size, info.labels)
+        if self.site == "hidden":
+            return (*rows, info.hidden_size)
+        if self.site == "context":
+            return (*rows, info.heads * info.head_size)
+        if self.site in ("scores", "probs"):
+            return (batch_size, info.heads, length, length)
+        heads = info.heads if self.site == "query" else info.kv_heads
+        return (batch_size, heads, length, info.head_size)
+
+    def bytes(self, info: ModelInfo, batch_size: int, length: int, element_size: int = 4) -> int:
+        """Return the size of the tensor in bytes.
+
+        Args:
+            info: Shape of the model.
+            batch_size: Rows.
+            length: Tokens of a row.
+            element_size: Bytes of one element.
+        """
+        size = element_size
+        for dimension in self.shape(info, batch_size, length):
+            size *= dimension
+        return size
+
+
+@dataclass(frozen=True)
+class Path:
+    """A path as written.
+
+    Attributes:
+        text: The text.
+        side: `student` or `teacher`.
+        teacher: The one teacher it is restricted to, or None.
+        site: One of `SITES`.
+        index: Layers as written: numbers, `last` and `*`; empty for `embedding` and `logits`.
+        normed: Whether `.normed` was written.
+        reduce: `cls`, `mean` or empty.
+    """
+
+    text: str
+    side: str
+    teacher: str | None
+    site: str
+    index: tuple[str, ...]
+    normed: bool
+    reduce: str
+
+    def resolve(self, info: ModelInfo, method: str) -> frozenset[Capture]:
+        """Return the tensors the path stands for in a model.
+
+        Raises:
+            MethodError: A layer is out of range, or `.normed` stands on another than the last.
+        """
+        if self.site == "logits":
+            return frozenset([Capture("logits")])
+        if self.site == "embedding":
+            return frozenset([Capture("hidden", 0, reduce=self.reduce)])
+        layers = {layer for item in self.index for layer in self._layers(item, info, method)}
+        if self.normed and layers != {info.layers}:
+            raise MethodError(
+                f"{method} reads {self.text}, but only the last hidden state passes through the "
+                f"final norm. Write {self.side}.hidden[last].normed"
+            )
+        return frozenset(Capture(self.site, layer, self.normed, self.reduce) for layer in layers)
+
+    def _layers(self, item: str, info: ModelInfo, method: str) -> range:
+        """Return the layers that one item of the index stands for."""
+        first = 0 if self.site == "hidden" else 1
+        if item == "*":
+            return range(first, info.layers + 1)
+        layer = -1 if item == "last" else int(item)
+        layer = layer + info.layers + 1 if layer < 0 else layer
+        if not first <= layer <= info.layers:
+            owner = "the student" if self.side == "student" else f"the teacher {info.name!r}"
+            raise MethodError(
+                f"{method} reads {self.side}.{self.site}[{item}], but {owner} has {info.layers} "
+                f"layers ({self.site}[{first}] to {self.site}[{info.layers}]). Choose a layer in "
+                "this range, or a deeper model"
+            )
+        return range(layer, layer + 1)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a method reads of the student and of one teacher.
+
+    Attributes:
+        student: Tensors of the student.
+        teacher: Tensors of the teacher.
+    """
+
+    student: frozenset[Capture]
+    teacher: frozenset[Capture]
+
+
+def parse_path(text: str, method: str) -> Path:
+    """Read a path.
+
+    Args:
+        text: The path.
+        method: Who reads it, for the error.
+
+    Raises:
+        MethodError: The text is not a path; shows where.
+    """
+    match = GRAMMAR.match(text)
+    if match is None:
+        raise _syntax_error(text, 0, "it must start with `student.` or `teacher.`", method)
+    for group, problem in _problems(match):
+        raise _syntax_error(text, max(match.start(group), 0), problem, method)
+    if match.end() < len(text):
+        raise _syntax_error(text, match.end(), f"{text[match.end() :]!r} does not belong", method)
+    return Path(
+        text=text,
+        side="student" if match["side"] == "student" else "teacher",
+        teacher=match["name"],
+        site=match["site"],
+        index=tuple(_items(match["index"])),
+        normed=match["normed"] is not None,
+        reduce=match["reduce"] or "",
+    )
+
+
+def resolve_paths(paths: Iterable[str], models: Models, method: str) -> Reads:
+    """Return the tensors that paths stand for in the given models.
+
+    Paths of a teacher with another name stand for nothing.
+
+    Args:
+        paths: What the method returned from `reads`.
+        models: Student and teacher.
+        method: Name of the method, for errors.
+
+    Raises:
+        MethodError: A path is malformed, a layer is out of range, or there is no teacher.
+    """
+    student: set[Capture] = set()
+    teacher: set[Capture] = set()
+    for text in paths:
+        path = parse_path(text, method)
+        if path.side == "student":
+            student |= path.resolve(models.student, method)
+        elif models.teacher is None:
+            raise MethodError(f"{method} reads {text}, but the run has no teacher. Set `teacher`")
+        elif path.teacher in (None, models.teacher.name):
+            teacher |= path.resolve(models.teacher, method)
+    return Reads(frozenset(student), frozenset(teacher))
+
+
+def _items(index: str | None) -> list[str]:
+    return [] if index is None else [item.strip() for item in index.split(",")]
+
+
+def _problems(match: re.Match[str]) -> Iterable[tuple[str, str]]:
+    """Yield what is wrong with the parts of a path, and in which part."""
+    side, site = match["side"], match["site"]
+    if side not in ("student", "teacher", "teachers"):
+        hint = suggest(side, ("student", "teacher"))
+        yield "side", f"{side!r} is neither `student` nor `teacher`.{hint}"
+    if (side == "teachers") != (match["name"] is not None):
+        yield "side", "one teacher among several is written `teachers[name]`"
+    if site not in SITES:
+        yield "site", f"{site!r} is not a site.{suggest(site, SITES)}"
+    if site in LAYERED_SITES and match["index"] is None:
+        yield "site", f"{site!r} needs a layer, such as {site}[last]"
+    if site not in LAYERED_SITES and match["index"] is not None:
+        yield "index", f"{site!r} has no layers"
+    for item in _items(match["index"]):
+        if not INDEX.fullmatch(item):
+            yield "index", f"{item!r} is not a layer: write a number, `last` or `*`"
+    if match["normed"] and site != "hidden":
+        yield "normed", "`.normed` exists only for hidden[last]"
+    if match["reduce"] and match["reduce"] not in REDUCERS:
+        yield "reduce", f"{match['reduce']!r} is not a reducer: write `cls` or `mean`"
+    if match["reduce"] and site not in REDUCIBLE_SITES:
+        yield "reduce", f"{site!r} has no positions to reduce over"
+
+
+def _syntax_error(text: str, position: int, problem: str, method: str) -> MethodError:
+    layered = ", ".join(f"{site}[l]" for site in LAYERED_SITES)
+    return MethodError(
+        f"{method} reads {text!r}, which is not a path: {problem}\n"
+        f"    {text}\n    {' ' * position}^\n"
+        f"The sites are {layered}, embedding and logits, each after `student.` or `teacher.`"
+    )

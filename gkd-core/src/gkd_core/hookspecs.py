@@ -1,0 +1,126 @@
+"""The plugin contract: every hook a gkd plugin may implement, in the order they are called.
+
+A plugin is a module registered under the entry-point group `gkd`; each hook it implements is a
+function of the same name marked `@gkd_core.hookimpl`. An implementation may take any subset of the
+arguments. Plugins are called in alphabetical order of their entry-point names.
+
+Registration hooks return classes and files. They are called before the configuration is read, so
+import what is heavy inside the function: `gkd --help` must not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import click
+
+    from gkd_core.combiner import TeacherCombiner
+    from gkd_core.data.task import Task
+    from gkd_core.method import Method, Step
+    from gkd_core.models.sites import Sites
+    from gkd_core.training.plan import RunPlan
+    from gkd_core.training.run import Run
+    from gkd_core.training.stage import Stage
+
+PROJECT = "gkd"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def gkd_register_methods() -> Iterable[type[Method]]:
+    """Return distillation methods. Called once, when the first method is asked for."""
+
+
+@hookspec
+def gkd_register_combiners() -> Iterable[type[TeacherCombiner]]:
+    """Return ways to combine the loss terms of several teachers."""
+
+
+@hookspec
+def gkd_register_recipes() -> Iterable[Path]:
+    """Return recipe files (`NAME.toml`): run files that `gkd run --recipe NAME` starts from."""
+
+
+@hookspec
+def gkd_register_sites() -> Iterable[type[Sites]]:
+    """Return adapters for architectures whose blocks and attention core does not find by itself."""
+
+
+@hookspec
+def gkd_register_tasks() -> Iterable[type[Task]]:
+    """Return sources of data, chosen by `task.name`."""
+
+
+@hookspec
+def gkd_register_commands() -> Iterable[click.Command]:
+    """Return commands of `gkd`. Called by every `gkd` command, also by `gkd --help`."""
+
+
+@hookspec
+def gkd_check_plan(plan: RunPlan) -> None:
+    """See what a run will compute, before any weight is loaded; raise a `GkdError` to refuse it.
+
+    Args:
+        plan: Stages, methods, passes, captured tensors with shape and bytes, weights.
+    """
+
+
+@hookspec
+def gkd_stage_start(run: Run, stage: Stage) -> None:
+    """Act when the models of a stage are built and its first step is about to begin.
+
+    Args:
+        run: The run: configuration, directory, recorder.
+        stage: The stage: models, methods, data.
+    """
+
+
+@hookspec
+def gkd_step_end(run: Run, stage: Stage, step: Step, losses: Mapping[str, float]) -> None:
+    """Act after an optimizer step whose losses were read for the log (every `log_every` steps).
+
+    Args:
+        run: The run.
+        stage: The stage.
+        step: The step just done.
+        losses: Every loss term by name, and `total`.
+    """
+
+
+@hookspec
+def gkd_evaluate(run: Run, stage: Stage, step: Step, metrics: Mapping[str, float]) -> None:
+    """Act after the student was evaluated on the validation rows.
+
+    Args:
+        run: The run.
+        stage: The stage.
+        step: The step just done.
+        metrics: Metrics by name.
+    """
+
+
+@hookspec
+def gkd_stage_end(run: Run, stage: Stage, error: BaseException | None) -> None:
+    """Act when a stage is over, also when it failed.
+
+    Args:
+        run: The run.
+        stage: The stage.
+        error: What ended the stage, or None.
+    """
+
+
+@hookspec
+def gkd_report(run: Run) -> Iterable[Path] | None:
+    """Add files to the report of a finished run, and return them.
+
+    Args:
+        run: The run, with its results.
+    """

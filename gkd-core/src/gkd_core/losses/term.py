@@ -1,0 +1,52 @@
+"""`Term`: per-item losses with the items they belong to, which core averages globally."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gkd_core.data.batch import ItemKind, Items
+
+
+@dataclass(frozen=True)
+class Term:
+    """Losses of the items of a micro-batch.
+
+    Core divides the sum by the number of items in the whole optimizer step, so that neither the
+    micro-batch size nor the number of ranks changes the gradient.
+
+    Attributes:
+        values: fp32, the shape of `over.mask`; 0 where the item does not count.
+        over: The items.
+    """
+
+    values: Tensor
+    over: Items
+
+    def __add__(self, other: Term) -> Term:
+        if self.over.kind != other.over.kind:
+            raise ValueError(f"cannot add losses over {self.over.kind}s and {other.over.kind}s")
+        return Term(self.values + other.values, self.over)
+
+    def __radd__(self, other: int) -> Term:
+        """Let `sum()` start from its integer 0."""
+        if other != 0:
+            raise TypeError("a Term can only be added to a Term")
+        return self
+
+    def __mul__(self, factor: float | Tensor) -> Term:
+        return Term(self.values * factor, self.over)
+
+    __rmul__ = __mul__
+
+    def mean(self, counts: Mapping[ItemKind, int] | None = None) -> Tensor:
+        """Return the sum over the items divided by their number; 0 if there are none.
+
+        Args:
+            counts: Number of items of each kind in the optimizer step; those of this micro-batch
+                if not given.
+        """
+        count = self.over.count if counts is None else counts[self.over.kind]
+        return self.values.sum() / max(count, 1)

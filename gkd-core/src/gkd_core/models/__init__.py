@@ -1,0 +1,1 @@
+"""Loading models, building students, and naming the sites of an architecture."""

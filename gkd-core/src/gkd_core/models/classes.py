@@ -1,0 +1,79 @@
+"""The classes a model predicts: read, compared with the task's, written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from transformers import PretrainedConfig
+
+from gkd_core.data.task import Kind
+from gkd_core.errors import ConfigError
+
+GENERIC_CLASS = re.compile(r"LABEL_\d+")
+
+
+def teacher_classes(config: PretrainedConfig) -> tuple[str, ...] | None:
+    """Return the class names of a classifier in the order of their ids, or None if it has none.
+
+    Names such as `LABEL_0` or `0`, which say no more than the id, count as none.
+    """
+    names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    return None if _generic(names) else names
+
+
+def check_classes(
+    config: PretrainedConfig, kind: Kind, classes: Sequence[str], origin: str
+) -> None:
+    """Refuse a teacher whose outputs are not those of the task.
+
+    Names that only count (`LABEL_0`, `0`) on either side match by position.
+
+    Args:
+        config: The teacher's configuration.
+        kind: What is predicted; in language modelling there is nothing to check.
+        classes: The task's classes in the order of their ids: put in the teacher's order by the
+            caller (`teacher_classes`).
+        origin: Setting that named the teacher.
+
+    Raises:
+        ConfigError: The number, names or order of the classes differ.
+    """
+    expected = {"classification": len(classes), "regression": 1}.get(kind, config.num_labels)
+    theirs = teacher_classes(config)
+    named = kind == "classification" and theirs is not None and not _generic(classes)
+    if config.num_labels == expected and (not named or theirs == tuple(classes)):
+        return
+    if kind == "regression":
+        problem = f"has {config.num_labels} outputs, but regression needs 1"
+    elif named and set(theirs or ()) == set(classes):
+        problem = f"has the classes in the order {listed(theirs or ())}, not {listed(classes)}"
+    else:
+        mine = f"the classes {listed(theirs)}" if theirs else f"{config.num_labels} unnamed outputs"
+        problem = f"has {mine}, but the task has the classes {listed(classes)}"
+    raise ConfigError(
+        f"the teacher ({origin}) {problem}; choose a teacher trained on this task, or train one "
+        "with `gkd run --method hard`"
+    )
+
+
+def set_classes(config: PretrainedConfig, kind: Kind, classes: Sequence[str]) -> None:
+    """Write what is predicted into a configuration: class names, one output, or nothing."""
+    if kind == "regression":
+        config.num_labels = 1
+        config.problem_type = "regression"
+    elif kind == "classification":
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: index for index, name in enumerate(classes)}
+        config.problem_type = "single_label_classification"
+
+
+def _generic(names: Sequence[str]) -> bool:
+    return all(
+        GENERIC_CLASS.fullmatch(name) or name == str(index) for index, name in enumerate(names)
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return class names as messages show them."""
+    return f"[{', '.join(names)}]"

@@ -1,0 +1,79 @@
+"""What a method may know of the models before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+FFN_SIZES = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "ffn_hidden_size")
+"""What configurations call the feed-forward width."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Shape of one model, read from its configuration.
+
+    Attributes:
+        name: `student`, or the teacher's name.
+        family: Hugging Face model type (`bert`, `llama`, ...).
+        layers: Number of transformer blocks L; hidden states are numbered 0..L.
+        hidden_size: Width D of the residual stream.
+        heads: Query heads A.
+        kv_heads: Key and value heads, fewer than `heads` under grouped-query attention.
+        head_size: Width of one head.
+        ffn_size: Width inside the feed-forward block.
+        vocab_size: Rows of the embedding.
+        labels: Width of the logits: classes, or the vocabulary for language models.
+        max_length: Longest sequence the position embedding allows.
+    """
+
+    name: str
+    family: str
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    ffn_size: int
+    vocab_size: int
+    labels: int
+    max_length: int
+
+    @classmethod
+    def read(cls, name: str, config: PretrainedConfig, labels: int) -> ModelInfo:
+        """Read the shape from a Hugging Face configuration.
+
+        Args:
+            name: `student`, or the teacher's name.
+            config: The model's configuration, of any text encoder or decoder.
+            labels: Width of the logits.
+        """
+        heads = config.num_attention_heads
+        named = (getattr(config, name, None) for name in FFN_SIZES)
+        return cls(
+            name=name,
+            family=config.model_type,
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            ffn_size=next(filter(None, named), 4 * config.hidden_size),
+            vocab_size=config.vocab_size,
+            labels=labels,
+            max_length=getattr(config, "max_position_embeddings", None) or 2**31,
+        )
+
+
+@dataclass(frozen=True)
+class Models:
+    """The student and one teacher (or none), as a method sees them.
+
+    With several teachers a method is asked once per teacher; `teacher` is then that one.
+    """
+
+    student: ModelInfo
+    teacher: ModelInfo | None

@@ -1,0 +1,114 @@
+"""Which teacher block a student block is compared with, and which it starts from.
+
+Blocks are counted from 1; 0 is the embedding. With L_s student and L_t teacher blocks the named
+strategies pair student block l with
+
+first     l
+last      l + L_t - L_s
+spaced    floor(l * L_t / L_s), which ends at L_t
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from gkd_core.errors import ConfigError, GkdError, MethodError
+
+Strategy = Literal["first", "last", "spaced"]
+Block = Annotated[int, Field(ge=1)]
+LayerMap: TypeAlias = Strategy | list[tuple[Block, Block]]
+"""A strategy, or `[student, teacher]` pairs of blocks counted from 1."""
+
+
+def layer_pairs(
+    layer_map: LayerMap, student_layers: int, teacher_layers: int
+) -> list[tuple[int, int]]:
+    """Return the (student, teacher) pairs of blocks to compare, in the order of the student.
+
+    Args:
+        layer_map: A strategy, which pairs every student block, or pairs, which may leave some out.
+        student_layers: Number of student blocks.
+        teacher_layers: Number of teacher blocks.
+
+    Raises:
+        MethodError: The student is deeper than the teacher (strategies), or a pair is out of range
+            or out of order.
+    """
+    if isinstance(layer_map, str):
+        if student_layers > teacher_layers:
+            raise MethodError(
+                f"the layer map {layer_map!r} needs a student no deeper than the teacher, but the "
+                f"student has {student_layers} blocks and the teacher {teacher_layers}; give the "
+                "map as [student, teacher] pairs"
+            )
+        blocks = _strategy(layer_map, student_layers, teacher_layers)
+        return list(enumerate(blocks, start=1))
+    if not layer_map:
+        raise MethodError("the layer map is empty; give at least one [student, teacher] pair")
+    _refuse_out_of_range(
+        MethodError, "layer map", "student", [pair[0] for pair in layer_map], student_layers
+    )
+    _refuse_out_of_range(
+        MethodError, "layer map", "teacher", [pair[1] for pair in layer_map], teacher_layers
+    )
+    for (before, _), (after, _) in pairwise(layer_map):
+        if after <= before:
+            raise MethodError(
+                f"the layer map lists student block {after} after {before}; list every student "
+                "block once, in rising order"
+            )
+    return [(student, teacher) for student, teacher in layer_map]
+
+
+def init_layers(
+    init: Strategy | Sequence[int], student_layers: int, teacher_layers: int
+) -> list[int]:
+    """Return the teacher block, counted from 1, that each student block starts from.
+
+    Args:
+        init: A strategy, or one teacher block per student block (repetitions are allowed).
+        student_layers: Number of student blocks.
+        teacher_layers: Number of teacher blocks.
+
+    Raises:
+        ConfigError: The student is deeper than the teacher (strategies), the list has another
+            length than the student, or names a block the teacher does not have.
+    """
+    if isinstance(init, str):
+        if student_layers > teacher_layers:
+            raise ConfigError(
+                f"student.init = {init!r} needs a student no deeper than the teacher, but "
+                f"student.layers is {student_layers} and the teacher has {teacher_layers} blocks; "
+                "list one teacher block per student block, or set student.init = 'random'"
+            )
+        return _strategy(init, student_layers, teacher_layers)
+    if len(init) != student_layers:
+        raise ConfigError(
+            f"student.init lists {len(init)} teacher blocks, but the student has {student_layers}; "
+            "list one for each"
+        )
+    _refuse_out_of_range(ConfigError, "student.init", "teacher", init, teacher_layers)
+    return list(init)
+
+
+def _strategy(strategy: Strategy, student_layers: int, teacher_layers: int) -> list[int]:
+    blocks = range(1, student_layers + 1)
+    if strategy == "first":
+        return list(blocks)
+    if strategy == "last":
+        return [block + teacher_layers - student_layers for block in blocks]
+    return [block * teacher_layers // student_layers for block in blocks]
+
+
+def _refuse_out_of_range(
+    error: type[GkdError], setting: str, model: str, blocks: Sequence[int], layers: int
+) -> None:
+    for block in blocks:
+        if not 1 <= block <= layers:
+            raise error(
+                f"{setting} names {model} block {block}, but the {model} has blocks 1 to {layers}"
+            )

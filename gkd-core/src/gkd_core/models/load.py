@@ -1,0 +1,232 @@
+"""Load Hugging Face text encoders and decoders: teachers, and checkpoints to train.
+
+Weights come from safetensors files only; code that lies beside a checkpoint runs only if the user
+says so. Whatever can be seen in `config.json` is refused before any weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from gkd_core.data.task import Kind
+from gkd_core.errors import ConfigError
+from gkd_core.models.classes import check_classes, listed, set_classes, teacher_classes
+from gkd_core.models.quiet import quiet
+from gkd_core.models.source import load_config, locate, unreadable
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What transformers has for one kind of task.
+
+    Attributes:
+        auto: The Auto class that loads such a model.
+        configs: Mapping whose keys are the configuration classes it knows.
+        name: What a person calls the head.
+    """
+
+    auto: Any
+    configs: Any
+    name: str
+
+
+SEQUENCE = (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+HEADS: dict[Kind, Head] = {
+    "classification": Head(*SEQUENCE, "classification head"),
+    "regression": Head(*SEQUENCE, "regression head"),
+    "masked-lm": Head(AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING, "masked-LM head"),
+    "causal-lm": Head(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, "causal-LM head"),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model loaded to be trained.
+
+    Attributes:
+        model: The model, fp32, in training mode.
+        initialised: Names of the weights the checkpoint did not have, drawn at random.
+    """
+
+    model: PreTrainedModel
+    initialised: tuple[str, ...]
+
+
+def check_kind(config: PretrainedConfig, kind: Kind, origin: str) -> None:
+    """Refuse an architecture that cannot do a kind of task.
+
+    Raises:
+        ConfigError: It has no such head, or is an encoder asked to predict the next token.
+    """
+    family = config.model_type
+    if HEADS[kind].auto.__name__ in (getattr(config, "auto_map", None) or {}):
+        return
+    if type(config) not in HEADS[kind].configs:
+        able = [other for other, head in HEADS.items() if type(config) in head.configs]
+        raise ConfigError(
+            f"{origin}: {family} models have no {HEADS[kind].name}, which task.kind = {kind!r} "
+            f"needs; {family} can do {', '.join(able) or 'none of the kinds'}"
+        )
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    if kind == "causal-lm" and encoder and not getattr(config, "is_decoder", False):
+        raise ConfigError(
+            f"{origin}: {family} is an encoder, which sees the very token that task.kind = "
+            "'causal-lm' asks it to predict; use task.kind = 'masked-lm', or a decoder"
+        )
+
+
+def load_teacher(
+    model: str, kind: Kind, classes: Sequence[str], trust_remote_code: bool, origin: str
+) -> PreTrainedModel:
+    """Load a trained model to learn from: fp32, evaluation mode, without gradients.
+
+    Args:
+        model: Directory or hub id.
+        kind: What is predicted.
+        classes: The task's classes in the order of their ids; empty unless classification.
+        trust_remote_code: Run code that comes with the checkpoint.
+        origin: Setting that named the model.
+
+    Raises:
+        ConfigError: The model does not suit the task, or its weights are not all there.
+    """
+    config = load_config(model, trust_remote_code, origin)
+    check_kind(config, kind, origin)
+    check_classes(config, kind, classes, origin)
+    teacher, missing, misfit = _read_weights(model, kind, config, trust_remote_code, origin)
+    if misfit or any(_in_body(teacher, name) for name in missing):
+        raise _incomplete(model, origin, misfit + missing)
+    if missing:
+        raise no_trained_head(model, kind, origin, missing)
+    return teacher.requires_grad_(False).eval()
+
+
+def load_model(
+    model: str,
+    kind: Kind,
+    classes: Sequence[str],
+    seed: int,
+    trust_remote_code: bool,
+    origin: str,
+) -> Checkpoint:
+    """Load a checkpoint to be trained; a head it does not have is drawn at random.
+
+    Args:
+        model: Directory or hub id.
+        kind: What is predicted.
+        classes: The task's classes in the order of their ids; empty unless classification.
+        seed: Seed of the weights that are drawn.
+        trust_remote_code: Run code that comes with the checkpoint.
+        origin: Setting that named the model.
+
+    Raises:
+        ConfigError: The model does not suit the kind of task, or lacks more than a head.
+    """
+    config = load_config(model, trust_remote_code, origin)
+    check_kind(config, kind, origin)
+    known = teacher_classes(config) or ()
+    if set(known) == set(classes) and known != tuple(classes):
+        raise ConfigError(
+            f"{origin} = {model!r} has the classes in the order {listed(known)}, but the run in "
+            f"the order {listed(classes)}; start from a checkpoint without a classification head"
+        )
+    set_classes(config, kind, classes)
+    with seeded(seed):
+        loaded, missing, misfit = _read_weights(model, kind, config, trust_remote_code, origin)
+    initialised = sorted({*missing, *misfit})
+    if any(_in_body(loaded, name) for name in initialised):
+        raise _incomplete(model, origin, initialised)
+    return Checkpoint(loaded.train(), tuple(initialised))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a seeded CPU generator inside; the global one is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _read_weights(
+    model: str, kind: Kind, config: PretrainedConfig, trust_remote_code: bool, origin: str
+) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """Return the model, the weights missing in the checkpoint, and those of another shape."""
+    place = locate(model, origin)
+    check_safetensors(place, kind, origin)
+    try:
+        with quiet():
+            loaded, info = HEADS[kind].auto.from_pretrained(
+                place,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise unreadable(model, origin, error) from error
+    misfit = [name for name, *_ in info["mismatched_keys"]]
+    return loaded, sorted(info["missing_keys"]), sorted(misfit)
+
+
+def check_safetensors(place: str, kind: Kind, origin: str) -> None:
+    """Refuse a directory without safetensors; a hub id is refused by transformers itself."""
+    directory = Path(place)
+    if not directory.is_dir() or any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if not pickles:
+        raise ConfigError(f"{origin} = {place!r} holds no weights (*.safetensors)")
+    auto = HEADS[kind].auto.__name__
+    raise ConfigError(
+        f"{origin} = {place!r} holds its weights as a pickle only ({_some(pickles)}), which can "
+        'run code when it is read. If you trust it, convert it once: python -c "from transformers '
+        f"import {auto} as M; M.from_pretrained('{place}').save_pretrained('{place}-safetensors')\""
+        ", and copy its tokenizer files too"
+    )
+
+
+def no_trained_head(model: str, kind: Kind, origin: str, missing: Sequence[str]) -> ConfigError:
+    """Return the error to raise for a teacher that lacks weights of its head."""
+    return ConfigError(
+        f"{origin} = {model!r} has no trained {HEADS[kind].name} "
+        f"({_some(missing)}); train it first, for example with "
+        f"`gkd run --method hard --student {model} ...`"
+    )
+
+
+def _in_body(model: PreTrainedModel, name: str) -> bool:
+    """Tell whether a weight belongs to the body; a pooler counts as part of the head."""
+    return name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
+
+
+def _incomplete(model: str, origin: str, missing: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{origin} = {model!r}: the weights do not fill the model its config.json describes; "
+        f"{len(missing)} are missing or of another shape ({_some(missing)}). "
+        "The checkpoint is damaged, or of another model"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,77 @@
+"""Write a model as a normal Hugging Face directory, and measure models and directories."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gkd_core.errors import ConfigError
+from gkd_core.models.quiet import quiet
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write weights (safetensors), configuration and tokenizer so that transformers loads them.
+
+    Everything is written beside `directory` and renamed at the end: whenever the process dies,
+    the model saved before is whole, there or as `.NAME.old` beside it.
+
+    Args:
+        model: The model, with class names in its configuration.
+        tokenizer: Its tokenizer.
+        directory: Where to; a model saved there before is replaced.
+
+    Raises:
+        ConfigError: `directory` holds something that is not a saved model.
+    """
+    _refuse_foreign(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    with quiet():
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    _replace(directory, aside)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_embedding_parameters(model: nn.Module) -> int:
+    """Return the number of parameters in embedding tables, tied ones counted once."""
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    return sum(table.numel() for table in tables)
+
+
+def directory_size(directory: Path) -> int:
+    """Return the bytes of all files under a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _refuse_foreign(directory: Path) -> None:
+    if directory.is_dir() and (not any(directory.iterdir()) or _is_model(directory)):
+        return
+    if directory.exists():
+        raise ConfigError(
+            f"cannot save a model as {str(directory)!r}: something that is not a model is there; "
+            "choose another directory"
+        )
+
+
+def _is_model(directory: Path) -> bool:
+    return (directory / "config.json").is_file()
+
+
+def _replace(directory: Path, aside: Path) -> None:
+    """Rename `aside` to `directory`; no system call swaps two directories everywhere."""
+    old = directory.with_name(f".{directory.name}.old")
+    if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(directory, old)
+    os.replace(aside, directory)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,165 @@
+"""`Sites`: where the blocks, the attention modules and the final norm of a model are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_FAMILIES,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED_FAMILIES,
+)
+
+from gkd_core.errors import MethodError, PluginError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PLUGIN_HINT = "A plugin can name them with a `Sites` class, registered through gkd_register_sites"
+
+
+class Sites:
+    """The places of a transformers encoder or decoder that can be read.
+
+    Most transformers models name the classes of their blocks and attention modules, which is
+    enough. For an architecture where it is not, a plugin registers a subclass that overrides
+    `find_blocks`, `find_attentions` or `find_final_norm`.
+
+    Attributes:
+        families: Hugging Face model types a subclass is for.
+        model: The model, with whatever head it has.
+        blocks: The transformer blocks in order, L of them.
+        attentions: The self-attention module of each block: what transformers' attention functions
+            receive as first argument. Empty where attention cannot be captured.
+        final_norm: The norm after the last block; None in post-norm models.
+        causal: Whether a position sees only those before it.
+        obstacle: Why attention sites cannot be captured, or None if they can.
+
+    Raises:
+        MethodError: The structure of the model is not understood; says what is missing.
+    """
+
+    families: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        config = model.config
+        if config.is_encoder_decoder:
+            raise self._unknown("it is an encoder-decoder; encoders and decoders are supported")
+        self.blocks: Sequence[nn.Module] = self.find_blocks()
+        if len(self.blocks) != config.num_hidden_layers:
+            raise self._unknown(
+                f"its configuration counts {config.num_hidden_layers} blocks, "
+                f"but {len(self.blocks)} were found"
+            )
+        if len(set(self.blocks)) < len(self.blocks):
+            raise self._unknown("its layers share one block and cannot be told apart")
+        self.attentions: Sequence[nn.Module] = self.find_attentions()
+        self.final_norm: nn.Module | None = self.find_final_norm()
+        self.obstacle: str | None = self._find_obstacle()
+        self.causal = self._is_causal()
+
+    def find_blocks(self) -> Sequence[nn.Module]:
+        """Return the transformer blocks in order."""
+        base = self.model.base_model
+        return self._recorded("hidden_states", base) or self._only_list(base)
+
+    def find_attentions(self) -> Sequence[nn.Module]:
+        """Return the self-attention module of each block; nothing if some block has not one."""
+        found = [self._recorded("attentions", block) for block in self.blocks]
+        return [modules[0] for modules in found] if all(len(m) == 1 for m in found) else []
+
+    def find_final_norm(self) -> nn.Module | None:
+        """Return the norm after the last block, or None if there is none.
+
+        It stands beside the list of blocks or beside a module around that list.
+        """
+        norms = {
+            name: child
+            for parent in self._parents(self.blocks[0])
+            for name, child in parent.named_children()
+            if type(child).__name__.lower().endswith("norm")
+        }
+        if len(norms) > 1:
+            norms = {name: child for name, child in norms.items() if "emb" not in name}
+        if len(norms) > 1:
+            raise self._unknown(f"any of {', '.join(norms)} could be its final norm")
+        return next(iter(norms.values()), None)
+
+    def _recorded(self, output: str, root: nn.Module) -> list[nn.Module]:
+        """Return the modules under `root` whose class transformers records `output` from."""
+        recordable = getattr(self.model.base_model, "_can_record_outputs", None) or {}
+        entries = recordable.get(output, [])
+        entries = entries if isinstance(entries, list) else [entries]
+        return [
+            module
+            for name, module in root.named_modules()
+            if any(_matches(entry, f".{name}.", module) for entry in entries)
+        ]
+
+    def _only_list(self, root: nn.Module) -> list[nn.Module]:
+        """Return the one list of modules that has as many as there are blocks, or nothing."""
+        count = self.model.config.num_hidden_layers
+        lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+        return list(lists[0]) if len(lists) == 1 else []
+
+    def _parents(self, block: nn.Module) -> list[nn.Module]:
+        """Return the modules around `block`, from the base model inwards."""
+        base = self.model.base_model
+        name = next(name for name, module in base.named_modules() if module is block)
+        parts = name.split(".")
+        return [base.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+
+    def _is_causal(self) -> bool:
+        family, modules = self.model.config.model_type, self.blocks[0].modules()
+        if not getattr(self.model.config, "is_causal", True):
+            return False
+        if any(getattr(module, "is_causal", False) for module in modules):
+            return True
+        return family in CAUSAL_FAMILIES and family not in MASKED_FAMILIES
+
+    def _find_obstacle(self) -> str | None:
+        name = type(self.model).__name__
+        if not self.attentions:
+            return f"transformers does not name the self-attention module of each block of {name}"
+        if not (self.model._supports_sdpa and self.model._can_set_attn_implementation()):
+            return f"{name} does not use transformers' scaled-dot-product attention"
+        return None
+
+    def _unknown(self, problem: str) -> MethodError:
+        model = f"{type(self.model).__name__} (model type {self.model.config.model_type!r})"
+        return MethodError(f"the sites of {model} are unknown: {problem}. {PLUGIN_HINT}")
+
+
+def find_sites(model: PreTrainedModel, adapters: Iterable[type[Sites]] = ()) -> Sites:
+    """Return the sites of a model.
+
+    Args:
+        model: The model.
+        adapters: Subclasses registered by plugins; one that names the model's type is used.
+
+    Raises:
+        MethodError: The structure of the model is not understood.
+        PluginError: Two adapters are for the same model type.
+    """
+    family = model.config.model_type
+    fitting = [adapter for adapter in adapters if family in adapter.families]
+    if len(fitting) > 1:
+        names = " and ".join(f"{a.__module__}.{a.__qualname__}" for a in fitting)
+        raise PluginError(f"{names} are all sites of {family!r}. Disable a plugin")
+    return fitting[0](model) if fitting else Sites(model)
+
+
+def _matches(entry: Any, name: str, module: nn.Module) -> bool:
+    """Tell whether a module is meant by an entry of `_can_record_outputs`.
+
+    An entry is a class, or an `OutputRecorder` with a class and a part of the module's name.
+    """
+    target = getattr(entry, "target_class", entry)
+    part = getattr(entry, "layer_name", None)
+    if not isinstance(target, type) or not isinstance(module, target):
+        return False
+    return part is None or f".{part.strip('.')}." in name

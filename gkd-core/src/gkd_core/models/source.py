@@ -1,0 +1,95 @@
+"""Find a model by directory or hub id, and read its configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PretrainedConfig
+
+from gkd_core.errors import ConfigError, suggest
+from gkd_core.models.quiet import quiet
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedConfig:
+    """Read the configuration of a text encoder or decoder.
+
+    Args:
+        model: Directory or hub id.
+        trust_remote_code: Run code that comes with the checkpoint.
+        origin: Setting that named the model, such as `teacher.model`, for messages.
+
+    Raises:
+        ConfigError: There is no such model, or it is not a text encoder or decoder.
+    """
+    place = locate(model, origin)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise unreadable(model, origin, error) from error
+    if config.is_encoder_decoder:
+        raise ConfigError(
+            f"{origin} = {model!r} is an encoder-decoder ({config.model_type}); "
+            "choose an encoder such as BERT or a decoder such as GPT-2"
+        )
+    if getattr(config, "vocab_size", None) is None:
+        raise ConfigError(
+            f"{origin} = {model!r} ({config.model_type}) is not a text model: it has no "
+            "vocabulary; choose a text encoder or decoder"
+        )
+    return config
+
+
+def locate(model: str, origin: str) -> str:
+    """Return the directory of a model, or its name if it can only be a hub id.
+
+    Raises:
+        ConfigError: It is neither, or the directory holds no model.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        raise ConfigError(f"{origin} = {model!r} is a file; give the directory it lies in")
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return str(path)
+        inside = sorted(str(found.parent) for found in path.glob("*/config.json"))
+        hint = f" Did you mean {' or '.join(map(repr, inside[:3]))}?" if inside else ""
+        raise ConfigError(
+            f"{origin} = {model!r} is not a Hugging Face model: it has no config.json.{hint}"
+        )
+    if HUB_ID.fullmatch(model):
+        return model
+    raise ConfigError(f"{origin} = {model!r} does not exist.{_nearest(path)}")
+
+
+def unreadable(model: str, origin: str, error: Exception) -> ConfigError:
+    """Return the error to raise for a model that transformers could not read."""
+    path = Path(model).expanduser()
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        setting = f"{origin.rpartition('.')[0]}.trust_remote_code = true"
+        return ConfigError(
+            f"{origin} = {model!r} brings model code of its own, which would be run; "
+            f"read it, and set {setting.lstrip('.')} if you trust it"
+        )
+    if path.is_dir():
+        return ConfigError(f"{origin} = {model!r} cannot be loaded: {reason}")
+    meant = _nearest(path) if path.parent.is_dir() else ""
+    return ConfigError(
+        f"{origin} = {model!r} is neither a directory here nor a model that could be fetched from "
+        f"the Hugging Face Hub ({reason.rstrip('.')}).{meant or ' Check the name and the network.'}"
+    )
+
+
+def _nearest(path: Path) -> str:
+    """Suggest a directory beside a missing one, or say where the path stops existing."""
+    parent = path.parent
+    if parent.is_dir():
+        return suggest(path.name, [entry.name for entry in parent.iterdir() if entry.is_dir()])
+    while not parent.is_dir():
+        parent = parent.parent
+    return f" The path exists up to {str(parent)!r}."

@@ -1,0 +1,73 @@
+"""Refuse a checkpoint by the names of its weights, before any of them is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PretrainedConfig
+
+from gkd_core.data.task import Kind
+from gkd_core.models.load import HEADS, check_safetensors, no_trained_head
+from gkd_core.models.quiet import quiet
+from gkd_core.models.source import locate, unreadable
+
+
+def check_stored(model: str, kind: Kind, origin: str) -> None:
+    """Refuse a directory whose weights are missing, damaged or a pickle; a hub id passes.
+
+    Args:
+        model: Directory or hub id.
+        kind: What is predicted.
+        origin: Setting that named the model.
+
+    Raises:
+        ConfigError: It has no weights that can be read.
+    """
+    place = locate(model, origin)
+    check_safetensors(place, kind, origin)
+    _stored_names(Path(place), origin)
+
+
+def check_trained_head(model: str, config: PretrainedConfig, kind: Kind, origin: str) -> None:
+    """Refuse a teacher whose weights lack the head of its task; a hub id passes.
+
+    Args:
+        model: Directory or hub id, with weights that can be read.
+        config: Its Hugging Face configuration.
+        kind: What is predicted.
+        origin: Setting that named the model.
+
+    Raises:
+        ConfigError: No weight of the head is there.
+    """
+    directory = Path(locate(model, origin))
+    if not directory.is_dir() or type(config) not in HEADS[kind].configs:
+        return
+    heads = set(_head_modules(config, kind))
+    stored = {name.partition(".")[0] for name in _stored_names(directory, origin)}
+    if heads and not heads & stored:
+        raise no_trained_head(model, kind, origin, sorted(heads))
+
+
+def _head_modules(config: PretrainedConfig, kind: Kind) -> Iterator[str]:
+    """Yield the modules beside the body that have weights of their own (tied ones have none)."""
+    with torch.device("meta"), quiet():
+        model = HEADS[kind].auto.from_config(config)
+    for name, _ in model.named_parameters():
+        module = name.partition(".")[0]
+        if module != model.base_model_prefix:
+            yield module
+
+
+def _stored_names(directory: Path, origin: str) -> list[str]:
+    names: list[str] = []
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                names += file.keys()
+        except (OSError, SafetensorError) as error:
+            raise unreadable(str(directory), origin, error) from error
+    return names

@@ -1,0 +1,228 @@
+"""Build a student: a smaller copy of a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from gkd_core.config.schema import StudentConfig
+from gkd_core.data.task import Kind
+from gkd_core.errors import ConfigError
+from gkd_core.models.classes import set_classes
+from gkd_core.models.info import FFN_SIZES, ModelInfo
+from gkd_core.models.layer_map import init_layers
+from gkd_core.models.load import seeded
+from gkd_core.models.quiet import quiet
+from gkd_core.models.save import count_embedding_parameters, count_parameters
+from gkd_core.models.sites import Sites
+from gkd_core.models.transfer import Transfer, transfer
+
+HIDDEN_SIZES = ("embedding_size", "word_embed_proj_dim", "pooler_hidden_size")
+"""Widths that follow hidden_size in a student where they equal it in the teacher."""
+
+WIDTHS = {
+    "hidden_size": "hidden size",
+    "heads": "number of heads",
+    "head_size": "head size",
+    "ffn_size": "feed-forward width",
+}
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student ready to be trained.
+
+    Attributes:
+        model: The model, fp32, in training mode.
+        summary: What a person is shown: (property, value) rows.
+    """
+
+    model: PreTrainedModel
+    summary: list[tuple[str, str]]
+
+
+def build_student(
+    spec: StudentConfig,
+    teacher: PreTrainedModel,
+    kind: Kind,
+    classes: Sequence[str],
+    seed: int,
+    adapters: Iterable[type[Sites]] = (),
+) -> Student:
+    """Build a student that is a smaller copy of a teacher.
+
+    Args:
+        spec: Its shape; `model` is not looked at.
+        teacher: The (first) teacher.
+        kind: What is predicted.
+        classes: Names of the classes in the order of their ids; empty unless classification.
+        seed: Seed of the weights that are not copied.
+        adapters: Site adapters registered by plugins.
+
+    Raises:
+        ConfigError: The configuration does not suit the teacher or the task.
+    """
+    config = student_config(spec, teacher.config, kind, classes)
+    with seeded(seed), quiet():
+        model = type(teacher)(config)
+    if spec.init == "random":
+        return Student(model.train(), [*describe(model, teacher), ("start", "random weights")])
+    blocks = init_layers(spec.init, config.num_hidden_layers, teacher.config.num_hidden_layers)
+    done = transfer(model, teacher, blocks, adapters)
+    start = [("start", _copied(done)), *_fresh(done.initialised)]
+    return Student(model.train(), describe(model, teacher) + start)
+
+
+def student_config(
+    spec: StudentConfig, teacher_config: PretrainedConfig, kind: Kind, classes: Sequence[str]
+) -> PretrainedConfig:
+    """Return the configuration of a smaller copy of the teacher, without touching weights.
+
+    Heads keep the teacher's size where only `hidden_size` is given, and always in architectures
+    whose head size is a setting of its own (Llama, Qwen3, GLM): there `heads` widens or narrows
+    the attention. Query heads keep sharing key/value heads in groups of the teacher's size. The
+    feed-forward width follows `hidden_size` in proportion.
+
+    Args:
+        spec: The configuration of the student; its `model` is not looked at.
+        teacher_config: The (first) teacher's.
+        kind: What is predicted.
+        classes: Names of the classes in the order of their ids; empty unless classification.
+
+    Raises:
+        ConfigError: A size is not possible, or larger than the teacher's though weights are to be
+            copied from it.
+    """
+    teacher = ModelInfo.read("teacher", teacher_config, teacher_config.num_labels)
+    hidden_size = spec.hidden_size or teacher.hidden_size
+    data = teacher_config.to_dict()
+    keys = teacher_config.attribute_map
+    free_head_size = data.get(keys.get("head_dim", "head_dim")) is not None
+    blocks = _blocks(spec, teacher)
+    heads = _heads(spec, teacher, hidden_size)
+    shape = {
+        "num_hidden_layers": len(blocks),
+        "hidden_size": hidden_size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": _kv_heads(heads, teacher),
+    }
+    if not free_head_size and hidden_size % heads:
+        raise ConfigError(
+            f"student.heads = {heads} does not divide the hidden size {hidden_size}; set "
+            "student.heads or student.hidden_size so that it does"
+        )
+    data |= {keys.get(n, n): value for n, value in shape.items() if keys.get(n, n) in data}
+    data |= _ffn_size(data, spec, teacher, hidden_size)
+    data |= {n: hidden_size for n in HIDDEN_SIZES if data.get(n) == teacher.hidden_size}
+    data |= _layer_lists(data, blocks, teacher.layers)
+    config = type(teacher_config).from_dict(data)
+    set_classes(config, kind, classes)
+    if spec.init != "random":
+        _refuse_wider(ModelInfo.read("student", config, config.num_labels), teacher)
+    return config
+
+
+def describe(student: PreTrainedModel, teacher: PreTrainedModel | None) -> list[tuple[str, str]]:
+    """Return (property, value) rows on the student's size, compared with a teacher's if given."""
+    total = count_parameters(student)
+    body = total - count_embedding_parameters(student)
+    parameters = f"{total:,} ({body:,} without embeddings)"
+    if teacher is None:
+        return [("shape", _shape(student)), ("parameters", parameters)]
+    reference = count_parameters(teacher)
+    return [
+        ("shape", _shape(student)),
+        ("teacher's shape", _shape(teacher)),
+        ("parameters", f"{parameters}, {total / reference:.1%} of the teacher's {reference:,}"),
+    ]
+
+
+def _blocks(spec: StudentConfig, teacher: ModelInfo) -> list[int]:
+    """Return for each student block the teacher block it follows."""
+    listed = len(spec.init) if isinstance(spec.init, list) else None
+    layers = spec.layers or listed or teacher.layers
+    if spec.init == "random":
+        return [block % teacher.layers + 1 for block in range(layers)]
+    return init_layers(spec.init, layers, teacher.layers)
+
+
+def _heads(spec: StudentConfig, teacher: ModelInfo, hidden_size: int) -> int:
+    if spec.heads is not None:
+        return spec.heads
+    heads, rest = divmod(teacher.heads * hidden_size, teacher.hidden_size)
+    if rest or not heads:
+        raise ConfigError(
+            f"student.hidden_size = {hidden_size} does not hold whole heads of the teacher's size "
+            f"({teacher.hidden_size // teacher.heads} of {teacher.hidden_size} for each of "
+            f"{teacher.heads}); choose a multiple, or set student.heads"
+        )
+    return heads
+
+
+def _kv_heads(heads: int, teacher: ModelInfo) -> int:
+    group = teacher.heads // teacher.kv_heads
+    if heads > group and heads % group:
+        raise ConfigError(
+            f"student.heads = {heads} must be a multiple of {group}, or less: in the teacher "
+            f"{group} query heads share a key/value head"
+        )
+    return max(heads // group, 1)
+
+
+def _ffn_size(
+    data: dict[str, Any], spec: StudentConfig, teacher: ModelInfo, hidden_size: int
+) -> dict[str, int]:
+    key = next((name for name in FFN_SIZES if name in data), None)
+    if key is None and spec.ffn_size is not None:
+        raise ConfigError(
+            f"student.ffn_size = {spec.ffn_size} cannot be set: {teacher.family} models have no "
+            "feed-forward width of their own; leave it out"
+        )
+    # GPT-2 leaves the width unset to mean four times the hidden size.
+    if key is None or (spec.ffn_size is None and data[key] is None):
+        return {}
+    return {key: spec.ffn_size or round(data[key] * hidden_size / teacher.hidden_size)}
+
+
+def _layer_lists(data: dict[str, Any], blocks: Sequence[int], layers: int) -> dict[str, list[Any]]:
+    """Return the settings given per block (`layer_types`), picked for the student's blocks."""
+    return {
+        name: [value[block - 1] for block in blocks]
+        for name, value in data.items()
+        if "layer" in name and isinstance(value, list) and len(value) == layers
+    }
+
+
+def _refuse_wider(student: ModelInfo, teacher: ModelInfo) -> None:
+    for name, what in WIDTHS.items():
+        mine, theirs = getattr(student, name), getattr(teacher, name)
+        if mine > theirs:
+            raise ConfigError(
+                f"the student's {what} {mine} (student.hidden_size, student.heads, "
+                f"student.ffn_size) is larger than the teacher's {theirs}, which cannot fill it; "
+                f"make it at most {theirs}, or set student.init = 'random'"
+            )
+
+
+def _shape(model: PreTrainedModel) -> str:
+    info = ModelInfo.read("", model.config, model.config.num_labels)
+    shared = f" ({info.kv_heads} key/value)" if info.kv_heads < info.heads else ""
+    return (
+        f"{info.family}, {info.layers} blocks, hidden {info.hidden_size}, "
+        f"{info.heads}{shared} heads of {info.head_size}, feed-forward {info.ffn_size}"
+    )
+
+
+def _copied(done: Transfer) -> str:
+    blocks = ", ".join(map(str, done.blocks))
+    return (
+        f"teacher blocks {blocks}: {done.parameters:,} parameters, "
+        f"{done.copied} tensors whole and {done.sliced} cut"
+    )
+
+
+def _fresh(initialised: Sequence[str]) -> list[tuple[str, str]]:
+    return [("random weights", ", ".join(initialised))] if initialised else []

@@ -1,0 +1,103 @@
+"""Load tokenizers, compare them, and check them against a model."""
+
+from __future__ import annotations
+
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from gkd_core.errors import ConfigError
+from gkd_core.models.quiet import quiet
+from gkd_core.models.source import locate
+
+PROBE = "The 2nd Café isn't OPEN: e.g. naïve_tests, 3.14%  (see 漢字)"
+SPECIAL = ("pad", "bos", "eos", "cls", "sep", "mask", "unk")
+
+
+def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrainedTokenizerFast:
+    """Load the fast tokenizer of a model; one without a padding token pads with end-of-sequence.
+
+    Args:
+        model: Directory or hub id.
+        trust_remote_code: Run code that comes with the checkpoint.
+        origin: Setting that named the model, such as `teacher.model`, for messages.
+
+    Raises:
+        ConfigError: There is no tokenizer, only a slow one, or nothing to pad with.
+    """
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                locate(model, origin), trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # tokenizers raises bare Exception for a bad file
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"the tokenizer of {origin} = {model!r} cannot be loaded: {reason}"
+        ) from error
+    # Without tokenizer files transformers makes up an empty one.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ConfigError(
+            f"{origin} = {model!r} has no tokenizer; save one into the directory with "
+            "`tokenizer.save_pretrained`"
+        )
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{origin} = {model!r} has no fast tokenizer (tokenizer.json)")
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise ConfigError(
+            f"the tokenizer of {origin} = {model!r} has neither a padding nor an end-of-sequence "
+            "token, so texts cannot be padded; set `pad_token` in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_mismatch(
+    first: PreTrainedTokenizerFast, second: PreTrainedTokenizerFast
+) -> str | None:
+    """Say in words how two tokenizers differ, or return None if they do not.
+
+    Compares the tokens and their ids, the special tokens, and how a probe text is split.
+    """
+    here, there = first.get_vocab(), second.get_vocab()
+    if len(here) != len(there):
+        return f"one has {len(here)} tokens, the other {len(there)}"
+    different = [token for token in here if here[token] != there.get(token)]
+    if different:
+        token = min(different, key=here.__getitem__)
+        other = f"id {there[token]}" if token in there else "missing"
+        return (
+            f"{len(different)} of {len(here)} tokens differ; {token!r} is id {here[token]} in one "
+            f"and {other} in the other"
+        )
+    for name in SPECIAL:
+        mine, theirs = getattr(first, f"{name}_token"), getattr(second, f"{name}_token")
+        if mine != theirs:
+            return f"the {name} token is {mine!r} in one and {theirs!r} in the other"
+    if first(PROBE)["input_ids"] != second(PROBE)["input_ids"]:
+        return f"the same tokens, but they split {PROBE!r} differently"
+    return None
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig, origin: str
+) -> None:
+    """Refuse a tokenizer that makes ids the model has no embedding for.
+
+    Raises:
+        ConfigError: Its largest id lies beyond the embedding.
+    """
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer does not fit the model ({origin}): its largest token id is {largest} "
+            f"({token!r}), but the embedding has {config.vocab_size} rows (ids up to "
+            f"{config.vocab_size - 1}); use the tokenizer the model was trained with"
+        )
+
+
+def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Tell a model which token pads; decoders that classify read the last one before it."""
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer.pad_token == tokenizer.eos_token:
+        # An embedding gives its padding row no gradient, but end-of-sequence has to learn.
+        model.get_input_embeddings().padding_idx = None

@@ -1,0 +1,199 @@
+"""Copy a teacher's weights into a student that is shallower, narrower, or both.
+
+What is outside the blocks (embeddings, final norm, pooler, head) is copied by name; student block
+j from the teacher block it starts from. A narrower tensor keeps the first entries of every axis.
+Where one axis holds several things (the heads of a query projection; query, key and value fused;
+gate and up projection fused) each of them keeps its first entries: the student gets whole heads,
+the first ones, and where its heads are narrower the first channels of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from gkd_core.errors import ConfigError
+from gkd_core.models.info import ModelInfo
+from gkd_core.models.sites import Sites, find_sites
+
+Part: TypeAlias = tuple[str | int, ...]
+"""One thing stored along an axis: its shape, in sizes of `ModelInfo` or plain numbers."""
+
+QUERY: Part = ("heads", "head_size")
+KEY: Part = ("kv_heads", "head_size")
+FFN: Part = ("ffn_size",)
+
+OUTPUTS: dict[str, tuple[Part, ...]] = {
+    **dict.fromkeys(("query", "q_proj", "q_lin"), (QUERY,)),
+    **dict.fromkeys(("key", "k_proj", "k_lin", "value", "v_proj", "v_lin"), (KEY,)),
+    **dict.fromkeys(("c_attn", "Wqkv"), (QUERY, QUERY, QUERY)),
+    "qkv_proj": (QUERY, KEY, KEY),
+    "query_key_value": (("heads", 3, "head_size"),),
+    **dict.fromkeys(("gate_up_proj", "Wi"), (FFN, FFN)),
+}
+"""What the output features of a linear module are, by the end of its name."""
+
+ATTENTION_OUTPUTS = ("o_proj", "out_lin", "out_proj", "attn.c_proj", "attn.Wo")
+BERT_OUTPUTS = ("attention.dense", "attention.output.dense")
+INPUTS: dict[str, tuple[Part, ...]] = dict.fromkeys(ATTENTION_OUTPUTS + BERT_OUTPUTS, (QUERY,))
+"""What the input features of a linear module are, by the end of its name."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What was copied from the teacher.
+
+    Attributes:
+        blocks: The teacher block, counted from 1, that each student block started from.
+        copied: Number of tensors copied whole.
+        sliced: Number of tensors of which a part was copied.
+        parameters: Number of the student's values that come from the teacher.
+        initialised: Names of the tensors the teacher does not have; they stay random.
+    """
+
+    blocks: tuple[int, ...]
+    copied: int
+    sliced: int
+    parameters: int
+    initialised: tuple[str, ...]
+
+
+def transfer(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    blocks: Sequence[int],
+    adapters: Iterable[type[Sites]] = (),
+) -> Transfer:
+    """Copy the teacher's weights into the student, in place; tied weights stay tied.
+
+    Args:
+        student: A model of the teacher's architecture.
+        teacher: The model to copy from.
+        blocks: The teacher block, counted from 1, for each student block.
+        adapters: Site adapters registered by plugins.
+
+    Raises:
+        ConfigError: A tensor of the student is wider than the teacher's.
+        MethodError: The blocks of the architecture are not known.
+    """
+    adapters = tuple(adapters)
+    renames = _renames(student, teacher, blocks, adapters)
+    sizes = _sizes(student, teacher)
+    source = teacher.state_dict()
+    copied = sliced = parameters = 0
+    initialised = []
+    for name, target in _distinct(student).items():
+        weight = source.get(_rename(name, renames))
+        if weight is None:
+            initialised.append(name)
+            continue
+        cut = _cut(weight, target, name, _layout(student, name), sizes)
+        with torch.no_grad():
+            target.copy_(cut)
+        parameters += target.numel()
+        copied += target.shape == weight.shape
+        sliced += target.shape != weight.shape
+    return Transfer(tuple(blocks), copied, sliced, parameters, tuple(initialised))
+
+
+def _renames(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    blocks: Sequence[int],
+    adapters: Sequence[type[Sites]],
+) -> dict[str, str]:
+    """Return the teacher's block name for each student block name, both ending in a dot."""
+    mine, theirs = _block_names(student, adapters), _block_names(teacher, adapters)
+    return {f"{name}.": f"{theirs[block - 1]}." for name, block in zip(mine, blocks, strict=True)}
+
+
+def _block_names(model: PreTrainedModel, adapters: Sequence[type[Sites]]) -> list[str]:
+    names = {module: name for name, module in model.named_modules()}
+    return [names[block] for block in find_sites(model, adapters).blocks]
+
+
+def _rename(name: str, renames: dict[str, str]) -> str:
+    for mine, theirs in renames.items():
+        if name.startswith(mine):
+            return theirs + name.removeprefix(mine)
+    return name
+
+
+def _distinct(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the parameters and saved buffers by name, tied ones once."""
+    tensors: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tensors.setdefault(id(tensor), (name, tensor))
+    return dict(tensors.values())
+
+
+def _sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[ModelInfo, ModelInfo]:
+    """Return the shapes of teacher and student, in the order a cut goes."""
+    return (
+        ModelInfo.read("teacher", teacher.config, teacher.config.num_labels),
+        ModelInfo.read("student", student.config, student.config.num_labels),
+    )
+
+
+def _layout(model: PreTrainedModel, name: str) -> dict[int, tuple[Part, ...]]:
+    """Return what the axes of a parameter hold, for those that hold more than one thing."""
+    path, _, kind = name.rpartition(".")
+    outputs, inputs = _lookup(OUTPUTS, path), _lookup(INPUTS, path)
+    transposed = isinstance(model.get_submodule(path), Conv1D)
+    if kind == "bias":
+        axes = {0: outputs}
+    else:
+        axes = {0: inputs, 1: outputs} if transposed else {0: outputs, 1: inputs}
+    return {axis: parts for axis, parts in axes.items() if parts is not None}
+
+
+def _lookup(table: dict[str, tuple[Part, ...]], path: str) -> tuple[Part, ...] | None:
+    return next((parts for end, parts in table.items() if f".{path}".endswith(f".{end}")), None)
+
+
+def _cut(
+    weight: Tensor,
+    target: Tensor,
+    name: str,
+    layout: dict[int, tuple[Part, ...]],
+    sizes: tuple[ModelInfo, ModelInfo],
+) -> Tensor:
+    """Return the part of a teacher's tensor that a student's tensor starts from."""
+    for axis, (old, new) in enumerate(zip(weight.shape, target.shape, strict=True)):
+        olds, news = (_shapes(layout.get(axis, ()), size) for size in sizes)
+        # In some architecture a name may stand for something else; its axis is cut as a whole.
+        if (sum(map(prod, olds)), sum(map(prod, news))) != (old, new):
+            olds, news = [(old,)], [(new,)]
+        if any(mine > theirs for mine, theirs in zip(chain(*news), chain(*olds), strict=True)):
+            raise ConfigError(
+                f"the student is wider than the teacher: {name} is {tuple(target.shape)} in the "
+                f"student (axis {axis} made of {news}), {tuple(weight.shape)} in the teacher "
+                f"({olds}); make it no wider, or set student.init = 'random'"
+            )
+        pieces = torch.split(weight, [prod(shape) for shape in olds], axis)
+        cuts = [_cut_part(*part, axis) for part in zip(pieces, olds, news, strict=True)]
+        weight = torch.cat(cuts, axis)
+    return weight
+
+
+def _shapes(parts: tuple[Part, ...], info: ModelInfo) -> list[tuple[int, ...]]:
+    return [
+        tuple(size if isinstance(size, int) else getattr(info, size) for size in part)
+        for part in parts
+    ]
+
+
+def _cut_part(piece: Tensor, old: tuple[int, ...], new: tuple[int, ...], axis: int) -> Tensor:
+    shape = piece.shape
+    piece = piece.reshape(*shape[:axis], *old, *shape[axis + 1 :])
+    for inner, size in enumerate(new):
+        piece = piece.narrow(axis + inner, 0, size)
+    return piece.flatten(axis, axis + len(new) - 1)

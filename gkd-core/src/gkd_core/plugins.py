@@ -1,0 +1,264 @@
+"""Discovery of plugins: one by one, sorted by name, isolated from each other, with provenance."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from gkd_core import hookspecs
+from gkd_core.errors import ConfigError, MethodError, PluginError, suggest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import click
+
+    from gkd_core.combiner import TeacherCombiner
+    from gkd_core.data.task import Task
+    from gkd_core.method import Method
+    from gkd_core.models.sites import Sites
+
+DISABLE = "GKD_DISABLE_PLUGINS"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where a plugin comes from.
+
+    Attributes:
+        name: Name of its entry point in group `gkd`.
+        distribution: Installed package that ships it.
+        version: Version of that package.
+    """
+
+    name: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"'{self.name}' ({self.distribution} {self.version})"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A plugin that could not be loaded, and why."""
+
+    plugin: Plugin
+    reason: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin} was skipped: {self.reason}"
+
+
+class Registry:
+    """Everything the installed plugins provide.
+
+    Registration hooks are called when their kind of thing is first asked for, so that `gkd --help`
+    imports no method.
+
+    Attributes:
+        manager: pluggy's manager; `manager.hook.gkd_step_end(...)` calls the plugins in name order.
+        plugins: The loaded plugins by entry-point name.
+        skipped: The broken ones.
+    """
+
+    def __init__(self, found: Iterable[EntryPoint]) -> None:
+        self.manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self.manager.add_hookspecs(hookspecs)
+        self.plugins: dict[str, Plugin] = {}
+        self.skipped: list[Skipped] = []
+        # pluggy calls the last registered first, so that registering from Z to A calls A to Z.
+        for entry in sorted(_enabled(found), key=lambda entry: entry.name, reverse=True):
+            self._load(entry)
+        self._refuse_unknown_hooks()
+
+    def _load(self, entry: EntryPoint) -> None:
+        plugin = _provenance(entry)
+        if plugin.name in self.plugins:
+            raise PluginError(
+                f"two plugins are called '{plugin.name}': {self.plugins[plugin.name]} and "
+                f"{plugin}. "
+                f"Uninstall one, or set {DISABLE} to the name of its distribution."
+            )
+        try:
+            module = entry.load()
+        except Exception as error:
+            self._skip(plugin, error)
+            return
+        try:
+            self.manager.register(module, plugin.name)
+        except pluggy.PluginValidationError as error:
+            raise PluginError(f"plugin {plugin} has a wrong hook. {error}") from error
+        self.plugins[plugin.name] = plugin
+
+    def _skip(self, plugin: Plugin, error: Exception) -> None:
+        skipped = Skipped(plugin, f"{type(error).__name__}: {error}")
+        self.skipped.append(skipped)
+        warnings.warn(f"{skipped}. What it provides is unavailable.", stacklevel=2)
+
+    def _refuse_unknown_hooks(self) -> None:
+        try:
+            self.manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            plugin = self.plugins[self.manager.get_name(error.plugin) or ""]
+            known = [name for name in dir(hookspecs) if name.startswith("gkd_")]
+            wrong = next(
+                name
+                for name in dir(error.plugin)
+                if name not in known and self.manager.parse_hookimpl_opts(error.plugin, name)
+            )
+            raise PluginError(
+                f"plugin {plugin} implements the unknown hook '{wrong}'.{suggest(wrong, known)} "
+                f"Mend the plugin, or set {DISABLE}={plugin.name}."
+            ) from error
+
+    def _collect(self, hook: str) -> Iterator[tuple[Plugin, Any]]:
+        """Yield what each plugin returns from a registration hook, with its provenance."""
+        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            plugin = self.plugins[implementation.plugin_name]
+            try:
+                items = list(implementation.function())
+            except PluginError:
+                raise
+            except Exception as error:
+                self._skip(plugin, error)
+                continue
+            for item in items:
+                yield plugin, item
+
+    def _named(self, hook: str, kind: str, key: Callable[[T], str]) -> dict[str, tuple[Plugin, T]]:
+        """Collect things that have a name, refusing two of the same name."""
+        found: dict[str, tuple[Plugin, T]] = {}
+        for plugin, item in self._collect(hook):
+            name = key(item)
+            if name in found:
+                raise PluginError(
+                    f"two plugins provide a {kind} '{name}': {found[name][0]} and {plugin}. "
+                    f"Uninstall one of them, or set {DISABLE} to its name."
+                )
+            found[name] = (plugin, item)
+        return dict(sorted(found.items()))
+
+    @functools.cached_property
+    def _methods(self) -> dict[str, tuple[Plugin, type[Method]]]:
+        return self._named("gkd_register_methods", "method", lambda method: method.name)
+
+    @functools.cached_property
+    def _recipes(self) -> dict[str, tuple[Plugin, Path]]:
+        return self._named("gkd_register_recipes", "recipe", lambda path: path.stem)
+
+    @functools.cached_property
+    def methods(self) -> Mapping[str, type[Method]]:
+        """Every method by name."""
+        return {name: method for name, (_, method) in self._methods.items()}
+
+    @functools.cached_property
+    def recipes(self) -> Mapping[str, Path]:
+        """Every recipe file by name."""
+        return {name: path for name, (_, path) in self._recipes.items()}
+
+    @functools.cached_property
+    def combiners(self) -> Mapping[str, type[TeacherCombiner]]:
+        """Every teacher combiner by name."""
+        found: dict[str, tuple[Plugin, type[TeacherCombiner]]] = self._named(
+            "gkd_register_combiners", "combiner", lambda combiner: combiner.name
+        )
+        return {name: combiner for name, (_, combiner) in found.items()}
+
+    @functools.cached_property
+    def tasks(self) -> Mapping[str, type[Task]]:
+        """Every task by name."""
+        found: dict[str, tuple[Plugin, type[Task]]] = self._named(
+            "gkd_register_tasks", "task", lambda task: task.name
+        )
+        return {name: task for name, (_, task) in found.items()}
+
+    @functools.cached_property
+    def sites(self) -> tuple[type[Sites], ...]:
+        """Every adapter for an architecture."""
+        return tuple(adapter for _, adapter in self._collect("gkd_register_sites"))
+
+    @functools.cached_property
+    def commands(self) -> Mapping[str, click.Command]:
+        """Every command that plugins add to `gkd`."""
+        found: dict[str, tuple[Plugin, click.Command]] = self._named(
+            "gkd_register_commands", "command", lambda command: command.name or ""
+        )
+        return {name: command for name, (_, command) in found.items()}
+
+    def method(self, name: str) -> type[Method]:
+        """Return a method by name.
+
+        Raises:
+            MethodError: There is none; names the nearest, and the plugins that were skipped.
+        """
+        if name not in self.methods:
+            raise MethodError(
+                self._missing("method", name, self.methods) + " `gkd methods` lists all."
+            )
+        return self.methods[name]
+
+    def recipe(self, name: str) -> Path:
+        """Return a recipe file by name, or raise `ConfigError`."""
+        if name not in self.recipes:
+            raise ConfigError(self._missing("recipe", name, self.recipes))
+        return self.recipes[name]
+
+    def combiner(self, name: str) -> type[TeacherCombiner]:
+        """Return a teacher combiner by name, or raise `ConfigError`."""
+        if name not in self.combiners:
+            raise ConfigError(self._missing("combiner", name, self.combiners))
+        return self.combiners[name]
+
+    def task(self, name: str) -> type[Task]:
+        """Return a task by name, or raise `ConfigError`."""
+        if name not in self.tasks:
+            raise ConfigError(self._missing("task", name, self.tasks))
+        return self.tasks[name]
+
+    def provider(self, method: str) -> Plugin:
+        """Return the plugin that provides a method."""
+        return self._methods[method][0]
+
+    def _missing(self, kind: str, name: str, known: Mapping[str, object]) -> str:
+        message = f"unknown {kind} '{name}'.{suggest(name, known)}"
+        if not known:
+            message += f" No installed plugin provides a {kind}."
+        reasons = "; ".join(str(skipped) for skipped in self.skipped)
+        return message + (
+            f" It may belong to a plugin that is unavailable: {reasons}." if reasons else ""
+        )
+
+    def hooks_of(self, plugin: Plugin) -> list[str]:
+        """Return the names of the hooks a plugin implements."""
+        callers = self.manager.get_hookcallers(self.manager.get_plugin(plugin.name)) or []
+        return sorted(caller.name for caller in callers)
+
+
+@functools.cache
+def registry() -> Registry:
+    """Return the registry of the installed plugins, loaded once per process."""
+    return Registry(entry_points(group=hookspecs.PROJECT))
+
+
+def _provenance(entry: EntryPoint) -> Plugin:
+    distribution = entry.dist
+    if distribution is None:
+        return Plugin(entry.name, entry.value, "unknown version")
+    return Plugin(entry.name, distribution.name, distribution.version)
+
+
+def _enabled(found: Iterable[EntryPoint]) -> Iterator[EntryPoint]:
+    """Leave out what `GKD_DISABLE_PLUGINS` names, by plugin or distribution, comma-separated."""
+    disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
+    for entry in found:
+        if not disabled & {entry.name, _provenance(entry).distribution}:
+            yield entry

@@ -1,0 +1,294 @@
+"""`Blueprint`: a stage thought through before any weight is loaded.
+
+Whatever can be wrong with a run is found here: unknown files, bad rows, models that do not fit
+together, layers out of range. Nothing of the run is written and no weight is read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from gkd_core.config.expression import Expression, parse_expression
+from gkd_core.config.resolve import ResolvedStage, task_name
+from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig
+from gkd_core.data.classes import order_classes
+from gkd_core.data.holdout import fewer
+from gkd_core.data.task import Kind, TaskData
+from gkd_core.errors import ConfigError
+from gkd_core.models.classes import check_classes, set_classes, teacher_classes
+from gkd_core.models.info import ModelInfo, Models
+from gkd_core.models.source import load_config
+from gkd_core.models.student import student_config
+from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
+from gkd_core.plugins import Registry
+from gkd_core.training.checks import LM_KINDS, check_blueprint
+from gkd_core.training.objective import Member, name_seed
+from gkd_core.training.own_teacher import TeacherHome, teacher_home
+
+MAX_LENGTH = 128
+"""Longest sequence in tokens where neither the configuration nor a model says less."""
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """A teacher before it is loaded.
+
+    Attributes:
+        info: Its shape and name.
+        setting: What named it, such as `teacher.model`.
+        model: Directory or hub id.
+        config: Its Hugging Face configuration.
+        trust_remote_code: Whether code that comes with it may run.
+        home: Where it is to be trained first, for a task's own teacher.
+    """
+
+    info: ModelInfo
+    setting: str
+    model: str
+    config: PretrainedConfig
+    trust_remote_code: bool
+    home: TeacherHome | None = None
+
+    @property
+    def trained(self) -> str:
+        """Where the trained teacher is; for a task's own teacher once it is trained."""
+        return str(self.home.trained) if self.home else self.model
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A stage before it is built.
+
+    Attributes:
+        name: Name of the stage.
+        settings: Its complete configuration and the origin of each value.
+        expression: The methods and weights.
+        data: The rows, with class ids in the order of the teacher's.
+        tokenizer: Shared by all models.
+        teachers: The teachers; the first is what a student without a checkpoint is made from.
+        student: Shape of the student.
+        student_config: Its Hugging Face configuration.
+        members: The methods of the expression.
+        follows: The stage whose student this one goes on with, if it does.
+        home: Where the student is kept, if it is a task's own teacher.
+    """
+
+    name: str
+    settings: ResolvedStage
+    expression: Expression
+    data: TaskData
+    tokenizer: PreTrainedTokenizerFast
+    teachers: tuple[TeacherSource, ...]
+    student: ModelInfo
+    student_config: PretrainedConfig
+    members: tuple[Member, ...]
+    follows: Blueprint | None = None
+    home: TeacherHome | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the stage."""
+        return self.settings.config
+
+    @property
+    def kind(self) -> Kind:
+        """What is predicted."""
+        return self.data.kind
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens."""
+        models = (self.student, *(teacher.info for teacher in self.teachers))
+        shortest = min(info.max_length for info in models)
+        return self.config.task.max_length or min(MAX_LENGTH, shortest)
+
+    @property
+    def reads_teachers(self) -> bool:
+        """Whether some method reads the teachers."""
+        return any(member.takes_teacher for member in self.members)
+
+    def origin(self, path: str) -> str:
+        """Return where the value of a setting came from."""
+        return str(self.settings.origin(path))
+
+
+class Draughtsman:
+    """Draws the blueprints of a run; data that several stages share is read once."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self._data: dict[tuple[TaskConfig, str], TaskData] = {}
+
+    def draw(self, settings: ResolvedStage, follows: Blueprint | None = None) -> Blueprint:
+        """Return the blueprint of a stage.
+
+        Args:
+            settings: Its configuration.
+            follows: The stage whose student it goes on with; None to make one.
+
+        Raises:
+            GkdError: Something about the stage is wrong.
+        """
+        config = settings.config
+        expression = parse_expression(config.method, settings.origin("method"))
+        data = self._load(config)
+        teachers = self._teachers(config, expression, data)
+        if config.task.rows is not None:
+            data = replace(data, train=fewer(data.train, config.task.rows))
+        start = follows.student_config if follows else _checkpoint(config)
+        data = _agree_on_classes(data, [*(t.config for t in teachers), *([start] if start else [])])
+        for teacher in teachers:
+            check_classes(teacher.config, data.kind, data.classes, teacher.setting)
+        shape = _student_shape(config, teachers, data, start)
+        student = ModelInfo.read("student", shape, _width(data, shape.vocab_size))
+        blueprint = Blueprint(
+            name=settings.name,
+            settings=settings,
+            expression=expression,
+            data=data,
+            tokenizer=_tokenizer(config, teachers, follows),
+            teachers=tuple(teachers),
+            student=student,
+            student_config=shape,
+            members=tuple(self._members(config, expression, student, teachers)),
+            follows=follows,
+        )
+        check_blueprint(blueprint, self.registry)
+        return blueprint
+
+    def _load(self, config: RunConfig) -> TaskData:
+        # The seed of the first stage to load a task holds for all: none may train on rows that
+        # another one holds out.
+        kind = _language_model_kind(config)
+        whole = config.task.model_copy(update={"rows": None})
+        key = (whole, kind)
+        if key not in self._data:
+            task = self.registry.task(task_name(whole))(whole)
+            task.check()
+            self._data[key] = task.load(kind, config.seed)
+        return self._data[key]
+
+    def _teachers(
+        self, config: RunConfig, expression: Expression, data: TaskData
+    ) -> list[TeacherSource]:
+        """Return the teachers if a method reads one or the student is made from one."""
+        methods = [self.registry.method(member.name) for member in expression.members]
+        if config.student.model is not None and all(m.teachers == "none" for m in methods):
+            return []
+        return [self._teacher(teacher, config, data) for teacher in config.teachers]
+
+    def _teacher(self, teacher: TeacherConfig, config: RunConfig, data: TaskData) -> TeacherSource:
+        home = None
+        model = teacher.model
+        if model is None:
+            name = task_name(config.task)
+            own = self.registry.task(name)(config.task).own_teacher(data)
+            if own is None:
+                raise ConfigError(
+                    f"no teacher is named, and the task '{name}' brings none. Name one with "
+                    "--teacher DIR, or train a student on labels alone with --method hard "
+                    "--student DIR"
+                )
+            home = teacher_home(own, data, config.task.max_length or MAX_LENGTH)
+            model = str(home.trained if home.ready else home.untrained)
+        several = len(config.teachers) > 1
+        setting = f"teachers.{teacher.name}.model" if several else "teacher.model"
+        found = load_config(model, teacher.trust_remote_code, setting)
+        info = ModelInfo.read(teacher.name, found, _width(data, found.vocab_size))
+        return TeacherSource(info, setting, model, found, teacher.trust_remote_code, home)
+
+    def _members(
+        self,
+        config: RunConfig,
+        expression: Expression,
+        student: ModelInfo,
+        teachers: Sequence[TeacherSource],
+    ) -> Iterable[Member]:
+        for member in expression.members:
+            method = self.registry.method(member.name)
+            alone = method.teachers == "none"
+            models = [Models(student, None if alone else teacher.info) for teacher in teachers]
+            models = models[:1] if alone and models else models or [Models(student, None)]
+            yield Member(
+                name=member.name,
+                weight=member.weight,
+                methods=tuple(method(config.options.get(member.name)) for _ in models),
+                models=tuple(models),
+                generator=torch.Generator().manual_seed(name_seed(config.seed, member.name)),
+            )
+
+
+def _language_model_kind(config: RunConfig) -> Kind:
+    """Return what plain text is used for: what the named model was made for."""
+    named = config.teachers[0] if config.student.model is None else config.student
+    if config.task.kind is not None or named.model is None:
+        return config.task.kind or "masked-lm"
+    setting = "teacher.model" if config.student.model is None else "student.model"
+    found = load_config(named.model, named.trust_remote_code, setting)
+    names = found.architectures or []
+    return "causal-lm" if any("CausalLM" in n or "LMHead" in n for n in names) else "masked-lm"
+
+
+def _checkpoint(config: RunConfig) -> PretrainedConfig | None:
+    """Return the configuration of the checkpoint that the student starts from, if one is named."""
+    if config.student.model is None:
+        return None
+    return load_config(config.student.model, config.student.trust_remote_code, "student.model")
+
+
+def _agree_on_classes(data: TaskData, models: Sequence[PretrainedConfig]) -> TaskData:
+    """Give the classes the order in which the first of the models has them."""
+    order = teacher_classes(models[0]) if models else None
+    if data.kind != "classification" or order is None or order == data.classes:
+        return data
+    return order_classes(data, order) if set(order) == set(data.classes) else data
+
+
+def _student_shape(
+    config: RunConfig,
+    teachers: Sequence[TeacherSource],
+    data: TaskData,
+    start: PretrainedConfig | None,
+) -> PretrainedConfig:
+    if start is None:
+        return student_config(config.student, teachers[0].config, data.kind, data.classes)
+    shape = copy.deepcopy(start)
+    set_classes(shape, data.kind, data.classes)
+    return shape
+
+
+def _width(data: TaskData, vocabulary: int) -> int:
+    """Return the width of the logits."""
+    if data.kind in LM_KINDS:
+        return vocabulary
+    return len(data.classes) if data.kind == "classification" else 1
+
+
+def _tokenizer(
+    config: RunConfig, teachers: Sequence[TeacherSource], follows: Blueprint | None
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that all models share, or refuse models that do not share one."""
+    sources = [(t.setting, t.model, t.trust_remote_code) for t in teachers]
+    if config.student.model is not None:
+        own = (config.student.model, config.student.trust_remote_code)
+        sources.append(("student.model", *own))
+    known = [
+        (f"{setting} = '{model}'", load_tokenizer(model, trust, setting))
+        for setting, model, trust in sources
+    ]
+    if follows is not None:
+        known.append((f"the student of stage '{follows.name}'", follows.tokenizer))
+    (first, tokenizer), *others = known
+    for name, other in others:
+        difference = tokenizer_mismatch(tokenizer, other)
+        if difference is not None:
+            raise ConfigError(
+                f"{first} and {name} have different tokenizers: {difference}. All models "
+                "of a run read the same token ids; choose a student of the teacher's family"
+            )
+    return tokenizer

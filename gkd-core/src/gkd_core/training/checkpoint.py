@@ -1,0 +1,128 @@
+"""Checkpoints: everything a stage needs to go on as if it had never stopped.
+
+A checkpoint is a directory written under another name and renamed when it is whole, so that one
+found under its own name is complete. Tensors are in safetensors files, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gkd_core.training.engine import named_weights
+
+if TYPE_CHECKING:
+    from gkd_core.training.stage import Stage
+
+CHECKPOINTS = "checkpoints"
+BEST = "best.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a stage is.
+
+    Attributes:
+        step: Optimizer steps done.
+        best: Best value of the main metric so far.
+        best_step: Step it was reached at.
+        waited: Evaluations since then.
+        stopped: Whether early stopping ended the stage.
+        methods: State of the methods.
+        seconds: Time since the stage was begun or last resumed.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
+    stopped: bool = False
+    methods: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def save_checkpoint(stage: Stage, progress: Progress) -> Path:
+    """Write a checkpoint of the stage and remove the older ones."""
+    folder = stage.directory / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{progress.step:08d}"
+    draft = folder / f"{target.name}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    save_weights(stage.student.model, draft / "student.safetensors")
+    save_weights(stage.objective.modules, draft / "modules.safetensors")
+    _save(stage.engine.state_tensors(), draft / "optimizer.safetensors")
+    _save(_random_states(stage), draft / "random.safetensors")
+    progress.methods = stage.objective.state_dict()
+    (draft / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
+    os.replace(draft, target)
+    for old in list(folder.iterdir()):
+        if old != target:
+            shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(stage: Stage) -> Progress:
+    """Bring the stage to its newest checkpoint; to its start if there is none."""
+    found = sorted((stage.directory / CHECKPOINTS).glob("step-????????"))
+    if not found:
+        return Progress()
+    newest = found[-1]
+    load_weights(stage.student.model, newest / "student.safetensors")
+    load_weights(stage.objective.modules, newest / "modules.safetensors")
+    stage.engine.load_state_tensors(load_file(newest / "optimizer.safetensors"))
+    _restore_random(stage, load_file(newest / "random.safetensors"))
+    progress = Progress(**json.loads((newest / "progress.json").read_text()))
+    stage.objective.load_state_dict(progress.methods)
+    return progress
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Remove from the directory of a finished stage what only an unfinished one needs."""
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    (directory / BEST).unlink(missing_ok=True)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights of a model, replacing the file only when they are written."""
+    draft = path.with_suffix(".tmp")
+    _save(dict(named_weights(model)), draft)
+    os.replace(draft, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Copy weights written by `save_weights` into a model of the same shape."""
+    kept = load_file(path)
+    with torch.no_grad():
+        for name, weight in named_weights(model):
+            weight.copy_(kept[name])
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, path)
+
+
+def _random_states(stage: Stage) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if stage.engine.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(stage.engine.device)
+    for name, generator in stage.objective.generators().items():
+        states[f"method.{name}"] = generator.get_state()
+    return states
+
+
+def _restore_random(stage: Stage, states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and stage.engine.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], stage.engine.device)
+    for name, generator in stage.objective.generators().items():
+        generator.set_state(states[f"method.{name}"])

@@ -1,0 +1,108 @@
+"""What is refused before any weight is loaded, as far as shapes and facts tell."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from gkd_core.config.sources import DEFAULT
+from gkd_core.data.collate import Collator
+from gkd_core.data.task import Kind
+from gkd_core.errors import ConfigError, MethodError
+from gkd_core.method import Step
+from gkd_core.models.info import ModelInfo
+from gkd_core.models.load import check_kind
+from gkd_core.models.stored import check_stored, check_trained_head
+from gkd_core.models.tokenizer import check_vocabulary
+from gkd_core.training.device import pick_device
+
+if TYPE_CHECKING:
+    from gkd_core.plugins import Registry
+    from gkd_core.training.blueprint import Blueprint
+    from gkd_core.training.objective import Member
+
+LM_KINDS: tuple[Kind, ...] = ("masked-lm", "causal-lm")
+
+
+def check_blueprint(blueprint: Blueprint, registry: Registry) -> None:
+    """Refuse a stage that cannot work.
+
+    Raises:
+        GkdError: Says why.
+    """
+    config = blueprint.config
+    pick_device(config.parallel.device)
+    if blueprint.reads_teachers and len(blueprint.teachers) > 1:
+        registry.combiner(config.combiner)
+    Collator(blueprint.tokenizer, blueprint.kind, config.task.mask_share, config.seed)
+    _check_models(blueprint)
+    for member in blueprint.members:
+        _check_labels(blueprint, member)
+        _check_method(blueprint, member)
+
+
+def _check_method(blueprint: Blueprint, member: Member) -> None:
+    """Let a method look at the models; a refusal names the options that a person gave it."""
+    try:
+        for method, models in zip(member.methods, member.models, strict=True):
+            method.check(models)
+        member.reads(first_step(blueprint.name))
+    except MethodError as error:
+        values = member.methods[0].config.model_dump(mode="json")
+        origins = {name: blueprint.origin(f"{member.name}.{name}") for name in values}
+        given = [
+            f"{member.name}.{name} = {json.dumps(values[name])} ({origin})"
+            for name, origin in origins.items()
+            if origin != str(DEFAULT)
+        ]
+        raise MethodError(f"{error}{'. Given is ' if given else ''}{', '.join(given)}") from error
+
+
+def first_step(stage: str) -> Step:
+    """Return the step that a method is asked about before training.
+
+    Its generator is not the training's, whose draws must not depend on what was looked at before.
+    """
+    return Step(0, 1, 0, stage, torch.Generator())
+
+
+def _check_models(blueprint: Blueprint) -> None:
+    if any(teacher.info.name == blueprint.student.name for teacher in blueprint.teachers):
+        raise ConfigError("a teacher cannot be named 'student'; change its `name`")
+    models = [(t.setting, t.config, t.info) for t in blueprint.teachers]
+    models.append(("student.model", blueprint.student_config, blueprint.student))
+    for setting, config, info in models:
+        check_kind(config, blueprint.kind, setting)
+        check_vocabulary(blueprint.tokenizer, config, setting)
+        _check_length(blueprint, info)
+    _check_weights(blueprint)
+
+
+def _check_weights(blueprint: Blueprint) -> None:
+    for teacher in blueprint.teachers:
+        check_stored(teacher.model, blueprint.kind, teacher.setting)
+        if teacher.home is None:
+            check_trained_head(teacher.model, teacher.config, blueprint.kind, teacher.setting)
+    if blueprint.config.student.model is not None and blueprint.follows is None:
+        check_stored(blueprint.config.student.model, blueprint.kind, "student.model")
+
+
+def _check_length(blueprint: Blueprint, info: ModelInfo) -> None:
+    wanted = blueprint.max_length
+    if wanted > info.max_length:
+        raise ConfigError(
+            f"task.max_length is {wanted} ({blueprint.origin('task.max_length')}), but "
+            f"{'the student' if info is blueprint.student else f'the teacher {info.name!r}'} reads "
+            f"at most {info.max_length} tokens. Set task.max_length={info.max_length} or less"
+        )
+
+
+def _check_labels(blueprint: Blueprint, member: Member) -> None:
+    unlabelled = blueprint.data.train.labels is None and blueprint.kind not in LM_KINDS
+    if unlabelled and member.methods[0].needs_labels:
+        raise ConfigError(
+            f"{member.name} needs labels, but {blueprint.data.source} has none. Name the label "
+            "column (task.label), or use methods that need none, such as soft"
+        )

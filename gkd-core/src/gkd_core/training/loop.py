@@ -1,0 +1,134 @@
+"""The training loop of one stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from gkd_core.data.batch import Batch
+from gkd_core.data.loader import iterate
+from gkd_core.method import Step
+from gkd_core.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+from gkd_core.training.evaluate import evaluate
+from gkd_core.training.step import StepResult, train_step
+from gkd_core.training.watch import Watch
+
+if TYPE_CHECKING:
+    from gkd_core.training.run import Run
+    from gkd_core.training.stage import Stage
+
+
+def train(run: Run, stage: Stage) -> Progress:
+    """Train the stage's student, going on from its newest checkpoint.
+
+    Args:
+        run: Where progress is recorded, and whose plugins are told.
+        stage: What is trained.
+
+    Returns:
+        How the training went. The student holds the best weights (`training.keep_best`) or the
+        last.
+
+    Raises:
+        GkdError: The loss or the gradient is not finite.
+    """
+    config = stage.config.training
+    progress = load_checkpoint(stage)
+    run.recorder.start_stage(stage.name, stage.total_steps, progress.step)
+    run.registry.manager.hook.gkd_stage_start(run=run, stage=stage)
+    stage.student.model.train()
+    watch, meter = Watch(), _Meter()
+    begun = time.perf_counter()
+    for step, batches in _steps(stage, progress):
+        result = train_step(stage, batches, step)
+        progress.step += 1
+        watch.add(step, result)
+        meter.add(result.samples)
+        if stage.due(progress.step, config.log_every):
+            watch.check()
+            _log(run, stage, step, result, meter.read())
+        if stage.due(progress.step, stage.evaluate_every):
+            watch.check()
+            with meter.paused():
+                _evaluate(run, stage, step, progress)
+        if stage.due(progress.step, stage.checkpoint_every) or progress.stopped:
+            watch.check()
+            with meter.paused():
+                save_checkpoint(stage, progress)
+    if config.keep_best:
+        load_weights(stage.student.model, stage.best)
+    stage.student.model.eval()
+    progress.seconds = time.perf_counter() - begun
+    return progress
+
+
+def _steps(stage: Stage, progress: Progress) -> Iterator[tuple[Step, Sequence[Batch]]]:
+    """Yield the steps that are still to be done, until early stopping ends the stage."""
+    batches = iterate(stage.train, stage.collator, stage.sampler, progress.step, stage.total_steps)
+    while not progress.stopped and progress.step < stage.total_steps:
+        epoch, micro_batches = next(batches)
+        step = Step(progress.step, stage.total_steps, epoch, stage.name, torch.default_generator)
+        yield step, micro_batches
+
+
+def _log(run: Run, stage: Stage, step: Step, result: StepResult, samples_per_second: float) -> None:
+    losses = result.read()
+    run.recorder.log_step(
+        step,
+        losses,
+        lr=stage.engine.lr(step.index),
+        gradient_norm=float(result.gradient_norm),
+        samples_per_second=samples_per_second,
+    )
+    run.registry.manager.hook.gkd_step_end(run=run, stage=stage, step=step, losses=losses)
+
+
+def _evaluate(run: Run, stage: Stage, step: Step, progress: Progress) -> None:
+    found = evaluate(
+        stage.student.model, stage.validation, stage.collator, stage.kind, stage.engine.device
+    )
+    value = found.metrics[stage.metric.name]
+    if stage.metric.better(value, progress.best):
+        progress.best, progress.best_step, progress.waited = value, progress.step, 0
+        if stage.config.training.keep_best:
+            save_weights(stage.student.model, stage.best)
+    else:
+        progress.waited += 1
+        patience = stage.config.training.patience
+        progress.stopped = patience is not None and progress.waited >= patience
+    run.recorder.log_evaluation(step, found.metrics)
+    run.registry.manager.hook.gkd_evaluate(run=run, stage=stage, step=step, metrics=found.metrics)
+
+
+class _Meter:
+    """Samples per second of training since it was last read."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.since = time.perf_counter()
+
+    def add(self, samples: int) -> None:
+        self.samples += samples
+
+    def read(self) -> float:
+        now = time.perf_counter()
+        rate = self.samples / max(now - self.since, 1e-9)
+        self.samples, self.since = 0, now
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside."""
+        begun = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begun

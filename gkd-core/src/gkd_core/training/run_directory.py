@@ -1,0 +1,98 @@
+"""The directory of a run: never overwritten unless that is what was asked for."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from gkd_core.errors import ConfigError
+from gkd_core.training.checkpoint import BEST, CHECKPOINTS
+
+Mode = Literal["new", "overwrite", "resume"]
+CONFIG = "config.toml"
+STAGES = "stages"
+DONE = "done.json"
+
+
+def free_directory(method: str, parent: Path = Path("runs")) -> Path:
+    """Return `runs/METHOD-N` with the smallest number that is not taken."""
+    name = "".join(c if c.isalnum() or c in "+.-" else "_" for c in method)
+    return next(path for n in itertools.count(1) if not (path := parent / f"{name}-{n}").exists())
+
+
+@contextmanager
+def open_directory(directory: Path, mode: Mode, config: str) -> Iterator[None]:
+    """Prepare the directory of a run, write its configuration there, and hold it meanwhile.
+
+    Under `overwrite` the run that is there is set aside. It is removed at the end, but put back if
+    the new one failed before it had trained anything worth keeping.
+
+    Args:
+        directory: The directory.
+        mode: What to do if it exists already.
+        config: Text of the run's `config.toml`.
+
+    Raises:
+        ConfigError: The directory exists, is not a run, or cannot be written.
+    """
+    _refuse_occupied(directory, mode)
+    try:
+        aside = _set_aside(directory) if mode == "overwrite" and directory.exists() else None
+        directory.mkdir(parents=True, exist_ok=True)
+        draft = directory / f"{CONFIG}.tmp"
+        draft.write_text(config)
+        os.replace(draft, directory / CONFIG)
+    except OSError as error:
+        raise ConfigError(
+            f"the run directory {directory} cannot be written: {error.strerror}. Choose another "
+            "with --output"
+        ) from error
+    try:
+        yield
+    except BaseException:
+        if aside is not None and not has_trained(directory):
+            shutil.rmtree(directory)
+            os.replace(aside, directory)
+        raise
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside.parent)
+
+
+def _refuse_occupied(directory: Path, mode: Mode) -> None:
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        if mode == "resume":
+            raise ConfigError(
+                f"{directory} holds no run to resume. Leave out --resume to start one"
+            )
+        return
+    if mode == "new":
+        raise ConfigError(
+            f"{directory} exists already. Go on with it (--resume), replace it (--overwrite), "
+            "or choose another directory (--output)"
+        )
+    if not (directory / CONFIG).exists():
+        raise ConfigError(
+            f"{directory} is not the directory of a run (it has no {CONFIG}), so it is left "
+            "alone. Choose another with --output"
+        )
+
+
+def _set_aside(directory: Path) -> Path:
+    """Move a run into a fresh folder beside it; no name that a user may have chosen is touched."""
+    folder = tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".old", dir=directory.parent)
+    aside = Path(folder) / directory.name
+    os.replace(directory, aside)
+    return aside
+
+
+def has_trained(directory: Path) -> bool:
+    """Tell whether a run has a finished stage, a best student or a checkpoint."""
+    stages = directory / STAGES
+    return any(any(stages.glob(f"*/{name}")) for name in (DONE, BEST, CHECKPOINTS))

@@ -1,0 +1,199 @@
+"""`Stage`: a blueprint with its weights loaded, ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from gkd_core.config.schema import RunConfig
+from gkd_core.data.collate import Collator
+from gkd_core.data.encode import Encoded, encode
+from gkd_core.data.sampler import Sampler
+from gkd_core.data.task import Kind
+from gkd_core.hooks.extraction import Extractor
+from gkd_core.models.load import load_model, load_teacher
+from gkd_core.models.sites import find_sites
+from gkd_core.models.student import Student, build_student, describe
+from gkd_core.models.tokenizer import set_padding
+from gkd_core.plugins import Registry
+from gkd_core.training.blueprint import Blueprint, TeacherSource
+from gkd_core.training.checkpoint import BEST
+from gkd_core.training.device import pick_device
+from gkd_core.training.engine import Engine, LocalEngine
+from gkd_core.training.evaluate import MAIN_METRIC, Metric
+from gkd_core.training.objective import Objective, name_seed
+
+
+@dataclass
+class Stage:
+    """One training.
+
+    Attributes:
+        name: Its name.
+        blueprint: What it was built from.
+        directory: Where its checkpoints are.
+        origin: What the student was made from.
+        student: The student and its hooks.
+        teachers: The teachers and their hooks, in the order of the configuration.
+        objective: What is minimised.
+        engine: What optimises it.
+        train: Training rows as token ids.
+        validation: Validation rows as token ids.
+        collator: Makes batches of rows.
+        sampler: Orders them.
+        total_steps: Optimizer steps of the stage.
+    """
+
+    name: str
+    blueprint: Blueprint
+    directory: Path
+    origin: Student
+    student: Extractor
+    teachers: Sequence[Extractor]
+    objective: Objective
+    engine: Engine
+    train: Encoded
+    validation: Encoded
+    collator: Collator
+    sampler: Sampler
+    total_steps: int
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the stage."""
+        return self.blueprint.config
+
+    @property
+    def kind(self) -> Kind:
+        """What is predicted."""
+        return self.blueprint.kind
+
+    @property
+    def metric(self) -> Metric:
+        """What the best student is chosen by."""
+        return MAIN_METRIC[self.kind]
+
+    @property
+    def best(self) -> Path:
+        """File of the best student's weights so far."""
+        return self.directory / BEST
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations."""
+        return self.config.training.evaluate_every or self.sampler.steps_per_epoch
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.config.training.checkpoint_every or self.evaluate_every
+
+    def describe(self) -> list[str]:
+        """Return lines that say what the student is made of and what it learns from."""
+        cut = self.train.num_truncated
+        limit = f"; {cut:,} cut at {self.blueprint.max_length} tokens" if cut else ""
+        rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
+        facts = [*self.origin.summary, ("rows", rows)]
+        width = max(len(name) for name, _ in facts)
+        return [f"{name:<{width}}  {value}" for name, value in facts]
+
+    def due(self, step: int, every: int) -> bool:
+        """Return whether something done every so many steps, and at the end, is due."""
+        return step % every == 0 or step == self.total_steps
+
+
+def build_stage(
+    blueprint: Blueprint, registry: Registry, directory: Path, start: Path | None
+) -> Stage:
+    """Load the models and data of a stage.
+
+    Args:
+        blueprint: What to build.
+        registry: Provides adapters for architectures and the teacher combiner.
+        directory: Where checkpoints will be.
+        start: Student that an earlier stage hands on, or None to make one.
+    """
+    config, data = blueprint.config, blueprint.data
+    directory.mkdir(parents=True, exist_ok=True)
+    device = pick_device(config.parallel.device)
+    makes_student = start is None and config.student.model is None
+    needed = blueprint.teachers if makes_student or blueprint.reads_teachers else ()
+    teachers = [_load_teacher(blueprint, source) for source in needed]
+    student = _student(blueprint, teachers, registry, start)
+    for model in (student.model, *teachers):
+        set_padding(model, blueprint.tokenizer)
+    if config.training.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    read = teachers if blueprint.reads_teachers else []
+    combiner = registry.combiner(config.combiner)() if len(read) > 1 else None
+    objective = Objective(blueprint.members, combiner)
+    objective.build_modules(config.seed)
+    for part in (student.model, objective.modules, *read):
+        part.to(device)
+    tokens = (blueprint.tokenizer, data.kind, blueprint.max_length)
+    train = encode(data.train, *tokens)
+    sampler = Sampler(
+        train.lengths,
+        config.training.batch_size,
+        config.training.accumulation,
+        config.seed,
+        config.training.length_bucketing,
+    )
+    total = config.training.steps or config.training.epochs * sampler.steps_per_epoch
+    torch.manual_seed(name_seed(config.seed, f"stage {blueprint.name}"))
+    return Stage(
+        name=blueprint.name,
+        blueprint=blueprint,
+        directory=directory,
+        origin=student,
+        student=Extractor(student.model, find_sites(student.model, registry.sites)),
+        teachers=[Extractor(teacher, find_sites(teacher, registry.sites)) for teacher in read],
+        objective=objective,
+        engine=LocalEngine([student.model, objective.modules], config.training, total, device),
+        train=train,
+        validation=encode(data.validation, *tokens),
+        collator=Collator(blueprint.tokenizer, data.kind, config.task.mask_share, config.seed),
+        sampler=sampler,
+        total_steps=total,
+    )
+
+
+def _load_teacher(blueprint: Blueprint, source: TeacherSource) -> PreTrainedModel:
+    return load_teacher(
+        source.trained,
+        blueprint.kind,
+        blueprint.data.classes,
+        source.trust_remote_code,
+        source.setting,
+    )
+
+
+def _student(
+    blueprint: Blueprint,
+    teachers: Sequence[PreTrainedModel],
+    registry: Registry,
+    start: Path | None,
+) -> Student:
+    config, data = blueprint.config, blueprint.data
+    place = config.student.model if start is None else str(start)
+    if place is None:
+        return build_student(
+            config.student, teachers[0], data.kind, data.classes, config.seed, registry.sites
+        )
+    loaded = load_model(
+        place,
+        data.kind,
+        data.classes,
+        config.seed,
+        config.student.trust_remote_code,
+        "student.model" if start is None else "the stage before",
+    )
+    fresh = [("random weights", ", ".join(loaded.initialised))] if loaded.initialised else []
+    summary = [*describe(loaded.model, teachers[0] if teachers else None), ("start", place), *fresh]
+    return Student(loaded.model, summary)

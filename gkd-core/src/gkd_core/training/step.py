@@ -1,0 +1,68 @@
+"""One optimizer step: teachers first, then the student, then the sum of the losses."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gkd_core.data.batch import Batch
+from gkd_core.method import Step
+
+if TYPE_CHECKING:
+    from gkd_core.training.stage import Stage
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step gave, still on the device: reading it waits for the device.
+
+    Attributes:
+        losses: Every term, unweighted, averaged over the step; and the weighted `total`.
+        gradient_norm: Before clipping.
+        samples: Number of samples.
+    """
+
+    losses: Mapping[str, Tensor]
+    gradient_norm: Tensor
+    samples: int
+
+    def read(self) -> dict[str, float]:
+        """Return the losses as numbers."""
+        values = torch.stack(list(self.losses.values())).tolist()
+        return dict(zip(self.losses, values, strict=True))
+
+
+def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult:
+    """Update the student once.
+
+    Args:
+        stage: Models, objective and engine.
+        batches: The micro-batches of this step.
+        step: Where training stands.
+    """
+    counts = stage.engine.counts(batches)
+    reads = stage.objective.reads(step)
+    losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=stage.engine.device))
+    for cpu_batch in batches:
+        batch = cpu_batch.to(stage.engine.device)
+        with stage.engine.autocast():
+            with torch.no_grad():
+                known = [
+                    teacher.run(wanted, batch.inputs)
+                    for teacher, wanted in zip(stage.teachers, reads.teachers, strict=True)
+                ]
+            learned = stage.student.run(reads.student, batch.inputs)
+            terms = stage.objective.terms(learned, known, batch, step, reads)
+        del learned, known
+        total = stage.objective.total(terms, counts, step)
+        stage.engine.backward(total)
+        losses["total"] += total.detach()
+        for name, term in terms.items():
+            losses[name] += term.mean(counts).detach()
+        del terms, total
+    return StepResult(losses, stage.engine.step(step.index), counts["sample"])

@@ -1,0 +1,1 @@
+"""Distillation methods with one teacher and an unchanged forward pass."""

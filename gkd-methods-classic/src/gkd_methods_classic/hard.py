@@ -1,0 +1,31 @@
+"""Training on the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from gkd_core import Batch, Method, MethodError, Models, Step, Term, View
+from gkd_core.losses import hard_labels
+
+
+class Hard(Method):
+    """The labels alone: cross-entropy of the true class or token, squared error for values.
+
+    L = CE(y, z_s). No teacher runs. Plain fine-tuning and pre-training are `--method hard`; with
+    other methods it adds their label term, as in `pkd+soft+hard`.
+    """
+
+    name = "hard"
+    paper = "Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2 (the second objective)"
+    needs_labels = True
+    teachers = "none"
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read the student's logits."""
+        return ["student.logits"]
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare the student's prediction with the labels."""
+        if batch.labels is None:
+            raise MethodError("hard needs labels, and a batch has none")
+        return {"hard": hard_labels(student.logits, batch.labels, batch.targets)}

@@ -1,0 +1,49 @@
+"""Knowledge distillation as first published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import Field
+
+from gkd_core import Batch, Method, MethodError, Models, Schedule, Step, Term, View
+from gkd_core.losses import hard_labels, soft_labels
+
+
+class KD(Method):
+    """Soft and hard labels together.
+
+    L = alpha T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + (1 - alpha) CE(y, z_s).
+    """
+
+    name = "kd"
+    paper = "Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2"
+    needs_labels = True
+    same_tokenizer = True
+
+    class Config(Method.Config):
+        """Options of `kd`."""
+
+        temperature: Schedule = Field(
+            Schedule.parse(4.0), description="T: both logits are divided by it; may be a schedule."
+        )
+        alpha: Schedule = Field(
+            Schedule.parse(0.5),
+            description="Weight of the soft term; the hard one has 1 - alpha. May be a schedule.",
+        )
+
+    config: Config
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read both logits."""
+        return ["student.logits", "teacher.logits"]
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare the student's prediction with the teacher's and with the labels."""
+        if batch.labels is None:
+            raise MethodError("kd needs labels, and a batch has none")
+        alpha = self.config.alpha.at(step.index, step.total)
+        temperature = self.config.temperature.at(step.index, step.total)
+        soft = soft_labels(student.logits, teacher.logits, batch.targets, temperature)
+        hard = hard_labels(student.logits, batch.labels, batch.targets)
+        return {"soft": alpha * soft, "hard": (1 - alpha) * hard}

@@ -1,0 +1,84 @@
+"""Patient knowledge distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from gkd_core import Batch, LayerMap, Method, MethodError, Models, Schedule, Step, Term, View
+from gkd_core.losses import normalized_mse
+from gkd_core.models.layer_map import layer_pairs
+
+
+class PKD(Method):
+    """Match the normalised [CLS] states of intermediate layers.
+
+    L = beta sum_l || h_s^l / |h_s^l| - h_t^g(l) / |h_t^g(l)| ||^2 over the student's blocks l but
+    the last, whose state the prediction already constrains; g is the layer map (Eq. 7). It adds to
+    other terms: the paper's objective is `0.5*hard+0.5*soft+pkd`, the recipe `pkd`. Student and
+    teacher must have the same hidden size.
+    """
+
+    name = "pkd"
+    paper = "Sun, Cheng, Gan, Liu, EMNLP 2019, arXiv:1908.09355"
+
+    class Config(Method.Config):
+        """Options of `pkd`."""
+
+        layers: Literal["skip", "last"] | list[tuple[int, int]] = Field(
+            "skip",
+            description="Teacher layer of each student layer: PKD-Skip takes them evenly spaced, "
+            "PKD-Last the last ones; or a list of [student, teacher] pairs.",
+        )
+        beta: Schedule = Field(Schedule.parse(100.0), description="Weight; may be a schedule.")
+        reduction: Literal["mean", "sum"] = Field(
+            "mean",
+            description="`mean` over layers and hidden units, as in the released code, for which "
+            "the paper's beta of 10 to 1000 was tuned; `sum` as Eq. 7 is printed.",
+        )
+
+    config: Config
+
+    def check(self, models: Models) -> None:
+        """Refuse models of different width, and a student without intermediate layers."""
+        student, teacher = models.student, models.teacher
+        if teacher is None:
+            return
+        if student.hidden_size != teacher.hidden_size:
+            raise MethodError(
+                f"pkd compares hidden states, but the student has hidden size "
+                f"{student.hidden_size} and the teacher '{teacher.name}' {teacher.hidden_size}. "
+                "Give the student the teacher's hidden size, or choose a method that projects."
+            )
+        if not self._pairs(student.layers, teacher.layers):
+            raise MethodError(
+                "pkd has no layer to match: the student has one block and pkd leaves out the last. "
+                "Use a student of at least 2 layers (--student-layers), or drop pkd."
+            )
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read the [CLS] state of every matched layer, on both sides."""
+        if models.teacher is None:
+            return
+        for student, teacher in self._pairs(models.student.layers, models.teacher.layers):
+            yield f"student.hidden[{student}]|cls"
+            yield f"teacher.hidden[{teacher}]|cls"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Sum the distances of the matched layers."""
+        pairs = self._pairs(student.model.layers, teacher.model.layers)
+        distances = [
+            normalized_mse(student.hidden.cls[s], teacher.hidden.cls[t], batch.samples)
+            for s, t in pairs
+        ]
+        total: Term = sum(distances[1:], distances[0])
+        per_unit = 1 / len(pairs) if self.config.reduction == "mean" else student.model.hidden_size
+        return {"pkd": self.config.beta.at(step.index, step.total) * per_unit * total}
+
+    def _pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+        if isinstance(self.config.layers, list):
+            return layer_pairs(self.config.layers, student_layers, teacher_layers)
+        layer_map: LayerMap = "spaced" if self.config.layers == "skip" else "last"
+        return layer_pairs(layer_map, student_layers, teacher_layers)[:-1]

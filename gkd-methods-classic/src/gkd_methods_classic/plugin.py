@@ -1,0 +1,29 @@
+"""What this package gives to gkd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gkd_core import hookimpl
+
+if TYPE_CHECKING:
+    from gkd_core import Method
+
+
+@hookimpl
+def gkd_register_methods() -> Iterable[type[Method]]:
+    """Return the methods; they are imported here, not at the top, because they import torch."""
+    from gkd_methods_classic.hard import Hard
+    from gkd_methods_classic.kd import KD
+    from gkd_methods_classic.pkd import PKD
+    from gkd_methods_classic.soft import Soft
+
+    return [Hard, KD, PKD, Soft]
+
+
+@hookimpl
+def gkd_register_recipes() -> Iterable[Path]:
+    """Return the recipe files."""
+    return sorted((Path(__file__).parent / "recipes").glob("*.toml"))

@@ -1,0 +1,1 @@
+"""Methods that reach inside the model."""

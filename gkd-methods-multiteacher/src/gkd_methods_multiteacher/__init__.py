@@ -1,0 +1,1 @@
+"""Several teachers and teacher assistants."""

@@ -1,0 +1,19 @@
+"""What this package gives to gkd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from gkd_core import hookimpl
+
+if TYPE_CHECKING:
+    from gkd_core import TeacherCombiner
+
+
+@hookimpl
+def gkd_register_combiners() -> Iterable[type[TeacherCombiner]]:
+    """Return the combiners; they are imported here, not at the top, because they import torch."""
+    from gkd_methods_multiteacher.average import Average
+
+    return [Average]

@@ -1,0 +1,81 @@
+"""Numbers worked out by hand for z_t = (ln 3, 0), that is p_t = (3/4, 1/4), and z_s = (0, 0)."""
+
+from math import log
+
+import pytest
+import torch
+
+from gkd_methods_classic.soft import Soft
+
+TEACHER = torch.tensor([[log(3), 0.0]], dtype=torch.float64)
+STUDENT = torch.zeros(1, 2, dtype=torch.float64)
+KL = 0.75 * log(1.5) + 0.25 * log(0.5)
+
+
+@pytest.fixture
+def soft(terms):
+    def _soft(student=STUDENT, teacher=TEACHER, labels=None, **options):
+        method = Soft(Soft.Config(**options))
+        return terms(method, {"logits": student}, {"logits": teacher}, labels)["soft"]
+
+    return _soft
+
+
+def test_soft_is_the_kl_divergence_at_temperature_one(soft):
+    assert soft(temperature=1).item() == pytest.approx(KL, abs=1e-12)
+    assert pytest.approx(0.130812, abs=1e-6) == KL
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(2, 0.145363), (1e4, 0.150869)])
+def test_soft_is_scaled_by_the_squared_temperature(soft, temperature, expected):
+    # For T to infinity: sum (d - mean d)^2 / 2C with d = z_t - z_s.
+    assert soft(temperature=temperature).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_soft_can_leave_the_scale_out(soft):
+    scaled, plain = soft(temperature=2), soft(temperature=2, scale_t2=False)
+    assert plain.item() == pytest.approx(scaled.item() / 4, abs=1e-12)
+
+
+def test_gradient_at_temperature_one_is_the_difference_of_the_distributions(soft):
+    student = STUDENT.clone().requires_grad_()
+    soft(student, temperature=1).backward()
+    assert torch.allclose(student.grad, torch.tensor([[0.5 - 0.75, 0.5 - 0.25]]).double())
+
+
+def test_scale_alone_decides_the_size_of_the_gradient_at_high_temperature(soft):
+    def slope(**options):
+        student = STUDENT.clone().requires_grad_()
+        soft(student, temperature=10, **options).backward()
+        return student.grad.abs().max().item()
+
+    assert slope() == pytest.approx(0.274377, abs=1e-6)
+    assert slope(scale_t2=False) == pytest.approx(0.002744, abs=1e-6)
+
+
+def test_equal_predictions_give_zero_and_no_gradient(soft):
+    student = TEACHER.clone().requires_grad_()
+    loss = soft(student)
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.abs().max().item() < 1e-15
+
+
+def test_a_constant_added_to_logits_changes_nothing(soft):
+    assert soft(STUDENT + 3, TEACHER - 5).item() == pytest.approx(soft().item(), abs=1e-12)
+
+
+def test_labels_of_a_classification_are_not_read(soft):
+    assert soft(labels=torch.tensor([0])) == soft(labels=torch.tensor([1])) == soft()
+
+
+def test_language_models_are_compared_where_there_is_a_target(soft):
+    student = torch.stack([STUDENT, STUDENT + torch.tensor([0.0, 9.0])], dim=1)
+    teacher = torch.stack([TEACHER, TEACHER], dim=1)
+    labels = torch.tensor([[1, -100]])
+    assert soft(student, teacher, labels, temperature=1).item() == pytest.approx(KL, abs=1e-12)
+
+
+def test_a_regression_is_the_squared_error(soft):
+    student, teacher = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [2.5]])
+    assert soft(student, teacher).item() == pytest.approx((4 + 0.25) / 2)

@@ -1,0 +1,150 @@
+"""A small world on disk that whole runs can use: a teacher, a task, a corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+POSITIVE = ["good", "great", "fine", "lovely", "happy", "bright"]
+NEGATIVE = ["bad", "awful", "poor", "ugly", "sad", "dark"]
+NEUTRAL = ["the", "movie", "was", "a", "very", "and", "so", "it", "is", "this", "film", "plot"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def _row(draw):
+    words = [draw.choice(NEUTRAL) for _ in range(draw.randint(3, 12))]
+    label = draw.choice(["neg", "pos"])
+    words += draw.choices(POSITIVE if label == "pos" else NEGATIVE, k=2)
+    draw.shuffle(words)
+    return {"text": " ".join(words), "label": label}
+
+
+def _write_data(folder):
+    draw = random.Random(0)
+    for name, size in (("train", 96), ("validation", 40), ("test", 40)):
+        rows = [_row(draw) for _ in range(size)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if name == "train":
+            (folder / "corpus.txt").write_text("".join(row["text"] + "\n" for row in rows))
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = SPECIAL + POSITIVE + NEGATIVE + NEUTRAL
+    vocabulary = {word: index for index, word in enumerate(words)}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = ("pad", "unk", "cls", "sep", "mask")
+    tokens = {f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **tokens)
+
+
+def _write_teachers(folder):
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+    tokenizer = _tokenizer()
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.2,
+    }
+    labels = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    torch.manual_seed(0)
+    models = {
+        "teacher": BertForSequenceClassification(BertConfig(**shape, **labels)),
+        "lm-teacher": BertForMaskedLM(BertConfig(**shape)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A folder with `teacher`, `lm-teacher` (4 blocks, width 32, 32 positions), `train.jsonl`,
+    `validation.jsonl`, `test.jsonl` (classes neg and pos) and `corpus.txt`. Do not change it."""
+    folder = tmp_path_factory.mktemp("world")
+    _write_data(folder)
+    _write_teachers(folder)
+    return folder
+
+
+@pytest.fixture
+def gkd(tmp_path):
+    """Run the command line in an empty folder: `gkd("run", ...)` -> CompletedProcess."""
+
+    def _gkd(*arguments, cwd=tmp_path, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "gkd_core.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd,
+            env=os.environ | {"GKD_CACHE": str(tmp_path / "cache"), "COLUMNS": "120"} | environment,
+        )
+
+    return _gkd
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit status and output."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch, capsys):
+    """Run the command line in this process, in an empty folder: `invoke("run", ...)` -> Outcome.
+
+    `invoke` costs no import of torch; `gkd` is the real thing. The width is 80 columns.
+    """
+    from gkd_core.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def _invoke(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Outcome(stopped.value.code or 0, out, err)
+
+    return _invoke
+
+
+@pytest.fixture
+def settings(world):
+    """Arguments of a quick run on the world: 4-block teacher, 2-block student, 6 steps an epoch."""
+    return [
+        *("--teacher", world / "teacher", "--student-layers", 2, "--data", world / "train.jsonl"),
+        *("--set", f"task.validation={world / 'validation.jsonl'}"),
+        *("--set", f"task.test={world / 'test.jsonl'}", "--set", "task.max_length=32"),
+        *("--set", "training.batch_size=16", "--set", "training.lr=1e-3"),
+        *("--set", "training.epochs=1", "--set", "training.log_every=2"),
+    ]

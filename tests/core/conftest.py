@@ -1,0 +1,154 @@
+"""Tiny random models of the supported families, and batches for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
+
+HEADS = {
+    "base": AutoModel,
+    "classification": AutoModelForSequenceClassification,
+    "masked-lm": AutoModelForMaskedLM,
+    "causal-lm": AutoModelForCausalLM,
+}
+SHAPE = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64}
+WINDOW = {"sliding_window": 4}
+FAMILIES = {
+    "bert": {"intermediate_size": 64},
+    "roberta": {"intermediate_size": 64},
+    "distilbert": {"hidden_dim": 64},
+    "gpt2": {"n_inner": 64},
+    "llama": GROUPED,
+    "qwen3": GROUPED,
+    "glm": GROUPED,
+    "glm4": GROUPED,
+    "mistral": GROUPED | WINDOW,
+    "qwen2": GROUPED | WINDOW | {"use_sliding_window": True, "max_window_layers": 1},
+    "electra": {"intermediate_size": 64, "embedding_size": 16},
+    "modernbert": {"intermediate_size": 64, "local_attention": 4, "global_attn_every_n_layers": 2},
+    "gpt_neox": {"intermediate_size": 64},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "deberta-v2": {"intermediate_size": 64, "relative_attention": True, "pos_att_type": "p2c|c2p"},
+    "bloom": {},
+}
+
+
+def _build_model(family, head="base", **changes):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **(SHAPE | FAMILIES[family] | changes))
+    return HEADS[head].from_config(config).eval()
+
+
+def _build_batch(padding="right", rows=3, length=12):
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(4, 100, (rows, length), generator=generator)
+    mask = torch.ones_like(tokens)
+    for row in range(1, rows):
+        padded = slice(length - 3 * row, length) if padding == "right" else slice(0, 3 * row)
+        mask[row, padded] = 0
+    return {"input_ids": tokens.masked_fill(mask == 0, 1), "attention_mask": mask}
+
+
+@pytest.fixture
+def build_model():
+    """Build a random model in eval mode: `build_model(family, head, **config_changes)`."""
+    return _build_model
+
+
+@pytest.fixture
+def build_batch():
+    """Build inputs whose rows 1, 2, ... have 3, 6, ... padding positions: `build_batch("left")`."""
+    return _build_batch
+
+
+QUICK = """
+baseline = false
+[student]
+layers = 2
+[task]
+train = "{world}/train.jsonl"
+validation = "{world}/validation.jsonl"
+test = "{world}/test.jsonl"
+max_length = 32
+[training]
+epochs = 1
+batch_size = 16
+lr = 1e-3
+log_every = 2
+"""
+
+
+class _Entry:
+    """An entry point without an installed package."""
+
+    def __init__(self, plugin):
+        self.name = self.value = "test"
+        self.dist = None
+        self.plugin = plugin
+
+    def load(self):
+        return self.plugin
+
+
+@pytest.fixture
+def registry_with():
+    """Build a registry of the installed plugins and one more, an object with hook functions."""
+    from importlib.metadata import entry_points
+
+    from gkd_core.plugins import Registry
+
+    return lambda plugin: Registry([*entry_points(group="gkd"), _Entry(plugin)])
+
+
+@pytest.fixture
+def prepare_run(world, tmp_path):
+    """Prepare a run on the world that takes 6 steps: `prepare_run("method=soft", ...)`.
+
+    Keywords: `directory` (its folder), `file` (text of a TOML file on top), `teachers` (folders of
+    the world), `registry`, `sinks` (who is told beside `metrics.jsonl`).
+    """
+    from gkd_core.analysis.recorder import JsonLines, Recorder
+    from gkd_core.config.resolve import resolve
+    from gkd_core.plugins import registry as installed
+    from gkd_core.training.run import Run, draw_run
+
+    def _prepare(
+        *settings, directory="run", file="", teachers=("teacher",), registry=None, sinks=()
+    ):
+        registry = registry or installed()
+        for name, text in (("quick", QUICK.format(world=world)), ("own", file)):
+            (tmp_path / f"{name}.toml").write_text(text)
+        named = [{"name": Path(t).name, "model": str(world / t)} for t in teachers]
+        resolved = resolve(
+            registry,
+            files=[tmp_path / "quick.toml", tmp_path / "own.toml"],
+            settings=list(map(str, settings)),
+            flags={"teachers": (named, "--teacher")} if named else {},
+        )
+        blueprints = draw_run(resolved, registry)
+        folder = tmp_path / directory
+        folder.mkdir(exist_ok=True)
+        recorder = Recorder([JsonLines(folder / "metrics.jsonl"), *sinks])
+        return Run(resolved, registry, blueprints, folder, recorder)
+
+    return _prepare

@@ -1,0 +1,197 @@
+import subprocess
+import sys
+import warnings
+from importlib.metadata import distributions
+
+import pytest
+
+from gkd_core.errors import ConfigError, MethodError, PluginError
+from gkd_core.plugins import Registry
+
+METHOD = '''
+from gkd_core import Method, hookimpl
+
+
+class {cls}(Method):
+    """A method."""
+
+    name = "{name}"
+    paper = "Nobody, 2026"
+
+    def reads(self, models, step):
+        return []
+
+
+@hookimpl
+def gkd_register_methods():
+    return [{cls}]
+'''
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Install plugins into an empty folder: `install("dist", entry="module source")`."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def _install(distribution, **plugins):
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
+        )
+        lines = ["[gkd]"]
+        for entry, source in plugins.items():
+            module = f"plugin_{distribution.replace('-', '_')}_{entry}_{tmp_path.name}"
+            module = module.replace("-", "_")
+            (tmp_path / f"{module}.py").write_text(source)
+            lines.append(f"{entry} = {module}")
+        (info / "entry_points.txt").write_text("\n".join(lines))
+
+    return _install
+
+
+@pytest.fixture
+def load(tmp_path):
+    def _load():
+        return Registry(
+            entry
+            for distribution in distributions(path=[str(tmp_path)])
+            for entry in distribution.entry_points
+        )
+
+    return _load
+
+
+def method(name, cls="Some"):
+    return METHOD.format(name=name, cls=cls)
+
+
+def test_methods_are_found_with_their_distribution(install, load):
+    install("gkd-method-x", x=method("x"))
+    registry = load()
+    assert list(registry.methods) == ["x"]
+    assert str(registry.provider("x")) == "'x' (gkd-method-x 1.2)"
+
+
+def test_plugins_are_called_in_alphabetical_order(install, load):
+    hook = (
+        "from gkd_core import hookimpl\n@hookimpl\n"
+        "def gkd_check_plan(plan):\n    plan.append({!r})\n"
+    )
+    for name in ("m", "z", "a"):
+        install(f"dist-{name}", **{name: hook.format(name)})
+    calls = []
+    load().manager.hook.gkd_check_plan(plan=calls)
+    assert calls == ["a", "m", "z"]
+
+
+def test_a_broken_plugin_is_skipped_and_its_reason_repeated(install, load):
+    install("gkd-broken", broken="import no_such_module\n")
+    install("gkd-fine", fine=method("fine"))
+    with pytest.warns(
+        UserWarning, match=r"'broken' \(gkd-broken 1.2\) was skipped.*no_such_module"
+    ):
+        registry = load()
+    assert list(registry.methods) == ["fine"]
+    with pytest.raises(
+        MethodError, match=r"unknown method 'other'.*gkd-broken 1.2.*no_such_module"
+    ):
+        registry.method("other")
+
+
+def test_a_plugin_whose_methods_fail_to_import_loses_only_them(install, load):
+    source = (
+        "from gkd_core import hookimpl\n@hookimpl\n"
+        "def gkd_register_methods():\n    import nowhere\n"
+    )
+    install("gkd-lazy", lazy=source)
+    install("gkd-fine", fine=method("fine"))
+    registry = load()
+    with pytest.warns(UserWarning, match="nowhere"):
+        assert list(registry.methods) == ["fine"]
+
+
+def test_a_misspelt_hook_is_an_error_that_suggests_the_right_one(install, load):
+    source = "from gkd_core import hookimpl\n@hookimpl\ndef gkd_register_method():\n    return []\n"
+    install("gkd-typo", typo=source)
+    with pytest.raises(PluginError, match=r"gkd-typo 1.2.*Did you mean 'gkd_register_methods'"):
+        load()
+
+
+def test_a_hook_with_an_unknown_argument_is_an_error(install, load):
+    source = "from gkd_core import hookimpl\n@hookimpl\ndef gkd_check_plan(nope):\n    pass\n"
+    install("gkd-argument", argument=source)
+    with pytest.raises(PluginError, match=r"gkd-argument 1.2(.|\n)*nope"):
+        load()
+
+
+def test_two_methods_of_one_name_name_both_distributions(install, load):
+    install("gkd-one", one=method("same"))
+    install("gkd-two", two=method("same", "Other"))
+    with pytest.raises(PluginError, match=r"'same'.*gkd-one 1.2.*gkd-two 1.2"):
+        _ = load().methods
+
+
+def test_two_plugins_of_one_name_name_both_distributions(install, load):
+    install("gkd-one", same=method("a"))
+    install("gkd-two", same=method("b"))
+    with pytest.raises(PluginError, match="two plugins are called 'same'"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["x", "gkd-x"])
+def test_plugins_can_be_disabled_by_name_or_distribution(install, load, monkeypatch, name):
+    install("gkd-x", x=method("x"))
+    install("gkd-y", y=method("y"))
+    monkeypatch.setenv("GKD_DISABLE_PLUGINS", name)
+    assert list(load().methods) == ["y"]
+
+
+def test_an_unknown_method_suggests_the_nearest(install, load):
+    install("gkd-x", x=method("cosine"))
+    with pytest.raises(MethodError, match="Did you mean 'cosine'"):
+        load().method("cosin")
+
+
+def test_an_unknown_recipe_is_an_error(install, load):
+    with pytest.raises(ConfigError, match=r"unknown recipe 'tinybert'\. No installed plugin"):
+        load().recipe("tinybert")
+
+
+def test_the_installed_packages_all_load():
+    from gkd_core.plugins import registry
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = registry()
+        assert {"hard", "kd", "pkd", "soft"} <= set(found.methods)
+        assert {"core", "classic", "multiteacher", "intermediate"} <= set(found.plugins)
+        assert {"embedded", "files", "hub"} <= set(found.tasks)
+
+
+def test_there_are_at_most_twelve_hooks_each_documented():
+    from gkd_core import hookspecs
+
+    hooks = [getattr(hookspecs, name) for name in dir(hookspecs) if name.startswith("gkd_")]
+    assert 0 < len(hooks) <= 12
+    assert all(hook.__doc__ and "return" in hook.__annotations__ for hook in hooks)
+
+
+@pytest.mark.parametrize(
+    "code", ["import gkd_core", "import gkd_core.cli, gkd_core.plugins as p; p.registry()"]
+)
+def test_importing_gkd_imports_no_torch(code):
+    check = (
+        f"{code}\nimport sys\nassert not {{'torch', 'transformers', 'pydantic'}} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_help_imports_no_torch():
+    check = (
+        "import sys\nfrom click.testing import CliRunner\nfrom gkd_core.cli import gkd\n"
+        "result = CliRunner().invoke(gkd, ['--help'])\n"
+        "assert result.exit_code == 0 and 'run' in result.output, result.output\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)

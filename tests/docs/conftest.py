@@ -1,0 +1,80 @@
+"""The pages of the documentation, and their fenced blocks."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+EXAMPLE = DOCS / "examples" / "gkd-method-cosine"
+FENCE = re.compile(
+    r"(?P<skip><!-- not run: .* -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; `skip` if the page says that it cannot be run."""
+
+    text: str
+    skip: bool
+
+
+def blocks(page: Path, language: str) -> list[Block]:
+    found = FENCE.finditer(page.read_text())
+    return [Block(m["text"], bool(m["skip"])) for m in found if m["language"] == language]
+
+
+@pytest.fixture(scope="session")
+def generate():
+    """The module that writes reference pages."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """Install the example plugin for this process."""
+    from gkd_core.plugins import registry
+
+    site = tmp_path / "site"
+    info = site / "gkd_method_cosine-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    shutil.copy(EXAMPLE / "gkd_method_cosine.py", site)
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: gkd-method-cosine\nVersion: 0.1.0\n"
+    )
+    (info / "entry_points.txt").write_text("[gkd]\ncosine = gkd_method_cosine\n")
+    monkeypatch.syspath_prepend(site)
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
+
+
+def pytest_generate_tests(metafunc):
+    """Give tests the pages they ask for: `page` all of them, `lesson` those with code to run."""
+    written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+    written = [page for page in written if "_build" not in page.parts]
+    chosen = {
+        "page": written,
+        "lesson": [page for page in written if any(not b.skip for b in blocks(page, "python"))],
+        "console": [page for page in written if "$ gkd " in page.read_text()],
+    }
+    for name, pages in chosen.items():
+        if name in metafunc.fixturenames:
+            ids = [str(page.relative_to(ROOT)) for page in pages]
+            metafunc.parametrize(name, pages, ids=ids)
+
+
+@pytest.fixture
+def fenced():
+    """`fenced(page, language)`: the blocks of a page in a language."""
+    return blocks

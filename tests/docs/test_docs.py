@@ -1,0 +1,182 @@
+"""What the documentation shows is true: code runs, commands parse, nothing is left out."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from gkd_core import hookspecs
+from gkd_core.cli import gkd
+from gkd_core.cli.options import RunOptions
+from gkd_core.config.expression import parse_expression
+from gkd_core.config.schema import RunConfig
+from gkd_core.hooks.paths import SITES, parse_path
+from gkd_core.plugins import registry
+from gkd_core.testing import check_method
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+METHODS = [n for n in registry().methods if registry().provider(n).distribution.startswith("gkd-m")]
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", tmp_path / "trees"]
+    done = subprocess.run(
+        [*command, DOCS, tmp_path / "html"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "html" / "reference" / "hooks.html").read_text()
+    assert "gkd_step_end(run: Run, stage: Stage, step: Step" in re.sub("<[^>]+>", "", html)
+
+
+def test_links_lead_to_files(page):
+    missing = [
+        target for target in LINK.findall(page.read_text()) if not (page.parent / target).exists()
+    ]
+    assert not missing
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_code_runs(lesson, fenced, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    for block in fenced(lesson, "python"):
+        if not block.skip:
+            exec(compile(block.text, str(lesson), "exec"), names)
+
+
+def test_the_method_of_the_readme_keeps_what_every_method_must(fenced):
+    names = {"__name__": "page"}
+    (block,) = fenced(ROOT / "README.md", "python")
+    exec(block.text, names)
+    check_method(names["LastState"])
+
+
+def commands(page, fenced):
+    lines = (line for block in fenced(page, "console") for line in block.text.splitlines())
+    return [shlex.split(line)[2:] for line in lines if line.startswith("$ gkd ")]
+
+
+def write_files(page, fenced, folder):
+    """Write the run files of a page: blocks whose first line is a comment with their name."""
+    for block in fenced(page, "toml"):
+        name = block.text.partition("\n")[0].removeprefix("# ")
+        if name.endswith(".toml"):
+            (folder / name).write_text(block.text)
+
+
+@pytest.mark.usefixtures("example")
+def test_commands_are_understood(console, fenced, tmp_path, monkeypatch):
+    """Flags, settings and methods of every command exist; models and data need not."""
+    monkeypatch.chdir(tmp_path)
+    write_files(console, fenced, tmp_path)
+    found = commands(console, fenced)
+    assert found
+    for arguments in found:
+        name, command, rest = gkd.resolve_command(click.Context(gkd, info_name="gkd"), arguments)
+        given = command.make_context(name, list(rest)).params
+        if name == "methods" and given["name"]:
+            registry().method(given["name"])
+        elif "files" in given:
+            check_settings(given)
+
+
+def check_settings(given):
+    """Resolve the settings of a command, as it would before it reads models and data."""
+    files = list(given.pop("files"))
+    expression = given.pop("expression", None)
+    if expression is not None and expression.endswith(".toml"):
+        files.insert(0, Path(expression))
+    elif expression is not None:
+        given["method"] = expression
+    options = RunOptions(files, given.pop("recipe", None), given.pop("settings"), given)
+    resolved = options.resolve()
+    assert not resolved.warnings
+    for stage in resolved.stages:
+        for member in parse_expression(stage.config.method).members:
+            registry().method(member.name)
+
+
+def section(text, heading):
+    """Return the part of a page below a heading of the second level."""
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", gkd.list_commands(click.Context(gkd)))
+def test_every_command_and_option_is_in_the_reference(generate, name):
+    shown = CliRunner().invoke(gkd, [name, "--help"]).output
+    options = set(re.findall(r"(?<!\S)--[a-z-]+", shown.partition("Options:")[2])) - {"--help"}
+    written = section("\n" + generate.commands(), f"gkd {name}")
+    assert f"gkd {name}" in written
+    assert not {
+        option for option in options if f"`{option}" not in written and f", {option}" not in written
+    }
+
+
+def test_every_hook_has_a_heading_with_its_exact_signature(generate):
+    source = ast.parse(Path(hookspecs.__file__).read_text())
+    hooks = [node for node in source.body if isinstance(node, ast.FunctionDef)]
+    headings = [line for line in generate.hooks().splitlines() if line.startswith("## ")]
+    assert headings == [
+        f"## `{hook.name}({ast.unparse(hook.args)}) -> {ast.unparse(hook.returns)}`"
+        for hook in hooks
+    ]
+
+
+def test_every_setting_is_in_the_reference(generate):
+    text = generate.settings()
+    for name, field in RunConfig.model_fields.items():
+        if field.exclude:
+            continue
+        annotation = field.annotation
+        model = getattr(annotation, "__args__", (annotation,))[0]
+        inner = getattr(model, "model_fields", {})
+        expected = [f"`{name}.{key}`" for key in inner] if inner else [f"`{name}`"]
+        assert not [key for key in expected if key not in text]
+
+
+def test_every_site_is_in_the_reference_and_every_path_of_the_page_is_one(generate):
+    page = (DOCS / "reference" / "paths.md").read_text()
+    table = section("\n" + page.replace("# Paths", "## Paths", 1), "Paths")
+    paths = re.findall(r"^\| `((?:student|teacher)[^`]*)`", table, re.MULTILINE)
+    assert len(paths) >= 8
+    for path in paths:
+        parse_path(path.replace("\\|", "|"), "page")
+    assert [line.split("`")[1] for line in generate.sites().splitlines()[2:]] == list(SITES)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_page_with_formula_options_and_paper(generate, name):
+    text = (DOCS / "reference" / "methods" / f"{name}.md").read_text()
+    assert f"<!-- generated: method {name} -->" in text
+    assert "$$" in text
+    assert "## When to use it" in text
+    assert "## What differs from the paper" in text
+    cls = registry().method(name)
+    generated = generate.method(name)
+    assert cls.paper.partition(",")[0] in generated
+    assert all(f"`{name}.{option}`" in generated for option in cls.Config.model_fields)
+    assert f"`{name}`" in generate.papers()
+
+
+def test_every_method_page_belongs_to_a_method():
+    pages = {page.stem for page in (DOCS / "reference" / "methods").glob("*.md")} - {"index"}
+    assert pages == set(METHODS)
