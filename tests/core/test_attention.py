@@ -6,9 +6,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, T5Config, T5EncoderModel
 
 from gkd_core.errors import MethodError
-from gkd_core.hooks.attention import NAME, AttentionInputs
+from gkd_core.hooks.attention import NAME
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.paths import Capture
+from gkd_core.losses.relation import Relation
 from gkd_core.models.sites import Sites, find_sites
 
 ENCODERS = ["bert", "roberta", "distilbert", "electra", "modernbert"]
@@ -92,7 +93,7 @@ def test_sliding_window_hides_the_far_past(build_model, build_batch):
 def test_query_that_sees_nothing_looks_everywhere_alike():
     mask = torch.zeros(1, 1, 2, 4, dtype=torch.bool)
     mask[..., 1, :2] = True
-    inputs = AttentionInputs(torch.rand(1, 2, 2, 8), torch.rand(1, 2, 4, 8), mask, False, 1.0)
+    inputs = Relation(torch.rand(1, 2, 2, 8), torch.rand(1, 2, 4, 8), mask, False, 1.0)
     least = torch.finfo(torch.float32).min
     assert (inputs.scores()[..., 0, :] == least).all()
     assert (inputs.probs()[..., 0, :] == 0.25).all()
@@ -103,8 +104,8 @@ def test_additive_mask_equals_boolean_mask():
     query, key = torch.rand(1, 2, 3, 8), torch.rand(1, 2, 3, 8)
     mask = torch.ones(3, 3, dtype=torch.bool).tril()
     additive = torch.zeros(3, 3).masked_fill(~mask, -torch.inf)
-    probs = [AttentionInputs(query, key, m, False, 1.0).probs() for m in (mask, additive)]
-    causal = AttentionInputs(query, key, None, True, 1.0).probs()
+    probs = [Relation(query, key, m, False, 1.0).probs() for m in (mask, additive)]
+    causal = Relation(query, key, None, True, 1.0).probs()
     torch.testing.assert_close(probs[0], probs[1])
     torch.testing.assert_close(probs[0], causal)
 
@@ -124,14 +125,14 @@ def test_switched_attention_leaves_the_checkpoint_alone(build_model, build_batch
 
 
 @torch.no_grad()
-def test_attention_is_switched_only_while_it_is_read(build_model, build_batch):
+def test_attention_is_switched_when_it_is_first_read_and_given_back(build_model, build_batch):
     model = eager(build_model("llama", "causal-lm"))
     reader = extractor(model)
     reader.run(frozenset([Capture("logits"), Capture("hidden", 1)]), build_batch())
     assert model.config._attn_implementation == "eager"
     reader.run(frozenset([Capture("probs", 1)]), build_batch())
     assert model.config._attn_implementation == NAME
-    reader.run(frozenset([Capture("logits")]), build_batch())
+    reader.remove()
     assert model.config._attn_implementation == "eager"
 
 

@@ -66,6 +66,11 @@ TASK_DEFAULTS = {
 }
 
 
+def task_defaults(name, kind):
+    """Return the defaults of a task; language modelling takes fewer epochs."""
+    return {"training": {"epochs": 2}} if kind == "lm" else TASK_DEFAULTS[name]
+
+
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Write a file in the working directory and return its name."""
@@ -121,7 +126,7 @@ def test_each_level_wins_over_those_below(write, recipe):
         files=[first, second],
         recipe="paper",
         settings=["training.eps=0.5"],
-        task_defaults=lambda name: {"training": dict.fromkeys(["beta1", "lr", "clip"], 0.1)},
+        task_defaults=lambda name, kind: {"training": dict.fromkeys(["beta1", "lr", "clip"], 0.1)},
     )
     found = {
         name: (getattr(resolved.config.training, name), resolved.origin(f"training.{name}"))
@@ -476,7 +481,7 @@ def test_checkpoint_and_shape_from_one_source_are_refused(write):
 
 def test_checkpoint_from_higher_up_wins_over_a_shape_and_says_so(write):
     file = write("run.toml", "student.layers = 2\n")
-    resolved = from_set("student=DIR", files=[file], task_defaults=TASK_DEFAULTS.get)
+    resolved = from_set("student=DIR", files=[file], task_defaults=task_defaults)
     assert (resolved.config.student.model, resolved.config.student.layers) == ("DIR", None)
     assert resolved.warnings == (
         "student.layers (run.toml:1) is left out: student (--set) starts the student from a "
@@ -516,20 +521,28 @@ def test_run_method_may_be_unknown_if_no_stage_uses_it():
 
 
 def test_task_defaults_follow_the_task():
-    assert from_set(task_defaults=TASK_DEFAULTS.get).config.training.epochs == 9
-    resolved = from_set("task.train=x.csv", task_defaults=TASK_DEFAULTS.get)
+    assert from_set(task_defaults=task_defaults).config.training.epochs == 9
+    resolved = from_set("task.train=x.csv", task_defaults=task_defaults)
     assert (resolved.config.training.epochs, resolved.config.student.layers) == (4, None)
     assert resolved.origin("training.epochs") == "task files"
 
 
 def test_stage_has_the_defaults_of_its_own_task():
     stages = "stages=[{name='a'},{name='b',task={train='x.csv'}}]"
-    resolved = from_set(stages, task_defaults=TASK_DEFAULTS.get)
+    resolved = from_set(stages, task_defaults=task_defaults)
     assert [stage.config.training.epochs for stage in resolved.stages] == [9, 4]
 
 
+def test_stage_has_the_defaults_of_its_own_kind():
+    resolved = from_set(
+        "stages=[{name='a',task={kind='lm'}},{name='b'}]", task_defaults=task_defaults
+    )
+    assert [stage.config.training.epochs for stage in resolved.stages] == [2, 9]
+    assert [stage.config.student.layers for stage in resolved.stages] == [None, 2]
+
+
 def test_unknown_task_is_refused_with_its_origin():
-    def unknown(name):
+    def unknown(name, kind):
         raise ConfigError(f"unknown task '{name}'.")
 
     message = refused(settings=["task.name=x"], task_defaults=unknown)
@@ -668,7 +681,7 @@ dir = "with \\"quotes\\" and \\\\"
 )
 def test_written_file_makes_the_same_configuration(write, recipe, recipe_text, settings):
     file = write("run.toml", RICH)
-    defaults = {"task_defaults": TASK_DEFAULTS.get}
+    defaults = {"task_defaults": task_defaults}
     before = resolve(recipe(recipe_text), files=[file], settings=settings, **defaults)
     again = write("again.toml", to_toml(before))
     after = resolve(Registry(), files=[again], **defaults)
@@ -681,7 +694,7 @@ def test_written_file_makes_the_same_configuration(write, recipe, recipe_text, s
 
 def test_written_file_needs_no_task_defaults(write):
     before = from_set(
-        "stages=[{name='a'},{name='b',task={train='x.csv'}}]", task_defaults=TASK_DEFAULTS.get
+        "stages=[{name='a'},{name='b',task={train='x.csv'}}]", task_defaults=task_defaults
     )
     after = resolve(Registry(), files=[write("again.toml", to_toml(before))])
     assert [stage.config for stage in after.stages] == [stage.config for stage in before.stages]

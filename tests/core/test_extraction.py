@@ -159,25 +159,16 @@ def test_student_runs_whole_but_without_an_unread_head(build_model, build_batch,
     assert features[Capture("hidden", 1)].requires_grad
 
 
-def test_logits_alone_need_no_hooks(build_model, build_batch):
+def test_only_what_was_read_is_hooked_and_each_place_once(build_model, build_batch):
     model = build_model("bert", "classification")
     reader = extractor(model)
     reader.run(frozenset([LOGITS]), build_batch())
-    assert hook_count(model) == 0
-
-
-def test_hooks_change_only_with_the_captures(build_model, build_batch):
-    model = build_model("bert", "classification")
-    reader = extractor(model)
+    assert hook_count(model) == hook_count(model.bert) + 1 == 1
     asked = frozenset([Capture("hidden", 2), Capture("hidden", 2, reduce="cls"), LOGITS, *INNER])
-    reader.run(asked, build_batch())
-    assert hook_count(model) == 1
-    hooks = dict(model.bert.encoder.layer[1]._forward_hooks)
-    reader.run(frozenset(list(asked)), build_batch())
-    assert dict(model.bert.encoder.layer[1]._forward_hooks) == hooks
+    for _ in range(2):
+        reader.run(asked, build_batch())
+        assert hook_count(model.bert) == len(model.bert.encoder.layer[1]._forward_hooks) == 1
     reader.run(frozenset([LOGITS]), build_batch())
-    assert hook_count(model) == 0
-    reader.run(asked, build_batch())
     reader.remove()
     assert hook_count(model) == 0
 
@@ -327,3 +318,126 @@ def test_site_that_the_model_does_not_come_past_is_reported(build_model, build_b
     model = build_model("bert")
     with pytest.raises(MethodError, match=r"did not compute hidden\[2\]"):
         Extractor(model, WrongSites(model)).run(frozenset([Capture("hidden", 2)]), build_batch())
+
+
+FFN = {
+    "bert": "output.dense",
+    "roberta": "output.dense",
+    "distilbert": "ffn.lin2",
+    "gpt2": "mlp.c_proj",
+    "llama": "mlp.down_proj",
+    "glm4": "mlp.down_proj",
+    "gpt_neox": "mlp.dense_4h_to_h",
+    "opt": "fc2",
+    "modernbert": "mlp.Wo",
+}
+
+
+@pytest.mark.parametrize("family", list(FFN))
+@torch.no_grad()
+def test_ffn_is_what_the_last_linear_map_of_the_feed_forward_block_gives(
+    build_model, build_batch, family
+):
+    model = build_model(family)
+    block = find_sites(model).blocks[1]
+    seen = []
+    module = block.get_submodule(FFN[family])
+    handle = module.register_forward_hook(lambda m, args, output: seen.append(output))
+    capture, mean = Capture("ffn", 2), Capture("ffn", 2, reduce="mean")
+    features = extractor(model).run(frozenset([capture, mean]), build_batch(rows=1))
+    handle.remove()
+    expected = seen[0].view(1, 12, 32)
+    assert torch.equal(features[capture], expected)
+    torch.testing.assert_close(features[mean], expected.mean(1))
+
+
+@torch.no_grad()
+def test_pooled_of_bert_is_what_its_pooler_returns(build_model, build_batch):
+    model, batch = build_model("bert", "classification"), build_batch()
+    features = extractor(model).run(frozenset([Capture("pooled")]), batch)
+    assert torch.equal(features[Capture("pooled")], model.bert(**batch).pooler_output)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "modernbert"])
+@torch.no_grad()
+def test_classifier_of_pooled_gives_the_logits(build_model, build_batch, family):
+    model = build_model(family, "classification")
+    reader = extractor(model)
+    features = reader.run(frozenset([Capture("pooled"), LOGITS]), build_batch())
+    logits = reader.sites.classifier(features[Capture("pooled")])
+    torch.testing.assert_close(logits, features[LOGITS])
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "opt"])
+@torch.no_grad()
+def test_pooled_of_a_decoder_is_that_of_the_last_token(build_model, build_batch, family, padding):
+    model = build_model(family, "classification")
+    reader = extractor(model)
+    features = reader.run(frozenset([Capture("pooled"), LOGITS]), build_batch(padding))
+    logits = reader.sites.classifier(features[Capture("pooled")])
+    torch.testing.assert_close(logits, features[LOGITS])
+
+
+def test_a_language_model_has_nothing_pooled(build_model, build_batch):
+    with pytest.raises(MethodError, match="BertForMaskedLM has no head that classifies"):
+        extractor(build_model("bert", "masked-lm")).run(
+            frozenset([Capture("pooled")]), build_batch()
+        )
+
+
+@pytest.mark.parametrize(
+    ("family", "head"), [("bert", "masked-lm"), ("gpt2", "causal-lm"), ("llama", "causal-lm")]
+)
+def test_logits_of_a_language_model_are_computed_when_they_are_asked_for(
+    build_model, build_batch, family, head
+):
+    model = build_model(family, head)
+    reader = extractor(model)
+    calls = record_calls([reader.sites.head])
+    features = reader.run(frozenset([LOGITS]), build_batch())
+    stock = model(**build_batch()).logits
+    # Once to see that the head is linear, not for the run, once for the stock model.
+    assert len(calls) == 3
+    prediction = features.prediction
+    assert prediction.hidden.shape == (3, 12, 32)
+    assert LOGITS not in features.tensors
+    assert torch.equal(features[LOGITS], stock)
+    gradient = torch.autograd.grad(features[LOGITS].square().sum(), prediction.weight)[0]
+    expected = torch.autograd.grad(stock.square().sum(), prediction.weight)[0]
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_logits_that_are_more_than_linear_are_computed_by_the_model(build_model, build_batch):
+    model = build_model("llama", "causal-lm")
+    stock = type(model).forward
+
+    def capped(self, *args, **kwargs):
+        output = stock(self, *args, **kwargs)
+        output.logits = 5 * torch.tanh(output.logits / 5)
+        return output
+
+    model.forward = capped.__get__(model)
+    features = extractor(model).run(frozenset([LOGITS]), build_batch())
+    assert features.deferred is None
+    assert torch.equal(features.prediction, model(**build_batch()).logits)
+
+
+@torch.no_grad()
+def test_teacher_computes_no_logits_that_only_go_into_a_loss(build_model, build_batch):
+    model = build_model("gpt2", "causal-lm")
+    reader = extractor(model)
+    reader.run(frozenset([LOGITS]), build_batch())
+    assert reader.run(frozenset([LOGITS]), build_batch()).deferred is not None
+
+
+@torch.no_grad()
+def test_attention_is_what_scores_and_probs_follow_from(build_model, build_batch):
+    model = build_model("llama")
+    site, scores, probs = (Capture(name, 2) for name in ("attention", "scores", "probs"))
+    features = extractor(model).run(frozenset([site, scores, probs]), build_batch())
+    relation = features.attention[site]
+    assert relation.query.shape == (3, 4, 12, 8)
+    assert relation.key.shape == (3, 2, 12, 8)
+    assert torch.equal(relation.scores(), features[scores])
+    assert torch.equal(relation.probs(), features[probs])

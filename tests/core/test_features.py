@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from gkd_core.errors import MethodError
-from gkd_core.hooks.attention import AttentionInputs
 from gkd_core.hooks.features import Features, View
 from gkd_core.hooks.paths import Capture
+from gkd_core.losses.relation import Relation
 from gkd_core.models.info import ModelInfo
 
 CAPTURES = [
@@ -84,10 +84,10 @@ def test_view_that_reads_nothing_says_so():
 
 def test_scores_and_probs_are_computed_when_asked_for_and_kept(monkeypatch):
     calls = []
-    scores = AttentionInputs.scores
-    monkeypatch.setattr(AttentionInputs, "scores", lambda self: calls.append(1) or scores(self))
+    scores = Relation.scores
+    monkeypatch.setattr(Relation, "scores", lambda self: calls.append(1) or scores(self))
     query, key = torch.rand(1, 2, 3, 4), torch.rand(1, 2, 3, 4)
-    inputs = AttentionInputs(query, key, None, False, 0.5)
+    inputs = Relation(query, key, None, False, 0.5)
     captures = [Capture("scores", 1), Capture("probs", 1)]
     features = Features()
     features.attention = dict.fromkeys(captures, inputs)

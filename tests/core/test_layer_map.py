@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from pydantic import BaseModel, ValidationError
 
@@ -19,6 +21,50 @@ def test_strategy_pairs_every_student_block(layer_map, teacher_blocks):
 
 def test_spaced_ends_at_the_last_block_when_depths_do_not_divide():
     assert layer_pairs("spaced", 4, 6) == [(1, 1), (2, 3), (3, 4), (4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("layer_map", "pairs"),
+    [
+        ("first2", [(1, 1), (2, 2)]),
+        ("last2", [(3, 11), (4, 12)]),
+        ("last1", [(4, 12)]),
+        ("top", [(4, 12)]),
+        ("first4", [(1, 1), (2, 2), (3, 3), (4, 4)]),
+    ],
+)
+def test_strategy_pairs_some_blocks_in_order(layer_map, pairs):
+    assert layer_pairs(layer_map, 4, 12) == pairs
+
+
+@pytest.mark.parametrize("strategy", ["first", "last", "spaced", "first4", "last4"])
+def test_models_of_equal_depth_are_paired_block_by_block(strategy):
+    assert layer_pairs(strategy, 4, 4) == [(1, 1), (2, 2), (3, 3), (4, 4)]
+
+
+@pytest.mark.parametrize("depths", [(1, 1), (2, 5), (4, 6), (5, 12), (6, 12), (7, 7)])
+@pytest.mark.parametrize("strategy", ["first", "last", "spaced", "first1", "last1", "top"])
+def test_every_strategy_keeps_the_order_of_both_models(strategy, depths):
+    pairs = layer_pairs(strategy, *depths)
+    assert all(a < c and b < d for (a, b), (c, d) in pairwise(pairs))
+    assert all(1 <= s <= depths[0] and 1 <= t <= depths[1] for s, t in pairs)
+
+
+def test_top_pairs_a_student_that_is_deeper_than_the_teacher():
+    assert layer_pairs("top", 6, 4) == [(6, 4)]
+    assert layer_pairs("last2", 6, 4) == [(5, 3), (6, 4)]
+
+
+@pytest.mark.parametrize("strategy", ["first5", "last5"])
+def test_more_blocks_than_a_model_has_are_refused(strategy):
+    message = f"'{strategy}' needs 5 blocks in both models, but the student has 4 and the teacher 6"
+    with pytest.raises(MethodError, match=message):
+        layer_pairs(strategy, 4, 6)
+
+
+def test_unknown_strategy_is_refused_with_the_nearest():
+    with pytest.raises(MethodError, match=r"'space' is not a layer map\. Did you mean 'spaced'"):
+        layer_pairs("space", 2, 4)
 
 
 def test_explicit_pairs_are_kept():
@@ -51,7 +97,8 @@ def test_wrong_pairs_are_refused(pairs, message):
 
 def test_layer_map_is_an_option_type():
     assert Options(layers=[[1, 2], [2, 4]]).layers == [(1, 2), (2, 4)]
-    for wrong in ("middle", [[0, 1]], [[1, 2, 3]]):
+    assert Options(layers="last2").layers == "last2"
+    for wrong in ("middle", "last0", "top2", "last 2", [[0, 1]], [[1, 2, 3]]):
         with pytest.raises(ValidationError):
             Options(layers=wrong)
 

@@ -13,7 +13,8 @@ from gkd_core.errors import ConfigError
 from gkd_core.method import Method, Step
 from gkd_core.models.info import ModelInfo, Models
 from gkd_core.plugins import Registry, registry
-from gkd_core.training.objective import Member, Objective, name_seed
+from gkd_core.training.objective import Objective, name_seed
+from gkd_core.training.passes import Member
 from gkd_core.training.schedules import Schedule
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step

@@ -28,11 +28,11 @@ MODELS = Models(STUDENT, info("bert-6", 6))
 
 
 def student(*paths):
-    return resolve_paths(paths, MODELS, "pkd").student
+    return resolve_paths(paths, MODELS, "pkd").student.get("main", frozenset())
 
 
 def teacher(*paths):
-    return resolve_paths(paths, MODELS, "pkd").teacher
+    return resolve_paths(paths, MODELS, "pkd").teacher.get("main", frozenset())
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_index_stands_for_layers(path, layers):
 
 def test_last_follows_the_depth_of_each_model():
     reads = resolve_paths(["student.key[last]", "teacher.key[last]"], MODELS, "minilm")
-    assert reads.student == {Capture("key", 3)}
-    assert reads.teacher == {Capture("key", 6)}
+    assert reads.student == {"main": {Capture("key", 3)}}
+    assert reads.teacher == {"main": {Capture("key", 6)}}
 
 
 def test_different_spellings_are_one_capture():
@@ -159,7 +159,7 @@ def test_malformed_path_is_shown_with_a_caret(path, position, words):
     lines = str(error.value).splitlines()
     assert lines[1:3] == [f"    {path}", f"    {' ' * position}^"]
     assert "hidden[l]" in lines[3]
-    assert lines[0].startswith(f"pkd reads {path!r}")
+    assert lines[0].startswith(f"pkd names {path!r}")
     for word in words:
         assert word in lines[0]
 
@@ -168,7 +168,7 @@ def test_malformed_path_is_shown_with_a_caret(path, position, words):
 def test_layer_beyond_the_teacher_is_refused(layer):
     with pytest.raises(MethodError, match="'bert-6' has 6 layers") as error:
         teacher(f"teacher.hidden[{layer}]")
-    assert f"pkd reads teacher.hidden[{layer}]" in str(error.value)
+    assert f"pkd names teacher.hidden[{layer}]" in str(error.value)
     assert "hidden[0] to hidden[6]" in str(error.value)
 
 

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from gkd_core.errors import MethodError as MethodError
     from gkd_core.errors import PluginError as PluginError
     from gkd_core.hooks.features import View as View
+    from gkd_core.hooks.operations import Add as Add
+    from gkd_core.hooks.operations import Interchange as Interchange
+    from gkd_core.hooks.operations import Operation as Operation
+    from gkd_core.hooks.operations import OperationContext as OperationContext
+    from gkd_core.hooks.operations import Pass as Pass
+    from gkd_core.hooks.operations import Perturb as Perturb
+    from gkd_core.hooks.operations import Replace as Replace
+    from gkd_core.hooks.operations import Swap as Swap
+    from gkd_core.hooks.operations import When as When
     from gkd_core.hookspecs import hookimpl as hookimpl
     from gkd_core.losses.term import Term as Term
     from gkd_core.method import Method as Method
@@ -32,26 +41,35 @@ if TYPE_CHECKING:
     from gkd_core.training.schedules import Schedule as Schedule
 
 _HOME = {
+    "Add": "hooks.operations",
     "Batch": "data.batch",
     "ConfigError": "errors",
     "DataError": "errors",
     "GkdError": "errors",
+    "Interchange": "hooks.operations",
     "Items": "data.batch",
     "LayerMap": "models.layer_map",
     "Method": "method",
     "MethodError": "errors",
     "ModelInfo": "models.info",
     "Models": "models.info",
+    "Operation": "hooks.operations",
+    "OperationContext": "hooks.operations",
+    "Pass": "hooks.operations",
+    "Perturb": "hooks.operations",
     "PluginError": "errors",
+    "Replace": "hooks.operations",
     "Schedule": "training.schedules",
     "Sites": "models.sites",
     "Split": "data.task",
     "Step": "method",
+    "Swap": "hooks.operations",
     "Task": "data.task",
     "TaskData": "data.task",
     "TeacherCombiner": "combiner",
     "Term": "losses.term",
     "View": "hooks.features",
+    "When": "hooks.operations",
     "hookimpl": "hookspecs",
 }
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from gkd_core.data.batch import Batch
     from gkd_core.hooks.features import View
+    from gkd_core.hooks.operations import Operation, Pass
     from gkd_core.losses.term import Term
     from gkd_core.models.info import Models
 
@@ -96,6 +97,21 @@ class Method:
         May differ from step to step. Only what is returned here is captured.
         """
         raise NotImplementedError
+
+    def passes(self, models: Models, step: Step) -> Iterable[Pass]:
+        """Return the forward passes that the method has for itself, in order. Default: none.
+
+        Paths name them: `student@source.hidden[2]`. They run after the main pass, which all methods
+        share.
+        """
+        return ()
+
+    def writes(self, models: Models, step: Step) -> Iterable[Operation]:
+        """Return the operations that change the forward pass in this step. Default: none.
+
+        In the main pass every method sees what they change; two methods cannot change one place.
+        """
+        return ()
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
         """Return trainable auxiliary modules, by name. Default: none.

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 
 from gkd_core.analysis.sizes import readable
+from gkd_core.hooks.paths import MAIN
 from gkd_core.models.info import ModelInfo
 from gkd_core.training.plan import CapturePlan, MethodPlan, PassPlan, RunPlan, StagePlan
 
@@ -50,6 +51,7 @@ def _stage(stage: StagePlan, number: str, width: int) -> Iterator[str]:
         ("task", stage.task),
         ("batch", f"{size} samples of up to {length} tokens"),
         ("student", _model(stage.student)),
+        ("", f"starts from {stage.start}"),
         *((teacher.name, _model(teacher)) for teacher in stage.teachers),
         *(entry for method in stage.methods for entry in _method(method)),
         *(entry for one in stage.passes for entry in _pass(one)),
@@ -82,12 +84,15 @@ def _pass(one: PassPlan) -> Iterator[tuple[str, str]]:
         yield "pass", f"{one.model}: not run, nothing reads it"
         return
     total = sum(capture.bytes for capture in one.captures)
-    yield "pass", f"{one.model}: up to {one.stops_after}, keeps {readable(total)}"
+    model = one.model if one.name == MAIN else f"{one.model} in {one.name}"
+    yield "pass", f"{model}: up to {one.stops_after}, keeps {readable(total)}"
     path = max(len(capture.path) for capture in one.captures)
     shape = max(len(_shape(capture)) for capture in one.captures)
     for capture in one.captures:
         size, readers = readable(capture.bytes), ", ".join(capture.readers)
         yield "", f"{capture.path:<{path}}  {_shape(capture):<{shape}}  {size:>9}  for {readers}"
+    for operation in one.operations:
+        yield "", f"{operation.text}  by {operation.method}"
 
 
 def _shape(capture: CapturePlan) -> str:

@@ -40,7 +40,7 @@ def write_report(run: Run, comparison: Comparison, plan: str, extra: Sequence[Pa
     """
     lines = (run.directory / "metrics.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
-    method = escape(str(run.last.expression))
+    method = escape(run.methods)
     parts = [
         f"<h1>{method} on {escape(run.last.data.source)}</h1>",
         f"<p class=note>{escape(_summary(run))}</p>",
@@ -56,7 +56,7 @@ def write_report(run: Run, comparison: Comparison, plan: str, extra: Sequence[Pa
     ]
     path = run.directory / "report.html"
     draft = path.with_suffix(".tmp")
-    draft.write_text(_page(str(run.last.expression), parts))
+    draft.write_text(_page(run.methods, parts))
     os.replace(draft, path)
     return path
 

@@ -1,103 +1,29 @@
-"""Capture of what goes into attention, without eager attention.
+"""Attention that can be read and changed, without eager attention.
 
-transformers looks attention functions up by name. The one registered here tells a listener what
-the attention modules it listens to receive and return, and is stock scaled-dot-product attention
-otherwise. Scores and probabilities are computed from the captured queries and keys, outside the
-forward pass, for the layers that are read.
+transformers looks attention functions up by name. The one registered here shows the pass under way
+what the attention modules receive and return, and is stock scaled-dot-product attention otherwise.
+Scores and probabilities are computed from the captured queries and keys, outside the forward pass,
+for the layers that are read; inside it only where an operation changes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from gkd_core.hooks.forward import Forward, current_forward
+from gkd_core.hooks.paths import Capture
+from gkd_core.losses.relation import Relation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "gkd_sdpa"
-
-
-@dataclass(frozen=True)
-class AttentionInputs:
-    """What the scores of one layer follow from.
-
-    Attributes:
-        query: `[B, A, S, Dh]`, after rotary embedding.
-        key: `[B, A_kv, S, Dh]`, after rotary embedding.
-        mask: Bool (True where a query may look) or additive, broadcastable to `[B, A, S, S]`; None
-            if nothing is masked but, under `causal`, the future.
-        causal: Whether a missing mask means a causal one.
-        scale: Factor of the dot products.
-        bias: Position bias added to them, broadcastable to `[B, A, S, S]`, or None.
-    """
-
-    query: Tensor
-    key: Tensor
-    mask: Tensor | None
-    causal: bool
-    scale: float
-    bias: Tensor | None = None
-
-    def scores(self) -> Tensor:
-        """Return the scaled dot products, fp32 `[B, A, S, S]`; the least float where masked."""
-        with torch.autocast(self.query.device.type, enabled=False):
-            key: Tensor = repeat_kv(self.key, self.query.shape[1] // self.key.shape[1]).float()
-            scores: Tensor = self.query.float() @ key.transpose(-1, -2) * self.scale
-        if self.bias is not None:
-            scores = scores + self.bias
-        least = torch.finfo(scores.dtype).min
-        if self.mask is None:
-            return scores.masked_fill(~self._past(), least) if self.causal else scores
-        if self.mask.dtype == torch.bool:
-            return scores.masked_fill(~self.mask, least)
-        return (scores + self.mask).clamp(min=least)
-
-    def probs(self) -> Tensor:
-        """Return the attention distribution before dropout, fp32 `[B, A, S, S]`.
-
-        A query that may look nowhere (padding) looks everywhere alike.
-        """
-        return self.scores().softmax(-1)
-
-    def _past(self) -> Tensor:
-        """True where a key is not after its query."""
-        queries, keys = self.query.shape[2], self.key.shape[2]
-        return torch.ones(queries, keys, dtype=torch.bool, device=self.query.device).tril()
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Who is told about the attention of a module.
-
-    Attributes:
-        on_inputs: Called before attention is computed, also with the values `[B, A_kv, S, Dh]`.
-        on_context: Called with the output `[B, S, A*Dh]`, before the output projection.
-    """
-
-    on_inputs: Callable[[AttentionInputs, Tensor], None]
-    on_context: Callable[[Tensor], None]
-
-
-_listeners: ContextVar[Mapping[nn.Module, Listener] | None] = ContextVar("listeners", default=None)
-
-
-@contextmanager
-def listening(listeners: Mapping[nn.Module, Listener]) -> Iterator[None]:
-    """Tell listeners about the attention modules that are called within the context."""
-    token = _listeners.set(listeners)
-    try:
-        yield
-    finally:
-        _listeners.reset(token)
 
 
 def switch_attention(model: PreTrainedModel, name: str) -> None:
@@ -116,23 +42,64 @@ def gkd_sdpa(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Compute stock scaled-dot-product attention, and tell the module's listener about it.
+    """Compute stock scaled-dot-product attention, and let the pass under way see it.
 
     The signature is that of transformers' attention functions.
     """
-    listener = (_listeners.get() or {}).get(module)
-    if listener is not None:
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        causal = causal and query.shape[2] > 1
-        bias = options.get("position_bias")
-        listener.on_inputs(AttentionInputs(query, key, attention_mask, causal, scale, bias), value)
-    output, _ = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **options
+    forward = current_forward()
+    layer = None if forward is None else forward.attention_layer(module)
+    if forward is None or layer is None:
+        output, _ = sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            is_causal=is_causal,
+            **options,
+        )
+        return output, None
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    relation = Relation(
+        query=query,
+        key=key,
+        mask=attention_mask,
+        causal=causal and query.shape[2] > 1,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        bias=options.get("position_bias"),
     )
-    if listener is not None:
-        listener.on_context(output.flatten(2))
-    return output, None
+    relation, value = forward.enter_attention(layer, relation, value)
+    if forward.computes_probs(layer):
+        dropout = options.get("dropout", 0.0)
+        output = _attend(forward, layer, relation, value, dropout)
+    else:
+        output, _ = sdpa_attention_forward(
+            module,
+            relation.query,
+            relation.key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            is_causal=is_causal,
+            **options,
+        )
+    context = forward.visit(Capture("context", layer), output.flatten(2))
+    return context.view(output.shape), None
+
+
+def _attend(
+    forward: Forward, layer: int, relation: Relation, value: Tensor, dropout: float
+) -> Tensor:
+    """Compute attention step by step, where scores or distributions change: `[B, S, A, Dh]`.
+
+    transformers passes a dropout of 0 outside of training.
+    """
+    scores = forward.visit(Capture("scores", layer), relation.scores())
+    probs = forward.visit(Capture("probs", layer), scores.softmax(-1))
+    probs = functional.dropout(probs, dropout).to(value.dtype)
+    values: Tensor = repeat_kv(value, probs.shape[1] // value.shape[1])
+    return (probs @ values).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(NAME, gkd_sdpa)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from gkd_core.errors import MethodError
-from gkd_core.hooks.attention import (
-    NAME,
-    AttentionInputs,
-    Listener,
-    listening,
-    switch_attention,
-)
+from gkd_core.hooks.attention import NAME, switch_attention
 from gkd_core.hooks.features import Features
-from gkd_core.hooks.paths import ATTENTION_SITES, Capture
+from gkd_core.hooks.forward import (
+    Change,
+    Forward,
+    StopForward,
+    current_forward,
+    summary_positions,
+    under_way,
+)
+from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, POOLED, Capture
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -28,19 +28,15 @@ if TYPE_CHECKING:
 
     from gkd_core.models.sites import Sites
 
-LOGITS = Capture("logits")
-
-
-class StopForward(Exception):
-    """Everything asked for is captured; what follows in the forward pass is of no use."""
-
 
 class Extractor:
-    """Runs a model and captures tensors on the way.
+    """Runs a model, changes and captures tensors on the way.
 
-    Hooks stay on the model between runs that capture the same, and do nothing outside of `run`, so
-    that recomputation under gradient checkpointing records nothing. A model whose logits are not
-    read runs without its head; without gradients it also stops as soon as everything is captured.
+    A place is hooked when it is first read or changed. The hooks stay, ask the pass under way what
+    to do, and do nothing outside of one: what is captured may differ from pass to pass, and
+    recomputation under gradient checkpointing changes what it changed but records nothing. A model
+    whose logits are not read runs without its head; without gradients it also stops as soon as
+    everything is captured.
     """
 
     def __init__(self, model: PreTrainedModel, sites: Sites) -> None:
@@ -51,196 +47,235 @@ class Extractor:
             sites: Its sites.
         """
         self.model = model
-        self._sites = sites
-        self._captures: frozenset[Capture] = frozenset()
+        self.sites = sites
+        self._hooked: set[Capture] = set()
         self._handles: list[RemovableHandle] = []
-        self._listeners: dict[nn.Module, Listener] = {}
+        self._overridden: list[nn.Module] = []
         self._stock_attention: str | None = None
-        self._recording: _Recording | None = None
+        self._plain_head: bool | None = None
 
-    def run(self, captures: frozenset[Capture], inputs: Mapping[str, Tensor]) -> Features:
+    def run(
+        self,
+        captures: frozenset[Capture],
+        inputs: Mapping[str, Tensor],
+        changes: Iterable[Change] = (),
+    ) -> Features:
         """Run the model on a batch and return what was asked for.
 
         Args:
             captures: What to capture. With nothing to capture the model does not run.
             inputs: What the model's forward takes: int64 `[B, S]` each.
+            changes: Operations of this pass, in order. What is captured is what they leave.
 
         Raises:
             MethodError: The model has no such site.
         """
-        if captures != self._captures:
-            self.remove()
-            self._install(captures)
-        recording = _Recording(captures, inputs, self._sites)
-        self._recording = recording
-        try:
-            with suppress(StopForward), listening(self._listeners):
-                self._forward(recording, inputs)
-        finally:
-            self._recording = None
-        recording.check_complete()
-        return recording.features
+        if not captures:
+            return Features()
+        forward = self._prepare(captures, changes, inputs)
+        forward.defers_logits = self._can_defer(forward, inputs)
+        with under_way(forward), suppress(StopForward):
+            self._forward(forward, inputs)
+        return forward.finish()
+
+    @contextmanager
+    def changed(self, changes: Iterable[Change], inputs: Mapping[str, Tensor]) -> Iterator[None]:
+        """Apply operations when the model is called on `inputs` inside of the context."""
+        with under_way(self._prepare((), changes, inputs)):
+            yield
 
     def remove(self) -> None:
         """Take every hook off the model and give it back the attention function it came with."""
         for handle in self._handles:
             handle.remove()
+        for module in self._overridden:
+            del module.forward
         self._handles.clear()
-        self._listeners.clear()
+        self._overridden.clear()
+        self._hooked.clear()
         if self._stock_attention is not None:
             switch_attention(self.model, self._stock_attention)
             self._stock_attention = None
-        self._captures = frozenset()
 
-    def _install(self, captures: frozenset[Capture]) -> None:
-        # In a fixed order: it decides in which order autograd sums the gradients of a tensor.
-        hidden = [capture for capture in sorted(captures) if capture.site == "hidden"]
-        attention = [capture for capture in sorted(captures) if capture.site in ATTENTION_SITES]
-        if attention and self._sites.obstacle is not None:
-            names = ", ".join(str(capture) for capture in sorted(attention))
-            raise MethodError(f"{names} cannot be captured: {self._sites.obstacle}")
-        for (layer, normed), group in _grouped(hidden).items():
-            self._handles.append(self._hook(layer, normed, group))
-        for (layer, _), group in _grouped(attention).items():
-            self._listeners[self._sites.attentions[layer - 1]] = self._listener(group)
-        if attention:
-            self._stock_attention = self.model.config._attn_implementation
-        self._captures = captures
-
-    def _forward(self, recording: _Recording, inputs: Mapping[str, Tensor]) -> None:
-        if not recording.pending:
-            return
-        if self._listeners:
+    def _prepare(
+        self, captures: Iterable[Capture], changes: Iterable[Change], inputs: Mapping[str, Tensor]
+    ) -> Forward:
+        forward = Forward(self.sites, captures, changes, inputs)
+        for place in sorted(forward.places - self._hooked):
+            self._hook(place)
+            self._hooked.add(place)
+        if self._stock_attention is not None:
             switch_attention(self.model, NAME)
+        return forward
+
+    def _forward(self, forward: Forward, inputs: Mapping[str, Tensor]) -> None:
         # Nothing is generated, so that a cache of keys and values would only take memory.
-        options = {"use_cache": False} if self._sites.causal else {}
-        if LOGITS not in recording.pending:
+        options = {"use_cache": False} if self.sites.causal else {}
+        if {LOGITS, POOLED}.isdisjoint(forward.places):
             self.model.base_model(**inputs, **options)
-            return
-        output = self.model(**inputs, **options)
+        else:
+            self.model(**inputs, **options)
+
+    def _mine(self) -> Forward | None:
+        """Return the pass under way if it is one of this model."""
+        forward = current_forward()
+        return forward if forward is not None and forward.sites is self.sites else None
+
+    def _hook(self, place: Capture) -> None:
+        """Make the model show a place to the pass under way."""
+        if place.site in ATTENTION_SITES:
+            self._hook_attention(place)
+        elif place.site == "block":
+            self._override(self._block(place), self._swappable(place))
+        elif place == LOGITS:
+            self._handles.append(self.model.register_forward_hook(self._see_logits))
+        elif place == POOLED:
+            classifier = self._classifier()
+            self._handles.append(classifier.register_forward_pre_hook(self._see_pooled))
+        elif place == Capture("hidden", 0):
+            self._handles.append(self._hook_input(self.sites.blocks[0], place))
+        else:
+            self._handles.append(self._hook_output(self._module(place), place))
+
+    def _module(self, place: Capture) -> nn.Module:
+        """Return the module whose output a place is."""
+        if place.site == "ffn":
+            if not self.sites.ffns:
+                raise MethodError(
+                    f"{place} cannot be found: the blocks of {type(self.model).__name__} have no "
+                    "linear map from the feed-forward width to the hidden size"
+                )
+            return self.sites.ffns[(place.layer or 0) - 1]
+        if place.normed:
+            assert self.sites.final_norm is not None
+            return self.sites.final_norm
+        return self._block(place)
+
+    def _block(self, place: Capture) -> nn.Module:
+        assert place.layer is not None
+        return self.sites.blocks[place.layer - 1]
+
+    def _hook_output(self, module: nn.Module, place: Capture) -> RemovableHandle:
+        def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            forward = self._mine()
+            if forward is None:
+                return None
+            if isinstance(output, tuple):
+                return (forward.visit(place, output[0]), *output[1:])
+            if output.dim() == 2:
+                # OPT runs its feed-forward block on all rows laid end to end.
+                rows = output.unflatten(0, (forward.rows, -1))
+                return forward.visit(place, rows).flatten(0, 1)
+            return forward.visit(place, output)
+
+        return module.register_forward_hook(see)
+
+    def _hook_input(self, module: nn.Module, place: Capture) -> RemovableHandle:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            forward = self._mine()
+            if forward is None:
+                return None
+            if args:
+                return (forward.visit(place, args[0]), *args[1:]), kwargs
+            hidden = forward.visit(place, kwargs["hidden_states"])
+            return args, {**kwargs, "hidden_states": hidden}
+
+        return module.register_forward_pre_hook(see, with_kwargs=True)
+
+    def _hook_attention(self, place: Capture) -> None:
+        if self.sites.obstacle is not None:
+            raise MethodError(f"{place} cannot be captured: {self.sites.obstacle}")
+        if self._stock_attention is None:
+            self._stock_attention = self.model.config._attn_implementation
+
+    def _see_logits(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        forward = self._mine()
+        if forward is None or forward.defers_logits:
+            return None
         if not hasattr(output, "logits"):
             raise MethodError(
                 f"{type(self.model).__name__} has no head, so that its logits cannot be read. "
                 "Load it with a head for its task"
             )
-        recording.add([LOGITS], output.logits)
+        output.logits = forward.visit(LOGITS, output.logits)
+        return output
 
-    def _hook(self, layer: int, normed: bool, captures: list[Capture]) -> RemovableHandle:
-        """Capture a hidden state."""
-
-        def see_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._capture(captures, args[0] if args else kwargs["hidden_states"])
-
-        def see_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._capture(captures, output[0] if isinstance(output, tuple) else output)
-
-        if layer == 0:
-            return self._sites.blocks[0].register_forward_pre_hook(see_input, with_kwargs=True)
-        block = self._sites.blocks[layer - 1]
-        norm = self._sites.final_norm if normed else None
-        return (block if norm is None else norm).register_forward_hook(see_output)
-
-    def _listener(self, captures: list[Capture]) -> Listener:
-        """Capture the attention sites of one layer."""
-        outputs = [capture for capture in captures if capture.site == "context"]
-
-        def see_inputs(inputs: AttentionInputs, value: Tensor) -> None:
-            if self._recording is not None:
-                self._recording.add_attention(captures, inputs, value)
-                self._recording.stop_if_complete()
-
-        def see_context(context: Tensor) -> None:
-            self._capture(outputs, context)
-
-        return Listener(see_inputs, see_context)
-
-    def _capture(self, captures: list[Capture], tensor: Tensor) -> None:
-        if self._recording is not None:
-            self._recording.add(captures, tensor)
-            self._recording.stop_if_complete()
-
-
-class _Recording:
-    """What one run has captured so far, and what is still to come."""
-
-    def __init__(
-        self, captures: frozenset[Capture], inputs: Mapping[str, Tensor], sites: Sites
-    ) -> None:
-        self.features = Features()
-        self.pending = set(captures)
-        self._gradients = torch.is_grad_enabled()
-        self._inputs = inputs
-        self._sites = sites
-
-    def add(self, captures: Iterable[Capture], tensor: Tensor) -> None:
-        for capture in captures:
-            self.features.tensors[capture] = self._reduce(capture, tensor)
-            self.pending.discard(capture)
-
-    def add_attention(
-        self, captures: Iterable[Capture], inputs: AttentionInputs, value: Tensor
-    ) -> None:
-        if self._gradients and not torch.is_grad_enabled():
+    def _classifier(self) -> nn.Module:
+        if self.sites.classifier is None:
             raise MethodError(
-                "attention inside reentrant gradient checkpointing has no gradient; enable "
-                "checkpointing with use_reentrant=False"
+                f"pooled cannot be captured: {type(self.model).__name__} has no head that "
+                "classifies whole rows"
             )
-        tensors = {"query": inputs.query, "key": inputs.key, "value": value}
-        for capture in captures:
-            if capture.site in tensors:
-                self.add([capture], tensors[capture.site])
-            elif capture.site in ("scores", "probs"):
-                self.features.attention[capture] = inputs
-                self.pending.discard(capture)
+        return self.sites.classifier
 
-    def stop_if_complete(self) -> None:
-        if not self.pending and not self._gradients:
-            raise StopForward
+    def _see_pooled(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Show the vector that the head classifies; a decoder's head sees every position."""
+        forward = self._mine()
+        if forward is None:
+            return None
+        hidden = args[0]
+        if hidden.dim() == 2:
+            return (forward.visit(POOLED, hidden), *args[1:])
+        at = summary_positions(forward.mask_of(hidden), self.sites.causal)
+        pooled = hidden[at]
+        changed = forward.visit(POOLED, pooled)
+        if changed is pooled:
+            return None
+        return (hidden.index_put(at, changed), *args[1:])
 
-    def check_complete(self) -> None:
-        if self.pending:
-            missing = ", ".join(str(capture) for capture in sorted(self.pending))
-            raise MethodError(
-                f"{type(self._sites.model).__name__} did not compute {missing} where its sites, "
-                f"found by {type(self._sites).__name__}, say"
-            )
+    def _swappable(self, place: Capture) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        assert place.layer is not None
+        layer = place.layer
 
-    def _reduce(self, capture: Capture, tensor: Tensor) -> Tensor:
-        if not capture.reduce:
-            return tensor
-        mask = self._inputs.get("attention_mask")
-        mask = torch.ones(tensor.shape[:2], device=tensor.device) if mask is None else mask
-        # A checkpointed block counts what is saved for backward inside it, and recomputation does
-        # not reduce again: keep the reduction out of that count.
-        with saved_tensors_hooks(_keep, _keep):
-            if capture.reduce == "mean":
-                return _mean(tensor, mask.bool())
-            return _summary(tensor, mask.bool(), self._sites.causal)
+        def swap(stock: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                forward = self._mine()
+                replacement = None if forward is None else forward.replacement(layer)
+                return (replacement or stock)(*args, **kwargs)
 
+            return call
 
-def _grouped(captures: Iterable[Capture]) -> dict[tuple[int, bool], list[Capture]]:
-    """Return captures by layer and whether they follow the final norm."""
-    groups: dict[tuple[int, bool], list[Capture]] = defaultdict(list)
-    for capture in captures:
-        assert capture.layer is not None
-        groups[capture.layer, capture.normed].append(capture)
-    return groups
+        return swap
 
+    def _can_defer(self, forward: Forward, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether the logits are read, unchanged, and a linear map of what reaches the head."""
+        if LOGITS not in forward.pending or forward.changes(LOGITS) or self.sites.head is None:
+            return False
+        if self._plain_head is None:
+            self._override(self.sites.head, self._deferring)
+            self._plain_head = self._probe_head(inputs)
+        return self._plain_head
 
-def _mean(tensor: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of `[B, S, D]` over the positions that are not padding, `[B, D]`."""
-    wide = torch.promote_types(tensor.dtype, torch.float32)
-    total = tensor.masked_fill(~mask[..., None], 0).sum(1, dtype=wide)
-    return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(tensor.dtype)
+    def _deferring(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        head = self.sites.head
+        assert head is not None
 
+        def call(hidden: Tensor) -> Any:
+            forward = self._mine()
+            if forward is None or not forward.defers_logits:
+                return stock(hidden)
+            return forward.defer_logits(hidden, head)
 
-def _summary(tensor: Tensor, mask: Tensor, causal: bool) -> Tensor:
-    """Return the summarising position of `[B, S, D]`: the first, if causal the last, `[B, D]`."""
-    rows, positions = (torch.arange(size, device=tensor.device) for size in mask.shape)
-    chosen = (mask * positions).argmax(1) if causal else torch.zeros_like(rows)
-    # Indexing copies: a slice would keep the whole tensor alive.
-    return tensor[rows, chosen]
+        return call
 
+    def _probe_head(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Find out, with one row, whether the model hands on what its head returns unchanged."""
+        row = {name: value[:1] for name, value in inputs.items()}
+        probe = Forward(self.sites, (), (), row)
+        probe.defers_logits = True
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), under_way(probe):
+                logits = self.model(**row).logits
+        except (RuntimeError, IndexError):
+            return False
+        finally:
+            self.model.train(was_training)
+        return probe.placeholder is not None and logits is probe.placeholder
 
-def _keep(tensor: Tensor) -> Tensor:
-    return tensor
+    def _override(
+        self, module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        module.forward = wrap(module.forward)
+        self._overridden.append(module)

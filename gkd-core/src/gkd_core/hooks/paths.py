@@ -6,6 +6,7 @@
     student.hidden[last].normed after the model's final norm
     teacher.probs[*]            attention distributions of every layer
     teachers[large].logits      of the teacher named `large` only
+    student@swapped.logits      in the method's own pass `swapped` (without @: in the main pass)
 
 A path resolves, against the shape of a model, to `Capture`s: the canonical keys under which the
 tensors of one forward pass are captured once, however many methods read them.
@@ -14,7 +15,8 @@ tensors of one forward pass are captured once, however many methods read them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,14 +25,19 @@ from gkd_core.errors import MethodError, suggest
 if TYPE_CHECKING:
     from gkd_core.models.info import ModelInfo, Models
 
-ATTENTION_SITES = ("query", "key", "value", "scores", "probs", "context")
-LAYERED_SITES = ("hidden", *ATTENTION_SITES)
-SITES = ("hidden", "embedding", *ATTENTION_SITES, "logits")
+ATTENTION_SITES = ("query", "key", "value", "attention", "scores", "probs", "context")
+LAYERED_SITES = ("hidden", *ATTENTION_SITES, "ffn", "block")
+SITES = ("hidden", "embedding", *ATTENTION_SITES, "ffn", "pooled", "logits")
+"""What can be read."""
+WRITABLE_SITES = (*(site for site in SITES if site != "attention"), "block")
+"""What operations can change; `block` stands for the module itself."""
 REDUCERS = ("cls", "mean")
-REDUCIBLE_SITES = ("hidden", "embedding", "context")
+REDUCIBLE_SITES = ("hidden", "embedding", "context", "ffn")
+MAIN = "main"
+"""Name of the pass that all methods share."""
 
 GRAMMAR = re.compile(
-    r"(?P<side>\w+)(?:\[(?P<name>[^\]]*)\])?\.(?P<site>\w+)(?:\[(?P<index>[^\]]*)\])?"
+    r"(?P<side>\w+)(?:\[(?P<name>[^\]]*)\])?(?:@(?P<run>[\w-]+))?\.(?P<site>\w+)(?:\[(?P<index>[^\]]*)\])?"
     r"(?P<normed>\.normed\b)?(?:\|(?P<reduce>\w+))?"
 )
 INDEX = re.compile(r"\*|last|-?\d+")
@@ -41,8 +48,8 @@ class Capture:
     """One tensor of one forward pass.
 
     Attributes:
-        site: `hidden`, `query`, `key`, `value`, `scores`, `probs`, `context` or `logits`.
-        layer: Number of the block; 0 is the embedding output; None for `logits`.
+        site: One of `SITES` but `embedding`, which is `hidden` 0; or `block`, the block itself.
+        layer: Number of the block; 0 is the embedding output; None for `pooled` and `logits`.
         normed: Whether the tensor is taken after the model's final norm.
         reduce: `cls`, `mean`, or empty for the whole tensor.
     """
@@ -63,14 +70,16 @@ class Capture:
         if self.site == "logits":
             per_token = info.labels == info.vocab_size
             return (batch_size, length, info.labels) if per_token else (batch_size, info.labels)
-        if self.site == "hidden":
+        if self.site == "pooled":
+            return (batch_size, info.hidden_size)
+        if self.site in ("hidden", "ffn"):
             return (*rows, info.hidden_size)
         if self.site == "context":
             return (*rows, info.heads * info.head_size)
         if self.site in ("scores", "probs"):
             return (batch_size, info.heads, length, length)
-        heads = info.heads if self.site == "query" else info.kv_heads
-        return (batch_size, heads, length, info.head_size)
+        heads = {"query": info.heads, "attention": info.heads + info.kv_heads}
+        return (batch_size, heads.get(self.site, info.kv_heads), length, info.head_size)
 
     def bytes(self, info: ModelInfo, batch_size: int, length: int, element_size: int = 4) -> int:
         """Return the size of the tensor in bytes.
@@ -87,6 +96,10 @@ class Capture:
         return size
 
 
+LOGITS = Capture("logits")
+POOLED = Capture("pooled")
+
+
 @dataclass(frozen=True)
 class Path:
     """A path as written.
@@ -95,8 +108,9 @@ class Path:
         text: The text.
         side: `student` or `teacher`.
         teacher: The one teacher it is restricted to, or None.
+        run: Name of the pass, `main` if none was written.
         site: One of `SITES`.
-        index: Layers as written: numbers, `last` and `*`; empty for `embedding` and `logits`.
+        index: Layers as written: numbers, `last` and `*`; empty where a site has no layers.
         normed: Whether `.normed` was written.
         reduce: `cls`, `mean` or empty.
     """
@@ -104,6 +118,7 @@ class Path:
     text: str
     side: str
     teacher: str | None
+    run: str
     site: str
     index: tuple[str, ...]
     normed: bool
@@ -115,8 +130,8 @@ class Path:
         Raises:
             MethodError: A layer is out of range, or `.normed` stands on another than the last.
         """
-        if self.site == "logits":
-            return frozenset([Capture("logits")])
+        if self.site in ("logits", "pooled"):
+            return frozenset([Capture(self.site)])
         if self.site == "embedding":
             return frozenset([Capture("hidden", 0, reduce=self.reduce)])
         layers = {layer for item in self.index for layer in self._layers(item, info, method)}
@@ -137,7 +152,7 @@ class Path:
         if not first <= layer <= info.layers:
             owner = "the student" if self.side == "student" else f"the teacher {info.name!r}"
             raise MethodError(
-                f"{method} reads {self.side}.{self.site}[{item}], but {owner} has {info.layers} "
+                f"{method} names {self.side}.{self.site}[{item}], but {owner} has {info.layers} "
                 f"layers ({self.site}[{first}] to {self.site}[{info.layers}]). Choose a layer in "
                 "this range, or a deeper model"
             )
@@ -146,38 +161,41 @@ class Path:
 
 @dataclass(frozen=True)
 class Reads:
-    """What a method reads of the student and of one teacher.
+    """What a method reads of the student and of one teacher, by the name of the pass.
 
     Attributes:
         student: Tensors of the student.
         teacher: Tensors of the teacher.
     """
 
-    student: frozenset[Capture]
-    teacher: frozenset[Capture]
+    student: Mapping[str, frozenset[Capture]]
+    teacher: Mapping[str, frozenset[Capture]]
 
 
-def parse_path(text: str, method: str) -> Path:
+def parse_path(text: str, method: str, sites: Sequence[str] = SITES) -> Path:
     """Read a path.
 
     Args:
         text: The path.
-        method: Who reads it, for the error.
+        method: Who reads or writes it, for the error.
+        sites: The sites it may name.
 
     Raises:
         MethodError: The text is not a path; shows where.
     """
     match = GRAMMAR.match(text)
     if match is None:
-        raise _syntax_error(text, 0, "it must start with `student.` or `teacher.`", method)
-    for group, problem in _problems(match):
-        raise _syntax_error(text, max(match.start(group), 0), problem, method)
+        raise _syntax_error(text, 0, "it must start with `student.` or `teacher.`", method, sites)
+    for group, problem in _problems(match, sites):
+        raise _syntax_error(text, max(match.start(group), 0), problem, method, sites)
     if match.end() < len(text):
-        raise _syntax_error(text, match.end(), f"{text[match.end() :]!r} does not belong", method)
+        extra = f"{text[match.end() :]!r} does not belong"
+        raise _syntax_error(text, match.end(), extra, method, sites)
     return Path(
         text=text,
         side="student" if match["side"] == "student" else "teacher",
         teacher=match["name"],
+        run=match["run"] or MAIN,
         site=match["site"],
         index=tuple(_items(match["index"])),
         normed=match["normed"] is not None,
@@ -198,24 +216,24 @@ def resolve_paths(paths: Iterable[str], models: Models, method: str) -> Reads:
     Raises:
         MethodError: A path is malformed, a layer is out of range, or there is no teacher.
     """
-    student: set[Capture] = set()
-    teacher: set[Capture] = set()
+    student: dict[str, frozenset[Capture]] = defaultdict(frozenset)
+    teacher: dict[str, frozenset[Capture]] = defaultdict(frozenset)
     for text in paths:
         path = parse_path(text, method)
         if path.side == "student":
-            student |= path.resolve(models.student, method)
+            student[path.run] |= path.resolve(models.student, method)
         elif models.teacher is None:
             raise MethodError(f"{method} reads {text}, but the run has no teacher. Set `teacher`")
         elif path.teacher in (None, models.teacher.name):
-            teacher |= path.resolve(models.teacher, method)
-    return Reads(frozenset(student), frozenset(teacher))
+            teacher[path.run] |= path.resolve(models.teacher, method)
+    return Reads(dict(student), dict(teacher))
 
 
 def _items(index: str | None) -> list[str]:
     return [] if index is None else [item.strip() for item in index.split(",")]
 
 
-def _problems(match: re.Match[str]) -> Iterable[tuple[str, str]]:
+def _problems(match: re.Match[str], sites: Sequence[str]) -> Iterable[tuple[str, str]]:
     """Yield what is wrong with the parts of a path, and in which part."""
     side, site = match["side"], match["site"]
     if side not in ("student", "teacher", "teachers"):
@@ -223,8 +241,8 @@ def _problems(match: re.Match[str]) -> Iterable[tuple[str, str]]:
         yield "side", f"{side!r} is neither `student` nor `teacher`.{hint}"
     if (side == "teachers") != (match["name"] is not None):
         yield "side", "one teacher among several is written `teachers[name]`"
-    if site not in SITES:
-        yield "site", f"{site!r} is not a site.{suggest(site, SITES)}"
+    if site not in sites:
+        yield "site", f"{site!r} is not a site.{suggest(site, sites)}"
     if site in LAYERED_SITES and match["index"] is None:
         yield "site", f"{site!r} needs a layer, such as {site}[last]"
     if site not in LAYERED_SITES and match["index"] is not None:
@@ -240,10 +258,13 @@ def _problems(match: re.Match[str]) -> Iterable[tuple[str, str]]:
         yield "reduce", f"{site!r} has no positions to reduce over"
 
 
-def _syntax_error(text: str, position: int, problem: str, method: str) -> MethodError:
-    layered = ", ".join(f"{site}[l]" for site in LAYERED_SITES)
+def _syntax_error(
+    text: str, position: int, problem: str, method: str, sites: Sequence[str]
+) -> MethodError:
+    names = [f"{site}[l]" if site in LAYERED_SITES else site for site in sites]
     return MethodError(
-        f"{method} reads {text!r}, which is not a path: {problem}\n"
+        f"{method} names {text!r}, which is not a path: {problem}\n"
         f"    {text}\n    {' ' * position}^\n"
-        f"The sites are {layered}, embedding and logits, each after `student.` or `teacher.`"
+        f"The sites are {', '.join(names[:-1])} and {names[-1]}, each after `student.` or "
+        "`teacher.`"
     )

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from gkd_core.errors import MethodError, PluginError
+from gkd_core.models.info import ModelInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,10 @@ class Sites:
         blocks: The transformer blocks in order, L of them.
         attentions: The self-attention module of each block: what transformers' attention functions
             receive as first argument. Empty where attention cannot be captured.
+        ffns: The last linear map of each block's feed-forward part; empty where there is none.
         final_norm: The norm after the last block; None in post-norm models.
+        classifier: The last linear map of a head that classifies whole rows, or None.
+        head: The linear map to the vocabulary of a language model, or None.
         causal: Whether a position sees only those before it.
         obstacle: Why attention sites cannot be captured, or None if they can.
 
@@ -58,7 +62,10 @@ class Sites:
         if len(set(self.blocks)) < len(self.blocks):
             raise self._unknown("its layers share one block and cannot be told apart")
         self.attentions: Sequence[nn.Module] = self.find_attentions()
+        self.ffns: Sequence[nn.Module] = self.find_ffns()
         self.final_norm: nn.Module | None = self.find_final_norm()
+        self.classifier: nn.Module | None = self.find_classifier()
+        self.head: nn.Linear | None = self.find_head()
         self.obstacle: str | None = self._find_obstacle()
         self.causal = self._is_causal()
 
@@ -71,6 +78,26 @@ class Sites:
         """Return the self-attention module of each block; nothing if some block has not one."""
         found = [self._recorded("attentions", block) for block in self.blocks]
         return [modules[0] for modules in found] if all(len(m) == 1 for m in found) else []
+
+    def find_ffns(self) -> Sequence[nn.Module]:
+        """Return the last linear map of each block's feed-forward part, or nothing."""
+        info = ModelInfo.read("", self.model.config, 0)
+        shape = {info.ffn_size, info.hidden_size}
+        found = [_last_matrix(block, shape) for block in self.blocks]
+        return [module for module in found if module is not None] if all(found) else []
+
+    def find_classifier(self) -> nn.Module | None:
+        """Return the last linear map of a head that classifies whole rows, or None."""
+        if self.model.get_output_embeddings() is not None:
+            return None
+        body = set(self.model.base_model.modules())
+        outside = [m for m in self.model.modules() if isinstance(m, nn.Linear) and m not in body]
+        return outside[-1] if outside else None
+
+    def find_head(self) -> nn.Linear | None:
+        """Return the linear map to the vocabulary, if the head ends in one."""
+        head = self.model.get_output_embeddings()
+        return head if isinstance(head, nn.Linear) else None
 
     def find_final_norm(self) -> nn.Module | None:
         """Return the norm after the last block, or None if there is none.
@@ -151,6 +178,20 @@ def find_sites(model: PreTrainedModel, adapters: Iterable[type[Sites]] = ()) -> 
         names = " and ".join(f"{a.__module__}.{a.__qualname__}" for a in fitting)
         raise PluginError(f"{names} are all sites of {family!r}. Disable a plugin")
     return fitting[0](model) if fitting else Sites(model)
+
+
+def _last_matrix(block: nn.Module, shape: set[int]) -> nn.Module | None:
+    """Return the last module of a block whose weight is a matrix of this shape, either way round.
+
+    GPT-2 keeps its matrices transposed, so that the order says nothing; the map from the
+    feed-forward width back to the hidden size comes after the one that leads to it.
+    """
+    found = None
+    for module in block.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.dim() == 2 and set(weight.shape) == shape:
+            found = module
+    return found
 
 
 def _matches(entry: Any, name: str, module: nn.Module) -> bool:

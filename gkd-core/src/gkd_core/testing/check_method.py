@@ -18,7 +18,8 @@ from gkd_core.method import Method, Step
 from gkd_core.models.info import ModelInfo, Models
 from gkd_core.models.sites import find_sites
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
-from gkd_core.training.objective import Member, Objective
+from gkd_core.training.objective import Objective
+from gkd_core.training.passes import Member, run_passes
 from gkd_core.training.schedules import Schedule
 
 KINDS: Sequence[Kind] = ("classification", "causal-lm")
@@ -59,11 +60,13 @@ class _Trial:
 
     def __init__(self, method: type[Method], options: Mapping[str, Any], kind: Kind) -> None:
         self.method, self.options, self.kind = method, options, kind
-        self.student = tiny_model(kind, layers=2, seed=1)
-        self.teacher = tiny_model(kind, layers=4, seed=2)
+        student_model = tiny_model(kind, layers=2, seed=1)
+        teacher_model = tiny_model(kind, layers=4, seed=2)
+        self.student = Extractor(student_model, find_sites(student_model))
+        self.teacher = Extractor(teacher_model, find_sites(teacher_model))
         width = VOCABULARY if kind == "causal-lm" else CLASSES
-        student = ModelInfo.read("student", self.student.config, width)
-        teacher = ModelInfo.read("teacher", self.teacher.config, width)
+        student = ModelInfo.read("student", student_model.config, width)
+        teacher = ModelInfo.read("teacher", teacher_model.config, width)
         takes_teacher = method.teachers == "one"
         self.models = Models(student, teacher if takes_teacher else None)
         self.objective = self.build()
@@ -85,25 +88,21 @@ class _Trial:
     def loss(self, batch: Batch, counts: Mapping[ItemKind, int], index: int = 0) -> Tensor:
         """Return the total of one micro-batch at a step."""
         step = Step(index, STEPS, 0, "check", torch.default_generator)
-        reads = self.objective.reads(step)
-        with torch.no_grad():
-            known = [
-                Extractor(self.teacher, find_sites(self.teacher)).run(wanted, batch.inputs)
-                for wanted in reads.teachers
-            ]
-        learned = Extractor(self.student, find_sites(self.student)).run(reads.student, batch.inputs)
-        terms = self.objective.terms(learned, known, batch, step, reads)
+        plan = self.objective.plan(step)
+        teachers = [self.teacher] if self.models.teacher else []
+        captured = run_passes(plan, self.student, teachers, batch, step)
+        terms = self.objective.terms(captured, batch, step, plan)
         assert terms, f"{self.name}: `loss` returned no term"
         return self.objective.total(terms, counts, step)
 
     def gradient(self, batches: Sequence[Batch], counts: Mapping[ItemKind, int]) -> Tensor:
         """Return the student's gradient over micro-batches, from a fresh method."""
         self.objective = self.build()
-        self.student.zero_grad()
+        self.student.model.zero_grad()
         for batch in batches:
             self.loss(batch, counts).backward()  # type: ignore[no-untyped-call]
         return torch.cat(
-            [p.grad.flatten() for p in self.student.parameters() if p.grad is not None]
+            [p.grad.flatten() for p in self.student.model.parameters() if p.grad is not None]
         )
 
 
@@ -123,11 +122,11 @@ def _check(trial: _Trial) -> None:
 
 
 def _check_gradients(trial: _Trial, batch: Batch) -> None:
-    before = [p.clone() for p in trial.teacher.parameters()]
+    before = [p.clone() for p in trial.teacher.model.parameters()]
     gradient = trial.gradient([batch], batch.counts())
     assert gradient.isfinite().all(), f"{trial.name}: the student's gradient is not finite"
     assert gradient.abs().sum() > 0, f"{trial.name}: no gradient reaches the student"
-    for old, parameter in zip(before, trial.teacher.parameters(), strict=True):
+    for old, parameter in zip(before, trial.teacher.model.parameters(), strict=True):
         assert parameter.grad is None, f"{trial.name}: a gradient reaches the teacher"
         assert torch.equal(old, parameter), f"{trial.name}: the teacher changes"
 

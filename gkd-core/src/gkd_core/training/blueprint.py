@@ -15,20 +15,28 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core.config.expression import Expression, parse_expression
 from gkd_core.config.resolve import ResolvedStage, task_name
-from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig
+from gkd_core.config.schema import RunConfig, TaskConfig, TaskKind, TeacherConfig
+from gkd_core.data.assemble import without_labels
 from gkd_core.data.classes import order_classes
 from gkd_core.data.holdout import fewer
-from gkd_core.data.task import Kind, TaskData
+from gkd_core.data.task import Kind, OwnTeacher, TaskData
 from gkd_core.errors import ConfigError
 from gkd_core.models.classes import check_classes, set_classes, teacher_classes
 from gkd_core.models.info import ModelInfo, Models
+from gkd_core.models.layer_map import init_layers
+from gkd_core.models.load import language_model_kind
 from gkd_core.models.source import load_config
 from gkd_core.models.student import student_config
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
 from gkd_core.plugins import Registry
 from gkd_core.training.checks import LM_KINDS, check_blueprint
-from gkd_core.training.objective import Member, name_seed
+from gkd_core.training.objective import name_seed
 from gkd_core.training.own_teacher import TeacherHome, teacher_home
+from gkd_core.training.passes import Member
+
+TEACHER = "teacher"
+BASELINE = "baseline"
+"""Names of the stages that gkd adds to a run."""
 
 MAX_LENGTH = 128
 """Longest sequence in tokens where neither the configuration nor a model says less."""
@@ -74,7 +82,8 @@ class Blueprint:
         student: Shape of the student.
         student_config: Its Hugging Face configuration.
         members: The methods of the expression.
-        follows: The stage whose student this one goes on with, if it does.
+        follows: The stage whose student this one goes on with, if it does; the baseline goes on
+            with what that student was before its training.
         home: Where the student is kept, if it is a task's own teacher.
     """
 
@@ -112,17 +121,45 @@ class Blueprint:
         """Whether some method reads the teachers."""
         return any(member.takes_teacher for member in self.members)
 
+    @property
+    def start(self) -> str:
+        """What the student starts from, in words."""
+        student, before = self.config.student, self.follows
+        if before is not None:
+            which = "untrained" if self.name == BASELINE else before.hands_on
+            head = "" if before.kind == self.kind else ", with a fresh head"
+            return f"the {which} student of stage {before.name}{head}"
+        if student.model is not None:
+            return f"the checkpoint {student.model}"
+        if student.init == "random":
+            return "random weights"
+        teacher = self.teachers[0].info
+        blocks = init_layers(student.init, self.student.layers, teacher.layers)
+        return f"blocks {', '.join(map(str, blocks))} of {teacher.name}"
+
+    @property
+    def hands_on(self) -> str:
+        """Which of its students the stage hands on: the `best` or the `last`."""
+        return "best" if self.config.training.keep_best else "last"
+
     def origin(self, path: str) -> str:
         """Return where the value of a setting came from."""
         return str(self.settings.origin(path))
 
 
 class Draughtsman:
-    """Draws the blueprints of a run; data that several stages share is read once."""
+    """Draws the blueprints of a run; data that several stages share is read once.
 
-    def __init__(self, registry: Registry) -> None:
+    Args:
+        registry: What the plugins provide.
+        tasks: The tasks of the run's stages.
+    """
+
+    def __init__(self, registry: Registry, tasks: Iterable[TaskConfig] = ()) -> None:
         self.registry = registry
         self._data: dict[tuple[TaskConfig, str], TaskData] = {}
+        labelled = (task for task in tasks if task.kind not in ("lm", *LM_KINDS))
+        self._labelled = list(dict.fromkeys(_rows(task, task.kind) for task in labelled))
 
     def draw(self, settings: ResolvedStage, follows: Blueprint | None = None) -> Blueprint:
         """Return the blueprint of a stage.
@@ -136,8 +173,8 @@ class Draughtsman:
         """
         config = settings.config
         expression = parse_expression(config.method, settings.origin("method"))
-        data = self._load(config)
-        teachers = self._teachers(config, expression, data)
+        data = self._load(config, follows)
+        teachers = self._teachers(settings, expression, data, follows)
         if config.task.rows is not None:
             data = replace(data, train=fewer(data.train, config.task.rows))
         start = follows.student_config if follows else _checkpoint(config)
@@ -161,46 +198,87 @@ class Draughtsman:
         check_blueprint(blueprint, self.registry)
         return blueprint
 
-    def _load(self, config: RunConfig) -> TaskData:
-        # The seed of the first stage to load a task holds for all: none may train on rows that
-        # another one holds out.
-        kind = _language_model_kind(config)
-        whole = config.task.model_copy(update={"rows": None})
-        key = (whole, kind)
+    def _load(self, config: RunConfig, follows: Blueprint | None) -> TaskData:
+        """Return the rows of a stage.
+
+        Stages that share rows hold out the same of them: what one stage validates on is no text
+        for another to learn from. So the rows of a labelled task are split with their labels,
+        which language modelling then drops.
+        """
+        plain = _plain_kind(config, follows)
+        kind = plain if config.task.kind == "lm" else config.task.kind
+        task = config.task.model_copy(update={"kind": kind})
+        self.registry.task(task_name(task))(task).check()
+        for labelled in self._labelled:
+            if kind in LM_KINDS and _rows(task, labelled.kind) == labelled:
+                data = self._read(labelled, plain, config.seed)
+                return data if data.kind == kind else without_labels(data, kind)
+        return self._read(_rows(task, kind), plain, config.seed)
+
+    def _read(self, rows: TaskConfig, plain: Kind, seed: int) -> TaskData:
+        # The seed of the first stage to read them holds for all.
+        key = (rows, plain)
         if key not in self._data:
-            task = self.registry.task(task_name(whole))(whole)
-            task.check()
-            self._data[key] = task.load(kind, config.seed)
+            self._data[key] = self.registry.task(task_name(rows))(rows).load(plain, seed)
         return self._data[key]
 
     def _teachers(
-        self, config: RunConfig, expression: Expression, data: TaskData
+        self,
+        settings: ResolvedStage,
+        expression: Expression,
+        data: TaskData,
+        follows: Blueprint | None,
     ) -> list[TeacherSource]:
         """Return the teachers if a method reads one or the student is made from one."""
+        config = settings.config
         methods = [self.registry.method(member.name) for member in expression.members]
-        if config.student.model is not None and all(m.teachers == "none" for m in methods):
+        starts = config.student.model is not None or follows is not None
+        if starts and all(method.teachers == "none" for method in methods):
             return []
-        return [self._teacher(teacher, config, data) for teacher in config.teachers]
+        return [self._teacher(teacher, settings, data, follows) for teacher in config.teachers]
 
-    def _teacher(self, teacher: TeacherConfig, config: RunConfig, data: TaskData) -> TeacherSource:
+    def _teacher(
+        self,
+        teacher: TeacherConfig,
+        settings: ResolvedStage,
+        data: TaskData,
+        follows: Blueprint | None,
+    ) -> TeacherSource:
+        config = settings.config
+        setting = settings.path(
+            f"teachers.{teacher.name}.model" if len(config.teachers) > 1 else "teacher.model"
+        )
         home = None
         model = teacher.model
         if model is None:
-            name = task_name(config.task)
-            own = self.registry.task(name)(config.task).own_teacher(data)
-            if own is None:
-                raise ConfigError(
-                    f"no teacher is named, and the task '{name}' brings none. Name one with "
-                    "--teacher DIR, or train a student on labels alone with --method hard "
-                    "--student DIR"
-                )
-            home = teacher_home(own, data, config.task.max_length or MAX_LENGTH)
+            home = teacher_home(
+                self._own_teacher(config, data, follows, setting),
+                data,
+                config.task.max_length or MAX_LENGTH,
+            )
             model = str(home.trained if home.ready else home.untrained)
-        several = len(config.teachers) > 1
-        setting = f"teachers.{teacher.name}.model" if several else "teacher.model"
         found = load_config(model, teacher.trust_remote_code, setting)
         info = ModelInfo.read(teacher.name, found, _width(data, found.vocab_size))
         return TeacherSource(info, setting, model, found, teacher.trust_remote_code, home)
+
+    def _own_teacher(
+        self, config: RunConfig, data: TaskData, follows: Blueprint | None, setting: str
+    ) -> OwnTeacher:
+        """Return the teacher that the task brings, of the family of a student that goes on."""
+        task = config.task
+        if follows is not None and task.own_teacher is None:
+            decoder = language_model_kind(follows.student_config) == "causal-lm"
+            task = task.model_copy(update={"own_teacher": "decoder" if decoder else "encoder"})
+        name = task_name(task)
+        own = self.registry.task(name)(task).own_teacher(data)
+        if own is None:
+            alone = "" if setting == "teacher.model" else f" (--set {setting}=DIR for one stage)"
+            raise ConfigError(
+                f"no teacher is named, and the task '{name}' brings none. Name one with "
+                f"--teacher DIR{alone}, or train a student on labels alone with --method hard "
+                "--student DIR"
+            )
+        return own
 
     def _members(
         self,
@@ -223,15 +301,26 @@ class Draughtsman:
             )
 
 
-def _language_model_kind(config: RunConfig) -> Kind:
-    """Return what plain text is used for: what the named model was made for."""
-    named = config.teachers[0] if config.student.model is None else config.student
-    if config.task.kind is not None or named.model is None:
-        return config.task.kind or "masked-lm"
-    setting = "teacher.model" if config.student.model is None else "student.model"
-    found = load_config(named.model, named.trust_remote_code, setting)
-    names = found.architectures or []
-    return "causal-lm" if any("CausalLM" in n or "LMHead" in n for n in names) else "masked-lm"
+def _rows(task: TaskConfig, kind: TaskKind | None) -> TaskConfig:
+    """Return the settings that decide which rows are read and what is predicted from them."""
+    other = ("rows", "max_length", "mask_share", "own_teacher")
+    unset = {name: TaskConfig.model_fields[name].default for name in other}
+    return task.model_copy(update=unset | {"kind": kind})
+
+
+def _plain_kind(config: RunConfig, follows: Blueprint | None) -> Kind:
+    """Return what plain text is used for: what the model at the start was made for."""
+    kind = config.task.kind
+    if kind is not None and kind != "lm":
+        return kind
+    if follows is not None:
+        return language_model_kind(follows.student_config)
+    own = config.student.model is not None
+    named = config.student if own else config.teachers[0]
+    if named.model is None:
+        return "causal-lm" if config.task.own_teacher == "decoder" else "masked-lm"
+    setting = "student.model" if own else "teacher.model"
+    return language_model_kind(load_config(named.model, named.trust_remote_code, setting))
 
 
 def _checkpoint(config: RunConfig) -> PretrainedConfig | None:

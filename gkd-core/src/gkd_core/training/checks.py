@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,11 +18,12 @@ from gkd_core.models.load import check_kind
 from gkd_core.models.stored import check_stored, check_trained_head
 from gkd_core.models.tokenizer import check_vocabulary
 from gkd_core.training.device import pick_device
+from gkd_core.training.passes import StepPlan, plan_step
 
 if TYPE_CHECKING:
     from gkd_core.plugins import Registry
     from gkd_core.training.blueprint import Blueprint
-    from gkd_core.training.objective import Member
+    from gkd_core.training.passes import Member
 
 LM_KINDS: tuple[Kind, ...] = ("masked-lm", "causal-lm")
 
@@ -41,6 +43,7 @@ def check_blueprint(blueprint: Blueprint, registry: Registry) -> None:
     for member in blueprint.members:
         _check_labels(blueprint, member)
         _check_method(blueprint, member)
+    preview(blueprint.members, blueprint.name)
 
 
 def _check_method(blueprint: Blueprint, member: Member) -> None:
@@ -48,7 +51,7 @@ def _check_method(blueprint: Blueprint, member: Member) -> None:
     try:
         for method, models in zip(member.methods, member.models, strict=True):
             method.check(models)
-        member.reads(first_step(blueprint.name))
+        preview([member], blueprint.name)
     except MethodError as error:
         values = member.methods[0].config.model_dump(mode="json")
         origins = {name: blueprint.origin(f"{member.name}.{name}") for name in values}
@@ -60,12 +63,14 @@ def _check_method(blueprint: Blueprint, member: Member) -> None:
         raise MethodError(f"{error}{'. Given is ' if given else ''}{', '.join(given)}") from error
 
 
-def first_step(stage: str) -> Step:
-    """Return the step that a method is asked about before training.
+def preview(members: Iterable[Member], stage: str) -> StepPlan:
+    """Return what methods ask for in the first step of a stage, without a draw of theirs.
 
-    Its generator is not the training's, whose draws must not depend on what was looked at before.
+    Raises:
+        MethodError: A path or pass does not exist, or two methods change the same place.
     """
-    return Step(0, 1, 0, stage, torch.Generator())
+    first = Step(0, 1, 0, stage, torch.Generator())
+    return plan_step([member.onlooker() for member in members], first)
 
 
 def _check_models(blueprint: Blueprint) -> None:

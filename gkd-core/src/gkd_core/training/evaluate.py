@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gkd_core.data.batch import Batch
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
 from gkd_core.data.loader import evaluation_batches
@@ -64,29 +66,56 @@ class Evaluation:
     predictions: Tensor | None
 
 
+Changes = Callable[[Batch], AbstractContextManager[None]]
+
+
+def unchanged(batch: Batch) -> AbstractContextManager[None]:
+    """Return a context that does nothing."""
+    return nullcontext()
+
+
 def evaluate(
-    model: PreTrainedModel, split: Encoded, collator: Collator, kind: Kind, device: torch.device
+    model: PreTrainedModel,
+    split: Encoded,
+    collator: Collator,
+    kind: Kind,
+    device: torch.device,
+    changes: Changes = unchanged,
 ) -> Evaluation:
-    """Evaluate a model in eval mode, leaving its mode and all random states as they were."""
+    """Evaluate a model in eval mode, leaving its mode and all random states as they were.
+
+    Args:
+        model: The model.
+        split: Rows with labels.
+        collator: Makes batches of them.
+        kind: What is predicted.
+        device: Where the model is.
+        changes: Context in which each batch is run: the operations that act in evaluations.
+    """
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             run = _evaluate_lm if kind in ("masked-lm", "causal-lm") else _evaluate_rows
-            return run(model, split, collator, device)
+            return run(model, split, collator, device, changes)
     finally:
         model.train(was_training)
 
 
 def _evaluate_lm(
-    model: PreTrainedModel, split: Encoded, collator: Collator, device: torch.device
+    model: PreTrainedModel,
+    split: Encoded,
+    collator: Collator,
+    device: torch.device,
+    changes: Changes,
 ) -> Evaluation:
     total, count = 0.0, 0
     for cpu_batch in evaluation_batches(split, collator, EVALUATION_BATCH):
         batch = cpu_batch.to(device)
         if batch.labels is None:
             raise ValueError("a language-model batch has no labels")
-        logits = model(**batch.inputs).logits
+        with changes(batch):
+            logits = model(**batch.inputs).logits
         total += float(cross_entropy(logits, batch.labels, batch.targets).values.sum())
         count += batch.targets.count
     loss = total / max(count, 1)
@@ -94,13 +123,19 @@ def _evaluate_lm(
 
 
 def _evaluate_rows(
-    model: PreTrainedModel, split: Encoded, collator: Collator, device: torch.device
+    model: PreTrainedModel,
+    split: Encoded,
+    collator: Collator,
+    device: torch.device,
+    changes: Changes,
 ) -> Evaluation:
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     rows: list[Tensor] = []
     for batch in evaluation_batches(split, collator, EVALUATION_BATCH):
-        logits.append(model(**batch.to(device).inputs).logits.float().cpu())
+        moved = batch.to(device)
+        with changes(moved):
+            logits.append(model(**moved.inputs).logits.float().cpu())
         rows.append(batch.rows)
         if batch.labels is None:
             raise ValueError("an evaluation batch has no labels")

@@ -20,6 +20,7 @@ from gkd_core.training.checkpoint import (
     save_weights,
 )
 from gkd_core.training.evaluate import evaluate
+from gkd_core.training.passes import evaluation_changes
 from gkd_core.training.step import StepResult, train_step
 from gkd_core.training.watch import Watch
 
@@ -95,7 +96,14 @@ def _log(run: Run, stage: Stage, step: Step, result: StepResult, samples_per_sec
 
 def _evaluate(run: Run, stage: Stage, step: Step, progress: Progress) -> None:
     found = evaluate(
-        stage.student.model, stage.validation, stage.collator, stage.kind, stage.engine.device
+        stage.student.model,
+        stage.validation,
+        stage.collator,
+        stage.kind,
+        stage.engine.device,
+        lambda batch: evaluation_changes(
+            stage.objective.members, stage.student, stage.teachers, batch, step
+        ),
     )
     value = found.metrics[stage.metric.name]
     if stage.metric.better(value, progress.best):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,58 +13,10 @@ from torch import Tensor, nn
 from gkd_core.combiner import TeacherCombiner
 from gkd_core.data.batch import Batch, ItemKind
 from gkd_core.errors import MethodError
-from gkd_core.hooks.features import Features, View
-from gkd_core.hooks.paths import Capture, Reads, resolve_paths
+from gkd_core.hooks.features import View
 from gkd_core.losses.term import Term
-from gkd_core.method import Method, Step
-from gkd_core.models.info import Models
-from gkd_core.training.schedules import Schedule
-
-
-@dataclass(frozen=True)
-class Member:
-    """One method of an expression.
-
-    Attributes:
-        name: The method's name.
-        weight: Its factor in the sum.
-        methods: One object per teacher, or a single one if the method takes none.
-        models: What each of these objects is told of the models.
-        generator: Source of its random draws.
-    """
-
-    name: str
-    weight: Schedule
-    methods: tuple[Method, ...]
-    models: tuple[Models, ...]
-    generator: torch.Generator
-
-    @property
-    def takes_teacher(self) -> bool:
-        """Whether the method reads a teacher."""
-        return self.methods[0].teachers == "one"
-
-    def reads(self, step: Step) -> list[Reads]:
-        """Return what each method object reads in this step, drawing from `step.generator`."""
-        return [
-            resolve_paths(method.reads(models, step), models, self.name)
-            for method, models in zip(self.methods, self.models, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class StepReads:
-    """What the methods read in one step. They are asked once a step, as they may draw it at random.
-
-    Attributes:
-        members: What each object of a method reads, by method name.
-        student: All that is captured of the student.
-        teachers: All that is captured of each teacher that is read.
-    """
-
-    members: Mapping[str, Sequence[Reads]]
-    student: frozenset[Capture]
-    teachers: Sequence[frozenset[Capture]]
+from gkd_core.method import Step
+from gkd_core.training.passes import Captured, Member, StepPlan, plan_step
 
 
 class Objective:
@@ -91,46 +43,24 @@ class Objective:
                 if modules:
                     self.modules[f"{member.name} {number}"] = modules
 
-    def reads(self, step: Step) -> StepReads:
-        """Ask every method what it reads in this step."""
-        members = {
-            member.name: member.reads(replace(step, generator=member.generator))
-            for member in self.members
-        }
-        student = frozenset[Capture]().union(*(r.student for m in members.values() for r in m))
-        by_teacher = zip(*(members[m.name] for m in self.members if m.takes_teacher), strict=True)
-        teachers = [frozenset[Capture]().union(*(r.teacher for r in one)) for one in by_teacher]
-        return StepReads(members, student, teachers)
+    def plan(self, step: Step) -> StepPlan:
+        """Ask every method what it wants in this step."""
+        return plan_step(self.members, step)
 
     def terms(
-        self,
-        student: Features,
-        teachers: Sequence[Features],
-        batch: Batch,
-        step: Step,
-        reads: StepReads,
+        self, captured: Captured, batch: Batch, step: Step, plan: StepPlan
     ) -> dict[str, Term]:
         """Return the unweighted terms of every method on one micro-batch.
 
         Args:
-            student: What was captured of the student.
-            teachers: What was captured of each teacher.
+            captured: What was captured.
             batch: The micro-batch.
             step: Where training stands.
-            reads: What `reads` returned for this step.
+            plan: What `plan` returned for this step.
         """
         terms: dict[str, Term] = {}
         for member in self.members:
-            known = teachers if member.takes_teacher else [Features()]
-            views = [
-                (
-                    View(student, read.student, models.student, member.name),
-                    View(features, read.teacher, models.teacher or models.student, member.name),
-                )
-                for read, models, features in zip(
-                    reads.members[member.name], member.models, known, strict=True
-                )
-            ]
+            views = [captured.views(asked) for asked in plan.asked[member.name]]
             found = self._ask(member, views, batch, replace(step, generator=member.generator))
             alone = list(found) == [member.name]
             for name, term in found.items():

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gkd_core.hooks.paths import Capture
+from gkd_core.hooks.paths import MAIN, Capture
 from gkd_core.models.info import ModelInfo
-from gkd_core.training.checks import first_step
+from gkd_core.training.checks import preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gkd_core.method import Step
     from gkd_core.training.blueprint import Blueprint
-    from gkd_core.training.objective import Member
+    from gkd_core.training.passes import Member, PlannedPass, Side
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,35 @@ class CapturePlan:
 
 
 @dataclass(frozen=True)
+class OperationPlan:
+    """A change of a pass.
+
+    Attributes:
+        text: What is done, where and when.
+        method: Whose operation it is.
+    """
+
+    text: str
+    method: str
+
+
+@dataclass(frozen=True)
 class PassPlan:
     """One forward pass of a model in a step.
 
     Attributes:
         model: `student` or the teacher's name.
+        name: `main`, which all methods share, or `METHOD@NAME`.
         stops_after: Last thing computed; `nothing` if the model does not run.
         captures: What is kept of it.
+        operations: What is changed in it, in order.
     """
 
     model: str
+    name: str
     stops_after: str
     captures: tuple[CapturePlan, ...]
+    operations: tuple[OperationPlan, ...]
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,7 @@ class StagePlan:
         task: What is predicted, and from which data.
         batch: Micro-batch size and the longest sequence.
         student: Shape of the student.
+        start: What the student starts from.
         teachers: Shapes of the teachers, also where only the student is made from one.
         methods: The methods of the expression.
         passes: Forward passes of a step, in order (those of the first step).
@@ -97,6 +114,7 @@ class StagePlan:
     task: str
     batch: tuple[int, int]
     student: ModelInfo
+    start: str
     teachers: tuple[ModelInfo, ...]
     methods: tuple[MethodPlan, ...]
     passes: tuple[PassPlan, ...]
@@ -127,9 +145,10 @@ def plan_stage(blueprint: Blueprint) -> StagePlan:
         task=f"{blueprint.kind} on {blueprint.data.source}",
         batch=batch,
         student=blueprint.student,
+        start=blueprint.start,
         teachers=tuple(teacher.info for teacher in blueprint.teachers),
         methods=tuple(_method(blueprint, member) for member in blueprint.members),
-        passes=tuple(_passes(blueprint, first_step(blueprint.name), batch)),
+        passes=tuple(_passes(blueprint, batch)),
     )
 
 
@@ -142,35 +161,37 @@ def _method(blueprint: Blueprint, member: Member) -> MethodPlan:
     return MethodPlan(member.name, method.paper, str(member.weight), options)
 
 
-def _passes(blueprint: Blueprint, step: Step, batch: tuple[int, int]) -> Iterable[PassPlan]:
-    readers: dict[str, dict[Capture, list[str]]] = {
-        info.name: {}
-        for info in (*(teacher.info for teacher in blueprint.teachers), blueprint.student)
-    }
-    for member in blueprint.members:
-        for models, reads in zip(member.models, member.reads(step), strict=True):
-            _note(readers[models.student.name], reads.student, member.name)
-            if models.teacher is not None:
-                _note(readers[models.teacher.name], reads.teacher, member.name)
-    for info in (*(teacher.info for teacher in blueprint.teachers), blueprint.student):
-        found = readers[info.name]
-        captures = tuple(
-            CapturePlan(
-                str(capture),
-                capture.shape(info, *batch),
-                capture.bytes(info, *batch),
-                tuple(dict.fromkeys(found[capture])),
-            )
-            for capture in sorted(found, key=_order)
-        )
-        yield PassPlan(
-            info.name, _last(info, set(found), is_student=info is blueprint.student), captures
-        )
+def _passes(blueprint: Blueprint, batch: tuple[int, int]) -> Iterable[PassPlan]:
+    planned = preview(blueprint.members, blueprint.name).passes
+    for number, teacher in enumerate(blueprint.teachers):
+        for one in planned:
+            yield from _pass(one, teacher.info, "teacher", number, batch)
+    for one in planned:
+        yield from _pass(one, blueprint.student, "student", None, batch)
 
 
-def _note(readers: dict[Capture, list[str]], captures: Iterable[Capture], method: str) -> None:
-    for capture in captures:
-        readers.setdefault(capture, []).append(method)
+def _pass(
+    planned: PlannedPass, info: ModelInfo, side: Side, number: int | None, batch: tuple[int, int]
+) -> Iterable[PassPlan]:
+    """Yield the pass of one model; a method's own pass only if the model takes part in it."""
+    found = planned.captures(side, number)
+    if not found and planned.name != MAIN:
+        return
+    captures = tuple(
+        CapturePlan(
+            str(capture),
+            capture.shape(info, *batch),
+            capture.bytes(info, *batch),
+            planned.readers(capture, side, number),
+        )
+        for capture in sorted(found, key=_order)
+    )
+    operations = tuple(
+        OperationPlan(str(write.operation), asked.member.name)
+        for asked, write in planned.writes(side, number)
+    )
+    last = _last(info, found, is_student=side == "student")
+    yield PassPlan(info.name, planned.name, last, captures, operations)
 
 
 def _order(capture: Capture) -> tuple[int, Capture]:
@@ -179,13 +200,14 @@ def _order(capture: Capture) -> tuple[int, Capture]:
     return depth, replace(capture, layer=depth)
 
 
-def _last(info: ModelInfo, captures: set[Capture], is_student: bool) -> str:
+def _last(info: ModelInfo, captures: frozenset[Capture], is_student: bool) -> str:
     """Say where a pass ends; a student is only spared an unread head."""
     if not captures:
         return "nothing"
     layers = [info.layers if capture.layer is None else capture.layer for capture in captures]
-    if any(capture.site == "logits" for capture in captures):
-        return "the logits"
+    for site in ("logits", "pooled"):
+        if any(capture.site == site for capture in captures):
+            return "the logits" if site == "logits" else "the pooled vector"
     if is_student or any(capture.normed for capture in captures):
         return "the last block and norm (no head)"
     return f"block {max(layers, default=0)} of {info.layers}"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from gkd_core.analysis.recorder import Recorder
 from gkd_core.config.resolve import Resolved, ResolvedStage, task_name
-from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig
+from gkd_core.config.schema import RunConfig, StudentConfig, TaskConfig, TrainingConfig
 from gkd_core.config.sources import Level, Origin
 from gkd_core.errors import ConfigError
 from gkd_core.models.save import save_model
 from gkd_core.plugins import Registry
-from gkd_core.training.blueprint import Blueprint, Draughtsman
+from gkd_core.training.blueprint import BASELINE, TEACHER, Blueprint, Draughtsman, TeacherSource
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
 from gkd_core.training.plan import RunPlan, plan_stage
@@ -21,8 +21,8 @@ from gkd_core.training.result import StageResult
 from gkd_core.training.run_directory import DONE, STAGES
 from gkd_core.training.stage import build_stage
 
-TEACHER = "teacher"
-BASELINE = "baseline"
+WHOLE = {name: TaskConfig.model_fields[name].default for name in ("rows", "mask_share")}
+"""The settings of a task that its own teacher is trained with, whatever a run sets."""
 
 
 @dataclass
@@ -51,6 +51,21 @@ class Run:
         return self.blueprints[-1]
 
     @property
+    def methods(self) -> str:
+        """The methods of its stages, as in `distilbert then hard`."""
+        names = {stage.name for stage in self.resolved.stages}
+        return " then ".join(str(b.expression) for b in self.blueprints if b.name in names)
+
+    @property
+    def teachers(self) -> tuple[TeacherSource, ...]:
+        """The teachers that the final student is measured against: the last that do its task."""
+        last = self.last
+        same = (
+            b for b in self.blueprints if (b.kind, b.data.classes) == (last.kind, last.data.classes)
+        )
+        return next((b.teachers for b in reversed(list(same)) if b.teachers), ())
+
+    @property
     def student(self) -> Path:
         """Directory of the final student."""
         return self.directory / "student"
@@ -72,9 +87,9 @@ class Run:
             self.results[blueprint.name] = StageResult.load(done)
 
     def _train(self, blueprint: Blueprint) -> StageResult:
-        before = None if blueprint.follows is None else self._target(blueprint.follows)
         target = self._target(blueprint)
-        stage = build_stage(blueprint, self.registry, self._folder(blueprint), before)
+        folder, start = self._folder(blueprint), self._start(blueprint)
+        stage = build_stage(blueprint, self.registry, folder, start)
         for line in stage.describe():
             self.recorder.say(line)
         error: BaseException | None = None
@@ -99,6 +114,18 @@ class Run:
             seconds=progress.seconds,
         )
 
+    def _start(self, blueprint: Blueprint) -> Path | None:
+        """Return the student that a stage goes on with, or None if it makes one."""
+        before = blueprint.follows
+        if before is None:
+            return None
+        if blueprint.name != BASELINE:
+            return self._target(before)
+        start = self._folder(blueprint) / "start"
+        untrained = build_stage(before, self.registry, self._folder(before), None)
+        save_model(untrained.origin.model, before.tokenizer, start)
+        return start
+
     def _folder(self, blueprint: Blueprint) -> Path:
         return self.directory / STAGES / blueprint.name
 
@@ -119,19 +146,27 @@ def draw_run(resolved: Resolved, registry: Registry) -> list[Blueprint]:
     Raises:
         GkdError: Something about the run is wrong.
     """
-    draughtsman = Draughtsman(registry)
+    draughtsman = Draughtsman(registry, [stage.config.task for stage in resolved.stages])
     blueprints: list[Blueprint] = []
     for settings in resolved.stages:
         _refuse_reserved(settings.name)
         before = blueprints[-1] if blueprints else None
-        goes_on = before is not None and before.config.student == settings.config.student
+        goes_on = before is not None and _goes_on(settings, before, resolved)
         blueprints.append(draughtsman.draw(settings, before if goes_on else None))
     if _wants_baseline(resolved):
-        blueprints.insert(0, draughtsman.draw(_baseline(resolved)))
+        first, last = blueprints[0], blueprints[-1]
+        # A student made from a model of another kind is made by the stage that knows this model.
+        start = None if first.kind == last.kind else first
+        blueprints.insert(0, draughtsman.draw(_baseline(resolved), start))
     blueprints = [*_own_teachers(draughtsman, blueprints), *blueprints]
     plan = RunPlan(tuple(plan_stage(blueprint) for blueprint in blueprints))
     registry.manager.hook.gkd_check_plan(plan=plan)
     return blueprints
+
+
+def _goes_on(settings: ResolvedStage, before: Blueprint, resolved: Resolved) -> bool:
+    """Tell whether a stage goes on with a student: it says of its own that it wants no other."""
+    return settings.config.student in (before.config.student, resolved.config.student)
 
 
 def _refuse_reserved(name: str) -> None:
@@ -169,7 +204,7 @@ def _own_teachers(draughtsman: Draughtsman, blueprints: Sequence[Blueprint]) -> 
             config = RunConfig(
                 method="hard",
                 student=StudentConfig(model=str(home.untrained)),
-                task=blueprint.config.task.model_copy(update={"rows": None}),
+                task=blueprint.config.task.model_copy(update=WHOLE),
                 training=TrainingConfig(**home.own.training),
                 parallel=blueprint.config.parallel,
             )

@@ -20,10 +20,10 @@ STAGES = "stages"
 DONE = "done.json"
 
 
-def free_directory(method: str, parent: Path = Path("runs")) -> Path:
-    """Return `runs/METHOD-N` with the smallest number that is not taken."""
-    name = "".join(c if c.isalnum() or c in "+.-" else "_" for c in method)
-    return next(path for n in itertools.count(1) if not (path := parent / f"{name}-{n}").exists())
+def free_directory(name: str, parent: Path = Path("runs")) -> Path:
+    """Return `runs/NAME-N` with the smallest number that is not taken."""
+    safe = "".join(c if c.isalnum() or c in "+.-" else "_" for c in name)
+    return next(path for n in itertools.count(1) if not (path := parent / f"{safe}-{n}").exists())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from gkd_core.data.encode import Encoded, encode
 from gkd_core.data.sampler import Sampler
 from gkd_core.data.task import Kind
 from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.forward import checkpoint_contexts
 from gkd_core.models.load import load_model, load_teacher
 from gkd_core.models.sites import find_sites
 from gkd_core.models.student import Student, build_student, describe
@@ -128,7 +129,10 @@ def build_stage(
         set_padding(model, blueprint.tokenizer)
     if config.training.gradient_checkpointing:
         student.model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False}
+            gradient_checkpointing_kwargs={
+                "use_reentrant": False,
+                "context_fn": checkpoint_contexts,
+            }
         )
     read = teachers if blueprint.reads_teachers else []
     combiner = registry.combiner(config.combiner)() if len(read) > 1 else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gkd_core.data.batch import Batch
 from gkd_core.method import Step
+from gkd_core.training.passes import run_passes
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
@@ -46,19 +47,14 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
         step: Where training stands.
     """
     counts = stage.engine.counts(batches)
-    reads = stage.objective.reads(step)
+    plan = stage.objective.plan(step)
     losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=stage.engine.device))
     for cpu_batch in batches:
         batch = cpu_batch.to(stage.engine.device)
         with stage.engine.autocast():
-            with torch.no_grad():
-                known = [
-                    teacher.run(wanted, batch.inputs)
-                    for teacher, wanted in zip(stage.teachers, reads.teachers, strict=True)
-                ]
-            learned = stage.student.run(reads.student, batch.inputs)
-            terms = stage.objective.terms(learned, known, batch, step, reads)
-        del learned, known
+            captured = run_passes(plan, stage.student, stage.teachers, batch, step)
+            terms = stage.objective.terms(captured, batch, step, plan)
+        del captured
         total = stage.objective.total(terms, counts, step)
         stage.engine.backward(total)
         losses["total"] += total.detach()

@@ -1,0 +1,244 @@
+"""`Forward`: what one forward pass of a model captures and changes, known to the hooks in it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from gkd_core.errors import MethodError
+from gkd_core.hooks.features import Features
+from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, Capture
+from gkd_core.losses.logits import LinearLogits
+
+if TYPE_CHECKING:
+    from gkd_core.losses.relation import Relation
+    from gkd_core.models.sites import Sites
+
+COMPUTED_LATER = ("attention", "scores", "probs")
+
+
+class StopForward(Exception):
+    """Everything asked for is captured; what follows in the forward pass is of no use."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """An operation on one place of a model, ready to run.
+
+    Attributes:
+        place: Where: a `Capture` without reduction; `block` stands for the module itself.
+        apply: What the tensor there becomes, out of place. For `block`: what is called in its
+            stead, with its arguments.
+    """
+
+    place: Capture
+    apply: Callable[..., Any]
+
+
+class Forward:
+    """One forward pass: what is still to be captured, what is changed, what was found."""
+
+    def __init__(
+        self,
+        sites: Sites,
+        captures: Iterable[Capture],
+        changes: Iterable[Change],
+        inputs: Mapping[str, Tensor],
+    ) -> None:
+        self.sites = sites
+        self.features = Features()
+        self.pending = set(captures)
+        self.defers_logits = False
+        self.placeholder: Tensor | None = None
+        self._gradients = torch.is_grad_enabled()
+        self._stops = bool(self.pending) and not self._gradients
+        self.rows = len(next(iter(inputs.values()), ()))
+        self._mask = inputs.get("attention_mask")
+        self._captures: dict[Capture, list[Capture]] = defaultdict(list)
+        # In a fixed order: it decides in which order autograd sums the gradients of a tensor.
+        for capture in sorted(self.pending):
+            self._captures[place_of(capture, sites)].append(capture)
+        self._changes: dict[Capture, list[Callable[..., Any]]] = defaultdict(list)
+        for change in changes:
+            self._changes[place_of(change.place, sites)].append(change.apply)
+        self.places = frozenset([*self._captures, *self._changes])
+        self._attentions = {
+            sites.attentions[place.layer - 1]: place.layer
+            for place in self.places
+            if place.site in ATTENTION_SITES and place.layer and sites.attentions
+        }
+
+    def visit(self, place: Capture, tensor: Tensor) -> Tensor:
+        """Change the tensor of a place, capture it, and return what the model goes on with."""
+        for apply in self._changes.get(place, ()):
+            tensor = apply(tensor)
+        if not _recomputing():
+            for capture in self._captures.get(place, ()):
+                self.features.tensors[capture] = self._reduce(capture, tensor)
+                self.pending.discard(capture)
+            self.stop_if_complete()
+        return tensor
+
+    def replacement(self, layer: int) -> Callable[..., Any] | None:
+        """Return what is called instead of a block, if it is swapped."""
+        swaps = self._changes.get(Capture("block", layer))
+        return swaps[-1] if swaps else None
+
+    def changes(self, place: Capture) -> bool:
+        """Whether an operation changes a place."""
+        return place in self._changes
+
+    def mask_of(self, tensor: Tensor) -> Tensor:
+        """Return the mask of the positions that are not padding, `[B, S]`."""
+        if self._mask is None:
+            return torch.ones(tensor.shape[:2], dtype=torch.long, device=tensor.device)
+        return self._mask
+
+    def attention_layer(self, module: nn.Module) -> int | None:
+        """Return the number of the layer whose attention is read or changed here, or None."""
+        return self._attentions.get(module)
+
+    def enter_attention(
+        self, layer: int, relation: Relation, value: Tensor
+    ) -> tuple[Relation, Tensor]:
+        """Change and capture what goes into the attention of a layer."""
+        if self._gradients and not torch.is_grad_enabled() and not _recomputing():
+            raise MethodError(
+                "attention inside reentrant gradient checkpointing has no gradient; enable "
+                "checkpointing with use_reentrant=False"
+            )
+        relation = replace(
+            relation,
+            query=self.visit(Capture("query", layer), relation.query),
+            key=self.visit(Capture("key", layer), relation.key),
+        )
+        value = self.visit(Capture("value", layer), value)
+        if not _recomputing():
+            self._note_relation(layer, relation)
+        return relation, value
+
+    def computes_probs(self, layer: int) -> bool:
+        """Whether scores or distributions are changed, so that fast attention cannot be used."""
+        return any(self.changes(Capture(site, layer)) for site in ("scores", "probs"))
+
+    def defer_logits(self, hidden: Tensor, head: nn.Linear) -> Tensor:
+        """Note what the logits follow from, and return an empty tensor in their place."""
+        self.features.deferred = LinearLogits(hidden, head.weight, head.bias)
+        self.pending.discard(LOGITS)
+        self.stop_if_complete()
+        self.placeholder = hidden.new_empty((*hidden.shape[:-1], 0))
+        return self.placeholder
+
+    def stop_if_complete(self) -> None:
+        """Raise `StopForward` if nothing more is wanted of this pass."""
+        if self._stops and not self.pending:
+            raise StopForward
+
+    def finish(self) -> Features:
+        """Return what was captured.
+
+        Recomputation under gradient checkpointing keeps this object alive; the tensors are let go.
+        """
+        if self.pending:
+            missing = ", ".join(str(capture) for capture in sorted(self.pending))
+            raise MethodError(
+                f"{type(self.sites.model).__name__} did not compute {missing} where its sites, "
+                f"found by {type(self.sites).__name__}, say"
+            )
+        features, self.features, self._mask = self.features, Features(), None
+        return features
+
+    def _note_relation(self, layer: int, relation: Relation) -> None:
+        """Keep what scores and distributions follow from, where they are not computed anyway."""
+        later = ("attention",) if self.computes_probs(layer) else COMPUTED_LATER
+        for site in later:
+            for capture in self._captures.get(Capture(site, layer), ()):
+                self.features.attention[capture] = relation
+                self.pending.discard(capture)
+        self.stop_if_complete()
+
+    def _reduce(self, capture: Capture, tensor: Tensor) -> Tensor:
+        if not capture.reduce:
+            return tensor
+        mask = self.mask_of(tensor)
+        # A checkpointed block counts what is saved for backward inside it, and recomputation does
+        # not reduce again: keep the reduction out of that count.
+        with saved_tensors_hooks(_keep, _keep):
+            if capture.reduce == "mean":
+                return _mean(tensor, mask.bool())
+            return tensor[summary_positions(mask, self.sites.causal)]
+
+
+def place_of(capture: Capture, sites: Sites) -> Capture:
+    """Return where in the model a tensor is found: post-norm models have no norm after the last."""
+    normed = capture.normed and sites.final_norm is not None
+    return replace(capture, reduce="", normed=normed)
+
+
+def summary_positions(mask: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Return rows and positions of the summarising tokens: the first, if causal the last."""
+    rows, positions = (torch.arange(size, device=mask.device) for size in mask.shape)
+    return rows, (mask * positions).argmax(1) if causal else torch.zeros_like(rows)
+
+
+_current: ContextVar[tuple[Forward, bool] | None] = ContextVar("forward", default=None)
+
+
+def current_forward() -> Forward | None:
+    """Return the forward pass under way, or the one that is being recomputed."""
+    found = _current.get()
+    return None if found is None else found[0]
+
+
+@contextmanager
+def under_way(forward: Forward) -> Iterator[None]:
+    """Let the hooks know of a forward pass."""
+    token = _current.set((forward, False))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the `context_fn` of a checkpoint: recomputation knows which pass it repeats."""
+    forward = current_forward()
+    return nullcontext(), nullcontext() if forward is None else _Recomputation(forward)
+
+
+class _Recomputation(AbstractContextManager[None]):
+    """Lets the hooks apply the changes of a pass again. A graph may be recomputed several times."""
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+        self._tokens: list[Token[Any]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_current.set((self._forward, True)))
+
+    def __exit__(self, *error: object) -> None:
+        _current.reset(self._tokens.pop())
+
+
+def _recomputing() -> bool:
+    found = _current.get()
+    return found is not None and found[1]
+
+
+def _mean(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of `[B, S, D]` over the positions that are not padding, `[B, D]`."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    total = tensor.masked_fill(~mask[..., None], 0).sum(1, dtype=wide)
+    return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(tensor.dtype)
+
+
+def _keep(tensor: Tensor) -> Tensor:
+    return tensor

@@ -1,0 +1,293 @@
+"""Operations: how a method changes the forward pass of a model.
+
+    Replace("student.embedding", double)             what a function makes of the tensor
+    Add("student@moved.embedding", self.direction)   plus something worked out before the pass
+    Perturb("student.hidden[2]", std=0.1)            plus noise
+    Interchange("student@swapped.hidden[2]", "student@source.hidden[2]")
+                                                     the tensor of an earlier pass
+    Swap("student.block[2]", "teacher.block[3,4]")   other blocks in place of a block
+
+All work out of place: nothing that was captured before is changed. Several at one site, by one
+method, act in the order in which `Method.writes` returns them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gkd_core.errors import MethodError
+from gkd_core.hooks.paths import WRITABLE_SITES, Path, parse_path
+
+if TYPE_CHECKING:
+    from gkd_core.data.batch import Batch
+    from gkd_core.hooks.features import View
+    from gkd_core.method import Step
+    from gkd_core.models.sites import Sites
+
+
+@dataclass(frozen=True)
+class When:
+    """When an operation acts; all conditions must hold.
+
+    Attributes:
+        first: First step of the stage, 0-based.
+        last: Last step, or None for the end of the stage.
+        stages: Names of stages; all if empty.
+        mode: `train`, `eval` (only while the student is evaluated) or `always`.
+    """
+
+    first: int = 0
+    last: int | None = None
+    stages: tuple[str, ...] = ()
+    mode: Literal["train", "eval", "always"] = "train"
+
+    def holds(self, step: Step, training: bool) -> bool:
+        """Tell whether the operation acts in a step, or in the evaluation after it."""
+        if self.mode not in ("always", "train" if training else "eval"):
+            return False
+        end = math.inf if self.last is None else self.last
+        return self.first <= step.index <= end and (not self.stages or step.stage in self.stages)
+
+    def __str__(self) -> str:
+        steps = f"from step {self.first}" if self.first else ""
+        if self.last is not None:
+            steps = f"{steps} to step {self.last}".strip()
+        stages = f"in {', '.join(self.stages)}" if self.stages else ""
+        mode = "" if self.mode == "train" else f"mode {self.mode}"
+        return ", ".join(filter(None, (steps, stages, mode)))
+
+
+@dataclass(frozen=True)
+class OperationContext:
+    """What an operation may know when its pass is about to begin.
+
+    Attributes:
+        student: What the method read of the student so far; its own passes are `student.at(name)`.
+            Nothing before a pass of a teacher: teachers run first.
+        teacher: What it read of the teacher so far.
+        batch: The micro-batch.
+        step: Where training stands, with the method's generator.
+        sites: The models' places, as `student` and `teacher`.
+    """
+
+    student: View
+    teacher: View
+    batch: Batch
+    step: Step
+    sites: dict[str, Sites]
+
+    def gradient(self, loss: Tensor, tensor: Tensor) -> Tensor:
+        """Return the gradient of a scalar loss with respect to a tensor read of the student.
+
+        A backward pass of its own, discarded afterwards: no parameter receives a gradient.
+        """
+        (found,) = torch.autograd.grad(loss, tensor, retain_graph=True)
+        return found
+
+
+@dataclass(frozen=True)
+class Operation(ABC):
+    """A change of the forward pass at a site.
+
+    Attributes:
+        site: Path of the site, such as `student.hidden[2]`; several layers are each changed.
+        when: When it acts.
+    """
+
+    site: str
+    when: When = field(default=When(), kw_only=True)
+    effect: ClassVar[str]
+
+    @abstractmethod
+    def bind(self, context: OperationContext) -> Callable[..., Any]:
+        """Return what the tensor at the site becomes, for one pass of one micro-batch.
+
+        The function is called again when a checkpointed block is recomputed and must then do the
+        same: what is drawn at random or read of other passes is settled here.
+        """
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Paths of earlier passes that it needs."""
+        return ()
+
+    def path(self, owner: str) -> Path:
+        """Return the parsed site.
+
+        Raises:
+            MethodError: It is no path, or nothing that this operation can change.
+        """
+        path = parse_path(self.site, owner, WRITABLE_SITES)
+        if (path.site == "block") != isinstance(self, Swap) or path.reduce:
+            raise MethodError(
+                f"{owner}: cannot {self.effect} {self.site}. Blocks are swapped; tensors, which "
+                "are whole, are replaced, added to, perturbed or interchanged"
+            )
+        return path
+
+    def __str__(self) -> str:
+        when = str(self.when)
+        return f"{self.effect} {self.site}{self._detail()}{f' ({when})' if when else ''}"
+
+    def _detail(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class Replace(Operation):
+    """Put what a function makes of the tensor in its place; the gradient flows through it.
+
+    Attributes:
+        by: Function of the tensor. It must not draw at random.
+    """
+
+    by: Callable[[Tensor], Tensor]
+    effect: ClassVar[str] = "replace"
+
+    def bind(self, context: OperationContext) -> Callable[[Tensor], Tensor]:
+        """Return the function itself."""
+        return self.by
+
+
+@dataclass(frozen=True)
+class Add(Operation):
+    """Add a tensor that is worked out before the pass, such as a step along a gradient.
+
+    Attributes:
+        amount: What is added: a tensor that broadcasts to the one at the site.
+    """
+
+    amount: Callable[[OperationContext], Tensor]
+    effect: ClassVar[str] = "add to"
+
+    def bind(self, context: OperationContext) -> Callable[[Tensor], Tensor]:
+        """Work out the amount."""
+        amount = self.amount(context)
+        return lambda tensor: tensor + amount.to(tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Perturb(Operation):
+    """Add Gaussian noise, drawn anew for every micro-batch from the method's generator.
+
+    Attributes:
+        std: Standard deviation.
+    """
+
+    std: float
+    effect: ClassVar[str] = "perturb"
+
+    def bind(self, context: OperationContext) -> Callable[[Tensor], Tensor]:
+        """Draw the seed of the noise; the noise itself is drawn where it is added."""
+        seed = int(torch.randint(2**62, (), generator=context.step.generator))
+
+        def perturbed(tensor: Tensor) -> Tensor:
+            generator = torch.Generator(tensor.device).manual_seed(seed)
+            noise = torch.empty_like(tensor).normal_(generator=generator)
+            return tensor + self.std * noise
+
+        return perturbed
+
+    def _detail(self) -> str:
+        return f" with noise of standard deviation {self.std:g}"
+
+
+@dataclass(frozen=True)
+class Interchange(Operation):
+    """Put in what an earlier pass had at a site: an interchange intervention.
+
+    The gradient flows to that pass (Geiger et al., 2021, arXiv:2106.02997).
+
+    Attributes:
+        source: Path of one whole tensor of an earlier pass of the same model.
+        positions: Where, bool `[B, S]`; everywhere if None.
+    """
+
+    source: str
+    positions: Callable[[OperationContext], Tensor] | None = None
+    effect: ClassVar[str] = "interchange"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The source."""
+        return (self.source,)
+
+    def bind(self, context: OperationContext) -> Callable[[Tensor], Tensor]:
+        """Fetch the source and the positions."""
+        path = parse_path(self.source, self.effect)
+        view = (context.student if path.side == "student" else context.teacher).at(path.run)
+        (capture,) = path.resolve(view.model, self.effect)
+        source = view[capture]
+        if self.positions is None:
+            return lambda tensor: source.to(tensor.dtype)
+        chosen = self.positions(context)
+
+        def interchanged(tensor: Tensor) -> Tensor:
+            # Attention sites are [B, A, S, D].
+            mask = chosen[:, None, :, None] if tensor.dim() == 4 else chosen[..., None]
+            return torch.where(mask, source.to(tensor.dtype), tensor)
+
+        return interchanged
+
+    def _detail(self) -> str:
+        return f" with {self.source}"
+
+
+@dataclass(frozen=True)
+class Swap(Operation):
+    """Run other modules in place of a block.
+
+    Attributes:
+        by: Path of one or more blocks, run one after the other (`teacher.block[3,4]`), or a module
+            that is called as the block is.
+    """
+
+    by: str | nn.Module
+    effect: ClassVar[str] = "swap"
+
+    def bind(self, context: OperationContext) -> Callable[..., Any]:
+        """Return what is called in place of the block."""
+        if isinstance(self.by, nn.Module):
+            return self.by
+        path = parse_path(self.by, self.effect, ("block",))
+        model = (context.student if path.side == "student" else context.teacher).model
+        numbers = [capture.layer or 0 for capture in sorted(path.resolve(model, self.effect))]
+        return chain([context.sites[path.side].blocks[number - 1] for number in numbers])
+
+    def _detail(self) -> str:
+        by = self.by if isinstance(self.by, str) else type(self.by).__name__
+        return f" for {by}"
+
+
+def chain(blocks: Sequence[nn.Module]) -> Callable[..., Any]:
+    """Return a function that runs blocks one after the other, called as one of them is."""
+
+    def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output: Any = hidden
+        for block in blocks:
+            output = block(hidden, *args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return output
+
+    return run
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass that a method has for itself, besides the main one.
+
+    Attributes:
+        name: How paths call it: `student@NAME.hidden[2]`.
+        inputs: What the models read instead of the batch's inputs, of the same shape; None for
+            the same inputs.
+    """
+
+    name: str
+    inputs: Callable[[Batch, Step], dict[str, Tensor]] | None = None

@@ -1,0 +1,370 @@
+"""What the models compute in a step: which passes, what is captured and changed in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from gkd_core.data.batch import Batch
+from gkd_core.errors import MethodError
+from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.features import Features, View
+from gkd_core.hooks.forward import Change
+from gkd_core.hooks.operations import Operation, OperationContext, Pass
+from gkd_core.hooks.paths import MAIN, Capture, Reads, resolve_paths
+from gkd_core.method import Method, Step
+from gkd_core.models.info import ModelInfo, Models
+from gkd_core.training.schedules import Schedule
+
+Side = Literal["student", "teacher"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One method of an expression.
+
+    Attributes:
+        name: The method's name.
+        weight: Its factor in the sum.
+        methods: One object per teacher, or a single one if the method takes none.
+        models: What each of these objects is told of the models.
+        generator: Source of its random draws.
+    """
+
+    name: str
+    weight: Schedule
+    methods: tuple[Method, ...]
+    models: tuple[Models, ...]
+    generator: torch.Generator
+
+    @property
+    def takes_teacher(self) -> bool:
+        """Whether the method reads a teacher."""
+        return self.methods[0].teachers == "one"
+
+    def onlooker(self) -> Member:
+        """Return the same method with a generator of its own, so that looking changes no draw."""
+        generator = torch.Generator().set_state(self.generator.get_state())
+        return replace(self, generator=generator)
+
+
+@dataclass(frozen=True)
+class Write:
+    """An operation of a method, with the places it stands for.
+
+    Attributes:
+        operation: The operation.
+        side: Which model it changes.
+        run: In which pass.
+        places: Where.
+    """
+
+    operation: Operation
+    side: Side
+    run: str
+    places: tuple[Capture, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one method object asks for in a step.
+
+    Attributes:
+        member: The method it belongs to.
+        number: Which of the method's objects it is; also the number of its teacher.
+        reads: What it reads, by pass.
+        passes: Its own passes.
+        writes: Its operations.
+    """
+
+    member: Member
+    number: int
+    reads: Reads
+    passes: tuple[Pass, ...]
+    writes: tuple[Write, ...]
+
+    @property
+    def models(self) -> Models:
+        """The models as this object knows them."""
+        return self.member.models[self.number]
+
+    def key(self, run: str) -> str:
+        """Return the name of a pass among those of all methods."""
+        if run == MAIN:
+            return MAIN
+        several = f"[{self.number + 1}]" if len(self.member.methods) > 1 else ""
+        return f"{self.member.name}{several}@{run}"
+
+    def captures(self, side: Side, run: str) -> frozenset[Capture]:
+        """Return what it reads of a model in a pass."""
+        reads = self.reads.student if side == "student" else self.reads.teacher
+        return reads.get(run, frozenset())
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """One pass of a step, for all methods.
+
+    Attributes:
+        name: `main`, or `METHOD@NAME` for a method's own.
+        run: The name as its owner knows it.
+        askers: Who takes part: all, or the owner.
+        inputs: What is read instead of the batch's inputs, if anything.
+    """
+
+    name: str
+    run: str
+    askers: tuple[Asked, ...]
+    inputs: Pass | None = None
+
+    def captures(self, side: Side, number: int | None = None) -> frozenset[Capture]:
+        """Return the union of what is read of the student, or of teacher `number`."""
+        parts = (asked.captures(side, self.run) for asked in self._of(number))
+        return frozenset[Capture]().union(*parts)
+
+    def readers(self, capture: Capture, side: Side, number: int | None) -> tuple[str, ...]:
+        """Return the names of the methods that read a tensor."""
+        readers = (a for a in self._of(number) if capture in a.captures(side, self.run))
+        return tuple(dict.fromkeys(asked.member.name for asked in readers))
+
+    def writes(self, side: Side, number: int | None = None) -> Iterable[tuple[Asked, Write]]:
+        """Yield the operations on the student, or on teacher `number`."""
+        for asked in self._of(number):
+            for write in asked.writes:
+                if (write.side, write.run) == (side, self.run):
+                    yield asked, write
+
+    def _of(self, number: int | None) -> Iterable[Asked]:
+        return (a for a in self.askers if number is None or a.number == number)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What the methods want of a step. They are asked once a step, as they may draw it at random.
+
+    Attributes:
+        asked: What each object of a method asks for, by method name.
+        passes: The passes in order; the main one first.
+    """
+
+    asked: Mapping[str, Sequence[Asked]]
+    passes: Sequence[PlannedPass]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was captured in a micro-batch, by pass.
+
+    Attributes:
+        student: Of the student.
+        teachers: Of each teacher.
+    """
+
+    student: dict[str, Features] = field(default_factory=dict)
+    teachers: Sequence[dict[str, Features]] = ()
+
+    def views(self, asked: Asked) -> tuple[View, View]:
+        """Return what one method object may see of the student and of its teacher."""
+        models, number = asked.models, asked.number
+        known = self.teachers[number] if asked.member.takes_teacher and self.teachers else {}
+        return (
+            _view(self.student, asked, "student", models.student),
+            _view(known, asked, "teacher", models.teacher or models.student),
+        )
+
+
+def plan_step(members: Iterable[Member], step: Step, training: bool = True) -> StepPlan:
+    """Ask every method what it wants in a step.
+
+    Args:
+        members: The methods.
+        step: Where training stands.
+        training: False for the operations of the evaluation after the step.
+
+    Raises:
+        MethodError: A path or pass does not exist, or two methods change the same place.
+    """
+    asked = {member.name: _ask(member, step, training) for member in members}
+    everyone = tuple(one for objects in asked.values() for one in objects)
+    own = [
+        PlannedPass(one.key(extra.name), extra.name, (one,), extra)
+        for one in everyone
+        for extra in one.passes
+    ]
+    passes = [PlannedPass(MAIN, MAIN, everyone), *own]
+    for planned in passes:
+        _refuse_two_writers(planned)
+    return StepPlan(asked, passes)
+
+
+def run_passes(
+    plan: StepPlan,
+    student: Extractor,
+    teachers: Sequence[Extractor],
+    batch: Batch,
+    step: Step,
+) -> Captured:
+    """Run every pass of a micro-batch: the teachers' first, without gradient, then the student's.
+
+    Args:
+        plan: What to capture and change.
+        student: The student.
+        teachers: The teachers.
+        batch: The micro-batch.
+        step: Where training stands.
+    """
+    captured = Captured({}, [{} for _ in teachers])
+    inputs = {planned.name: _inputs(planned, batch, step) for planned in plan.passes}
+
+    def run(model: Extractor, planned: PlannedPass, side: Side, number: int | None) -> Features:
+        wanted = planned.captures(side, number)
+        if not wanted:
+            return Features()
+        changes = [
+            change
+            for asked, write in planned.writes(side, number)
+            for change in _bind(asked, write, captured, batch, step, student, teachers)
+        ]
+        return model.run(wanted, inputs[planned.name], changes)
+
+    with torch.no_grad():
+        for number, teacher in enumerate(teachers):
+            for planned in plan.passes:
+                features = run(teacher, planned, "teacher", number)
+                captured.teachers[number][planned.name] = features
+    for planned in plan.passes:
+        captured.student[planned.name] = run(student, planned, "student", None)
+    return captured
+
+
+def evaluation_changes(
+    members: Iterable[Member],
+    student: Extractor,
+    teachers: Sequence[Extractor],
+    batch: Batch,
+    step: Step,
+) -> AbstractContextManager[None]:
+    """Return a context in which the student, called on a batch, is changed as in an evaluation.
+
+    Only operations of the main pass that need no other pass can act there.
+    """
+    plan = plan_step([member.onlooker() for member in members], step, training=False)
+    captured = Captured({}, [{} for _ in teachers])
+    changes = [
+        change
+        for asked, write in plan.passes[0].writes("student")
+        for change in _bind(asked, write, captured, batch, step, student, teachers)
+    ]
+    return student.changed(changes, batch.inputs) if changes else nullcontext()
+
+
+def _ask(member: Member, step: Step, training: bool) -> list[Asked]:
+    step = replace(step, generator=member.generator)
+    found = []
+    for number, (method, models) in enumerate(zip(member.methods, member.models, strict=True)):
+        passes = tuple(method.passes(models, step))
+        operations = [o for o in method.writes(models, step) if o.when.holds(step, training)]
+        paths = [*method.reads(models, step), *(p for o in operations for p in o.reads)]
+        reads = resolve_paths(paths, models, member.name)
+        writes = [w for o in operations if (w := _write(o, models, member.name)) is not None]
+        asked = Asked(member, number, reads, passes, tuple(writes))
+        _check_passes(asked)
+        found.append(asked)
+    return found
+
+
+def _write(operation: Operation, models: Models, owner: str) -> Write | None:
+    """Return an operation with its places, or None if it is for another teacher."""
+    path = operation.path(owner)
+    if path.side == "student":
+        places = path.resolve(models.student, owner)
+        return Write(operation, "student", path.run, tuple(sorted(places)))
+    if models.teacher is None:
+        raise MethodError(f"{owner} changes {operation.site}, but the run has no teacher")
+    if path.teacher not in (None, models.teacher.name):
+        return None
+    places = path.resolve(models.teacher, owner)
+    return Write(operation, "teacher", path.run, tuple(sorted(places)))
+
+
+def _check_passes(asked: Asked) -> None:
+    names = [extra.name for extra in asked.passes]
+    used = {*asked.reads.student, *asked.reads.teacher, *(write.run for write in asked.writes)}
+    unknown = sorted(used - {MAIN, *names})
+    if unknown:
+        raise MethodError(
+            f"{asked.member.name} names the pass '{unknown[0]}', which it does not have; its own "
+            f"passes: {', '.join(names) or 'none'}. Return it in `passes`"
+        )
+    if len({MAIN, *names}) <= len(names):
+        raise MethodError(
+            f"{asked.member.name} has passes {', '.join(names)}; each needs a name of its own, "
+            f"other than '{MAIN}'"
+        )
+
+
+def _refuse_two_writers(planned: PlannedPass) -> None:
+    writers: dict[tuple[str, int, Capture], Asked] = {}
+    for side in ("student", "teacher"):
+        for asked, write in planned.writes(side):
+            number = asked.number if side == "teacher" else 0
+            for place in write.places:
+                first = writers.setdefault((side, number, place), asked)
+                if first is not asked:
+                    raise MethodError(
+                        f"{first.member.name} and {asked.member.name} both change {side}.{place}; "
+                        "they cannot be combined"
+                        if first.member is not asked.member
+                        else f"{asked.member.name} changes {side}.{place} for each teacher; it "
+                        "works with one"
+                    )
+
+
+def _inputs(planned: PlannedPass, batch: Batch, step: Step) -> Mapping[str, torch.Tensor]:
+    own = planned.inputs
+    if own is None or own.inputs is None:
+        return batch.inputs
+    return own.inputs(batch, replace(step, generator=planned.askers[0].member.generator))
+
+
+def _bind(
+    asked: Asked,
+    write: Write,
+    captured: Captured,
+    batch: Batch,
+    step: Step,
+    student: Extractor,
+    teachers: Sequence[Extractor],
+) -> Iterable[Change]:
+    learned, known = captured.views(asked)
+    sites = {"student": student.sites}
+    if asked.number < len(teachers):
+        sites["teacher"] = teachers[asked.number].sites
+    context = OperationContext(
+        student=learned,
+        teacher=known,
+        batch=batch,
+        step=replace(step, generator=asked.member.generator),
+        sites=sites,
+    )
+    apply = write.operation.bind(context)
+    return [Change(place, apply) for place in write.places]
+
+
+def _view(features: Mapping[str, Features], asked: Asked, side: Side, model: ModelInfo) -> View:
+    owner = asked.member.name
+    own = {
+        extra.name: View(
+            features.get(asked.key(extra.name), Features()),
+            asked.captures(side, extra.name),
+            model,
+            owner,
+        )
+        for extra in asked.passes
+    }
+    found = features.get(MAIN, Features())
+    return View(found, asked.captures(side, MAIN), model, owner, own)
