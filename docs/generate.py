@@ -82,7 +82,11 @@ def method(name: str) -> str:
     schema = json_schema(registry())
     options = schema["properties"][name]["properties"]
     table = _settings(options, schema, name) if options else ["It has no options."]
-    return "\n".join([*_table(["fact", "value"], facts), "", "## Options", "", *table])
+    lines = [*_table(["fact", "value"], facts), "", "## Options", "", *table]
+    for option, entries in _lists_of_tables(options, schema):
+        lines += ["", f"An entry of `{name}.{option}`, counted from 0:", ""]
+        lines += _settings(entries, schema, f"{name}.{option}.0")
+    return "\n".join(lines)
 
 
 def methods() -> str:
@@ -168,6 +172,7 @@ def _site(site: str) -> list[str]:
 
 def _shape(capture: Capture) -> str:
     letters = {2: "B", 3: "S", 5: "D", 7: "A", 11: "A_kv", 13: "Dh", 17: "V", 19: "C", 91: "A*Dh"}
+    letters[18] = "A+A_kv"
 
     def dimensions(labels: int) -> str:
         info = ModelInfo("m", "bert", 23, 5, 7, 11, 13, 29, 17, labels, 31)
@@ -185,6 +190,19 @@ def _tables(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any],
                 continue
             several = str(field.annotation).startswith("list")
             yield name, table, f"[[{name}]]" if several else f"[{name}]"
+
+
+def _lists_of_tables(
+    fields: Mapping[str, Any], schema: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name of each field that is a list of tables, and the fields of such a table."""
+    for name, field in fields.items():
+        place = field.get("items", {}).get("$ref")
+        if place is not None:
+            table = schema
+            for part in place.removeprefix("#/").split("/"):
+                table = table[part]
+            yield name, table["properties"]
 
 
 def _settings(
@@ -226,7 +244,7 @@ def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
 
 def _default(field: Mapping[str, Any]) -> str:
     value = field.get("default")
-    if value is None or isinstance(value, (dict, list)):
+    if value in (None, "") or isinstance(value, (dict, list)):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

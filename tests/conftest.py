@@ -57,7 +57,14 @@ def _tokenizer():
 
 def _write_teachers(folder):
     import torch
-    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
+    )
 
     tokenizer = _tokenizer()
     shape = {
@@ -74,6 +81,8 @@ def _write_teachers(folder):
     models = {
         "teacher": BertForSequenceClassification(BertConfig(**shape, **labels)),
         "lm-teacher": BertForMaskedLM(BertConfig(**shape)),
+        "decoder": LlamaForSequenceClassification(LlamaConfig(**shape, **labels, pad_token_id=0)),
+        "lm-decoder": LlamaForCausalLM(LlamaConfig(**shape, pad_token_id=0)),
     }
     for name, model in models.items():
         model.save_pretrained(folder / name)
@@ -82,8 +91,9 @@ def _write_teachers(folder):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A folder with `teacher`, `lm-teacher` (4 blocks, width 32, 32 positions), `train.jsonl`,
-    `validation.jsonl`, `test.jsonl` (classes neg and pos) and `corpus.txt`. Do not change it."""
+    """A folder with the encoders `teacher` and `lm-teacher`, the decoders `decoder` and
+    `lm-decoder` (4 blocks, width 32, 32 positions), `train.jsonl`, `validation.jsonl`,
+    `test.jsonl` (classes neg and pos) and `corpus.txt`. Do not change it."""
     folder = tmp_path_factory.mktemp("world")
     _write_data(folder)
     _write_teachers(folder)

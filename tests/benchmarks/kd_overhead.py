@@ -146,7 +146,8 @@ def gkd_step():
     from gkd_core.models.sites import find_sites
     from gkd_core.plugins import registry
     from gkd_core.training.engine import LocalEngine
-    from gkd_core.training.objective import Member, Objective
+    from gkd_core.training.objective import Objective
+    from gkd_core.training.passes import Member
     from gkd_core.training.step import train_step
 
     teacher, student = models()

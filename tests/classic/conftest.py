@@ -8,29 +8,66 @@ import torch
 from gkd_core import Batch, ModelInfo, Step, View
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import parse_path
+from gkd_core.losses import Relation
 
 
-def _view(name, tensors, layers):
+def _view(name, found, layers):
+    tensors = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
     width = next((t.shape[-1] for key, t in tensors.items() if key != "logits"), 32)
     info = ModelInfo(name, "bert", layers, width, 4, 4, 8, 64, 100, 2, 64)
     features = Features()
-    for key, tensor in tensors.items():
+    for key, value in found.items():
         (capture,) = parse_path(f"{name}.{key}", "test").resolve(info, "test")
-        features.tensors[capture] = tensor
-    return View(features, features.tensors, info, "test")
+        kept = features.attention if isinstance(value, Relation) else features.tensors
+        kept[capture] = value
+    return View(features, [*features.tensors, *features.attention], info, "test")
+
+
+def _mask(labels, rows):
+    """Without padding: one position, or those that have a label each."""
+    length = 1 if labels is None or labels.dim() == 1 else labels.shape[1]
+    return torch.ones(rows, length, dtype=torch.long)
 
 
 @pytest.fixture
 def terms():
-    """`terms(method, student, teacher)`: terms by name; tensors are given by path, fp64."""
+    """`terms(method, student, teacher)`: terms by name.
 
-    def _terms(method, student, teacher=None, labels=None, layers=(2, 4), index=0, total=10):
-        rows = len(next(iter(student.values())))
-        length = 1 if labels is None or labels.dim() == 1 else labels.shape[1]
-        ones = torch.ones(rows, length, dtype=torch.long)
-        batch = Batch({"input_ids": ones, "attention_mask": ones}, labels, torch.arange(rows))
+    Tensors and relations are given by path. `mask` tells which positions are not padding, `index`
+    and `total` where training stands.
+    """
+
+    def _terms(
+        method, student, teacher=None, labels=None, layers=(2, 4), mask=None, index=0, total=10
+    ):
+        first = next(iter(student.values()))
+        rows = len(first.query if isinstance(first, Relation) else first)
+        mask = _mask(labels, rows) if mask is None else mask.long()
+        batch = Batch({"input_ids": mask, "attention_mask": mask}, labels, torch.arange(rows))
         step = Step(index, total, 0, "test", torch.Generator())
         views = _view("student", student, layers[0]), _view("teacher", teacher or {}, layers[1])
         return {name: term.mean() for name, term in method.loss(*views, batch, step).items()}
 
     return _terms
+
+
+@pytest.fixture
+def info():
+    """`info("student", layers=6)`: the shape of a BERT-base with other sizes where given."""
+
+    def _info(name, layers=12, hidden_size=768, heads=12, kv_heads=None, head_size=None):
+        return ModelInfo(
+            name=name,
+            family="bert",
+            layers=layers,
+            hidden_size=hidden_size,
+            heads=heads,
+            kv_heads=kv_heads or heads,
+            head_size=head_size or hidden_size // heads,
+            ffn_size=4 * hidden_size,
+            vocab_size=30522,
+            labels=2,
+            max_length=512,
+        )
+
+    return _info

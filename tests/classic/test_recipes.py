@@ -1,6 +1,7 @@
-"""Every shipped recipe resolves, says where it comes from, and runs."""
+"""Every shipped recipe resolves, says where it comes from, and runs the stages of its paper."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -8,37 +9,110 @@ from gkd_core.config.resolve import resolve
 from gkd_core.plugins import registry
 from gkd_core.training.run import draw_run
 
-RECIPES = sorted(registry().recipes)
+CLASSIC = {n for n in registry().methods if registry().provider(n).name == "classic"}
+RECIPES = sorted(name for name in registry().recipes if name in CLASSIC)
+
+STAGES = {
+    "annealing-kd": [("annealing", "task", "annealing-kd"), ("labels", "task", "hard")],
+    "continuation-kd": [("distil", "task", "continuation-kd")],
+    "distilbert": [("pretrain", "text", "distilbert"), ("task", "task", "hard")],
+    "glmd": [
+        ("pretrain", "text", "glmd"),
+        ("task-intermediate", "text", "glmd"),
+        ("task", "task", "glmd"),
+    ],
+    "hard": [("distil", "task", "hard")],
+    "kd": [("distil", "task", "kd")],
+    "minilm": [("pretrain", "text", "minilm"), ("task", "task", "hard")],
+    "minilmv2": [("pretrain", "text", "minilmv2"), ("task", "task", "hard")],
+    "pd": [("pretrain", "text", "hard"), ("distil", "task", "pd")],
+    "pkd": [("distil", "task", "0.5*hard+0.5*soft+pkd")],
+    "soft": [("distil", "task", "soft")],
+}
+"""Name, what is learnt and the methods of each stage."""
+
+MODELS = {"encoder": ("teacher", "lm-teacher"), "decoder": ("decoder", "lm-decoder")}
+"""The classifier and the language model of each family in the world."""
+
+TEXT = {"encoder": "masked-lm", "decoder": "causal-lm"}
 
 
 @pytest.fixture
-def draw(world):
+def teachers(world):
+    """Arguments of `--set` that give each stage of a recipe the teacher it needs."""
+
+    def _teachers(recipe, family="encoder"):
+        classifier, language_model = MODELS[family]
+        named = [f"teacher.model={world / classifier}"]
+        for stage in resolve(registry(), recipe=recipe).stages:
+            if stage.config.task.kind == "lm":
+                named.append(f"stages.{stage.name}.teacher.model={world / language_model}")
+        return named
+
+    return _teachers
+
+
+@pytest.fixture
+def draw(world, teachers):
     """Draw a recipe on the small world, as `gkd run --recipe` does before it trains."""
 
-    def _draw(recipe):
-        flags = {
-            "teachers": ([{"model": str(world / "teacher")}], "--teacher"),
-            "task.train": (str(world / "train.jsonl"), "--data"),
-            "student.layers": (2, "--student-layers"),
-            "task.max_length": (32, "--set"),
-        }
-        resolved = resolve(registry(), recipe=recipe, flags=flags)
+    def _draw(recipe, family="encoder"):
+        settings = [f"task.train={world / 'train.jsonl'}", "task.max_length=32"]
+        settings += teachers(recipe, family)
+        resolved = resolve(registry(), recipe=recipe, settings=settings)
         return resolved, draw_run(resolved, registry())
 
     return _draw
 
 
 def test_the_package_ships_a_recipe_for_each_of_its_methods():
-    methods = {n for n in registry().methods if registry().provider(n).name == "classic"}
-    assert methods <= set(RECIPES)
+    assert set(RECIPES) == CLASSIC == set(STAGES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_says_what_it_is_and_can_be_drawn(draw, recipe):
-    resolved, blueprints = draw(recipe)
+def test_a_recipe_says_what_it_is(draw, recipe):
+    resolved, _ = draw(recipe)
     assert set(resolved.about) == {"title", "paper", "description"}
     assert not resolved.warnings
-    assert recipe in blueprints[-1].expression.names
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_has_the_stages_of_its_paper(draw, recipe, family):
+    _, blueprints = draw(recipe, family)
+    kinds = {"text": TEXT[family], "task": "classification"}
+    assert [(b.name, b.kind, str(b.expression)) for b in blueprints] == [
+        (name, kinds[what], method) for name, what, method in STAGES[recipe]
+    ]
+    for before, blueprint in pairwise(blueprints):
+        assert blueprint.follows is before
+
+
+HALF = [recipe for recipe in RECIPES if recipe not in ("hard", "kd", "soft")]
+
+
+@pytest.mark.parametrize("recipe", HALF)
+def test_the_student_has_half_the_blocks(draw, recipe):
+    _, blueprints = draw(recipe)
+    assert [blueprint.student.layers for blueprint in blueprints] == [2] * len(blueprints)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start"),
+    [
+        ("annealing-kd", "blocks 2, 4 of teacher"),
+        ("continuation-kd", "blocks 2, 4 of teacher"),
+        ("distilbert", "blocks 2, 4 of teacher"),
+        ("glmd", "random weights"),
+        ("minilm", "random weights"),
+        ("minilmv2", "random weights"),
+        ("pd", "random weights"),
+        ("pkd", "blocks 1, 2 of teacher"),
+    ],
+)
+def test_the_student_starts_as_in_the_paper(draw, recipe, start):
+    _, (first, *_) = draw(recipe)
+    assert first.start == start
 
 
 def test_pkd_is_the_objective_of_the_paper(draw):
@@ -48,16 +122,50 @@ def test_pkd_is_the_objective_of_the_paper(draw):
     options = {member.name: member.methods[0].config for member in stage.members}
     assert options["soft"].temperature.at(0, 1) == 10
     assert (options["pkd"].beta.at(0, 1), options["pkd"].layers) == (100, "skip")
-    assert stage.config.student.init == "first"
     assert stage.config.training.lr == 2e-5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_runs_from_the_command_line(gkd, settings, tmp_path, recipe):
-    output = tmp_path / "run"
-    done = gkd("run", "--recipe", recipe, *settings, "--output", output)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((output / "results.json").read_text())["rows"][-1]["name"].startswith(
-        "student"
+def test_annealing_hands_on_its_best_student_after_two_epochs_at_each_temperature(draw):
+    _, (annealing, labels) = draw("annealing-kd")
+    (member,) = annealing.members
+    assert annealing.config.training.epochs == 2 * member.methods[0].config.max_temperature == 14
+    assert labels.config.training.epochs == 4
+    assert labels.start == "the best student of stage annealing"
+
+
+def test_continuation_has_the_epochs_its_schedule_is_made_for(draw):
+    _, (stage,) = draw("continuation-kd")
+    options, epochs = stage.members[0].methods[0].config, stage.config.training.epochs
+    assert epochs == 30
+    assert options.psi.at(10, epochs) == pytest.approx(10 / 40)
+    assert round(options.labels_from * epochs) == 20
+
+
+def test_a_language_model_serves_the_whole_recipe_that_reads_no_other_teacher(world, invoke):
+    """The command that the documentation names."""
+    done = invoke(
+        *("explain", "--recipe", "distilbert", "--teacher", world / "lm-teacher"),
+        *("--data", world / "train.jsonl", "--set", "task.max_length=32"),
     )
+    assert done.code == 0, done.err
+    assert "masked-lm on" in done.out
+    assert "starts from the best student of stage pretrain, with a fresh head" in done.out
+
+
+ON_TEXT = [recipe for recipe in RECIPES if any(what == "text" for _, what, _ in STAGES[recipe])]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family"),
+    [*((recipe, "encoder") for recipe in RECIPES), *((recipe, "decoder") for recipe in ON_TEXT)],
+)
+def test_a_recipe_runs_from_the_command_line(invoke, settings, teachers, tmp_path, recipe, family):
+    given = settings[4:]  # without the teacher and the depth, which the recipe says
+    given += [text for setting in teachers(recipe, family) for text in ("--set", setting)]
+    output = tmp_path / "run"
+    done = invoke("run", "--recipe", recipe, *given, "--output", output)
+    assert done.code == 0, done.err
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    methods = " then ".join(method for _, _, method in STAGES[recipe])
+    assert rows[-1]["name"] == f"student, {methods}"
+    assert len(list(output.glob("stages/*/done.json"))) == len(STAGES[recipe])

@@ -32,6 +32,47 @@ def test_soft_is_scaled_by_the_squared_temperature(soft, temperature, expected):
     assert soft(temperature=temperature).item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"divergence": "reverse-kl"}, 0.5 * log(2 / 3) + 0.5 * log(2)),
+        # The mixture of (3/4, 1/4) and (1/2, 1/2) is (5/8, 3/8).
+        ({"divergence": "js"}, (0.75 * log(6 / 5) + 0.25 * log(2 / 3) + 0.5 * log(16 / 15)) / 2),
+        # With a tenth of the teacher it is (0.525, 0.475).
+        ({"divergence": "skew-kl"}, 0.75 * log(0.75 / 0.525) + 0.25 * log(0.25 / 0.475)),
+        ({"divergence": "total-variation"}, 0.25),
+        ({"divergence": "soft-cross-entropy"}, log(2)),
+    ],
+)
+def test_distributions_may_be_compared_by_another_divergence(soft, options, expected):
+    assert soft(temperature=1, **options).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "share"), [("js", {"beta": 0.01}), ("skew-kl", {"alpha": 0.01})]
+)
+def test_a_mixture_with_little_of_the_teacher_is_near_the_kl(soft, divergence, share):
+    found = soft(temperature=1, divergence=divergence, **share).item()
+    per_share = found / 0.01 if divergence == "js" else found
+    assert per_share == pytest.approx(KL, rel=0.03)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "reverse-kl", "js", "skew-kl", "total-variation"])
+def test_every_divergence_is_zero_where_student_and_teacher_agree(soft, divergence):
+    student = TEACHER.clone().requires_grad_()
+    loss = soft(student, divergence=divergence)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-15)
+    assert student.grad.abs().max().item() < 1e-15
+
+
+def test_the_temperature_follows_its_schedule(terms):
+    method = Soft(Soft.Config(temperature="linear(3 -> 1)"))
+    logits = {"logits": STUDENT}, {"logits": TEACHER}
+    found = [terms(method, *logits, index=index)["soft"].item() for index in (5, 10)]
+    assert found == [pytest.approx(0.145363, abs=1e-6), pytest.approx(KL)]
+
+
 def test_soft_can_leave_the_scale_out(soft):
     scaled, plain = soft(temperature=2), soft(temperature=2, scale_t2=False)
     assert plain.item() == pytest.approx(scaled.item() / 4, abs=1e-12)
@@ -51,14 +92,6 @@ def test_scale_alone_decides_the_size_of_the_gradient_at_high_temperature(soft):
 
     assert slope() == pytest.approx(0.274377, abs=1e-6)
     assert slope(scale_t2=False) == pytest.approx(0.002744, abs=1e-6)
-
-
-def test_equal_predictions_give_zero_and_no_gradient(soft):
-    student = TEACHER.clone().requires_grad_()
-    loss = soft(student)
-    loss.backward()
-    assert loss.item() == 0
-    assert student.grad.abs().max().item() < 1e-15
 
 
 def test_a_constant_added_to_logits_changes_nothing(soft):

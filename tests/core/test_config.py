@@ -626,6 +626,24 @@ def test_stage_with_own_teachers_leaves_those_of_the_run():
     assert models == [["X"], ["Y"]]
 
 
+def test_stage_with_rows_of_its_own_leaves_what_the_run_says_of_its_rows(write):
+    file = write("run.toml", '[task]\nname = "files"\nvalidation = "v.csv"\nrows = 7\n')
+    settings = ["task.train=x.csv", "task.label=y", "stages.a.task.train=corpus.txt"]
+    stages = ["stages=[{name='a',task={test='t.txt'}},{name='b'}]"]
+    first, second = from_set(*stages, *settings, files=[file]).stages
+    assert first.config.task == TaskConfig(name="files", train="corpus.txt", test="t.txt", rows=7)
+    assert second.config.task == TaskConfig(
+        name="files", train="x.csv", validation="v.csv", label="y", rows=7
+    )
+    assert first.origin("task.validation") == "default"
+
+
+def test_higher_source_of_the_run_describes_the_rows_of_a_stage_of_a_lower(write):
+    file = write("run.toml", "[[stages]]\nname = 'a'\ntask.train = 'x.csv'\ntask.test = 't.csv'\n")
+    (stage,) = from_set("task.test=other.csv", files=[file]).stages
+    assert (stage.config.task.train, stage.config.task.test) == ("x.csv", "other.csv")
+
+
 def test_unknown_key_of_a_stage_names_the_stage(write):
     file = write("run.toml", STAGES.replace("lr = 2.0", "lrr = 2.0"))
     assert refused(files=[file]).startswith("`stages.finetune.training.lrr` (run.toml:12) is not")
@@ -637,12 +655,21 @@ def test_differences_name_what_changed(recipe):
     settings = ["stages.match.training.lr=3.0", "output.dir=x", "seed=2"]
     after = resolve(registry, recipe="paper", settings=settings)
     assert before.differences(after, ignore=("output.dir",)) == [
-        "seed",
         "stages.finetune.seed",
         "stages.match.seed",
         "stages.match.training.lr",
     ]
     assert before.differences(before) == []
+
+
+def test_stored_run_does_not_differ_by_the_defaults_of_a_task(write):
+    stages = "stages=[{name='a',task={kind='lm'}},{name='b'}]"
+    stored = write("stored.toml", to_toml(from_set(stages, task_defaults=task_defaults)))
+    before = resolve(Registry(), files=[stored])
+    again = resolve(Registry(), files=[stored], task_defaults=task_defaults)
+    assert before.differences(again) == []
+    changed = resolve(Registry(), files=[stored], settings=["stages.b.training.epochs=1"])
+    assert before.differences(changed) == ["stages.b.training.epochs"]
 
 
 def test_differences_see_values_that_one_run_has_not():

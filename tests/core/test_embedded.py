@@ -8,14 +8,17 @@ import sys
 from itertools import product
 
 import pytest
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from gkd_core.config.schema import RunConfig, TaskConfig, TrainingConfig
 from gkd_core.data import docstrings
+from gkd_core.data.assemble import without_labels
 from gkd_core.data.docstrings import Passage, collect, groups, paragraphs, split, unique, words
-from gkd_core.data.embedded import MAX_LENGTH, TEACHER_TRAINING, Embedded
+from gkd_core.data.embedded import MAX_LENGTH, STUDENT_ROWS, Embedded
+from gkd_core.data.embedded_teachers import MODELS
 from gkd_core.data.vocabulary import train_tokenizer
 from gkd_core.errors import ConfigError, DataError
+from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
 
 
 @pytest.fixture(scope="module")
@@ -114,37 +117,79 @@ def test_language_modelling_gets_the_same_text_without_labels(data, kind):
     assert (plain.kind, plain.classes, plain.train.labels) == (kind, (), None)
     assert plain.train.text == data.train.text
     assert plain.fingerprint != data.fingerprint
-    assert task.own_teacher(plain) is None
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"train": "a.csv"}, "task.train"), ({"kind": "regression"}, "kind")]
+    ("settings", "named"),
+    [
+        ({"train": "a.csv"}, "task.train"),
+        ({"kind": "regression"}, "kind"),
+        ({"kind": "causal-lm", "own_teacher": "encoder"}, "own_teacher.*cannot do.*causal-lm"),
+        ({"kind": "masked-lm", "own_teacher": "decoder"}, "own_teacher.*cannot do.*masked-lm"),
+    ],
 )
 def test_settings_of_other_tasks_are_refused(settings, named):
     with pytest.raises(ConfigError, match=named):
         Embedded(TaskConfig(**settings)).check()
 
 
-def test_defaults_fit_the_schema():
-    config = RunConfig(**Embedded.defaults)
+@pytest.mark.parametrize("kind", [None, "classification", "lm", "masked-lm", "causal-lm"])
+def test_defaults_fit_the_schema_and_the_kind(kind):
+    config = RunConfig(**Embedded.defaults(kind))
     assert config.task.max_length == MAX_LENGTH
-    TrainingConfig(**TEACHER_TRAINING)
+    assert config.task.rows == (STUDENT_ROWS if kind in (None, "classification") else None)
 
 
-def test_own_teacher_loads_as_a_hugging_face_directory(data, tmp_path):
-    own = Embedded(TaskConfig()).own_teacher(data)
+@pytest.mark.parametrize(("family", "kind"), MODELS)
+def test_own_teacher_loads_as_a_hugging_face_directory(data, tmp_path, family, kind):
+    rows = data if kind == "classification" else without_labels(data, kind)
+    own = Embedded(TaskConfig(kind=kind, own_teacher=family)).own_teacher(rows)
+    TrainingConfig(**own.training)
     own.build(tmp_path / "a")
     own.build(tmp_path / "b")
-    config = AutoConfig.from_pretrained(tmp_path / "a")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
-    assert tokenizer("open", "file")["token_type_ids"] == [0, 0, 0, 1, 1]
+    model = MODELS[family, kind].from_pretrained(tmp_path / "a")
+    assert ("token_type_ids" in tokenizer("open", "file")) == (family == "encoder")
     inputs = tokenizer(data.test.text[:3], padding=True, return_tensors="pt")
-    assert model(**inputs).logits.shape == (3, len(data.classes))
-    assert [config.id2label[index] for index in range(config.num_labels)] == list(data.classes)
-    assert config.max_position_embeddings >= MAX_LENGTH
+    logits = model(**inputs).logits
+    if kind == "classification":
+        assert logits.shape == (3, len(data.classes))
+        assert list(model.config.id2label.values()) == list(data.classes)
+    else:
+        assert logits.shape == (*inputs["input_ids"].shape, len(tokenizer))
+    assert model.config.max_position_embeddings >= MAX_LENGTH
     for file in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "bert"),
+        ({"own_teacher": "decoder"}, "llama"),
+        ({"kind": "masked-lm"}, "bert"),
+        ({"kind": "causal-lm"}, "llama"),
+    ],
+)
+def test_own_teacher_is_of_the_family_that_is_asked_for(data, tmp_path, settings, expected):
+    task = Embedded(TaskConfig(**settings))
+    task.own_teacher(task.load("masked-lm", 0)).build(tmp_path / "model")
+    assert AutoConfig.from_pretrained(tmp_path / "model").model_type == expected
+
+
+@pytest.mark.parametrize(("family", "kind"), [("encoder", "masked-lm"), ("decoder", "causal-lm")])
+def test_own_teachers_of_a_family_share_shape_and_tokenizer(data, tmp_path, family, kind):
+    plain = without_labels(data, kind)
+    for name, rows in (("classifier", data), ("lm", plain)):
+        Embedded(TaskConfig(own_teacher=family)).own_teacher(rows).build(tmp_path / name)
+    mine, other = (load_tokenizer(str(tmp_path / n), False, "test") for n in ("classifier", "lm"))
+    assert tokenizer_mismatch(mine, other) is None
+    assert mine.model_input_names == other.model_input_names
+    body = [
+        {n: t.shape for n, t in AutoModel.from_pretrained(tmp_path / name).state_dict().items()}
+        for name in ("classifier", "lm")
+    ]
+    assert body[0] == body[1]
 
 
 def test_tokenizer_frames_texts_and_pairs_and_lowers_case():

@@ -13,6 +13,7 @@ from gkd_core.losses import (
     cosine,
     cross_entropy,
     hard_labels,
+    huber,
     kl,
     mse,
     normalized_mse,
@@ -182,6 +183,38 @@ def test_mse_is_the_mean_over_units_and_items():
     assert mse(student, teacher, ONE).mean().item() == pytest.approx(2.0)
 
 
+def test_huber_is_half_the_square_up_to_delta_and_a_line_beyond():
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 3.0]])
+    expected = (0.5**2 / 2 + 2 * (3 - 2 / 2)) / 2
+    assert huber(student, teacher, ONE, delta=2.0).mean().item() == pytest.approx(expected)
+    half = mse(student, teacher, ONE).mean().item() / 2
+    assert huber(student, teacher, ONE, delta=10.0).mean().item() == pytest.approx(half)
+
+
+@pytest.mark.parametrize("loss", [mse, huber, normalized_mse, cosine])
+def test_gradients_of_distances_are_exact(loss):
+    student = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 3, 4, dtype=torch.float64)
+    over = Items.where("token", torch.tensor([[True, True, False], [True, False, True]]))
+    weights = torch.rand(2, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda s: (loss(s, teacher, over).values * weights).sum(), student
+    )
+
+
+@pytest.mark.parametrize("loss", [mse, huber, normalized_mse, cosine])
+def test_distance_to_itself_is_zero_and_padding_contributes_nothing(loss):
+    student = torch.randn(1, 3, 4, dtype=torch.float64)
+    over = Items.where("token", torch.tensor([[True, True, False]]))
+    assert loss(student, student, over).mean().item() == pytest.approx(0, abs=1e-12)
+    teacher = torch.randn(1, 3, 4, dtype=torch.float64)
+    changed = student.masked_fill(~over.mask[..., None], 7.0).requires_grad_()
+    term = loss(changed, teacher, over)
+    torch.testing.assert_close(term.values, loss(student, teacher, over).values)
+    term.mean().backward()
+    assert (changed.grad[0, 2] == 0).all()
+
+
 def test_normalized_mse_has_the_golden_value_of_pkd():
     student, teacher = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]])
     value = normalized_mse(student, teacher, ONE).mean().item()
@@ -212,6 +245,24 @@ def test_terms_add_and_scale():
     assert total.mean().item() == pytest.approx(6)
     with pytest.raises(ValueError, match="cannot add"):
         _ = term + Term(torch.zeros(2), items(True, True, kind="token"))
+
+
+def test_a_factor_may_be_learned_or_differ_by_item():
+    values = torch.tensor([1.0, 3.0], requires_grad=True)
+    factor = torch.tensor(2.0, requires_grad=True)
+    (Term(values, items(True, True)) * factor).mean().backward()
+    assert factor.grad.item() == pytest.approx(2)
+    assert values.grad.tolist() == pytest.approx([1, 1])
+    each = torch.tensor([5.0, 7.0]) * Term(values, items(True, True))
+    assert torch.autograd.grad(each.mean(), values)[0].tolist() == pytest.approx([2.5, 3.5])
+
+
+def test_scaled_terms_can_be_differentiated_twice():
+    x = torch.tensor([1.0, 3.0], requires_grad=True)
+    loss = (3 * Term(x.square(), items(True, True))).mean()
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    (curve,) = torch.autograd.grad(slope.sum(), x)
+    assert curve.tolist() == pytest.approx([3, 3])
 
 
 def test_term_is_divided_by_the_items_of_the_whole_step():

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from gkd_core.data.batch import Batch
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.forward import Change, checkpoint_contexts
@@ -30,8 +31,8 @@ def change(place, apply):
     return Change(place, apply)
 
 
-def step_at(index=0, stage="distil", seed=0):
-    return Step(index, 10, 0, stage, torch.Generator().manual_seed(seed))
+def step_at(index, stage):
+    return Step(index, 10, 0, stage, torch.Generator())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,7 +124,7 @@ def test_recomputed_blocks_are_changed_in_the_same_way(build_model, build_batch,
     batch = build_batch()
 
     def changes():
-        context = Context(step_at(seed=7))
+        context = Context(seed=7)
         return [
             change(place, Perturb("student.hidden[1]", std=0.3).bind(context)),
             change(place, lambda t: t * 0.5),
@@ -164,19 +165,24 @@ def test_autocast_does_not_disturb_a_change(build_model, build_batch, family):
 class Context:
     """What an operation is told, as far as these tests need it."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, seed, rows=(0, 1, 2)):
+        self.seed = seed
+        self.batch = Batch({}, None, torch.tensor(rows))
 
 
-def test_noise_comes_from_the_methods_generator_and_differs_between_micro_batches():
-    step = step_at(seed=3)
-    zeros = torch.zeros(2, 3, 4)
+@pytest.mark.parametrize("shape", [(3, 5, 8), (3, 2, 5, 8)])
+def test_noise_of_a_row_depends_on_seed_and_row_alone(shape):
     noise = Perturb("student.embedding", std=2.0)
-    first, second = noise.bind(Context(step)), noise.bind(Context(step))
-    assert torch.equal(first(zeros), first(zeros))
-    assert not torch.equal(first(zeros), second(zeros))
-    assert torch.equal(first(zeros), noise.bind(Context(step_at(seed=3)))(zeros))
-    assert noise.bind(Context(step))(torch.zeros(100_000)).std() == pytest.approx(2, abs=0.02)
+    zeros = torch.zeros(shape)
+    added = noise.bind(Context(3))(zeros)
+    assert torch.equal(added, noise.bind(Context(3))(zeros))
+    assert not torch.equal(added, noise.bind(Context(4))(zeros))
+    assert not torch.equal(added[0], added[1])
+    assert torch.equal(noise.bind(Context(3, (2, 0)))(zeros[:2]), added[[2, 0]])
+    longer = torch.zeros(*shape[:-2], 9, 8)
+    assert torch.equal(noise.bind(Context(3))(longer)[..., :5, :], added)
+    many = noise.bind(Context(0))(torch.zeros(3, 100, 100))
+    assert many.std().item() == pytest.approx(2, abs=0.05)
 
 
 @torch.no_grad()

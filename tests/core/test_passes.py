@@ -154,7 +154,6 @@ class Adversarial(Declared):
     """Moves the embedding up the gradient of its loss before the loss counts, as LRC-BERT does."""
 
     name = "adversarial"
-    batch_coupled = True
     read = ("student.embedding", "student.logits", "student@moved.logits", "teacher.logits")
     extra = (Pass("moved"),)
 
@@ -168,7 +167,7 @@ class Adversarial(Declared):
     def _direction(self, context):
         loss = self._loss(context.student, context.teacher, context.batch).values.sum()
         gradient = context.gradient(loss, context.student.embedding)
-        return 1e-3 * gradient / gradient.norm()
+        return 1e-3 * gradient / gradient.norm(dim=(1, 2), keepdim=True)
 
     def _loss(self, student, teacher, batch):
         return soft_labels(student.logits, teacher.logits, batch.targets, 1.0)
@@ -191,6 +190,8 @@ def test_a_discarded_backward_gives_a_direction_and_no_parameter_a_gradient():
 
 def test_a_method_with_a_pass_of_its_own_keeps_what_every_method_must():
     check_method(Adversarial)
+    noisy = [Perturb("student.embedding", std=0.1)]
+    check_method(declare(written=noisy))
 
 
 def test_the_student_with_all_blocks_swapped_is_the_teachers_body():

@@ -28,4 +28,4 @@ class Hard(Method):
         """Compare the student's prediction with the labels."""
         if batch.labels is None:
             raise MethodError("hard needs labels, and a batch has none")
-        return {"hard": hard_labels(student.logits, batch.labels, batch.targets)}
+        return {"hard": hard_labels(student.prediction, batch.labels, batch.targets)}

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from gkd_core import Batch, Method, MethodError, Models, Schedule, Step, Term, View
 from gkd_core.losses import hard_labels, soft_labels
+from gkd_methods_classic.temperature import Temperature
 
 
 class KD(Method):
@@ -24,7 +25,7 @@ class KD(Method):
     class Config(Method.Config):
         """Options of `kd`."""
 
-        temperature: Schedule = Field(
+        temperature: Temperature = Field(
             Schedule.parse(4.0), description="T: both logits are divided by it; may be a schedule."
         )
         alpha: Schedule = Field(
@@ -44,6 +45,6 @@ class KD(Method):
             raise MethodError("kd needs labels, and a batch has none")
         alpha = self.config.alpha.at(step.index, step.total)
         temperature = self.config.temperature.at(step.index, step.total)
-        soft = soft_labels(student.logits, teacher.logits, batch.targets, temperature)
-        hard = hard_labels(student.logits, batch.labels, batch.targets)
+        soft = soft_labels(student.prediction, teacher.prediction, batch.targets, temperature)
+        hard = hard_labels(student.prediction, batch.labels, batch.targets)
         return {"soft": alpha * soft, "hard": (1 - alpha) * hard}

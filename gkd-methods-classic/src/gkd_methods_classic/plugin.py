@@ -15,12 +15,31 @@ if TYPE_CHECKING:
 @hookimpl
 def gkd_register_methods() -> Iterable[type[Method]]:
     """Return the methods; they are imported here, not at the top, because they import torch."""
+    from gkd_methods_classic.annealing_kd import AnnealingKD
+    from gkd_methods_classic.continuation_kd import ContinuationKD
+    from gkd_methods_classic.distilbert import DistilBERT
+    from gkd_methods_classic.glmd import GLMD
     from gkd_methods_classic.hard import Hard
     from gkd_methods_classic.kd import KD
+    from gkd_methods_classic.minilm import MiniLM
+    from gkd_methods_classic.minilmv2 import MiniLMv2
+    from gkd_methods_classic.pd import PD
     from gkd_methods_classic.pkd import PKD
     from gkd_methods_classic.soft import Soft
 
-    return [Hard, KD, PKD, Soft]
+    return [
+        AnnealingKD,
+        ContinuationKD,
+        DistilBERT,
+        GLMD,
+        Hard,
+        KD,
+        MiniLM,
+        MiniLMv2,
+        PD,
+        PKD,
+        Soft,
+    ]
 
 
 @hookimpl

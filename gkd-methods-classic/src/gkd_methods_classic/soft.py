@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Literal
 
 from pydantic import Field
 
 from gkd_core import Batch, Method, Models, Schedule, Step, Term, View
-from gkd_core.losses import soft_labels
+from gkd_core.losses import (
+    Divergence,
+    js,
+    kl,
+    reverse_kl,
+    skew_kl,
+    soft_cross_entropy,
+    soft_labels,
+    total_variation,
+)
+from gkd_methods_classic.temperature import Temperature
 
 
 class Soft(Method):
     """The teacher's softened output distribution, without labels.
 
     L = T^2 KL(softmax(z_t / T) || softmax(z_s / T)), averaged over the samples, or over the
-    labelled positions of a language model. For a regression it is the squared error between the
-    two predictions.
+    labelled positions of a language model; or another divergence of the two. For a regression it is
+    the squared error between the two predictions.
     """
 
     name = "soft"
@@ -25,11 +37,25 @@ class Soft(Method):
     class Config(Method.Config):
         """Options of `soft`."""
 
-        temperature: Schedule = Field(
+        temperature: Temperature = Field(
             Schedule.parse(4.0), description="T: both logits are divided by it; may be a schedule."
         )
         scale_t2: bool = Field(
             True, description="Multiply by T^2, so that T does not change the gradient's size."
+        )
+        divergence: Literal[
+            "kl", "reverse-kl", "js", "skew-kl", "total-variation", "soft-cross-entropy"
+        ] = Field(
+            "kl",
+            description="How the student's distribution q is compared with the teacher's p: KL(p "
+            "|| q), KL(q || p), Jensen-Shannon, KL(p || mixture), total variation, or "
+            "cross-entropy.",
+        )
+        beta: float = Field(
+            0.5, gt=0, lt=1, description="Of `js`: share of the teacher in the mixture."
+        )
+        alpha: float = Field(
+            0.1, gt=0, lt=1, description="Of `skew-kl`: share of the teacher in the mixture."
         )
 
     config: Config
@@ -40,8 +66,23 @@ class Soft(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the two predictions."""
-        temperature = self.config.temperature.at(step.index, step.total)
         term = soft_labels(
-            student.logits, teacher.logits, batch.targets, temperature, self.config.scale_t2
+            student.prediction,
+            teacher.prediction,
+            batch.targets,
+            temperature=self.config.temperature.at(step.index, step.total),
+            scale=self.config.scale_t2,
+            divergence=self._divergence(),
         )
         return {"soft": term}
+
+    def _divergence(self) -> Divergence:
+        divergences: Mapping[str, Divergence] = {
+            "kl": kl,
+            "reverse-kl": reverse_kl,
+            "js": partial(js, beta=self.config.beta),
+            "skew-kl": partial(skew_kl, alpha=self.config.alpha),
+            "total-variation": total_variation,
+            "soft-cross-entropy": soft_cross_entropy,
+        }
+        return divergences[self.config.divergence]

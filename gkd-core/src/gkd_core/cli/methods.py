@@ -7,17 +7,19 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console, RenderableType
 
-    from gkd_core.method import Method
+    from gkd_core.method import Method, Step
+    from gkd_core.models.info import Models
 
 PATH = re.compile(
-    r"(?P<model>\w+)(?:\[\w+\])?\.(?P<site>\w+)(?:\[(?P<layers>[^\]]*)\])?(?P<rest>.*)"
+    r"(?P<model>\w+)(?:\[\w+\])?(?:@[\w-]+)?\.(?P<site>\w+)(?:\[(?P<layers>[^\]]*)\])?(?P<rest>.*)"
 )
 STUDENT_LAYERS, TEACHER_LAYERS = 6, 12
 
@@ -98,6 +100,9 @@ def _facts(method: type[Method]) -> RenderableType:
     reads = "\n".join(_layers(method))
     example = f"(student of {STUDENT_LAYERS} blocks, teacher of {TEACHER_LAYERS})"
     table.add_row("reads", Text(f"{reads}\n{example}"))
+    changes = [str(operation) for operation in method().writes(*_example())]
+    if changes:
+        table.add_row("changes", Text("\n".join(changes)))
     table.add_row("labels", "needed" if method.needs_labels else "not needed")
     table.add_row("teacher", "none" if method.teachers == "none" else "one, or each of several")
     table.add_row("tokenizer", "the teacher's" if method.same_tokenizer else "any")
@@ -114,12 +119,26 @@ def _options(method: type[Method]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    defaults = method.Config().model_dump(mode="json")
-    for name, field in method.Config.model_fields.items():
-        default = defaults[name]
-        shown = default if isinstance(default, str) else json.dumps(default)
-        table.add_row(Text(f"  {method.name}.{name} = {shown}"), Text(field.description or ""))
+    for setting, description in _settings(method.name, method.Config):
+        table.add_row(Text(f"  {setting}"), Text(description))
     return table
+
+
+def _settings(prefix: str, options: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Yield `name = default` and description of each option, also of the tables of a list."""
+    from pydantic import BaseModel, TypeAdapter
+
+    for name, field in options.model_fields.items():
+        parts = get_args(field.annotation)
+        table = next((p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)), None)
+        if table is not None:
+            yield f"{prefix}.{name} = [...]", field.description or ""
+            yield from _settings(f"{prefix}.{name}.0", table)
+            continue
+        default = field.get_default(call_default_factory=True)
+        default = TypeAdapter(type(default)).dump_python(default, mode="json")
+        shown = default if isinstance(default, str) else json.dumps(default)
+        yield f"{prefix}.{name} = {shown}", field.description or ""
 
 
 def _reflowed(paragraph: str, width: int) -> str:
@@ -151,6 +170,14 @@ def _layers(method: type[Method]) -> Iterator[str]:
 
 def _reads(method: type[Method]) -> Iterator[tuple[str, str, str, str]]:
     """Yield model, site, layers and the rest of each path, for models of an example's size."""
+    for path in method().reads(*_example()):
+        found = PATH.fullmatch(path)
+        if found is not None:
+            yield found["model"], found["site"], found["layers"] or "", found["rest"]
+
+
+def _example() -> tuple[Models, Step]:
+    """Return models of an example's size and the first step of their training."""
     import torch
 
     from gkd_core.method import Step
@@ -160,7 +187,4 @@ def _reads(method: type[Method]) -> Iterator[tuple[str, str, str, str]]:
         return ModelInfo(name, "bert", layers, 768, 12, 12, 64, 3072, 30522, 2, 512)
 
     models = Models(info("student", STUDENT_LAYERS), info("teacher", TEACHER_LAYERS))
-    for path in method().reads(models, Step(0, 1, 0, "distil", torch.Generator())):
-        found = PATH.fullmatch(path)
-        if found is not None:
-            yield found["model"], found["site"], found["layers"] or "", found["rest"]
+    return models, Step(0, 1, 0, "distil", torch.Generator())

@@ -1,11 +1,15 @@
 """Operations: how a method changes the forward pass of a model.
 
-    Replace("student.embedding", double)             what a function makes of the tensor
-    Add("student@moved.embedding", self.direction)   plus something worked out before the pass
-    Perturb("student.hidden[2]", std=0.1)            plus noise
-    Interchange("student@swapped.hidden[2]", "student@source.hidden[2]")
-                                                     the tensor of an earlier pass
-    Swap("student.block[2]", "teacher.block[3,4]")   other blocks in place of a block
+``Replace("student.embedding", double)``
+    what a function makes of the tensor
+``Add("student@moved.embedding", direction)``
+    plus something worked out before the pass
+``Perturb("student.hidden[2]", std=0.1)``
+    plus noise
+``Interchange("student@swapped.hidden[2]", "student@source.hidden[2]")``
+    the tensor of an earlier pass
+``Swap("student.block[2]", "teacher.block[3,4]")``
+    other blocks in place of a block
 
 All work out of place: nothing that was captured before is changed. Several at one site, by one
 method, act in the order in which `Method.writes` returns them.
@@ -74,6 +78,7 @@ class OperationContext:
         teacher: What it read of the teacher so far.
         batch: The micro-batch.
         step: Where training stands, with the method's generator.
+        seed: Drawn once a step for this operation, for what it draws at random.
         sites: The models' places, as `student` and `teacher`.
     """
 
@@ -81,6 +86,7 @@ class OperationContext:
     teacher: View
     batch: Batch
     step: Step
+    seed: int
     sites: dict[str, Sites]
 
     def gradient(self, loss: Tensor, tensor: Tensor) -> Tensor:
@@ -175,7 +181,10 @@ class Add(Operation):
 
 @dataclass(frozen=True)
 class Perturb(Operation):
-    """Add Gaussian noise, drawn anew for every micro-batch from the method's generator.
+    """Add Gaussian noise, drawn anew in every step from the method's generator.
+
+    The noise of a row depends on the row alone, not on the others of its micro-batch and, on a CPU,
+    not on padding after its end.
 
     Attributes:
         std: Standard deviation.
@@ -185,12 +194,13 @@ class Perturb(Operation):
     effect: ClassVar[str] = "perturb"
 
     def bind(self, context: OperationContext) -> Callable[[Tensor], Tensor]:
-        """Draw the seed of the noise; the noise itself is drawn where it is added."""
-        seed = int(torch.randint(2**62, (), generator=context.step.generator))
+        """Fix the seed of each row; the noise itself is drawn where it is added."""
+        seeds = [context.seed + row for row in context.batch.rows.tolist()]
 
         def perturbed(tensor: Tensor) -> Tensor:
-            generator = torch.Generator(tensor.device).manual_seed(seed)
-            noise = torch.empty_like(tensor).normal_(generator=generator)
+            noise = torch.stack(
+                [_noise(row, seed) for row, seed in zip(tensor, seeds, strict=True)]
+            )
             return tensor + self.std * noise
 
         return perturbed
@@ -264,6 +274,17 @@ class Swap(Operation):
     def _detail(self) -> str:
         by = self.by if isinstance(self.by, str) else type(self.by).__name__
         return f" for {by}"
+
+
+def _noise(row: Tensor, seed: int) -> Tensor:
+    """Return noise of the shape of a row, `[S, D]` or `[A, S, D]`, drawn position by position."""
+    positions = row.dim() - 2
+    shape = row.movedim(positions, 0).shape
+    generator = torch.Generator(row.device).manual_seed(seed)
+    # Uniform numbers come one after the other; `normal_` draws the last of a tensor differently.
+    uniform = torch.rand(shape, generator=generator, device=row.device, dtype=torch.float64)
+    normal: Tensor = torch.special.ndtri(uniform.clamp(min=torch.finfo(torch.float64).tiny))
+    return normal.to(row.dtype).movedim(0, positions)
 
 
 def chain(blocks: Sequence[nn.Module]) -> Callable[..., Any]:

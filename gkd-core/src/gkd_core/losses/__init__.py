@@ -6,19 +6,48 @@ returns a `Term`. Computation is in fp32 (fp64 stays fp64) whatever the inputs a
 
 from __future__ import annotations
 
-from gkd_core.losses.distances import cosine, mse, normalized_mse
-from gkd_core.losses.divergences import cross_entropy, kl, soft_cross_entropy
-from gkd_core.losses.prediction import hard_labels, soft_labels
+from gkd_core.losses.angles import angles
+from gkd_core.losses.contrast import contrast
+from gkd_core.losses.distances import cosine, huber, mse, normalized_mse
+from gkd_core.losses.divergences import (
+    cross_entropy,
+    js,
+    kl,
+    reverse_kl,
+    skew_kl,
+    soft_cross_entropy,
+    total_variation,
+)
+from gkd_core.losses.logits import LinearLogits, Logits
+from gkd_core.losses.prediction import Divergence, hard_labels, soft_labels
+from gkd_core.losses.relation import Relation, self_relation
+from gkd_core.losses.relation_losses import relation_kl, relation_mse
 from gkd_core.losses.term import Term
+from gkd_core.losses.vocabulary import Vocabulary
 
 __all__ = [
+    "Divergence",
+    "LinearLogits",
+    "Logits",
+    "Relation",
     "Term",
+    "Vocabulary",
+    "angles",
+    "contrast",
     "cosine",
     "cross_entropy",
     "hard_labels",
+    "huber",
+    "js",
     "kl",
     "mse",
     "normalized_mse",
+    "relation_kl",
+    "relation_mse",
+    "reverse_kl",
+    "self_relation",
+    "skew_kl",
     "soft_cross_entropy",
     "soft_labels",
+    "total_variation",
 ]

@@ -1,73 +1,138 @@
 """Losses over a large last dimension, computed a few rows at a time.
 
 A loss over logits needs several fp32 tensors of their size if it is written down plainly. Here a
-rule computes value and gradient for a chunk of rows at once; apart from the gradient itself, which
-autograd needs anyway, only a chunk is ever held. Rows that do not count are never touched.
+rule computes value and gradient for a chunk of rows at once, and only a chunk is ever held. The
+logits of a `LinearLogits` exist for a chunk only, too: its gradients go straight to hidden states,
+weight and bias. Rows that do not count are never touched.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gkd_core.data.batch import Items
+from gkd_core.losses.gradient import Gradients, differentiable
+from gkd_core.losses.logits import LinearLogits, Logits
+from gkd_core.losses.rows import GivenRows, LinearRows, Rows, precision
+from gkd_core.losses.rules import Rule
 from gkd_core.losses.term import Term
+from gkd_core.losses.vocabulary import Vocabulary
 
 CHUNK_ELEMENTS = 2**21
 """Elements (rows x vocabulary) of a chunk: 8 MiB in fp32, whatever the vocabulary."""
 
-
-class Rule(Protocol):
-    """A loss of one row of logits against one row of a target, with its gradient."""
-
-    def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return losses `[N]` and their gradients `[N, V]` for logits `[N, V]`, in fp32 or fp64."""
+FUSED_ROWS = 256
+"""Least rows of a chunk whose logits are computed here: fewer make poor matrix products."""
 
 
-def rowwise(rule: Rule, logits: Tensor, target: Tensor, over: Items) -> Term:
+def rowwise(
+    rule: Rule,
+    student: Logits,
+    target: Logits,
+    over: Items,
+    vocabulary: Vocabulary,
+    temperature: float = 1.0,
+    factor: float = 1.0,
+) -> Term:
     """Apply a rule to every row that counts.
 
     Args:
         rule: Value and gradient of a chunk of rows.
-        logits: `[*over.mask.shape, V]`, with gradient.
-        target: The rule's second argument for the same rows: `[*over.mask.shape, ...]`; constant.
-        over: The rows and which of them count.
+        student: `[*items, V]`, differentiated.
+        target: The rule's second argument for the same rows, `[*items, ...]`; constant.
+        over: The items, and which of them count.
+        vocabulary: What the columns are.
+        temperature: What logits are divided by, the target too unless it holds labels.
+        factor: What losses are multiplied by.
     """
-    if logits.shape[:-1] != over.mask.shape:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} do not have one row per {over.kind} "
-            f"({tuple(over.mask.shape)})"
-        )
-    flat = logits.flatten(0, -2)
-    targets = target.detach().flatten(0, over.mask.dim() - 1)
-    values = _Rowwise.apply(flat, targets, over.index, rule)  # type: ignore[no-untyped-call]
-    return Term(values.view(over.mask.shape), over)
+    for logits in (student, target):
+        if logits.shape[: over.mask.dim()] != over.mask.shape:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} do not have one row per {over.kind} "
+                f"({tuple(over.mask.shape)})"
+            )
+    losses = RowLosses(rule, student, target, over, vocabulary, temperature, factor)
+    return Term(differentiable(losses, *_parts(student)), over)
 
 
-class _Rowwise(torch.autograd.Function):
-    """Value and gradient in one pass over the rows, so that backward is one multiplication."""
+class RowLosses:
+    """One loss per row, as `differentiable` wants them."""
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, rows: Tensor, rule: Rule) -> Tensor:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        values = logits.new_zeros(len(logits), dtype=dtype)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(logits) if wanted else None
-        for chunk in torch.split(rows, max(1, CHUNK_ELEMENTS // logits.shape[-1])):
-            part = target[chunk]
-            part = part.to(dtype) if part.is_floating_point() else part
-            values[chunk], slope = rule(logits[chunk].to(dtype), part)
-            if gradient is not None:
-                gradient[chunk] = slope.to(logits.dtype)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return values
+    def __init__(
+        self,
+        rule: Rule,
+        student: Logits,
+        target: Logits,
+        over: Items,
+        vocabulary: Vocabulary,
+        temperature: float,
+        factor: float,
+    ) -> None:
+        """Note what to compute; arguments as for `rowwise`."""
+        self.rule = rule
+        self.target = target
+        self.over = over
+        self.vocabulary = vocabulary
+        self.temperature = temperature
+        self.factor = factor
+        # Backward, where the logits may be computed again, is outside of the autocast.
+        self.precision = precision(student)
+        self.target_precision = precision(target)
+        self.mixes = isinstance(student, LinearLogits)
+        fused = self.mixes or isinstance(target, LinearLogits)
+        self.chunk = max(FUSED_ROWS if fused else 1, CHUNK_ELEMENTS // max(1, student.shape[-1]))
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outer.unsqueeze(-1).to(gradient.dtype), None, None, None
+    def __call__(
+        self, inputs: Sequence[Tensor | None], weights: Tensor | None, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Gradients]:
+        """Return the losses `[*items]`, and the gradients of their weighted sum."""
+        mask = self.over.mask
+        student = _rows(inputs, self.precision, self.over)
+        targets = _rows(_parts(self.target), self.target_precision, self.over)
+        gradients = student.zeros(wanted)
+        dtype = torch.promote_types(self.precision, torch.float32)
+        values = torch.zeros(mask.numel(), dtype=dtype, device=mask.device)
+        with torch.autocast(mask.device.type, enabled=False):
+            for index in torch.split(self.over.index, self.chunk):
+                logits = self._soften(student.at(index), dtype)
+                target = self._soften(targets.at(index), dtype)
+                value, slope = self.rule(logits, target, self.vocabulary)
+                values[index] = value * self.factor
+                if any(wanted):
+                    student.add(gradients, index, self._weigh(slope(), weights, index))
+        return values.view(mask.shape), gradients
+
+    def _soften(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Divide logits by the temperature; labels are left as they are."""
+        if not rows.is_floating_point():
+            return rows
+        rows = rows.to(dtype)
+        return rows if self.temperature == 1 else rows / self.temperature
+
+    def _weigh(self, slope: Tensor, weights: Tensor | None, index: Tensor) -> Tensor:
+        """Apply the chain rule before and after the rule."""
+        rate = self.factor / self.temperature
+        if rate != 1:
+            slope = slope.mul_(rate)
+        return slope if weights is None else slope.mul_(weights.flatten()[index].unsqueeze(-1))
+
+
+def _parts(logits: Logits) -> tuple[Tensor | None, ...]:
+    """Return the tensors that logits are made of."""
+    if isinstance(logits, Tensor):
+        return (logits,)
+    return logits.hidden, logits.weight, logits.bias
+
+
+def _rows(parts: Sequence[Tensor | None], dtype: torch.dtype, over: Items) -> Rows:
+    """Return what gives rows of the logits that are made of some tensors."""
+    first, *rest = parts
+    assert first is not None, "only a bias may be missing"
+    if not rest:
+        return GivenRows(first, over.mask.dim())
+    weight, bias = rest
+    assert weight is not None, "only a bias may be missing"
+    return LinearRows(first, weight, bias, dtype)

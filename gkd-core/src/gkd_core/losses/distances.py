@@ -11,7 +11,7 @@ from gkd_core.losses.term import Term
 
 
 def mse(student: Tensor, teacher: Tensor, over: Items) -> Term:
-    """Mean squared error over the last dimension.
+    """Mean squared error over the last dimension, of features or of logits.
 
     Args:
         student: `[*items, D]`.
@@ -20,6 +20,15 @@ def mse(student: Tensor, teacher: Tensor, over: Items) -> Term:
     """
     s, t = _pair(student, teacher)
     return _term((s - t).square().mean(-1), over)
+
+
+def huber(student: Tensor, teacher: Tensor, over: Items, delta: float = 1.0) -> Term:
+    """Mean Huber loss over the last dimension: half the square of differences up to `delta`.
+
+    Beyond `delta` it goes on as a straight line. Other arguments as for `mse`.
+    """
+    s, t = _pair(student, teacher)
+    return _term(functional.huber_loss(s, t, reduction="none", delta=delta).mean(-1), over)
 
 
 def normalized_mse(student: Tensor, teacher: Tensor, over: Items) -> Term:

@@ -1,28 +1,35 @@
 """Divergences between the distributions that two rows of logits stand for.
 
-All compute `log_softmax` in fp32, ignore columns a teacher excludes with -inf, and are scaled by
-T^2, which keeps the size of the gradient independent of the temperature (Hinton et al., 2015,
-section 2.1).
+All take logits as a tensor or as a `LinearLogits`, on either side; compute `log_softmax` in fp32;
+ignore columns a teacher excludes with -inf; and are scaled by T^2, which keeps the size of the
+gradient independent of the temperature (Hinton et al., 2015, section 2.1). p is the teacher's
+softened distribution, q the student's.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from gkd_core.data.batch import Items
+from gkd_core.losses import rules
 from gkd_core.losses.chunked import rowwise
+from gkd_core.losses.logits import Logits
 from gkd_core.losses.term import Term
+from gkd_core.losses.vocabulary import WHOLE, Vocabulary
 
 
 def kl(
-    student: Tensor, teacher: Tensor, over: Items, temperature: float = 1.0, scale: bool = True
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float = 1.0,
+    scale: bool = True,
+    *,
+    vocabulary: Vocabulary = WHOLE,
 ) -> Term:
-    """Kullback-Leibler divergence KL(teacher || student) of the softened distributions.
-
-    Zero where they are equal.
+    """Kullback-Leibler divergence KL(p || q). Zero where they are equal.
 
     Args:
         student: Logits `[*items, V]`.
@@ -30,65 +37,160 @@ def kl(
         over: The items averaged over.
         temperature: T; both logits are divided by it.
         scale: Multiply by T^2.
+        vocabulary: What the columns are, if they are a shard of a vocabulary split over ranks.
     """
-    _same_width(student, teacher)
-    return rowwise(partial(_kl, temperature=temperature, scale=scale), student, teacher, over)
+    return _compare(rules.kl, student, teacher, over, temperature, scale, vocabulary)
 
 
 def soft_cross_entropy(
-    student: Tensor, teacher: Tensor, over: Items, temperature: float = 1.0, scale: bool = True
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float = 1.0,
+    scale: bool = True,
+    *,
+    vocabulary: Vocabulary = WHOLE,
 ) -> Term:
-    """Cross-entropy of the student under the teacher's softened distribution.
+    """Cross-entropy of q under p: `kl` plus the entropy of p.
 
-    `kl` plus the teacher's entropy: another value, the same gradient. Arguments as for `kl`.
+    Another value, the same gradient. Arguments as for `kl`.
     """
-    _same_width(student, teacher)
-    return rowwise(
-        partial(_soft_cross_entropy, temperature=temperature, scale=scale), student, teacher, over
+    return _compare(
+        rules.soft_cross_entropy, student, teacher, over, temperature, scale, vocabulary
     )
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, over: Items) -> Term:
+def reverse_kl(
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float = 1.0,
+    scale: bool = True,
+    *,
+    vocabulary: Vocabulary = WHOLE,
+) -> Term:
+    """Kullback-Leibler divergence KL(q || p).
+
+    It would be infinite where the teacher excludes a column with -inf, so q is the student's
+    distribution over the columns that the teacher does not exclude. Arguments as for `kl`.
+    """
+    return _compare(rules.reverse_kl, student, teacher, over, temperature, scale, vocabulary)
+
+
+def js(
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float = 1.0,
+    scale: bool = True,
+    *,
+    beta: float = 0.5,
+    vocabulary: Vocabulary = WHOLE,
+) -> Term:
+    """Generalised Jensen-Shannon divergence (GKD, Agarwal et al., 2024, section 2).
+
+    With m = beta p + (1 - beta) q, it is beta KL(p || m) + (1 - beta) KL(q || m). At T = 1 it is
+    at most the entropy of (beta, 1 - beta), which is ln 2 at 0.5. As beta tends to 0, js / beta
+    tends to KL(p || q), and as it tends to 1, js / (1 - beta) to KL(q || p); the divergence itself
+    tends to 0 at either end, so that an end is refused rather than given another meaning.
+
+    Args:
+        student: Logits `[*items, V]`.
+        teacher: Logits `[*items, V]`, constant.
+        over: The items averaged over.
+        temperature: T; both logits are divided by it.
+        scale: Multiply by T^2.
+        beta: Share of p in the mixture, above 0 and below 1.
+        vocabulary: What the columns are.
+
+    Raises:
+        ValueError: `beta` is 0, 1 or outside.
+    """
+    _check_share("beta", beta, "use kl or reverse_kl for the limits")
+    rule = partial(rules.js, beta=beta)
+    return _compare(rule, student, teacher, over, temperature, scale, vocabulary)
+
+
+def skew_kl(
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float = 1.0,
+    scale: bool = True,
+    *,
+    alpha: float = 0.1,
+    vocabulary: Vocabulary = WHOLE,
+) -> Term:
+    """Skew divergence KL(p || alpha p + (1 - alpha) q) (DistiLLM, Ko et al., 2024, section 3.1).
+
+    At T = 1 it is at most -ln alpha, and it tends to KL(p || q) as alpha tends to 0.
+
+    Args:
+        student: Logits `[*items, V]`.
+        teacher: Logits `[*items, V]`, constant.
+        over: The items averaged over.
+        temperature: T; both logits are divided by it.
+        scale: Multiply by T^2.
+        alpha: Share of p in the mixture, above 0 and below 1.
+        vocabulary: What the columns are.
+
+    Raises:
+        ValueError: `alpha` is 0, 1 or outside.
+    """
+    _check_share("alpha", alpha, "use kl for 0")
+    rule = partial(rules.skew_kl, alpha=alpha)
+    return _compare(rule, student, teacher, over, temperature, scale, vocabulary)
+
+
+def total_variation(
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float = 1.0,
+    scale: bool = True,
+    *,
+    vocabulary: Vocabulary = WHOLE,
+) -> Term:
+    """Total variation distance, half the sum of |p - q|; at T = 1 in [0, 1].
+
+    It shrinks as 1 / T, and not as 1 / T^2 like the others, when the temperature rises.
+    Arguments as for `kl`.
+    """
+    return _compare(rules.total_variation, student, teacher, over, temperature, scale, vocabulary)
+
+
+def cross_entropy(
+    logits: Logits, labels: Tensor, over: Items, *, vocabulary: Vocabulary = WHOLE
+) -> Term:
     """Cross-entropy of the true classes or tokens.
 
     Args:
         logits: `[*items, V]`.
         labels: int64 `[*items]`; where an item does not count its label is not looked at.
         over: The items averaged over.
+        vocabulary: What the columns are, if they are a shard of a vocabulary split over ranks.
     """
-    return rowwise(_cross_entropy, logits, labels, over)
+    return rowwise(rules.cross_entropy, logits, labels, over, vocabulary)
 
 
-def _kl(logits: Tensor, target: Tensor, temperature: float, scale: bool) -> tuple[Tensor, Tensor]:
-    log_q = torch.log_softmax(logits / temperature, dim=-1)
-    log_p = torch.log_softmax(target / temperature, dim=-1)
-    p = log_p.exp()
-    value = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
-    factor = temperature**2 if scale else 1.0
-    return factor * value, (log_q.exp_() - p).mul_(factor / temperature)
-
-
-def _soft_cross_entropy(
-    logits: Tensor, target: Tensor, temperature: float, scale: bool
-) -> tuple[Tensor, Tensor]:
-    log_q = torch.log_softmax(logits / temperature, dim=-1)
-    p = torch.softmax(target / temperature, dim=-1)
-    value = -torch.where(p > 0, p * log_q, 0.0).sum(-1)
-    factor = temperature**2 if scale else 1.0
-    return factor * value, (log_q.exp_() - p).mul_(factor / temperature)
-
-
-def _cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    log_q = torch.log_softmax(logits, dim=-1)
-    index = target.unsqueeze(-1)
-    value = -log_q.gather(-1, index).squeeze(-1)
-    slope = log_q.exp_()
-    return value, slope.scatter_add_(-1, index, -torch.ones_like(slope[..., :1]))
-
-
-def _same_width(student: Tensor, teacher: Tensor) -> None:
+def _compare(
+    rule: rules.Rule,
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float,
+    scale: bool,
+    vocabulary: Vocabulary,
+) -> Term:
     if student.shape != teacher.shape:
         raise ValueError(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "
             "differ in shape"
         )
+    factor = temperature**2 if scale else 1.0
+    return rowwise(rule, student, teacher, over, vocabulary, temperature, factor)
+
+
+def _check_share(name: str, share: float, advice: str) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"{name} must be above 0 and below 1, got {share}; {advice}")

@@ -29,6 +29,10 @@ class LinearLogits:
         """The shape the logits would have."""
         return torch.Size((*self.hidden.shape[:-1], self.weight.shape[0]))
 
+    def dim(self) -> int:
+        """Return the number of dimensions the logits would have."""
+        return self.hidden.dim()
+
     def dense(self) -> Tensor:
         """Return the logits."""
         return functional.linear(self.hidden, self.weight, self.bias)

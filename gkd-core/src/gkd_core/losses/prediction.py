@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 from torch import Tensor
 from torch.nn import functional
@@ -10,13 +12,22 @@ from torch.nn import functional
 from gkd_core.data.batch import Items
 from gkd_core.losses.distances import mse
 from gkd_core.losses.divergences import cross_entropy, kl
+from gkd_core.losses.logits import LinearLogits, Logits
 from gkd_core.losses.term import Term
+
+Divergence: TypeAlias = Callable[[Logits, Logits, Items, float, bool], Term]
+"""A divergence of student and teacher logits: `kl`, `reverse_kl`, `partial(js, beta=0.1)`, ..."""
 
 
 def soft_labels(
-    student: Tensor, teacher: Tensor, over: Items, temperature: float, scale: bool = True
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float,
+    scale: bool = True,
+    divergence: Divergence = kl,
 ) -> Term:
-    """KL divergence to the teacher's distribution; squared error for a regression (one logit).
+    """Divergence from the teacher's distribution; squared error for a regression (one logit).
 
     Vocabularies of language models may be padded to different widths: columns that the student
     does not have are cut, and those that the teacher does not have get no probability.
@@ -27,15 +38,16 @@ def soft_labels(
         over: The items averaged over.
         temperature: T of the divergence.
         scale: Multiply the divergence by T^2.
+        divergence: How distributions are compared.
     """
     if student.shape[-1] == 1:
-        return mse(student, teacher, over)
+        return mse(_dense(student), _dense(teacher), over)
     if student.dim() == 3:
         teacher = _match_vocabulary(teacher, student.shape[-1])
-    return kl(student, teacher, over, temperature, scale)
+    return divergence(student, teacher, over, temperature, scale)
 
 
-def hard_labels(logits: Tensor, labels: Tensor, over: Items) -> Term:
+def hard_labels(logits: Logits, labels: Tensor, over: Items) -> Term:
     """Cross-entropy of the labels; squared error where the labels are values.
 
     Args:
@@ -44,12 +56,23 @@ def hard_labels(logits: Tensor, labels: Tensor, over: Items) -> Term:
         over: The items averaged over.
     """
     if labels.is_floating_point():
-        return mse(logits, labels.unsqueeze(-1), over)
+        return mse(_dense(logits), labels.unsqueeze(-1), over)
     return cross_entropy(logits, labels, over)
 
 
-def _match_vocabulary(teacher: Tensor, width: int) -> Tensor:
+def _dense(logits: Logits) -> Tensor:
+    return logits if isinstance(logits, Tensor) else logits.dense()
+
+
+def _match_vocabulary(teacher: Logits, width: int) -> Logits:
     missing = width - teacher.shape[-1]
-    if missing <= 0:
+    if isinstance(teacher, Tensor):
+        if missing > 0:
+            return functional.pad(teacher, (0, missing), value=-math.inf)
         return teacher[..., :width]
-    return functional.pad(teacher, (0, missing), value=-math.inf)
+    weight, bias = teacher.weight.detach(), teacher.bias
+    if missing > 0:
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        bias = functional.pad(bias, (0, missing), value=-math.inf)
+        return LinearLogits(teacher.hidden, functional.pad(weight, (0, 0, 0, missing)), bias)
+    return LinearLogits(teacher.hidden, weight[:width], None if bias is None else bias[:width])

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.integrations.sdpa_attention import repeat_kv
+
+
+class Block(NamedTuple):
+    """Some rows of scores `[B, A, S, S]`.
+
+    Attributes:
+        samples: Slice of B.
+        heads: Slice of A.
+        queries: Slice of the first S.
+    """
+
+    samples: slice
+    heads: slice
+    queries: slice
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """View the same rows of a tensor that is broadcastable to `[B, A, S, ...]`."""
+        tensor = tensor[(None,) * (4 - tensor.dim())]
+        parts = zip(self, tensor.shape[:3], strict=True)
+        return tensor[tuple(part if size > 1 else slice(None) for part, size in parts)]
 
 
 @dataclass(frozen=True)
@@ -15,7 +35,8 @@ class Relation:
 
     Attributes:
         query: `[B, A, S, Dh]`, after rotary embedding.
-        key: `[B, A_kv, S, Dh]`, after rotary embedding.
+        key: `[B, A_kv, S, Dh]`, after rotary embedding; A is a multiple of A_kv, and consecutive
+            query heads share a key head.
         mask: Bool (True where a query may look) or additive, broadcastable to `[B, A, S, S]`; None
             if nothing is masked but, under `causal`, the future.
         causal: Whether a missing mask means a causal one.
@@ -30,18 +51,27 @@ class Relation:
     scale: float
     bias: Tensor | None = None
 
+    @property
+    def shape(self) -> torch.Size:
+        """The shape the dot products would have."""
+        return torch.Size((*self.query.shape[:3], self.key.shape[2]))
+
     def scores(self) -> Tensor:
         """Return the scaled dot products, fp32 `[B, A, S, S]`; the least float where masked."""
+        dtype = torch.promote_types(self.query.dtype, torch.float32)
+        group = self.query.shape[1] // self.key.shape[1]
+        key = self.key if group == 1 else self.key.repeat_interleave(group, dim=1)
         with torch.autocast(self.query.device.type, enabled=False):
-            key: Tensor = repeat_kv(self.key, self.query.shape[1] // self.key.shape[1]).float()
-            scores: Tensor = self.query.float() @ key.transpose(-1, -2) * self.scale
+            scores = self.query.to(dtype) * self.scale @ key.to(dtype).transpose(-1, -2)
         if self.bias is not None:
             scores = scores + self.bias
         least = torch.finfo(scores.dtype).min
         if self.mask is None:
-            return scores.masked_fill(~self._past(), least) if self.causal else scores
+            if not self.causal:
+                return scores
+            return scores.masked_fill_(~self._past(slice(0, self.shape[2])), least)
         if self.mask.dtype == torch.bool:
-            return scores.masked_fill(~self.mask, least)
+            return scores.masked_fill_(~self.mask, least)
         return (scores + self.mask).clamp(min=least)
 
     def probs(self) -> Tensor:
@@ -51,7 +81,50 @@ class Relation:
         """
         return self.scores().softmax(-1)
 
-    def _past(self) -> Tensor:
-        """True where a key is not after its query."""
-        queries, keys = self.query.shape[2], self.key.shape[2]
-        return torch.ones(queries, keys, dtype=torch.bool, device=self.query.device).tril()
+    def part(self, block: Block) -> Relation:
+        """Return some rows, as a relation in which every query head has its own keys."""
+        mask = self.mask
+        if mask is None and self.causal:
+            mask = self._past(block.queries)
+        elif mask is not None:
+            mask = block.of(mask)
+        return Relation(
+            query=block.of(self.query),
+            key=self.key[block.samples][:, self.key_heads(block.heads)],
+            mask=mask,
+            causal=False,
+            scale=self.scale,
+            bias=None if self.bias is None else block.of(self.bias),
+        )
+
+    def key_heads(self, heads: slice) -> Tensor:
+        """Return the key head of each query head in a slice, int64."""
+        group = self.query.shape[1] // self.key.shape[1]
+        return torch.arange(heads.start, heads.stop, device=self.key.device) // group
+
+    def _past(self, queries: slice) -> Tensor:
+        """True where a key is not after its query, bool `[queries, S]`."""
+        keys = torch.arange(self.shape[3], device=self.query.device)
+        return keys <= keys[queries].unsqueeze(-1)
+
+
+def self_relation(x: Tensor, heads: int, mask: Tensor) -> Relation:
+    """Relate every position to every other by the dot products of its own vectors.
+
+    The last dimension is split into heads of width W / heads, whatever heads the model has, and
+    the dot products are divided by the square root of that width (MiniLMv2, Wang et al., 2021,
+    section 3.1).
+
+    Args:
+        x: `[B, S, W]`.
+        heads: Number of relation heads.
+        mask: True at positions that are not padding, bool `[B, S]`.
+
+    Raises:
+        ValueError: W is not a multiple of `heads`.
+    """
+    width = x.shape[-1]
+    if width % heads:
+        raise ValueError(f"width {width} cannot be split into {heads} relation heads")
+    split = x.view(*x.shape[:-1], heads, width // heads).transpose(1, 2)
+    return Relation(split, split, mask[:, None, None, :], False, (width // heads) ** -0.5)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gkd_core.data.batch import ItemKind, Items
+from gkd_core.losses.gradient import scaled
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Term:
         return self
 
     def __mul__(self, factor: float | Tensor) -> Term:
-        return Term(self.values * factor, self.over)
+        """Multiply; a constant number keeps backward of the values a single multiplication."""
+        if isinstance(factor, Tensor) and (factor.dim() or factor.requires_grad):
+            return Term(self.values * factor, self.over)
+        return Term(scaled(self.values, factor), self.over)
 
     __rmul__ = __mul__
 

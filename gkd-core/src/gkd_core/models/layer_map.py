@@ -6,21 +6,31 @@ strategies pair student block l with
 first     l
 last      l + L_t - L_s
 spaced    floor(l * L_t / L_s), which ends at L_t
+
+Others pair only some blocks, in order:
+
+first3    the first 3 of both
+last3     the last 3 of both
+top       the last of both
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import Field
 
-from gkd_core.errors import ConfigError, GkdError, MethodError
+from gkd_core.errors import ConfigError, GkdError, MethodError, suggest
 
 Strategy = Literal["first", "last", "spaced"]
+NAMED = (*get_args(Strategy), "top")
+ENDS = re.compile(r"(first|last)([1-9][0-9]*)")
+Ends = Annotated[str, Field(pattern=rf"^{ENDS.pattern}$")]
 Block = Annotated[int, Field(ge=1)]
-LayerMap: TypeAlias = Strategy | list[tuple[Block, Block]]
+LayerMap: TypeAlias = Strategy | Literal["top"] | Ends | list[tuple[Block, Block]]
 """A strategy, or `[student, teacher]` pairs of blocks counted from 1."""
 
 
@@ -30,23 +40,16 @@ def layer_pairs(
     """Return the (student, teacher) pairs of blocks to compare, in the order of the student.
 
     Args:
-        layer_map: A strategy, which pairs every student block, or pairs, which may leave some out.
+        layer_map: A strategy, or pairs, which may leave student blocks out.
         student_layers: Number of student blocks.
         teacher_layers: Number of teacher blocks.
 
     Raises:
-        MethodError: The student is deeper than the teacher (strategies), or a pair is out of range
-            or out of order.
+        MethodError: A model has too few blocks for the strategy, or a pair is out of range or out
+            of order.
     """
     if isinstance(layer_map, str):
-        if student_layers > teacher_layers:
-            raise MethodError(
-                f"the layer map {layer_map!r} needs a student no deeper than the teacher, but the "
-                f"student has {student_layers} blocks and the teacher {teacher_layers}; give the "
-                "map as [student, teacher] pairs"
-            )
-        blocks = _strategy(layer_map, student_layers, teacher_layers)
-        return list(enumerate(blocks, start=1))
+        return _named_pairs(layer_map, student_layers, teacher_layers)
     if not layer_map:
         raise MethodError("the layer map is empty; give at least one [student, teacher] pair")
     _refuse_out_of_range(
@@ -95,13 +98,42 @@ def init_layers(
     return list(init)
 
 
-def _strategy(strategy: Strategy, student_layers: int, teacher_layers: int) -> list[int]:
+def _named_pairs(name: str, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+    if name == "top":
+        return [(student_layers, teacher_layers)]
+    ends = ENDS.fullmatch(name)
+    if ends is not None:
+        return _ends(ends[1], int(ends[2]), student_layers, teacher_layers)
+    if student_layers > teacher_layers:
+        raise MethodError(
+            f"the layer map {name!r} needs a student no deeper than the teacher, but the "
+            f"student has {student_layers} blocks and the teacher {teacher_layers}; give the "
+            "map as [student, teacher] pairs"
+        )
+    return list(enumerate(_strategy(name, student_layers, teacher_layers), start=1))
+
+
+def _ends(
+    side: str, blocks: int, student_layers: int, teacher_layers: int
+) -> list[tuple[int, int]]:
+    if blocks > min(student_layers, teacher_layers):
+        raise MethodError(
+            f"the layer map '{side}{blocks}' needs {blocks} blocks in both models, but the student "
+            f"has {student_layers} and the teacher {teacher_layers}; ask for fewer"
+        )
+    skipped = (0, 0) if side == "first" else (student_layers - blocks, teacher_layers - blocks)
+    return [(skipped[0] + block, skipped[1] + block) for block in range(1, blocks + 1)]
+
+
+def _strategy(strategy: str, student_layers: int, teacher_layers: int) -> list[int]:
     blocks = range(1, student_layers + 1)
     if strategy == "first":
         return list(blocks)
     if strategy == "last":
         return [block + teacher_layers - student_layers for block in blocks]
-    return [block * teacher_layers // student_layers for block in blocks]
+    if strategy == "spaced":
+        return [block * teacher_layers // student_layers for block in blocks]
+    raise MethodError(f"{strategy!r} is not a layer map.{suggest(strategy, NAMED)}")
 
 
 def _refuse_out_of_range(

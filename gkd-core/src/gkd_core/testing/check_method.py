@@ -19,7 +19,7 @@ from gkd_core.models.info import ModelInfo, Models
 from gkd_core.models.sites import find_sites
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
 from gkd_core.training.objective import Objective
-from gkd_core.training.passes import Member, run_passes
+from gkd_core.training.passes import Member, StepPlan, run_passes
 from gkd_core.training.schedules import Schedule
 
 KINDS: Sequence[Kind] = ("classification", "causal-lm")
@@ -85,10 +85,16 @@ class _Trial:
         objective.modules.double()
         return objective
 
-    def loss(self, batch: Batch, counts: Mapping[ItemKind, int], index: int = 0) -> Tensor:
-        """Return the total of one micro-batch at a step."""
-        step = Step(index, STEPS, 0, "check", torch.default_generator)
-        plan = self.objective.plan(step)
+    def loss(
+        self,
+        batch: Batch,
+        counts: Mapping[ItemKind, int],
+        index: int = 0,
+        plan: StepPlan | None = None,
+    ) -> Tensor:
+        """Return the total of one micro-batch at a step, asking the method if there is no plan."""
+        step = _step(index)
+        plan = plan or self.objective.plan(step)
         teachers = [self.teacher] if self.models.teacher else []
         captured = run_passes(plan, self.student, teachers, batch, step)
         terms = self.objective.terms(captured, batch, step, plan)
@@ -99,11 +105,16 @@ class _Trial:
         """Return the student's gradient over micro-batches, from a fresh method."""
         self.objective = self.build()
         self.student.model.zero_grad()
+        plan = self.objective.plan(_step(0))
         for batch in batches:
-            self.loss(batch, counts).backward()  # type: ignore[no-untyped-call]
+            self.loss(batch, counts, plan=plan).backward()  # type: ignore[no-untyped-call]
         return torch.cat(
             [p.grad.flatten() for p in self.student.model.parameters() if p.grad is not None]
         )
+
+
+def _step(index: int) -> Step:
+    return Step(index, STEPS, 0, "check", torch.default_generator)
 
 
 def _check(trial: _Trial) -> None:

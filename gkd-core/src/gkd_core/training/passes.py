@@ -61,12 +61,14 @@ class Write:
         side: Which model it changes.
         run: In which pass.
         places: Where.
+        seed: For what it draws at random in this step.
     """
 
     operation: Operation
     side: Side
     run: str
     places: tuple[Capture, ...]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -270,25 +272,29 @@ def _ask(member: Member, step: Step, training: bool) -> list[Asked]:
         operations = [o for o in method.writes(models, step) if o.when.holds(step, training)]
         paths = [*method.reads(models, step), *(p for o in operations for p in o.reads)]
         reads = resolve_paths(paths, models, member.name)
-        writes = [w for o in operations if (w := _write(o, models, member.name)) is not None]
+        found_writes = (_write(o, models, member.name, step.generator) for o in operations)
+        writes = [write for write in found_writes if write is not None]
         asked = Asked(member, number, reads, passes, tuple(writes))
         _check_passes(asked)
         found.append(asked)
     return found
 
 
-def _write(operation: Operation, models: Models, owner: str) -> Write | None:
+def _write(
+    operation: Operation, models: Models, owner: str, generator: torch.Generator
+) -> Write | None:
     """Return an operation with its places, or None if it is for another teacher."""
     path = operation.path(owner)
+    seed = int(torch.randint(2**62, (), generator=generator))
     if path.side == "student":
         places = path.resolve(models.student, owner)
-        return Write(operation, "student", path.run, tuple(sorted(places)))
+        return Write(operation, "student", path.run, tuple(sorted(places)), seed)
     if models.teacher is None:
         raise MethodError(f"{owner} changes {operation.site}, but the run has no teacher")
     if path.teacher not in (None, models.teacher.name):
         return None
     places = path.resolve(models.teacher, owner)
-    return Write(operation, "teacher", path.run, tuple(sorted(places)))
+    return Write(operation, "teacher", path.run, tuple(sorted(places)), seed)
 
 
 def _check_passes(asked: Asked) -> None:
@@ -349,6 +355,7 @@ def _bind(
         teacher=known,
         batch=batch,
         step=replace(step, generator=asked.member.generator),
+        seed=write.seed,
         sites=sites,
     )
     apply = write.operation.bind(context)

@@ -1,0 +1,112 @@
+"""Losses whose gradient is computed together with their value, in the forward pass.
+
+A loss that is computed a chunk at a time can give its gradient while the chunk is there. Nothing
+of the size of the logits or of the attention scores is then kept until backward, which is one
+multiplication by the upstream gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Gradients = list[Tensor | None]
+"""One gradient per input, None where none is wanted."""
+
+
+class ItemLosses(Protocol):
+    """A computation of one loss per item, with the gradient of their weighted sum."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a gradient sums over items, as that of a weight that all items share.
+
+        If not, there is a single input, and its dimensions begin with those of the items.
+        """
+
+    def __call__(
+        self, inputs: Sequence[Tensor | None], weights: Tensor | None, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Gradients]:
+        """Return the losses `[*items]`, and the gradients of their sum.
+
+        Args:
+            inputs: What is differentiated.
+            weights: Factors of the losses in the sum, `[*items]`; all 1 if None.
+            wanted: The inputs whose gradient is wanted.
+        """
+
+
+def differentiable(losses: ItemLosses, *inputs: Tensor | None) -> Tensor:
+    """Return the losses `[*items]`, differentiable once with respect to the inputs.
+
+    The gradients are computed here, as if every item had the weight 1. A mean gives all items the
+    same weight, so that backward multiplies. Where weights differ and a gradient sums over items,
+    backward computes it again with the true weights.
+    """
+    if not torch.is_grad_enabled():
+        return losses(inputs, None, [False] * len(inputs))[0]
+    values: Tensor = _InForward.apply(losses, *inputs)  # type: ignore[no-untyped-call]
+    return values
+
+
+def scaled(values: Tensor, factor: float | Tensor) -> Tensor:
+    """Return values times a constant number, whose backward keeps equal weights recognisable."""
+    result: Tensor = _Scale.apply(values, factor)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _InForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, losses: ItemLosses, *inputs: Tensor | None) -> Tensor:
+        wanted = ctx.needs_input_grad[1:]
+        values, gradients = losses(inputs, None, wanted)
+        again = losses.mixes and any(wanted)
+        ctx.losses = losses if again else None
+        ctx.save_for_backward(*gradients, *(inputs if again else ()))
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        gradients = ctx.saved_tensors[: len(wanted)]
+        if ctx.losses is None:
+            return None, _times(gradients[0], outer.unsqueeze(-1))
+        weight = _common_value(outer)
+        if weight is not None:
+            return None, *(g if g is None else _times(g, weight) for g in gradients)
+        return None, *ctx.losses(ctx.saved_tensors[len(wanted) :], outer, wanted)[1]
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float | Tensor) -> Tensor:
+        ctx.factor = factor
+        return values * factor
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
+        weight = _common_value(outer)
+        if weight is None:
+            return outer * ctx.factor, None
+        return (weight * ctx.factor).expand(outer.shape), None
+
+
+def _common_value(weights: Tensor) -> Tensor | None:
+    """Return the one number that fills a tensor, if its strides show that it is one.
+
+    Looking at the numbers would wait for the device; the gradient of a sum is an expanded number.
+    """
+    dimensions = zip(weights.shape, weights.stride(), strict=True)
+    if weights.numel() and all(size == 1 or stride == 0 for size, stride in dimensions):
+        return weights[(0,) * weights.dim()]
+    return None
+
+
+def _times(gradient: Tensor, weights: Tensor) -> Tensor:
+    """Multiply in the precision of the weights, which a number without dimensions would lose."""
+    return torch.mul(gradient, weights.reshape(weights.shape or 1), out=torch.empty_like(gradient))

@@ -1,0 +1,145 @@
+"""Losses that compare two relations, such as the attention of teacher and student.
+
+Scores and their gradients have the size `[B, A, S, S]`. They are computed for a few samples, heads
+and queries at a time, and only the gradients of queries and keys are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gkd_core.data.batch import Items
+from gkd_core.losses import chunked, rules
+from gkd_core.losses.gradient import Gradients, differentiable
+from gkd_core.losses.relation import Block, Relation
+from gkd_core.losses.term import Term
+from gkd_core.losses.vocabulary import WHOLE
+
+
+def relation_kl(student: Relation, teacher: Relation, over: Items) -> Term:
+    """KL(teacher || student) of the distributions over the keys, averaged over heads.
+
+    MiniLM (Wang et al., 2020, sections 3.1 and 3.2); with `self_relation`, MiniLMv2 (Wang et al.,
+    2021, section 3). Unchanged when the vectors of a head are rotated; their width may differ
+    between the two models. Both should mask the same keys.
+
+    Args:
+        student: Relation of the student; its queries, keys and bias are differentiated.
+        teacher: Relation of the teacher, with as many heads; constant.
+        over: The queries averaged over, `[B, S]`, or `[S]` if B is 1: vectors `[N, D]` of samples
+            are related to each other as `self_relation(x[None], heads, mask[None])`.
+
+    Raises:
+        ValueError: The numbers of heads or of positions differ.
+    """
+    return _compare(rules.kl, student, teacher, over)
+
+
+def relation_mse(student: Relation, teacher: Relation, over: Items) -> Term:
+    """Mean squared error of the scores, over the keys that are not masked and over the heads.
+
+    TinyBERT (Jiao et al., 2020, section 3.1). Arguments as for `relation_kl`.
+    """
+    return _compare(rules.visible_mse, student, teacher, over)
+
+
+class RelationLosses:
+    """One loss per query, as `differentiable` wants them."""
+
+    mixes = True
+
+    def __init__(self, rule: rules.Rule, student: Relation, teacher: Relation, over: Items) -> None:
+        """Note what to compute; arguments as for `relation_kl`."""
+        self.rule = rule
+        self.student = student
+        self.teacher = teacher
+        self.over = over
+
+    def __call__(
+        self, inputs: Sequence[Tensor | None], weights: Tensor | None, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Gradients]:
+        """Return the losses `[*items]`, and the gradients of their weighted sum."""
+        query, key, bias = inputs
+        assert query is not None, "only a bias may be missing"
+        assert key is not None, "only a bias may be missing"
+        student = replace(self.student, query=query, key=key, bias=bias)
+        samples, heads, queries, _ = student.shape
+        counts = self.over.mask.view(samples, queries)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        values = query.new_zeros(samples, queries, dtype=dtype)
+        rates = counts.to(dtype) / heads
+        if weights is not None:
+            rates = rates * weights.view_as(rates)
+        gradients = _zeros(inputs, wanted)
+        with torch.autocast(query.device.type, enabled=False):
+            for block in _blocks(student.shape):
+                rows, targets = student.part(block), self.teacher.part(block)
+                value, slope = self.rule(rows.scores(), targets.scores(), WHOLE)
+                values[block.samples, block.queries] += value.sum(1)
+                if any(wanted):
+                    _add(gradients, block, student, slope(), rates)
+        values = torch.where(counts, values / heads, 0.0)
+        return values.view(self.over.mask.shape), gradients
+
+
+def _add(
+    gradients: Gradients, block: Block, student: Relation, slope: Tensor, rates: Tensor
+) -> None:
+    """Add what the gradient of a block of scores contributes to queries, keys and bias."""
+    query, key, bias = gradients
+    rate = block.of(rates[:, None, :, None])
+    rows = student.part(block)
+    if query is not None:
+        block.of(query).copy_(slope @ rows.key.to(slope.dtype) * (rate * student.scale))
+    if key is not None:
+        share = slope.transpose(-1, -2) @ (rows.query.to(slope.dtype) * (rate * student.scale))
+        key[block.samples].index_add_(1, student.key_heads(block.heads), share)
+    if bias is not None:
+        part = block.of(bias)
+        part.add_((slope * rate).sum_to_size(part.shape))
+
+
+def _compare(rule: rules.Rule, student: Relation, teacher: Relation, over: Items) -> Term:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student relation {tuple(student.shape)} and teacher relation {tuple(teacher.shape)} "
+            "differ in samples, heads or positions; `self_relation` splits into any number of heads"
+        )
+    samples, _, queries, _ = student.shape
+    if over.mask.shape != (samples, queries) and (samples, *over.mask.shape) != (1, queries):
+        raise ValueError(
+            f"relation {tuple(student.shape)} does not have one query per {over.kind} "
+            f"({tuple(over.mask.shape)})"
+        )
+    losses = RelationLosses(rule, student, teacher, over)
+    return Term(differentiable(losses, student.query, student.key, student.bias), over)
+
+
+def _zeros(inputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> Gradients:
+    """Return empty gradients, at least fp32 where several blocks add to the same place."""
+    return [
+        torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+        if tensor is not None and want
+        else None
+        for tensor, want in zip(inputs, wanted, strict=True)
+    ]
+
+
+def _blocks(shape: Sequence[int]) -> Iterator[Block]:
+    """Cut scores `[B, A, S, S]` into blocks of few enough elements, or single rows."""
+    samples, heads, queries, keys = shape
+    rows = max(1, chunked.CHUNK_ELEMENTS // keys)
+    for sample in _slices(samples, rows // (heads * queries)):
+        for head in _slices(heads, rows // queries):
+            for query in _slices(queries, rows):
+                yield Block(sample, head, query)
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))

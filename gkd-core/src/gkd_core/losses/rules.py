@@ -1,0 +1,112 @@
+"""Values and gradients of the losses of rows of logits, in closed form, at temperature 1.
+
+A rule receives logits `[..., V]` and a target for each row in fp32 or fp64, and returns the losses
+`[...]` and a function for their gradients with respect to the logits, `[..., V]`. p is the
+teacher's distribution, q the student's; for a loss with the derivative g with respect to q, the
+gradient with respect to the logits is q (g - sum of q g).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from gkd_core.losses.vocabulary import Vocabulary
+
+MASKED = -1e4
+"""Scores as low as this are masked: additive masks of half precision reach to -65504 only."""
+
+Slope = Callable[[], Tensor]
+"""Computes the gradients `[..., V]`; called at most once, as it may reuse memory."""
+
+
+Rule: TypeAlias = Callable[[Tensor, Tensor, Vocabulary], tuple[Tensor, Slope]]
+"""The losses of rows of logits against a target, and a function for their gradients."""
+
+
+def kl(logits: Tensor, target: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Slope]:
+    """KL(p || q)."""
+    log_q, log_p = vocabulary.log_softmax(logits), vocabulary.log_softmax(target)
+    p = log_p.exp()
+    return vocabulary.sum(log_p.sub_(log_q).mul_(p)), lambda: log_q.exp_().sub_(p)
+
+
+def soft_cross_entropy(
+    logits: Tensor, target: Tensor, vocabulary: Vocabulary
+) -> tuple[Tensor, Slope]:
+    """Minus the mean of log q under p."""
+    log_q, p = vocabulary.log_softmax(logits), vocabulary.log_softmax(target).exp_()
+    return -vocabulary.sum(p * log_q), lambda: log_q.exp_().sub_(p)
+
+
+def reverse_kl(logits: Tensor, target: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Slope]:
+    """KL(q || p), q restricted to the columns that the teacher does not exclude."""
+    log_q = vocabulary.log_softmax(logits.masked_fill(target == -math.inf, -math.inf))
+    difference = log_q - vocabulary.log_softmax(target)
+    q = log_q.exp_()
+    value = vocabulary.sum(q * difference)
+    return value, lambda: difference.sub_(value.unsqueeze(-1)).mul_(q)
+
+
+def js(
+    logits: Tensor, target: Tensor, vocabulary: Vocabulary, *, beta: float
+) -> tuple[Tensor, Slope]:
+    """Beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q."""
+    log_q, log_p = vocabulary.log_softmax(logits), vocabulary.log_softmax(target)
+    log_m = _log_mixture(log_p, log_q, beta)
+    q, surplus = log_q.exp(), log_q.sub_(log_m)
+    towards_q = vocabulary.sum(q * surplus)
+    towards_p = vocabulary.sum(log_p.exp().mul_(log_p.sub_(log_m)))
+    value = beta * towards_p + (1 - beta) * towards_q
+    return value, lambda: surplus.sub_(towards_q.unsqueeze(-1)).mul_(q).mul_(1 - beta)
+
+
+def total_variation(logits: Tensor, target: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Slope]:
+    """Half the sum of |q - p|."""
+    q = vocabulary.log_softmax(logits).exp_()
+    difference = vocabulary.log_softmax(target).exp_().sub_(q).neg_()
+    value = vocabulary.sum(difference.abs()) / 2
+    return value, lambda: _through_softmax(difference.sign_().div_(2), q, vocabulary)
+
+
+def skew_kl(
+    logits: Tensor, target: Tensor, vocabulary: Vocabulary, *, alpha: float
+) -> tuple[Tensor, Slope]:
+    """KL(p || m), m = alpha p + (1 - alpha) q."""
+    log_q, log_p = vocabulary.log_softmax(logits), vocabulary.log_softmax(target)
+    difference = log_p - _log_mixture(log_p, log_q, alpha)
+    value = vocabulary.sum(log_p.exp_().mul_(difference))
+    return value, lambda: _through_softmax(
+        difference.exp_().mul_(alpha - 1), log_q.exp_(), vocabulary
+    )
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Slope]:
+    """Minus log q of the label."""
+    log_q = vocabulary.log_softmax(logits)
+    column, here = (x.unsqueeze(-1) for x in vocabulary.locate(labels, logits.shape[-1]))
+    value = -vocabulary.sum(log_q.gather(-1, column) * here)
+    return value, lambda: log_q.exp_().scatter_add_(-1, column, -here.to(log_q.dtype))
+
+
+def visible_mse(scores: Tensor, target: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Slope]:
+    """Mean squared error over the columns that neither side masks."""
+    visible = torch.minimum(scores, target) > MASKED
+    difference = torch.where(visible, scores - target, 0.0)
+    count = vocabulary.sum(visible.to(scores.dtype)).clamp_(min=1)
+    value = vocabulary.sum(difference.square()) / count
+    return value, lambda: difference.mul_(2 / count.unsqueeze(-1))
+
+
+def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """Log of share p + (1 - share) q."""
+    return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+
+
+def _through_softmax(slope: Tensor, q: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Turn the derivative with respect to q into that with respect to the logits."""
+    return slope.sub_(vocabulary.sum(slope * q).unsqueeze(-1)).mul_(q)

@@ -1,0 +1,71 @@
+"""Annealing-KD: a regression of logits that starts small and grows to the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+
+from gkd_core import Batch, Items, Method, Models, Step, Term, View
+from gkd_core.losses import mse
+
+Reduction = Literal["sum", "mean"]
+
+
+class AnnealingKD(Method):
+    """Fit the teacher's logits, scaled by a factor that rises to 1 in equal steps.
+
+    L = || z_s - Phi(T) z_t ||^2 with Phi(T) = 1 - (T - 1) / T_max; T falls from T_max to 1
+    in equal parts of the stage. It is the paper's first stage; the second is `hard`, from the best
+    student of the first, as in the recipe `annealing-kd`.
+    """
+
+    name = "annealing-kd"
+    paper = "Jafari, Rezagholizadeh, Sharma, Ghodsi, EACL 2021, arXiv:2104.07163"
+    same_tokenizer = True
+
+    class Config(Method.Config):
+        """Options of `annealing-kd`."""
+
+        max_temperature: PositiveInt = Field(
+            7, description="T_max: how many equal parts the stage has."
+        )
+        reduction: Reduction = Field(
+            "sum", description="`sum` over the logits of a prediction, as in the paper, or `mean`."
+        )
+
+    config: Config
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read both logits."""
+        return ["student.logits", "teacher.logits"]
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare the student's logits with the scaled ones of the teacher."""
+        factor = annealing(step, self.config.max_temperature)
+        distance = scaled_distance(student, teacher, batch.targets, factor, self.config.reduction)
+        return {"annealing-kd": distance}
+
+
+def annealing(step: Step, max_temperature: int) -> float:
+    """Return Phi(T) = 1 - (T - 1) / T_max, where T falls from T_max to 1 over the stage.
+
+    In integers: rounding must not delay a change of T by a step.
+    """
+    temperature = max(1, max_temperature - step.index * max_temperature // step.total)
+    return 1 - (temperature - 1) / max_temperature
+
+
+def scaled_distance(
+    student: View, teacher: View, over: Items, factor: float, reduction: Reduction
+) -> Term:
+    """Return || z_s - factor z_t ||^2, or its mean over the logits of each prediction.
+
+    Columns that only one of two padded vocabularies has are left out.
+    """
+    width = min(student.logits.shape[-1], teacher.logits.shape[-1])
+    learned, known = student.logits[..., :width], teacher.logits[..., :width]
+    known = known.to(torch.promote_types(known.dtype, torch.float32))
+    return (width if reduction == "sum" else 1) * mse(learned, factor * known, over)

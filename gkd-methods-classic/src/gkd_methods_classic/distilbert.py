@@ -1,0 +1,91 @@
+"""DistilBERT: distillation during pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from gkd_core import Batch, Items, Method, MethodError, Models, Schedule, Step, Term, View
+from gkd_core.losses import cosine, hard_labels, soft_labels
+from gkd_methods_classic.temperature import Temperature
+
+
+class DistilBERT(Method):
+    """Soft labels, the language model's own labels, and the direction of the last hidden state.
+
+    L = alpha_ce T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + alpha_mlm CE(y, z_s)
+    + alpha_cos (1 - cos(h_s, h_t)), with h the last hidden state of each position that is not
+    padding. Made for pre-training, masked or causal; in classification the first two terms are over
+    the samples. Student and teacher must have the same hidden size.
+    """
+
+    name = "distilbert"
+    paper = "Sanh, Debut, Chaumond, Wolf, 2019, arXiv:1910.01108"
+    needs_labels = True
+    same_tokenizer = True
+
+    class Config(Method.Config):
+        """Options of `distilbert`."""
+
+        temperature: Temperature = Field(
+            Schedule.parse(2.0), description="T: both logits are divided by it; may be a schedule."
+        )
+        alpha_ce: Schedule = Field(
+            Schedule.parse(5.0), description="Weight of the soft labels; may be a schedule."
+        )
+        alpha_mlm: Schedule = Field(
+            Schedule.parse(2.0), description="Weight of the true labels; may be a schedule."
+        )
+        alpha_cos: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the hidden states; may be a schedule."
+        )
+        kl_on: Literal["tokens", "targets"] = Field(
+            "tokens",
+            description="Where a language model's soft labels count: at all `tokens` that are not "
+            "padding, or only at the `targets`, the positions with a label.",
+        )
+
+    config: Config
+
+    def check(self, models: Models) -> None:
+        """Refuse models of different width."""
+        student, teacher = models.student, models.teacher
+        if teacher is not None and student.hidden_size != teacher.hidden_size:
+            raise MethodError(
+                f"distilbert compares hidden states, but the student has hidden size "
+                f"{student.hidden_size} and the teacher '{teacher.name}' {teacher.hidden_size}. "
+                "Give the student the teacher's hidden size, or choose a method without hidden "
+                "states, such as kd"
+            )
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read the logits and the last hidden state, on both sides."""
+        for side in ("student", "teacher"):
+            yield f"{side}.logits"
+            yield f"{side}.hidden[last].normed"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare predictions, labels and hidden states."""
+        if batch.labels is None:
+            raise MethodError("distilbert needs labels, and a batch has none")
+        config, at = self.config, (step.index, step.total)
+        soft = soft_labels(
+            student.prediction,
+            teacher.prediction,
+            self._predicted(batch),
+            config.temperature.at(*at),
+        )
+        hard = hard_labels(student.prediction, batch.labels, batch.targets)
+        direction = cosine(student.hidden.normed, teacher.hidden.normed, batch.tokens)
+        return {
+            "soft": config.alpha_ce.at(*at) * soft,
+            "hard": config.alpha_mlm.at(*at) * hard,
+            "cosine": config.alpha_cos.at(*at) * direction,
+        }
+
+    def _predicted(self, batch: Batch) -> Items:
+        """Return where the soft labels count; a classification predicts once per sample."""
+        per_token = batch.targets.mask.dim() == 2
+        return batch.tokens if per_token and self.config.kl_on == "tokens" else batch.targets

@@ -1,0 +1,87 @@
+"""MiniLM: deep self-attention distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import Field
+from torch import Tensor
+
+from gkd_core import Batch, Method, MethodError, Models, Schedule, Step, Term, View
+from gkd_core.losses import Relation, relation_kl
+
+
+class MiniLM(Method):
+    """Imitate the last self-attention module: who attends to whom, and how values are related.
+
+    L = KL(A_t || A_s) + KL(R_t || R_s), averaged over heads and over the positions that are not
+    padding. A is the attention distribution, R = softmax(V V^T / sqrt(d_k)) the relation of the
+    values V (sections 3.1 and 3.2). Widths may differ, the numbers of heads may not.
+    """
+
+    name = "minilm"
+    paper = "Wang, Wei, Dong, Bao, Yang, Zhou, NeurIPS 2020, arXiv:2002.10957"
+
+    class Config(Method.Config):
+        """Options of `minilm`."""
+
+        teacher_layer: int = Field(
+            -1,
+            description="Teacher layer that the student's last one imitates: counted from 1, or "
+            "from the end (-1 is the last).",
+        )
+        attention_weight: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the attention term; may be a schedule."
+        )
+        value_weight: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the value relations; may be a schedule."
+        )
+
+    config: Config
+
+    def check(self, models: Models) -> None:
+        """Refuse models whose heads cannot be compared one by one."""
+        student, teacher = models.student, models.teacher
+        if teacher is None:
+            return
+        for what, learned, known in (
+            ("attention heads", student.heads, teacher.heads),
+            ("value heads", student.kv_heads, teacher.kv_heads),
+        ):
+            if learned != known:
+                raise MethodError(
+                    f"minilm compares head by head, but the student has {learned} {what} and the "
+                    f"teacher '{teacher.name}' {known}. Give the student as many heads as the "
+                    "teacher, or use minilmv2, which works with any number"
+                )
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read attention and values of the student's last layer and of one of the teacher's."""
+        for site in ("attention", "value"):
+            yield f"student.{site}[last]"
+            yield f"teacher.{site}[{self.config.teacher_layer}]"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare attention and value relations."""
+        layer = self.config.teacher_layer
+        attention = relation_kl(student.attention[-1], teacher.attention[layer], batch.tokens)
+        value = relation_kl(
+            _value_relation(student.value[-1], batch),
+            _value_relation(teacher.value[layer], batch),
+            batch.tokens,
+        )
+        return {
+            "attention": self.config.attention_weight.at(step.index, step.total) * attention,
+            "value": self.config.value_weight.at(step.index, step.total) * value,
+        }
+
+
+def _value_relation(value: Tensor, batch: Batch) -> Relation:
+    """Return the relation of `[B, A_kv, S, Dh]` values with each other, without padding."""
+    return Relation(
+        query=value,
+        key=value,
+        mask=batch.mask[:, None, None, :],
+        causal=False,
+        scale=value.shape[-1] ** -0.5,
+    )

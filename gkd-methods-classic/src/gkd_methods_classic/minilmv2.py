@@ -1,0 +1,117 @@
+"""MiniLMv2: multi-head self-attention relation distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import gcd
+
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from gkd_core import Batch, Method, MethodError, ModelInfo, Models, Schedule, Step, Term, View
+from gkd_core.losses import Relation, relation_kl, self_relation
+
+SITES = ("query", "key", "value")
+PER_HEAD = 4
+"""Relation heads for each attention head of the teacher: 48 for base-size, 64 for large."""
+
+
+class MiniLMv2(Method):
+    """Imitate how queries, keys and values are related to each other, whatever the heads.
+
+    L = sum over X in {Q, K, V} of KL(R_t || R_s), averaged over relation heads and over the
+    positions that are not padding, with R = softmax(X X^T / sqrt(d_r)). The heads of X are joined
+    and split anew into A_r relation heads of width d_r (section 3.1), so that student and teacher
+    may differ in width and number of heads.
+    """
+
+    name = "minilmv2"
+    paper = "Wang, Bao, Huang, Dong, Wei, Findings of ACL 2021, arXiv:2012.15828"
+
+    class Config(Method.Config):
+        """Options of `minilmv2`."""
+
+        relation_heads: PositiveInt | None = Field(
+            None,
+            description="A_r: must divide the width of queries, keys and values of both models; 4 "
+            "for each attention head of the teacher if unset, which makes the paper's 48 for "
+            "base-size and 64 for large teachers.",
+        )
+        teacher_layer: int = Field(
+            -1,
+            description="Teacher layer that the student's last one imitates: counted from 1, or "
+            "from the end (-1 is the last). The paper takes an upper middle one of large teachers.",
+        )
+        query_weight: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the query relations; may be a schedule."
+        )
+        key_weight: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the key relations; may be a schedule."
+        )
+        value_weight: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the value relations; may be a schedule."
+        )
+
+    config: Config
+
+    def check(self, models: Models) -> None:
+        """Refuse models whose queries, keys and values the relation heads do not divide."""
+        if models.teacher is None:
+            return
+        heads = self._relation_heads(models.teacher)
+        widths = [*_widths(models.student), *_widths(models.teacher)]
+        for model in (models.student, models.teacher):
+            for site, width in zip(SITES, _widths(model), strict=True):
+                if width % heads:
+                    raise MethodError(
+                        f"minilmv2 splits queries, keys and values into {heads} relation heads, "
+                        f"but the {site} of {_owner(model)} is {width} wide. Set "
+                        f"minilmv2.relation_heads={_largest_divisor(widths, heads)} or another "
+                        "common divisor"
+                    )
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read queries, keys and values of the student's last layer and of one of the teacher's."""
+        for site in SITES:
+            yield f"student.{site}[last]"
+            yield f"teacher.{site}[{self.config.teacher_layer}]"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare the relations of queries, keys and values."""
+        config, layer = self.config, self.config.teacher_layer
+        heads = self._relation_heads(teacher.model)
+        compared = {
+            "query": (config.query_weight, student.query[-1], teacher.query[layer]),
+            "key": (config.key_weight, student.key[-1], teacher.key[layer]),
+            "value": (config.value_weight, student.value[-1], teacher.value[layer]),
+        }
+        return {
+            name: weight.at(step.index, step.total)
+            * relation_kl(
+                _relation(learned, heads, batch), _relation(known, heads, batch), batch.tokens
+            )
+            for name, (weight, learned, known) in compared.items()
+        }
+
+    def _relation_heads(self, teacher: ModelInfo) -> int:
+        return self.config.relation_heads or PER_HEAD * teacher.heads
+
+
+def _relation(vectors: Tensor, heads: int, batch: Batch) -> Relation:
+    """Join the heads of `[B, A, S, Dh]` and split them into relation heads."""
+    return self_relation(vectors.transpose(1, 2).flatten(2), heads, batch.mask)
+
+
+def _widths(model: ModelInfo) -> tuple[int, int, int]:
+    """Return the width of queries, keys and values."""
+    shared = model.kv_heads * model.head_size
+    return model.heads * model.head_size, shared, shared
+
+
+def _largest_divisor(widths: Iterable[int], at_most: int) -> int:
+    common = gcd(*widths)
+    return next(heads for heads in range(at_most, 0, -1) if common % heads == 0)
+
+
+def _owner(model: ModelInfo) -> str:
+    return "the student" if model.name == "student" else f"the teacher '{model.name}'"

@@ -1,0 +1,36 @@
+"""Pre-trained distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from gkd_core import Batch, Method, Models, Step, Term, View
+from gkd_core.losses import soft_cross_entropy, soft_labels
+
+
+class PD(Method):
+    """Soft labels for a student that was pre-trained before it is distilled.
+
+    L = CE(softmax(z_t), softmax(z_s)), with no temperature and no labels, so that the transfer data
+    need have none. It is KL plus the teacher's entropy, which is its least value. For a regression
+    it is the squared error between the two predictions.
+    """
+
+    name = "pd"
+    paper = "Turc, Chang, Lee, Toutanova, 2019, arXiv:1908.08962"
+    same_tokenizer = True
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read both logits."""
+        return ["student.logits", "teacher.logits"]
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare the two predictions."""
+        term = soft_labels(
+            student.prediction,
+            teacher.prediction,
+            batch.targets,
+            temperature=1.0,
+            divergence=soft_cross_entropy,
+        )
+        return {"pd": term}
