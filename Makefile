@@ -39,6 +39,8 @@ docs: $(INSTALLED)
 
 benchmarks: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/kd_overhead.py
+	$(BIN)/python tests/benchmarks/capture_speed.py
+	$(BIN)/python tests/benchmarks/fused_head.py
 
 clean:
 	rm -rf .venv docs/_build

@@ -1,11 +1,14 @@
 """Golden numbers are computed by hand or with plain formulae in fp64."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
+from gkd_core import losses
 from gkd_core.data.batch import Batch, Items
 from gkd_core.losses import (
     Term,
@@ -278,3 +281,9 @@ def test_batch_counts_its_items():
     )
     assert batch.counts() == {"sample": 2, "token": 5, "target": 3}
     assert batch.to(torch.device("cpu")).counts() == batch.counts()
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_every_public_name_is_in_the_reference(name):
+    page = Path(__file__).parents[2] / "docs" / "reference" / "losses.md"
+    assert re.search(rf"auto\w+:: gkd_core\.losses\.{name}$", page.read_text(), re.MULTILINE)

@@ -16,11 +16,11 @@ from gkd_core.losses.term import Term
 def angles(student: Tensor, teacher: Tensor, over: Items, delta: float = 1.0) -> Term:
     """Huber loss between the cosines of the angles that student and teacher see at every point.
 
-    RKD-A (Park et al., 2019, section 3.2.2): at vertex j, for every other two points i and k, the
-    cosine of the angle between x_i - x_j and x_k - x_j. The loss of a vertex is the mean over the
-    pairs i != k of points that count; it is 0 where there are fewer than three such points.
-    Unchanged by rotation, translation and positive scaling. Cosines differ by at most 2, so that
-    `delta=2` gives half the squared error.
+    Angle-wise distillation, RKD-A (Park et al., 2019): at vertex j, for every other two points i
+    and k, the cosine of the angle between x_i - x_j and x_k - x_j. The loss of a vertex is the mean
+    over the pairs i != k of points that count; it is 0 where there are fewer than three such
+    points. Unchanged by rotation, translation and positive scaling. Cosines differ by at most 2,
+    so that `delta=2` gives half the squared error.
 
     Args:
         student: Points `[G, N, D]`; triangles are formed within each of the G groups.

@@ -121,7 +121,7 @@ def skew_kl(
     alpha: float = 0.1,
     vocabulary: Vocabulary = WHOLE,
 ) -> Term:
-    """Skew divergence KL(p || alpha p + (1 - alpha) q) (DistiLLM, Ko et al., 2024, section 3.1).
+    """Skew divergence KL(p || alpha p + (1 - alpha) q) (DistiLLM, Ko et al., 2024).
 
     At T = 1 it is at most -ln alpha, and it tends to KL(p || q) as alpha tends to 0.
 
@@ -151,7 +151,7 @@ def total_variation(
     *,
     vocabulary: Vocabulary = WHOLE,
 ) -> Term:
-    """Total variation distance, half the sum of |p - q|; at T = 1 in [0, 1].
+    """Total variation distance: half the sum of the absolute differences; at T = 1 in [0, 1].
 
     It shrinks as 1 / T, and not as 1 / T^2 like the others, when the temperature rises.
     Arguments as for `kl`.

@@ -39,3 +39,4 @@ class LinearLogits:
 
 
 Logits: TypeAlias = Tensor | LinearLogits
+"""Logits `[*items, V]`, computed or not."""

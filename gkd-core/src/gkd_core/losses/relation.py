@@ -112,8 +112,7 @@ def self_relation(x: Tensor, heads: int, mask: Tensor) -> Relation:
     """Relate every position to every other by the dot products of its own vectors.
 
     The last dimension is split into heads of width W / heads, whatever heads the model has, and
-    the dot products are divided by the square root of that width (MiniLMv2, Wang et al., 2021,
-    section 3.1).
+    the dot products are divided by the square root of that width (MiniLMv2, Wang et al., 2021).
 
     Args:
         x: `[B, S, W]`.

@@ -23,9 +23,10 @@ from gkd_core.losses.vocabulary import WHOLE
 def relation_kl(student: Relation, teacher: Relation, over: Items) -> Term:
     """KL(teacher || student) of the distributions over the keys, averaged over heads.
 
-    MiniLM (Wang et al., 2020, sections 3.1 and 3.2); with `self_relation`, MiniLMv2 (Wang et al.,
-    2021, section 3). Unchanged when the vectors of a head are rotated; their width may differ
-    between the two models. Both should mask the same keys.
+    With attention it is the self-attention distribution transfer of MiniLM (Wang et al., 2020),
+    with values its value-relation transfer, and with `self_relation` the loss of MiniLMv2 (Wang et
+    al., 2021). Unchanged when the vectors of a head are rotated; their width may differ between
+    the two models. Both should mask the same keys.
 
     Args:
         student: Relation of the student; its queries, keys and bias are differentiated.
@@ -42,7 +43,7 @@ def relation_kl(student: Relation, teacher: Relation, over: Items) -> Term:
 def relation_mse(student: Relation, teacher: Relation, over: Items) -> Term:
     """Mean squared error of the scores, over the keys that are not masked and over the heads.
 
-    TinyBERT (Jiao et al., 2020, section 3.1). Arguments as for `relation_kl`.
+    The attention loss of TinyBERT (Jiao et al., 2020). Arguments as for `relation_kl`.
     """
     return _compare(rules.visible_mse, student, teacher, over)
 
