@@ -53,7 +53,10 @@ def test_versions_are_in_step():
 def test_siblings_are_required_in_a_compatible_version(package):
     siblings = [need for need in project(package)["dependencies"] if need.startswith("gkd-")]
     version = project("gkd-core")["version"]
-    assert siblings == ([] if package == "gkd-core" else [f"gkd-core~={version}"])
+    names = [need.partition("~=")[0] for need in siblings]
+    assert siblings == [f"{name}~={version}" for name in names]
+    assert names[:1] == ([] if package == "gkd-core" else ["gkd-core"])
+    assert set(names) <= set(PACKAGES) - {package}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

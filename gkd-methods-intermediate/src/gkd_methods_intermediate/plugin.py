@@ -1,1 +1,42 @@
 """What this package gives to gkd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gkd_core import hookimpl
+
+if TYPE_CHECKING:
+    from gkd_core import Method
+
+
+@hookimpl
+def gkd_register_methods() -> Iterable[type[Method]]:
+    """Return the methods; they are imported here, not at the top, because they import torch."""
+    from gkd_methods_intermediate.alp_kd import ALPKD
+    from gkd_methods_intermediate.diito import DIITO
+    from gkd_methods_intermediate.lrc_bert import LRCBERT
+    from gkd_methods_intermediate.match import Match
+    from gkd_methods_intermediate.rail_kd import RAILKD
+    from gkd_methods_intermediate.sid import SID
+    from gkd_methods_intermediate.tinybert import TinyBERT
+    from gkd_methods_intermediate.universal_kd import UniversalKD
+
+    return [
+        ALPKD,
+        DIITO,
+        LRCBERT,
+        Match,
+        RAILKD,
+        SID,
+        TinyBERT,
+        UniversalKD,
+    ]
+
+
+@hookimpl
+def gkd_register_recipes() -> Iterable[Path]:
+    """Return the recipe files."""
+    return sorted((Path(__file__).parent / "recipes").glob("*.toml"))

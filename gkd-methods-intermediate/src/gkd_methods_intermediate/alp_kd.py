@@ -1,0 +1,75 @@
+"""ALP-KD: attention-based layer projection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from gkd_core import Batch, Method, MethodError, Models, Step, Term, View
+
+
+class ALPKD(Method):
+    """Match every student layer with a mixture of all teacher layers, weighed by attention.
+
+    L = sum_j MSE(h_s^j, sum_i a_ji h_t^i) with a_j = softmax_i(h_s^j . h_t^i), over the student's
+    blocks j and the teacher's blocks i; h is the [CLS] state. No teacher layer is skipped and no
+    layer map is needed. It adds to other terms: the paper's objective is a weighted sum with `hard`
+    and `soft`, the recipe `alp-kd`. Student and teacher must have the same hidden size.
+    """
+
+    name = "alp-kd"
+    paper = "Passban, Wu, Rezagholizadeh, Liu, AAAI 2021, arXiv:2012.14022"
+
+    def check(self, models: Models) -> None:
+        """Refuse models of different width."""
+        student, teacher = models.student, models.teacher
+        if teacher is not None and student.hidden_size != teacher.hidden_size:
+            raise MethodError(
+                f"alp-kd compares hidden states, but the student has hidden size "
+                f"{student.hidden_size} and the teacher '{teacher.name}' {teacher.hidden_size}. "
+                f"Set student.hidden_size={teacher.hidden_size}, or use universal-kd, which "
+                "compares layers of any width"
+            )
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read the [CLS] state of every block, on both sides."""
+        if models.teacher is None:
+            return
+        for side, model in (("student", models.student), ("teacher", models.teacher)):
+            for layer in range(1, model.layers + 1):
+                yield f"{side}.hidden[{layer}]|cls"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare each student layer with what it attends to."""
+        learned, known = (_stacked(view) for view in (student, teacher))
+        # Not `mse`, whose target is constant: here the target depends on the student too.
+        distances = (learned - attend_layers(learned, known)).square().mean(-1)
+        return {"alp-kd": Term(distances.sum(1), batch.samples)}
+
+
+def attend_layers(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return for each student layer the mixture of teacher layers that it attends to.
+
+    The weights are the softmax of the dot products, not scaled; computed in fp32, or fp64 if the
+    inputs are. The gradient flows through the weights.
+
+    Args:
+        student: One vector per student layer, `[B, L_s, D]`.
+        teacher: One vector per teacher layer, `[B, L_t, D]`.
+
+    Returns:
+        Mixtures, `[B, L_s, D]`.
+    """
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    with torch.autocast(student.device.type, enabled=False):
+        queries, keys = student.to(dtype), teacher.to(dtype)
+        weights = (queries @ keys.transpose(1, 2)).softmax(-1)
+        return weights @ keys
+
+
+def _stacked(view: View) -> Tensor:
+    """Return the [CLS] states of all blocks, `[B, L, D]`."""
+    states = view.hidden.cls
+    return torch.stack([states[layer] for layer in states.layers], dim=1)

@@ -1,0 +1,212 @@
+"""DIITO: the distillation interchange intervention training objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from gkd_core import (
+    Batch,
+    Items,
+    Method,
+    MethodError,
+    Models,
+    Operation,
+    OperationContext,
+    Pass,
+    Schedule,
+    Step,
+    Term,
+    View,
+)
+from gkd_core.losses import cosine, hard_labels, soft_labels
+from gkd_core.models.layer_map import layer_pairs
+from gkd_methods_intermediate.interchange import Moves, Positions, Transplant, draw_moves, source_of
+from gkd_methods_intermediate.temperature import Temperature
+
+Alignment = Literal["full", "middle", "late"]
+
+
+class DIITO(Method):
+    """Answer as the teacher would if part of its computation came from another sentence.
+
+    L = alpha_ce KL_T(z_t || z_s) + alpha_mlm CE(y, z_s) + alpha_cos (1 - cos(h_s, h_t))
+    + alpha_causal_ce KL_T(z_t' || z_s') + alpha_causal_cos (1 - cos(h_s', h_t')), with the soft
+    labels KL_T scaled by T^2 and h the last hidden state. The dash marks a pass in which the hidden
+    states of aligned blocks, at some positions, are those of another row of the micro-batch: in the
+    teacher and in the student alike. Aligned blocks and positions are drawn in every step.
+    """
+
+    name = "diito"
+    paper = "Wu, Geiger, Rozner, Kreiss, Lu, Icard, Potts, Goodman, NAACL 2022, arXiv:2112.02505"
+    needs_labels = True
+    same_tokenizer = True
+    batch_coupled = True
+
+    class Config(Method.Config):
+        """Options of `diito`."""
+
+        alignment: Alignment = Field(
+            "full",
+            description="Which blocks are aligned. `full`: a student block and all teacher blocks "
+            "that it stands for, drawn in every step; `middle`: the middle block of both; `late`: "
+            "one of the two before the last, drawn in every step.",
+        )
+        positions: Positions = Field(
+            "consecutive",
+            description="Which positions are interchanged: a `consecutive` run, `random` ones, or "
+            "those that are `masked` in masked language modelling, whatever their share.",
+        )
+        share: float = Field(
+            0.3,
+            ge=0,
+            le=1,
+            description="Share of the positions interchanged, of the shorter of the two rows.",
+        )
+        temperature: Temperature = Field(
+            Schedule.parse(2.0), description="T of all soft labels; may be a schedule."
+        )
+        alpha_ce: Schedule = Field(
+            Schedule.parse(0.25), description="Weight of the soft labels; may be a schedule."
+        )
+        alpha_mlm: Schedule = Field(
+            Schedule.parse(0.25), description="Weight of the true labels; may be a schedule."
+        )
+        alpha_cos: Schedule = Field(
+            Schedule.parse(0.25), description="Weight of the hidden states; may be a schedule."
+        )
+        alpha_causal_ce: Schedule = Field(
+            Schedule.parse(0.25),
+            description="Weight of the soft labels after the interchange; may be a schedule.",
+        )
+        alpha_causal_cos: Schedule = Field(
+            Schedule.parse(0.0),
+            description="Weight of the hidden states after the interchange; may be a schedule.",
+        )
+
+    config: Config
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self._seed = 0
+
+    def check(self, models: Models) -> None:
+        """Refuse depths that cannot be aligned, and widths that a cosine cannot compare."""
+        student, teacher = models.student, models.teacher
+        if teacher is None:
+            return
+        if not aligned_blocks(self.config.alignment, student.layers, teacher.layers):
+            raise MethodError(
+                "diito.alignment='late' aligns blocks before the last, but a model has one block. "
+                "Use diito.alignment='full'"
+            )
+        if self.config.positions == "masked" and student.labels != student.vocab_size:
+            raise MethodError(
+                "diito.positions='masked' means the tokens that masked language modelling "
+                "predicts, but the task predicts classes. Use 'consecutive' or 'random'"
+            )
+        cosines = _counts(self.config.alpha_cos) or _counts(self.config.alpha_causal_cos)
+        if cosines and student.hidden_size != teacher.hidden_size:
+            raise MethodError(
+                f"diito compares hidden states, but the student has hidden size "
+                f"{student.hidden_size} and the teacher '{teacher.name}' {teacher.hidden_size}. "
+                f"Set student.hidden_size={teacher.hidden_size}, or diito.alpha_cos=0 and "
+                "diito.alpha_causal_cos=0"
+            )
+
+    def passes(self, models: Models, step: Step) -> Iterable[Pass]:
+        """Return the pass that gives the states, and the one that receives them."""
+        return [Pass("source", source_of), Pass("swapped")]
+
+    def writes(self, models: Models, step: Step) -> Iterable[Operation]:
+        """Draw what is interchanged in this step, in both models alike."""
+        if models.teacher is None:
+            return []
+        layers = models.student.layers, models.teacher.layers
+        alignments = aligned_blocks(self.config.alignment, *layers)
+        drawn = int(torch.randint(len(alignments), (), generator=step.generator))
+        self._seed = int(torch.randint(2**62, (), generator=step.generator))
+        student_block, teacher_blocks = alignments[drawn]
+        blocks = [("student", student_block), *(("teacher", block) for block in teacher_blocks)]
+        return [
+            Transplant(
+                f"{side}@swapped.hidden[{block}]",
+                f"{side}@source.hidden[{block}]",
+                moves=self._moves,
+            )
+            for side, block in blocks
+        ]
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read the logits of both passes, and the last hidden states where they are compared."""
+        for side in ("student", "teacher"):
+            yield f"{side}.logits"
+            yield f"{side}@swapped.logits"
+            if _counts(self.config.alpha_cos):
+                yield f"{side}.hidden[last].normed"
+            if _counts(self.config.alpha_causal_cos):
+                yield f"{side}@swapped.hidden[last].normed"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare the plain passes, the swapped passes, and the labels."""
+        if batch.labels is None:
+            raise MethodError("diito needs labels, and a batch has none")
+        config = self.config
+        over, temperature = _predicted(batch), config.temperature.at(step.index, step.total)
+        learned, known = student.at("swapped"), teacher.at("swapped")
+        terms = {
+            "soft": soft_labels(student.prediction, teacher.prediction, over, temperature),
+            "hard": hard_labels(student.prediction, batch.labels, batch.targets),
+            "causal": soft_labels(learned.prediction, known.prediction, over, temperature),
+        }
+        if _counts(config.alpha_cos):
+            terms["cosine"] = cosine(student.hidden.normed, teacher.hidden.normed, batch.tokens)
+        if _counts(config.alpha_causal_cos):
+            terms["causal-cosine"] = cosine(
+                learned.hidden.normed, known.hidden.normed, batch.tokens
+            )
+        weights = {
+            "soft": config.alpha_ce,
+            "hard": config.alpha_mlm,
+            "cosine": config.alpha_cos,
+            "causal": config.alpha_causal_ce,
+            "causal-cosine": config.alpha_causal_cos,
+        }
+        return {name: weights[name].at(step.index, step.total) * terms[name] for name in terms}
+
+    def _moves(self, context: OperationContext) -> Moves:
+        return draw_moves(context.batch, self.config.positions, self.config.share, self._seed)
+
+
+def aligned_blocks(
+    alignment: Alignment, student_layers: int, teacher_layers: int
+) -> Sequence[tuple[int, Sequence[int]]]:
+    """Return the alignments of which one is drawn: a student block and its teacher blocks.
+
+    Raises:
+        MethodError: The student is deeper than the teacher, and `full` has no block for it.
+    """
+    if alignment == "middle":
+        student, teacher = (min(n // 2 + 1, n) for n in (student_layers, teacher_layers))
+        return [(student, [teacher])]
+    if alignment == "late":
+        before = [n for n in (2, 1) if n < min(student_layers, teacher_layers)]
+        return [(student_layers - n, [teacher_layers - n]) for n in before]
+    ends = [0, *(teacher for _, teacher in layer_pairs("spaced", student_layers, teacher_layers))]
+    return [
+        (block, range(ends[block - 1] + 1, ends[block] + 1))
+        for block in range(1, student_layers + 1)
+    ]
+
+
+def _predicted(batch: Batch) -> Items:
+    """Return where soft labels count: all tokens of a language model, else the samples."""
+    return batch.tokens if batch.targets.mask.dim() == 2 else batch.targets
+
+
+def _counts(weight: Schedule) -> bool:
+    """Whether a weight is ever other than 0."""
+    return bool(weight.start or weight.end)

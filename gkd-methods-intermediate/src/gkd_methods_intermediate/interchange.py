@@ -1,0 +1,97 @@
+"""Interchange of hidden states between the rows of a micro-batch, at positions that are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gkd_core import Batch, Interchange, OperationContext, Step
+
+Positions = Literal["consecutive", "random", "masked"]
+Moves: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Rows, positions that are filled, positions in the source they are filled from; int64 `[N]`."""
+
+
+@dataclass(frozen=True)
+class Transplant(Interchange):
+    """An interchange that takes from other positions than those it fills.
+
+    Attributes:
+        moves: What goes where.
+    """
+
+    moves: Callable[[OperationContext], Moves] = field(kw_only=True)
+
+    def bind(self, context: OperationContext) -> Callable[[Tensor], Tensor]:
+        """Fetch the source and the moves."""
+        source = super().bind(context)
+        rows, filled, taken = self.moves(context)
+        return lambda tensor: tensor.index_put((rows, filled), source(tensor)[rows, taken])
+
+
+def source_of(batch: Batch, step: Step) -> dict[str, Tensor]:
+    """Return the inputs of the pass in which each row is replaced by its source."""
+    sources = source_rows(batch.rows)
+    return {name: value[sources] for name, value in batch.inputs.items()}
+
+
+def source_rows(rows: Tensor) -> Tensor:
+    """Return for each row of a micro-batch which one its states come from.
+
+    It is the next one in the order of the dataset, the first for the last: a partner that does not
+    depend on how the micro-batch is ordered. A row that is alone is its own source.
+
+    Args:
+        rows: Index of each row in its dataset, int64 `[B]`.
+
+    Returns:
+        int64 `[B]`.
+    """
+    order = rows.argsort()
+    sources = torch.empty_like(order)
+    sources[order] = order.roll(-1)
+    return sources
+
+
+def draw_moves(batch: Batch, positions: Positions, share: float, seed: int) -> Moves:
+    """Draw which positions of each row are filled, and from which of its source.
+
+    Padding is neither filled nor taken. What is drawn for a row depends on the row and its source
+    alone.
+
+    Args:
+        batch: The micro-batch.
+        positions: Which positions.
+        share: How many, of those of the shorter of the two rows; `masked` are taken all.
+        seed: Equal seeds draw equal moves.
+    """
+    tokens, targets = batch.mask.cpu(), batch.targets.mask.cpu()
+    fillable = targets if positions == "masked" else tokens
+    moves = []
+    for row, (source, number) in enumerate(
+        zip(source_rows(batch.rows).tolist(), batch.rows.tolist(), strict=True)
+    ):
+        generator = torch.Generator().manual_seed(seed + number)
+        filled, taken = fillable[row].nonzero().flatten(), tokens[source].nonzero().flatten()
+        shorter = min(len(filled), len(taken))
+        count = shorter if positions == "masked" else math.floor(share * shorter)
+        draw = _run if positions == "consecutive" else _scattered
+        filled, taken = (where[draw(len(where), count, generator)] for where in (filled, taken))
+        moves.append(torch.stack([torch.full_like(filled, row), filled, taken]))
+    rows, filled, taken = torch.cat(moves, dim=1).to(batch.rows.device)
+    return rows, filled, taken
+
+
+def _run(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` successive numbers below `size`."""
+    return torch.randint(size - count + 1, (1,), generator=generator) + torch.arange(count)
+
+
+def _scattered(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` different numbers below `size`, in ascending order."""
+    return torch.randperm(size, generator=generator)[:count].sort().values

@@ -1,0 +1,212 @@
+"""LRC-BERT: latent-representation contrastive knowledge distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gkd_core import (
+    Add,
+    Batch,
+    LayerMap,
+    Method,
+    MethodError,
+    Models,
+    Operation,
+    OperationContext,
+    Pass,
+    Schedule,
+    Step,
+    Term,
+    View,
+)
+from gkd_core.losses import hard_labels, soft_labels
+from gkd_core.models.layer_map import layer_pairs
+from gkd_methods_intermediate.temperature import Temperature
+
+
+class LRCBERT(Method):
+    """Tell the teacher's states of a sample from those of others, under a perturbed embedding.
+
+    L = alpha sum_l C_l + beta T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + gamma CE(y, z_s), with
+    the contrast C (COS-NCE) of sample i, C(i) = (1 / 2K) sum_(j != i) (2 - (G_ij - G_ii)) + G_ii.
+    G_ij = 1 - cos(H_s,i W, H_t,j), averaged over the positions that both samples have; the K others
+    of the micro-batch are the negatives. The student first runs as it is; its pass that counts has
+    e + g / |g| for its embedding e, g being the gradient of L from the first.
+    """
+
+    name = "lrc-bert"
+    paper = "Fu, Zhou, Yang, Tang, Liu, Liu, Li, AAAI 2021, arXiv:2012.07335"
+    needs_labels = True
+    same_tokenizer = True
+    batch_coupled = True
+
+    class Config(Method.Config):
+        """Options of `lrc-bert`."""
+
+        layers: LayerMap = Field(
+            "spaced",
+            description="Teacher layer of each student layer: a strategy, or a list of [student, "
+            "teacher] pairs.",
+        )
+        perturbation: Literal["sample", "token", "none"] = Field(
+            "sample",
+            description="What has length 1 in the gradient that is added to the embedding: the "
+            "`sample`, all its positions together, or each `token`; `none`: no perturbation, and "
+            "one pass.",
+        )
+        alpha: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the contrast; may be a schedule."
+        )
+        beta: Schedule = Field(
+            Schedule.parse(1.0),
+            description="Weight of the soft labels; may be a schedule. 0 in the paper's first "
+            "stage.",
+        )
+        gamma: Schedule = Field(
+            Schedule.parse(3.0),
+            description="Weight of the labels; may be a schedule. 0 in the paper's first stage.",
+        )
+        temperature: Temperature = Field(
+            Schedule.parse(1.1), description="T of the soft labels; may be a schedule."
+        )
+
+    config: Config
+
+    def check(self, models: Models) -> None:
+        """Refuse layers that are not there."""
+        if models.teacher is not None:
+            layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
+
+    def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
+        """Make W, which all layers share."""
+        if models.teacher is None:
+            return {}
+        widths = models.student.hidden_size, models.teacher.hidden_size
+        return {"projection": nn.Linear(*widths, bias=False)}
+
+    def passes(self, models: Models, step: Step) -> Iterable[Pass]:
+        """Return the pass that counts."""
+        return [Pass("perturbed")] if self._perturbs else []
+
+    def writes(self, models: Models, step: Step) -> Iterable[Operation]:
+        """Move the embedding up the gradient of the first pass."""
+        return [Add("student@perturbed.embedding", self._direction)] if self._perturbs else []
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read the matched layers, and the logits if they count, in every pass."""
+        if models.teacher is None:
+            return
+        pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
+        runs = ("main", "perturbed") if self._perturbs else ("main",)
+        for learned, known in pairs:
+            yield from (f"student@{run}.hidden[{learned}]" for run in runs)
+            yield f"teacher.hidden[{known}]"
+        if _counts(self.config.beta) or _counts(self.config.gamma):
+            yield from (f"student@{run}.logits" for run in runs)
+        if _counts(self.config.beta):
+            yield "teacher.logits"
+        if self._perturbs:
+            yield "student.embedding"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Return the terms of the pass that counts."""
+        counting = student.at("perturbed") if self._perturbs else student
+        return self._terms(counting, teacher, batch, step)
+
+    @property
+    def _perturbs(self) -> bool:
+        return self.config.perturbation != "none"
+
+    def _direction(self, context: OperationContext) -> Tensor:
+        """Return the gradient with respect to the embedding, `[B, S, D]`, scaled to length 1."""
+        terms = self._terms(context.student, context.teacher, context.batch, context.step)
+        total = torch.stack([term.mean() for term in terms.values()]).sum()
+        gradient = context.gradient(total, context.student.embedding)
+        over = (1, 2) if self.config.perturbation == "sample" else (2,)
+        length: Tensor = torch.linalg.vector_norm(gradient, dim=over, keepdim=True)
+        return gradient / length.clamp(min=torch.finfo(length.dtype).tiny)
+
+    def _terms(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Return the terms of one pass of the student."""
+        config = self.config
+        contrast = self._contrast(student, teacher, batch)
+        terms = {"contrast": config.alpha.at(step.index, step.total) * contrast}
+        if _counts(config.beta):
+            temperature = config.temperature.at(step.index, step.total)
+            soft = soft_labels(student.prediction, teacher.prediction, batch.targets, temperature)
+            terms["soft"] = config.beta.at(step.index, step.total) * soft
+        if _counts(config.gamma):
+            if batch.labels is None:
+                raise MethodError("lrc-bert needs labels, and a batch has none")
+            hard = hard_labels(student.prediction, batch.labels, batch.targets)
+            terms["hard"] = config.gamma.at(step.index, step.total) * hard
+        return terms
+
+    def _contrast(self, student: View, teacher: View, batch: Batch) -> Term:
+        """Sum COS-NCE over the matched layers."""
+        pairs = layer_pairs(self.config.layers, student.model.layers, teacher.model.layers)
+        project = self.modules["projection"]
+        values = [
+            cos_nce(sample_distances(project(student.hidden[s]), teacher.hidden[t], batch.mask))
+            for s, t in pairs
+        ]
+        return Term(torch.stack(values).sum(0), batch.samples)
+
+
+def cos_nce(distances: Tensor) -> Tensor:
+    """Contrast each sample with the others: 0 at best, 4 at worst.
+
+    Args:
+        distances: Of student sample i to teacher sample j, in [0, 2], `[B, B]`.
+
+    Returns:
+        `[B]`.
+
+    Raises:
+        MethodError: There is only one sample.
+    """
+    negatives = len(distances) - 1
+    if negatives == 0:
+        raise MethodError(
+            "lrc-bert tells a sample from the others of its micro-batch, and there is a "
+            "micro-batch with one row. Raise training.batch_size or lower training.accumulation; "
+            "if it is only what is left over in an epoch, set task.rows to one row less"
+        )
+    own = distances.diagonal()
+    gaps = distances.sum(1) - own - negatives * own
+    return 1 - gaps / (2 * negatives) + own
+
+
+def sample_distances(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Return 1 - cos of each student sample to each teacher sample, averaged over positions.
+
+    Args:
+        student: `[B, S, D]`.
+        teacher: `[B, S, D]`, constant.
+        mask: True at positions that are not padding, bool `[B, S]`; two samples are compared where
+            both have a token.
+
+    Returns:
+        `[B, B]`, fp32, or fp64 if the inputs are.
+    """
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    padding = ~mask.unsqueeze(-1)
+    learned, known = (
+        functional.normalize(x.to(dtype), dim=-1).masked_fill(padding, 0).flatten(1)
+        for x in (student, teacher)
+    )
+    with torch.autocast(student.device.type, enabled=False):
+        present = mask.to(dtype)
+        shared = (present @ present.T).clamp(min=1)
+        return 1 - learned @ known.T / shared
+
+
+def _counts(weight: Schedule) -> bool:
+    """Whether a weight is ever other than 0."""
+    return bool(weight.start or weight.end)

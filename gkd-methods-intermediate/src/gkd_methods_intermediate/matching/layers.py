@@ -1,0 +1,76 @@
+"""Which layers a term compares, and the paths it reads for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gkd_core import Models
+from gkd_core.models.layer_map import layer_pairs
+from gkd_methods_intermediate.matching.knowledge import LAYERED
+from gkd_methods_intermediate.matching.term import MatchTerm
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is compared with what; 0 is the embedding output, and stands for sites without layers.
+
+    Attributes:
+        student: Layers of the student that a product has as its two factors; the same twice
+            unless the term has a `span`.
+        teacher: Likewise of the teacher.
+    """
+
+    student: tuple[int, int]
+    teacher: tuple[int, int]
+
+    @classmethod
+    def of(cls, student: int, teacher: int) -> Pair:
+        """Return the pair of one layer each."""
+        return cls((student, student), (teacher, teacher))
+
+
+def fixed_pairs(term: MatchTerm, student_layers: int, teacher_layers: int) -> list[Pair]:
+    """Return the pairs that do not depend on what they cost.
+
+    Raises:
+        MethodError: The layers do not suit the depth of the models.
+    """
+    if term.site not in LAYERED:
+        return [Pair.of(0, 0)]
+    found = [(0, 0)] if term.embedding else []
+    if term.layers != "emd" and term.layers != "monotone":
+        found += layer_pairs(term.layers, student_layers, teacher_layers)
+    return [
+        Pair((s, upper_s), (t, upper_t))
+        for (s, t), (upper_s, upper_t) in zip(found, found[term.span :], strict=False)
+    ]
+
+
+def layers_read(
+    term: MatchTerm, student_layers: int, teacher_layers: int
+) -> tuple[list[int], list[int]]:
+    """Return every layer that may be compared, of the student and of the teacher, ascending."""
+    pairs = fixed_pairs(term, student_layers, teacher_layers)
+    student = {layer for pair in pairs for layer in pair.student}
+    teacher = {layer for pair in pairs for layer in pair.teacher}
+    if term.is_assigned:
+        student.update(range(1, student_layers + 1))
+        teacher.update(range(1, teacher_layers + 1))
+    return sorted(student), sorted(teacher)
+
+
+def paths(term: MatchTerm, models: Models) -> Iterator[str]:
+    """Yield the paths of every layer that may be compared."""
+    if models.teacher is None:
+        return
+    student, teacher = layers_read(term, models.student.layers, models.teacher.layers)
+    yield from (f"student.{_site(term, layer)}" for layer in student)
+    yield from (f"teacher.{_site(term, layer)}" for layer in teacher)
+
+
+def _site(term: MatchTerm, layer: int) -> str:
+    reducer = f"|{term.positions}" if term.positions in ("cls", "mean") else ""
+    if term.site == "normed":
+        return f"hidden[last].normed{reducer}"
+    return f"{term.site}[{layer}]{reducer}" if term.site in LAYERED else f"{term.site}{reducer}"

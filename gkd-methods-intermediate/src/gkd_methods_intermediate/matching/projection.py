@@ -1,0 +1,58 @@
+"""Trainable maps of the student's vectors to the width of the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from gkd_core import Models
+from gkd_methods_intermediate.matching.layers import layers_read
+from gkd_methods_intermediate.matching.shapes import width
+from gkd_methods_intermediate.matching.term import MatchTerm
+
+STD = 0.02
+"""Standard deviation of the initial weights, that of BERT."""
+
+
+def projections(term: MatchTerm, models: Models) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the projections of a term, by name: one, or one for each student layer."""
+    if models.teacher is None or not term.has_vectors:
+        return
+    student, teacher = width(term.site, models.student), width(term.site, models.teacher)
+    activation = term.projection
+    if activation == "auto":
+        activation = "none" if student == teacher else "linear"
+    if activation == "none":
+        return
+    for name in _names(term, models.student.layers, models.teacher.layers):
+        yield name, _build(activation, student, teacher)
+
+
+def project(modules: nn.ModuleDict, term: MatchTerm, layer: int, vectors: Tensor) -> Tensor:
+    """Return the student's vectors of a layer, projected if the term does so."""
+    for name in (term.name, _layer_name(term, layer)):
+        if name in modules:
+            projected: Tensor = modules[name](vectors)
+            return projected
+    return vectors
+
+
+def _names(term: MatchTerm, student_layers: int, teacher_layers: int) -> list[str]:
+    if not term.per_layer:
+        return [term.name]
+    layers, _ = layers_read(term, student_layers, teacher_layers)
+    return [_layer_name(term, layer) for layer in layers]
+
+
+def _layer_name(term: MatchTerm, layer: int) -> str:
+    return f"{term.name} {layer}"
+
+
+def _build(activation: str, student: int, teacher: int) -> nn.Module:
+    linear = nn.Linear(student, teacher)
+    nn.init.normal_(linear.weight, std=STD)
+    nn.init.zeros_(linear.bias)
+    if activation == "linear":
+        return linear
+    return nn.Sequential(linear, nn.ReLU() if activation == "relu" else nn.Tanh())

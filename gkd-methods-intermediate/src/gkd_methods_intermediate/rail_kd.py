@@ -1,0 +1,151 @@
+"""RAIL-KD: random intermediate layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gkd_core import Batch, Items, Method, MethodError, Models, Step, Term, View
+
+
+class RAILKD(Method):
+    """Match intermediate layers with teacher layers that are drawn anew in every epoch.
+
+    L = sum_l alpha_l || n(P_t^l m_t^l) - n(P_s^l m_s^l) ||^2 over the student's blocks l but the
+    last. m is the mean of the hidden states, n scales to length 1, P are trained projections of
+    both sides, and m_t^1, m_t^2, ... belong to randomly chosen teacher blocks but the last, in
+    rising order. `concatenated`: the same of all means laid end to end, with one projection each
+    side. The paper's objective is a third each of `hard`, `soft` and this, the recipe `rail-kd`.
+    """
+
+    name = "rail-kd"
+    paper = (
+        "Haidar, Anchuri, Rezagholizadeh, Ghaddar, Langlais, Poupart, Findings of NAACL 2022, "
+        "arXiv:2109.10164"
+    )
+
+    class Config(Method.Config):
+        """Options of `rail-kd`."""
+
+        variant: Literal["layer-wise", "concatenated"] = Field(
+            "layer-wise",
+            description="`layer-wise`: every pair of layers has its own distance (RAIL-KD l); "
+            "`concatenated`: all layers have one (RAIL-KD c).",
+        )
+        projection_size: PositiveInt = Field(
+            128, description="u: the width to which both sides are projected."
+        )
+        layer_weights: tuple[float, ...] = Field(
+            (),
+            description="alpha of `layer-wise`: a weight for each student layer but the last. Left "
+            "out: 1 each.",
+        )
+        draw_every: PositiveInt | Literal["epoch"] = Field(
+            "epoch", description="When new teacher layers are drawn: every epoch or so many steps."
+        )
+
+        @model_validator(mode="after")
+        def _weights_need_layers(self) -> RAILKD.Config:
+            if self.layer_weights and self.variant == "concatenated":
+                raise ValueError(
+                    "`layer_weights` means nothing for variant 'concatenated', which has a single "
+                    "distance; leave it out"
+                )
+            return self
+
+    config: Config
+
+    def check(self, models: Models) -> None:
+        """Refuse models with too few layers, and weights that do not fit."""
+        student, teacher = models.student, models.teacher
+        if teacher is None:
+            return
+        if student.layers < 2:
+            raise MethodError(
+                "rail-kd has no layer to match: the student has one block and rail-kd leaves out "
+                "the last. Use a student of at least 2 layers (--student-layers), or drop rail-kd"
+            )
+        if student.layers > teacher.layers:
+            raise MethodError(
+                f"rail-kd draws {student.layers - 1} teacher layers, one for each student block "
+                f"but the last, but the teacher '{teacher.name}' has {teacher.layers - 1} below "
+                f"its last. Use a student of at most {teacher.layers} layers (--student-layers)"
+            )
+        weights = self.config.layer_weights
+        if weights and len(weights) != student.layers - 1:
+            raise MethodError(
+                f"rail-kd.layer_weights has {len(weights)} weights, but the student has "
+                f"{student.layers - 1} blocks below its last; give one for each"
+            )
+
+    def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
+        """Make the projections of both sides.
+
+        Those of the teacher belong to places in the order of the drawn layers, not to layers.
+        """
+        if models.teacher is None:
+            return {}
+        layers, size = models.student.layers - 1, self.config.projection_size
+        joined = self.config.variant == "concatenated"
+        count, factor = (1, layers) if joined else (layers, 1)
+        return {
+            f"{side} {number}": nn.Linear(factor * width, size, bias=False)
+            for side, width in (
+                ("student", models.student.hidden_size),
+                ("teacher", models.teacher.hidden_size),
+            )
+            for number in range(1, count + 1)
+        }
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read the mean states of the student's blocks but the last, and of the drawn ones."""
+        if models.teacher is None:
+            return
+        for layer in range(1, models.student.layers):
+            yield f"student.hidden[{layer}]|mean"
+        for layer in self._drawn(models.student.layers - 1, models.teacher.layers - 1, step):
+            yield f"teacher.hidden[{layer}]|mean"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare the projected means."""
+        vectors = zip(self._vectors(student), self._vectors(teacher), strict=True)
+        distances = [
+            _distance(
+                self.modules[f"student {number}"](learned),
+                self.modules[f"teacher {number}"](known),
+                batch.samples,
+            )
+            for number, (learned, known) in enumerate(vectors, start=1)
+        ]
+        weights = self.config.layer_weights or [1.0] * len(distances)
+        weighted = [w * distance for w, distance in zip(weights, distances, strict=True)]
+        return {"rail-kd": sum(weighted[1:], weighted[0])}
+
+    def _vectors(self, view: View) -> list[Tensor]:
+        """Return what is projected: the mean of each layer read `[B, D]`, or all in one."""
+        means = [view.hidden.mean[layer] for layer in view.hidden.mean.layers]
+        return [torch.cat(means, dim=-1)] if self.config.variant == "concatenated" else means
+
+    def _drawn(self, count: int, last: int, step: Step) -> list[int]:
+        """Return `count` of the layers 1 to `last`, ascending: a function of seed and epoch alone.
+
+        Nothing has to be remembered, neither from step to step nor for a resume.
+        """
+        every = self.config.draw_every
+        draw = step.epoch if every == "epoch" else step.index // every
+        generator = torch.Generator().manual_seed(step.generator.initial_seed() + draw)
+        drawn = torch.randperm(last, generator=generator)[:count] + 1
+        return sorted(drawn.tolist())
+
+
+def _distance(student: Tensor, teacher: Tensor, over: Items) -> Term:
+    """Squared distance of vectors scaled to length 1; both sides are differentiated."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    directions = (functional.normalize(v.to(dtype), dim=-1) for v in (student, teacher))
+    learned, known = directions
+    return Term((learned - known).square().sum(-1), over)

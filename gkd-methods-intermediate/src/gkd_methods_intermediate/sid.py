@@ -1,0 +1,176 @@
+"""SID: stacked internal distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from gkd_core import Batch, LayerMap, Method, MethodError, Models, Step, Term, View
+from gkd_core.losses import cosine, relation_kl, soft_labels
+from gkd_core.models.layer_map import layer_pairs
+
+
+@dataclass
+class Measured:
+    """The cosine losses of one optimizer step, over its micro-batches.
+
+    Attributes:
+        step: Its index.
+        total: Their sum over samples and layers.
+        samples: How many samples that is.
+    """
+
+    step: int = -1
+    total: Tensor | float = 0.0
+    samples: int = 0
+
+
+class SID(Method):
+    """Learn the teacher's layers from the bottom up, one more at a time, and then its prediction.
+
+    L = sum_(l <= k) KL(A_t^g(l) || A_s^l) + 1 - cos(h_s^l, h_t^g(l)), with A the attention
+    distributions, averaged over heads and over the positions that are not padding, h the [CLS]
+    state and g the layer map. Layer k + 1 is unlocked when a budget of steps is spent or the cosine
+    losses are small enough. After the last layer only the soft labels are learnt, with T = 1.
+    """
+
+    name = "sid"
+    paper = "Aguilar, Ling, Zhang, Yao, Fan, Guo, AAAI 2020, arXiv:1910.03723"
+    same_tokenizer = True
+
+    class Config(Method.Config):
+        """Options of `sid`."""
+
+        layers: LayerMap = Field(
+            "spaced",
+            description="Teacher layer of each student layer: a strategy, or a list of [student, "
+            "teacher] pairs. They are unlocked in this order.",
+        )
+        variant: Literal["stacked", "progressive"] = Field(
+            "stacked",
+            description="`stacked`: the losses of lower layers stay when one is unlocked; "
+            "`progressive`: only the newest layer is learnt (the paper's PID).",
+        )
+        budget: PositiveInt | Literal["even"] = Field(
+            "even",
+            description="Steps after which the next layer is unlocked at the latest; `even` "
+            "divides the stage into equal parts, one for each layer and one for the prediction.",
+        )
+        threshold: float = Field(
+            0.0,
+            ge=0,
+            description="Unlock the next layer earlier, when the cosine losses of a step, summed "
+            "over the layers being learnt, are below this. 0: never.",
+        )
+
+    config: Config
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self._newest = 1
+        # When the newest layer was unlocked, in units of a step / number of phases: `even` phases
+        # then end without rounding.
+        self._since = 0
+        self._measured = Measured()
+
+    def check(self, models: Models) -> None:
+        """Refuse models of different width or number of heads, or layers that are not there."""
+        student, teacher = models.student, models.teacher
+        if teacher is None:
+            return
+        layer_pairs(self.config.layers, student.layers, teacher.layers)
+        for what, setting, learned, known in (
+            ("attention heads", "heads", student.heads, teacher.heads),
+            ("hidden size", "hidden_size", student.hidden_size, teacher.hidden_size),
+        ):
+            if learned != known:
+                raise MethodError(
+                    f"sid compares attention head by head and [CLS] states as they are, but the "
+                    f"student's {what} is {learned} and that of the teacher '{teacher.name}' "
+                    f"{known}. Set student.{setting}={known}, or use a method that allows for "
+                    "other sizes, such as tinybert (hidden size) or minilmv2 (both)"
+                )
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read attention and [CLS] states of the layers being learnt; at last the logits."""
+        if models.teacher is None:
+            return
+        pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
+        self._advance(len(pairs), step)
+        for student, teacher in self._learnt(pairs):
+            yield f"student.attention[{student}]"
+            yield f"teacher.attention[{teacher}]"
+            yield f"student.hidden[{student}]|cls"
+            yield f"teacher.hidden[{teacher}]|cls"
+        if self._newest > len(pairs):
+            yield "student.logits"
+            yield "teacher.logits"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare the layers being learnt, or the predictions."""
+        pairs = layer_pairs(self.config.layers, student.model.layers, teacher.model.layers)
+        learnt = self._learnt(pairs)
+        if not learnt:
+            soft = soft_labels(student.prediction, teacher.prediction, batch.targets, 1.0)
+            return {"soft": soft}
+        attention = [
+            relation_kl(student.attention[s], teacher.attention[t], batch.tokens) for s, t in learnt
+        ]
+        states = [
+            cosine(student.hidden.cls[s], teacher.hidden.cls[t], batch.samples) for s, t in learnt
+        ]
+        terms = {"attention": _sum(attention), "cosine": _sum(states)}
+        if self.config.threshold:
+            self._measure(terms["cosine"], step)
+        return terms
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far it is, and what the next unlocking depends on."""
+        measured = self._measured
+        return {
+            "newest": self._newest,
+            "since": self._since,
+            "measured": [measured.step, float(measured.total), measured.samples],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._newest, self._since = state["newest"], state["since"]
+        self._measured = Measured(*state["measured"])
+
+    def _learnt(self, pairs: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """Return the pairs of layers that are compared now; none once all have been learnt."""
+        if self._newest > len(pairs):
+            return []
+        return pairs[0 if self.config.variant == "stacked" else self._newest - 1 : self._newest]
+
+    def _measure(self, cosines: Term, step: Step) -> None:
+        """Add the losses of a micro-batch to those of its step."""
+        if self._measured.step != step.index:
+            self._measured = Measured(step.index)
+        self._measured.total += cosines.values.detach().sum()
+        self._measured.samples += cosines.over.count
+
+    def _advance(self, layers: int, step: Step) -> None:
+        """Unlock what is due at the beginning of a step."""
+        phases = layers + 1
+        now = step.index * phases
+        if self._measured.step < step.index and self._is_small():
+            self._newest, self._since = self._newest + 1, now
+            self._measured = Measured()
+        budget = step.total if self.config.budget == "even" else self.config.budget * phases
+        while self._newest <= layers and now - self._since >= budget:
+            self._newest, self._since = self._newest + 1, self._since + budget
+            self._measured = Measured()
+
+    def _is_small(self) -> bool:
+        measured = self._measured
+        return float(measured.total) < self.config.threshold * measured.samples
+
+
+def _sum(terms: Sequence[Term]) -> Term:
+    return sum(terms[1:], terms[0])

@@ -1,0 +1,130 @@
+"""TinyBERT: distillation of every layer of a Transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from gkd_core import Batch, LayerMap, Method, MethodError, Models, Schedule, Step, Term, View
+from gkd_core.losses import mse, relation_mse
+from gkd_core.models.layer_map import layer_pairs
+
+STD = 0.02
+"""Standard deviation of the initial weights of a projection, that of BERT."""
+
+
+class TinyBERT(Method):
+    """Imitate the embeddings, and the attention scores and hidden states of every layer.
+
+    L = MSE(E_s W_e, E_t) + sum_l MSE(H_s^l W_h, H_t^g(l)) + MSE(A_s^l, A_t^g(l)) over the
+    student's blocks l (section 3.1); g is the layer map. A are the attention scores before softmax;
+    the mean is over heads and over the keys that are not masked. W_e and W_h are trained. The
+    predictions, which the paper distils last, are a stage with `soft` in the recipe `tinybert`.
+    """
+
+    name = "tinybert"
+    paper = "Jiao, Yin, Shang, Jiang, Chen, Li, Wang, Liu, Findings of EMNLP 2020, arXiv:1909.10351"
+
+    class Config(Method.Config):
+        """Options of `tinybert`."""
+
+        layers: LayerMap = Field(
+            "spaced",
+            description="Teacher layer of each student layer: a strategy, or a list of [student, "
+            "teacher] pairs.",
+        )
+        projection: Literal["separate", "shared"] = Field(
+            "separate",
+            description="`separate`: W_e for the embedding and W_h for all hidden states, as in "
+            "the paper; `shared`: one for both, as in the released code.",
+        )
+        embedding_weight: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the embedding term; may be a schedule."
+        )
+        hidden_weight: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the hidden states; may be a schedule."
+        )
+        attention_weight: Schedule = Field(
+            Schedule.parse(1.0), description="Weight of the attention scores; may be a schedule."
+        )
+
+    config: Config
+
+    def check(self, models: Models) -> None:
+        """Refuse models whose heads cannot be compared one by one, or layers that are not there."""
+        student, teacher = models.student, models.teacher
+        if teacher is None:
+            return
+        layer_pairs(self.config.layers, student.layers, teacher.layers)
+        if student.heads != teacher.heads:
+            raise MethodError(
+                f"tinybert compares attention head by head, but the student has {student.heads} "
+                f"heads and the teacher '{teacher.name}' {teacher.heads}. Give the student as many "
+                "heads as the teacher (student.heads), or use minilmv2, which works with any number"
+            )
+
+    def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
+        """Make W_e and W_h, or the one projection for both."""
+        if models.teacher is None:
+            return {}
+        widths = models.student.hidden_size, models.teacher.hidden_size
+        names = ["shared"] if self.config.projection == "shared" else ["embedding", "hidden"]
+        return {name: _projection(*widths) for name in names}
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read the embedding, and hidden states and attention of every matched layer."""
+        if models.teacher is None:
+            return
+        yield "student.embedding"
+        yield "teacher.embedding"
+        pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
+        for student, teacher in pairs:
+            for site in ("hidden", "attention"):
+                yield f"student.{site}[{student}]"
+                yield f"teacher.{site}[{teacher}]"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare embeddings, hidden states and scores."""
+        over = batch.tokens
+        pairs = layer_pairs(self.config.layers, student.model.layers, teacher.model.layers)
+        embedding = mse(self._project("embedding", student.embedding), teacher.embedding, over)
+        hidden = [
+            mse(self._project("hidden", student.hidden[s]), teacher.hidden[t], over)
+            for s, t in pairs
+        ]
+        attention = [
+            relation_mse(student.attention[s], teacher.attention[t], over) for s, t in pairs
+        ]
+        embedding_weight, hidden_weight, attention_weight = (
+            schedule.at(step.index, step.total)
+            for schedule in (
+                self.config.embedding_weight,
+                self.config.hidden_weight,
+                self.config.attention_weight,
+            )
+        )
+        return {
+            "embedding": embedding_weight * embedding,
+            "hidden": hidden_weight * _sum(hidden),
+            "attention": attention_weight * _sum(attention),
+        }
+
+    def _project(self, name: str, states: Tensor) -> Tensor:
+        """Return the student's states `[B, S, D_s]` in the teacher's width, `[B, S, D_t]`."""
+        projection = self.modules["shared" if self.config.projection == "shared" else name]
+        projected: Tensor = projection(states)
+        return projected
+
+
+def _projection(student: int, teacher: int) -> nn.Linear:
+    linear = nn.Linear(student, teacher)
+    nn.init.normal_(linear.weight, std=STD)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _sum(terms: Sequence[Term]) -> Term:
+    return sum(terms[1:], terms[0])

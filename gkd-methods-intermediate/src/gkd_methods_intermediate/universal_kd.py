@@ -1,0 +1,125 @@
+"""Universal-KD: output-grounded intermediate layer distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gkd_core import Batch, Method, MethodError, ModelInfo, Models, Schedule, Step, Term, View
+from gkd_core.losses import hard_labels, soft_labels
+from gkd_methods_intermediate.alp_kd import attend_layers
+from gkd_methods_intermediate.temperature import Temperature
+
+
+class UniversalKD(Method):
+    """Match intermediate layers by what they would predict, weighed by attention.
+
+    L = (1 - gamma) T^2 KL(softmax(z_t / T) || softmax(z_s / T))
+    + gamma sum_j KL(softmax(v_j) || softmax(u_s^j)), v_j = sum_i a_ji u_t^i,
+    a_j = softmax_i(u_s^j . u_t^i). u^l = W^l h^l is the prediction of a pseudo-classifier on the
+    pooled state of block l, for all blocks but the last. Those of the teacher learn the labels from
+    its states; v is a constant target. Any depths, widths and architectures; not for language
+    models.
+    """
+
+    name = "universal-kd"
+    paper = (
+        "Wu, Rezagholizadeh, Ghaddar, Haidar, Ghodsi, EMNLP 2021, "
+        "doi:10.18653/v1/2021.emnlp-main.603"
+    )
+    needs_labels = True
+
+    class Config(Method.Config):
+        """Options of `universal-kd`."""
+
+        gamma: Schedule = Field(
+            Schedule.parse(0.5),
+            description="Weight of the intermediate layers; the soft labels have 1 - gamma. May be "
+            "a schedule.",
+        )
+        temperature: Temperature = Field(
+            Schedule.parse(1.0),
+            description="T of the soft labels; those of intermediate layers have 1. May be a "
+            "schedule.",
+        )
+        pooling: Literal["cls", "mean"] = Field(
+            "cls",
+            description="What a pseudo-classifier receives: the summarising position, or the mean "
+            "over the positions that are not padding.",
+        )
+
+    config: Config
+
+    def check(self, models: Models) -> None:
+        """Refuse language models, and models without intermediate layers."""
+        for model in _both(models):
+            if model.labels == model.vocab_size:
+                raise MethodError(
+                    "universal-kd has a classifier for each layer, which in language modelling "
+                    "would be as large as the vocabulary each. Use it on classification or "
+                    "regression"
+                )
+            if model.layers < 2:
+                raise MethodError(
+                    f"universal-kd compares the layers below the last, but '{model.name}' has one "
+                    "block. Use a model of at least 2 (--student-layers), or use soft"
+                )
+
+    def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
+        """Make a pseudo-classifier for every block but the last, on both sides."""
+        sides = zip(("student", "teacher"), _both(models), strict=False)
+        return {side: _classifiers(model, models.student.labels) for side, model in sides}
+
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        """Read the pooled states of all blocks but the last, and the logits."""
+        for side, model in zip(("student", "teacher"), _both(models), strict=False):
+            yield f"{side}.logits"
+            for layer in range(1, model.layers):
+                yield f"{side}.hidden[{layer}]|{self.config.pooling}"
+
+    def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
+        """Compare the predictions of the last layers, and those of the pseudo-classifiers."""
+        if batch.labels is None:
+            raise MethodError("universal-kd needs labels, and a batch has none")
+        over, labels = batch.targets, batch.labels
+        gamma = self.config.gamma.at(step.index, step.total)
+        temperature = self.config.temperature.at(step.index, step.total)
+        learned, known = (
+            self._predictions("student", student),
+            self._predictions("teacher", teacher),
+        )
+        # Their only loss is that of the labels: if v could learn, all predictions could become
+        # constant and equal.
+        targets = attend_layers(torch.stack(learned, 1), torch.stack(known, 1)).detach().unbind(1)
+        soft = soft_labels(student.prediction, teacher.prediction, over, temperature)
+        pairs = zip(learned, targets, strict=True)
+        intermediate = _sum([soft_labels(u, v, over, 1.0) for u, v in pairs])
+        pseudo = _sum([hard_labels(u, labels, over) for u in known])
+        return {
+            "soft": (1 - gamma) * soft,
+            "intermediate": gamma * intermediate,
+            "pseudo-classifiers": (1 / len(known)) * pseudo,
+        }
+
+    def _predictions(self, side: str, view: View) -> list[Tensor]:
+        """Return what the pseudo-classifiers of a model predict, `[B, C]` each."""
+        states = view.hidden.cls if self.config.pooling == "cls" else view.hidden.mean
+        pairs = zip(self.modules[side].children(), states.layers, strict=True)
+        return [classifier(states[layer]) for classifier, layer in pairs]
+
+
+def _both(models: Models) -> Sequence[ModelInfo]:
+    return [model for model in (models.student, models.teacher) if model is not None]
+
+
+def _classifiers(model: ModelInfo, classes: int) -> nn.ModuleList:
+    layers = range(1, model.layers)
+    return nn.ModuleList(nn.Linear(model.hidden_size, classes, bias=False) for _ in layers)
+
+
+def _sum(terms: Sequence[Term]) -> Term:
+    return sum(terms[1:], terms[0])
