@@ -1,0 +1,84 @@
+"""Data parallelism: each rank has a share of the rows, and gradients are summed over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gkd_core.parallel.ranks import gather, rank, world_size
+
+Item = TypeVar("Item")
+
+BUCKET = 2**24
+"""Elements that are summed in one communication."""
+
+
+def share(rows: Sequence[int]) -> tuple[Sequence[int], bool]:
+    """Return this rank's rows of a micro-batch, and whether they count.
+
+    Where there are fewer rows than ranks, some ranks repeat one that does not count: all must take
+    part in every communication.
+    """
+    if world_size() == 1:
+        return rows, True
+    own = rows[rank() :: world_size()]
+    return (own, True) if own else (rows[:1], False)
+
+
+def deal(items: Sequence[Item]) -> Iterator[tuple[Item, bool]]:
+    """Yield this rank's share of some work, each with whether it counts; all ranks get as many."""
+    size = world_size()
+    for start in range(0, len(items), size):
+        place = start + rank()
+        yield (items[place], True) if place < len(items) else (items[start], False)
+
+
+def collect(results: Sequence[Item]) -> list[Item]:
+    """Return the results of all ranks, in the order of the items that `deal` dealt.
+
+    Args:
+        results: This rank's, of the items that count.
+    """
+    if world_size() == 1:
+        return list(results)
+    rounds = zip_longest(*gather([(result,) for result in results]))
+    return [held[0] for dealt in rounds for held in dealt if held is not None]
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sum gradients over the ranks. A weight that no rank used is left without."""
+    if world_size() == 1:
+        return
+    every = list(parameters)
+    used = torch.tensor([parameter.grad is not None for parameter in every], dtype=torch.uint8)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    gradients = [_gradient(p) for p, anywhere in zip(every, used.tolist(), strict=True) if anywhere]
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET
+        if full or (bucket and bucket[0].dtype != tensor.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

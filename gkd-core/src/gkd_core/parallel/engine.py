@@ -1,0 +1,275 @@
+"""`DeepSpeedEngine`: optimizer state, gradients and weights divided over the ranks by ZeRO."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gkd_core.config.schema import ParallelConfig, RunConfig
+from gkd_core.errors import ConfigError
+from gkd_core.parallel.data import BUCKET
+from gkd_core.parallel.discarded import note_divided
+from gkd_core.parallel.ranks import is_first, rank, world_size
+from gkd_core.training.engine import adamw, autocast, lr_factor, trained_parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+STEP = "step"
+
+
+class DeepSpeedEngine:
+    """AdamW under ZeRO (Rajbhandari et al., SC 2020) as DeepSpeed has it.
+
+    Losses are divided by the items of all ranks, so that gradients are to be summed; DeepSpeed
+    takes their mean, which is made up for in `backward`. A weight that no loss reaches has the
+    gradient 0 here, so that it decays, where `LocalEngine` leaves it alone.
+
+    Args:
+        student: The student.
+        modules: The auxiliary modules.
+        config: The configuration of the stage.
+        total_steps: Its length, for the learning-rate schedule.
+        device: Where the models live.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        modules: nn.Module,
+        config: RunConfig,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        self.config = config.training
+        self.total_steps = total_steps
+        self.zero = config.parallel.zero
+        deepspeed = _import_deepspeed(device)
+        self._trained = _Trained(student, modules)
+        if self.zero == 3:
+            # The weights are divided first, and each rank moves its own part.
+            for buffer in self._trained.buffers():
+                buffer.data = buffer.data.to(device)
+        else:
+            self._trained.to(device)
+        self.parameters = trained_parameters([student, modules])
+        self._engine, *_ = deepspeed.initialize(
+            model=self._trained,
+            optimizer=adamw(self.parameters, self.config),
+            config=_settings(config, student.config.hidden_size),
+        )
+        if self.zero == 3:
+            note_divided(self._trained)
+            _keep_recomputed(self._engine.optimizer.parameter_offload.get_param_coordinator())
+            for weight in _used_elsewhere(student, modules):
+                deepspeed.zero.register_external_parameter(self._trained, weight)
+
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Run forward passes and the loss of a micro-batch."""
+
+        def run() -> Tensor:
+            with autocast(self.config, self.device, caches=self.zero < 3):
+                return loss()
+
+        found: Tensor = self._engine(run)
+        return found
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Accumulate the gradient of a micro-batch."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * world_size(), scale_wrt_gas=False)
+
+    def step(self, index: int) -> Tensor:
+        """Clip, update the weights, clear the gradient; return its norm before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self.lr(index)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.device)
+
+    def lr(self, index: int) -> float:
+        """Return the learning rate of step `index`: linear warm-up, then the chosen decay."""
+        return self.config.lr * lr_factor(self.config, index, self.total_steps)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the moments and step counts of AdamW as `PARAMETER.NAME`, in the first rank."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        states = self._engine.optimizer.optimizer.state
+        steps = [states[part][STEP] for part in self._partitions if part in states]
+        found: dict[str, Tensor] = {}
+        self._link_moments()
+        for number, parameter in enumerate(self.parameters if steps else ()):
+            for name in MOMENTS:
+                moment = safe_get_full_optimizer_state(parameter, name)
+                if is_first():
+                    found[f"{number}.{name}"] = moment.cpu()
+            found[f"{number}.{STEP}"] = steps[0].cpu().clone()
+        return found if is_first() else {}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state_tensors` returned, after the weights themselves."""
+        self._engine.optimizer.refresh_fp32_params()
+        if not tensors:
+            return
+        step = max(value for name, value in tensors.items() if name.endswith(f".{STEP}"))
+        self._make_states(step)
+        for number, parameter in enumerate(self.parameters):
+            for name in MOMENTS:
+                whole = tensors.get(f"{number}.{name}")
+                if whole is not None:
+                    self._set_moment(parameter, name, whole.to(self.device))
+
+    def close(self) -> None:
+        """Let go of the models."""
+        self._engine.destroy()
+
+    @property
+    def _partitions(self) -> list[Tensor]:
+        """This rank's part of the weights as AdamW knows it."""
+        zero = self._engine.optimizer
+        partitions: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat
+            if self.zero == 3
+            else zero.single_partition_of_fp32_groups
+        )
+        return partitions
+
+    def _make_states(self, step: Tensor) -> None:
+        """Make room for moments, which AdamW itself would do in its first step."""
+        states = self._engine.optimizer.optimizer.state
+        for partition in self._partitions:
+            moments = {name: torch.zeros_like(partition) for name in MOMENTS}
+            states[partition] = {STEP: step.clone(), **moments}
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed find the moments of a weight, which it does for the first group only."""
+        if self.zero == 3:
+            return
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        zero = self._engine.optimizer
+        for weights, partition in zip(zero.bit16_groups, self._partitions, strict=True):
+            lazy_init_hp_params_optimizer_state(weights, partition, zero.optimizer.state)
+
+    def _set_moment(self, parameter: Tensor, name: str, whole: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.zero < 3:
+            safe_set_full_optimizer_state(parameter, whole, name)
+            return
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = functional.pad(whole.flatten(), (0, size * world_size() - whole.numel()))
+        own = torch.split(padded, size)[rank()]
+        safe_set_local_optimizer_state(parameter, own, name)
+
+
+def check_engine(config: ParallelConfig) -> None:
+    """Refuse ZeRO where it cannot work, before anything is loaded.
+
+    Raises:
+        ConfigError: DeepSpeed, or what it needs to use a disk, is missing.
+    """
+    if not config.zero:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"parallel.zero = {config.zero} needs DeepSpeed, which is not installed. Install "
+            "gkd-core[parallel]"
+        )
+    if "nvme" in (config.offload_optimizer, config.offload_params):
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise ConfigError(
+                "offloading to nvme needs libaio, which is not installed here. Install it (Debian: "
+                "libaio-dev), or offload to cpu"
+            )
+
+
+class _Trained(nn.Module):
+    """All that is trained, as one module. Its forward pass is whatever uses the weights."""
+
+    def __init__(self, student: nn.Module, modules: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.modules_of_methods = modules
+
+    def forward(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+
+def _used_elsewhere(student: PreTrainedModel, modules: nn.Module) -> Iterable[nn.Parameter]:
+    """Yield weights that are used outside of the forward pass of their module.
+
+    Losses over a vocabulary are computed from the weights of the head; what a method does with its
+    own is its business.
+    """
+    head = student.get_output_embeddings()
+    if head is not None:
+        yield from head.parameters(recurse=False)
+    yield from modules.parameters()
+
+
+def _keep_recomputed(coordinator: Any) -> None:
+    """Let ZeRO-3 keep the weights of a checkpointed block from its recomputation to its backward.
+
+    DeepSpeed would let them go in between. That is too early where the gradient enters a block in
+    its midst, as it does from captured queries: what is recomputed is then under way backwards.
+    """
+    stock = coordinator.release_sub_module
+
+    def release(module: nn.Module, forward: bool = False) -> None:
+        if not (forward and torch._C._current_graph_task_id() != -1):
+            stock(module, forward=forward)
+
+    coordinator.release_sub_module = release
+
+
+def _settings(config: RunConfig, width: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a student of some hidden size."""
+    parallel = config.parallel
+    zero: dict[str, Any] = {
+        "stage": parallel.zero,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        # Vectors are not worth dividing, matrices are.
+        "stage3_param_persistence_threshold": 10 * width,
+    }
+    for name, place in (
+        ("offload_optimizer", parallel.offload_optimizer),
+        ("offload_param", parallel.offload_params),
+    ):
+        if place != "none":
+            path = {"nvme_path": parallel.nvme_path} if place == "nvme" else {}
+            zero[name] = {"device": place, "pin_memory": torch.cuda.is_available(), **path}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants it, and only counts samples with it
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.training.clip,
+        "zero_optimization": zero,
+        # PyTorch's fused AdamW is as good on a CPU, and need not be compiled first.
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed without what it compiles and says on the way."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
+    import deepspeed
+
+    # A faster all-reduce for inference on CPUs, which takes minutes to compile.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

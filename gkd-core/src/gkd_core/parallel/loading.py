@@ -1,0 +1,200 @@
+"""Read this rank's shards of a checkpoint, and no more, from safetensors files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from json import JSONDecodeError
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn import Parameter
+
+from gkd_core.data.task import Kind
+from gkd_core.models.load import HEADS, check_safetensors, in_body
+from gkd_core.models.quiet import quiet
+from gkd_core.models.source import locate, unreadable
+from gkd_core.parallel.sharding import mark_parameters, shard_model
+from gkd_core.parallel.split import Split, sharding_of, weights_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PATTERNS = ["model*.safetensors", INDEX]
+LEGACY = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+
+class ShardReader:
+    """Reads checkpoints for `load_teacher` and `load_model`: pass it as `read`.
+
+    The model is built without weights, divided, and filled from slices of the files. Beside its
+    shards a process has at most one whole tensor in memory at a time. Weights the checkpoint lacks
+    are drawn whole, as transformers draws them, and then divided.
+
+    Args:
+        group: The tensor group the model is divided over; every rank reads.
+        device: Where the weights go.
+        dtype: Their type.
+    """
+
+    def __init__(
+        self, group: ProcessGroup, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.group = group
+        self.device = device
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        model: str,
+        kind: Kind,
+        config: PretrainedConfig,
+        trust_remote_code: bool,
+        origin: str,
+    ) -> tuple[PreTrainedModel, list[str], list[str]]:
+        """Return the model, the weights missing in the checkpoint, and those of another shape.
+
+        A model of whose body something is missing comes back without weights.
+
+        Args:
+            model: Directory or hub id.
+            kind: What is predicted.
+            config: The model's configuration.
+            trust_remote_code: Run code that comes with the checkpoint.
+            origin: Setting that named the model.
+
+        Raises:
+            ConfigError: The files cannot be read, or the model cannot be divided.
+        """
+        place = locate(model, origin)
+        check_safetensors(place, kind, origin)
+        with torch.device("meta"), quiet():
+            built = HEADS[kind].auto.from_config(
+                copy.deepcopy(config), dtype=self.dtype, trust_remote_code=trust_remote_code
+            )
+        try:
+            checkpoint = _Checkpoint(_directory(place))
+            found, missing, misfit = _match(built, checkpoint)
+            if not any(in_body(built, name) for name in missing + misfit):
+                _draw(built, missing + misfit)
+                shard_model(built, self.group)
+                self._fill(built, checkpoint, found)
+        except (OSError, SafetensorError, HfHubHTTPError, JSONDecodeError) as error:
+            raise unreadable(model, origin, error) from error
+        return built, sorted(missing), sorted(misfit)
+
+    def _fill(
+        self, model: PreTrainedModel, checkpoint: _Checkpoint, found: Mapping[str, str]
+    ) -> None:
+        """Put every weight on the device: those that were found are read, the others are there."""
+        sharding = sharding_of(model)
+        splits = {} if sharding is None else sharding.splits
+        for names, weight in weights_of(model):
+            name = names[0]
+            if name in found:
+                shard = torch.zeros_like(weight, device=self.device)
+                checkpoint.read(found[name], splits.get(name), self.group.rank(), shard)
+            else:
+                shard = weight.detach().to(self.device)
+            _put(model, names, Parameter(shard) if isinstance(weight, Parameter) else shard)
+        for name, buffer in list(model.named_buffers()):
+            _put(model, [name], buffer.to(self.device))
+        if sharding is not None:
+            mark_parameters(model)
+
+
+class _Checkpoint:
+    """The safetensors files of a directory, opened for one tensor at a time.
+
+    A file that is mapped into memory stays there as far as it was read: closing it gives the memory
+    back.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        index = directory / INDEX
+        if index.is_file():
+            names = json.loads(index.read_text())["weight_map"].values()
+            files = sorted({directory / name for name in names})
+        else:
+            files = [directory / WEIGHTS]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    self.shapes[name] = tuple(file.get_slice(name).get_shape())
+                    self._files[name] = path
+
+    def read(self, name: str, split: Split | None, rank: int, shard: Tensor) -> None:
+        """Copy a rank's share of a tensor into its shard; all of it if it is not divided."""
+        with safe_open(self._files[name], "pt") as file, torch.no_grad():
+            whole = file.get_slice(name)
+            if split is None:
+                shard.copy_(whole[...])
+            else:
+                split.read(whole, rank, shard)
+
+
+def _directory(place: str) -> Path:
+    """Return the directory of a checkpoint, fetched from the hub if it is not one."""
+    path = Path(place)
+    return path if path.is_dir() else Path(snapshot_download(place, allow_patterns=PATTERNS))
+
+
+def _match(
+    model: PreTrainedModel, checkpoint: _Checkpoint
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Return where each weight of a model is found, which are missing, which of another shape."""
+    found, missing, misfit = {}, [], []
+    for names, weight in weights_of(model):
+        known = _known_names(names, model.base_model_prefix)
+        stored = next((name for name in known if name in checkpoint.shapes), None)
+        if stored is None:
+            missing.append(names[0])
+        elif checkpoint.shapes[stored] != tuple(weight.shape):
+            misfit.append(names[0])
+        else:
+            found[names[0]] = stored
+    return found, missing, misfit
+
+
+def _known_names(names: Sequence[str], prefix: str) -> Iterator[str]:
+    """Yield what checkpoints may call a weight: with and without head, before and after 2019."""
+    for name in names:
+        for variant in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
+            yield variant
+            for now, before in LEGACY.items():
+                if variant.endswith(now):
+                    yield variant.removesuffix(now) + before
+
+
+def _draw(model: PreTrainedModel, missing: Sequence[str]) -> None:
+    """Draw missing weights and compute buffers that are never stored, as transformers does."""
+    stored = set()
+    for names, weight in weights_of(model):
+        stored.update(names)
+        if names[0] in missing:
+            real = torch.empty_like(weight, device="cpu")
+            _put(model, names, Parameter(real) if isinstance(weight, Parameter) else real)
+        else:
+            weight._is_hf_initialized = True  # type: ignore[attr-defined]
+    for name, buffer in list(model.named_buffers()):
+        if name not in stored:
+            _put(model, [name], torch.empty_like(buffer, device="cpu"))
+    model.initialize_weights()
+
+
+def _put(model: nn.Module, names: Sequence[str], weight: Tensor) -> None:
+    """Make a tensor the weight of these names."""
+    for name in names:
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, weight)

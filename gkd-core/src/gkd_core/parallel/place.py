@@ -1,0 +1,80 @@
+"""Which of several processes this one is, as whoever started it says in the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+FIRST_PORT = 20000
+PORTS = 20000
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a process among those of a run.
+
+    Attributes:
+        rank: Its number.
+        world: How many there are.
+        local_rank: Its number on this machine.
+        address: Host name of the machine of rank 0.
+        port: Where rank 0 listens.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    address: str
+    port: int
+
+    def export(self) -> None:
+        """Say it in the environment as torchrun does, where PyTorch and DeepSpeed look for it."""
+        os.environ |= {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.world),
+            "LOCAL_RANK": str(self.local_rank),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+def find_place(environment: Mapping[str, str]) -> Place | None:
+    """Return the place that torchrun, deepspeed or srun gave this process; None if none did.
+
+    Args:
+        environment: Environment variables.
+    """
+    if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        return Place(
+            rank=int(environment["RANK"]),
+            world=int(environment["WORLD_SIZE"]),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            address=environment["MASTER_ADDR"],
+            port=int(environment["MASTER_PORT"]),
+        )
+    # The script that sbatch runs is no task of a step: it knows the tasks, but no nodes of a step.
+    if {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NODELIST"} <= environment.keys():
+        return _slurm_place(environment)
+    return None
+
+
+def _slurm_place(environment: Mapping[str, str]) -> Place | None:
+    world = int(environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"]))
+    if world == 1:
+        return None
+    job = int(environment.get("SLURM_JOB_ID", 0)) + int(environment.get("SLURM_STEP_ID", 0))
+    return Place(
+        rank=int(environment["SLURM_PROCID"]),
+        world=world,
+        local_rank=int(environment.get("SLURM_LOCALID", 0)),
+        address=environment.get("MASTER_ADDR", first_node(environment["SLURM_STEP_NODELIST"])),
+        port=int(environment.get("MASTER_PORT", FIRST_PORT + job % PORTS)),
+    )
+
+
+def first_node(nodes: str) -> str:
+    """Return the first host of a SLURM node list: `node07` of `node[07-09,12],login1`."""
+    first = re.split(r",(?![^\[]*\])", nodes)[0]
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)

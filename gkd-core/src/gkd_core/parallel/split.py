@@ -1,0 +1,146 @@
+"""How the ranks of a tensor group divide one tensor, and a model, between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+
+class Sliceable(Protocol):
+    """A tensor, or one in a file of which slices can be read."""
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Return a slice."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a tensor is divided, by rows or by columns.
+
+    A size that does not divide evenly is rounded up: the last ranks have rows of zeros, which
+    belong to no row of the whole tensor. Only the vocabulary is divided so.
+
+    Attributes:
+        shape: Shape of the whole tensor, as transformers stores it.
+        dim: Dimension that is divided.
+        ranks: Number of ranks.
+        parts: Number of equal tensors that lie fused along `dim`; each is divided by itself.
+        transposed: Whether a rank's shard is kept the other way round (`Conv1D` stores a matrix as
+            inputs by outputs, a linear layer as outputs by inputs).
+    """
+
+    shape: tuple[int, ...]
+    dim: int
+    ranks: int
+    parts: int = 1
+    transposed: bool = False
+
+    @property
+    def size(self) -> int:
+        """Rows (or columns) of one part that a rank has, padding included."""
+        return -(-self.shape[self.dim] // self.parts // self.ranks)
+
+    @property
+    def shard_shape(self) -> tuple[int, ...]:
+        """Shape of a shard."""
+        shape = list(self.shape)
+        shape[self.dim] = self.parts * self.size
+        return tuple(reversed(shape) if self.transposed else shape)
+
+    def cut(self, whole: Tensor, rank: int) -> Tensor:
+        """Return a rank's shard of a tensor, as a tensor of its own."""
+        shard = torch.zeros(self.shard_shape, dtype=whole.dtype, device=whole.device)
+        if not whole.is_meta:
+            self.read(whole, rank, shard)
+        return shard
+
+    def read(self, whole: Sliceable, rank: int, shard: Tensor) -> None:
+        """Copy a rank's share of a tensor into its shard.
+
+        Args:
+            whole: What to read from; only the share is.
+            rank: The rank.
+            shard: Filled where the whole tensor has something.
+        """
+        for target, start, stop in self._pieces(shard, rank):
+            target.copy_(whole[self._index(start, stop)])
+
+    def write(self, shard: Tensor, rank: int, whole: Tensor) -> None:
+        """Copy a rank's shard to where it belongs in the whole tensor."""
+        for source, start, stop in self._pieces(shard, rank):
+            whole[self._index(start, stop)] = source
+
+    def _pieces(self, shard: Tensor, rank: int) -> Iterator[tuple[Tensor, int, int]]:
+        """Yield pieces of a shard and where in the whole tensor each begins and ends."""
+        laid = shard.t() if self.transposed else shard
+        width = self.shape[self.dim] // self.parts
+        for part in range(self.parts):
+            start = min(rank * self.size, width)
+            length = min(self.size, width - start)
+            if length > 0:
+                begin = part * width + start
+                yield laid.narrow(self.dim, part * self.size, length), begin, begin + length
+
+    def _index(self, start: int, stop: int) -> tuple[slice, ...]:
+        return (slice(None),) * self.dim + (slice(start, stop),)
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a model is divided.
+
+    Attributes:
+        group: The tensor group.
+        splits: How each divided weight is cut, by its name in the model, tied ones by every name.
+        summed: Names of the weights that every rank has, with a part of the gradient.
+    """
+
+    group: ProcessGroup
+    splits: Mapping[str, Split]
+    summed: frozenset[str]
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """Return what this rank has of a weight."""
+        split = self.splits.get(name)
+        return whole if split is None else split.cut(whole, self.group.rank())
+
+    def join(self, name: str, own: Tensor) -> Tensor | None:
+        """Return a whole weight in the first rank of the group, and None in the others.
+
+        All ranks of the group call this.
+
+        Args:
+            name: Name of the weight.
+            own: What this rank has of it.
+        """
+        first = self.group.rank() == 0
+        split = self.splits.get(name)
+        if split is None:
+            return own if first else None
+        shards = [torch.empty_like(own) for _ in range(split.ranks)] if first else None
+        dist.gather(own.contiguous(), shards, group=self.group, group_dst=0)
+        if shards is None:
+            return None
+        whole = own.new_empty(split.shape)
+        for rank, shard in enumerate(shards):
+            split.write(shard, rank, whole)
+        return whole
+
+
+def sharding_of(model: nn.Module) -> Sharding | None:
+    """Return how a model is divided, or None if it is whole."""
+    return getattr(model, "sharding", None)
+
+
+def weights_of(model: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """Return what a checkpoint holds, each once, with all its names where it is tied."""
+    found: dict[Tensor, list[str]] = {}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        found.setdefault(weight, []).append(name)
+    return [(names, weight) for weight, names in found.items()]

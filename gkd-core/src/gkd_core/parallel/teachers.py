@@ -1,0 +1,191 @@
+"""Where the weights of a teacher are until they are used.
+
+A frozen model needs its weights only while it runs, one block after the other. Here they wait in
+host memory, or divided over the ranks as ZeRO-3 does it, and a block is whole for its forward pass
+alone. The next block is on its way meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from gkd_core.config.schema import Placement
+from gkd_core.parallel.ranks import rank, world_size
+
+
+class Source(Protocol):
+    """Where the weights of a unit come from, end to end in one tensor."""
+
+    def start(self) -> None:
+        """Begin to fetch them."""
+
+    def finish(self) -> Tensor:
+        """Return them, on the device, when they are there."""
+
+
+class HostMemory:
+    """Weights in host memory."""
+
+    def __init__(self, weights: Tensor, device: torch.device) -> None:
+        self._device = device
+        self._weights = weights.cpu()
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._weights = self._weights.pin_memory()
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._fetched: Tensor | None = None
+
+    def start(self) -> None:
+        """Begin to copy them, beside what the device computes."""
+        with torch.cuda.stream(self._stream):
+            self._fetched = self._weights.to(self._device, non_blocking=True, copy=True)
+
+    def finish(self) -> Tensor:
+        """Return the copy."""
+        fetched, self._fetched = self._fetched, None
+        assert fetched is not None, "started before"
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            fetched.record_stream(current)
+        return fetched
+
+
+class Shards:
+    """Weights of which each rank has an equal part."""
+
+    def __init__(self, weights: Tensor, device: torch.device) -> None:
+        self._size = weights.numel()
+        part = -(-self._size // world_size())
+        padded = functional.pad(weights, (0, part * world_size() - self._size))
+        self._own = padded[rank() * part : (rank() + 1) * part].clone().to(device)
+        self._fetched: tuple[Tensor, Any] | None = None
+
+    def start(self) -> None:
+        """Begin to gather the parts."""
+        whole = self._own.new_empty(self._own.numel() * world_size())
+        parts = list(torch.split(whole, self._own.numel()))
+        self._fetched = whole, dist.all_gather(parts, self._own, async_op=True)
+
+    def finish(self) -> Tensor:
+        """Return the parts, joined."""
+        assert self._fetched is not None, "started before"
+        (whole, work), self._fetched = self._fetched, None
+        work.wait()
+        return whole[: self._size]
+
+
+SOURCES: dict[Placement, type[HostMemory] | type[Shards]] = {
+    "offload": HostMemory,
+    "zero3": Shards,
+}
+
+
+class Unit:
+    """Weights that are fetched and let go together.
+
+    Attributes:
+        after: The unit that is used after this one, if that is known.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], source: Source) -> None:
+        self._weights = weights
+        self._shapes = [weight.shape for weight in weights]
+        self._source = source
+        self._started = False
+        self.after: Unit | None = None
+        self.release()
+
+    def prefetch(self) -> None:
+        """Begin to fetch the weights."""
+        if not self._started:
+            self._source.start()
+            self._started = True
+
+    def fetch(self) -> None:
+        """Make the weights whole."""
+        self.prefetch()
+        whole = self._source.finish()
+        self._started = False
+        sizes = [shape.numel() for shape in self._shapes]
+        parts = torch.split(whole, sizes)
+        for weight, shape, part in zip(self._weights, self._shapes, parts, strict=True):
+            weight.data = part.view(shape)
+        if self.after is not None:
+            self.after.prefetch()
+
+    def release(self) -> None:
+        """Let go of the weights."""
+        for weight in self._weights:
+            weight.data = weight.data.new_empty(0)
+
+
+def place_teacher(
+    model: PreTrainedModel, blocks: Sequence[nn.Module], placement: Placement, device: torch.device
+) -> None:
+    """Put the weights of a frozen model where they are to wait.
+
+    The embeddings, the head and each block are fetched when they run. What else there is, little,
+    stays on the device.
+
+    Args:
+        model: The model, without gradients.
+        blocks: Its transformer blocks, in order.
+        placement: Where the weights are to wait.
+        device: Where it runs.
+    """
+    if placement == "replicated" or (placement == "zero3" and world_size() == 1):
+        model.to(device)
+        return
+    waiting: set[nn.Parameter] = set()
+    before: Unit | None = None
+    for table in _tables(model):
+        owners = [
+            m for m in model.modules() if any(w is table for w in vars(m)["_parameters"].values())
+        ]
+        _make_unit([table], owners, placement, device)
+        waiting.add(table)
+    for block in blocks:
+        unit = _make_unit(list(block.parameters()), [block], placement, device)
+        waiting.update(block.parameters())
+        if before is not None:
+            before.after = unit
+        before = unit
+    for rest in (*model.buffers(), *(w for w in model.parameters() if w not in waiting)):
+        rest.data = rest.data.to(device)
+
+
+def _tables(model: PreTrainedModel) -> Iterable[nn.Parameter]:
+    """Return the matrices over the vocabulary, a tied one once."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    return dict.fromkeys(m.weight for m in modules if m is not None)
+
+
+def _owners(model: nn.Module, weight: nn.Parameter) -> list[nn.Module]:
+    return [
+        module
+        for module in model.modules()
+        if any(own is weight for own in module.parameters(recurse=False))
+    ]
+
+
+def _make_unit(
+    weights: Sequence[nn.Parameter],
+    owners: Iterable[nn.Module],
+    placement: Placement,
+    device: torch.device,
+) -> Unit:
+    flat = torch.cat([weight.data.flatten() for weight in weights])
+    unit = Unit(weights, SOURCES[placement](flat, device))
+    for owner in owners:
+        owner.register_forward_pre_hook(lambda *_: unit.fetch())
+        # A pass may end in the midst of a block, when everything is captured.
+        owner.register_forward_hook(lambda *_: unit.release(), always_call=True)
+    return unit

@@ -1,0 +1,81 @@
+"""Whole weights of models that may be divided over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from gkd_core.parallel.ranks import is_first
+from gkd_core.parallel.split import Sharding, sharding_of
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter once (tied ones too) and every buffer that belongs to the weights."""
+    yield from model.named_parameters()
+    kept = model.state_dict()
+    for name, buffer in model.named_buffers():
+        if name in kept:
+            yield name, buffer
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a model by name; nothing in ranks other than the first.
+
+    What is divided is put together one weight at a time. All ranks call this.
+    """
+    return _whole(dict(named_weights(model)), sharding_of(model))
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights under all of their names, as `state_dict` does.
+
+    Tied weights stay one tensor.
+    """
+    return _whole(model.state_dict(keep_vars=True), sharding_of(model))
+
+
+def load_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy whole weights into a model; each rank keeps its part. All ranks call this."""
+    sharding = sharding_of(model)
+    for name, weight in named_weights(model):
+        whole = tensors[name]
+        with gathered(weight), torch.no_grad():
+            weight.copy_(whole if sharding is None else sharding.cut(name, whole))
+
+
+def is_partitioned(weight: Tensor) -> bool:
+    """Tell whether ZeRO-3 has divided a weight over the ranks."""
+    return hasattr(weight, "ds_id")
+
+
+def gathered(weight: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which a weight is whole; what the first rank makes of it is kept."""
+    if not is_partitioned(weight):
+        return nullcontext()
+    import deepspeed
+
+    context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters([weight], 0)
+    return context
+
+
+def _whole(weights: Mapping[str, Tensor], sharding: Sharding | None) -> dict[str, Tensor]:
+    found: dict[int, Tensor | None] = {}
+    for name, weight in weights.items():
+        if id(weight) not in found:
+            with gathered(weight):
+                found[id(weight)] = _join(name, weight, sharding)
+    named = {name: found[id(weight)] for name, weight in weights.items()}
+    return {name: weight for name, weight in named.items() if weight is not None}
+
+
+def _join(name: str, weight: Tensor, sharding: Sharding | None) -> Tensor | None:
+    """Return a weight in the first rank; one that was divided on the CPU, where there is room."""
+    own = weight.detach()
+    whole = own if sharding is None else sharding.join(name, own)
+    if whole is None or not is_first():
+        return None
+    divided = sharding is not None or is_partitioned(weight)
+    return whole.cpu() if divided else whole

@@ -1,0 +1,200 @@
+"""Real processes that talk over gloo: a server imports everything once and forks them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+SECONDS = 90
+PRELOADED = [
+    "gkd_core.parallel.sharding",
+    "gkd_core.models.load",
+    "pytest",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.llama.modeling_llama",
+]
+
+
+def _import_test(path):
+    name = Path(path).stem
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def _work(rank, ranks, store, results, path, name, arguments):
+    import torch
+    import torch.distributed as dist
+
+    try:
+        torch.set_num_threads(1)
+        os.environ["LOCAL_RANK"] = str(rank)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=ranks,
+            timeout=timedelta(seconds=SECONDS // 2),
+        )
+        outcome = getattr(_import_test(path), name)(*arguments)
+        dist.barrier()
+        dist.destroy_process_group()
+        results.put((rank, True, outcome))
+    except BaseException:
+        results.put((rank, False, traceback.format_exc()))
+
+
+SHAPE = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+NO_DROPOUT = {
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "dropout": 0.0,
+    "seq_classif_dropout": 0.0,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "classifier_dropout": 0.0,
+}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64}
+FAMILIES = {
+    "bert": {"intermediate_size": 64},
+    "roberta": {"intermediate_size": 64},
+    "distilbert": {"hidden_dim": 64},
+    "gpt2": {"n_inner": 64},
+    "llama": GROUPED,
+    "qwen3": GROUPED,
+    "glm": GROUPED | {"attention_bias": True},
+    "glm4": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 4},
+    "qwen2": GROUPED,
+    "gpt_neox": {"intermediate_size": 64},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+}
+
+
+def _known(family, wanted):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(family)
+    return {name: value for name, value in wanted.items() if hasattr(config, name)}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Write a random tiny model and its tokenizer: `checkpoint("llama", "causal-lm", ...)` -> path.
+
+    Keywords change its configuration. There is no dropout unless they say so. The vocabulary of 99
+    divides evenly over 1 and 3 ranks only. Do not change what is written; equal calls share it.
+    """
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    from gkd_core.models.load import HEADS
+    from gkd_core.models.quiet import quiet
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]"
+    )
+
+    def _checkpoint(family, kind, **changes):
+        path = folder / "-".join([family, kind, *map(str, changes.items())])
+        if not path.exists():
+            torch.manual_seed(0)
+            wanted = SHAPE | _known(family, NO_DROPOUT) | FAMILIES[family] | changes
+            model = HEADS[kind].auto.from_config(AutoConfig.for_model(family, **wanted))
+            for name, weight in model.named_parameters():
+                if name.endswith("bias") or "norm" in name.lower():
+                    torch.nn.init.normal_(weight, mean=float("norm" in name.lower()), std=0.2)
+            with quiet():
+                model.save_pretrained(path)
+                tokenizer.save_pretrained(path)
+        return path
+
+    return _checkpoint
+
+
+@pytest.fixture(scope="session")
+def _processes():
+    """The context processes come from: forked from a server that has imported what they need."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+@pytest.fixture
+def on_ranks(_processes, tmp_path):
+    """Call a function of the test's module on every rank of a new gloo world.
+
+    `on_ranks(4, function, *arguments)` returns what it returned, in the order of the ranks. What
+    goes in and out is pickled: return plain values and NumPy arrays.
+    """
+    count = 0
+
+    def _on_ranks(ranks, function, *arguments):
+        nonlocal count
+        count += 1
+        results = _processes.Queue()
+        path, name = function.__code__.co_filename, function.__name__
+        common = (ranks, tmp_path / f"store-{count}", results, path, name, arguments)
+        workers = [
+            _processes.Process(target=_work, args=(rank, *common), daemon=True)
+            for rank in range(ranks)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            found = [results.get(timeout=SECONDS) for _ in workers]
+        finally:
+            for worker in workers:
+                worker.join(timeout=5)
+                worker.kill()
+        failed = [trace for _, passed, trace in found if not passed]
+        assert not failed, failed[0]
+        return [outcome for _, _, outcome in sorted(found, key=lambda item: item[0])]
+
+    return _on_ranks
+
+
+@pytest.fixture(scope="session")
+def runs():
+    """The module `runs.py` beside this file, whose functions `on_ranks` can call."""
+    return _import_test(Path(__file__).with_name("runs.py"))
+
+
+@pytest.fixture(scope="session")
+def still(world, tmp_path_factory):
+    """The world without dropout, whose draws are each rank's own."""
+    folder = tmp_path_factory.mktemp("still") / "world"
+    shutil.copytree(world, folder)
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        zero = {name: 0.0 for name in config if name.endswith("dropout_prob")}
+        path.write_text(json.dumps(config | zero))
+    return folder

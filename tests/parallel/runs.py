@@ -1,0 +1,207 @@
+"""Whole runs in this process or on ranks, and how they compare; `runs` in the tests."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from gkd_core import hookimpl
+from gkd_core.analysis.recorder import JsonLines, Recorder
+from gkd_core.config.resolve import resolve
+from gkd_core.hooks.operations import Add, Pass
+from gkd_core.method import Method
+from gkd_core.parallel.ranks import is_first, rank, wait
+from gkd_core.plugins import Registry
+from gkd_core.training import loop
+from gkd_core.training.run import Run, draw_run
+
+RUN = """
+baseline = false
+[student]
+layers = 2
+[task]
+train = "{train}"
+validation = "{validation}"
+max_length = 32
+[training]
+batch_size = 16
+lr = 1e-3
+log_every = 1
+steps = 8
+evaluate_every = 4
+"""
+NOISE = ("attention.self.key.bias",)
+"""Softmax does not see it: its gradient is rounding, which AdamW makes a step of."""
+
+
+class Remembers(Method):
+    """Has trained modules, a state of its own in each rank, and random draws."""
+
+    name = "remembers"
+    paper = "A test"
+
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.average = 0.5
+
+    def reads(self, models, step):
+        return ["student.hidden[1]|cls", "teacher.hidden[2]|cls"]
+
+    def build_modules(self, models):
+        width = models.student.hidden_size
+        return {"projection": nn.Linear(width, width)}
+
+    def loss(self, student, teacher, batch, step):
+        projected = self.modules["projection"](student.hidden.cls[1])
+        noise = torch.rand(projected.shape[-1], generator=step.generator)
+        losses = (noise * (projected - teacher.hidden.cls[2]).square()).mean(-1)
+        self.average = 0.9 * self.average + 0.1 * float(losses.detach().mean())
+        return {"remembers": losses / (1 + self.average)}
+
+    def state_dict(self):
+        return {"average": self.average}
+
+    def load_state_dict(self, state):
+        self.average = state["average"]
+
+
+class Moves(Method):
+    """Takes a step along a gradient in a second pass, and uses a weight of its own by hand."""
+
+    name = "moves"
+    paper = "A test"
+
+    def reads(self, models, step):
+        return [f"{model}.hidden[2]|cls" for model in ("student", "student@moved", "teacher")] + [
+            "student.embedding"
+        ]
+
+    def passes(self, models, step):
+        return [Pass("moved")]
+
+    def writes(self, models, step):
+        return [Add("student@moved.embedding", self.step_along_gradient)]
+
+    def step_along_gradient(self, context):
+        distance = context.student.hidden.cls[2] - context.teacher.hidden.cls[2]
+        gradient = context.gradient(distance.square().sum(), context.student.embedding)
+        return 0.1 * gradient / (gradient.norm(dim=-1, keepdim=True) + 1e-6)
+
+    def build_modules(self, models):
+        return {"map": nn.Linear(models.student.hidden_size, models.student.hidden_size)}
+
+    def loss(self, student, teacher, batch, step):
+        mapped = self.modules["map"](student.hidden.cls[2])
+        moved = student.at("moved").hidden.cls[2] @ self.modules["map"].weight.T
+        return {
+            name: (found - teacher.hidden.cls[2]).square().mean(-1)
+            for name, found in (("mapped", mapped), ("moved", moved))
+        }
+
+
+class Plugin:
+    @hookimpl
+    def gkd_register_methods(self):
+        return [Moves, Remembers]
+
+
+class Entry:
+    name = value = "test"
+    dist = None
+
+    def load(self):
+        return Plugin()
+
+
+def train(world, folder, teacher, settings, dies_at=None):
+    """Train in `folder`, in this process or as one of several ranks."""
+    registry = Registry([*entry_points(group="gkd"), Entry()])
+    file = folder / f"rank-{rank()}.toml"
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+    wait()
+    data = {"train": "corpus.txt", "validation": "corpus.txt"}
+    if not any("-lm" in setting for setting in settings):
+        data = {split: f"{split}.jsonl" for split in data}
+    file.write_text(RUN.format(**{split: world / name for split, name in data.items()}))
+    resolved = resolve(
+        registry,
+        files=[file],
+        settings=list(settings),
+        flags={"teachers": ([{"model": str(world / teacher)}], "--teacher")},
+    )
+    blueprints = draw_run(resolved, registry)
+    recorder = Recorder([JsonLines(folder / "metrics.jsonl")] if is_first() else [])
+    run = Run(resolved, registry, blueprints, folder, recorder)
+    stock = loop.train_step
+
+    def dies(stage, batches, step):
+        if step.index == dies_at:
+            raise KeyboardInterrupt
+        return stock(stage, batches, step)
+
+    loop.train_step = dies
+    try:
+        run.execute()
+    except KeyboardInterrupt:
+        assert dies_at is not None
+    finally:
+        loop.train_step = stock
+
+
+def train_all(world, folder, cases):
+    """Train several runs in the same ranks: (name of the folder, what `train` takes after it)."""
+    for name, *arguments in cases:
+        train(world, folder / name, *arguments)
+
+
+def losses_over_vocabulary(world, folder, settings):
+    """Return the kinds of student logits that losses are computed from in a run."""
+    from gkd_core.losses import divergences
+
+    kinds = set()
+    stock = divergences.rowwise
+
+    def rowwise(rule, student, *arguments):
+        kinds.add(type(student).__name__)
+        return stock(rule, student, *arguments)
+
+    divergences.rowwise = rowwise
+    train(world, folder, "lm-decoder", ["method=soft", "task.kind=causal-lm", *settings])
+    return sorted(kinds)
+
+
+def draws_after_training(world, folder):
+    """Return what the generator that dropout uses gives after a run."""
+    train(world, folder, "teacher", ["method=hard"])
+    return torch.rand(4).tolist()
+
+
+def _numbers(folder):
+    """Return what was logged of each step, without times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    left_out = ("samples_per_second", "stage")
+    return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
+
+
+def assert_equal(found, expected, tolerance=1e-5):
+    """Compare two runs: every number logged and every weight of the student."""
+    for mine, theirs in zip(_numbers(found), _numbers(expected), strict=True):
+        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    mine, theirs = (load_file(f / "student" / "model.safetensors") for f in (found, expected))
+    assert mine.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        if not name.endswith(NOISE):
+            torch.testing.assert_close(mine[name], weight, rtol=0, atol=tolerance, msg=name)
+
+
+def assert_same(found, expected):
+    """Compare two runs to the last bit."""
+    assert _numbers(found) == _numbers(expected)
+    mine, theirs = (load_file(f / "student" / "model.safetensors") for f in (found, expected))
+    assert all(torch.equal(mine[name], weight) for name, weight in theirs.items())

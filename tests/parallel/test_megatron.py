@@ -1,0 +1,45 @@
+"""Only several processes need megatron-core and DeepSpeed, and say so in plain words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_run_in_one_process_imports_neither():
+    code = """
+import sys
+import gkd_core.cli.run, gkd_core.training.run, gkd_core.parallel.groups, gkd_core.parallel.layout
+print([name for name in ("megatron", "deepspeed") if name in sys.modules])
+"""
+    done = run(code)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_import_is_quiet():
+    done = run("import gkd_core.parallel.megatron")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_without_megatron_the_extra_is_named():
+    code = """
+import sys
+from gkd_core.errors import ConfigError
+sys.modules["megatron"] = None
+try:
+    import gkd_core.parallel.megatron
+except ConfigError as error:
+    print(error)
+"""
+    done = run(code)
+    assert "more than one process needs megatron-core" in done.stdout, done.stderr
+    assert "pip install 'gkd-core[parallel]'" in done.stdout

@@ -1,0 +1,153 @@
+"""ZeRO 1 to 3, with and without offload, do what one process does."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from gkd_core.config.schema import ParallelConfig
+from gkd_core.errors import ConfigError
+from gkd_core.parallel.engine import check_engine
+
+ZERO = pytest.mark.parametrize("zero", [1, 2, 3])
+TWENTY = ["training.steps=20", "training.evaluate_every=10"]
+CASES = [
+    ("kd", "teacher", ["method=kd", *TWENTY]),
+    ("pkd", "teacher", ["method=pkd+soft", *TWENTY]),
+    ("parts", "teacher", ["method=moves+soft", "training.accumulation=2"]),
+    ("one row", "teacher", ["method=pkd+soft", "training.batch_size=19", "training.clip=0"]),
+    ("causal-lm", "lm-decoder", ["method=soft", "task.kind=causal-lm", "training.accumulation=4"]),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(still, runs, tmp_path_factory):
+    """The same runs in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    runs.train_all(still, folder, CASES)
+    return folder
+
+
+def _with(cases, *settings):
+    return [(name, teacher, [*own, *settings]) for name, teacher, own in cases]
+
+
+@ZERO
+def test_zero_trains_as_one_process_does(still, on_ranks, runs, alone, tmp_path, zero):
+    on_ranks(2, runs.train_all, still, tmp_path, _with(CASES, f"parallel.zero={zero}"))
+    for name, *_ in CASES:
+        runs.assert_equal(tmp_path / name, alone / name, 1e-4)
+
+
+OFFLOADED = {
+    "optimizer under 1": ["parallel.zero=1", "parallel.offload_optimizer=cpu"],
+    "optimizer under 2": ["parallel.zero=2", "parallel.offload_optimizer=cpu"],
+    "weights": ["parallel.zero=3", "parallel.offload_params=cpu"],
+    "both": ["parallel.zero=3", "parallel.offload_optimizer=cpu", "parallel.offload_params=cpu"],
+}
+
+
+def test_offloaded_zero_trains_as_one_process_does(still, on_ranks, runs, alone, tmp_path):
+    chosen = [case for case in CASES if case[0] in ("pkd", "parts")]
+    cases = [
+        (f"{name} {place}", teacher, settings)
+        for place, extra in OFFLOADED.items()
+        for name, teacher, settings in _with(chosen, *extra)
+    ]
+    on_ranks(2, runs.train_all, still, tmp_path, cases)
+    for name, *_ in cases:
+        runs.assert_equal(tmp_path / name, alone / name.split()[0], 1e-4)
+
+
+def test_three_ranks_divide_what_three_does_not(still, on_ranks, runs, alone, tmp_path):
+    (case,) = _with([case for case in CASES if case[0] == "pkd"], "parallel.zero=3")
+    on_ranks(3, runs.train_all, still, tmp_path, [case])
+    runs.assert_equal(tmp_path / "pkd", alone / "pkd", 1e-4)
+
+
+CAPTURED = ["method=pkd+minilmv2", "training.gradient_checkpointing=true"]
+
+
+def test_gradient_that_enters_a_recomputed_block_in_its_midst(still, on_ranks, runs, tmp_path):
+    """Captured queries are inside of the last block, whose end no loss reads."""
+    decay = ["training.weight_decay=0"]
+    runs.train(still, tmp_path / "alone", "teacher", CAPTURED + decay)
+    cases = _with([("ranks", "teacher", CAPTURED + decay)], "parallel.zero=3")
+    on_ranks(2, runs.train_all, still, tmp_path, cases)
+    runs.assert_equal(tmp_path / "ranks", tmp_path / "alone", 1e-4)
+
+
+@ZERO
+def test_resumed_zero_ends_bit_equal(world, on_ranks, runs, tmp_path, zero):
+    settings = ["method=remembers+pkd", "training.checkpoint_every=3", f"parallel.zero={zero}"]
+    cases = [
+        ("whole", "teacher", settings),
+        ("resumed", "teacher", settings, 5),
+        ("resumed", "teacher", settings),
+    ]
+    on_ranks(2, runs.train_all, world, tmp_path, cases)
+    runs.assert_same(tmp_path / "resumed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 0), (0, 3), (2, 3), (3, 1)])
+def test_run_goes_on_under_another_layout(still, on_ranks, runs, tmp_path, before, after):
+    settings = ["method=pkd+soft", "training.checkpoint_every=3"]
+    runs.train(still, tmp_path / "alone", "teacher", settings)
+    first = [*settings, f"parallel.zero={before}"]
+    second = [*settings, f"parallel.zero={after}"]
+    on_ranks(2, runs.train, still, tmp_path / "changed", "teacher", first, 5)
+    on_ranks(3, runs.train, still, tmp_path / "changed", "teacher", second)
+    runs.assert_equal(tmp_path / "changed", tmp_path / "alone", 1e-4)
+
+
+def test_losses_over_a_vocabulary_stay_fused_under_zero_3(still, on_ranks, runs, tmp_path):
+    arguments = (still, tmp_path, ["parallel.zero=3"])
+    assert on_ranks(2, runs.losses_over_vocabulary, *arguments) == [["LinearLogits"]] * 2
+
+
+def test_student_is_saved_whole_by_one_rank(still, on_ranks, runs, alone, tmp_path):
+    (case,) = _with(CASES[:1], "parallel.zero=3")
+    on_ranks(2, runs.train_all, still, tmp_path, [case])
+    student = tmp_path / "kd" / "student"
+    mine, theirs = (
+        load_file(student / "model.safetensors"),
+        load_file(alone / "kd" / "student" / "model.safetensors"),
+    )
+    assert {n: t.shape for n, t in mine.items()} == {n: t.shape for n, t in theirs.items()}
+    assert all(t.dtype == torch.float32 for t in mine.values())
+    assert not list((tmp_path / "kd").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"offload_optimizer": "cpu"}, r"offload_optimizer = 'cpu' needs zero = 1 or more, not 0"),
+        ({"zero": 2, "offload_params": "cpu"}, r"offload_params = 'cpu' needs zero = 3, not 2"),
+        ({"zero": 3, "offload_optimizer": "nvme"}, r"nvme needs nvme_path"),
+        ({"zero": 4}, r"less than or equal to 3"),
+    ],
+)
+def test_offload_that_zero_cannot_do_is_refused(given, said):
+    with pytest.raises(ValidationError, match=said):
+        ParallelConfig(**given)
+
+
+def test_missing_deepspeed_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_engine(ParallelConfig())
+    with pytest.raises(ConfigError, match=r"parallel.zero = 2 needs DeepSpeed.*gkd-core\[parallel"):
+        check_engine(ParallelConfig(zero=2))
+
+
+def test_missing_libaio_is_named(monkeypatch):
+    builder = SimpleNamespace(is_compatible=lambda verbose: False)
+    operations = SimpleNamespace(AsyncIOBuilder=lambda: builder)
+    monkeypatch.setitem(sys.modules, "deepspeed.ops.op_builder", operations)
+    with pytest.raises(ConfigError, match=r"offloading to nvme needs libaio"):
+        check_engine(ParallelConfig(zero=3, offload_params="nvme", nvme_path="/tmp"))
