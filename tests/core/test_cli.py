@@ -17,14 +17,14 @@ from gkd_core.method import Step
 
 FLAGS = {
     "config": "--method --recipe --teacher --student --student-layers --data --output --baseline "
-    "--seed --set --schema --json",
+    "--seed --nproc --set --schema --json",
     "eval": "--data --set --json",
     "explain": "--method --recipe --teacher --student --student-layers --data --output --baseline "
-    "--seed --set --json",
+    "--seed --nproc --set --json",
     "methods": "",
     "plugins": "",
     "run": "--method --recipe --teacher --student --student-layers --data --output --baseline "
-    "--seed --set --overwrite --resume",
+    "--seed --nproc --set --overwrite --resume",
 }
 
 

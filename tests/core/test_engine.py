@@ -11,8 +11,9 @@ from torch import nn
 
 from gkd_core.config.schema import TrainingConfig
 from gkd_core.errors import ConfigError
+from gkd_core.parallel.weights import named_weights
 from gkd_core.training.device import pick_device
-from gkd_core.training.engine import LocalEngine, lr_factor, named_weights
+from gkd_core.training.engine import LocalEngine, lr_factor
 
 CPU = torch.device("cpu")
 

@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 from gkd_core.analysis.sizes import readable
 from gkd_core.hooks.paths import MAIN
@@ -75,8 +76,17 @@ def _entry(name: str, value: str, width: int) -> str:
 def _method(method: MethodPlan) -> Iterator[tuple[str, str]]:
     yield "method", f"{method.weight} x {method.name}, {short_reference(method.paper)}"
     for name, option in method.options.items():
-        value = option.value if isinstance(option.value, str) else json.dumps(option.value)
-        yield "", f"{method.name}.{name} = {value}  ({option.origin})"
+        for key, value in _settings(f"{method.name}.{name}", option.value):
+            yield "", f"{key} = {value}  ({option.origin})"
+
+
+def _settings(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield an option and its value; of a list of tables each table."""
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        for index, entry in enumerate(value):
+            yield f"{key}.{index}", json.dumps(entry)
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def _pass(one: PassPlan) -> Iterator[tuple[str, str]]:

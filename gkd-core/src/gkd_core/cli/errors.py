@@ -17,6 +17,8 @@ from gkd_core.errors import GkdError
 FAILURE = 1
 USER_ERROR = 2
 INTERRUPTED = 130
+SPOKEN = (FAILURE, USER_ERROR, INTERRUPTED)
+"""Exit statuses of a process that has said what was wrong."""
 
 FULL = "no space left on device"
 SAVE_MEMORY = (
@@ -34,6 +36,12 @@ class Interrupted(click.ClickException):
 
 class DiskFull(click.ClickException):
     """The disk is full; the message says how to go on."""
+
+    exit_code = FAILURE
+
+
+class RankDied(click.ClickException):
+    """A process of the run ended without a word."""
 
     exit_code = FAILURE
 
@@ -78,6 +86,16 @@ def report(error: Exception) -> int | None:
     _trace(error)
     click.echo(f"Error: {message}", err=True)
     return status
+
+
+def exit_status(error: BaseException) -> int:
+    """Return the exit status that a failing command ends with."""
+    if isinstance(error, click.ClickException):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    told = _told(error) if isinstance(error, Exception) else None
+    return FAILURE if told is None else told[1]
 
 
 def _told(error: Exception) -> tuple[str, int] | None:

@@ -24,6 +24,7 @@ FLAGS: Mapping[str, tuple[str, str]] = {
     "output": ("--output", "output.dir"),
     "baseline": ("--baseline", "baseline"),
     "seed": ("--seed", "seed"),
+    "nproc": ("--nproc", "parallel.nproc"),
 }
 """Parameter name: the flag, and the setting it stands for."""
 
@@ -64,7 +65,7 @@ class RunOptions:
             recipe=self.recipe,
             settings=self.settings,
             flags=given,
-            task_defaults=lambda name: registry().task(name).defaults,
+            task_defaults=lambda name, kind: registry().task(name).defaults(kind),
         )
 
     def _value(self, name: str) -> Any:
@@ -111,11 +112,12 @@ _RUN: Sequence[Decorator] = (
     click.option("--student", help="Start the student from this checkpoint."),
     click.option("--student-layers", type=int, help="Blocks of a student made from the teacher."),
     click.option("--data", help="Training file: jsonl, csv, tsv, parquet, txt."),
-    click.option("--output", help="Run directory. [runs/METHOD-N]"),
+    click.option("--output", help="Run directory. [runs/NAME-N]"),
     click.option(
         "--baseline/--no-baseline",
         default=None,
         help="Also train the same student on labels alone. [on the embedded task]",
     ),
     click.option("--seed", type=int, help="Seed of everything random. [1]"),
+    click.option("--nproc", type=int, help="Processes on this machine, one per GPU. [1]"),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +11,12 @@ import click
 
 from gkd_core.cli.errors import resumable
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
+from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from gkd_core.analysis.recorder import Recorder
     from gkd_core.config.resolve import Resolved
+    from gkd_core.training.run import Run
     from gkd_core.training.run_directory import Mode
 
 
@@ -35,36 +37,66 @@ def run(
     Without arguments a student is distilled with pkd+soft on text that every Python brings along.
     A FILE (toml, yaml, json) holds settings; flags and --set stand above it.
     """
-    from rich.console import Console
-
     if overwrite and resume:
         raise click.UsageError("--overwrite and --resume exclude each other")
     options = RunOptions(files, recipe, settings, flags)
     mode: Mode = "resume" if resume else "overwrite" if overwrite else "new"
-    _run(_resume(options) if resume else options.resolve(), mode, Console())
+    with among_ranks():
+        resolved = _resume(options) if resume else options.resolve()
+        _run(resolved, mode)
 
 
-def _run(resolved: Resolved, mode: Mode, console: Console) -> None:
-    from gkd_core.analysis.conclusion import conclude
-    from gkd_core.config.render import to_toml
+def _run(resolved: Resolved, mode: Mode) -> None:
+    from gkd_core.parallel.ranks import is_first, leave
     from gkd_core.plugins import registry
     from gkd_core.training.run import Run, draw_run
+
+    if is_first():
+        show_warnings(resolved)
+    blueprints = draw_run(resolved, registry())
+    count = ranks_to_start(resolved)
+    with _directory(resolved, mode) as directory:
+        if count:
+            start_ranks(count, directory)
+            return
+        run = Run(resolved, registry(), blueprints, directory, _recorder(resolved, directory))
+        run.execute()
+        speaks = is_first()
+        leave()
+        if speaks:
+            _conclude(run)
+
+
+@contextmanager
+def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
+    """Hold the run directory, which the first rank makes and names to the others."""
+    from gkd_core.config.render import to_toml
+    from gkd_core.parallel.ranks import is_first, tell
     from gkd_core.training.run_directory import free_directory, open_directory
 
-    show_warnings(resolved)
-    blueprints = draw_run(resolved, registry())
     chosen = resolved.config.output.dir
-    directory = Path(chosen) if chosen else free_directory(resolved.stages[-1].config.method)
-    with open_directory(directory, mode, to_toml(resolved)), resumable(directory):
-        recorder = _recorder(resolved, directory, console)
-        run = Run(resolved, registry(), blueprints, directory, recorder)
-        run.execute()
-        conclusion = conclude(run)
+    name = resolved.recipe or resolved.stages[-1].config.method
+    directory = Path(chosen) if chosen else free_directory(name)
+    held = open_directory(directory, mode, to_toml(resolved)) if is_first() else nullcontext()
+    with held:
+        directory = tell(directory)
+        with resumable(directory):
+            yield directory
+
+
+def _conclude(run: Run) -> None:
+    """Compare the models, write the report, and say where everything is."""
+    from rich.console import Console
+
+    from gkd_core.analysis.conclusion import conclude
+
+    console = Console()
+    conclusion = conclude(run)
     console.print(conclusion.comparison.table())
     for name, path in (
         ("student", run.student),
         ("report", conclusion.report),
-        ("log", directory / "log.txt"),
+        ("log", run.directory / "log.txt"),
     ):
         console.print(f"{name:<8} {path}", highlight=False, markup=False, soft_wrap=True)
 
@@ -84,7 +116,9 @@ def _resume(options: RunOptions) -> Resolved:
         raise ConfigError(f"{chosen} holds no run to resume. Leave out --resume to start one")
     before = resolve(registry(), files=[stored])  # complete: no default of a task is missing
     now = options.resolve(base=[stored])
-    changed = before.differences(now, ignore=("output.dir",))
+    differing = before.differences(now, ignore=("output.dir",))
+    # A checkpoint is whole: any number of processes can go on with it.
+    changed = [key for key in differing if "parallel" not in key.split(".")]
     if changed:
         raise ConfigError(
             f"--resume goes on with the run as it was configured in {stored}, but these settings "
@@ -93,12 +127,18 @@ def _resume(options: RunOptions) -> Resolved:
     return now
 
 
-def _recorder(resolved: Resolved, directory: Path, console: Console) -> Recorder:
+def _recorder(resolved: Resolved, directory: Path) -> Recorder:
+    """Return who shows and keeps what happens; in ranks other than the first, nobody."""
+    from rich.console import Console
+
     from gkd_core.analysis.display import display
     from gkd_core.analysis.recorder import JsonLines, Recorder, Sink, TensorBoard, TextLog
+    from gkd_core.parallel.ranks import is_first
 
+    if not is_first():
+        return Recorder([])
     sinks: list[Sink] = [
-        display(console),
+        display(Console()),
         TextLog(directory / "log.txt"),
         JsonLines(directory / "metrics.jsonl"),
     ]

@@ -16,6 +16,9 @@ Values = dict[Key, Setting]
 SHAPE = ("layers", "hidden_size", "heads", "ffn_size", "init")
 """Settings of a student that is a copy of its teacher, not of one with a checkpoint of its own."""
 
+OF_TRAIN = ("validation", "test", "text", "text_pair", "label")
+"""Settings of a task that speak of the rows which `task.train` names."""
+
 
 def lay(settings: Iterable[Setting], problems: list[str]) -> Values:
     """Lay settings over each other, in order: a later one replaces what it overlaps.
@@ -34,6 +37,7 @@ def lay(settings: Iterable[Setting], problems: list[str]) -> Values:
         except ConfigError as error:
             problems.append(str(error))
     _drop_lower_shape(values)
+    _drop_other_rows(values)
     _refuse_one_of_several_teachers(values, problems)
     return values
 
@@ -183,6 +187,17 @@ def _drop_lower_shape(values: Values) -> None:
         for setting in list(below(values, ("student", name))):
             if model is not None and _rank(setting) < _rank(model):
                 del values["student", name]
+
+
+def _drop_other_rows(values: Values) -> None:
+    """Leave out what the run says of its own rows where a stage names others."""
+    train = values.get(("task", "train"))
+    if train is None or not train.stage:
+        return
+    for name in OF_TRAIN:
+        setting = values.get(("task", name))
+        if setting is not None and _rank(setting) < _rank(train) and not setting.stage:
+            del values["task", name]
 
 
 def _refuse_one_of_several_teachers(values: Values, problems: list[str]) -> None:

@@ -14,7 +14,7 @@ from gkd_core.config.build import as_tree
 from gkd_core.config.formats import Key, dotted
 from gkd_core.config.resolve import ABOUT
 from gkd_core.config.schema import RunConfig
-from gkd_core.config.sources import DEFAULT, Level, Origin
+from gkd_core.config.sources import Level, Origin, origin_of
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
@@ -86,15 +86,8 @@ def _drop_task_values(tree: dict[str, Any], key: Key, origins: Origins) -> None:
         place = (*key, name)
         if isinstance(value, dict):
             _drop_task_values(value, place, origins)
-        elif _origin(place, origins).level is Level.TASK:
+        elif origin_of(dotted(place), origins).level is Level.TASK:
             del tree[name]
-
-
-def _origin(key: Key, origins: Origins) -> Origin:
-    """Return the origin of a key, or of the first part of its value that has one."""
-    name = dotted(key)
-    parts = (origin for place, origin in origins.items() if place.startswith(f"{name}."))
-    return origins.get(name) or next(parts, DEFAULT)
 
 
 def _table_lines(
@@ -111,7 +104,7 @@ def _table_lines(
     inner = {name: value for name, value in table.items() if _has_tables(value)}
     for name, value in table.items():
         if name not in inner:
-            origin = CONTROL.sub(" ", str(_origin((*key, name), origins)))
+            origin = CONTROL.sub(" ", str(origin_of(dotted((*key, name)), origins)))
             yield f"{_key(name)} = {_value(value)}  # {origin}"
     for name, value in inner.items():
         names = (*header, name)

@@ -18,6 +18,7 @@ from gkd_core.config.sources import (
     Level,
     Origin,
     Setting,
+    origin_of,
     read_assignment,
     read_file,
     read_flag,
@@ -28,8 +29,8 @@ from gkd_core.errors import ConfigError
 if TYPE_CHECKING:
     from gkd_core.plugins import Registry
 
-TaskDefaults = Callable[[str], Mapping[str, Any]]
-"""Returns the settings that suit a task, by its name."""
+TaskDefaults = Callable[[str, Any], Mapping[str, Any]]
+"""Returns the settings that suit a task, by its name and `task.kind` as written."""
 
 ABOUT = ("title", "paper", "description")
 """What a run file or a recipe may tell about itself."""
@@ -57,7 +58,11 @@ class ResolvedStage:
 
     def origin(self, path: str) -> str:
         """Return where a setting comes from, such as `training.lr`."""
-        return str(self.origins.get(path, DEFAULT))
+        return str(origin_of(path, self.origins))
+
+    def path(self, path: str) -> str:
+        """Return how a person writes a setting of this stage: `stages.NAME.training.lr`."""
+        return path if self.name == ONLY_STAGE else f"stages.{self.name}.{path}"
 
     def as_tree(self) -> dict[str, Any]:
         """Return the settings that a run file can give a stage, as it holds them."""
@@ -97,7 +102,7 @@ class Resolved:
             prefix = f"stages.{stage.name}."
             if path.startswith(prefix):
                 return stage.origin(path.removeprefix(prefix))
-        return str(self.origins.get(path, DEFAULT))
+        return str(origin_of(path, self.origins))
 
     def differences(self, other: Resolved, ignore: Collection[str] = ()) -> list[str]:
         """Return the dotted keys whose values differ in another run, sorted.
@@ -113,6 +118,8 @@ class Resolved:
     def _leaves(self) -> dict[str, Any]:
         tree = as_tree(self.config)
         if self.config.stages:
+            # The stages say the rest, each with the defaults of its own task.
+            tree = {name: value for name, value in tree.items() if name in WHOLE_RUN}
             tree["stages"] = {stage.name: stage.as_tree() for stage in self.stages}
         return {dotted(leaf.key): leaf.value for leaf in read_table(tree, DEFAULT)}
 
@@ -244,8 +251,9 @@ def _lay(
     given = {name: values.get(("task", name)) for name in ("name", "train")}
     texts = {name: str(setting.value) for name, setting in given.items() if setting is not None}
     name = task_name(TaskConfig(**texts))
+    kind = values.get(("task", "kind"))
     try:
-        defaults = task_defaults(name)
+        defaults = task_defaults(name, None if kind is None else kind.value)
     except ConfigError as error:
         setting = given["name"]
         problems.append(f"task.name{origins([setting] if setting else [])}: {error}")

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Offload = Literal["none", "cpu", "nvme"]
+Placement = Literal["replicated", "offload", "zero3"]
+TaskKind = Literal["classification", "regression", "lm", "masked-lm", "causal-lm"]
 
 
 class Section(BaseModel):
@@ -34,6 +37,11 @@ class TeacherConfig(Section):
     trust_remote_code: bool = Field(
         False, description="Run model code that comes with the checkpoint."
     )
+    placement: Placement = Field(
+        "replicated",
+        description="Where the weights are until they are used: `replicated` on each device, "
+        "`offload` in host memory, `zero3` divided over the processes.",
+    )
 
 
 class StudentConfig(Section):
@@ -42,7 +50,9 @@ class StudentConfig(Section):
     model: str | None = Field(
         None, description="Directory or hub id of a checkpoint to start from."
     )
-    layers: Positive | None = Field(None, description="Transformer blocks; the teacher's if unset.")
+    layers: Positive | Literal["half"] | None = Field(
+        None, description="Transformer blocks: a number, or `half` of the teacher's; all if unset."
+    )
     hidden_size: Positive | None = Field(
         None, description="Width of the residual stream; the teacher's if unset."
     )
@@ -78,13 +88,16 @@ class TaskConfig(Section):
         None,
         description="A registered task. Default: `files` if `train` is given, else `embedded`.",
     )
-    kind: Literal["classification", "regression", "masked-lm", "causal-lm"] | None = Field(
+    kind: TaskKind | None = Field(
         None,
-        description="What is predicted. Default: for tables classification (regression if every "
-        "label is a fraction), for text files masked-lm or causal-lm as the model is.",
+        description="What is predicted; `lm` is masked-lm for an encoder and causal-lm for a "
+        "decoder. Default: for tables classification (regression if every label is a fraction), "
+        "for text files lm.",
     )
     train: str | None = Field(
-        None, description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset."
+        None,
+        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset. In a stage that "
+        "names one of its own, the run's validation, test and columns do not apply.",
     )
     validation: str | None = Field(
         None, description="Validation file or hub split; else a share of the training rows."
@@ -108,6 +121,11 @@ class TaskConfig(Section):
     )
     mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="Share of the tokens that masked-lm predicts."
+    )
+    own_teacher: Literal["encoder", "decoder"] | None = Field(
+        None,
+        description="What the embedded task's own teacher is. Default: what the stage before "
+        "handed on; a decoder for causal-lm, else an encoder.",
     )
 
 
@@ -159,18 +177,51 @@ class TrainingConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Where the models live."""
+    """Where the models live, and how a run is divided over several processes."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="`auto` is cuda where there is one."
     )
+    nproc: Positive = Field(
+        1, description="Processes on this machine, one per GPU; each has its share of the rows."
+    )
+    zero: Annotated[int, Field(ge=0, le=3)] = Field(
+        0,
+        description="What DeepSpeed ZeRO divides over the processes: 1 the optimizer state, 2 also "
+        "the gradients, 3 also the student's weights; 0 nothing.",
+    )
+    offload_optimizer: Offload = Field(
+        "none", description="Where the optimizer state is: nvme needs zero = 3, cpu at least 1."
+    )
+    offload_params: Offload = Field(
+        "none", description="Where the student's weights wait until they are used; with zero = 3."
+    )
+    nvme_path: str | None = Field(None, description="Folder on a local disk, for nvme.")
+
+    @model_validator(mode="after")
+    def _offload_fits_zero(self) -> ParallelConfig:
+        needed = {
+            "offload_optimizer": {"none": 0, "cpu": 1, "nvme": 3}[self.offload_optimizer],
+            "offload_params": {"none": 0, "cpu": 3, "nvme": 3}[self.offload_params],
+        }
+        for name, zero in needed.items():
+            if self.zero < zero:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} needs zero = {zero}"
+                    f"{' or more' if zero < 3 else ''}, not {self.zero}"
+                )
+        if "nvme" in (self.offload_optimizer, self.offload_params) and self.nvme_path is None:
+            raise ValueError("nvme needs nvme_path, a folder on a local disk")
+        return self
 
 
 class OutputConfig(Section):
     """What is written where."""
 
     dir: str | None = Field(
-        None, description="Run directory; default: runs/METHOD-N with the next free number."
+        None,
+        description="Run directory; default: runs/NAME-N with the next free number, NAME being "
+        "the recipe or the method.",
     )
     tensorboard: bool = Field(True, description="Write TensorBoard events to DIR/tensorboard.")
 

@@ -46,6 +46,12 @@ class Origin:
 DEFAULT = Origin(Level.DEFAULT, "default")
 
 
+def origin_of(name: str, origins: Mapping[str, Origin]) -> Origin:
+    """Return the origin of a dotted key, or of the first part of its value that has one."""
+    parts = (origin for key, origin in origins.items() if key.startswith(f"{name}."))
+    return origins.get(name) or next(parts, DEFAULT)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One value as it was written.

@@ -67,6 +67,31 @@ def assemble(
     )
 
 
+def without_labels(data: TaskData, kind: Kind) -> TaskData:
+    """Return the rows of a task as plain text; each keeps its split.
+
+    Args:
+        data: The task.
+        kind: `masked-lm` or `causal-lm`.
+    """
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    # A pair has no meaning in language modelling: both texts are plain rows.
+    splits = {
+        name: Split([*split.text, *(split.pair or ())])
+        for name, split in parts.items()
+        if split is not None
+    }
+    return TaskData(
+        kind=kind,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test"),
+        classes=(),
+        fingerprint=fingerprint(kind, (), splits),
+        source=data.source,
+    )
+
+
 def fingerprint(kind: Kind, classes: Sequence[str], splits: Mapping[str, Split]) -> str:
     """Return a SHA-256 over what is predicted, the classes and every row."""
     digest = hashlib.sha256(json.dumps([kind, list(classes)]).encode())

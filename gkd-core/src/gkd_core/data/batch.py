@@ -60,11 +60,13 @@ class Batch:
             int64 `[B, S]` with `IGNORE` where there is no target (position s holds the target of
             the logits at s: causal LM labels are already shifted). None if unlabelled.
         rows: Index of each sample in its dataset, int64 `[B]`.
+        counted: False if its losses do not count: it only keeps a rank in step with the others.
     """
 
     inputs: Mapping[str, Tensor]
     labels: Tensor | None
     rows: Tensor
+    counted: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -92,14 +94,15 @@ class Batch:
         return Items.where("target", self.samples.mask)
 
     def counts(self) -> dict[ItemKind, int]:
-        """Return the number of items of each kind."""
-        return {items.kind: items.count for items in (self.samples, self.tokens, self.targets)}
+        """Return the number of items of each kind that count."""
+        kinds = (self.samples, self.tokens, self.targets)
+        return {items.kind: items.count if self.counted else 0 for items in kinds}
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        moved = Batch(inputs, labels, self.rows.to(device, non_blocking=True))
+        moved = Batch(inputs, labels, self.rows.to(device, non_blocking=True), self.counted)
         # The items are found here, on the CPU: `nonzero` on a GPU would wait for the device.
         for name in ("samples", "tokens", "targets"):
             moved.__dict__[name] = getattr(self, name).to(device)

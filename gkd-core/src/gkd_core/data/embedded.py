@@ -10,44 +10,22 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from transformers import BertConfig, BertForSequenceClassification
+from typing import Any
 
 from gkd_core.data import docstrings
-from gkd_core.data.assemble import LANGUAGE_MODELLING, fingerprint
+from gkd_core.data.assemble import LANGUAGE_MODELLING, fingerprint, without_labels
 from gkd_core.data.cache import cache_dir
+from gkd_core.data.embedded_teachers import embedded_teacher
 from gkd_core.data.task import Kind, OwnTeacher, Split, Task, TaskData
-from gkd_core.data.vocabulary import train_tokenizer
 from gkd_core.errors import ConfigError, DataError
-from gkd_core.models.quiet import quiet
-from gkd_core.models.save import save_model
 
 STUDENT_ROWS = 200
 """Rows the student gets: one distils on few rows of one's own what a teacher learnt from many."""
 
-VOCAB_SIZE = 6000
 MAX_LENGTH = 48
-TEACHER_SEED = 0
 
-TEACHER_SHAPE: Mapping[str, Any] = {
-    "num_hidden_layers": 4,
-    "hidden_size": 128,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-    "max_position_embeddings": 64,
-    "type_vocab_size": 2,
-    "attention_probs_dropout_prob": 0.0,
-}
-"""Fields of the `BertConfig` of the task's own teacher."""
-
-TEACHER_TRAINING: Mapping[str, Any] = {
-    "epochs": 4,
-    "batch_size": 32,
-    "lr": 1e-3,
-    "weight_decay": 0.05,
-}
+MISFITS = (("encoder", "causal-lm"), ("decoder", "masked-lm"))
+"""Settings `task.own_teacher` and `task.kind` that contradict each other."""
 
 Rows = Mapping[str, tuple[list[str], list[int]]]
 
@@ -61,17 +39,26 @@ class Embedded(Task):
     """
 
     name = "embedded"
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "student": {"layers": 2, "init": "spaced"},
-        "training": {"epochs": 50, "batch_size": 32, "lr": 3e-4, "evaluate_every": 70},
-        "task": {"rows": STUDENT_ROWS, "max_length": MAX_LENGTH},
-    }
+
+    @classmethod
+    def defaults(cls, kind: str | None) -> Mapping[str, Any]:
+        """Return settings for few labelled rows, or for all of the text without labels."""
+        student = {"layers": 2, "init": "spaced"}
+        if kind == "lm" or kind in LANGUAGE_MODELLING:
+            training = {"epochs": 3, "batch_size": 32, "lr": 1e-3}
+            return {"student": student, "training": training, "task": {"max_length": MAX_LENGTH}}
+        return {
+            "student": student,
+            "training": {"epochs": 50, "batch_size": 32, "lr": 3e-4, "evaluate_every": 70},
+            "task": {"rows": STUDENT_ROWS, "max_length": MAX_LENGTH},
+        }
 
     def check(self) -> None:
-        """Refuse settings that belong to other tasks.
+        """Refuse settings that belong to other tasks, or contradict each other.
 
         Raises:
-            ConfigError: A file is named, or a regression asked for.
+            ConfigError: A file is named, a regression asked for, or an encoder to predict the next
+                token, or a decoder masked ones.
         """
         for split in ("train", "validation", "test"):
             value = getattr(self.config, split)
@@ -80,10 +67,15 @@ class Embedded(Task):
                     f"task.{split} is {value!r}, but the task 'embedded' brings its own rows; "
                     "drop it, or set task.name = 'files'"
                 )
-        if self.config.kind == "regression":
+        if self.kind == "regression":
             raise ConfigError(
                 "task.kind is 'regression', but the task 'embedded' has classes; use "
                 "'classification', 'masked-lm' or 'causal-lm'"
+            )
+        if (self.config.own_teacher, self.kind) in MISFITS:
+            raise ConfigError(
+                f"task.own_teacher is '{self.config.own_teacher}', which cannot do task.kind = "
+                f"'{self.kind}'; drop one of them, or set task.kind = 'lm'"
             )
 
     def load(self, kind: Kind, seed: int) -> TaskData:
@@ -92,51 +84,27 @@ class Embedded(Task):
         Raises:
             DataError: Python was installed without the sources of its library.
         """
-        chosen = self.config.kind or "classification"
-        labelled = chosen not in LANGUAGE_MODELLING
-        classes = tuple(docstrings.CHAPTERS) if labelled else ()
+        classes = tuple(docstrings.CHAPTERS)
         splits = {
-            name: Split(texts, labels=labels if labelled else None)
-            for name, (texts, labels) in _cached_rows().items()
+            name: Split(texts, labels=labels) for name, (texts, labels) in _cached_rows().items()
         }
-        return TaskData(
-            kind=chosen,
+        labelled = TaskData(
+            kind="classification",
             train=splits["train"],
             validation=splits["validation"],
             test=splits["test"],
             classes=classes,
-            fingerprint=fingerprint(chosen, classes, splits),
+            fingerprint=fingerprint("classification", classes, splits),
             source=f"docstrings of Python {sys.version.split()[0]}",
         )
+        if self.kind is None or self.kind == "classification":
+            return labelled
+        return without_labels(labelled, self.kind)
 
-    def own_teacher(self, data: TaskData) -> OwnTeacher | None:
-        """Return a small BERT classifier; there is none for language modelling."""
-        if data.kind != "classification":
-            return None
-        shape = {**TEACHER_SHAPE, "vocab_size": VOCAB_SIZE, "seed": TEACHER_SEED}
-        return OwnTeacher(lambda directory: build_teacher(data, directory), TEACHER_TRAINING, shape)
-
-
-def build_teacher(data: TaskData, directory: Path) -> None:
-    """Write the untrained teacher of a classification and a tokenizer for its texts.
-
-    Args:
-        data: The task.
-        directory: Where to; a model saved there before is replaced.
-    """
-    longest = TEACHER_SHAPE["max_position_embeddings"]
-    tokenizer = train_tokenizer(data.train.text, VOCAB_SIZE, longest)
-    config = BertConfig(
-        **TEACHER_SHAPE,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        id2label=dict(enumerate(data.classes)),
-        label2id={name: index for index, name in enumerate(data.classes)},
-    )
-    with torch.random.fork_rng(), quiet():
-        torch.manual_seed(TEACHER_SEED)
-        model = BertForSequenceClassification(config)
-    save_model(model, tokenizer, directory)
+    def own_teacher(self, data: TaskData) -> OwnTeacher:
+        """Return a small BERT, or a small Llama as a decoder."""
+        family = "decoder" if data.kind == "causal-lm" else "encoder"
+        return embedded_teacher(data, self.config.own_teacher or family)
 
 
 def _cached_rows() -> Rows:

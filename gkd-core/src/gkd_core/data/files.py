@@ -46,7 +46,7 @@ class Files(Task):
             DataError: A file or row is wrong; says which file, line and why.
         """
         paths = self._paths()
-        chosen = self.config.kind
+        chosen = self.kind
         if chosen is None and paths["train"].suffix.lower() == ".txt":
             chosen = kind
         self._check_plain(paths, chosen)

@@ -54,7 +54,7 @@ class Hub(Task):
             validation=None if validation is None else _table(splits, validation, source),
             test=self._test(splits, train, source),
         )
-        return assemble(tables, self.config, self.config.kind, seed, source)
+        return assemble(tables, self.config, self.kind, seed, source)
 
     def _test(self, splits: DatasetDict, train: Table, source: str) -> Table | None:
         if self.config.test is not None:
@@ -62,7 +62,7 @@ class Hub(Task):
         if "test" not in splits:
             return None
         table = _table(splits, "test", source)
-        if self.config.kind in LANGUAGE_MODELLING:
+        if self.kind in LANGUAGE_MODELLING:
             return table
         label = find_columns(train, self.config, labelled=True).label or ""
         if not is_unlabelled(table.columns.get(label, ())):

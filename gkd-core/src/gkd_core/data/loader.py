@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,12 +11,13 @@ from gkd_core.data.batch import Batch
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
 from gkd_core.data.encode import Encoded
 from gkd_core.data.sampler import Sampler
+from gkd_core.parallel.data import deal, share
 
 
 def iterate(
     encoded: Encoded, collator: Collator, sampler: Sampler, start_step: int, total_steps: int
 ) -> Iterator[tuple[int, list[Batch]]]:
-    """Yield the epoch and the micro-batches of each optimizer step.
+    """Yield the epoch and the micro-batches of each optimizer step, this rank's share of them.
 
     Args:
         encoded: The training split.
@@ -30,16 +32,24 @@ def iterate(
     while left > 0:
         steps = sampler.epoch(epoch)[skipped : skipped + left]
         for step in steps:
-            yield epoch, [collator.collate(encoded, rows, epoch) for rows in step]
+            yield epoch, [_batch(encoded, collator, *share(rows), epoch) for rows in step]
         left -= len(steps)
         epoch, skipped = epoch + 1, 0
 
 
 def evaluation_batches(encoded: Encoded, collator: Collator, batch_size: int) -> Iterator[Batch]:
-    """Yield every row once, longest first, so that a lack of memory shows at once.
+    """Yield this rank's share of the batches of all rows, longest first.
 
-    `Batch.rows` says where each prediction belongs.
+    A lack of memory so shows at once. `Batch.rows` says where each prediction belongs.
     """
     order = np.argsort(-encoded.lengths, kind="stable").tolist()
-    for start in range(0, len(order), batch_size):
-        yield collator.collate(encoded, order[start : start + batch_size], EVALUATION_EPOCH)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for rows, counted in deal(batches):
+        yield _batch(encoded, collator, rows, counted, EVALUATION_EPOCH)
+
+
+def _batch(
+    encoded: Encoded, collator: Collator, rows: Sequence[int], counted: bool, epoch: int
+) -> Batch:
+    batch = collator.collate(encoded, rows, epoch)
+    return batch if counted else replace(batch, counted=False)

@@ -75,14 +75,32 @@ class Task:
 
     Attributes:
         name: What `task.name` accepts.
-        defaults: Settings a run takes with this task unless it says otherwise, as nested tables.
+        config: The settings. Core writes `masked-lm` or `causal-lm` where a person wrote `lm`, and
+            an `own_teacher` that suits the student where there is one already.
     """
 
     name: ClassVar[str]
-    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
+
+    @property
+    def kind(self) -> Kind | None:
+        """What `task.kind` asks to be predicted, if it is set."""
+        assert self.config.kind != "lm", "core settles `lm` before it makes a task"
+        return self.config.kind
+
+    @classmethod
+    def defaults(cls, kind: str | None) -> Mapping[str, Any]:
+        """Return settings that a stage takes with this task unless it says otherwise.
+
+        Args:
+            kind: The stage's `task.kind` as written, or None.
+
+        Returns:
+            Nested tables, as in a run file.
+        """
+        return {}
 
     def check(self) -> None:
         """Raise `DataError` or `ConfigError` for what is wrong before any row is read."""

@@ -131,7 +131,11 @@ class Forward:
 
     def defer_logits(self, hidden: Tensor, head: nn.Linear) -> Tensor:
         """Note what the logits follow from, and return an empty tensor in their place."""
-        self.features.deferred = LinearLogits(hidden, head.weight, head.bias)
+        weight = head.weight
+        if not torch.is_grad_enabled():
+            # Weights of a teacher may be let go when the head has run; these stay for the loss.
+            weight = weight.detach()
+        self.features.deferred = LinearLogits(hidden, weight, head.bias)
         self.pending.discard(LOGITS)
         self.stop_if_complete()
         self.placeholder = hidden.new_empty((*hidden.shape[:-1], 0))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import WRITABLE_SITES, Path, parse_path
+from gkd_core.parallel.discarded import discarded_backward
 
 if TYPE_CHECKING:
     from gkd_core.data.batch import Batch
@@ -94,7 +95,8 @@ class OperationContext:
 
         A backward pass of its own, discarded afterwards: no parameter receives a gradient.
         """
-        (found,) = torch.autograd.grad(loss, tensor, retain_graph=True)
+        with discarded_backward():
+            (found,) = torch.autograd.grad(loss, tensor, retain_graph=True)
         return found
 
 
@@ -261,6 +263,14 @@ class Swap(Operation):
 
     by: str | nn.Module
     effect: ClassVar[str] = "swap"
+
+    @property
+    def borrows(self) -> bool:
+        """Whether the blocks are the teacher's."""
+        return (
+            isinstance(self.by, str)
+            and parse_path(self.by, self.effect, ("block",)).side == "teacher"
+        )
 
     def bind(self, context: OperationContext) -> Callable[..., Any]:
         """Return what is called in place of the block."""

@@ -6,11 +6,11 @@ says so. Whatever can be seen in `config.json` is refused before any weight is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +30,12 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.classes import check_classes, listed, set_classes, teacher_classes
 from gkd_core.models.quiet import quiet
 from gkd_core.models.source import load_config, locate, unreadable
+
+WeightReader: TypeAlias = Callable[
+    [str, Kind, PretrainedConfig, bool, str], tuple[PreTrainedModel, list[str], list[str]]
+]
+"""Reads a model (name, kind, configuration, trust_remote_code, origin); returns it, the weights
+missing in the checkpoint, and those of another shape."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -94,8 +100,20 @@ def check_kind(config: PretrainedConfig, kind: Kind, origin: str) -> None:
         )
 
 
+def language_model_kind(config: PretrainedConfig) -> Kind:
+    """Return what a model was made to predict: masked tokens (encoders) or the next one."""
+    own = getattr(config, "auto_map", None) or {}
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or "AutoModelForMaskedLM" in own
+    return "masked-lm" if masked and not getattr(config, "is_decoder", False) else "causal-lm"
+
+
 def load_teacher(
-    model: str, kind: Kind, classes: Sequence[str], trust_remote_code: bool, origin: str
+    model: str,
+    kind: Kind,
+    classes: Sequence[str],
+    trust_remote_code: bool,
+    origin: str,
+    read: WeightReader | None = None,
 ) -> PreTrainedModel:
     """Load a trained model to learn from: fp32, evaluation mode, without gradients.
 
@@ -105,6 +123,7 @@ def load_teacher(
         classes: The task's classes in the order of their ids; empty unless classification.
         trust_remote_code: Run code that comes with the checkpoint.
         origin: Setting that named the model.
+        read: Reads the weights; all of them unless given.
 
     Raises:
         ConfigError: The model does not suit the task, or its weights are not all there.
@@ -112,8 +131,9 @@ def load_teacher(
     config = load_config(model, trust_remote_code, origin)
     check_kind(config, kind, origin)
     check_classes(config, kind, classes, origin)
-    teacher, missing, misfit = _read_weights(model, kind, config, trust_remote_code, origin)
-    if misfit or any(_in_body(teacher, name) for name in missing):
+    read = read or _read_weights
+    teacher, missing, misfit = read(model, kind, config, trust_remote_code, origin)
+    if misfit or any(in_body(teacher, name) for name in missing):
         raise _incomplete(model, origin, misfit + missing)
     if missing:
         raise no_trained_head(model, kind, origin, missing)
@@ -127,6 +147,7 @@ def load_model(
     seed: int,
     trust_remote_code: bool,
     origin: str,
+    read: WeightReader | None = None,
 ) -> Checkpoint:
     """Load a checkpoint to be trained; a head it does not have is drawn at random.
 
@@ -137,6 +158,7 @@ def load_model(
         seed: Seed of the weights that are drawn.
         trust_remote_code: Run code that comes with the checkpoint.
         origin: Setting that named the model.
+        read: Reads the weights; all of them unless given.
 
     Raises:
         ConfigError: The model does not suit the kind of task, or lacks more than a head.
@@ -151,9 +173,10 @@ def load_model(
         )
     set_classes(config, kind, classes)
     with seeded(seed):
-        loaded, missing, misfit = _read_weights(model, kind, config, trust_remote_code, origin)
+        read = read or _read_weights
+        loaded, missing, misfit = read(model, kind, config, trust_remote_code, origin)
     initialised = sorted({*missing, *misfit})
-    if any(_in_body(loaded, name) for name in initialised):
+    if any(in_body(loaded, name) for name in initialised):
         raise _incomplete(model, origin, initialised)
     return Checkpoint(loaded.train(), tuple(initialised))
 
@@ -208,14 +231,15 @@ def check_safetensors(place: str, kind: Kind, origin: str) -> None:
 
 def no_trained_head(model: str, kind: Kind, origin: str, missing: Sequence[str]) -> ConfigError:
     """Return the error to raise for a teacher that lacks weights of its head."""
+    advice = f"train it first, for example with `gkd run --method hard --student {model} ...`"
+    if kind in ("masked-lm", "causal-lm"):
+        advice = f"name the language model that it was made from (--set {origin}=DIR)"
     return ConfigError(
-        f"{origin} = {model!r} has no trained {HEADS[kind].name} "
-        f"({_some(missing)}); train it first, for example with "
-        f"`gkd run --method hard --student {model} ...`"
+        f"{origin} = {model!r} has no trained {HEADS[kind].name} ({_some(missing)}); {advice}"
     )
 
 
-def _in_body(model: PreTrainedModel, name: str) -> bool:
+def in_body(model: PreTrainedModel, name: str) -> bool:
     """Tell whether a weight belongs to the body; a pooler counts as part of the head."""
     return name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
 

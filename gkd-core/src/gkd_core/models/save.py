@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gkd_core.errors import ConfigError
 from gkd_core.models.quiet import quiet
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write weights (safetensors), configuration and tokenizer so that transformers loads them.
 
     Everything is written beside `directory` and renamed at the end: whenever the process dies,
@@ -23,6 +29,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
         model: The model, with class names in its configuration.
         tokenizer: Its tokenizer.
         directory: Where to; a model saved there before is replaced.
+        weights: The weights by name, if they are not the model's own.
 
     Raises:
         ConfigError: `directory` holds something that is not a saved model.
@@ -32,7 +39,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     aside = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     with quiet():
-        model.save_pretrained(aside)
+        model.save_pretrained(aside, state_dict=None if weights is None else dict(weights))
         tokenizer.save_pretrained(aside)
     _replace(directory, aside)
 

@@ -189,7 +189,9 @@ def _last_matrix(block: nn.Module, shape: set[int]) -> nn.Module | None:
     found = None
     for module in block.modules():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.dim() == 2 and set(weight.shape) == shape:
+        # A layer that is divided over several ranks has a part of its matrix.
+        whole = getattr(module, "whole_shape", getattr(weight, "shape", ()))
+        if isinstance(weight, nn.Parameter) and len(whole) == 2 and set(whole) == shape:
             found = module
     return found
 

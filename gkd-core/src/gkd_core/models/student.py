@@ -14,7 +14,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.classes import set_classes
 from gkd_core.models.info import FFN_SIZES, ModelInfo
 from gkd_core.models.layer_map import init_layers
-from gkd_core.models.load import seeded
+from gkd_core.models.load import HEADS, seeded
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_embedding_parameters, count_parameters
 from gkd_core.models.sites import Sites
@@ -74,6 +74,22 @@ def build_student(
     done = transfer(model, teacher, blocks, adapters)
     start = [("start", _copied(done)), *_fresh(done.initialised)]
     return Student(model.train(), describe(model, teacher) + start)
+
+
+def fresh_student(
+    config: PretrainedConfig, kind: Kind, seed: int, trust_remote_code: bool = False
+) -> Student:
+    """Build a student of random weights.
+
+    Args:
+        config: Its configuration.
+        kind: What is predicted.
+        seed: Seed of the weights.
+        trust_remote_code: Run code that comes with the configuration.
+    """
+    with seeded(seed), quiet():
+        model = HEADS[kind].auto.from_config(config, trust_remote_code=trust_remote_code)
+    return Student(model.train(), [*describe(model, None), ("start", "random weights")])
 
 
 def student_config(
@@ -143,7 +159,8 @@ def describe(student: PreTrainedModel, teacher: PreTrainedModel | None) -> list[
 def _blocks(spec: StudentConfig, teacher: ModelInfo) -> list[int]:
     """Return for each student block the teacher block it follows."""
     listed = len(spec.init) if isinstance(spec.init, list) else None
-    layers = spec.layers or listed or teacher.layers
+    half = max(teacher.layers // 2, 1)
+    layers = half if spec.layers == "half" else spec.layers or listed or teacher.layers
     if spec.init == "random":
         return [block % teacher.layers + 1 for block in range(layers)]
     return init_layers(spec.init, layers, teacher.layers)

@@ -2,6 +2,10 @@
 
 A checkpoint is a directory written under another name and renamed when it is whole, so that one
 found under its own name is complete. Tensors are in safetensors files, the rest is JSON.
+
+Weights and optimizer are whole, whatever ranks they were divided over, so that another number of
+ranks can go on with them. The random states and those of the methods are of each rank: `NAME-1` is
+of rank 1.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gkd_core.training.engine import named_weights
+from gkd_core.parallel.ranks import is_first, rank, wait
+from gkd_core.parallel.weights import load_whole, whole_weights
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
@@ -53,26 +58,32 @@ class Progress:
 def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     """Write a checkpoint of the stage and remove the older ones."""
     folder = stage.directory / CHECKPOINTS
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{progress.step:08d}"
     draft = folder / f"{target.name}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    if is_first():
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    wait()
     save_weights(stage.student.model, draft / "student.safetensors")
     save_weights(stage.objective.modules, draft / "modules.safetensors")
-    _save(stage.engine.state_tensors(), draft / "optimizer.safetensors")
-    _save(_random_states(stage), draft / "random.safetensors")
+    optimizer = stage.engine.state_tensors()
+    if is_first():
+        _save(optimizer, draft / "optimizer.safetensors")
+    _save(_random_states(stage), draft / f"random{_own()}.safetensors")
     progress.methods = stage.objective.state_dict()
-    (draft / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
-    os.replace(draft, target)
-    for old in list(folder.iterdir()):
-        if old != target:
-            shutil.rmtree(old)
+    (draft / f"progress{_own()}.json").write_text(json.dumps(asdict(progress), indent=1))
+    wait()
+    if is_first():
+        os.replace(draft, target)
+        for old in list(folder.iterdir()):
+            if old != target:
+                shutil.rmtree(old)
     return target
 
 
 def load_checkpoint(stage: Stage) -> Progress:
     """Bring the stage to its newest checkpoint; to its start if there is none."""
+    wait()  # for the first rank to have renamed one
     found = sorted((stage.directory / CHECKPOINTS).glob("step-????????"))
     if not found:
         return Progress()
@@ -80,8 +91,12 @@ def load_checkpoint(stage: Stage) -> Progress:
     load_weights(stage.student.model, newest / "student.safetensors")
     load_weights(stage.objective.modules, newest / "modules.safetensors")
     stage.engine.load_state_tensors(load_file(newest / "optimizer.safetensors"))
-    _restore_random(stage, load_file(newest / "random.safetensors"))
-    progress = Progress(**json.loads((newest / "progress.json").read_text()))
+    states = newest / f"random{_own()}.safetensors"
+    if states.exists():
+        _restore_random(stage, load_file(states))
+    own = newest / f"progress{_own()}.json"
+    kept = own if own.exists() else newest / "progress.json"
+    progress = Progress(**json.loads(kept.read_text()))
     stage.objective.load_state_dict(progress.methods)
     return progress
 
@@ -94,17 +109,22 @@ def remove_checkpoints(directory: Path) -> None:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights of a model, replacing the file only when they are written."""
-    draft = path.with_suffix(".tmp")
-    _save(dict(named_weights(model)), draft)
-    os.replace(draft, path)
+    weights = whole_weights(model)
+    if is_first():
+        draft = path.with_suffix(".tmp")
+        _save(weights, draft)
+        os.replace(draft, path)
+    wait()
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Copy weights written by `save_weights` into a model of the same shape."""
-    kept = load_file(path)
-    with torch.no_grad():
-        for name, weight in named_weights(model):
-            weight.copy_(kept[name])
+    load_whole(model, load_file(path))
+
+
+def _own() -> str:
+    """Return what the files of this rank alone are marked with."""
+    return f"-{rank()}" if rank() else ""
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,12 +12,15 @@ from gkd_core.config.sources import DEFAULT
 from gkd_core.data.collate import Collator
 from gkd_core.data.task import Kind
 from gkd_core.errors import ConfigError, MethodError
+from gkd_core.hooks.operations import Swap
 from gkd_core.method import Step
+from gkd_core.models.classes import check_classes
 from gkd_core.models.info import ModelInfo
 from gkd_core.models.load import check_kind
 from gkd_core.models.stored import check_stored, check_trained_head
 from gkd_core.models.tokenizer import check_vocabulary
-from gkd_core.training.device import pick_device
+from gkd_core.parallel.engine import check_engine
+from gkd_core.training.device import check_devices
 from gkd_core.training.passes import StepPlan, plan_step
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ def check_blueprint(blueprint: Blueprint, registry: Registry) -> None:
         GkdError: Says why.
     """
     config = blueprint.config
-    pick_device(config.parallel.device)
+    check_devices(config.parallel)
+    check_engine(config.parallel)
     if blueprint.reads_teachers and len(blueprint.teachers) > 1:
         registry.combiner(config.combiner)
     Collator(blueprint.tokenizer, blueprint.kind, config.task.mask_share, config.seed)
@@ -43,6 +47,7 @@ def check_blueprint(blueprint: Blueprint, registry: Registry) -> None:
     for member in blueprint.members:
         _check_labels(blueprint, member)
         _check_method(blueprint, member)
+        _check_borrowed(blueprint, member)
     preview(blueprint.members, blueprint.name)
 
 
@@ -56,11 +61,33 @@ def _check_method(blueprint: Blueprint, member: Member) -> None:
         values = member.methods[0].config.model_dump(mode="json")
         origins = {name: blueprint.origin(f"{member.name}.{name}") for name in values}
         given = [
-            f"{member.name}.{name} = {json.dumps(values[name])} ({origin})"
+            f"{member.name}.{name}{_shown(values[name])} ({origin})"
             for name, origin in origins.items()
             if origin != str(DEFAULT)
         ]
         raise MethodError(f"{error}{'. Given is ' if given else ''}{', '.join(given)}") from error
+
+
+def _shown(value: Any) -> str:
+    """Return ` = value`; nothing for a list of tables, of which the refusal names the one."""
+    is_tables = isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
+    return "" if is_tables else f" = {json.dumps(value)}"
+
+
+def _check_borrowed(blueprint: Blueprint, member: Member) -> None:
+    """Refuse to run blocks of a teacher in the student if they are not there in its backward."""
+    first = Step(0, 1, 0, blueprint.name, torch.Generator())
+    teachers = blueprint.config.teachers
+    for method, models, teacher in zip(member.methods, member.models, teachers, strict=False):
+        borrows = any(
+            isinstance(operation, Swap) and operation.borrows
+            for operation in method.writes(models, first)
+        )
+        if borrows and teacher.placement != "replicated":
+            raise ConfigError(
+                f"{member.name} runs blocks of the teacher {teacher.name!r} in the student, which "
+                f"does not go with its placement = {teacher.placement!r}. Leave it replicated"
+            )
 
 
 def preview(members: Iterable[Member], stage: str) -> StepPlan:
@@ -86,7 +113,9 @@ def _check_models(blueprint: Blueprint) -> None:
 
 
 def _check_weights(blueprint: Blueprint) -> None:
-    for teacher in blueprint.teachers:
+    for teacher in blueprint.teachers if blueprint.loads_teachers else ():
+        data = blueprint.data
+        check_classes(teacher.config, data.kind, data.classes, teacher.setting)
         check_stored(teacher.model, blueprint.kind, teacher.setting)
         if teacher.home is None:
             check_trained_head(teacher.model, teacher.config, blueprint.kind, teacher.setting)

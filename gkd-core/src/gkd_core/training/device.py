@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gkd_core.config.schema import ParallelConfig
 from gkd_core.errors import ConfigError
 
 
@@ -20,3 +21,17 @@ def pick_device(name: str) -> torch.device:
             "set parallel.device=cpu"
         )
     return torch.device("cuda" if available and name == "auto" else name.replace("auto", "cpu"))
+
+
+def check_devices(config: ParallelConfig) -> None:
+    """Refuse a device that is not here, and more processes than there are GPUs.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    device = pick_device(config.device)
+    if device.type == "cuda" and config.nproc > torch.cuda.device_count():
+        raise ConfigError(
+            f"parallel.nproc is {config.nproc}, but there are {torch.cuda.device_count()} GPUs "
+            "here, and each process needs one. Start fewer, or set parallel.device=cpu"
+        )

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from gkd_core.config.schema import TrainingConfig
+from gkd_core.config.schema import RunConfig, TrainingConfig
 from gkd_core.data.batch import Batch, ItemKind
+from gkd_core.parallel.data import sum_gradients
+from gkd_core.parallel.ranks import add_counts
 
 
 class Engine(Protocol):
-    """Optimises the student and the auxiliary modules.
+    """Optimises the student and the auxiliary modules, in one process or several.
+
+    Every rank calls every method, in the same order.
 
     Attributes:
         device: Where the models live.
@@ -24,14 +29,11 @@ class Engine(Protocol):
 
     device: torch.device
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Return the context of forward passes and losses."""
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Run forward passes and the loss of a micro-batch; return the loss."""
 
-    def counts(self, batches: Sequence[Batch]) -> Mapping[ItemKind, int]:
-        """Return the number of items in an optimizer step, over all micro-batches and ranks."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a micro-batch."""
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Accumulate the gradient of a micro-batch; `last` says that a step follows."""
 
     def step(self, index: int) -> Tensor:
         """Clip, update the weights, clear the gradient; return its norm before clipping."""
@@ -40,14 +42,17 @@ class Engine(Protocol):
         """Return the learning rate of step `index`."""
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer's state by name."""
+        """Return the whole state of the optimizer by name, in the first rank."""
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state_tensors` returned."""
+        """Take back what `state_tensors` returned, after the weights themselves."""
+
+    def close(self) -> None:
+        """Let go of the models."""
 
 
 class LocalEngine:
-    """AdamW in a single process.
+    """AdamW on all weights in each process; the gradient is summed over the ranks.
 
     Args:
         trained: The student and the auxiliary modules.
@@ -66,33 +71,21 @@ class LocalEngine:
         self.device = device
         self.config = config
         self.total_steps = total_steps
-        self.parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            _decay_groups(self.parameters, config.weight_decay),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
+        self.parameters = trained_parameters(trained)
+        self.optimizer = adamw(self.parameters, config)
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Return bf16 autocast, or nothing in fp32."""
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Run forward passes and the loss of a micro-batch."""
+        with autocast(self.config, self.device):
+            return loss()
 
-    def counts(self, batches: Sequence[Batch]) -> Mapping[ItemKind, int]:
-        """Return the number of items over the micro-batches."""
-        total: Counter[ItemKind] = Counter()
-        for batch in batches:
-            total.update(batch.counts())
-        return total
-
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, last: bool = True) -> None:
         """Accumulate the gradient of a micro-batch."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, index: int) -> Tensor:
         """Clip, update the weights, clear the gradient; return its norm before clipping."""
+        sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(index)
@@ -118,6 +111,73 @@ class LocalEngine:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
+    def close(self) -> None:
+        """Do nothing: nothing is attached to the models."""
+
+
+def build_engine(
+    student: PreTrainedModel,
+    modules: nn.Module,
+    config: RunConfig,
+    total_steps: int,
+    device: torch.device,
+) -> Engine:
+    """Return the engine that the configuration asks for.
+
+    Args:
+        student: The student.
+        modules: The auxiliary modules.
+        config: The configuration of the stage.
+        total_steps: Its length, for the learning-rate schedule.
+        device: Where the models live.
+    """
+    if config.parallel.zero == 0:
+        for module in (student, modules):
+            module.to(device)
+        return LocalEngine([student, modules], config.training, total_steps, device)
+    from gkd_core.parallel.engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(student, modules, config, total_steps, device)
+
+
+def count_items(batches: Sequence[Batch]) -> dict[ItemKind, int]:
+    """Return the number of items in an optimizer step, over all micro-batches and ranks."""
+    total: Counter[ItemKind] = Counter()
+    for batch in batches:
+        total.update(batch.counts())
+    return add_counts(total)
+
+
+def autocast(
+    config: TrainingConfig, device: torch.device, caches: bool = True
+) -> AbstractContextManager[object]:
+    """Return bf16 autocast, or nothing in fp32.
+
+    Args:
+        config: Optimiser settings.
+        device: Where the models live.
+        caches: Keep the bf16 copy of a weight for its next use.
+    """
+    enabled = config.precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=caches)
+
+
+def trained_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Return the weights to be trained, in the order in which AdamW counts them."""
+    found = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return sorted(found, key=_is_vector)
+
+
+def adamw(parameters: Iterable[Tensor], config: TrainingConfig) -> torch.optim.AdamW:
+    """Return the optimizer of some weights."""
+    return torch.optim.AdamW(
+        _decay_groups(parameters, config.weight_decay),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
 
 def lr_factor(config: TrainingConfig, index: int, total: int) -> float:
     """Return the share of the peak learning rate at step `index` (0-based) of `total`."""
@@ -133,18 +193,14 @@ def lr_factor(config: TrainingConfig, index: int, total: int) -> float:
 
 
 def _decay_groups(parameters: Iterable[Tensor], decay: float) -> list[dict[str, object]]:
-    """Decay matrices only; biases and normalisation have fewer than two dimensions."""
+    """Decay matrices only."""
     kept = list(parameters)
-    matrices = [p for p in kept if p.dim() >= 2]
-    vectors = [p for p in kept if p.dim() < 2]
+    matrices = [p for p in kept if not _is_vector(p)]
+    vectors = [p for p in kept if _is_vector(p)]
     groups = [(matrices, decay), (vectors, 0.0)]
     return [{"params": params, "weight_decay": value} for params, value in groups if params]
 
 
-def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter once (tied ones too) and every buffer that belongs to the weights."""
-    yield from model.named_parameters()
-    kept = model.state_dict()
-    for name, buffer in model.named_buffers():
-        if name in kept:
-            yield name, buffer
+def _is_vector(weight: Tensor) -> bool:
+    """Tell biases and normalisation, which have fewer than two dimensions, from matrices."""
+    return weight.dim() < 2

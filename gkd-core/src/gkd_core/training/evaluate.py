@@ -17,6 +17,7 @@ from gkd_core.data.encode import Encoded
 from gkd_core.data.loader import evaluation_batches
 from gkd_core.data.task import Kind
 from gkd_core.losses import cross_entropy
+from gkd_core.parallel.data import collect
 
 EVALUATION_BATCH = 64
 
@@ -84,6 +85,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model in eval mode, leaving its mode and all random states as they were.
 
+    Every rank evaluates its share of the batches, and returns the same.
+
     Args:
         model: The model.
         split: Rows with labels.
@@ -109,16 +112,18 @@ def _evaluate_lm(
     device: torch.device,
     changes: Changes,
 ) -> Evaluation:
-    total, count = 0.0, 0
+    parts: list[tuple[float, int]] = []
     for cpu_batch in evaluation_batches(split, collator, EVALUATION_BATCH):
         batch = cpu_batch.to(device)
         if batch.labels is None:
             raise ValueError("a language-model batch has no labels")
         with changes(batch):
             logits = model(**batch.inputs).logits
-        total += float(cross_entropy(logits, batch.labels, batch.targets).values.sum())
-        count += batch.targets.count
-    loss = total / max(count, 1)
+        if batch.counted:
+            losses = cross_entropy(logits, batch.labels, batch.targets).values
+            parts.append((float(losses.sum()), batch.targets.count))
+    parts = collect(parts)
+    loss = sum(total for total, _ in parts) / max(sum(count for _, count in parts), 1)
     return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, None)
 
 
@@ -129,19 +134,18 @@ def _evaluate_rows(
     device: torch.device,
     changes: Changes,
 ) -> Evaluation:
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
-    rows: list[Tensor] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in evaluation_batches(split, collator, EVALUATION_BATCH):
         moved = batch.to(device)
         with changes(moved):
-            logits.append(model(**moved.inputs).logits.float().cpu())
-        rows.append(batch.rows)
+            logits = model(**moved.inputs).logits.float().cpu()
         if batch.labels is None:
             raise ValueError("an evaluation batch has no labels")
-        labels.append(batch.labels)
-    order = torch.cat(rows).argsort()
-    return _score(torch.cat(logits)[order], torch.cat(labels)[order])
+        if batch.counted:
+            parts.append((logits, batch.labels, batch.rows))
+    logits, labels, rows = map(torch.cat, zip(*collect(parts), strict=True))
+    order = rows.argsort()
+    return _score(logits[order], labels[order])
 
 
 def _score(logits: Tensor, labels: Tensor) -> Evaluation:

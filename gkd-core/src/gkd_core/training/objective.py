@@ -64,7 +64,8 @@ class Objective:
             found = self._ask(member, views, batch, replace(step, generator=member.generator))
             alone = list(found) == [member.name]
             for name, term in found.items():
-                terms[name if alone else f"{member.name}.{name}"] = term
+                counted = term if batch.counted else 0 * term
+                terms[name if alone else f"{member.name}.{name}"] = counted
         return terms
 
     def _ask(

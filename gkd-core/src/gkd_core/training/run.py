@@ -6,15 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from gkd_core.analysis.recorder import Recorder
 from gkd_core.config.resolve import Resolved, ResolvedStage, task_name
 from gkd_core.config.schema import RunConfig, StudentConfig, TaskConfig, TrainingConfig
 from gkd_core.config.sources import Level, Origin
 from gkd_core.errors import ConfigError
 from gkd_core.models.save import save_model
+from gkd_core.parallel.ranks import is_first, tell, wait
+from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
-from gkd_core.training.blueprint import BASELINE, TEACHER, Blueprint, Draughtsman, TeacherSource
+from gkd_core.training.blueprint import BASELINE, TEACHER, Blueprint, TeacherSource
 from gkd_core.training.checkpoint import remove_checkpoints
+from gkd_core.training.draughtsman import Draughtsman
 from gkd_core.training.loop import train
 from gkd_core.training.plan import RunPlan, plan_stage
 from gkd_core.training.result import StageResult
@@ -79,11 +84,15 @@ class Run:
         for blueprint in self.blueprints:
             folder = self._folder(blueprint)
             done = folder / DONE
-            if done.exists():
+            if tell(done.exists()):
                 self.recorder.say(f"stage {blueprint.name} is finished already")
             else:
-                self._train(blueprint).save(done)
-            remove_checkpoints(folder)
+                result = self._train(blueprint)
+                if is_first():
+                    result.save(done)
+            if is_first():
+                remove_checkpoints(folder)
+            wait()
             self.results[blueprint.name] = StageResult.load(done)
 
     def _train(self, blueprint: Blueprint) -> StageResult:
@@ -95,14 +104,15 @@ class Run:
         error: BaseException | None = None
         try:
             progress = train(self, stage)
-            save_model(stage.student.model, blueprint.tokenizer, target)
+            _save(stage.student.model, blueprint, target)
         except BaseException as failure:
             error = failure
             raise
         finally:
             self.recorder.end_stage()
             self.registry.manager.hook.gkd_stage_end(run=self, stage=stage, error=error)
-        if blueprint.home is not None:
+        stage.engine.close()
+        if blueprint.home is not None and is_first():
             blueprint.home.keep(target)
         return StageResult(
             name=blueprint.name,
@@ -123,7 +133,8 @@ class Run:
             return self._target(before)
         start = self._folder(blueprint) / "start"
         untrained = build_stage(before, self.registry, self._folder(before), None)
-        save_model(untrained.origin.model, before.tokenizer, start)
+        _save(untrained.origin.model, before, start)
+        untrained.engine.close()
         return start
 
     def _folder(self, blueprint: Blueprint) -> Path:
@@ -136,6 +147,14 @@ class Run:
         if blueprint.name == BASELINE:
             return self.directory / BASELINE
         return self._folder(blueprint) / "student"
+
+
+def _save(model: PreTrainedModel, blueprint: Blueprint, target: Path) -> None:
+    """Write a model that may be divided over the ranks, in the first of them."""
+    weights = whole_state(model)
+    if is_first():
+        save_model(model, blueprint.tokenizer, target, weights)
+    wait()
 
 
 def draw_run(resolved: Resolved, registry: Registry) -> list[Blueprint]:
@@ -198,7 +217,8 @@ def _own_teachers(draughtsman: Draughtsman, blueprints: Sequence[Blueprint]) -> 
     """
     seen: set[Path] = set()
     for blueprint in blueprints:
-        for home in (source.home for source in blueprint.teachers):
+        teachers = blueprint.teachers if blueprint.loads_teachers else ()
+        for home in (source.home for source in teachers):
             if home is None or home.ready or home.trained in seen:
                 continue
             config = RunConfig(

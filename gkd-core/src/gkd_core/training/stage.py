@@ -18,13 +18,15 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.forward import checkpoint_contexts
 from gkd_core.models.load import load_model, load_teacher
 from gkd_core.models.sites import find_sites
-from gkd_core.models.student import Student, build_student, describe
+from gkd_core.models.student import Student, build_student, describe, fresh_student
 from gkd_core.models.tokenizer import set_padding
+from gkd_core.parallel.ranks import rank
+from gkd_core.parallel.teachers import place_teacher
 from gkd_core.plugins import Registry
 from gkd_core.training.blueprint import Blueprint, TeacherSource
 from gkd_core.training.checkpoint import BEST
 from gkd_core.training.device import pick_device
-from gkd_core.training.engine import Engine, LocalEngine
+from gkd_core.training.engine import Engine, build_engine
 from gkd_core.training.evaluate import MAIN_METRIC, Metric
 from gkd_core.training.objective import Objective, name_seed
 
@@ -121,8 +123,8 @@ def build_stage(
     config, data = blueprint.config, blueprint.data
     directory.mkdir(parents=True, exist_ok=True)
     device = pick_device(config.parallel.device)
-    makes_student = start is None and config.student.model is None
-    needed = blueprint.teachers if makes_student or blueprint.reads_teachers else ()
+    copies = start is None and blueprint.copies_teacher
+    needed = blueprint.teachers if copies or blueprint.reads_teachers else ()
     teachers = [_load_teacher(blueprint, source) for source in needed]
     student = _student(blueprint, teachers, registry, start)
     for model in (student.model, *teachers):
@@ -138,8 +140,9 @@ def build_stage(
     combiner = registry.combiner(config.combiner)() if len(read) > 1 else None
     objective = Objective(blueprint.members, combiner)
     objective.build_modules(config.seed)
-    for part in (student.model, objective.modules, *read):
-        part.to(device)
+    extractors = [Extractor(teacher, find_sites(teacher, registry.sites)) for teacher in read]
+    for extractor, teacher in zip(extractors, config.teachers if read else (), strict=True):
+        place_teacher(extractor.model, extractor.sites.blocks, teacher.placement, device)
     tokens = (blueprint.tokenizer, data.kind, blueprint.max_length)
     train = encode(data.train, *tokens)
     sampler = Sampler(
@@ -150,16 +153,17 @@ def build_stage(
         config.training.length_bucketing,
     )
     total = config.training.steps or config.training.epochs * sampler.steps_per_epoch
-    torch.manual_seed(name_seed(config.seed, f"stage {blueprint.name}"))
+    own = f" rank {rank()}" if rank() else ""
+    torch.manual_seed(name_seed(config.seed, f"stage {blueprint.name}{own}"))
     return Stage(
         name=blueprint.name,
         blueprint=blueprint,
         directory=directory,
         origin=student,
         student=Extractor(student.model, find_sites(student.model, registry.sites)),
-        teachers=[Extractor(teacher, find_sites(teacher, registry.sites)) for teacher in read],
+        teachers=extractors,
         objective=objective,
-        engine=LocalEngine([student.model, objective.modules], config.training, total, device),
+        engine=build_engine(student.model, objective.modules, config, total, device),
         train=train,
         validation=encode(data.validation, *tokens),
         collator=Collator(blueprint.tokenizer, data.kind, config.task.mask_share, config.seed),
@@ -186,6 +190,13 @@ def _student(
 ) -> Student:
     config, data = blueprint.config, blueprint.data
     place = config.student.model if start is None else str(start)
+    if place is None and not teachers:
+        return fresh_student(
+            blueprint.student_config,
+            data.kind,
+            config.seed,
+            blueprint.teachers[0].trust_remote_code,
+        )
     if place is None:
         return build_student(
             config.student, teachers[0], data.kind, data.classes, config.seed, registry.sites
@@ -199,5 +210,6 @@ def _student(
         "student.model" if start is None else "the stage before",
     )
     fresh = [("random weights", ", ".join(loaded.initialised))] if loaded.initialised else []
-    summary = [*describe(loaded.model, teachers[0] if teachers else None), ("start", place), *fresh]
+    size = describe(loaded.model, teachers[0] if teachers else None)
+    summary = [*size, ("start", blueprint.start), *fresh]
     return Student(loaded.model, summary)

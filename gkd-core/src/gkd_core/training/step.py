@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gkd_core.data.batch import Batch
+from gkd_core.data.batch import Batch, ItemKind
 from gkd_core.method import Step
-from gkd_core.training.passes import run_passes
+from gkd_core.parallel.ranks import add
+from gkd_core.training.engine import count_items
+from gkd_core.training.passes import StepPlan, run_passes
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
@@ -46,19 +49,30 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
         batches: The micro-batches of this step.
         step: Where training stands.
     """
-    counts = stage.engine.counts(batches)
+    counts = count_items(batches)
     plan = stage.objective.plan(step)
     losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=stage.engine.device))
-    for cpu_batch in batches:
+    for number, cpu_batch in enumerate(batches, 1):
         batch = cpu_batch.to(stage.engine.device)
-        with stage.engine.autocast():
-            captured = run_passes(plan, stage.student, stage.teachers, batch, step)
-            terms = stage.objective.terms(captured, batch, step, plan)
-        del captured
-        total = stage.objective.total(terms, counts, step)
-        stage.engine.backward(total)
-        losses["total"] += total.detach()
-        for name, term in terms.items():
-            losses[name] += term.mean(counts).detach()
-        del terms, total
-    return StepResult(losses, stage.engine.step(step.index), counts["sample"])
+        loss = stage.engine.forward(partial(_loss, stage, plan, batch, step, counts, losses))
+        stage.engine.backward(loss, last=number == len(batches))
+        del loss
+    return StepResult(add(losses), stage.engine.step(step.index), counts["sample"])
+
+
+def _loss(
+    stage: Stage,
+    plan: StepPlan,
+    batch: Batch,
+    step: Step,
+    counts: Mapping[ItemKind, int],
+    losses: dict[str, Tensor],
+) -> Tensor:
+    """Return the loss of a micro-batch; it and its terms are added to `losses`."""
+    captured = run_passes(plan, stage.student, stage.teachers, batch, step)
+    terms = stage.objective.terms(captured, batch, step, plan)
+    total = stage.objective.total(terms, counts, step)
+    losses["total"] += total.detach()
+    for name, term in terms.items():
+        losses[name] += term.mean(counts).detach()
+    return total
