@@ -13,7 +13,7 @@ from torch import nn
 from gkd_core import hookimpl
 from gkd_core.analysis.recorder import JsonLines, Recorder
 from gkd_core.config.resolve import resolve
-from gkd_core.hooks.operations import Add, Pass
+from gkd_core.hooks.operations import Add, Pass, Swap, When
 from gkd_core.method import Method
 from gkd_core.parallel.ranks import is_first, rank, wait
 from gkd_core.plugins import Registry
@@ -104,10 +104,26 @@ class Moves(Method):
         }
 
 
+class Borrows(Method):
+    """Runs blocks of the teacher in the student."""
+
+    name = "borrows"
+    paper = "A test"
+
+    def reads(self, models, step):
+        return ["student.hidden[2]|cls", "teacher.hidden[2]|cls"]
+
+    def writes(self, models, step):
+        return [Swap("student.block[1]", "teacher.block[1,2]", when=When(first=2))]
+
+    def loss(self, student, teacher, batch, step):
+        return {"borrows": (student.hidden.cls[2] - teacher.hidden.cls[2]).square().mean(-1)}
+
+
 class Plugin:
     @hookimpl
     def gkd_register_methods(self):
-        return [Moves, Remembers]
+        return [Borrows, Moves, Remembers]
 
 
 class Entry:
@@ -168,7 +184,8 @@ def losses_over_vocabulary(world, folder, settings):
     stock = divergences.rowwise
 
     def rowwise(rule, student, *arguments):
-        kinds.add(type(student).__name__)
+        if torch.is_grad_enabled():
+            kinds.add(type(student).__name__)
         return stock(rule, student, *arguments)
 
     divergences.rowwise = rowwise

@@ -15,7 +15,10 @@ from gkd_core.config.schema import ParallelConfig
 from gkd_core.errors import ConfigError
 from gkd_core.parallel.engine import check_engine
 
-ZERO = pytest.mark.parametrize("zero", [1, 2, 3])
+slow = pytest.mark.slow
+ZERO = pytest.mark.parametrize(
+    "zero", [pytest.param(1, marks=slow), pytest.param(2, marks=slow), 3]
+)
 TWENTY = ["training.steps=20", "training.evaluate_every=10"]
 CASES = [
     ("kd", "teacher", ["method=kd", *TWENTY]),
@@ -53,6 +56,7 @@ OFFLOADED = {
 }
 
 
+@slow
 def test_offloaded_zero_trains_as_one_process_does(still, on_ranks, runs, alone, tmp_path):
     chosen = [case for case in CASES if case[0] in ("pkd", "parts")]
     cases = [
@@ -65,6 +69,7 @@ def test_offloaded_zero_trains_as_one_process_does(still, on_ranks, runs, alone,
         runs.assert_equal(tmp_path / name, alone / name.split()[0], 1e-4)
 
 
+@slow
 def test_three_ranks_divide_what_three_does_not(still, on_ranks, runs, alone, tmp_path):
     (case,) = _with([case for case in CASES if case[0] == "pkd"], "parallel.zero=3")
     on_ranks(3, runs.train_all, still, tmp_path, [case])
@@ -95,7 +100,10 @@ def test_resumed_zero_ends_bit_equal(world, on_ranks, runs, tmp_path, zero):
     runs.assert_same(tmp_path / "resumed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("before", "after"), [(3, 0), (0, 3), (2, 3), (3, 1)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(3, 0), *(pytest.param(*case, marks=slow) for case in ((0, 3), (2, 3), (3, 1)))],
+)
 def test_run_goes_on_under_another_layout(still, on_ranks, runs, tmp_path, before, after):
     settings = ["method=pkd+soft", "training.checkpoint_every=3"]
     runs.train(still, tmp_path / "alone", "teacher", settings)
@@ -111,6 +119,7 @@ def test_losses_over_a_vocabulary_stay_fused_under_zero_3(still, on_ranks, runs,
     assert on_ranks(2, runs.losses_over_vocabulary, *arguments) == [["LinearLogits"]] * 2
 
 
+@slow
 def test_student_is_saved_whole_by_one_rank(still, on_ranks, runs, alone, tmp_path):
     (case,) = _with(CASES[:1], "parallel.zero=3")
     on_ranks(2, runs.train_all, still, tmp_path, [case])

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core.cli.errors import SPOKEN, RankDied, exit_status
+from gkd_core.cli.errors import INTERRUPTED, SPOKEN, Interrupted, RankDied, exit_status
 from gkd_core.errors import ConfigError
+from gkd_core.parallel.launch import started_by_gkd
 from gkd_core.parallel.place import find_place
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ def among_ranks() -> Iterator[None]:
         join(place)
         yield
         leave()
+    except (KeyboardInterrupt, Interrupted) as error:
+        if started_by_gkd(os.environ) or first_failure(INTERRUPTED) is not None:
+            raise SystemExit(INTERRUPTED) from error
+        raise
     except Exception as error:
         unexplained = lost_connection(error) and not wait_for_reason()
         status = first_failure(exit_status(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -47,11 +48,12 @@ def run(
 
 
 def _run(resolved: Resolved, mode: Mode) -> None:
+    from gkd_core.parallel.launch import started_by_gkd
     from gkd_core.parallel.ranks import is_first, leave
     from gkd_core.plugins import registry
     from gkd_core.training.run import Run, draw_run
 
-    if is_first():
+    if is_first() and not started_by_gkd(os.environ):
         show_warnings(resolved)
     blueprints = draw_run(resolved, registry())
     count = ranks_to_start(resolved)

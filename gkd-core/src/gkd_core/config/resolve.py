@@ -180,16 +180,18 @@ def task_name(task: TaskConfig) -> str:
 def _command_line(
     settings: Sequence[str], flags: Mapping[str, tuple[Any, str]], problems: list[str]
 ) -> list[Setting]:
+    """Return what the command line says; `--set` may say more of what a flag names."""
     given = [setting for text in settings for setting in read_assignment(text)]
     assigned = {setting.key for setting in given}
+    flagged = []
     for name, (value, flag) in flags.items():
         for setting in () if value is None else read_flag(name, value, flag):
             if setting.key in assigned:
                 problems.append(
                     f"`{setting}` is given twice, by {flag} and by --set; leave one out"
                 )
-            given.append(setting)
-    return given
+            flagged.append(setting)
+    return [*flagged, *given]
 
 
 def _with_recipe(

@@ -8,11 +8,14 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 GRACE = 30
 """Seconds that ranks have to end when one has failed, before they are killed."""
+
+RUN = "gkd-"
+"""What the agent's name of a run begins with, so that a rank knows who started it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Failure:
     def killer(self) -> str | None:
         """Name of the signal that killed the rank, if one did."""
         return signal.Signals(-self.status).name if self.status < 0 else None
+
+
+def started_by_gkd(environment: Mapping[str, str]) -> bool:
+    """Tell whether `start_ranks` started this process, and speaks for it where it can."""
+    return environment.get("TORCHELASTIC_RUN_ID", "").startswith(RUN)
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> Failure | None:
@@ -53,8 +61,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> Failure | None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # A rank that fails says why; what the agent has to say about it only repeats that.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _silence_agent()
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     with tempfile.TemporaryDirectory(prefix="gkd-ranks-") as folder:
@@ -63,7 +70,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> Failure | None:
             max_nodes=1,
             nproc_per_node=count,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            run_id=uuid.uuid4().hex,
+            run_id=f"{RUN}{uuid.uuid4().hex}",
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
@@ -78,3 +85,10 @@ def start_ranks(count: int, arguments: Sequence[str]) -> Failure | None:
         except SignalException as error:
             raise KeyboardInterrupt from error
     return None
+
+
+def _silence_agent() -> None:
+    """A rank that fails says why; what the agent has to say about it only repeats that."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
