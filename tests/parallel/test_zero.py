@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -16,6 +17,9 @@ from gkd_core.errors import ConfigError
 from gkd_core.parallel.engine import check_engine
 
 slow = pytest.mark.slow
+compiles = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="DeepSpeed compiles its Adam for the CPU with g++"
+)
 ZERO = pytest.mark.parametrize(
     "zero", [pytest.param(1, marks=slow), pytest.param(2, marks=slow), 3]
 )
@@ -57,6 +61,7 @@ OFFLOADED = {
 
 
 @slow
+@compiles
 def test_offloaded_zero_trains_as_one_process_does(still, on_ranks, runs, alone, tmp_path):
     chosen = [case for case in CASES if case[0] in ("pkd", "parts")]
     cases = [
