@@ -1,0 +1,45 @@
+"""A plugin whose task brings a tiny teacher, which gkd trains and keeps in its cache."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from gkd_core import Split, Task, TaskData, hookimpl
+from gkd_core.data.task import OwnTeacher
+
+TEXTS = [" ".join("abcdefghij"[int(digit)] for digit in str(7919 * n)) for n in range(48)]
+
+
+class Shipped(Task):
+    """Numbers written in letters, even or odd."""
+
+    name = "shipped"
+
+    def load(self, kind, seed):
+        """Return the rows."""
+
+        def split(first, last):
+            return Split(TEXTS[first:last], labels=[n % 2 for n in range(first, last)])
+
+        return TaskData(
+            kind="classification",
+            train=split(0, 24),
+            validation=split(24, 36),
+            test=split(36, 48),
+            classes=("even", "odd"),
+            fingerprint="shipped",
+            source="numbers",
+        )
+
+    def own_teacher(self, data, size="large"):
+        """Return the teacher of the world, to be trained."""
+        world = Path("world/teacher").resolve()
+        training = {"epochs": 1, "batch_size": 8, "lr": 0.3, "eps": 1.0}
+        return OwnTeacher(lambda directory: shutil.copytree(world, directory), training)
+
+
+@hookimpl
+def gkd_register_tasks():
+    """Return the task."""
+    return [Shipped]

@@ -1,0 +1,102 @@
+"""Runs of version 0.1 go on: what it left on disk is resumed and reused as if it were new."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from make_runs import machine
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+RUNS = HERE / "v0.1"
+STUDENT = "student/model.safetensors"
+DONE = "stages/{}/done.json"
+
+
+@pytest.fixture
+def runs(invoke, tmp_path):
+    """The folder with the runs, which is the current one; `cache` in it is the cache."""
+    shutil.copytree(RUNS, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def shipped(monkeypatch):
+    """Install the plugin whose task brings a teacher."""
+    import shipped
+
+    from gkd_core import plugins
+
+    installed = plugins.registry()
+    installed.manager.register(shipped, "shipped")
+    monkeypatch.setitem(installed.plugins, "shipped", plugins.Plugin("shipped", "shipped", "1.0"))
+    _forget_tasks(installed)
+    yield
+    installed.manager.unregister(shipped)
+    _forget_tasks(installed)
+
+
+def _forget_tasks(registry):
+    vars(registry).pop("tasks", None)
+
+
+def _assert_same_student(found, expected):
+    """Assert equal bits on the processor that the runs are from, else what rounding leaves."""
+    bits = machine() == json.loads((RUNS / "machine.json").read_text())
+    mine, theirs = load_file(found / STUDENT), load_file(expected / STUDENT)
+    assert mine.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        if bits:
+            assert torch.equal(mine[name], weight), name
+        else:
+            torch.testing.assert_close(mine[name], weight, atol=1e-4, rtol=1e-3)
+
+
+def _assert_same_ending(found, expected, stage):
+    mine, theirs = (json.loads((run / DONE.format(stage)).read_text()) for run in (found, expected))
+    assert mine["steps"] == theirs["steps"]
+    assert mine["best_step"] == theirs["best_step"]
+    assert mine["best"] == pytest.approx(theirs["best"])
+
+
+@pytest.mark.parametrize(("name", "stage"), [("interrupted", "distil"), ("stages", "second")])
+def test_an_interrupted_run_goes_on(runs, invoke, name, stage):
+    killed, ended = runs / "killed" / name, runs / "ended" / name
+    done = invoke("run", "--resume", "--output", f"killed/{name}")
+    assert done.code == 0, done.err
+    assert f"stage {stage}: steps 4 to 6" in (killed / "log.txt").read_text()
+    _assert_same_student(killed, ended)
+    _assert_same_ending(killed, ended, stage)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_of_two_ranks_goes_on(runs, gkd):
+    done = gkd("run", "--resume", "--nproc", 2, "--output", "killed/ranks", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert "stage distil: steps 4 to 6" in (runs / "killed/ranks/log.txt").read_text()
+    _assert_same_student(runs / "killed/ranks", runs / "ended/ranks")
+    _assert_same_ending(runs / "killed/ranks", runs / "ended/ranks", "distil")
+
+
+def test_a_finished_run_is_left_as_it_is(runs, invoke):
+    finished = runs / "ended/finished"
+    before = (finished / STUDENT).read_bytes()
+    done = invoke("run", "--resume", "--output", "ended/finished")
+    assert done.code == 0, done.err
+    assert (finished / STUDENT).read_bytes() == before
+    log = (finished / "log.txt").read_text()
+    for stage in ("baseline", "distil"):
+        assert f"stage {stage} is finished already; changed since then: code" in log
+
+
+def test_a_default_teacher_that_was_kept_is_not_trained_again(runs, invoke, shipped):
+    ended = runs / "ended/default-teacher"
+    done = invoke("run", ended / "config.toml", "--output", "again")
+    assert done.code == 0, done.err
+    assert not (runs / "again/stages/teacher").exists()
+    assert len(list((runs / "cache/teachers").iterdir())) == 1
+    _assert_same_student(runs / "again", ended)
