@@ -18,9 +18,9 @@ from gkd_core import Method, Procedure, hookspecs
 from gkd_core.cli import gkd
 from gkd_core.config.render import json_schema
 from gkd_core.config.schema import RunConfig
+from gkd_core.contract.method_base import Participant
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import LAYERED_SITES, REDUCERS, REDUCIBLE_SITES, SITES, Capture
-from gkd_core.models.info import ModelInfo
-from gkd_core.participant import Participant
 from gkd_core.plugins import registry
 
 MARK = re.compile(r"^<!-- generated: (?P<name>\w+)(?: (?P<argument>\S+))? -->$", re.MULTILINE)

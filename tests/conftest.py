@@ -243,7 +243,7 @@ def draw(world, teachers):
     """Draw a recipe on the world as `gkd run --recipe` does: `draw(NAME)` -> settings, stages."""
     from gkd_core.config.resolve import resolve
     from gkd_core.plugins import registry
-    from gkd_core.training.run import draw_run
+    from gkd_core.runs.run import draw_run
 
     def _draw(recipe, family="encoder"):
         settings = [f"task.train={world / 'train.jsonl'}", "task.max_length=32"]

@@ -195,10 +195,10 @@ def gkd_step(method: str, inputs):
     from gkd_core.hooks.extraction import Extractor
     from gkd_core.hooks.paths import Capture
     from gkd_core.models.sites import find_sites
+    from gkd_core.objective.objective import Objective
+    from gkd_core.objective.passes import Member
+    from gkd_core.optim.engine import LocalEngine
     from gkd_core.plugins import registry
-    from gkd_core.training.engine import LocalEngine
-    from gkd_core.training.objective import Objective
-    from gkd_core.training.passes import Member
     from gkd_core.training.step import train_step
 
     teacher, student = models("sdpa")

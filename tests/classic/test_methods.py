@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from gkd_core import Models, Schedule, Step
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import LinearLogits
-from gkd_core.models.info import ModelInfo
 from gkd_core.models.sites import find_sites
+from gkd_core.objective.objective import Objective
+from gkd_core.objective.passes import Member, run_passes
 from gkd_core.plugins import registry
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
-from gkd_core.training.objective import Objective
-from gkd_core.training.passes import Member, run_passes
 
 METHODS = [name for name in registry().methods if registry().provider(name).name == "classic"]
 COMBINATIONS = [
@@ -138,7 +138,7 @@ def test_what_cannot_work_is_refused_before_weights_are_read(
     invoke, settings, monkeypatch, arguments, message
 ):
     method, *values = arguments
-    monkeypatch.setattr("gkd_core.training.run.build_stage", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("gkd_core.runs.run.build_stage", lambda *_: pytest.fail("too late"))
     given = [part for value in values for part in ("--set", value)]
     done = invoke("run", "--method", method, *settings, *given)
     assert done.code == 2

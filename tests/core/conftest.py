@@ -135,10 +135,10 @@ def prepare_run(world, tmp_path):
     Keywords: `directory` (its folder), `file` (text of a TOML file on top), `teachers` (folders of
     the world), `registry`, `sinks` (who is told beside `metrics.jsonl`).
     """
-    from gkd_core.analysis.recorder import JsonLines, Recorder
     from gkd_core.config.resolve import resolve
     from gkd_core.plugins import registry as installed
-    from gkd_core.training.run import Run, draw_run
+    from gkd_core.runs.run import Run, draw_run
+    from gkd_core.tracking.recorder import JsonLines, Recorder
 
     def _prepare(
         *settings, directory="run", file="", teachers=("teacher",), registry=None, sinks=()

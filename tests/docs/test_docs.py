@@ -94,7 +94,7 @@ def write_files(page, fenced, folder):
 def test_commands_are_understood(console, fenced, tmp_path, monkeypatch):
     """Flags, settings and methods of every command exist; models and data need not."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gkd_core.training.draughtsman.read_shapes", lambda *_: MODELS)
+    monkeypatch.setattr("gkd_core.runs.spec_builder.read_shapes", lambda *_: MODELS)
     write_files(console, fenced, tmp_path)
     found = commands(console, fenced)
     assert found

@@ -13,11 +13,11 @@ from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import resolve_paths
 from gkd_core.losses import Relation
 from gkd_core.models.sites import find_sites
+from gkd_core.objective.objective import Objective
+from gkd_core.objective.passes import Member, run_passes
 from gkd_core.plugins import registry
 from gkd_core.testing.tiny import tiny_batch, tiny_model
 from gkd_core.training import loop
-from gkd_core.training.objective import Objective
-from gkd_core.training.passes import Member, run_passes
 from gkd_methods_intermediate.match import Match
 
 LENGTHS = (5, 3, 1)

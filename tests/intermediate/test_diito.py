@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gkd_core import MethodError, ModelInfo, Models, Step
-from gkd_core.data.batch import Batch
+from gkd_core.contract.batch import Batch
+from gkd_core.objective.passes import run_passes
 from gkd_core.testing import check_method, tiny_batch
-from gkd_core.training.passes import run_passes
 from gkd_methods_intermediate.diito import DIITO, aligned_blocks
 from gkd_methods_intermediate.interchange import draw_moves, source_of, source_rows
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from gkd_core import MethodError, ModelInfo, Models, Step
+from gkd_core.objective.passes import run_passes
 from gkd_core.testing import check_method
-from gkd_core.training.passes import run_passes
 from gkd_methods_intermediate.lrc_bert import LRCBERT, cos_nce, sample_distances
 
 AXES = torch.tensor([[[1.0, 0]], [[0, 1]]], dtype=torch.float64)

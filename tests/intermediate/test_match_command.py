@@ -11,7 +11,7 @@ from safetensors import safe_open
 from gkd_core.config.formats import READERS
 from gkd_core.config.resolve import resolve
 from gkd_core.plugins import registry
-from gkd_core.training import run as running
+from gkd_core.runs import run as running
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "describe-a-method.md"
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "methods" / "match.md"

@@ -11,13 +11,13 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from gkd_core import ModelInfo, Models, Step
 from gkd_core.config.formats import READERS
+from gkd_core.contract.schedule import Schedule
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
+from gkd_core.objective.objective import Objective
+from gkd_core.objective.passes import Member, run_passes
 from gkd_core.plugins import registry
 from gkd_core.testing import tiny_batch
-from gkd_core.training.objective import Objective
-from gkd_core.training.passes import Member, run_passes
-from gkd_core.training.schedules import Schedule
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "describe-a-method.md"
 HEADS = 4

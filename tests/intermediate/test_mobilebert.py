@@ -9,8 +9,8 @@ import torch
 from transformers import MobileBertConfig, MobileBertForMaskedLM
 
 from gkd_core import Models, Step
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.losses import Relation
-from gkd_core.models.info import ModelInfo
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import PAD, VOCABULARY, tiny_model
 from gkd_methods_intermediate.mobilebert import MobileBERT
@@ -229,7 +229,7 @@ def test_a_resumed_run_goes_on_with_the_same_layer(interrupted, settings):
 def test_what_cannot_work_is_refused_before_weights_are_read(
     invoke, settings, monkeypatch, values, message
 ):
-    monkeypatch.setattr("gkd_core.training.run.build_stage", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("gkd_core.runs.run.build_stage", lambda *_: pytest.fail("too late"))
     given = [part for value in values for part in ("--set", value)]
     done = invoke("run", "--method", "mobilebert", *settings, *given)
     assert done.code == 2

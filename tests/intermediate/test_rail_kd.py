@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from gkd_core import MethodError, ModelInfo, Models
 from gkd_core.config.resolve import resolve
 from gkd_core.plugins import registry
+from gkd_core.runs.run import draw_run
 from gkd_core.testing import check_method
-from gkd_core.training.run import draw_run
 from gkd_methods_intermediate.rail_kd import RAILKD
 
 

@@ -10,14 +10,14 @@ import torch
 from gkd_core import Models, Step
 from gkd_core.config.expression import parse_expression
 from gkd_core.config.resolve import resolve
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import GkdError
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.models.info import ModelInfo
 from gkd_core.models.sites import find_sites
+from gkd_core.objective.objective import Objective
+from gkd_core.objective.passes import Member, run_passes
 from gkd_core.plugins import Registry, registry
 from gkd_core.testing.tiny import VOCABULARY, tiny_batch, tiny_model
-from gkd_core.training.objective import Objective
-from gkd_core.training.passes import Member, run_passes
 
 METHODS = {n for n in registry().methods if registry().provider(n).name == "intermediate"}
 MIXES = ("bestc", "mix5")

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from gkd_core import Models, Step
-from gkd_core.models.info import ModelInfo
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.contract.schedule import Schedule
+from gkd_core.objective.passes import evaluation_changes
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import tiny_model
-from gkd_core.training.passes import evaluation_changes
-from gkd_core.training.schedules import Schedule
 from gkd_methods_intermediate.theseus import Theseus
 
 KINDS = pytest.mark.parametrize("kind", ["classification", "causal-lm"])
@@ -183,7 +183,7 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(interrupted, settings):
 def test_what_cannot_work_is_refused_before_weights_are_read(
     invoke, settings, monkeypatch, values, message
 ):
-    monkeypatch.setattr("gkd_core.training.run.build_stage", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("gkd_core.runs.run.build_stage", lambda *_: pytest.fail("too late"))
     given = [part for value in values for part in ("--set", value)]
     done = invoke("run", "--method", "theseus", *settings[:2], *settings[4:], *given)
     assert done.code == 2

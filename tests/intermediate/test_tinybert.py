@@ -13,9 +13,9 @@ from gkd_core.config.formats import READERS
 from gkd_core.config.resolve import resolve
 from gkd_core.losses import Relation
 from gkd_core.plugins import registry
+from gkd_core.runs.run import draw_run
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import tiny_model
-from gkd_core.training.run import draw_run
 from gkd_methods_intermediate.tinybert import TinyBERT
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "describe-a-method.md"

@@ -9,20 +9,20 @@ import torch
 from safetensors.torch import load_file
 
 from gkd_core import Models, Step
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.contract.schedule import Schedule
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.models.info import ModelInfo
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
-from gkd_core.models.slicing.importance import measure_importance
-from gkd_core.models.slicing.ranking import Slicer
 from gkd_core.models.slicing.select import sliced_copy
 from gkd_core.models.slicing.widths import Widths, read_slices
+from gkd_core.objective.objective import Objective
+from gkd_core.objective.passes import Member, run_passes
+from gkd_core.students.importance import measure_importance
+from gkd_core.students.ranking import Slicer
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model
-from gkd_core.training.objective import Objective
-from gkd_core.training.passes import Member, run_passes
-from gkd_core.training.schedules import Schedule
 from gkd_methods_multiteacher.autodisc.sandwich import AutoDisc, compared
 from gkd_methods_multiteacher.autodisc.selection import Choice, Trial
 

@@ -10,8 +10,8 @@ import torch
 from gkd_core import ModelInfo, Models, Step
 from gkd_core.config.resolve import resolve
 from gkd_core.plugins import registry
-from gkd_core.training.draughtsman import read_shapes
-from gkd_core.training.run import draw_run
+from gkd_core.runs.run import draw_run
+from gkd_core.runs.spec_builder import read_shapes
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 from gkd_methods_multiteacher.dgkd import DenseGuidance

@@ -13,7 +13,7 @@ from gkd_core.hooks import parking
 from gkd_core.planning.shapes import ShapeDraughtsman
 from gkd_core.planning.simulation import simulate
 from gkd_core.plugins import registry
-from gkd_core.training.run import draw_run, draw_stages
+from gkd_core.runs.run import draw_run, draw_stages
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 

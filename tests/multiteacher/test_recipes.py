@@ -5,9 +5,9 @@ import json
 import pytest
 
 from gkd_core.config.resolve import resolve
-from gkd_core.data import embedded_teachers
+from gkd_core.models import embedded_teachers
 from gkd_core.plugins import registry
-from gkd_core.training.run import draw_run
+from gkd_core.runs.run import draw_run
 
 RECIPES = {
     "average": [("distil", "average(soft)+hard")],

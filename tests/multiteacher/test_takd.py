@@ -13,8 +13,8 @@ from gkd_core import ConfigError, ModelInfo, Models
 from gkd_core.config.resolve import resolve
 from gkd_core.models.save import count_parameters
 from gkd_core.plugins import registry
-from gkd_core.training.draughtsman import read_shapes
-from gkd_core.training.run import draw_run
+from gkd_core.runs.run import draw_run
+from gkd_core.runs.spec_builder import read_shapes
 from gkd_methods_multiteacher.assistants import shrink
 
 SAVED = "model.safetensors"

@@ -8,7 +8,7 @@ import torch
 from gkd_core.config.resolve import resolve
 from gkd_core.errors import MethodError
 from gkd_core.plugins import registry
-from gkd_core.training.run import draw_run
+from gkd_core.runs.run import draw_run
 from gkd_core.training.stage import build_stage
 
 

@@ -21,7 +21,7 @@ SECONDS = 200
 PRELOADED = [
     "gkd_core.parallel.sharding",
     "gkd_core.models.load",
-    "gkd_core.training.run",
+    "gkd_core.runs.run",
     "gkd_core.analysis.conclusion",
     "pytest",
     "transformers.models.bert.modeling_bert",

@@ -13,15 +13,15 @@ from torch import nn
 
 from gkd_core import hookimpl
 from gkd_core.analysis.conclusion import conclude
-from gkd_core.analysis.recorder import JsonLines, Recorder
 from gkd_core.config.render import to_toml
 from gkd_core.config.resolve import resolve
+from gkd_core.contract.method import Method
+from gkd_core.distributed.ranks import is_first, rank, wait, world_size
 from gkd_core.hooks.operations import Add, Pass, Swap, When
-from gkd_core.method import Method
-from gkd_core.parallel.ranks import is_first, rank, wait, world_size
 from gkd_core.plugins import Registry
+from gkd_core.runs.run import Run, draw_run
+from gkd_core.tracking.recorder import JsonLines, Recorder
 from gkd_core.training import loop
-from gkd_core.training.run import Run, draw_run
 
 RUN = """
 baseline = false

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from gkd_core.data.batch import Batch
-from gkd_core.parallel import data
-from gkd_core.parallel.data import collect, deal, share, sum_gradients
-from gkd_core.parallel.ranks import rank
+from gkd_core.contract.batch import Batch
+from gkd_core.distributed import data_parallel as data
+from gkd_core.distributed.data_parallel import collect, deal, share, sum_gradients
+from gkd_core.distributed.ranks import rank
 
 CASES = {
     "pkd": ("teacher", ["method=pkd+soft"]),

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gkd_core.distributed.rng import OwnDraws
 from gkd_core.models.load import HEADS
-from gkd_core.parallel.draws import OwnDraws
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
+from gkd_core.distributed.layout import Layout
 from gkd_core.errors import ConfigError
-from gkd_core.parallel.layout import Layout
 
 
 def ranks_of(group):
@@ -18,7 +18,7 @@ def ranks_of(group):
 
 
 def members(tensor, teachers):
-    from gkd_core.parallel.groups import setup, teardown
+    from gkd_core.distributed.groups import setup, teardown
 
     groups = setup(Layout(dist.get_world_size(), tensor, teachers))
     found = ranks_of(groups.tensor), ranks_of(groups.data)
@@ -49,7 +49,7 @@ def test_data_groups_cross_tensor_groups(on_ranks):
 
 
 def wrong_number():
-    from gkd_core.parallel.groups import setup
+    from gkd_core.distributed.groups import setup
 
     with pytest.raises(ConfigError, match="the layout is for 4 processes, but 2 were started"):
         setup(Layout(4, 2))
@@ -96,8 +96,8 @@ def train_alone(path):
 
 
 def train_together(path, tensor, zero):
-    from gkd_core.parallel.groups import ModelParallelUnit, setup
-    from gkd_core.parallel.layout import Layout
+    from gkd_core.distributed.groups import ModelParallelUnit, setup
+    from gkd_core.distributed.layout import Layout
     from gkd_core.parallel.sharding import shard_model
 
     number = str(dist.get_rank())

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gkd_core.distributed.rank_info import Place, find_place, first_node
 from gkd_core.parallel.launch import Failure
-from gkd_core.parallel.place import Place, find_place, first_node
 
 TORCHRUN = {
     "RANK": "3",

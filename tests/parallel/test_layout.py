@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig
 
+from gkd_core.distributed.layout import Layout
 from gkd_core.errors import ConfigError
-from gkd_core.parallel.layout import Layout, check_divisible
+from gkd_core.parallel.divisibility import check_divisible
 
 
 def config(family, **changes):

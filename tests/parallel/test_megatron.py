@@ -18,7 +18,7 @@ def run(code):
 def test_a_run_in_one_process_imports_neither():
     code = """
 import sys
-import gkd_core.cli.run, gkd_core.training.run, gkd_core.parallel.groups, gkd_core.parallel.layout
+import gkd_core.cli.run, gkd_core.runs.run, gkd_core.distributed.groups, gkd_core.distributed.layout
 print([name for name in ("megatron", "deepspeed") if name in sys.modules])
 """
     done = run(code)
@@ -26,7 +26,7 @@ print([name for name in ("megatron", "deepspeed") if name in sys.modules])
 
 
 def test_the_import_is_quiet():
-    done = run("import gkd_core.parallel.megatron")
+    done = run("import gkd_core.distributed.megatron")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -36,7 +36,7 @@ import sys
 from gkd_core.errors import ConfigError
 sys.modules["megatron"] = None
 try:
-    import gkd_core.parallel.megatron
+    import gkd_core.distributed.megatron
 except ConfigError as error:
     print(error)
 """

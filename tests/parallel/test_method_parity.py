@@ -91,10 +91,10 @@ def extractor(path, kind, group=None, dtype=torch.float64, device="cpu"):
 
 def solve(name, options, kind, student, teacher, waits=None):
     """Values of the terms and, of their sum, gradients of the student and of the modules."""
-    from gkd_core.parallel.turns import Turns, degree
+    from gkd_core.distributed.teacher_batches import Turns, degree
+    from gkd_core.objective.objective import Objective
+    from gkd_core.objective.passes import Member, run_passes
     from gkd_core.plugins import registry
-    from gkd_core.training.objective import Objective
-    from gkd_core.training.passes import Member, run_passes
 
     cls = registry().method(name)
     method = cls(cls.Config(**options))

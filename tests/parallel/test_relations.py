@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gkd_core.data.batch import Items
+from gkd_core.contract.batch import Items
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.distributed.heads import Heads
 from gkd_core.hooks.features import Features, View
 from gkd_core.hooks.paths import Capture
 from gkd_core.losses import Relation, relation_kl, relation_mse
-from gkd_core.models.info import ModelInfo
-from gkd_core.parallel.heads import Heads
 
 SAMPLES, HEADS, LENGTH = 2, 12, 5
 MASK = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])

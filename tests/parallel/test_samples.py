@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gkd_core import Batch
-from gkd_core.parallel.ranks import rank
-from gkd_core.parallel.samples import all_samples, sum_samples
+from gkd_core.distributed.ranks import rank
+from gkd_core.distributed.samples import all_samples, sum_samples
 
 
 def _gathered(sizes, idle):

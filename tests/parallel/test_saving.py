@@ -15,8 +15,8 @@ from gkd_core.models.save import save_model
 
 
 def save(path, target, kind, tensor):
-    from gkd_core.parallel.groups import setup, teardown
-    from gkd_core.parallel.layout import Layout
+    from gkd_core.distributed.groups import setup, teardown
+    from gkd_core.distributed.layout import Layout
     from gkd_core.parallel.loading import ShardReader
     from gkd_core.parallel.weights import whole_state
 

@@ -123,8 +123,8 @@ def test_an_lm_head_of_its_own_and_a_tied_one_equal_the_whole_model(
 
 
 def stay_whole(path):
+    from gkd_core.distributed.shards import sharding_of
     from gkd_core.parallel.sharding import shard_model
-    from gkd_core.parallel.split import sharding_of
 
     model = whole(path, "causal-lm")
     layers = [type(module) for module in model.modules()]

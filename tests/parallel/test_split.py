@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gkd_core.parallel.split import Split
+from gkd_core.distributed.shards import Split
 
 
 def test_rows_are_divided_in_order():

@@ -10,7 +10,7 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.paths import Capture
 from gkd_core.models.load import load_teacher
 from gkd_core.models.sites import find_sites
-from gkd_core.parallel.teachers import place_teacher
+from gkd_core.parallel.placement import place_teacher
 
 CPU = torch.device("cpu")
 CASES = [
@@ -85,7 +85,7 @@ def _own_elements(model):
     """Return how many elements of a divided teacher this rank keeps, and how many there are."""
     import gc
 
-    from gkd_core.parallel.teachers import Shards
+    from gkd_core.parallel.placement import Shards
 
     teacher = load_teacher(str(model), "causal-lm", (), False, "teacher.model")
     whole = sum(p.numel() for p in teacher.parameters())

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gkd_core.data.batch import Items
+from gkd_core.contract.batch import Items
 from gkd_core.losses import (
     LinearLogits,
     chunked,

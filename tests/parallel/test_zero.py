@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from gkd_core.config.schema import ParallelConfig
 from gkd_core.errors import ConfigError
-from gkd_core.parallel import engine
-from gkd_core.parallel.engine import check_engine
+from gkd_core.optim import deepspeed as engine
+from gkd_core.optim.deepspeed import check_engine
 
 slow = pytest.mark.slow
 ZERO = pytest.mark.parametrize(

@@ -9,13 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gkd_core.combiner import TeacherCombiner as TeacherCombiner
     from gkd_core.config.schema import RunConfig as RunConfig
-    from gkd_core.data.batch import Batch as Batch
-    from gkd_core.data.batch import Items as Items
-    from gkd_core.data.task import Split as Split
-    from gkd_core.data.task import Task as Task
-    from gkd_core.data.task import TaskData as TaskData
+    from gkd_core.contract.batch import Batch as Batch
+    from gkd_core.contract.batch import Items as Items
+    from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
+    from gkd_core.contract.method import Method as Method
+    from gkd_core.contract.model_info import ModelInfo as ModelInfo
+    from gkd_core.contract.model_info import Models as Models
+    from gkd_core.contract.procedure import Procedure as Procedure
+    from gkd_core.contract.schedule import Schedule as Schedule
+    from gkd_core.contract.step import Step as Step
+    from gkd_core.contract.task import Split as Split
+    from gkd_core.contract.task import Task as Task
+    from gkd_core.contract.task import TaskData as TaskData
+    from gkd_core.contract.temperature import Temperature as Temperature
     from gkd_core.errors import ConfigError as ConfigError
     from gkd_core.errors import DataError as DataError
     from gkd_core.errors import GkdError as GkdError
@@ -33,48 +40,41 @@ if TYPE_CHECKING:
     from gkd_core.hooks.operations import When as When
     from gkd_core.hookspecs import hookimpl as hookimpl
     from gkd_core.losses.term import Term as Term
-    from gkd_core.method import Method as Method
-    from gkd_core.method import Step as Step
-    from gkd_core.models.info import ModelInfo as ModelInfo
-    from gkd_core.models.info import Models as Models
     from gkd_core.models.layer_map import LayerMap as LayerMap
     from gkd_core.models.parts import Part as Part
     from gkd_core.models.sites import Sites as Sites
-    from gkd_core.procedure import Procedure as Procedure
-    from gkd_core.training.schedules import Schedule as Schedule
-    from gkd_core.training.temperature import Temperature as Temperature
 
 _HOME = {
     "Add": "hooks.operations",
-    "Batch": "data.batch",
+    "Batch": "contract.batch",
     "ConfigError": "errors",
     "DataError": "errors",
     "GkdError": "errors",
     "Interchange": "hooks.operations",
-    "Items": "data.batch",
+    "Items": "contract.batch",
     "LayerMap": "models.layer_map",
-    "Method": "method",
+    "Method": "contract.method",
     "MethodError": "errors",
-    "ModelInfo": "models.info",
-    "Models": "models.info",
+    "ModelInfo": "contract.model_info",
+    "Models": "contract.model_info",
     "Operation": "hooks.operations",
     "OperationContext": "hooks.operations",
     "Part": "models.parts",
     "Pass": "hooks.operations",
     "Perturb": "hooks.operations",
     "PluginError": "errors",
-    "Procedure": "procedure",
+    "Procedure": "contract.procedure",
     "Replace": "hooks.operations",
     "RunConfig": "config.schema",
-    "Schedule": "training.schedules",
+    "Schedule": "contract.schedule",
     "Sites": "models.sites",
-    "Split": "data.task",
-    "Step": "method",
+    "Split": "contract.task",
+    "Step": "contract.step",
     "Swap": "hooks.operations",
-    "Task": "data.task",
-    "TaskData": "data.task",
-    "TeacherCombiner": "combiner",
-    "Temperature": "training.temperature",
+    "Task": "contract.task",
+    "TaskData": "contract.task",
+    "TeacherCombiner": "contract.combiner",
+    "Temperature": "contract.temperature",
     "Term": "losses.term",
     "View": "hooks.features",
     "When": "hooks.operations",

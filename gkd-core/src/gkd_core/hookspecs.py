@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
     import click
 
-    from gkd_core.combiner import TeacherCombiner
-    from gkd_core.data.task import Task
-    from gkd_core.method import Method, Step
+    from gkd_core.contract.combiner import TeacherCombiner
+    from gkd_core.contract.method import Method
+    from gkd_core.contract.procedure import Procedure
+    from gkd_core.contract.step import Step
+    from gkd_core.contract.task import Task
     from gkd_core.models.sites import Sites
-    from gkd_core.procedure import Procedure
-    from gkd_core.training.plan import RunPlan
-    from gkd_core.training.run import Run
+    from gkd_core.runs.outline import RunPlan
+    from gkd_core.runs.run import Run
     from gkd_core.training.stage import Stage
 
 PROJECT = "gkd"

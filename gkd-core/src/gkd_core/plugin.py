@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gkd_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from gkd_core.data.task import Task
+    from gkd_core.contract.task import Task
 
 
 @hookimpl

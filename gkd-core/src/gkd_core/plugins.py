@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import click
     from pydantic import BaseModel
 
-    from gkd_core.combiner import TeacherCombiner
-    from gkd_core.data.task import Task
-    from gkd_core.method import Method
+    from gkd_core.contract.combiner import TeacherCombiner
+    from gkd_core.contract.method import Method
+    from gkd_core.contract.procedure import Procedure
+    from gkd_core.contract.task import Task
     from gkd_core.models.sites import Sites
-    from gkd_core.procedure import Procedure
 
 DISABLE = "GKD_DISABLE_PLUGINS"
 T = TypeVar("T")

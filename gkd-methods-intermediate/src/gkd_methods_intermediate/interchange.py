@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gkd_core import Batch, Interchange, OperationContext, Step
-from gkd_core.parallel.samples import all_samples
+from gkd_core.distributed.samples import all_samples
 
 Positions = Literal["consecutive", "random", "masked"]
 Moves: TypeAlias = tuple[Tensor, Tensor, Tensor]

@@ -26,9 +26,9 @@ from gkd_core import (
     Term,
     View,
 )
+from gkd_core.distributed.samples import all_samples
 from gkd_core.losses import hard_labels, soft_labels
 from gkd_core.models.layer_map import layer_pairs
-from gkd_core.parallel.samples import all_samples
 
 
 class LRCBERT(Method):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gkd_core import Batch, Items
+from gkd_core.distributed.samples import all_samples
 from gkd_core.losses import Relation, angles, relation_mse, self_relation
 from gkd_core.losses.relation import Block
-from gkd_core.parallel.samples import all_samples
 
 
 @dataclass(frozen=True)

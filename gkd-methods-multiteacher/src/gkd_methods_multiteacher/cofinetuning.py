@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from gkd_core import Batch, ConfigError
 from gkd_core.data.loader import iterate
+from gkd_core.distributed.groups import data_rank
+from gkd_core.distributed.ranks import tell
+from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.losses import hard_labels
 from gkd_core.models.parts import find_parts
-from gkd_core.parallel.groups import data_rank
-from gkd_core.parallel.ranks import tell
+from gkd_core.objective.objective import name_seed
+from gkd_core.optim.engine import Engine, LocalEngine, count_items
 from gkd_core.training.checkpoint import load_weights, save_weights
-from gkd_core.training.engine import Engine, LocalEngine, count_items
-from gkd_core.training.evaluate import evaluate
-from gkd_core.training.objective import name_seed
 from gkd_methods_multiteacher.mt_bert import MTBERT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from gkd_core.data.batch import ItemKind
+    from gkd_core.contract.batch import ItemKind
     from gkd_core.hooks.extraction import Extractor
-    from gkd_core.training.run import Run
+    from gkd_core.runs.run import Run
     from gkd_core.training.stage import Stage
 
 TUNED = "teachers.safetensors"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkd_core.parallel.data import add
+from gkd_core.distributed.data_parallel import add
 
 
 class Episode:

@@ -10,8 +10,8 @@ from gkd_core import hookimpl
 
 if TYPE_CHECKING:
     from gkd_core import Method, Procedure, Step, TeacherCombiner
-    from gkd_core.training.plan import RunPlan
-    from gkd_core.training.run import Run
+    from gkd_core.runs.outline import RunPlan
+    from gkd_core.runs.run import Run
     from gkd_core.training.stage import Stage
 
 

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from gkd_core import Batch, MethodError, ModelInfo, Models, Step, TeacherCombiner, View
+from gkd_core.distributed.samples import all_samples
 from gkd_core.hooks.paths import LOGITS, Capture
 from gkd_core.losses import soft_cross_entropy
-from gkd_core.parallel.samples import all_samples
 from gkd_methods_multiteacher.samples import per_sample
 
 

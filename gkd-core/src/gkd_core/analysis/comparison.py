@@ -19,26 +19,26 @@ from gkd_core.analysis.sizes import readable
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import encode
 from gkd_core.deploy.latency import latencies
+from gkd_core.distributed.device import pick_device
+from gkd_core.distributed.groups import arrange
+from gkd_core.distributed.layout import Layout
+from gkd_core.distributed.ranks import processes
 from gkd_core.errors import MethodError
+from gkd_core.evaluation.evaluate import MAIN_METRIC, Evaluation, Predict, evaluate
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
-from gkd_core.parallel.groups import arrange
-from gkd_core.parallel.layout import Layout
-from gkd_core.parallel.ranks import processes
-from gkd_core.parallel.teachers import place_teacher
-from gkd_core.training.device import pick_device
-from gkd_core.training.evaluate import MAIN_METRIC, Evaluation, Predict, evaluate
+from gkd_core.parallel.placement import place_teacher
 from gkd_core.training.stage import shard_reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from gkd_core.config.schema import Placement
-    from gkd_core.data.task import Kind
+    from gkd_core.kinds.kind import Kind
     from gkd_core.models.sites import Sites
-    from gkd_core.training.blueprint import Blueprint
+    from gkd_core.training.stage_spec import Blueprint
 
 TIMED_SAMPLES = 32
 NONE = "-"

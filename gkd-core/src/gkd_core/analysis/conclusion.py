@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from gkd_core.analysis.comparison import Comparison, Contestant, compare
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
-from gkd_core.parallel.ranks import is_first
-from gkd_core.training.plan import RunPlan, plan_stage
+from gkd_core.distributed.ranks import is_first
+from gkd_core.runs.outline import RunPlan, plan_stage
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import Placement
-    from gkd_core.training.run import Run
+    from gkd_core.runs.run import Run
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gkd_core.analysis.outline import outline
 from gkd_core.analysis.sizes import readable
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import MAIN
-from gkd_core.models.info import ModelInfo
-from gkd_core.training.plan import (
+from gkd_core.runs.outline import (
     CapturePlan,
     CombinerPlan,
     LrFactorPlan,
@@ -23,6 +22,7 @@ from gkd_core.training.plan import (
     RunPlan,
     StagePlan,
 )
+from gkd_core.runs.summary import outline
 
 YEAR = re.compile(r"(?<!:)\b(?:19|20)\d\d\b(?!\.)")
 WIDTH = 80

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from gkd_core.analysis import figures
 from gkd_core.analysis.comparison import Comparison
-from gkd_core.analysis.recorder import METRICS
+from gkd_core.tracking.recorder import METRICS
 
 if TYPE_CHECKING:
-    from gkd_core.training.blueprint import Blueprint
-    from gkd_core.training.result import StageResult
-    from gkd_core.training.run import Run
+    from gkd_core.runs.result import StageResult
+    from gkd_core.runs.run import Run
+    from gkd_core.training.stage_spec import Blueprint
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 60rem;

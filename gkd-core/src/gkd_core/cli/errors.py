@@ -62,7 +62,7 @@ def resumable(directory: Path) -> Iterator[None]:
 
 
 def _how_to_go_on(directory: Path) -> str:
-    from gkd_core.training.run_directory import has_trained
+    from gkd_core.runs.directory import has_trained
 
     place = shlex.quote(str(directory))
     if has_trained(directory):

@@ -39,7 +39,7 @@ def evaluate(
 
     from gkd_core.analysis.comparison import Contestant, compare
     from gkd_core.plugins import registry
-    from gkd_core.training.draughtsman import Draughtsman
+    from gkd_core.runs.spec_builder import Draughtsman
 
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
     show_warnings(resolved)

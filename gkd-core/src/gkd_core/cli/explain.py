@@ -32,8 +32,8 @@ def explain(
 
     from gkd_core.analysis.explanation import explain as as_text
     from gkd_core.plugins import registry
-    from gkd_core.training.plan import RunPlan, plan_stage
-    from gkd_core.training.run import draw_run
+    from gkd_core.runs.outline import RunPlan, plan_stage
+    from gkd_core.runs.run import draw_run
 
     if expression is not None and Path(expression).suffix in (".toml", ".yaml", ".yml", ".json"):
         files, expression = (Path(expression), *files), None

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console, RenderableType
 
-    from gkd_core.combiner import TeacherCombiner
-    from gkd_core.method import Method, Step
-    from gkd_core.models.info import Models
-    from gkd_core.participant import Participant
+    from gkd_core.contract.combiner import TeacherCombiner
+    from gkd_core.contract.method import Method
+    from gkd_core.contract.method_base import Participant
+    from gkd_core.contract.model_info import Models
+    from gkd_core.contract.step import Step
 
 PATH = re.compile(
     r"(?P<model>\w+)(?:\[\w+\])?(?:@[\w-]+)?\.(?P<site>\w+)(?:\[(?P<layers>[^\]]*)\])?(?P<rest>.*)"
@@ -226,8 +227,8 @@ def _example() -> tuple[Models, Step]:
     """Return models of an example's size and the first step of their training."""
     import torch
 
-    from gkd_core.method import Step
-    from gkd_core.models.info import ModelInfo, Models
+    from gkd_core.contract.model_info import ModelInfo, Models
+    from gkd_core.contract.step import Step
 
     def info(name: str, layers: int) -> ModelInfo:
         return ModelInfo(name, "bert", layers, 768, 12, 12, 64, 3072, 30522, 2, 512)

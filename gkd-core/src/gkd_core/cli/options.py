@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved, ResolvedStage
-    from gkd_core.models.info import Models
+    from gkd_core.contract.model_info import Models
 
 NAMED_TEACHER = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)=(?P<model>.+)")
 
@@ -111,7 +111,7 @@ def show_warnings(resolved: Resolved) -> None:
 
 def _shapes(stage: ResolvedStage) -> Models:
     from gkd_core.plugins import registry
-    from gkd_core.training.draughtsman import read_shapes
+    from gkd_core.runs.spec_builder import read_shapes
 
     return read_shapes(stage, registry())
 

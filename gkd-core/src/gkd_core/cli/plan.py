@@ -15,7 +15,7 @@ from gkd_core.cli.options import RunOptions, run_options, show_warnings
 if TYPE_CHECKING:
     from gkd_core.planning.estimate import Estimate
     from gkd_core.planning.search import Found, Limit
-    from gkd_core.training.blueprint import Blueprint
+    from gkd_core.training.stage_spec import Blueprint
 
 
 class Size(click.ParamType[int]):
@@ -71,7 +71,7 @@ def plan(
     from gkd_core.planning.shapes import ShapeDraughtsman
     from gkd_core.planning.simulation import simulate
     from gkd_core.plugins import registry
-    from gkd_core.training.run import draw_stages
+    from gkd_core.runs.run import draw_stages
 
     resolved = RunOptions(files, recipe, settings, flags).resolve()
     show_warnings(resolved)

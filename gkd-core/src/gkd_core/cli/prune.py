@@ -11,7 +11,7 @@ import click
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
 if TYPE_CHECKING:
-    from gkd_core.training.blueprint import Blueprint
+    from gkd_core.training.stage_spec import Blueprint
 
 
 @click.command()
@@ -67,10 +67,10 @@ def prune(
     from gkd_core.errors import ConfigError
     from gkd_core.models.load import load_teacher
     from gkd_core.models.save import save_model
-    from gkd_core.models.slicing.prune import PruneTarget
-    from gkd_core.models.slicing.prune import prune as pruned
-    from gkd_core.models.student import shape
     from gkd_core.plugins import registry
+    from gkd_core.students.build import shape
+    from gkd_core.students.prune import PruneTarget
+    from gkd_core.students.prune import prune as pruned
     from gkd_core.training.calibration import calibration_batches
 
     _check_target(target)
@@ -115,7 +115,7 @@ def _draw(
     """Return the blueprint of a stage that knows the model and the rows."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
     from gkd_core.plugins import registry
-    from gkd_core.training.draughtsman import Draughtsman
+    from gkd_core.runs.spec_builder import Draughtsman
 
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
     show_warnings(resolved)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gkd_core.cli.errors import INTERRUPTED, SPOKEN, Interrupted, RankDied, exit_status
+from gkd_core.distributed.rank_info import find_place
 from gkd_core.errors import ConfigError
 from gkd_core.parallel.launch import started_by_gkd
-from gkd_core.parallel.place import find_place
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
@@ -34,7 +34,7 @@ def among_ranks() -> Iterator[None]:
     if place is None:
         yield
         return
-    from gkd_core.parallel.ranks import (
+    from gkd_core.distributed.ranks import (
         first_failure,
         join,
         leave,

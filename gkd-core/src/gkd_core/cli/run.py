@@ -15,10 +15,10 @@ from gkd_core.cli.options import RunOptions, run_options, show_warnings
 from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
 
 if TYPE_CHECKING:
-    from gkd_core.analysis.recorder import Recorder
     from gkd_core.config.resolve import Resolved
-    from gkd_core.training.run import Run
-    from gkd_core.training.run_directory import Mode
+    from gkd_core.runs.directory import Mode
+    from gkd_core.runs.run import Run
+    from gkd_core.tracking.recorder import Recorder
 
 
 @click.command()
@@ -49,10 +49,10 @@ def run(
 
 def _run(resolved: Resolved, mode: Mode) -> None:
     from gkd_core.analysis.conclusion import needs_all_ranks
+    from gkd_core.distributed.ranks import is_first, leave
     from gkd_core.parallel.launch import started_by_gkd
-    from gkd_core.parallel.ranks import is_first, leave
     from gkd_core.plugins import registry
-    from gkd_core.training.run import Run, draw_run
+    from gkd_core.runs.run import Run, draw_run
 
     if is_first() and not started_by_gkd(os.environ):
         show_warnings(resolved)
@@ -75,8 +75,8 @@ def _run(resolved: Resolved, mode: Mode) -> None:
 def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
     """Hold the run directory, which the first rank makes and names to the others."""
     from gkd_core.config.render import to_toml
-    from gkd_core.parallel.ranks import is_first, tell
-    from gkd_core.training.run_directory import free_directory, open_directory
+    from gkd_core.distributed.ranks import is_first, tell
+    from gkd_core.runs.directory import free_directory, open_directory
 
     chosen = resolved.config.output.dir
     name = resolved.recipe or resolved.stages[-1].config.method
@@ -112,7 +112,7 @@ def _resume(options: RunOptions) -> Resolved:
     from gkd_core.config.resolve import resolve
     from gkd_core.errors import ConfigError
     from gkd_core.plugins import registry
-    from gkd_core.training.run_directory import CONFIG
+    from gkd_core.runs.directory import CONFIG
 
     chosen = options.flags.get("output")
     if chosen is None:
@@ -143,8 +143,9 @@ def _recorder(resolved: Resolved, directory: Path) -> Recorder:
     """Return who shows and keeps what happens; in ranks other than the first, at most a log."""
     from rich.console import Console
 
-    from gkd_core.analysis.display import display
-    from gkd_core.analysis.recorder import (
+    from gkd_core.distributed.ranks import is_first, rank
+    from gkd_core.tracking.display import display
+    from gkd_core.tracking.recorder import (
         METRICS,
         JsonLines,
         Recorder,
@@ -152,7 +153,6 @@ def _recorder(resolved: Resolved, directory: Path) -> Recorder:
         TensorBoard,
         TextLog,
     )
-    from gkd_core.parallel.ranks import is_first, rank
 
     if not is_first():
         own = TextLog(directory / f"log-{rank()}.txt")

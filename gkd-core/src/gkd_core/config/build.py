@@ -16,8 +16,8 @@ from gkd_core.config.sources import DEFAULT
 from gkd_core.errors import ConfigError, MethodError
 
 if TYPE_CHECKING:
+    from gkd_core.contract.procedure import Procedure
     from gkd_core.plugins import Registry
-    from gkd_core.procedure import Procedure
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from gkd_core.contract.method_base import NAME
+from gkd_core.contract.schedule import SHAPES, Schedule
 from gkd_core.errors import ConfigError
-from gkd_core.participant import NAME
-from gkd_core.training.schedules import SHAPES, Schedule
 
 WEIGHT = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[A-Za-z_]+\s*\([^()]*\)")
 WORD = re.compile(r"[\w-]+")

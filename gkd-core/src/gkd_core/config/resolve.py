@@ -28,7 +28,7 @@ from gkd_core.config.unused import unused_shape, unused_stages, unused_tables
 from gkd_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gkd_core.models.info import Models
+    from gkd_core.contract.model_info import Models
     from gkd_core.plugins import Registry
 
 TaskDefaults = Callable[[str, Any], Mapping[str, Any]]

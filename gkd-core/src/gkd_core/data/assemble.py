@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gkd_core.config.schema import TaskConfig
+from gkd_core.contract.task import Split, TaskData
 from gkd_core.data.columns import Rows, find_columns, select
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.labels import class_ids, find_classes, infer_kind, label_values
 from gkd_core.data.table import Table
-from gkd_core.data.task import Kind, Split, TaskData
-
-LANGUAGE_MODELLING = ("masked-lm", "causal-lm")
+from gkd_core.kinds.kind import LM_KINDS, Kind
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def assemble(
     Raises:
         DataError: A column, row or label is wrong.
     """
-    columns = find_columns(tables.train, config, labelled=kind not in LANGUAGE_MODELLING)
+    columns = find_columns(tables.train, config, labelled=kind not in LM_KINDS)
     train = select(tables.train, columns)
     if kind is None:
         kind = infer_kind(train.labels or ())

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from gkd_core.data.task import Split
+from gkd_core.contract.task import Split
 
 CHUNK = 1000
 """Texts for which candidates are held at a time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gkd_core.data.task import Split, TaskData
+from gkd_core.contract.task import Split, TaskData
 
 
 def order_classes(data: TaskData, order: Sequence[str]) -> TaskData:

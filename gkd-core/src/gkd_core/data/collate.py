@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gkd_core.data.batch import IGNORE, Batch
+from gkd_core.contract.batch import IGNORE, Batch
 from gkd_core.data.encode import Encoded
-from gkd_core.data.task import Kind
 from gkd_core.data.words import Words
 from gkd_core.errors import DataError
+from gkd_core.kinds.kind import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

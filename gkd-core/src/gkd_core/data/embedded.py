@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gkd_core.config.schema import TeacherSize
+from gkd_core.contract.task import OwnTeacher, Split, Task, TaskData
 from gkd_core.data import docstrings
-from gkd_core.data.assemble import LANGUAGE_MODELLING, fingerprint, without_labels
+from gkd_core.data.assemble import fingerprint, without_labels
 from gkd_core.data.cache import cache_dir
-from gkd_core.data.embedded_teachers import MASK_SHARE, embedded_teacher
-from gkd_core.data.task import Kind, OwnTeacher, Split, Task, TaskData
 from gkd_core.errors import ConfigError, DataError
+from gkd_core.kinds.kind import LM_KINDS, Kind
+from gkd_core.models.embedded_teachers import MASK_SHARE, embedded_teacher
 
 STUDENT_ROWS = 200
 """Rows the student gets: one distils on few rows of one's own what a teacher learnt from many."""
@@ -45,7 +46,7 @@ class Embedded(Task):
     def defaults(cls, kind: str | None) -> Mapping[str, Any]:
         """Return settings for few labelled rows, or for all of the text without labels."""
         student = {"layers": 2, "init": "spaced"}
-        if kind == "lm" or kind in LANGUAGE_MODELLING:
+        if kind == "lm" or kind in LM_KINDS:
             return {
                 "student": student,
                 "training": {"epochs": 3, "batch_size": 32, "lr": 1e-3},

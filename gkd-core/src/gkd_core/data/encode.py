@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gkd_core.data.assemble import LANGUAGE_MODELLING
-from gkd_core.data.task import Kind, Split
+from gkd_core.contract.task import Split
 from gkd_core.errors import ConfigError, DataError
+from gkd_core.kinds.kind import LM_KINDS, Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ def encode(
             f"task.max_length={max_length} leaves no room for text beside the "
             f"{max_length - room} special tokens; set it higher"
         )
-    if kind in LANGUAGE_MODELLING:
+    if kind in LM_KINDS:
         rows, cut = _blocks(split.text, tokenizer, max_length), 0
         if not rows:
             raise DataError("no text has two tokens or more; there is nothing to model")

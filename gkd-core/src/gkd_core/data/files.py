@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gkd_core.data.assemble import LANGUAGE_MODELLING, Tables, assemble
+from gkd_core.contract.task import Task, TaskData
+from gkd_core.data.assemble import Tables, assemble
 from gkd_core.data.readers import READERS, check_suffix, read
-from gkd_core.data.task import Kind, Task, TaskData
 from gkd_core.errors import ConfigError, DataError, suggest
+from gkd_core.kinds.kind import LM_KINDS, Kind
 
 STEMS = {
     "train": ("train",),
@@ -56,7 +57,7 @@ class Files(Task):
 
     def _check_plain(self, paths: dict[str, Path], kind: Kind | None) -> None:
         plain = [path for path in paths.values() if path.suffix.lower() == ".txt"]
-        if plain and kind not in LANGUAGE_MODELLING:
+        if plain and kind not in LM_KINDS:
             raise DataError(
                 f"{plain[0]} is plain text and has no labels for {kind or 'classification'}. Set "
                 "task.kind to masked-lm or causal-lm, or give a table (jsonl, csv, tsv, parquet)."

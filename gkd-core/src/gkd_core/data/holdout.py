@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from gkd_core.data.task import Split
+from gkd_core.contract.task import Split
 from gkd_core.errors import DataError
 
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkd_core.data.assemble import LANGUAGE_MODELLING, Tables, assemble
+from gkd_core.contract.task import Task, TaskData
+from gkd_core.data.assemble import Tables, assemble
 from gkd_core.data.columns import find_columns
 from gkd_core.data.labels import is_unlabelled
 from gkd_core.data.table import Faults, Table
-from gkd_core.data.task import Kind, Task, TaskData
 from gkd_core.errors import ConfigError, DataError, suggest
+from gkd_core.kinds.kind import LM_KINDS, Kind
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -62,7 +63,7 @@ class Hub(Task):
         if "test" not in splits:
             return None
         table = _table(splits, "test", source)
-        if self.kind in LANGUAGE_MODELLING:
+        if self.kind in LM_KINDS:
             return table
         label = find_columns(train, self.config, labelled=True).label or ""
         if not is_unlabelled(table.columns.get(label, ())):

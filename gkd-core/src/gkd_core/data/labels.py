@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gkd_core.data.table import Faults
-from gkd_core.data.task import Kind
 from gkd_core.errors import DataError
+from gkd_core.kinds.kind import Kind
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 FEW = 20

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from gkd_core.data.batch import Batch
+from gkd_core.contract.batch import Batch
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
 from gkd_core.data.encode import Encoded
 from gkd_core.data.sampler import Sampler
-from gkd_core.parallel.data import deal, share
+from gkd_core.distributed.data_parallel import deal, share
 
 
 def iterate(

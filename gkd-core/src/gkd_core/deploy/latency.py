@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from gkd_core.data.batch import Batch
+from gkd_core.contract.batch import Batch
 
 ROUNDS = 5
 

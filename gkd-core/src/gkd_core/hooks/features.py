@@ -7,18 +7,18 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gkd_core.distributed.heads import Heads
 from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, MAIN, POOLED, Capture
 from gkd_core.losses.logits import LinearLogits
 from gkd_core.losses.relation import self_relation
-from gkd_core.parallel.heads import Heads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gkd_core.contract.model_info import ModelInfo
     from gkd_core.losses.logits import Logits
     from gkd_core.losses.relation import Relation
-    from gkd_core.models.info import ModelInfo
 
 
 class Features:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from gkd_core.distributed.collectives import sum_gradient
+from gkd_core.distributed.heads import heads_of
 from gkd_core.errors import MethodError
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, Capture
 from gkd_core.losses.logits import LinearLogits
 from gkd_core.losses.vocabulary import DividedVocabulary
-from gkd_core.parallel.collectives import sum_gradient
-from gkd_core.parallel.heads import heads_of
 
 if TYPE_CHECKING:
     from gkd_core.losses.relation import Relation

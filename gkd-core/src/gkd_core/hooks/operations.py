@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from gkd_core.errors import MethodError
+from gkd_core.hooks.discarded import discarded_backward
 from gkd_core.hooks.paths import WRITABLE_SITES, Path, parse_path
-from gkd_core.parallel.discarded import discarded_backward
 
 if TYPE_CHECKING:
-    from gkd_core.data.batch import Batch
+    from gkd_core.contract.batch import Batch
+    from gkd_core.contract.step import Step
     from gkd_core.hooks.features import View
-    from gkd_core.method import Step
     from gkd_core.models.sites import Sites
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from gkd_core.errors import MethodError, suggest
 
 if TYPE_CHECKING:
-    from gkd_core.models.info import ModelInfo, Models
+    from gkd_core.contract.model_info import ModelInfo, Models
 
 ATTENTION_SITES = ("query", "key", "value", "attention", "scores", "probs", "context")
 LAYERED_SITES = ("hidden", *ATTENTION_SITES, "neurons", "ffn", "block")

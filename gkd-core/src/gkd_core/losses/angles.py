@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gkd_core.data.batch import Items
+from gkd_core.contract.batch import Items
 from gkd_core.losses import chunked
 from gkd_core.losses.gradient import Gradients, differentiable
 from gkd_core.losses.term import Term

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gkd_core.data.batch import Items
+from gkd_core.contract.batch import Items
 from gkd_core.losses.gradient import Gradients, differentiable
 from gkd_core.losses.logits import LinearLogits, Logits, vocabulary_of
 from gkd_core.losses.rows import GivenRows, LinearRows, Rows, precision

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.data.batch import Items
+from gkd_core.contract.batch import Items
 from gkd_core.losses.divergences import cross_entropy
 from gkd_core.losses.logits import LinearLogits
 from gkd_core.losses.term import Term

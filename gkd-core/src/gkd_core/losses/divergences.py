@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor
 
-from gkd_core.data.batch import Items
+from gkd_core.contract.batch import Items
 from gkd_core.losses import rules
 from gkd_core.losses.chunked import rowwise
 from gkd_core.losses.logits import Logits, lay

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gkd_core.distributed.collectives import gather
 from gkd_core.losses.vocabulary import WHOLE, DividedVocabulary, Vocabulary
-from gkd_core.parallel.collectives import gather
 
 
 @dataclass(frozen=True)

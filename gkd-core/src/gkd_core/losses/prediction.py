@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from gkd_core.data.batch import Items
+from gkd_core.contract.batch import Items
 from gkd_core.losses import rules
 from gkd_core.losses.chunked import rowwise
 from gkd_core.losses.distances import mse

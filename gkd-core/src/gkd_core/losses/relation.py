@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gkd_core.parallel.heads import Heads
+from gkd_core.distributed.heads import Heads
 
 
 class Block(NamedTuple):

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gkd_core.data.batch import Items
+from gkd_core.contract.batch import Items
+from gkd_core.distributed.collectives import all_reduce
 from gkd_core.losses import chunked, rules
 from gkd_core.losses.gradient import Gradients, differentiable
 from gkd_core.losses.relation import Block, Relation
 from gkd_core.losses.term import Term
 from gkd_core.losses.vocabulary import WHOLE
-from gkd_core.parallel.collectives import all_reduce
 
 
 def relation_kl(student: Relation, teacher: Relation, over: Items) -> Term:

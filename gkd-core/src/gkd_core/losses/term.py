@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gkd_core.data.batch import ItemKind, Items
+from gkd_core.contract.batch import ItemKind, Items
 from gkd_core.losses.gradient import scaled
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 from torch.nn import functional
 
-from gkd_core.parallel.collectives import all_reduce
+from gkd_core.distributed.collectives import all_reduce
 
 
 class Vocabulary(Protocol):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
-from gkd_core.data.task import Kind
 from gkd_core.errors import ConfigError
+from gkd_core.kinds.kind import Kind
 
 GENERIC_CLASS = re.compile(r"LABEL_\d+")
 

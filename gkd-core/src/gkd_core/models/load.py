@@ -25,8 +25,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from gkd_core.data.task import Kind
 from gkd_core.errors import ConfigError
+from gkd_core.kinds.kind import Kind
 from gkd_core.models.classes import check_classes, listed, set_classes, teacher_classes
 from gkd_core.models.quiet import quiet
 from gkd_core.models.slicing.select import narrowed

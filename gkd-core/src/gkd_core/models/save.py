@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gkd_core.distributed.shards import sharding_of
 from gkd_core.errors import ConfigError
 from gkd_core.models.quiet import quiet
-from gkd_core.parallel.split import sharding_of
 
 
 def save_model(

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
-from gkd_core.data.task import Kind
+from gkd_core.kinds.kind import Kind
 from gkd_core.models.load import HEADS, check_safetensors, no_trained_head
 from gkd_core.models.quiet import quiet
 from gkd_core.models.source import locate, unreadable

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError
-from gkd_core.models.info import ModelInfo
 from gkd_core.models.sites import Sites, find_sites
 
 Part: TypeAlias = tuple[str | int, ...]

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from gkd_core.parallel.collectives import gather, sum_gradient
-from gkd_core.parallel.draws import OwnDraws
-from gkd_core.parallel.megatron import (
+from gkd_core.distributed.collectives import gather, sum_gradient
+from gkd_core.distributed.megatron import (
     ColumnParallelLinear,
     ModelParallelConfig,
     RowParallelLinear,
     VocabParallelEmbedding,
 )
-from gkd_core.parallel.split import Split
+from gkd_core.distributed.rng import OwnDraws
+from gkd_core.distributed.shards import Split
 
 
 class ParallelLayer(nn.Module):

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
-from gkd_core.data.task import Kind
+from gkd_core.distributed.shards import Split, sharding_of, weights_of
+from gkd_core.kinds.kind import Kind
 from gkd_core.models.load import HEADS, check_safetensors, in_body
 from gkd_core.models.quiet import quiet
 from gkd_core.models.slicing.select import narrow
 from gkd_core.models.source import locate, unreadable
 from gkd_core.parallel.sharding import mark_parameters, shard_model
-from gkd_core.parallel.split import Split, sharding_of, weights_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -10,10 +10,13 @@ from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 from transformers.pytorch_utils import Conv1D
 
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.distributed.collectives import all_reduce
+from gkd_core.distributed.megatron import set_tensor_model_parallel_attributes
+from gkd_core.distributed.rng import OwnDraws
+from gkd_core.distributed.shards import Sharding, Split
 from gkd_core.errors import ConfigError
-from gkd_core.models.info import ModelInfo
-from gkd_core.parallel.collectives import all_reduce
-from gkd_core.parallel.draws import OwnDraws
+from gkd_core.parallel.divisibility import check_divisible
 from gkd_core.parallel.layers import (
     ColumnLinear,
     ParallelLayer,
@@ -22,9 +25,7 @@ from gkd_core.parallel.layers import (
     VocabularyEmbedding,
     VocabularyHead,
 )
-from gkd_core.parallel.layout import check_divisible
-from gkd_core.parallel.megatron import set_tensor_model_parallel_attributes
-from gkd_core.parallel.plans import (
+from gkd_core.parallel.tp_plans import (
     DIVIDED,
     GROUPS,
     KEYS_AND_VALUES,
@@ -34,7 +35,6 @@ from gkd_core.parallel.plans import (
     find_plan,
     generic,
 )
-from gkd_core.parallel.split import Sharding, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

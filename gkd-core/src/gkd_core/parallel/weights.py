@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from gkd_core.parallel.ranks import is_first
-from gkd_core.parallel.split import Sharding, Sliceable, sharding_of
+from gkd_core.distributed.ranks import is_first
+from gkd_core.distributed.shards import Sharding, Sliceable, sharding_of
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gkd_core.config.schema import Offload, Placement
-from gkd_core.training.blueprint import Blueprint
+from gkd_core.training.stage_spec import Blueprint
 
 BYTES = {"fp32": 4, "bf16": 2}
 

@@ -18,8 +18,8 @@ from gkd_core.planning.choice import Choice, Need, all_choices, least_need
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.shapes import count_weights
 from gkd_core.plugins import Registry
-from gkd_core.training.blueprint import Blueprint
-from gkd_core.training.checks import check_blueprint
+from gkd_core.runs.checks import check_blueprint
+from gkd_core.training.stage_spec import Blueprint
 
 Simulate = Callable[[Blueprint], Estimate]
 

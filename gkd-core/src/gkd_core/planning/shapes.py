@@ -16,12 +16,12 @@ from gkd_core.models.classes import set_classes
 from gkd_core.models.load import HEADS
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_parameters
-from gkd_core.training.blueprint import Blueprint, TeacherSource
-from gkd_core.training.checks import check_blueprint
-from gkd_core.training.draughtsman import Draughtsman
+from gkd_core.runs.checks import check_blueprint
+from gkd_core.runs.spec_builder import Draughtsman
+from gkd_core.training.stage_spec import Blueprint, TeacherSource
 
 if TYPE_CHECKING:
-    from gkd_core.data.task import TaskData
+    from gkd_core.contract.task import TaskData
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")

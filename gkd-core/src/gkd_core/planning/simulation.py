@@ -30,29 +30,29 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
-from gkd_core.data.batch import Batch
+from gkd_core.contract.batch import Batch
+from gkd_core.contract.step import Step
+from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
-from gkd_core.data.task import Split
+from gkd_core.distributed.groups import Groups, arrange, teardown
+from gkd_core.distributed.layout import Layout
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.parking import Parking
 from gkd_core.hooks.paths import LOGITS
-from gkd_core.method import Step
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
-from gkd_core.models.student import Student
-from gkd_core.parallel.groups import Groups, arrange, teardown
-from gkd_core.parallel.layout import Layout
+from gkd_core.objective.passes import StepPlan
+from gkd_core.optim.engine import Engine, build_engine
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.ledger import HOST, ON_DEVICE, Kind, Ledger
 from gkd_core.planning.shapes import build_shape
 from gkd_core.planning.zero import ZeroEngine
 from gkd_core.plugins import Registry
-from gkd_core.training.blueprint import Blueprint
-from gkd_core.training.engine import Engine, build_engine
-from gkd_core.training.passes import StepPlan
+from gkd_core.students.build import Student
 from gkd_core.training.stage import Stage, assemble_stage, settle_teacher
+from gkd_core.training.stage_spec import Blueprint
 from gkd_core.training.step import train_step
 
 STEPS = 2

@@ -15,12 +15,12 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
+from gkd_core.distributed.groups import data_size
 from gkd_core.models.parts import Parts
-from gkd_core.parallel.engine import BUCKET
-from gkd_core.parallel.groups import data_size
+from gkd_core.optim.deepspeed import BUCKET
+from gkd_core.optim.engine import LocalEngine, autocast
 from gkd_core.planning.gathering import Gathering
 from gkd_core.planning.ledger import ABSENT, HOST, TRANSIT, Kind, Ledger
-from gkd_core.training.engine import LocalEngine, autocast
 
 PERSISTENT = 10
 """Weights of so many times the hidden size, or less, are whole on every rank."""

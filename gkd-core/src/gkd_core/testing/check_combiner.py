@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gkd_core.combiner import TeacherCombiner
-from gkd_core.data.batch import Batch
-from gkd_core.data.task import Kind
+from gkd_core.contract.batch import Batch
+from gkd_core.contract.combiner import TeacherCombiner
+from gkd_core.contract.method import Method
+from gkd_core.contract.model_info import Models
+from gkd_core.contract.schedule import ALWAYS_1
+from gkd_core.contract.step import Step
 from gkd_core.hooks.features import View
+from gkd_core.kinds.kind import Kind
 from gkd_core.losses import Term, mse
-from gkd_core.method import Method, Step
-from gkd_core.models.info import Models
+from gkd_core.objective.ensemble import Combination
+from gkd_core.objective.passes import Member
 from gkd_core.testing.trial import KINDS, Trial, check_kinds, generator
-from gkd_core.training.combination import Combination
-from gkd_core.training.passes import Member
-from gkd_core.training.schedules import ALWAYS_1
 
 
 def check_combiner(

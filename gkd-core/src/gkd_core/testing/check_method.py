@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gkd_core.data.task import Kind
-from gkd_core.method import Method
-from gkd_core.models.info import Models
+from gkd_core.contract.method import Method
+from gkd_core.contract.model_info import Models
+from gkd_core.contract.schedule import ALWAYS_1
+from gkd_core.kinds.kind import Kind
+from gkd_core.objective.passes import Member
 from gkd_core.testing.trial import KINDS, Trial, check_kinds, generator
-from gkd_core.training.passes import Member
-from gkd_core.training.schedules import ALWAYS_1
 
 
 def check_method(

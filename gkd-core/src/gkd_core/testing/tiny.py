@@ -6,8 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers import PreTrainedModel as Model
 
-from gkd_core.data.batch import IGNORE, Batch
-from gkd_core.data.task import Kind
+from gkd_core.contract.batch import IGNORE, Batch
+from gkd_core.kinds.kind import Kind
 
 VOCABULARY = 64
 CLASSES = 3

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.data.batch import IGNORE, Batch, ItemKind
-from gkd_core.data.task import Kind
+from gkd_core.contract.batch import IGNORE, Batch, ItemKind
+from gkd_core.contract.method_base import Participant
+from gkd_core.contract.model_info import ModelInfo, Models
+from gkd_core.contract.step import Step
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.method import Step
-from gkd_core.models.info import ModelInfo, Models
+from gkd_core.kinds.kind import Kind
 from gkd_core.models.sites import find_sites
-from gkd_core.participant import Participant
+from gkd_core.objective.objective import Objective
+from gkd_core.objective.passes import Member, StepPlan, run_passes
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
-from gkd_core.training.objective import Objective
-from gkd_core.training.passes import Member, StepPlan, run_passes
 
 KINDS: Sequence[Kind] = ("classification", "causal-lm")
 STEPS = 10

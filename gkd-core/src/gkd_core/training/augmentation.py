@@ -12,16 +12,17 @@ import torch
 
 import gkd_core
 from gkd_core.config.schema import RunConfig
+from gkd_core.contract.task import Split
 from gkd_core.data.augment import augment
 from gkd_core.data.cache import cache_dir
-from gkd_core.data.task import Kind, Split
+from gkd_core.distributed.ranks import is_first, wait
 from gkd_core.errors import ConfigError
+from gkd_core.kinds.kind import Kind
 from gkd_core.models.load import language_model_kind, load_teacher
 from gkd_core.models.proposer import MaskedProposer
 from gkd_core.models.source import load_config, locate
 from gkd_core.models.stored import check_stored, check_trained_head
 from gkd_core.models.tokenizer import load_tokenizer
-from gkd_core.parallel.ranks import is_first, wait
 
 SETTING = "task.augment_model"
 KINDS: tuple[Kind, ...] = ("classification", "regression")

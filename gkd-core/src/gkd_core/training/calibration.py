@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gkd_core.data.batch import Batch
+from gkd_core.contract.batch import Batch
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
 from gkd_core.data.encode import encode
 from gkd_core.data.holdout import fewer
-from gkd_core.training.blueprint import Blueprint
+from gkd_core.training.stage_spec import Blueprint
 
 ROWS = 512
 BATCH = 32

@@ -24,9 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gkd_core.parallel.groups import data_rank, is_first_of_copy
-from gkd_core.parallel.ranks import is_first, wait
-from gkd_core.parallel.split import Sliceable
+from gkd_core.distributed.groups import data_rank, is_first_of_copy
+from gkd_core.distributed.ranks import is_first, wait
+from gkd_core.distributed.shards import Sliceable
 from gkd_core.parallel.weights import load_whole, whole_weights
 
 if TYPE_CHECKING:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gkd_core.data.batch import Batch
+from gkd_core.contract.batch import Batch
+from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
-from gkd_core.method import Step
+from gkd_core.evaluation.evaluate import evaluate
+from gkd_core.objective.passes import evaluation_changes
 from gkd_core.training.checkpoint import (
     Progress,
     load_checkpoint,
@@ -19,13 +21,11 @@ from gkd_core.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from gkd_core.training.evaluate import evaluate
-from gkd_core.training.passes import evaluation_changes
+from gkd_core.training.non_finite import Watch
 from gkd_core.training.step import StepResult, train_step
-from gkd_core.training.watch import Watch
 
 if TYPE_CHECKING:
-    from gkd_core.training.run import Run
+    from gkd_core.runs.run import Run
     from gkd_core.training.stage import Stage
 
 

@@ -15,27 +15,27 @@ from gkd_core.config.schema import RunConfig
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded, encode
 from gkd_core.data.sampler import Sampler
-from gkd_core.data.task import Kind
+from gkd_core.distributed.device import pick_device
+from gkd_core.distributed.groups import Groups, arrange, data_rank
+from gkd_core.evaluation.evaluate import MAIN_METRIC, Metric
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.forward import checkpoint_contexts
 from gkd_core.hooks.parking import Parking
+from gkd_core.kinds.kind import Kind
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import find_sites
-from gkd_core.models.slicing.scale import scale_student
-from gkd_core.models.student import Student, build_student, describe, fresh_student
 from gkd_core.models.tokenizer import set_padding
-from gkd_core.parallel.groups import Groups, arrange, data_rank
-from gkd_core.parallel.teachers import place_teacher
+from gkd_core.objective.objective import Objective, name_seed
+from gkd_core.optim.engine import Engine, EngineMaker, build_engine
+from gkd_core.parallel.placement import place_teacher
 from gkd_core.plugins import Registry
+from gkd_core.students.build import Student, build_student, describe, fresh_student
+from gkd_core.students.scale import scale_student
 from gkd_core.training.augmentation import augmented
-from gkd_core.training.blueprint import Blueprint, TeacherSource
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
-from gkd_core.training.device import pick_device
-from gkd_core.training.engine import Engine, EngineMaker, build_engine
-from gkd_core.training.evaluate import MAIN_METRIC, Metric
-from gkd_core.training.objective import Objective, name_seed
+from gkd_core.training.stage_spec import Blueprint, TeacherSource
 
 
 @dataclass

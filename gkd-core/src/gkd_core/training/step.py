@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gkd_core.data.batch import Batch, ItemKind
-from gkd_core.method import Step
-from gkd_core.parallel.data import add
-from gkd_core.parallel.turns import Turns, take_turns
-from gkd_core.training.engine import count_items
-from gkd_core.training.passes import StepPlan, run_passes
+from gkd_core.contract.batch import Batch, ItemKind
+from gkd_core.contract.step import Step
+from gkd_core.distributed.data_parallel import add
+from gkd_core.distributed.teacher_batches import Turns, take_turns
+from gkd_core.objective.passes import StepPlan, run_passes
+from gkd_core.optim.engine import count_items
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage

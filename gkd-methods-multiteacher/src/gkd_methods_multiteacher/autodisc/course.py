@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gkd_core import ConfigError
+from gkd_core.distributed.ranks import is_first
+from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.hooks.forward import Change
 from gkd_core.hooks.paths import Capture
-from gkd_core.models.slicing.budget import count_sliced
-from gkd_core.models.slicing.importance import measure_importance
-from gkd_core.models.slicing.ranking import Slicer
 from gkd_core.models.slicing.widths import Widths
-from gkd_core.parallel.ranks import is_first
+from gkd_core.students.budget import count_sliced
+from gkd_core.students.importance import measure_importance
+from gkd_core.students.ranking import Slicer
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import save_weights
-from gkd_core.training.evaluate import evaluate
 from gkd_methods_multiteacher.autodisc.sandwich import ASSISTANT, WHOLE, AutoDisc
 
 if TYPE_CHECKING:
     from gkd_core import Step
-    from gkd_core.training.plan import RunPlan
-    from gkd_core.training.run import Run
+    from gkd_core.runs.outline import RunPlan
+    from gkd_core.runs.run import Run
     from gkd_core.training.stage import Stage
 
 CANDIDATES = "candidates.json"

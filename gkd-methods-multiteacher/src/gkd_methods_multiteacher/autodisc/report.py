@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_core.analysis.figures import curves
-from gkd_core.training.run_directory import STAGES
+from gkd_core.runs.directory import STAGES
 from gkd_methods_multiteacher.autodisc.course import CANDIDATES
 
 if TYPE_CHECKING:
-    from gkd_core.training.run import Run
+    from gkd_core.runs.run import Run
 
 
 def write_report(run: Run) -> list[Path]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gkd_core import Batch, Method, MethodError, Models, Operation, Pass, Replace, Step, Term, View
 from gkd_core.losses import mse, soft_labels
-from gkd_core.models.slicing.ranking import Slicer
-from gkd_core.models.slicing.scale import MULTIPLE, cut_ordered
+from gkd_core.students.ranking import Slicer
+from gkd_core.students.scale import MULTIPLE, cut_ordered
 from gkd_core.training.checkpoint import load_weights
 from gkd_methods_multiteacher.autodisc.selection import Choice, Trial
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers.pytorch_utils import Conv1D
 
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import MethodError
-from gkd_core.models.info import ModelInfo
 from gkd_core.models.sites import Sites
 from gkd_core.models.transfer import FFN, INPUTS, OUTPUTS, Part, lookup
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from gkd_core.models.info import FFN_SIZES, ModelInfo
+from gkd_core.contract.model_info import FFN_SIZES, ModelInfo
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

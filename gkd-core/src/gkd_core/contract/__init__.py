@@ -1,0 +1,1 @@
+"""The base classes that plugins subclass and the records that they receive."""

@@ -1,0 +1,1 @@
+"""Groups, ranks, collectives and shards; knows no model."""

@@ -1,0 +1,62 @@
+"""`Heads`: attention heads that are divided over a tensor group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.distributed.collectives import cut, gather
+from gkd_core.distributed.shards import sharding_of
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads there are, and which ranks have an equal share of them.
+
+    Attributes:
+        group: The ranks.
+        queries: Query heads of all ranks together.
+        keys: Key and value heads of all ranks together. Where they are fewer than the ranks, ranks
+            that follow each other have the same one.
+    """
+
+    group: ProcessGroup
+    queries: int
+    keys: int
+
+    def repeats(self, site: str) -> int:
+        """Return the number of ranks that have the same head at a site."""
+        return max(1, self.group.size() // self.keys) if site in ("key", "value") else 1
+
+    def join(self, site: str, share: Tensor) -> Tensor:
+        """Return the heads of all ranks, all of which go on with the same work on them.
+
+        Args:
+            site: Attention site that the tensor is of, such as `query`.
+            share: This rank's heads: `[B, A, S, ...]`, or at the site `context` `[..., A*Dh]`.
+        """
+        joined = gather(share, _dimension(site), self.group)
+        repeats = self.repeats(site)
+        return joined if repeats == 1 else joined[:, ::repeats]
+
+    def cut(self, site: str, whole: Tensor) -> Tensor:
+        """Return this rank's heads of what all ranks have; arguments as for `join`."""
+        repeats = self.repeats(site)
+        repeated = whole if repeats == 1 else whole.repeat_interleave(repeats, 1)
+        return cut(repeated, _dimension(site), self.group)
+
+
+def heads_of(model: nn.Module) -> Heads | None:
+    """Return how the heads of a model are divided, or None if it has all of them."""
+    sharding = sharding_of(model)
+    if sharding is None:
+        return None
+    info = ModelInfo.read("", model.config, 0)
+    return Heads(sharding.group, info.heads, info.kv_heads)
+
+
+def _dimension(site: str) -> int:
+    return -1 if site == "context" else 1

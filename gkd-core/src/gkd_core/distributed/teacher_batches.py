@@ -1,0 +1,87 @@
+"""Teachers that more ranks share than share the student.
+
+Their ranks see different rows, but must run together: they run on the rows of each in turn. A rank
+keeps what comes of its own turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gkd_core.contract.batch import Batch
+from gkd_core.distributed.groups import current, data_rank
+from gkd_core.distributed.shards import sharding_of
+
+PassInputs: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+"""What models read in a pass, by the name of the pass."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The micro-batches that the ranks of a teacher's group see.
+
+    Attributes:
+        batches: Of each of them, in order; those of ranks that share a student once.
+        own: Which of them is this rank's.
+    """
+
+    batches: Sequence[Batch]
+    own: int = 0
+
+    def of(self, teacher: nn.Module, student: nn.Module) -> range:
+        """Return the turns that a teacher takes part in."""
+        count = max(1, degree(teacher) // degree(student))
+        first = self.own // count * count
+        return range(first, first + count)
+
+    def each(self, make: Callable[[Batch], PassInputs]) -> Sequence[PassInputs]:
+        """Return what is made of the micro-batch of each turn.
+
+        Each is made by the rank that trains on it, which may ask ranks that are in no turn.
+        """
+        groups = current()
+        if len(self.batches) == 1 or groups is None:
+            return [make(batch) for batch in self.batches]
+        batch = self.batches[self.own]
+        own = _moved(make(batch), torch.device("cpu"))
+        found = [own] * groups.widest.size()
+        dist.all_gather_object(found, own, group=groups.widest)
+        return [_moved(each, batch.rows.device) for each in found[:: groups.tensor.size()]]
+
+    def to(self, device: torch.device) -> Turns:
+        """Return the turns on `device`."""
+        return Turns([batch.to(device) for batch in self.batches], self.own)
+
+
+def _moved(inputs: PassInputs, device: torch.device) -> PassInputs:
+    return {
+        name: {key: value.to(device) for key, value in tensors.items()}
+        for name, tensors in inputs.items()
+    }
+
+
+def take_turns(batch: Batch) -> Turns:
+    """Return the turns of a step; all ranks call this.
+
+    Args:
+        batch: This rank's micro-batch, on the CPU.
+    """
+    groups = current()
+    if groups is None or groups.widest.size() <= groups.tensor.size():
+        return Turns([batch])
+    batches: list[Batch] = [batch] * groups.widest.size()
+    dist.all_gather_object(batches, batch, group=groups.widest)
+    different = batches[:: groups.tensor.size()]
+    return Turns(different, data_rank() % len(different))
+
+
+def degree(model: nn.Module) -> int:
+    """Return how many processes share one copy of a model."""
+    sharding = sharding_of(model)
+    return 1 if sharding is None else sharding.group.size()

@@ -1,0 +1,1 @@
+"""Kinds of task: what is predicted."""

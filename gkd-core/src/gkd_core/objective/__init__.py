@@ -1,0 +1,1 @@
+"""What a step minimises: passes, terms, several teachers, conflicts."""

@@ -1,0 +1,78 @@
+"""What was captured in the passes of a micro-batch, and what a method may see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.hooks.features import Features, View
+from gkd_core.hooks.parking import Parked, Parking
+from gkd_core.hooks.paths import MAIN
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gkd_core.objective.passes import Asked, Side
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was captured in a micro-batch, by pass.
+
+    Attributes:
+        student: Of the student.
+        teachers: Of each teacher.
+        parking: Where what is of one teacher waits while another has its turn, if anywhere.
+    """
+
+    student: dict[str, Features] = field(default_factory=dict)
+    teachers: Sequence[dict[str, Features | Parked]] = ()
+    parking: Parking | None = None
+
+    def park(self, number: int) -> None:
+        """Let what was captured of a teacher wait until it is asked for."""
+        found = self.teachers[number]
+        for name, features in found.items():
+            if self.parking is not None and isinstance(features, Features):
+                found[name] = self.parking.park(features)
+
+    def learned(self, asked: Asked) -> View:
+        """Return what one method object may see of the student."""
+        return _view(self.student, asked, "student", asked.models.student)
+
+    def known(self, asked: Asked) -> View:
+        """Return what one method object may see of its teacher; let go of it before the next."""
+        found = self.teachers[asked.number] if asked.member.takes_teacher and self.teachers else {}
+        return _view(found, asked, "teacher", asked.models.teacher or asked.models.student)
+
+    def views(self, asked: Asked) -> tuple[View, View]:
+        """Return what one method object may see of the student and of its teacher."""
+        return self.learned(asked), self.known(asked)
+
+    def saving(self, weights: Iterable[Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which terms of several teachers are computed one after the other.
+
+        Args:
+            weights: Of auxiliary modules.
+        """
+        if self.parking is None:
+            return nullcontext()
+        stays = [tensor for features in self.student.values() for tensor in features.held()]
+        return self.parking.saving([*stays, *weights])
+
+
+def _view(
+    features: Mapping[str, Features | Parked], asked: Asked, side: Side, model: ModelInfo
+) -> View:
+    owner = asked.member.name
+
+    def open_view(run: str, passes: Mapping[str, View]) -> View:
+        captures = asked.captures(side, run)
+        found = features.get(asked.key(run), Features())
+        found = found.fetch(captures) if isinstance(found, Parked) else found
+        return View(found, captures, model, owner, passes)
+
+    return open_view(MAIN, {extra.name: open_view(extra.name, {}) for extra in asked.passes})

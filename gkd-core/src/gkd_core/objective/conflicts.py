@@ -1,0 +1,59 @@
+"""What methods may not ask of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from gkd_core.contract.method_base import Participant
+from gkd_core.errors import MethodError
+from gkd_core.hooks.operations import Operation, Swap
+from gkd_core.hooks.paths import MAIN, Capture
+
+if TYPE_CHECKING:
+    from gkd_core.objective.passes import Asked, PlannedPass
+
+
+def refuse_undeclared(method: Participant, operations: Iterable[Operation]) -> None:
+    """Refuse to borrow blocks of a teacher without a word of it: runs are checked beforehand."""
+    borrowed = next((o for o in operations if isinstance(o, Swap) and o.borrows), None)
+    if borrowed is not None and not method.borrows_blocks:
+        raise MethodError(
+            f"{method.name} runs {borrowed.by} in the student; declare it by `borrows_blocks = "
+            "True` in its class"
+        )
+
+
+def refuse_passes(asked: Asked) -> None:
+    """Refuse passes that are named but not there, and two of one name."""
+    names = [extra.name for extra in asked.passes]
+    used = {*asked.reads.student, *asked.reads.teacher, *(write.run for write in asked.writes)}
+    unknown = sorted(used - {MAIN, *names})
+    if unknown:
+        raise MethodError(
+            f"{asked.member.name} names the pass '{unknown[0]}', which it does not have; its own "
+            f"passes: {', '.join(names) or 'none'}. Return it in `passes`"
+        )
+    if len({MAIN, *names}) <= len(names):
+        raise MethodError(
+            f"{asked.member.name} has passes {', '.join(names)}; each needs a name of its own, "
+            f"other than '{MAIN}'"
+        )
+
+
+def refuse_two_writers(planned: PlannedPass) -> None:
+    """Refuse two who change the same place in a pass."""
+    writers: dict[tuple[str, int, Capture], Asked] = {}
+    for side in ("student", "teacher"):
+        for asked, write in planned.writes(side):
+            number = asked.number if side == "teacher" else 0
+            for place in write.places:
+                first = writers.setdefault((side, number, place), asked)
+                if first is not asked:
+                    raise MethodError(
+                        f"{first.member.name} and {asked.member.name} both change {side}.{place}; "
+                        "they cannot be combined"
+                        if first.member is not asked.member
+                        else f"{asked.member.name} changes {side}.{place} for each teacher; it "
+                        "works with one"
+                    )

@@ -1,0 +1,135 @@
+"""`Combination`: a combiner at work on the methods between its parentheses."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gkd_core.contract.batch import Batch
+from gkd_core.contract.combiner import TeacherCombiner
+from gkd_core.contract.model_info import Models
+from gkd_core.contract.schedule import Schedule
+from gkd_core.contract.step import Step
+from gkd_core.hooks.features import View
+from gkd_core.hooks.paths import Capture
+from gkd_core.losses.term import Term
+
+if TYPE_CHECKING:
+    from gkd_core.objective.captured import Captured
+    from gkd_core.objective.passes import Asked, Member
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """One combiner of an expression.
+
+    Attributes:
+        name: The combiner's name.
+        weight: Factor of everything in its parentheses, and of its own terms.
+        combiner: The combiner.
+        models: The student and each teacher.
+        generator: Source of its random draws.
+    """
+
+    name: str
+    weight: Schedule
+    combiner: TeacherCombiner
+    models: tuple[Models, ...]
+    generator: torch.Generator
+
+    takes_teacher = True
+
+    @property
+    def methods(self) -> tuple[TeacherCombiner, ...]:
+        """Who asks for something of each teacher: always the one combiner."""
+        return (self.combiner,) * len(self.models)
+
+    def factor(self, step: Step) -> float:
+        """Return the weight of its own terms in the sum."""
+        return self.weight.at(step.index, step.total)
+
+    def onlooker(self) -> Combination:
+        """Return the same with a generator of its own, so that looking changes no draw."""
+        generator = torch.Generator().set_state(self.generator.get_state())
+        return replace(self, generator=generator)
+
+
+def combinations(members: Iterable[Member]) -> list[Combination]:
+    """Return the combinations that methods belong to, each once, by name."""
+    found = {m.combination.name: m.combination for m in members if m.combination is not None}
+    return [found[name] for name in sorted(found)]
+
+
+class Mixture:
+    """What a combination makes of one micro-batch."""
+
+    def __init__(
+        self,
+        combination: Combination,
+        asked: Sequence[Asked],
+        captured: Captured,
+        batch: Batch,
+        step: Step,
+    ) -> None:
+        """Ask for the weight of every teacher.
+
+        Args:
+            combination: The combination.
+            asked: What its combiner asked of the student and of each teacher.
+            captured: What was captured.
+            batch: The micro-batch.
+            step: Where training stands, with the combination's generator.
+        """
+        self.combiner = combination.combiner
+        self._batch, self._step = batch, step
+        self._learned = [captured.learned(one) for one in asked]
+        with torch.no_grad():
+            self.weights = [
+                self.combiner.weight(number, learned, captured.known(one), batch, step)
+                for number, (one, learned) in enumerate(zip(asked, self._learned, strict=True))
+            ]
+
+    def student(self, number: int, view: View) -> View:
+        """Return what a method sees of the student for a teacher."""
+        logits = self.combiner.logits(number, self._learned[number])
+        return view if logits is None else view.with_logits(logits)
+
+    def combine(
+        self, answers: Sequence[Mapping[str, Term]], reads: Collection[Capture]
+    ) -> dict[str, Term]:
+        """Return the weighted sum of each term over the teachers.
+
+        Args:
+            answers: The terms of one method for each teacher.
+            reads: What the method reads of a teacher.
+        """
+        with torch.no_grad():
+            emphasis = self.combiner.emphasis(reads, self._learned[0], self._batch, self._step)
+        weights = [weight * emphasis for weight in self.weights]
+        first, *others = answers
+        return {
+            name: sum(
+                (_weigh(each[name], w) for each, w in zip(others, weights[1:], strict=True)),
+                _weigh(term, weights[0]),
+            )
+            for name, term in first.items()
+        }
+
+    def own_terms(self, terms: Mapping[str, Term]) -> Mapping[str, Term | Tensor]:
+        """Return the combiner's own terms.
+
+        Args:
+            terms: The combined terms of its methods.
+        """
+        return self.combiner.loss(self._learned[0], terms, self._batch, self._step)
+
+
+def _weigh(term: Term, weight: float | Tensor) -> Term:
+    """Multiply the items of each sample by its weight."""
+    if isinstance(weight, Tensor) and weight.dim() == 1 and term.values.dim() == 2:
+        weight = weight.unsqueeze(1)
+    return weight * term if isinstance(weight, float) else term * weight

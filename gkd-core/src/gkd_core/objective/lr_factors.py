@@ -1,0 +1,57 @@
+"""Which parts of the student learn at what share of the learning rate in a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from gkd_core.errors import MethodError
+from gkd_core.models.parts import Part, part_name
+
+if TYPE_CHECKING:
+    from gkd_core.objective.passes import Asked
+
+
+def check_factors(factors: Mapping[Part, float], layers: int, owner: str) -> Mapping[Part, float]:
+    """Return the factors that a method asks for.
+
+    Args:
+        factors: What the method returned from `lr_factors`.
+        layers: Blocks of the student.
+        owner: Name of the method.
+
+    Raises:
+        MethodError: The student has no such part, or a factor is negative or not finite.
+    """
+    for part, factor in factors.items():
+        if part not in ("embedding", "head", *range(1, layers + 1)):
+            raise MethodError(
+                f"{owner} sets the learning rate of {part!r}, which is no part of the student. Its "
+                f"parts are 'embedding', the blocks 1 to {layers}, and 'head'"
+            )
+        if not 0 <= factor < math.inf:
+            raise MethodError(
+                f"{owner} sets the learning rate of {part_name(part)} to {factor} times that of "
+                "the stage. Return 0 to freeze it, or a positive number"
+            )
+    return factors
+
+
+def join_factors(everyone: Iterable[Asked]) -> Mapping[Part, float]:
+    """Return the factors of a step, by part; what no method names has the factor 1.
+
+    Raises:
+        MethodError: Two methods, or a method for two of its teachers, want different factors.
+    """
+    found: dict[Part, tuple[str, float]] = {}
+    for asked in everyone:
+        for part, factor in asked.lr_factors.items():
+            other, value = found.setdefault(part, (asked.member.name, factor))
+            if value != factor:
+                raise MethodError(
+                    f"{other} sets the learning rate of the student's {part_name(part)} to {value} "
+                    f"times that of the stage, and {asked.member.name} to {factor} times. They "
+                    "cannot be combined; use them in stages of their own"
+                )
+    return {part: factor for part, (_, factor) in found.items()}

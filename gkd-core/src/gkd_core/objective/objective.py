@@ -1,0 +1,192 @@
+"""`Objective`: the sum that an expression such as `2*pkd+0.5*soft` stands for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gkd_core.contract.batch import Batch, ItemKind
+from gkd_core.contract.method_base import Participant
+from gkd_core.contract.step import Step
+from gkd_core.errors import MethodError
+from gkd_core.hooks.paths import MAIN
+from gkd_core.losses.term import Term
+from gkd_core.objective.captured import Captured
+from gkd_core.objective.ensemble import Combination, Mixture, combinations
+from gkd_core.objective.passes import Asked, Member, StepPlan, plan_step
+
+
+class Objective:
+    """The methods of a stage and their weighted sum.
+
+    Terms are named `method.term`, or `method` where a method has a single term of its own name;
+    likewise those of a combiner. They are summed in alphabetical order, so that `a+b` equals `b+a`
+    to the last bit.
+    """
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.members = sorted(members, key=lambda member: member.name)
+        self.combinations = combinations(self.members)
+        self.modules = nn.ModuleDict()
+
+    @property
+    def _owners(self) -> list[Member | Combination]:
+        return sorted([*self.members, *self.combinations], key=lambda owner: owner.name)
+
+    def build_modules(self, seed: int) -> None:
+        """Make the auxiliary modules of all methods and combiners, each seeded by its name."""
+        for member in self.members:
+            pairs = zip(member.methods, member.models, strict=True)
+            for number, (method, models) in enumerate(pairs):
+                build = partial(method.build_modules, models)
+                self._adopt(f"{member.name} {number}", method, build, seed)
+        for combination in self.combinations:
+            combiner = combination.combiner
+            self._adopt(combination.name, combiner, combiner.build_modules, seed)
+
+    def _adopt(
+        self,
+        name: str,
+        participant: Participant,
+        build: Callable[[], Mapping[str, nn.Module]],
+        seed: int,
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(name_seed(seed, name))
+            modules = nn.ModuleDict(dict(build()))
+        participant.modules = modules
+        if modules:
+            self.modules[name] = modules
+
+    @property
+    def tells_parts_apart(self) -> bool:
+        """Whether parts of the student ever learn at different rates, or not all of them do."""
+        kinds = (type(owner.methods[0]) for owner in self._owners)
+        return any(k.unlocks or k.lr_factors is not Participant.lr_factors for k in kinds)
+
+    def plan(self, step: Step) -> StepPlan:
+        """Ask every method what it wants in this step."""
+        return plan_step(self.members, step)
+
+    def terms(
+        self, captured: Captured, batch: Batch, step: Step, plan: StepPlan
+    ) -> dict[str, Term]:
+        """Return the unweighted terms of every method on one micro-batch.
+
+        Args:
+            captured: What was captured.
+            batch: The micro-batch.
+            step: Where training stands.
+            plan: What `plan` returned for this step.
+        """
+        mixtures = {
+            c.name: Mixture(
+                c, plan.asked[c.name], captured, batch, replace(step, generator=c.generator)
+            )
+            for c in self.combinations
+        }
+        found: dict[str, dict[str, Term]] = {}
+        for member in self.members:
+            mixture = mixtures[member.combination.name] if member.combination else None
+            where = replace(step, generator=member.generator)
+            with captured.saving(self.modules.parameters()):
+                asked = plan.asked[member.name]
+                found[member.name] = _combined(member, mixture, asked, captured, batch, where)
+        for name, mixture in mixtures.items():
+            inside = [m.name for m in self.members if m.combination and m.combination.name == name]
+            given = {key: term for part in inside for key, term in _named(part, found[part])}
+            own = mixture.own_terms(given)
+            found[name] = {key: _as_term(name, key, t, batch) for key, t in own.items()}
+        named = (pair for name in sorted(found) for pair in _named(name, found[name]))
+        return {name: term if batch.counted else 0 * term for name, term in named}
+
+    def total(
+        self, terms: Mapping[str, Term], counts: Mapping[ItemKind, int], step: Step
+    ) -> Tensor:
+        """Return the weighted sum of the terms, averaged over the items of the whole step."""
+        parts = [
+            owner.factor(step) * terms[name].mean(counts)
+            for owner in self._owners
+            for name in sorted(terms)
+            if name.partition(".")[0] == owner.name
+        ]
+        return torch.stack(parts).sum()
+
+    def hand_on(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
+        """Return what the methods make of the trained student, each of what the one before made."""
+        for member in self.members:
+            for method in member.methods:
+                student = method.hand_on(student, directory)
+        return student
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every method and combiner, as JSON can hold it."""
+        states = {m.name: [method.state_dict() for method in m.methods] for m in self.members}
+        return states | {c.name: [c.combiner.state_dict()] for c in self.combinations}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        for member in self.members:
+            for method, kept in zip(member.methods, state[member.name], strict=True):
+                method.load_state_dict(kept)
+        for combination in self.combinations:
+            (kept,) = state[combination.name]
+            combination.combiner.load_state_dict(kept)
+
+    def generators(self) -> dict[str, torch.Generator]:
+        """Return the sources of random draws, by name of the method or combiner."""
+        return {owner.name: owner.generator for owner in self._owners}
+
+
+def _combined(
+    member: Member,
+    mixture: Mixture | None,
+    asked: Sequence[Asked],
+    captured: Captured,
+    batch: Batch,
+    step: Step,
+) -> dict[str, Term]:
+    """Ask a method once per teacher, and return the terms that are made of the answers."""
+    answers = []
+    for number, (method, one) in enumerate(zip(member.methods, asked, strict=True)):
+        learned = captured.learned(one)
+        seen = learned if mixture is None else mixture.student(number, learned)
+        terms = method.loss(seen, captured.known(one), batch, step)
+        answers.append({key: _as_term(member.name, key, t, batch) for key, t in terms.items()})
+    if mixture is None:
+        return answers[0]
+    return mixture.combine(answers, asked[0].captures("teacher", MAIN))
+
+
+def _named(owner: str, terms: Mapping[str, Term]) -> Iterable[tuple[str, Term]]:
+    """Return the terms of a method under the names they have in the sum."""
+    alone = list(terms) == [owner]
+    return [(name if alone else f"{owner}.{name}", term) for name, term in terms.items()]
+
+
+def name_seed(seed: int, name: str) -> int:
+    """Return a seed that depends on `seed` and `name` only, not on the order things are made in."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:6], "big")
+
+
+def _as_term(owner: str, name: str, value: Term | Tensor, batch: Batch) -> Term:
+    """Accept a loss per sample or a mean over the samples in place of a `Term`."""
+    if isinstance(value, Term):
+        return value
+    if value.dim() == 0:
+        value = value.expand(len(batch))
+    if value.shape != (len(batch),):
+        raise MethodError(
+            f"{owner} returned the loss '{name}' with shape {tuple(value.shape)}; return a "
+            "Term, a tensor with one loss per sample, or a scalar"
+        )
+    # Under autocast a method's own arithmetic may give bf16.
+    return Term(value.to(torch.promote_types(value.dtype, torch.float32)), batch.samples)

@@ -1,0 +1,1 @@
+"""Engines, optimizers and precision."""

@@ -1,0 +1,374 @@
+"""`DeepSpeedEngine`: optimizer state, gradients and weights divided over the ranks by ZeRO."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from gkd_core.config.schema import ParallelConfig, RunConfig
+from gkd_core.distributed.data_parallel import any_of
+from gkd_core.distributed.device import pick_device
+from gkd_core.distributed.groups import ModelParallelUnit, current, data_rank, data_size
+from gkd_core.distributed.ranks import is_first
+from gkd_core.distributed.shards import Division, Sliceable
+from gkd_core.errors import ConfigError
+from gkd_core.hooks.discarded import note_divided
+from gkd_core.models.parts import Part, Parts
+from gkd_core.optim.engine import (
+    STEP,
+    adamw,
+    autocast,
+    lr_factor,
+    set_rates,
+    trained_parameters,
+)
+from gkd_core.optim.loss_scale import loss_scale
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+BUCKET = 2**24
+"""Elements of gradients, or of weights, that ZeRO sends in one communication."""
+
+
+class DeepSpeedEngine:
+    """AdamW under ZeRO (Rajbhandari et al., SC 2020) as DeepSpeed has it.
+
+    Losses are divided by the items of all shares, so that gradients are to be summed; DeepSpeed
+    takes their mean, which is made up for in `backward`. A weight that no loss reaches has the
+    gradient 0 here, so that it decays, where `LocalEngine` leaves it alone; but parts of the
+    student that are told apart are left alone as a whole.
+
+    Args:
+        student: The student.
+        modules: The auxiliary modules.
+        config: The configuration of the stage.
+        total_steps: Its length, for the learning-rate schedule.
+        device: Where the models live.
+        parts: The parts of the student, if they are ever told apart; else empty.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        modules: nn.Module,
+        config: RunConfig,
+        total_steps: int,
+        device: torch.device,
+        parts: Parts,
+    ) -> None:
+        self.device = device
+        self.config = config.training
+        self.total_steps = total_steps
+        self.zero = config.parallel.zero
+        deepspeed = _import_deepspeed(device)
+        self._trained = _Trained(student, modules)
+        if self.zero == 3:
+            # The weights are divided first, and each rank moves its own part.
+            for buffer in self._trained.buffers():
+                buffer.data = buffer.data.to(device)
+        else:
+            self._trained.to(device)
+        self.parameters = trained_parameters([student, modules], parts)
+        self._division = Division([student, modules])
+        self.factors: Mapping[Part, float] = {}
+        self._reached = dict.fromkeys(parts, False)
+        optimizer = adamw(self.parameters, self.config, parts)
+        optimizer.register_step_pre_hook(_leave_out_frozen)
+        optimizer.register_step_post_hook(_put_back)
+        self._group_of = [n for n, g in enumerate(optimizer.param_groups) for _ in g["params"]]
+        for part, weights in parts.items():
+            for weight in weights:
+                weight.register_hook(partial(self._gradient, part))  # type: ignore[no-untyped-call]
+        groups = current()
+        self._engine, *_ = deepspeed.initialize(
+            model=self._trained,
+            optimizer=optimizer,
+            config=_settings(config, student),
+            mpu=None if groups is None else ModelParallelUnit(groups),
+        )
+        self.scale = loss_scale(self.config)
+        self._tell_scale()
+        if self.zero == 3:
+            note_divided(self._trained)
+            _keep_recomputed(self._engine.optimizer.parameter_offload.get_param_coordinator())
+            for weight in _used_elsewhere(student, modules):
+                deepspeed.zero.register_external_parameter(self._trained, weight)
+
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Run forward passes and the loss of a micro-batch."""
+
+        def run() -> Tensor:
+            with autocast(self.config, self.device, caches=self.zero < 3):
+                return loss()
+
+        found: Tensor = self._engine(run)
+        return found
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Accumulate the gradient of a micro-batch."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * data_size(), scale_wrt_gas=False)
+
+    def pace(self, factors: Mapping[Part, float]) -> None:
+        """Set the factors of the learning rate of the next step, by part; 0 freezes a part."""
+        self.factors = factors
+
+    def step(self, index: int) -> Tensor:
+        """Clip, update the weights, clear the gradient; return its norm before clipping."""
+        factors = {**self.factors, **dict.fromkeys(self._untouched(), 0.0)}
+        set_rates(self._engine.optimizer.optimizer, self.lr(index), factors)
+        self._engine.step()
+        if self.scale is not None:
+            self.scale.update(self._engine.optimizer.overflow)
+            self._tell_scale()
+        self._reached = dict.fromkeys(self._reached, False)
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.device)
+
+    def lr(self, index: int) -> float:
+        """Return the learning rate of step `index`: linear warm-up, then the chosen decay."""
+        return self.config.lr * lr_factor(self.config, index, self.total_steps)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the moments and step counts of AdamW as `PARAMETER.NAME`, in the first rank."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        states = self._engine.optimizer.optimizer.state
+        if not any(states.get(partition) for partition in self._partitions):
+            return {}
+        self._make_states({})
+        steps = {self._group(n): states[part][STEP] for n, part in enumerate(self._partitions)}
+        found: dict[str, Tensor] = {}
+        for number, parameter in enumerate(self.parameters):
+            for name in MOMENTS:
+                own = safe_get_full_optimizer_state(parameter, name)
+                moment = self._division.join(parameter, own)
+                if moment is not None and is_first():
+                    found[f"{number}.{name}"] = moment.cpu()
+            found[f"{number}.{STEP}"] = steps[self._group_of[number]].cpu().clone()
+        return found if is_first() else {}
+
+    def load_state_tensors(self, tensors: Mapping[str, Sliceable]) -> None:
+        """Take back what `state_tensors` returned, after the weights themselves."""
+        self._engine.optimizer.refresh_fp32_params()
+        self._tell_scale()
+        if not tensors:
+            return
+        steps: dict[int, Tensor] = {}
+        for number, group in enumerate(self._group_of):
+            stored = tensors.get(f"{number}.{STEP}")
+            if stored is not None:
+                step = stored[...]
+                steps[group] = max(step, steps.get(group, step))
+        self._make_states(steps)
+        for number, parameter in enumerate(self.parameters):
+            for name in MOMENTS:
+                whole = tensors.get(f"{number}.{name}")
+                if whole is not None:
+                    own = self._division.cut(parameter, whole)
+                    self._set_moment(parameter, name, own.to(self.device))
+
+    def close(self) -> None:
+        """Let go of the models."""
+        self._engine.destroy()
+
+    def _tell_scale(self) -> None:
+        """Let DeepSpeed multiply losses, and divide gradients, by the loss scale.
+
+        Its own scaler goes with weights in fp16. Here they are in fp32, and autocast.
+        """
+        if self.scale is not None:
+            self._engine.optimizer.override_loss_scale(self.scale.value)
+
+    @property
+    def _partitions(self) -> list[Tensor]:
+        """This rank's part of the weights as AdamW knows it."""
+        zero = self._engine.optimizer
+        partitions: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat
+            if self.zero == 3
+            else zero.single_partition_of_fp32_groups
+        )
+        return partitions
+
+    def _group(self, partition: int) -> int:
+        """Return which group of AdamW a partition is of; ZeRO-3 may divide groups further."""
+        if self.zero < 3:
+            return partition
+        found: int = self._engine.optimizer.sub_group_to_group_id[partition]
+        return found
+
+    def _untouched(self) -> Sequence[Part]:
+        """Return the parts that no loss of any rank has reached since the last step."""
+        reached = any_of(self._reached.values())
+        return [part for part, touched in zip(self._reached, reached, strict=True) if not touched]
+
+    def _gradient(self, part: Part, gradient: Tensor) -> Tensor | None:
+        """Return 0 for the gradient of a frozen part, which is then not in the norm; else None."""
+        self._reached[part] = True
+        return torch.zeros_like(gradient) if self.factors.get(part) == 0 else None
+
+    def _make_states(self, steps: Mapping[int, Tensor]) -> None:
+        """Make room for moments where there is none, which AdamW does when it first needs it.
+
+        Args:
+            steps: How many steps were done, by group; a group that did none can be left out.
+        """
+        states = self._engine.optimizer.optimizer.state
+        for number, partition in enumerate(self._partitions):
+            if not states.get(partition):
+                step = steps.get(self._group(number), torch.zeros(()))
+                moments = {name: torch.zeros_like(partition) for name in MOMENTS}
+                states[partition] = {STEP: step.clone().to(partition.device), **moments}
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed find the moments of a weight, which it does for the first group only."""
+        if self.zero == 3:
+            return
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        zero = self._engine.optimizer
+        for weights, partition in zip(zero.bit16_groups, self._partitions, strict=True):
+            lazy_init_hp_params_optimizer_state(weights, partition, zero.optimizer.state)
+
+    def _set_moment(self, parameter: Tensor, name: str, moment: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.zero < 3:
+            safe_set_full_optimizer_state(parameter, moment, name)
+            return
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = functional.pad(moment.flatten(), (0, size * data_size() - moment.numel()))
+        own = torch.split(padded, size)[data_rank()]
+        safe_set_local_optimizer_state(parameter, own, name)
+
+
+def _leave_out_frozen(optimizer: Optimizer, *_: Any) -> None:
+    """Take from an optimizer what has the learning rate 0: it would move its moments."""
+    for group in optimizer.param_groups:
+        if group["lr"] == 0:
+            group["frozen"], group["params"] = group["params"], []
+
+
+def _put_back(optimizer: Optimizer, *_: Any) -> None:
+    """Give back to an optimizer what was taken from it for a step."""
+    for group in optimizer.param_groups:
+        if "frozen" in group:
+            group["params"] = group.pop("frozen")
+
+
+def check_engine(config: ParallelConfig) -> None:
+    """Refuse ZeRO where it cannot work, before anything is loaded.
+
+    Raises:
+        ConfigError: DeepSpeed, or what it needs to use a disk, is missing.
+    """
+    if not config.zero:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"parallel.zero = {config.zero} needs DeepSpeed, which is not installed. Install "
+            "gkd-core[parallel]"
+        )
+    if "nvme" in (config.offload_optimizer, config.offload_params):
+        _import_deepspeed(pick_device(config.device))
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise ConfigError(
+                "offloading to nvme needs libaio, which is not installed here. Install it (Debian: "
+                "libaio-dev), or offload to cpu"
+            )
+
+
+class _Trained(nn.Module):
+    """All that is trained, as one module. Its forward pass is whatever uses the weights."""
+
+    def __init__(self, student: nn.Module, modules: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.modules_of_methods = modules
+
+    def forward(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+
+def _used_elsewhere(student: PreTrainedModel, modules: nn.Module) -> Iterable[nn.Parameter]:
+    """Yield weights that are used outside of the forward pass of their module.
+
+    Losses over a vocabulary are computed from the weights of the head; what a method does with its
+    own is its business.
+    """
+    head = student.get_output_embeddings()
+    if head is not None:
+        yield from head.parameters(recurse=False)
+    yield from modules.parameters()
+
+
+def _keep_recomputed(coordinator: Any) -> None:
+    """Let ZeRO-3 keep the weights of a checkpointed block from its recomputation to its backward.
+
+    DeepSpeed would let them go in between. That is too early where the gradient enters a block in
+    its midst, as it does from captured queries: what is recomputed is then under way backwards.
+    """
+    stock = coordinator.release_sub_module
+
+    def release(module: nn.Module, forward: bool = False) -> None:
+        if not (forward and torch._C._current_graph_task_id() != -1):
+            stock(module, forward=forward)
+
+    coordinator.release_sub_module = release
+
+
+def _settings(config: RunConfig, student: PreTrainedModel) -> dict[str, Any]:
+    """Return DeepSpeed's configuration."""
+    parallel = config.parallel
+    zero: dict[str, Any] = {
+        "stage": parallel.zero,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        # Vectors are not worth dividing, matrices are.
+        "stage3_param_persistence_threshold": 10 * student.config.hidden_size,
+    }
+    for name, place in (
+        ("offload_optimizer", parallel.offload_optimizer),
+        ("offload_param", parallel.offload_params),
+    ):
+        if place != "none":
+            zero[name] = {"device": place, "pin_memory": torch.cuda.is_available()}
+        if place == "nvme":
+            zero[name]["nvme_path"] = parallel.nvme_path
+    if parallel.offload_params == "nvme":
+        zero["offload_param"]["buffer_size"] = max(p.numel() for p in student.parameters())
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants it, and only counts samples with it
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.training.clip,
+        "zero_optimization": zero,
+        # PyTorch's fused AdamW is as good on a CPU, and need not be compiled first.
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed without what it compiles and says on the way."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
+    import deepspeed
+
+    # A faster all-reduce for inference on CPUs, which takes minutes to compile.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,276 @@
+"""What is refused before any weight is loaded, as far as shapes and facts tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gkd_core.config.sources import DEFAULT
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.contract.step import Step
+from gkd_core.data.collate import Collator
+from gkd_core.data.sampler import fewest_samples
+from gkd_core.distributed.device import check_devices
+from gkd_core.errors import ConfigError, MethodError
+from gkd_core.hooks.paths import ATTENTION_SITES, Capture
+from gkd_core.kinds.kind import LM_KINDS
+from gkd_core.models.classes import check_classes
+from gkd_core.models.load import check_kind
+from gkd_core.models.slicing.widths import Widths
+from gkd_core.models.stored import check_stored, check_trained_head
+from gkd_core.models.tokenizer import check_vocabulary
+from gkd_core.objective.passes import StepPlan, plan_step
+from gkd_core.optim.deepspeed import check_engine
+from gkd_core.parallel.divisibility import check_divisible, check_megatron
+from gkd_core.training.augmentation import check_augmentation, copies
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from gkd_core.objective.ensemble import Combination
+    from gkd_core.objective.passes import Member, Side
+    from gkd_core.plugins import Registry
+    from gkd_core.training.stage_spec import Blueprint
+
+
+def check_here(blueprint: Blueprint) -> None:
+    """Refuse a stage that cannot be trained here: for want of a device, a package or weights.
+
+    Raises:
+        GkdError: Says what is missing.
+    """
+    check_devices(blueprint.config.parallel)
+    check_engine(blueprint.config.parallel)
+    _check_weights(blueprint)
+
+
+def check_blueprint(blueprint: Blueprint, registry: Registry) -> None:
+    """Refuse a stage that cannot work anywhere.
+
+    Raises:
+        GkdError: Says why.
+    """
+    config = blueprint.config
+    _check_layout(blueprint)
+    Collator(blueprint.tokenizer, blueprint.kind, config.task.mask_share, config.seed)
+    _check_models(blueprint)
+    check_augmentation(config, blueprint.kind)
+    _check_scale(blueprint)
+    for combination in blueprint.combinations:
+        _check_labels(blueprint, combination)
+        _check_combiner(blueprint, combination)
+    for member in blueprint.members:
+        _check_labels(blueprint, member)
+        _check_samples(blueprint, member)
+        _check_method(blueprint, member)
+        _check_borrowed(blueprint, member)
+    _check_heads(blueprint, preview(blueprint.members, blueprint.name))
+
+
+def _check_layout(blueprint: Blueprint) -> None:
+    """Refuse degrees that do not fit; a refusal says who gave them."""
+    settings = [teacher.setting.removesuffix("model") + "tensor" for teacher in blueprint.teachers]
+    try:
+        layout = blueprint.layout
+        check_megatron(layout)
+        check_divisible(blueprint.student_config, layout.tensor, "parallel.tensor")
+        for teacher, setting in zip(blueprint.teachers, settings, strict=True):
+            check_divisible(teacher.config, teacher.tensor, setting)
+    except ConfigError as error:
+        origins = {"parallel.tensor": blueprint.origin("parallel.tensor")}
+        for number, setting in enumerate(settings):
+            origins[setting] = blueprint.origin(f"teachers.{number}.tensor")
+        given = [f"{key} ({origin})" for key, origin in origins.items() if origin != str(DEFAULT)]
+        raise ConfigError(f"{error}{'. Given is ' if given else ''}{', '.join(given)}") from error
+
+
+def _check_method(blueprint: Blueprint, member: Member) -> None:
+    """Let a method look at the models."""
+    with _naming_options(blueprint, member):
+        for method, models in zip(member.methods, member.models, strict=True):
+            method.check(models)
+        preview([member], blueprint.name)
+
+
+def _check_combiner(blueprint: Blueprint, combination: Combination) -> None:
+    """Let a combiner look at the models."""
+    with _naming_options(blueprint, combination):
+        combination.combiner.check()
+
+
+@contextmanager
+def _naming_options(blueprint: Blueprint, owner: Member | Combination) -> Iterator[None]:
+    """Let a refusal name the options that a person gave."""
+    try:
+        yield
+    except MethodError as error:
+        values = owner.methods[0].config.model_dump(mode="json")
+        origins = {name: blueprint.origin(f"{owner.name}.{name}") for name in values}
+        given = [
+            f"{owner.name}.{name}{_shown(values[name])} ({origin})"
+            for name, origin in origins.items()
+            if origin != str(DEFAULT)
+        ]
+        raise MethodError(f"{error}{'. Given is ' if given else ''}{', '.join(given)}") from error
+
+
+def _shown(value: Any) -> str:
+    """Return ` = value`; nothing for a list of tables, of which the refusal names the one."""
+    is_tables = isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
+    return "" if is_tables else f" = {json.dumps(value)}"
+
+
+def _check_borrowed(blueprint: Blueprint, member: Member) -> None:
+    """Refuse to run blocks of a teacher in the student if they are not there in its backward."""
+    layout = blueprint.layout
+    for method, teacher in zip(member.methods, blueprint.config.teachers, strict=False):
+        if not method.borrows_blocks:
+            continue
+        if layout.teachers[teacher.name] > layout.tensor:
+            raise ConfigError(
+                f"{member.name} runs blocks of the teacher {teacher.name!r} in the student, but "
+                f"{layout.teachers[teacher.name]} processes share the teacher and {layout.tensor} "
+                "the student. Set the teacher's tensor to that of the student (parallel.tensor)"
+            )
+        if teacher.placement != "replicated":
+            raise ConfigError(
+                f"{member.name} runs blocks of the teacher {teacher.name!r} in the student, which "
+                f"does not go with its placement = {teacher.placement!r}. Leave it replicated"
+            )
+
+
+def preview(members: Iterable[Member], stage: str) -> StepPlan:
+    """Return what methods ask for in the first step of a stage, without a draw of theirs.
+
+    Raises:
+        MethodError: A path or pass does not exist, or two methods change the same place.
+    """
+    first = Step(0, 1, 0, stage, torch.Generator())
+    return plan_step([member.onlooker() for member in members], first)
+
+
+def _check_models(blueprint: Blueprint) -> None:
+    if any(teacher.info.name == blueprint.student.name for teacher in blueprint.teachers):
+        raise ConfigError("a teacher cannot be named 'student'; change its `name`")
+    models = [(t.setting, t.config, t.info) for t in blueprint.teachers]
+    models.append(("student.model", blueprint.student_config, blueprint.student))
+    for setting, config, info in models:
+        check_kind(config, blueprint.kind, setting)
+        check_vocabulary(blueprint.tokenizer, config, setting)
+        _check_length(blueprint, info)
+
+
+def _check_weights(blueprint: Blueprint) -> None:
+    for teacher in blueprint.teachers if blueprint.loads_teachers else ():
+        data = blueprint.data
+        if teacher.stage is not None and teacher.stage.kind != data.kind:
+            raise ConfigError(
+                f"{teacher.setting} = '{teacher.model}': the student of stage "
+                f"'{teacher.stage.name}' is trained for {teacher.stage.kind}, but stage "
+                f"'{blueprint.name}' is {data.kind}. Name the student of a stage of that kind"
+            )
+        check_classes(teacher.config, data.kind, data.classes, teacher.setting)
+        if teacher.stage is not None:
+            continue
+        check_stored(teacher.model, blueprint.kind, teacher.setting)
+        if teacher.home is None:
+            check_trained_head(teacher.model, teacher.config, blueprint.kind, teacher.setting)
+    if blueprint.config.student.model is not None and blueprint.follows is None:
+        check_stored(blueprint.config.student.model, blueprint.kind, "student.model")
+
+
+def _check_length(blueprint: Blueprint, info: ModelInfo) -> None:
+    wanted = blueprint.max_length
+    if wanted > info.max_length:
+        raise ConfigError(
+            f"task.max_length is {wanted} ({blueprint.origin('task.max_length')}), but "
+            f"{'the student' if info is blueprint.student else f'the teacher {info.name!r}'} reads "
+            f"at most {info.max_length} tokens. Set task.max_length={info.max_length} or less"
+        )
+
+
+def _check_heads(blueprint: Blueprint, plan: StepPlan) -> None:
+    """Refuse to read the attention of a block that has lost heads."""
+    teachers = [(number, source.config) for number, source in enumerate(blueprint.teachers)]
+    models: list[tuple[Side, int | None, PretrainedConfig, float | None]] = [
+        ("student", None, blueprint.student_config, blueprint.scale),
+        *(("teacher", number, config, None) for number, config in teachers),
+    ]
+    for side, number, config, scale in models:
+        for planned in plan.passes:
+            for capture in sorted(planned.captures(side, number)):
+                lost = _lost_heads(config, scale, capture)
+                if lost:
+                    readers = " and ".join(planned.readers(capture, side, number))
+                    raise ConfigError(
+                        f"{readers} reads {side}.{capture}, but {lost}. Use a method that reads "
+                        "hidden states or logits"
+                    )
+
+
+def _lost_heads(config: PretrainedConfig, scale: float | None, capture: Capture) -> str:
+    """Say why a block has fewer heads than others; nothing if it has not, or if none is read."""
+    if capture.site not in ATTENTION_SITES or capture.layer is None:
+        return ""
+    if scale is not None:
+        return f"student.scale = {scale:g} takes heads out of its blocks"
+    kept, whole = Widths.read(config).heads, ModelInfo.read("", config, 0).kv_heads
+    left = kept[capture.layer - 1]
+    return "" if left == whole else f"that block has {left} of {whole} heads left: it was pruned"
+
+
+def _check_scale(blueprint: Blueprint) -> None:
+    """Refuse to measure what matters for labels where there are none, and to divide a slice."""
+    if blueprint.follows is not None or blueprint.config.student.scale is None:
+        return
+    if blueprint.layout.tensor > 1:
+        raise ConfigError(
+            f"student.scale makes blocks that differ in width, which parallel.tensor = "
+            f"{blueprint.layout.tensor} cannot divide. Set parallel.tensor = 1"
+        )
+    unlabelled = blueprint.data.train.labels is None and blueprint.kind not in LM_KINDS
+    if unlabelled:
+        raise ConfigError(
+            f"student.scale keeps what matters most for the labels, but {blueprint.data.source} "
+            "has none. Name the label column (task.label), or set student.layers alone"
+        )
+
+
+def _check_labels(blueprint: Blueprint, owner: Member | Combination) -> None:
+    unlabelled = blueprint.data.train.labels is None and blueprint.kind not in LM_KINDS
+    if unlabelled and owner.methods[0].needs_labels:
+        raise ConfigError(
+            f"{owner.name} needs labels, but {blueprint.data.source} has none. Name the label "
+            "column (task.label), or use methods that need none, such as soft"
+        )
+
+
+def _check_samples(blueprint: Blueprint, member: Member) -> None:
+    """Refuse micro-batches that are too small for a method, also at the end of an epoch."""
+    needed, training = member.methods[0].min_samples, blueprint.config.training
+    wants = f"{member.name} compares the samples of a micro-batch and needs {needed} or more"
+    size, parts = training.batch_size, training.accumulation
+    usual = fewest_samples(size, parts)
+    if usual < needed:
+        raise ConfigError(
+            f"{wants}, but training.batch_size={size} ({blueprint.origin('training.batch_size')}) "
+            f"in {parts} part{'s' if parts > 1 else ''} (training.accumulation) leaves {usual}. "
+            "Raise training.batch_size or lower training.accumulation"
+        )
+    # The rows of language modelling are known only when the texts are cut.
+    if blueprint.kind in LM_KINDS:
+        return
+    rows = len(blueprint.data.train) * (1 + copies(blueprint.config, blueprint.kind))
+    left = rows % size
+    if left and fewest_samples(left, parts) < needed:
+        advice = "Set another training.batch_size"
+        if rows == len(blueprint.data.train):
+            advice = f"Set task.rows={rows - left} or another training.batch_size"
+        raise ConfigError(
+            f"{wants}, but the last batch of an epoch has {left} of {rows} rows (in {parts} "
+            f"part{'s' if parts > 1 else ''}). {advice if rows > left else 'Give it more rows'}"
+        )

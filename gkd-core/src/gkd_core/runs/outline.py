@@ -1,0 +1,289 @@
+"""What a run will compute, as data: `gkd explain` prints it, and plugins may refuse it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.hooks.paths import MAIN, Capture
+from gkd_core.models.parts import part_name
+from gkd_core.runs.checks import preview
+from gkd_core.training.augmentation import copies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gkd_core.objective.ensemble import Combination
+    from gkd_core.objective.passes import Member, PlannedPass, Side, StepPlan
+    from gkd_core.training.stage_spec import Blueprint
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """A tensor captured in a pass.
+
+    Attributes:
+        path: Which one.
+        shape: For a micro-batch of the longest allowed sequences.
+        bytes: Its size in fp32.
+        readers: Names of the methods that read it.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    bytes: int
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OperationPlan:
+    """A change of a pass.
+
+    Attributes:
+        text: What is done, where and when.
+        method: Whose operation it is.
+    """
+
+    text: str
+    method: str
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """One forward pass of a model in a step.
+
+    Attributes:
+        model: `student` or the teacher's name.
+        name: `main`, which all methods share, or `METHOD@NAME`.
+        stops_after: Last thing computed; `nothing` if the model does not run.
+        captures: What is kept of it.
+        operations: What is changed in it, in order.
+    """
+
+    model: str
+    name: str
+    stops_after: str
+    captures: tuple[CapturePlan, ...]
+    operations: tuple[OperationPlan, ...]
+
+
+@dataclass(frozen=True)
+class LrFactorPlan:
+    """A part of the student that learns at another rate than the stage.
+
+    Attributes:
+        part: `embedding`, `block 1` or `head`.
+        factor: Of the learning rate; 0 if the part is frozen.
+        methods: Names of the methods that say so.
+    """
+
+    part: str
+    factor: float
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OptionPlan:
+    """A method option, and where its value came from."""
+
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """One method of the sum.
+
+    Attributes:
+        name: The method.
+        paper: Where it was published.
+        weight: Number or schedule, the one before its parentheses first.
+        options: By name.
+    """
+
+    name: str
+    paper: str
+    weight: str
+    options: Mapping[str, OptionPlan]
+
+
+@dataclass(frozen=True)
+class CombinerPlan:
+    """What combines several teachers.
+
+    Attributes:
+        name: The combiner.
+        paper: Where it was published.
+        methods: Names of the methods whose terms it combines.
+        options: By name.
+    """
+
+    name: str
+    paper: str
+    methods: tuple[str, ...]
+    options: Mapping[str, OptionPlan]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        name: Its name.
+        method: The expression.
+        method_origin: Where the expression came from.
+        task: What is predicted, and from which data.
+        batch: Micro-batch size and the longest sequence.
+        student: Shape of the student.
+        scale: Share of its heads and neurons that `student.scale` keeps; None for all.
+        start: What the student starts from.
+        goes_on_with: The stage whose student it goes on with; empty if it makes one.
+        taught_by: The teachers that methods read; one that a stage has trained by its name.
+        teachers: Shapes of the teachers, also where only the student is made from one.
+        methods: The methods of the expression.
+        combiners: What combines several teachers.
+        passes: Forward passes of a step, in order (those of the first step).
+        lr_factors: Parts of the student with a learning rate of their own (in the first step).
+    """
+
+    name: str
+    method: str
+    method_origin: str
+    task: str
+    batch: tuple[int, int]
+    student: ModelInfo
+    scale: float | None
+    start: str
+    goes_on_with: str
+    taught_by: tuple[str, ...]
+    teachers: tuple[ModelInfo, ...]
+    methods: tuple[MethodPlan, ...]
+    combiners: tuple[CombinerPlan, ...]
+    passes: tuple[PassPlan, ...]
+    lr_factors: tuple[LrFactorPlan, ...]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All stages of a run, in order."""
+
+    stages: tuple[StagePlan, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON can hold it."""
+        return asdict(self)
+
+
+def plan_stage(blueprint: Blueprint) -> StagePlan:
+    """Return the plan of a stage."""
+    config = blueprint.config
+    step = preview(blueprint.members, blueprint.name)
+    batch = (
+        -(-config.training.batch_size // config.training.accumulation),
+        blueprint.max_length,
+    )
+    return StagePlan(
+        name=blueprint.name,
+        method=str(blueprint.expression),
+        method_origin=blueprint.origin("method"),
+        task=_task(blueprint),
+        batch=batch,
+        student=blueprint.student,
+        scale=blueprint.scale,
+        start=blueprint.start,
+        goes_on_with=blueprint.follows.name if blueprint.follows else "",
+        taught_by=blueprint.taught_by,
+        teachers=tuple(teacher.info for teacher in blueprint.teachers),
+        methods=tuple(_method(blueprint, member) for member in blueprint.members),
+        combiners=tuple(_combiner(blueprint, one) for one in blueprint.combinations),
+        passes=tuple(_passes(blueprint, step, batch)),
+        lr_factors=tuple(_lr_factors(step)),
+    )
+
+
+def _task(blueprint: Blueprint) -> str:
+    """Say what is predicted, on which rows."""
+    number = copies(blueprint.config, blueprint.kind)
+    added = f", with {number} augmented copies of each row" if number else ""
+    return f"{blueprint.kind} on {blueprint.data.source}{added}"
+
+
+def _method(blueprint: Blueprint, member: Member) -> MethodPlan:
+    factors = [str(weight) for weight in (member.outside, member.weight)]
+    weight = " * ".join(factor for factor in factors if factor != "1") or "1"
+    return MethodPlan(member.name, member.methods[0].paper, weight, _options(blueprint, member))
+
+
+def _combiner(blueprint: Blueprint, combination: Combination) -> CombinerPlan:
+    inside = tuple(m.name for m in blueprint.members if m.combination is combination)
+    options = _options(blueprint, combination)
+    return CombinerPlan(combination.name, combination.combiner.paper, inside, options)
+
+
+def _options(blueprint: Blueprint, owner: Member | Combination) -> dict[str, OptionPlan]:
+    values = owner.methods[0].config.model_dump(mode="json")
+    return {
+        name: OptionPlan(value, blueprint.origin(f"{owner.name}.{name}"))
+        for name, value in values.items()
+    }
+
+
+def _lr_factors(step: StepPlan) -> Iterable[LrFactorPlan]:
+    everyone = [asked for objects in step.asked.values() for asked in objects]
+    for part, factor in step.lr_factors.items():
+        names = (asked.member.name for asked in everyone if part in asked.lr_factors)
+        yield LrFactorPlan(part_name(part), factor, tuple(dict.fromkeys(names)))
+
+
+def _passes(blueprint: Blueprint, step: StepPlan, batch: tuple[int, int]) -> Iterable[PassPlan]:
+    planned = step.passes
+    for number, teacher in enumerate(blueprint.teachers):
+        for one in planned:
+            yield from _pass(one, teacher.info, "teacher", number, batch)
+    for one in planned:
+        yield from _pass(one, blueprint.student, "student", None, batch)
+
+
+def _pass(
+    planned: PlannedPass, info: ModelInfo, side: Side, number: int | None, batch: tuple[int, int]
+) -> Iterable[PassPlan]:
+    """Yield the pass of one model; a method's own pass only if the model takes part in it."""
+    found = planned.captures(side, number)
+    if not found and planned.name != MAIN:
+        return
+    captures = tuple(
+        CapturePlan(
+            str(capture),
+            capture.shape(info, *batch),
+            capture.bytes(info, *batch),
+            planned.readers(capture, side, number),
+        )
+        for capture in sorted(found, key=_order)
+    )
+    operations = tuple(
+        OperationPlan(str(write.operation), asked.member.name)
+        for asked, write in planned.writes(side, number)
+    )
+    last = _last(info, found, is_student=side == "student")
+    yield PassPlan(info.name, planned.name, last, captures, operations)
+
+
+def _order(capture: Capture) -> tuple[int, Capture]:
+    """Sort by depth: the logits come last."""
+    depth = 10**6 if capture.layer is None else capture.layer
+    return depth, replace(capture, layer=depth)
+
+
+def _last(info: ModelInfo, captures: frozenset[Capture], is_student: bool) -> str:
+    """Say where a pass ends; a student is only spared an unread head."""
+    if not captures:
+        return "nothing"
+    layers = [info.layers if capture.layer is None else capture.layer for capture in captures]
+    for site in ("logits", "pooled"):
+        if any(capture.site == site for capture in captures):
+            return "the logits" if site == "logits" else "the pooled vector"
+    if is_student or any(capture.normed for capture in captures):
+        return "the last block and norm (no head)"
+    return f"block {max(layers, default=0)} of {info.layers}"

@@ -1,0 +1,97 @@
+"""`SharedRows`: the rows of a run's stages, read once and split in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from gkd_core.config.resolve import ResolvedStage, task_name
+from gkd_core.config.schema import TaskConfig, TaskKind
+from gkd_core.contract.task import TaskData
+from gkd_core.data.assemble import without_labels
+from gkd_core.kinds.kind import LM_KINDS, Kind
+from gkd_core.models.load import language_model_kind
+from gkd_core.models.source import load_config
+
+if TYPE_CHECKING:
+    from gkd_core.plugins import Registry
+    from gkd_core.training.stage_spec import Blueprint
+
+ELSEWHERE = (
+    "rows",
+    "max_length",
+    "mask_share",
+    "augment",
+    "augment_model",
+    "augment_share",
+    "augment_candidates",
+    "own_teacher",
+)
+"""Settings of a task that do not change which rows are read."""
+
+
+class SharedRows:
+    """Reads the rows of stages.
+
+    Stages that name the same rows hold out the same of them: what one stage validates on is no text
+    for another to learn from. So the rows of a labelled task are split with their labels, which
+    language modelling then drops.
+
+    Args:
+        registry: What the plugins provide.
+        tasks: The tasks of the run's stages.
+    """
+
+    def __init__(self, registry: Registry, tasks: Iterable[TaskConfig]) -> None:
+        self.registry = registry
+        labelled = (task for task in tasks if task.kind not in ("lm", *LM_KINDS))
+        self._labelled = list(dict.fromkeys(_rows(task, task.kind) for task in labelled))
+        self._data: dict[tuple[TaskConfig, Kind], TaskData] = {}
+
+    def load(self, settings: ResolvedStage, relative: Blueprint | None) -> TaskData:
+        """Return the rows of a stage.
+
+        Args:
+            settings: Its configuration.
+            relative: A stage whose student is of the family of its models, if there is one.
+
+        Raises:
+            GkdError: The task is wrong, or a row of it.
+        """
+        task, seed = settings.config.task, settings.config.seed
+        plain = _plain_kind(settings, relative)
+        kind = plain if task.kind == "lm" else task.kind
+        task = task.model_copy(update={"kind": kind})
+        self.registry.task(task_name(task))(task).check()
+        for labelled in self._labelled:
+            if kind in LM_KINDS and _rows(task, labelled.kind) == labelled:
+                data = self._read(labelled, plain, seed)
+                return data if data.kind == kind else without_labels(data, kind)
+        return self._read(_rows(task, kind), plain, seed)
+
+    def _read(self, rows: TaskConfig, plain: Kind, seed: int) -> TaskData:
+        # The seed of the first stage to read them holds for all.
+        key = (rows, plain)
+        if key not in self._data:
+            self._data[key] = self.registry.task(task_name(rows))(rows).load(plain, seed)
+        return self._data[key]
+
+
+def _rows(task: TaskConfig, kind: TaskKind | None) -> TaskConfig:
+    unset = {name: TaskConfig.model_fields[name].default for name in ELSEWHERE}
+    return task.model_copy(update=unset | {"kind": kind})
+
+
+def _plain_kind(settings: ResolvedStage, relative: Blueprint | None) -> Kind:
+    """Return what plain text is used for: what the model at the start was made for."""
+    config = settings.config
+    if config.task.kind is not None and config.task.kind != "lm":
+        return config.task.kind
+    if relative is not None:
+        return language_model_kind(relative.student_config)
+    own = config.student.model is not None
+    named = config.student if own else config.teachers[0]
+    if named.model is None:
+        return "causal-lm" if config.task.own_teacher == "decoder" else "masked-lm"
+    setting = settings.path("student.model" if own else "teacher.model")
+    return language_model_kind(load_config(named.model, named.trust_remote_code, setting))

@@ -1,0 +1,336 @@
+"""`Draughtsman`: draws the blueprints of a run.
+
+Whatever can be wrong with a run is found here: unknown files, bad rows, models that do not fit
+together, layers out of range. Nothing of the run is written and no weight is read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from gkd_core.config.expression import AVERAGE, Expression, parse_expression
+from gkd_core.config.graph import STAGE, stage_of
+from gkd_core.config.resolve import ResolvedStage, task_name
+from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, TeacherSize
+from gkd_core.contract.model_info import ModelInfo, Models
+from gkd_core.contract.schedule import ALWAYS_1
+from gkd_core.contract.task import OwnTeacher, TaskData
+from gkd_core.data.classes import order_classes
+from gkd_core.data.holdout import fewer
+from gkd_core.errors import ConfigError, MethodError
+from gkd_core.kinds.kind import LM_KINDS
+from gkd_core.models.classes import set_classes, teacher_classes
+from gkd_core.models.load import language_model_kind
+from gkd_core.models.source import load_config
+from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
+from gkd_core.objective.ensemble import Combination
+from gkd_core.objective.objective import name_seed
+from gkd_core.objective.passes import Member
+from gkd_core.plugins import Registry
+from gkd_core.runs.checks import check_blueprint, check_here
+from gkd_core.runs.default_teacher import teacher_home
+from gkd_core.runs.shared_rows import SharedRows
+from gkd_core.students.build import student_config
+from gkd_core.training.stage_spec import MAX_LENGTH, Blueprint, TeacherSource
+
+
+def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
+    """Return the shapes of the student and the (first) teacher of a stage, as far as it has one.
+
+    Raises:
+        GkdError: Something about the stage is wrong.
+    """
+    blueprint = Draughtsman(registry, [settings.config.task]).draw(settings)
+    teacher = blueprint.teachers[0].info if blueprint.teachers else None
+    return Models(blueprint.student, teacher)
+
+
+class Draughtsman:
+    """Draws the blueprints of a run; data that several stages share is read once.
+
+    Args:
+        registry: What the plugins provide.
+        tasks: The tasks of the run's stages.
+    """
+
+    def __init__(self, registry: Registry, tasks: Iterable[TaskConfig] = ()) -> None:
+        self.registry = registry
+        self.rows = SharedRows(registry, tasks)
+
+    def draw(
+        self,
+        settings: ResolvedStage,
+        follows: Blueprint | None = None,
+        earlier: Mapping[str, Blueprint] | None = None,
+    ) -> Blueprint:
+        """Return the blueprint of a stage.
+
+        Args:
+            settings: Its configuration.
+            follows: The stage whose student it goes on with; None to make one.
+            earlier: The stages whose students can be teachers, by name.
+
+        Raises:
+            GkdError: Something about the stage is wrong.
+        """
+        config = settings.config
+        expression = parse_expression(config.method, settings.origin("method"))
+        stages = [(earlier or {}).get(stage_of(t.model) or "") for t in config.teachers]
+        relative = follows if follows or config.student.model else stages[0]
+        data = self.rows.load(settings, relative)
+        teachers = self._teachers(settings, expression, data, follows, stages)
+        if config.task.rows is not None:
+            data = replace(data, train=fewer(data.train, config.task.rows))
+        start = follows.student_config if follows else _checkpoint(config)
+        data = _agree_on_classes(data, [*(t.config for t in teachers), *([start] if start else [])])
+        shape = _student_shape(config, teachers, data, start)
+        student = ModelInfo.read("student", shape, _width(data, shape.vocab_size))
+        blueprint = Blueprint(
+            name=settings.name,
+            settings=settings,
+            expression=expression,
+            data=data,
+            tokenizer=self.tokenizer(config, teachers, follows),
+            teachers=tuple(teachers),
+            student=student,
+            student_config=shape,
+            members=tuple(self._members(config, expression, student, teachers)),
+            follows=follows,
+        )
+        self.check(blueprint)
+        return blueprint
+
+    def tokenizer(
+        self, config: RunConfig, teachers: Sequence[TeacherSource], follows: Blueprint | None
+    ) -> PreTrainedTokenizerFast:
+        """Return the tokenizer that all models share, or refuse models that do not share one."""
+        return _shared_tokenizer(config, teachers, follows)
+
+    def check(self, blueprint: Blueprint) -> None:
+        """Refuse a stage that cannot be trained."""
+        check_blueprint(blueprint, self.registry)
+        check_here(blueprint)
+
+    def _teachers(
+        self,
+        settings: ResolvedStage,
+        expression: Expression,
+        data: TaskData,
+        follows: Blueprint | None,
+        stages: Sequence[Blueprint | None],
+    ) -> list[TeacherSource]:
+        """Return the teachers if a method reads one or the student is made from one."""
+        config = settings.config
+        methods = [self.registry.method(member.name) for member in expression.members]
+        starts = config.student.model is not None or follows is not None
+        reads = expression.groups or any(method.teachers == "one" for method in methods)
+        if starts and not reads:
+            return []
+        found = [
+            _taught_before(teacher, stage, settings, data)
+            if stage is not None
+            else self._teacher(teacher, settings, data, follows)
+            for teacher, stage in zip(config.teachers, stages, strict=True)
+        ]
+        return [
+            replace(
+                source,
+                tensor=teacher.tensor or config.parallel.tensor,
+                placement=teacher.placement,
+            )
+            for source, teacher in zip(found, config.teachers, strict=True)
+        ]
+
+    def _teacher(
+        self,
+        teacher: TeacherConfig,
+        settings: ResolvedStage,
+        data: TaskData,
+        follows: Blueprint | None,
+    ) -> TeacherSource:
+        config = settings.config
+        setting = _setting(teacher, settings)
+        home = None
+        model = teacher.model
+        if model is None:
+            home = teacher_home(
+                self._own_teacher(config, teacher.size, data, follows, setting),
+                data,
+                config.task.max_length or MAX_LENGTH,
+            )
+            model = str(home.trained if home.ready else home.untrained)
+        found = load_config(model, teacher.trust_remote_code, setting)
+        info = ModelInfo.read(teacher.name, found, _width(data, found.vocab_size))
+        return TeacherSource(info, setting, model, found, teacher.trust_remote_code, home)
+
+    def _own_teacher(
+        self,
+        config: RunConfig,
+        size: TeacherSize,
+        data: TaskData,
+        follows: Blueprint | None,
+        setting: str,
+    ) -> OwnTeacher:
+        """Return the teacher that the task brings, of the family of a student that goes on."""
+        task = config.task
+        if follows is not None and task.own_teacher is None:
+            decoder = language_model_kind(follows.student_config) == "causal-lm"
+            task = task.model_copy(update={"own_teacher": "decoder" if decoder else "encoder"})
+        name = task_name(task)
+        own = self.registry.task(name)(task).own_teacher(data, size)
+        if own is None:
+            alone = "" if setting == "teacher.model" else f" (--set {setting}=DIR for one stage)"
+            raise ConfigError(
+                f"no teacher is named, and the task '{name}' brings none. Name one with "
+                f"--teacher DIR{alone}, or train a student on labels alone with --method hard "
+                "--student DIR"
+            )
+        return own
+
+    def _members(
+        self,
+        config: RunConfig,
+        expression: Expression,
+        student: ModelInfo,
+        teachers: Sequence[TeacherSource],
+    ) -> Iterable[Member]:
+        combinations = self._combinations(config, expression, student, teachers)
+        for member in expression.members:
+            method = self.registry.method(member.name)
+            alone = method.teachers == "none"
+            group = expression.group_of(member.name)
+            combination = combinations.get(group.combiner if group else AVERAGE)
+            if alone:
+                combination = _for_each_teacher(member.name, combination if group else None)
+            models = [Models(student, None if alone else teacher.info) for teacher in teachers]
+            if combination is None:
+                models = models[:1] or [Models(student, None)]
+            yield Member(
+                name=member.name,
+                weight=member.weight,
+                methods=tuple(method(config.options.get(member.name)) for _ in models),
+                models=tuple(models),
+                generator=_generator(config, member.name),
+                combination=combination,
+                outside=group.weight if group else ALWAYS_1,
+            )
+
+    def _combinations(
+        self,
+        config: RunConfig,
+        expression: Expression,
+        student: ModelInfo,
+        teachers: Sequence[TeacherSource],
+    ) -> dict[str, Combination]:
+        """Return the combiners by name, that of methods without parentheses if there is one."""
+        weights = {AVERAGE: ALWAYS_1} if len(teachers) > 1 else {}
+        weights |= {group.combiner: group.weight for group in expression.groups}
+        models = tuple(Models(student, teacher.info) for teacher in teachers)
+        return {
+            name: Combination(
+                name=name,
+                weight=weight,
+                combiner=self.registry.combiner(name)(config.options.get(name), models),
+                models=models,
+                generator=_generator(config, name),
+            )
+            for name, weight in weights.items()
+        }
+
+
+def _for_each_teacher(method: str, combination: Combination | None) -> Combination | None:
+    """Return what combines a method that reads no teacher, or refuse the combination."""
+    if combination is None or combination.combiner.splits_student:
+        return combination
+    name = combination.name
+    raise MethodError(
+        f"{method} reads no teacher, so that {name} has nothing to combine of it. Write it outside "
+        f"of the parentheses: {name}(...)+{method}"
+    )
+
+
+def _generator(config: RunConfig, name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(name_seed(config.seed, name))
+
+
+def _taught_before(
+    teacher: TeacherConfig, stage: Blueprint, settings: ResolvedStage, data: TaskData
+) -> TeacherSource:
+    """Return the student of an earlier stage as a teacher."""
+    shape, setting = stage.student_config, _setting(teacher, settings)
+    info = ModelInfo.read(teacher.name, shape, _width(data, shape.vocab_size))
+    return TeacherSource(info, setting, f"{STAGE}{stage.name}", shape, False, stage=stage)
+
+
+def _setting(teacher: TeacherConfig, settings: ResolvedStage) -> str:
+    """Return how a person writes the model of a teacher."""
+    several = len(settings.config.teachers) > 1
+    return settings.path(f"teachers.{teacher.name}.model" if several else "teacher.model")
+
+
+def _checkpoint(config: RunConfig) -> PretrainedConfig | None:
+    """Return the configuration of the checkpoint that the student starts from, if one is named."""
+    if config.student.model is None:
+        return None
+    return load_config(config.student.model, config.student.trust_remote_code, "student.model")
+
+
+def _agree_on_classes(data: TaskData, models: Sequence[PretrainedConfig]) -> TaskData:
+    """Give the classes the order in which the first of the models has them."""
+    order = teacher_classes(models[0]) if models else None
+    if data.kind != "classification" or order is None or order == data.classes:
+        return data
+    return order_classes(data, order) if set(order) == set(data.classes) else data
+
+
+def _student_shape(
+    config: RunConfig,
+    teachers: Sequence[TeacherSource],
+    data: TaskData,
+    start: PretrainedConfig | None,
+) -> PretrainedConfig:
+    if start is None:
+        return student_config(config.student, teachers[0].config, data.kind, data.classes)
+    shape = copy.deepcopy(start)
+    set_classes(shape, data.kind, data.classes)
+    return shape
+
+
+def _width(data: TaskData, vocabulary: int) -> int:
+    """Return the width of the logits."""
+    if data.kind in LM_KINDS:
+        return vocabulary
+    return len(data.classes) if data.kind == "classification" else 1
+
+
+def _shared_tokenizer(
+    config: RunConfig, teachers: Sequence[TeacherSource], follows: Blueprint | None
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that all models share, or refuse models that do not share one."""
+    known = [(f"{t.setting} = '{t.model}'", _tokenizer_of(t)) for t in teachers]
+    if config.student.model is not None and follows is None:
+        setting, trust = "student.model", config.student.trust_remote_code
+        own = load_tokenizer(config.student.model, trust, setting)
+        known.append((f"{setting} = '{config.student.model}'", own))
+    if follows is not None:
+        known.append((f"the student of stage '{follows.name}'", follows.tokenizer))
+    (first, tokenizer), *others = known
+    for name, other in others:
+        difference = tokenizer_mismatch(tokenizer, other)
+        if difference is not None:
+            raise ConfigError(
+                f"{first} and {name} have different tokenizers: {difference}. All models "
+                "of a run read the same token ids; choose a student of the teacher's family"
+            )
+    return tokenizer
+
+
+def _tokenizer_of(teacher: TeacherSource) -> PreTrainedTokenizerFast:
+    if teacher.stage is not None:
+        return teacher.stage.tokenizer
+    return load_tokenizer(teacher.model, teacher.trust_remote_code, teacher.setting)

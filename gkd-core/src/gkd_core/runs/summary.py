@@ -1,0 +1,31 @@
+"""The stages of a run in a line each: what is done, what is to come, who teaches whom."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from gkd_core.runs.outline import StagePlan
+
+
+def outline(stages: Sequence[StagePlan], finished: Collection[str] = ()) -> list[str]:
+    """Return a line for each stage, with its number, its methods and what it takes from others.
+
+    Args:
+        stages: The plan of each.
+        finished: Names of those that are finished.
+    """
+    width = max(len(stage.name) for stage in stages)
+    return [
+        f"{number:>{len(str(len(stages)))}}  {stage.name:<{width}}  {_about(stage, finished)}"
+        for number, stage in enumerate(stages, start=1)
+    ]
+
+
+def _about(stage: StagePlan, finished: Collection[str]) -> str:
+    parts = [
+        stage.method,
+        f"taught by {', '.join(stage.taught_by)}" if stage.taught_by else "",
+        f"goes on with {stage.goes_on_with}" if stage.goes_on_with else "",
+        "finished" if stage.name in finished else "",
+    ]
+    return "; ".join(filter(None, parts))

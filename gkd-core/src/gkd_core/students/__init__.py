@@ -1,0 +1,1 @@
+"""Building, slicing and pruning students."""

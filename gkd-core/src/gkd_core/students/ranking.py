@@ -1,0 +1,137 @@
+"""The order in which heads and neurons are taken out, and the nested slices it gives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gkd_core.models.slicing.select import Kept
+from gkd_core.models.slicing.widths import Widths
+from gkd_core.students.importance import Importance
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The order of the heads, or of the neurons, of a model.
+
+    Attributes:
+        order: Those of each block, the most important first.
+        removal: The block that loses its least important one, step by step.
+    """
+
+    order: tuple[tuple[int, ...], ...]
+    removal: tuple[int, ...]
+
+    @classmethod
+    def of(cls, scores: Sequence[Tensor]) -> Ranking:
+        """Rank by scores: all blocks compete, what matters least in the whole model goes first."""
+        listed = [block.tolist() for block in scores]
+        order = tuple(
+            tuple(sorted(range(len(block)), key=lambda unit: (-block[unit], unit)))
+            for block in listed
+        )
+        # Within a block the reverse of its order, so that slices are its first entries.
+        steps = sorted(
+            (listed[layer][unit], layer, -place)
+            for layer, units in enumerate(order)
+            for place, unit in enumerate(units)
+        )
+        return cls(order, tuple(layer for _, layer, _ in steps))
+
+    def counts(self, removed: int) -> tuple[int, ...]:
+        """Return how many each block has left when so many were taken out."""
+        gone = Counter(self.removal[:removed])
+        return tuple(len(units) - gone[layer] for layer, units in enumerate(self.order))
+
+    def even_counts(self, share: float) -> tuple[int, ...]:
+        """Return how many each block has left when each keeps the same share, at least one."""
+        return tuple(max(1, round(share * len(units))) for units in self.order)
+
+    def first(self, counts: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the most important ones of each block."""
+        return [units[:count] for units, count in zip(self.order, counts, strict=True)]
+
+    def as_tree(self) -> dict[str, Any]:
+        """Return the ranking as JSON holds it."""
+        return {"order": [list(units) for units in self.order], "removal": list(self.removal)}
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> Ranking:
+        """Return what `as_tree` wrote."""
+        return cls(tuple(map(tuple, tree["order"])), tuple(tree["removal"]))
+
+
+@dataclass(frozen=True)
+class Slicer:
+    """The nested slices of a model: a smaller one is a part of a larger one.
+
+    Attributes:
+        heads: Order of the heads.
+        neurons: Order of the neurons.
+        multiple: Neurons of a block are a multiple of this number, as far as all of them are.
+    """
+
+    heads: Ranking
+    neurons: Ranking
+    multiple: int
+
+    @classmethod
+    def of(cls, importance: Importance, multiple: int) -> Slicer:
+        """Order heads and neurons by their importance."""
+        return cls(Ranking.of(importance.heads), Ranking.of(importance.neurons), multiple)
+
+    def widths(self, scale: float) -> Widths:
+        """Return the widths of the slice that keeps a share of all heads and all neurons.
+
+        Heads and neurons are counted apart, blocks together: some lose more than others, and may
+        lose all.
+
+        Args:
+            scale: The share, 0 to 1.
+        """
+        heads = self.heads.counts(round((1 - scale) * len(self.heads.removal)))
+        neurons = self.neurons.counts(round((1 - scale) * len(self.neurons.removal)))
+        return Widths(heads, self._rounded(neurons))
+
+    def even_widths(self, scale: float, heads: bool) -> Widths:
+        """Return the widths of the slice that keeps a share of the neurons of each block.
+
+        Args:
+            scale: The share, 0 to 1.
+            heads: Whether the share of the heads is kept, or all of them.
+        """
+        counts = self.heads.even_counts(scale if heads else 1.0)
+        rounded = self._rounded(self.neurons.even_counts(scale))
+        least = tuple(
+            count or min(self.multiple, len(units))
+            for count, units in zip(rounded, self.neurons.order, strict=True)
+        )
+        return Widths(counts, least)
+
+    def kept(self, widths: Widths) -> Kept:
+        """Return the heads and neurons of a slice, the most important first."""
+        return Kept(self.heads.first(widths.heads), self.neurons.first(widths.neurons))
+
+    def as_tree(self) -> dict[str, Any]:
+        """Return the order as JSON holds it."""
+        rankings = {"heads": self.heads.as_tree(), "neurons": self.neurons.as_tree()}
+        return {**rankings, "multiple": self.multiple}
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> Slicer:
+        """Return what `as_tree` wrote."""
+        heads, neurons = Ranking.parse(tree["heads"]), Ranking.parse(tree["neurons"])
+        return cls(heads, neurons, tree["multiple"])
+
+    def _rounded(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """Take out a multiple of `multiple` neurons of each block; a rest below it goes as well."""
+        step = self.multiple
+        found = []
+        for count, units in zip(counts, self.neurons.order, strict=True):
+            left = len(units) - step * round((len(units) - count) / step)
+            found.append(left if left >= step or left == len(units) else 0)
+        return tuple(found)

@@ -1,0 +1,123 @@
+"""What a person sees while a run trains: a progress bar, or plain lines without a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+
+from gkd_core.contract.step import Step
+from gkd_core.tracking.recorder import Sink, format_values
+
+BAR_WIDTH = 12
+
+
+class ProgressBar:
+    """A rich progress bar per stage, with its losses, its speed and the time left.
+
+    Args:
+        console: The terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress: Progress | None = None
+
+    def start_stage(self, name: str, total: int, done: int) -> None:
+        """Show the bar."""
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}", table_column=_whole()),
+            BarColumn(bar_width=BAR_WIDTH, table_column=_whole(BAR_WIDTH)),
+            MofNCompleteColumn(table_column=_whole()),
+            TextColumn("{task.fields[rate]}", table_column=_whole()),
+            TextColumn("eta"),
+            TimeRemainingColumn(table_column=_whole()),
+            # The losses alone give way on a narrow terminal.
+            TextColumn("[dim]{task.fields[losses]}", table_column=_giving_way()),
+            console=self.console,
+            expand=True,
+        )
+        self.progress.add_task(name, total=total, completed=done, losses="", rate="")
+        self.progress.start()
+
+    def log_step(self, step: Step, values: Mapping[str, float]) -> None:
+        """Move the bar."""
+        if self.progress is None:
+            return
+        losses = "  ".join(
+            f"{name.removeprefix('loss/')} {value:.3g}"
+            for name, value in values.items()
+            if name.startswith("loss/")
+        )
+        rate = f"{values['samples_per_second']:.0f} samples/s"
+        self.progress.update(
+            self.progress.task_ids[0], completed=step.index + 1, losses=losses, rate=rate
+        )
+
+    def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
+        """Print the metrics above the bar."""
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.say(f"{step.stage:>9} step {step.index + 1}: {shown}")
+
+    def end_stage(self) -> None:
+        """Leave the bar as it stands."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, markup=False)
+
+
+class PlainLines:
+    """A line per logged step, for output that is not a terminal.
+
+    Args:
+        console: The output.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def start_stage(self, name: str, total: int, done: int) -> None:
+        """Print a line."""
+        self.say(f"stage {name}: steps {done + 1} to {total}")
+
+    def log_step(self, step: Step, values: Mapping[str, float]) -> None:
+        """Print a line."""
+        self.say(format_values(step, values))
+
+    def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
+        """Print a line."""
+        self.say(f"{format_values(step, metrics)} (validation)")
+
+    def end_stage(self) -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def display(console: Console) -> Sink:
+    """Return what suits the output."""
+    return ProgressBar(console) if console.is_terminal else PlainLines(console)
+
+
+def _whole(width: int | None = None) -> Column:
+    """Return a column of the bar that is never cut."""
+    return Column(no_wrap=True, min_width=width)
+
+
+def _giving_way() -> Column:
+    """Return a column of the bar that has the width the others leave."""
+    return Column(no_wrap=True, overflow="ellipsis", ratio=1)

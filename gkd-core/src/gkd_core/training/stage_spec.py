@@ -1,0 +1,189 @@
+"""`Blueprint`: a stage thought through before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from gkd_core.config.expression import Expression
+from gkd_core.config.resolve import ResolvedStage
+from gkd_core.config.schema import Placement, RunConfig
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.contract.task import TaskData
+from gkd_core.distributed.layout import Layout
+from gkd_core.distributed.ranks import processes
+from gkd_core.kinds.kind import Kind
+from gkd_core.models.layer_map import init_layers
+from gkd_core.objective.ensemble import Combination, combinations
+from gkd_core.objective.passes import Member
+
+if TYPE_CHECKING:
+    from gkd_core.runs.default_teacher import TeacherHome
+
+TEACHER = "teacher"
+BASELINE = "baseline"
+"""Names of the stages that gkd adds to a run."""
+
+MAX_LENGTH = 128
+"""Longest sequence in tokens where neither the configuration nor a model says less."""
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """A teacher before it is loaded.
+
+    Attributes:
+        info: Its shape and name.
+        setting: What named it, such as `teacher.model`.
+        model: Directory or hub id.
+        config: Its Hugging Face configuration.
+        trust_remote_code: Whether code that comes with it may run.
+        home: Where it is to be trained first, for a task's own teacher.
+        stage: The stage whose student it is, for `stage:NAME`; `model` is then its directory once
+            that stage is finished.
+        tensor: Processes that share one copy of it.
+        placement: Where its weights are until they are used.
+    """
+
+    info: ModelInfo
+    setting: str
+    model: str
+    config: PretrainedConfig
+    trust_remote_code: bool
+    home: TeacherHome | None = None
+    stage: Blueprint | None = None
+    tensor: int = 1
+    placement: Placement = "replicated"
+
+    @property
+    def called(self) -> str:
+        """What reports call it: several stages may each have a `teacher`."""
+        return self.info.name if self.stage is None else self.stage.name
+
+    @property
+    def trained(self) -> str:
+        """Where the trained teacher is; for a task's own teacher once it is trained."""
+        return str(self.home.trained) if self.home else self.model
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A stage before it is built.
+
+    Attributes:
+        name: Name of the stage.
+        settings: Its complete configuration and the origin of each value.
+        expression: The methods and weights.
+        data: The rows, with class ids in the order of the teacher's.
+        tokenizer: Shared by all models.
+        teachers: The teachers; the first is what a student without a checkpoint is made from.
+        student: Shape of the student.
+        student_config: Its Hugging Face configuration.
+        members: The methods of the expression.
+        follows: The stage whose student this one goes on with, if it does; the baseline goes on
+            with what that student was before its training.
+        home: Where the student is kept, if it is a task's own teacher.
+    """
+
+    name: str
+    settings: ResolvedStage
+    expression: Expression
+    data: TaskData
+    tokenizer: PreTrainedTokenizerFast
+    teachers: tuple[TeacherSource, ...]
+    student: ModelInfo
+    student_config: PretrainedConfig
+    members: tuple[Member, ...]
+    follows: Blueprint | None = None
+    home: TeacherHome | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the stage."""
+        return self.settings.config
+
+    @property
+    def kind(self) -> Kind:
+        """What is predicted."""
+        return self.data.kind
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens."""
+        models = (self.student, *(teacher.info for teacher in self.teachers))
+        shortest = min(info.max_length for info in models)
+        return self.config.task.max_length or min(MAX_LENGTH, shortest)
+
+    @property
+    def combinations(self) -> list[Combination]:
+        """What combines several teachers, by name."""
+        return combinations(self.members)
+
+    @property
+    def reads_teachers(self) -> bool:
+        """Whether some method reads the teachers."""
+        return bool(self.combinations) or any(member.takes_teacher for member in self.members)
+
+    @property
+    def copies_teacher(self) -> bool:
+        """Whether the student starts from weights of a teacher, and not from its shape alone."""
+        made = self.follows is None and self.config.student.model is None
+        return made and self.config.student.init != "random"
+
+    @property
+    def loads_teachers(self) -> bool:
+        """Whether weights of the teachers are needed."""
+        return self.reads_teachers or self.copies_teacher
+
+    @property
+    def layout(self) -> Layout:
+        """How many processes share each model.
+
+        Raises:
+            ConfigError: The degrees do not fit the number of processes, or each other.
+        """
+        parallel, read = self.config.parallel, self.teachers if self.reads_teachers else ()
+        degrees = {teacher.info.name: teacher.tensor for teacher in read}
+        return Layout(processes(parallel.nproc), parallel.tensor, degrees)
+
+    @property
+    def scale(self) -> float | None:
+        """Share of the heads and neurons that the student keeps of `student`; None for all."""
+        if self.follows is not None:
+            return self.follows.scale
+        return self.config.student.scale
+
+    @property
+    def start(self) -> str:
+        """What the student starts from, in words."""
+        student, before = self.config.student, self.follows
+        if before is not None:
+            which = "untrained" if self.name == BASELINE else before.hands_on
+            head = "" if before.kind == self.kind else ", with a fresh head"
+            return f"the {which} student of stage {before.name}{head}"
+        if student.model is not None:
+            return f"the checkpoint {student.model}"
+        if student.init == "random":
+            return "random weights"
+        teacher = self.teachers[0]
+        if student.init == "none":
+            return f"fresh blocks between the embedding and the head of {teacher.called}"
+        blocks = init_layers(student.init, self.student.layers, teacher.info.layers)
+        part = "" if student.scale is None else f", {student.scale:g} of their heads and neurons"
+        return f"blocks {', '.join(map(str, blocks))} of {teacher.called}{part}"
+
+    @property
+    def taught_by(self) -> tuple[str, ...]:
+        """What reports call the teachers that methods read."""
+        return tuple(t.called for t in self.teachers) if self.reads_teachers else ()
+
+    @property
+    def hands_on(self) -> str:
+        """Which of its students the stage hands on: the `best` or the `last`."""
+        return "best" if self.config.training.keep_best else "last"
+
+    def origin(self, path: str) -> str:
+        """Return where the value of a setting came from."""
+        return str(self.settings.origin(path))

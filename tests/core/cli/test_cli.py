@@ -1,0 +1,384 @@
+"""The command line as a person meets it: help, output, and the ways a command ends."""
+
+import errno
+import io
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+
+from gkd_core.contract.step import Step
+
+FLAGS = {
+    "config": "--method --recipe --teacher --student --student-layers --data --output --baseline "
+    "--seed --nproc --set --schema --json",
+    "eval": "--data --set --json",
+    "explain": "--method --recipe --teacher --student --student-layers --data --output --baseline "
+    "--seed --nproc --set --json",
+    "methods": "",
+    "plugins": "",
+    "prune": "--data --set --model --output --parameters --width --depth --blocks --even "
+    "--multiple --rows",
+    "run": "--method --recipe --teacher --student --student-layers --data --output --baseline "
+    "--seed --nproc --set --overwrite --resume",
+}
+
+
+@pytest.fixture(scope="session")
+def finished(world, tmp_path_factory):
+    """A run with its baseline, made by the real command; do not change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = ["--teacher", world / "teacher", "--data", world / "train.jsonl", "--baseline"]
+    (folder / "quick.toml").write_text(
+        "student.layers = 2\n"
+        f"[task]\nvalidation = '{world}/validation.jsonl'\ntest = '{world}/test.jsonl'\n"
+        "max_length = 32\n[training]\nbatch_size = 16\nepochs = 1\nlr = 1e-3\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "gkd_core.cli", "run", "quick.toml", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The finished run where `invoke` works: `runs/pkd+soft-1`."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    return "runs/pkd+soft-1"
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Help
+
+
+def options_of(command):
+    import click
+
+    given = [p for p in command.params if isinstance(p, click.Option)]
+    return [option.opts[0] for option in given]
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_are_frozen_and_help_lists_all(invoke, command):
+    from gkd_core.cli import gkd
+
+    found = options_of(gkd.get_command(None, command))
+    assert sorted(found) == sorted(FLAGS[command].split())
+    done = invoke(command, "--help")
+    assert done.code == 0
+    assert [flag for flag in found if flag not in done.out] == []
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_help_names_every_command_and_fits_80_columns(invoke):
+    done = invoke("--help")
+    assert [name for name in FLAGS if f"\n  {name} " not in done.out] == []
+    assert "\n  gkd run --teacher DIR --data FILE  " in done.out
+    assert "..." not in done.out.partition("Commands:")[2]
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["eval", "--help"]])
+def test_help_imports_no_torch_and_is_quick(arguments):
+    code = (
+        "import resource, sys\n"
+        "from gkd_core.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as stopped:\n    assert not stopped.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "spent = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "assert spent.ru_utime < 0.8, spent.ru_utime\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Output
+
+
+def test_methods_are_listed_in_80_columns(invoke):
+    from gkd_core.plugins import registry
+
+    done = invoke("methods")
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert [name for name in registry().methods if f"\n  {name} " not in done.out] == []
+    assert "gkd-methods-classic 0.1.0\n" in done.out
+    assert "Match the normalised [CLS] states of intermediate layers." in done.out
+    assert "Sun et al. 2019; reads hidden|cls of student and teacher" in done.out
+    assert "Hinton et al. 2015; reads logits of student " in done.out
+
+
+def test_method_is_shown_with_paper_reads_and_options(invoke):
+    done = invoke("methods", "pkd")
+    assert max(map(len, done.out.splitlines())) <= 80
+    for words in (
+        "Sun, Cheng, Gan, Liu, EMNLP 2019, arXiv:1908.09355",
+        "student.hidden[1,2,3,4,5]|cls",
+        "teacher.hidden[2,4,6,8,10]|cls",
+        "pkd.layers = skip",
+        "pkd.beta = 100.0",
+        "[student, teacher] pairs",
+    ):
+        assert words in done.out
+
+
+def test_every_method_can_be_shown(invoke):
+    from gkd_core.plugins import registry
+
+    for name, method in registry().methods.items():
+        done = invoke("methods", name)
+        assert method.paper.split(",")[0] in done.out
+        assert [o for o in method.Config.model_fields if f"{name}.{o} = " not in done.out] == []
+
+
+def test_plugins_tell_distribution_version_hooks_and_methods(invoke):
+    lines = invoke("plugins").out.splitlines()
+    start = lines.index("classic  gkd-methods-classic 0.1.0")
+    assert lines[start + 1].split() == ["hooks", "gkd_register_methods,", "gkd_register_recipes"]
+    assert "pkd" in " ".join(lines[start + 2 : start + 5])
+    assert max(map(len, lines)) <= 80
+
+
+def test_config_tells_values_and_origins(invoke):
+    done = invoke("config", "--data", "x.jsonl", "--seed", 3, "--set", "training.lr=1e-5")
+    assert done.code == 0
+    assert "lr = 1e-05  # --set\n" in done.out
+    assert "seed = 3  # --seed\n" in done.out
+    assert "epochs = 3  # default\n" in done.out
+
+
+def test_run_ends_with_a_line_per_model_and_the_paths(finished):
+    printed = (finished / "printed.txt").read_text().splitlines()
+    start = printed.index(next(line for line in printed if line.startswith("model ")))
+    assert max(map(len, printed[start:])) <= 80
+    rows = [line.split("  ")[0] for line in printed[start + 2 : start + 5]]
+    assert rows == ["teacher", "student, labels only", "student, pkd+soft"]
+    paths = dict(line.split() for line in printed[-3:])
+    assert paths.keys() == {"student", "report", "log"}
+    assert all((finished / path).exists() for path in paths.values())
+
+
+def test_progress_bar_is_whole_in_80_columns():
+    from gkd_core.tracking.display import ProgressBar
+
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    bar = ProgressBar(console)
+    bar.start_stage("distil", 5400, 0)
+    losses = {"loss/total": 0.197, "loss/pkd": 0.183, "loss/soft": 0.0143}
+    bar.log_step(
+        Step(557, 5400, 3, "distil", torch.Generator()), losses | {"samples_per_second": 779.4}
+    )
+    bar.end_stage()
+    for words in ("distil", "558/5400", "779 samples/s", "eta", "total 0.197  pkd 0.183"):
+        assert words in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("folder", "row"), [("student", 2), ("baseline", 1)])
+def test_eval_gives_the_figures_of_the_run(invoke, copied, finished, folder, row):
+    results = json.loads((finished / copied / "results.json").read_text())
+    done = invoke("eval", f"{copied}/{folder}", f"{copied}/config.toml", "--json")
+    found = json.loads(done.out)
+    assert (found["split"], found["samples"]) == ("test", 40)
+    for figure in ("metrics", "parameters", "bytes"):
+        assert found["rows"][0][figure] == results["rows"][row][figure]
+
+
+@pytest.mark.parametrize("file", [[], ["config.toml"]])
+def test_eval_on_a_file_takes_all_its_rows(invoke, copied, finished, world, file):
+    results = json.loads((finished / copied / "results.json").read_text())
+    more = [f"{copied}/{name}" for name in file]
+    rows = ["--data", world / "test.jsonl", "--set", "task.max_length=32"]
+    found = json.loads(invoke("eval", f"{copied}/student", *more, *rows, "--json").out)
+    assert found["samples"] == 40
+    assert found["rows"][0]["metrics"] == results["rows"][2]["metrics"]
+    more = [*more, "--data", world / "validation.jsonl", "--set", "task.max_length=32"]
+    other = json.loads(invoke("eval", f"{copied}/student", *more, "--json").out)
+    assert other["rows"][0]["metrics"] != found["rows"][0]["metrics"]
+
+
+def test_eval_shows_a_table_and_writes_nothing(invoke, copied, world, tmp_path):
+    before = contents(tmp_path)
+    done = invoke(
+        *("eval", f"{copied}/student", "--data", world / "train.jsonl"),
+        *("--set", f"task.test={world}/test.jsonl", "--set", "task.max_length=32"),
+    )
+    assert done.out.startswith("accuracy on 40 test rows")
+    assert f"\n{copied}/student " in done.out
+    assert "kept" not in done.out
+    assert contents(tmp_path) == before
+
+
+def test_eval_takes_a_model_whose_classes_stand_in_another_order(invoke, world, tmp_path):
+    shutil.copytree(world / "teacher", tmp_path / "swapped")
+    config = json.loads((tmp_path / "swapped/config.json").read_text())
+    config |= {"id2label": {"0": "pos", "1": "neg"}, "label2id": {"pos": 0, "neg": 1}}
+    (tmp_path / "swapped/config.json").write_text(json.dumps(config))
+    data = ["--data", world / "train.jsonl", "--set", "task.max_length=32", "--json"]
+    accuracy = [
+        json.loads(invoke("eval", model, *data).out)["rows"][0]["metrics"]["accuracy"]
+        for model in (world / "teacher", "swapped")
+    ]
+    assert sum(accuracy) == pytest.approx(1)
+
+
+# Resuming
+
+
+def test_resume_of_a_finished_run_changes_no_weight(invoke, copied, tmp_path):
+    student = tmp_path / copied / "student"
+    before = contents(student)
+    done = invoke("run", "--resume", "--output", copied)
+    assert done.code == 0
+    assert "stage distil is finished already" in done.out
+    assert contents(student) == before
+
+
+def test_resume_with_other_settings_is_refused(invoke, copied, tmp_path):
+    before = contents(tmp_path)
+    done = invoke("run", "--resume", "--output", copied, "--seed", 5, "--set", "training.epochs=9")
+    assert done.code == 2
+    assert done.err.count("Error: ") == 1
+    assert "these settings differ: seed, training.epochs" in done.err
+    assert "start a new run" in done.err
+    assert contents(tmp_path) == before
+
+
+# The ways a command ends
+
+
+@pytest.fixture
+def fail_at(monkeypatch):
+    """Raise an error in the training step of a number, once: `fail_at(3, error)`."""
+    from gkd_core.training import loop
+
+    def _fail_at(number, error):
+        errors = iter([*[None] * (number - 1), error])
+
+        def step(*arguments, real=loop.train_step):
+            if (due := next(errors, None)) is not None:
+                raise due
+            return real(*arguments)
+
+        monkeypatch.setattr(loop, "train_step", step)
+
+    return _fail_at
+
+
+OFTEN = ["--output", "my run", "--set", "training.checkpoint_every=2"]
+
+
+def test_interrupted_run_says_how_to_go_on_and_does(invoke, settings, fail_at):
+    fail_at(4, KeyboardInterrupt())
+    done = invoke("run", *settings, *OFTEN)
+    assert done.code == 130
+    assert "Traceback" not in done.err
+    message, _, command = done.err.partition(" Go on with: ")
+    assert message == "Error: interrupted."
+    program, *arguments = shlex.split(command)
+    done = invoke(*arguments)
+    assert program == "gkd"
+    assert done.code == 0
+    assert "stage distil: steps 3 to 6" in done.out
+
+
+def test_run_interrupted_before_a_checkpoint_is_to_be_started_again(invoke, settings, fail_at):
+    fail_at(1, KeyboardInterrupt())
+    done = invoke("run", *settings, *OFTEN)
+    assert done.code == 130
+    assert "start again, with --overwrite --output 'my run'" in done.err
+
+
+def test_interrupt_elsewhere_is_one_line(invoke, settings, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gkd_core.runs.run.draw_run", interrupt)
+    done = invoke("explain", "soft", *settings)
+    assert done.code == 130
+    assert done.err.strip() == "Error: interrupted"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=["cuda", "cpu", "python", "system"],
+)
+def test_lack_of_memory_is_one_message_with_advice(invoke, settings, fail_at, error):
+    fail_at(1, error)
+    done = invoke("run", *settings)
+    assert done.code == 2
+    assert done.err.startswith("Error: out of memory: ")
+    assert "training.accumulation" in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "my run/log.txt"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["system", "safetensors"],
+)
+def test_full_disk_is_one_message_that_says_how_to_go_on(invoke, settings, fail_at, error):
+    fail_at(4, error)
+    done = invoke("run", *settings, *OFTEN)
+    assert done.code == 1
+    assert done.err.startswith("Error: the disk is full: ")
+    assert done.err.endswith("Go on with: gkd run --resume --output 'my run'\n")
+    assert done.err.count("\n") == 1
+
+
+def test_bug_keeps_its_traceback(invoke, settings, fail_at):
+    fail_at(1, RuntimeError("boom"))
+    with pytest.raises(RuntimeError, match="boom"):
+        invoke("run", *settings)
+
+
+def test_traceback_of_a_mistake_is_shown_on_request(invoke, monkeypatch):
+    monkeypatch.setenv("GKD_TRACEBACK", "1")
+    done = invoke("methods", "sfot")
+    assert done.code == 2
+    assert done.err.startswith("Traceback")
+    assert done.err.splitlines()[-1].startswith("Error: unknown method 'sfot'")
+
+
+def test_warnings_of_settings_are_a_line_each(invoke):
+    done = invoke("config", "--data", "x.jsonl", "--method", "soft", "--set", "pkd.beta=1")
+    assert done.code == 0
+    assert done.err == "Warning: [pkd] is set (--set), but no stage uses pkd\n"
+
+
+def test_skipped_plugin_is_one_line(gkd, tmp_path):
+    info = tmp_path / "installed/broken-3.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 3.1\n")
+    (info / "entry_points.txt").write_text("[gkd]\nmine = not_there_at_all\n")
+    done = gkd("--help", PYTHONPATH=str(info.parent))
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Warning: plugin 'mine' (broken 3.1) was skipped: ")

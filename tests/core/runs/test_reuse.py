@@ -1,0 +1,253 @@
+"""A stage that some run has trained is not trained again: what decides that, and what is copied."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gkd_core.runs import run as run_module
+from gkd_core.runs.fingerprint import Keys
+from gkd_core.runs.run import Run
+
+SAVED = "model.safetensors"
+
+FILE = """
+output.reuse = true
+[[stages]]
+name = "assistant"
+method = "soft"
+student.layers = 3
+[[stages]]
+name = "small"
+method = "soft"
+teacher = "stage:assistant"
+"""
+
+
+@pytest.fixture
+def prepare(prepare_run, monkeypatch, tmp_path):
+    """Prepare a run of two stages with an empty cache: `prepare("seed=2", directory="b")`."""
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
+
+    def _prepare(*settings, directory="first", file=FILE, **options):
+        return prepare_run(*settings, directory=directory, file=file, **options)
+
+    return _prepare
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Names of the stages that are trained from now on."""
+    names = []
+    stock = Run._train
+
+    def train(run, blueprint):
+        names.append(blueprint.name)
+        return stock(run, blueprint)
+
+    monkeypatch.setattr(Run, "_train", train)
+    return names
+
+
+def _outcome(run):
+    lines = [json.loads(x) for x in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    timed = {"samples_per_second"}
+    entries = [{k: v for k, v in line.items() if k not in timed} for line in lines]
+    weights = {str(p.relative_to(run.directory)): load_file(p) for p in run.directory.rglob(SAVED)}
+    return entries, weights
+
+
+def _assert_same(one, other):
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    for name, weights in one[1].items():
+        assert all(torch.equal(value, other[1][name][key]) for key, value in weights.items())
+
+
+def test_a_run_that_was_done_before_is_taken_over_whole(prepare, trained, monkeypatch):
+    first = prepare()
+    first.execute()
+    assert trained == ["assistant", "small"]
+    (first.directory / "stages" / "assistant" / "told.json").write_text("by a plugin")
+    again, lines = prepare(directory="again"), []
+    monkeypatch.setattr(again.recorder, "say", lines.append)
+    again.execute()
+    assert trained == ["assistant", "small"]
+    _assert_same(_outcome(again), _outcome(first))
+    assert (again.directory / "stages" / "assistant" / "told.json").read_text() == "by a plugin"
+    assert [r.reused for r in again.results.values()] == [str(first.directory)] * 2
+    assert [r.steps for r in again.results.values()] == [6, 6]
+    assert any(f"stage small is taken over from {first.directory}" in line for line in lines)
+
+
+def test_a_change_downstream_leaves_what_is_upstream(prepare, trained):
+    prepare().execute()
+    trained.clear()
+    changed = ("stages.small.training.lr=5e-4",)
+    reused = prepare(*changed, directory="reused")
+    reused.execute()
+    assert trained == ["small"]
+    fresh = prepare(*changed, "output.reuse=false", directory="fresh")
+    fresh.execute()
+    assert trained == ["small", "assistant", "small"]
+    _assert_same(_outcome(reused), _outcome(fresh))
+
+
+def test_a_change_upstream_trains_what_is_downstream(prepare, trained):
+    prepare().execute()
+    trained.clear()
+    prepare("stages.assistant.soft.temperature=3", directory="other").execute()
+    assert trained == ["assistant", "small"]
+
+
+def test_without_reuse_nothing_is_noted(prepare, tmp_path):
+    run = prepare("output.reuse=false")
+    run.execute()
+    assert not (tmp_path / "cache" / "stages").exists()
+    assert {result.key for result in run.results.values()} == {None}
+
+
+def _remove(run):
+    shutil.rmtree(run.directory)
+
+
+def _tamper(run):
+    place = run.directory / "stages" / "assistant" / "student" / SAVED
+    weights = load_file(place)
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 1}, place, metadata={"format": "pt"})
+
+
+def _forget(run):
+    (run.directory / "stages" / "assistant" / "done.json").unlink()
+
+
+@pytest.mark.parametrize("spoil", [_remove, _tamper, _forget])
+def test_a_student_that_is_not_as_it_was_is_trained_again(prepare, trained, spoil):
+    first = prepare()
+    first.execute()
+    trained.clear()
+    spoil(first)
+    prepare(directory="again").execute()
+    assert "assistant" in trained
+
+
+def test_a_run_taken_over_serves_when_the_first_is_gone(prepare, trained):
+    first = prepare()
+    first.execute()
+    prepare(directory="second").execute()
+    _remove(first)
+    trained.clear()
+    third = prepare(directory="third")
+    third.execute()
+    assert trained == []
+    assert third.results["small"].reused == str(first.directory)
+
+
+def test_death_while_copying_leaves_no_half_student(prepare, trained, monkeypatch):
+    prepare().execute()
+
+    class Killed(BaseException):
+        pass
+
+    def dies(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as dying:
+        dying.setattr(run_module.StageResult, "save", dies)
+        with pytest.raises(Killed):
+            prepare(directory="second").execute()
+    trained.clear()
+    second = prepare(directory="second")
+    second.execute()
+    assert trained == []
+    lines = (second.directory / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len(set(lines))
+
+
+@pytest.fixture
+def keys(prepare):
+    """Return the keys of the stages of a run that is not executed."""
+
+    def _keys(*settings, **options):
+        run = prepare(*settings, **options)
+        made = Keys(run.registry)
+        return {blueprint.name: made.of(blueprint) for blueprint in run.blueprints}
+
+    return _keys
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("stages.assistant.training.lr=1e-4", ["settings"]),
+        ("stages.assistant.soft.temperature=2", ["settings"]),
+        ("stages.assistant.student.ffn_size=32", ["settings"]),
+        ("task.rows=50", ["settings"]),
+        ("task.max_length=16", ["settings"]),
+        ("seed=2", ["settings"]),
+        ("parallel.device=cpu", []),
+        ("output.dir=elsewhere", []),
+        ("pkd.beta=3", []),
+        ("stages.small.training.lr=1e-4", []),
+    ],
+)
+def test_what_decides_a_stage_is_in_its_key(keys, setting, parts):
+    plain, changed = keys()["assistant"], keys(setting)["assistant"]
+    assert changed.changed(plain) == parts
+    assert (str(changed) == str(plain)) == (not parts)
+
+
+def test_rows_decide(keys, world, tmp_path):
+    for name in ("train", "validation", "test"):
+        shutil.copy(world / f"{name}.jsonl", tmp_path / f"{name}.jsonl")
+    place = [f"task.{n}={tmp_path / n}.jsonl" for n in ("train", "validation", "test")]
+    assert keys(*place) == keys()
+    rows = (tmp_path / "train.jsonl").read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join(rows[1:]) + "\n")
+    assert keys(*place)["assistant"].changed(keys()["assistant"]) == ["data"]
+
+
+def test_weights_of_a_teacher_decide_and_not_its_place(keys, world, tmp_path):
+    shutil.copytree(world / "teacher", tmp_path / "teacher")
+    assert keys(teachers=(tmp_path / "teacher",)) == keys()
+    weights = load_file(tmp_path / "teacher" / SAVED)
+    name = next(iter(weights))
+    save_file(
+        weights | {name: weights[name] + 1}, tmp_path / "teacher" / SAVED, metadata={"format": "pt"}
+    )
+    changed = keys(teachers=(tmp_path / "teacher",))
+    assert changed["assistant"].changed(keys()["assistant"]) == ["models"]
+    assert changed["small"].changed(keys()["small"]) == ["models"]
+
+
+def test_a_stage_upstream_decides(keys):
+    changed = keys("stages.assistant.training.lr=1e-4")
+    assert changed["small"].changed(keys()["small"]) == ["models"]
+
+
+def test_code_decides(keys, monkeypatch):
+    before = keys()["assistant"]
+    monkeypatch.setattr("gkd_core.runs.fingerprint._package", lambda name: f"{name} as it is now")
+    assert keys()["assistant"].changed(before) == ["code"]
+
+
+def test_a_resumed_run_tells_what_has_changed_under_a_finished_stage(
+    prepare, monkeypatch, world, tmp_path
+):
+    shutil.copytree(world / "teacher", tmp_path / "teacher")
+    prepare(teachers=(tmp_path / "teacher",)).execute()
+    weights = load_file(tmp_path / "teacher" / SAVED)
+    save_file(
+        {name: value * 2 for name, value in weights.items()},
+        tmp_path / "teacher" / SAVED,
+        metadata={"format": "pt"},
+    )
+    run, lines = prepare(teachers=(tmp_path / "teacher",)), []
+    monkeypatch.setattr(run.recorder, "say", lines.append)
+    run.execute()
+    assert "stage assistant is finished already; changed since then: models" in lines
