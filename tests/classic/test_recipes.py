@@ -47,13 +47,13 @@ def test_a_recipe_says_what_it_is(draw, recipe):
 @pytest.mark.parametrize("family", TEXT)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_has_the_stages_of_its_paper(draw, recipe, family):
-    _, blueprints = draw(recipe, family)
+    _, specs = draw(recipe, family)
     kinds = {"text": TEXT[family], "task": "classification"}
-    assert [(b.name, b.kind, str(b.expression)) for b in blueprints] == [
+    assert [(b.name, b.kind, str(b.expression)) for b in specs] == [
         (name, kinds[what], method) for name, what, method in STAGES[recipe]
     ]
-    for before, blueprint in pairwise(blueprints):
-        assert blueprint.follows is before
+    for before, spec in pairwise(specs):
+        assert spec.follows is before
 
 
 HALF = [recipe for recipe in RECIPES if recipe not in ("hard", "kd", "soft")]
@@ -61,8 +61,8 @@ HALF = [recipe for recipe in RECIPES if recipe not in ("hard", "kd", "soft")]
 
 @pytest.mark.parametrize("recipe", HALF)
 def test_the_student_has_half_the_blocks(draw, recipe):
-    _, blueprints = draw(recipe)
-    assert [blueprint.student.layers for blueprint in blueprints] == [2] * len(blueprints)
+    _, specs = draw(recipe)
+    assert [spec.student.layers for spec in specs] == [2] * len(specs)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from gkd_core import Split, Task, TaskData, hookimpl
 from gkd_core.data.task import OwnTeacher
+
+from gkd_core import Split, Task, TaskData, hookimpl
 
 TEXTS = [" ".join("abcdefghij"[int(digit)] for digit in str(7919 * n)) for n in range(48)]
 

@@ -153,10 +153,10 @@ def prepare_run(world, tmp_path):
             settings=list(map(str, settings)),
             flags={"teachers": (named, "--teacher")} if named else {},
         )
-        blueprints = draw_run(resolved, registry)
+        specs = draw_run(resolved, registry)
         folder = tmp_path / directory
         folder.mkdir(exist_ok=True)
         recorder = Recorder([JsonLines(folder / "metrics.jsonl"), *sinks])
-        return Run(resolved, registry, blueprints, folder, recorder)
+        return Run(resolved, registry, specs, folder, recorder)
 
     return _prepare

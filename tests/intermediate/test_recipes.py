@@ -86,16 +86,16 @@ def test_the_package_ships_a_recipe_for_each_of_its_methods_and_two_mixes():
 @pytest.mark.parametrize("family", TEXT)
 @pytest.mark.parametrize("recipe", STAGES)
 def test_a_recipe_says_what_it_is_and_has_the_stages_of_its_paper(draw, recipe, family):
-    resolved, blueprints = draw(recipe, family)
+    resolved, specs = draw(recipe, family)
     assert set(resolved.about) == {"title", "paper", "description"}
     assert not resolved.warnings
     kinds = {"text": TEXT[family], "task": "classification"}
-    assert [(b.name, b.kind, str(b.expression)) for b in blueprints] == [
+    assert [(b.name, b.kind, str(b.expression)) for b in specs] == [
         (name, kinds[what], method) for name, what, method in STAGES[recipe]
     ]
-    for before, blueprint in pairwise(blueprints):
-        assert blueprint.follows is before
-    assert {blueprint.student.layers for blueprint in blueprints} == {2}
+    for before, spec in pairwise(specs):
+        assert spec.follows is before
+    assert {spec.student.layers for spec in specs} == {2}
 
 
 @pytest.mark.parametrize("recipe", START)
@@ -124,10 +124,8 @@ def test_a_recipe_runs_from_the_command_line(invoke, settings, teachers, tmp_pat
     [("bestc", [[], [], []]), ("mix5", [["distilbert"], ["distilbert"], ["kd"]])],
 )
 def test_one_member_of_a_mix_at_most_reads_labels(draw, recipe, labels):
-    _, blueprints = draw(recipe)
-    found = [
-        [member.name for member in b.members if member.methods[0].needs_labels] for b in blueprints
-    ]
+    _, specs = draw(recipe)
+    found = [[member.name for member in b.members if member.methods[0].needs_labels] for b in specs]
     assert found == labels
 
 
@@ -172,10 +170,10 @@ class Sum:
 @pytest.mark.parametrize("kind", ["classification", "causal-lm"])
 @pytest.mark.parametrize("recipe", MIXES)
 def test_a_mix_is_the_sum_of_its_members_each_as_it_is_alone(draw, recipe, kind):
-    _, blueprints = draw(recipe)
-    for blueprint in blueprints:
-        members = parse_expression(str(blueprint.expression)).members
-        mix = Sum(blueprint.config.options, kind)
+    _, specs = draw(recipe)
+    for spec in specs:
+        members = parse_expression(str(spec.expression)).members
+        mix = Sum(spec.config.options, kind)
         whole, gradient = mix.of(*members)
         alone = [mix.of(member) for member in members]
         torch.testing.assert_close(whole, torch.stack([total for total, _ in alone]).sum())

@@ -19,7 +19,7 @@ from gkd_methods_multiteacher.dgkd import DenseGuidance
 
 @pytest.fixture
 def draw(world):
-    """Draw a run on the small world: `draw("procedure.name=dgkd")` -> blueprints."""
+    """Draw a run on the small world: `draw("procedure.name=dgkd")` -> specs."""
 
     def _draw(*settings, **options):
         data = (f"task.train={world / 'train.jsonl'}", "task.max_length=32")
@@ -113,8 +113,8 @@ def losses(draw, world, tmp_path):
         names = [f'{{name = "t{n}", model = "{place}"}}' for n in range(copies)]
         settings = [f"teachers=[{', '.join(names)}]", f"method={method}", "student.layers=2"]
         settings += [f"dgkd.survival={survival}"] if "dgkd" in method else []
-        (blueprint,) = draw(*settings, "training.batch_size=8")
-        stage = build_stage(blueprint, registry(), tmp_path / "stage", None)
+        (spec,) = draw(*settings, "training.batch_size=8")
+        stage = build_stage(spec, registry(), tmp_path / "stage", None)
         for model in (stage.student.model, *(teacher.model for teacher in stage.teachers)):
             model.double().eval()
         batches = [stage.collator.collate(stage.train, p, 0) for p in stage.sampler.epoch(0)[0]]

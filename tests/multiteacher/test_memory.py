@@ -49,8 +49,8 @@ def estimate(resolved, tmp_path):
     def _estimate(method, *names):
         settings = resolved(names, f"method={method}", "task.max_length=32")
         draughtsman = ShapeDraughtsman(registry(), [s.config.task for s in settings.stages])
-        (blueprint,) = draw_stages(settings, draughtsman).values()
-        return simulate(blueprint, registry())
+        (spec,) = draw_stages(settings, draughtsman).values()
+        return simulate(spec, registry())
 
     return _estimate
 
@@ -68,8 +68,8 @@ def stage(resolved, world, tmp_path):
                 )
                 BertForSequenceClassification(config).save_pretrained(tmp_path / name)
                 tokenizer.save_pretrained(tmp_path / name)
-        (blueprint,) = draw_run(resolved(names, *settings), registry())
-        return build_stage(blueprint, registry(), tmp_path / "stage", None)
+        (spec,) = draw_run(resolved(names, *settings), registry())
+        return build_stage(spec, registry(), tmp_path / "stage", None)
 
     return _stage
 
@@ -112,8 +112,8 @@ def test_waiting_for_logits_that_are_not_computed_yet_changes_no_bit(world, tmp_
 
     def build():
         resolved = resolve(registry(), settings=[*data, "method=soft+tinybert"], flags=flags)
-        (blueprint,) = draw_run(resolved, registry())
-        return build_stage(blueprint, registry(), tmp_path / "stage", None)
+        (spec,) = draw_run(resolved, registry())
+        return build_stage(spec, registry(), tmp_path / "stage", None)
 
     _assert_equal(monkeypatch, build)
 

@@ -27,11 +27,11 @@ def test_a_recipe_has_two_teachers_and_the_objective_of_its_paper(world, pair, r
     resolved = resolve(registry(), recipe=recipe, settings=data, flags=flags)
     assert set(resolved.about) == {"title", "paper", "description"}
     assert not resolved.warnings
-    blueprints = draw_run(resolved, registry())
-    assert [(b.name, str(b.expression)) for b in blueprints] == RECIPES[recipe]
-    for blueprint in blueprints:
-        assert [teacher.info.name for teacher in blueprint.teachers] == ["large", "small"]
-        assert blueprint.student.layers == 2
+    specs = draw_run(resolved, registry())
+    assert [(b.name, str(b.expression)) for b in specs] == RECIPES[recipe]
+    for spec in specs:
+        assert [teacher.info.name for teacher in spec.teachers] == ["large", "small"]
+        assert spec.student.layers == 2
 
 
 def test_without_teachers_of_ones_own_the_task_brings_a_large_and_a_small_one():

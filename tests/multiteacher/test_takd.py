@@ -22,7 +22,7 @@ SAVED = "model.safetensors"
 
 @pytest.fixture
 def draw(world):
-    """Draw the recipe on the small world: `draw("procedure.assistants=2")` -> blueprints."""
+    """Draw the recipe on the small world: `draw("procedure.assistants=2")` -> specs."""
 
     def _draw(*settings, recipe="takd"):
         resolved = resolve(
@@ -93,9 +93,9 @@ def test_models_become_strictly_smaller(draw, world):
     sizes = [
         count_parameters(AutoModelForSequenceClassification.from_pretrained(world / "teacher"))
     ]
-    for blueprint in stages:
+    for spec in stages:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(blueprint.student_config)
+            model = AutoModelForSequenceClassification.from_config(spec.student_config)
         sizes.append(count_parameters(model))
     assert sizes == sorted(set(sizes), reverse=True)
     assert len(sizes) == 4

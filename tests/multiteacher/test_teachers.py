@@ -21,8 +21,8 @@ def stage(world, pair, tmp_path):
         data = [f"task.train={world / 'train.jsonl'}", "task.max_length=32", "student.layers=2"]
         flags = {"teachers": (named, "--teacher")}
         resolved = resolve(registry(), settings=[*data, *settings], flags=flags)
-        (blueprint,) = draw_run(resolved, registry())
-        return build_stage(blueprint, registry(), tmp_path / "stage", None)
+        (spec,) = draw_run(resolved, registry())
+        return build_stage(spec, registry(), tmp_path / "stage", None)
 
     return _stage
 

@@ -198,9 +198,9 @@ def _run(world, folder, teacher, settings, dies_at=None):
         settings=list(settings),
         flags={"teachers": (_teachers(world, teacher), "--teacher")},
     )
-    blueprints = draw_run(resolved, registry)
+    specs = draw_run(resolved, registry)
     recorder = Recorder([JsonLines(folder / "metrics.jsonl")] if is_first() else [])
-    run = Run(resolved, registry, blueprints, folder, recorder)
+    run = Run(resolved, registry, specs, folder, recorder)
     stock = loop.train_step
 
     def dies(stage, batches, step):

@@ -99,7 +99,7 @@ def _loss(teacher: PreTrainedModel, batch: Batch, counts: Mapping[ItemKind, int]
 def _performances(stage: Stage) -> list[str]:
     """Return what each teacher does on the validation rows."""
     found = []
-    for source, teacher in zip(stage.blueprint.teachers, stage.teachers, strict=True):
+    for source, teacher in zip(stage.spec.teachers, stage.teachers, strict=True):
         rows = (stage.validation, stage.collator, stage.kind, stage.engine.device)
         value = evaluate(teacher.model, *rows).metrics[stage.metric.name]
         found.append(f"{source.info.name} {stage.metric.name} {value:.4f}")
@@ -108,7 +108,7 @@ def _performances(stage: Stage) -> list[str]:
 
 def _refuse_elsewhere(stage: Stage) -> None:
     """Refuse to train teachers that are not whole, here, and exact."""
-    for teacher, source in zip(stage.config.teachers, stage.blueprint.teachers, strict=True):
+    for teacher, source in zip(stage.config.teachers, stage.spec.teachers, strict=True):
         wanted = {
             "dtype": (teacher.dtype, "fp32"),
             "placement": (teacher.placement, "replicated"),

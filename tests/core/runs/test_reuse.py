@@ -45,9 +45,9 @@ def trained(monkeypatch):
     names = []
     stock = Run._train
 
-    def train(run, blueprint):
-        names.append(blueprint.name)
-        return stock(run, blueprint)
+    def train(run, spec):
+        names.append(spec.name)
+        return stock(run, spec)
 
     monkeypatch.setattr(Run, "_train", train)
     return names
@@ -176,7 +176,7 @@ def keys(prepare):
     def _keys(*settings, **options):
         run = prepare(*settings, **options)
         made = Keys(run.registry)
-        return {blueprint.name: made.of(blueprint) for blueprint in run.blueprints}
+        return {spec.name: made.of(spec) for spec in run.specs}
 
     return _keys
 

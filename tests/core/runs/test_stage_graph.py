@@ -67,7 +67,7 @@ def test_a_stage_learns_from_the_student_of_another(prepare_run, monkeypatch):
 
     monkeypatch.setattr(stage_module, "load_teacher", load_teacher)
     run = prepare_run(file=CHAIN)
-    assistant, small = run.blueprints
+    assistant, small = run.specs
     assert (assistant.student.layers, small.student.layers) == (3, 2)
     assert small.follows is None
     assert small.start == "blocks 1, 3 of assistant"
@@ -79,7 +79,7 @@ def test_a_stage_learns_from_the_student_of_another(prepare_run, monkeypatch):
 
 def test_the_comparison_names_every_model_on_the_way(prepare_run):
     run = prepare_run("baseline=true", file=CHAIN)
-    assert [blueprint.name for blueprint in run.blueprints] == ["assistant", "baseline", "small"]
+    assert [spec.name for spec in run.specs] == ["assistant", "baseline", "small"]
     run.execute()
     (run.directory / "config.toml").write_text(to_toml(run.resolved))
     names = [row.name for row in conclude(run).comparison.rows]
@@ -88,7 +88,7 @@ def test_the_comparison_names_every_model_on_the_way(prepare_run):
 
 def test_a_stage_learns_from_several_students(prepare_run):
     run = prepare_run(file=DIAMOND)
-    left, right, both = run.blueprints
+    left, right, both = run.specs
     assert (left.follows, right.follows, both.follows) == (None, None, None)
     assert [teacher.stage.name for teacher in both.teachers] == ["left", "right"]
     run.execute()
@@ -98,7 +98,7 @@ def test_a_stage_learns_from_several_students(prepare_run):
 def test_a_stage_goes_on_with_the_student_of_any_earlier_one(prepare_run):
     file = DIAMOND + '[[stages]]\nname = "more"\nmethod = "hard"\nstudent = "stage:left"\n'
     run = prepare_run(file=file)
-    assert run.last.follows is run.blueprints[0]
+    assert run.last.follows is run.specs[0]
     assert run.last.start == "the best student of stage left"
     run.execute()
     built = stage_module.build_stage(
@@ -112,7 +112,7 @@ def test_afresh_false_goes_on_whatever_the_stage_says_of_its_student(prepare_run
     file = (
         '[[stages]]\nname = "a"\n[[stages]]\nname = "b"\nstudent = {afresh = false, layers = 3}\n'
     )
-    first, second = prepare_run(file=file).blueprints
+    first, second = prepare_run(file=file).specs
     assert second.follows is first
     assert second.student.layers == 2
 
@@ -214,7 +214,7 @@ def test_progress_shows_the_whole_plan(prepare_run, monkeypatch):
 
 def test_explain_and_the_report_show_who_teaches_whom(prepare_run):
     run = prepare_run(file=DIAMOND)
-    plan = explain(RunPlan(tuple(plan_stage(blueprint) for blueprint in run.blueprints)))
+    plan = explain(RunPlan(tuple(plan_stage(spec) for spec in run.specs)))
     assert plan.startswith(
         "stages\n"
         "  1  left   soft; taught by teacher\n"

@@ -88,7 +88,7 @@ name = "second"
 student.layers = 3
 """
     run = prepare_run(file=file)
-    first, second = run.blueprints
+    first, second = run.specs
     assert second.follows is None
     assert (first.student.layers, second.student.layers) == (2, 3)
 
@@ -114,7 +114,7 @@ teachers = [{{model = "{tmp_path / "deep"}"}}]
         ),
         teachers=(),
     )
-    first, second = run.blueprints
+    first, second = run.specs
     assert second.follows is first
     assert second.teachers[0].info.layers == 6
     assert (second.student.layers, second.student.ffn_size) == (2, 32)
@@ -159,7 +159,7 @@ name = "second"
 training.epochs = 2
 """
     run = prepare_run("baseline=true", file=file)
-    baseline, first, second = run.blueprints
+    baseline, first, second = run.specs
     assert baseline.config.method == "hard"
     assert baseline.config.student == first.config.student
     assert baseline.config.training == second.config.training
@@ -242,11 +242,11 @@ def _taught(run):
 
 def test_own_teacher_is_trained_first_and_only_once(own_teacher_run):
     run = own_teacher_run(directory="first")
-    assert [blueprint.name for blueprint in run.blueprints] == ["teacher", "distil"]
+    assert [spec.name for spec in run.specs] == ["teacher", "distil"]
     run.execute()
     assert run.results["teacher"].steps == 3
     again = own_teacher_run(directory="second")
-    assert [blueprint.name for blueprint in again.blueprints] == ["distil"]
+    assert [spec.name for spec in again.specs] == ["distil"]
     again.execute()
     students = [load_file(each.student / SAVED) for each in (run, again)]
     assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())
@@ -272,7 +272,7 @@ def test_own_teacher_of_other_lengths_is_another(own_teacher_run):
 def test_own_teacher_is_shared_by_all_stages(own_teacher_run):
     file = '[[stages]]\nname = "first"\n[[stages]]\nname = "second"\n'
     run = own_teacher_run("baseline=true", file=file)
-    names = [blueprint.name for blueprint in run.blueprints]
+    names = [spec.name for spec in run.specs]
     assert names == ["teacher", "baseline", "first", "second"]
     run.execute()
     lines = (run.directory / "metrics.jsonl").read_text().splitlines()

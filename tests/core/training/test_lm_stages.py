@@ -63,7 +63,7 @@ def _equal(one, other):
     ("teacher", "kind"), [("lm-teacher", "masked-lm"), ("lm-decoder", "causal-lm")]
 )
 def test_lm_is_what_the_model_was_made_for(prepare, teacher, kind):
-    pretrain, task = prepare(teacher=teacher).blueprints
+    pretrain, task = prepare(teacher=teacher).specs
     assert (pretrain.kind, task.kind) == (kind, "classification")
     assert pretrain.data.train.labels is None
 
@@ -94,7 +94,7 @@ def test_missing_teacher_of_a_stage_names_its_setting(prepare_run):
 
 
 def test_labelled_rows_are_text_without_labels(prepare):
-    pretrain, task = prepare().blueprints
+    pretrain, task = prepare().specs
     for name in ("train", "validation", "test"):
         plain, labelled = getattr(pretrain.data, name), getattr(task.data, name)
         assert list(plain.text) == list(labelled.text)
@@ -117,7 +117,7 @@ def test_rows_that_the_task_holds_out_are_no_text_to_learn_from(world, order):
             "task.max_length": (32, "--set"),
         },
     )
-    found = {blueprint.name: blueprint.data for blueprint in draw_run(resolved, registry())}
+    found = {spec.name: spec.data for spec in draw_run(resolved, registry())}
     assert list(found["pretrain"].validation.text) == list(found["task"].validation.text)
     assert not set(found["pretrain"].train.text) & set(found["task"].validation.text)
 
@@ -128,7 +128,7 @@ def test_both_texts_of_a_pair_are_plain_rows(prepare_run, tmp_path):
     data = f"task.train={tmp_path / 'pairs.jsonl'}"
     same = [f"task.{name}={tmp_path / 'pairs.jsonl'}" for name in ("validation", "test")]
     run = prepare_run(data, *same, "method=hard", file=STAGES, teachers=("lm-teacher",))
-    pretrain, task = run.blueprints
+    pretrain, task = run.specs
     assert len(task.data.train) == 20
     assert sorted(pretrain.data.train.text) == sorted(
         row[name] for row in rows for name in ("premise", "hypothesis")
@@ -138,9 +138,7 @@ def test_both_texts_of_a_pair_are_plain_rows(prepare_run, tmp_path):
 def test_a_stage_takes_a_corpus_and_a_teacher_of_its_own(prepare, world):
     corpus = f"stages.pretrain.task.train={world / 'corpus.txt'}"
     teacher = f"stages.pretrain.teacher.model={world / 'lm-teacher'}"
-    pretrain, task = prepare(
-        corpus, teacher, "stages.task.method=soft", teacher="teacher"
-    ).blueprints
+    pretrain, task = prepare(corpus, teacher, "stages.task.method=soft", teacher="teacher").specs
     assert pretrain.data.source == str(world / "corpus.txt")
     assert pretrain.config.task.validation is None
     assert pretrain.origin("task.train") == "--set"
@@ -181,7 +179,7 @@ def test_tokenizer_is_handed_on(prepare):
 
 def test_later_stage_goes_on_whatever_the_student_of_the_first_was_made_like(prepare):
     run = prepare("stages.pretrain.student.init=random", "stages.pretrain.student.layers=3")
-    assert run.last.follows is run.blueprints[0]
+    assert run.last.follows is run.specs[0]
     assert run.last.student.layers == 3
 
 
@@ -194,7 +192,7 @@ def test_random_student_of_a_stage_without_distillation_takes_the_shape_alone(pr
     file = STAGES.replace("hard+soft", "hard")
     settings = ("student.init=random", "student.layers=half", "stages.task.method=soft")
     run = prepare(*settings, teacher="teacher", file=file)
-    pretrain, task = run.blueprints
+    pretrain, task = run.specs
     assert (pretrain.start, pretrain.student.layers) == ("random weights", 2)
     assert len(task.teachers) == 1
     run.execute()
@@ -203,7 +201,7 @@ def test_random_student_of_a_stage_without_distillation_takes_the_shape_alone(pr
 
 def test_baseline_is_the_student_of_the_first_stage_before_its_training(prepare):
     run = prepare("baseline=true")
-    baseline, pretrain, task = run.blueprints
+    baseline, pretrain, task = run.specs
     assert baseline.start == "the untrained student of stage pretrain, with a fresh head"
     assert (baseline.kind, baseline.config.training) == (task.kind, task.config.training)
     run.execute()
@@ -235,15 +233,15 @@ def test_own_teachers_are_of_the_family_that_was_handed_on(monkeypatch, cache):
         flags={"stages": (stages, "--set"), "baseline": (True, "--baseline")},
         task_defaults=lambda name, kind: registry().task(name).defaults(kind),
     )
-    blueprints = draw_run(resolved, registry())
-    assert [(b.name, b.kind, b.student.family) for b in blueprints] == [
+    specs = draw_run(resolved, registry())
+    assert [(b.name, b.kind, b.student.family) for b in specs] == [
         ("teacher", "causal-lm", "llama"),
         ("teacher-2", "classification", "llama"),
         ("baseline", "classification", "llama"),
         ("pretrain", "causal-lm", "llama"),
         ("task", "classification", "llama"),
     ]
-    teacher, second, _, pretrain, task = blueprints
+    teacher, second, _, pretrain, task = specs
     assert len(pretrain.data.train) == len(teacher.data.train) == len(second.data.train) > 5000
     assert len(task.data.train) == 200
     assert pretrain.config.training.epochs == 3

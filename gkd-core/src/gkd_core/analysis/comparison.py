@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gkd_core.config.schema import Placement
     from gkd_core.kinds.kind import Kind
     from gkd_core.models.sites import Sites
-    from gkd_core.training.stage_spec import Blueprint
+    from gkd_core.training.stage_spec import StageSpec
 
 TIMED_SAMPLES = 32
 NONE = "-"
@@ -189,7 +189,7 @@ class Comparison:
 
 
 def compare(
-    blueprint: Blueprint,
+    spec: StageSpec,
     contestants: Sequence[Contestant],
     teacher: str | None,
     adapters: Iterable[type[Sites]] = (),
@@ -199,20 +199,20 @@ def compare(
     All processes that share a model call this.
 
     Args:
-        blueprint: The stage, whose data and tokenizer are used.
+        spec: The stage, whose data and tokenizer are used.
         contestants: The models.
         teacher: Name of the one the others are measured against.
         adapters: Site adapters registered by plugins.
     """
-    data, config = blueprint.data, blueprint.config
+    data, config = spec.data, spec.config
     device = pick_device(config.parallel.device)
     split = data.validation if data.test is None else data.test
-    encoded = encode(split, blueprint.tokenizer, data.kind, blueprint.max_length)
-    collator = Collator(blueprint.tokenizer, data.kind, config.task.mask_share, config.seed)
+    encoded = encode(split, spec.tokenizer, data.kind, spec.max_length)
+    collator = Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed)
     timed = all(contestant.is_whole for contestant in contestants)
     adapters, models, sizes, found = tuple(adapters), [], [], []
     for contestant in contestants:
-        model, size = _load(contestant, blueprint, device, adapters)
+        model, size = _load(contestant, spec, device, adapters)
         sizes.append(size)
         predict = _predict(model, data.kind, adapters)
         found.append(evaluate(model, encoded, collator, data.kind, device, predict))
@@ -251,7 +251,7 @@ def compare(
 
 def _load(
     contestant: Contestant,
-    blueprint: Blueprint,
+    spec: StageSpec,
     device: torch.device,
     adapters: Sequence[type[Sites]],
 ) -> tuple[PreTrainedModel, int]:
@@ -259,8 +259,8 @@ def _load(
     groups = arrange(Layout(processes(1), contestant.tensor))
     model = load_teacher(
         contestant.model,
-        blueprint.kind,
-        blueprint.data.classes,
+        spec.kind,
+        spec.data.classes,
         contestant.trust_remote_code,
         contestant.name,
         None if groups is None else shard_reader(groups.tensor),

@@ -48,7 +48,7 @@ def conclude(run: Run) -> Conclusion | None:
     if not is_first():
         return None
     comparison.save(run.directory / "results.json")
-    plan = explain(RunPlan(tuple(plan_stage(blueprint) for blueprint in run.blueprints)))
+    plan = explain(RunPlan(tuple(plan_stage(spec) for spec in run.specs)))
     (run.directory / "plan.txt").write_text(plan)
     extra = [
         path

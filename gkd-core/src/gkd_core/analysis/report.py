@@ -17,7 +17,7 @@ from gkd_core.tracking.recorder import METRICS
 if TYPE_CHECKING:
     from gkd_core.runs.result import StageResult
     from gkd_core.runs.run import Run
-    from gkd_core.training.stage_spec import Blueprint
+    from gkd_core.training.stage_spec import StageSpec
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 60rem;
@@ -83,17 +83,17 @@ def _stages(run: Run) -> str:
     """Return the table of the stages, in order."""
     head = "".join(f"<th>{name}</th>" for name in STAGE_COLUMNS)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(blueprint, result)) + "</tr>"
-        for blueprint, result in zip(run.blueprints, run.results.values(), strict=True)
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(spec, result)) + "</tr>"
+        for spec, result in zip(run.specs, run.results.values(), strict=True)
     )
     return f"<table class=stages><tr>{head}</tr>{rows}</table>"
 
 
-def _cells(blueprint: Blueprint, result: StageResult) -> Iterator[str]:
-    yield blueprint.name
-    yield str(blueprint.expression)
-    yield ", ".join(blueprint.taught_by)
-    yield blueprint.follows.name if blueprint.follows else ""
+def _cells(spec: StageSpec, result: StageResult) -> Iterator[str]:
+    yield spec.name
+    yield str(spec.expression)
+    yield ", ".join(spec.taught_by)
+    yield spec.follows.name if spec.follows else ""
     yield "" if result.best is None else f"{result.metric} {result.best:.4f}"
     yield str(result.steps)
     yield f"from {result.reused}" if result.reused else f"{result.seconds:.0f} s"

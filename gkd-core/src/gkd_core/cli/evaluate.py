@@ -43,8 +43,8 @@ def evaluate(
 
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
     show_warnings(resolved)
-    blueprint = Draughtsman(registry()).draw(_alone(resolved.stages[-1], directory, data))
-    comparison = compare(blueprint, [Contestant(directory, directory)], None)
+    spec = Draughtsman(registry()).draw(_alone(resolved.stages[-1], directory, data))
+    comparison = compare(spec, [Contestant(directory, directory)], None)
     if as_json:
         click.echo(json.dumps(asdict(comparison), indent=2))
     else:

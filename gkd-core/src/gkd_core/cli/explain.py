@@ -43,7 +43,7 @@ def explain(
         flags["method"] = expression
     resolved = RunOptions(files, recipe, settings, flags).resolve()
     show_warnings(resolved)
-    stages = tuple(plan_stage(blueprint) for blueprint in draw_run(resolved, registry()))
+    stages = tuple(plan_stage(spec) for spec in draw_run(resolved, registry()))
     plan = RunPlan(stages)
     if as_json:
         click.echo(json.dumps(plan.to_json(), indent=2))

@@ -15,7 +15,7 @@ from gkd_core.cli.options import RunOptions, run_options, show_warnings
 if TYPE_CHECKING:
     from gkd_core.planning.estimate import Estimate
     from gkd_core.planning.search import Found, Limit
-    from gkd_core.training.stage_spec import Blueprint
+    from gkd_core.training.stage_spec import StageSpec
 
 
 class Size(click.ParamType[int]):
@@ -91,7 +91,7 @@ def plan(
         Console(highlight=False).print(memory_table(estimates, resolved.config.parallel.nproc))
 
 
-def _say_what_is_left_out(stage: Blueprint) -> None:
+def _say_what_is_left_out(stage: StageSpec) -> None:
     scale = stage.config.student.scale
     if scale is not None and stage.follows is None:
         click.echo(
@@ -101,7 +101,7 @@ def _say_what_is_left_out(stage: Blueprint) -> None:
         )
 
 
-def _search(stages: Sequence[Blueprint], limit: Limit, as_json: bool, figure: Path | None) -> None:
+def _search(stages: Sequence[StageSpec], limit: Limit, as_json: bool, figure: Path | None) -> None:
     """Look for a layout for each stage, and print what was tried."""
     from functools import partial
 
@@ -161,7 +161,7 @@ def _too_large(found: Found, limit: Limit) -> str:
     )
 
 
-def _advice(stage: Blueprint) -> str:
+def _advice(stage: StageSpec) -> str:
     if not stage.reads_teachers:
         return "No teacher is read: take a smaller student or batch"
     if len(stage.teachers) > 1:

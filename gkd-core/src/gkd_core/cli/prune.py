@@ -11,7 +11,7 @@ import click
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
 if TYPE_CHECKING:
-    from gkd_core.training.stage_spec import Blueprint
+    from gkd_core.training.stage_spec import StageSpec
 
 
 @click.command()
@@ -77,27 +77,25 @@ def prune(
     place = Path(output)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigError(f"--output {output} is there already; name a new directory")
-    blueprint = _draw(files, model, data, settings)
-    source = blueprint.teachers[0]
-    whole = load_teacher(
-        model, blueprint.kind, blueprint.data.classes, source.trust_remote_code, "--model"
-    )
+    spec = _draw(files, model, data, settings)
+    source = spec.teachers[0]
+    whole = load_teacher(model, spec.kind, spec.data.classes, source.trust_remote_code, "--model")
     made = pruned(
         whole,
-        calibration_batches(blueprint, rows),
+        calibration_batches(spec, rows),
         PruneTarget(**target),
-        blueprint.kind,
-        blueprint.data.classes,
+        spec.kind,
+        spec.data.classes,
         registry().sites,
     )
-    save_model(made, blueprint.tokenizer, place)
+    save_model(made, spec.tokenizer, place)
     console = Console(highlight=False)
     console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)
     contestants = [
         Contestant(model, model, source.trust_remote_code),
         Contestant(output, output),
     ]
-    console.print(compare(blueprint, contestants, model).table())
+    console.print(compare(spec, contestants, model).table())
 
 
 def _check_target(target: dict[str, Any]) -> None:
@@ -111,8 +109,8 @@ def _check_target(target: dict[str, Any]) -> None:
 
 def _draw(
     files: tuple[Path, ...], model: str, data: str | None, settings: tuple[str, ...]
-) -> Blueprint:
-    """Return the blueprint of a stage that knows the model and the rows."""
+) -> StageSpec:
+    """Return the spec of a stage that knows the model and the rows."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
     from gkd_core.plugins import registry
     from gkd_core.runs.spec_builder import Draughtsman

@@ -56,13 +56,13 @@ def _run(resolved: Resolved, mode: Mode) -> None:
 
     if is_first() and not started_by_gkd(os.environ):
         show_warnings(resolved)
-    blueprints = draw_run(resolved, registry())
+    specs = draw_run(resolved, registry())
     count = ranks_to_start(resolved)
     with _directory(resolved, mode) as directory:
         if count:
             start_ranks(count, directory)
             return
-        run = Run(resolved, registry(), blueprints, directory, _recorder(resolved, directory))
+        run = Run(resolved, registry(), specs, directory, _recorder(resolved, directory))
         run.execute()
         speaks, together = is_first(), needs_all_ranks(run)
         if not together:

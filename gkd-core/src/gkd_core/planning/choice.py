@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gkd_core.config.schema import Offload, Placement
-from gkd_core.training.stage_spec import Blueprint
+from gkd_core.training.stage_spec import StageSpec
 
 BYTES = {"fp32": 4, "bf16": 2}
 
@@ -41,14 +41,14 @@ class Choice:
             parts.append(f"{'optimizer' if self.params == 'none' else 'student'} on host")
         return ", ".join([*parts, *(["checkpointing"] if self.checkpointing else [])])
 
-    def settings(self, blueprint: Blueprint) -> list[str]:
+    def settings(self, spec: StageSpec) -> list[str]:
         """Return the choice as `--set` takes it for a stage."""
-        return [blueprint.settings.path(text) for text in self._changes(blueprint)]
+        return [spec.settings.path(text) for text in self._changes(spec)]
 
-    def _changes(self, blueprint: Blueprint) -> list[str]:
+    def _changes(self, spec: StageSpec) -> list[str]:
         found = [f"parallel.tensor={self.tensor}", f"parallel.zero={self.zero}"]
-        several = len(blueprint.config.teachers) > 1
-        for teacher in blueprint.config.teachers:
+        several = len(spec.config.teachers) > 1
+        for teacher in spec.config.teachers:
             name = f"teachers.{teacher.name}" if several else "teacher"
             if self.teacher != teacher.placement:
                 found.append(f"{name}.placement={self.teacher}")
@@ -74,9 +74,9 @@ class Choice:
             and other.params in ("none", self.params)
         )
 
-    def apply(self, blueprint: Blueprint) -> Blueprint:
-        """Return a blueprint with this choice in place of its own."""
-        config = blueprint.config
+    def apply(self, spec: StageSpec) -> StageSpec:
+        """Return a spec with this choice in place of its own."""
+        config = spec.config
         parallel = config.parallel.model_copy(
             update={
                 "tensor": self.tensor,
@@ -87,16 +87,15 @@ class Choice:
         )
         training = config.training.model_copy(update={"gradient_checkpointing": self.checkpointing})
         teachers = tuple(
-            replace(source, tensor=self.tensor, placement=self.teacher)
-            for source in blueprint.teachers
+            replace(source, tensor=self.tensor, placement=self.teacher) for source in spec.teachers
         )
         place = {"tensor": self.tensor, "placement": self.teacher}
         named = [teacher.model_copy(update=place) for teacher in config.teachers]
         changed = config.model_copy(
             update={"parallel": parallel, "training": training, "teachers": named}
         )
-        settings = replace(blueprint.settings, config=changed)
-        return replace(blueprint, settings=settings, teachers=teachers)
+        settings = replace(spec.settings, config=changed)
+        return replace(spec, settings=settings, teachers=teachers)
 
 
 @dataclass(frozen=True)
@@ -119,15 +118,15 @@ def all_choices(world: int) -> Iterator[Choice]:
             yield Choice(tensor, *rung, checkpointing)
 
 
-def least_need(choice: Choice, blueprint: Blueprint, sizes: Mapping[str, int]) -> Need:
+def least_need(choice: Choice, spec: StageSpec, sizes: Mapping[str, int]) -> Need:
     """Return what weights, gradients and optimizer state take at least.
 
     Args:
         choice: The layout.
-        blueprint: The stage.
+        spec: The stage.
         sizes: Number of weights by model.
     """
-    world = blueprint.layout.world
+    world = spec.layout.world
     copies = world // choice.tensor
     student = sizes["student"] / choice.tensor
     held = {0: 16.0, 1: 4 + 16 / copies, 2: 4 + 16 / copies, 3: 20 / copies}[choice.zero]
@@ -138,7 +137,7 @@ def least_need(choice: Choice, blueprint: Blueprint, sizes: Mapping[str, int]) -
         held = 0.0
     teachers = sum(
         BYTES[teacher.dtype] * sizes.get(teacher.name, 0) / choice.tensor
-        for teacher in blueprint.config.teachers
+        for teacher in spec.config.teachers
     )
     share = {"replicated": 1.0, "zero3": 1 / copies, "offload": 0.0}[choice.teacher]
     on_host = teachers if choice.teacher == "offload" else 0.0

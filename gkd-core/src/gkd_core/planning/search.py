@@ -18,10 +18,10 @@ from gkd_core.planning.choice import Choice, Need, all_choices, least_need
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.shapes import count_weights
 from gkd_core.plugins import Registry
-from gkd_core.runs.checks import check_blueprint
-from gkd_core.training.stage_spec import Blueprint
+from gkd_core.runs.checks import check_spec
+from gkd_core.training.stage_spec import StageSpec
 
-Simulate = Callable[[Blueprint], Estimate]
+Simulate = Callable[[StageSpec], Estimate]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Trial:
     fits: bool
     estimate: Estimate | None
 
-    def to_json(self, blueprint: Blueprint) -> dict[str, Any]:
+    def to_json(self, spec: StageSpec) -> dict[str, Any]:
         """Return the trial as JSON can hold it."""
         return {
-            "settings": self.choice.settings(blueprint),
+            "settings": self.choice.settings(spec),
             "peak": self.need.device,
             "host": self.need.host,
             "fits": self.fits,
@@ -93,7 +93,7 @@ class Found:
         largest: The largest teacher that would fit, if none does.
     """
 
-    stage: Blueprint
+    stage: StageSpec
     trials: Sequence[Trial]
     largest: Largest | None
 
@@ -123,26 +123,26 @@ class Search:
     """Looks for a layout of a stage.
 
     Args:
-        blueprint: The stage, drawn for as many processes as there are GPUs.
+        spec: The stage, drawn for as many processes as there are GPUs.
         registry: The plugins.
         limit: What there is of memory.
         simulate: Simulates a step.
     """
 
     def __init__(
-        self, blueprint: Blueprint, registry: Registry, limit: Limit, simulate: Simulate
+        self, spec: StageSpec, registry: Registry, limit: Limit, simulate: Simulate
     ) -> None:
-        self.blueprint = blueprint
+        self.spec = spec
         self.registry = registry
         self.limit = limit
         self.simulate = simulate
-        self.sizes = count_weights(blueprint)
+        self.sizes = count_weights(spec)
 
     def run(self) -> Found:
         """Try layouts up to the first that fits; if there is none, look for the largest teacher."""
         trials = self.try_choices()
         fits = bool(trials) and trials[-1].fits
-        return Found(self.blueprint, trials, None if fits else self.largest_teacher())
+        return Found(self.spec, trials, None if fits else self.largest_teacher())
 
     def try_choices(self) -> list[Trial]:
         """Return the layouts up to the first that fits.
@@ -154,7 +154,7 @@ class Search:
         beside: dict[Choice, int] = {}
         lasting: dict[Choice, int] = {}
         for choice in self.choices():
-            least = least_need(choice, self.blueprint, self.sizes)
+            least = least_need(choice, self.spec, self.sizes)
             known = [least.device, lasting.get(choice, 0)]
             known += [least.device + more for of, more in beside.items() if choice.takes_like(of)]
             need, estimate = replace(least, device=max(known)), None
@@ -179,14 +179,14 @@ class Search:
         """
         if len(self.sizes) != 2:
             return None
-        teacher = self.blueprint.teachers[0]
+        teacher = self.spec.teachers[0]
         fewer = self._sizes_without_block()
         block = self.sizes[teacher.info.name] - fewer[teacher.info.name]
         room = {}
         for choice in self.choices():
             if choice.checkpointing:
-                least = least_need(choice, self.blueprint, self.sizes)
-                saved = _less(least, least_need(choice, self.blueprint, fewer))
+                least = least_need(choice, self.spec, self.sizes)
+                saved = _less(least, least_need(choice, self.spec, fewer))
                 room[choice] = self._blocks(least, saved), saved
         found: Largest | None = None
         for choice, (most, saved) in sorted(room.items(), key=lambda item: -item[1][0]):
@@ -200,26 +200,26 @@ class Search:
 
     def choices(self) -> Iterator[Choice]:
         """Yield what goes with the stage, what costs least first."""
-        return filter(self._works, all_choices(self.blueprint.layout.world))
+        return filter(self._works, all_choices(self.spec.layout.world))
 
     def _works(self, choice: Choice) -> bool:
         try:
-            check_blueprint(choice.apply(self.blueprint), self.registry)
+            check_spec(choice.apply(self.spec), self.registry)
         except GkdError:
             return False
         return True
 
     def _simulated(self, choice: Choice) -> tuple[Estimate, Need]:
-        estimate = self.simulate(choice.apply(self.blueprint))
-        return estimate, Need(estimate.peak, estimate.host * self.blueprint.layout.world)
+        estimate = self.simulate(choice.apply(self.spec))
+        return estimate, Need(estimate.peak, estimate.host * self.spec.layout.world)
 
     def _sizes_without_block(self) -> dict[str, int]:
         """Return the number of weights of each model, were the teacher a block shallower."""
-        teacher = self.blueprint.teachers[0]
+        teacher = self.spec.teachers[0]
         config = copy.deepcopy(teacher.config)
         config.num_hidden_layers -= 1
         shallower = replace(teacher, config=config)
-        return count_weights(replace(self.blueprint, teachers=(shallower,)))
+        return count_weights(replace(self.spec, teachers=(shallower,)))
 
     def _blocks(self, need: Need, saved: Need) -> int:
         """Return how many blocks a teacher may have for all to fit.
@@ -239,7 +239,7 @@ class Search:
 
     @property
     def _depth(self) -> int:
-        return self.blueprint.teachers[0].info.layers
+        return self.spec.teachers[0].info.layers
 
 
 def _less(need: Need, other: Need) -> Need:

@@ -16,9 +16,9 @@ from gkd_core.models.classes import set_classes
 from gkd_core.models.load import HEADS
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_parameters
-from gkd_core.runs.checks import check_blueprint
+from gkd_core.runs.checks import check_spec
 from gkd_core.runs.spec_builder import Draughtsman
-from gkd_core.training.stage_spec import Blueprint, TeacherSource
+from gkd_core.training.stage_spec import StageSpec, TeacherSource
 
 if TYPE_CHECKING:
     from gkd_core.contract.task import TaskData
@@ -28,10 +28,10 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 
 
 class ShapeDraughtsman(Draughtsman):
-    """Draws blueprints whose models need neither weights nor a tokenizer, for any machine."""
+    """Draws specs whose models need neither weights nor a tokenizer, for any machine."""
 
     def tokenizer(
-        self, config: RunConfig, teachers: Sequence[TeacherSource], follows: Blueprint | None
+        self, config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
     ) -> PreTrainedTokenizerFast:
         """Return the tokenizer of the models, or one of a few words where a model has none."""
         named = [*(teacher.model for teacher in teachers), config.student.model]
@@ -39,9 +39,9 @@ class ShapeDraughtsman(Draughtsman):
             return _few_words()
         return super().tokenizer(config, teachers, follows)
 
-    def check(self, blueprint: Blueprint) -> None:
+    def check(self, spec: StageSpec) -> None:
         """Refuse a stage that could be trained nowhere."""
-        check_blueprint(blueprint, self.registry)
+        check_spec(spec, self.registry)
 
 
 def build_shape(
@@ -68,11 +68,11 @@ def build_shape(
     return model
 
 
-def count_weights(blueprint: Blueprint) -> dict[str, int]:
+def count_weights(spec: StageSpec) -> dict[str, int]:
     """Return the number of weights of each model that a step runs, by name."""
-    data, read = blueprint.data, blueprint.teachers if blueprint.reads_teachers else ()
-    trusts = blueprint.config.student.trust_remote_code
-    shapes = [("student", blueprint.student_config, trusts)]
+    data, read = spec.data, spec.teachers if spec.reads_teachers else ()
+    trusts = spec.config.student.trust_remote_code
+    shapes = [("student", spec.student_config, trusts)]
     shapes += [(t.info.name, t.config, t.trust_remote_code) for t in read]
     with torch.device("meta"):
         return {

@@ -52,7 +52,7 @@ from gkd_core.planning.zero import ZeroEngine
 from gkd_core.plugins import Registry
 from gkd_core.students.build import Student
 from gkd_core.training.stage import Stage, assemble_stage, settle_teacher
-from gkd_core.training.stage_spec import Blueprint
+from gkd_core.training.stage_spec import StageSpec
 from gkd_core.training.step import train_step
 
 STEPS = 2
@@ -61,20 +61,20 @@ STEPS = 2
 ROW = Split(("a row to plan with",))
 
 
-def simulate(blueprint: Blueprint, registry: Registry) -> Estimate:
+def simulate(spec: StageSpec, registry: Registry) -> Estimate:
     """Return what a training step of a stage takes on each GPU.
 
     All rows are as long as allowed. Nothing is read, written or sent.
 
     Args:
-        blueprint: The stage, drawn by a `ShapeDraughtsman`.
+        spec: The stage, drawn by a `ShapeDraughtsman`.
         registry: The plugins.
 
     Raises:
         MethodError: A method needs the content of tensors.
     """
-    with _refusing(str(blueprint.expression)):
-        return _simulate(blueprint, registry)
+    with _refusing(str(spec.expression)):
+        return _simulate(spec, registry)
 
 
 @contextmanager
@@ -90,18 +90,18 @@ def _refusing(name: str) -> Iterator[None]:
         ) from error
 
 
-def _simulate(blueprint: Blueprint, registry: Registry) -> Estimate:
+def _simulate(spec: StageSpec, registry: Registry) -> Estimate:
     begun = time.perf_counter()
     ledger = Ledger()
-    batches = _batches(blueprint)
-    with _imagined(blueprint.layout) as groups, _fake_models(), ledger:
-        stage, counts = _build(blueprint, registry, ledger, groups)
+    batches = _batches(spec)
+    with _imagined(spec.layout) as groups, _fake_models(), ledger:
+        stage, counts = _build(spec, registry, ledger, groups)
         _watch(stage, ledger)
         for index in range(STEPS):
             ledger.begin()
             train_step(stage, batches, Step(index, STEPS, 0, stage.name, torch.default_generator))
         return Estimate(
-            stage=blueprint.name,
+            stage=spec.name,
             memory={kind: ledger.peak[kind] for kind in ON_DEVICE if ledger.peak[kind]},
             host=ledger.host_peak,
             flops=ledger.flops,
@@ -141,33 +141,33 @@ def _fake_models() -> Iterator[None]:
         yield
 
 
-def _without_rows(blueprint: Blueprint) -> Blueprint:
-    data = blueprint.data
+def _without_rows(spec: StageSpec) -> StageSpec:
+    data = spec.data
     labels = None if data.train.labels is None else data.train.labels[:1]
     row = replace(ROW, labels=labels)
-    parallel = blueprint.config.parallel.model_copy(update={"device": "cpu"})
-    task = blueprint.config.task.model_copy(update={"augment": 0})
-    config = blueprint.config.model_copy(update={"parallel": parallel, "task": task})
+    parallel = spec.config.parallel.model_copy(update={"device": "cpu"})
+    task = spec.config.task.model_copy(update={"augment": 0})
+    config = spec.config.model_copy(update={"parallel": parallel, "task": task})
     return replace(
-        blueprint,
-        settings=replace(blueprint.settings, config=config),
+        spec,
+        settings=replace(spec.settings, config=config),
         data=replace(data, train=row, validation=row, test=None),
     )
 
 
 def _build(
-    blueprint: Blueprint, registry: Registry, ledger: Ledger, groups: Groups | None
+    spec: StageSpec, registry: Registry, ledger: Ledger, groups: Groups | None
 ) -> tuple[Stage, dict[str, int]]:
     """Return the stage, and the number of weights of each model."""
-    config, counts = blueprint.config, {}
+    config, counts = spec.config, {}
     on_cpu = config.parallel.device == "cpu"
-    blueprint = _without_rows(blueprint)
-    read = blueprint.teachers if blueprint.reads_teachers else ()
+    spec = _without_rows(spec)
+    read = spec.teachers if spec.reads_teachers else ()
     teachers = []
     for source, chosen in zip(read, config.teachers[: len(read)], strict=True):
         name, trusts = source.info.name, source.trust_remote_code
         with ledger.booking(HOST if source.placement == "offload" else "teacher weights"):
-            teacher = build_shape(source.config, blueprint.data, trusts, on_cpu)
+            teacher = build_shape(source.config, spec.data, trusts, on_cpu)
             teacher.requires_grad_(False).eval()
             counts[name] = count_parameters(teacher)
             _divide(teacher, None if groups is None else groups.teachers[name])
@@ -175,11 +175,11 @@ def _build(
         teachers.append(teacher)
     with ledger.booking("student weights"):
         trusts = config.student.trust_remote_code
-        model = build_shape(blueprint.student_config, blueprint.data, trusts, on_cpu)
+        model = build_shape(spec.student_config, spec.data, trusts, on_cpu)
         counts["student"] = count_parameters(model)
         _divide(model, None if groups is None else groups.tensor)
         student, make_engine = Student(model.train(), []), partial(_engine, ledger)
-        stage = assemble_stage(blueprint, registry, Path(), student, teachers, make_engine)
+        stage = assemble_stage(spec, registry, Path(), student, teachers, make_engine)
     if len(teachers) > 1 and not on_cpu:
         stage.parking = Parking(torch.device("cpu"))
     return stage, counts
@@ -209,12 +209,12 @@ def _engine(
     return ZeroEngine(student, modules, config, total_steps, device, parts, ledger)
 
 
-def _batches(blueprint: Blueprint) -> list[Batch]:
+def _batches(spec: StageSpec) -> list[Batch]:
     """Return the micro-batches of one rank, of rows as long as they may be."""
-    training, length = blueprint.config.training, blueprint.max_length
+    training, length = spec.config.training, spec.max_length
     micro = -(-training.batch_size // training.accumulation)
-    rows = max(-(-micro // blueprint.layout.data), 1)
-    tokenizer, data = blueprint.tokenizer, blueprint.data
+    rows = max(-(-micro // spec.layout.data), 1)
+    tokenizer, data = spec.tokenizer, spec.data
     token = next(t for t in range(len(tokenizer)) if t not in tokenizer.all_special_ids)
     labels = np.zeros(rows, np.float32 if data.kind == "regression" else np.int64)
     encoded = Encoded(
@@ -224,7 +224,7 @@ def _batches(blueprint: Blueprint) -> list[Batch]:
         labels=labels,
         num_truncated=0,
     )
-    collator = Collator(tokenizer, data.kind, blueprint.config.task.mask_share, 1)
+    collator = Collator(tokenizer, data.kind, spec.config.task.mask_share, 1)
     batches = [collator.collate(encoded, range(rows), 0) for _ in range(training.accumulation)]
     for batch in batches:
         batch.counts()  # finds the items that count, which fake tensors could not tell

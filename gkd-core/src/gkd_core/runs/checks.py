@@ -34,82 +34,82 @@ if TYPE_CHECKING:
     from gkd_core.objective.ensemble import Combination
     from gkd_core.objective.passes import Member, Side
     from gkd_core.plugins import Registry
-    from gkd_core.training.stage_spec import Blueprint
+    from gkd_core.training.stage_spec import StageSpec
 
 
-def check_here(blueprint: Blueprint) -> None:
+def check_here(spec: StageSpec) -> None:
     """Refuse a stage that cannot be trained here: for want of a device, a package or weights.
 
     Raises:
         GkdError: Says what is missing.
     """
-    check_devices(blueprint.config.parallel)
-    check_engine(blueprint.config.parallel)
-    _check_weights(blueprint)
+    check_devices(spec.config.parallel)
+    check_engine(spec.config.parallel)
+    _check_weights(spec)
 
 
-def check_blueprint(blueprint: Blueprint, registry: Registry) -> None:
+def check_spec(spec: StageSpec, registry: Registry) -> None:
     """Refuse a stage that cannot work anywhere.
 
     Raises:
         GkdError: Says why.
     """
-    config = blueprint.config
-    _check_layout(blueprint)
-    Collator(blueprint.tokenizer, blueprint.kind, config.task.mask_share, config.seed)
-    _check_models(blueprint)
-    check_augmentation(config, blueprint.kind)
-    _check_scale(blueprint)
-    for combination in blueprint.combinations:
-        _check_labels(blueprint, combination)
-        _check_combiner(blueprint, combination)
-    for member in blueprint.members:
-        _check_labels(blueprint, member)
-        _check_samples(blueprint, member)
-        _check_method(blueprint, member)
-        _check_borrowed(blueprint, member)
-    _check_heads(blueprint, preview(blueprint.members, blueprint.name))
+    config = spec.config
+    _check_layout(spec)
+    Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
+    _check_models(spec)
+    check_augmentation(config, spec.kind)
+    _check_scale(spec)
+    for combination in spec.combinations:
+        _check_labels(spec, combination)
+        _check_combiner(spec, combination)
+    for member in spec.members:
+        _check_labels(spec, member)
+        _check_samples(spec, member)
+        _check_method(spec, member)
+        _check_borrowed(spec, member)
+    _check_heads(spec, preview(spec.members, spec.name))
 
 
-def _check_layout(blueprint: Blueprint) -> None:
+def _check_layout(spec: StageSpec) -> None:
     """Refuse degrees that do not fit; a refusal says who gave them."""
-    settings = [teacher.setting.removesuffix("model") + "tensor" for teacher in blueprint.teachers]
+    settings = [teacher.setting.removesuffix("model") + "tensor" for teacher in spec.teachers]
     try:
-        layout = blueprint.layout
+        layout = spec.layout
         check_megatron(layout)
-        check_divisible(blueprint.student_config, layout.tensor, "parallel.tensor")
-        for teacher, setting in zip(blueprint.teachers, settings, strict=True):
+        check_divisible(spec.student_config, layout.tensor, "parallel.tensor")
+        for teacher, setting in zip(spec.teachers, settings, strict=True):
             check_divisible(teacher.config, teacher.tensor, setting)
     except ConfigError as error:
-        origins = {"parallel.tensor": blueprint.origin("parallel.tensor")}
+        origins = {"parallel.tensor": spec.origin("parallel.tensor")}
         for number, setting in enumerate(settings):
-            origins[setting] = blueprint.origin(f"teachers.{number}.tensor")
+            origins[setting] = spec.origin(f"teachers.{number}.tensor")
         given = [f"{key} ({origin})" for key, origin in origins.items() if origin != str(DEFAULT)]
         raise ConfigError(f"{error}{'. Given is ' if given else ''}{', '.join(given)}") from error
 
 
-def _check_method(blueprint: Blueprint, member: Member) -> None:
+def _check_method(spec: StageSpec, member: Member) -> None:
     """Let a method look at the models."""
-    with _naming_options(blueprint, member):
+    with _naming_options(spec, member):
         for method, models in zip(member.methods, member.models, strict=True):
             method.check(models)
-        preview([member], blueprint.name)
+        preview([member], spec.name)
 
 
-def _check_combiner(blueprint: Blueprint, combination: Combination) -> None:
+def _check_combiner(spec: StageSpec, combination: Combination) -> None:
     """Let a combiner look at the models."""
-    with _naming_options(blueprint, combination):
+    with _naming_options(spec, combination):
         combination.combiner.check()
 
 
 @contextmanager
-def _naming_options(blueprint: Blueprint, owner: Member | Combination) -> Iterator[None]:
+def _naming_options(spec: StageSpec, owner: Member | Combination) -> Iterator[None]:
     """Let a refusal name the options that a person gave."""
     try:
         yield
     except MethodError as error:
         values = owner.methods[0].config.model_dump(mode="json")
-        origins = {name: blueprint.origin(f"{owner.name}.{name}") for name in values}
+        origins = {name: spec.origin(f"{owner.name}.{name}") for name in values}
         given = [
             f"{owner.name}.{name}{_shown(values[name])} ({origin})"
             for name, origin in origins.items()
@@ -124,10 +124,10 @@ def _shown(value: Any) -> str:
     return "" if is_tables else f" = {json.dumps(value)}"
 
 
-def _check_borrowed(blueprint: Blueprint, member: Member) -> None:
+def _check_borrowed(spec: StageSpec, member: Member) -> None:
     """Refuse to run blocks of a teacher in the student if they are not there in its backward."""
-    layout = blueprint.layout
-    for method, teacher in zip(member.methods, blueprint.config.teachers, strict=False):
+    layout = spec.layout
+    for method, teacher in zip(member.methods, spec.config.teachers, strict=False):
         if not method.borrows_blocks:
             continue
         if layout.teachers[teacher.name] > layout.tensor:
@@ -153,51 +153,51 @@ def preview(members: Iterable[Member], stage: str) -> StepPlan:
     return plan_step([member.onlooker() for member in members], first)
 
 
-def _check_models(blueprint: Blueprint) -> None:
-    if any(teacher.info.name == blueprint.student.name for teacher in blueprint.teachers):
+def _check_models(spec: StageSpec) -> None:
+    if any(teacher.info.name == spec.student.name for teacher in spec.teachers):
         raise ConfigError("a teacher cannot be named 'student'; change its `name`")
-    models = [(t.setting, t.config, t.info) for t in blueprint.teachers]
-    models.append(("student.model", blueprint.student_config, blueprint.student))
+    models = [(t.setting, t.config, t.info) for t in spec.teachers]
+    models.append(("student.model", spec.student_config, spec.student))
     for setting, config, info in models:
-        check_kind(config, blueprint.kind, setting)
-        check_vocabulary(blueprint.tokenizer, config, setting)
-        _check_length(blueprint, info)
+        check_kind(config, spec.kind, setting)
+        check_vocabulary(spec.tokenizer, config, setting)
+        _check_length(spec, info)
 
 
-def _check_weights(blueprint: Blueprint) -> None:
-    for teacher in blueprint.teachers if blueprint.loads_teachers else ():
-        data = blueprint.data
+def _check_weights(spec: StageSpec) -> None:
+    for teacher in spec.teachers if spec.loads_teachers else ():
+        data = spec.data
         if teacher.stage is not None and teacher.stage.kind != data.kind:
             raise ConfigError(
                 f"{teacher.setting} = '{teacher.model}': the student of stage "
                 f"'{teacher.stage.name}' is trained for {teacher.stage.kind}, but stage "
-                f"'{blueprint.name}' is {data.kind}. Name the student of a stage of that kind"
+                f"'{spec.name}' is {data.kind}. Name the student of a stage of that kind"
             )
         check_classes(teacher.config, data.kind, data.classes, teacher.setting)
         if teacher.stage is not None:
             continue
-        check_stored(teacher.model, blueprint.kind, teacher.setting)
+        check_stored(teacher.model, spec.kind, teacher.setting)
         if teacher.home is None:
-            check_trained_head(teacher.model, teacher.config, blueprint.kind, teacher.setting)
-    if blueprint.config.student.model is not None and blueprint.follows is None:
-        check_stored(blueprint.config.student.model, blueprint.kind, "student.model")
+            check_trained_head(teacher.model, teacher.config, spec.kind, teacher.setting)
+    if spec.config.student.model is not None and spec.follows is None:
+        check_stored(spec.config.student.model, spec.kind, "student.model")
 
 
-def _check_length(blueprint: Blueprint, info: ModelInfo) -> None:
-    wanted = blueprint.max_length
+def _check_length(spec: StageSpec, info: ModelInfo) -> None:
+    wanted = spec.max_length
     if wanted > info.max_length:
         raise ConfigError(
-            f"task.max_length is {wanted} ({blueprint.origin('task.max_length')}), but "
-            f"{'the student' if info is blueprint.student else f'the teacher {info.name!r}'} reads "
+            f"task.max_length is {wanted} ({spec.origin('task.max_length')}), but "
+            f"{'the student' if info is spec.student else f'the teacher {info.name!r}'} reads "
             f"at most {info.max_length} tokens. Set task.max_length={info.max_length} or less"
         )
 
 
-def _check_heads(blueprint: Blueprint, plan: StepPlan) -> None:
+def _check_heads(spec: StageSpec, plan: StepPlan) -> None:
     """Refuse to read the attention of a block that has lost heads."""
-    teachers = [(number, source.config) for number, source in enumerate(blueprint.teachers)]
+    teachers = [(number, source.config) for number, source in enumerate(spec.teachers)]
     models: list[tuple[Side, int | None, PretrainedConfig, float | None]] = [
-        ("student", None, blueprint.student_config, blueprint.scale),
+        ("student", None, spec.student_config, spec.scale),
         *(("teacher", number, config, None) for number, config in teachers),
     ]
     for side, number, config, scale in models:
@@ -223,52 +223,52 @@ def _lost_heads(config: PretrainedConfig, scale: float | None, capture: Capture)
     return "" if left == whole else f"that block has {left} of {whole} heads left: it was pruned"
 
 
-def _check_scale(blueprint: Blueprint) -> None:
+def _check_scale(spec: StageSpec) -> None:
     """Refuse to measure what matters for labels where there are none, and to divide a slice."""
-    if blueprint.follows is not None or blueprint.config.student.scale is None:
+    if spec.follows is not None or spec.config.student.scale is None:
         return
-    if blueprint.layout.tensor > 1:
+    if spec.layout.tensor > 1:
         raise ConfigError(
             f"student.scale makes blocks that differ in width, which parallel.tensor = "
-            f"{blueprint.layout.tensor} cannot divide. Set parallel.tensor = 1"
+            f"{spec.layout.tensor} cannot divide. Set parallel.tensor = 1"
         )
-    unlabelled = blueprint.data.train.labels is None and blueprint.kind not in LM_KINDS
+    unlabelled = spec.data.train.labels is None and spec.kind not in LM_KINDS
     if unlabelled:
         raise ConfigError(
-            f"student.scale keeps what matters most for the labels, but {blueprint.data.source} "
+            f"student.scale keeps what matters most for the labels, but {spec.data.source} "
             "has none. Name the label column (task.label), or set student.layers alone"
         )
 
 
-def _check_labels(blueprint: Blueprint, owner: Member | Combination) -> None:
-    unlabelled = blueprint.data.train.labels is None and blueprint.kind not in LM_KINDS
+def _check_labels(spec: StageSpec, owner: Member | Combination) -> None:
+    unlabelled = spec.data.train.labels is None and spec.kind not in LM_KINDS
     if unlabelled and owner.methods[0].needs_labels:
         raise ConfigError(
-            f"{owner.name} needs labels, but {blueprint.data.source} has none. Name the label "
+            f"{owner.name} needs labels, but {spec.data.source} has none. Name the label "
             "column (task.label), or use methods that need none, such as soft"
         )
 
 
-def _check_samples(blueprint: Blueprint, member: Member) -> None:
+def _check_samples(spec: StageSpec, member: Member) -> None:
     """Refuse micro-batches that are too small for a method, also at the end of an epoch."""
-    needed, training = member.methods[0].min_samples, blueprint.config.training
+    needed, training = member.methods[0].min_samples, spec.config.training
     wants = f"{member.name} compares the samples of a micro-batch and needs {needed} or more"
     size, parts = training.batch_size, training.accumulation
     usual = fewest_samples(size, parts)
     if usual < needed:
         raise ConfigError(
-            f"{wants}, but training.batch_size={size} ({blueprint.origin('training.batch_size')}) "
+            f"{wants}, but training.batch_size={size} ({spec.origin('training.batch_size')}) "
             f"in {parts} part{'s' if parts > 1 else ''} (training.accumulation) leaves {usual}. "
             "Raise training.batch_size or lower training.accumulation"
         )
     # The rows of language modelling are known only when the texts are cut.
-    if blueprint.kind in LM_KINDS:
+    if spec.kind in LM_KINDS:
         return
-    rows = len(blueprint.data.train) * (1 + copies(blueprint.config, blueprint.kind))
+    rows = len(spec.data.train) * (1 + copies(spec.config, spec.kind))
     left = rows % size
     if left and fewest_samples(left, parts) < needed:
         advice = "Set another training.batch_size"
-        if rows == len(blueprint.data.train):
+        if rows == len(spec.data.train):
             advice = f"Set task.rows={rows - left} or another training.batch_size"
         raise ConfigError(
             f"{wants}, but the last batch of an epoch has {left} of {rows} rows (in {parts} "

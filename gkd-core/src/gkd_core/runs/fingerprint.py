@@ -22,7 +22,7 @@ from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
     from gkd_core.plugins import Registry
-    from gkd_core.training.stage_spec import Blueprint, TeacherSource
+    from gkd_core.training.stage_spec import StageSpec, TeacherSource
 
 APART = {"recipe", "procedure", "stages", "output", "baseline", "parallel", "task"}
 """Settings that decide nothing, or that other parts of a key stand for."""
@@ -77,28 +77,28 @@ class Keys:
         self._known: dict[str, StageKey] = {}
         self._places = functools.cache(_place)
 
-    def of(self, blueprint: Blueprint) -> StageKey:
+    def of(self, spec: StageSpec) -> StageKey:
         """Return the key of a stage."""
-        if blueprint.name not in self._known:
-            data = blueprint.data
-            self._known[blueprint.name] = StageKey(
-                settings=_hash(_settings(blueprint)),
+        if spec.name not in self._known:
+            data = spec.data
+            self._known[spec.name] = StageKey(
+                settings=_hash(_settings(spec)),
                 data=_hash([data.fingerprint, data.kind, list(data.classes)]),
-                models=_hash(self._models(blueprint)),
+                models=_hash(self._models(spec)),
                 code=self._code,
             )
-        return self._known[blueprint.name]
+        return self._known[spec.name]
 
-    def _models(self, blueprint: Blueprint) -> list[str]:
-        teachers = blueprint.teachers if blueprint.loads_teachers else ()
+    def _models(self, spec: StageSpec) -> list[str]:
+        teachers = spec.teachers if spec.loads_teachers else ()
         found = [self._teacher(teacher) for teacher in teachers]
-        found.append(_vocabulary(blueprint.tokenizer))
-        own = blueprint.config.student.model
-        if blueprint.follows is not None:
-            which = "untrained" if blueprint.name == BASELINE else blueprint.follows.hands_on
-            found.append(f"{which} {self.of(blueprint.follows)}")
+        found.append(_vocabulary(spec.tokenizer))
+        own = spec.config.student.model
+        if spec.follows is not None:
+            which = "untrained" if spec.name == BASELINE else spec.follows.hands_on
+            found.append(f"{which} {self.of(spec.follows)}")
         elif own is not None:
-            found.append(self._places(own, _revision(blueprint.student_config)))
+            found.append(self._places(own, _revision(spec.student_config)))
         return found
 
     def _teacher(self, teacher: TeacherSource) -> str:
@@ -125,20 +125,20 @@ def model_digest(directory: Path) -> str:
     return digest({path for pattern in CONTENT for path in directory.glob(pattern)})
 
 
-def _settings(blueprint: Blueprint) -> dict[str, Any]:
-    config, expression = blueprint.config, blueprint.expression
+def _settings(spec: StageSpec) -> dict[str, Any]:
+    config, expression = spec.config, spec.expression
     tree: dict[str, Any] = config.model_dump(mode="json", exclude=APART)
     tree["student"] = _without_places(tree["student"])
     tree["teachers"] = [_without_places(teacher) for teacher in tree["teachers"]]
-    names = {*expression.names, *(combination.name for combination in blueprint.combinations)}
+    names = {*expression.names, *(combination.name for combination in spec.combinations)}
     options = {n: config.options[n].model_dump(mode="json") for n in names & set(config.options)}
     task = {name: getattr(config.task, name) for name in LEARNT_FROM}
-    shape = {k: v for k, v in blueprint.student_config.to_dict().items() if not k.startswith("_")}
+    shape = {k: v for k, v in spec.student_config.to_dict().items() if not k.startswith("_")}
     shape.pop("transformers_version", None)
     return tree | {
-        "stage": blueprint.name,
+        "stage": spec.name,
         "options": options,
-        "task": {**task, "max_length": blueprint.max_length},
+        "task": {**task, "max_length": spec.max_length},
         "shape": shape,
     }
 

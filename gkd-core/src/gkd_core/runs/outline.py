@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gkd_core.objective.ensemble import Combination
     from gkd_core.objective.passes import Member, PlannedPass, Side, StepPlan
-    from gkd_core.training.stage_spec import Blueprint
+    from gkd_core.training.stage_spec import StageSpec
 
 
 @dataclass(frozen=True)
@@ -176,56 +176,56 @@ class RunPlan:
         return asdict(self)
 
 
-def plan_stage(blueprint: Blueprint) -> StagePlan:
+def plan_stage(spec: StageSpec) -> StagePlan:
     """Return the plan of a stage."""
-    config = blueprint.config
-    step = preview(blueprint.members, blueprint.name)
+    config = spec.config
+    step = preview(spec.members, spec.name)
     batch = (
         -(-config.training.batch_size // config.training.accumulation),
-        blueprint.max_length,
+        spec.max_length,
     )
     return StagePlan(
-        name=blueprint.name,
-        method=str(blueprint.expression),
-        method_origin=blueprint.origin("method"),
-        task=_task(blueprint),
+        name=spec.name,
+        method=str(spec.expression),
+        method_origin=spec.origin("method"),
+        task=_task(spec),
         batch=batch,
-        student=blueprint.student,
-        scale=blueprint.scale,
-        start=blueprint.start,
-        goes_on_with=blueprint.follows.name if blueprint.follows else "",
-        taught_by=blueprint.taught_by,
-        teachers=tuple(teacher.info for teacher in blueprint.teachers),
-        methods=tuple(_method(blueprint, member) for member in blueprint.members),
-        combiners=tuple(_combiner(blueprint, one) for one in blueprint.combinations),
-        passes=tuple(_passes(blueprint, step, batch)),
+        student=spec.student,
+        scale=spec.scale,
+        start=spec.start,
+        goes_on_with=spec.follows.name if spec.follows else "",
+        taught_by=spec.taught_by,
+        teachers=tuple(teacher.info for teacher in spec.teachers),
+        methods=tuple(_method(spec, member) for member in spec.members),
+        combiners=tuple(_combiner(spec, one) for one in spec.combinations),
+        passes=tuple(_passes(spec, step, batch)),
         lr_factors=tuple(_lr_factors(step)),
     )
 
 
-def _task(blueprint: Blueprint) -> str:
+def _task(spec: StageSpec) -> str:
     """Say what is predicted, on which rows."""
-    number = copies(blueprint.config, blueprint.kind)
+    number = copies(spec.config, spec.kind)
     added = f", with {number} augmented copies of each row" if number else ""
-    return f"{blueprint.kind} on {blueprint.data.source}{added}"
+    return f"{spec.kind} on {spec.data.source}{added}"
 
 
-def _method(blueprint: Blueprint, member: Member) -> MethodPlan:
+def _method(spec: StageSpec, member: Member) -> MethodPlan:
     factors = [str(weight) for weight in (member.outside, member.weight)]
     weight = " * ".join(factor for factor in factors if factor != "1") or "1"
-    return MethodPlan(member.name, member.methods[0].paper, weight, _options(blueprint, member))
+    return MethodPlan(member.name, member.methods[0].paper, weight, _options(spec, member))
 
 
-def _combiner(blueprint: Blueprint, combination: Combination) -> CombinerPlan:
-    inside = tuple(m.name for m in blueprint.members if m.combination is combination)
-    options = _options(blueprint, combination)
+def _combiner(spec: StageSpec, combination: Combination) -> CombinerPlan:
+    inside = tuple(m.name for m in spec.members if m.combination is combination)
+    options = _options(spec, combination)
     return CombinerPlan(combination.name, combination.combiner.paper, inside, options)
 
 
-def _options(blueprint: Blueprint, owner: Member | Combination) -> dict[str, OptionPlan]:
+def _options(spec: StageSpec, owner: Member | Combination) -> dict[str, OptionPlan]:
     values = owner.methods[0].config.model_dump(mode="json")
     return {
-        name: OptionPlan(value, blueprint.origin(f"{owner.name}.{name}"))
+        name: OptionPlan(value, spec.origin(f"{owner.name}.{name}"))
         for name, value in values.items()
     }
 
@@ -237,13 +237,13 @@ def _lr_factors(step: StepPlan) -> Iterable[LrFactorPlan]:
         yield LrFactorPlan(part_name(part), factor, tuple(dict.fromkeys(names)))
 
 
-def _passes(blueprint: Blueprint, step: StepPlan, batch: tuple[int, int]) -> Iterable[PassPlan]:
+def _passes(spec: StageSpec, step: StepPlan, batch: tuple[int, int]) -> Iterable[PassPlan]:
     planned = step.passes
-    for number, teacher in enumerate(blueprint.teachers):
+    for number, teacher in enumerate(spec.teachers):
         for one in planned:
             yield from _pass(one, teacher.info, "teacher", number, batch)
     for one in planned:
-        yield from _pass(one, blueprint.student, "student", None, batch)
+        yield from _pass(one, spec.student, "student", None, batch)
 
 
 def _pass(

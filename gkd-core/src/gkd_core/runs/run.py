@@ -27,7 +27,7 @@ from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
 from gkd_core.training.stage import build_stage
-from gkd_core.training.stage_spec import BASELINE, TEACHER, Blueprint, TeacherSource
+from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSource
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Run:
     Attributes:
         resolved: Its configuration.
         registry: The plugins.
-        blueprints: Its stages in order; a task's own teacher and the baseline come first.
+        specs: Its stages in order; a task's own teacher and the baseline come first.
         directory: Where everything is written.
         recorder: Who is told what happens.
         results: How the finished stages ended, by name.
@@ -45,21 +45,21 @@ class Run:
 
     resolved: Resolved
     registry: Registry
-    blueprints: Sequence[Blueprint]
+    specs: Sequence[StageSpec]
     directory: Path
     recorder: Recorder
     results: dict[str, StageResult] = field(default_factory=dict)
 
     @property
-    def last(self) -> Blueprint:
+    def last(self) -> StageSpec:
         """The stage that gives the final student."""
-        return self.blueprints[-1]
+        return self.specs[-1]
 
     @property
     def methods(self) -> str:
         """The methods of its stages, as in `distilbert then hard`."""
         names = {stage.name for stage in self.resolved.stages}
-        return " then ".join(str(b.expression) for b in self.blueprints if b.name in names)
+        return " then ".join(str(b.expression) for b in self.specs if b.name in names)
 
     @property
     def teachers(self) -> tuple[TeacherSource, ...]:
@@ -68,7 +68,7 @@ class Run:
         Before one that an earlier stage has trained come those that it has learnt from.
         """
         last = self.last
-        same = [b for b in self.blueprints if _same_task(b, last)]
+        same = [b for b in self.specs if _same_task(b, last)]
         nearest = next((b.teachers for b in reversed(same) if b.teachers), ())
         found = {t.model: self._found(t) for t in _lineage(nearest, last)}
         return tuple(found.values())
@@ -86,20 +86,20 @@ class Run:
         """
         keys = Keys(self.registry)
         self._say_outline()
-        for number, blueprint in enumerate(self.blueprints, start=1):
-            folder = self._folder(blueprint)
+        for number, spec in enumerate(self.specs, start=1):
+            folder = self._folder(spec)
             done = folder / DONE
-            key = keys.of(blueprint) if is_first() and self._reuses else None
+            key = keys.of(spec) if is_first() and self._reuses else None
             if tell(done.exists()):
-                self._say_finished(blueprint.name, done, key)
+                self._say_finished(spec.name, done, key)
             else:
-                self._say_next(number, blueprint.name, key)
-                result = self._take_over(blueprint, key) or self._train(blueprint)
+                self._say_next(number, spec.name, key)
+                result = self._take_over(spec, key) or self._train(spec)
                 self._finish(folder, replace(result, key=key))
             if is_first():
                 remove_checkpoints(folder)
             wait()
-            self.results[blueprint.name] = StageResult.load(done)
+            self.results[spec.name] = StageResult.load(done)
 
     @property
     def _reuses(self) -> bool:
@@ -107,14 +107,14 @@ class Run:
 
     def _say_outline(self) -> None:
         """Tell which stages there are, if there are several, and which of them are finished."""
-        if len(self.blueprints) > 1:
-            finished = [b.name for b in self.blueprints if (self._folder(b) / DONE).exists()]
-            for line in outline([plan_stage(b) for b in self.blueprints], finished):
+        if len(self.specs) > 1:
+            finished = [b.name for b in self.specs if (self._folder(b) / DONE).exists()]
+            for line in outline([plan_stage(b) for b in self.specs], finished):
                 self.recorder.say(f"stage {line}")
 
     def _say_next(self, number: int, name: str, key: StageKey | None) -> None:
         which = f", key {key}" if key is not None else ""
-        self.recorder.say(f"stage {name} ({number} of {len(self.blueprints)}{which})")
+        self.recorder.say(f"stage {name} ({number} of {len(self.specs)}{which})")
 
     def _say_finished(self, name: str, done: Path, key: StageKey | None) -> None:
         before = StageResult.load(done).key
@@ -122,15 +122,15 @@ class Run:
         since = f"; changed since then: {', '.join(changed)}" if changed else ""
         self.recorder.say(f"stage {name} is finished already{since}")
 
-    def _take_over(self, blueprint: Blueprint, key: StageKey | None) -> StageResult | None:
+    def _take_over(self, spec: StageSpec, key: StageKey | None) -> StageResult | None:
         """Copy the student of the stage from a run that has trained it, if there is one."""
         found = recall(key) if key is not None else None
-        target = self._target(blueprint)
+        target = self._target(spec)
         result = take_over(found, self.directory, target) if found is not None else None
         result = tell(result)
         if result is not None:
-            self.recorder.say(f"stage {blueprint.name} is taken over from {result.reused}")
-            self._keep_teacher(blueprint)
+            self.recorder.say(f"stage {spec.name} is taken over from {result.reused}")
+            self._keep_teacher(spec)
         return result
 
     def _finish(self, folder: Path, result: StageResult) -> None:
@@ -141,20 +141,20 @@ class Run:
             if result.key is not None:
                 remember(result.key, self.directory, result)
 
-    def _keep_teacher(self, blueprint: Blueprint) -> None:
-        if blueprint.home is not None and is_first():
-            blueprint.home.keep(self._target(blueprint))
+    def _keep_teacher(self, spec: StageSpec) -> None:
+        if spec.home is not None and is_first():
+            spec.home.keep(self._target(spec))
 
-    def _train(self, blueprint: Blueprint) -> StageResult:
-        target = self._target(blueprint)
-        folder, start = self._folder(blueprint), self._start(blueprint)
-        stage = build_stage(self._ready(blueprint), self.registry, folder, start)
+    def _train(self, spec: StageSpec) -> StageResult:
+        target = self._target(spec)
+        folder, start = self._folder(spec), self._start(spec)
+        stage = build_stage(self._ready(spec), self.registry, folder, start)
         for line in stage.describe():
             self.recorder.say(line)
         error: BaseException | None = None
         try:
             progress = train(self, stage)
-            _save(stage.objective.hand_on(stage.student.model, folder), blueprint, target)
+            _save(stage.objective.hand_on(stage.student.model, folder), spec, target)
         except BaseException as failure:
             error = failure
             raise
@@ -162,9 +162,9 @@ class Run:
             self.recorder.end_stage()
             self.registry.manager.hook.gkd_stage_end(run=self, stage=stage, error=error)
         stage.engine.close()
-        self._keep_teacher(blueprint)
+        self._keep_teacher(spec)
         return StageResult(
-            name=blueprint.name,
+            name=spec.name,
             student=str(target),
             steps=progress.step,
             metric=stage.metric.name,
@@ -173,22 +173,22 @@ class Run:
             seconds=progress.seconds,
         )
 
-    def _start(self, blueprint: Blueprint) -> Path | None:
+    def _start(self, spec: StageSpec) -> Path | None:
         """Return the student that a stage goes on with, or None if it makes one."""
-        before = blueprint.follows
+        before = spec.follows
         if before is None:
             return None
-        if blueprint.name != BASELINE:
+        if spec.name != BASELINE:
             return self._target(before)
-        start = self._folder(blueprint) / "start"
+        start = self._folder(spec) / "start"
         untrained = build_stage(self._ready(before), self.registry, self._folder(before), None)
         _save(untrained.origin.model, before, start)
         untrained.engine.close()
         return start
 
-    def _ready(self, blueprint: Blueprint) -> Blueprint:
-        """Return a blueprint whose teachers are all trained."""
-        return replace(blueprint, teachers=tuple(self._found(t) for t in blueprint.teachers))
+    def _ready(self, spec: StageSpec) -> StageSpec:
+        """Return a spec whose teachers are all trained."""
+        return replace(spec, teachers=tuple(self._found(t) for t in spec.teachers))
 
     def _found(self, teacher: TeacherSource) -> TeacherSource:
         """Return a teacher with the directory that it is in once its stage is finished."""
@@ -196,28 +196,28 @@ class Run:
             return teacher
         return replace(teacher, model=str(self._target(teacher.stage)))
 
-    def _folder(self, blueprint: Blueprint) -> Path:
-        return self.directory / STAGES / blueprint.name
+    def _folder(self, spec: StageSpec) -> Path:
+        return self.directory / STAGES / spec.name
 
-    def _target(self, blueprint: Blueprint) -> Path:
+    def _target(self, spec: StageSpec) -> Path:
         """Return where the student of a stage is written."""
-        if blueprint is self.last:
+        if spec is self.last:
             return self.student
-        if blueprint.name == BASELINE:
+        if spec.name == BASELINE:
             return self.directory / BASELINE
-        return self._folder(blueprint) / "student"
+        return self._folder(spec) / "student"
 
 
-def _save(model: PreTrainedModel, blueprint: Blueprint, target: Path) -> None:
+def _save(model: PreTrainedModel, spec: StageSpec, target: Path) -> None:
     """Write a model that may be divided over the ranks, in the first of them."""
     weights = whole_state(model)
     if is_first():
-        save_model(model, blueprint.tokenizer, target, weights)
+        save_model(model, spec.tokenizer, target, weights)
     wait()
 
 
-def draw_run(resolved: Resolved, registry: Registry) -> list[Blueprint]:
-    """Return the blueprints of a run's stages, after letting plugins see the plan.
+def draw_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
+    """Return the specs of a run's stages, after letting plugins see the plan.
 
     Nothing is loaded or written but the untrained model of a task's own teacher.
 
@@ -227,26 +227,26 @@ def draw_run(resolved: Resolved, registry: Registry) -> list[Blueprint]:
     assert resolved.config.procedure is None, "the stages of a procedure are made first"
     draughtsman = Draughtsman(registry, [stage.config.task for stage in resolved.stages])
     drawn = draw_stages(resolved, draughtsman)
-    blueprints = list(drawn.values())
+    specs = list(drawn.values())
     if _wants_baseline(resolved):
-        first, last = _origin(blueprints[-1]), blueprints[-1]
+        first, last = _origin(specs[-1]), specs[-1]
         # A student made from a model of another kind is made by the stage that knows this model.
         before = None if first.kind == last.kind else first
         baseline = draughtsman.draw(_baseline(first, last), before, drawn)
-        blueprints.insert(list(drawn).index(first.name), baseline)
-    blueprints = [*_own_teachers(draughtsman, blueprints), *blueprints]
-    plan = RunPlan(tuple(plan_stage(blueprint) for blueprint in blueprints))
+        specs.insert(list(drawn).index(first.name), baseline)
+    specs = [*_own_teachers(draughtsman, specs), *specs]
+    plan = RunPlan(tuple(plan_stage(spec) for spec in specs))
     registry.manager.hook.gkd_check_plan(plan=plan)
-    return blueprints
+    return specs
 
 
-def draw_stages(resolved: Resolved, draughtsman: Draughtsman) -> dict[str, Blueprint]:
-    """Return the blueprints of the stages that a person has configured, by name.
+def draw_stages(resolved: Resolved, draughtsman: Draughtsman) -> dict[str, StageSpec]:
+    """Return the specs of the stages that a person has configured, by name.
 
     Raises:
         GkdError: Something about them is wrong.
     """
-    drawn: dict[str, Blueprint] = {}
+    drawn: dict[str, StageSpec] = {}
     for settings in resolved.stages:
         _refuse_reserved(settings.name)
         start = resolved.links[settings.name].start
@@ -254,11 +254,11 @@ def draw_stages(resolved: Resolved, draughtsman: Draughtsman) -> dict[str, Bluep
     return drawn
 
 
-def _same_task(one: Blueprint, other: Blueprint) -> bool:
+def _same_task(one: StageSpec, other: StageSpec) -> bool:
     return (one.kind, one.data.classes) == (other.kind, other.data.classes)
 
 
-def _lineage(teachers: Iterable[TeacherSource], last: Blueprint) -> Iterator[TeacherSource]:
+def _lineage(teachers: Iterable[TeacherSource], last: StageSpec) -> Iterator[TeacherSource]:
     """Yield teachers that do the last stage's task, each after those that it has learnt from."""
     for teacher in teachers:
         if teacher.stage is not None and _same_task(teacher.stage, last):
@@ -266,9 +266,9 @@ def _lineage(teachers: Iterable[TeacherSource], last: Blueprint) -> Iterator[Tea
         yield teacher
 
 
-def _origin(blueprint: Blueprint) -> Blueprint:
+def _origin(spec: StageSpec) -> StageSpec:
     """Return the stage that makes the student which a stage goes on with."""
-    return blueprint if blueprint.follows is None else _origin(blueprint.follows)
+    return spec if spec.follows is None else _origin(spec.follows)
 
 
 def _refuse_reserved(name: str) -> None:
@@ -285,7 +285,7 @@ def _wants_baseline(resolved: Resolved) -> bool:
     return task_name(resolved.stages[-1].config.task) == "embedded"
 
 
-def _baseline(first: Blueprint, last: Blueprint) -> ResolvedStage:
+def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     """Return the stage that trains the student of the first like the last, on labels alone."""
     own = {"method": "hard", "student": first.config.student, "teachers": first.config.teachers}
     origins = {**last.settings.origins, "method": Origin(Level.DEFAULT, "the baseline")}
@@ -293,27 +293,27 @@ def _baseline(first: Blueprint, last: Blueprint) -> ResolvedStage:
     return replace(last.settings, name=BASELINE, config=config, origins=origins)
 
 
-def _own_teachers(draughtsman: Draughtsman, blueprints: Sequence[Blueprint]) -> Iterator[Blueprint]:
+def _own_teachers(draughtsman: Draughtsman, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:
     """Yield the stages that train what a task brings as its teacher, where that is to be done.
 
     Such a teacher serves every run, so that nothing of this one but the data decides its weights.
     """
     seen: set[Path] = set()
-    for blueprint in blueprints:
-        teachers = blueprint.teachers if blueprint.loads_teachers else ()
+    for spec in specs:
+        teachers = spec.teachers if spec.loads_teachers else ()
         for home in (source.home for source in teachers):
             if home is None or home.ready or home.trained in seen:
                 continue
             config = RunConfig(
                 method="hard",
                 student=StudentConfig(model=str(home.untrained)),
-                task=blueprint.config.task.model_copy(
+                task=spec.config.task.model_copy(
                     update={"rows": None, "augment": 0, "mask_share": home.own.mask_share}
                 ),
                 training=TrainingConfig(**home.own.training),
-                parallel=blueprint.config.parallel,
+                parallel=spec.config.parallel,
             )
             name = f"{TEACHER}-{len(seen) + 1}" if seen else TEACHER
             seen.add(home.trained)
-            settings = replace(blueprint.settings, name=name, config=config)
+            settings = replace(spec.settings, name=name, config=config)
             yield replace(draughtsman.draw(settings), home=home)

@@ -15,7 +15,7 @@ from gkd_core.models.source import load_config
 
 if TYPE_CHECKING:
     from gkd_core.plugins import Registry
-    from gkd_core.training.stage_spec import Blueprint
+    from gkd_core.training.stage_spec import StageSpec
 
 ELSEWHERE = (
     "rows",
@@ -48,7 +48,7 @@ class SharedRows:
         self._labelled = list(dict.fromkeys(_rows(task, task.kind) for task in labelled))
         self._data: dict[tuple[TaskConfig, Kind], TaskData] = {}
 
-    def load(self, settings: ResolvedStage, relative: Blueprint | None) -> TaskData:
+    def load(self, settings: ResolvedStage, relative: StageSpec | None) -> TaskData:
         """Return the rows of a stage.
 
         Args:
@@ -82,7 +82,7 @@ def _rows(task: TaskConfig, kind: TaskKind | None) -> TaskConfig:
     return task.model_copy(update=unset | {"kind": kind})
 
 
-def _plain_kind(settings: ResolvedStage, relative: Blueprint | None) -> Kind:
+def _plain_kind(settings: ResolvedStage, relative: StageSpec | None) -> Kind:
     """Return what plain text is used for: what the model at the start was made for."""
     config = settings.config
     if config.task.kind is not None and config.task.kind != "lm":

@@ -1,4 +1,4 @@
-"""`Draughtsman`: draws the blueprints of a run.
+"""`Draughtsman`: draws the specs of a run.
 
 Whatever can be wrong with a run is found here: unknown files, bad rows, models that do not fit
 together, layers out of range. Nothing of the run is written and no weight is read.
@@ -32,11 +32,11 @@ from gkd_core.objective.ensemble import Combination
 from gkd_core.objective.objective import name_seed
 from gkd_core.objective.passes import Member
 from gkd_core.plugins import Registry
-from gkd_core.runs.checks import check_blueprint, check_here
+from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.default_teacher import teacher_home
 from gkd_core.runs.shared_rows import SharedRows
 from gkd_core.students.build import student_config
-from gkd_core.training.stage_spec import MAX_LENGTH, Blueprint, TeacherSource
+from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSource
 
 
 def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
@@ -45,13 +45,13 @@ def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
     Raises:
         GkdError: Something about the stage is wrong.
     """
-    blueprint = Draughtsman(registry, [settings.config.task]).draw(settings)
-    teacher = blueprint.teachers[0].info if blueprint.teachers else None
-    return Models(blueprint.student, teacher)
+    spec = Draughtsman(registry, [settings.config.task]).draw(settings)
+    teacher = spec.teachers[0].info if spec.teachers else None
+    return Models(spec.student, teacher)
 
 
 class Draughtsman:
-    """Draws the blueprints of a run; data that several stages share is read once.
+    """Draws the specs of a run; data that several stages share is read once.
 
     Args:
         registry: What the plugins provide.
@@ -65,10 +65,10 @@ class Draughtsman:
     def draw(
         self,
         settings: ResolvedStage,
-        follows: Blueprint | None = None,
-        earlier: Mapping[str, Blueprint] | None = None,
-    ) -> Blueprint:
-        """Return the blueprint of a stage.
+        follows: StageSpec | None = None,
+        earlier: Mapping[str, StageSpec] | None = None,
+    ) -> StageSpec:
+        """Return the spec of a stage.
 
         Args:
             settings: Its configuration.
@@ -90,7 +90,7 @@ class Draughtsman:
         data = _agree_on_classes(data, [*(t.config for t in teachers), *([start] if start else [])])
         shape = _student_shape(config, teachers, data, start)
         student = ModelInfo.read("student", shape, _width(data, shape.vocab_size))
-        blueprint = Blueprint(
+        spec = StageSpec(
             name=settings.name,
             settings=settings,
             expression=expression,
@@ -102,27 +102,27 @@ class Draughtsman:
             members=tuple(self._members(config, expression, student, teachers)),
             follows=follows,
         )
-        self.check(blueprint)
-        return blueprint
+        self.check(spec)
+        return spec
 
     def tokenizer(
-        self, config: RunConfig, teachers: Sequence[TeacherSource], follows: Blueprint | None
+        self, config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
     ) -> PreTrainedTokenizerFast:
         """Return the tokenizer that all models share, or refuse models that do not share one."""
         return _shared_tokenizer(config, teachers, follows)
 
-    def check(self, blueprint: Blueprint) -> None:
+    def check(self, spec: StageSpec) -> None:
         """Refuse a stage that cannot be trained."""
-        check_blueprint(blueprint, self.registry)
-        check_here(blueprint)
+        check_spec(spec, self.registry)
+        check_here(spec)
 
     def _teachers(
         self,
         settings: ResolvedStage,
         expression: Expression,
         data: TaskData,
-        follows: Blueprint | None,
-        stages: Sequence[Blueprint | None],
+        follows: StageSpec | None,
+        stages: Sequence[StageSpec | None],
     ) -> list[TeacherSource]:
         """Return the teachers if a method reads one or the student is made from one."""
         config = settings.config
@@ -151,7 +151,7 @@ class Draughtsman:
         teacher: TeacherConfig,
         settings: ResolvedStage,
         data: TaskData,
-        follows: Blueprint | None,
+        follows: StageSpec | None,
     ) -> TeacherSource:
         config = settings.config
         setting = _setting(teacher, settings)
@@ -173,7 +173,7 @@ class Draughtsman:
         config: RunConfig,
         size: TeacherSize,
         data: TaskData,
-        follows: Blueprint | None,
+        follows: StageSpec | None,
         setting: str,
     ) -> OwnTeacher:
         """Return the teacher that the task brings, of the family of a student that goes on."""
@@ -259,7 +259,7 @@ def _generator(config: RunConfig, name: str) -> torch.Generator:
 
 
 def _taught_before(
-    teacher: TeacherConfig, stage: Blueprint, settings: ResolvedStage, data: TaskData
+    teacher: TeacherConfig, stage: StageSpec, settings: ResolvedStage, data: TaskData
 ) -> TeacherSource:
     """Return the student of an earlier stage as a teacher."""
     shape, setting = stage.student_config, _setting(teacher, settings)
@@ -309,7 +309,7 @@ def _width(data: TaskData, vocabulary: int) -> int:
 
 
 def _shared_tokenizer(
-    config: RunConfig, teachers: Sequence[TeacherSource], follows: Blueprint | None
+    config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer that all models share, or refuse models that do not share one."""
     known = [(f"{t.setting} = '{t.model}'", _tokenizer_of(t)) for t in teachers]

@@ -6,24 +6,24 @@ from gkd_core.contract.batch import Batch
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
 from gkd_core.data.encode import encode
 from gkd_core.data.holdout import fewer
-from gkd_core.training.stage_spec import Blueprint
+from gkd_core.training.stage_spec import StageSpec
 
 ROWS = 512
 BATCH = 32
 
 
-def calibration_batches(blueprint: Blueprint, rows: int = ROWS) -> list[Batch]:
+def calibration_batches(spec: StageSpec, rows: int = ROWS) -> list[Batch]:
     """Return batches of training rows, the same on every rank and whatever the seed.
 
     Validation and test rows, by which models are chosen and judged, play no part.
 
     Args:
-        blueprint: The stage whose rows they are.
+        spec: The stage whose rows they are.
         rows: How many, taken evenly from the classes; all if there are no more.
     """
-    data, config = blueprint.data, blueprint.config
-    encoded = encode(fewer(data.train, rows), blueprint.tokenizer, data.kind, blueprint.max_length)
-    collator = Collator(blueprint.tokenizer, data.kind, config.task.mask_share, config.seed)
+    data, config = spec.data, spec.config
+    encoded = encode(fewer(data.train, rows), spec.tokenizer, data.kind, spec.max_length)
+    collator = Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed)
     numbers = range(len(encoded))
     return [
         collator.collate(encoded, list(numbers[start : start + BATCH]), EVALUATION_EPOCH)

@@ -1,4 +1,4 @@
-"""`Stage`: a blueprint with its weights loaded, ready to train."""
+"""`Stage`: a spec with its weights loaded, ready to train."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from gkd_core.students.scale import scale_student
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
-from gkd_core.training.stage_spec import Blueprint, TeacherSource
+from gkd_core.training.stage_spec import StageSpec, TeacherSource
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Stage:
 
     Attributes:
         name: Its name.
-        blueprint: What it was built from.
+        spec: What it was built from.
         directory: Where its checkpoints are.
         origin: What the student was made from.
         student: The student and its hooks.
@@ -60,7 +60,7 @@ class Stage:
     """
 
     name: str
-    blueprint: Blueprint
+    spec: StageSpec
     directory: Path
     origin: Student
     student: Extractor
@@ -77,12 +77,12 @@ class Stage:
     @property
     def config(self) -> RunConfig:
         """The configuration of the stage."""
-        return self.blueprint.config
+        return self.spec.config
 
     @property
     def kind(self) -> Kind:
         """What is predicted."""
-        return self.blueprint.kind
+        return self.spec.kind
 
     @property
     def metric(self) -> Metric:
@@ -107,7 +107,7 @@ class Stage:
     def describe(self) -> list[str]:
         """Return lines that say what the student is made of and what it learns from."""
         cut = self.train.num_truncated
-        limit = f"; {cut:,} cut at {self.blueprint.max_length} tokens" if cut else ""
+        limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
         facts = [*self.origin.summary, ("rows", rows)]
         width = max(len(name) for name, _ in facts)
@@ -118,32 +118,30 @@ class Stage:
         return step % every == 0 or step == self.total_steps
 
 
-def build_stage(
-    blueprint: Blueprint, registry: Registry, directory: Path, start: Path | None
-) -> Stage:
+def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Path | None) -> Stage:
     """Load the models and data of a stage.
 
     Args:
-        blueprint: What to build.
+        spec: What to build.
         registry: Provides adapters for architectures.
         directory: Where checkpoints will be.
         start: Student that an earlier stage hands on, or None to make one.
     """
-    config = blueprint.config
+    config = spec.config
     directory.mkdir(parents=True, exist_ok=True)
-    groups = arrange(blueprint.layout)
-    needed = blueprint.teachers if blueprint.reads_teachers else ()
-    teachers = [_load_teacher(blueprint, source, groups) for source in needed]
-    student = _student(blueprint, teachers, registry, start, groups)
+    groups = arrange(spec.layout)
+    needed = spec.teachers if spec.reads_teachers else ()
+    teachers = [_load_teacher(spec, source, groups) for source in needed]
+    student = _student(spec, teachers, registry, start, groups)
     device = pick_device(config.parallel.device)
     settings = config.teachers[: len(needed)]
     for teacher, source, chosen in zip(teachers, needed, settings, strict=True):
         settle_teacher(teacher, source, chosen.dtype, registry, groups, device)
-    return assemble_stage(blueprint, registry, directory, student, teachers)
+    return assemble_stage(spec, registry, directory, student, teachers)
 
 
 def assemble_stage(
-    blueprint: Blueprint,
+    spec: StageSpec,
     registry: Registry,
     directory: Path,
     student: Student,
@@ -153,17 +151,17 @@ def assemble_stage(
     """Make a stage of models that are there.
 
     Args:
-        blueprint: What to build.
+        spec: What to build.
         registry: Provides adapters for architectures.
         directory: Where checkpoints will be.
         student: The student.
         teachers: The teachers, where they are to be if a method reads them.
         make_engine: Makes what optimises the student.
     """
-    config, data = blueprint.config, blueprint.data
+    config, data = spec.config, spec.data
     device = pick_device(config.parallel.device)
     for model in (student.model, *teachers):
-        set_padding(model, blueprint.tokenizer)
+        set_padding(model, spec.tokenizer)
     if config.training.gradient_checkpointing:
         student.model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={
@@ -171,10 +169,10 @@ def assemble_stage(
                 "context_fn": checkpoint_contexts,
             }
         )
-    objective = Objective(blueprint.members)
+    objective = Objective(spec.members)
     objective.build_modules(config.seed)
     extractors = [Extractor(teacher, find_sites(teacher, registry.sites)) for teacher in teachers]
-    tokens = (blueprint.tokenizer, data.kind, blueprint.max_length)
+    tokens = (spec.tokenizer, data.kind, spec.max_length)
     train = encode(augmented(data.train, config, data.kind, device), *tokens)
     sampler = Sampler(
         train.lengths,
@@ -187,10 +185,10 @@ def assemble_stage(
     sites = find_sites(student.model, registry.sites)
     parts = find_parts(sites) if objective.tells_parts_apart else {}
     own = f" rank {data_rank()}" if data_rank() else ""
-    torch.manual_seed(name_seed(config.seed, f"stage {blueprint.name}{own}"))
+    torch.manual_seed(name_seed(config.seed, f"stage {spec.name}{own}"))
     return Stage(
-        name=blueprint.name,
-        blueprint=blueprint,
+        name=spec.name,
+        spec=spec,
         directory=directory,
         origin=student,
         student=Extractor(student.model, sites),
@@ -200,7 +198,7 @@ def assemble_stage(
         parking=Parking(device) if device.type != "cpu" and len(teachers) > 1 else None,
         train=train,
         validation=encode(data.validation, *tokens),
-        collator=Collator(blueprint.tokenizer, data.kind, config.task.mask_share, config.seed),
+        collator=Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed),
         sampler=sampler,
         total_steps=total,
     )
@@ -232,13 +230,11 @@ def settle_teacher(
     place_teacher(teacher, blocks, source.placement, device, copies)
 
 
-def _load_teacher(
-    blueprint: Blueprint, source: TeacherSource, groups: Groups | None
-) -> PreTrainedModel:
+def _load_teacher(spec: StageSpec, source: TeacherSource, groups: Groups | None) -> PreTrainedModel:
     return load_teacher(
         source.trained,
-        blueprint.kind,
-        blueprint.data.classes,
+        spec.kind,
+        spec.data.classes,
         source.trust_remote_code,
         source.setting,
         None if groups is None else shard_reader(groups.teachers[source.info.name]),
@@ -246,23 +242,21 @@ def _load_teacher(
 
 
 def _student(
-    blueprint: Blueprint,
+    spec: StageSpec,
     teachers: Sequence[PreTrainedModel],
     registry: Registry,
     start: Path | None,
     groups: Groups | None,
 ) -> Student:
     """Return the student; each rank has its share of it."""
-    place = blueprint.config.student.model if start is None else str(start)
+    place = spec.config.student.model if start is None else str(start)
     if place is not None:
-        return _from_checkpoint(blueprint, teachers, place, start is None, groups)
-    if blueprint.copies_teacher or teachers:
-        made = _from_teacher(blueprint, teachers, registry, groups)
+        return _from_checkpoint(spec, teachers, place, start is None, groups)
+    if spec.copies_teacher or teachers:
+        made = _from_teacher(spec, teachers, registry, groups)
     else:
-        trusts = blueprint.teachers[0].trust_remote_code
-        made = fresh_student(
-            blueprint.student_config, blueprint.kind, blueprint.config.seed, trusts
-        )
+        trusts = spec.teachers[0].trust_remote_code
+        made = fresh_student(spec.student_config, spec.kind, spec.config.seed, trusts)
     if groups is not None:
         from gkd_core.parallel.sharding import shard_model
 
@@ -271,38 +265,38 @@ def _student(
 
 
 def _from_teacher(
-    blueprint: Blueprint,
+    spec: StageSpec,
     teachers: Sequence[PreTrainedModel],
     registry: Registry,
     groups: Groups | None,
 ) -> Student:
     """Return a smaller copy of the first teacher, which need not be loaded whole for it."""
-    source, data = blueprint.teachers[0], blueprint.data
+    source, data = spec.teachers[0], spec.data
     weights = None
     if groups is None:
-        teacher = teachers[0] if teachers else _load_teacher(blueprint, source, None)
+        teacher = teachers[0] if teachers else _load_teacher(spec, source, None)
     else:
         from gkd_core.parallel.loading import StoredWeights, outline
 
         teacher = outline(data.kind, source.config, source.trust_remote_code)
         weights = StoredWeights(teacher, source.trained)
-    config = blueprint.config
+    config = spec.config
     made = build_student(
         config.student, teacher, data.kind, data.classes, config.seed, registry.sites, weights
     )
     if config.student.scale is None:
         return made
-    return _scaled(made, blueprint, teacher, registry)
+    return _scaled(made, spec, teacher, registry)
 
 
 def _from_checkpoint(
-    blueprint: Blueprint,
+    spec: StageSpec,
     teachers: Sequence[PreTrainedModel],
     place: str,
     is_own: bool,
     groups: Groups | None,
 ) -> Student:
-    config, data = blueprint.config, blueprint.data
+    config, data = spec.config, spec.data
     loaded = load_model(
         place,
         data.kind,
@@ -314,19 +308,19 @@ def _from_checkpoint(
     )
     fresh = [("random weights", ", ".join(loaded.initialised))] if loaded.initialised else []
     size = describe(loaded.model, teachers[0] if teachers else None)
-    summary = [*size, ("start", blueprint.start), *fresh]
+    summary = [*size, ("start", spec.start), *fresh]
     return Student(loaded.model, summary)
 
 
 def _scaled(
-    student: Student, blueprint: Blueprint, teacher: PreTrainedModel, registry: Registry
+    student: Student, spec: StageSpec, teacher: PreTrainedModel, registry: Registry
 ) -> Student:
     """Return the part of a student that `student.scale` keeps."""
-    scale = blueprint.config.student.scale
+    scale = spec.config.student.scale
     assert scale is not None, "asked for where there is one"
     model = student.model
-    set_padding(model, blueprint.tokenizer)
-    calibrate = partial(calibration_batches, blueprint)
+    set_padding(model, spec.tokenizer)
+    calibrate = partial(calibration_batches, spec)
     made = scale_student(model, teacher.config, scale, calibrate, registry.sites)
     kept = f"{scale:g} of the heads and neurons, {made.origin}"
     start = [row for row in student.summary if row[0] == "start"]

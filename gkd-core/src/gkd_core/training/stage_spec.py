@@ -1,4 +1,4 @@
-"""`Blueprint`: a stage thought through before any weight is loaded."""
+"""`StageSpec`: a stage thought through before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TeacherSource:
     config: PretrainedConfig
     trust_remote_code: bool
     home: TeacherHome | None = None
-    stage: Blueprint | None = None
+    stage: StageSpec | None = None
     tensor: int = 1
     placement: Placement = "replicated"
 
@@ -69,7 +69,7 @@ class TeacherSource:
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class StageSpec:
     """A stage before it is built.
 
     Attributes:
@@ -96,7 +96,7 @@ class Blueprint:
     student: ModelInfo
     student_config: PretrainedConfig
     members: tuple[Member, ...]
-    follows: Blueprint | None = None
+    follows: StageSpec | None = None
     home: TeacherHome | None = None
 
     @property

@@ -56,7 +56,7 @@ def begin(run: Run, stage: Stage) -> None:
         if method.searches:
             _refuse_divided(stage)
             if method.slicer is None:
-                batches = calibration_batches(stage.blueprint, method.config.calibration)
+                batches = calibration_batches(stage.spec, method.config.calibration)
                 found = measure_importance(stage.student, batches, stage.engine.device)
                 method.slicer = Slicer.of(found, method.config.multiple)
         elif _is_own_teacher(stage):

@@ -35,10 +35,10 @@ def _write(run: Run, stage: str) -> Iterator[Path]:
 def _students(run: Run, stage: str) -> list[float]:
     """Return the metric of each student that learnt from the assistant of a stage."""
     taught = [
-        blueprint.name
-        for blueprint in run.blueprints
-        if any(t.stage is not None and t.stage.name == stage for t in blueprint.teachers)
-        and blueprint.reads_teachers
+        spec.name
+        for spec in run.specs
+        if any(t.stage is not None and t.stage.name == stage for t in spec.teachers)
+        and spec.reads_teachers
     ]
     results = [run.results[name].best for name in taught if name in run.results]
     return [best for best in results if best is not None]

@@ -72,7 +72,7 @@ def test_teacher_that_nobody_reads_makes_the_student_and_leaves(prepare_run, tmp
 def test_data_of_several_stages_is_read_once(prepare_run):
     first, second = prepare_run(
         file='[[stages]]\nname = "a"\n[[stages]]\nname = "b"\nseed = 7\n'
-    ).blueprints
+    ).specs
     assert first.data is second.data
 
 
