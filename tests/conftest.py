@@ -243,12 +243,12 @@ def draw(world, teachers):
     """Draw a recipe on the world as `gkd run --recipe` does: `draw(NAME)` -> settings, stages."""
     from gkd_core.config.resolve import resolve
     from gkd_core.plugins import registry
-    from gkd_core.runs.run import draw_run
+    from gkd_core.runs.run import prepare_run
 
     def _draw(recipe, family="encoder"):
         settings = [f"task.train={world / 'train.jsonl'}", "task.max_length=32"]
         settings += teachers(recipe, family)
         resolved = resolve(registry(), recipe=recipe, settings=settings)
-        return resolved, draw_run(resolved, registry())
+        return resolved, prepare_run(resolved, registry())
 
     return _draw

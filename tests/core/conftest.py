@@ -137,7 +137,7 @@ def prepare_run(world, tmp_path):
     """
     from gkd_core.config.resolve import resolve
     from gkd_core.plugins import registry as installed
-    from gkd_core.runs.run import Run, draw_run
+    from gkd_core.runs.run import Run, prepare_run
     from gkd_core.tracking.recorder import JsonLines, Recorder
 
     def _prepare(
@@ -153,7 +153,7 @@ def prepare_run(world, tmp_path):
             settings=list(map(str, settings)),
             flags={"teachers": (named, "--teacher")} if named else {},
         )
-        specs = draw_run(resolved, registry)
+        specs = prepare_run(resolved, registry)
         folder = tmp_path / directory
         folder.mkdir(exist_ok=True)
         recorder = Recorder([JsonLines(folder / "metrics.jsonl"), *sinks])

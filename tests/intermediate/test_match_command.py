@@ -178,7 +178,7 @@ def test_the_recipe_is_the_two_stages_of_a_task(world):
     resolved = resolve(registry(), recipe="match", flags=flags)
     assert set(resolved.about) == {"title", "paper", "description"}
     assert not resolved.warnings
-    layers, prediction = running.draw_run(resolved, registry())
+    layers, prediction = running.prepare_run(resolved, registry())
     names = [term.name for term in layers.members[0].methods[0].config.terms]
     assert names == ["hidden-mse", "attention-mse"]
     (term,) = prediction.members[0].methods[0].config.terms

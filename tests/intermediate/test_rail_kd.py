@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from gkd_core import MethodError, ModelInfo, Models
 from gkd_core.config.resolve import resolve
 from gkd_core.plugins import registry
-from gkd_core.runs.run import draw_run
+from gkd_core.runs.run import prepare_run
 from gkd_core.testing import check_method
 from gkd_methods_intermediate.rail_kd import RAILKD
 
@@ -221,7 +221,7 @@ def test_a_run_that_died_draws_the_same_layers(interrupted, settings):
 def test_the_recipe_weighs_labels_predictions_and_layers_alike(world):
     given = [f"task.train={world / 'train.jsonl'}", f"teacher.model={world / 'teacher'}"]
     resolved = resolve(registry(), recipe="rail-kd", settings=[*given, "task.max_length=32"])
-    (stage,) = draw_run(resolved, registry())
+    (stage,) = prepare_run(resolved, registry())
     weights = {member.name: member.weight.at(0, 1) for member in stage.expression.members}
     assert weights == dict.fromkeys(("hard", "soft", "rail-kd"), 0.3333)
     assert stage.start == "blocks 2, 4 of teacher"

@@ -13,7 +13,7 @@ from gkd_core.config.formats import READERS
 from gkd_core.config.resolve import resolve
 from gkd_core.losses import Relation
 from gkd_core.plugins import registry
-from gkd_core.runs.run import draw_run
+from gkd_core.runs.run import prepare_run
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import tiny_model
 from gkd_methods_intermediate.tinybert import TinyBERT
@@ -227,7 +227,7 @@ def stages(world):
         f"stages.general.teacher.model={world / 'lm-teacher'}",
         "task.max_length=32",
     ]
-    return draw_run(resolve(registry(), recipe="tinybert", settings=given), registry())
+    return prepare_run(resolve(registry(), recipe="tinybert", settings=given), registry())
 
 
 def test_the_recipe_has_the_three_steps_of_the_paper(stages):

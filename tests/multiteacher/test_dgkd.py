@@ -10,7 +10,7 @@ import torch
 from gkd_core import ModelInfo, Models, Step
 from gkd_core.config.resolve import resolve
 from gkd_core.plugins import registry
-from gkd_core.runs.run import draw_run
+from gkd_core.runs.run import prepare_run
 from gkd_core.runs.spec_builder import read_shapes
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
@@ -24,7 +24,7 @@ def draw(world):
     def _draw(*settings, **options):
         data = (f"task.train={world / 'train.jsonl'}", "task.max_length=32")
         shapes = {"shapes": lambda stage: read_shapes(stage, registry())}
-        return draw_run(
+        return prepare_run(
             resolve(registry(), settings=[*data, *settings], **shapes, **options), registry()
         )
 

@@ -13,7 +13,7 @@ from gkd_core.hooks import parking
 from gkd_core.planning.shapes import ShapeDraughtsman
 from gkd_core.planning.simulation import simulate
 from gkd_core.plugins import registry
-from gkd_core.runs.run import draw_run, draw_stages
+from gkd_core.runs.run import build_specs, prepare_run
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
@@ -48,8 +48,8 @@ def estimate(resolved, tmp_path):
 
     def _estimate(method, *names):
         settings = resolved(names, f"method={method}", "task.max_length=32")
-        draughtsman = ShapeDraughtsman(registry(), [s.config.task for s in settings.stages])
-        (spec,) = draw_stages(settings, draughtsman).values()
+        builder = ShapeDraughtsman(registry(), [s.config.task for s in settings.stages])
+        (spec,) = build_specs(settings, builder).values()
         return simulate(spec, registry())
 
     return _estimate
@@ -68,7 +68,7 @@ def stage(resolved, world, tmp_path):
                 )
                 BertForSequenceClassification(config).save_pretrained(tmp_path / name)
                 tokenizer.save_pretrained(tmp_path / name)
-        (spec,) = draw_run(resolved(names, *settings), registry())
+        (spec,) = prepare_run(resolved(names, *settings), registry())
         return build_stage(spec, registry(), tmp_path / "stage", None)
 
     return _stage
@@ -112,7 +112,7 @@ def test_waiting_for_logits_that_are_not_computed_yet_changes_no_bit(world, tmp_
 
     def build():
         resolved = resolve(registry(), settings=[*data, "method=soft+tinybert"], flags=flags)
-        (spec,) = draw_run(resolved, registry())
+        (spec,) = prepare_run(resolved, registry())
         return build_stage(spec, registry(), tmp_path / "stage", None)
 
     _assert_equal(monkeypatch, build)

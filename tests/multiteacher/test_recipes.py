@@ -7,7 +7,7 @@ import pytest
 from gkd_core.config.resolve import resolve
 from gkd_core.models import embedded_teachers
 from gkd_core.plugins import registry
-from gkd_core.runs.run import draw_run
+from gkd_core.runs.run import prepare_run
 
 RECIPES = {
     "average": [("distil", "average(soft)+hard")],
@@ -27,7 +27,7 @@ def test_a_recipe_has_two_teachers_and_the_objective_of_its_paper(world, pair, r
     resolved = resolve(registry(), recipe=recipe, settings=data, flags=flags)
     assert set(resolved.about) == {"title", "paper", "description"}
     assert not resolved.warnings
-    specs = draw_run(resolved, registry())
+    specs = prepare_run(resolved, registry())
     assert [(b.name, str(b.expression)) for b in specs] == RECIPES[recipe]
     for spec in specs:
         assert [teacher.info.name for teacher in spec.teachers] == ["large", "small"]

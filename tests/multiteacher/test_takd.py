@@ -13,7 +13,7 @@ from gkd_core import ConfigError, ModelInfo, Models
 from gkd_core.config.resolve import resolve
 from gkd_core.models.save import count_parameters
 from gkd_core.plugins import registry
-from gkd_core.runs.run import draw_run
+from gkd_core.runs.run import prepare_run
 from gkd_core.runs.spec_builder import read_shapes
 from gkd_methods_multiteacher.assistants import shrink
 
@@ -36,7 +36,7 @@ def draw(world):
             ],
             shapes=lambda stage: read_shapes(stage, registry()),
         )
-        return draw_run(resolved, registry())
+        return prepare_run(resolved, registry())
 
     return _draw
 

@@ -8,7 +8,7 @@ import torch
 from gkd_core.config.resolve import resolve
 from gkd_core.errors import MethodError
 from gkd_core.plugins import registry
-from gkd_core.runs.run import draw_run
+from gkd_core.runs.run import prepare_run
 from gkd_core.training.stage import build_stage
 
 
@@ -21,7 +21,7 @@ def stage(world, pair, tmp_path):
         data = [f"task.train={world / 'train.jsonl'}", "task.max_length=32", "student.layers=2"]
         flags = {"teachers": (named, "--teacher")}
         resolved = resolve(registry(), settings=[*data, *settings], flags=flags)
-        (spec,) = draw_run(resolved, registry())
+        (spec,) = prepare_run(resolved, registry())
         return build_stage(spec, registry(), tmp_path / "stage", None)
 
     return _stage

@@ -19,7 +19,7 @@ from gkd_core.contract.method import Method
 from gkd_core.distributed.ranks import is_first, rank, wait, world_size
 from gkd_core.hooks.operations import Add, Pass, Swap, When
 from gkd_core.plugins import Registry
-from gkd_core.runs.run import Run, draw_run
+from gkd_core.runs.run import Run, prepare_run
 from gkd_core.tracking.recorder import JsonLines, Recorder
 from gkd_core.training import loop
 
@@ -198,7 +198,7 @@ def _run(world, folder, teacher, settings, dies_at=None):
         settings=list(settings),
         flags={"teachers": (_teachers(world, teacher), "--teacher")},
     )
-    specs = draw_run(resolved, registry)
+    specs = prepare_run(resolved, registry)
     recorder = Recorder([JsonLines(folder / "metrics.jsonl")] if is_first() else [])
     run = Run(resolved, registry, specs, folder, recorder)
     stock = loop.train_step

@@ -311,7 +311,7 @@ def test_interrupt_elsewhere_is_one_line(invoke, settings, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gkd_core.runs.run.draw_run", interrupt)
+    monkeypatch.setattr("gkd_core.runs.run.prepare_run", interrupt)
     done = invoke("explain", "soft", *settings)
     assert done.code == 130
     assert done.err.strip() == "Error: interrupted"

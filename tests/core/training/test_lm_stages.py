@@ -17,7 +17,7 @@ from gkd_core.models.embedded_teachers import MASK_SHARE
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
 from gkd_core.plugins import registry
 from gkd_core.runs import run as run_module
-from gkd_core.runs.run import draw_run
+from gkd_core.runs.run import prepare_run
 from gkd_core.training import loop
 from gkd_core.training.stage import build_stage
 
@@ -117,7 +117,7 @@ def test_rows_that_the_task_holds_out_are_no_text_to_learn_from(world, order):
             "task.max_length": (32, "--set"),
         },
     )
-    found = {spec.name: spec.data for spec in draw_run(resolved, registry())}
+    found = {spec.name: spec.data for spec in prepare_run(resolved, registry())}
     assert list(found["pretrain"].validation.text) == list(found["task"].validation.text)
     assert not set(found["pretrain"].train.text) & set(found["task"].validation.text)
 
@@ -233,7 +233,7 @@ def test_own_teachers_are_of_the_family_that_was_handed_on(monkeypatch, cache):
         flags={"stages": (stages, "--set"), "baseline": (True, "--baseline")},
         task_defaults=lambda name, kind: registry().task(name).defaults(kind),
     )
-    specs = draw_run(resolved, registry())
+    specs = prepare_run(resolved, registry())
     assert [(b.name, b.kind, b.student.family) for b in specs] == [
         ("teacher", "causal-lm", "llama"),
         ("teacher-2", "classification", "llama"),
@@ -250,7 +250,7 @@ def test_own_teachers_are_of_the_family_that_was_handed_on(monkeypatch, cache):
 def test_own_teacher_does_not_depend_on_what_a_run_masks(monkeypatch, cache):
     monkeypatch.setenv("GKD_CACHE", str(cache))
     settings = ["method=soft", "task.kind=lm", "task.mask_share=0.5", "baseline=false"]
-    teacher, _ = draw_run(resolve(registry(), settings=settings), registry())
+    teacher, _ = prepare_run(resolve(registry(), settings=settings), registry())
     assert teacher.config.task.mask_share == MASK_SHARE
 
 

@@ -71,12 +71,12 @@ def plan(
     from gkd_core.planning.shapes import ShapeDraughtsman
     from gkd_core.planning.simulation import simulate
     from gkd_core.plugins import registry
-    from gkd_core.runs.run import draw_stages
+    from gkd_core.runs.run import build_specs
 
     resolved = RunOptions(files, recipe, settings, flags).resolve()
     show_warnings(resolved)
-    draughtsman = ShapeDraughtsman(registry(), [stage.config.task for stage in resolved.stages])
-    stages = list(draw_stages(resolved, draughtsman).values())
+    builder = ShapeDraughtsman(registry(), [stage.config.task for stage in resolved.stages])
+    stages = list(build_specs(resolved, builder).values())
     for stage in stages:
         _say_what_is_left_out(stage)
     if memory is not None:

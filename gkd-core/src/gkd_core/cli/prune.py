@@ -113,7 +113,7 @@ def _draw(
     """Return the spec of a stage that knows the model and the rows."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
     from gkd_core.plugins import registry
-    from gkd_core.runs.spec_builder import Draughtsman
+    from gkd_core.runs.spec_builder import SpecBuilder
 
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
     show_warnings(resolved)
@@ -125,4 +125,4 @@ def _draw(
         "student": StudentConfig(),
     }
     settled = replace(stage, config=stage.config.model_copy(update=alone))
-    return Draughtsman(registry()).draw(settled)
+    return SpecBuilder(registry()).draw(settled)

@@ -52,11 +52,11 @@ def _run(resolved: Resolved, mode: Mode) -> None:
     from gkd_core.distributed.ranks import is_first, leave
     from gkd_core.parallel.launch import started_by_gkd
     from gkd_core.plugins import registry
-    from gkd_core.runs.run import Run, draw_run
+    from gkd_core.runs.run import Run, prepare_run
 
     if is_first() and not started_by_gkd(os.environ):
         show_warnings(resolved)
-    specs = draw_run(resolved, registry())
+    specs = prepare_run(resolved, registry())
     count = ranks_to_start(resolved)
     with _directory(resolved, mode) as directory:
         if count:

@@ -17,7 +17,7 @@ from gkd_core.models.load import HEADS
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_parameters
 from gkd_core.runs.checks import check_spec
-from gkd_core.runs.spec_builder import Draughtsman
+from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.training.stage_spec import StageSpec, TeacherSource
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
 
-class ShapeDraughtsman(Draughtsman):
+class ShapeDraughtsman(SpecBuilder):
     """Draws specs whose models need neither weights nor a tokenizer, for any machine."""
 
     def tokenizer(

@@ -21,7 +21,7 @@ from gkd_core.runs.fingerprint import Keys, StageKey
 from gkd_core.runs.outline import RunPlan, plan_stage
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
-from gkd_core.runs.spec_builder import Draughtsman
+from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import outline
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
@@ -216,7 +216,7 @@ def _save(model: PreTrainedModel, spec: StageSpec, target: Path) -> None:
     wait()
 
 
-def draw_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
+def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     """Return the specs of a run's stages, after letting plugins see the plan.
 
     Nothing is loaded or written but the untrained model of a task's own teacher.
@@ -225,22 +225,22 @@ def draw_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
         GkdError: Something about the run is wrong.
     """
     assert resolved.config.procedure is None, "the stages of a procedure are made first"
-    draughtsman = Draughtsman(registry, [stage.config.task for stage in resolved.stages])
-    drawn = draw_stages(resolved, draughtsman)
+    builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
+    drawn = build_specs(resolved, builder)
     specs = list(drawn.values())
     if _wants_baseline(resolved):
         first, last = _origin(specs[-1]), specs[-1]
         # A student made from a model of another kind is made by the stage that knows this model.
         before = None if first.kind == last.kind else first
-        baseline = draughtsman.draw(_baseline(first, last), before, drawn)
+        baseline = builder.build(_baseline(first, last), before, drawn)
         specs.insert(list(drawn).index(first.name), baseline)
-    specs = [*_own_teachers(draughtsman, specs), *specs]
+    specs = [*_own_teachers(builder, specs), *specs]
     plan = RunPlan(tuple(plan_stage(spec) for spec in specs))
     registry.manager.hook.gkd_check_plan(plan=plan)
     return specs
 
 
-def draw_stages(resolved: Resolved, draughtsman: Draughtsman) -> dict[str, StageSpec]:
+def build_specs(resolved: Resolved, builder: SpecBuilder) -> dict[str, StageSpec]:
     """Return the specs of the stages that a person has configured, by name.
 
     Raises:
@@ -250,7 +250,7 @@ def draw_stages(resolved: Resolved, draughtsman: Draughtsman) -> dict[str, Stage
     for settings in resolved.stages:
         _refuse_reserved(settings.name)
         start = resolved.links[settings.name].start
-        drawn[settings.name] = draughtsman.draw(settings, drawn[start] if start else None, drawn)
+        drawn[settings.name] = builder.build(settings, drawn[start] if start else None, drawn)
     return drawn
 
 
@@ -293,7 +293,7 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     return replace(last.settings, name=BASELINE, config=config, origins=origins)
 
 
-def _own_teachers(draughtsman: Draughtsman, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:
+def _own_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:
     """Yield the stages that train what a task brings as its teacher, where that is to be done.
 
     Such a teacher serves every run, so that nothing of this one but the data decides its weights.
@@ -316,4 +316,4 @@ def _own_teachers(draughtsman: Draughtsman, specs: Sequence[StageSpec]) -> Itera
             name = f"{TEACHER}-{len(seen) + 1}" if seen else TEACHER
             seen.add(home.trained)
             settings = replace(spec.settings, name=name, config=config)
-            yield replace(draughtsman.draw(settings), home=home)
+            yield replace(builder.build(settings), home=home)

@@ -1,4 +1,4 @@
-"""`Draughtsman`: draws the specs of a run.
+"""`SpecBuilder`: builds the specs of a run.
 
 Whatever can be wrong with a run is found here: unknown files, bad rows, models that do not fit
 together, layers out of range. Nothing of the run is written and no weight is read.
@@ -45,13 +45,13 @@ def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
     Raises:
         GkdError: Something about the stage is wrong.
     """
-    spec = Draughtsman(registry, [settings.config.task]).draw(settings)
+    spec = SpecBuilder(registry, [settings.config.task]).build(settings)
     teacher = spec.teachers[0].info if spec.teachers else None
     return Models(spec.student, teacher)
 
 
-class Draughtsman:
-    """Draws the specs of a run; data that several stages share is read once.
+class SpecBuilder:
+    """Builds the specs of a run; data that several stages share is read once.
 
     Args:
         registry: What the plugins provide.
