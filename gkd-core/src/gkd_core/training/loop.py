@@ -21,7 +21,7 @@ from gkd_core.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from gkd_core.training.non_finite import Watch
+from gkd_core.training.non_finite import NonFiniteGuard
 from gkd_core.training.step import StepResult, train_step
 
 if TYPE_CHECKING:
@@ -48,22 +48,22 @@ def train(run: Run, stage: Stage) -> Progress:
     run.recorder.start_stage(stage.name, stage.total_steps, progress.step)
     run.registry.manager.hook.gkd_stage_start(run=run, stage=stage)
     stage.student.model.train()
-    watch, meter = Watch(), _Meter()
+    guard, meter = NonFiniteGuard(), _Meter()
     begun = time.perf_counter()
     for step, batches in _steps(stage, progress):
         result = train_step(stage, batches, step)
         progress.step += 1
-        watch.add(step, result)
+        guard.add(step, result)
         meter.add(result.samples)
         if stage.due(progress.step, config.log_every):
-            watch.check()
+            guard.check()
             _log(run, stage, step, result, meter.read())
         if stage.due(progress.step, stage.evaluate_every):
-            watch.check()
+            guard.check()
             with meter.paused():
                 _evaluate(run, stage, step, progress)
         if stage.due(progress.step, stage.checkpoint_every) or progress.stopped:
-            watch.check()
+            guard.check()
             with meter.paused():
                 save_checkpoint(stage, progress)
     if config.keep_best and progress.best is not None:

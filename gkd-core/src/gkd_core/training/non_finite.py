@@ -1,4 +1,4 @@
-"""`Watch`: refuses to go on with a loss that is no longer a number."""
+"""`NonFiniteGuard`: refuses to go on with a loss that is no longer a number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gkd_core.errors import GkdError
 from gkd_core.training.step import StepResult
 
 
-class Watch:
+class NonFiniteGuard:
     """Finds the first step whose loss or gradient is not finite.
 
     Looking at a value waits for the device. So the steps are only collected, and looked at together
