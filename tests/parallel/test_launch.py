@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gkd_core.distributed.rank_info import Place, find_place, first_node
+from gkd_core.distributed.rank_info import RankInfo, first_node, read_launcher_env
 from gkd_core.parallel.launch import Failure
 
 TORCHRUN = {
@@ -35,23 +35,23 @@ SRUN = {
 
 
 def test_place_is_what_torchrun_or_deepspeed_says():
-    assert find_place(TORCHRUN) == Place(3, 8, 1, "node1", 29500)
+    assert read_launcher_env(TORCHRUN) == RankInfo(3, 8, 1, "node1", 29500)
 
 
 def test_place_follows_from_the_tasks_of_srun():
-    place = find_place(SRUN)
-    assert place == Place(5, 8, 1, "gpu07", place.port)
-    assert place.port == find_place(SRUN | {"SLURM_PROCID": "0"}).port
-    assert place.port != find_place(SRUN | {"SLURM_JOB_ID": "41235"}).port
+    place = read_launcher_env(SRUN)
+    assert place == RankInfo(5, 8, 1, "gpu07", place.port)
+    assert place.port == read_launcher_env(SRUN | {"SLURM_PROCID": "0"}).port
+    assert place.port != read_launcher_env(SRUN | {"SLURM_JOB_ID": "41235"}).port
     chosen = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}
-    assert find_place(SRUN | chosen) == Place(5, 8, 1, "10.0.0.1", 1234)
+    assert read_launcher_env(SRUN | chosen) == RankInfo(5, 8, 1, "10.0.0.1", 1234)
 
 
 def test_single_process_has_no_place():
-    assert find_place({}) is None
+    assert read_launcher_env({}) is None
     script = {name: value for name, value in SRUN.items() if "STEP" not in name}
-    assert find_place(script | {"SLURM_PROCID": "0"}) is None
-    assert find_place(SRUN | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert read_launcher_env(script | {"SLURM_PROCID": "0"}) is None
+    assert read_launcher_env(SRUN | {"SLURM_STEP_NUM_TASKS": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_first_node_of_a_list(nodes, first):
 def test_exported_place_is_found_again(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.setenv(name, "so that it is as before afterwards")
-    place = Place(5, 8, 1, "gpu07", 20001)
+    place = RankInfo(5, 8, 1, "gpu07", 20001)
     place.export()
-    assert find_place(os.environ) == place
+    assert read_launcher_env(os.environ) == place
 
 
 def test_failure_names_the_signal():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gkd_core.cli.errors import INTERRUPTED, SPOKEN, Interrupted, RankDied, exit_status
-from gkd_core.distributed.rank_info import find_place
+from gkd_core.distributed.rank_info import read_launcher_env
 from gkd_core.errors import ConfigError
 from gkd_core.parallel.launch import started_by_gkd
 
@@ -30,7 +30,7 @@ def among_ranks() -> Iterator[None]:
         SystemExit: Another rank failed first; it has said why.
         RankDied: Another rank is gone and has not said why.
     """
-    place = find_place(os.environ)
+    place = read_launcher_env(os.environ)
     if place is None:
         yield
         return
@@ -70,7 +70,7 @@ def ranks_to_start(resolved: Resolved) -> int:
         ConfigError: A launcher has started another number than the configuration says.
     """
     count = resolved.config.parallel.nproc
-    if find_place(os.environ) is not None:
+    if read_launcher_env(os.environ) is not None:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
         if count not in (1, here):
             raise ConfigError(

@@ -12,7 +12,7 @@ PORTS = 20000
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """The place of a process among those of a run.
 
     Attributes:
@@ -40,14 +40,14 @@ class Place:
         }
 
 
-def find_place(environment: Mapping[str, str]) -> Place | None:
+def read_launcher_env(environment: Mapping[str, str]) -> RankInfo | None:
     """Return the place that torchrun, deepspeed or srun gave this process; None if none did.
 
     Args:
         environment: Environment variables.
     """
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-        return Place(
+        return RankInfo(
             rank=int(environment["RANK"]),
             world=int(environment["WORLD_SIZE"]),
             local_rank=int(environment.get("LOCAL_RANK", 0)),
@@ -56,16 +56,16 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
         )
     # The script that sbatch runs is no task of a step: it knows the tasks, but no nodes of a step.
     if {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NODELIST"} <= environment.keys():
-        return _slurm_place(environment)
+        return _slurm_rank(environment)
     return None
 
 
-def _slurm_place(environment: Mapping[str, str]) -> Place | None:
+def _slurm_rank(environment: Mapping[str, str]) -> RankInfo | None:
     world = int(environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"]))
     if world == 1:
         return None
     job = int(environment.get("SLURM_JOB_ID", 0)) + int(environment.get("SLURM_STEP_ID", 0))
-    return Place(
+    return RankInfo(
         rank=int(environment["SLURM_PROCID"]),
         world=world,
         local_rank=int(environment.get("SLURM_LOCALID", 0)),

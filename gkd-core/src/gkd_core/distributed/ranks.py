@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from gkd_core.distributed.rank_info import Place
+from gkd_core.distributed.rank_info import RankInfo
 
 Value = TypeVar("Value")
 
@@ -59,7 +59,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def join(place: Place) -> None:
+def join(place: RankInfo) -> None:
     """Meet the other ranks.
 
     gloo connects what is on CPUs and NCCL what is on GPUs, so that counting does not wait for a
