@@ -18,7 +18,7 @@ from gkd_core import Method, Procedure, hookspecs
 from gkd_core.cli import gkd
 from gkd_core.config.render import json_schema
 from gkd_core.config.schema import RunConfig
-from gkd_core.contract.method_base import Participant
+from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import LAYERED_SITES, REDUCERS, REDUCIBLE_SITES, SITES, Capture
 from gkd_core.plugins import registry
@@ -125,7 +125,7 @@ def procedures() -> str:
 
 
 def _index(
-    participants: Mapping[str, type[Participant] | type[Procedure]], kind: str
+    participants: Mapping[str, type[MethodBase] | type[Procedure]], kind: str
 ) -> Iterable[str]:
     rows = (
         [f"[`{name}`]({name}.md)", _escape(_first_line(cls)), _paper(cls.paper)]

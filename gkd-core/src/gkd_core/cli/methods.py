@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gkd_core.contract.combiner import TeacherCombiner
     from gkd_core.contract.method import Method
-    from gkd_core.contract.method_base import Participant
+    from gkd_core.contract.method_base import MethodBase
     from gkd_core.contract.model_info import Models
     from gkd_core.contract.step import Step
 
@@ -116,7 +116,7 @@ def _show_combiner(console: Console, combiner: type[TeacherCombiner]) -> None:
     _print_options(console, combiner)
 
 
-def _print_head(console: Console, cls: type[Participant]) -> None:
+def _print_head(console: Console, cls: type[MethodBase]) -> None:
     from gkd_core.plugins import registry
 
     provider = registry().provider(cls.name)
@@ -128,7 +128,7 @@ def _print_head(console: Console, cls: type[Participant]) -> None:
     console.print()
 
 
-def _print_options(console: Console, cls: type[Participant]) -> None:
+def _print_options(console: Console, cls: type[MethodBase]) -> None:
     console.print()
     if cls.Config.model_fields:
         console.print("Options, set with --set", style="bold")
@@ -159,7 +159,7 @@ def _facts(method: type[Method]) -> RenderableType:
     return table
 
 
-def _options(cls: type[Participant]) -> RenderableType:
+def _options(cls: type[MethodBase]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 

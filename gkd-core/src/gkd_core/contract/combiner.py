@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gkd_core.contract.method_base import Participant, validate
+from gkd_core.contract.method_base import MethodBase, validate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gkd_core.losses.term import Term
 
 
-class TeacherCombiner(Participant):
+class TeacherCombiner(MethodBase):
     """Makes one set of loss terms of those that methods give for each teacher.
 
     A method is asked once per teacher; its term is the sum of the answers, each times the weight

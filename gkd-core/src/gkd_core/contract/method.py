@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from gkd_core.contract.method_base import Participant, validate
+from gkd_core.contract.method_base import MethodBase, validate
 from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gkd_core.losses.term import Term
 
 
-class Method(Participant):
+class Method(MethodBase):
     """One distillation method: a named contribution of loss terms.
 
     A subclass sets `name` and `paper`, says in `reads` what it needs from the models, and computes

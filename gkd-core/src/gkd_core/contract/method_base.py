@@ -1,4 +1,4 @@
-"""`Participant`: what takes part in a training step: a method, or a combiner of teachers."""
+"""`MethodBase`: what takes part in a training step: a method, or a combiner of teachers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
-class Participant:
+class MethodBase:
     """What methods and combiners declare alike: options, what they read and change, their state.
 
     Attributes:
@@ -98,7 +98,7 @@ class Participant:
         """Take back what `state_dict` returned."""
 
 
-def validate(cls: type[Participant], kind: str) -> None:
+def validate(cls: type[MethodBase], kind: str) -> None:
     """Refuse a class that breaks the contract.
 
     Args:
@@ -119,7 +119,7 @@ def validate(cls: type[Participant], kind: str) -> None:
         raise PluginError(f"{where}: `paper` must say where the {kind} was published")
     if not cls.__doc__:
         raise PluginError(f"{where}: a docstring is needed; `gkd methods {name}` shows it")
-    if not issubclass(cls.Config, Participant.Config):
+    if not issubclass(cls.Config, MethodBase.Config):
         base = "Method" if kind == "method" else "TeacherCombiner"
         raise PluginError(f"{where}: `Config` must be a subclass of `{base}.Config`")
     for option, field in cls.Config.model_fields.items():

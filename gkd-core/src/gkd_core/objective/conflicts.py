@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gkd_core.contract.method_base import Participant
+from gkd_core.contract.method_base import MethodBase
 from gkd_core.errors import MethodError
 from gkd_core.hooks.operations import Operation, Swap
 from gkd_core.hooks.paths import MAIN, Capture
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gkd_core.objective.passes import Asked, PlannedPass
 
 
-def refuse_undeclared(method: Participant, operations: Iterable[Operation]) -> None:
+def refuse_undeclared(method: MethodBase, operations: Iterable[Operation]) -> None:
     """Refuse to borrow blocks of a teacher without a word of it: runs are checked beforehand."""
     borrowed = next((o for o in operations if isinstance(o, Swap) and o.borrows), None)
     if borrowed is not None and not method.borrows_blocks:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gkd_core.contract.batch import Batch, ItemKind
-from gkd_core.contract.method_base import Participant
+from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.step import Step
 from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import MAIN
@@ -55,7 +55,7 @@ class Objective:
     def _adopt(
         self,
         name: str,
-        participant: Participant,
+        participant: MethodBase,
         build: Callable[[], Mapping[str, nn.Module]],
         seed: int,
     ) -> None:
@@ -70,7 +70,7 @@ class Objective:
     def tells_parts_apart(self) -> bool:
         """Whether parts of the student ever learn at different rates, or not all of them do."""
         kinds = (type(owner.methods[0]) for owner in self._owners)
-        return any(k.unlocks or k.lr_factors is not Participant.lr_factors for k in kinds)
+        return any(k.unlocks or k.lr_factors is not MethodBase.lr_factors for k in kinds)
 
     def plan(self, step: Step) -> StepPlan:
         """Ask every method what it wants in this step."""

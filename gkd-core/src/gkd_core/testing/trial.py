@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gkd_core.contract.batch import IGNORE, Batch, ItemKind
-from gkd_core.contract.method_base import Participant
+from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.step import Step
 from gkd_core.errors import MethodError
@@ -37,7 +37,7 @@ class Trial:
 
     teacher_layers: Sequence[int] = (4,)
 
-    def __init__(self, subject: type[Participant], options: Mapping[str, Any], kind: Kind) -> None:
+    def __init__(self, subject: type[MethodBase], options: Mapping[str, Any], kind: Kind) -> None:
         self.subject, self.options, self.kind = subject, options, kind
         self.student = _extractor(kind, layers=2, seed=1)
         self.teachers = [
