@@ -44,11 +44,11 @@ def commands() -> str:
 def settings() -> str:
     """Every setting of a run file, by table."""
     schema = json_schema(registry())
-    participants = set(registry().options)
+    owners = set(registry().options)
     top = {
         name: {"description": "A table, or the name of a model alone."} | field
         for name, field in schema["properties"].items()
-        if name not in participants and "$ref" not in field
+        if name not in owners and "$ref" not in field
     }
     lines = ["## Top level", "", *_settings(top, schema), ""]
     for name, table, heading in _tables(schema):
@@ -124,12 +124,10 @@ def procedures() -> str:
     return "\n".join(_index(registry().procedures, "procedure"))
 
 
-def _index(
-    participants: Mapping[str, type[MethodBase] | type[Procedure]], kind: str
-) -> Iterable[str]:
+def _index(owners: Mapping[str, type[MethodBase] | type[Procedure]], kind: str) -> Iterable[str]:
     rows = (
         [f"[`{name}`]({name}.md)", _escape(_first_line(cls)), _paper(cls.paper)]
-        for name, cls in participants.items()
+        for name, cls in owners.items()
     )
     return _table([kind, "what it is", "paper"], rows)
 

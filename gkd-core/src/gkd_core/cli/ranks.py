@@ -30,8 +30,8 @@ def among_ranks() -> Iterator[None]:
         SystemExit: Another rank failed first; it has said why.
         RankDied: Another rank is gone and has not said why.
     """
-    place = read_launcher_env(os.environ)
-    if place is None:
+    info = read_launcher_env(os.environ)
+    if info is None:
         yield
         return
     from gkd_core.distributed.ranks import (
@@ -44,7 +44,7 @@ def among_ranks() -> Iterator[None]:
 
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        join(place)
+        join(info)
         yield
         leave()
     except (KeyboardInterrupt, Interrupted) as error:

@@ -43,7 +43,7 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
         problems.append(unknown_key((name,), values, known, "is neither a setting nor a method"))
     settings = {name: value for name, value in tree.items() if name in SETTINGS}
     config = _validate(RunConfig, settings, values, (), problems)
-    names = dict.fromkeys([*_participants(registry, values, problems), *tables])
+    names = dict.fromkeys([*_option_tables(registry, values, problems), *tables])
     options = {
         name: _validate(registry.options[name], tables.get(name, {}), values, (name,), problems)
         for name in names
@@ -97,7 +97,7 @@ def _validate(
         return None
 
 
-def _participants(registry: Registry, values: Values, problems: list[str]) -> list[str]:
+def _option_tables(registry: Registry, values: Values, problems: list[str]) -> list[str]:
     """Return the known ones of the expression; none if the stages have their own."""
     setting = values.get(("method",))
     text = RunConfig.model_fields["method"].default if setting is None else setting.value

@@ -13,7 +13,7 @@ PORTS = 20000
 
 @dataclass(frozen=True)
 class RankInfo:
-    """The place of a process among those of a run.
+    """The rank of a process and where the others meet it.
 
     Attributes:
         rank: Its number.
@@ -41,7 +41,7 @@ class RankInfo:
 
 
 def read_launcher_env(environment: Mapping[str, str]) -> RankInfo | None:
-    """Return the place that torchrun, deepspeed or srun gave this process; None if none did.
+    """Return the rank that torchrun, deepspeed or srun gave this process; None if none did.
 
     Args:
         environment: Environment variables.

@@ -59,17 +59,17 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def join(place: RankInfo) -> None:
+def join(info: RankInfo) -> None:
     """Meet the other ranks.
 
     gloo connects what is on CPUs and NCCL what is on GPUs, so that counting does not wait for a
     GPU.
     """
     global _store
-    place.export()
+    info.export()
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     _store, number, size = next(rendezvous("env://"))
     dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=PATIENCE)

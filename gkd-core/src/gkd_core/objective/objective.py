@@ -55,14 +55,14 @@ class Objective:
     def _adopt(
         self,
         name: str,
-        participant: MethodBase,
+        owner: MethodBase,
         build: Callable[[], Mapping[str, nn.Module]],
         seed: int,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(name_seed(seed, name))
             modules = nn.ModuleDict(dict(build()))
-        participant.modules = modules
+        owner.modules = modules
         if modules:
             self.modules[name] = modules
 

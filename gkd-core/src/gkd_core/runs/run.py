@@ -226,14 +226,14 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     """
     assert resolved.config.procedure is None, "the stages of a procedure are made first"
     builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
-    drawn = build_specs(resolved, builder)
-    specs = list(drawn.values())
+    built = build_specs(resolved, builder)
+    specs = list(built.values())
     if _wants_baseline(resolved):
         first, last = _origin(specs[-1]), specs[-1]
         # A student made from a model of another kind is made by the stage that knows this model.
         before = None if first.kind == last.kind else first
-        baseline = builder.build(_baseline(first, last), before, drawn)
-        specs.insert(list(drawn).index(first.name), baseline)
+        baseline = builder.build(_baseline(first, last), before, built)
+        specs.insert(list(built).index(first.name), baseline)
     specs = [*_own_teachers(builder, specs), *specs]
     plan = RunPlan(tuple(plan_stage(spec) for spec in specs))
     registry.manager.hook.gkd_check_plan(plan=plan)
@@ -246,12 +246,12 @@ def build_specs(resolved: Resolved, builder: SpecBuilder) -> dict[str, StageSpec
     Raises:
         GkdError: Something about them is wrong.
     """
-    drawn: dict[str, StageSpec] = {}
+    built: dict[str, StageSpec] = {}
     for settings in resolved.stages:
         _refuse_reserved(settings.name)
         start = resolved.links[settings.name].start
-        drawn[settings.name] = builder.build(settings, drawn[start] if start else None, drawn)
-    return drawn
+        built[settings.name] = builder.build(settings, built[start] if start else None, built)
+    return built
 
 
 def _same_task(one: StageSpec, other: StageSpec) -> bool:

@@ -62,7 +62,7 @@ class SpecBuilder:
         self.registry = registry
         self.rows = SharedRows(registry, tasks)
 
-    def draw(
+    def build(
         self,
         settings: ResolvedStage,
         follows: StageSpec | None = None,
