@@ -35,7 +35,7 @@ TUNED = "teachers.safetensors"
 
 def begin(run: Run, stage: Stage) -> None:
     """Fine-tune the teachers of a stage, if its `mt-bert` asks for it; a resume takes them back."""
-    combiners = (combination.combiner for combination in stage.objective.combinations)
+    combiners = (ensemble.combiner for ensemble in stage.objective.ensembles)
     epochs = sum(c.config.cofinetuning for c in combiners if isinstance(c, MTBERT))
     if not epochs:
         return

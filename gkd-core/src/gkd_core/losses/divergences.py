@@ -89,7 +89,7 @@ def js(
         over: The items averaged over.
         temperature: T; both logits are divided by it.
         scale: Multiply by T^2.
-        beta: Share of p in the mixture, above 0 and below 1.
+        beta: Share of p in the ensemble_step, above 0 and below 1.
 
     Raises:
         ValueError: `beta` is 0, 1 or outside.
@@ -118,7 +118,7 @@ def skew_kl(
         over: The items averaged over.
         temperature: T; both logits are divided by it.
         scale: Multiply by T^2.
-        alpha: Share of p in the mixture, above 0 and below 1.
+        alpha: Share of p in the ensemble_step, above 0 and below 1.
 
     Raises:
         ValueError: `alpha` is 0, 1 or outside.

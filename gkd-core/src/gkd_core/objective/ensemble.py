@@ -1,4 +1,4 @@
-"""`Combination`: a combiner at work on the methods between its parentheses."""
+"""`TeacherEnsemble`: a combiner at work on the methods between its parentheses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Combination:
+class TeacherEnsemble:
     """One combiner of an expression.
 
     Attributes:
@@ -52,24 +52,24 @@ class Combination:
         """Return the weight of its own terms in the sum."""
         return self.weight.at(step.index, step.total)
 
-    def onlooker(self) -> Combination:
+    def onlooker(self) -> TeacherEnsemble:
         """Return the same with a generator of its own, so that looking changes no draw."""
         generator = torch.Generator().set_state(self.generator.get_state())
         return replace(self, generator=generator)
 
 
-def combinations(members: Iterable[Member]) -> list[Combination]:
-    """Return the combinations that methods belong to, each once, by name."""
-    found = {m.combination.name: m.combination for m in members if m.combination is not None}
+def ensembles(members: Iterable[Member]) -> list[TeacherEnsemble]:
+    """Return the ensembles that methods belong to, each once, by name."""
+    found = {m.ensemble.name: m.ensemble for m in members if m.ensemble is not None}
     return [found[name] for name in sorted(found)]
 
 
-class Mixture:
-    """What a combination makes of one micro-batch."""
+class EnsembleStep:
+    """What a ensemble makes of one micro-batch."""
 
     def __init__(
         self,
-        combination: Combination,
+        ensemble: TeacherEnsemble,
         asked: Sequence[Asked],
         captured: Captured,
         batch: Batch,
@@ -78,13 +78,13 @@ class Mixture:
         """Ask for the weight of every teacher.
 
         Args:
-            combination: The combination.
+            ensemble: The ensemble.
             asked: What its combiner asked of the student and of each teacher.
             captured: What was captured.
             batch: The micro-batch.
-            step: Where training stands, with the combination's generator.
+            step: Where training stands, with the ensemble's generator.
         """
-        self.combiner = combination.combiner
+        self.combiner = ensemble.combiner
         self._batch, self._step = batch, step
         self._learned = [captured.learned(one) for one in asked]
         with torch.no_grad():

@@ -20,7 +20,7 @@ from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import MAIN
 from gkd_core.losses.term import Term
 from gkd_core.objective.captured import Captured
-from gkd_core.objective.ensemble import Combination, Mixture, combinations
+from gkd_core.objective.ensemble import EnsembleStep, TeacherEnsemble, ensembles
 from gkd_core.objective.passes import Asked, Member, StepPlan, plan_step
 
 
@@ -34,12 +34,12 @@ class Objective:
 
     def __init__(self, members: Iterable[Member]) -> None:
         self.members = sorted(members, key=lambda member: member.name)
-        self.combinations = combinations(self.members)
+        self.ensembles = ensembles(self.members)
         self.modules = nn.ModuleDict()
 
     @property
-    def _owners(self) -> list[Member | Combination]:
-        return sorted([*self.members, *self.combinations], key=lambda owner: owner.name)
+    def _owners(self) -> list[Member | TeacherEnsemble]:
+        return sorted([*self.members, *self.ensembles], key=lambda owner: owner.name)
 
     def build_modules(self, seed: int) -> None:
         """Make the auxiliary modules of all methods and combiners, each seeded by its name."""
@@ -48,9 +48,9 @@ class Objective:
             for number, (method, models) in enumerate(pairs):
                 build = partial(method.build_modules, models)
                 self._adopt(f"{member.name} {number}", method, build, seed)
-        for combination in self.combinations:
-            combiner = combination.combiner
-            self._adopt(combination.name, combiner, combiner.build_modules, seed)
+        for ensemble in self.ensembles:
+            combiner = ensemble.combiner
+            self._adopt(ensemble.name, combiner, combiner.build_modules, seed)
 
     def _adopt(
         self,
@@ -87,23 +87,23 @@ class Objective:
             step: Where training stands.
             plan: What `plan` returned for this step.
         """
-        mixtures = {
-            c.name: Mixture(
+        ensemble_steps = {
+            c.name: EnsembleStep(
                 c, plan.asked[c.name], captured, batch, replace(step, generator=c.generator)
             )
-            for c in self.combinations
+            for c in self.ensembles
         }
         found: dict[str, dict[str, Term]] = {}
         for member in self.members:
-            mixture = mixtures[member.combination.name] if member.combination else None
+            ensemble_step = ensemble_steps[member.ensemble.name] if member.ensemble else None
             where = replace(step, generator=member.generator)
             with captured.saving(self.modules.parameters()):
                 asked = plan.asked[member.name]
-                found[member.name] = _combined(member, mixture, asked, captured, batch, where)
-        for name, mixture in mixtures.items():
-            inside = [m.name for m in self.members if m.combination and m.combination.name == name]
+                found[member.name] = _combined(member, ensemble_step, asked, captured, batch, where)
+        for name, ensemble_step in ensemble_steps.items():
+            inside = [m.name for m in self.members if m.ensemble and m.ensemble.name == name]
             given = {key: term for part in inside for key, term in _named(part, found[part])}
-            own = mixture.own_terms(given)
+            own = ensemble_step.own_terms(given)
             found[name] = {key: _as_term(name, key, t, batch) for key, t in own.items()}
         named = (pair for name in sorted(found) for pair in _named(name, found[name]))
         return {name: term if batch.counted else 0 * term for name, term in named}
@@ -130,16 +130,16 @@ class Objective:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every method and combiner, as JSON can hold it."""
         states = {m.name: [method.state_dict() for method in m.methods] for m in self.members}
-        return states | {c.name: [c.combiner.state_dict()] for c in self.combinations}
+        return states | {c.name: [c.combiner.state_dict()] for c in self.ensembles}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         for member in self.members:
             for method, kept in zip(member.methods, state[member.name], strict=True):
                 method.load_state_dict(kept)
-        for combination in self.combinations:
-            (kept,) = state[combination.name]
-            combination.combiner.load_state_dict(kept)
+        for ensemble in self.ensembles:
+            (kept,) = state[ensemble.name]
+            ensemble.combiner.load_state_dict(kept)
 
     def generators(self) -> dict[str, torch.Generator]:
         """Return the sources of random draws, by name of the method or combiner."""
@@ -148,7 +148,7 @@ class Objective:
 
 def _combined(
     member: Member,
-    mixture: Mixture | None,
+    ensemble_step: EnsembleStep | None,
     asked: Sequence[Asked],
     captured: Captured,
     batch: Batch,
@@ -158,12 +158,12 @@ def _combined(
     answers = []
     for number, (method, one) in enumerate(zip(member.methods, asked, strict=True)):
         learned = captured.learned(one)
-        seen = learned if mixture is None else mixture.student(number, learned)
+        seen = learned if ensemble_step is None else ensemble_step.student(number, learned)
         terms = method.loss(seen, captured.known(one), batch, step)
         answers.append({key: _as_term(member.name, key, t, batch) for key, t in terms.items()})
-    if mixture is None:
+    if ensemble_step is None:
         return answers[0]
-    return mixture.combine(answers, asked[0].captures("teacher", MAIN))
+    return ensemble_step.combine(answers, asked[0].captures("teacher", MAIN))
 
 
 def _named(owner: str, terms: Mapping[str, Term]) -> Iterable[tuple[str, Term]]:

@@ -24,7 +24,7 @@ from gkd_core.hooks.paths import MAIN, Capture, Reads, check_teachers, resolve_p
 from gkd_core.models.parts import Part
 from gkd_core.objective.captured import Captured
 from gkd_core.objective.conflicts import refuse_passes, refuse_two_writers, refuse_undeclared
-from gkd_core.objective.ensemble import Combination, combinations
+from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.lr_factors import check_factors, join_factors
 
 Side = Literal["student", "teacher"]
@@ -40,7 +40,7 @@ class Member:
         methods: One object per teacher, or a single one if the method takes none.
         models: What each of these objects is told of the models.
         generator: Source of its random draws.
-        combination: What makes one term of those for each teacher, if there are several.
+        ensemble: What makes one term of those for each teacher, if there are several.
         outside: Weight before the parentheses that it stands in.
     """
 
@@ -49,7 +49,7 @@ class Member:
     methods: tuple[Method, ...]
     models: tuple[Models, ...]
     generator: torch.Generator
-    combination: Combination | None = None
+    ensemble: TeacherEnsemble | None = None
     outside: Schedule = ALWAYS_1
 
     @property
@@ -65,8 +65,8 @@ class Member:
     def onlooker(self) -> Member:
         """Return the same method with a generator of its own, so that looking changes no draw."""
         generator = torch.Generator().set_state(self.generator.get_state())
-        combination = self.combination.onlooker() if self.combination else None
-        return replace(self, generator=generator, combination=combination)
+        ensemble = self.ensemble.onlooker() if self.ensemble else None
+        return replace(self, generator=generator, ensemble=ensemble)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Asked:
     """What one method object, or a combiner for one teacher, asks for in a step.
 
     Attributes:
-        member: The method or combination it belongs to.
+        member: The method or ensemble it belongs to.
         number: Which of the method's objects it is; also the number of its teacher.
         reads: What it reads, by pass.
         passes: Its own passes.
@@ -101,7 +101,7 @@ class Asked:
         lr_factors: Factors of the learning rate, by part of the student.
     """
 
-    member: Member | Combination
+    member: Member | TeacherEnsemble
     number: int
     reads: Reads
     passes: tuple[Pass, ...]
@@ -168,7 +168,7 @@ class StepPlan:
     """What the methods want of a step. They are asked once a step, as they may draw it at random.
 
     Attributes:
-        asked: What each object of a method or combination asks for, by its name.
+        asked: What each object of a method or ensemble asks for, by its name.
         passes: The passes in order; the main one first.
         lr_factors: Factors of the learning rate, by part of the student.
     """
@@ -191,7 +191,7 @@ def plan_step(members: Iterable[Member], step: Step, training: bool = True) -> S
             different learning rates for the same part.
     """
     members = list(members)
-    owners = {c.name: c for c in combinations(members)} | {m.name: m for m in members}
+    owners = {c.name: c for c in ensembles(members)} | {m.name: m for m in members}
     asked = {name: _ask(owner, step, training) for name, owner in owners.items()}
     everyone = tuple(one for objects in asked.values() for one in objects)
     own = [
@@ -285,7 +285,7 @@ def evaluation_changes(
     ]
 
 
-def _ask(member: Member | Combination, step: Step, training: bool) -> list[Asked]:
+def _ask(member: Member | TeacherEnsemble, step: Step, training: bool) -> list[Asked]:
     step = replace(step, generator=member.generator)
     known = [models.teacher.name for models in member.models if models.teacher is not None]
     found = []

@@ -31,7 +31,7 @@ from gkd_core.training.augmentation import check_augmentation, copies
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from gkd_core.objective.ensemble import Combination
+    from gkd_core.objective.ensemble import TeacherEnsemble
     from gkd_core.objective.passes import Member, Side
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
@@ -60,9 +60,9 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     _check_models(spec)
     check_augmentation(config, spec.kind)
     _check_scale(spec)
-    for combination in spec.combinations:
-        _check_labels(spec, combination)
-        _check_combiner(spec, combination)
+    for ensemble in spec.ensembles:
+        _check_labels(spec, ensemble)
+        _check_combiner(spec, ensemble)
     for member in spec.members:
         _check_labels(spec, member)
         _check_samples(spec, member)
@@ -96,14 +96,14 @@ def _check_method(spec: StageSpec, member: Member) -> None:
         preview([member], spec.name)
 
 
-def _check_combiner(spec: StageSpec, combination: Combination) -> None:
+def _check_combiner(spec: StageSpec, ensemble: TeacherEnsemble) -> None:
     """Let a combiner look at the models."""
-    with _naming_options(spec, combination):
-        combination.combiner.check()
+    with _naming_options(spec, ensemble):
+        ensemble.combiner.check()
 
 
 @contextmanager
-def _naming_options(spec: StageSpec, owner: Member | Combination) -> Iterator[None]:
+def _naming_options(spec: StageSpec, owner: Member | TeacherEnsemble) -> Iterator[None]:
     """Let a refusal name the options that a person gave."""
     try:
         yield
@@ -240,7 +240,7 @@ def _check_scale(spec: StageSpec) -> None:
         )
 
 
-def _check_labels(spec: StageSpec, owner: Member | Combination) -> None:
+def _check_labels(spec: StageSpec, owner: Member | TeacherEnsemble) -> None:
     unlabelled = spec.data.train.labels is None and spec.kind not in LM_KINDS
     if unlabelled and owner.methods[0].needs_labels:
         raise ConfigError(

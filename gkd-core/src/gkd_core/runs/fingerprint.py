@@ -130,7 +130,7 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
     tree: dict[str, Any] = config.model_dump(mode="json", exclude=APART)
     tree["student"] = _without_places(tree["student"])
     tree["teachers"] = [_without_places(teacher) for teacher in tree["teachers"]]
-    names = {*expression.names, *(combination.name for combination in spec.combinations)}
+    names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles)}
     options = {n: config.options[n].model_dump(mode="json") for n in names & set(config.options)}
     task = {name: getattr(config.task, name) for name in LEARNT_FROM}
     shape = {k: v for k, v in spec.student_config.to_dict().items() if not k.startswith("_")}

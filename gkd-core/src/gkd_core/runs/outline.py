@@ -15,7 +15,7 @@ from gkd_core.training.augmentation import copies
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gkd_core.objective.ensemble import Combination
+    from gkd_core.objective.ensemble import TeacherEnsemble
     from gkd_core.objective.passes import Member, PlannedPass, Side, StepPlan
     from gkd_core.training.stage_spec import StageSpec
 
@@ -197,7 +197,7 @@ def plan_stage(spec: StageSpec) -> StagePlan:
         taught_by=spec.taught_by,
         teachers=tuple(teacher.info for teacher in spec.teachers),
         methods=tuple(_method(spec, member) for member in spec.members),
-        combiners=tuple(_combiner(spec, one) for one in spec.combinations),
+        combiners=tuple(_combiner(spec, one) for one in spec.ensembles),
         passes=tuple(_passes(spec, step, batch)),
         lr_factors=tuple(_lr_factors(step)),
     )
@@ -216,13 +216,13 @@ def _method(spec: StageSpec, member: Member) -> MethodPlan:
     return MethodPlan(member.name, member.methods[0].paper, weight, _options(spec, member))
 
 
-def _combiner(spec: StageSpec, combination: Combination) -> CombinerPlan:
-    inside = tuple(m.name for m in spec.members if m.combination is combination)
-    options = _options(spec, combination)
-    return CombinerPlan(combination.name, combination.combiner.paper, inside, options)
+def _combiner(spec: StageSpec, ensemble: TeacherEnsemble) -> CombinerPlan:
+    inside = tuple(m.name for m in spec.members if m.ensemble is ensemble)
+    options = _options(spec, ensemble)
+    return CombinerPlan(ensemble.name, ensemble.combiner.paper, inside, options)
 
 
-def _options(spec: StageSpec, owner: Member | Combination) -> dict[str, OptionPlan]:
+def _options(spec: StageSpec, owner: Member | TeacherEnsemble) -> dict[str, OptionPlan]:
     values = owner.methods[0].config.model_dump(mode="json")
     return {
         name: OptionPlan(value, spec.origin(f"{owner.name}.{name}"))

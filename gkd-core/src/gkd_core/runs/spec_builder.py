@@ -28,7 +28,7 @@ from gkd_core.models.classes import set_classes, teacher_classes
 from gkd_core.models.load import language_model_kind
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
-from gkd_core.objective.ensemble import Combination
+from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import name_seed
 from gkd_core.objective.passes import Member
 from gkd_core.plugins import Registry
@@ -199,16 +199,16 @@ class SpecBuilder:
         student: ModelInfo,
         teachers: Sequence[TeacherSource],
     ) -> Iterable[Member]:
-        combinations = self._combinations(config, expression, student, teachers)
+        ensembles = self._ensembles(config, expression, student, teachers)
         for member in expression.members:
             method = self.registry.method(member.name)
             alone = method.teachers == "none"
             group = expression.group_of(member.name)
-            combination = combinations.get(group.combiner if group else AVERAGE)
+            ensemble = ensembles.get(group.combiner if group else AVERAGE)
             if alone:
-                combination = _for_each_teacher(member.name, combination if group else None)
+                ensemble = _for_each_teacher(member.name, ensemble if group else None)
             models = [Models(student, None if alone else teacher.info) for teacher in teachers]
-            if combination is None:
+            if ensemble is None:
                 models = models[:1] or [Models(student, None)]
             yield Member(
                 name=member.name,
@@ -216,23 +216,23 @@ class SpecBuilder:
                 methods=tuple(method(config.options.get(member.name)) for _ in models),
                 models=tuple(models),
                 generator=_generator(config, member.name),
-                combination=combination,
+                ensemble=ensemble,
                 outside=group.weight if group else ALWAYS_1,
             )
 
-    def _combinations(
+    def _ensembles(
         self,
         config: RunConfig,
         expression: Expression,
         student: ModelInfo,
         teachers: Sequence[TeacherSource],
-    ) -> dict[str, Combination]:
+    ) -> dict[str, TeacherEnsemble]:
         """Return the combiners by name, that of methods without parentheses if there is one."""
         weights = {AVERAGE: ALWAYS_1} if len(teachers) > 1 else {}
         weights |= {group.combiner: group.weight for group in expression.groups}
         models = tuple(Models(student, teacher.info) for teacher in teachers)
         return {
-            name: Combination(
+            name: TeacherEnsemble(
                 name=name,
                 weight=weight,
                 combiner=self.registry.combiner(name)(config.options.get(name), models),
@@ -243,11 +243,11 @@ class SpecBuilder:
         }
 
 
-def _for_each_teacher(method: str, combination: Combination | None) -> Combination | None:
-    """Return what combines a method that reads no teacher, or refuse the combination."""
-    if combination is None or combination.combiner.splits_student:
-        return combination
-    name = combination.name
+def _for_each_teacher(method: str, ensemble: TeacherEnsemble | None) -> TeacherEnsemble | None:
+    """Return what combines a method that reads no teacher, or refuse the ensemble."""
+    if ensemble is None or ensemble.combiner.splits_student:
+        return ensemble
+    name = ensemble.name
     raise MethodError(
         f"{method} reads no teacher, so that {name} has nothing to combine of it. Write it outside "
         f"of the parentheses: {name}(...)+{method}"

@@ -14,7 +14,7 @@ from gkd_core.contract.step import Step
 from gkd_core.hooks.features import View
 from gkd_core.kinds.kind import Kind
 from gkd_core.losses import Term, mse
-from gkd_core.objective.ensemble import Combination
+from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.passes import Member
 from gkd_core.testing.trial import KINDS, Trial, check_kinds, generator
 
@@ -55,9 +55,9 @@ class _CombinerTrial(Trial):
         """Return the distance of the logits, combined."""
         instance = self.combiner(self.combiner.Config(**self.options), self.models)
         instance.check()
-        combination = Combination(self.combiner.name, ALWAYS_1, instance, self.models, generator())
+        ensemble = TeacherEnsemble(self.combiner.name, ALWAYS_1, instance, self.models, generator())
         methods = tuple(_Distance() for _ in self.models)
-        return Member("distance", ALWAYS_1, methods, self.models, generator(), combination)
+        return Member("distance", ALWAYS_1, methods, self.models, generator(), ensemble)
 
 
 class _Distance(Method):

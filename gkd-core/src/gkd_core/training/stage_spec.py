@@ -16,7 +16,7 @@ from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.layer_map import init_layers
-from gkd_core.objective.ensemble import Combination, combinations
+from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.passes import Member
 
 if TYPE_CHECKING:
@@ -117,14 +117,14 @@ class StageSpec:
         return self.config.task.max_length or min(MAX_LENGTH, shortest)
 
     @property
-    def combinations(self) -> list[Combination]:
+    def ensembles(self) -> list[TeacherEnsemble]:
         """What combines several teachers, by name."""
-        return combinations(self.members)
+        return ensembles(self.members)
 
     @property
     def reads_teachers(self) -> bool:
         """Whether some method reads the teachers."""
-        return bool(self.combinations) or any(member.takes_teacher for member in self.members)
+        return bool(self.ensembles) or any(member.takes_teacher for member in self.members)
 
     @property
     def copies_teacher(self) -> bool:
