@@ -225,7 +225,7 @@ def gkd_step(method: str, inputs):
         student=Extractor(student, find_sites(student)),
         teachers=[reader],
         engine=LocalEngine([student], config, 100, torch.device("cpu")),
-        parking=None,
+        feature_offload=None,
     )
     indices = itertools.count()
 

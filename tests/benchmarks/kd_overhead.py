@@ -164,7 +164,7 @@ def gkd_step():
         student=Extractor(student, find_sites(student)),
         teachers=[Extractor(teacher, find_sites(teacher))],
         engine=LocalEngine([student], config, 100, torch.device("cpu")),
-        parking=None,
+        feature_offload=None,
     )
     inputs, labels = batch()
     indices = itertools.count()

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from gkd_core import Step
 from gkd_core.config.resolve import resolve
-from gkd_core.hooks import parking
+from gkd_core.hooks import feature_offload
 from gkd_core.planning.shapes import ShapeDraughtsman
 from gkd_core.planning.simulation import simulate
 from gkd_core.plugins import registry
@@ -120,10 +120,10 @@ def test_waiting_for_logits_that_are_not_computed_yet_changes_no_bit(world, tmp_
 
 def _assert_equal(monkeypatch, build):
     """Train with a CPU as the device whose tensors wait, which it never is by itself."""
-    monkeypatch.setattr(parking, "LEAST", 0)
+    monkeypatch.setattr(feature_offload, "LEAST", 0)
     plain, parked = build(), build()
-    assert plain.parking is None
-    parked.parking = parking.Parking(torch.device("cpu"))
+    assert plain.feature_offload is None
+    parked.feature_offload = feature_offload.FeatureOffload(torch.device("cpu"))
     torch.testing.assert_close(_train(parked), _train(plain), rtol=0, atol=0)
 
 

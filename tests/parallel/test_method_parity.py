@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from gkd_core import Batch, ModelInfo, Models, Schedule, Step
-from gkd_core.hooks import parking
+from gkd_core.hooks import feature_offload
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import LinearLogits
 from gkd_core.models.load import HEADS
@@ -143,9 +143,9 @@ def apart(found, expected, sharding):
 def compare(comparisons, device="cpu", backend=None):
     """What is further apart than the tolerance, of everything; and how much was compared."""
     LinearLogits.dense = pytest.fail  # No method needs the logits of a language model as a whole.
-    parking.LEAST = 0
+    feature_offload.LEAST = 0
     # As if there were other teachers, on a GPU.
-    waits = parking.Parking(torch.device(device))
+    waits = feature_offload.FeatureOffload(torch.device(device))
     by_size, wrong, compared = groups(backend), {}, 0
     make = partial(extractor, device=device)
     for family, kind, paths, cases in comparisons:

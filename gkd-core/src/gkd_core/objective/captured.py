@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gkd_core.contract.model_info import ModelInfo
+from gkd_core.hooks.feature_offload import FeatureOffload, OffloadedFeatures
 from gkd_core.hooks.features import Features, View
-from gkd_core.hooks.parking import Parked, Parking
 from gkd_core.hooks.paths import MAIN
 
 if TYPE_CHECKING:
@@ -25,19 +25,19 @@ class Captured:
     Attributes:
         student: Of the student.
         teachers: Of each teacher.
-        parking: Where what is of one teacher waits while another has its turn, if anywhere.
+        feature_offload: Where what is of one teacher waits while another has its turn, if anywhere.
     """
 
     student: dict[str, Features] = field(default_factory=dict)
-    teachers: Sequence[dict[str, Features | Parked]] = ()
-    parking: Parking | None = None
+    teachers: Sequence[dict[str, Features | OffloadedFeatures]] = ()
+    feature_offload: FeatureOffload | None = None
 
-    def park(self, number: int) -> None:
+    def offload(self, number: int) -> None:
         """Let what was captured of a teacher wait until it is asked for."""
         found = self.teachers[number]
         for name, features in found.items():
-            if self.parking is not None and isinstance(features, Features):
-                found[name] = self.parking.park(features)
+            if self.feature_offload is not None and isinstance(features, Features):
+                found[name] = self.feature_offload.offload(features)
 
     def learned(self, asked: Asked) -> View:
         """Return what one method object may see of the student."""
@@ -58,21 +58,21 @@ class Captured:
         Args:
             weights: Of auxiliary modules.
         """
-        if self.parking is None:
+        if self.feature_offload is None:
             return nullcontext()
         stays = [tensor for features in self.student.values() for tensor in features.held()]
-        return self.parking.saving([*stays, *weights])
+        return self.feature_offload.saving([*stays, *weights])
 
 
 def _view(
-    features: Mapping[str, Features | Parked], asked: Asked, side: Side, model: ModelInfo
+    features: Mapping[str, Features | OffloadedFeatures], asked: Asked, side: Side, model: ModelInfo
 ) -> View:
     owner = asked.member.name
 
     def open_view(run: str, passes: Mapping[str, View]) -> View:
         captures = asked.captures(side, run)
         found = features.get(asked.key(run), Features())
-        found = found.fetch(captures) if isinstance(found, Parked) else found
+        found = found.fetch(captures) if isinstance(found, OffloadedFeatures) else found
         return View(found, captures, model, owner, passes)
 
     return open_view(MAIN, {extra.name: open_view(extra.name, {}) for extra in asked.passes})

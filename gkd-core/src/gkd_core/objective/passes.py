@@ -16,10 +16,10 @@ from gkd_core.contract.step import Step
 from gkd_core.distributed.teacher_batches import PassInputs, Turns
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.forward import Change
 from gkd_core.hooks.operations import Operation, OperationContext, Pass
-from gkd_core.hooks.parking import Parking
 from gkd_core.hooks.paths import MAIN, Capture, Reads, check_teachers, resolve_paths
 from gkd_core.models.parts import Part
 from gkd_core.objective.captured import Captured
@@ -212,7 +212,7 @@ def run_passes(
     batch: Batch,
     step: Step,
     turns: Turns | None = None,
-    parking: Parking | None = None,
+    feature_offload: FeatureOffload | None = None,
 ) -> Captured:
     """Run every pass of a micro-batch: the teachers' first, without gradient, then the student's.
 
@@ -223,11 +223,11 @@ def run_passes(
         batch: The micro-batch.
         step: Where training stands.
         turns: The micro-batches that the teachers run on; this one alone unless given.
-        parking: Where what was captured of one teacher waits while others run, if anywhere.
+        feature_offload: Where what was captured of one teacher waits while others run, if anywhere.
     """
     turns = turns or Turns([batch])
     inputs = _inputs(plan, turns, step)
-    captured = Captured({}, [{} for _ in teachers], parking)
+    captured = Captured({}, [{} for _ in teachers], feature_offload)
 
     def run(
         model: Extractor,
@@ -258,7 +258,7 @@ def run_passes(
                     if len(taken) > 1:
                         features.join()
                     found.teachers[number][planned.name] = features
-            captured.park(number)
+            captured.offload(number)
     for planned in plan.passes:
         features = run(student, planned, "student", None, turns.own, captured)
         captured.student[planned.name] = features

@@ -39,7 +39,7 @@ from gkd_core.distributed.groups import Groups, arrange, teardown
 from gkd_core.distributed.layout import Layout
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.hooks.parking import Parking
+from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
@@ -181,7 +181,7 @@ def _build(
         student, make_engine = Student(model.train(), []), partial(_engine, ledger)
         stage = assemble_stage(spec, registry, Path(), student, teachers, make_engine)
     if len(teachers) > 1 and not on_cpu:
-        stage.parking = Parking(torch.device("cpu"))
+        stage.feature_offload = FeatureOffload(torch.device("cpu"))
     return stage, counts
 
 
@@ -233,8 +233,8 @@ def _batches(spec: StageSpec) -> list[Batch]:
 
 def _watch(stage: Stage, ledger: Ledger) -> None:
     """Let the ledger know what each part of a step makes."""
-    if stage.parking is not None:
-        _during(stage.parking, "leave", ledger, HOST)
+    if stage.feature_offload is not None:
+        _during(stage.feature_offload, "leave", ledger, HOST)
     for teacher in stage.teachers:
         _hand_over(teacher, ledger)
     for member in stage.objective.members:

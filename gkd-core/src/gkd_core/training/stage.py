@@ -19,8 +19,8 @@ from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import Groups, arrange, data_rank
 from gkd_core.evaluation.evaluate import MAIN_METRIC, Metric
 from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.forward import checkpoint_contexts
-from gkd_core.hooks.parking import Parking
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.parts import find_parts
@@ -51,7 +51,7 @@ class Stage:
         teachers: The teachers and their hooks, in the order of the configuration.
         objective: What is minimised.
         engine: What optimises it.
-        parking: Where tensors of several teachers wait on a GPU; None if they need not.
+        feature_offload: Where tensors of several teachers wait on a GPU; None if they need not.
         train: Training rows as token ids.
         validation: Validation rows as token ids.
         collator: Makes batches of rows.
@@ -67,7 +67,7 @@ class Stage:
     teachers: Sequence[Extractor]
     objective: Objective
     engine: Engine
-    parking: Parking | None
+    feature_offload: FeatureOffload | None
     train: Encoded
     validation: Encoded
     collator: Collator
@@ -195,7 +195,9 @@ def assemble_stage(
         teachers=extractors,
         objective=objective,
         engine=make_engine(student.model, objective.modules, config, total, device, parts),
-        parking=Parking(device) if device.type != "cpu" and len(teachers) > 1 else None,
+        feature_offload=FeatureOffload(device)
+        if device.type != "cpu" and len(teachers) > 1
+        else None,
         train=train,
         validation=encode(data.validation, *tokens),
         collator=Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed),

@@ -76,7 +76,9 @@ def _loss(
 ) -> Tensor:
     """Return the loss of a micro-batch; it and its terms are added to `losses`."""
     batch = turns.batches[turns.own]
-    captured = run_passes(plan, stage.student, stage.teachers, batch, step, turns, stage.parking)
+    captured = run_passes(
+        plan, stage.student, stage.teachers, batch, step, turns, stage.feature_offload
+    )
     terms = stage.objective.terms(captured, batch, step, plan)
     total = stage.objective.total(terms, counts, step)
     losses["total"] += total.detach()

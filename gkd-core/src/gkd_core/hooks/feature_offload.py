@@ -1,4 +1,4 @@
-"""`Parking`: host memory in which tensors of a GPU wait until they are needed again.
+"""`FeatureOffload`: host memory in which tensors of a GPU wait until they are needed again.
 
 Teachers run one after the other, and so are their terms computed. But what was captured of them all
 would be on the device until the terms are computed, and what these keep for the backward pass until
@@ -23,7 +23,7 @@ LEAST = 2**16
 """Bytes below which a tensor that is saved for backward stays: copying it takes longer to start."""
 
 
-class Parking:
+class FeatureOffload:
     """Takes tensors of a device, and gives them back.
 
     Nothing waits for the copies: they are in the order of the work of the device's current stream.
@@ -47,9 +47,9 @@ class Parking:
         self._homes[copy.untyped_storage()] = waiting
         return copy
 
-    def park(self, features: Features) -> Parked:
+    def offload(self, features: Features) -> OffloadedFeatures:
         """Take what was captured in a pass; the caller lets go of it."""
-        return Parked(features, self)
+        return OffloadedFeatures(features, self)
 
     def saving(self, stays: Iterable[Tensor]) -> AbstractContextManager[None]:
         """Return a context; what is saved for backward inside of it waits here.
@@ -76,12 +76,12 @@ class Parking:
         return saved_tensors_hooks(pack, unpack)
 
 
-class Parked:
+class OffloadedFeatures:
     """What was captured in a pass, in host memory."""
 
-    def __init__(self, features: Features, parking: Parking) -> None:
-        self._parking = parking
-        self._features = features.moved(_once(parking.leave))
+    def __init__(self, features: Features, feature_offload: FeatureOffload) -> None:
+        self._parking = feature_offload
+        self._features = features.moved(_once(feature_offload.leave))
 
     def fetch(self, captures: Container[Capture]) -> Features:
         """Return some of it, on the device."""
