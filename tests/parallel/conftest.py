@@ -22,7 +22,7 @@ PRELOADED = [
     "gkd_core.parallel.sharding",
     "gkd_core.models.load",
     "gkd_core.runs.run",
-    "gkd_core.analysis.conclusion",
+    "gkd_core.analysis.run_summary",
     "pytest",
     "transformers.models.bert.modeling_bert",
     "transformers.models.llama.modeling_llama",

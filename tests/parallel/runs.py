@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gkd_core import hookimpl
-from gkd_core.analysis.conclusion import conclude
+from gkd_core.analysis.run_summary import summarize_run
 from gkd_core.config.render import to_toml
 from gkd_core.config.resolve import resolve
 from gkd_core.contract.method import Method
@@ -224,7 +224,7 @@ def train_and_conclude(world, folder, cases):
         run = _run(world, folder / name, *arguments)
         if is_first():
             (run.directory / "config.toml").write_text(to_toml(run.resolved))
-        conclude(run)
+        summarize_run(run)
 
 
 def train_all(world, folder, cases):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gkd_core.analysis.conclusion import conclude
 from gkd_core.analysis.explanation import explain
+from gkd_core.analysis.run_summary import summarize_run
 from gkd_core.config.render import to_toml
 from gkd_core.config.resolve import resolve
 from gkd_core.errors import ConfigError
@@ -82,7 +82,7 @@ def test_the_comparison_names_every_model_on_the_way(prepare_run):
     assert [spec.name for spec in run.specs] == ["assistant", "baseline", "small"]
     run.execute()
     (run.directory / "config.toml").write_text(to_toml(run.resolved))
-    names = [row.name for row in conclude(run).comparison.rows]
+    names = [row.name for row in summarize_run(run).comparison.rows]
     assert names == ["teacher", "assistant", "student, labels only", "student, soft then soft"]
 
 
@@ -223,7 +223,7 @@ def test_explain_and_the_report_show_who_teaches_whom(prepare_run):
     )
     run.execute()
     (run.directory / "config.toml").write_text(to_toml(run.resolved))
-    page = conclude(run).report.read_text()
+    page = summarize_run(run).report.read_text()
     assert "<td>both</td><td>soft</td><td>left, right</td>" in page
 
 

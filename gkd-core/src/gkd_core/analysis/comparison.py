@@ -49,7 +49,7 @@ BREAKABLE = re.compile(r"[^ +]*[ +]|[^ +]+")
 
 
 @dataclass(frozen=True)
-class Contestant:
+class ComparedModel:
     """A model to compare.
 
     Attributes:
@@ -190,7 +190,7 @@ class Comparison:
 
 def compare(
     spec: StageSpec,
-    contestants: Sequence[Contestant],
+    models: Sequence[ComparedModel],
     teacher: str | None,
     adapters: Iterable[type[Sites]] = (),
 ) -> Comparison:
@@ -200,7 +200,7 @@ def compare(
 
     Args:
         spec: The stage, whose data and tokenizer are used.
-        contestants: The models.
+        models: The models.
         teacher: Name of the one the others are measured against.
         adapters: Site adapters registered by plugins.
     """
@@ -209,39 +209,37 @@ def compare(
     split = data.validation if data.test is None else data.test
     encoded = encode(split, spec.tokenizer, data.kind, spec.max_length)
     collator = Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed)
-    timed = all(contestant.is_whole for contestant in contestants)
+    timed = all(model.is_whole for model in models)
     adapters, models, sizes, found = tuple(adapters), [], [], []
-    for contestant in contestants:
-        model, size = _load(contestant, spec, device, adapters)
+    for model in models:
+        model, size = _load(model, spec, device, adapters)
         sizes.append(size)
         predict = _predict(model, data.kind, adapters)
         found.append(evaluate(model, encoded, collator, data.kind, device, predict))
         models += [model] if timed else []
         del model
-    times: list[float | None] = [None] * len(contestants)
+    times: list[float | None] = [None] * len(models)
     if timed:
         first = range(min(TIMED_SAMPLES, len(encoded)))
         samples = [collator.collate(encoded, [i], epoch=0).to(device) for i in first]
         times[:] = latencies(models, samples)
-    reference = next(
-        (e for c, e in zip(contestants, found, strict=True) if c.name == teacher), None
-    )
+    reference = next((e for c, e in zip(models, found, strict=True) if c.name == teacher), None)
     metric = MAIN_METRIC[data.kind]
     rows = [
         Row(
-            name=contestant.name,
-            model=contestant.model,
+            name=model.name,
+            model=model.model,
             metrics=evaluation.metrics,
             parameters=parameters,
-            bytes=_bytes(contestant.model, parameters),
+            bytes=_bytes(model.model, parameters),
             milliseconds=milliseconds,
             kept=None
             if reference is None
             else metric.share(evaluation.metrics[metric.name], reference.metrics[metric.name]),
             agreement=_agreement(evaluation, reference),
         )
-        for contestant, parameters, evaluation, milliseconds in zip(
-            contestants, sizes, found, times, strict=True
+        for model, parameters, evaluation, milliseconds in zip(
+            models, sizes, found, times, strict=True
         )
     ]
     name = "validation" if data.test is None else "test"
@@ -250,26 +248,26 @@ def compare(
 
 
 def _load(
-    contestant: Contestant,
+    model: ComparedModel,
     spec: StageSpec,
     device: torch.device,
     adapters: Sequence[type[Sites]],
 ) -> tuple[PreTrainedModel, int]:
     """Return a model, or this process's share of it, and the number of its weights."""
-    groups = arrange(Layout(processes(1), contestant.tensor))
+    groups = arrange(Layout(processes(1), model.tensor))
     model = load_teacher(
-        contestant.model,
+        model.model,
         spec.kind,
         spec.data.classes,
-        contestant.trust_remote_code,
-        contestant.name,
+        model.trust_remote_code,
+        model.name,
         None if groups is None else shard_reader(groups.tensor),
     )
     size = count_parameters(model)
     copies = None if groups is None else groups.data
-    if contestant.placement == "replicated":
+    if model.placement == "replicated":
         return model.to(device), size
-    place_teacher(model, find_sites(model, adapters).blocks, contestant.placement, device, copies)
+    place_teacher(model, find_sites(model, adapters).blocks, model.placement, device, copies)
     return model, size
 
 

@@ -63,7 +63,7 @@ def prune(
     """
     from rich.console import Console
 
-    from gkd_core.analysis.comparison import Contestant, compare
+    from gkd_core.analysis.comparison import ComparedModel, compare
     from gkd_core.errors import ConfigError
     from gkd_core.models.load import load_teacher
     from gkd_core.models.save import save_model
@@ -91,11 +91,11 @@ def prune(
     save_model(made, spec.tokenizer, place)
     console = Console(highlight=False)
     console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)
-    contestants = [
-        Contestant(model, model, source.trust_remote_code),
-        Contestant(output, output),
+    models = [
+        ComparedModel(model, model, source.trust_remote_code),
+        ComparedModel(output, output),
     ]
-    console.print(compare(spec, contestants, model).table())
+    console.print(compare(spec, models, model).table())
 
 
 def _check_target(target: dict[str, Any]) -> None:

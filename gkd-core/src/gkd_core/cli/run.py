@@ -48,7 +48,7 @@ def run(
 
 
 def _run(resolved: Resolved, mode: Mode) -> None:
-    from gkd_core.analysis.conclusion import needs_all_ranks
+    from gkd_core.analysis.run_summary import needs_all_ranks
     from gkd_core.distributed.ranks import is_first, leave
     from gkd_core.parallel.launch import started_by_gkd
     from gkd_core.plugins import registry
@@ -68,7 +68,7 @@ def _run(resolved: Resolved, mode: Mode) -> None:
         if not together:
             leave()
         if speaks or together:
-            _conclude(run)
+            _print_summary(run)
 
 
 @contextmanager
@@ -88,20 +88,20 @@ def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
             yield directory
 
 
-def _conclude(run: Run) -> None:
+def _print_summary(run: Run) -> None:
     """Compare the models, write the report, and say where everything is."""
     from rich.console import Console
 
-    from gkd_core.analysis.conclusion import conclude
+    from gkd_core.analysis.run_summary import summarize_run
 
     console = Console()
-    conclusion = conclude(run)
-    if conclusion is None:
+    summary = summarize_run(run)
+    if summary is None:
         return
-    console.print(conclusion.comparison.table())
+    console.print(summary.comparison.table())
     for name, path in (
         ("student", run.student),
-        ("report", conclusion.report),
+        ("report", summary.report),
         ("log", run.directory / "log.txt"),
     ):
         console.print(f"{name:<8} {path}", highlight=False, markup=False, soft_wrap=True)

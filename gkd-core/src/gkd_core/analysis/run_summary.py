@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core.analysis.comparison import Comparison, Contestant, compare
+from gkd_core.analysis.comparison import ComparedModel, Comparison, compare
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
 from gkd_core.distributed.ranks import is_first
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Conclusion:
+class RunSummary:
     """The end of a run.
 
     Attributes:
@@ -33,18 +33,18 @@ class Conclusion:
 
 def needs_all_ranks(run: Run) -> bool:
     """Tell whether some model of a finished run is shared by several processes."""
-    return not all(contestant.is_whole for contestant in _contestants(run))
+    return not all(model.is_whole for model in _compared_models(run))
 
 
-def conclude(run: Run) -> Conclusion | None:
+def summarize_run(run: Run) -> RunSummary | None:
     """Compare the models of a finished run; write `results.json`, `plan.txt` and `report.html`.
 
     Every process calls this if `needs_all_ranks`; only the first writes, and returns something.
     """
     teachers = run.teachers
     first = teachers[0].called if teachers else None
-    contestants = list(_contestants(run))
-    comparison = compare(run.last, contestants, first, run.registry.sites)
+    models = list(_compared_models(run))
+    comparison = compare(run.last, models, first, run.registry.sites)
     if not is_first():
         return None
     comparison.save(run.directory / "results.json")
@@ -56,14 +56,14 @@ def conclude(run: Run) -> Conclusion | None:
         if paths is not None
         for path in paths
     ]
-    return Conclusion(comparison, write_report(run, comparison, plan, extra))
+    return RunSummary(comparison, write_report(run, comparison, plan, extra))
 
 
-def _contestants(run: Run) -> Iterator[Contestant]:
+def _compared_models(run: Run) -> Iterator[ComparedModel]:
     parallel = run.last.config.parallel
     placement: Placement = "zero3" if parallel.zero == 3 else "replicated"
     for teacher in run.teachers:
-        yield Contestant(
+        yield ComparedModel(
             teacher.called,
             teacher.trained,
             teacher.trust_remote_code,
@@ -74,4 +74,4 @@ def _contestants(run: Run) -> Iterator[Contestant]:
     if "baseline" in run.results:
         students = {"student, labels only": run.results["baseline"].student, **students}
     for name, place in students.items():
-        yield Contestant(name, place, False, parallel.tensor, placement)
+        yield ComparedModel(name, place, False, parallel.tensor, placement)
