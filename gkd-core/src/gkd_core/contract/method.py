@@ -59,7 +59,7 @@ class Method(MethodBase):
         """
         return {}
 
-    def hand_on(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    def finalize_student(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
         """Return the model that the stage hands on, made of its student. Default: the student.
 
         Called when training is over, in every rank; the student stays as it is.

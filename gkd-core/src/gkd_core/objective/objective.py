@@ -120,11 +120,11 @@ class Objective:
         ]
         return torch.stack(parts).sum()
 
-    def hand_on(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    def finalize_student(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
         """Return what the methods make of the trained student, each of what the one before made."""
         for member in self.members:
             for method in member.methods:
-                student = method.hand_on(student, directory)
+                student = method.finalize_student(student, directory)
         return student
 
     def state_dict(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Keys:
         found.append(_vocabulary(spec.tokenizer))
         own = spec.config.student.model
         if spec.follows is not None:
-            which = "untrained" if spec.name == BASELINE else spec.follows.hands_on
+            which = "untrained" if spec.name == BASELINE else spec.follows.kept_student
             found.append(f"{which} {self.of(spec.follows)}")
         elif own is not None:
             found.append(self._places(own, _revision(spec.student_config)))

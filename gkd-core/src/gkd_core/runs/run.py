@@ -154,7 +154,7 @@ class Run:
         error: BaseException | None = None
         try:
             progress = train(self, stage)
-            _save(stage.objective.hand_on(stage.student.model, folder), spec, target)
+            _save(stage.objective.finalize_student(stage.student.model, folder), spec, target)
         except BaseException as failure:
             error = failure
             raise

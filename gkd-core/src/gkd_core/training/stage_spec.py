@@ -160,7 +160,7 @@ class StageSpec:
         """What the student starts from, in words."""
         student, before = self.config.student, self.follows
         if before is not None:
-            which = "untrained" if self.name == BASELINE else before.hands_on
+            which = "untrained" if self.name == BASELINE else before.kept_student
             head = "" if before.kind == self.kind else ", with a fresh head"
             return f"the {which} student of stage {before.name}{head}"
         if student.model is not None:
@@ -180,7 +180,7 @@ class StageSpec:
         return tuple(t.called for t in self.teachers) if self.reads_teachers else ()
 
     @property
-    def hands_on(self) -> str:
+    def kept_student(self) -> str:
         """Which of its students the stage hands on: the `best` or the `last`."""
         return "best" if self.config.training.keep_best else "last"
 

@@ -183,7 +183,7 @@ class AutoDisc(Method):
             chosen = random.Random(f"{step.stage} {step.index}").sample(middle, count)
         return sorted({scales[0], *chosen, *scales[-SMALLEST:]}, reverse=True)
 
-    def hand_on(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    def finalize_student(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
         """Return the assistant, ordered for the student's slice."""
         if not self.searches or self.slicer is None or self.trial.selected is None:
             return student
