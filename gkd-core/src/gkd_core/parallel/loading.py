@@ -78,7 +78,7 @@ class ShardReader:
         """
         place = locate(model, origin)
         check_safetensors(place, kind, origin)
-        built = outline(kind, config, trust_remote_code, self.dtype)
+        built = meta_model(kind, config, trust_remote_code, self.dtype)
         try:
             checkpoint = _Checkpoint(_directory(place))
             found, missing, misfit = _match(built, checkpoint)
@@ -138,7 +138,7 @@ class StoredWeights(Mapping[str, Tensor]):
         return len(self._stored)
 
 
-def outline(
+def meta_model(
     kind: Kind,
     config: PretrainedConfig,
     trust_remote_code: bool,

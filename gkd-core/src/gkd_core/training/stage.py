@@ -278,7 +278,7 @@ def _from_teacher(
     if groups is None:
         teacher = teachers[0] if teachers else _load_teacher(spec, source, None)
     else:
-        from gkd_core.parallel.loading import StoredWeights, outline
+        from gkd_core.parallel.loading import StoredWeights
 
         teacher = outline(data.kind, source.config, source.trust_remote_code)
         weights = StoredWeights(teacher, source.trained)
