@@ -24,7 +24,7 @@ HIDDEN = Capture("hidden", 1)
 
 
 def _emphasis(found, reads):
-    return found.combiner.emphasis(reads, found.student, found.batch, found.step())
+    return found.combiner.term_scale(reads, found.student, found.batch, found.step())
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ class Uncertainty(TeacherCombiner):
             return chosen / count
         return chosen * 2 / count * (unsure + (1 - 2 * unsure) * place / (count - 1))
 
-    def emphasis(
+    def term_scale(
         self, reads: Collection[Capture], student: View, batch: Batch, step: Step
     ) -> float | Tensor:
         """Return 1 - U for a prediction, U for features."""

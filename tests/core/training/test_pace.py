@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Slow(Method):
-    """Freezes the embedding and unlocks the second block after three steps; the head is slow."""
+    """Freezes the embedding and gradual_unfreezing the second block after three steps; the head is slow."""
 
     name = "slow"
     paper = "A test"

@@ -75,7 +75,7 @@ class TeacherCombiner(MethodBase):
         """
         raise NotImplementedError
 
-    def emphasis(
+    def term_scale(
         self, reads: Collection[Capture], student: View, batch: Batch, step: Step
     ) -> float | Tensor:
         """Return what the terms of a method are multiplied by, whatever the teacher. Default: 1.

@@ -32,7 +32,7 @@ class MethodBase:
             modelling, so their tokenizers must be the same.
         batch_coupled: What it makes of a sample depends on the others of its micro-batch, so that
             accumulation changes it.
-        unlocks: What it learns reaches more of the student as training goes on. What has not been
+        gradual_unfreezing: What it learns reaches more of the student as training goes on. What has not been
             reached keeps its place: its optimizer state begins with its first gradient.
         borrows_blocks: Blocks of the teacher run in the student (`Swap`), so that both must be
             there at the same time, divided in the same way.
@@ -46,7 +46,7 @@ class MethodBase:
     needs_labels: ClassVar[bool] = False
     same_tokenizer: ClassVar[bool] = False
     batch_coupled: ClassVar[bool] = False
-    unlocks: ClassVar[bool] = False
+    gradual_unfreezing: ClassVar[bool] = False
     borrows_blocks: ClassVar[bool] = False
 
     class Config(BaseModel):

@@ -52,7 +52,7 @@ class TeacherEnsemble:
         """Return the weight of its own terms in the sum."""
         return self.weight.at(step.index, step.total)
 
-    def onlooker(self) -> TeacherEnsemble:
+    def detached_copy(self) -> TeacherEnsemble:
         """Return the same with a generator of its own, so that looking changes no draw."""
         generator = torch.Generator().set_state(self.generator.get_state())
         return replace(self, generator=generator)
@@ -108,8 +108,8 @@ class EnsembleStep:
             reads: What the method reads of a teacher.
         """
         with torch.no_grad():
-            emphasis = self.combiner.emphasis(reads, self._learned[0], self._batch, self._step)
-        weights = [weight * emphasis for weight in self.weights]
+            term_scale = self.combiner.term_scale(reads, self._learned[0], self._batch, self._step)
+        weights = [weight * term_scale for weight in self.weights]
         first, *others = answers
         return {
             name: sum(

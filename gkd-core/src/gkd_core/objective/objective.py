@@ -70,7 +70,7 @@ class Objective:
     def tells_parts_apart(self) -> bool:
         """Whether parts of the student ever learn at different rates, or not all of them do."""
         kinds = (type(owner.methods[0]) for owner in self._owners)
-        return any(k.unlocks or k.lr_factors is not MethodBase.lr_factors for k in kinds)
+        return any(k.gradual_unfreezing or k.lr_factors is not MethodBase.lr_factors for k in kinds)
 
     def plan(self, step: Step) -> StepPlan:
         """Ask every method what it wants in this step."""

@@ -62,10 +62,10 @@ class Member:
         where = step.index, step.total
         return self.outside.at(*where) * self.weight.at(*where)
 
-    def onlooker(self) -> Member:
+    def detached_copy(self) -> Member:
         """Return the same method with a generator of its own, so that looking changes no draw."""
         generator = torch.Generator().set_state(self.generator.get_state())
-        ensemble = self.ensemble.onlooker() if self.ensemble else None
+        ensemble = self.ensemble.detached_copy() if self.ensemble else None
         return replace(self, generator=generator, ensemble=ensemble)
 
 
@@ -276,7 +276,7 @@ def evaluation_changes(
 
     Only operations of the main pass that need no other pass can act there.
     """
-    plan = plan_step([member.onlooker() for member in members], step, training=False)
+    plan = plan_step([member.detached_copy() for member in members], step, training=False)
     captured = Captured({}, [{} for _ in teachers])
     return [
         change

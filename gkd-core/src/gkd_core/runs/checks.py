@@ -150,7 +150,7 @@ def preview(members: Iterable[Member], stage: str) -> StepPlan:
         MethodError: A path or pass does not exist, or two methods change the same place.
     """
     first = Step(0, 1, 0, stage, torch.Generator())
-    return plan_step([member.onlooker() for member in members], first)
+    return plan_step([member.detached_copy() for member in members], first)
 
 
 def _check_models(spec: StageSpec) -> None:
