@@ -48,7 +48,7 @@ def gkd_register_recipes() -> Iterable[Path | type[Procedure]]:
 @hookimpl
 def gkd_check_plan(plan: RunPlan) -> None:
     """Let `autodisc` refuse to search where the student is a slice itself."""
-    from gkd_methods_multiteacher.autodisc.course import check
+    from gkd_methods_multiteacher.autodisc.lifecycle import check
 
     check(plan)
 
@@ -57,7 +57,6 @@ def gkd_check_plan(plan: RunPlan) -> None:
 def gkd_stage_start(run: Run, stage: Stage) -> None:
     """Let `mt-bert` fine-tune its teachers, and `autodisc` measure importance."""
     from gkd_methods_multiteacher import cofinetuning
-    from gkd_methods_multiteacher.autodisc import course
 
     cofinetuning.begin(run, stage)
     course.begin(run, stage)
@@ -66,7 +65,7 @@ def gkd_stage_start(run: Run, stage: Stage) -> None:
 @hookimpl
 def gkd_evaluate(run: Run, stage: Stage, step: Step) -> None:
     """Let `autodisc` judge its candidates."""
-    from gkd_methods_multiteacher.autodisc.course import judge
+    from gkd_methods_multiteacher.autodisc.lifecycle import judge
 
     judge(stage, step)
 
@@ -74,7 +73,7 @@ def gkd_evaluate(run: Run, stage: Stage, step: Step) -> None:
 @hookimpl
 def gkd_stage_end(run: Run, stage: Stage, error: BaseException | None) -> None:
     """Let `autodisc` write what is known of its candidates."""
-    from gkd_methods_multiteacher.autodisc.course import conclude
+    from gkd_methods_multiteacher.autodisc.lifecycle import conclude
 
     if error is None:
         conclude(stage)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gkd_core.analysis.figures import curves
 from gkd_core.runs.directory import STAGES
-from gkd_methods_multiteacher.autodisc.course import CANDIDATES
+from gkd_methods_multiteacher.autodisc.lifecycle import CANDIDATES
 
 if TYPE_CHECKING:
     from gkd_core.runs.run import Run
