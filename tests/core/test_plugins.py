@@ -76,12 +76,12 @@ def test_methods_are_found_with_their_distribution(install, load):
 def test_plugins_are_called_in_alphabetical_order(install, load):
     hook = (
         "from gkd_core import hookimpl\n@hookimpl\n"
-        "def gkd_check_plan(plan):\n    plan.append({!r})\n"
+        "def gkd_check_outline(plan):\n    plan.append({!r})\n"
     )
     for name in ("m", "z", "a"):
         install(f"dist-{name}", **{name: hook.format(name)})
     calls = []
-    load().manager.hook.gkd_check_plan(plan=calls)
+    load().manager.hook.gkd_check_outline(plan=calls)
     assert calls == ["a", "m", "z"]
 
 
@@ -119,7 +119,7 @@ def test_a_misspelt_hook_is_an_error_that_suggests_the_right_one(install, load):
 
 
 def test_a_hook_with_an_unknown_argument_is_an_error(install, load):
-    source = "from gkd_core import hookimpl\n@hookimpl\ndef gkd_check_plan(nope):\n    pass\n"
+    source = "from gkd_core import hookimpl\n@hookimpl\ndef gkd_check_outline(nope):\n    pass\n"
     install("gkd-argument", argument=source)
     with pytest.raises(PluginError, match=r"gkd-argument 1.2(.|\n)*nope"):
         load()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.step import Step
     from gkd_core.contract.task import Task
     from gkd_core.models.sites import Sites
-    from gkd_core.runs.outline import RunPlan
+    from gkd_core.runs.outline import RunOutline
     from gkd_core.runs.run import Run
     from gkd_core.training.stage import Stage
 
@@ -72,7 +72,7 @@ def gkd_register_commands() -> Iterable[click.Command]:
 
 
 @hookspec
-def gkd_check_plan(plan: RunPlan) -> None:
+def gkd_check_outline(plan: RunOutline) -> None:
     """See what a run will compute, before any weight is loaded; raise a `GkdError` to refuse it.
 
     Args:

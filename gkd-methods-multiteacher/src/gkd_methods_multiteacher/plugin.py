@@ -10,7 +10,7 @@ from gkd_core import hookimpl
 
 if TYPE_CHECKING:
     from gkd_core import Method, Procedure, Step, TeacherCombiner
-    from gkd_core.runs.outline import RunPlan
+    from gkd_core.runs.outline import RunOutline
     from gkd_core.runs.run import Run
     from gkd_core.training.stage import Stage
 
@@ -46,7 +46,7 @@ def gkd_register_recipes() -> Iterable[Path | type[Procedure]]:
 
 
 @hookimpl
-def gkd_check_plan(plan: RunPlan) -> None:
+def gkd_check_outline(plan: RunOutline) -> None:
     """Let `autodisc` refuse to search where the student is a slice itself."""
     from gkd_methods_multiteacher.autodisc.lifecycle import check
 

@@ -24,7 +24,7 @@ from gkd_core.losses import mse, soft_labels
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import Member, plan_step, run_passes
-from gkd_core.runs.outline import RunPlan, plan_stage
+from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.testing import check_method, tiny_batch, tiny_model
 from gkd_core.training.stage import build_stage
 
@@ -292,7 +292,7 @@ def prepare(prepare_run, registry_with):
 
 def test_explain_shows_passes_and_operations(prepare):
     method = declare(written=interchanges(1), **SWAPPED)
-    text = explain(RunPlan((plan_stage(prepare(method).last),)), width=100)
+    text = explain(RunOutline((outline_stage(prepare(method).last),)), width=100)
     assert "teacher in declared@source: up to the logits" in text
     assert "student in declared@swapped: up to the logits" in text
     shown = "interchange student@swapped.hidden[1] with student@source.hidden[1]  by declared"

@@ -58,7 +58,7 @@ class Watcher:
         return [Breaks]
 
     @hookimpl
-    def gkd_check_plan(self, plan):
+    def gkd_check_outline(self, plan):
         self.calls.append(("plan", [stage.name for stage in plan.stages]))
 
     @hookimpl

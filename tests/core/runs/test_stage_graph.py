@@ -14,7 +14,7 @@ from gkd_core.config.render import to_toml
 from gkd_core.config.resolve import resolve
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import registry
-from gkd_core.runs.outline import RunPlan, plan_stage
+from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.training import loop
 from gkd_core.training import stage as stage_module
 
@@ -214,7 +214,7 @@ def test_progress_shows_the_whole_plan(prepare_run, monkeypatch):
 
 def test_explain_and_the_report_show_who_teaches_whom(prepare_run):
     run = prepare_run(file=DIAMOND)
-    plan = explain(RunPlan(tuple(plan_stage(spec) for spec in run.specs)))
+    plan = explain(RunOutline(tuple(outline_stage(spec) for spec in run.specs)))
     assert plan.startswith(
         "stages\n"
         "  1  left   soft; taught by teacher\n"

@@ -18,7 +18,7 @@ from gkd_core.models.sites import find_sites
 from gkd_core.objective.lr_factors import check_factors
 from gkd_core.objective.passes import plan_step
 from gkd_core.optim.engine import LocalEngine
-from gkd_core.runs.outline import RunPlan, plan_stage
+from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.training import loop
 from gkd_core.training.stage import build_stage
 
@@ -132,7 +132,7 @@ def test_equal_factors_of_one_part_go_together(prepare):
 
 
 def test_explain_shows_them(prepare):
-    plan = RunPlan((plan_stage(prepare("slow").last),))
+    plan = RunOutline((outline_stage(prepare("slow").last),))
     lines = explain(plan).splitlines()
     assert "  rate       embedding, block 2: frozen, for slow" in lines
     assert "             head: 0.1 x the stage's, for slow" in lines

@@ -13,14 +13,14 @@ from gkd_core.analysis.sizes import readable
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import MAIN
 from gkd_core.runs.outline import (
-    CapturePlan,
-    CombinerPlan,
-    LrFactorPlan,
-    MethodPlan,
-    OptionPlan,
-    PassPlan,
-    RunPlan,
-    StagePlan,
+    CaptureOutline,
+    CombinerOutline,
+    LrFactorOutline,
+    MethodOutline,
+    OptionOutline,
+    PassOutline,
+    RunOutline,
+    StageOutline,
 )
 from gkd_core.runs.summary import outline
 
@@ -30,7 +30,7 @@ INDENT = 13
 """Column at which the values stand."""
 
 
-def explain(plan: RunPlan, width: int = WIDTH) -> str:
+def explain(plan: RunOutline, width: int = WIDTH) -> str:
     """Return the stages, methods, options and passes of a run as text.
 
     Args:
@@ -57,7 +57,7 @@ def short_reference(paper: str) -> str:
     return f"{first}{' et al.' if several else ''} {year[0]}"
 
 
-def _stage(stage: StagePlan, number: str, width: int) -> Iterator[str]:
+def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
     size, length = stage.batch
     yield f"stage {stage.name} ({number})"
     entries = [
@@ -88,19 +88,19 @@ def _entry(name: str, value: str, width: int) -> str:
     )
 
 
-def _method(method: MethodPlan) -> Iterator[tuple[str, str]]:
+def _method(method: MethodOutline) -> Iterator[tuple[str, str]]:
     yield "method", f"{method.weight} x {method.name}, {short_reference(method.paper)}"
     yield from _options(method.name, method.options)
 
 
-def _combiner(combiner: CombinerPlan) -> Iterator[tuple[str, str]]:
+def _combiner(combiner: CombinerOutline) -> Iterator[tuple[str, str]]:
     inside = " + ".join(combiner.methods)
     paper = short_reference(combiner.paper)
     yield "combiner", f"{combiner.name} of the teachers of {inside}, {paper}"
     yield from _options(combiner.name, combiner.options)
 
 
-def _options(owner: str, options: Mapping[str, OptionPlan]) -> Iterator[tuple[str, str]]:
+def _options(owner: str, options: Mapping[str, OptionOutline]) -> Iterator[tuple[str, str]]:
     for name, option in options.items():
         for key, value in _settings(f"{owner}.{name}", option.value):
             yield "", f"{key} = {value}  ({option.origin})"
@@ -115,7 +115,7 @@ def _settings(key: str, value: Any) -> Iterator[tuple[str, str]]:
         yield key, value if isinstance(value, str) else json.dumps(value)
 
 
-def _lr_factors(factors: Sequence[LrFactorPlan]) -> Iterator[tuple[str, str]]:
+def _lr_factors(factors: Sequence[LrFactorOutline]) -> Iterator[tuple[str, str]]:
     """Yield the parts of each factor, as methods say it."""
     groups = defaultdict(list)
     for one in factors:
@@ -125,7 +125,7 @@ def _lr_factors(factors: Sequence[LrFactorPlan]) -> Iterator[tuple[str, str]]:
         yield "" if number else "rate", f"{', '.join(parts)}: {what}, for {', '.join(methods)}"
 
 
-def _pass(one: PassPlan) -> Iterator[tuple[str, str]]:
+def _pass(one: PassOutline) -> Iterator[tuple[str, str]]:
     if not one.captures:
         yield "pass", f"{one.model}: not run, nothing reads it"
         return
@@ -141,7 +141,7 @@ def _pass(one: PassPlan) -> Iterator[tuple[str, str]]:
         yield "", f"{operation.text}  by {operation.method}"
 
 
-def _shape(capture: CapturePlan) -> str:
+def _shape(capture: CaptureOutline) -> str:
     return f"[{' x '.join(map(str, capture.shape))}]"
 
 

@@ -11,7 +11,7 @@ from gkd_core.analysis.comparison import ComparedModel, Comparison, compare
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
 from gkd_core.distributed.ranks import is_first
-from gkd_core.runs.outline import RunPlan, plan_stage
+from gkd_core.runs.outline import RunOutline, outline_stage
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import Placement
@@ -48,7 +48,7 @@ def summarize_run(run: Run) -> RunSummary | None:
     if not is_first():
         return None
     comparison.save(run.directory / "results.json")
-    plan = explain(RunPlan(tuple(plan_stage(spec) for spec in run.specs)))
+    plan = explain(RunOutline(tuple(outline_stage(spec) for spec in run.specs)))
     (run.directory / "plan.txt").write_text(plan)
     extra = [
         path

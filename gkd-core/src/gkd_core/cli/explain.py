@@ -32,7 +32,7 @@ def explain(
 
     from gkd_core.analysis.explanation import explain as as_text
     from gkd_core.plugins import registry
-    from gkd_core.runs.outline import RunPlan, plan_stage
+    from gkd_core.runs.outline import RunOutline, outline_stage
     from gkd_core.runs.run import prepare_run
 
     if expression is not None and Path(expression).suffix in (".toml", ".yaml", ".yml", ".json"):
@@ -43,8 +43,8 @@ def explain(
         flags["method"] = expression
     resolved = RunOptions(files, recipe, settings, flags).resolve()
     show_warnings(resolved)
-    stages = tuple(plan_stage(spec) for spec in prepare_run(resolved, registry()))
-    plan = RunPlan(stages)
+    stages = tuple(outline_stage(spec) for spec in prepare_run(resolved, registry()))
+    plan = RunOutline(stages)
     if as_json:
         click.echo(json.dumps(plan.to_json(), indent=2))
     else:

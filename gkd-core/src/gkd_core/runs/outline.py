@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CapturePlan:
+class CaptureOutline:
     """A tensor captured in a pass.
 
     Attributes:
@@ -38,7 +38,7 @@ class CapturePlan:
 
 
 @dataclass(frozen=True)
-class OperationPlan:
+class OperationOutline:
     """A change of a pass.
 
     Attributes:
@@ -51,7 +51,7 @@ class OperationPlan:
 
 
 @dataclass(frozen=True)
-class PassPlan:
+class PassOutline:
     """One forward pass of a model in a step.
 
     Attributes:
@@ -65,12 +65,12 @@ class PassPlan:
     model: str
     name: str
     stops_after: str
-    captures: tuple[CapturePlan, ...]
-    operations: tuple[OperationPlan, ...]
+    captures: tuple[CaptureOutline, ...]
+    operations: tuple[OperationOutline, ...]
 
 
 @dataclass(frozen=True)
-class LrFactorPlan:
+class LrFactorOutline:
     """A part of the student that learns at another rate than the stage.
 
     Attributes:
@@ -85,7 +85,7 @@ class LrFactorPlan:
 
 
 @dataclass(frozen=True)
-class OptionPlan:
+class OptionOutline:
     """A method option, and where its value came from."""
 
     value: Any
@@ -93,7 +93,7 @@ class OptionPlan:
 
 
 @dataclass(frozen=True)
-class MethodPlan:
+class MethodOutline:
     """One method of the sum.
 
     Attributes:
@@ -106,11 +106,11 @@ class MethodPlan:
     name: str
     paper: str
     weight: str
-    options: Mapping[str, OptionPlan]
+    options: Mapping[str, OptionOutline]
 
 
 @dataclass(frozen=True)
-class CombinerPlan:
+class CombinerOutline:
     """What combines several teachers.
 
     Attributes:
@@ -123,11 +123,11 @@ class CombinerPlan:
     name: str
     paper: str
     methods: tuple[str, ...]
-    options: Mapping[str, OptionPlan]
+    options: Mapping[str, OptionOutline]
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class StageOutline:
     """One stage.
 
     Attributes:
@@ -159,24 +159,24 @@ class StagePlan:
     goes_on_with: str
     taught_by: tuple[str, ...]
     teachers: tuple[ModelInfo, ...]
-    methods: tuple[MethodPlan, ...]
-    combiners: tuple[CombinerPlan, ...]
-    passes: tuple[PassPlan, ...]
-    lr_factors: tuple[LrFactorPlan, ...]
+    methods: tuple[MethodOutline, ...]
+    combiners: tuple[CombinerOutline, ...]
+    passes: tuple[PassOutline, ...]
+    lr_factors: tuple[LrFactorOutline, ...]
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class RunOutline:
     """All stages of a run, in order."""
 
-    stages: tuple[StagePlan, ...]
+    stages: tuple[StageOutline, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON can hold it."""
         return asdict(self)
 
 
-def plan_stage(spec: StageSpec) -> StagePlan:
+def outline_stage(spec: StageSpec) -> StageOutline:
     """Return the plan of a stage."""
     config = spec.config
     step = preview(spec.members, spec.name)
@@ -184,7 +184,7 @@ def plan_stage(spec: StageSpec) -> StagePlan:
         -(-config.training.batch_size // config.training.accumulation),
         spec.max_length,
     )
-    return StagePlan(
+    return StageOutline(
         name=spec.name,
         method=str(spec.expression),
         method_origin=spec.origin("method"),
@@ -210,34 +210,34 @@ def _task(spec: StageSpec) -> str:
     return f"{spec.kind} on {spec.data.source}{added}"
 
 
-def _method(spec: StageSpec, member: Member) -> MethodPlan:
+def _method(spec: StageSpec, member: Member) -> MethodOutline:
     factors = [str(weight) for weight in (member.outside, member.weight)]
     weight = " * ".join(factor for factor in factors if factor != "1") or "1"
-    return MethodPlan(member.name, member.methods[0].paper, weight, _options(spec, member))
+    return MethodOutline(member.name, member.methods[0].paper, weight, _options(spec, member))
 
 
-def _combiner(spec: StageSpec, ensemble: TeacherEnsemble) -> CombinerPlan:
+def _combiner(spec: StageSpec, ensemble: TeacherEnsemble) -> CombinerOutline:
     inside = tuple(m.name for m in spec.members if m.ensemble is ensemble)
     options = _options(spec, ensemble)
-    return CombinerPlan(ensemble.name, ensemble.combiner.paper, inside, options)
+    return CombinerOutline(ensemble.name, ensemble.combiner.paper, inside, options)
 
 
-def _options(spec: StageSpec, owner: Member | TeacherEnsemble) -> dict[str, OptionPlan]:
+def _options(spec: StageSpec, owner: Member | TeacherEnsemble) -> dict[str, OptionOutline]:
     values = owner.methods[0].config.model_dump(mode="json")
     return {
-        name: OptionPlan(value, spec.origin(f"{owner.name}.{name}"))
+        name: OptionOutline(value, spec.origin(f"{owner.name}.{name}"))
         for name, value in values.items()
     }
 
 
-def _lr_factors(step: StepPlan) -> Iterable[LrFactorPlan]:
+def _lr_factors(step: StepPlan) -> Iterable[LrFactorOutline]:
     everyone = [asked for objects in step.asked.values() for asked in objects]
     for part, factor in step.lr_factors.items():
         names = (asked.member.name for asked in everyone if part in asked.lr_factors)
-        yield LrFactorPlan(part_name(part), factor, tuple(dict.fromkeys(names)))
+        yield LrFactorOutline(part_name(part), factor, tuple(dict.fromkeys(names)))
 
 
-def _passes(spec: StageSpec, step: StepPlan, batch: tuple[int, int]) -> Iterable[PassPlan]:
+def _passes(spec: StageSpec, step: StepPlan, batch: tuple[int, int]) -> Iterable[PassOutline]:
     planned = step.passes
     for number, teacher in enumerate(spec.teachers):
         for one in planned:
@@ -248,13 +248,13 @@ def _passes(spec: StageSpec, step: StepPlan, batch: tuple[int, int]) -> Iterable
 
 def _pass(
     planned: PlannedPass, info: ModelInfo, side: Side, number: int | None, batch: tuple[int, int]
-) -> Iterable[PassPlan]:
+) -> Iterable[PassOutline]:
     """Yield the pass of one model; a method's own pass only if the model takes part in it."""
     found = planned.captures(side, number)
     if not found and planned.name != MAIN:
         return
     captures = tuple(
-        CapturePlan(
+        CaptureOutline(
             str(capture),
             capture.shape(info, *batch),
             capture.bytes(info, *batch),
@@ -263,11 +263,11 @@ def _pass(
         for capture in sorted(found, key=_order)
     )
     operations = tuple(
-        OperationPlan(str(write.operation), asked.member.name)
+        OperationOutline(str(write.operation), asked.member.name)
         for asked, write in planned.writes(side, number)
     )
     last = _last(info, found, is_student=side == "student")
-    yield PassPlan(info.name, planned.name, last, captures, operations)
+    yield PassOutline(info.name, planned.name, last, captures, operations)
 
 
 def _order(capture: Capture) -> tuple[int, Capture]:

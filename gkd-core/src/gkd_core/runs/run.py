@@ -18,7 +18,7 @@ from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
 from gkd_core.runs.directory import DONE, STAGES
 from gkd_core.runs.fingerprint import Keys, StageKey
-from gkd_core.runs.outline import RunPlan, plan_stage
+from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
 from gkd_core.runs.spec_builder import SpecBuilder
@@ -109,7 +109,7 @@ class Run:
         """Tell which stages there are, if there are several, and which of them are finished."""
         if len(self.specs) > 1:
             finished = [b.name for b in self.specs if (self._folder(b) / DONE).exists()]
-            for line in outline([plan_stage(b) for b in self.specs], finished):
+            for line in outline([outline_stage(b) for b in self.specs], finished):
                 self.recorder.say(f"stage {line}")
 
     def _say_next(self, number: int, name: str, key: StageKey | None) -> None:
@@ -235,8 +235,8 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
         baseline = builder.build(_baseline(first, last), before, built)
         specs.insert(list(built).index(first.name), baseline)
     specs = [*_own_teachers(builder, specs), *specs]
-    plan = RunPlan(tuple(plan_stage(spec) for spec in specs))
-    registry.manager.hook.gkd_check_plan(plan=plan)
+    plan = RunOutline(tuple(outline_stage(spec) for spec in specs))
+    registry.manager.hook.gkd_check_outline(plan=plan)
     return specs
 
 

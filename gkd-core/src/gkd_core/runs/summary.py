@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from gkd_core.runs.outline import StagePlan
+from gkd_core.runs.outline import StageOutline
 
 
-def outline(stages: Sequence[StagePlan], finished: Collection[str] = ()) -> list[str]:
+def outline(stages: Sequence[StageOutline], finished: Collection[str] = ()) -> list[str]:
     """Return a line for each stage, with its number, its methods and what it takes from others.
 
     Args:
@@ -21,7 +21,7 @@ def outline(stages: Sequence[StagePlan], finished: Collection[str] = ()) -> list
     ]
 
 
-def _about(stage: StagePlan, finished: Collection[str]) -> str:
+def _about(stage: StageOutline, finished: Collection[str]) -> str:
     parts = [
         stage.method,
         f"taught by {', '.join(stage.taught_by)}" if stage.taught_by else "",

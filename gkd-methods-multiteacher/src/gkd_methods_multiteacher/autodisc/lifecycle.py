@@ -22,7 +22,7 @@ from gkd_methods_multiteacher.autodisc.sandwich import ASSISTANT, WHOLE, AutoDis
 
 if TYPE_CHECKING:
     from gkd_core import Step
-    from gkd_core.runs.outline import RunPlan
+    from gkd_core.runs.outline import RunOutline
     from gkd_core.runs.run import Run
     from gkd_core.training.stage import Stage
 
@@ -30,7 +30,7 @@ CANDIDATES = "candidates.json"
 """File in the directory of a stage with what is known of its candidates."""
 
 
-def check(plan: RunPlan) -> None:
+def check(plan: RunOutline) -> None:
     """Refuse to look for candidates in a student that is a slice: they would be slices of it.
 
     Raises:

@@ -11,12 +11,12 @@ import torch
 from gkd_core import hookimpl
 from gkd_core.errors import ConfigError
 from gkd_core.runs.checks import preview
-from gkd_core.runs.outline import RunPlan, plan_stage
+from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.training.stage import build_stage
 
 
 def _plan(run):
-    return plan_stage(run.last)
+    return outline_stage(run.last)
 
 
 def test_passes_name_what_is_captured_with_its_size_and_readers(prepare_run):
@@ -78,7 +78,7 @@ def test_options_tell_where_their_values_came_from(prepare_run):
 
 
 def test_plan_survives_json(prepare_run):
-    plan = RunPlan((_plan(prepare_run("method=linear(0 -> 1)*pkd+soft")),))
+    plan = RunOutline((_plan(prepare_run("method=linear(0 -> 1)*pkd+soft")),))
     text = json.dumps(plan.to_json())
     (stage,) = json.loads(text)["stages"]
     assert stage["method"] == "linear(0 -> 1, over=100%)*pkd+soft"
@@ -98,7 +98,7 @@ def test_plugin_may_refuse_a_plan_before_any_weight_is_loaded(
         """A plugin."""
 
         @hookimpl
-        def gkd_check_plan(self, plan):
+        def gkd_check_outline(self, plan):
             """Refuse plans that read logits."""
             raise ConfigError(f"no {plan.stages[0].methods[0].name} today")
 
