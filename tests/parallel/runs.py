@@ -129,7 +129,7 @@ class Borrows(Method):
 class Unlocks(Method):
     """Thaws a block in the midst of training; the embedding stays frozen and the head is slow."""
 
-    name = "gradual_unfreezing"
+    name = "unlocks"
     paper = "A test"
 
     def lr_factors(self, models, step):
@@ -139,7 +139,7 @@ class Unlocks(Method):
         return ["student.pooled", "teacher.pooled"]
 
     def loss(self, student, teacher, batch, step):
-        return {"gradual_unfreezing": (student.pooled - teacher.pooled).square().mean(-1)}
+        return {"unlocks": (student.pooled - teacher.pooled).square().mean(-1)}
 
 
 class Bursts(Method):

@@ -25,7 +25,7 @@ CASES = [
     ("kd", "teacher", ["method=kd", *TWENTY]),
     ("pkd", "teacher", ["method=pkd+soft", *TWENTY]),
     ("parts", "teacher", ["method=moves+soft", "training.accumulation=2"]),
-    ("rates", "teacher", ["method=gradual_unfreezing+soft", "training.keep_best=false"]),
+    ("rates", "teacher", ["method=unlocks+soft", "training.keep_best=false"]),
     ("one row", "teacher", ["method=pkd+soft", "training.batch_size=19", "training.clip=0"]),
     ("causal-lm", "lm-decoder", ["method=soft", "task.kind=causal-lm", "training.accumulation=4"]),
 ]
@@ -74,7 +74,7 @@ def test_offloaded_zero_trains_as_one_process_does(still, on_ranks, runs, alone,
 def test_unlocking_survives_a_change_of_layout(still, on_ranks, runs, tmp_path):
     """Parts have done different numbers of steps, and some none, when the run goes on."""
     settings = [
-        "method=gradual_unfreezing+soft",
+        "method=unlocks+soft",
         "training.keep_best=false",
         "training.checkpoint_every=2",
     ]

@@ -72,11 +72,11 @@ def gkd_register_commands() -> Iterable[click.Command]:
 
 
 @hookspec
-def gkd_check_outline(plan: RunOutline) -> None:
+def gkd_check_outline(outline: RunOutline) -> None:
     """See what a run will compute, before any weight is loaded; raise a `GkdError` to refuse it.
 
     Args:
-        plan: Stages, methods, passes, captured tensors with shape and bytes, weights.
+        outline: Stages, methods, passes, captured tensors with shape and bytes, weights.
     """
 
 

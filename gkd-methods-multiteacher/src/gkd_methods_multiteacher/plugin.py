@@ -46,7 +46,7 @@ def gkd_register_recipes() -> Iterable[Path | type[Procedure]]:
 
 
 @hookimpl
-def gkd_check_outline(plan: RunOutline) -> None:
+def gkd_check_outline(outline: RunOutline) -> None:
     """Let `autodisc` refuse to search where the student is a slice itself."""
     from gkd_methods_multiteacher.autodisc.lifecycle import check
 
@@ -59,7 +59,7 @@ def gkd_stage_start(run: Run, stage: Stage) -> None:
     from gkd_methods_multiteacher import cofinetuning
 
     cofinetuning.begin(run, stage)
-    course.begin(run, stage)
+    lifecycle.begin(run, stage)
 
 
 @hookimpl

@@ -43,11 +43,11 @@ def plain(name, student, teacher, temperature):
     def divergence(a, b):
         return (a * (a / b).log()).sum(-1)
 
-    ensemble_step = 0.3 * p + 0.7 * q
+    mixture = 0.3 * p + 0.7 * q
     return {
         "kl": lambda: divergence(p, q),
         "reverse_kl": lambda: divergence(q, p),
-        "js": lambda: 0.3 * divergence(p, ensemble_step) + 0.7 * divergence(q, ensemble_step),
+        "js": lambda: 0.3 * divergence(p, mixture) + 0.7 * divergence(q, mixture),
         "skew_kl": lambda: divergence(p, 0.2 * p + 0.8 * q),
         "total_variation": lambda: (p - q).abs().sum(-1) / 2,
         "soft_cross_entropy": lambda: -(p * q.log()).sum(-1),

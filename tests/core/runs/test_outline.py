@@ -78,7 +78,7 @@ def test_options_tell_where_their_values_came_from(prepare_run):
 
 
 def test_plan_survives_json(prepare_run):
-    plan = RunOutline((_plan(prepare_run("method=linear(0 -> 1)*pkd+soft")),))
+    outline = RunOutline((_plan(prepare_run("method=linear(0 -> 1)*pkd+soft")),))
     text = json.dumps(plan.to_json())
     (stage,) = json.loads(text)["stages"]
     assert stage["method"] == "linear(0 -> 1, over=100%)*pkd+soft"

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Slow(Method):
-    """Freezes the embedding and gradual_unfreezing the second block after three steps; the head is slow."""
+    """Freezes the embedding and unlocks the second block after three steps; the head is slow."""
 
     name = "slow"
     paper = "A test"
@@ -132,7 +132,7 @@ def test_equal_factors_of_one_part_go_together(prepare):
 
 
 def test_explain_shows_them(prepare):
-    plan = RunOutline((outline_stage(prepare("slow").last),))
+    outline = RunOutline((outline_stage(prepare("slow").last),))
     lines = explain(plan).splitlines()
     assert "  rate       embedding, block 2: frozen, for slow" in lines
     assert "             head: 0.1 x the stage's, for slow" in lines

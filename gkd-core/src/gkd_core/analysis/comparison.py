@@ -50,7 +50,7 @@ BREAKABLE = re.compile(r"[^ +]*[ +]|[^ +]+")
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """A model to compare.
+    """A model to compare_models.
 
     Attributes:
         name: What the table calls it.
@@ -188,7 +188,7 @@ class Comparison:
         return [(n, show) for n, show in columns if any(show(row) != NONE for row in self.rows)]
 
 
-def compare(
+def compare_models(
     spec: StageSpec,
     models: Sequence[ComparedModel],
     teacher: str | None,

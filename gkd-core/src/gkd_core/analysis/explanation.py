@@ -22,7 +22,7 @@ from gkd_core.runs.outline import (
     RunOutline,
     StageOutline,
 )
-from gkd_core.runs.summary import outline
+from gkd_core.runs.summary import stage_summary
 
 YEAR = re.compile(r"(?<!:)\b(?:19|20)\d\d\b(?!\.)")
 WIDTH = 80
@@ -30,7 +30,7 @@ INDENT = 13
 """Column at which the values stand."""
 
 
-def explain(plan: RunOutline, width: int = WIDTH) -> str:
+def explain(outline: RunOutline, width: int = WIDTH) -> str:
     """Return the stages, methods, options and passes of a run as text.
 
     Args:
@@ -42,7 +42,7 @@ def explain(plan: RunOutline, width: int = WIDTH) -> str:
         "\n".join(_stage(stage, f"{number} of {total}", width))
         for number, stage in enumerate(plan.stages, start=1)
     ]
-    graph = ["\n".join(["stages", *(f"  {line}" for line in outline(plan.stages))])]
+    graph = ["\n".join(["stages", *(f"  {line}" for line in stage_summary(outline.stages))])]
     return "\n\n".join([*(graph if total > 1 else []), *stages])
 
 

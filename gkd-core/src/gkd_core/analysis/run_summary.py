@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core.analysis.comparison import ComparedModel, Comparison, compare
+from gkd_core.analysis.comparison import ComparedModel, Comparison, compare_models
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
 from gkd_core.distributed.ranks import is_first
@@ -44,7 +44,7 @@ def summarize_run(run: Run) -> RunSummary | None:
     teachers = run.teachers
     first = teachers[0].called if teachers else None
     models = list(_compared_models(run))
-    comparison = compare(run.last, models, first, run.registry.sites)
+    comparison = compare_models(run.last, models, first, run.registry.sites)
     if not is_first():
         return None
     comparison.save(run.directory / "results.json")

@@ -37,14 +37,14 @@ def evaluate(
     """
     from rich.console import Console
 
-    from gkd_core.analysis.comparison import ComparedModel, compare
+    from gkd_core.analysis.comparison import ComparedModel, compare_models
     from gkd_core.plugins import registry
     from gkd_core.runs.spec_builder import SpecBuilder
 
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
     show_warnings(resolved)
     spec = SpecBuilder(registry()).draw(_alone(resolved.stages[-1], directory, data))
-    comparison = compare(spec, [ComparedModel(directory, directory)], None)
+    comparison = compare_models(spec, [ComparedModel(directory, directory)], None)
     if as_json:
         click.echo(json.dumps(asdict(comparison), indent=2))
     else:

@@ -44,7 +44,7 @@ def explain(
     resolved = RunOptions(files, recipe, settings, flags).resolve()
     show_warnings(resolved)
     stages = tuple(outline_stage(spec) for spec in prepare_run(resolved, registry()))
-    plan = RunOutline(stages)
+    outline = RunOutline(stages)
     if as_json:
         click.echo(json.dumps(plan.to_json(), indent=2))
     else:

@@ -63,7 +63,7 @@ def prune(
     """
     from rich.console import Console
 
-    from gkd_core.analysis.comparison import ComparedModel, compare
+    from gkd_core.analysis.comparison import ComparedModel, compare_models
     from gkd_core.errors import ConfigError
     from gkd_core.models.load import load_teacher
     from gkd_core.models.save import save_model
@@ -95,7 +95,7 @@ def prune(
         ComparedModel(model, model, source.trust_remote_code),
         ComparedModel(output, output),
     ]
-    console.print(compare(spec, models, model).table())
+    console.print(compare_models(spec, models, model).table())
 
 
 def _check_target(target: dict[str, Any]) -> None:

@@ -32,8 +32,8 @@ class MethodBase:
             modelling, so their tokenizers must be the same.
         batch_coupled: What it makes of a sample depends on the others of its micro-batch, so that
             accumulation changes it.
-        gradual_unfreezing: What it learns reaches more of the student as training goes on. What has not been
-            reached keeps its place: its optimizer state begins with its first gradient.
+        gradual_unfreezing: It trains more parts of the student as training goes on. Parts not
+            reached yet have no optimizer state.
         borrows_blocks: Blocks of the teacher run in the student (`Swap`), so that both must be
             there at the same time, divided in the same way.
         config: Its options.

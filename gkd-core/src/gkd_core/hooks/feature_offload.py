@@ -1,8 +1,7 @@
 """`FeatureOffload`: host memory in which tensors of a GPU wait until they are needed again.
 
-Teachers run one after the other, and so are their terms computed. But what was captured of them all
-would be on the device until the terms are computed, and what these keep for the backward pass until
-that is over. Here one teacher at a time has its tensors on the device.
+Teachers run sequentially, but their captured tensors would otherwise all stay on the GPU until the
+backward pass is over. Here only one teacher at a time has its tensors on the device.
 """
 
 from __future__ import annotations
@@ -79,13 +78,13 @@ class FeatureOffload:
 class OffloadedFeatures:
     """What was captured in a pass, in host memory."""
 
-    def __init__(self, features: Features, feature_offload: FeatureOffload) -> None:
-        self._parking = feature_offload
-        self._features = features.moved(_once(feature_offload.leave))
+    def __init__(self, features: Features, offload: FeatureOffload) -> None:
+        self._offload = offload
+        self._features = features.moved(_once(offload.leave))
 
     def fetch(self, captures: Container[Capture]) -> Features:
         """Return some of it, on the device."""
-        return self._features.moved(_once(self._parking.fetch), captures)
+        return self._features.moved(_once(self._offload.fetch), captures)
 
 
 class _Saved(NamedTuple):

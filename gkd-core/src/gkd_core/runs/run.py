@@ -22,7 +22,7 @@ from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
 from gkd_core.runs.spec_builder import SpecBuilder
-from gkd_core.runs.summary import outline
+from gkd_core.runs.summary import stage_summary
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
@@ -109,7 +109,7 @@ class Run:
         """Tell which stages there are, if there are several, and which of them are finished."""
         if len(self.specs) > 1:
             finished = [b.name for b in self.specs if (self._folder(b) / DONE).exists()]
-            for line in outline([outline_stage(b) for b in self.specs], finished):
+            for line in stage_summary([outline_stage(b) for b in self.specs], finished):
                 self.recorder.say(f"stage {line}")
 
     def _say_next(self, number: int, name: str, key: StageKey | None) -> None:
@@ -235,8 +235,8 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
         baseline = builder.build(_baseline(first, last), before, built)
         specs.insert(list(built).index(first.name), baseline)
     specs = [*_own_teachers(builder, specs), *specs]
-    plan = RunOutline(tuple(outline_stage(spec) for spec in specs))
-    registry.manager.hook.gkd_check_outline(plan=plan)
+    outline = RunOutline(tuple(outline_stage(spec) for spec in specs))
+    registry.manager.hook.gkd_check_outline(outline=outline)
     return specs
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from gkd_core.runs.outline import StageOutline
 
 
-def outline(stages: Sequence[StageOutline], finished: Collection[str] = ()) -> list[str]:
+def stage_summary(stages: Sequence[StageOutline], finished: Collection[str] = ()) -> list[str]:
     """Return a line for each stage, with its number, its methods and what it takes from others.
 
     Args:

@@ -181,6 +181,7 @@ def assemble_stage(
         config.seed,
         config.training.length_bucketing,
     )
+    offloads = device.type != "cpu" and len(teachers) > 1
     total = config.training.steps or config.training.epochs * sampler.steps_per_epoch
     sites = find_sites(student.model, registry.sites)
     parts = find_parts(sites) if objective.tells_parts_apart else {}
@@ -278,9 +279,9 @@ def _from_teacher(
     if groups is None:
         teacher = teachers[0] if teachers else _load_teacher(spec, source, None)
     else:
-        from gkd_core.parallel.loading import StoredWeights
+        from gkd_core.parallel.loading import StoredWeights, meta_model
 
-        teacher = outline(data.kind, source.config, source.trust_remote_code)
+        teacher = meta_model(data.kind, source.config, source.trust_remote_code)
         weights = StoredWeights(teacher, source.trained)
     config = spec.config
     made = build_student(

@@ -30,7 +30,7 @@ CANDIDATES = "candidates.json"
 """File in the directory of a stage with what is known of its candidates."""
 
 
-def check(plan: RunOutline) -> None:
+def check(outline: RunOutline) -> None:
     """Refuse to look for candidates in a student that is a slice: they would be slices of it.
 
     Raises:
