@@ -50,7 +50,7 @@ def gkd_check_outline(outline: RunOutline) -> None:
     """Let `autodisc` refuse to search where the student is a slice itself."""
     from gkd_methods_multiteacher.autodisc.lifecycle import check
 
-    check(plan)
+    check(outline)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The plan of a run: what `gkd explain` prints and plugins may refuse."""
+"""The outline of a run: what `gkd explain` prints and plugins may refuse."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def _plan(run):
 
 
 def test_passes_name_what_is_captured_with_its_size_and_readers(prepare_run):
-    plan = _plan(prepare_run("method=pkd+soft+kd", "training.accumulation=2"))
-    teacher, student = plan.passes
-    assert plan.batch == (8, 32)
+    outline = _plan(prepare_run("method=pkd+soft+kd", "training.accumulation=2"))
+    teacher, student = outline.passes
+    assert outline.batch == (8, 32)
     assert [c.path for c in teacher.captures] == ["hidden[2]|cls", "logits"]
     assert [c.path for c in student.captures] == ["hidden[1]|cls", "logits"]
     hidden, logits = teacher.captures
@@ -54,23 +54,23 @@ def test_passes_say_where_they_end(prepare_run, method, teacher, student):
 
 
 def test_teacher_that_nobody_reads_does_not_run(prepare_run):
-    plan = _plan(prepare_run("method=hard"))
-    teacher, student = plan.passes
+    outline = _plan(prepare_run("method=hard"))
+    teacher, student = outline.passes
     assert (teacher.stops_after, teacher.captures) == ("nothing", ())
     assert student.stops_after == "the logits"
 
 
 def test_every_teacher_has_a_pass_of_its_own(prepare_run, world, tmp_path):
     shutil.copytree(world / "teacher", tmp_path / "second")
-    plan = _plan(prepare_run("method=soft", teachers=("teacher", tmp_path / "second")))
-    assert [one.model for one in plan.passes] == ["teacher", "second", "student"]
+    outline = _plan(prepare_run("method=soft", teachers=("teacher", tmp_path / "second")))
+    assert [one.model for one in outline.passes] == ["teacher", "second", "student"]
 
 
 def test_options_tell_where_their_values_came_from(prepare_run):
-    plan = _plan(
+    outline = _plan(
         prepare_run("method=2*soft", "soft.temperature=2", file="[soft]\nscale_t2 = false\n")
     )
-    (method,) = plan.methods
+    (method,) = outline.methods
     assert method.weight == "2"
     assert method.options["temperature"].value == 2.0
     assert method.options["temperature"].origin == "--set"
@@ -79,7 +79,7 @@ def test_options_tell_where_their_values_came_from(prepare_run):
 
 def test_plan_survives_json(prepare_run):
     outline = RunOutline((_plan(prepare_run("method=linear(0 -> 1)*pkd+soft")),))
-    text = json.dumps(plan.to_json())
+    text = json.dumps(outline.to_json())
     (stage,) = json.loads(text)["stages"]
     assert stage["method"] == "linear(0 -> 1, over=100%)*pkd+soft"
     assert stage["passes"][0]["captures"][0]["path"] == "hidden[2]|cls"
@@ -98,9 +98,9 @@ def test_plugin_may_refuse_a_plan_before_any_weight_is_loaded(
         """A plugin."""
 
         @hookimpl
-        def gkd_check_outline(self, plan):
+        def gkd_check_outline(self, outline):
             """Refuse plans that read logits."""
-            raise ConfigError(f"no {plan.stages[0].methods[0].name} today")
+            raise ConfigError(f"no {outline.stages[0].methods[0].name} today")
 
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", None)
     with pytest.raises(ConfigError, match="no soft today"):

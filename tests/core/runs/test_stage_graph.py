@@ -214,8 +214,8 @@ def test_progress_shows_the_whole_plan(prepare_run, monkeypatch):
 
 def test_explain_and_the_report_show_who_teaches_whom(prepare_run):
     run = prepare_run(file=DIAMOND)
-    plan = explain(RunOutline(tuple(outline_stage(spec) for spec in run.specs)))
-    assert plan.startswith(
+    outline = explain(RunOutline(tuple(outline_stage(spec) for spec in run.specs)))
+    assert outline.startswith(
         "stages\n"
         "  1  left   soft; taught by teacher\n"
         "  2  right  soft; taught by teacher\n"

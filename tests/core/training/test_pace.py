@@ -127,16 +127,16 @@ def test_two_factors_of_one_part_are_refused_before_weights_are_loaded(prepare):
 
 def test_equal_factors_of_one_part_go_together(prepare):
     members = prepare("slow+soft").last.members
-    plan = plan_step(members, Step(3, 9, 0, "distil", torch.Generator()))
-    assert plan.lr_factors == {"embedding": 0.0, "head": 0.1}
+    outline = plan_step(members, Step(3, 9, 0, "distil", torch.Generator()))
+    assert outline.lr_factors == {"embedding": 0.0, "head": 0.1}
 
 
 def test_explain_shows_them(prepare):
     outline = RunOutline((outline_stage(prepare("slow").last),))
-    lines = explain(plan).splitlines()
+    lines = explain(outline).splitlines()
     assert "  rate       embedding, block 2: frozen, for slow" in lines
     assert "             head: 0.1 x the stage's, for slow" in lines
-    assert plan.to_json()["stages"][0]["lr_factors"][0] == {
+    assert outline.to_json()["stages"][0]["lr_factors"][0] == {
         "part": "embedding",
         "factor": 0.0,
         "methods": ("slow",),

@@ -50,7 +50,7 @@ BREAKABLE = re.compile(r"[^ +]*[ +]|[^ +]+")
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """A model to compare_models.
+    """A model to compare.
 
     Attributes:
         name: What the table calls it.

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: what `gkd explain` prints and `plan.txt` keeps."""
+"""An outline as a person reads it: what `gkd explain` prints and `outline.txt` keeps."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def explain(outline: RunOutline, width: int = WIDTH) -> str:
     """Return the stages, methods, options and passes of a run as text.
 
     Args:
-        plan: The run.
+        outline: The run.
         width: Columns; what cannot be broken may stand over.
     """
-    total = len(plan.stages)
+    total = len(outline.stages)
     stages = [
         "\n".join(_stage(stage, f"{number} of {total}", width))
-        for number, stage in enumerate(plan.stages, start=1)
+        for number, stage in enumerate(outline.stages, start=1)
     ]
     graph = ["\n".join(["stages", *(f"  {line}" for line in stage_summary(outline.stages))])]
     return "\n\n".join([*(graph if total > 1 else []), *stages])

@@ -33,13 +33,13 @@ pre { background: #f6f7f9; padding: 1rem; overflow-x: auto; font-size: .85rem }
 """
 
 
-def write_report(run: Run, comparison: Comparison, plan: str, extra: Sequence[Path]) -> Path:
+def write_report(run: Run, comparison: Comparison, outline: str, extra: Sequence[Path]) -> Path:
     """Write the report of a run.
 
     Args:
         run: The finished run.
         comparison: The models side by side.
-        plan: What was computed, as `gkd explain` prints it.
+        outline: What was computed, as `gkd explain` prints it.
         extra: Files that plugins add; linked.
     """
     lines = (run.directory / METRICS).read_text().splitlines()
@@ -56,7 +56,7 @@ def write_report(run: Run, comparison: Comparison, plan: str, extra: Sequence[Pa
         "<h2>Training</h2>",
         _figure(figures.validation(entries, comparison.metric), "on the validation rows"),
         *(_figure(png, f"losses of stage {s}") for s, png in figures.losses(entries).items()),
-        f"<h2>What was computed</h2><pre>{escape(plan)}</pre>",
+        f"<h2>What was computed</h2><pre>{escape(outline)}</pre>",
         f"<h2>Configuration</h2><pre>{escape((run.directory / 'config.toml').read_text())}</pre>",
         *_links(extra),
     ]

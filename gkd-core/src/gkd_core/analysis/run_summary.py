@@ -37,7 +37,7 @@ def needs_all_ranks(run: Run) -> bool:
 
 
 def summarize_run(run: Run) -> RunSummary | None:
-    """Compare the models of a finished run; write `results.json`, `plan.txt` and `report.html`.
+    """Compare the models of a finished run; write `results.json`, `outline.txt` and `report.html`.
 
     Every process calls this if `needs_all_ranks`; only the first writes, and returns something.
     """
@@ -48,15 +48,15 @@ def summarize_run(run: Run) -> RunSummary | None:
     if not is_first():
         return None
     comparison.save(run.directory / "results.json")
-    plan = explain(RunOutline(tuple(outline_stage(spec) for spec in run.specs)))
-    (run.directory / "plan.txt").write_text(plan)
+    outline = explain(RunOutline(tuple(outline_stage(spec) for spec in run.specs)))
+    (run.directory / "outline.txt").write_text(outline)
     extra = [
         path
         for paths in run.registry.manager.hook.gkd_report(run=run)
         if paths is not None
         for path in paths
     ]
-    return RunSummary(comparison, write_report(run, comparison, plan, extra))
+    return RunSummary(comparison, write_report(run, comparison, outline, extra))
 
 
 def _compared_models(run: Run) -> Iterator[ComparedModel]:

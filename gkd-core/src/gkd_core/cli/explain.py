@@ -46,6 +46,6 @@ def explain(
     stages = tuple(outline_stage(spec) for spec in prepare_run(resolved, registry()))
     outline = RunOutline(stages)
     if as_json:
-        click.echo(json.dumps(plan.to_json(), indent=2))
+        click.echo(json.dumps(outline.to_json(), indent=2))
     else:
-        click.echo(as_text(plan, Console().width))
+        click.echo(as_text(outline, Console().width))

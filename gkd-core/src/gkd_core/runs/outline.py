@@ -172,12 +172,12 @@ class RunOutline:
     stages: tuple[StageOutline, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON can hold it."""
+        """Return the outline as JSON can hold it."""
         return asdict(self)
 
 
 def outline_stage(spec: StageSpec) -> StageOutline:
-    """Return the plan of a stage."""
+    """Return the outline of a stage."""
     config = spec.config
     step = preview(spec.members, spec.name)
     batch = (

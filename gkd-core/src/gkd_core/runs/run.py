@@ -217,7 +217,7 @@ def _save(model: PreTrainedModel, spec: StageSpec, target: Path) -> None:
 
 
 def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
-    """Return the specs of a run's stages, after letting plugins see the plan.
+    """Return the specs of a run's stages, after letting plugins see the outline.
 
     Nothing is loaded or written but the untrained model of a task's own teacher.
 

@@ -11,7 +11,7 @@ def stage_summary(stages: Sequence[StageOutline], finished: Collection[str] = ()
     """Return a line for each stage, with its number, its methods and what it takes from others.
 
     Args:
-        stages: The plan of each.
+        stages: The outline of each.
         finished: Names of those that are finished.
     """
     width = max(len(stage.name) for stage in stages)

@@ -36,7 +36,7 @@ def check(outline: RunOutline) -> None:
     Raises:
         ConfigError: A stage does both.
     """
-    for stage in plan.stages:
+    for stage in outline.stages:
         for method in stage.methods:
             if method.name != AutoDisc.name or stage.scale is None:
                 continue
