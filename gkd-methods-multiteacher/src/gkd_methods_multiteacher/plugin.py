@@ -57,6 +57,7 @@ def gkd_check_outline(outline: RunOutline) -> None:
 def gkd_stage_start(run: Run, stage: Stage) -> None:
     """Let `mt-bert` fine-tune its teachers, and `autodisc` measure importance."""
     from gkd_methods_multiteacher import cofinetuning
+    from gkd_methods_multiteacher.autodisc import lifecycle
 
     cofinetuning.begin(run, stage)
     lifecycle.begin(run, stage)
@@ -73,10 +74,10 @@ def gkd_evaluate(run: Run, stage: Stage, step: Step) -> None:
 @hookimpl
 def gkd_stage_end(run: Run, stage: Stage, error: BaseException | None) -> None:
     """Let `autodisc` write what is known of its candidates."""
-    from gkd_methods_multiteacher.autodisc.lifecycle import conclude
+    from gkd_methods_multiteacher.autodisc.lifecycle import write_candidates
 
     if error is None:
-        conclude(stage)
+        write_candidates(stage)
 
 
 @hookimpl

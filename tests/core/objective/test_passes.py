@@ -80,9 +80,9 @@ def make(*methods):
 def run(*methods):
     """Run the passes of a step; return the views of the first method."""
     members, student, teacher = make(*methods)
-    outline = plan_step(members, STEP)
-    captured = run_passes(outline, student, [teacher], BATCH, STEP)
-    return captured.views(outline.asked[methods[0].name][0])
+    plan = plan_step(members, STEP)
+    captured = run_passes(plan, student, [teacher], BATCH, STEP)
+    return captured.views(plan.asked[methods[0].name][0])
 
 
 def declare(**attributes):
@@ -181,10 +181,10 @@ class Adversarial(Declared):
 
 def test_a_discarded_backward_gives_a_direction_and_no_parameter_a_gradient():
     members, student, teacher = make(Adversarial)
-    objective, outline = Objective(members), plan_step(members, STEP)
-    captured = run_passes(outline, student, [teacher], BATCH, STEP)
+    objective, plan = Objective(members), plan_step(members, STEP)
+    captured = run_passes(plan, student, [teacher], BATCH, STEP)
     assert all(parameter.grad is None for parameter in student.model.parameters())
-    objective.terms(captured, BATCH, STEP, outline)
+    objective.terms(captured, BATCH, STEP, plan)
     ((plain, moved),) = members[0].methods[0].losses
     assert plain < moved < plain + 1e-2
 
@@ -209,9 +209,9 @@ def test_the_student_with_all_blocks_swapped_is_the_teachers_body():
         Swap("student.block[4]", Skip()),
     ]
     members = [make(declare(written=written))[0][0]]
-    outline = plan_step(members, STEP)
-    captured = run_passes(outline, student, [teacher], batch, STEP)
-    learned, known = captured.views(outline.asked["declared"][0])
+    plan = plan_step(members, STEP)
+    captured = run_passes(plan, student, [teacher], batch, STEP)
+    learned, known = captured.views(plan.asked["declared"][0])
     assert torch.equal(learned.logits, known.logits)
 
 
@@ -328,7 +328,7 @@ def test_an_operation_of_evaluations_changes_the_metrics_and_not_the_training(pr
 def test_a_step_with_passes_is_trained_and_resumed_like_any_other(prepare, tmp_path):
     run_ = prepare(Adversarial, expression="adversarial+soft")
     stage = build_stage(run_.last, run_.registry, tmp_path / "stage", None)
-    assert [p.name for p in stage.objective.outline(STEP).passes] == ["main", "adversarial@moved"]
+    assert [p.name for p in stage.objective.plan(STEP).passes] == ["main", "adversarial@moved"]
     run_.execute()
     assert run_.results["distil"].steps == 6
 
@@ -347,7 +347,7 @@ def test_mse_between_passes_is_a_consistency_loss():
             return {self.name: mse(student.logits, noisy, batch.samples)}
 
     members, student, _ = make(Consistent)
-    outline = plan_step(members, STEP)
-    captured = run_passes(outline, student, [], BATCH, STEP)
-    (term,) = Objective(members).terms(captured, BATCH, STEP, outline).values()
+    plan = plan_step(members, STEP)
+    captured = run_passes(plan, student, [], BATCH, STEP)
+    (term,) = Objective(members).terms(captured, BATCH, STEP, plan).values()
     assert term.values.min() > 0

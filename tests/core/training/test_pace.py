@@ -127,8 +127,8 @@ def test_two_factors_of_one_part_are_refused_before_weights_are_loaded(prepare):
 
 def test_equal_factors_of_one_part_go_together(prepare):
     members = prepare("slow+soft").last.members
-    outline = plan_step(members, Step(3, 9, 0, "distil", torch.Generator()))
-    assert outline.lr_factors == {"embedding": 0.0, "head": 0.1}
+    plan = plan_step(members, Step(3, 9, 0, "distil", torch.Generator()))
+    assert plan.lr_factors == {"embedding": 0.0, "head": 0.1}
 
 
 def test_explain_shows_them(prepare):

@@ -196,9 +196,7 @@ def assemble_stage(
         teachers=extractors,
         objective=objective,
         engine=make_engine(student.model, objective.modules, config, total, device, parts),
-        feature_offload=FeatureOffload(device)
-        if device.type != "cpu" and len(teachers) > 1
-        else None,
+        feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
         validation=encode(data.validation, *tokens),
         collator=Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed),

@@ -1,4 +1,4 @@
-"""What happens around the steps of a stage with `autodisc`: measure, judge, conclude."""
+"""What happens around the steps of a stage with `autodisc`: measure, judge, write_candidates."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def judge(stage: Stage, step: Step) -> None:
             save_weights(stage.student.model, stage.directory / ASSISTANT)
 
 
-def conclude(stage: Stage) -> None:
+def write_candidates(stage: Stage) -> None:
     """Write what is known of the candidates."""
     for method in _methods(stage):
         if method.searches and method.slicer is not None and is_first():
