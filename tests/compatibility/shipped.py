@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from gkd_core.data.task import OwnTeacher
+from gkd_core.data.task import DefaultTeacher
 
 from gkd_core import Split, Task, TaskData, hookimpl
 
@@ -33,11 +33,11 @@ class Shipped(Task):
             source="numbers",
         )
 
-    def own_teacher(self, data, size="large"):
+    def default_teacher(self, data, size="large"):
         """Return the teacher of the world, to be trained."""
         world = Path("world/teacher").resolve()
         training = {"epochs": 1, "batch_size": 8, "lr": 0.3, "eps": 1.0}
-        return OwnTeacher(lambda directory: shutil.copytree(world, directory), training)
+        return DefaultTeacher(lambda directory: shutil.copytree(world, directory), training)
 
 
 @hookimpl

@@ -124,8 +124,14 @@ def test_language_modelling_gets_the_same_text_without_labels(data, kind):
     [
         ({"train": "a.csv"}, "task.train"),
         ({"kind": "regression"}, "kind"),
-        ({"kind": "causal-lm", "own_teacher": "encoder"}, "own_teacher.*cannot do.*causal-lm"),
-        ({"kind": "masked-lm", "own_teacher": "decoder"}, "own_teacher.*cannot do.*masked-lm"),
+        (
+            {"kind": "causal-lm", "default_teacher": "encoder"},
+            "default_teacher.*cannot do.*causal-lm",
+        ),
+        (
+            {"kind": "masked-lm", "default_teacher": "decoder"},
+            "default_teacher.*cannot do.*masked-lm",
+        ),
     ],
 )
 def test_settings_of_other_tasks_are_refused(settings, named):
@@ -142,10 +148,10 @@ def test_defaults_fit_the_schema_and_the_kind(kind):
 
 @pytest.mark.parametrize("family", ["encoder", "decoder"])
 def test_small_own_teacher_is_smaller_and_shares_the_tokenizer(data, tmp_path, family):
-    task = Embedded(TaskConfig(own_teacher=family))
+    task = Embedded(TaskConfig(default_teacher=family))
     counts = []
     for size in ("small", "large"):
-        task.own_teacher(data, size).build(tmp_path / size)
+        task.default_teacher(data, size).build(tmp_path / size)
         model = MODELS[family, "classification"].from_pretrained(tmp_path / size)
         counts.append(model.num_parameters())
     assert counts[0] < counts[1]
@@ -156,7 +162,7 @@ def test_small_own_teacher_is_smaller_and_shares_the_tokenizer(data, tmp_path, f
 @pytest.mark.parametrize(("family", "kind"), MODELS)
 def test_own_teacher_loads_as_a_hugging_face_directory(data, tmp_path, family, kind):
     rows = data if kind == "classification" else without_labels(data, kind)
-    own = Embedded(TaskConfig(kind=kind, own_teacher=family)).own_teacher(rows)
+    own = Embedded(TaskConfig(kind=kind, default_teacher=family)).default_teacher(rows)
     TrainingConfig(**own.training)
     own.build(tmp_path / "a")
     own.build(tmp_path / "b")
@@ -179,14 +185,14 @@ def test_own_teacher_loads_as_a_hugging_face_directory(data, tmp_path, family, k
     ("settings", "expected"),
     [
         ({}, "bert"),
-        ({"own_teacher": "decoder"}, "llama"),
+        ({"default_teacher": "decoder"}, "llama"),
         ({"kind": "masked-lm"}, "bert"),
         ({"kind": "causal-lm"}, "llama"),
     ],
 )
 def test_own_teacher_is_of_the_family_that_is_asked_for(data, tmp_path, settings, expected):
     task = Embedded(TaskConfig(**settings))
-    task.own_teacher(task.load("masked-lm", 0)).build(tmp_path / "model")
+    task.default_teacher(task.load("masked-lm", 0)).build(tmp_path / "model")
     assert AutoConfig.from_pretrained(tmp_path / "model").model_type == expected
 
 
@@ -194,7 +200,7 @@ def test_own_teacher_is_of_the_family_that_is_asked_for(data, tmp_path, settings
 def test_own_teachers_of_a_family_share_shape_and_tokenizer(data, tmp_path, family, kind):
     plain = without_labels(data, kind)
     for name, rows in (("classifier", data), ("lm", plain)):
-        Embedded(TaskConfig(own_teacher=family)).own_teacher(rows).build(tmp_path / name)
+        Embedded(TaskConfig(default_teacher=family)).default_teacher(rows).build(tmp_path / name)
     mine, other = (load_tokenizer(str(tmp_path / n), False, "test") for n in ("classifier", "lm"))
     assert tokenizer_mismatch(mine, other) is None
     assert mine.model_input_names == other.model_input_names

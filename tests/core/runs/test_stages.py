@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from gkd_core import hookimpl
-from gkd_core.contract.task import OwnTeacher
+from gkd_core.contract.task import DefaultTeacher
 from gkd_core.data.files import Files
 from gkd_core.errors import ConfigError
 from gkd_core.training.checkpoint import load_checkpoint
@@ -196,7 +196,7 @@ class WithTeacher(Files):
 
     name = "with-teacher"
 
-    def own_teacher(self, data, size):
+    def default_teacher(self, data, size):
         source = self.config.train.replace("train.jsonl", "lm-teacher")
 
         def build(directory):
@@ -206,7 +206,7 @@ class WithTeacher(Files):
             model.save_pretrained(directory)
             AutoTokenizer.from_pretrained(source).save_pretrained(directory)
 
-        return OwnTeacher(build, {"steps": 3, "batch_size": 8, "lr": 1e-3})
+        return DefaultTeacher(build, {"steps": 3, "batch_size": 8, "lr": 1e-3})
 
 
 class TaskPlugin:
@@ -237,7 +237,7 @@ def own_teacher_run(prepare_run, registry_with, tmp_path, monkeypatch):
 
 
 def _taught(run):
-    return load_file(run.last.teachers[0].home.trained / SAVED)
+    return load_file(run.last.teachers[0].store.trained / SAVED)
 
 
 def test_own_teacher_is_trained_first_and_only_once(own_teacher_run):
@@ -266,7 +266,7 @@ def test_own_teacher_is_the_same_whatever_the_run_asks_for(own_teacher_run, tmp_
 
 def test_own_teacher_of_other_lengths_is_another(own_teacher_run):
     short, long = (own_teacher_run(f"task.max_length={n}", directory=str(n)) for n in (8, 32))
-    assert short.last.teachers[0].home.trained != long.last.teachers[0].home.trained
+    assert short.last.teachers[0].store.trained != long.last.teachers[0].store.trained
 
 
 def test_own_teacher_is_shared_by_all_stages(own_teacher_run):

@@ -34,10 +34,11 @@ class TeacherConfig(Section):
     model: str | None = Field(
         None,
         description="Directory or hub id, or `stage:NAME`: the student of an earlier stage. "
-        "Without one the task's own teacher is trained.",
+        "Without one the task's default teacher is trained.",
     )
     size: TeacherSize = Field(
-        "large", description="Which of the task's own teachers it is, where no `model` is named."
+        "large",
+        description="Which of the task's default teachers it is, where no `model` is named.",
     )
     name: str = Field(
         "teacher", pattern=r"^[a-z][a-z0-9_-]*$", description="Name in paths and reports."
@@ -183,9 +184,9 @@ class TaskConfig(Section):
     augment_candidates: Positive = Field(
         15, description="Likeliest words among which a replacement is drawn."
     )
-    own_teacher: Literal["encoder", "decoder"] | None = Field(
+    default_teacher: Literal["encoder", "decoder"] | None = Field(
         None,
-        description="What the embedded task's own teacher is. Default: what the stage before "
+        description="What the embedded task's default teacher is. Default: what the stage before "
         "handed on; a decoder for causal-lm, else an encoder.",
     )
 

@@ -55,7 +55,7 @@ class TaskData:
 
 
 @dataclass(frozen=True)
-class OwnTeacher:
+class DefaultTeacher:
     """A teacher that core trains on the labels of the task, once.
 
     Attributes:
@@ -77,7 +77,7 @@ class Task:
     Attributes:
         name: What `task.name` accepts.
         config: The settings. Core writes `masked-lm` or `causal-lm` where a person wrote `lm`, and
-            an `own_teacher` that suits the student where there is one already.
+            an `default_teacher` that suits the student where there is one already.
     """
 
     name: ClassVar[str]
@@ -118,7 +118,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def own_teacher(self, data: TaskData, size: TeacherSize = "large") -> OwnTeacher | None:
+    def default_teacher(self, data: TaskData, size: TeacherSize = "large") -> DefaultTeacher | None:
         """Return the teacher that serves when the user names none, or None if there is none.
 
         Args:

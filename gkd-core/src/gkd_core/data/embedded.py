@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_core.config.schema import TeacherSize
-from gkd_core.contract.task import OwnTeacher, Split, Task, TaskData
+from gkd_core.contract.task import DefaultTeacher, Split, Task, TaskData
 from gkd_core.data import docstrings
 from gkd_core.data.assemble import fingerprint, without_labels
 from gkd_core.data.cache import cache_dir
@@ -27,7 +27,7 @@ STUDENT_ROWS = 200
 MAX_LENGTH = 48
 
 MISFITS = (("encoder", "causal-lm"), ("decoder", "masked-lm"))
-"""Settings `task.own_teacher` and `task.kind` that contradict each other."""
+"""Settings `task.default_teacher` and `task.kind` that contradict each other."""
 
 Rows = Mapping[str, tuple[list[str], list[int]]]
 
@@ -77,9 +77,9 @@ class Embedded(Task):
                 "task.kind is 'regression', but the task 'embedded' has classes; use "
                 "'classification', 'masked-lm' or 'causal-lm'"
             )
-        if (self.config.own_teacher, self.kind) in MISFITS:
+        if (self.config.default_teacher, self.kind) in MISFITS:
             raise ConfigError(
-                f"task.own_teacher is '{self.config.own_teacher}', which cannot do task.kind = "
+                f"task.default_teacher is '{self.config.default_teacher}', which cannot do task.kind = "
                 f"'{self.kind}'; drop one of them, or set task.kind = 'lm'"
             )
 
@@ -106,10 +106,10 @@ class Embedded(Task):
             return labelled
         return without_labels(labelled, self.kind)
 
-    def own_teacher(self, data: TaskData, size: TeacherSize = "large") -> OwnTeacher:
+    def default_teacher(self, data: TaskData, size: TeacherSize = "large") -> DefaultTeacher:
         """Return a small BERT, or a small Llama as a decoder; or a still smaller one."""
         family = "decoder" if data.kind == "causal-lm" else "encoder"
-        return embedded_teacher(data, self.config.own_teacher or family, size)
+        return embedded_teacher(data, self.config.default_teacher or family, size)
 
 
 def _cached_rows() -> Rows:

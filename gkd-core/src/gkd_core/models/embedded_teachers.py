@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from gkd_core.config.schema import TeacherSize
-from gkd_core.contract.task import OwnTeacher, TaskData
+from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.vocabulary import train_tokenizer
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.quiet import quiet
@@ -75,7 +75,7 @@ TRAINING: Mapping[Kind, Mapping[str, Any]] = {
 """Settings of their training, as in the table `training` of a run file."""
 
 
-def embedded_teacher(data: TaskData, family: str, size: TeacherSize) -> OwnTeacher:
+def embedded_teacher(data: TaskData, family: str, size: TeacherSize) -> DefaultTeacher:
     """Return the teacher of a kind of task.
 
     Args:
@@ -84,7 +84,7 @@ def embedded_teacher(data: TaskData, family: str, size: TeacherSize) -> OwnTeach
         size: `large` or `small`.
     """
     fields = {**(ENCODER if family == "encoder" else DECODER), **SIZES[size]}
-    return OwnTeacher(
+    return DefaultTeacher(
         build=lambda directory: _build(data, family, fields, directory),
         training=TRAINING[data.kind],
         shape={**fields, "family": family, "vocab_size": VOCAB_SIZE, "seed": SEED},

@@ -177,7 +177,7 @@ def _check_weights(spec: StageSpec) -> None:
         if teacher.stage is not None:
             continue
         check_stored(teacher.model, spec.kind, teacher.setting)
-        if teacher.home is None:
+        if teacher.store is None:
             check_trained_head(teacher.model, teacher.config, spec.kind, teacher.setting)
     if spec.config.student.model is not None and spec.follows is None:
         check_stored(spec.config.student.model, spec.kind, "student.model")

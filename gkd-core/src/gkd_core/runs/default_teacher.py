@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gkd_core
-from gkd_core.contract.task import OwnTeacher, TaskData
+from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.cache import cache_dir
 
 
 @dataclass(frozen=True)
-class TeacherHome:
-    """Where a task's own teacher lives.
+class DefaultTeacherStore:
+    """Where a task's default teacher lives.
 
     Attributes:
-        own: How it is made.
+        teacher: How it is made.
         untrained: The model before its training, with its tokenizer.
         trained: The model after it; does not exist until it is trained.
     """
 
-    own: OwnTeacher
+    teacher: DefaultTeacher
     untrained: Path
     trained: Path
 
@@ -49,27 +49,34 @@ class TeacherHome:
             shutil.rmtree(draft)
 
 
-def teacher_home(own: OwnTeacher, data: TaskData, max_length: int) -> TeacherHome:
-    """Return the teacher's home, named by all that determines its weights.
+def default_teacher_store(
+    teacher: DefaultTeacher, data: TaskData, max_length: int
+) -> DefaultTeacherStore:
+    """Return the store of the teacher, named by all that determines its weights.
 
     The untrained model is written if it is not there.
 
     Args:
-        own: How the teacher is made.
+        teacher: How the teacher is made.
         data: What it is trained on.
         max_length: Longest sequence in tokens.
     """
     content = [data.fingerprint, data.kind, data.classes, max_length]
-    content += [dict(own.training), dict(own.shape), own.mask_share, gkd_core.__version__]
+    content += [
+        dict(teacher.training),
+        dict(teacher.shape),
+        teacher.mask_share,
+        gkd_core.__version__,
+    ]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir() / "teachers" / key
-    home = TeacherHome(own, folder / "untrained", folder / "trained")
-    if not home.untrained.exists():
+    store = DefaultTeacherStore(teacher, folder / "untrained", folder / "trained")
+    if not store.untrained.exists():
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f"untrained.{os.getpid()}.tmp"
-        own.build(draft)
+        teacher.build(draft)
         try:
-            os.replace(draft, home.untrained)
+            os.replace(draft, store.untrained)
         except OSError:
             shutil.rmtree(draft)
-    return home
+    return store

@@ -104,8 +104,8 @@ class Keys:
     def _teacher(self, teacher: TeacherSource) -> str:
         if teacher.stage is not None:
             return str(self.of(teacher.stage))
-        if teacher.home is not None:
-            return teacher.home.key
+        if teacher.store is not None:
+            return teacher.store.key
         return self._places(teacher.model, _revision(teacher.config))
 
 

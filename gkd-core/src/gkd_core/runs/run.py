@@ -37,7 +37,7 @@ class Run:
     Attributes:
         resolved: Its configuration.
         registry: The plugins.
-        specs: Its stages in order; a task's own teacher and the baseline come first.
+        specs: Its stages in order; a task's default teacher and the baseline come first.
         directory: Where everything is written.
         recorder: Who is told what happens.
         results: How the finished stages ended, by name.
@@ -142,8 +142,8 @@ class Run:
                 remember(result.key, self.directory, result)
 
     def _keep_teacher(self, spec: StageSpec) -> None:
-        if spec.home is not None and is_first():
-            spec.home.keep(self._target(spec))
+        if spec.store is not None and is_first():
+            spec.store.keep(self._target(spec))
 
     def _train(self, spec: StageSpec) -> StageResult:
         target = self._target(spec)
@@ -219,7 +219,7 @@ def _save(model: PreTrainedModel, spec: StageSpec, target: Path) -> None:
 def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     """Return the specs of a run's stages, after letting plugins see the outline.
 
-    Nothing is loaded or written but the untrained model of a task's own teacher.
+    Nothing is loaded or written but the untrained model of a task's default teacher.
 
     Raises:
         GkdError: Something about the run is wrong.
@@ -234,7 +234,7 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
         before = None if first.kind == last.kind else first
         baseline = builder.build(_baseline(first, last), before, built)
         specs.insert(list(built).index(first.name), baseline)
-    specs = [*_own_teachers(builder, specs), *specs]
+    specs = [*_default_teachers(builder, specs), *specs]
     outline = RunOutline(tuple(outline_stage(spec) for spec in specs))
     registry.manager.hook.gkd_check_outline(outline=outline)
     return specs
@@ -293,7 +293,7 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     return replace(last.settings, name=BASELINE, config=config, origins=origins)
 
 
-def _own_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:
+def _default_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:
     """Yield the stages that train what a task brings as its teacher, where that is to be done.
 
     Such a teacher serves every run, so that nothing of this one but the data decides its weights.
@@ -301,19 +301,19 @@ def _own_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Iterator[
     seen: set[Path] = set()
     for spec in specs:
         teachers = spec.teachers if spec.loads_teachers else ()
-        for home in (source.home for source in teachers):
-            if home is None or home.ready or home.trained in seen:
+        for store in (source.store for source in teachers):
+            if store is None or store.ready or store.trained in seen:
                 continue
             config = RunConfig(
                 method="hard",
-                student=StudentConfig(model=str(home.untrained)),
+                student=StudentConfig(model=str(store.untrained)),
                 task=spec.config.task.model_copy(
-                    update={"rows": None, "augment": 0, "mask_share": home.own.mask_share}
+                    update={"rows": None, "augment": 0, "mask_share": store.teacher.mask_share}
                 ),
-                training=TrainingConfig(**home.own.training),
+                training=TrainingConfig(**store.teacher.training),
                 parallel=spec.config.parallel,
             )
             name = f"{TEACHER}-{len(seen) + 1}" if seen else TEACHER
-            seen.add(home.trained)
+            seen.add(store.trained)
             settings = replace(spec.settings, name=name, config=config)
-            yield replace(builder.build(settings), home=home)
+            yield replace(builder.build(settings), store=store)

@@ -25,7 +25,7 @@ ELSEWHERE = (
     "augment_model",
     "augment_share",
     "augment_candidates",
-    "own_teacher",
+    "default_teacher",
 )
 """Settings of a task that do not change which rows are read."""
 
@@ -92,6 +92,6 @@ def _plain_kind(settings: ResolvedStage, relative: StageSpec | None) -> Kind:
     own = config.student.model is not None
     named = config.student if own else config.teachers[0]
     if named.model is None:
-        return "causal-lm" if config.task.own_teacher == "decoder" else "masked-lm"
+        return "causal-lm" if config.task.default_teacher == "decoder" else "masked-lm"
     setting = settings.path("student.model" if own else "teacher.model")
     return language_model_kind(load_config(named.model, named.trust_remote_code, setting))

@@ -19,7 +19,7 @@ from gkd_core.config.resolve import ResolvedStage, task_name
 from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, TeacherSize
 from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.schedule import ALWAYS_1
-from gkd_core.contract.task import OwnTeacher, TaskData
+from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.classes import order_classes
 from gkd_core.data.holdout import fewer
 from gkd_core.errors import ConfigError, MethodError
@@ -33,7 +33,7 @@ from gkd_core.objective.objective import name_seed
 from gkd_core.objective.passes import Member
 from gkd_core.plugins import Registry
 from gkd_core.runs.checks import check_here, check_spec
-from gkd_core.runs.default_teacher import teacher_home
+from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.runs.shared_rows import SharedRows
 from gkd_core.students.build import student_config
 from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSource
@@ -155,34 +155,34 @@ class SpecBuilder:
     ) -> TeacherSource:
         config = settings.config
         setting = _setting(teacher, settings)
-        home = None
+        store = None
         model = teacher.model
         if model is None:
-            home = teacher_home(
-                self._own_teacher(config, teacher.size, data, follows, setting),
+            store = default_teacher_store(
+                self._default_teacher(config, teacher.size, data, follows, setting),
                 data,
                 config.task.max_length or MAX_LENGTH,
             )
-            model = str(home.trained if home.ready else home.untrained)
+            model = str(store.trained if store.ready else store.untrained)
         found = load_config(model, teacher.trust_remote_code, setting)
         info = ModelInfo.read(teacher.name, found, _width(data, found.vocab_size))
-        return TeacherSource(info, setting, model, found, teacher.trust_remote_code, home)
+        return TeacherSource(info, setting, model, found, teacher.trust_remote_code, store)
 
-    def _own_teacher(
+    def _default_teacher(
         self,
         config: RunConfig,
         size: TeacherSize,
         data: TaskData,
         follows: StageSpec | None,
         setting: str,
-    ) -> OwnTeacher:
+    ) -> DefaultTeacher:
         """Return the teacher that the task brings, of the family of a student that goes on."""
         task = config.task
-        if follows is not None and task.own_teacher is None:
+        if follows is not None and task.default_teacher is None:
             decoder = language_model_kind(follows.student_config) == "causal-lm"
-            task = task.model_copy(update={"own_teacher": "decoder" if decoder else "encoder"})
+            task = task.model_copy(update={"default_teacher": "decoder" if decoder else "encoder"})
         name = task_name(task)
-        own = self.registry.task(name)(task).own_teacher(data, size)
+        own = self.registry.task(name)(task).default_teacher(data, size)
         if own is None:
             alone = "" if setting == "teacher.model" else f" (--set {setting}=DIR for one stage)"
             raise ConfigError(

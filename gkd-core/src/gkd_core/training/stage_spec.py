@@ -20,7 +20,7 @@ from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.passes import Member
 
 if TYPE_CHECKING:
-    from gkd_core.runs.default_teacher import TeacherHome
+    from gkd_core.runs.default_teacher import DefaultTeacherStore
 
 TEACHER = "teacher"
 BASELINE = "baseline"
@@ -40,7 +40,7 @@ class TeacherSource:
         model: Directory or hub id.
         config: Its Hugging Face configuration.
         trust_remote_code: Whether code that comes with it may run.
-        home: Where it is to be trained first, for a task's own teacher.
+        store: Where it is to be trained first, for a task's default teacher.
         stage: The stage whose student it is, for `stage:NAME`; `model` is then its directory once
             that stage is finished.
         tensor: Processes that share one copy of it.
@@ -52,7 +52,7 @@ class TeacherSource:
     model: str
     config: PretrainedConfig
     trust_remote_code: bool
-    home: TeacherHome | None = None
+    store: DefaultTeacherStore | None = None
     stage: StageSpec | None = None
     tensor: int = 1
     placement: Placement = "replicated"
@@ -64,8 +64,8 @@ class TeacherSource:
 
     @property
     def trained(self) -> str:
-        """Where the trained teacher is; for a task's own teacher once it is trained."""
-        return str(self.home.trained) if self.home else self.model
+        """Where the trained teacher is; for a task's default teacher once it is trained."""
+        return str(self.store.trained) if self.store else self.model
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class StageSpec:
         members: The methods of the expression.
         follows: The stage whose student this one goes on with, if it does; the baseline goes on
             with what that student was before its training.
-        home: Where the student is kept, if it is a task's own teacher.
+        store: Where the student is kept, if it is a task's default teacher.
     """
 
     name: str
@@ -97,7 +97,7 @@ class StageSpec:
     student_config: PretrainedConfig
     members: tuple[Member, ...]
     follows: StageSpec | None = None
-    home: TeacherHome | None = None
+    store: DefaultTeacherStore | None = None
 
     @property
     def config(self) -> RunConfig:
