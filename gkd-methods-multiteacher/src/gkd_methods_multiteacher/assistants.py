@@ -68,7 +68,7 @@ def shrink(
     sizes = [_dimensions(teacher), *between, _dimensions(student)]
     _check_decreasing(sizes)
     changing = [name for name in FIELDS if len({size[name] for size in sizes}) > 1]
-    apart = {"model", "afresh", *FIELDS}
+    apart = {"model", "new_student", *FIELDS}
     rest = config.student.model_dump(mode="json", exclude=apart, exclude_none=True)
     rest = {name: value for name, value in rest.items() if value != {}} | {"init": _init(config)}
     tables = [{name: size[name] for name in changing} | rest for size in sizes[1:]]

@@ -39,11 +39,11 @@ method = "soft"
 name = "right"
 method = "soft"
 seed = 2
-student.afresh = true
+student.new_student = true
 [[stages]]
 name = "both"
 method = "soft"
-student.afresh = true
+student.new_student = true
 teachers = [{name = "left", model = "stage:left"}, {name = "right", model = "stage:right"}]
 """
 
@@ -109,9 +109,7 @@ def test_a_stage_goes_on_with_the_student_of_any_earlier_one(prepare_run):
 
 
 def test_afresh_false_goes_on_whatever_the_stage_says_of_its_student(prepare_run):
-    file = (
-        '[[stages]]\nname = "a"\n[[stages]]\nname = "b"\nstudent = {afresh = false, layers = 3}\n'
-    )
+    file = '[[stages]]\nname = "a"\n[[stages]]\nname = "b"\nstudent = {new_student = false, layers = 3}\n'
     first, second = prepare_run(file=file).specs
     assert second.follows is first
     assert second.student.layers == 2
@@ -148,8 +146,8 @@ def _chain(*stages):
             "that stage comes later. Stages run in the order they are written in; write 'b' before",
         ),
         (
-            [("a", ""), ("b", 'student = {model = "stage:a", afresh = true}')],
-            "goes on with the student of another stage, so `afresh` cannot be set too",
+            [("a", ""), ("b", 'student = {model = "stage:a", new_student = true}')],
+            "goes on with the student of another stage, so `new_student` cannot be set too",
         ),
         (
             [("a", ""), ("b", 'student = {model = "stage:a", layers = 2}')],

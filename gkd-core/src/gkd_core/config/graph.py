@@ -72,10 +72,10 @@ def _start(
 ) -> str | None:
     student = stage.config.student
     named = stage_of(student.model)
-    if named is not None or before is None or student.afresh:
+    if named is not None or before is None or student.new_student:
         return named
     own = student not in (before.config.student, run.student) or before.name in teachers
-    return None if own and student.afresh is None else before.name
+    return None if own and student.new_student is None else before.name
 
 
 def _references(stage: ResolvedStage) -> Iterator[tuple[str, str]]:

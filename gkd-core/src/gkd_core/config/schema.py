@@ -98,7 +98,7 @@ class StudentConfig(Section):
         "a list of 1-based blocks; `none` for fresh blocks between the teacher's embedding and "
         "head, or `random` for fresh weights everywhere.",
     )
-    afresh: bool | None = Field(
+    new_student: bool | None = Field(
         None,
         description="Make a stage's student anew, instead of going on with that of the stage "
         "before. Default: if the stage names a student of its own, or learns from the one before.",
@@ -123,9 +123,9 @@ class StudentConfig(Section):
             raise ValueError(
                 f"`scale` keeps what matters most: set it without init = '{self.init}'"
             )
-        if self.afresh and stage_of(self.model) is not None:
+        if self.new_student and stage_of(self.model) is not None:
             raise ValueError(
-                f"`model` = '{self.model}' goes on with the student of another stage, so `afresh` "
+                f"`model` = '{self.model}' goes on with the student of another stage, so `new_student` "
                 "cannot be set too"
             )
         return self

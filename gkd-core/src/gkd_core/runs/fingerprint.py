@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 APART = {"recipe", "procedure", "stages", "output", "baseline", "parallel", "task"}
 """Settings that decide nothing, or that other parts of a key stand for."""
 
-PLACES = {"model", "placement", "tensor", "trust_remote_code", "afresh"}
+PLACES = {"model", "placement", "tensor", "trust_remote_code", "new_student"}
 """Settings of a model that say where it is and comes from; its content is hashed."""
 
 LEARNT_FROM = ("rows", "mask_share")
