@@ -1,4 +1,4 @@
-"""Laying settings over each other: which value stands in the end, for the run and each stage."""
+"""Merging settings: which value stands in the end, for the run and each stage."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ OF_TRAIN = ("validation", "test", "text", "text_pair", "label")
 """Settings of a task that speak of the rows which `task.train` names."""
 
 
-def lay(settings: Iterable[Setting], problems: list[str]) -> Values:
-    """Lay settings over each other, in order: a later one replaces what it overlaps.
+def merge(settings: Iterable[Setting], problems: list[str]) -> Values:
+    """Merge settings, in order: a later one replaces what it overlaps.
 
     Tables merge key by key. A list replaces what was there; one entry of a list of tables is
     changed by naming its index, or its `name`, as a key.
 
     Args:
         settings: The settings, lowest first.
-        problems: Receives a sentence for each setting that cannot be laid.
+        problems: Receives a sentence for each setting that cannot be merged.
     """
     values: Values = {}
     for setting in settings:

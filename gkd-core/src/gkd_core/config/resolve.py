@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gkd_core.config.build import as_tree, build, build_procedure
 from gkd_core.config.formats import dotted
 from gkd_core.config.graph import Links, link_stages
-from gkd_core.config.overlay import Values, lay, split_stages, stage_name, with_stage
+from gkd_core.config.overlay import Values, merge, split_stages, stage_name, with_stage
 from gkd_core.config.problems import origins, refuse
 from gkd_core.config.schema import RunConfig, TaskConfig
 from gkd_core.config.sources import (
@@ -153,7 +153,7 @@ def resolve(
     shapes: Shapes | None = None,
     before: Resolved | None = None,
 ) -> Resolved:
-    """Read every source, lay them over each other and validate the result.
+    """Read every source, merge them and validate the result.
 
     Precedence: default < task < recipe < file < command line; a later file wins over an earlier.
     At equal level the value of a stage wins over that of the run. The stages that a procedure makes
@@ -301,7 +301,7 @@ def _lay(
     settings: list[Setting], task_defaults: TaskDefaults | None, problems: list[str]
 ) -> Values:
     """Lay settings over each other, and all of them over those that suit their task."""
-    values = lay(settings, problems)
+    values = merge(settings, problems)
     if task_defaults is None:
         return values
     given = {name: values.get(("task", name)) for name in ("name", "train")}
@@ -314,7 +314,7 @@ def _lay(
         setting = given["name"]
         problems.append(f"task.name{origins([setting] if setting else [])}: {error}")
         return values
-    return lay([*read_table(defaults, Origin(Level.TASK, f"task {name}")), *settings], problems)
+    return merge([*read_table(defaults, Origin(Level.TASK, f"task {name}")), *settings], problems)
 
 
 def _stage(

@@ -15,7 +15,7 @@ from torch import Tensor
 from gkd_core.contract.batch import Items
 from gkd_core.losses import rules
 from gkd_core.losses.chunked import rowwise
-from gkd_core.losses.logits import Logits, lay
+from gkd_core.losses.logits import Logits, match_shards
 from gkd_core.losses.term import Term
 
 
@@ -168,7 +168,7 @@ def _compare(
             "differ in shape"
         )
     factor = temperature**2 if scale else 1.0
-    return rowwise(rule, student, lay(teacher, student), over, temperature, factor)
+    return rowwise(rule, student, match_shards(teacher, student), over, temperature, factor)
 
 
 def _check_share(name: str, share: float, advice: str) -> None:

@@ -88,7 +88,7 @@ def match_vocabulary(teacher: Logits, width: int) -> Logits:
     return columns(_whole(teacher), 0, width)
 
 
-def lay(teacher: Logits, student: Logits) -> Logits:
+def match_shards(teacher: Logits, student: Logits) -> Logits:
     """Return the teacher's logits with the columns that are here of the student's.
 
     Nothing is communicated unless the teacher's head is divided in another way than the student's.

@@ -13,7 +13,7 @@ from gkd_core.losses import rules
 from gkd_core.losses.chunked import rowwise
 from gkd_core.losses.distances import mse
 from gkd_core.losses.divergences import cross_entropy, kl
-from gkd_core.losses.logits import Logits, lay, match_vocabulary
+from gkd_core.losses.logits import Logits, match_shards, match_vocabulary
 from gkd_core.losses.term import Term
 
 Divergence: TypeAlias = Callable[[Logits, Logits, Items, float, bool], Term]
@@ -72,7 +72,7 @@ def logits_mse(student: Logits, teacher: Logits, over: Items, factor: float = 1.
     """
     width = student.shape[-1]
     rule = partial(rules.mse, factor=factor, columns=min(width, teacher.shape[-1]))
-    known = lay(match_vocabulary(teacher, width), student)
+    known = match_shards(match_vocabulary(teacher, width), student)
     return rowwise(rule, student, known, over)
 
 

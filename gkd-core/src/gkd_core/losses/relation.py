@@ -70,7 +70,7 @@ class Relation:
         """Return the relation with all heads, which are fewer numbers than their dot products."""
         return self if self.heads is None else self._with(self.heads.join, None)
 
-    def lay(self, heads: Heads | None) -> Relation:
+    def match_heads(self, heads: Heads | None) -> Relation:
         """Return the relation with its heads divided in a given way, or whole.
 
         Nothing is communicated unless they are divided in another way now.
@@ -141,13 +141,13 @@ class Relation:
         group = self.query.shape[1] // self.key.shape[1]
         return torch.arange(heads.start, heads.stop, device=self.key.device) // group
 
-    def _with(self, lay: Callable[[str, Tensor], Tensor], heads: Heads | None) -> Relation:
+    def _with(self, convert: Callable[[str, Tensor], Tensor], heads: Heads | None) -> Relation:
         """Return what `Heads.join` or `Heads.cut` makes of the parts."""
         mask, bias = (
-            x if x is None or x.dim() < 4 or x.shape[1] == 1 else lay("scores", x)
+            x if x is None or x.dim() < 4 or x.shape[1] == 1 else convert("scores", x)
             for x in (self.mask, self.bias)
         )
-        query, key = lay("query", self.query), lay("key", self.key)
+        query, key = convert("query", self.query), convert("key", self.key)
         return replace(self, query=query, key=key, mask=mask, bias=bias, heads=heads)
 
     def _past(self, queries: slice) -> Tensor:

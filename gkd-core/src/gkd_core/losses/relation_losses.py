@@ -121,7 +121,7 @@ def _compare(rule: rules.Rule, student: Relation, teacher: Relation, over: Items
             f"relation {tuple(student.shape)} does not have one query per {over.kind} "
             f"({tuple(over.mask.shape)})"
         )
-    teacher = teacher.lay(student.heads)
+    teacher = teacher.match_heads(student.heads)
     losses = RelationLosses(rule, student, teacher, over)
     return Term(differentiable(losses, _tensors(student), _tensors(teacher)), over)
 
