@@ -120,7 +120,7 @@ class DeepSpeedEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * data_size(), scale_wrt_gas=False)
 
-    def pace(self, factors: Mapping[Part, float]) -> None:
+    def set_lr_factors(self, factors: Mapping[Part, float]) -> None:
         """Set the factors of the learning rate of the next step, by part; 0 freezes a part."""
         self.factors = factors
 

@@ -44,7 +44,7 @@ class Engine(Protocol):
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Accumulate the gradient of a micro-batch; `last` says that a step follows."""
 
-    def pace(self, factors: Mapping[Part, float]) -> None:
+    def set_lr_factors(self, factors: Mapping[Part, float]) -> None:
         """Set the factors of the learning rate of the next step, by part; 0 freezes a part."""
 
     def step(self, index: int) -> Tensor:
@@ -111,7 +111,7 @@ class LocalEngine:
         scaled = loss if self.scale is None else loss * self.scale.value
         scaled.backward()  # type: ignore[no-untyped-call]
 
-    def pace(self, factors: Mapping[Part, float]) -> None:
+    def set_lr_factors(self, factors: Mapping[Part, float]) -> None:
         """Set the factors of the learning rate of the next step, by part; 0 freezes a part."""
         self.factors = factors
 

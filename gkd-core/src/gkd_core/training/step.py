@@ -54,7 +54,7 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
     """
     counts = count_items(batches)
     plan = stage.objective.plan(step)
-    stage.engine.pace(plan.lr_factors)
+    stage.engine.set_lr_factors(plan.lr_factors)
     losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=stage.engine.device))
     for number, cpu_batch in enumerate(batches, 1):
         turns = take_turns(cpu_batch).to(stage.engine.device)

@@ -151,7 +151,7 @@ def two_parts(**settings):
 
 
 def learn(model, engine, factors, index=0):
-    engine.pace(factors)
+    engine.set_lr_factors(factors)
     engine.backward(model(torch.ones(1, 3)).sum())
     return engine.step(index)
 
