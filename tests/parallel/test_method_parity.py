@@ -91,7 +91,7 @@ def extractor(path, kind, group=None, dtype=torch.float64, device="cpu"):
 
 def solve(name, options, kind, student, teacher, waits=None):
     """Values of the terms and, of their sum, gradients of the student and of the modules."""
-    from gkd_core.distributed.teacher_batches import Turns, degree
+    from gkd_core.distributed.teacher_batches import TeacherBatches, degree
     from gkd_core.objective.objective import Objective
     from gkd_core.objective.passes import Member, run_passes
     from gkd_core.plugins import registry
@@ -114,8 +114,10 @@ def solve(name, options, kind, student, teacher, waits=None):
     step, rows = Step(0, 10, 0, "test", generator), batch(kind).to(device)
     plan = objective.plan(step)
     # Ranks that share a teacher but not the student have the same rows here, too.
-    turns = Turns([rows] * max(1, degree(teacher.model) // degree(student.model)))
-    captured = run_passes(plan, student, [teacher], rows, step, turns, waits)
+    teacher_batches = TeacherBatches(
+        [rows] * max(1, degree(teacher.model) // degree(student.model))
+    )
+    captured = run_passes(plan, student, [teacher], rows, step, teacher_batches, waits)
     terms = objective.terms(captured, rows, step, plan)
     values = {key: term.mean() for key, term in terms.items()}
     student.model.zero_grad()

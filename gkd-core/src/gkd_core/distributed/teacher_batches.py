@@ -23,7 +23,7 @@ PassInputs: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Turns:
+class TeacherBatches:
     """The micro-batches that the ranks of a teacher's group see.
 
     Attributes:
@@ -35,7 +35,7 @@ class Turns:
     own: int = 0
 
     def of(self, teacher: nn.Module, student: nn.Module) -> range:
-        """Return the turns that a teacher takes part in."""
+        """Return the teacher_batches that a teacher takes part in."""
         count = max(1, degree(teacher) // degree(student))
         first = self.own // count * count
         return range(first, first + count)
@@ -54,9 +54,9 @@ class Turns:
         dist.all_gather_object(found, own, group=groups.widest)
         return [_moved(each, batch.rows.device) for each in found[:: groups.tensor.size()]]
 
-    def to(self, device: torch.device) -> Turns:
-        """Return the turns on `device`."""
-        return Turns([batch.to(device) for batch in self.batches], self.own)
+    def to(self, device: torch.device) -> TeacherBatches:
+        """Return the teacher_batches on `device`."""
+        return TeacherBatches([batch.to(device) for batch in self.batches], self.own)
 
 
 def _moved(inputs: PassInputs, device: torch.device) -> PassInputs:
@@ -66,19 +66,19 @@ def _moved(inputs: PassInputs, device: torch.device) -> PassInputs:
     }
 
 
-def take_turns(batch: Batch) -> Turns:
-    """Return the turns of a step; all ranks call this.
+def gather_teacher_batches(batch: Batch) -> TeacherBatches:
+    """Return the teacher_batches of a step; all ranks call this.
 
     Args:
         batch: This rank's micro-batch, on the CPU.
     """
     groups = current()
     if groups is None or groups.widest.size() <= groups.tensor.size():
-        return Turns([batch])
+        return TeacherBatches([batch])
     batches: list[Batch] = [batch] * groups.widest.size()
     dist.all_gather_object(batches, batch, group=groups.widest)
     different = batches[:: groups.tensor.size()]
-    return Turns(different, data_rank() % len(different))
+    return TeacherBatches(different, data_rank() % len(different))
 
 
 def degree(model: nn.Module) -> int:

@@ -13,7 +13,7 @@ from gkd_core.contract.method import Method
 from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1, Schedule
 from gkd_core.contract.step import Step
-from gkd_core.distributed.teacher_batches import PassInputs, Turns
+from gkd_core.distributed.teacher_batches import PassInputs, TeacherBatches
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
@@ -211,7 +211,7 @@ def run_passes(
     teachers: Sequence[Extractor],
     batch: Batch,
     step: Step,
-    turns: Turns | None = None,
+    teacher_batches: TeacherBatches | None = None,
     feature_offload: FeatureOffload | None = None,
 ) -> Captured:
     """Run every pass of a micro-batch: the teachers' first, without gradient, then the student's.
@@ -222,11 +222,11 @@ def run_passes(
         teachers: The teachers.
         batch: The micro-batch.
         step: Where training stands.
-        turns: The micro-batches that the teachers run on; this one alone unless given.
+        teacher_batches: The micro-batches that the teachers run on; this one alone unless given.
         feature_offload: Where what was captured of one teacher waits while others run, if anywhere.
     """
-    turns = turns or Turns([batch])
-    inputs = _inputs(plan, turns, step)
+    teacher_batches = teacher_batches or TeacherBatches([batch])
+    inputs = _inputs(plan, teacher_batches, step)
     captured = Captured({}, [{} for _ in teachers], feature_offload)
 
     def run(
@@ -240,7 +240,7 @@ def run_passes(
         wanted = planned.captures(side, number)
         if not wanted:
             return Features()
-        rows, own = turns.batches[turn], inputs[turn]
+        rows, own = teacher_batches.batches[turn], inputs[turn]
         changes = [
             change
             for asked, write in planned.writes(side, number)
@@ -250,9 +250,13 @@ def run_passes(
 
     with torch.no_grad():
         for number, teacher in enumerate(teachers):
-            taken = turns.of(teacher.model, student.model)
+            taken = teacher_batches.of(teacher.model, student.model)
             for turn in taken:
-                found = captured if turn == turns.own else Captured({}, [{} for _ in teachers])
+                found = (
+                    captured
+                    if turn == teacher_batches.own
+                    else Captured({}, [{} for _ in teachers])
+                )
                 for planned in plan.passes:
                     features = run(teacher, planned, "teacher", number, turn, found)
                     if len(taken) > 1:
@@ -260,7 +264,7 @@ def run_passes(
                     found.teachers[number][planned.name] = features
             captured.offload(number)
     for planned in plan.passes:
-        features = run(student, planned, "student", None, turns.own, captured)
+        features = run(student, planned, "student", None, teacher_batches.own, captured)
         captured.student[planned.name] = features
     return captured
 
@@ -323,7 +327,7 @@ def _write(
     return Write(operation, "teacher", path.run, tuple(sorted(places)), seed)
 
 
-def _inputs(plan: StepPlan, turns: Turns, step: Step) -> Sequence[PassInputs]:
+def _inputs(plan: StepPlan, teacher_batches: TeacherBatches, step: Step) -> Sequence[PassInputs]:
     """Return, for each turn, what passes read instead of the batch's inputs, by their name."""
     makers = {
         planned.name: (planned.inputs.inputs, planned.askers[0].member.generator)
@@ -334,7 +338,7 @@ def _inputs(plan: StepPlan, turns: Turns, step: Step) -> Sequence[PassInputs]:
     def make(batch: Batch) -> PassInputs:
         return {n: f(batch, replace(step, generator=drawn)) for n, (f, drawn) in makers.items()}
 
-    return turns.each(make) if makers else [{} for _ in turns.batches]
+    return teacher_batches.each(make) if makers else [{} for _ in teacher_batches.batches]
 
 
 def _bind(

@@ -14,7 +14,7 @@ from torch import Tensor
 from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.step import Step
 from gkd_core.distributed.data_parallel import add
-from gkd_core.distributed.teacher_batches import Turns, take_turns
+from gkd_core.distributed.teacher_batches import TeacherBatches, gather_teacher_batches
 from gkd_core.objective.passes import StepPlan, run_passes
 from gkd_core.optim.engine import count_items
 
@@ -57,8 +57,10 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
     stage.engine.set_lr_factors(plan.lr_factors)
     losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=stage.engine.device))
     for number, cpu_batch in enumerate(batches, 1):
-        turns = take_turns(cpu_batch).to(stage.engine.device)
-        loss = stage.engine.forward(partial(_loss, stage, plan, turns, step, counts, losses))
+        teacher_batches = gather_teacher_batches(cpu_batch).to(stage.engine.device)
+        loss = stage.engine.forward(
+            partial(_loss, stage, plan, teacher_batches, step, counts, losses)
+        )
         stage.engine.backward(loss, last=number == len(batches))
         del loss
     losses, norm = add(losses), stage.engine.step(step.index)
@@ -69,15 +71,15 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
 def _loss(
     stage: Stage,
     plan: StepPlan,
-    turns: Turns,
+    teacher_batches: TeacherBatches,
     step: Step,
     counts: Mapping[ItemKind, int],
     losses: dict[str, Tensor],
 ) -> Tensor:
     """Return the loss of a micro-batch; it and its terms are added to `losses`."""
-    batch = turns.batches[turns.own]
+    batch = teacher_batches.batches[teacher_batches.own]
     captured = run_passes(
-        plan, stage.student, stage.teachers, batch, step, turns, stage.feature_offload
+        plan, stage.student, stage.teachers, batch, step, teacher_batches, stage.feature_offload
     )
     terms = stage.objective.terms(captured, batch, step, plan)
     total = stage.objective.total(terms, counts, step)
