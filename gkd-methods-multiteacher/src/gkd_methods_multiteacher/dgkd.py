@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gkd_core import Batch, Models, Procedure, RunConfig, Schedule, Step, TeacherCombiner, View
 from gkd_methods_multiteacher.assistants import AssistantsConfig, shrink
-from gkd_methods_multiteacher.draws import uniform
+from gkd_methods_multiteacher.rng import uniform
 
 PAPER = "Son, Na, Choi, Hwang, ICCV 2021, arXiv:2009.08825"
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gkd_core import Batch, MethodError, Models, Step, TeacherCombiner, Term, View
 from gkd_core.losses import hard_labels
-from gkd_methods_multiteacher.draws import uniform
 from gkd_methods_multiteacher.episode import Episode
+from gkd_methods_multiteacher.rng import uniform
 from gkd_methods_multiteacher.samples import per_sample
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class OwnDraws:
+class RngTracker:
     """Draws between one or more column-parallel maps and the row-parallel one after them.
 
     The seed is drawn from the common generator: so the state of that generator is all that a

@@ -21,7 +21,7 @@ from gkd_core.distributed.megatron import (
     RowParallelLinear,
     VocabParallelEmbedding,
 )
-from gkd_core.distributed.rng import OwnDraws
+from gkd_core.distributed.rng import RngTracker
 from gkd_core.distributed.shards import Split
 
 
@@ -32,14 +32,14 @@ class ParallelLayer(nn.Module):
         splits: How each weight is cut from the whole one, by its name in the layer.
         whole_shape: Shape of the whole weight.
         tp_group: The tensor group.
-        draws: Where this map stands at an end of what a rank computes for itself in a block: the
+        rng: Where this map stands at an end of what a rank computes for itself in a block: the
             random draws there.
     """
 
     splits: dict[str, Split]
     whole_shape: tuple[int, ...]
     tp_group: ProcessGroup
-    draws: OwnDraws | None = None
+    rng: RngTracker | None = None
 
     def _ready(self, splits: dict[str, Split]) -> None:
         self.splits = splits
@@ -90,8 +90,8 @@ class ColumnLinear(ParallelLayer, ColumnParallelLinear):  # type: ignore[misc]
     def forward(self, hidden: Tensor) -> Tensor:
         """Return this rank's share of the outputs."""
         result: Tensor = super().forward(hidden)[0]
-        if self.training and self.draws is not None:
-            self.draws.begin(self, result.device)
+        if self.training and self.rng is not None:
+            self.rng.begin(self, result.device)
         return result
 
 
@@ -121,8 +121,8 @@ class RowLinear(ParallelLayer, RowParallelLinear):  # type: ignore[misc]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the outputs, summed over the ranks."""
-        if self.training and self.draws is not None:
-            self.draws.end(hidden.device)
+        if self.training and self.rng is not None:
+            self.rng.end(hidden.device)
         result: Tensor = super().forward(hidden)[0]
         return result
 

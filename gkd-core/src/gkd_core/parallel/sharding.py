@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.distributed.collectives import all_reduce
 from gkd_core.distributed.megatron import set_tensor_model_parallel_attributes
-from gkd_core.distributed.rng import OwnDraws
+from gkd_core.distributed.rng import RngTracker
 from gkd_core.distributed.shards import Sharding, Split
 from gkd_core.errors import ConfigError
 from gkd_core.parallel.divisibility import check_divisible
@@ -49,7 +49,7 @@ def shard_model(model: PreTrainedModel, group: ProcessGroup) -> PreTrainedModel:
     Weights keep their names.
 
     Random numbers must be drawn from equal seeds on the ranks of a group: dropout of different
-    hidden states would set the ranks apart. Dropout of a rank's own heads is its own (`OwnDraws`).
+    hidden states would set the ranks apart. Dropout of a rank's own heads is its own (`RngTracker`).
 
     Args:
         model: The whole model, equal on all ranks; on the meta device only shapes are divided.
@@ -94,7 +94,7 @@ class _Sharder:
         self.shards: dict[Parameter, Parameter] = {}
         self.splits: dict[Parameter, Split] = {}
         self.summed: set[Parameter] = set()
-        self.draws = OwnDraws(group.rank())
+        self.rng = RngTracker(group.rank())
 
     def divide_blocks(self) -> None:
         """Divide what the plan of the architecture names."""
@@ -145,12 +145,12 @@ class _Sharder:
             self.model.set_submodule(self.names[module], repeated)
         elif isinstance(style, Column):
             weight, bias = self._cut(module, 0, style.parts), self._cut_bias(module, style.parts)
-            self._replace(module, ColumnLinear(weight, bias, self.group), self.draws)
+            self._replace(module, ColumnLinear(weight, bias, self.group), self.rng)
         else:
             weight = self._cut(module, 1)
             row = RowLinear(weight, module.bias is not None, self.group)
-            self._replace(module, row, self.draws)
-            self.draws = OwnDraws(self.group.rank())
+            self._replace(module, row, self.rng)
+            self.rng = RngTracker(self.group.rank())
 
     def _cut(self, module: nn.Linear, dim: int, parts: int = 1) -> Split:
         """Return how the weight of a linear map is cut along outputs (0) or inputs (1)."""
@@ -164,14 +164,14 @@ class _Sharder:
         return Split(tuple(module.bias.shape), 0, self.ranks, parts)
 
     def _replace(
-        self, module: nn.Module, layer: ParallelLayer, draws: OwnDraws | None = None
+        self, module: nn.Module, layer: ParallelLayer, rng: RngTracker | None = None
     ) -> None:
         """Give a parallel layer its shards of the weights of a module, and put it in its place."""
         for leaf, whole in module.named_parameters(recurse=False):
             split = layer.splits.get(leaf)
             setattr(layer, leaf, whole if split is None else self._shard(whole, split))
         layer.train(module.training)
-        layer.draws = draws
+        layer.rng = rng
         self.model.set_submodule(self.names[module], layer)
 
     def _shard(self, whole: Parameter, split: Split) -> Parameter:

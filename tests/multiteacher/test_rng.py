@@ -3,7 +3,7 @@
 import torch
 
 from gkd_core import Step
-from gkd_methods_multiteacher.draws import uniform
+from gkd_methods_multiteacher.rng import uniform
 
 
 def _step(index, seed=3):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gkd_core.distributed.rng import OwnDraws
+from gkd_core.distributed.rng import RngTracker
 from gkd_core.models.load import HEADS
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def draw(draws, *openers):
 
 def twice(rank, *openers):
     torch.manual_seed(5)
-    draws = OwnDraws(rank)
+    draws = RngTracker(rank)
     return [draw(draws, *openers) for _ in range(2)]
 
 
@@ -38,7 +38,7 @@ def test_draws_inside_are_a_ranks_own_and_those_after_common():
 
 def test_recomputation_that_stops_inside_spoils_nothing():
     torch.manual_seed(5)
-    draws = OwnDraws(0)
+    draws = RngTracker(0)
     state = torch.get_rng_state()
     expected = draw(draws, "q", "k")
     torch.set_rng_state(state)
