@@ -136,7 +136,7 @@ def apart(found, expected, sharding):
     assert found.keys() == expected.keys()
     most = {}
     for key, whole in expected.items():
-        share = whole if sharding is None else sharding.cut(key, whole)
+        share = whole if sharding is None else sharding.shard(key, whole)
         scale = max(whole.abs().max().item(), 1.0)
         most[key] = (share - found[key]).abs().max().item() / scale
     return most

@@ -11,7 +11,7 @@ from gkd_core.distributed.shards import Split
 def test_rows_are_divided_in_order():
     whole = torch.arange(12.0).view(6, 2)
     split = Split((6, 2), 0, ranks=3)
-    assert split.cut(whole, 1).tolist() == [[4, 5], [6, 7]]
+    assert split.shard(whole, 1).tolist() == [[4, 5], [6, 7]]
 
 
 def test_columns_are_divided_in_order():
@@ -27,14 +27,14 @@ def test_fused_maps_are_divided_one_by_one():
 def test_a_shard_of_a_conv1d_is_a_linear_layers():
     whole = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])  # 2 inputs, 4 outputs
     split = Split((2, 4), 1, ranks=2, transposed=True)
-    assert split.cut(whole, 0).tolist() == [[1, 5], [2, 6]]
+    assert split.shard(whole, 0).tolist() == [[1, 5], [2, 6]]
     assert split.shard_shape == (2, 2)
 
 
 def test_what_does_not_divide_is_filled_up_with_zeros():
     split = Split((5,), 0, ranks=4)
     whole = torch.tensor([1.0, 2, 3, 4, 5])
-    assert [split.cut(whole, rank).tolist() for rank in range(4)] == [
+    assert [split.shard(whole, rank).tolist() for rank in range(4)] == [
         [1, 2],
         [3, 4],
         [5, 0],
@@ -57,7 +57,7 @@ def test_writing_all_shards_gives_the_whole_back(split):
     whole = torch.randn(split.shape)
     joined = torch.full(split.shape, float("nan"))
     for rank in range(split.ranks):
-        shard = split.cut(whole, rank)
+        shard = split.shard(whole, rank)
         assert tuple(shard.shape) == split.shard_shape
         split.write(shard, rank, joined)
     assert (joined == whole).all()

@@ -623,7 +623,7 @@ def test_stages_of_a_file_replace_those_of_a_recipe(write, recipe):
     assert epochs(resolve(recipe(STAGES), recipe="paper", files=[file])) == {"only": 5}
 
 
-def test_stage_with_own_teachers_leaves_those_of_the_run():
+def test_stage_with_default_teachers_leaves_those_of_the_run():
     stages = "stages=[{name='a',teacher='X'},{name='b'}]"
     resolved = from_set(stages, "teachers=[{model='Y'}]")
     models = [[teacher.model for teacher in stage.config.teachers] for stage in resolved.stages]

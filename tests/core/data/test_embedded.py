@@ -147,7 +147,7 @@ def test_defaults_fit_the_schema_and_the_kind(kind):
 
 
 @pytest.mark.parametrize("family", ["encoder", "decoder"])
-def test_small_own_teacher_is_smaller_and_shares_the_tokenizer(data, tmp_path, family):
+def test_small_default_teacher_is_smaller_and_shares_the_tokenizer(data, tmp_path, family):
     task = Embedded(TaskConfig(default_teacher=family))
     counts = []
     for size in ("small", "large"):
@@ -160,7 +160,7 @@ def test_small_own_teacher_is_smaller_and_shares_the_tokenizer(data, tmp_path, f
 
 
 @pytest.mark.parametrize(("family", "kind"), MODELS)
-def test_own_teacher_loads_as_a_hugging_face_directory(data, tmp_path, family, kind):
+def test_default_teacher_loads_as_a_hugging_face_directory(data, tmp_path, family, kind):
     rows = data if kind == "classification" else without_labels(data, kind)
     own = Embedded(TaskConfig(kind=kind, default_teacher=family)).default_teacher(rows)
     TrainingConfig(**own.training)
@@ -190,14 +190,14 @@ def test_own_teacher_loads_as_a_hugging_face_directory(data, tmp_path, family, k
         ({"kind": "causal-lm"}, "llama"),
     ],
 )
-def test_own_teacher_is_of_the_family_that_is_asked_for(data, tmp_path, settings, expected):
+def test_default_teacher_is_of_the_family_that_is_asked_for(data, tmp_path, settings, expected):
     task = Embedded(TaskConfig(**settings))
     task.default_teacher(task.load("masked-lm", 0)).build(tmp_path / "model")
     assert AutoConfig.from_pretrained(tmp_path / "model").model_type == expected
 
 
 @pytest.mark.parametrize(("family", "kind"), [("encoder", "masked-lm"), ("decoder", "causal-lm")])
-def test_own_teachers_of_a_family_share_shape_and_tokenizer(data, tmp_path, family, kind):
+def test_default_teachers_of_a_family_share_shape_and_tokenizer(data, tmp_path, family, kind):
     plain = without_labels(data, kind)
     for name, rows in (("classifier", data), ("lm", plain)):
         Embedded(TaskConfig(default_teacher=family)).default_teacher(rows).build(tmp_path / name)

@@ -108,8 +108,11 @@ def test_a_stage_goes_on_with_the_student_of_any_earlier_one(prepare_run):
     assert _equal({n: start[n] for n in _weights(run, "left")}, _weights(run, "left"))
 
 
-def test_afresh_false_goes_on_whatever_the_stage_says_of_its_student(prepare_run):
-    file = '[[stages]]\nname = "a"\n[[stages]]\nname = "b"\nstudent = {new_student = false, layers = 3}\n'
+def test_new_student_false_goes_on_whatever_the_stage_says_of_its_student(prepare_run):
+    file = (
+        '[[stages]]\nname = "a"\n[[stages]]\nname = "b"\n'
+        "student = {new_student = false, layers = 3}\n"
+    )
     first, second = prepare_run(file=file).specs
     assert second.follows is first
     assert second.student.layers == 2

@@ -219,7 +219,7 @@ class TaskPlugin:
 
 
 @pytest.fixture
-def own_teacher_run(prepare_run, registry_with, tmp_path, monkeypatch):
+def default_teacher_run(prepare_run, registry_with, tmp_path, monkeypatch):
     """Prepare a run whose task trains its teacher."""
     monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
 
@@ -240,38 +240,40 @@ def _taught(run):
     return load_file(run.last.teachers[0].store.trained / SAVED)
 
 
-def test_own_teacher_is_trained_first_and_only_once(own_teacher_run):
-    run = own_teacher_run(directory="first")
+def test_default_teacher_is_trained_first_and_only_once(default_teacher_run):
+    run = default_teacher_run(directory="first")
     assert [spec.name for spec in run.specs] == ["teacher", "distil"]
     run.execute()
     assert run.results["teacher"].steps == 3
-    again = own_teacher_run(directory="second")
+    again = default_teacher_run(directory="second")
     assert [spec.name for spec in again.specs] == ["distil"]
     again.execute()
     students = [load_file(each.student / SAVED) for each in (run, again)]
     assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())
 
 
-def test_own_teacher_is_the_same_whatever_the_run_asks_for(own_teacher_run, tmp_path, monkeypatch):
+def test_default_teacher_is_the_same_whatever_the_run_asks_for(
+    default_teacher_run, tmp_path, monkeypatch
+):
     found = []
     for number, settings in enumerate(
         [(), ("seed=5", "training.precision=bf16", "method=hard+soft")]
     ):
         monkeypatch.setenv("GKD_CACHE", str(tmp_path / f"cache{number}"))
-        run = own_teacher_run(*settings, directory=str(number))
+        run = default_teacher_run(*settings, directory=str(number))
         run.execute()
         found.append(_taught(run))
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
-def test_own_teacher_of_other_lengths_is_another(own_teacher_run):
-    short, long = (own_teacher_run(f"task.max_length={n}", directory=str(n)) for n in (8, 32))
+def test_default_teacher_of_other_lengths_is_another(default_teacher_run):
+    short, long = (default_teacher_run(f"task.max_length={n}", directory=str(n)) for n in (8, 32))
     assert short.last.teachers[0].store.trained != long.last.teachers[0].store.trained
 
 
-def test_own_teacher_is_shared_by_all_stages(own_teacher_run):
+def test_default_teacher_is_shared_by_all_stages(default_teacher_run):
     file = '[[stages]]\nname = "first"\n[[stages]]\nname = "second"\n'
-    run = own_teacher_run("baseline=true", file=file)
+    run = default_teacher_run("baseline=true", file=file)
     names = [spec.name for spec in run.specs]
     assert names == ["teacher", "baseline", "first", "second"]
     run.execute()

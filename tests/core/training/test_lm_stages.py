@@ -222,7 +222,7 @@ def test_student_is_measured_against_the_last_teacher_of_its_task(prepare, world
     assert prepare().teachers == ()
 
 
-def test_own_teachers_are_of_the_family_that_was_handed_on(monkeypatch, cache):
+def test_default_teachers_are_of_the_family_that_was_handed_on(monkeypatch, cache):
     monkeypatch.setenv("GKD_CACHE", str(cache))
     stages = [
         {"name": "pretrain", "method": "soft", "task": {"kind": "causal-lm"}},
@@ -247,7 +247,7 @@ def test_own_teachers_are_of_the_family_that_was_handed_on(monkeypatch, cache):
     assert pretrain.config.training.epochs == 3
 
 
-def test_own_teacher_does_not_depend_on_what_a_run_masks(monkeypatch, cache):
+def test_default_teacher_does_not_depend_on_what_a_run_masks(monkeypatch, cache):
     monkeypatch.setenv("GKD_CACHE", str(cache))
     settings = ["method=soft", "task.kind=lm", "task.mask_share=0.5", "baseline=false"]
     teacher, _ = prepare_run(resolve(registry(), settings=settings), registry())

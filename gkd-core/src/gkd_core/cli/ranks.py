@@ -36,7 +36,6 @@ def among_ranks() -> Iterator[None]:
         return
     from gkd_core.distributed.ranks import (
         first_failure,
-        join,
         leave,
         lost_connection,
         wait_for_reason,
@@ -44,7 +43,7 @@ def among_ranks() -> Iterator[None]:
 
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        join(info)
+        init_process_group(info)
         yield
         leave()
     except (KeyboardInterrupt, Interrupted) as error:

@@ -125,8 +125,8 @@ class StudentConfig(Section):
             )
         if self.new_student and stage_of(self.model) is not None:
             raise ValueError(
-                f"`model` = '{self.model}' goes on with the student of another stage, so `new_student` "
-                "cannot be set too"
+                f"`model` = '{self.model}' goes on with the student of another stage, so "
+                "`new_student` cannot be set too"
             )
         return self
 
@@ -158,8 +158,8 @@ class TaskConfig(Section):
     )
     rows: Positive | None = Field(
         None,
-        description="Training rows to use, taken evenly from the classes; all if unset. A task's "
-        "own teacher always learns from all of them.",
+        description="Training rows to use, taken evenly from the classes; all if unset. The task's "
+        "default teacher always learns from all of them.",
     )
     text: str | None = Field(None, description="Column of the text; found by name if unset.")
     text_pair: str | None = Field(None, description="Column of the second text, for pairs.")

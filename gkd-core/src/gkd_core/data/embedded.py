@@ -79,8 +79,8 @@ class Embedded(Task):
             )
         if (self.config.default_teacher, self.kind) in MISFITS:
             raise ConfigError(
-                f"task.default_teacher is '{self.config.default_teacher}', which cannot do task.kind = "
-                f"'{self.kind}'; drop one of them, or set task.kind = 'lm'"
+                f"task.default_teacher is '{self.config.default_teacher}', which cannot do "
+                f"task.kind = '{self.kind}'; drop one of them, or set task.kind = 'lm'"
             )
 
     def load(self, kind: Kind, seed: int) -> TaskData:

@@ -37,7 +37,7 @@ def gather(tensor: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     return gathered
 
 
-def cut(tensor: Tensor, dim: int, group: ProcessGroup) -> Tensor:
+def shard(tensor: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """Return this rank's share of a tensor that all ranks have.
 
     The gradient is put together again, so that it is whole on every rank. With `gather` before

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from gkd_core.contract.model_info import ModelInfo
-from gkd_core.distributed.collectives import cut, gather
+from gkd_core.distributed.collectives import gather, shard
 from gkd_core.distributed.shards import sharding_of
 
 
@@ -31,7 +31,7 @@ class Heads:
         """Return the number of ranks that have the same head at a site."""
         return max(1, self.group.size() // self.keys) if site in ("key", "value") else 1
 
-    def join(self, site: str, share: Tensor) -> Tensor:
+    def gather(self, site: str, share: Tensor) -> Tensor:
         """Return the heads of all ranks, all of which go on with the same work on them.
 
         Args:
@@ -42,11 +42,11 @@ class Heads:
         repeats = self.repeats(site)
         return joined if repeats == 1 else joined[:, ::repeats]
 
-    def cut(self, site: str, whole: Tensor) -> Tensor:
-        """Return this rank's heads of what all ranks have; arguments as for `join`."""
+    def shard(self, site: str, whole: Tensor) -> Tensor:
+        """Return this rank's heads of what all ranks have; arguments as for `gather`."""
         repeats = self.repeats(site)
         repeated = whole if repeats == 1 else whole.repeat_interleave(repeats, 1)
-        return cut(repeated, _dimension(site), self.group)
+        return shard(repeated, _dimension(site), self.group)
 
 
 def heads_of(model: nn.Module) -> Heads | None:

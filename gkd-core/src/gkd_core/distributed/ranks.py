@@ -59,7 +59,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def join(info: RankInfo) -> None:
+def init_process_group(info: RankInfo) -> None:
     """Meet the other ranks.
 
     gloo connects what is on CPUs and NCCL what is on GPUs, so that counting does not wait for a

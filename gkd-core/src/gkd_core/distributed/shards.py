@@ -53,7 +53,7 @@ class Split:
         shape[self.dim] = self.parts * self.size
         return tuple(reversed(shape) if self.transposed else shape)
 
-    def cut(self, whole: Tensor, rank: int) -> Tensor:
+    def shard(self, whole: Tensor, rank: int) -> Tensor:
         """Return a rank's shard of a tensor, as a tensor of its own."""
         shard = torch.zeros(self.shard_shape, dtype=whole.dtype, device=whole.device)
         if not whole.is_meta:
@@ -105,10 +105,10 @@ class Sharding:
     splits: Mapping[str, Split]
     summed: frozenset[str]
 
-    def cut(self, name: str, whole: Tensor) -> Tensor:
+    def shard(self, name: str, whole: Tensor) -> Tensor:
         """Return what this rank has of a weight."""
         split = self.splits.get(name)
-        return whole if split is None else split.cut(whole, self.group.rank())
+        return whole if split is None else split.shard(whole, self.group.rank())
 
     def read(self, name: str, whole: Sliceable, own: Tensor) -> None:
         """Copy what this rank has of a weight out of the whole one, of which only that is read."""
@@ -119,7 +119,7 @@ class Sharding:
             own.zero_()  # what is padding stays so
             split.read(whole, self.group.rank(), own)
 
-    def join(self, name: str, own: Tensor) -> Tensor | None:
+    def gather(self, name: str, own: Tensor) -> Tensor | None:
         """Return a whole weight in the first rank of the group, and None in the others.
 
         All ranks of the group call this.
@@ -159,7 +159,7 @@ class Division:
                 named = model.named_parameters()
                 self._names = {weight: n for n, weight in named if n in sharding.splits}
 
-    def join(self, weight: Tensor, own: Tensor) -> Tensor | None:
+    def gather(self, weight: Tensor, own: Tensor) -> Tensor | None:
         """Return the whole of what each rank has a part of, in the first rank of the group.
 
         Args:
@@ -168,9 +168,9 @@ class Division:
         """
         if self._sharding is None:
             return own
-        return self._sharding.join(self._names.get(weight, ""), own)
+        return self._sharding.gather(self._names.get(weight, ""), own)
 
-    def cut(self, weight: Tensor, whole: Sliceable) -> Tensor:
+    def shard(self, weight: Tensor, whole: Sliceable) -> Tensor:
         """Return this rank's part of a tensor that has the shape of a whole weight, fp32."""
         if self._sharding is None or weight not in self._names:
             return whole[...]

@@ -61,7 +61,7 @@ class Features:
         """The logits, computed or not."""
         return self[LOGITS] if self.deferred is None else self.deferred
 
-    def join(self) -> None:
+    def gather(self) -> None:
         """Put together what is divided over ranks, which then go on with work of their own.
 
         All of the ranks call this before the next pass.
@@ -128,7 +128,7 @@ class Features:
     def _compute(self, capture: Capture) -> Tensor:
         if capture in self.shares:
             assert self.heads is not None, "or there would be no shares"
-            return self.heads.join(capture.site, self.shares[capture])
+            return self.heads.gather(capture.site, self.shares[capture])
         if capture == LOGITS and self.deferred is not None:
             return self.deferred.dense()
         inputs = self.attention.pop(capture)

@@ -169,10 +169,10 @@ class Forward:
     def _change(self, place: Capture, tensor: Tensor) -> Tensor:
         """Apply the operations on a place, which see all heads of a divided model."""
         divided = self.heads if place.site in ATTENTION_SITES else None
-        whole = tensor if divided is None else divided.join(place.site, tensor)
+        whole = tensor if divided is None else divided.gather(place.site, tensor)
         for apply in self._changes[place]:
             whole = apply(whole)
-        return whole if divided is None else divided.cut(place.site, whole)
+        return whole if divided is None else divided.shard(place.site, whole)
 
     def _note_relation(self, layer: int, relation: Relation) -> None:
         """Keep what scores and distributions follow from, where they are not computed anyway."""

@@ -68,7 +68,7 @@ class Relation:
 
     def whole(self) -> Relation:
         """Return the relation with all heads, which are fewer numbers than their dot products."""
-        return self if self.heads is None else self._with(self.heads.join, None)
+        return self if self.heads is None else self._with(self.heads.gather, None)
 
     def match_heads(self, heads: Heads | None) -> Relation:
         """Return the relation with its heads divided in a given way, or whole.
@@ -85,7 +85,7 @@ class Relation:
             own = whole.key.repeat_interleave(queries // keys, 1)
             whole, keys = replace(whole, key=own), queries
         kept = Heads(heads.group, queries, keys)
-        return whole._with(kept.cut, kept)
+        return whole._with(kept.shard, kept)
 
     def scores(self) -> Tensor:
         """Return the scaled dot products, fp32 `[B, A, S, S]`; the least float where masked."""
@@ -142,7 +142,7 @@ class Relation:
         return torch.arange(heads.start, heads.stop, device=self.key.device) // group
 
     def _with(self, convert: Callable[[str, Tensor], Tensor], heads: Heads | None) -> Relation:
-        """Return what `Heads.join` or `Heads.cut` makes of the parts."""
+        """Return what `Heads.gather` or `Heads.shard` makes of the parts."""
         mask, bias = (
             x if x is None or x.dim() < 4 or x.shape[1] == 1 else convert("scores", x)
             for x in (self.mask, self.bias)

@@ -260,7 +260,7 @@ def run_passes(
                 for planned in plan.passes:
                     features = run(teacher, planned, "teacher", number, turn, found)
                     if len(taken) > 1:
-                        features.join()
+                        features.gather()
                     found.teachers[number][planned.name] = features
             captured.offload(number)
     for planned in plan.passes:

@@ -153,7 +153,7 @@ class DeepSpeedEngine:
         for number, parameter in enumerate(self.parameters):
             for name in MOMENTS:
                 own = safe_get_full_optimizer_state(parameter, name)
-                moment = self._division.join(parameter, own)
+                moment = self._division.gather(parameter, own)
                 if moment is not None and is_first():
                     found[f"{number}.{name}"] = moment.cpu()
             found[f"{number}.{STEP}"] = steps[self._group_of[number]].cpu().clone()
@@ -176,7 +176,7 @@ class DeepSpeedEngine:
             for name in MOMENTS:
                 whole = tensors.get(f"{number}.{name}")
                 if whole is not None:
-                    own = self._division.cut(parameter, whole)
+                    own = self._division.shard(parameter, whole)
                     self._set_moment(parameter, name, own.to(self.device))
 
     def close(self) -> None:

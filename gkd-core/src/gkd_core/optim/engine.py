@@ -152,7 +152,7 @@ class LocalEngine:
         for index, state in self.optimizer.state_dict()["state"].items():
             for name, own in state.items():
                 weight = self.parameters[index]
-                whole = own if name == STEP else self._division.join(weight, own)
+                whole = own if name == STEP else self._division.gather(weight, own)
                 if whole is not None:
                     found[f"{index}.{name}"] = whole
         return found
@@ -163,7 +163,7 @@ class LocalEngine:
         for key, whole in tensors.items():
             index, name = int(key.split(".")[0]), key.split(".")[1]
             weight = self.parameters[index]
-            own = whole[...] if name == STEP else self._division.cut(weight, whole)
+            own = whole[...] if name == STEP else self._division.shard(weight, whole)
             state.setdefault(index, {})[name] = own
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

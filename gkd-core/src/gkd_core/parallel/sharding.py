@@ -49,7 +49,8 @@ def shard_model(model: PreTrainedModel, group: ProcessGroup) -> PreTrainedModel:
     Weights keep their names.
 
     Random numbers must be drawn from equal seeds on the ranks of a group: dropout of different
-    hidden states would set the ranks apart. Dropout of a rank's own heads is its own (`RngTracker`).
+    hidden states would set the ranks apart. Dropout of a rank's own heads has a generator of its own
+    (`RngTracker`).
 
     Args:
         model: The whole model, equal on all ranks; on the meta device only shapes are divided.
@@ -177,7 +178,7 @@ class _Sharder:
     def _shard(self, whole: Parameter, split: Split) -> Parameter:
         """Return this rank's shard of a weight, the same one wherever the weight is tied."""
         if whole not in self.shards:
-            shard = split.cut(whole.detach(), self.group.rank())
+            shard = split.shard(whole.detach(), self.group.rank())
             self.shards[whole] = Parameter(shard, whole.requires_grad)
             self.splits[self.shards[whole]] = split
         return self.shards[whole]

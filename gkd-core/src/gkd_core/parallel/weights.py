@@ -76,7 +76,7 @@ def _whole(weights: Mapping[str, Tensor], sharding: Sharding | None) -> dict[str
 def _join(name: str, weight: Tensor, sharding: Sharding | None) -> Tensor | None:
     """Return a weight in the first rank; one that was divided on the CPU, where there is room."""
     own = weight.detach()
-    whole = own if sharding is None else sharding.join(name, own)
+    whole = own if sharding is None else sharding.gather(name, own)
     if whole is None or not is_first():
         return None
     divided = sharding is not None or is_partitioned(weight)

@@ -59,7 +59,7 @@ def begin(run: Run, stage: Stage) -> None:
                 batches = calibration_batches(stage.spec, method.config.calibration)
                 found = measure_importance(stage.student, batches, stage.engine.device)
                 method.slicer = Slicer.of(found, method.config.multiple)
-        elif _is_own_teacher(stage):
+        elif _is_default_teacher(stage):
             run.recorder.say(
                 f"stage {stage.name}: the assistant is as small as the student, which is done"
             )
@@ -131,7 +131,7 @@ def _evaluate(stage: Stage, method: AutoDisc, scale: float) -> float:
     return found.metrics[stage.metric.name]
 
 
-def _is_own_teacher(stage: Stage) -> bool:
+def _is_default_teacher(stage: Stage) -> bool:
     """Whether student and teacher are the same slice."""
     models = [stage.student.model, *(teacher.model for teacher in stage.teachers)]
     widths = [Widths.read(model.config) for model in models]
