@@ -68,7 +68,7 @@ def gradients_apart(whole, divided):
         if theirs.grad is not None:
             expected = theirs.grad
             if name in splits:
-                expected = splits[name].cut(expected, dist.get_rank())
+                expected = splits[name].shard(expected, dist.get_rank())
             found[name] = (expected - ours.grad).abs().max().item()
     return found
 
@@ -159,7 +159,7 @@ def joined(path, rows):
     whole, divided = extractors(path, "causal-lm")
     with torch.no_grad():
         expected, found = (e.run(frozenset(captures), inputs) for e in (whole, divided))
-        found.join()
+        found.gather()
     logits = type(found.prediction).__name__
     dist.all_gather = dist.all_reduce = pytest.fail
     differences = {str(c): apart(expected[c], found[c]) for c in SITES}

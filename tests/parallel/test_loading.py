@@ -32,7 +32,9 @@ def unequal(model, reference):
     splits = model.sharding.splits if hasattr(model, "sharding") else {}
     ours, theirs = model.state_dict(), reference.state_dict()
     assert ours.keys() == theirs.keys()
-    shares = {n: splits[n].cut(t, dist.get_rank()) if n in splits else t for n, t in theirs.items()}
+    shares = {
+        n: splits[n].shard(t, dist.get_rank()) if n in splits else t for n, t in theirs.items()
+    }
     return [n for n, t in ours.items() if t.shape != shares[n].shape or (t != shares[n]).any()]
 
 

@@ -228,13 +228,13 @@ def mixed(paths, kind):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = solve("distilbert", {}, kind, *whole)
         ours = solve("distilbert", {}, kind, *divided)
-    cut = divided[0].model.sharding.cut
+    shard = divided[0].model.sharding.shard
     names = [name for name, gradient in exact.items() if gradient.dim() == 2]
     errors = [
-        sum((cut(name, exact[name]) - found[name]).square().sum().item() for name in names)
-        for found in ({name: cut(name, low[name]) for name in names}, ours)
+        sum((shard(name, exact[name]) - found[name]).square().sum().item() for name in names)
+        for found in ({name: shard(name, low[name]) for name in names}, ours)
     ]
-    size = sum(cut(name, exact[name]).square().sum().item() for name in names)
+    size = sum(shard(name, exact[name]).square().sum().item() for name in names)
     return [(error / size) ** 0.5 for error in errors]
 
 

@@ -133,7 +133,7 @@ def view(seed, group, heads=4, repeated=False):
     divided = None if group is None else Heads(group, heads, keys)
     features = Features(divided)
     whole = whole[:, :1] if repeated else whole
-    value = whole if group is None else divided.cut("value", whole)
+    value = whole if group is None else divided.shard("value", whole)
     features.keep(capture, value.requires_grad_())
     info = ModelInfo("student", "bert", 1, 24, heads, keys, 6, 64, 100, 2, 64)
     return View(features, [capture], info, "test"), value

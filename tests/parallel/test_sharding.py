@@ -49,7 +49,9 @@ def step(model):
 def differences(ours, theirs, splits):
     """Return the names of tensors that differ by more than the tolerance from our share."""
     assert ours.keys() == theirs.keys()
-    shares = {n: splits[n].cut(t, dist.get_rank()) if n in splits else t for n, t in theirs.items()}
+    shares = {
+        n: splits[n].shard(t, dist.get_rank()) if n in splits else t for n, t in theirs.items()
+    }
     return [n for n, t in ours.items() if (t - shares[n]).abs().max().item() > TOLERANCE]
 
 

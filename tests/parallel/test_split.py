@@ -16,12 +16,12 @@ def test_rows_are_divided_in_order():
 
 def test_columns_are_divided_in_order():
     whole = torch.arange(8.0).view(2, 4)
-    assert Split((2, 4), 1, ranks=2).cut(whole, 1).tolist() == [[2, 3], [6, 7]]
+    assert Split((2, 4), 1, ranks=2).shard(whole, 1).tolist() == [[2, 3], [6, 7]]
 
 
 def test_fused_maps_are_divided_one_by_one():
     whole = torch.tensor([10.0, 11, 20, 21, 30, 31])
-    assert Split((6,), 0, ranks=2, parts=3).cut(whole, 1).tolist() == [11, 21, 31]
+    assert Split((6,), 0, ranks=2, parts=3).shard(whole, 1).tolist() == [11, 21, 31]
 
 
 def test_a_shard_of_a_conv1d_is_a_linear_layers():
@@ -64,6 +64,6 @@ def test_writing_all_shards_gives_the_whole_back(split):
 
 
 def test_only_the_shape_of_a_meta_tensor_is_divided():
-    shard = Split((8, 4), 0, ranks=4).cut(torch.empty(8, 4, device="meta"), 2)
+    shard = Split((8, 4), 0, ranks=4).shard(torch.empty(8, 4, device="meta"), 2)
     assert shard.is_meta
     assert shard.shape == (2, 4)

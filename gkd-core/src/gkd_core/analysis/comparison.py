@@ -190,7 +190,7 @@ class Comparison:
 
 def compare_models(
     spec: StageSpec,
-    models: Sequence[ComparedModel],
+    compared: Sequence[ComparedModel],
     teacher: str | None,
     adapters: Iterable[type[Sites]] = (),
 ) -> Comparison:
@@ -200,7 +200,7 @@ def compare_models(
 
     Args:
         spec: The stage, whose data and tokenizer are used.
-        models: The models.
+        compared: The models.
         teacher: Name of the one the others are measured against.
         adapters: Site adapters registered by plugins.
     """
@@ -209,37 +209,37 @@ def compare_models(
     split = data.validation if data.test is None else data.test
     encoded = encode(split, spec.tokenizer, data.kind, spec.max_length)
     collator = Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed)
-    timed = all(model.is_whole for model in models)
+    timed = all(one.is_whole for one in compared)
     adapters, models, sizes, found = tuple(adapters), [], [], []
-    for model in models:
-        model, size = _load(model, spec, device, adapters)
+    for one in compared:
+        model, size = _load(one, spec, device, adapters)
         sizes.append(size)
         predict = _predict(model, data.kind, adapters)
         found.append(evaluate(model, encoded, collator, data.kind, device, predict))
         models += [model] if timed else []
         del model
-    times: list[float | None] = [None] * len(models)
+    times: list[float | None] = [None] * len(compared)
     if timed:
         first = range(min(TIMED_SAMPLES, len(encoded)))
         samples = [collator.collate(encoded, [i], epoch=0).to(device) for i in first]
         times[:] = latencies(models, samples)
-    reference = next((e for c, e in zip(models, found, strict=True) if c.name == teacher), None)
+    reference = next((e for c, e in zip(compared, found, strict=True) if c.name == teacher), None)
     metric = MAIN_METRIC[data.kind]
     rows = [
         Row(
-            name=model.name,
-            model=model.model,
+            name=one.name,
+            model=one.model,
             metrics=evaluation.metrics,
             parameters=parameters,
-            bytes=_bytes(model.model, parameters),
+            bytes=_bytes(one.model, parameters),
             milliseconds=milliseconds,
             kept=None
             if reference is None
             else metric.share(evaluation.metrics[metric.name], reference.metrics[metric.name]),
             agreement=_agreement(evaluation, reference),
         )
-        for model, parameters, evaluation, milliseconds in zip(
-            models, sizes, found, times, strict=True
+        for one, parameters, evaluation, milliseconds in zip(
+            compared, sizes, found, times, strict=True
         )
     ]
     name = "validation" if data.test is None else "test"
@@ -248,26 +248,26 @@ def compare_models(
 
 
 def _load(
-    model: ComparedModel,
+    compared: ComparedModel,
     spec: StageSpec,
     device: torch.device,
     adapters: Sequence[type[Sites]],
 ) -> tuple[PreTrainedModel, int]:
     """Return a model, or this process's share of it, and the number of its weights."""
-    groups = arrange(Layout(processes(1), model.tensor))
+    groups = arrange(Layout(processes(1), compared.tensor))
     model = load_teacher(
-        model.model,
+        compared.model,
         spec.kind,
         spec.data.classes,
-        model.trust_remote_code,
-        model.name,
+        compared.trust_remote_code,
+        compared.name,
         None if groups is None else shard_reader(groups.tensor),
     )
     size = count_parameters(model)
     copies = None if groups is None else groups.data
-    if model.placement == "replicated":
+    if compared.placement == "replicated":
         return model.to(device), size
-    place_teacher(model, find_sites(model, adapters).blocks, model.placement, device, copies)
+    place_teacher(model, find_sites(model, adapters).blocks, compared.placement, device, copies)
     return model, size
 
 

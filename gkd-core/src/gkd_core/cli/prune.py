@@ -125,4 +125,4 @@ def _draw(
         "student": StudentConfig(),
     }
     settled = replace(stage, config=stage.config.model_copy(update=alone))
-    return SpecBuilder(registry()).draw(settled)
+    return SpecBuilder(registry()).build(settled)

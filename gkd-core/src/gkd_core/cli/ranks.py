@@ -36,6 +36,7 @@ def among_ranks() -> Iterator[None]:
         return
     from gkd_core.distributed.ranks import (
         first_failure,
+        init_process_group,
         leave,
         lost_connection,
         wait_for_reason,

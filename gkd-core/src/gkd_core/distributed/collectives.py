@@ -48,7 +48,7 @@ def shard(tensor: Tensor, dim: int, group: ProcessGroup) -> Tensor:
         dim: Dimension to divide.
         group: The ranks.
     """
-    share: Tensor = _Cut.apply(tensor, dim, group)  # type: ignore[no-untyped-call]
+    share: Tensor = _Shard.apply(tensor, dim, group)  # type: ignore[no-untyped-call]
     return share
 
 
@@ -83,7 +83,7 @@ class _Gather(Function):
         return _own(gradient, ctx.dim, ctx.group), None, None
 
 
-class _Cut(Function):
+class _Shard(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, dim: int, group: ProcessGroup) -> Tensor:
         ctx.dim, ctx.group = dim, group

@@ -49,7 +49,7 @@ def shard_model(model: PreTrainedModel, group: ProcessGroup) -> PreTrainedModel:
     Weights keep their names.
 
     Random numbers must be drawn from equal seeds on the ranks of a group: dropout of different
-    hidden states would set the ranks apart. Dropout of a rank's own heads has a generator of its own
+    hidden states would set the ranks apart. Dropout of a rank's own heads has its own generator
     (`RngTracker`).
 
     Args:
