@@ -82,7 +82,7 @@ def run(*methods):
     members, student, teacher = make(*methods)
     plan = plan_step(members, STEP)
     captured = run_passes(plan, student, [teacher], BATCH, STEP)
-    return captured.views(plan.asked[methods[0].name][0])
+    return captured.views(plan.requests[methods[0].name][0])
 
 
 def declare(**attributes):
@@ -211,7 +211,7 @@ def test_the_student_with_all_blocks_swapped_is_the_teachers_body():
     members = [make(declare(written=written))[0][0]]
     plan = plan_step(members, STEP)
     captured = run_passes(plan, student, [teacher], batch, STEP)
-    learned, known = captured.views(plan.asked["declared"][0])
+    learned, known = captured.views(plan.requests["declared"][0])
     assert torch.equal(learned.logits, known.logits)
 
 

@@ -18,7 +18,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Key = tuple[str | int, ...]
-"""RankInfo of a value: names of tables, indices of lists."""
+"""Where a value is: names of tables, indices of lists."""
 
 Lines = dict[Key, int]
 """1-based line of each key of a file."""

@@ -15,7 +15,7 @@ from gkd_core.hooks.paths import MAIN
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gkd_core.objective.passes import Asked, Side
+    from gkd_core.objective.passes import Side, StepRequest
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,20 @@ class Captured:
             if self.feature_offload is not None and isinstance(features, Features):
                 found[name] = self.feature_offload.offload(features)
 
-    def learned(self, asked: Asked) -> View:
+    def learned(self, request: StepRequest) -> View:
         """Return what one method object may see of the student."""
-        return _view(self.student, asked, "student", asked.models.student)
+        return _view(self.student, request, "student", request.models.student)
 
-    def known(self, asked: Asked) -> View:
+    def known(self, request: StepRequest) -> View:
         """Return what one method object may see of its teacher; let go of it before the next."""
-        found = self.teachers[asked.number] if asked.member.takes_teacher and self.teachers else {}
-        return _view(found, asked, "teacher", asked.models.teacher or asked.models.student)
+        found = (
+            self.teachers[request.number] if request.member.takes_teacher and self.teachers else {}
+        )
+        return _view(found, request, "teacher", request.models.teacher or request.models.student)
 
-    def views(self, asked: Asked) -> tuple[View, View]:
+    def views(self, request: StepRequest) -> tuple[View, View]:
         """Return what one method object may see of the student and of its teacher."""
-        return self.learned(asked), self.known(asked)
+        return self.learned(request), self.known(request)
 
     def saving(self, weights: Iterable[Tensor]) -> AbstractContextManager[None]:
         """Return a context in which terms of several teachers are computed one after the other.
@@ -65,14 +67,17 @@ class Captured:
 
 
 def _view(
-    features: Mapping[str, Features | OffloadedFeatures], asked: Asked, side: Side, model: ModelInfo
+    features: Mapping[str, Features | OffloadedFeatures],
+    request: StepRequest,
+    side: Side,
+    model: ModelInfo,
 ) -> View:
-    owner = asked.member.name
+    owner = request.member.name
 
     def open_view(run: str, passes: Mapping[str, View]) -> View:
-        captures = asked.captures(side, run)
-        found = features.get(asked.key(run), Features())
+        captures = request.captures(side, run)
+        found = features.get(request.key(run), Features())
         found = found.fetch(captures) if isinstance(found, OffloadedFeatures) else found
         return View(found, captures, model, owner, passes)
 
-    return open_view(MAIN, {extra.name: open_view(extra.name, {}) for extra in asked.passes})
+    return open_view(MAIN, {extra.name: open_view(extra.name, {}) for extra in request.passes})

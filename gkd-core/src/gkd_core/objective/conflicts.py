@@ -11,7 +11,7 @@ from gkd_core.hooks.operations import Operation, Swap
 from gkd_core.hooks.paths import MAIN, Capture
 
 if TYPE_CHECKING:
-    from gkd_core.objective.passes import Asked, PlannedPass
+    from gkd_core.objective.passes import PlannedPass, StepRequest
 
 
 def refuse_undeclared(method: MethodBase, operations: Iterable[Operation]) -> None:
@@ -24,36 +24,40 @@ def refuse_undeclared(method: MethodBase, operations: Iterable[Operation]) -> No
         )
 
 
-def refuse_passes(asked: Asked) -> None:
+def refuse_passes(request: StepRequest) -> None:
     """Refuse passes that are named but not there, and two of one name."""
-    names = [extra.name for extra in asked.passes]
-    used = {*asked.reads.student, *asked.reads.teacher, *(write.run for write in asked.writes)}
+    names = [extra.name for extra in request.passes]
+    used = {
+        *request.reads.student,
+        *request.reads.teacher,
+        *(write.run for write in request.writes),
+    }
     unknown = sorted(used - {MAIN, *names})
     if unknown:
         raise MethodError(
-            f"{asked.member.name} names the pass '{unknown[0]}', which it does not have; its own "
+            f"{request.member.name} names the pass '{unknown[0]}', which it does not have; its own "
             f"passes: {', '.join(names) or 'none'}. Return it in `passes`"
         )
     if len({MAIN, *names}) <= len(names):
         raise MethodError(
-            f"{asked.member.name} has passes {', '.join(names)}; each needs a name of its own, "
+            f"{request.member.name} has passes {', '.join(names)}; each needs a name of its own, "
             f"other than '{MAIN}'"
         )
 
 
 def refuse_two_writers(planned: PlannedPass) -> None:
     """Refuse two who change the same place in a pass."""
-    writers: dict[tuple[str, int, Capture], Asked] = {}
+    writers: dict[tuple[str, int, Capture], StepRequest] = {}
     for side in ("student", "teacher"):
-        for asked, write in planned.writes(side):
-            number = asked.number if side == "teacher" else 0
+        for request, write in planned.writes(side):
+            number = request.number if side == "teacher" else 0
             for place in write.places:
-                first = writers.setdefault((side, number, place), asked)
-                if first is not asked:
+                first = writers.setdefault((side, number, place), request)
+                if first is not request:
                     raise MethodError(
-                        f"{first.member.name} and {asked.member.name} both change {side}.{place}; "
+                        f"{first.member.name} and {request.member.name} both change {side}.{place}; "
                         "they cannot be combined"
-                        if first.member is not asked.member
-                        else f"{asked.member.name} changes {side}.{place} for each teacher; it "
+                        if first.member is not request.member
+                        else f"{request.member.name} changes {side}.{place} for each teacher; it "
                         "works with one"
                     )

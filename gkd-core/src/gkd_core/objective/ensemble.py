@@ -20,7 +20,7 @@ from gkd_core.losses.term import Term
 
 if TYPE_CHECKING:
     from gkd_core.objective.captured import Captured
-    from gkd_core.objective.passes import Asked, Member
+    from gkd_core.objective.passes import Member, StepRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class EnsembleStep:
     def __init__(
         self,
         ensemble: TeacherEnsemble,
-        asked: Sequence[Asked],
+        requests: Sequence[StepRequest],
         captured: Captured,
         batch: Batch,
         step: Step,
@@ -79,18 +79,18 @@ class EnsembleStep:
 
         Args:
             ensemble: The ensemble.
-            asked: What its combiner asked of the student and of each teacher.
+            requests: What its combiner asked of the student and of each teacher.
             captured: What was captured.
             batch: The micro-batch.
             step: Where training stands, with the ensemble's generator.
         """
         self.combiner = ensemble.combiner
         self._batch, self._step = batch, step
-        self._learned = [captured.learned(one) for one in asked]
+        self._learned = [captured.learned(one) for one in requests]
         with torch.no_grad():
             self.weights = [
                 self.combiner.weight(number, learned, captured.known(one), batch, step)
-                for number, (one, learned) in enumerate(zip(asked, self._learned, strict=True))
+                for number, (one, learned) in enumerate(zip(requests, self._learned, strict=True))
             ]
 
     def student(self, number: int, view: View) -> View:

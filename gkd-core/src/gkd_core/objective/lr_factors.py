@@ -10,7 +10,7 @@ from gkd_core.errors import MethodError
 from gkd_core.models.parts import Part, part_name
 
 if TYPE_CHECKING:
-    from gkd_core.objective.passes import Asked
+    from gkd_core.objective.passes import StepRequest
 
 
 def check_factors(factors: Mapping[Part, float], layers: int, owner: str) -> Mapping[Part, float]:
@@ -38,20 +38,20 @@ def check_factors(factors: Mapping[Part, float], layers: int, owner: str) -> Map
     return factors
 
 
-def join_factors(everyone: Iterable[Asked]) -> Mapping[Part, float]:
+def join_factors(everyone: Iterable[StepRequest]) -> Mapping[Part, float]:
     """Return the factors of a step, by part; what no method names has the factor 1.
 
     Raises:
         MethodError: Two methods, or a method for two of its teachers, want different factors.
     """
     found: dict[Part, tuple[str, float]] = {}
-    for asked in everyone:
-        for part, factor in asked.lr_factors.items():
-            other, value = found.setdefault(part, (asked.member.name, factor))
+    for request in everyone:
+        for part, factor in request.lr_factors.items():
+            other, value = found.setdefault(part, (request.member.name, factor))
             if value != factor:
                 raise MethodError(
                     f"{other} sets the learning rate of the student's {part_name(part)} to {value} "
-                    f"times that of the stage, and {asked.member.name} to {factor} times. They "
+                    f"times that of the stage, and {request.member.name} to {factor} times. They "
                     "cannot be combined; use them in stages of their own"
                 )
     return {part: factor for part, (_, factor) in found.items()}

@@ -21,7 +21,7 @@ from gkd_core.hooks.paths import MAIN
 from gkd_core.losses.term import Term
 from gkd_core.objective.captured import Captured
 from gkd_core.objective.ensemble import EnsembleStep, TeacherEnsemble, ensembles
-from gkd_core.objective.passes import Asked, Member, StepPlan, plan_step
+from gkd_core.objective.passes import Member, StepPlan, StepRequest, plan_step
 
 
 class Objective:
@@ -89,7 +89,7 @@ class Objective:
         """
         ensemble_steps = {
             c.name: EnsembleStep(
-                c, plan.asked[c.name], captured, batch, replace(step, generator=c.generator)
+                c, plan.requests[c.name], captured, batch, replace(step, generator=c.generator)
             )
             for c in self.ensembles
         }
@@ -98,8 +98,10 @@ class Objective:
             ensemble_step = ensemble_steps[member.ensemble.name] if member.ensemble else None
             where = replace(step, generator=member.generator)
             with captured.saving(self.modules.parameters()):
-                asked = plan.asked[member.name]
-                found[member.name] = _combined(member, ensemble_step, asked, captured, batch, where)
+                requests = plan.requests[member.name]
+                found[member.name] = _combined(
+                    member, ensemble_step, requests, captured, batch, where
+                )
         for name, ensemble_step in ensemble_steps.items():
             inside = [m.name for m in self.members if m.ensemble and m.ensemble.name == name]
             given = {key: term for part in inside for key, term in _named(part, found[part])}
@@ -149,21 +151,21 @@ class Objective:
 def _combined(
     member: Member,
     ensemble_step: EnsembleStep | None,
-    asked: Sequence[Asked],
+    requests: Sequence[StepRequest],
     captured: Captured,
     batch: Batch,
     step: Step,
 ) -> dict[str, Term]:
     """Ask a method once per teacher, and return the terms that are made of the answers."""
     answers = []
-    for number, (method, one) in enumerate(zip(member.methods, asked, strict=True)):
+    for number, (method, one) in enumerate(zip(member.methods, requests, strict=True)):
         learned = captured.learned(one)
         seen = learned if ensemble_step is None else ensemble_step.student(number, learned)
         terms = method.loss(seen, captured.known(one), batch, step)
         answers.append({key: _as_term(member.name, key, t, batch) for key, t in terms.items()})
     if ensemble_step is None:
         return answers[0]
-    return ensemble_step.combine(answers, asked[0].captures("teacher", MAIN))
+    return ensemble_step.combine(answers, requests[0].captures("teacher", MAIN))
 
 
 def _named(owner: str, terms: Mapping[str, Term]) -> Iterable[tuple[str, Term]]:

@@ -89,7 +89,7 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Asked:
+class StepRequest:
     """What one method object, or a combiner for one teacher, asks for in a step.
 
     Attributes:
@@ -133,34 +133,34 @@ class PlannedPass:
     Attributes:
         name: `main`, or `METHOD@NAME` for a method's own.
         run: The name as its owner knows it.
-        askers: Who takes part: all, or the owner.
+        requests: Who takes part: all, or the owner.
         inputs: What is read instead of the batch's inputs, if anything.
     """
 
     name: str
     run: str
-    askers: tuple[Asked, ...]
+    requests: tuple[StepRequest, ...]
     inputs: Pass | None = None
 
     def captures(self, side: Side, number: int | None = None) -> frozenset[Capture]:
         """Return the union of what is read of the student, or of teacher `number`."""
-        parts = (asked.captures(side, self.run) for asked in self._of(number))
+        parts = (request.captures(side, self.run) for request in self._of(number))
         return frozenset[Capture]().union(*parts)
 
     def readers(self, capture: Capture, side: Side, number: int | None) -> tuple[str, ...]:
         """Return the names of the methods that read a tensor."""
         readers = (a for a in self._of(number) if capture in a.captures(side, self.run))
-        return tuple(dict.fromkeys(asked.member.name for asked in readers))
+        return tuple(dict.fromkeys(request.member.name for request in readers))
 
-    def writes(self, side: Side, number: int | None = None) -> Iterable[tuple[Asked, Write]]:
+    def writes(self, side: Side, number: int | None = None) -> Iterable[tuple[StepRequest, Write]]:
         """Yield the operations on the student, or on teacher `number`."""
-        for asked in self._of(number):
-            for write in asked.writes:
+        for request in self._of(number):
+            for write in request.writes:
                 if (write.side, write.run) == (side, self.run):
-                    yield asked, write
+                    yield request, write
 
-    def _of(self, number: int | None) -> Iterable[Asked]:
-        return (a for a in self.askers if number is None or a.number == number)
+    def _of(self, number: int | None) -> Iterable[StepRequest]:
+        return (a for a in self.requests if number is None or a.number == number)
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,12 @@ class StepPlan:
     """What the methods want of a step. They are asked once a step, as they may draw it at random.
 
     Attributes:
-        asked: What each object of a method or ensemble asks for, by its name.
+        requests: What each object of a method or ensemble asks for, by its name.
         passes: The passes in order; the main one first.
         lr_factors: Factors of the learning rate, by part of the student.
     """
 
-    asked: Mapping[str, Sequence[Asked]]
+    requests: Mapping[str, Sequence[StepRequest]]
     passes: Sequence[PlannedPass]
     lr_factors: Mapping[Part, float]
 
@@ -192,8 +192,8 @@ def plan_step(members: Iterable[Member], step: Step, training: bool = True) -> S
     """
     members = list(members)
     owners = {c.name: c for c in ensembles(members)} | {m.name: m for m in members}
-    asked = {name: _ask(owner, step, training) for name, owner in owners.items()}
-    everyone = tuple(one for objects in asked.values() for one in objects)
+    requests = {name: _request(owner, step, training) for name, owner in owners.items()}
+    everyone = tuple(one for objects in requests.values() for one in objects)
     own = [
         PlannedPass(one.key(extra.name), extra.name, (one,), extra)
         for one in everyone
@@ -202,7 +202,7 @@ def plan_step(members: Iterable[Member], step: Step, training: bool = True) -> S
     passes = [PlannedPass(MAIN, MAIN, everyone), *own]
     for planned in passes:
         refuse_two_writers(planned)
-    return StepPlan(asked, passes, join_factors(everyone))
+    return StepPlan(requests, passes, join_factors(everyone))
 
 
 def run_passes(
@@ -243,8 +243,8 @@ def run_passes(
         rows, own = teacher_batches.batches[turn], inputs[turn]
         changes = [
             change
-            for asked, write in planned.writes(side, number)
-            for change in _bind(asked, write, found, rows, step, student, teachers, own)
+            for request, write in planned.writes(side, number)
+            for change in _bind(request, write, found, rows, step, student, teachers, own)
         ]
         return model.run(wanted, own.get(planned.name, rows.inputs), changes)
 
@@ -284,12 +284,12 @@ def evaluation_changes(
     captured = Captured({}, [{} for _ in teachers])
     return [
         change
-        for asked, write in plan.passes[0].writes("student")
-        for change in _bind(asked, write, captured, batch, step, student, teachers, {})
+        for request, write in plan.passes[0].writes("student")
+        for change in _bind(request, write, captured, batch, step, student, teachers, {})
     ]
 
 
-def _ask(member: Member | TeacherEnsemble, step: Step, training: bool) -> list[Asked]:
+def _request(member: Member | TeacherEnsemble, step: Step, training: bool) -> list[StepRequest]:
     step = replace(step, generator=member.generator)
     known = [models.teacher.name for models in member.models if models.teacher is not None]
     found = []
@@ -304,9 +304,9 @@ def _ask(member: Member | TeacherEnsemble, step: Step, training: bool) -> list[A
         writes = [write for write in found_writes if write is not None]
         factors = method.lr_factors(models, step)
         factors = check_factors(factors, models.student.layers, member.name)
-        asked = Asked(member, number, reads, passes, tuple(writes), factors)
-        refuse_passes(asked)
-        found.append(asked)
+        request = StepRequest(member, number, reads, passes, tuple(writes), factors)
+        refuse_passes(request)
+        found.append(request)
     return found
 
 
@@ -330,7 +330,7 @@ def _write(
 def _inputs(plan: StepPlan, teacher_batches: TeacherBatches, step: Step) -> Sequence[PassInputs]:
     """Return, for each turn, what passes read instead of the batch's inputs, by their name."""
     makers = {
-        planned.name: (planned.inputs.inputs, planned.askers[0].member.generator)
+        planned.name: (planned.inputs.inputs, planned.requests[0].member.generator)
         for planned in plan.passes
         if planned.inputs is not None and planned.inputs.inputs is not None
     }
@@ -342,7 +342,7 @@ def _inputs(plan: StepPlan, teacher_batches: TeacherBatches, step: Step) -> Sequ
 
 
 def _bind(
-    asked: Asked,
+    request: StepRequest,
     write: Write,
     captured: Captured,
     batch: Batch,
@@ -351,18 +351,20 @@ def _bind(
     teachers: Sequence[Extractor],
     inputs: PassInputs,
 ) -> Iterable[Change]:
-    learned, known = captured.views(asked)
+    learned, known = captured.views(request)
     sites = {"student": student.sites}
-    if asked.number < len(teachers):
-        sites["teacher"] = teachers[asked.number].sites
+    if request.number < len(teachers):
+        sites["teacher"] = teachers[request.number].sites
     context = OperationContext(
         student=learned,
         teacher=known,
         batch=batch,
-        step=replace(step, generator=asked.member.generator),
+        step=replace(step, generator=request.member.generator),
         seed=write.seed,
         sites=sites,
-        inputs={one.name: inputs.get(asked.key(one.name), batch.inputs) for one in asked.passes},
+        inputs={
+            one.name: inputs.get(request.key(one.name), batch.inputs) for one in request.passes
+        },
     )
     apply = write.operation.bind(context)
     return [Change(place, apply) for place in write.places]

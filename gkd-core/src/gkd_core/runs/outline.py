@@ -231,9 +231,9 @@ def _options(spec: StageSpec, owner: Member | TeacherEnsemble) -> dict[str, Opti
 
 
 def _lr_factors(step: StepPlan) -> Iterable[LrFactorOutline]:
-    everyone = [asked for objects in step.asked.values() for asked in objects]
+    everyone = [request for objects in step.requests.values() for request in objects]
     for part, factor in step.lr_factors.items():
-        names = (asked.member.name for asked in everyone if part in asked.lr_factors)
+        names = (request.member.name for request in everyone if part in request.lr_factors)
         yield LrFactorOutline(part_name(part), factor, tuple(dict.fromkeys(names)))
 
 
@@ -263,8 +263,8 @@ def _pass(
         for capture in sorted(found, key=_order)
     )
     operations = tuple(
-        OperationOutline(str(write.operation), asked.member.name)
-        for asked, write in planned.writes(side, number)
+        OperationOutline(str(write.operation), request.member.name)
+        for request, write in planned.writes(side, number)
     )
     last = _last(info, found, is_student=side == "student")
     yield PassOutline(info.name, planned.name, last, captures, operations)
