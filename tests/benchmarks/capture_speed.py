@@ -196,7 +196,7 @@ def gkd_step(method: str, inputs):
     from gkd_core.hooks.paths import Capture
     from gkd_core.models.sites import find_sites
     from gkd_core.objective.objective import Objective
-    from gkd_core.objective.passes import Member
+    from gkd_core.objective.passes import ActiveMethod
     from gkd_core.optim.engine import LocalEngine
     from gkd_core.plugins import registry
     from gkd_core.training.step import train_step
@@ -218,7 +218,9 @@ def gkd_step(method: str, inputs):
     members = []
     for name in method.partition(":")[0].split("+"):
         cls = registry().method(name)
-        members.append(Member(name, Schedule.parse(1.0), (cls(),), (infos,), torch.Generator()))
+        members.append(
+            ActiveMethod(name, Schedule.parse(1.0), (cls(),), (infos,), torch.Generator())
+        )
     config = TrainingConfig(lr=5e-5, lr_schedule="constant", warmup=0.0)
     stage = SimpleNamespace(
         objective=Objective(members),

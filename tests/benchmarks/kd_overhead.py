@@ -145,7 +145,7 @@ def gkd_step():
     from gkd_core.hooks.extraction import Extractor
     from gkd_core.models.sites import find_sites
     from gkd_core.objective.objective import Objective
-    from gkd_core.objective.passes import Member
+    from gkd_core.objective.passes import ActiveMethod
     from gkd_core.optim.engine import LocalEngine
     from gkd_core.plugins import registry
     from gkd_core.training.step import train_step
@@ -157,7 +157,7 @@ def gkd_step():
         ModelInfo.read("teacher", teacher.config, SHAPE["num_labels"]),
     )
     method = kd(kd.Config(temperature=TEMPERATURE, alpha=ALPHA))
-    member = Member("kd", Schedule.parse(1.0), (method,), (infos,), torch.Generator())
+    member = ActiveMethod("kd", Schedule.parse(1.0), (method,), (infos,), torch.Generator())
     config = TrainingConfig(lr=5e-5, lr_schedule="constant", warmup=0.0)
     stage = SimpleNamespace(
         objective=Objective([member]),

@@ -12,7 +12,7 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import LinearLogits
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import Member, run_passes
+from gkd_core.objective.passes import ActiveMethod, run_passes
 from gkd_core.plugins import registry
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
@@ -77,7 +77,9 @@ def gradient(names, kind):
     for name in names:
         method = registry().method(name)()
         models = Models(shapes[0], None if method.teachers == "none" else shapes[1])
-        members.append(Member(name, Schedule.parse(0.3), (method,), (models,), torch.Generator()))
+        members.append(
+            ActiveMethod(name, Schedule.parse(0.3), (method,), (models,), torch.Generator())
+        )
     objective = Objective(members)
     objective.build_modules(seed=0)
     batch, step = tiny_batch(kind), Step(3, 10, 0, "test", torch.Generator())

@@ -14,7 +14,7 @@ from gkd_core.hooks.paths import resolve_paths
 from gkd_core.losses import Relation
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import Member, run_passes
+from gkd_core.objective.passes import ActiveMethod, run_passes
 from gkd_core.plugins import registry
 from gkd_core.testing.tiny import tiny_batch, tiny_model
 from gkd_core.training import loop
@@ -169,7 +169,9 @@ class Trial:
         )
         self.method.check(self.models)
         generator = torch.Generator().manual_seed(0)
-        self.member = Member(name, Schedule.parse(1.0), (self.method,), (self.models,), generator)
+        self.member = ActiveMethod(
+            name, Schedule.parse(1.0), (self.method,), (self.models,), generator
+        )
         self.objective = Objective([self.member])
         self.objective.build_modules(seed=0)
         self.objective.modules.double()

@@ -15,7 +15,7 @@ from gkd_core.contract.schedule import Schedule
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import Member, run_passes
+from gkd_core.objective.passes import ActiveMethod, run_passes
 from gkd_core.plugins import registry
 from gkd_core.testing import tiny_batch
 
@@ -59,7 +59,9 @@ def terms_of(models, batch):
         ]
         method = registry().method(name)
         method = method(method.Config(**options))
-        member = Member(name, Schedule.parse(1.0), (method,), (Models(*infos),), torch.Generator())
+        member = ActiveMethod(
+            name, Schedule.parse(1.0), (method,), (Models(*infos),), torch.Generator()
+        )
         objective = Objective([member])
         objective.build_modules(seed=0)
         objective.modules.double()

@@ -15,7 +15,7 @@ from gkd_core.errors import GkdError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import Member, run_passes
+from gkd_core.objective.passes import ActiveMethod, run_passes
 from gkd_core.plugins import Registry, registry
 from gkd_core.testing.tiny import VOCABULARY, tiny_batch, tiny_model
 
@@ -149,7 +149,9 @@ class Sum:
         for member in members:
             method = registry().method(member.name)(self.options.get(member.name))
             generator = torch.Generator().manual_seed(0)
-            found.append(Member(member.name, member.weight, (method,), (self.models,), generator))
+            found.append(
+                ActiveMethod(member.name, member.weight, (method,), (self.models,), generator)
+            )
         objective = Objective(found)
         objective.build_modules(seed=0)
         objective.modules.double()

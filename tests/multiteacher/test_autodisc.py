@@ -18,7 +18,7 @@ from gkd_core.models.sites import find_sites
 from gkd_core.models.slicing.select import sliced_copy
 from gkd_core.models.slicing.widths import Widths, read_slices
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import Member, run_passes
+from gkd_core.objective.passes import ActiveMethod, run_passes
 from gkd_core.students.importance import measure_importance
 from gkd_core.students.ranking import Slicer
 from gkd_core.testing import check_method
@@ -49,7 +49,7 @@ class Sandwich:
         self.method = AutoDisc(AutoDisc.Config(multiple=1, **options))
         found = measure_importance(extractors[0], [self.batch], CPU)
         self.method.slicer = Slicer.of(found, 1)
-        member = Member(
+        member = ActiveMethod(
             "autodisc", Schedule.parse(1.0), (self.method,), (Models(*infos),), torch.Generator()
         )
         self.objective = Objective([member])

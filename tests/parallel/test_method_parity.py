@@ -93,7 +93,7 @@ def solve(name, options, kind, student, teacher, waits=None):
     """Values of the terms and, of their sum, gradients of the student and of the modules."""
     from gkd_core.distributed.teacher_batches import TeacherBatches, degree
     from gkd_core.objective.objective import Objective
-    from gkd_core.objective.passes import Member, run_passes
+    from gkd_core.objective.passes import ActiveMethod, run_passes
     from gkd_core.plugins import registry
 
     cls = registry().method(name)
@@ -106,7 +106,7 @@ def solve(name, options, kind, student, teacher, waits=None):
     models = Models(learned, known)
     method.check(models)
     generator = torch.Generator().manual_seed(0)
-    member = Member(name, Schedule.parse(1.0), (method,), (models,), generator)
+    member = ActiveMethod(name, Schedule.parse(1.0), (method,), (models,), generator)
     objective = Objective([member])
     objective.build_modules(seed=0)
     device = student.model.device

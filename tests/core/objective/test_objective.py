@@ -13,7 +13,7 @@ from gkd_core.contract.schedule import Schedule
 from gkd_core.contract.step import Step
 from gkd_core.errors import ConfigError
 from gkd_core.objective.objective import Objective, name_seed
-from gkd_core.objective.passes import Member
+from gkd_core.objective.passes import ActiveMethod
 from gkd_core.plugins import Registry, registry
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
@@ -170,7 +170,9 @@ def test_auxiliary_modules_depend_on_seed_and_method_alone():
 
     def weight(*methods, seed=1):
         members = [
-            Member(m.name, Schedule.parse(1), (m(),), (Models(info, None),), torch.Generator())
+            ActiveMethod(
+                m.name, Schedule.parse(1), (m(),), (Models(info, None),), torch.Generator()
+            )
             for m in methods
         ]
         objective = Objective(members)

@@ -23,7 +23,7 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import mse, soft_labels
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import Member, plan_step, run_passes
+from gkd_core.objective.passes import ActiveMethod, plan_step, run_passes
 from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.testing import check_method, tiny_batch, tiny_model
 from gkd_core.training.stage import build_stage
@@ -71,7 +71,7 @@ def make(*methods):
         ModelInfo.read("student", student.config, 3), ModelInfo.read("teacher", teacher.config, 3)
     )
     members = [
-        Member(m.name, Schedule.parse(1), (m(),), (models,), torch.Generator().manual_seed(0))
+        ActiveMethod(m.name, Schedule.parse(1), (m(),), (models,), torch.Generator().manual_seed(0))
         for m in methods
     ]
     return members, *(Extractor(model, find_sites(model)) for model in (student, teacher))

@@ -25,7 +25,7 @@ AVERAGE = "average"
 
 
 @dataclass(frozen=True)
-class Member:
+class WeightedMethod:
     """One method of an expression.
 
     Attributes:
@@ -54,7 +54,7 @@ class Group:
     """
 
     combiner: str
-    members: tuple[Member, ...]
+    members: tuple[WeightedMethod, ...]
     weight: Schedule
     column: int = field(compare=False)
 
@@ -66,10 +66,10 @@ class Group:
 class Expression:
     """A weighted sum of methods, as written from left to right."""
 
-    parts: tuple[Member | Group, ...]
+    parts: tuple[WeightedMethod | Group, ...]
 
     @property
-    def members(self) -> tuple[Member, ...]:
+    def members(self) -> tuple[WeightedMethod, ...]:
         """The methods, also those in parentheses."""
         return tuple(member for part in self.parts for member in _members(part))
 
@@ -91,7 +91,7 @@ class Expression:
         return "+".join(map(str, self.parts))
 
 
-def _members(part: Member | Group) -> tuple[Member, ...]:
+def _members(part: WeightedMethod | Group) -> tuple[WeightedMethod, ...]:
     return part.members if isinstance(part, Group) else (part,)
 
 
@@ -127,7 +127,7 @@ class _Parser:
         self.at = 0
         self.seen: set[str] = set()
 
-    def expression(self) -> Iterator[Member | Group]:
+    def expression(self) -> Iterator[WeightedMethod | Group]:
         while True:
             self.skip_space()
             yield self.part()
@@ -136,11 +136,11 @@ class _Parser:
             if not self.take("+"):
                 raise self.error("expected '+' between methods", self.at)
 
-    def part(self) -> Member | Group:
+    def part(self) -> WeightedMethod | Group:
         weight = self.weight()
         column, name = self.name()
         if not self.take("("):
-            return Member(name, weight, column)
+            return WeightedMethod(name, weight, column)
         members = [self.member(name)]
         while self.take("+"):
             members.append(self.member(name))
@@ -148,7 +148,7 @@ class _Parser:
             raise self.error(f"expected '+' or ')' after a method of {name}", self.at)
         return Group(name, tuple(members), weight, column)
 
-    def member(self, combiner: str) -> Member:
+    def member(self, combiner: str) -> WeightedMethod:
         weight = self.weight()
         column, name = self.name()
         if self.text.startswith("(", self.at):
@@ -157,7 +157,7 @@ class _Parser:
                 "methods, not another combiner",
                 column,
             )
-        return Member(name, weight, column)
+        return WeightedMethod(name, weight, column)
 
     def name(self) -> tuple[int, str]:
         """Read the name of a method or combiner, which may not have occurred before."""

@@ -20,7 +20,7 @@ from gkd_core.losses.term import Term
 
 if TYPE_CHECKING:
     from gkd_core.objective.captured import Captured
-    from gkd_core.objective.passes import Member, StepRequest
+    from gkd_core.objective.passes import ActiveMethod, StepRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class TeacherEnsemble:
         return replace(self, generator=generator)
 
 
-def ensembles(members: Iterable[Member]) -> list[TeacherEnsemble]:
+def ensembles(members: Iterable[ActiveMethod]) -> list[TeacherEnsemble]:
     """Return the ensembles that methods belong to, each once, by name."""
     found = {m.ensemble.name: m.ensemble for m in members if m.ensemble is not None}
     return [found[name] for name in sorted(found)]

@@ -21,7 +21,7 @@ from gkd_core.hooks.paths import MAIN
 from gkd_core.losses.term import Term
 from gkd_core.objective.captured import Captured
 from gkd_core.objective.ensemble import EnsembleStep, TeacherEnsemble, ensembles
-from gkd_core.objective.passes import Member, StepPlan, StepRequest, plan_step
+from gkd_core.objective.passes import ActiveMethod, StepPlan, StepRequest, plan_step
 
 
 class Objective:
@@ -32,13 +32,13 @@ class Objective:
     to the last bit.
     """
 
-    def __init__(self, members: Iterable[Member]) -> None:
+    def __init__(self, members: Iterable[ActiveMethod]) -> None:
         self.members = sorted(members, key=lambda member: member.name)
         self.ensembles = ensembles(self.members)
         self.modules = nn.ModuleDict()
 
     @property
-    def _owners(self) -> list[Member | TeacherEnsemble]:
+    def _owners(self) -> list[ActiveMethod | TeacherEnsemble]:
         return sorted([*self.members, *self.ensembles], key=lambda owner: owner.name)
 
     def build_modules(self, seed: int) -> None:
@@ -149,7 +149,7 @@ class Objective:
 
 
 def _combined(
-    member: Member,
+    member: ActiveMethod,
     ensemble_step: EnsembleStep | None,
     requests: Sequence[StepRequest],
     captured: Captured,

@@ -31,7 +31,7 @@ Side = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)
-class Member:
+class ActiveMethod:
     """One method of an expression.
 
     Attributes:
@@ -62,7 +62,7 @@ class Member:
         where = step.index, step.total
         return self.outside.at(*where) * self.weight.at(*where)
 
-    def detached_copy(self) -> Member:
+    def detached_copy(self) -> ActiveMethod:
         """Return the same method with a generator of its own, so that looking changes no draw."""
         generator = torch.Generator().set_state(self.generator.get_state())
         ensemble = self.ensemble.detached_copy() if self.ensemble else None
@@ -101,7 +101,7 @@ class StepRequest:
         lr_factors: Factors of the learning rate, by part of the student.
     """
 
-    member: Member | TeacherEnsemble
+    member: ActiveMethod | TeacherEnsemble
     number: int
     reads: Reads
     passes: tuple[Pass, ...]
@@ -178,7 +178,7 @@ class StepPlan:
     lr_factors: Mapping[Part, float]
 
 
-def plan_step(members: Iterable[Member], step: Step, training: bool = True) -> StepPlan:
+def plan_step(members: Iterable[ActiveMethod], step: Step, training: bool = True) -> StepPlan:
     """Ask every method, and every combiner, what it wants in a step.
 
     Args:
@@ -270,7 +270,7 @@ def run_passes(
 
 
 def evaluation_changes(
-    members: Iterable[Member],
+    members: Iterable[ActiveMethod],
     student: Extractor,
     teachers: Sequence[Extractor],
     batch: Batch,
@@ -289,7 +289,9 @@ def evaluation_changes(
     ]
 
 
-def _request(member: Member | TeacherEnsemble, step: Step, training: bool) -> list[StepRequest]:
+def _request(
+    member: ActiveMethod | TeacherEnsemble, step: Step, training: bool
+) -> list[StepRequest]:
     step = replace(step, generator=member.generator)
     known = [models.teacher.name for models in member.models if models.teacher is not None]
     found = []

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from gkd_core.objective.ensemble import TeacherEnsemble
-    from gkd_core.objective.passes import Member, Side
+    from gkd_core.objective.passes import ActiveMethod, Side
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
 
@@ -88,7 +88,7 @@ def _check_layout(spec: StageSpec) -> None:
         raise ConfigError(f"{error}{'. Given is ' if given else ''}{', '.join(given)}") from error
 
 
-def _check_method(spec: StageSpec, member: Member) -> None:
+def _check_method(spec: StageSpec, member: ActiveMethod) -> None:
     """Let a method look at the models."""
     with _naming_options(spec, member):
         for method, models in zip(member.methods, member.models, strict=True):
@@ -103,7 +103,7 @@ def _check_combiner(spec: StageSpec, ensemble: TeacherEnsemble) -> None:
 
 
 @contextmanager
-def _naming_options(spec: StageSpec, owner: Member | TeacherEnsemble) -> Iterator[None]:
+def _naming_options(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> Iterator[None]:
     """Let a refusal name the options that a person gave."""
     try:
         yield
@@ -124,7 +124,7 @@ def _shown(value: Any) -> str:
     return "" if is_tables else f" = {json.dumps(value)}"
 
 
-def _check_borrowed(spec: StageSpec, member: Member) -> None:
+def _check_borrowed(spec: StageSpec, member: ActiveMethod) -> None:
     """Refuse to run blocks of a teacher in the student if they are not there in its backward."""
     layout = spec.layout
     for method, teacher in zip(member.methods, spec.config.teachers, strict=False):
@@ -143,7 +143,7 @@ def _check_borrowed(spec: StageSpec, member: Member) -> None:
             )
 
 
-def preview(members: Iterable[Member], stage: str) -> StepPlan:
+def preview(members: Iterable[ActiveMethod], stage: str) -> StepPlan:
     """Return what methods ask for in the first step of a stage, without a draw of theirs.
 
     Raises:
@@ -240,7 +240,7 @@ def _check_scale(spec: StageSpec) -> None:
         )
 
 
-def _check_labels(spec: StageSpec, owner: Member | TeacherEnsemble) -> None:
+def _check_labels(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
     unlabelled = spec.data.train.labels is None and spec.kind not in LM_KINDS
     if unlabelled and owner.methods[0].needs_labels:
         raise ConfigError(
@@ -249,7 +249,7 @@ def _check_labels(spec: StageSpec, owner: Member | TeacherEnsemble) -> None:
         )
 
 
-def _check_samples(spec: StageSpec, member: Member) -> None:
+def _check_samples(spec: StageSpec, member: ActiveMethod) -> None:
     """Refuse micro-batches that are too small for a method, also at the end of an epoch."""
     needed, training = member.methods[0].min_samples, spec.config.training
     wants = f"{member.name} compares the samples of a micro-batch and needs {needed} or more"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gkd_core.objective.ensemble import TeacherEnsemble
-    from gkd_core.objective.passes import Member, PlannedPass, Side, StepPlan
+    from gkd_core.objective.passes import ActiveMethod, PlannedPass, Side, StepPlan
     from gkd_core.training.stage_spec import StageSpec
 
 
@@ -210,7 +210,7 @@ def _task(spec: StageSpec) -> str:
     return f"{spec.kind} on {spec.data.source}{added}"
 
 
-def _method(spec: StageSpec, member: Member) -> MethodOutline:
+def _method(spec: StageSpec, member: ActiveMethod) -> MethodOutline:
     factors = [str(weight) for weight in (member.outside, member.weight)]
     weight = " * ".join(factor for factor in factors if factor != "1") or "1"
     return MethodOutline(member.name, member.methods[0].paper, weight, _options(spec, member))
@@ -222,7 +222,7 @@ def _combiner(spec: StageSpec, ensemble: TeacherEnsemble) -> CombinerOutline:
     return CombinerOutline(ensemble.name, ensemble.combiner.paper, inside, options)
 
 
-def _options(spec: StageSpec, owner: Member | TeacherEnsemble) -> dict[str, OptionOutline]:
+def _options(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> dict[str, OptionOutline]:
     values = owner.methods[0].config.model_dump(mode="json")
     return {
         name: OptionOutline(value, spec.origin(f"{owner.name}.{name}"))

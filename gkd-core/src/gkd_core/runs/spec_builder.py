@@ -30,7 +30,7 @@ from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
 from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import name_seed
-from gkd_core.objective.passes import Member
+from gkd_core.objective.passes import ActiveMethod
 from gkd_core.plugins import Registry
 from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.default_teacher import default_teacher_store
@@ -198,7 +198,7 @@ class SpecBuilder:
         expression: Expression,
         student: ModelInfo,
         teachers: Sequence[TeacherSource],
-    ) -> Iterable[Member]:
+    ) -> Iterable[ActiveMethod]:
         ensembles = self._ensembles(config, expression, student, teachers)
         for member in expression.members:
             method = self.registry.method(member.name)
@@ -210,7 +210,7 @@ class SpecBuilder:
             models = [Models(student, None if alone else teacher.info) for teacher in teachers]
             if ensemble is None:
                 models = models[:1] or [Models(student, None)]
-            yield Member(
+            yield ActiveMethod(
                 name=member.name,
                 weight=member.weight,
                 methods=tuple(method(config.options.get(member.name)) for _ in models),

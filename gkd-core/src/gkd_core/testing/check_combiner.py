@@ -15,7 +15,7 @@ from gkd_core.hooks.features import View
 from gkd_core.kinds.kind import Kind
 from gkd_core.losses import Term, mse
 from gkd_core.objective.ensemble import TeacherEnsemble
-from gkd_core.objective.passes import Member
+from gkd_core.objective.passes import ActiveMethod
 from gkd_core.testing.trial import KINDS, Trial, check_kinds, generator
 
 
@@ -51,13 +51,13 @@ class _CombinerTrial(Trial):
         self.combiner = combiner
         super().__init__(combiner, options, kind)
 
-    def member(self) -> Member:
+    def member(self) -> ActiveMethod:
         """Return the distance of the logits, combined."""
         instance = self.combiner(self.combiner.Config(**self.options), self.models)
         instance.check()
         ensemble = TeacherEnsemble(self.combiner.name, ALWAYS_1, instance, self.models, generator())
         methods = tuple(_Distance() for _ in self.models)
-        return Member("distance", ALWAYS_1, methods, self.models, generator(), ensemble)
+        return ActiveMethod("distance", ALWAYS_1, methods, self.models, generator(), ensemble)
 
 
 class _Distance(Method):

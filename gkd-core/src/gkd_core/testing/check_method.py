@@ -9,7 +9,7 @@ from gkd_core.contract.method import Method
 from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.kinds.kind import Kind
-from gkd_core.objective.passes import Member
+from gkd_core.objective.passes import ActiveMethod
 from gkd_core.testing.trial import KINDS, Trial, check_kinds, generator
 
 
@@ -42,11 +42,11 @@ class _MethodTrial(Trial):
         self.method = method
         super().__init__(method, options, kind)
 
-    def member(self) -> Member:
+    def member(self) -> ActiveMethod:
         """Return the method, new."""
         (models,) = self.models
         if self.method.teachers == "none":
             models = Models(models.student, None)
         instance = self.method(self.method.Config(**self.options))
         instance.check(models)
-        return Member(self.method.name, ALWAYS_1, (instance,), (models,), generator())
+        return ActiveMethod(self.method.name, ALWAYS_1, (instance,), (models,), generator())

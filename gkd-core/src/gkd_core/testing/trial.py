@@ -19,7 +19,7 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import Member, StepPlan, run_passes
+from gkd_core.objective.passes import ActiveMethod, StepPlan, run_passes
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
 
 KINDS: Sequence[Kind] = ("classification", "causal-lm")
@@ -54,7 +54,7 @@ class Trial:
         self.objective = self.build()
         self.name = f"{subject.name} on {kind}"
 
-    def member(self) -> Member:
+    def member(self) -> ActiveMethod:
         """Return the method that is tried, as a fresh run has it.
 
         Raises:

@@ -17,7 +17,7 @@ from gkd_core.distributed.ranks import processes
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.layer_map import init_layers
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
-from gkd_core.objective.passes import Member
+from gkd_core.objective.passes import ActiveMethod
 
 if TYPE_CHECKING:
     from gkd_core.runs.default_teacher import DefaultTeacherStore
@@ -95,7 +95,7 @@ class StageSpec:
     teachers: tuple[TeacherSource, ...]
     student: ModelInfo
     student_config: PretrainedConfig
-    members: tuple[Member, ...]
+    members: tuple[ActiveMethod, ...]
     follows: StageSpec | None = None
     store: DefaultTeacherStore | None = None
 
