@@ -24,7 +24,7 @@ from gkd_core.students.ranking import Slicer
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model
 from gkd_methods_multiteacher.autodisc.sandwich import AutoDisc, compared
-from gkd_methods_multiteacher.autodisc.selection import Choice, Trial
+from gkd_methods_multiteacher.autodisc.selection import CandidateCriterion, CandidateScores
 
 CPU = torch.device("cpu")
 
@@ -166,7 +166,7 @@ TABLE = {0.5: 0.90, 0.4: 0.88, 0.3: 0.88, 0.2: 0.80, 0.1: 0.70}
 
 def test_selection_by_hand():
     def select(weight, target=0.1, table=TABLE):
-        return Choice(weight, target).select(table)
+        return CandidateCriterion(weight, target).select(table)
 
     assert select(0.0) == 0.5  # the best metric
     assert select(0.05) == 0.5  # 0.925, against 0.91 and 0.915
@@ -180,14 +180,14 @@ def test_selection_by_hand():
 
 
 def test_trial_keeps_the_best_and_tells_when_the_trade_off_got_better():
-    trial, choice = Trial(), Choice(0.2, 0.1)
+    trial, choice = CandidateScores(), CandidateCriterion(0.2, 0.1)
     assert trial.judge({0.5: 0.6, 0.1: 0.3}, True, choice, 10)
     assert (trial.selected, trial.step) == (0.5, 10)
     assert not trial.judge({0.5: 0.5, 0.1: 0.5}, True, choice, 20)
     assert trial.metrics == {0.5: 0.6, 0.1: 0.5}
     assert trial.judge({0.5: 0.5, 0.1: 0.55}, True, choice, 30)
     assert (trial.selected, trial.step) == (0.1, 30)
-    lower = Trial()
+    lower = CandidateScores()
     assert lower.judge({0.5: 20.0, 0.1: 200.0}, False, choice, 10)
     assert lower.performances == {0.5: 0.05, 0.1: 0.005}
     assert lower.metrics == {0.5: 20.0, 0.1: 200.0}

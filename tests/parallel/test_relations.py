@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from gkd_core.contract.batch import Items
 from gkd_core.contract.model_info import ModelInfo
-from gkd_core.distributed.heads import Heads
+from gkd_core.distributed.heads import DividedHeads
 from gkd_core.hooks.features import Features, View
 from gkd_core.hooks.paths import Capture
 from gkd_core.losses import Relation, relation_kl, relation_mse
@@ -54,7 +54,7 @@ def divide(whole, group):
         share = tensor.detach()[:, first : max(last, first + 1)].clone()
         return share.requires_grad_(tensor.requires_grad)
 
-    divided = Heads(group, HEADS, whole.key.shape[1])
+    divided = DividedHeads(group, HEADS, whole.key.shape[1])
     parts = {name: own(getattr(whole, name)) for name in ("query", "key", "mask", "bias")}
     return replace(whole, heads=divided, **parts)
 
@@ -130,7 +130,7 @@ def view(seed, group, heads=4, repeated=False):
     capture = Capture("value", 1)
     whole = random(SAMPLES, heads, LENGTH, 6, seed=seed)
     keys = 1 if repeated else heads
-    divided = None if group is None else Heads(group, heads, keys)
+    divided = None if group is None else DividedHeads(group, heads, keys)
     features = Features(divided)
     whole = whole[:, :1] if repeated else whole
     value = whole if group is None else divided.shard("value", whole)

@@ -25,7 +25,13 @@ from gkd_core import (
 )
 from gkd_core.losses import cosine, hard_labels, soft_labels
 from gkd_core.models.layer_map import layer_segments
-from gkd_methods_intermediate.interchange import Moves, Positions, Transplant, draw_moves, source_of
+from gkd_methods_intermediate.interchange import (
+    Moves,
+    SwappedPositions,
+    Transplant,
+    draw_moves,
+    source_of,
+)
 
 Alignment = Literal["full", "middle", "late"]
 
@@ -55,7 +61,7 @@ class DIITO(Method):
             "that it stands for, drawn in every step; `middle`: the middle block of both; `late`: "
             "one of the two before the last, drawn in every step.",
         )
-        positions: Positions = Field(
+        positions: SwappedPositions = Field(
             "consecutive",
             description="Which positions are interchanged: a `consecutive` run, `random` ones, or "
             "those that are `masked` in masked language modelling, whatever their share.",

@@ -13,7 +13,7 @@ from torch import Tensor
 from gkd_core import Batch, Interchange, OperationContext, Step
 from gkd_core.distributed.samples import all_samples
 
-Positions = Literal["consecutive", "random", "masked"]
+SwappedPositions = Literal["consecutive", "random", "masked"]
 Moves: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Rows, positions that are filled, positions in the source they are filled from; int64 `[N]`."""
 
@@ -66,7 +66,7 @@ def source_rows(rows: Tensor, counts: Tensor, number: int) -> Tensor:
 
 
 def draw_moves(
-    batch: Batch, source: Tensor, positions: Positions, share: float, seed: int
+    batch: Batch, source: Tensor, positions: SwappedPositions, share: float, seed: int
 ) -> Moves:
     """Draw which positions of each row are filled, and from which of its source.
 

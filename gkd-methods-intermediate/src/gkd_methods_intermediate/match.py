@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gkd_core import Batch, Method, MethodError, Models, Step, Term, View
 from gkd_core.distributed.samples import sum_samples
 from gkd_methods_intermediate.matching.assignment import Flow, monotone, transport
-from gkd_methods_intermediate.matching.comparison import Comparison
+from gkd_methods_intermediate.matching.comparison import TermComparison
 from gkd_methods_intermediate.matching.layers import Pair, fixed_pairs, paths
 from gkd_methods_intermediate.matching.projection import projections
 from gkd_methods_intermediate.matching.shapes import check_shapes
@@ -82,12 +82,12 @@ class Match(Method):
         terms = {}
         for term in self.config.terms:
             temperature = term.temperature.at(step.index, step.total)
-            comparison = Comparison(term, student, teacher, batch, self.modules, temperature)
+            comparison = TermComparison(term, student, teacher, batch, self.modules, temperature)
             terms[term.name] = term.weight.at(step.index, step.total) * _total(comparison)
         return terms
 
 
-def _total(comparison: Comparison) -> Term:
+def _total(comparison: TermComparison) -> Term:
     """Sum the distances over the layers that are paired."""
     term = comparison.term
     depths = comparison.student.model.layers, comparison.teacher.model.layers
@@ -99,7 +99,7 @@ def _total(comparison: Comparison) -> Term:
 
 
 @torch.no_grad()
-def _costs(comparison: Comparison, student_layers: int, teacher_layers: int) -> Tensor:
+def _costs(comparison: TermComparison, student_layers: int, teacher_layers: int) -> Tensor:
     """Return what every pair of blocks costs on this micro-batch, on all ranks, `[L_s, L_t]`."""
     students, teachers = range(1, student_layers + 1), range(1, teacher_layers + 1)
     costs = [comparison.of(Pair.of(s, t)) for s in students for t in teachers]

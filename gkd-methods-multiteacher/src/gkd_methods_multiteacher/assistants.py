@@ -6,32 +6,32 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from gkd_core import ConfigError, ModelInfo, Models, Procedure, RunConfig
 
 FIELDS = ("layers", "hidden_size", "heads", "ffn_size")
-Positive = Annotated[int, Field(gt=0)]
+
 Dimensions = Mapping[str, int]
 
 
-class Size(BaseModel):
+class AssistantSize(BaseModel):
     """The size of an assistant; what is not given is as in the teacher."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layers: Positive | None = Field(None, description="Transformer blocks.")
-    hidden_size: Positive | None = Field(
+    layers: PositiveInt | None = Field(None, description="Transformer blocks.")
+    hidden_size: PositiveInt | None = Field(
         None, description="Width of the residual stream; heads and ffn_size follow it."
     )
-    heads: Positive | None = Field(None, description="Attention heads.")
-    ffn_size: Positive | None = Field(None, description="Feed-forward width.")
+    heads: PositiveInt | None = Field(None, description="Attention heads.")
+    ffn_size: PositiveInt | None = Field(None, description="Feed-forward width.")
 
 
 class AssistantsConfig(Procedure.Config):
     """Options of a procedure with assistants."""
 
-    assistants: Annotated[int, Field(ge=0)] | list[Size] = Field(
+    assistants: Annotated[int, Field(ge=0)] | list[AssistantSize] = Field(
         1,
         description="Number of assistants, of evenly spaced sizes between teacher and student; or "
         "the size of each, from large to small.",
@@ -39,7 +39,7 @@ class AssistantsConfig(Procedure.Config):
 
 
 def shrink(
-    assistants: int | Sequence[Size], config: RunConfig, models: Models
+    assistants: int | Sequence[AssistantSize], config: RunConfig, models: Models
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return the name and the table `student` of each assistant and, last, of the student.
 
@@ -82,7 +82,7 @@ def _dimensions(model: ModelInfo) -> dict[str, int]:
     return {name: getattr(model, name) for name in FIELDS}
 
 
-def _given(teacher: ModelInfo, size: Size) -> dict[str, int]:
+def _given(teacher: ModelInfo, size: AssistantSize) -> dict[str, int]:
     given = size.model_dump(exclude_none=True)
     if "hidden_size" in given:
         scale = given["hidden_size"] / teacher.hidden_size

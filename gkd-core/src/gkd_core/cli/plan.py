@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gkd_core.training.stage_spec import StageSpec
 
 
-class Size(click.ParamType[int]):
+class ByteSize(click.ParamType[int]):
     """A number of bytes with its unit."""
 
     name = "size"
@@ -35,11 +35,11 @@ class Size(click.ParamType[int]):
 @run_options
 @click.option("--gpus", "nproc", type=int, help="Number of GPUs; the same as --nproc.")
 @click.option(
-    "--memory", type=Size(), help="Look for a layout that fits into GPUs of this size: 40GiB."
+    "--memory", type=ByteSize(), help="Look for a layout that fits into GPUs of this size: 40GiB."
 )
 @click.option(
     "--host-memory",
-    type=Size(),
+    type=ByteSize(),
     help="With --memory: what all processes together may take of host memory: 512GiB. [no limit]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

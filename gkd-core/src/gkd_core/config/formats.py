@@ -17,19 +17,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-Key = tuple[str | int, ...]
+SettingKey = tuple[str | int, ...]
 """Where a value is: names of tables, indices of lists."""
 
-Lines = dict[Key, int]
+Lines = dict[SettingKey, int]
 """1-based line of each key of a file."""
 
 
-def dotted(key: Key) -> str:
+def dotted(key: SettingKey) -> str:
     """Write a key as `--set` takes it."""
     return ".".join(map(str, key))
 
 
-def line_of(key: Key, lines: Lines) -> int | None:
+def line_of(key: SettingKey, lines: Lines) -> int | None:
     """Return the line of a key, or of the nearest table around it."""
     return next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), None)
 
@@ -62,8 +62,8 @@ def _toml_lines(text: str) -> Lines:
     Each statement is parsed alone; one that spans lines is valid from its last line on.
     """
     lines: Lines = {}
-    entries: dict[Key, int] = {}
-    table: Key = ()
+    entries: dict[SettingKey, int] = {}
+    table: SettingKey = ()
     start, rows = 0, text.replace("\r\n", "\n").split("\n")
     for end in range(1, len(rows) + 1):
         try:
@@ -79,14 +79,14 @@ def _toml_lines(text: str) -> Lines:
     return lines
 
 
-def _open_table(header: dict[str, Any], entries: dict[Key, int]) -> Key:
+def _open_table(header: dict[str, Any], entries: dict[SettingKey, int]) -> SettingKey:
     """Return the key of the table that a parsed `[header]` or `[[header]]` opens.
 
     Args:
         header: The parsed header.
         entries: Index of the last entry of each list of tables so far; brought up to date.
     """
-    key: Key = ()
+    key: SettingKey = ()
     node: Any = header
     while isinstance(node, dict) and node:
         name, node = next(iter(node.items()))
@@ -98,7 +98,7 @@ def _open_table(header: dict[str, Any], entries: dict[Key, int]) -> Key:
     return key
 
 
-def _keys(tree: Any, key: Key) -> Iterator[Key]:
+def _keys(tree: Any, key: SettingKey) -> Iterator[SettingKey]:
     """Yield the keys of a tree below `key`, at every depth."""
     if isinstance(tree, dict):
         items = list(tree.items())
@@ -162,7 +162,7 @@ def _node_lines(text: str, source: str) -> Lines:
     """
     lines: Lines = {}
 
-    def visit(node: yaml.Node, key: Key, around: tuple[yaml.Node, ...]) -> None:
+    def visit(node: yaml.Node, key: SettingKey, around: tuple[yaml.Node, ...]) -> None:
         for name, first, inner in _parts(node):
             place, where = (*key, name), f"{source}:{first.start_mark.line + 1}"
             if place in lines:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from gkd_core.config.formats import Key, dotted
+from gkd_core.config.formats import SettingKey, dotted
 from gkd_core.config.graph import stage_of
 from gkd_core.config.sources import Level, Setting
 from gkd_core.errors import ConfigError, suggest
 
-Values = dict[Key, Setting]
+Values = dict[SettingKey, Setting]
 """The settings that stand, by key: shorthands written out, list entries by index."""
 
 SHAPE = ("layers", "hidden_size", "heads", "ffn_size", "scale", "config", "init")
@@ -98,12 +98,12 @@ def nested(values: Values) -> dict[str, Any]:
     return {name: _with_lists(inner) for name, inner in root.items()}
 
 
-def below(values: Values, key: Key) -> Iterator[Setting]:
+def below(values: Values, key: SettingKey) -> Iterator[Setting]:
     """Yield the settings at or below a key."""
     return (setting for place, setting in values.items() if place[: len(key)] == key)
 
 
-def _place(setting: Setting, values: Values) -> Key:
+def _place(setting: Setting, values: Values) -> SettingKey:
     """Return the key that a setting stands for among values.
 
     `teacher` is the first entry of `teachers`; a text for a model stands for its `model`.
@@ -111,7 +111,7 @@ def _place(setting: Setting, values: Values) -> Key:
     Raises:
         ConfigError: It names an entry that a list does not have.
     """
-    key: Key = ()
+    key: SettingKey = ()
     for part in ("teachers", 0, *setting.key[1:]) if setting.key[0] == "teacher" else setting.key:
         entries = _entries(values, key)
         if isinstance(part, str) and (entries or key == ("teachers",)):
@@ -121,7 +121,7 @@ def _place(setting: Setting, values: Values) -> Key:
     return (*key, "model") if is_model else key
 
 
-def _assign(values: Values, key: Key, setting: Setting) -> None:
+def _assign(values: Values, key: SettingKey, setting: Setting) -> None:
     overlapping = [old for old in values if _overlap(old, key)]
     if setting.value is None:
         if overlapping:
@@ -137,7 +137,7 @@ def _assign(values: Values, key: Key, setting: Setting) -> None:
     values[key] = setting
 
 
-def _entries(values: Values, key: Key) -> list[str | None]:
+def _entries(values: Values, key: SettingKey) -> list[str | None]:
     """Return the names of the entries of a list of tables, None for one without; empty if none."""
     depth = len(key)
     indices = {
@@ -149,7 +149,7 @@ def _entries(values: Values, key: Key) -> list[str | None]:
     return [None if name is None else name.value for name in names]
 
 
-def _index(part: str, entries: list[str | None], key: Key, setting: Setting) -> int:
+def _index(part: str, entries: list[str | None], key: SettingKey, setting: Setting) -> int:
     if part in entries:
         return entries.index(part)
     if part.isdecimal() and int(part) <= len(entries):
@@ -184,12 +184,12 @@ def _named(stage: list[Setting], index: int) -> list[Setting]:
     return [replace(setting, stage=name) for setting in stage]
 
 
-def _overlap(one: Key, other: Key) -> bool:
+def _overlap(one: SettingKey, other: SettingKey) -> bool:
     length = min(len(one), len(other))
     return one[:length] == other[:length]
 
 
-def _whole(setting: Setting) -> Key:
+def _whole(setting: Setting) -> SettingKey:
     """Return the key of a setting; that of all teachers, or of the student, for part of them."""
     first = "teachers" if setting.key[0] == "teacher" else setting.key[0]
     return (first,) if first in ("teachers", "student") else setting.key

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from gkd_core.config.formats import Key, dotted
+from gkd_core.config.formats import SettingKey, dotted
 from gkd_core.config.overlay import Values, below
 from gkd_core.config.schema import RunConfig
 from gkd_core.config.sources import Setting
@@ -45,7 +45,7 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def from_validation(
-    error: ValidationError, model: type[BaseModel], values: Values, table: Key = ()
+    error: ValidationError, model: type[BaseModel], values: Values, table: SettingKey = ()
 ) -> list[str]:
     """Tell what pydantic found, a sentence for each field.
 
@@ -56,7 +56,7 @@ def from_validation(
         table: Where the model stands in them.
     """
     schema = schema_of(model)
-    fields: dict[Key, list[ErrorDetails]] = {}
+    fields: dict[SettingKey, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         # pydantic tells of each alternative of a union: gather what belongs to one field.
         unknown = detail["type"] == "extra_forbidden"
@@ -65,7 +65,7 @@ def from_validation(
     return [_sentence(key, details, schema, values, table) for key, details in fields.items()]
 
 
-def unknown_key(key: Key, values: Values, known: Iterable[str], what: str) -> str:
+def unknown_key(key: SettingKey, values: Values, known: Iterable[str], what: str) -> str:
     """Tell that a key is unknown, and which could be meant.
 
     Args:
@@ -80,7 +80,7 @@ def unknown_key(key: Key, values: Values, known: Iterable[str], what: str) -> st
     return f"`{written(key, values)}`{origins(below(values, key))} {what}.{meant}"
 
 
-def written(key: Key, values: Values) -> str:
+def written(key: SettingKey, values: Values) -> str:
     """Write a key as its author did, with the stage it is in."""
     if key in values:
         return str(values[key])
@@ -130,7 +130,11 @@ def _describe_list(schema: Schema, root: Schema) -> str:
 
 
 def _sentence(
-    field: Key, details: list[ErrorDetails], schema: Schema, values: Values, table: Key
+    field: SettingKey,
+    details: list[ErrorDetails],
+    schema: Schema,
+    values: Values,
+    table: SettingKey,
 ) -> str:
     key = (*table, *field)
     name, source = written(key, values), origins(below(values, key))
@@ -151,7 +155,7 @@ def _sentence(
     return f"{name} must be {expected}, got {_literal(value)}{source}{advice}"
 
 
-def _value_at(details: list[ErrorDetails], field: Key) -> Any:
+def _value_at(details: list[ErrorDetails], field: SettingKey) -> Any:
     """Return the value of a field: of all errors of a union the outermost has it."""
     return min(details, key=lambda detail: len(detail["loc"]) - len(field))["input"]
 
@@ -170,7 +174,7 @@ def _quote_advice(value: Any, expected: str, settings: Iterable[Setting]) -> str
     return ". Put a text in quotes"
 
 
-def _field(place: Key, schema: Schema) -> tuple[Key, Schema]:
+def _field(place: SettingKey, schema: Schema) -> tuple[SettingKey, Schema]:
     """Follow a place into a schema as far as it names fields; return that field."""
     target = _target(schema, schema)
     for depth, part in enumerate(place):

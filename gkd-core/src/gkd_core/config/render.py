@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from gkd_core.config.build import as_tree
-from gkd_core.config.formats import Key, dotted
+from gkd_core.config.formats import SettingKey, dotted
 from gkd_core.config.resolve import ABOUT
 from gkd_core.config.schema import RunConfig
 from gkd_core.config.sources import Level, Origin, origin_of
@@ -81,7 +81,7 @@ class _SchemaWriter(GenerateJsonSchema):
         return TypeAdapter(type(dft)).dump_python(dft, mode="json")
 
 
-def _drop_task_values(tree: dict[str, Any], key: Key, origins: Origins) -> None:
+def _drop_task_values(tree: dict[str, Any], key: SettingKey, origins: Origins) -> None:
     for name, value in list(tree.items()):
         place = (*key, name)
         if isinstance(value, dict):
@@ -91,7 +91,7 @@ def _drop_task_values(tree: dict[str, Any], key: Key, origins: Origins) -> None:
 
 
 def _table_lines(
-    table: Mapping[str, Any], header: tuple[str, ...], key: Key, origins: Origins
+    table: Mapping[str, Any], header: tuple[str, ...], key: SettingKey, origins: Origins
 ) -> Iterator[str]:
     """Yield the lines of a table: values first, as TOML wants, then the tables in it.
 

@@ -11,7 +11,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from gkd_core.config.formats import READERS, Key, dotted, line_of, toml_value
+from gkd_core.config.formats import READERS, SettingKey, dotted, line_of, toml_value
 from gkd_core.errors import ConfigError, suggest
 
 
@@ -64,7 +64,7 @@ class Setting:
         stage: The stage it was given for; empty for the run.
     """
 
-    key: Key
+    key: SettingKey
     value: Any
     origin: Origin
     stage: str = ""
@@ -140,7 +140,9 @@ def _nearest(path: Path) -> str:
     return suggest(path.name, (entry.name for entry in there))
 
 
-def _flatten(key: Key, value: Any, origin: Callable[[Key], Origin]) -> Iterator[Setting]:
+def _flatten(
+    key: SettingKey, value: Any, origin: Callable[[SettingKey], Origin]
+) -> Iterator[Setting]:
     """Yield the leaves. A list of tables starts with an empty list, which clears what was there."""
     if isinstance(value, dict) and (value or not key):
         for name, inner in value.items():

@@ -61,7 +61,7 @@ class TeacherCombiner(MethodBase):
     ) -> float | Tensor:
         """Return what the terms of a teacher are multiplied by. No gradient flows through it.
 
-        StepRequest for one teacher after the other, in every micro-batch.
+        Asked for one teacher after the other, in every micro-batch.
 
         Args:
             number: Which teacher.
@@ -80,7 +80,7 @@ class TeacherCombiner(MethodBase):
     ) -> float | Tensor:
         """Return what the terms of a method are multiplied by, whatever the teacher. Default: 1.
 
-        No gradient flows through it. StepRequest for one method after the other, in every micro-batch.
+        No gradient flows through it. Asked for one method after the other, in every micro-batch.
 
         Args:
             reads: What the method reads of the teacher, in the main pass.

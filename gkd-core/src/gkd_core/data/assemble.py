@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Split, TaskData
-from gkd_core.data.columns import Rows, find_columns, select
+from gkd_core.data.columns import CheckedRows, find_columns, select
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.labels import class_ids, find_classes, infer_kind, label_values
 from gkd_core.data.table import Table
@@ -102,12 +102,12 @@ def fingerprint(kind: Kind, classes: Sequence[str], splits: Mapping[str, Split])
     return digest.hexdigest()
 
 
-def _classes(train: Rows, declared: tuple[str, ...]) -> tuple[str, ...]:
+def _classes(train: CheckedRows, declared: tuple[str, ...]) -> tuple[str, ...]:
     found = find_classes(train.labels or (), train.table.source)
     return declared or found
 
 
-def _split(rows: Rows, kind: Kind, classes: Sequence[str]) -> Split:
+def _split(rows: CheckedRows, kind: Kind, classes: Sequence[str]) -> Split:
     if rows.labels is None:
         # A pair has no meaning in language modelling: both texts are plain rows.
         return Split(rows.text + (rows.pair or []))

@@ -32,7 +32,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Rows:
+class CheckedRows:
     """Checked rows of a table: no text is empty and none lacks its label.
 
     Attributes:
@@ -70,7 +70,7 @@ def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
     return Columns(text, pair, label)
 
 
-def select(table: Table, columns: Columns) -> Rows:
+def select(table: Table, columns: Columns) -> CheckedRows:
     """Take the columns out of a table and check every value.
 
     Raises:
@@ -88,7 +88,7 @@ def select(table: Table, columns: Columns) -> Rows:
     pair = None if columns.pair is None else _texts(table, columns.pair)
     labels = None if columns.label is None else _labels(table, columns.label)
     table.faults.check()
-    return Rows(table, text, pair, labels)
+    return CheckedRows(table, text, pair, labels)
 
 
 def _texts(table: Table, column: str) -> list[str]:

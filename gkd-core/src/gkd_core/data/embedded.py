@@ -22,14 +22,14 @@ from gkd_core.kinds.kind import LM_KINDS, Kind
 from gkd_core.models.embedded_teachers import MASK_SHARE, embedded_teacher
 
 STUDENT_ROWS = 200
-"""Rows the student gets: one distils on few rows of one's own what a teacher learnt from many."""
+"""Rows the student gets. This mirrors practice: you have little data; the teacher saw much more."""
 
 MAX_LENGTH = 48
 
 MISFITS = (("encoder", "causal-lm"), ("decoder", "masked-lm"))
 """Settings `task.default_teacher` and `task.kind` that contradict each other."""
 
-Rows = Mapping[str, tuple[list[str], list[int]]]
+LabelledTexts = Mapping[str, tuple[list[str], list[int]]]
 
 
 class Embedded(Task):
@@ -112,7 +112,7 @@ class Embedded(Task):
         return embedded_teacher(data, self.config.default_teacher or family, size)
 
 
-def _cached_rows() -> Rows:
+def _cached_rows() -> LabelledTexts:
     library = Path(sysconfig.get_path("stdlib"))
     content = f"{sys.version}\n{library}\n{inspect.getsource(docstrings)}"
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -120,7 +120,7 @@ def _cached_rows() -> Rows:
     if not path.exists():
         _write(_make_rows(library), path)
     try:
-        rows: Rows = json.loads(path.read_text(encoding="utf-8"))
+        rows: LabelledTexts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
             f"the cached rows {path} are damaged ({error}); delete the file, it is made again"
@@ -128,7 +128,7 @@ def _cached_rows() -> Rows:
     return rows
 
 
-def _make_rows(library: Path) -> Rows:
+def _make_rows(library: Path) -> LabelledTexts:
     passages = docstrings.unique(docstrings.collect(library))
     return {
         name: ([passage.text for passage in split], [passage.label for passage in split])
@@ -136,7 +136,7 @@ def _make_rows(library: Path) -> Rows:
     }
 
 
-def _write(rows: Rows, path: Path) -> None:
+def _write(rows: LabelledTexts, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(rows), encoding="utf-8")

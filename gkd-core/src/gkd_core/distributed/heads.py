@@ -1,4 +1,4 @@
-"""`Heads`: attention heads that are divided over a tensor group."""
+"""`DividedHeads`: attention heads that are divided over a tensor group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gkd_core.distributed.shards import sharding_of
 
 
 @dataclass(frozen=True)
-class Heads:
+class DividedHeads:
     """How many heads there are, and which ranks have an equal share of them.
 
     Attributes:
@@ -49,13 +49,13 @@ class Heads:
         return shard(repeated, _dimension(site), self.group)
 
 
-def heads_of(model: nn.Module) -> Heads | None:
+def heads_of(model: nn.Module) -> DividedHeads | None:
     """Return how the heads of a model are divided, or None if it has all of them."""
     sharding = sharding_of(model)
     if sharding is None:
         return None
     info = ModelInfo.read("", model.config, 0)
-    return Heads(sharding.group, info.heads, info.kv_heads)
+    return DividedHeads(sharding.group, info.heads, info.kv_heads)
 
 
 def _dimension(site: str) -> int:

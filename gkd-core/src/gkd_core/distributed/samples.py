@@ -50,7 +50,7 @@ def all_samples(values: Tensor, batch: Batch) -> AllSamples:
         return AllSamples(values, counts, slice(0, rows), rows)
     sizes, counted = _sizes(batch)
     start = sum(sizes[: data_rank()])
-    gathered: Tensor = _Gather.apply(values, sizes)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatherRows.apply(values, sizes)  # type: ignore[no-untyped-call]
     parts = [torch.full((n,), c > 0) for n, c in zip(sizes, counted, strict=True)]
     counts = torch.cat(parts).to(values.device)
     return AllSamples(gathered, counts, slice(start, start + rows), sum(counted))
@@ -69,7 +69,7 @@ def sum_samples(values: Tensor, batch: Batch) -> Tensor:
     return total
 
 
-class _Gather(Function):
+class _GatherRows(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, sizes: list[int]) -> Tensor:
         ctx.sizes = sizes

@@ -20,7 +20,7 @@ class Sliceable(Protocol):
 
 
 @dataclass(frozen=True)
-class Split:
+class ShardSpec:
     """How a tensor is divided, by rows or by columns.
 
     A size that does not divide evenly is rounded up: the last ranks have rows of zeros, which
@@ -102,7 +102,7 @@ class Sharding:
     """
 
     group: ProcessGroup
-    splits: Mapping[str, Split]
+    splits: Mapping[str, ShardSpec]
     summed: frozenset[str]
 
     def shard(self, name: str, whole: Tensor) -> Tensor:

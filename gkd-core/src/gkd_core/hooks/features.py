@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gkd_core.distributed.heads import Heads
+from gkd_core.distributed.heads import DividedHeads
 from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, MAIN, POOLED, Capture
 from gkd_core.losses.logits import LinearLogits
@@ -35,7 +35,7 @@ class Features:
         deferred: What the logits are computed from, if they were not computed in the pass.
     """
 
-    def __init__(self, heads: Heads | None = None) -> None:
+    def __init__(self, heads: DividedHeads | None = None) -> None:
         self.heads = heads
         self.tensors: dict[Capture, Tensor] = {}
         self.shares: dict[Capture, Tensor] = {}
@@ -122,7 +122,7 @@ class Features:
         count = heads or share.shape[1] * ranks
         if count % ranks:
             return _split(self[capture], heads, mask)
-        divided = Heads(self.heads.group, count, count)
+        divided = DividedHeads(self.heads.group, count, count)
         return replace(_split(share, count // ranks, mask), heads=divided)
 
     def _compute(self, capture: Capture) -> Tensor:

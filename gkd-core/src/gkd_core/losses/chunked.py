@@ -16,7 +16,7 @@ from torch import Tensor
 from gkd_core.contract.batch import Items
 from gkd_core.losses.gradient import Gradients, differentiable
 from gkd_core.losses.logits import LinearLogits, Logits, vocabulary_of
-from gkd_core.losses.rows import GivenRows, LinearRows, Rows, precision
+from gkd_core.losses.rows import GivenRows, LinearRows, LogitRows, precision
 from gkd_core.losses.rules import Rule
 from gkd_core.losses.term import Term
 
@@ -129,7 +129,7 @@ def _parts(logits: Logits) -> tuple[Tensor | None, ...]:
     return logits.hidden, logits.weight, logits.bias
 
 
-def _rows(parts: Sequence[Tensor | None], dtype: torch.dtype, over: Items) -> Rows:
+def _rows(parts: Sequence[Tensor | None], dtype: torch.dtype, over: Items) -> LogitRows:
     """Return what gives rows of the logits that are made of some tensors."""
     first, *rest = parts
     assert first is not None, "only a bias may be missing"

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gkd_core.distributed.heads import Heads
+from gkd_core.distributed.heads import DividedHeads
 
 
-class Block(NamedTuple):
+class RelationBlock(NamedTuple):
     """Some rows of scores `[B, A, S, S]`.
 
     Attributes:
@@ -57,7 +57,7 @@ class Relation:
     causal: bool
     scale: float
     bias: Tensor | None = None
-    heads: Heads | None = None
+    heads: DividedHeads | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -70,7 +70,7 @@ class Relation:
         """Return the relation with all heads, which are fewer numbers than their dot products."""
         return self if self.heads is None else self._with(self.heads.gather, None)
 
-    def match_heads(self, heads: Heads | None) -> Relation:
+    def match_heads(self, heads: DividedHeads | None) -> Relation:
         """Return the relation with its heads divided in a given way, or whole.
 
         Nothing is communicated unless they are divided in another way now.
@@ -84,7 +84,7 @@ class Relation:
         if keys % ranks and ranks % keys:
             own = whole.key.repeat_interleave(queries // keys, 1)
             whole, keys = replace(whole, key=own), queries
-        kept = Heads(heads.group, queries, keys)
+        kept = DividedHeads(heads.group, queries, keys)
         return whole._with(kept.shard, kept)
 
     def scores(self) -> Tensor:
@@ -120,7 +120,7 @@ class Relation:
         query, key = move(self.query), move(self.key)
         return replace(self, query=query, key=key, mask=mask, bias=bias)
 
-    def part(self, block: Block) -> Relation:
+    def part(self, block: RelationBlock) -> Relation:
         """Return some rows, as a relation in which every query head has its own keys."""
         mask = self.mask
         if mask is None and self.causal:
@@ -141,8 +141,10 @@ class Relation:
         group = self.query.shape[1] // self.key.shape[1]
         return torch.arange(heads.start, heads.stop, device=self.key.device) // group
 
-    def _with(self, convert: Callable[[str, Tensor], Tensor], heads: Heads | None) -> Relation:
-        """Return what `Heads.gather` or `Heads.shard` makes of the parts."""
+    def _with(
+        self, convert: Callable[[str, Tensor], Tensor], heads: DividedHeads | None
+    ) -> Relation:
+        """Return what `DividedHeads.gather` or `DividedHeads.shard` makes of the parts."""
         mask, bias = (
             x if x is None or x.dim() < 4 or x.shape[1] == 1 else convert("scores", x)
             for x in (self.mask, self.bias)

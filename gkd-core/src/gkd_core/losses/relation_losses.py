@@ -16,7 +16,7 @@ from gkd_core.contract.batch import Items
 from gkd_core.distributed.collectives import all_reduce
 from gkd_core.losses import chunked, rules
 from gkd_core.losses.gradient import Gradients, differentiable
-from gkd_core.losses.relation import Block, Relation
+from gkd_core.losses.relation import Relation, RelationBlock
 from gkd_core.losses.term import Term
 from gkd_core.losses.vocabulary import WHOLE
 
@@ -93,7 +93,7 @@ class RelationLosses:
 
 
 def _add(
-    gradients: Gradients, block: Block, student: Relation, slope: Tensor, rates: Tensor
+    gradients: Gradients, block: RelationBlock, student: Relation, slope: Tensor, rates: Tensor
 ) -> None:
     """Add what the gradient of a block of scores contributes to queries, keys and bias."""
     query, key, bias, _ = gradients
@@ -150,14 +150,14 @@ def _zeros(inputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> Gradients
     ]
 
 
-def _blocks(shape: Sequence[int]) -> Iterator[Block]:
+def _blocks(shape: Sequence[int]) -> Iterator[RelationBlock]:
     """Cut scores `[B, A, S, S]` into blocks of few enough elements, or single rows."""
     samples, heads, queries, keys = shape
     rows = max(1, chunked.CHUNK_ELEMENTS // keys)
     for sample in _slices(samples, rows // (heads * queries)):
         for head in _slices(heads, rows // queries):
             for query in _slices(queries, rows):
-                yield Block(sample, head, query)
+                yield RelationBlock(sample, head, query)
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

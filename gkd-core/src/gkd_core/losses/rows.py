@@ -13,8 +13,8 @@ from gkd_core.losses.gradient import Gradients
 from gkd_core.losses.logits import Logits
 
 
-class Rows(Protocol):
-    """Rows `[N, V]` that are differentiated with respect to what they are made of."""
+class LogitRows(Protocol):
+    """LogitRows `[N, V]` that are differentiated with respect to what they are made of."""
 
     def at(self, index: Tensor) -> Tensor:
         """Return the rows at int64 `[n]`, as a new tensor."""
@@ -27,7 +27,7 @@ class Rows(Protocol):
 
 
 class GivenRows:
-    """Rows of a tensor."""
+    """LogitRows of a tensor."""
 
     def __init__(self, tensor: Tensor, dimensions: int) -> None:
         """Make rows of a tensor whose first `dimensions` dimensions are those of the items."""
@@ -49,7 +49,7 @@ class GivenRows:
 
 
 class LinearRows:
-    """Rows that are computed: hidden states times the weight of an LM head."""
+    """LogitRows that are computed: hidden states times the weight of an LM head."""
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype

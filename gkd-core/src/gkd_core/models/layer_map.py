@@ -29,8 +29,8 @@ Strategy = Literal["first", "last", "spaced"]
 NAMED = (*get_args(Strategy), "top")
 ENDS = re.compile(r"(first|last)([1-9][0-9]*)")
 Ends = Annotated[str, Field(pattern=rf"^{ENDS.pattern}$")]
-Block = Annotated[int, Field(ge=1)]
-LayerMap: TypeAlias = Strategy | Literal["top"] | Ends | list[tuple[Block, Block]]
+BlockNumber = Annotated[int, Field(ge=1)]
+LayerMap: TypeAlias = Strategy | Literal["top"] | Ends | list[tuple[BlockNumber, BlockNumber]]
 """A strategy, or `[student, teacher]` pairs of blocks counted from 1."""
 
 

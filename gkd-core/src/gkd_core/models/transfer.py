@@ -24,14 +24,14 @@ from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError
 from gkd_core.models.sites import Sites, find_sites
 
-Part: TypeAlias = tuple[str | int, ...]
+AxisPart: TypeAlias = tuple[str | int, ...]
 """One thing stored along an axis: its shape, in sizes of `ModelInfo` or plain numbers."""
 
-QUERY: Part = ("heads", "head_size")
-KEY: Part = ("kv_heads", "head_size")
-FFN: Part = ("ffn_size",)
+QUERY: AxisPart = ("heads", "head_size")
+KEY: AxisPart = ("kv_heads", "head_size")
+FFN: AxisPart = ("ffn_size",)
 
-OUTPUTS: dict[str, tuple[Part, ...]] = {
+OUTPUTS: dict[str, tuple[AxisPart, ...]] = {
     **dict.fromkeys(("query", "q_proj", "q_lin"), (QUERY,)),
     **dict.fromkeys(("key", "k_proj", "k_lin", "value", "v_proj", "v_lin"), (KEY,)),
     **dict.fromkeys(("c_attn", "Wqkv"), (QUERY, QUERY, QUERY)),
@@ -43,7 +43,7 @@ OUTPUTS: dict[str, tuple[Part, ...]] = {
 
 ATTENTION_OUTPUTS = ("o_proj", "out_lin", "out_proj", "attn.c_proj", "attn.Wo")
 BERT_OUTPUTS = ("attention.dense", "attention.output.dense")
-INPUTS: dict[str, tuple[Part, ...]] = dict.fromkeys(ATTENTION_OUTPUTS + BERT_OUTPUTS, (QUERY,))
+INPUTS: dict[str, tuple[AxisPart, ...]] = dict.fromkeys(ATTENTION_OUTPUTS + BERT_OUTPUTS, (QUERY,))
 """What the input features of a linear module are, by the end of its name."""
 
 
@@ -141,7 +141,7 @@ def _sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[ModelInf
     )
 
 
-def _layout(model: PreTrainedModel, name: str) -> dict[int, tuple[Part, ...]]:
+def _layout(model: PreTrainedModel, name: str) -> dict[int, tuple[AxisPart, ...]]:
     """Return what the axes of a parameter hold, for those that hold more than one thing."""
     path, _, kind = name.rpartition(".")
     outputs, inputs = lookup(OUTPUTS, path), lookup(INPUTS, path)
@@ -153,7 +153,7 @@ def _layout(model: PreTrainedModel, name: str) -> dict[int, tuple[Part, ...]]:
     return {axis: parts for axis, parts in axes.items() if parts is not None}
 
 
-def lookup(table: dict[str, tuple[Part, ...]], path: str) -> tuple[Part, ...] | None:
+def lookup(table: dict[str, tuple[AxisPart, ...]], path: str) -> tuple[AxisPart, ...] | None:
     """Return what `OUTPUTS` or `INPUTS` say of the module with this name, or None."""
     return next((parts for end, parts in table.items() if f".{path}".endswith(f".{end}")), None)
 
@@ -162,7 +162,7 @@ def _cut(
     weight: Tensor,
     target: Tensor,
     name: str,
-    layout: dict[int, tuple[Part, ...]],
+    layout: dict[int, tuple[AxisPart, ...]],
     sizes: tuple[ModelInfo, ModelInfo],
 ) -> Tensor:
     """Return the part of a teacher's tensor that a student's tensor starts from."""
@@ -183,7 +183,7 @@ def _cut(
     return weight
 
 
-def _shapes(parts: tuple[Part, ...], info: ModelInfo) -> list[tuple[int, ...]]:
+def _shapes(parts: tuple[AxisPart, ...], info: ModelInfo) -> list[tuple[int, ...]]:
     return [
         tuple(size if isinstance(size, int) else getattr(info, size) for size in part)
         for part in parts

@@ -22,7 +22,7 @@ from gkd_core.distributed.megatron import (
     VocabParallelEmbedding,
 )
 from gkd_core.distributed.rng import RngTracker
-from gkd_core.distributed.shards import Split
+from gkd_core.distributed.shards import ShardSpec
 
 
 class ParallelLayer(nn.Module):
@@ -36,12 +36,12 @@ class ParallelLayer(nn.Module):
             random draws there.
     """
 
-    splits: dict[str, Split]
+    splits: dict[str, ShardSpec]
     whole_shape: tuple[int, ...]
     tp_group: ProcessGroup
     rng: RngTracker | None = None
 
-    def _ready(self, splits: dict[str, Split]) -> None:
+    def _ready(self, splits: dict[str, ShardSpec]) -> None:
         self.splits = splits
         self.whole_shape = splits["weight"].shape
         # Megatron-core lets an empty entry through here, which no state dict of ours has.
@@ -74,7 +74,7 @@ class ColumnLinear(ParallelLayer, ColumnParallelLinear):  # type: ignore[misc]
         group: The tensor group.
     """
 
-    def __init__(self, weight: Split, bias: Split | None, group: ProcessGroup) -> None:
+    def __init__(self, weight: ShardSpec, bias: ShardSpec | None, group: ProcessGroup) -> None:
         inputs, outputs = _sides(weight)
         with torch.device("meta"):
             super().__init__(
@@ -104,7 +104,7 @@ class RowLinear(ParallelLayer, RowParallelLinear):  # type: ignore[misc]
         group: The tensor group.
     """
 
-    def __init__(self, weight: Split, bias: bool, group: ProcessGroup) -> None:
+    def __init__(self, weight: ShardSpec, bias: bool, group: ProcessGroup) -> None:
         inputs, outputs = _sides(weight)
         with torch.device("meta"):
             super().__init__(
@@ -137,7 +137,7 @@ class VocabularyHead(ColumnLinear):
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, weight: Split, bias: Split | None, group: ProcessGroup) -> None:
+    def __init__(self, weight: ShardSpec, bias: ShardSpec | None, group: ProcessGroup) -> None:
         super().__init__(weight, bias, group)
         self.words = weight.shape[0]
 
@@ -159,7 +159,7 @@ class VocabularyEmbedding(ParallelLayer, VocabParallelEmbedding):  # type: ignor
         group: The tensor group.
     """
 
-    def __init__(self, weight: Split, padding_idx: int | None, group: ProcessGroup) -> None:
+    def __init__(self, weight: ShardSpec, padding_idx: int | None, group: ProcessGroup) -> None:
         with torch.device("meta"):
             super().__init__(
                 weight.size * weight.ranks,
@@ -209,7 +209,7 @@ def _config() -> Any:
     return ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False)
 
 
-def _sides(weight: Split) -> tuple[int, int]:
+def _sides(weight: ShardSpec) -> tuple[int, int]:
     """Return inputs and outputs of a linear map, padding included."""
     shape = list(weight.shape)
     shape[weight.dim] = weight.parts * weight.size * weight.ranks
@@ -217,5 +217,5 @@ def _sides(weight: Split) -> tuple[int, int]:
     return inputs, outputs
 
 
-def _named(weight: Split, bias: Split | None) -> dict[str, Split]:
+def _named(weight: ShardSpec, bias: ShardSpec | None) -> dict[str, ShardSpec]:
     return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}

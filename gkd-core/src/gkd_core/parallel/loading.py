@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
-from gkd_core.distributed.shards import Split, sharding_of, weights_of
+from gkd_core.distributed.shards import ShardSpec, sharding_of, weights_of
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.load import HEADS, check_safetensors, in_body
 from gkd_core.models.quiet import quiet
@@ -181,7 +181,7 @@ class _Checkpoint:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
-    def read(self, name: str, split: Split | None, rank: int, shard: Tensor) -> None:
+    def read(self, name: str, split: ShardSpec | None, rank: int, shard: Tensor) -> None:
         """Copy a rank's share of a tensor into its shard; all of it if it is not divided."""
         with safe_open(self._files[name], "pt") as file, torch.no_grad():
             whole = file.get_slice(name)

@@ -14,7 +14,7 @@ from gkd_core.contract.model_info import ModelInfo
 from gkd_core.distributed.collectives import all_reduce
 from gkd_core.distributed.megatron import set_tensor_model_parallel_attributes
 from gkd_core.distributed.rng import RngTracker
-from gkd_core.distributed.shards import Sharding, Split
+from gkd_core.distributed.shards import Sharding, ShardSpec
 from gkd_core.errors import ConfigError
 from gkd_core.parallel.divisibility import check_divisible
 from gkd_core.parallel.layers import (
@@ -93,7 +93,7 @@ class _Sharder:
         self.info = ModelInfo.read("", model.config, 0)
         self.names = {module: name for name, module in model.named_modules()}
         self.shards: dict[Parameter, Parameter] = {}
-        self.splits: dict[Parameter, Split] = {}
+        self.splits: dict[Parameter, ShardSpec] = {}
         self.summed: set[Parameter] = set()
         self.rng = RngTracker(group.rank())
 
@@ -113,7 +113,7 @@ class _Sharder:
         # Embeddings that do more, such as scale, are classes of their own.
         if type(embedding) is not nn.Embedding or type(head) not in (nn.Linear, type(None)):
             return
-        words = Split(tuple(embedding.weight.shape), 0, self.ranks)
+        words = ShardSpec(tuple(embedding.weight.shape), 0, self.ranks)
         self._replace(embedding, VocabularyEmbedding(words, embedding.padding_idx, self.group))
         if head is not None:
             self._replace(head, VocabularyHead(words, self._cut_bias(head), self.group))
@@ -153,16 +153,16 @@ class _Sharder:
             self._replace(module, row, self.rng)
             self.rng = RngTracker(self.group.rank())
 
-    def _cut(self, module: nn.Linear, dim: int, parts: int = 1) -> Split:
+    def _cut(self, module: nn.Linear, dim: int, parts: int = 1) -> ShardSpec:
         """Return how the weight of a linear map is cut along outputs (0) or inputs (1)."""
         transposed = isinstance(module, Conv1D)
         shape = tuple(module.weight.shape)
-        return Split(shape, 1 - dim if transposed else dim, self.ranks, parts, transposed)
+        return ShardSpec(shape, 1 - dim if transposed else dim, self.ranks, parts, transposed)
 
-    def _cut_bias(self, module: nn.Linear, parts: int = 1) -> Split | None:
+    def _cut_bias(self, module: nn.Linear, parts: int = 1) -> ShardSpec | None:
         if module.bias is None:
             return None
-        return Split(tuple(module.bias.shape), 0, self.ranks, parts)
+        return ShardSpec(tuple(module.bias.shape), 0, self.ranks, parts)
 
     def _replace(
         self, module: nn.Module, layer: ParallelLayer, rng: RngTracker | None = None
@@ -175,7 +175,7 @@ class _Sharder:
         layer.rng = rng
         self.model.set_submodule(self.names[module], layer)
 
-    def _shard(self, whole: Parameter, split: Split) -> Parameter:
+    def _shard(self, whole: Parameter, split: ShardSpec) -> Parameter:
         """Return this rank's shard of a weight, the same one wherever the weight is tied."""
         if whole not in self.shards:
             shard = split.shard(whole.detach(), self.group.rank())

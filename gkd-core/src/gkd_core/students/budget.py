@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gkd_core.errors import ConfigError
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import Sites
-from gkd_core.models.slicing.maps import BlockMaps, Side, find_maps
+from gkd_core.models.slicing.maps import BlockMaps, MapSide, find_maps
 from gkd_core.models.slicing.widths import Widths
 
 STEPS = 1000
@@ -59,7 +59,7 @@ def largest_widths(
     return widths(low / STEPS)
 
 
-def _removed(side: Side, units: int) -> int:
+def _removed(side: MapSide, units: int) -> int:
     lost = (side.units - units) * sum(side.blocks)
     other = side.weight.shape[1 - side.dim]
     has_bias = side.outputs and getattr(side.module, "bias", None) is not None

@@ -16,7 +16,7 @@ from gkd_core.kinds.kind import Kind
 from gkd_core.losses import Term, mse
 from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.passes import ActiveMethod
-from gkd_core.testing.trial import KINDS, Trial, check_kinds, generator
+from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, generator
 
 
 def check_combiner(
@@ -40,7 +40,7 @@ def check_combiner(
     check_kinds(lambda kind: _CombinerTrial(combiner, options or {}, kind), kinds)
 
 
-class _CombinerTrial(Trial):
+class _CombinerTrial(TinyStage):
     """A combiner of two teachers."""
 
     teacher_layers = (4, 3)

@@ -10,7 +10,7 @@ from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.kinds.kind import Kind
 from gkd_core.objective.passes import ActiveMethod
-from gkd_core.testing.trial import KINDS, Trial, check_kinds, generator
+from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, generator
 
 
 def check_method(
@@ -35,7 +35,7 @@ def check_method(
     check_kinds(lambda kind: _MethodTrial(method, options or {}, kind), kinds)
 
 
-class _MethodTrial(Trial):
+class _MethodTrial(TinyStage):
     """A method with one teacher, or none if it reads none."""
 
     def __init__(self, method: type[Method], options: Mapping[str, Any], kind: Kind) -> None:

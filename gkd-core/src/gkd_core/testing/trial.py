@@ -1,4 +1,4 @@
-"""`Trial`: a method or combiner on tiny models, and the properties that each must have."""
+"""`TinyStage`: a method or combiner on tiny models, and the properties that each must have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS: Sequence[Kind] = ("classification", "causal-lm")
 STEPS = 10
 
 
-class Trial:
+class TinyStage:
     """A method or combiner on tiny models: everything that decides its loss.
 
     Attributes:
@@ -96,7 +96,7 @@ class Trial:
         )
 
 
-def check_kinds(trial: Callable[[Kind], Trial], kinds: Sequence[Kind]) -> None:
+def check_kinds(trial: Callable[[Kind], TinyStage], kinds: Sequence[Kind]) -> None:
     """Check the properties on several kinds of task, without those that the models are refused for.
 
     Raises:
@@ -127,7 +127,7 @@ def _step(index: int) -> Step:
     return Step(index, STEPS, 0, "check", torch.default_generator)
 
 
-def _check(trial: Trial) -> None:
+def _check(trial: TinyStage) -> None:
     batch = tiny_batch(trial.kind)
     counts = batch.counts()
     loss = trial.loss(batch, counts)
@@ -142,7 +142,7 @@ def _check(trial: Trial) -> None:
     _check_resume(trial, batch)
 
 
-def _check_gradients(trial: Trial, batch: Batch) -> None:
+def _check_gradients(trial: TinyStage, batch: Batch) -> None:
     parameters = [p for teacher in trial.teachers for p in teacher.model.parameters()]
     before = [p.clone() for p in parameters]
     gradient = trial.gradient([batch], batch.counts())
@@ -152,7 +152,7 @@ def _check_gradients(trial: Trial, batch: Batch) -> None:
         assert torch.equal(old, parameter), f"{trial.name}: the teacher changes"
 
 
-def _check_accumulation(trial: Trial, batch: Batch) -> None:
+def _check_accumulation(trial: TinyStage, batch: Batch) -> None:
     counts = batch.counts()
     whole = trial.gradient([batch], counts)
     parts = [_take(batch, torch.tensor(rows)) for rows in ([0], [1, 2, 3])]
@@ -162,7 +162,7 @@ def _check_accumulation(trial: Trial, batch: Batch) -> None:
     _same(trial.gradient(parts, counts), whole, message)
 
 
-def _check_resume(trial: Trial, batch: Batch) -> None:
+def _check_resume(trial: TinyStage, batch: Batch) -> None:
     trial.objective = trial.build()
     counts = batch.counts()
     trial.loss(batch, counts, index=0)
@@ -180,7 +180,7 @@ def _check_resume(trial: Trial, batch: Batch) -> None:
     _same(resumed, uninterrupted, message)
 
 
-def _fresh_loss(trial: Trial, batch: Batch) -> Tensor:
+def _fresh_loss(trial: TinyStage, batch: Batch) -> Tensor:
     trial.objective = trial.build()
     return trial.loss(batch, batch.counts())
 

@@ -64,7 +64,7 @@ MEANS: tuple[Distance, ...] = ("mse", "huber")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TermComparison:
     """One term on one micro-batch.
 
     Attributes:

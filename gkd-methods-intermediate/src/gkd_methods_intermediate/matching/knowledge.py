@@ -47,8 +47,8 @@ Distance = Literal[
     "total-variation",
     "cross-entropy",
 ]
-Positions = Literal["tokens", "targets", "cls", "mean"]
-Heads = Literal["auto", "each", "merged", "mean", "sum"]
+ComparedPositions = Literal["tokens", "targets", "cls", "mean"]
+HeadTreatment = Literal["auto", "each", "merged", "mean", "sum"]
 Activation = Literal["auto", "none", "linear", "relu", "tanh"]
 Assigned = Literal["emd", "monotone"]
 

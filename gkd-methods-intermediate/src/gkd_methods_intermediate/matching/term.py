@@ -23,10 +23,10 @@ from gkd_methods_intermediate.matching.knowledge import (
     REDUCIBLE,
     Activation,
     Assigned,
+    ComparedPositions,
     Distance,
-    Heads,
+    HeadTreatment,
     Knowledge,
-    Positions,
     Products,
     Site,
 )
@@ -73,7 +73,7 @@ class MatchTerm(BaseModel):
         "the vectors scaled to length 1); between distributions, which are logits, scores and "
         "products of tokens, also `kl`, `reverse-kl`, `js`, `total-variation` or `cross-entropy`.",
     )
-    positions: Positions = Field(
+    positions: ComparedPositions = Field(
         "tokens",
         description="Which positions count: the `tokens`, that is all but padding; the `targets` "
         "of a language model; the summarising one, `cls`; or the `mean` of the tokens. Logits: "
@@ -96,7 +96,7 @@ class MatchTerm(BaseModel):
         description="Products of two layers: those of a pair and of the one `span` pairs further "
         "up. 0 is one layer with itself, 1 the flow between matched layers (FSP).",
     )
-    heads: Heads | Annotated[int, Field(ge=1)] = Field(
+    heads: HeadTreatment | Annotated[int, Field(ge=1)] = Field(
         "auto",
         description="Scores: compared for `each` head, or their `mean` or `sum` over heads. "
         "Products of tokens: within `each` head, over `merged` heads, or a number of heads to "

@@ -19,7 +19,7 @@ from gkd_core.losses import mse, soft_labels
 from gkd_core.students.ranking import Slicer
 from gkd_core.students.scale import MULTIPLE, cut_ordered
 from gkd_core.training.checkpoint import load_weights
-from gkd_methods_multiteacher.autodisc.selection import Choice, Trial
+from gkd_methods_multiteacher.autodisc.selection import CandidateCriterion, CandidateScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,13 +100,13 @@ class AutoDisc(Method):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.slicer: Slicer | None = None
-        self.trial = Trial()
+        self.trial = CandidateScores()
         self._masks: dict[tuple[float, str, int], Tensor] = {}
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> CandidateCriterion:
         """How the candidates are compared."""
-        return Choice(self.config.trade_off, self.config.target)
+        return CandidateCriterion(self.config.trade_off, self.config.target)
 
     @property
     def searches(self) -> bool:
@@ -205,7 +205,7 @@ class AutoDisc(Method):
         trial = dict(state["trial"])
         for name in ("metrics", "performances"):
             trial[name] = dict(trial[name])
-        self.trial = Trial(**trial)
+        self.trial = CandidateScores(**trial)
         self._masks.clear()
 
     def _masked(self, scale: float, site: str, layer: int, tensor: Tensor) -> Tensor:

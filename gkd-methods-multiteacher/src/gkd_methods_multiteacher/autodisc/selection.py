@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Choice:
+class CandidateCriterion:
     """How candidates are compared.
 
     Attributes:
@@ -37,7 +37,7 @@ class Choice:
 
 
 @dataclass
-class Trial:
+class CandidateScores:
     """The candidates while they are trained together.
 
     Attributes:
@@ -55,7 +55,11 @@ class Trial:
     step: int = 0
 
     def judge(
-        self, found: Mapping[float, float], higher_is_better: bool, choice: Choice, step: int
+        self,
+        found: Mapping[float, float],
+        higher_is_better: bool,
+        choice: CandidateCriterion,
+        step: int,
     ) -> bool:
         """Take in an evaluation of every candidate; tell whether the best trade-off got better.
 

@@ -14,11 +14,11 @@ from transformers.pytorch_utils import Conv1D
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import MethodError
 from gkd_core.models.sites import Sites
-from gkd_core.models.transfer import FFN, INPUTS, OUTPUTS, Part, lookup
+from gkd_core.models.transfer import FFN, INPUTS, OUTPUTS, AxisPart, lookup
 
 
 @dataclass(frozen=True)
-class Side:
+class MapSide:
     """The inputs or the outputs of a linear map, which belong to heads or to neurons.
 
     Attributes:
@@ -84,8 +84,8 @@ class BlockMaps:
     """
 
     attention: nn.Module
-    heads: tuple[Side, ...]
-    neurons: tuple[Side, ...]
+    heads: tuple[MapSide, ...]
+    neurons: tuple[MapSide, ...]
 
 
 def find_maps(sites: Sites) -> list[BlockMaps]:
@@ -105,22 +105,22 @@ def find_maps(sites: Sites) -> list[BlockMaps]:
 def _block_maps(sites: Sites, layer: int) -> BlockMaps:
     info = ModelInfo.read("", sites.model.config, 0)
     down, attention = sites.ffns[layer], sites.attentions[layer]
-    heads: list[Side] = []
-    neurons: list[Side] = []
-    output: Side | None = None
+    heads: list[MapSide] = []
+    neurons: list[MapSide] = []
+    output: MapSide | None = None
     for name, module in _matrices(sites.blocks[layer]):
         made, taken = lookup(OUTPUTS, name), lookup(INPUTS, name)
         if module is down:
             continue
         if taken is not None:
-            output = Side(module, False, _features(taken, info))
+            output = MapSide(module, False, _features(taken, info))
         elif made is not None and FFN not in made:
-            heads.append(Side(module, True, _features(made, info)))
+            heads.append(MapSide(module, True, _features(made, info)))
         else:
-            neurons.append(Side(module, True, (1,) * len(made or (FFN,))))
+            neurons.append(MapSide(module, True, (1,) * len(made or (FFN,))))
     if output is None:
         raise _unknown(sites, layer, "no output projection of the attention was found")
-    maps = BlockMaps(attention, (*heads, output), (*neurons, Side(down, False, (1,))))
+    maps = BlockMaps(attention, (*heads, output), (*neurons, MapSide(down, False, (1,))))
     _check(sites, layer, maps)
     return maps
 
@@ -131,7 +131,7 @@ def _matrices(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _features(parts: Sequence[Part], info: ModelInfo) -> tuple[int, ...]:
+def _features(parts: Sequence[AxisPart], info: ModelInfo) -> tuple[int, ...]:
     """Return how many features of each part belong to one key/value head."""
     return tuple(
         prod(size if isinstance(size, int) else getattr(info, size) for size in part)
