@@ -10,7 +10,7 @@ from torch import Tensor
 from gkd_core import Batch, Items
 from gkd_core.distributed.samples import all_samples
 from gkd_core.losses import Relation, angles, relation_mse, self_relation
-from gkd_core.losses.relation import Block
+from gkd_core.losses.relation import RelationBlock
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,10 @@ def _weights(relation: Relation) -> Tensor:
     """Return the sum over the heads of the softmax of the dot products, fp32 `[B, N, N]`."""
     everything = slice(0, relation.shape[0]), slice(0, relation.shape[2])
     # One head at a time: all of them would be `[B, A, N, N]`.
-    heads = (Block(everything[0], slice(h, h + 1), everything[1]) for h in range(relation.shape[1]))
+    heads = (
+        RelationBlock(everything[0], slice(h, h + 1), everything[1])
+        for h in range(relation.shape[1])
+    )
     total = relation.query.new_zeros(1)
     for head in heads:
         total = total + relation.part(head).probs().squeeze(1)

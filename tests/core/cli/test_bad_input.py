@@ -60,10 +60,10 @@ def place(world, models, tmp_path, monkeypatch):
     (run / "config.toml").write_text('method = "soft"\n')
     (run / "student/model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
-    return Fixture(world, models, tmp_path)
+    return Mistake(world, models, tmp_path)
 
 
-class Fixture:
+class Mistake:
     def __init__(self, world, models, folder):
         self.world, self.models, self.folder = world, models, folder
 

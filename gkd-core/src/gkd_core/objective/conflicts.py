@@ -55,8 +55,8 @@ def refuse_two_writers(planned: PlannedPass) -> None:
                 first = writers.setdefault((side, number, place), request)
                 if first is not request:
                     raise MethodError(
-                        f"{first.member.name} and {request.member.name} both change {side}.{place}; they "
-                        "cannot be combined"
+                        f"{first.member.name} and {request.member.name} both change "
+                        f"{side}.{place}; they cannot be combined"
                         if first.member is not request.member
                         else f"{request.member.name} changes {side}.{place} for each teacher; it "
                         "works with one"
