@@ -29,7 +29,7 @@ class Shipped(Task):
             validation=split(24, 36),
             test=split(36, 48),
             classes=("even", "odd"),
-            fingerprint="shipped",
+            rows_hash="shipped",
             source="numbers",
         )
 

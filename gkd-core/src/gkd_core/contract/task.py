@@ -41,7 +41,7 @@ class TaskData:
         validation: Rows that choose the best student.
         test: Rows for the final figures, or None: then those of `validation` are reported.
         classes: Names of the classes in the order of their ids; empty unless classification.
-        fingerprint: Hash of the content, equal exactly if the rows are.
+        rows_hash: Hash of the content, equal exactly if the rows are.
         source: What a person calls the data, for logs.
     """
 
@@ -50,7 +50,7 @@ class TaskData:
     validation: Split
     test: Split | None
     classes: tuple[str, ...]
-    fingerprint: str
+    rows_hash: str
     source: str
 
 

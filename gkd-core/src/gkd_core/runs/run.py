@@ -17,7 +17,7 @@ from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
 from gkd_core.runs.directory import DONE, STAGES
-from gkd_core.runs.fingerprint import Keys, StageKey
+from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
 from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
@@ -84,18 +84,18 @@ class Run:
         Raises:
             GkdError: A stage cannot be built, or its loss is not finite.
         """
-        keys = Keys(self.registry)
+        fingerprints = Fingerprints(self.registry)
         self._say_outline()
         for number, spec in enumerate(self.specs, start=1):
             folder = self._folder(spec)
             done = folder / DONE
-            key = keys.of(spec) if is_first() and self._reuses else None
+            fingerprint = fingerprints.of(spec) if is_first() and self._reuses else None
             if tell(done.exists()):
-                self._say_finished(spec.name, done, key)
+                self._say_finished(spec.name, done, fingerprint)
             else:
-                self._say_next(number, spec.name, key)
-                result = self._take_over(spec, key) or self._train(spec)
-                self._finish(folder, replace(result, key=key))
+                self._say_next(number, spec.name, fingerprint)
+                result = self._take_over(spec, fingerprint) or self._train(spec)
+                self._finish(folder, replace(result, fingerprint=fingerprint))
             if is_first():
                 remove_checkpoints(folder)
             wait()
@@ -112,19 +112,21 @@ class Run:
             for line in stage_summary([outline_stage(b) for b in self.specs], finished):
                 self.recorder.say(f"stage {line}")
 
-    def _say_next(self, number: int, name: str, key: StageKey | None) -> None:
-        which = f", key {key}" if key is not None else ""
+    def _say_next(self, number: int, name: str, fingerprint: StageFingerprint | None) -> None:
+        which = f", fingerprint {fingerprint}" if fingerprint is not None else ""
         self.recorder.say(f"stage {name} ({number} of {len(self.specs)}{which})")
 
-    def _say_finished(self, name: str, done: Path, key: StageKey | None) -> None:
-        before = StageResult.load(done).key
-        changed = key.changed(before) if key is not None and before is not None else []
+    def _say_finished(self, name: str, done: Path, fingerprint: StageFingerprint | None) -> None:
+        before = StageResult.load(done).fingerprint
+        changed = fingerprint.changed(before) if fingerprint and before else []
         since = f"; changed since then: {', '.join(changed)}" if changed else ""
         self.recorder.say(f"stage {name} is finished already{since}")
 
-    def _take_over(self, spec: StageSpec, key: StageKey | None) -> StageResult | None:
+    def _take_over(
+        self, spec: StageSpec, fingerprint: StageFingerprint | None
+    ) -> StageResult | None:
         """Copy the student of the stage from a run that has trained it, if there is one."""
-        found = recall(key) if key is not None else None
+        found = recall(fingerprint) if fingerprint is not None else None
         target = self._target(spec)
         result = take_over(found, self.directory, target) if found is not None else None
         result = tell(result)
@@ -138,8 +140,8 @@ class Run:
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
             result.save(folder / DONE)
-            if result.key is not None:
-                remember(result.key, self.directory, result)
+            if result.fingerprint is not None:
+                remember(result.fingerprint, self.directory, result)
 
     def _keep_teacher(self, spec: StageSpec) -> None:
         if spec.store is not None and is_first():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gkd_core import ConfigError
+from gkd_core.atomic import write_file
 from gkd_core.distributed.ranks import is_first
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.hooks.forward import Change
@@ -103,9 +103,7 @@ def write_candidates(stage: Stage) -> None:
                 "step": method.trial.step,
                 "candidates": rows,
             }
-            draft = stage.directory / f"{CANDIDATES}.tmp"
-            draft.write_text(json.dumps(told, indent=1))
-            os.replace(draft, stage.directory / CANDIDATES)
+            write_file(stage.directory / CANDIDATES, json.dumps(told, indent=1))
 
 
 def _methods(stage: Stage) -> Iterator[AutoDisc]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_core.analysis.figures import curves
+from gkd_core.atomic import write_file
 from gkd_core.runs.directory import STAGES
 from gkd_methods_multiteacher.autodisc.lifecycle import CANDIDATES
 
@@ -28,8 +28,13 @@ def _write(run: Run, stage: str) -> Iterator[Path]:
     told = json.loads(found.read_text())
     students = _students(run, stage)
     name = f"autodisc-{stage}"
-    yield _keep(run.directory / f"{name}.txt", _table(told, students, _compute(run)).encode())
-    yield _keep(run.directory / f"{name}.png", _plot(told, students))
+    for ending, content in (
+        ("txt", _table(told, students, _compute(run))),
+        ("png", _plot(told, students)),
+    ):
+        path = run.directory / f"{name}.{ending}"
+        write_file(path, content)
+        yield path
 
 
 def _students(run: Run, stage: str) -> list[float]:
@@ -88,10 +93,3 @@ def _plot(told: Mapping[str, Any], students: Sequence[float]) -> bytes:
     if students:
         series["student"] = [(told["selected"], student) for student in students]
     return curves("scale of the assistant", told["metric"], series)
-
-
-def _keep(path: Path, content: bytes) -> Path:
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_bytes(content)
-    os.replace(draft, path)
-    return path
