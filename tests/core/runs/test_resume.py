@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 from gkd_core.cli import gkd
 from gkd_core.contract.method import Method
 from gkd_core.models import save

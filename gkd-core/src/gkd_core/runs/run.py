@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers import PreTrainedModel
 
 from gkd_core.config.resolve import Resolved, ResolvedStage, task_name
 from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig
 from gkd_core.config.sources import Level, Origin
+from gkd_core.contract.run_info import RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
 from gkd_core.models.save import save_model
@@ -18,7 +21,7 @@ from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
 from gkd_core.runs.directory import DONE, STAGES
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
-from gkd_core.runs.outline import RunOutline, outline_stage
+from gkd_core.runs.outline import RunOutline, outline_run
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
 from gkd_core.runs.spec_builder import SpecBuilder
@@ -26,6 +29,7 @@ from gkd_core.runs.summary import stage_summary
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
+from gkd_core.training.plugin_hooks import PluginHooks
 from gkd_core.training.stage import build_stage
 from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSource
 
@@ -74,6 +78,28 @@ class Run:
         return tuple(found.values())
 
     @property
+    def info(self) -> RunInfo:
+        """The run as hooks see it."""
+        return RunInfo(
+            directory=self.directory,
+            config=self.resolved.config,
+            methods=self.methods,
+            outline=self.outline,
+            results=MappingProxyType(self.results),
+            say=self.recorder.say,
+        )
+
+    @property
+    def hooks(self) -> PluginHooks:
+        """What tells the plugins of this run."""
+        return PluginHooks(self.registry.manager, lambda: self.info)
+
+    @functools.cached_property
+    def outline(self) -> RunOutline:
+        """Its stages, with passes, captured tensors and weights."""
+        return outline_run(self.specs)
+
+    @property
     def student(self) -> Path:
         """Directory of the final student."""
         return self.directory / "student"
@@ -109,7 +135,7 @@ class Run:
         """Tell which stages there are, if there are several, and which of them are finished."""
         if len(self.specs) > 1:
             finished = [b.name for b in self.specs if (self._folder(b) / DONE).exists()]
-            for line in stage_summary([outline_stage(b) for b in self.specs], finished):
+            for line in stage_summary(self.outline.stages, finished):
                 self.recorder.say(f"stage {line}")
 
     def _say_next(self, number: int, name: str, fingerprint: StageFingerprint | None) -> None:
@@ -155,14 +181,14 @@ class Run:
             self.recorder.say(line)
         error: BaseException | None = None
         try:
-            progress = train(self, stage)
+            progress = train(stage, self.recorder, self.hooks)
             _save(stage.objective.finalize_student(stage.student.model, folder), spec, target)
         except BaseException as failure:
             error = failure
             raise
         finally:
             self.recorder.end_stage()
-            self.registry.manager.hook.gkd_stage_end(run=self, stage=stage, error=error)
+            self.hooks.stage_end(stage, error)
         stage.engine.close()
         self._keep_teacher(spec)
         return StageResult(
@@ -237,7 +263,7 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
         baseline = builder.build(_baseline(first, last), before, built)
         specs.insert(list(built).index(first.name), baseline)
     specs = [*_default_teachers(builder, specs), *specs]
-    outline = RunOutline(tuple(outline_stage(spec) for spec in specs))
+    outline = outline_run(specs)
     registry.manager.hook.gkd_check_outline(outline=outline)
     return specs
 

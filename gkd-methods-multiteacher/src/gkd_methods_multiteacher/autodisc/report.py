@@ -7,21 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkd_core.analysis.figures import curves
-from gkd_core.atomic import write_file
+from gkd_core.api import curves, write_file
 from gkd_core.runs.directory import STAGES
 from gkd_methods_multiteacher.autodisc.lifecycle import CANDIDATES
 
 if TYPE_CHECKING:
-    from gkd_core.runs.run import Run
+    from gkd_core.api import RunInfo
 
 
-def write_report(run: Run) -> list[Path]:
+def write_report(run: RunInfo) -> list[Path]:
     """Write a table and a plot for each stage that had candidates; return the files."""
     return [path for name in run.results for path in _write(run, name)]
 
 
-def _write(run: Run, stage: str) -> Iterator[Path]:
+def _write(run: RunInfo, stage: str) -> Iterator[Path]:
     found = run.directory / STAGES / stage / CANDIDATES
     if not found.exists():
         return
@@ -37,19 +36,14 @@ def _write(run: Run, stage: str) -> Iterator[Path]:
         yield path
 
 
-def _students(run: Run, stage: str) -> list[float]:
+def _students(run: RunInfo, stage: str) -> list[float]:
     """Return the metric of each student that learnt from the assistant of a stage."""
-    taught = [
-        spec.name
-        for spec in run.specs
-        if any(t.stage is not None and t.stage.name == stage for t in spec.teachers)
-        and spec.reads_teachers
-    ]
+    taught = [learner.name for learner in run.outline.stages if stage in learner.taught_by]
     results = [run.results[name].best for name in taught if name in run.results]
     return [best for best in results if best is not None]
 
 
-def _compute(run: Run) -> str:
+def _compute(run: RunInfo) -> str:
     spent = [f"{result.name} {result.seconds:.0f} s" for result in run.results.values()]
     total = sum(result.seconds for result in run.results.values())
     return f"{', '.join(spent)}; {total:.0f} s in all"
