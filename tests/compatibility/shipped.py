@@ -5,9 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from gkd_core.data.task import DefaultTeacher
-
-from gkd_core.api import Split, Task, TaskData, hookimpl
+from gkd_core.api import DefaultTeacher, Split, Task, TaskData, hookimpl
 
 TEXTS = [" ".join("abcdefghij"[int(digit)] for digit in str(7919 * n)) for n in range(48)]
 

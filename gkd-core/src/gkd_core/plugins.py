@@ -322,9 +322,9 @@ def _refuse_other_contract(plugin: Plugin, module: object) -> None:
     wanted = getattr(module, VERSION, hookspecs.API_VERSION)
     if wanted != hookspecs.API_VERSION:
         raise PluginError(
-            f"plugin {plugin} is written for version {wanted} of gkd's plugin contract ({VERSION}), "
-            f"and this gkd has version {hookspecs.API_VERSION}. Install a version of the plugin "
-            f"for it, or set {DISABLE}={plugin.name}"
+            f"plugin {plugin} is written for version {wanted} of gkd's plugin contract "
+            f"({VERSION}), and this gkd has version {hookspecs.API_VERSION}. Install a version of "
+            f"the plugin for it, or set {DISABLE}={plugin.name}"
         )
 
 
