@@ -196,7 +196,7 @@ def gkd_step(method: str, inputs):
     from gkd_core.hooks.paths import Capture
     from gkd_core.models.sites import find_sites
     from gkd_core.objective.objective import Objective
-    from gkd_core.objective.passes import ActiveMethod
+    from gkd_core.objective.step_plan import ActiveMethod
     from gkd_core.optim.engine import LocalEngine
     from gkd_core.plugins import registry
     from gkd_core.training.step import train_step

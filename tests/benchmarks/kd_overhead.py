@@ -145,7 +145,7 @@ def gkd_step():
     from gkd_core.hooks.extraction import Extractor
     from gkd_core.models.sites import find_sites
     from gkd_core.objective.objective import Objective
-    from gkd_core.objective.passes import ActiveMethod
+    from gkd_core.objective.step_plan import ActiveMethod
     from gkd_core.optim.engine import LocalEngine
     from gkd_core.plugins import registry
     from gkd_core.training.step import train_step

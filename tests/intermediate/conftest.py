@@ -14,7 +14,8 @@ from gkd_core.hooks.paths import resolve_paths
 from gkd_core.losses import Relation
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import ActiveMethod, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import registry
 from gkd_core.testing.tiny import tiny_batch, tiny_model
 from gkd_core.training import loop

@@ -13,7 +13,7 @@ from gkd_core.contract.schedule import Schedule
 from gkd_core.contract.step import Step
 from gkd_core.errors import ConfigError
 from gkd_core.objective.objective import Objective, name_seed
-from gkd_core.objective.passes import ActiveMethod
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import Registry, registry
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step

@@ -16,7 +16,7 @@ from gkd_core.errors import MethodError
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.lr_factors import check_factors
-from gkd_core.objective.passes import plan_step
+from gkd_core.objective.step_plan import plan_step
 from gkd_core.optim.engine import LocalEngine
 from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.training import loop

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from pathlib import Path
 
@@ -27,8 +29,7 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
     """
     place = locate(model, origin)
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        config = copy.deepcopy(_read_config(place, trust_remote_code, _stamp(place)))
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise unreadable(model, origin, error) from error
     if config.is_encoder_decoder:
@@ -42,6 +43,24 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
             "vocabulary; choose a text encoder or decoder"
         )
     return config
+
+
+@functools.lru_cache(maxsize=64)
+def _read_config(
+    place: str, trust_remote_code: bool, stamp: tuple[int, int] | None
+) -> PretrainedConfig:
+    """Read a configuration once per process, and again if its file has changed."""
+    with quiet():
+        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+
+
+def _stamp(place: str) -> tuple[int, int] | None:
+    """Return what changes with the configuration of a directory; None for a hub id."""
+    file = Path(place) / "config.json"
+    if not file.is_file():
+        return None
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def locate(model: str, origin: str) -> str:

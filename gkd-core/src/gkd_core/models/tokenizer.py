@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 
 from gkd_core.errors import ConfigError
 from gkd_core.models.quiet import quiet
-from gkd_core.models.source import locate
+from gkd_core.models.source import load_config, locate
 
 PROBE = "The 2nd Café isn't OPEN: e.g. naïve_tests, 3.14%  (see 漢字)"
 SPECIAL = ("pad", "bos", "eos", "cls", "sep", "mask", "unk")
@@ -26,8 +26,12 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
-                locate(model, origin), trust_remote_code=trust_remote_code
+                locate(model, origin),
+                config=load_config(model, trust_remote_code, origin),
+                trust_remote_code=trust_remote_code,
             )
+    except ConfigError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception for a bad file
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(

@@ -21,7 +21,7 @@ from gkd_core.hooks.paths import MAIN
 from gkd_core.losses.term import Term
 from gkd_core.objective.captured import Captured
 from gkd_core.objective.ensemble import EnsembleStep, TeacherEnsemble, ensembles
-from gkd_core.objective.passes import ActiveMethod, StepPlan, StepRequest, plan_step
+from gkd_core.objective.step_plan import ActiveMethod, StepPlan, StepRequest, plan_step
 
 
 class Objective:

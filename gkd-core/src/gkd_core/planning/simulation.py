@@ -43,7 +43,7 @@ from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
-from gkd_core.objective.passes import StepPlan
+from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.engine import Engine, build_engine
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.ledger import HOST, ON_DEVICE, Kind, Ledger

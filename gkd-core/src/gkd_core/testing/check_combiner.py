@@ -15,7 +15,7 @@ from gkd_core.hooks.features import View
 from gkd_core.kinds.kind import Kind
 from gkd_core.losses import Term, mse
 from gkd_core.objective.ensemble import TeacherEnsemble
-from gkd_core.objective.passes import ActiveMethod
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, generator
 
 

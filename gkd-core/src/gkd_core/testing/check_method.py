@@ -9,7 +9,7 @@ from gkd_core.contract.method import Method
 from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.kinds.kind import Kind
-from gkd_core.objective.passes import ActiveMethod
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, generator
 
 

@@ -19,7 +19,8 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import ActiveMethod, StepPlan, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
 
 KINDS: Sequence[Kind] = ("classification", "causal-lm")

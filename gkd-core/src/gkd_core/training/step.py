@@ -15,7 +15,8 @@ from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.step import Step
 from gkd_core.distributed.data_parallel import sum_over_ranks
 from gkd_core.distributed.teacher_batches import TeacherBatches, gather_teacher_batches
-from gkd_core.objective.passes import StepPlan, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.engine import count_items
 
 if TYPE_CHECKING:
