@@ -65,7 +65,7 @@ class _SumGradient(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return tensor.view_as(tensor)
+        return tensor.view_as(tensor)  # autograd treats a returned input specially
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -104,7 +104,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    if parameter.grad is None:
+    if parameter.grad is None:  # used on other ranks only, but all must reduce the same tensors
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 FIRST_PORT = 20000
 PORTS = 20000
+"""SLURM gives no port: it is derived from the job, so that jobs on one node do not collide."""
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ def _evaluate_lm(
             parts.append((float(losses.sum()), batch.targets.count))
     parts = collect(parts)
     loss = sum(total for total, _ in parts) / max(sum(count for _, count in parts), 1)
+    # `math.exp` raises OverflowError above 709.
     return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, None)
 
 

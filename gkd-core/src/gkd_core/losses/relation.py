@@ -98,6 +98,7 @@ class Relation:
             scores = self.query.to(dtype) * self.scale @ key.to(dtype).transpose(-1, -2)
         if self.bias is not None:
             scores = scores + self.bias
+        # Finite, so that the softmax of a fully masked row is not NaN.
         least = torch.finfo(scores.dtype).min
         if self.mask is None:
             if not self.causal:

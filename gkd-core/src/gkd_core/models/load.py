@@ -212,6 +212,7 @@ def _read_weights(
         raise unreadable(model, origin, error) from error
     misfit = [name for name, *_ in info["mismatched_keys"]]
     if is_sliced(config):
+        # The narrowing subclass was needed for construction only.
         loaded.__class__ = HEADS[kind].configs[type(config)]
     return loaded, sorted(info["missing_keys"]), sorted(misfit)
 

@@ -365,7 +365,7 @@ def _settings(config: RunConfig, student: PreTrainedModel) -> dict[str, Any]:
 def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed without its compilation and its messages."""
     if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["DS_ACCELERATOR"] = "cpu"  # it would choose a GPU if there is one
     warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
     import deepspeed
 

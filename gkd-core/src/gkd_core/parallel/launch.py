@@ -72,7 +72,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> Failure | None:
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             run_id=f"{RUN}{uuid.uuid4().hex}",
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
+            rdzv_endpoint="localhost:0",  # any free port, so that runs can share a machine
             local_addr="localhost",
             max_restarts=0,
             shutdown_timeout=GRACE,

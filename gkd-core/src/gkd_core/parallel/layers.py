@@ -44,9 +44,10 @@ class ParallelLayer(nn.Module):
     def _ready(self, splits: dict[str, ShardSpec]) -> None:
         self.splits = splits
         self.whole_shape = splits["weight"].shape
-        # Megatron-core's hook admits an extra-state entry, which our state dicts do not have.
+        # Megatron-core's hook adds an empty extra-state entry, which our state dicts do not have.
         self._load_state_dict_pre_hooks.clear()
 
+    # Megatron-core's versions would put an entry into every state dict.
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
 

@@ -232,6 +232,7 @@ def _draw(model: PreTrainedModel, missing: Sequence[str]) -> None:
             real = torch.empty_like(weight, device="cpu")
             _put(model, names, Parameter(real) if isinstance(weight, Parameter) else real)
         else:
+            # Marks weights that `initialize_weights` must not draw: they are read later.
             weight._is_hf_initialized = True  # type: ignore[attr-defined]
     for name, buffer in list(model.named_buffers()):
         if name not in stored:

@@ -54,6 +54,7 @@ class HostMemory:
         if self._stream is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
+            # The memory belongs to the copy stream: it must not be reused before this one is done.
             fetched.record_stream(current)
         return fetched
 
