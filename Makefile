@@ -1,5 +1,5 @@
 # make demo | make test | make lint | make docs | make benchmarks: each sets itself up first.
-# Only Python 3.10 to 3.12, make and git are needed. Paths are relative, so the clone may lie
+# Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
 # anywhere, also in a folder with spaces in its name.
 
 PYTHON ?= python3

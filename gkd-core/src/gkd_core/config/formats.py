@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
 
 from gkd_core.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 HEADING = (
     "# Every setting of the run, and where each came from. `gkd run` with this file repeats it."
