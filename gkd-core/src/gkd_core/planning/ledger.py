@@ -94,6 +94,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops = 0
         self.sent: Counter[str] = Counter()
         self._begun = False
+        self._times = 1
         self._total = 0
         self._highest = 0
         self._kind: Kind = "activations"
@@ -107,6 +108,15 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield
         finally:
             self._kind = before
+
+    @contextmanager
+    def repeated(self, times: int) -> Iterator[None]:
+        """Count arithmetic and communication inside as often as they happen in earnest."""
+        self._times = times
+        try:
+            yield
+        finally:
+            self._times = 1
 
     def during(self, kind: Kind, work: Callable[..., Result]) -> Callable[..., Result]:
         """Return a function that does the same, with what it makes booked under a kind."""
@@ -135,7 +145,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ranks: Ranks that take part.
         """
         if ranks > 1:
-            self.sent[name] += sent_bytes(name, size, ranks)
+            self.sent[name] += self._times * sent_bytes(name, size, ranks)
 
     def begin(self) -> None:
         """Note that a step begins: its arithmetic and communication are counted from here.
@@ -170,9 +180,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet = func._overloadpacket
         if packet in FLOPS:
-            self.flops += FLOPS[packet](*args)
+            self.flops += self._times * FLOPS[packet](*args)
         elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+            self.flops += self._times * flop_registry[packet](*args, **kwargs, out_val=out)
         elif func.namespace == "c10d":
             if packet.__name__ in GATHERS:
                 self.claim(_tensors(args[0]), TRANSIT)

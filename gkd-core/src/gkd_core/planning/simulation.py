@@ -8,7 +8,7 @@ collective operations return at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -61,7 +61,7 @@ STEPS = 2
 ROW = Split(("a row to plan with",))
 
 
-def simulate(blueprint: Blueprint, registry: Registry) -> Estimate:
+def simulate(blueprint: Blueprint, registry: Registry, every: bool = False) -> Estimate:
     """Return what a training step of a stage takes on each GPU.
 
     All rows are as long as allowed. Nothing is read, written or sent.
@@ -69,12 +69,14 @@ def simulate(blueprint: Blueprint, registry: Registry) -> Estimate:
     Args:
         blueprint: The stage, drawn by a `ShapeDraughtsman`.
         registry: The plugins.
+        every: Simulate every micro-batch. The estimate is the same: otherwise one in the middle
+            stands for all between the first and the last.
 
     Raises:
         MethodError: A method needs the content of tensors.
     """
     with _refusing(str(blueprint.expression)):
-        return _simulate(blueprint, registry)
+        return _simulate(blueprint, registry, every)
 
 
 @contextmanager
@@ -90,10 +92,10 @@ def _refusing(name: str) -> Iterator[None]:
         ) from error
 
 
-def _simulate(blueprint: Blueprint, registry: Registry) -> Estimate:
+def _simulate(blueprint: Blueprint, registry: Registry, every: bool) -> Estimate:
     begun = time.perf_counter()
     ledger = Ledger()
-    batches = _batches(blueprint)
+    batches = MicroBatches(_batch(blueprint), _repeats(blueprint, every), ledger)
     with _imagined(blueprint.layout) as groups, _fake_models(), ledger:
         stage, counts = _build(blueprint, registry, ledger, groups)
         _watch(stage, ledger)
@@ -209,8 +211,43 @@ def _engine(
     return ZeroEngine(student, modules, config, total_steps, device, parts, ledger)
 
 
-def _batches(blueprint: Blueprint) -> list[Batch]:
-    """Return the micro-batches of one rank, of rows as long as they may be."""
+class MicroBatches(Sequence[Batch]):
+    """The micro-batches of a step that are simulated, all alike.
+
+    Args:
+        batch: A micro-batch.
+        repeats: How many of a real step each stands for.
+        ledger: Counts what is done with each so many times.
+    """
+
+    def __init__(self, batch: Batch, repeats: Sequence[int], ledger: Ledger) -> None:
+        self._batches = [batch] * len(repeats)
+        self._repeats = repeats
+        self._ledger = ledger
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._batches[index]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, times in zip(self._batches, self._repeats, strict=True):
+            with self._ledger.repeated(times):
+                yield batch
+
+
+def _repeats(blueprint: Blueprint, every: bool) -> Sequence[int]:
+    """Return how many micro-batches of a step each simulated one stands for.
+
+    The first finds no gradients, the last is followed by an update; those between are alike.
+    """
+    count = blueprint.config.training.accumulation
+    return [1] * count if every or count <= 3 else [1, count - 2, 1]
+
+
+def _batch(blueprint: Blueprint) -> Batch:
+    """Return a micro-batch of one rank, of rows as long as they may be."""
     training, length = blueprint.config.training, blueprint.max_length
     micro = -(-training.batch_size // training.accumulation)
     rows = max(-(-micro // blueprint.layout.data), 1)
@@ -225,10 +262,9 @@ def _batches(blueprint: Blueprint) -> list[Batch]:
         num_truncated=0,
     )
     collator = Collator(tokenizer, data.kind, blueprint.config.task.mask_share, 1)
-    batches = [collator.collate(encoded, range(rows), 0) for _ in range(training.accumulation)]
-    for batch in batches:
-        batch.counts()  # finds the items that count, which fake tensors could not tell
-    return batches
+    batch = collator.collate(encoded, range(rows), 0)
+    batch.counts()  # finds the items that count, which fake tensors could not tell
+    return batch
 
 
 def _watch(stage: Stage, ledger: Ledger) -> None:
