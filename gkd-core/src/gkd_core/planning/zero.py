@@ -72,9 +72,8 @@ class ZeroEngine(LocalEngine):
         if self.zero == 3:
             waits = config.parallel.offload_params != "none"
             self._divide_weights(student, HOST if waits else "student weights")
-        if self.zero > 1:
-            for parameter in self.parameters:
-                parameter.register_post_accumulate_grad_hook(self._reduce)  # type: ignore[no-untyped-call]
+        for parameter in self.parameters:
+            parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
 
     def forward(self, loss: Callable[[], Tensor]) -> Tensor:
         """Run forward passes and the loss of a micro-batch."""
@@ -83,7 +82,6 @@ class ZeroEngine(LocalEngine):
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Accumulate the gradient of a micro-batch."""
-        self._make_bucket()
         before = self.gradients
         if self.zero < 3:
             self.gradients = []  # a later micro-batch has its own, until they are added
@@ -152,9 +150,15 @@ class ZeroEngine(LocalEngine):
         """Return this rank's part of each group of weights."""
         return [torch.empty(-(-_total(group) // self.ranks)) for group in self.groups]
 
+    def _accumulated(self, parameter: Parameter) -> None:
+        """Take a gradient that is complete; the first of them makes the bucket."""
+        self._make_bucket()
+        if self.zero > 1:
+            self._reduce(parameter)
+
     def _reduce(self, parameter: Parameter) -> None:
         """Put a gradient into the bucket, which is summed over the ranks when it is full."""
-        assert self.bucket is not None, "made before backward"
+        assert self.bucket is not None, "made with the first gradient"
         size = parameter.numel()
         if self.gathering is not None:
             self.gathering.release([parameter])

@@ -1,0 +1,45 @@
+"""When what ZeRO takes is there, as DeepSpeed has it."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gkd_core.config.schema import RunConfig
+from gkd_core.parallel.engine import BUCKET
+from gkd_core.planning.ledger import TRANSIT, Ledger
+from gkd_core.planning.zero import ZeroEngine
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.fixture
+def student():
+    """A Llama of two blocks."""
+    return LlamaForCausalLM(LlamaConfig(**SHAPE))
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_the_bucket_of_gradients_is_made_with_the_first_of_them(student, zero):
+    """Not before backward, when what the loss has kept is still there."""
+    config = RunConfig.model_validate({"parallel": {"zero": zero}})
+    ledger = Ledger()
+    arguments = (student, nn.Module(), config, 1, torch.device("cpu"), MappingProxyType({}))
+    engine = ZeroEngine(*arguments, ledger)
+    seen = []
+    with ledger:
+        logits = student(torch.zeros(1, 4, dtype=torch.int64)).logits
+        logits.register_hook(lambda _: seen.append(ledger.live[TRANSIT]))
+        engine.backward(logits.sum(), last=False)
+    assert seen == [0]
+    assert ledger.peak[TRANSIT] >= 4 * BUCKET
