@@ -98,6 +98,15 @@ def test_offloaded_optimizer_is_in_host_memory(plan):
     assert found["host"] == pytest.approx(20 / 2 * student, rel=1e-3)
 
 
+def test_gradients_beside_an_offloaded_optimizer_are_in_host_memory_too(plan):
+    offloaded = ("--set", "parallel.offload_optimizer=cpu", "--set", "parallel.offload_params=cpu")
+    found = plan("--nproc", 2, "--set", "parallel.zero=3", *offloaded)
+    student = found["parameters"]["student"]
+    # Weights as they are sent and as they are updated, moments, gradients as they are summed and
+    # as the optimizer reads them: a half of each.
+    assert found["host"] == pytest.approx(24 / 2 * student, rel=1e-3)
+
+
 def test_checkpointing_trades_activations_for_arithmetic(invoke, settings):
     def planned(*arguments):
         done = invoke("plan", "--json", *settings, *arguments)

@@ -135,9 +135,9 @@ class ZeroEngine(LocalEngine):
         self.ledger.claim(divided, ABSENT)
         with self.ledger.booking(home):
             self.kept = self._parts()
-        if not self.offload:
-            with self.ledger.booking("gradients"):
-                self.gradients = self._parts()
+        # With an optimizer in host memory they wait there, beside those that it reads.
+        with self.ledger.booking(HOST if self.offload else "gradients"):
+            self.gradients = self._parts()
         self._make_bucket()
         self.gathering = Gathering(student, divided, self.ledger, self.ranks)
 
