@@ -11,6 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.parallel.engine import BUCKET
+from gkd_core.planning import gathering
+from gkd_core.planning.gathering import Gathering
 from gkd_core.planning.ledger import TRANSIT, Ledger
 from gkd_core.planning.zero import ZeroEngine
 
@@ -43,3 +45,21 @@ def test_the_bucket_of_gradients_is_made_with_the_first_of_them(student, zero):
         engine.backward(logits.sum(), last=False)
     assert seen == [0]
     assert ledger.peak[TRANSIT] >= 4 * BUCKET
+
+
+def test_weights_fetched_together_are_copied_out_of_a_buffer(student, monkeypatch):
+    """The buffer goes when the last of them is used."""
+    monkeypatch.setattr(gathering, "EARLY", 10**9)
+    ledger = Ledger()
+    blocks = [p for p in student.model.layers.parameters() if p.dim() == 2]
+    Gathering(student, blocks, ledger, ranks=2)
+    seen = []
+    for layer in student.model.layers:
+        layer.input_layernorm.register_forward_hook(lambda *_: seen.append(ledger.live[TRANSIT]))
+    with ledger, torch.no_grad():
+        student(torch.zeros(1, 4, dtype=torch.int64))
+    size = sum(p.nbytes for p in blocks)
+    first = blocks[0].nbytes
+    # The first weight comes alone, all others with it are fetched early.
+    assert seen == [0, size + size - first]
+    assert ledger.live[TRANSIT] == size

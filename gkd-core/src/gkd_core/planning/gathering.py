@@ -41,6 +41,7 @@ class Gathering:
         self.ledger = ledger
         self.ranks = ranks
         self.whole: dict[int, Parameter] = {}
+        self.buffers: dict[int, Tensor] = {}
         head = student.get_output_embeddings()
         inside = {id(weight) for weight in student.parameters()}
         inside -= {id(weight) for weight in ([] if head is None else head.parameters())}
@@ -69,19 +70,36 @@ class Gathering:
 
     def release_all(self) -> None:
         """Let go of all weights."""
+        self.buffers.clear()
         self.release(list(self.whole.values()))
 
     def _before(self, place: int, *_: Any) -> None:
         """Gather the weights of a module that is about to run, and of some that come next."""
         self._fetch(self.order[place])
-        early, direction = 0, -1 if _is_backward() else 1
+        for weight in self.order[place]:
+            self.buffers.pop(id(weight), None)
+        early: list[Parameter] = []
+        direction = -1 if _is_backward() else 1
         place += direction
         while (
-            0 <= place < len(self.order) and early < EARLY and _size(self.whole.values()) < REUSED
+            0 <= place < len(self.order)
+            and _size(early) < EARLY
+            and _size(self.whole.values()) < REUSED
         ):
-            early += sum(p.numel() for p in self.order[place] if id(p) not in self.whole)
+            early += [p for p in self.order[place] if id(p) not in self.whole]
             self._fetch(self.order[place])
             place += direction
+        self._buffer(early)
+
+    def _buffer(self, weights: Sequence[Parameter]) -> None:
+        """Keep what weights arrive in together until the last of them is used.
+
+        Each is copied out of it; one that arrives alone is used where it is.
+        """
+        if len(weights) > 1:
+            with self.ledger.booking(TRANSIT):
+                buffer = torch.empty(_size(weights))
+            self.buffers.update((id(weight), buffer) for weight in weights)
 
     def _after(self, place: int, stays: bool, _: Any, __: Any, out: Any) -> None:
         """Let go of the weights of a module that has run, and have them back for its backward."""
