@@ -25,11 +25,10 @@ from gkd_core.parallel.layers import (
     VocabularyEmbedding,
     VocabularyHead,
 )
-from gkd_core.parallel.tp_plans import (
+from gkd_core.parallel.tp_plans import ColumnParallel, (
     DIVIDED,
     GROUPS,
     KEYS_AND_VALUES,
-    Column,
     Style,
     Summed,
     find_plan,
@@ -144,7 +143,7 @@ class _Sharder:
             self.summed.update(module.parameters())
             repeated = RepeatedLinear(module, self.info.head_size, self.group)
             self.model.set_submodule(self.names[module], repeated)
-        elif isinstance(style, Column):
+        elif isinstance(style, ColumnParallel):
             weight, bias = self._cut(module, 0, style.parts), self._cut_bias(module, style.parts)
             self._replace(module, ColumnLinear(weight, bias, self.group), self.rng)
         else:
