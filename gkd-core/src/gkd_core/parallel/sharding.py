@@ -25,10 +25,11 @@ from gkd_core.parallel.layers import (
     VocabularyEmbedding,
     VocabularyHead,
 )
-from gkd_core.parallel.tp_plans import ColumnParallel, (
+from gkd_core.parallel.tp_plans import (
     DIVIDED,
     GROUPS,
     KEYS_AND_VALUES,
+    ColumnParallel,
     Style,
     Summed,
     find_plan,
