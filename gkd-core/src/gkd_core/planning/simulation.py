@@ -43,6 +43,7 @@ from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
+from gkd_core.models.sites import find_sites
 from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.engine import Engine, build_engine
 from gkd_core.planning.estimate import Estimate
@@ -173,8 +174,9 @@ def _build(
             teacher.requires_grad_(False).eval()
             counts[name] = count_parameters(teacher)
             _divide(teacher, None if groups is None else groups.teachers[name])
-            settle_teacher(teacher, source, chosen.dtype, registry, groups, torch.device("cpu"))
-        teachers.append(teacher)
+            sites = find_sites(teacher, registry.sites)
+            settle_teacher(sites, source, chosen.dtype, groups, torch.device("cpu"))
+        teachers.append(sites)
     with tracker.track("student weights"):
         trusts = config.student.trust_remote_code
         model = build_shape(spec.student_config, spec.data, trusts, on_cpu)

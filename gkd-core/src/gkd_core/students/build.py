@@ -19,7 +19,7 @@ from gkd_core.models.layer_map import init_layers
 from gkd_core.models.load import HEADS, seeded
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_embedding_parameters, count_parameters
-from gkd_core.models.sites import Sites
+from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.slicing.select import build, narrow
 from gkd_core.models.slicing.widths import SLICES_KEY, WIDTHS_KEY, Widths, is_sliced
 from gkd_core.models.transfer import Transfer, transfer
@@ -53,15 +53,17 @@ class Student:
     Attributes:
         model: The model, fp32, in training mode.
         summary: Rows (property, value) to display.
+        sites: Its sites, if they were found to make it.
     """
 
     model: PreTrainedModel
     summary: list[tuple[str, str]]
+    sites: Sites | None = None
 
 
 def build_student(
     spec: StudentConfig,
-    teacher: PreTrainedModel,
+    teacher: Sites,
     kind: Kind,
     classes: Sequence[str],
     seed: int,
@@ -82,16 +84,18 @@ def build_student(
     Raises:
         ConfigError: The configuration does not suit the teacher or the task.
     """
-    config = student_config(spec, teacher.config, kind, classes)
+    origin = teacher.model
+    config = student_config(spec, origin.config, kind, classes)
     with seeded(seed), quiet():
-        model = build(type(teacher), config)
+        model = build(type(origin), config)
     if spec.init == "random":
-        return Student(model.train(), [*describe(model, teacher), ("start", "random weights")])
-    layers = config.num_hidden_layers, teacher.config.num_hidden_layers
+        return Student(model.train(), [*describe(model, origin), ("start", "random weights")])
+    layers = config.num_hidden_layers, origin.config.num_hidden_layers
     blocks = [] if spec.init == "none" else init_layers(spec.init, *layers)
-    done = transfer(model, teacher, blocks, adapters, weights)
+    sites = find_sites(model, adapters)
+    done = transfer(sites, teacher, blocks, weights)
     start = [("start", _copied(done)), *_fresh(done.initialised)]
-    return Student(model.train(), describe(model, teacher) + start)
+    return Student(model.train(), describe(model, origin) + start, sites)
 
 
 def fresh_student(
