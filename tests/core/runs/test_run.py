@@ -58,12 +58,12 @@ class Watcher:
         return [Breaks]
 
     @hookimpl
-    def gkd_check_outline(self, plan):
-        self.calls.append(("plan", [stage.name for stage in plan.stages]))
+    def gkd_check_outline(self, outline):
+        self.calls.append(("outline", [stage.name for stage in outline.stages]))
 
     @hookimpl
     def gkd_stage_start(self, run, stage):
-        self.calls.append(("start", stage.name, stage.student.model.training))
+        self.calls.append(("start", stage.name, stage.student.layers, run.results))
         assert stage.total_steps == 4
 
     @hookimpl

@@ -69,10 +69,10 @@ def _copies(
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
         words = proposer.words(chunk)
-        draws = [np.random.default_rng([*seed, start + row]) for row in range(len(chunk))]
+        rngs = [np.random.default_rng([*seed, start + row]) for row in range(len(chunk))]
         chosen = [
-            draw.random((copies, len(of_text))) < share
-            for draw, of_text in zip(draws, words, strict=True)
+            rng.random((copies, len(of_text))) < share
+            for rng, of_text in zip(rngs, words, strict=True)
         ]
         wanted = [
             (row, word)
@@ -83,7 +83,7 @@ def _copies(
         found = dict(zip(wanted, proposer.candidates(chunk, wanted), strict=True))
         for row, text in enumerate(chunk):
             for copy, picks in zip(made, chosen[row], strict=True):
-                copy.append(_replaced(text, row, words[row], picks, found, draws[row]))
+                copy.append(_replaced(text, row, words[row], picks, found, rngs[row]))
     return [text for copy in made for text in copy]
 
 
@@ -93,7 +93,7 @@ def _replaced(
     words: Sequence[Word],
     picks: Sequence[bool],
     found: dict[tuple[int, Word], Sequence[str]],
-    draw: np.random.Generator,
+    rng: np.random.Generator,
 ) -> str:
     """Return a text with a random candidate in the place of each picked word."""
     parts: list[str] = []
@@ -101,6 +101,6 @@ def _replaced(
     for word, picked in zip(words, picks, strict=True):
         if picked and found[row, word]:
             candidates = found[row, word]
-            parts += [text[end : word.start], candidates[int(draw.integers(len(candidates)))]]
+            parts += [text[end : word.start], candidates[int(rng.integers(len(candidates)))]]
             end = word.end
     return "".join([*parts, text[end:]])

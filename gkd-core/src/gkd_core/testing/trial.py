@@ -169,13 +169,13 @@ def _check_resume(trial: TinyStage, batch: Batch) -> None:
     trial.loss(batch, counts, index=0)
     state = json.loads(json.dumps(trial.objective.state_dict()))
     modules = trial.objective.modules.state_dict()
-    draws = {name: g.get_state() for name, g in trial.objective.generators().items()}
+    states = {name: g.get_state() for name, g in trial.objective.generators().items()}
     uninterrupted = trial.loss(batch, counts, index=1)
     trial.objective = trial.build()
     trial.objective.load_state_dict(state)
     trial.objective.modules.load_state_dict(modules)
     for name, source in trial.objective.generators().items():
-        source.set_state(draws[name])
+        source.set_state(states[name])
     resumed = trial.loss(batch, counts, index=1)
     message = f"{trial.name}: after a resume the loss differs; return what it needs in `state_dict`"
     _same(resumed, uninterrupted, message)
