@@ -77,23 +77,23 @@ def test_terms_have_names_of_their_own():
         ({"knowledge": "hidden-mes"}, "'hidden-mse'"),
         (
             {"knowledge": "hidden-mse", "distance": "cosine"},
-            "knowledge 'hidden-mse' has distance = 'mse', not 'cosine'; leave one of them out",
+            "knowledge 'hidden-mse' has distance = 'mse', not 'cosine'; remove one of them",
         ),
         ({"knowledge": "attention-mse", "heads": "sum"}, "has heads = 'each', not 'sum'"),
         (
             {"knowledge": "logits-mse", "layers": "first"},
-            "`layers` means nothing for site 'logits'",
+            "`layers` does not apply to site 'logits'",
         ),
         ({"knowledge": "logits-mse", "temperature": 2}, "`temperature` means nothing"),
         ({"knowledge": "attention-ce", "projection": "linear"}, "`projection` means nothing"),
-        ({"knowledge": "hidden-mse", "span": 1}, "`span` means nothing for site 'hidden'"),
+        ({"knowledge": "hidden-mse", "span": 1}, "`span` does not apply to site 'hidden'"),
         ({"knowledge": "hidden-gram", "span": 1, "layers": "emd"}, "`span` means nothing"),
-        ({"knowledge": "hidden-nst", "projection": "tanh"}, "with relation 'tokens'; leave it out"),
+        ({"knowledge": "hidden-nst", "projection": "tanh"}, "with relation 'tokens'; remove it"),
         ({"site": "embedding", "distance": "mse", "per_layer": True}, "`per_layer` means nothing"),
         ({"site": "hidden", "distance": "kl"}, "'kl' compares distributions, which site 'hidden'"),
         (
             {"site": "hidden", "relation": "channels", "distance": "js"},
-            "which site 'hidden' with relation 'channels' does not give",
+            "which site 'hidden' with relation 'channels' does not provide",
         ),
         (
             {"site": "value", "distance": "mse", "positions": "cls"},
@@ -105,13 +105,13 @@ def test_terms_have_names_of_their_own():
         ),
         (
             {"site": "attention", "distance": "mse", "heads": "merged"},
-            "heads = 'merged' does not suit site 'attention'; choose one of auto, each, mean, sum",
+            "heads = 'merged' does not apply to site 'attention'; choose one of auto, each, mean, sum",
         ),
         (
             {"site": "ffn", "relation": "tokens", "distance": "kl", "heads": "each"},
             "choose one of auto, merged",
         ),
-        ({"site": "attention", "distance": "kl", "heads": 4}, "cannot be split anew"),
+        ({"site": "attention", "distance": "kl", "heads": 4}, "cannot be re-split"),
         ({"knowledge": "hidden-mse", "layers": "middle"}, "layers"),
         ({"knowledge": "hidden-mse", "layers": [[0, 1]]}, "greater than or equal to 1"),
         ({"knowledge": "hidden-mse", "weight": "linear(1)"}, "weight"),
@@ -165,7 +165,7 @@ def test_a_description_has_a_term():
         (
             {},
             {"knowledge": "hidden-gram", "layers": "top", "embedding": False, "span": 1},
-            "span = 1 needs more than 1 pairs of layers; layers = 'top' gives too few",
+            "span = 1 requires more than 1 pairs of layers, but layers = 'top' gives fewer",
         ),
         ({}, {"knowledge": "hidden-mse", "positions": "targets"}, "of a language model"),
         ({}, {"knowledge": "logits-ce", "positions": "tokens"}, "which a classifier does not have"),

@@ -122,7 +122,7 @@ def test_methods_are_listed_in_80_columns(invoke):
     assert max(map(len, done.out.splitlines())) <= 80
     assert [name for name in registry().methods if f"\n  {name} " not in done.out] == []
     assert "gkd-methods-classic 0.1.0\n" in done.out
-    assert "Match the normalised [CLS] states of intermediate layers." in done.out
+    assert "Match the normalized [CLS] states of intermediate layers." in done.out
     assert "Sun et al. 2019; reads hidden|cls of student and teacher" in done.out
     assert "Hinton et al. 2015; reads logits of student " in done.out
 

@@ -1,4 +1,4 @@
-"""The table and the plot of a run with `autodisc`."""
+"""The table and plot of a run with `autodisc`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def write_report(run: Run) -> list[Path]:
-    """Write a table and a plot for each stage that had candidates; return the files."""
+    """Write a table and a plot for each stage with candidates, and return the files."""
     return [path for name in run.results for path in _write(run, name)]
 
 
@@ -33,7 +33,7 @@ def _write(run: Run, stage: str) -> Iterator[Path]:
 
 
 def _students(run: Run, stage: str) -> list[float]:
-    """Return the metric of each student that learnt from the assistant of a stage."""
+    """Return the metric of each student distilled from a stage's assistant."""
     taught = [
         spec.name
         for spec in run.specs
