@@ -84,12 +84,12 @@ def test_terms_have_names_of_their_own():
             {"knowledge": "logits-mse", "layers": "first"},
             "`layers` does not apply to site 'logits'",
         ),
-        ({"knowledge": "logits-mse", "temperature": 2}, "`temperature` means nothing"),
-        ({"knowledge": "attention-ce", "projection": "linear"}, "`projection` means nothing"),
+        ({"knowledge": "logits-mse", "temperature": 2}, "`temperature` does not apply"),
+        ({"knowledge": "attention-ce", "projection": "linear"}, "`projection` does not apply"),
         ({"knowledge": "hidden-mse", "span": 1}, "`span` does not apply to site 'hidden'"),
-        ({"knowledge": "hidden-gram", "span": 1, "layers": "emd"}, "`span` means nothing"),
+        ({"knowledge": "hidden-gram", "span": 1, "layers": "emd"}, "`span` does not apply"),
         ({"knowledge": "hidden-nst", "projection": "tanh"}, "with relation 'tokens'; remove it"),
-        ({"site": "embedding", "distance": "mse", "per_layer": True}, "`per_layer` means nothing"),
+        ({"site": "embedding", "distance": "mse", "per_layer": True}, "`per_layer` does not apply"),
         ({"site": "hidden", "distance": "kl"}, "'kl' compares distributions, which site 'hidden'"),
         (
             {"site": "hidden", "relation": "channels", "distance": "js"},
@@ -97,15 +97,15 @@ def test_terms_have_names_of_their_own():
         ),
         (
             {"site": "value", "distance": "mse", "positions": "cls"},
-            "positions = 'cls' needs one vector per position",
+            "positions = 'cls' requires one vector per position",
         ),
         (
             {"site": "hidden", "relation": "tokens", "distance": "mse", "positions": "mean"},
-            "positions = 'mean' needs one vector",
+            "positions = 'mean' requires one vector",
         ),
         (
             {"site": "attention", "distance": "mse", "heads": "merged"},
-            "heads = 'merged' does not apply to site 'attention'; choose one of auto, each, mean, sum",
+            "heads = 'merged' does not fit site 'attention'; choose one of auto, each, mean, sum",
         ),
         (
             {"site": "ffn", "relation": "tokens", "distance": "kl", "heads": "each"},

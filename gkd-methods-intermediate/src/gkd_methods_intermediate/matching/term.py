@@ -204,7 +204,7 @@ class MatchTerm(BaseModel):
         heads = ["auto", *self._head_choices()]
         if not isinstance(self.heads, int) and self.heads not in heads:
             raise ValueError(
-                f"heads = '{self.heads}' does not apply to {self._what()}; choose one of "
+                f"heads = '{self.heads}' does not fit {self._what()}; choose one of "
                 f"{', '.join(heads)}"
             )
         if isinstance(self.heads, int) and self.site == "attention":
