@@ -131,6 +131,7 @@ class LRCBERT(Method):
         gradient = context.gradient(total, context.student.embedding)
         over = (1, 2) if self.config.perturbation == "sample" else (2,)
         length: Tensor = torch.linalg.vector_norm(gradient, dim=over, keepdim=True)
+        # Clamped, so that a zero gradient gives a zero direction and not NaN.
         return gradient / length.clamp(min=torch.finfo(length.dtype).tiny)
 
     def _terms(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:

@@ -195,7 +195,7 @@ class TaskConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How the student is optimized."""
+    """The optimization of the student."""
 
     epochs: Positive = Field(3, description="Passes over the training data.")
     steps: Positive | None = Field(None, description="Optimizer steps; overrides `epochs` if set.")

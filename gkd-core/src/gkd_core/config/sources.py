@@ -86,6 +86,7 @@ def read_file(path: Path, level: Level = Level.FILE) -> list[Setting]:
             f"{', '.join(READERS)}"
         )
     try:
+        # utf-8-sig drops the byte order mark that some editors write.
         tree, lines = reader(path.read_text(encoding="utf-8-sig"), str(path))
     except OSError as error:
         raise ConfigError(

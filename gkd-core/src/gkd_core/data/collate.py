@@ -85,6 +85,7 @@ class Collator:
             ids = [tokens for tokens, _ in masked]
             labels = self._padded([targets for _, targets in masked], IGNORE, width)
         elif self.kind == "causal-lm":
+            # Shifted here: the label at a position is the next token.
             labels = self._padded([np.append(row[1:], IGNORE) for row in ids], IGNORE, width)
         elif encoded.labels is not None:
             labels = torch.from_numpy(encoded.labels[list(rows)])

@@ -56,6 +56,7 @@ class Sampler:
 
     def epoch(self, number: int) -> list[list[list[int]]]:
         """Return the row indices of each micro-batch of each optimizer step of an epoch."""
+        # One generator per epoch: a resumed run need not replay the earlier epochs.
         draw = np.random.default_rng([self.seed, number])
         order = draw.permutation(len(self.lengths))
         if self.bucketing:

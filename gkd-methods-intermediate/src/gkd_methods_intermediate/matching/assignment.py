@@ -55,6 +55,7 @@ def monotone(costs: Tensor) -> Flow:
     Args:
         costs: Cost of each pair, `[L_s, L_t]` with L_s <= L_t.
     """
+    # NaN would make `min` depend on the order of its arguments.
     cost = [[math.inf if math.isnan(c) else c for c in row] for row in costs.tolist()]
     students, teachers = costs.shape
     best = [[0.0] * (teachers + 1)]
