@@ -1,5 +1,6 @@
-# make demo | make test | make lint | make docs | make benchmarks: each sets itself up first.
-# Only Python 3.10 to 3.12, make and git are needed. Paths are relative, so the clone may lie
+# make demo | make test | make lint | make reference | make docs | make benchmarks: each sets itself
+# up first.
+# Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
 # anywhere, also in a folder with spaces in its name.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 PACKAGES := gkd-core gkd-methods-classic gkd-methods-multiteacher gkd-methods-intermediate
 INSTALLED := .venv/installed
 
-.PHONY: install demo test lint format docs benchmarks clean
+.PHONY: install demo test lint format reference docs benchmarks clean
 
 install: $(INSTALLED)
 
@@ -29,10 +30,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(INSTALLED)
+	$(BIN)/python docs/generate.py
 
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build

@@ -1,12 +1,5 @@
 """Sphinx configuration. Reference pages are written from the code by `generate.py`."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import generate
-
 import gkd_core
 
 project = "gkd"
@@ -35,7 +28,3 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_use_ivar = True
-
-
-def setup(app):
-    app.connect("source-read", generate.expand)

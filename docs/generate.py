@@ -1,37 +1,84 @@
-"""Reference pages written from the code.
+"""Reference pages written from the code: `make reference`, or `python docs/generate.py`.
 
-A line `<!-- generated: NAME ARGUMENT -->` of a page is replaced by what the function NAME here
-returns, so that no list of commands, settings, hooks or options is kept by hand.
+What stands in a page between `<!-- generated: NAME ARGUMENT -->` and `<!-- end -->` is what the
+function NAME here returns, so that no list of commands, settings, hooks or options is kept by hand.
+The pages are committed, for readers of the repository; `--check` fails if one is stale.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import inspect
+import os
 import re
+import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import click
-from sphinx.ext.napoleon import Config, GoogleDocstring
 
-from gkd_core import Method, Procedure, hookspecs
+from gkd_core import hookspecs
+from gkd_core.api import Method, Procedure
 from gkd_core.cli import gkd
 from gkd_core.config.render import json_schema
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import LAYERED_SITES, REDUCERS, REDUCIBLE_SITES, SITES, Capture
-from gkd_core.plugins import registry
+from gkd_core.plugins import DISABLE, registry
 
-MARK = re.compile(r"^<!-- generated: (?P<name>\w+)(?: (?P<argument>\S+))? -->$", re.MULTILINE)
-SPECIAL = re.compile(r"([\\*_\[\]<>|$])")
+DOCS = Path(__file__).resolve().parent
+PACKAGES = {folder.name for folder in DOCS.parent.glob("gkd-*")}
+OPENING = "<!-- generated: "
+BLOCK = re.compile(
+    rf"^(?P<mark>{OPENING}(?P<name>\w+)(?: (?P<argument>\S+))? -->)\n"
+    rf"(?:(?!{OPENING}).*\n)*?"
+    r"(?P<end><!-- end -->)$",
+    re.MULTILINE,
+)
+AUTODOC = re.compile(
+    r"^\.\. auto(?:class|function|data):: (?P<name>\S+)$(?P<options>(?:\n +:.*$)*)", re.MULTILINE
+)
+SPECIAL = re.compile(r"([\\*<>$]|\b_|_\b)")
+ARGUMENT = re.compile(r"^(\w+): ", re.MULTILINE)
 ARXIV = re.compile(r"arXiv:(\d+\.\d+)")
 DOI = re.compile(r"doi:(\S+)")
+WIDTH = 80
+"""Columns of a usage line, whatever terminal the pages are written from."""
 
 
-def expand(app: Any, page: str, source: list[str]) -> None:
-    """Replace the marks of a page; what Sphinx calls for each page it reads."""
-    source[0] = MARK.sub(_replacement, source[0])
+def main() -> int:
+    """Write the pages, or with `--check` name the stale ones; return the exit status."""
+    parser = argparse.ArgumentParser(description="Write the reference pages from the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if one is stale")
+    parser.add_argument("folder", nargs="?", type=Path, default=DOCS, help="default: %(default)s")
+    arguments = parser.parse_args()
+    os.environ[DISABLE] = ",".join(_strangers())
+    stale = {}
+    for page in sorted(arguments.folder.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (current := write_blocks(text, page)) != text:
+            stale[page] = current
+    if arguments.check:
+        return _report(stale)
+    for page, text in stale.items():
+        page.write_text(text, encoding="utf-8")
+    return 0
+
+
+def write_blocks(text: str, page: Path) -> str:
+    """Return the text of a page with its generated parts as the code is now."""
+    written, count = BLOCK.subn(_write, text)
+    if count != text.count(OPENING):
+        raise SystemExit(f"{page}: a `{OPENING}... -->` is not closed by its own `<!-- end -->`")
+    return written
 
 
 def commands() -> str:
@@ -43,7 +90,7 @@ def commands() -> str:
 
 def settings() -> str:
     """Every setting of a run file, by table."""
-    schema = json_schema(registry())
+    schema = _schema()
     owners = set(registry().options)
     top = {
         name: {"description": "A table, or the name of a model alone."} | field
@@ -61,6 +108,12 @@ def hooks() -> str:
     """Every hook with its signature, in the order they are called."""
     found = [value for name, value in vars(hookspecs).items() if name.startswith("gkd_")]
     return "\n".join(line for hook in found for line in _hook(hook))
+
+
+def names(section: str) -> str:
+    """Every name that autodoc directives of a section document, with its docstring's first line."""
+    rows = [row for directive in AUTODOC.finditer(section) for row in _documented(directive)]
+    return "\n".join(_table(["name", "what it is"], rows))
 
 
 def sites() -> str:
@@ -132,9 +185,14 @@ def _index(owners: Mapping[str, type[MethodBase] | type[Procedure]], kind: str) 
     return _table([kind, "what it is", "paper"], rows)
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    return json_schema(registry())
+
+
 def _options(name: str) -> list[str]:
     """Return the section on the options of a method or combiner."""
-    schema = json_schema(registry())
+    schema = _schema()
     options = schema["properties"][name]["properties"]
     table = _settings(options, schema, name) if options else ["It has no options."]
     lines = ["## Options", "", *table]
@@ -168,7 +226,7 @@ def recipes() -> str:
     """Every recipe as it is shipped."""
     lines = []
     for name, path in registry().recipes.items():
-        lines += [f"## {name}", "", "```toml", path.read_text().rstrip(), "```", ""]
+        lines += [f"## {name}", "", "```toml", path.read_text(encoding="utf-8").rstrip(), "```", ""]
     return "\n".join(lines)
 
 
@@ -191,21 +249,80 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
 }
 
 
-def _replacement(match: re.Match[str]) -> str:
-    arguments = [match["argument"]] if match["argument"] else []
-    return GENERATORS[match["name"]](*arguments)
+def _strangers() -> Iterator[str]:
+    """Yield the other installed packages that have plugins: the pages are of this repository."""
+    for plugin in entry_points(group=hookspecs.PROJECT):
+        if plugin.dist.name not in PACKAGES:
+            yield plugin.dist.name
+
+
+def _report(stale: Iterable[Path]) -> int:
+    for page in stale:
+        print(f"{os.path.relpath(page)} is stale", file=sys.stderr)
+    if stale:
+        print("`make reference` brings pages up to date; commit what it writes", file=sys.stderr)
+    return 1 if stale else 0
+
+
+def _write(block: re.Match[str]) -> str:
+    text = _content(block).strip()
+    return f"{block['mark']}\n\n{text}\n\n{block['end']}"
+
+
+def _content(block: re.Match[str]) -> str:
+    """Return what belongs into a block; `names` lists what the rest of its section documents."""
+    if block["name"] == names.__name__:
+        return names(block.string[block.end() :].partition("\n## ")[0])
+    arguments = [block["argument"]] if block["argument"] else []
+    return GENERATORS[block["name"]](*arguments)
+
+
+def _documented(directive: re.Match[str]) -> Iterator[list[str]]:
+    """Yield a row for the name of an autodoc directive, and one for each member it shows."""
+    module, _, name = directive["name"].rpartition(".")
+    value = getattr(import_module(module), name)
+    yield [f"`{directive['name']}`", _escape(_text_below(module, name) or _first_line(value))]
+    for member in _members(value, directive["options"]):
+        yield [f"`{name}.{member}`", _escape(_first_line(getattr(value, member)))]
+
+
+def _members(cls: type, options: str) -> Iterable[str]:
+    """Return the members that an autodoc directive shows: those it names, or all functions."""
+    named = re.search(r":members:(.*)", options)
+    if not named:
+        return []
+    if named[1].strip():
+        return named[1].replace(" ", "").split(",")
+    kinds = (property, cached_property, classmethod, staticmethod)
+    return [
+        name
+        for name, value in vars(cls).items()
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, kinds))
+    ]
+
+
+def _text_below(module: str, name: str) -> str:
+    """Return the first line of the text below an assignment, also if the name is imported."""
+    body = ast.parse(inspect.getsource(import_module(module))).body
+    for node, below in pairwise(body):
+        target = getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == name and isinstance(below, ast.Expr):
+            return str(ast.literal_eval(below.value)).partition("\n")[0]
+    imports = (node for part in body for node in ast.walk(part) if isinstance(node, ast.ImportFrom))
+    for node in imports:
+        if node.module and name in [alias.asname or alias.name for alias in node.names]:
+            return _text_below(node.module, name)
+    return ""
 
 
 def _command(name: str, command: click.Command) -> Iterator[str]:
-    context = click.Context(command, info_name=f"gkd {name}")
+    context = click.Context(command, info_name=f"gkd {name}", terminal_width=WIDTH)
     yield from (f"## gkd {name}", "", "```text", command.get_usage(context), "```", "")
-    yield _escape(inspect.cleandoc(command.help or ""))
-    yield ""
+    yield from (_escape(inspect.cleandoc(command.help or "")), "")
     options = [p for p in command.params if isinstance(p, click.Option)]
     rows = ([f"`{_flags(option, context)}`", _escape(option.help or "")] for option in options)
     if options:
-        yield from _table(["option", "meaning"], rows)
-    yield ""
+        yield from (*_table(["option", "meaning"], rows), "")
 
 
 def _flags(option: click.Option, context: click.Context) -> str:
@@ -214,10 +331,11 @@ def _flags(option: click.Option, context: click.Context) -> str:
 
 
 def _hook(hook: Callable[..., Any]) -> Iterator[str]:
-    text = GoogleDocstring(inspect.getdoc(hook) or "", Config(napoleon_use_param=False))
+    text, _, arguments = (inspect.getdoc(hook) or "").partition("\n\nArgs:\n")
     signature = str(inspect.signature(hook)).replace("'", "")
-    yield f"## `{hook.__name__}{signature}`"
-    yield from ("", "```{eval-rst}", str(text), "```", "")
+    yield from (f"## `{hook.__name__}{signature}`", "", _escape(text), "")
+    if arguments:
+        yield from (_escape(ARGUMENT.sub(r"- `\1`: ", textwrap.dedent(arguments))), "")
 
 
 def _site(site: str) -> list[str]:
@@ -338,4 +456,9 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
     for row in rows:
-        yield f"| {' | '.join(cell.replace(chr(10), ' ') for cell in row)} |"
+        cells = (cell.replace("\n", " ").replace("|", "\\|") for cell in row)
+        yield f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

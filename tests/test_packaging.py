@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from itertools import pairwise
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-
-try:
-    import tomllib
-except ModuleNotFoundError:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = [
@@ -23,6 +22,7 @@ PACKAGES = [
     "gkd-methods-intermediate",
     "gkd-methods-multiteacher",
 ]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 MODULES = sorted(ROOT.glob("gkd-*/src/**/*.py"))
 VAGUE = {"utils", "util", "common", "misc", "helpers", "helper"}
 MOST_LINES = 400
@@ -41,6 +41,33 @@ def build(source, folder):
 
 def test_the_packages_are_these_four():
     assert sorted(path.parent.name for path in ROOT.glob("*/pyproject.toml")) == PACKAGES
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_names_the_supported_pythons(package):
+    prefix = "Programming Language :: Python :: "
+    named = [line.removeprefix(prefix) for line in project(package)["classifiers"]]
+    assert [name for name in named if name.startswith("3.")] == PYTHONS
+    assert project(package)["requires-python"] == f">={PYTHONS[0]}"
+
+
+def test_code_is_checked_against_the_lowest_supported_python():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert tools["mypy"]["python_version"] == PYTHONS[0]
+    assert tools["ruff"]["target-version"] == f"py{PYTHONS[0].replace('.', '')}"
+
+
+@pytest.mark.parametrize("file", ["README.md", "Makefile", "docs/tutorial/first-distillation.md"])
+def test_readers_are_told_the_supported_pythons(file):
+    told = re.findall(r"Python (3\.\d+) to (3\.\d+)", (ROOT / file).read_text())
+    assert told == [(PYTHONS[0], PYTHONS[-1])]
+
+
+def test_the_readme_installs_all_packages_with_what_its_examples_need():
+    (line,) = re.findall(r"^\$ pip install .*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = [word for option, word in pairwise(shlex.split(line)) if option == "-e"]
+    assert sorted(name.removesuffix("[parallel]") for name in named) == PACKAGES
+    assert "gkd-core[parallel]" in named
 
 
 def test_versions_are_in_step():

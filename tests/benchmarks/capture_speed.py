@@ -190,13 +190,13 @@ def gkd_step(method: str, inputs):
     """Return a step of gkd's trainer."""
     import torch
 
-    from gkd_core import Batch, ModelInfo, Models, Schedule, Step
+    from gkd_core.api import Batch, ModelInfo, Models, Schedule, Step
     from gkd_core.config.schema import TrainingConfig
     from gkd_core.hooks.extraction import Extractor
     from gkd_core.hooks.paths import Capture
     from gkd_core.models.sites import find_sites
     from gkd_core.objective.objective import Objective
-    from gkd_core.objective.passes import ActiveMethod
+    from gkd_core.objective.step_plan import ActiveMethod
     from gkd_core.optim.engine import LocalEngine
     from gkd_core.plugins import registry
     from gkd_core.training.step import train_step

@@ -6,13 +6,14 @@ from itertools import permutations
 import pytest
 import torch
 
-from gkd_core import Models, Schedule, Step
+from gkd_core.api import Models, Schedule, Step
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import LinearLogits
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import ActiveMethod, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import registry
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -14,7 +15,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gkd_core import ModelInfo, Models, hookspecs
+from gkd_core import hookspecs
+from gkd_core.api import ModelInfo, Models
 from gkd_core.cli import gkd
 from gkd_core.cli.options import RunOptions
 from gkd_core.config.expression import parse_expression
@@ -128,29 +130,34 @@ def section(text, heading):
     return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
+def read(page):
+    """Return a page of the reference as it is committed."""
+    return (DOCS / "reference" / page).read_text()
+
+
 @pytest.mark.parametrize("name", gkd.list_commands(click.Context(gkd)))
-def test_every_command_and_option_is_in_the_reference(generate, name):
+def test_every_command_and_option_is_in_the_reference(name):
     shown = CliRunner().invoke(gkd, [name, "--help"]).output
     options = set(re.findall(r"(?<!\S)--[a-z-]+", shown.partition("Options:")[2])) - {"--help"}
-    written = section("\n" + generate.commands(), f"gkd {name}")
+    written = section(read("cli.md"), f"gkd {name}")
     assert f"gkd {name}" in written
     assert not {
         option for option in options if f"`{option}" not in written and f", {option}" not in written
     }
 
 
-def test_every_hook_has_a_heading_with_its_exact_signature(generate):
+def test_every_hook_has_a_heading_with_its_exact_signature():
     source = ast.parse(Path(hookspecs.__file__).read_text())
     hooks = [node for node in source.body if isinstance(node, ast.FunctionDef)]
-    headings = [line for line in generate.hooks().splitlines() if line.startswith("## ")]
+    headings = [line for line in read("hooks.md").splitlines() if line.startswith("## ")]
     assert headings == [
         f"## `{hook.name}({ast.unparse(hook.args)}) -> {ast.unparse(hook.returns)}`"
         for hook in hooks
     ]
 
 
-def test_every_setting_is_in_the_reference(generate):
-    text = generate.settings()
+def test_every_setting_is_in_the_reference():
+    text = read("config.md")
     for name, field in RunConfig.model_fields.items():
         if field.exclude:
             continue
@@ -161,49 +168,54 @@ def test_every_setting_is_in_the_reference(generate):
         assert not [key for key in expected if key not in text]
 
 
-def test_every_site_is_in_the_reference_and_every_path_of_the_page_is_one(generate):
-    page = (DOCS / "reference" / "paths.md").read_text()
+def test_every_site_is_in_the_reference_and_every_path_of_the_page_is_one():
+    page = read("paths.md")
     table = section("\n" + page.replace("# Paths", "## Paths", 1), "Paths")
     paths = re.findall(r"^\| `((?:student|teacher)[^`]*)`", table, re.MULTILINE)
     assert len(paths) >= 8
     for path in paths:
         parse_path(path.replace("\\|", "|"), "page")
-    assert [line.split("`")[1] for line in generate.sites().splitlines()[2:]] == list(SITES)
+    rows = re.findall(r"^\| `(\w+)` \| `\[", section(page, "Sites"), re.MULTILINE)
+    assert rows == list(SITES)
 
 
-def assert_page_is_complete(folder, name, cls, generated, options, papers):
-    """Check a page of the reference: its parts, the paper, every option."""
-    text = (DOCS / "reference" / folder / f"{name}.md").read_text()
-    assert f"<!-- generated: {folder.removesuffix('s')} {name} -->" in text
+@pytest.mark.parametrize("module", ["gkd_core", "gkd_core.losses", "gkd_core.testing"])
+def test_every_public_name_is_in_the_reference(module):
+    written = "".join(read(page) for page in ("api.md", "losses.md", "hooks.md"))
+    public = importlib.import_module(module).__all__
+    assert not [name for name in public if not re.search(rf"`@?([\w.]+\.)?{name}`", written)]
+    assert not re.search(r"^\| `.*` \|  \|$", written, re.MULTILINE)
+
+
+def assert_page_is_complete(folder, name, cls, options):
+    """Check a page of the reference: its parts, the paper, every option, and what lists it."""
+    text = read(f"{folder}/{name}.md")
+    generated, closed, _ = text.partition(
+        f"<!-- generated: {folder.removesuffix('s')} {name} -->\n"
+    )[2].partition("<!-- end -->\n")
+    assert closed
     assert "$$" in text
     assert "## When to use it" in text
     assert "## What differs from the paper" in text
     assert cls.paper.partition(",")[0] in generated
     assert all(f"`{options}.{option}`" in generated for option in cls.Config.model_fields)
-    assert f"`{name}`" in papers
+    for index in (read(f"{folder}/index.md"), (DOCS / "paper-index.md").read_text()):
+        assert f"[`{name}`](" in index
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_a_page_with_formula_options_and_paper(generate, name):
-    cls = registry().method(name)
-    generated = generate.method(name)
-    assert_page_is_complete("methods", name, cls, generated, name, generate.papers())
+def test_every_method_has_a_page_with_formula_options_and_paper(name):
+    assert_page_is_complete("methods", name, registry().method(name), name)
 
 
 @pytest.mark.parametrize("name", COMBINERS)
-def test_every_combiner_has_a_page_with_formula_options_and_paper(generate, name):
-    cls = registry().combiners[name]
-    generated = generate.combiner(name)
-    assert_page_is_complete("combiners", name, cls, generated, name, generate.papers())
-    assert f"`{name}`" in generate.combiners()
+def test_every_combiner_has_a_page_with_formula_options_and_paper(name):
+    assert_page_is_complete("combiners", name, registry().combiners[name], name)
 
 
 @pytest.mark.parametrize("name", sorted(registry().procedures))
-def test_every_procedure_has_a_page_with_formula_options_and_paper(generate, name):
-    cls = registry().procedure(name)
-    generated = generate.procedure(name)
-    assert_page_is_complete("procedures", name, cls, generated, "procedure", generate.papers())
-    assert f"`{name}`" in generate.procedures()
+def test_every_procedure_has_a_page_with_formula_options_and_paper(name):
+    assert_page_is_complete("procedures", name, registry().procedure(name), "procedure")
 
 
 def test_every_method_page_belongs_to_a_method():

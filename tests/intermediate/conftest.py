@@ -7,14 +7,15 @@ import json
 import pytest
 import torch
 
-from gkd_core import Batch, ModelInfo, Models, Schedule, Step, View
+from gkd_core.api import Batch, ModelInfo, Models, Schedule, Step, View
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import resolve_paths
 from gkd_core.losses import Relation
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import ActiveMethod, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import registry
 from gkd_core.testing.tiny import tiny_batch, tiny_model
 from gkd_core.training import loop

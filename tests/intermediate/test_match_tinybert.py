@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from gkd_core import ModelInfo, Models, Step
+from gkd_core.api import ModelInfo, Models, Step
 from gkd_core.config.formats import READERS
 from gkd_core.contract.schedule import Schedule
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import ActiveMethod, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import registry
 from gkd_core.testing import tiny_batch
 

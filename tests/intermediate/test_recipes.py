@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gkd_core import Models, Step
+from gkd_core.api import Models, Step
 from gkd_core.config.expression import parse_expression
 from gkd_core.config.resolve import resolve
 from gkd_core.contract.model_info import ModelInfo
@@ -15,7 +15,8 @@ from gkd_core.errors import GkdError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import ActiveMethod, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import Registry, registry
 from gkd_core.testing.tiny import VOCABULARY, tiny_batch, tiny_model
 

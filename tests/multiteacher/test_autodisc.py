@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gkd_core import Models, Step
+from gkd_core.api import Models, Step
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.contract.schedule import Schedule
 from gkd_core.hooks.extraction import Extractor
@@ -18,7 +18,8 @@ from gkd_core.models.sites import find_sites
 from gkd_core.models.slicing.select import sliced_copy
 from gkd_core.models.slicing.widths import Widths, read_slices
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import ActiveMethod, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.students.importance import measure_importance
 from gkd_core.students.ranking import Slicer
 from gkd_core.testing import check_method

@@ -70,10 +70,10 @@ def test_two_ranks_train_as_one_process_does(several, on_ranks, runs, alone, tmp
     name, teachers, settings = TUNED
     tuned = (name, teachers, [*settings, LAYOUTS["zero"]])
     on_ranks(2, runs.train_all, several, tmp_path, [*cases, tuned])
-    runs.assert_equal(tmp_path / name, alone / name, 1e-4)
+    runs.assert_equal(tmp_path / name, alone / name)
     for name in METHODS:
         for layout in LAYOUTS:
-            runs.assert_equal(tmp_path / f"{layout} {name}", alone / name, 1e-4)
+            runs.assert_equal(tmp_path / f"{layout} {name}", alone / name)
 
 
 @pytest.mark.slow

@@ -8,15 +8,17 @@ from gkd_core.errors import ConfigError
 
 LAST = ["training.keep_best=false"]
 COPIED = [*LAST, "student.init=first"]
+# ZeRO lets weights decay that no loss reaches.
+NO_DECAY = "training.weight_decay=0"
 CASES = {
-    "tinybert": ["method=tinybert", *LAST],
+    "tinybert": ["method=tinybert", *LAST, NO_DECAY],
     "mobilebert": ["method=mobilebert", *COPIED],
     "theseus": ["method=theseus", "theseus.rate=0.5", *COPIED],
     # 0.345 in step 3, when each rank alone would unlock or not.
     "sid": ["method=sid", "sid.budget=1000", "sid.threshold=0.34", "training.lr=1e-2"],
     "alp-kd": ["method=alp-kd+hard"],
     "lrc-bert": ["method=lrc-bert", "training.batch_size=15"],
-    "ckd": ["method=ckd"],
+    "ckd": ["method=ckd", NO_DECAY],
     "universal-kd": ["method=universal-kd"],
     "diito": ["method=diito"],
     "rail-kd": ["method=rail-kd+hard", "rail-kd.draw_every=1"],
@@ -62,7 +64,7 @@ def test_they_train_as_in_one_process(still, on_ranks, runs, alone, tmp_path, la
     ranks, cases = LAYOUTS[layout]
     on_ranks(ranks, runs.train_all, still, tmp_path, cases)
     for name, *_ in cases:
-        runs.assert_equal(tmp_path / name, alone / name.split()[0], 1e-4)
+        runs.assert_equal(tmp_path / name, alone / name.split()[0])
 
 
 @pytest.mark.slow

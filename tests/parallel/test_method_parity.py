@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gkd_core import Batch, ModelInfo, Models, Schedule, Step
+from gkd_core.api import Batch, ModelInfo, Models, Schedule, Step
 from gkd_core.hooks import feature_offload
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import LinearLogits
@@ -93,7 +93,8 @@ def solve(name, options, kind, student, teacher, waits=None):
     """Values of the terms and, of their sum, gradients of the student and of the modules."""
     from gkd_core.distributed.teacher_batches import TeacherBatches, degree
     from gkd_core.objective.objective import Objective
-    from gkd_core.objective.passes import ActiveMethod, run_passes
+    from gkd_core.objective.passes import run_passes
+    from gkd_core.objective.step_plan import ActiveMethod
     from gkd_core.plugins import registry
 
     cls = registry().method(name)

@@ -13,7 +13,8 @@ CASES = [
     ("hard", "teacher", ["method=hard"]),
     ("kd", "teacher", ["method=kd"]),
     ("pkd", "teacher", ["method=pkd+soft"]),
-    ("minilm", "teacher", ["method=minilm"]),
+    # ZeRO lets weights decay that no loss reaches.
+    ("minilm", "teacher", ["method=minilm", "training.weight_decay=0"]),
     ("minilmv2", "teacher", ["method=minilmv2"]),
     ("causal-lm", "lm-decoder", ["method=soft", "task.kind=causal-lm"]),
 ]
@@ -52,7 +53,7 @@ def test_divided_models_train_as_whole_ones_do(still, on_ranks, runs, alone, tmp
     chosen = CASES if layout == "student and teacher" else [c for c in CASES if c[0] in FEW]
     on_ranks(ranks, runs.train_on_shares, still, tmp_path, _with(chosen, *settings))
     for name, *_ in chosen:
-        runs.assert_equal(tmp_path / name, alone / name, 1e-4)
+        runs.assert_equal(tmp_path / name, alone / name)
 
 
 SECOND_PASS = ("moves", "teacher", ["method=moves+soft", "training.accumulation=2"])
@@ -64,7 +65,7 @@ def test_second_passes_and_gradients_within_a_step(still, on_ranks, runs, tmp_pa
     runs.train(still, tmp_path / "alone", model, settings)
     layout = ["parallel.tensor=2", f"teacher.tensor={teacher}"]
     on_ranks(2, runs.train, still, tmp_path / name, model, [*settings, *layout])
-    runs.assert_equal(tmp_path / name, tmp_path / "alone", 1e-4)
+    runs.assert_equal(tmp_path / name, tmp_path / "alone")
 
 
 REMEMBERED = ["method=remembers+pkd", "training.checkpoint_every=3", "parallel.tensor=2"]
@@ -112,7 +113,7 @@ def test_run_goes_on_under_another_layout(still, on_ranks, runs, tmp_path, move)
     changed = (still, tmp_path / "changed", "teacher")
     on_ranks(before, runs.train, *changed, [*settings, *first], 5)
     on_ranks(after, runs.train, *changed, [*settings, *second])
-    runs.assert_equal(tmp_path / "changed", tmp_path / "alone", 1e-4)
+    runs.assert_equal(tmp_path / "changed", tmp_path / "alone")
 
 
 def _students(still):
@@ -129,7 +130,7 @@ def test_every_start_of_a_student_is_divided(still, on_ranks, runs, tmp_path, la
     runs.train_all(still, tmp_path / "alone", cases)
     on_ranks(2, runs.train_all, still, tmp_path / "ranks", _with(cases, *layout))
     for name, *_ in cases:
-        runs.assert_equal(tmp_path / "ranks" / name, tmp_path / "alone" / name, 1e-4)
+        runs.assert_equal(tmp_path / "ranks" / name, tmp_path / "alone" / name)
 
 
 def _counts(still):
@@ -158,7 +159,7 @@ def test_blocks_of_a_wider_teacher_cannot_run_in_the_student(still, runs, tmp_pa
     runs.train(still, tmp_path / "alone", "teacher", ["method=borrows"])
     settings = ["method=borrows", "parallel.tensor=2"]
     on_ranks(2, runs.train, still, tmp_path / "run", "teacher", settings)
-    runs.assert_equal(tmp_path / "run", tmp_path / "alone", 1e-4)
+    runs.assert_equal(tmp_path / "run", tmp_path / "alone")
     settings = ["method=borrows", "parallel.nproc=2", "teacher.tensor=2"]
     with pytest.raises(ConfigError, match=r"2 processes share the teacher and 1 the student"):
         runs.train(still, tmp_path / "refused", "teacher", settings)

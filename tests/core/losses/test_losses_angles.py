@@ -197,5 +197,5 @@ def test_a_window_holds_the_neighbours_on_both_sides():
 
 
 def test_points_around_of_another_number_are_refused():
-    with pytest.raises(ValueError, match="does not say what each"):
+    with pytest.raises(ValueError, match="does not list the neighbors"):
         angles(points(2, 6, 4), points(2, 6, 4), OVER, around=AROUND[:, :5])

@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 from gkd_core.contract.method import Method
 from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.schedule import Schedule
 from gkd_core.contract.step import Step
 from gkd_core.errors import ConfigError
 from gkd_core.objective.objective import Objective, name_seed
-from gkd_core.objective.passes import ActiveMethod
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import Registry, registry
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step

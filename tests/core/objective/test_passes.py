@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gkd_core import (
+from gkd_core.analysis.explanation import explain
+from gkd_core.api import (
     Add,
     Interchange,
     Method,
@@ -15,7 +16,6 @@ from gkd_core import (
     When,
     hookimpl,
 )
-from gkd_core.analysis.explanation import explain
 from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.schedule import Schedule
 from gkd_core.errors import MethodError
@@ -23,7 +23,8 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import mse, soft_labels
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import ActiveMethod, plan_step, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import ActiveMethod, plan_step
 from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.testing import check_method, tiny_batch, tiny_model
 from gkd_core.training.stage import build_stage

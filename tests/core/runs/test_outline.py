@@ -8,9 +8,8 @@ import shutil
 import pytest
 import torch
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 from gkd_core.errors import ConfigError
-from gkd_core.runs.checks import preview
 from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.training.stage import build_stage
 
@@ -35,7 +34,7 @@ def test_captured_tensors_have_the_planned_shapes(prepare_run, tmp_path):
     planned = {c.path: c.shape for c in _plan(run).passes[0].captures}
     stage = build_stage(run.last, run.registry, tmp_path / "stage", None)
     (teacher,) = stage.teachers
-    (main,) = preview(run.last.members, "distil").passes
+    (main,) = run.last.first_step.passes
     batch = stage.collator.collate(stage.train, list(range(16)), 0)
     features = teacher.run(main.captures("teacher", 0), batch.inputs)
     assert {str(c): tuple(t.shape) for c, t in features.tensors.items()} == planned

@@ -169,7 +169,7 @@ def test_ffn_scales_with_the_hidden_size(build_model):
 @pytest.mark.parametrize(
     ("family", "spec", "message"),
     [
-        ("bert", {"hidden_size": 20}, r"student.hidden_size = 20 does not hold whole heads"),
+        ("bert", {"hidden_size": 20}, r"student.hidden_size = 20 is not a whole number of heads"),
         ("bert", {"heads": 3}, r"student.heads = 3 does not divide the hidden size 32"),
         ("llama", {"heads": 3}, r"student.heads = 3 must be a multiple of 2"),
         ("bert", {"layers": 4}, r"student.layers is 4 and the teacher has 3"),
@@ -282,8 +282,8 @@ def test_settings_of_an_architecture_that_have_no_name_of_their_own(build_model,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"intra_botleneck_size": 8}, "no setting of a model of type 'mobilebert'. Did you mean"),
-        ({"true_hidden_size": 8}, "student.config.true_hidden_size is no setting"),
+        ({"intra_botleneck_size": 8}, "not a setting of models of type 'mobilebert'. Did you mean"),
+        ({"true_hidden_size": 8}, "student.config.true_hidden_size is not a setting"),
         ({"hidden_size": 16}, "student.config.hidden_size is not for .*; set student.hidden_size"),
         ({"intermediate_size": 16}, "set student.ffn_size"),
         ({"vocab_size": 16}, "leave it to the tokenizer"),

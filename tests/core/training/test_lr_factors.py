@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gkd_core import Method, Step, hookimpl
 from gkd_core.analysis.explanation import explain
+from gkd_core.api import Method, Step, hookimpl
 from gkd_core.config.schema import TrainingConfig
 from gkd_core.errors import MethodError
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.lr_factors import check_factors
-from gkd_core.objective.passes import plan_step
+from gkd_core.objective.step_plan import plan_step
 from gkd_core.optim.engine import LocalEngine
 from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.training import loop

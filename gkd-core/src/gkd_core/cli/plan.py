@@ -68,14 +68,14 @@ def plan(
 
     from gkd_core.analysis.memory import memory_table
     from gkd_core.planning.search import Limit
-    from gkd_core.planning.shapes import ShapeDraughtsman
+    from gkd_core.planning.shapes import ShapeSpecBuilder
     from gkd_core.planning.simulation import simulate
     from gkd_core.plugins import registry
     from gkd_core.runs.run import build_specs
 
     resolved = RunOptions(files, recipe, settings, flags).resolve()
     show_warnings(resolved)
-    builder = ShapeDraughtsman(registry(), [stage.config.task for stage in resolved.stages])
+    builder = ShapeSpecBuilder(registry(), [stage.config.task for stage in resolved.stages])
     stages = list(build_specs(resolved, builder).values())
     for stage in stages:
         _say_what_is_left_out(stage)
@@ -177,7 +177,7 @@ def _options(world: int, settings: Sequence[str]) -> str:
 
 def _draw(path: Path, estimates: Mapping[str, Estimate], limit: int | None = None) -> None:
     from gkd_core.analysis.figures import memory
-    from gkd_core.planning.ledger import ON_DEVICE
+    from gkd_core.planning.memory_tracker import ON_DEVICE
 
     bars = {
         name: {str(kind): size for kind, size in estimate.memory.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,10 +12,10 @@ import yaml
 
 from gkd_core.errors import ConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+HEADING = (
+    "# Every setting of the run, and where each came from. `gkd run` with this file repeats it."
+)
+"""First line of the configuration that gkd writes into the directory of a run."""
 
 SettingKey = tuple[str | int, ...]
 """The location of a value: table names and list indices."""

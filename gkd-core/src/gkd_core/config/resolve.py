@@ -185,7 +185,7 @@ def resolve(
     run, stages = split_stages(given, problems)
     stages = [list(_stage_settings(stage, problems)) for stage in stages]
 
-    values = _lay(run, task_defaults, problems)
+    values = _merged(run, task_defaults, problems)
     for index, stage in enumerate(stages):
         for setting in stage:
             if setting.key == ("name",):
@@ -194,14 +194,14 @@ def resolve(
     done = [_stage(registry, run, stage, task_defaults, problems) for stage in stages]
     refuse(problems)
     assert config is not None, "settings that build nothing have a problem"
-    laid = _origins(values)
-    resolved = tuple(filter(None, done)) or (ResolvedStage(ONLY_STAGE, config, laid),)
+    given_by = _origins(values)
+    resolved = tuple(filter(None, done)) or (ResolvedStage(ONLY_STAGE, config, given_by),)
     warnings = [
         *unused_tables(registry, [run, *stages], resolved),
         *unused_shape(run, values),
         *unused_stages(config, resolved),
     ]
-    return Resolved(config, resolved, laid, tuple(warnings), recipe, about)
+    return Resolved(config, resolved, given_by, tuple(warnings), recipe, about)
 
 
 def task_name(task: TaskConfig) -> str:
@@ -255,9 +255,9 @@ def _with_procedure(
     problems: list[str],
 ) -> list[Setting]:
     """Prepend the stages that the procedure, if one is named, generates."""
-    values = _lay([s for s in given if s.key[0] != "stages"], task_defaults, problems)
-    if not any(key[0] == "procedure" for key in values):
+    if not any(setting.key[0] == "procedure" for setting in given):
         return given
+    values = _merged([s for s in given if s.key[0] != "stages"], task_defaults, problems)
     config = build(registry, values, problems)
     procedure = build_procedure(registry, config, values, problems) if config else None
     refuse(problems)
@@ -296,24 +296,23 @@ def _stage_settings(stage: list[Setting], problems: list[str]) -> Iterator[Setti
             yield setting
 
 
-def _lay(
+def _merged(
     settings: list[Setting], task_defaults: TaskDefaults | None, problems: list[str]
 ) -> Values:
     """Merge settings in order, on top of the defaults of their task."""
-    values = merge(settings, problems)
-    if task_defaults is None:
-        return values
-    given = {name: values.get(("task", name)) for name in ("name", "train")}
-    texts = {name: str(setting.value) for name, setting in given.items() if setting is not None}
-    name = task_name(TaskConfig(**texts))
-    kind = values.get(("task", "kind"))
-    try:
-        defaults = task_defaults(name, None if kind is None else kind.value)
-    except ConfigError as error:
-        setting = given["name"]
-        problems.append(f"task.name{origins([setting] if setting else [])}: {error}")
-        return values
-    return merge([*read_table(defaults, Origin(Level.TASK, f"task {name}")), *settings], problems)
+    below: list[Setting] = []
+    if task_defaults is not None:
+        given = {setting.key[1:]: setting for setting in settings if setting.key[0] == "task"}
+        named = {name: given[(name,)] for name in ("name", "train", "kind") if (name,) in given}
+        texts = {n: str(s.value) for n, s in named.items() if n != "kind" and s.value is not None}
+        name = task_name(TaskConfig(**texts))
+        try:
+            defaults = task_defaults(name, named["kind"].value if "kind" in named else None)
+            below = read_table(defaults, Origin(Level.TASK, f"task {name}"))
+        except ConfigError as error:
+            origin = origins([named["name"]] if "name" in named else [])
+            problems.append(f"task.name{origin}: {error}")
+    return merge([*below, *settings], problems)
 
 
 def _stage(
@@ -323,7 +322,7 @@ def _stage(
     task_defaults: TaskDefaults | None,
     problems: list[str],
 ) -> ResolvedStage | None:
-    values = _lay(with_stage(run, stage), task_defaults, problems)
+    values = _merged(with_stage(run, stage), task_defaults, problems)
     values.pop(("name",), None)
     config = build(registry, values, problems)
     name = stage_name(stage)

@@ -1,1 +1,1 @@
-"""Measures that matter where a student is deployed."""
+"""Measurements that matter for the deployment of a student."""

@@ -1,4 +1,4 @@
-"""How long a model takes for one sample, as a user of it would wait."""
+"""The latency of a model for one sample, as a user would experience it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ROUNDS = 5
 
 
 def latencies(models: Sequence[PreTrainedModel], samples: Sequence[Batch]) -> list[float]:
-    """Return the median milliseconds that each model takes for one sample.
+    """Return each model's median latency for one sample, in milliseconds.
 
-    The models take turns, so that a machine that gets slower or faster meanwhile treats them alike.
+    The models alternate, so that changes in the speed of the machine affect them equally.
 
     Args:
         models: The models, on the device of the samples, in eval mode.

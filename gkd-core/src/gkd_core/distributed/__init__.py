@@ -1,1 +1,1 @@
-"""Groups, ranks, collectives and shards; knows no model."""
+"""Groups, ranks, collectives and shards, independent of any model."""

@@ -1,4 +1,4 @@
-"""Communication inside a tensor group that gradients flow through."""
+"""Differentiable collectives within a tensor group."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.distributed import ProcessGroup, ReduceOp
 
 
 def sum_gradient(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """Return a tensor that all ranks have; its gradient is summed over them.
+    """Return a replicated tensor unchanged; its gradient is summed over the ranks.
 
     Args:
-        tensor: Equal on all ranks, each of which goes on with a part of the work on it.
+        tensor: Equal on all ranks, each of which continues with a part of the work on it.
         group: The ranks.
     """
     summed: Tensor = _SumGradient.apply(tensor, group)  # type: ignore[no-untyped-call]
@@ -23,14 +23,14 @@ def sum_gradient(tensor: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def gather(tensor: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-    """Return the shards of all ranks joined along a dimension.
+    """Return the shards of all ranks concatenated along a dimension.
 
-    Every rank must go on with the same work on the result: its gradient is then equal everywhere,
-    and a rank keeps that of its own shard.
+    Every rank must continue with the same work on the result: its gradient is then equal
+    everywhere, and each rank keeps that of its own shard.
 
     Args:
-        tensor: This rank's shard, of one shape on all ranks.
-        dim: Dimension to join along.
+        tensor: This rank's shard, of the same shape on all ranks.
+        dim: Dimension to concatenate along.
         group: The ranks.
     """
     gathered: Tensor = _Gather.apply(tensor, dim, group)  # type: ignore[no-untyped-call]
@@ -38,13 +38,13 @@ def gather(tensor: Tensor, dim: int, group: ProcessGroup) -> Tensor:
 
 
 def shard(tensor: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-    """Return this rank's share of a tensor that all ranks have.
+    """Return this rank's shard of a replicated tensor.
 
-    The gradient is put together again, so that it is whole on every rank. With `gather` before
-    it, all ranks do the same work on a whole tensor in between.
+    The backward pass gathers the gradient, so that it is complete on every rank. After a `gather`,
+    all ranks do the same work on the whole tensor in between.
 
     Args:
-        tensor: Equal on all ranks; its size along `dim` is a multiple of their number.
+        tensor: Equal on all ranks; its size along `dim` is a multiple of the number of ranks.
         dim: Dimension to divide.
         group: The ranks.
     """
@@ -55,7 +55,7 @@ def shard(tensor: Tensor, dim: int, group: ProcessGroup) -> Tensor:
 def all_reduce(
     tensor: Tensor, group: ProcessGroup, operation: ReduceOp.RedOpType = ReduceOp.SUM
 ) -> Tensor:
-    """Return the sum of a tensor over the ranks, or what another operation makes of it."""
+    """Return the sum of a tensor over the ranks, or the result of another reduction."""
     total = tensor.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, operation, group)
     return total
@@ -65,7 +65,7 @@ class _SumGradient(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return tensor.view_as(tensor)
+        return tensor.view_as(tensor)  # autograd treats a returned input specially
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -1,7 +1,7 @@
 """Data parallelism: each rank has a share of the rows, and gradients are summed over the ranks.
 
-Ranks that share a copy of the student see the same rows. What is summed here is summed over ranks
-that have the same shard of different copies.
+Ranks that share a copy of the student see the same rows. Sums are taken over the ranks that hold
+the same shard of different copies.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Item = TypeVar("Item")
 Key = TypeVar("Key", bound=str)
 
 JOINED = 2**22
-"""Elements of gradients that are joined for one communication; a larger one goes by itself."""
+"""Gradient elements in a bucket that is reduced at once; a larger gradient goes by itself."""
 
 
 def share(rows: Sequence[int]) -> tuple[Sequence[int], bool]:
     """Return this rank's rows of a micro-batch, and whether they count.
 
-    Where there are fewer rows than ranks, some ranks repeat one that does not count: all must take
-    part in every communication.
+    If there are fewer rows than ranks, some ranks repeat a row that does not count: every rank must
+    take part in every collective.
     """
     if data_size() == 1:
         return rows, True
@@ -36,7 +36,7 @@ def share(rows: Sequence[int]) -> tuple[Sequence[int], bool]:
 
 
 def deal(items: Sequence[Item]) -> Iterator[tuple[Item, bool]]:
-    """Yield this rank's share of some work, each with whether it counts; all ranks get as many."""
+    """Yield this rank's share of items, and whether each counts; all ranks get equally many."""
     size = data_size()
     for start in range(0, len(items), size):
         place = start + data_rank()
@@ -44,10 +44,10 @@ def deal(items: Sequence[Item]) -> Iterator[tuple[Item, bool]]:
 
 
 def collect(results: Sequence[Item]) -> list[Item]:
-    """Return the results of all ranks, in the order of the items that `deal` dealt.
+    """Return the results of all ranks, in the order of the items given to `deal`.
 
     Args:
-        results: This rank's, of the items that count.
+        results: This rank's results, for the items that count.
     """
     if data_size() == 1:
         return list(results)
@@ -57,8 +57,8 @@ def collect(results: Sequence[Item]) -> list[Item]:
     return [held[0] for dealt in rounds for held in dealt if held is not None]
 
 
-def add(values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Return scalars summed over the shares."""
+def sum_over_ranks(values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    """Return scalars summed over the data group."""
     if data_size() == 1 or not values:
         return dict(values)
     total = torch.stack(list(values.values()))
@@ -67,7 +67,7 @@ def add(values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
 
 
 def add_counts(counts: Mapping[Key, int]) -> dict[Key, int]:
-    """Return numbers summed over the shares."""
+    """Return integers summed over the data group."""
     if data_size() == 1:
         return dict(counts)
     total = torch.tensor(list(counts.values()))
@@ -76,7 +76,7 @@ def add_counts(counts: Mapping[Key, int]) -> dict[Key, int]:
 
 
 def any_of(facts: Iterable[bool]) -> list[bool]:
-    """Return which of some facts hold on a rank at least."""
+    """Return, for each fact, whether it holds on at least one rank."""
     every = list(facts)
     if data_size() == 1 or not every:
         return every
@@ -86,7 +86,7 @@ def any_of(facts: Iterable[bool]) -> list[bool]:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Sum gradients over the ranks. A weight that no rank used is left without."""
+    """Sum gradients over the ranks. A weight that no rank used keeps no gradient."""
     if data_size() == 1:
         return
     every = list(parameters)
@@ -94,7 +94,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     gradients = [_gradient(p) for p, anywhere in zip(every, used, strict=True) if anywhere]
     for bucket in _buckets(gradients):
         if len(bucket) == 1 and bucket[0].is_contiguous():
-            dist.all_reduce(bucket[0], group=data_group())  # an embedding's need not be copied
+            dist.all_reduce(bucket[0], group=data_group())  # in place: spares an embedding a copy
             continue
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat, group=data_group())
@@ -104,7 +104,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    if parameter.grad is None:
+    if parameter.grad is None:  # used on other ranks only, but all must reduce the same tensors
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 

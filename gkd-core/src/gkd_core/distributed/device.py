@@ -1,4 +1,4 @@
-"""The device that a setting stands for."""
+"""Selection of the device to run on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gkd_core.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of `parallel.device`; `auto` is cuda where there is one.
+    """Return the device named by `parallel.device`; `auto` is cuda where available.
 
     Raises:
         ConfigError: This machine has no such device.
@@ -24,10 +24,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_devices(config: ParallelConfig) -> None:
-    """Refuse a device that is not here, and more processes than there are GPUs.
+    """Reject an unavailable device, and more processes than there are GPUs.
 
     Raises:
-        ConfigError: Says which.
+        ConfigError: The device is missing, or there are too few GPUs.
     """
     device = pick_device(config.device)
     if device.type == "cuda" and config.nproc > torch.cuda.device_count():

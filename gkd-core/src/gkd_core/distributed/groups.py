@@ -1,4 +1,4 @@
-"""Process groups: who shares a copy of which model."""
+"""Process groups: which ranks share a copy of which model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Groups:
     """The groups this process belongs to.
 
     Attributes:
-        layout: The degrees they follow from.
+        layout: The degrees they are derived from.
         tensor: The ranks that share a copy of the student.
-        data: The ranks that have the same shard of different copies of the student.
-        teachers: The ranks that share a copy of a teacher, by its name.
-        copies: The ranks that have the same shard of different copies of a teacher, by its name.
+        data: The ranks that hold the same shard of different copies of the student.
+        teachers: The ranks that share a copy of a teacher, by teacher name.
+        copies: The ranks that hold the same shard of different copies of a teacher, by its name.
     """
 
     layout: Layout
@@ -39,12 +39,12 @@ class Groups:
 
 
 def arrange(layout: Layout) -> Groups | None:
-    """Make the groups of a layout the current ones; there are none where every model is whole.
+    """Make the groups of a layout current; if every model is whole, there are none.
 
-    All processes call it at the same time.
+    A collective call: all processes make it at the same time.
 
     Raises:
-        ConfigError: The number of processes is not the layout's, or megatron-core is missing.
+        ConfigError: The number of processes differs from the layout's, or megatron-core is missing.
     """
     if _current is not None and _current.layout == layout:
         return _current
@@ -54,40 +54,40 @@ def arrange(layout: Layout) -> Groups | None:
 
 
 def current() -> Groups | None:
-    """Return the groups of the stage under way; None where every model is whole."""
+    """Return the groups of the current stage; None if every model is whole."""
     return _current if dist.is_initialized() else None
 
 
 def data_group() -> ProcessGroup | None:
-    """Return the ranks that share the rows of a batch with this one; None stands for all."""
+    """Return the ranks that divide the rows of a batch with this one; None stands for all."""
     groups = current()
     return None if groups is None else groups.data
 
 
 def data_size() -> int:
-    """Return how many shares the rows of a batch are divided into."""
+    """Return the number of shares that the rows of a batch are divided into."""
     return dist.get_world_size(data_group()) if dist.is_initialized() else 1
 
 
 def data_rank() -> int:
-    """Return which of these shares this process sees; equal in all ranks of a tensor group."""
+    """Return the index of this process's share; equal on all ranks of a tensor group."""
     return dist.get_rank(data_group()) if dist.is_initialized() else 0
 
 
 def is_first_of_copy() -> bool:
-    """Tell whether this process is the first of those that see the same rows."""
+    """Return whether this process is the first of those that see the same rows."""
     groups = current()
     return groups is None or groups.tensor.rank() == 0
 
 
 def setup(layout: Layout) -> Groups:
-    """Make the groups; all processes, which have met before, call it at the same time.
+    """Create the groups; all processes of the initialized default group call it at the same time.
 
-    The student's groups are those of megatron-core's `parallel_state`, which is what DeepSpeed
-    takes as `mpu`. Models of equal degree share their groups.
+    The student's groups are those of megatron-core's `parallel_state`, which DeepSpeed can take as
+    `mpu`. Models of equal degree share their groups.
 
     Raises:
-        ConfigError: The number of processes is not the layout's, or megatron-core is missing.
+        ConfigError: The number of processes differs from the layout's, or megatron-core is missing.
     """
     global _current
     from gkd_core.distributed.megatron import parallel_state
@@ -116,7 +116,7 @@ def setup(layout: Layout) -> Groups:
 
 
 def teardown() -> None:
-    """Forget the groups; the processes stay connected."""
+    """Destroy the model-parallel groups; the default process group stays."""
     global _current
     from gkd_core.distributed.megatron import parallel_state
 
@@ -125,7 +125,7 @@ def teardown() -> None:
 
 
 def _new_groups(world: int, degree: int) -> tuple[ProcessGroup, ProcessGroup]:
-    """Return the ranks that share a copy with this one, and those that have the same shard."""
+    """Return the ranks that share a copy with this one, and those that hold the same shard."""
     shared, _ = dist.new_subgroups(degree)  # type: ignore[no-untyped-call]
     strided = [list(range(first, world, degree)) for first in range(degree)]
     same, _ = dist.new_subgroups_by_enumeration(strided)  # type: ignore[no-untyped-call]
@@ -133,9 +133,9 @@ def _new_groups(world: int, degree: int) -> tuple[ProcessGroup, ProcessGroup]:
 
 
 class ModelParallelUnit:
-    """The student's groups by the names under which DeepSpeed asks its `mpu` for them.
+    """The student's groups under the names by which DeepSpeed queries its `mpu`.
 
-    megatron-core's `parallel_state` has dropped those that speak of a model-parallel group.
+    megatron-core's `parallel_state` no longer has the functions named after a model-parallel group.
     """
 
     def __init__(self, groups: Groups) -> None:
@@ -147,25 +147,25 @@ class ModelParallelUnit:
         return self._tensor
 
     def get_model_parallel_world_size(self) -> int:
-        """Return their number."""
+        """Return the number of these ranks."""
         return self._tensor.size()
 
     def get_model_parallel_rank(self) -> int:
-        """Return this process's place among them."""
+        """Return this process's rank among them."""
         return self._tensor.rank()
 
     def get_data_parallel_group(self) -> ProcessGroup:
-        """Return the ranks that have the same shard of different copies."""
+        """Return the ranks that hold the same shard of different copies."""
         return self._data
 
     def get_data_parallel_world_size(self) -> int:
-        """Return their number."""
+        """Return the number of these ranks."""
         return self._data.size()
 
     def get_data_parallel_rank(self) -> int:
-        """Return this process's place among them."""
+        """Return this process's rank among them."""
         return self._data.rank()
 
     def get_data_parallel_group_ranks(self) -> list[int]:
-        """Return their numbers among all processes."""
+        """Return their global ranks."""
         return dist.get_process_group_ranks(self._data)

@@ -1,4 +1,4 @@
-"""`DividedHeads`: attention heads that are divided over a tensor group."""
+"""`DividedHeads`: attention heads divided over a tensor group."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gkd_core.distributed.shards import sharding_of
 
 @dataclass(frozen=True)
 class DividedHeads:
-    """How many heads there are, and which ranks have an equal share of them.
+    """The number of heads, and the ranks that hold an equal share of them.
 
     Attributes:
         group: The ranks.
         queries: Query heads of all ranks together.
-        keys: Key and value heads of all ranks together. Where they are fewer than the ranks, ranks
-            that follow each other have the same one.
+        keys: Key and value heads of all ranks together. If there are fewer than ranks, consecutive
+            ranks hold the same one.
     """
 
     group: ProcessGroup
@@ -28,14 +28,14 @@ class DividedHeads:
     keys: int
 
     def repeats(self, site: str) -> int:
-        """Return the number of ranks that have the same head at a site."""
+        """Return the number of ranks that hold the same head at a site."""
         return max(1, self.group.size() // self.keys) if site in ("key", "value") else 1
 
     def gather(self, site: str, share: Tensor) -> Tensor:
-        """Return the heads of all ranks, all of which go on with the same work on them.
+        """Return the heads of all ranks, which must all continue with the same work on them.
 
         Args:
-            site: Attention site that the tensor is of, such as `query`.
+            site: Attention site of the tensor, such as `query`.
             share: This rank's heads: `[B, A, S, ...]`, or at the site `context` `[..., A*Dh]`.
         """
         joined = gather(share, _dimension(site), self.group)
@@ -43,14 +43,14 @@ class DividedHeads:
         return joined if repeats == 1 else joined[:, ::repeats]
 
     def shard(self, site: str, whole: Tensor) -> Tensor:
-        """Return this rank's heads of what all ranks have; arguments as for `gather`."""
+        """Return this rank's heads of a replicated tensor; arguments as for `gather`."""
         repeats = self.repeats(site)
         repeated = whole if repeats == 1 else whole.repeat_interleave(repeats, 1)
         return shard(repeated, _dimension(site), self.group)
 
 
 def heads_of(model: nn.Module) -> DividedHeads | None:
-    """Return how the heads of a model are divided, or None if it has all of them."""
+    """Return how a model's heads are divided, or None if this rank holds all of them."""
     sharding = sharding_of(model)
     if sharding is None:
         return None

@@ -1,4 +1,4 @@
-"""`Layout`: how many processes share one copy of the student and of each teacher."""
+"""`Layout`: the number of processes that share one copy of the student and of each teacher."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ STUDENT = "parallel.tensor"
 
 @dataclass(frozen=True)
 class Layout:
-    """Degrees of parallelism. The ranks of a tensor group follow each other.
+    """Degrees of parallelism; the ranks of a tensor group are consecutive.
 
     With 8 ranks and a student of degree 2, ranks 0 and 1 share a copy of the student, 2 and 3 the
-    next, and the even ranks form one data group, the odd ones the other. A teacher of degree 4 on
-    the same ranks is shared by ranks 0 to 3, and by 4 to 7.
+    next, and so on; the even ranks form one data group, the odd ranks the other. A teacher of
+    degree 4 on the same ranks is shared by ranks 0 to 3, and by 4 to 7.
 
     Attributes:
         world: Number of processes.
         tensor: Processes that share one copy of the student.
-        teachers: Processes that share one copy of a teacher, by its name.
+        teachers: Processes that share one copy of a teacher, by teacher name.
 
     Raises:
-        ConfigError: The degrees do not fit each other; names the relation.
+        ConfigError: The degrees are incompatible; the message names the relation.
     """
 
     world: int
@@ -51,16 +51,16 @@ class Layout:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every process has whole models."""
+        """Whether every process holds whole models."""
         return set(self.degrees().values()) == {1}
 
     @property
     def data(self) -> int:
-        """Copies of the student, each of which sees its own rows of a batch."""
+        """Number of copies of the student, each of which sees its own rows of a batch."""
         return self.world // self.tensor
 
     def degrees(self) -> dict[str, int]:
-        """Return the tensor degree of every model by the setting it comes from."""
+        """Return the tensor degree of every model, by the setting that determines it."""
         several = len(self.teachers) > 1
         teachers = {
             f"teachers.{name}.tensor" if several else "teacher.tensor": degree
@@ -75,5 +75,5 @@ def divisors(number: int) -> list[int]:
 
 
 def listed(numbers: list[int]) -> str:
-    """Return numbers as a message lists them."""
+    """Return numbers as a comma-separated list for messages."""
     return ", ".join(map(str, numbers))

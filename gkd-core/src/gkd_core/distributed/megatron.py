@@ -1,4 +1,4 @@
-"""What is used of megatron-core, imported without its advice on packages that are not needed."""
+"""The parts of megatron-core in use, imported without its warnings about optional packages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import warnings
 
 from gkd_core.errors import ConfigError
 
-# Megatron-core asks for it: kernels then start in the order of the calls, so that communication
-# overlaps with computation.
+# Required by Megatron-core: kernels then start in launch order, so that communication overlaps with
+# computation.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 try:

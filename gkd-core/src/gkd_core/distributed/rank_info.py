@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as whoever started it says in the environment."""
+"""The rank of this process, read from its launcher's environment variables."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 FIRST_PORT = 20000
 PORTS = 20000
+"""SLURM gives no port: it is derived from the job, so that jobs on one node do not collide."""
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """The rank of a process and where the others meet it.
+    """The rank of a process and its rendezvous address.
 
     Attributes:
-        rank: Its number.
-        world: How many there are.
-        local_rank: Its number on this machine.
+        rank: Global rank.
+        world: Number of processes.
+        local_rank: Rank on this machine.
         address: Host name of the machine of rank 0.
-        port: Where rank 0 listens.
+        port: Port that rank 0 listens on.
     """
 
     rank: int
@@ -30,7 +31,7 @@ class RankInfo:
     port: int
 
     def export(self) -> None:
-        """Say it in the environment as torchrun does, where PyTorch and DeepSpeed look for it."""
+        """Set the environment variables of torchrun, which PyTorch and DeepSpeed read."""
         os.environ |= {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world),
@@ -41,7 +42,7 @@ class RankInfo:
 
 
 def read_launcher_env(environment: Mapping[str, str]) -> RankInfo | None:
-    """Return the rank that torchrun, deepspeed or srun gave this process; None if none did.
+    """Return the rank assigned by torchrun, deepspeed or srun; None if there is no launcher.
 
     Args:
         environment: Environment variables.
@@ -54,7 +55,7 @@ def read_launcher_env(environment: Mapping[str, str]) -> RankInfo | None:
             address=environment["MASTER_ADDR"],
             port=int(environment["MASTER_PORT"]),
         )
-    # The script that sbatch runs is no task of a step: it knows the tasks, but no nodes of a step.
+    # An sbatch script is not itself a task of a step: it has SLURM_NTASKS but no step node list.
     if {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NODELIST"} <= environment.keys():
         return _slurm_rank(environment)
     return None

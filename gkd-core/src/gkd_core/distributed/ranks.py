@@ -1,6 +1,6 @@
-"""The processes of a run: which this one is, and what they tell each other.
+"""The default process group of a run: ranks, messages between them, and failures.
 
-A run in a single process is one of one rank: everything here then costs nothing.
+A run in a single process has one rank: everything here is then free.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from gkd_core.distributed.rank_info import RankInfo
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for the others, such as for the first to save a large student."""
+"""How long a rank waits for the others, for example while the first saves a large student."""
 
 GRACE = 15.0
-"""Seconds in which whoever broke a connection may say why."""
+"""Seconds to wait for the rank that broke a connection to report why."""
 
 LOST = (
     "connection closed by peer",
@@ -36,7 +36,7 @@ _store: Store | None = None
 
 
 def rank() -> int:
-    """Return the number of this process."""
+    """Return the global rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -46,24 +46,24 @@ def world_size() -> int:
 
 
 def processes(nproc: int) -> int:
-    """Return how many processes a run has or, before they are started, will have.
+    """Return the number of processes a run has or, before launch, will have.
 
     Args:
-        nproc: How many are to be started.
+        nproc: Number of processes to launch.
     """
     return dist.get_world_size() if dist.is_initialized() else nproc
 
 
 def is_first() -> bool:
-    """Tell whether this is the process that writes and speaks for all."""
+    """Return whether this is the process that writes files and messages for all."""
     return rank() == 0
 
 
 def init_process_group(info: RankInfo) -> None:
-    """Meet the other ranks.
+    """Initialize the default process group.
 
-    gloo connects what is on CPUs and NCCL what is on GPUs, so that counting does not wait for a
-    GPU.
+    gloo serves tensors on CPUs and NCCL those on GPUs, so that reducing counts does not synchronize
+    with a GPU.
     """
     global _store
     info.export()
@@ -76,19 +76,19 @@ def init_process_group(info: RankInfo) -> None:
 
 
 def leave() -> None:
-    """Part from the other ranks; this process is then alone."""
+    """Destroy the default process group, if there is one; this process is then alone."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def wait() -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks have arrived."""
     if world_size() > 1:
-        dist.all_reduce(torch.zeros(1))  # on the CPU: a barrier would ask for a GPU
+        dist.all_reduce(torch.zeros(1))  # on the CPU: `dist.barrier` would need a GPU
 
 
 def tell(value: Value) -> Value:
-    """Return what the first rank calls this with."""
+    """Return the value that the first rank passes."""
     told = [value]
     if world_size() > 1:
         dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
@@ -96,13 +96,13 @@ def tell(value: Value) -> Value:
 
 
 def first_failure(status: int) -> int | None:
-    """Note that this rank fails.
+    """Record that this rank fails.
 
     Args:
         status: The exit status it would end with.
 
     Returns:
-        None if it is the first to fail, else the exit status of the one that was.
+        None if it is the first to fail, else the exit status of the rank that was.
     """
     if _store is None:
         return None
@@ -112,17 +112,17 @@ def first_failure(status: int) -> int | None:
     except (
         RuntimeError,
         ValueError,
-    ):  # Whoever held the store is gone, so was not the last to fail.
+    ):  # The rank that held the store is gone, so this one was not the first to fail.
         return status
 
 
 def lost_connection(error: BaseException) -> bool:
-    """Tell whether an error says no more than that another rank is gone."""
+    """Return whether an error only reports that another rank is gone."""
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in LOST)
 
 
 def wait_for_reason() -> bool:
-    """Wait for the rank that is gone to have said why; return whether it did."""
+    """Wait for a lost rank to have reported its failure; return whether it did."""
     end = time.monotonic() + GRACE
     while _store is not None and time.monotonic() < end:
         try:

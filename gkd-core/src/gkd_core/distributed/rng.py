@@ -1,8 +1,8 @@
 """Random draws on the ranks of a tensor group.
 
-They draw from equal generators, so that dropout of what all of them have is equal. What each has a
-share of, its own attention heads and feed-forward units, must not be dropped out alike: between a
-column-parallel and a row-parallel map a rank draws from a generator of its own (Megatron-LM,
+All ranks draw from equal generators, so that dropout on replicated tensors is equal. Dropout on
+divided tensors (a rank's own attention heads and feed-forward units) must differ: between a
+column-parallel and a row-parallel layer, each rank draws from its own generator (Megatron-LM,
 Shoeybi et al., 2019, section 3).
 """
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 class RngTracker:
-    """Draws between one or more column-parallel maps and the row-parallel one after them.
+    """The generator in use between column-parallel layers and the row-parallel one after them.
 
-    The seed is drawn from the common generator: so the state of that generator is all that a
-    checkpoint, or a recomputation in the backward pass, has to bring back.
+    The seed is drawn from the common generator, so that only the state of that generator must be
+    restored by a checkpoint, or by a recomputation in the backward pass.
 
     Args:
-        rank: This process's place in the tensor group.
+        rank: This process's rank in the tensor group.
     """
 
     def __init__(self, rank: int) -> None:
@@ -28,12 +28,12 @@ class RngTracker:
         self._common: Tensor | None = None
 
     def begin(self, opener: object, device: torch.device) -> None:
-        """Draw from a generator of this rank's own from now on.
+        """Draw from this rank's own generator from now on.
 
         Args:
-            opener: The map that calls this. The first one counts until it calls again: a
-                recomputation may end before `end`.
-            device: Where draws are made.
+            opener: The layer that calls this. The first one counts until it calls again, because a
+                recomputation may stop before `end`.
+            device: Device of the generator.
         """
         if self._common is not None and opener is not self._opener:
             return

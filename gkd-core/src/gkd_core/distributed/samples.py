@@ -1,7 +1,7 @@
-"""The samples of a micro-batch whose rows the ranks share.
+"""The samples of a micro-batch whose rows are divided over the ranks.
 
-For methods whose loss of a sample depends on the others: what a rank sees is a part of them. Every
-rank must call these functions, in the same order.
+For methods whose loss of a sample depends on the other samples, of which a rank sees only a part.
+Every rank must call these functions, in the same order.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class AllSamples(NamedTuple):
     """The samples of all ranks' micro-batches: N rows.
 
     Attributes:
-        values: What was gathered, `[N, ...]`.
+        values: The gathered tensor, `[N, ...]`.
         counts: False for rows that only keep a rank in step with the others, bool `[N]`.
-        own: Where the rows of this rank are.
-        number: How many rows count.
+        own: Position of this rank's rows.
+        number: Number of rows that count.
     """
 
     values: Tensor
@@ -35,13 +35,13 @@ class AllSamples(NamedTuple):
 
 
 def all_samples(values: Tensor, batch: Batch) -> AllSamples:
-    """Gather one tensor per sample from the ranks that share a micro-batch.
+    """Gather one tensor per sample from the ranks that divide a micro-batch.
 
-    A gradient with respect to the rows of another rank flows back to it: summed over the ranks, the
-    gradients of the losses of each rank's own samples are those of a single process.
+    Gradients with respect to the rows of another rank flow back to it: summed over the ranks, the
+    gradients of each rank's losses of its own samples equal those of a single process.
 
     Args:
-        values: Of this rank's samples, `[B, ...]`; of equal shape on all ranks but for B.
+        values: Values of this rank's samples, `[B, ...]`; only B may differ between ranks.
         batch: The micro-batch.
     """
     rows = len(values)
@@ -57,11 +57,11 @@ def all_samples(values: Tensor, batch: Batch) -> AllSamples:
 
 
 def sum_samples(values: Tensor, batch: Batch) -> Tensor:
-    """Return the sum over the samples of all ranks that share a micro-batch, without gradient.
+    """Return the sum over the samples of all ranks that divide a micro-batch, without gradient.
 
     Args:
-        values: Of this rank's samples, `[B, ...]`.
-        batch: The micro-batch; 0 is added if it does not count.
+        values: Values of this rank's samples, `[B, ...]`.
+        batch: The micro-batch; it adds 0 if it does not count.
     """
     total = values.detach().sum(0) * batch.counted
     if data_size() > 1:
@@ -84,7 +84,7 @@ class _GatherRows(Function):
 
 def _sizes(batch: Batch) -> tuple[list[int], list[int]]:
     """Return the number of samples of each rank, and how many of them count."""
-    own = torch.tensor([len(batch), len(batch) * batch.counted])  # on the CPU: read at once
+    own = torch.tensor([len(batch), len(batch) * batch.counted])  # on the CPU: it is read at once
     found = [torch.empty_like(own) for _ in range(data_size())]
     dist.all_gather(found, own, group=data_group())
     sizes, counted = torch.stack(found).unbind(1)
@@ -93,7 +93,7 @@ def _sizes(batch: Batch) -> tuple[list[int], list[int]]:
 
 def _join(values: Tensor, sizes: list[int]) -> Tensor:
     """Return the rows of all ranks, `[N, ...]`."""
-    # Communication wants equal shapes: rows are added to the smaller parts and dropped again.
+    # all_gather needs equal shapes: smaller parts are padded with rows that are dropped again.
     missing = max(sizes) - len(values)
     padded = functional.pad(values, (0, 0) * (values.dim() - 1) + (0, missing)).contiguous()
     parts = [torch.empty_like(padded) for _ in sizes]

@@ -1,4 +1,4 @@
-"""How the ranks of a tensor group divide one tensor, and a model, between them."""
+"""The division of a tensor, and of a model, over the ranks of a tensor group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 
 class Sliceable(Protocol):
-    """A tensor, or one in a file of which slices can be read."""
+    """A tensor, or a tensor in a file from which slices can be read."""
 
     def __getitem__(self, index: Any) -> Tensor:
         """Return a slice."""
@@ -21,18 +21,18 @@ class Sliceable(Protocol):
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """How a tensor is divided, by rows or by columns.
+    """The division of a tensor by rows or by columns.
 
     A size that does not divide evenly is rounded up: the last ranks have rows of zeros, which
-    belong to no row of the whole tensor. Only the vocabulary is divided so.
+    correspond to no row of the whole tensor. Only the vocabulary is divided unevenly.
 
     Attributes:
         shape: Shape of the whole tensor, as transformers stores it.
         dim: Dimension that is divided.
         ranks: Number of ranks.
-        parts: Number of equal tensors that lie fused along `dim`; each is divided by itself.
-        transposed: Whether a rank's shard is kept the other way round (`Conv1D` stores a matrix as
-            inputs by outputs, a linear layer as outputs by inputs).
+        parts: Number of equal tensors fused along `dim`; each is divided by itself.
+        transposed: Whether shards are stored transposed (`Conv1D` stores a matrix as inputs by
+            outputs, a linear layer as outputs by inputs).
     """
 
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class ShardSpec:
 
     @property
     def size(self) -> int:
-        """Rows (or columns) of one part that a rank has, padding included."""
+        """Rows (or columns) of one part on each rank, including padding."""
         return -(-self.shape[self.dim] // self.parts // self.ranks)
 
     @property
@@ -54,7 +54,7 @@ class ShardSpec:
         return tuple(reversed(shape) if self.transposed else shape)
 
     def shard(self, whole: Tensor, rank: int) -> Tensor:
-        """Return a rank's shard of a tensor, as a tensor of its own."""
+        """Return a rank's shard of a tensor, in its own memory."""
         shard = torch.zeros(self.shard_shape, dtype=whole.dtype, device=whole.device)
         if not whole.is_meta:
             self.read(whole, rank, shard)
@@ -64,20 +64,20 @@ class ShardSpec:
         """Copy a rank's share of a tensor into its shard.
 
         Args:
-            whole: What to read from; only the share is.
+            whole: The tensor to read from; only the share is read.
             rank: The rank.
-            shard: Filled where the whole tensor has something.
+            shard: The target; padding is left as it is.
         """
         for target, start, stop in self._pieces(shard, rank):
             target.copy_(whole[self._index(start, stop)])
 
     def write(self, shard: Tensor, rank: int, whole: Tensor) -> None:
-        """Copy a rank's shard to where it belongs in the whole tensor."""
+        """Copy a rank's shard to its position in the whole tensor."""
         for source, start, stop in self._pieces(shard, rank):
             whole[self._index(start, stop)] = source
 
     def _pieces(self, shard: Tensor, rank: int) -> Iterator[tuple[Tensor, int, int]]:
-        """Yield pieces of a shard and where in the whole tensor each begins and ends."""
+        """Yield pieces of a shard, each with its first and last index in the whole tensor."""
         laid = shard.t() if self.transposed else shard
         width = self.shape[self.dim] // self.parts
         for part in range(self.parts):
@@ -93,12 +93,13 @@ class ShardSpec:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model is divided.
+    """The division of a model.
 
     Attributes:
         group: The tensor group.
-        splits: How each divided weight is cut, by its name in the model, tied ones by every name.
-        summed: Names of the weights that every rank has, with a part of the gradient.
+        splits: The division of each divided weight, by its name in the model; a tied weight is
+            listed under every name.
+        summed: Names of the replicated weights of which each rank has a partial gradient.
     """
 
     group: ProcessGroup
@@ -106,27 +107,27 @@ class Sharding:
     summed: frozenset[str]
 
     def shard(self, name: str, whole: Tensor) -> Tensor:
-        """Return what this rank has of a weight."""
+        """Return this rank's shard of a weight."""
         split = self.splits.get(name)
         return whole if split is None else split.shard(whole, self.group.rank())
 
     def read(self, name: str, whole: Sliceable, own: Tensor) -> None:
-        """Copy what this rank has of a weight out of the whole one, of which only that is read."""
+        """Copy this rank's shard out of a whole weight, reading nothing else."""
         split = self.splits.get(name)
         if split is None:
             own.copy_(whole[...])
         else:
-            own.zero_()  # what is padding stays so
+            own.zero_()  # padding stays zero
             split.read(whole, self.group.rank(), own)
 
     def gather(self, name: str, own: Tensor) -> Tensor | None:
-        """Return a whole weight in the first rank of the group, and None in the others.
+        """Return a whole weight on the first rank of the group, and None on the others.
 
         All ranks of the group call this.
 
         Args:
             name: Name of the weight.
-            own: What this rank has of it.
+            own: This rank's shard.
         """
         first = self.group.rank() == 0
         split = self.splits.get(name)
@@ -143,10 +144,10 @@ class Sharding:
 
 
 class Division:
-    """How trained weights are divided over a tensor group, for tensors that are shaped as they are.
+    """The division of trained weights over a tensor group, for tensors of the same shapes.
 
     Args:
-        models: What is trained; at most one is divided.
+        models: The trained models; at most one is divided.
     """
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
@@ -160,18 +161,18 @@ class Division:
                 self._names = {weight: n for n, weight in named if n in sharding.splits}
 
     def gather(self, weight: Tensor, own: Tensor) -> Tensor | None:
-        """Return the whole of what each rank has a part of, in the first rank of the group.
+        """Return a whole tensor on the first rank of the group, gathered from the shards.
 
         Args:
-            weight: The weight whose shape it has.
-            own: This rank's part.
+            weight: The weight that the tensor has the shape of.
+            own: This rank's shard of the tensor.
         """
         if self._sharding is None:
             return own
         return self._sharding.gather(self._names.get(weight, ""), own)
 
     def shard(self, weight: Tensor, whole: Sliceable) -> Tensor:
-        """Return this rank's part of a tensor that has the shape of a whole weight, fp32."""
+        """Return this rank's shard of a tensor that has the shape of a whole weight, fp32."""
         if self._sharding is None or weight not in self._names:
             return whole[...]
         split = self._sharding.splits[self._names[weight]]
@@ -180,7 +181,7 @@ class Division:
         return own
 
     def gradient_norm(self, weights: Iterable[Tensor]) -> Tensor:
-        """Return the norm of the gradient of the whole weights."""
+        """Return the gradient norm over the whole weights."""
         every = list(weights)
         common = _norm(weight for weight in every if weight not in self._names)
         if self._sharding is None:
@@ -201,7 +202,7 @@ def _norm(weights: Iterable[Tensor]) -> Tensor:
 
 
 def weights_of(model: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """Return what a checkpoint holds, each once, with all its names where it is tied."""
+    """Return the tensors of a state dict, each once, with all names of a tied one."""
     found: dict[Tensor, list[str]] = {}
     for name, weight in model.state_dict(keep_vars=True).items():
         found.setdefault(weight, []).append(name)

@@ -1,7 +1,7 @@
-"""Teachers that more ranks share than share the student.
+"""Batches for teachers that are divided over more ranks than the student.
 
-Their ranks see different rows, but must run together: they run on the rows of each in turn. A rank
-keeps what comes of its own turn.
+The ranks of such a teacher see different rows but must run together, so the teacher runs on the
+rows of each in turn. A rank keeps the result of its own turn.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from gkd_core.distributed.groups import current, data_rank
 from gkd_core.distributed.shards import sharding_of
 
 PassInputs: TypeAlias = Mapping[str, Mapping[str, Tensor]]
-"""What models read in a pass, by the name of the pass."""
+"""Model inputs of a pass, by pass name."""
 
 
 @dataclass(frozen=True)
 class TeacherBatches:
-    """The micro-batches that the ranks of a teacher's group see.
+    """The micro-batches seen by the ranks of a teacher's group.
 
     Attributes:
-        batches: Of each of them, in order; those of ranks that share a student once.
-        own: Which of them is this rank's.
+        batches: The micro-batches in rank order; ranks that share a student contribute one.
+        own: Index of this rank's.
     """
 
     batches: Sequence[Batch]
     own: int = 0
 
     def of(self, teacher: nn.Module, student: nn.Module) -> range:
-        """Return the teacher_batches that a teacher takes part in."""
+        """Return the indices of the batches that a teacher runs on."""
         count = max(1, degree(teacher) // degree(student))
         first = self.own // count * count
         return range(first, first + count)
 
     def each(self, make: Callable[[Batch], PassInputs]) -> Sequence[PassInputs]:
-        """Return what is made of the micro-batch of each turn.
+        """Return the inputs made from each micro-batch.
 
-        Each is made by the rank that trains on it, which may ask ranks that are in no turn.
+        Each is made by the rank that trains on it, which may communicate with ranks outside the
+        group.
         """
         groups = current()
         if len(self.batches) == 1 or groups is None:
@@ -55,7 +56,7 @@ class TeacherBatches:
         return [_moved(each, batch.rows.device) for each in found[:: groups.tensor.size()]]
 
     def to(self, device: torch.device) -> TeacherBatches:
-        """Return the teacher_batches on `device`."""
+        """Return the batches on `device`."""
         return TeacherBatches([batch.to(device) for batch in self.batches], self.own)
 
 
@@ -67,7 +68,7 @@ def _moved(inputs: PassInputs, device: torch.device) -> PassInputs:
 
 
 def gather_teacher_batches(batch: Batch) -> TeacherBatches:
-    """Return the teacher_batches of a step; all ranks call this.
+    """Return the teacher batches of a step; all ranks call this.
 
     Args:
         batch: This rank's micro-batch, on the CPU.
@@ -82,6 +83,6 @@ def gather_teacher_batches(batch: Batch) -> TeacherBatches:
 
 
 def degree(model: nn.Module) -> int:
-    """Return how many processes share one copy of a model."""
+    """Return the number of processes that share one copy of a model."""
     sharding = sharding_of(model)
     return 1 if sharding is None else sharding.group.size()

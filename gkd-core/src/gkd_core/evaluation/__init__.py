@@ -1,1 +1,1 @@
-"""Metrics of a model on a split."""
+"""Evaluation of a model on a split."""

@@ -1,4 +1,4 @@
-"""Predictions of a model on a split, and the metrics made of them."""
+"""Predictions of a model on a split, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class Metric:
-    """The figure a task is judged by.
+    """The main metric of a task.
 
     Attributes:
         name: Key in the metrics.
-        higher_is_better: Its direction.
+        higher_is_better: Whether larger values are better.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Evaluation:
     """Metrics of a model on a split.
 
     Attributes:
-        metrics: By name; `loss` is always there.
+        metrics: Values by name; `loss` is always present.
         predictions: Class ids or values `[rows]` in the order of the split; None for LM kinds.
     """
 
@@ -69,7 +69,7 @@ class Evaluation:
 
 
 Predict: TypeAlias = Callable[[Batch], Logits]
-"""Gives the logits of a batch: `[B, C]`, or in language modelling `[B, S, V]`."""
+"""Returns the logits of a batch: `[B, C]`, or `[B, S, V]` in language modeling."""
 
 
 def evaluate(
@@ -80,17 +80,17 @@ def evaluate(
     device: torch.device,
     predict: Predict | None = None,
 ) -> Evaluation:
-    """Evaluate a model in eval mode, leaving its mode and all random states as they were.
+    """Evaluate a model in eval mode; its mode and all random states stay as they were.
 
-    Every rank evaluates its share of the batches, and returns the same.
+    Every rank evaluates its share of the batches, and all return the same result.
 
     Args:
         model: The model.
         split: Rows with labels.
-        collator: Makes batches of them.
-        kind: What is predicted.
-        device: Where the model is.
-        predict: What the model says of a batch, if that is more than calling it.
+        collator: Makes batches from the rows.
+        kind: The kind of task.
+        device: Device of the model.
+        predict: Computes the logits of a batch. Default: calls the model.
     """
     was_training = model.training
     model.eval()
@@ -121,6 +121,7 @@ def _evaluate_lm(
             parts.append((float(losses.sum()), batch.targets.count))
     parts = collect(parts)
     loss = sum(total for total, _ in parts) / max(sum(count for _, count in parts), 1)
+    # `math.exp` raises OverflowError above 709.
     return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, None)
 
 
@@ -130,7 +131,7 @@ def _evaluate_rows(
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in evaluation_batches(split, collator, EVALUATION_BATCH):
         logits = predict(batch.to(device))
-        assert isinstance(logits, Tensor), "only heads over a vocabulary are left for later"
+        assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
         if batch.labels is None:
             raise ValueError("an evaluation batch has no labels")
         if batch.counted:
@@ -166,7 +167,7 @@ def _regression(values: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def macro_f1(predictions: Tensor, labels: Tensor) -> float:
-    """Return the mean over the classes that occur of their F1."""
+    """Return the mean of the F1 scores of the classes that occur."""
     scores = []
     for label in set(torch.cat([predictions, labels]).tolist()):
         hit = ((predictions == label) & (labels == label)).sum()

@@ -1,1 +1,1 @@
-"""Paths, extraction from a forward pass, attention capture, early stop, plans."""
+"""Capture and change of tensors in a forward pass: paths, extraction, attention, operations."""

@@ -1,9 +1,9 @@
-"""Attention that can be read and changed, without eager attention.
+"""Attention that can be read and changed without falling back to eager attention.
 
-transformers looks attention functions up by name. The one registered here shows the pass under way
-what the attention modules receive and return, and is stock scaled-dot-product attention otherwise.
-Scores and probabilities are computed from the captured queries and keys, outside the forward pass,
-for the layers that are read; inside it only where an operation changes them.
+transformers looks attention functions up by name. The one registered here shows the current pass
+the inputs and outputs of the attention modules, and is otherwise stock scaled-dot-product
+attention. Scores and probabilities are computed from the captured queries and keys outside the
+forward pass, for the layers that are read, and inside it only where an operation changes them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = "gkd_sdpa"
 
 
 def switch_attention(model: PreTrainedModel, name: str) -> None:
-    """Make a model use the attention function that transformers knows as `name`."""
+    """Switch a model to the attention function that transformers knows as `name`."""
     if model.config._attn_implementation != name:
         model.set_attn_implementation(name)
 
@@ -42,7 +42,7 @@ def gkd_sdpa(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Compute stock scaled-dot-product attention, and let the pass under way see it.
+    """Compute stock scaled-dot-product attention, and show it to the current pass.
 
     The signature is that of transformers' attention functions.
     """
@@ -91,7 +91,7 @@ def gkd_sdpa(
 def _attend(
     forward: Forward, layer: int, relation: Relation, value: Tensor, dropout: float
 ) -> Tensor:
-    """Compute attention step by step, where scores or distributions change: `[B, S, A, Dh]`.
+    """Compute attention step by step, with changed scores or distributions: `[B, S, A, Dh]`.
 
     transformers passes a dropout of 0 outside of training.
     """

@@ -1,4 +1,4 @@
-"""`Extractor`: one forward pass that captures exactly what is asked and computes no more."""
+"""`Extractor`: a forward pass that captures exactly the requested tensors and computes no more."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 
 class Extractor:
-    """Runs a model, changes and captures tensors on the way.
+    """Runs a model, and changes and captures tensors on the way.
 
-    A place is hooked when it is first read or changed. The hooks stay, ask the pass under way what
-    to do, and do nothing outside of one: what is captured may differ from pass to pass, and
-    recomputation under gradient checkpointing changes what it changed but records nothing. A model
-    whose logits are not read runs without its head; without gradients it also stops as soon as
-    everything is captured.
+    A place is hooked when it is first read or changed. The hooks stay, ask the current pass what to
+    do, and do nothing outside of one: captures may differ from pass to pass, and recomputation
+    under gradient checkpointing repeats the changes but records nothing. A model whose logits are
+    not read runs without its head; without gradients it also stops as soon as everything is
+    captured.
     """
 
     def __init__(self, model: PreTrainedModel, sites: Sites) -> None:
-        """Prepare a model; it stays as it is until something is captured.
+        """Wrap a model, which stays as it is until something is captured.
 
         Args:
-            model: The model. Its train or eval mode is the caller's.
+            model: The model. The caller controls its train or eval mode.
             sites: Its sites.
         """
         self.model = model
@@ -61,12 +61,12 @@ class Extractor:
         inputs: Mapping[str, Tensor],
         changes: Iterable[Change] = (),
     ) -> Features:
-        """Run the model on a batch and return what was asked for.
+        """Run the model on a batch and return the captured tensors.
 
         Args:
-            captures: What to capture. With nothing to capture the model does not run.
-            inputs: What the model's forward takes: int64 `[B, S]` each.
-            changes: Operations of this pass, in order. What is captured is what they leave.
+            captures: Tensors to capture. If empty, the model does not run.
+            inputs: Inputs of the model's forward method: int64 `[B, S]` each.
+            changes: Operations of this pass, in order. Captures see their results.
 
         Raises:
             MethodError: The model has no such site.
@@ -83,7 +83,7 @@ class Extractor:
         return features
 
     def predict(self, inputs: Mapping[str, Tensor], changes: Iterable[Change] = ()) -> Logits:
-        """Run the model on a batch and return its logits, computed or not; arguments as for `run`.
+        """Return the model's logits, dense or not yet computed; arguments as for `run`.
 
         Raises:
             MethodError: The model has no head.
@@ -92,12 +92,12 @@ class Extractor:
 
     @contextmanager
     def changed(self, changes: Iterable[Change], inputs: Mapping[str, Tensor]) -> Iterator[None]:
-        """Apply operations when the model is called on `inputs` inside of the context."""
+        """Apply operations when the model is called on `inputs` inside the context."""
         with under_way(self._prepare((), changes, inputs)):
             yield
 
     def remove(self) -> None:
-        """Take every hook off the model and give it back the attention function it came with."""
+        """Remove every hook from the model and restore its original attention function."""
         for handle in self._handles:
             handle.remove()
         for module in self._overridden:
@@ -121,7 +121,7 @@ class Extractor:
         return forward
 
     def _forward(self, forward: Forward, inputs: Mapping[str, Tensor]) -> None:
-        # Nothing is generated, so that a cache of keys and values would only take memory.
+        # Nothing is generated, so that a key-value cache would only take memory.
         options = {"use_cache": False} if self.sites.causal else {}
         if {LOGITS, POOLED}.isdisjoint(forward.places):
             self.model.base_model(**inputs, **options)
@@ -129,12 +129,12 @@ class Extractor:
             self.model(**inputs, **options)
 
     def _mine(self) -> Forward | None:
-        """Return the pass under way if it is one of this model."""
+        """Return the current pass if it is one of this model."""
         forward = current_forward()
         return forward if forward is not None and forward.sites is self.sites else None
 
     def _hook(self, place: Capture) -> None:
-        """Make the model show a place to the pass under way."""
+        """Register the hook that shows a place to the current pass."""
         if place.site in ATTENTION_SITES:
             self._hook_attention(place)
         elif place.site == "block":
@@ -152,7 +152,7 @@ class Extractor:
             self._handles.append(self._hook_output(self._module(place), place))
 
     def _module(self, place: Capture) -> nn.Module:
-        """Return the module whose output a place is."""
+        """Return the module whose output is found at a place."""
         if place.site == "ffn":
             return self._ffn(place)
         if place.normed:
@@ -251,7 +251,7 @@ class Extractor:
         return swap
 
     def _can_defer(self, forward: Forward, inputs: Mapping[str, Tensor]) -> bool:
-        """Whether the logits are read, unchanged, and a linear map of what reaches the head."""
+        """Whether the logits are read, unchanged, and a linear map of the head's input."""
         if LOGITS not in forward.pending or forward.changes(LOGITS) or self.sites.head is None:
             return False
         if self._plain_head is None:
@@ -272,7 +272,7 @@ class Extractor:
         return call
 
     def _probe_head(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Find out, with one row, whether the model hands on what its head returns unchanged."""
+        """Test with one row whether the model returns the output of its head unchanged."""
         row = {name: value[:1] for name, value in inputs.items()}
         probe = Forward(self.sites, (), (), row)
         probe.defers_logits = True
@@ -286,7 +286,7 @@ class Extractor:
         finally:
             self.model.train(was_training)
         made = probe.placeholder
-        # Hooks of ZeRO-3 hand on another tensor of the same memory.
+        # Hooks of ZeRO-3 return another tensor of the same memory.
         return made is not None and (logits is made or logits.is_set_to(made))
 
     def _override(
@@ -297,7 +297,7 @@ class Extractor:
 
 
 def _visit(forward: Forward, place: Capture, tensor: Tensor) -> Tensor:
-    """Show a tensor to a pass; OPT runs its feed-forward block on all rows laid end to end."""
+    """Show a tensor to a pass; OPT's feed-forward block runs on the rows of all samples, joined."""
     if tensor.dim() > 2:
         return forward.visit(place, tensor)
     rows: Tensor = tensor.reshape(forward.rows, -1, tensor.shape[-1])

@@ -1,7 +1,7 @@
-"""`FeatureOffload`: host memory in which tensors of a GPU wait until they are needed again.
+"""`FeatureOffload`: host memory for GPU tensors until they are needed again.
 
 Teachers run sequentially, but their captured tensors would otherwise all stay on the GPU until the
-backward pass is over. Here only one teacher at a time has its tensors on the device.
+backward pass is over. With it, only one teacher at a time has its tensors on the device.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import Capture
 
 LEAST = 2**16
-"""Bytes below which a tensor that is saved for backward stays: copying it takes longer to start."""
+"""Bytes below which a tensor saved for backward stays on the device: a copy's latency dominates."""
 
 
 class FeatureOffload:
-    """Takes tensors of a device, and gives them back.
+    """Moves tensors of a device to host memory and back.
 
-    Nothing waits for the copies: they are in the order of the work of the device's current stream.
+    The copies do not block: they are ordered with the work of the device's current stream.
 
     Args:
         device: The device.
@@ -41,26 +41,26 @@ class FeatureOffload:
         return copy.copy_(tensor, non_blocking=True)
 
     def fetch(self, waiting: Tensor) -> Tensor:
-        """Return a copy on the device of what `leave` returned."""
+        """Return a copy on the device of a tensor returned by `leave`."""
         copy = waiting.to(self.device, non_blocking=True, copy=True)
         self._homes[copy.untyped_storage()] = waiting
         return copy
 
     def offload(self, features: Features) -> OffloadedFeatures:
-        """Take what was captured in a pass; the caller lets go of it."""
+        """Move the captured tensors of a pass to host memory; the caller drops its references."""
         return OffloadedFeatures(features, self)
 
     def saving(self, stays: Iterable[Tensor]) -> AbstractContextManager[None]:
-        """Return a context; what is saved for backward inside of it waits here.
+        """Return a context that keeps tensors saved for backward in host memory.
 
         Args:
-            stays: What is on the device anyway, and is not taken; nor are views of it.
+            stays: Tensors that are on the device anyway; they and their views stay there.
         """
         known = WeakSet(tensor.untyped_storage() for tensor in stays)
 
         def pack(tensor: Tensor) -> Tensor | _Saved:
             size, storage = tensor.numel() * tensor.element_size(), tensor.untyped_storage()
-            expanded = size > storage.nbytes()  # its copy would take more
+            expanded = size > storage.nbytes()  # its copy would take more memory
             elsewhere = tensor.device.type != self.device.type
             if size < LEAST or expanded or elsewhere or storage in known:
                 return tensor
@@ -76,14 +76,14 @@ class FeatureOffload:
 
 
 class OffloadedFeatures:
-    """What was captured in a pass, in host memory."""
+    """Captured tensors of a pass, in host memory."""
 
     def __init__(self, features: Features, offload: FeatureOffload) -> None:
         self._offload = offload
         self._features = features.moved(_once(offload.leave))
 
     def fetch(self, captures: Container[Capture]) -> Features:
-        """Return some of it, on the device."""
+        """Return the given captures, on the device."""
         return self._features.moved(_once(self._offload.fetch), captures)
 
 

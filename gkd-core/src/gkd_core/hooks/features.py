@@ -1,4 +1,4 @@
-"""What was captured in a forward pass, and the part of it that one method asked for."""
+"""The captured tensors of a forward pass, and one method's view of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 class Features:
     """The captured tensors of one forward pass.
 
-    Scores, attention distributions and the logits of a language model are computed when they are
-    first asked for, and kept. So are the heads of a divided model put together.
+    Scores, attention distributions and the logits of a language model are computed on first access
+    and kept. The same holds for gathering the heads of a divided model.
 
     Attributes:
         heads: How the heads of the model are divided, if they are.
-        tensors: What was captured or computed so far, whole.
-        shares: What was captured of this rank's heads, if they are divided.
-        attention: What the scores and distributions that may be asked for are computed from.
-        deferred: What the logits are computed from, if they were not computed in the pass.
+        tensors: Tensors captured or computed so far, whole.
+        shares: Captured tensors of this rank's heads, if they are divided.
+        attention: Relations from which requested scores and distributions can be computed.
+        deferred: The logits in factored form, if they were not computed in the pass.
     """
 
     def __init__(self, heads: DividedHeads | None = None) -> None:
@@ -43,7 +43,7 @@ class Features:
         self.deferred: LinearLogits | None = None
 
     def keep(self, capture: Capture, tensor: Tensor) -> None:
-        """Keep what was captured."""
+        """Store a captured tensor."""
         divided = self.heads is not None and capture.site in ATTENTION_SITES
         (self.shares if divided else self.tensors)[capture] = tensor
 
@@ -53,16 +53,16 @@ class Features:
         return self.tensors[capture]
 
     def widen(self) -> None:
-        """Turn what was captured into fp32."""
+        """Convert the captured tensors to fp32."""
         self.tensors = {capture: tensor.float() for capture, tensor in self.tensors.items()}
 
     @property
     def prediction(self) -> Logits:
-        """The logits, computed or not."""
+        """The logits, dense or not yet computed."""
         return self[LOGITS] if self.deferred is None else self.deferred
 
     def gather(self) -> None:
-        """Put together what is divided over ranks, which then go on with work of their own.
+        """Gather everything that is divided over ranks, which then continue independently.
 
         All of the ranks call this before the next pass.
         """
@@ -77,7 +77,7 @@ class Features:
             self.tensors[LOGITS], self.deferred = whole, None
 
     def held(self) -> list[Tensor]:
-        """Return every tensor that is here, the weights of a head too."""
+        """Return every tensor held, including the weights of a head."""
         found: list[Tensor] = []
 
         def note(tensor: Tensor) -> Tensor:
@@ -93,13 +93,13 @@ class Features:
     def moved(
         self, move: Callable[[Tensor], Tensor], captures: Container[Capture] | None = None
     ) -> Features:
-        """Return the same with each tensor replaced by what `move` makes of it.
+        """Return a copy with `move` applied to each tensor.
 
         The weights of a head stay: no pass made them.
 
         Args:
-            move: The replacement.
-            captures: What to return; everything unless given.
+            move: The function to apply.
+            captures: Captures to return. Default: all.
         """
 
         def some(found: dict[Capture, Any]) -> Iterable[tuple[Capture, Any]]:
@@ -136,12 +136,12 @@ class Features:
 
 
 class View:
-    """What one method reads of one model; B samples, S positions, width D, A heads.
+    """The tensors of one model that one method reads; B samples, S positions, width D, A heads.
 
     `view.hidden[2]`, `view.hidden[-1]`, `view.hidden.cls[2]` and `view.hidden.normed` are tensors,
     `view.hidden.layers` the numbers of the layers read; likewise for the other sites.
 
-    Nothing in it refers to itself: what was captured goes when the last method lets go of its view.
+    There are no reference cycles, so that the captured tensors are freed with the last view.
 
     Attributes:
         model: Shape and name of the model.
@@ -155,14 +155,14 @@ class View:
         owner: str,
         passes: Mapping[str, View] | None = None,
     ) -> None:
-        """Open the window of a method.
+        """Create the view of a method.
 
         Args:
-            features: What was captured for all methods.
-            captures: What this method asked for.
+            features: The captured tensors of all methods.
+            captures: The captures that this method requested.
             model: Shape and name of the model.
             owner: Name of the method, for errors.
-            passes: What it reads in its own passes.
+            passes: Views of its own passes.
         """
         self._passes = passes or {}
         self._features = features
@@ -193,7 +193,7 @@ class View:
 
     @property
     def attention(self) -> Relations:
-        """What the scores follow from: queries, keys and mask, as a `Relation`."""
+        """The queries, keys and mask that determine the scores, as a `Relation`."""
         return Relations(self)
 
     @property
@@ -215,7 +215,7 @@ class View:
     def neurons(self) -> Layers:
         """Feed-forward neurons after their activation, `[B, S, F]`.
 
-        Times the up projection, where there is a gate: what the last map of the block receives.
+        With a gate, times the up projection: the input of the block's last linear layer.
         """
         return Layers(self, "neurons")
 
@@ -226,21 +226,21 @@ class View:
 
     @property
     def logits(self) -> Tensor:
-        """Output of the head: `[B, C]` in classification, `[B, S, V]` in language modelling.
+        """Output of the head: `[B, C]` in classification, `[B, S, V]` in language modeling.
 
-        What only goes into a loss should be `prediction`, which need not be held as a whole.
+        For a loss, prefer `prediction`, which need not be held as a whole.
         """
         return self[LOGITS]
 
     @property
     def prediction(self) -> Logits:
-        """The logits for a loss: as a tensor, or in language modelling as what they follow from."""
+        """The logits for a loss: a tensor or, in language modeling, a factored form."""
         self._check(LOGITS)
         return self._features.prediction if self._other_logits is None else self._other_logits
 
     @property
     def pooled(self) -> Tensor:
-        """The vector that the classification head's last map receives, `[B, D]`."""
+        """The input vector of the classification head's last linear layer, `[B, D]`."""
         return self[POOLED]
 
     def with_logits(self, logits: Tensor) -> View:
@@ -250,7 +250,7 @@ class View:
         return view
 
     def at(self, name: str) -> View:
-        """Return what the method reads in one of its own passes.
+        """Return the view of one of the method's own passes.
 
         Raises:
             MethodError: It has no such pass, or reads nothing of this model in it.
@@ -272,14 +272,14 @@ class View:
 
     @property
     def captures(self) -> frozenset[Capture]:
-        """What the method asked for."""
+        """The captures that the method requested."""
         return self._captures
 
     def __getitem__(self, capture: Capture) -> Tensor:
         """Return a tensor by its canonical key.
 
         Raises:
-            MethodError: The method did not ask for it.
+            MethodError: The method did not request it.
         """
         self._check(capture)
         if capture == LOGITS and self._other_logits is not None:
@@ -287,10 +287,10 @@ class View:
         return self._features[capture]
 
     def relation(self, capture: Capture) -> Relation:
-        """Return what the scores of a layer follow from.
+        """Return the relation that determines the scores of a layer.
 
         Raises:
-            MethodError: The method did not ask for it.
+            MethodError: The method did not request it.
         """
         self._check(capture)
         return self._features.attention[capture]
@@ -299,7 +299,7 @@ class View:
         """Relate the vectors of a layer to each other; arguments as for `Layers.relation`.
 
         Raises:
-            MethodError: The method did not ask for it.
+            MethodError: The method did not request it.
         """
         self._check(capture)
         return self._features.relation(capture, heads, mask)
@@ -323,7 +323,7 @@ class Relations:
         """Return the relation of a layer; -1 is the last one.
 
         Raises:
-            MethodError: The method did not ask for it.
+            MethodError: The method did not request it.
         """
         number = layer + self._view.model.layers + 1 if layer < 0 else layer
         return self._view.relation(Capture("attention", number))
@@ -341,24 +341,24 @@ class Layers:
         """Return the tensor of a layer; -1 is the last one.
 
         Raises:
-            MethodError: The method did not ask for it.
+            MethodError: The method did not request it.
         """
         return self._view[self._capture(layer)]
 
     def relation(self, layer: int, mask: Tensor, heads: int | None = None) -> Relation:
         """Relate every position to every other by the dot products of queries, keys or values.
 
-        As `self_relation` does it with the vectors of all heads side by side. Of a model that is
-        divided over ranks, each relates its own heads where they can be split evenly.
+        This is `self_relation` of the concatenated vectors of all heads. If the model is divided
+        over ranks, each rank relates its own heads where they can be split evenly.
 
         Args:
             layer: The layer; -1 is the last one.
             mask: True at positions that are not padding, bool `[B, S]`.
-            heads: Relation heads to split the vectors into; the model's own if None.
+            heads: Relation heads to split the vectors into. Default: the model's own.
 
         Raises:
-            MethodError: The method did not ask for the layer.
-            ValueError: The vectors cannot be split so.
+            MethodError: The method did not request the layer.
+            ValueError: The vectors cannot be split into that many heads.
         """
         return self._view.relate(self._capture(layer), heads, mask)
 
@@ -368,7 +368,7 @@ class Layers:
 
     @property
     def cls(self) -> Layers:
-        """The layers reduced to the summarising position: `[B, D]` each."""
+        """The layers reduced to the summarizing position: `[B, D]` each."""
         return Layers(self._view, self._site, "cls")
 
     @property
@@ -393,5 +393,5 @@ class Layers:
 
 
 def _split(vectors: Tensor, heads: int | None, mask: Tensor) -> Relation:
-    """Relate `[B, A, S, Dh]` to themselves, split anew unless `heads` is None."""
+    """Relate `[B, A, S, Dh]` to themselves, split into `heads` heads unless that is None."""
     return self_relation(vectors.transpose(1, 2).flatten(2), heads or vectors.shape[1], mask)

@@ -1,4 +1,4 @@
-"""`Forward`: what one forward pass of a model captures and changes, known to the hooks in it."""
+"""`Forward`: the captures and changes of one forward pass, visible to the hooks in it."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ COMPUTED_LATER = ("attention", "scores", "probs")
 
 
 class StopForward(Exception):
-    """Everything asked for is captured; what follows in the forward pass is of no use."""
+    """Raised when every capture is done, and the rest of the forward pass is not needed."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """An operation on one place of a model, ready to run.
+    """An operation bound to one place of a model.
 
     Attributes:
-        place: Where: a `Capture` without reduction; `block` stands for the module itself.
-        apply: What the tensor there becomes, out of place. For `block`: what is called in its
-            stead, with its arguments.
+        place: A `Capture` without reduction; `block` stands for the module itself.
+        apply: Out-of-place function of the tensor at the place. For `block`: the function called
+            in its stead, with its arguments.
     """
 
     place: Capture
@@ -48,7 +48,7 @@ class Change:
 
 
 class Forward:
-    """One forward pass: what is still to be captured, what is changed, what was found."""
+    """One forward pass: its pending captures, its changes, and the tensors captured so far."""
 
     def __init__(
         self,
@@ -64,12 +64,12 @@ class Forward:
         self.defers_logits = False
         self.placeholder: Tensor | None = None
         self._gradients = torch.is_grad_enabled()
-        # Logits come last. Hooks of ZeRO-3 on a head must see it end, to let its weights go.
+        # Logits come last. Hooks of ZeRO-3 on a head must see it end, to release its weights.
         self._stops = bool(self.pending) and not self._gradients and LOGITS not in self.pending
         self.rows = len(next(iter(inputs.values()), ()))
         self._mask = inputs.get("attention_mask")
         self._captures: dict[Capture, list[Capture]] = defaultdict(list)
-        # In a fixed order: it decides in which order autograd sums the gradients of a tensor.
+        # Sorted, because the order determines in which order autograd sums a tensor's gradients.
         for capture in sorted(self.pending):
             self._captures[place_of(capture, sites)].append(capture)
         self._changes: dict[Capture, list[Callable[..., Any]]] = defaultdict(list)
@@ -83,7 +83,7 @@ class Forward:
         }
 
     def visit(self, place: Capture, tensor: Tensor) -> Tensor:
-        """Change the tensor of a place, capture it, and return what the model goes on with."""
+        """Apply the changes at a place, capture the tensor, and return it to the model."""
         if place in self._changes:
             tensor = self._change(place, tensor)
         if not _recomputing():
@@ -94,7 +94,7 @@ class Forward:
         return tensor
 
     def replacement(self, layer: int) -> Callable[..., Any] | None:
-        """Return what is called instead of a block, if it is swapped."""
+        """Return the replacement of a swapped block, or None."""
         swaps = self._changes.get(Capture("block", layer))
         return swaps[-1] if swaps else None
 
@@ -109,13 +109,13 @@ class Forward:
         return self._mask
 
     def attention_layer(self, module: nn.Module) -> int | None:
-        """Return the number of the layer whose attention is read or changed here, or None."""
+        """Return the layer number of an attention module that is read or changed, or None."""
         return self._attentions.get(module)
 
     def enter_attention(
         self, layer: int, relation: Relation, value: Tensor
     ) -> tuple[Relation, Tensor]:
-        """Change and capture what goes into the attention of a layer."""
+        """Change and capture the inputs of a layer's attention."""
         if self._gradients and not torch.is_grad_enabled() and not _recomputing():
             raise MethodError(
                 "attention inside reentrant gradient checkpointing has no gradient; enable "
@@ -136,11 +136,11 @@ class Forward:
         return any(self.changes(Capture(site, layer)) for site in ("scores", "probs"))
 
     def defer_logits(self, hidden: Tensor, head: nn.Linear | VocabularyHead) -> Tensor:
-        """Note what the logits follow from, and return an empty tensor in their place."""
+        """Store the logits in factored form, and return an empty tensor in their place."""
         weight: Tensor = head.weight
         bias: Tensor | None = head.bias
         if not torch.is_grad_enabled():
-            # Weights may be let go when the head has run; these stay for the loss.
+            # ZeRO-3 may release the weights when the head has run; the detached ones stay.
             weight, bias = weight.detach(), None if bias is None else bias.detach()
         self.features.deferred = _linear_logits(hidden, weight, bias, head)
         self.pending.discard(LOGITS)
@@ -148,26 +148,26 @@ class Forward:
         return self.placeholder
 
     def stop_if_complete(self) -> None:
-        """Raise `StopForward` if nothing more is wanted of this pass."""
+        """Raise `StopForward` if nothing is left to capture in this pass."""
         if self._stops and not self.pending:
             raise StopForward
 
     def finish(self) -> Features:
-        """Return what was captured.
+        """Return the captured tensors.
 
-        Recomputation under gradient checkpointing keeps this object alive; the tensors are let go.
+        Recomputation under gradient checkpointing keeps this object alive, but not the tensors.
         """
         if self.pending:
             missing = ", ".join(str(capture) for capture in sorted(self.pending))
             raise MethodError(
-                f"{type(self.sites.model).__name__} did not compute {missing} where its sites, "
-                f"found by {type(self.sites).__name__}, say"
+                f"{type(self.sites.model).__name__} did not compute {missing} at the sites "
+                f"found by {type(self.sites).__name__}"
             )
         features, self.features, self._mask = self.features, Features(), None
         return features
 
     def _change(self, place: Capture, tensor: Tensor) -> Tensor:
-        """Apply the operations on a place, which see all heads of a divided model."""
+        """Apply the operations at a place, which see all heads of a divided model."""
         divided = self.heads if place.site in ATTENTION_SITES else None
         whole = tensor if divided is None else divided.gather(place.site, tensor)
         for apply in self._changes[place]:
@@ -175,7 +175,7 @@ class Forward:
         return whole if divided is None else divided.shard(place.site, whole)
 
     def _note_relation(self, layer: int, relation: Relation) -> None:
-        """Keep what scores and distributions follow from, where they are not computed anyway."""
+        """Keep the relation for scores and distributions, unless the pass computes them anyway."""
         later = ("attention",) if self.computes_probs(layer) else COMPUTED_LATER
         for site in later:
             for capture in self._captures.get(Capture(site, layer), ()):
@@ -187,8 +187,8 @@ class Forward:
         if not capture.reduce:
             return tensor
         mask = self.mask_of(tensor)
-        # A checkpointed block counts what is saved for backward inside it, and recomputation does
-        # not reduce again: keep the reduction out of that count.
+        # A checkpointed block counts the tensors saved for backward inside it, and recomputation
+        # does not reduce again: keep the reduction out of that count.
         with saved_tensors_hooks(_keep, _keep):
             if capture.reduce == "mean":
                 return _mean(tensor, mask.bool())
@@ -196,13 +196,13 @@ class Forward:
 
 
 def place_of(capture: Capture, sites: Sites) -> Capture:
-    """Return where in the model a tensor is found: post-norm models have no norm after the last."""
+    """Return the place of a capture in the model: post-norm models have no norm after the last."""
     normed = capture.normed and sites.final_norm is not None
     return replace(capture, reduce="", normed=normed)
 
 
 def summary_positions(mask: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Return rows and positions of the summarising tokens: the first, if causal the last."""
+    """Return rows and positions of the summarizing tokens: the first, or the last if causal."""
     rows, positions = (torch.arange(size, device=mask.device) for size in mask.shape)
     return rows, (mask * positions).argmax(1) if causal else torch.zeros_like(rows)
 
@@ -211,14 +211,14 @@ _current: ContextVar[tuple[Forward, bool] | None] = ContextVar("forward", defaul
 
 
 def current_forward() -> Forward | None:
-    """Return the forward pass under way, or the one that is being recomputed."""
+    """Return the current forward pass, or the one that is being recomputed."""
     found = _current.get()
     return None if found is None else found[0]
 
 
 @contextmanager
 def under_way(forward: Forward) -> Iterator[None]:
-    """Let the hooks know of a forward pass."""
+    """Make a forward pass the current one inside the context."""
     token = _current.set((forward, False))
     try:
         yield
@@ -233,7 +233,7 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
 
 
 class _Recomputation(AbstractContextManager[None]):
-    """Lets the hooks apply the changes of a pass again. A graph may be recomputed several times."""
+    """Lets the hooks repeat the changes of a pass. A graph may be recomputed several times."""
 
     def __init__(self, forward: Forward) -> None:
         self._forward = forward

@@ -1,18 +1,18 @@
-"""Operations: how a method changes the forward pass of a model.
+"""Operations: changes that a method makes to the forward pass of a model.
 
 ``Replace("student.embedding", double)``
-    what a function makes of the tensor
+    applies a function to the tensor
 ``Add("student@moved.embedding", direction)``
-    plus something worked out before the pass
+    adds a tensor computed before the pass
 ``Perturb("student.hidden[2]", std=0.1)``
-    plus noise
+    adds noise
 ``Interchange("student@swapped.hidden[2]", "student@source.hidden[2]")``
-    the tensor of an earlier pass
+    inserts the tensor of an earlier pass
 ``Swap("student.block[2]", "teacher.block[3,4]")``
-    other blocks in place of a block
+    runs other blocks in place of a block
 
-All work out of place: nothing that was captured before is changed. Several at one site, by one
-method, act in the order in which `Method.writes` returns them.
+All operations are out of place: tensors captured before do not change. Several operations of one
+method at one site are applied in the order in which `Method.writes` returns them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class When:
-    """When an operation acts; all conditions must hold.
+    """The conditions under which an operation applies; all must hold.
 
     Attributes:
         first: First step of the stage, 0-based.
@@ -54,7 +54,7 @@ class When:
     mode: Literal["train", "eval", "always"] = "train"
 
     def holds(self, step: Step, training: bool) -> bool:
-        """Tell whether the operation acts in a step, or in the evaluation after it."""
+        """Return whether the operation applies in a step, or in the evaluation after it."""
         if self.mode not in ("always", "train" if training else "eval"):
             return False
         end = math.inf if self.last is None else self.last
@@ -71,17 +71,17 @@ class When:
 
 @dataclass(frozen=True)
 class OperationContext:
-    """What an operation may know when its pass is about to begin.
+    """Everything an operation may use when its pass is about to begin.
 
     Attributes:
-        student: What the method read of the student so far; its own passes are `student.at(name)`.
-            Nothing before a pass of a teacher: teachers run first.
-        teacher: What it read of the teacher so far.
+        student: The method's view of the student so far; its own passes are `student.at(name)`.
+            Empty before a pass of a teacher, because teachers run first.
+        teacher: The method's view of the teacher so far.
         batch: The micro-batch.
-        step: Where training stands, with the method's generator.
-        seed: Drawn once a step for this operation, for what it draws at random.
-        sites: The models' places, as `student` and `teacher`.
-        inputs: What the models read in the method's own passes, by the name of the pass.
+        step: The training step, with the method's generator.
+        seed: Seed for the operation's random draws, drawn once per step.
+        sites: Sites of the models, as `student` and `teacher`.
+        inputs: Model inputs in the method's own passes, by pass name.
     """
 
     student: View
@@ -95,7 +95,7 @@ class OperationContext:
     def gradient(self, loss: Tensor, tensor: Tensor) -> Tensor:
         """Return the gradient of a scalar loss with respect to a tensor read of the student.
 
-        A backward pass of its own, discarded afterwards: no parameter receives a gradient.
+        It takes a separate backward pass, in which no parameter receives a gradient.
         """
         with discarded_backward():
             (found,) = torch.autograd.grad(loss, tensor, retain_graph=True)
@@ -108,7 +108,7 @@ class Operation(ABC):
 
     Attributes:
         site: Path of the site, such as `student.hidden[2]`; several layers are each changed.
-        when: When it acts.
+        when: When it applies.
     """
 
     site: str
@@ -117,10 +117,10 @@ class Operation(ABC):
 
     @abstractmethod
     def bind(self, context: OperationContext) -> Callable[..., Any]:
-        """Return what the tensor at the site becomes, for one pass of one micro-batch.
+        """Return the function to apply at the site, for one pass of one micro-batch.
 
         The function is called again when a checkpointed block is recomputed and must then do the
-        same: what is drawn at random or read of other passes is settled here.
+        same: random draws and reads of other passes happen here.
         """
 
     @property
@@ -132,7 +132,7 @@ class Operation(ABC):
         """Return the parsed site.
 
         Raises:
-            MethodError: It is no path, or nothing that this operation can change.
+            MethodError: It is not a path, or not one that this operation can change.
         """
         path = parse_path(self.site, owner, WRITABLE_SITES)
         if (path.site == "block") != isinstance(self, Swap) or path.reduce:
@@ -152,10 +152,10 @@ class Operation(ABC):
 
 @dataclass(frozen=True)
 class Replace(Operation):
-    """Put what a function makes of the tensor in its place; the gradient flows through it.
+    """Apply a function to the tensor; the gradient flows through it.
 
     Attributes:
-        by: Function of the tensor. It must not draw at random.
+        by: Function of the tensor. It must not draw random numbers.
     """
 
     by: Callable[[Tensor], Tensor]
@@ -168,17 +168,17 @@ class Replace(Operation):
 
 @dataclass(frozen=True)
 class Add(Operation):
-    """Add a tensor that is worked out before the pass, such as a step along a gradient.
+    """Add a tensor that is computed before the pass, such as a step along a gradient.
 
     Attributes:
-        amount: What is added: a tensor that broadcasts to the one at the site.
+        amount: Computes the tensor to add, which broadcasts to the one at the site.
     """
 
     amount: Callable[[OperationContext], Tensor]
     effect: ClassVar[str] = "add to"
 
     def bind(self, context: OperationContext) -> Callable[[Tensor], Tensor]:
-        """Work out the amount."""
+        """Compute the amount."""
         amount = self.amount(context)
         return lambda tensor: tensor + amount.to(tensor.dtype)
 
@@ -187,7 +187,7 @@ class Add(Operation):
 class Perturb(Operation):
     """Add Gaussian noise, drawn anew in every step from the method's generator.
 
-    The noise of a row depends on the row alone, not on the others of its micro-batch and, on a CPU,
+    The noise of a row depends on the row alone: not on the others of its micro-batch and, on a CPU,
     not on padding after its end.
 
     Attributes:
@@ -215,13 +215,13 @@ class Perturb(Operation):
 
 @dataclass(frozen=True)
 class Interchange(Operation):
-    """Put in what an earlier pass had at a site: an interchange intervention.
+    """Insert the tensor that an earlier pass had at a site: an interchange intervention.
 
     The gradient flows to that pass (Geiger et al., 2021, arXiv:2106.02997).
 
     Attributes:
         source: Path of one whole tensor of an earlier pass of the same model.
-        positions: Where, bool `[B, S]`; everywhere if None.
+        positions: Computes the positions, bool `[B, S]`; everywhere if None.
     """
 
     source: str
@@ -259,8 +259,8 @@ class Swap(Operation):
     """Run other modules in place of a block.
 
     Attributes:
-        by: Path of one or more blocks, run one after the other (`teacher.block[3,4]`), or a module
-            that is called as the block is.
+        by: Path of one or more blocks, run in sequence (`teacher.block[3,4]`), or a module with
+            the block's call signature.
     """
 
     by: str | nn.Module
@@ -275,7 +275,7 @@ class Swap(Operation):
         )
 
     def bind(self, context: OperationContext) -> Callable[..., Any]:
-        """Return what is called in place of the block."""
+        """Return the callable that takes the place of the block."""
         if isinstance(self.by, nn.Module):
             return self.by
         path = parse_path(self.by, self.effect, ("block",))
@@ -293,14 +293,14 @@ def _noise(row: Tensor, seed: int) -> Tensor:
     positions = row.dim() - 2
     shape = row.movedim(positions, 0).shape
     generator = torch.Generator(row.device).manual_seed(seed)
-    # Uniform numbers come one after the other; `normal_` draws the last of a tensor differently.
+    # `rand` draws sequentially on a CPU; `normal_` draws the end of a tensor differently.
     uniform = torch.rand(shape, generator=generator, device=row.device, dtype=torch.float64)
     normal: Tensor = torch.special.ndtri(uniform.clamp(min=torch.finfo(torch.float64).tiny))
     return normal.to(row.dtype).movedim(0, positions)
 
 
 def chain(blocks: Sequence[nn.Module]) -> Callable[..., Any]:
-    """Return a function that runs blocks one after the other, called as one of them is."""
+    """Return a function that runs blocks in sequence, with the call signature of one of them."""
 
     def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         output: Any = hidden
@@ -314,12 +314,12 @@ def chain(blocks: Sequence[nn.Module]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass that a method has for itself, besides the main one.
+    """A forward pass of one method's own, besides the main one.
 
     Attributes:
-        name: How paths call it: `student@NAME.hidden[2]`.
-        inputs: What the models read instead of the batch's inputs, of the same shape; None for
-            the same inputs. Called by every rank, for the micro-batch that it trains on.
+        name: Its name in paths: `student@NAME.hidden[2]`.
+        inputs: Returns the model inputs in place of the batch's, of the same shape; None for the
+            same inputs. Called by every rank, for the micro-batch that it trains on.
     """
 
     name: str

@@ -1,15 +1,15 @@
-"""Paths: how a method names the tensors it reads.
+"""Paths: the names by which a method requests tensors.
 
     student.hidden[2]           output of block 2 (hidden[0] is the embedding output)
     teacher.hidden[1,3,last]    several layers; `last`, negative numbers and `*` (all) are allowed
-    teacher.hidden[last]|cls    only the summarising position, reduced while capturing
+    teacher.hidden[last]|cls    only the summarizing position, reduced while capturing
     student.hidden[last].normed after the model's final norm
     teacher.probs[*]            attention distributions of every layer
     teachers[large].logits      of the teacher named `large` only
     student@swapped.logits      in the method's own pass `swapped` (without @: in the main pass)
 
-A path resolves, against the shape of a model, to `Capture`s: the canonical keys under which the
-tensors of one forward pass are captured once, however many methods read them.
+For a given model shape, a path resolves to `Capture`s: the canonical keys under which the tensors
+of one forward pass are captured once, however many methods read them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 ATTENTION_SITES = ("query", "key", "value", "attention", "scores", "probs", "context")
 LAYERED_SITES = ("hidden", *ATTENTION_SITES, "neurons", "ffn", "block")
 SITES = ("hidden", "embedding", *ATTENTION_SITES, "neurons", "ffn", "pooled", "logits")
-"""What can be read."""
+"""Sites that can be read."""
 WRITABLE_SITES = (*(site for site in SITES if site != "attention"), "block")
-"""What operations can change; `block` stands for the module itself."""
+"""Sites that operations can change; `block` stands for the module itself."""
 REDUCERS = ("cls", "mean")
 REDUCIBLE_SITES = ("hidden", "embedding", "context", "ffn")
 MAIN = "main"
@@ -48,7 +48,7 @@ class Capture:
     """One tensor of one forward pass.
 
     Attributes:
-        site: One of `SITES` but `embedding`, which is `hidden` 0; or `block`, the block itself.
+        site: One of `SITES` except `embedding`, which is `hidden` 0; or `block`, the block itself.
         layer: Number of the block; 0 is the embedding output; None for `pooled` and `logits`.
         normed: Whether the tensor is taken after the model's final norm.
         reduce: `cls`, `mean`, or empty for the whole tensor.
@@ -127,10 +127,10 @@ class Path:
     reduce: str
 
     def resolve(self, info: ModelInfo, method: str) -> frozenset[Capture]:
-        """Return the tensors the path stands for in a model.
+        """Return the tensors that the path refers to in a model.
 
         Raises:
-            MethodError: A layer is out of range, or `.normed` stands on another than the last.
+            MethodError: A layer is out of range, or `.normed` is on a layer other than the last.
         """
         if self.site in ("logits", "pooled"):
             return frozenset([Capture(self.site)])
@@ -145,7 +145,7 @@ class Path:
         return frozenset(Capture(self.site, layer, self.normed, self.reduce) for layer in layers)
 
     def _layers(self, item: str, info: ModelInfo, method: str) -> range:
-        """Return the layers that one item of the index stands for."""
+        """Return the layers that one item of the index refers to."""
         first = 0 if self.site == "hidden" else 1
         if item == "*":
             return range(first, info.layers + 1)
@@ -163,7 +163,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Reads:
-    """What a method reads of the student and of one teacher, by the name of the pass.
+    """The captures that a method requests of the student and of one teacher, by pass name.
 
     Attributes:
         student: Tensors of the student.
@@ -175,15 +175,15 @@ class Reads:
 
 
 def parse_path(text: str, method: str, sites: Sequence[str] = SITES) -> Path:
-    """Read a path.
+    """Parse a path.
 
     Args:
         text: The path.
-        method: Who reads or writes it, for the error.
+        method: Name of the reader or writer, for errors.
         sites: The sites it may name.
 
     Raises:
-        MethodError: The text is not a path; shows where.
+        MethodError: The text is not a path; the message shows where.
     """
     match = GRAMMAR.match(text)
     if match is None:
@@ -206,12 +206,12 @@ def parse_path(text: str, method: str, sites: Sequence[str] = SITES) -> Path:
 
 
 def resolve_paths(paths: Iterable[str], models: Models, method: str) -> Reads:
-    """Return the tensors that paths stand for in the given models.
+    """Return the tensors that paths refer to in the given models.
 
-    Paths of a teacher with another name stand for nothing.
+    Paths of a teacher with another name refer to nothing.
 
     Args:
-        paths: What the method returned from `reads`.
+        paths: Return value of the method's `reads`.
         models: Student and teacher.
         method: Name of the method, for errors.
 
@@ -232,10 +232,10 @@ def resolve_paths(paths: Iterable[str], models: Models, method: str) -> Reads:
 
 
 def check_teachers(paths: Iterable[str], teachers: Collection[str], method: str) -> None:
-    """Refuse paths of a teacher that is not there, which would stand for nothing.
+    """Reject paths of a nonexistent teacher, which would refer to nothing.
 
     Args:
-        paths: What a method reads, changes or borrows.
+        paths: Paths that a method reads, changes or borrows.
         teachers: Names of the teachers.
         method: Name of the method, for the error.
 
@@ -257,7 +257,7 @@ def _items(index: str | None) -> list[str]:
 
 
 def _problems(match: re.Match[str], sites: Sequence[str]) -> Iterable[tuple[str, str]]:
-    """Yield what is wrong with the parts of a path, and in which part."""
+    """Yield pairs of the faulty part of a path and the problem with it."""
     side, site = match["side"], match["site"]
     if side not in ("student", "teacher", "teachers"):
         hint = suggest(side, ("student", "teacher"))

@@ -1,7 +1,7 @@
-"""Losses: masked, per item, globally normalised; each primitive exists once.
+"""Losses: masked, per item, globally normalized; each primitive exists once.
 
-Every primitive takes what is compared and `over`, the items of the batch it is averaged over, and
-returns a `Term`. Computation is in fp32 (fp64 stays fp64) whatever the inputs are.
+Every primitive takes the tensors to compare and `over`, the items of the batch to average over, and
+returns a `Term`. Computation is in fp32 (fp64 stays fp64), whatever the inputs are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Angle-wise relations: the angles of the triangles that points form."""
+"""Angle-wise relations: the angles of the triangles formed by points."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gkd_core.losses.term import Term
 def angles(
     student: Tensor, teacher: Tensor, over: Items, delta: float = 1.0, around: Tensor | None = None
 ) -> Term:
-    """Huber loss between the cosines of the angles that student and teacher see at every point.
+    """Huber loss between the cosines of the angles at every point of student and teacher.
 
     Angle-wise distillation, RKD-A (Park et al., 2019): at vertex j, for every other two points i
     and k, the cosine of the angle between x_i - x_j and x_k - x_j. The loss of a vertex is the mean
-    over the pairs i != k of points that count; it is 0 where there are fewer than two of them.
-    Unchanged by rotation, translation and positive scaling. Cosines differ by at most 2, so that
+    over the pairs i != k of points that count; it is 0 if there are fewer than two such points.
+    Invariant to rotation, translation and positive scaling. Cosines differ by at most 2, so that
     `delta=2` gives half the squared error.
 
     Args:
@@ -30,8 +30,8 @@ def angles(
         teacher: Points `[G, N, D']`, constant.
         over: The vertices, `[G, N]`, or `[N]` if G is 1.
         delta: Difference up to which the loss is half the square.
-        around: The points that each vertex sees, int64 `[G, N, M]`, or `[1, N, M]` for all groups
-            alike; -1 where there is none. Left out: all.
+        around: The points that each vertex sees, int64 `[G, N, M]`, or `[1, N, M]` if they are the
+            same for all groups; -1 where there is none. Default: all points.
 
     Raises:
         ValueError: The numbers of points differ.
@@ -48,20 +48,20 @@ def angles(
         )
     if around is not None and (around.shape[0] not in (1, groups) or around.shape[1] != points):
         raise ValueError(
-            f"around {tuple(around.shape)} does not say what each of the points "
-            f"{tuple(student.shape)} sees"
+            f"around {tuple(around.shape)} does not list the neighbors of each of the points "
+            f"{tuple(student.shape)}"
         )
     losses = AngleLosses(over, delta, around)
     return Term(differentiable(losses, [student], [teacher.detach()]), over)
 
 
 def windows(points: int, size: int, device: torch.device) -> Tensor:
-    """Return what each point sees of its neighbours in a row, as `around` for `angles`.
+    """Return the neighbors that each point of a sequence sees, as `around` for `angles`.
 
     Args:
         points: N.
-        size: Points in a window, the vertex in its middle included: an odd number.
-        device: Where the points are.
+        size: Points in a window, including the vertex in its middle: an odd number.
+        device: Device of the points.
 
     Returns:
         int64 `[1, N, size]`.
@@ -75,10 +75,10 @@ class Rays(NamedTuple):
     """The edges from some vertices to the points they see; g groups, v vertices, m points.
 
     Attributes:
-        directions: Of length 1, or 0 where there is no edge, `[g, v, m, D]`.
+        directions: Unit vectors, or 0 where there is no edge, `[g, v, m, D]`.
         lengths: `[g, v, m, 1]`.
-        ends: Places of the seen points among the g N of the groups, int64 `[g, v, m]`; None if
-            every vertex sees all N.
+        ends: Indices of the seen points among the g N points of the groups, int64 `[g, v, m]`; None
+            if every vertex sees all N.
         pairs: Ordered pairs of edges of each vertex, `[g, v]`.
     """
 
@@ -89,12 +89,12 @@ class Rays(NamedTuple):
 
 
 class AngleLosses:
-    """One loss per vertex, as `differentiable` wants them; only some vertices at a time."""
+    """Per-vertex angle losses for `differentiable`, computed for a few vertices at a time."""
 
     mixes = True
 
     def __init__(self, over: Items, delta: float, around: Tensor | None) -> None:
-        """Note what to compute; arguments as for `angles`."""
+        """Store the settings; arguments as for `angles`."""
         self.over = over
         self.delta = delta
         self.around = around
@@ -132,7 +132,7 @@ class AngleLosses:
         return values.view(self.over.mask.shape), [gradient]
 
     def _rays(self, points: Tensor, counts: Tensor, block: tuple[slice, slice]) -> Rays:
-        """Return the edges from the vertices of a block; points and counts are of its groups."""
+        """Return the edges from a block's vertices, given the points and counts of its groups."""
         groups, vertices = block
         places = torch.arange(points.shape[1], device=points.device)
         if self.around is None:
@@ -145,7 +145,7 @@ class AngleLosses:
             seen = counts.flatten()[ends] & (others >= 0)
             towards = points.flatten(0, 1)[ends]
         seen = seen & counts[:, vertices, None] & (others != places[vertices, None])
-        # What does not count may be anything, also infinite.
+        # Points that do not count may hold anything, including infinities.
         edges = (towards - points[:, vertices].unsqueeze(2)).masked_fill_(~seen[..., None], 0.0)
         lengths = edges.norm(dim=-1, keepdim=True)
         number = seen.sum(-1)
@@ -154,7 +154,7 @@ class AngleLosses:
         )
 
     def _blocks(self, shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-        """Cut groups and vertices so that the cosines and edges of a block are few enough."""
+        """Yield blocks of groups and vertices small enough in cosines and edges for one chunk."""
         groups, points, width = shape
         seen = points if self.around is None else self.around.shape[-1]
         vertices = max(1, chunked.CHUNK_ELEMENTS // max(1, seen * max(seen, width)))
@@ -164,7 +164,7 @@ class AngleLosses:
 
 
 def _pull(slope: Tensor, rays: Rays) -> Tensor:
-    """Return the gradient with respect to x_i - x_j, `[g, v, m, D]`, of that of the cosines."""
+    """Return the gradient with respect to x_i - x_j, `[g, v, m, D]`, given that of the cosines."""
     edges, lengths = rays.directions, rays.lengths
     towards = 2 * slope @ edges
     across = towards - edges * (edges * towards).sum(-1, keepdim=True)
@@ -172,7 +172,7 @@ def _pull(slope: Tensor, rays: Rays) -> Tensor:
 
 
 def _add(gradient: Tensor, block: tuple[slice, slice], rays: Rays, pull: Tensor) -> None:
-    """Add what moves the ends and the vertices of edges to the gradient of the points."""
+    """Add the gradient of the edges to that of the points they start and end at."""
     group = gradient[block[0]]
     if rays.ends is None:
         group += pull.sum(1)
@@ -182,7 +182,7 @@ def _add(gradient: Tensor, block: tuple[slice, slice], rays: Rays, pull: Tensor)
 
 
 def _huber(difference: Tensor, delta: float) -> Tensor:
-    """Return the sum over the pairs."""
+    """Return the Huber loss summed over the pairs."""
     size = difference.abs()
     near = size.clamp(max=delta)
     return (near * (size - near / 2)).sum((-2, -1))

@@ -1,9 +1,9 @@
 """Losses over a large last dimension, computed a few rows at a time.
 
-A loss over logits needs several fp32 tensors of their size if it is written down plainly. Here a
-rule computes value and gradient for a chunk of rows at once, and only a chunk is ever held. The
-logits of a `LinearLogits` exist for a chunk only, too: its gradients go straight to hidden states,
-weight and bias. Rows that do not count are never touched.
+Written down plainly, a loss over logits needs several fp32 tensors of their size. Here a rule
+computes value and gradient for a chunk of rows at once, and only one chunk is held. The logits of a
+`LinearLogits` exist for a chunk only, too: their gradients go straight to hidden states, weight and
+bias. Rows that do not count are never touched.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from gkd_core.losses.rules import Rule
 from gkd_core.losses.term import Term
 
 CHUNK_ELEMENTS = 2**21
-"""Elements (rows x vocabulary) of a chunk: 8 MiB in fp32, whatever the vocabulary."""
+"""Elements (rows x vocabulary) of a chunk: 8 MiB in fp32, whatever the vocabulary size."""
 
 FUSED_ROWS = 256
-"""Least rows of a chunk whose logits are computed here: fewer make poor matrix products."""
+"""Minimum rows of a chunk whose logits are computed here: fewer are inefficient for matmuls."""
 
 
 def rowwise(
@@ -41,10 +41,10 @@ def rowwise(
         rule: Value and gradient of a chunk of rows.
         student: `[*items, V]`, differentiated.
         target: The rule's second argument for the same rows, `[*items, ...]`; constant. If the
-            columns of the student are divided over ranks, those of the target that are here.
+            student's columns are divided over ranks, the target's matching local columns.
         over: The items, and which of them count.
-        temperature: What logits are divided by, the target too unless it holds labels.
-        factor: What losses are multiplied by.
+        temperature: Divisor of the logits, and of the target unless it holds labels.
+        factor: Multiplier of the losses.
     """
     for logits in (student, target):
         if logits.shape[: over.mask.dim()] != over.mask.shape:
@@ -57,7 +57,7 @@ def rowwise(
 
 
 class RowLosses:
-    """One loss per row, as `differentiable` wants them."""
+    """Per-row losses for `differentiable`."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class RowLosses:
         temperature: float,
         factor: float,
     ) -> None:
-        """Note what to compute; arguments as for `rowwise`."""
+        """Store the settings; arguments as for `rowwise`."""
         self.rule = rule
-        self.target_head = _parts(target)[1:]  # weights, which are there anyway
+        self.target_head = _parts(target)[1:]  # weights, which are in memory anyway
         self.over = over
         self.vocabulary = vocabulary_of(student)
         self.temperature = temperature
         self.factor = factor
-        # Backward, where the logits may be computed again, is outside of the autocast.
+        # Read now: backward, which may compute the logits again, runs outside of autocast.
         self.precision = precision(student)
         self.target_precision = precision(target)
         self.mixes = isinstance(student, LinearLogits)
@@ -108,14 +108,14 @@ class RowLosses:
         return values.view(mask.shape), gradients
 
     def _soften(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """Divide logits by the temperature; labels are left as they are."""
+        """Divide logits by the temperature; labels stay as they are."""
         if not rows.is_floating_point():
             return rows
         rows = rows.to(dtype)
         return rows if self.temperature == 1 else rows / self.temperature
 
     def _weigh(self, slope: Tensor, weights: Tensor | None, index: Tensor) -> Tensor:
-        """Apply the chain rule before and after the rule."""
+        """Apply the chain rule for what surrounds the rule: temperature, factor and weights."""
         rate = self.factor / self.temperature
         if rate != 1:
             slope = slope.mul_(rate)
@@ -123,14 +123,14 @@ class RowLosses:
 
 
 def _parts(logits: Logits) -> tuple[Tensor | None, ...]:
-    """Return the tensors that logits are made of."""
+    """Return the tensors that logits consist of."""
     if isinstance(logits, Tensor):
         return (logits,)
     return logits.hidden, logits.weight, logits.bias
 
 
 def _rows(parts: Sequence[Tensor | None], dtype: torch.dtype, over: Items) -> LogitRows:
-    """Return what gives rows of the logits that are made of some tensors."""
+    """Return the rows of the logits that consist of the given tensors."""
     first, *rest = parts
     assert first is not None, "only a bias may be missing"
     if not rest:

@@ -1,4 +1,4 @@
-"""Contrast between the items of a batch."""
+"""Contrastive losses between the items of a batch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from gkd_core.losses.term import Term
 
 
 def contrast(student: Tensor, teacher: Tensor, over: Items, temperature: float = 0.1) -> Term:
-    """InfoNCE: tell the teacher's vector of the same item from those of the others.
+    """InfoNCE: identify the teacher's vector of the same item among those of all items.
 
     Minus the log-probability of the item's own teacher vector, under the softmax of the cosine
     similarities to the teacher vectors of all items that count, divided by the temperature (van
-    den Oord et al., 2018, Eq. 4, with negatives from the batch). With N items it is ln N for
-    vectors that are all alike, and 0 for a single item. It depends on what else is in the batch: a
-    method that uses it declares `batch_coupled`.
+    den Oord et al., 2018, Eq. 4, with in-batch negatives). With N items it is ln N for vectors that
+    are all alike, and 0 for a single item. It depends on the rest of the batch: a method that uses
+    it declares `batch_coupled`.
 
     Args:
         student: `[*items, D]`.
         teacher: `[*items, D]`, constant.
         over: The items averaged over, which are each other's negatives.
-        temperature: What similarities are divided by.
+        temperature: Divisor of the similarities.
 
     Raises:
         ValueError: The shapes differ.

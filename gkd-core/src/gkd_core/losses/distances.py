@@ -23,9 +23,9 @@ def mse(student: Tensor, teacher: Tensor, over: Items) -> Term:
 
 
 def huber(student: Tensor, teacher: Tensor, over: Items, delta: float = 1.0) -> Term:
-    """Mean Huber loss over the last dimension: half the square of differences up to `delta`.
+    """Mean Huber loss over the last dimension: half the squared difference up to `delta`.
 
-    Beyond `delta` it goes on as a straight line. Other arguments as for `mse`.
+    Beyond `delta` it is linear. Other arguments as for `mse`.
     """
     s, t = _pair(student, teacher)
     return _term(functional.huber_loss(s, t, reduction="none", delta=delta).mean(-1), over)
@@ -34,8 +34,8 @@ def huber(student: Tensor, teacher: Tensor, over: Items, delta: float = 1.0) -> 
 def normalized_mse(student: Tensor, teacher: Tensor, over: Items) -> Term:
     """Mean squared error of the vectors scaled to length 1 (PKD, Sun et al., 2019, Eq. 7).
 
-    Unchanged when either vector is multiplied by a positive number; D times the value lies in
-    [0, 4]. Arguments as for `mse`.
+    Invariant to positive scaling of either vector; D times the value lies in [0, 4]. Arguments as
+    for `mse`.
     """
     s, t = _pair(student, teacher)
     difference = functional.normalize(s, dim=-1) - functional.normalize(t, dim=-1)
@@ -49,7 +49,7 @@ def cosine(student: Tensor, teacher: Tensor, over: Items) -> Term:
 
 
 def _pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring both to the precision of the computation, the teacher without gradient."""
+    """Convert both to the precision of the computation, and detach the teacher."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} "

@@ -1,8 +1,8 @@
-"""Divergences between the distributions that two rows of logits stand for.
+"""Divergences between the distributions given by two rows of logits.
 
-All take logits as a tensor or as a `LinearLogits`, on either side; compute `log_softmax` in fp32;
-ignore columns a teacher excludes with -inf; and are scaled by T^2, which keeps the size of the
-gradient independent of the temperature (Hinton et al., 2015, section 2.1). p is the teacher's
+All take logits as a tensor or as a `LinearLogits` on either side, compute `log_softmax` in fp32,
+ignore columns that the teacher excludes with -inf, and are scaled by T^2, which keeps the size of
+the gradient independent of the temperature (Hinton et al., 2015, section 2.1). p is the teacher's
 softened distribution, q the student's.
 """
 
@@ -33,7 +33,7 @@ def kl(
         teacher: Logits `[*items, V]`, constant.
         over: The items averaged over.
         temperature: T; both logits are divided by it.
-        scale: Multiply by T^2.
+        scale: Whether to multiply by T^2.
     """
     return _compare(rules.kl, student, teacher, over, temperature, scale)
 
@@ -47,7 +47,7 @@ def soft_cross_entropy(
 ) -> Term:
     """Cross-entropy of q under p: `kl` plus the entropy of p.
 
-    Another value, the same gradient. Arguments as for `kl`.
+    The value differs from that of `kl`, the gradient does not. Arguments as for `kl`.
     """
     return _compare(rules.soft_cross_entropy, student, teacher, over, temperature, scale)
 
@@ -62,7 +62,7 @@ def reverse_kl(
     """Kullback-Leibler divergence KL(q || p).
 
     It would be infinite where the teacher excludes a column with -inf, so q is the student's
-    distribution over the columns that the teacher does not exclude. Arguments as for `kl`.
+    distribution over the remaining columns. Arguments as for `kl`.
     """
     return _compare(rules.reverse_kl, student, teacher, over, temperature, scale)
 
@@ -76,23 +76,23 @@ def js(
     *,
     beta: float = 0.5,
 ) -> Term:
-    """Generalised Jensen-Shannon divergence (GKD, Agarwal et al., 2024, section 2).
+    """Generalized Jensen-Shannon divergence (GKD, Agarwal et al., 2024, section 2).
 
     With m = beta p + (1 - beta) q, it is beta KL(p || m) + (1 - beta) KL(q || m). At T = 1 it is
     at most the entropy of (beta, 1 - beta), which is ln 2 at 0.5. As beta tends to 0, js / beta
     tends to KL(p || q), and as it tends to 1, js / (1 - beta) to KL(q || p); the divergence itself
-    tends to 0 at either end, so that an end is refused rather than given another meaning.
+    tends to 0 at either end, so the ends are rejected rather than given another meaning.
 
     Args:
         student: Logits `[*items, V]`.
         teacher: Logits `[*items, V]`, constant.
         over: The items averaged over.
         temperature: T; both logits are divided by it.
-        scale: Multiply by T^2.
-        beta: Share of p in the ensemble_step, above 0 and below 1.
+        scale: Whether to multiply by T^2.
+        beta: Share of p in the mixture, above 0 and below 1.
 
     Raises:
-        ValueError: `beta` is 0, 1 or outside.
+        ValueError: `beta` is not between 0 and 1.
     """
     _check_share("beta", beta, "use kl or reverse_kl for the limits")
     rule = partial(rules.js, beta=beta)
@@ -117,11 +117,11 @@ def skew_kl(
         teacher: Logits `[*items, V]`, constant.
         over: The items averaged over.
         temperature: T; both logits are divided by it.
-        scale: Multiply by T^2.
-        alpha: Share of p in the ensemble_step, above 0 and below 1.
+        scale: Whether to multiply by T^2.
+        alpha: Share of p in the mixture, above 0 and below 1.
 
     Raises:
-        ValueError: `alpha` is 0, 1 or outside.
+        ValueError: `alpha` is not between 0 and 1.
     """
     _check_share("alpha", alpha, "use kl for 0")
     rule = partial(rules.skew_kl, alpha=alpha)
@@ -137,8 +137,8 @@ def total_variation(
 ) -> Term:
     """Total variation distance: half the sum of the absolute differences; at T = 1 in [0, 1].
 
-    It shrinks as 1 / T, and not as 1 / T^2 like the others, when the temperature rises.
-    Arguments as for `kl`.
+    It shrinks as 1 / T when the temperature rises, not as 1 / T^2 like the others. Arguments as
+    for `kl`.
     """
     return _compare(rules.total_variation, student, teacher, over, temperature, scale)
 
@@ -148,7 +148,7 @@ def cross_entropy(logits: Logits, labels: Tensor, over: Items) -> Term:
 
     Args:
         logits: `[*items, V]`.
-        labels: int64 `[*items]`; where an item does not count its label is not looked at.
+        labels: int64 `[*items]`; labels of items that do not count are ignored.
         over: The items averaged over.
     """
     return rowwise(rules.cross_entropy, logits, labels, over)

@@ -1,7 +1,7 @@
 """Losses whose gradient is computed together with their value, in the forward pass.
 
-A loss that is computed a chunk at a time can give its gradient while the chunk is there. Nothing
-of the size of the logits or of the attention scores is then kept until backward, which is one
+A loss that is computed in chunks can compute its gradient while the chunk is in memory. Nothing of
+the size of the logits or of the attention scores is then kept until backward, which is one
 multiplication by the upstream gradient.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Gradients = list[Tensor | None]
-"""One gradient per input, None where none is wanted."""
+"""One gradient per input, None where it is not wanted."""
 
 
 class ItemLosses(Protocol):
@@ -23,9 +23,9 @@ class ItemLosses(Protocol):
 
     @property
     def mixes(self) -> bool:
-        """Whether a gradient sums over items, as that of a weight that all items share.
+        """Whether a gradient sums over items, like that of a weight that all items share.
 
-        If not, there is a single input, and its dimensions begin with those of the items.
+        If not, there is a single input, and its leading dimensions are those of the items.
         """
 
     def __call__(
@@ -38,10 +38,10 @@ class ItemLosses(Protocol):
         """Return the losses `[*items]`, and the gradients of their sum.
 
         Args:
-            inputs: What is differentiated.
-            fixed: What it is compared with.
+            inputs: Tensors to differentiate.
+            fixed: Constant tensors they are compared with.
             weights: Factors of the losses in the sum, `[*items]`; all 1 if None.
-            wanted: The inputs whose gradient is wanted.
+            wanted: Whether the gradient of each input is wanted.
         """
 
 
@@ -50,12 +50,12 @@ def differentiable(
 ) -> Tensor:
     """Return the losses `[*items]`, differentiable once with respect to the inputs.
 
-    `losses` itself should hold no large tensors: it lives until backward. What is fixed is saved
-    for backward only if it may be needed there.
+    `losses` itself should hold no large tensors: it lives until backward. The fixed tensors are
+    saved for backward only if it may need them.
 
-    The gradients are computed here, as if every item had the weight 1. A mean gives all items the
-    same weight, so that backward multiplies. Where weights differ and a gradient sums over items,
-    backward computes it again with the true weights.
+    The gradients are computed here, as if every item had weight 1. A mean gives all items the same
+    weight, so that backward is a multiplication. Where weights differ and a gradient sums over
+    items, backward computes it again with the true weights.
     """
     if not torch.is_grad_enabled():
         return losses(inputs, fixed, None, [False] * len(inputs))[0]
@@ -64,7 +64,7 @@ def differentiable(
 
 
 def scaled(values: Tensor, factor: float | Tensor) -> Tensor:
-    """Return values times a constant number, whose backward keeps equal weights recognisable."""
+    """Return values times a constant; its backward keeps equal weights recognizable."""
     result: Tensor = _Scale.apply(values, factor)  # type: ignore[no-untyped-call]
     return result
 
@@ -110,9 +110,9 @@ class _Scale(torch.autograd.Function):
 
 
 def _common_value(weights: Tensor) -> Tensor | None:
-    """Return the one number that fills a tensor, if its strides show that it is one.
+    """Return the single number that fills a tensor, if its strides show that there is one.
 
-    Looking at the numbers would wait for the device; the gradient of a sum is an expanded number.
+    Comparing values would synchronize with the device; the gradient of a sum is an expanded scalar.
     """
     dimensions = zip(weights.shape, weights.stride(), strict=True)
     if weights.numel() and all(size == 1 or stride == 0 for size, stride in dimensions):
@@ -121,5 +121,5 @@ def _common_value(weights: Tensor) -> Tensor | None:
 
 
 def _times(gradient: Tensor, weights: Tensor) -> Tensor:
-    """Multiply in the precision of the weights, which a number without dimensions would lose."""
+    """Multiply in the precision of the weights, to which a 0-dim tensor would not promote."""
     return torch.mul(gradient, weights.reshape(weights.shape or 1), out=torch.empty_like(gradient))

@@ -1,4 +1,4 @@
-"""Logits, computed or not, whole or divided over ranks."""
+"""Logits: dense or not yet computed, whole or divided over ranks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gkd_core.losses.vocabulary import WHOLE, DividedVocabulary, Vocabulary
 
 @dataclass(frozen=True)
 class LinearLogits:
-    """Logits that are not computed yet: a linear map of hidden states.
+    """Logits that are not computed yet: a linear layer applied to hidden states.
 
-    If the map is divided over a tensor group, weight and bias are this rank's. The hidden states
-    are whole then, and their gradient is summed over the ranks by whoever divided the map.
+    If the layer is divided over a tensor group, weight and bias are this rank's shards. The hidden
+    states are then whole, and the code that divided the layer sums their gradient over the ranks.
 
     Attributes:
         hidden: `[*items, D]`.
         weight: `[V, D]`.
         bias: `[V]`, or None.
-        divided: How the columns are divided; None if all are here.
+        divided: How the columns are divided; None if all are on this rank.
     """
 
     hidden: Tensor
@@ -35,12 +35,12 @@ class LinearLogits:
 
     @property
     def shape(self) -> torch.Size:
-        """The shape the whole logits would have."""
+        """The shape of the whole logits."""
         words = self.weight.shape[0] if self.divided is None else self.divided.words
         return torch.Size((*self.hidden.shape[:-1], words))
 
     def dim(self) -> int:
-        """Return the number of dimensions the logits would have."""
+        """Return the number of dimensions of the logits."""
         return self.hidden.dim()
 
     def dense(self) -> Tensor:
@@ -51,10 +51,10 @@ class LinearLogits:
         return gather(logits, -1, self.divided.group)[..., : self.divided.words]
 
     def whole(self) -> Logits:
-        """Return the same logits with all columns here.
+        """Return the same logits with all columns on this rank.
 
-        What is smaller is gathered: the map, or where there are fewer rows than it has inputs, the
-        logits.
+        The smaller tensor is gathered: the weight, or the logits if there are fewer rows than the
+        layer has inputs.
         """
         if self.divided is None:
             return self
@@ -62,26 +62,26 @@ class LinearLogits:
             return self.dense()
         group, words = self.divided.group, self.divided.words
         weight = gather(self.weight, 0, group)[:words]
-        # A rank whose columns fill up has a bias where others may have none.
+        # A rank with padding columns has a bias even where others have none.
         missing = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
         return LinearLogits(self.hidden, weight, gather(missing, 0, group)[:words])
 
 
 Logits: TypeAlias = Tensor | LinearLogits
-"""Logits `[*items, V]`, computed or not."""
+"""Logits `[*items, V]`, dense or not yet computed."""
 
 
 def vocabulary_of(logits: Logits) -> Vocabulary:
-    """Return what the columns of logits are."""
+    """Return the vocabulary that the columns of logits belong to."""
     return _divided(logits) or WHOLE
 
 
 def match_vocabulary(teacher: Logits, width: int) -> Logits:
-    """Return the teacher's logits as wide as the student's: cut, or filled up with -inf.
+    """Return the teacher's logits at the student's width: truncated, or padded with -inf.
 
     Args:
         teacher: `[*items, V]`, constant.
-        width: Columns of the student's.
+        width: The student's number of columns.
     """
     if teacher.shape[-1] == width:
         return teacher
@@ -89,9 +89,9 @@ def match_vocabulary(teacher: Logits, width: int) -> Logits:
 
 
 def match_shards(teacher: Logits, student: Logits) -> Logits:
-    """Return the teacher's logits with the columns that are here of the student's.
+    """Return the teacher's logits for this rank's columns of the student's.
 
-    Nothing is communicated unless the teacher's head is divided in another way than the student's.
+    Nothing is communicated unless the teacher's head is divided differently from the student's.
 
     Args:
         teacher: `[*items, V]`, constant.
@@ -105,11 +105,11 @@ def match_shards(teacher: Logits, student: Logits) -> Logits:
 
 
 def columns(logits: Logits, first: int, width: int) -> Logits:
-    """Return some columns of whole logits; -inf where they have none.
+    """Return a range of columns of whole logits; -inf beyond their last column.
 
     Args:
         logits: `[*items, V]`, constant.
-        first: Number of the first column.
+        first: Index of the first column.
         width: Number of columns.
     """
     own = slice(first, first + width)

@@ -1,4 +1,4 @@
-"""The losses of a prediction, whatever is predicted: classes, tokens or a value."""
+"""Losses of a prediction of any type: classes, tokens or a value."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def soft_labels(
     """Divergence from the teacher's distribution; squared error for a regression (one logit).
 
     Vocabularies of language models may be padded to different widths: columns that the student
-    does not have are cut, and those that the teacher does not have get no probability.
+    lacks are cut, and those that the teacher lacks get no probability.
 
     Args:
         student: Logits `[*items, C]`.
-        teacher: Logits `[*items, C]`; in language modelling C may differ.
+        teacher: Logits `[*items, C]`; in language modeling C may differ.
         over: The items averaged over.
         temperature: T of the divergence.
-        scale: Multiply the divergence by T^2.
-        divergence: How distributions are compared.
+        scale: Whether to multiply the divergence by T^2.
+        divergence: The divergence between the distributions.
     """
     if student.shape[-1] == 1:
         return mse(_dense(student), _dense(teacher), over)
@@ -66,9 +66,9 @@ def logits_mse(student: Logits, teacher: Logits, over: Items, factor: float = 1.
 
     Args:
         student: Logits z_s, `[*items, C]`.
-        teacher: Logits z_t, `[*items, C]`, constant; in language modelling C may differ.
+        teacher: Logits z_t, `[*items, C]`, constant; in language modeling C may differ.
         over: The items averaged over.
-        factor: What the teacher's are multiplied by.
+        factor: Multiplier of the teacher's logits.
     """
     width = student.shape[-1]
     rule = partial(rules.mse, factor=factor, columns=min(width, teacher.shape[-1]))

@@ -13,7 +13,7 @@ from gkd_core.distributed.heads import DividedHeads
 
 
 class RelationBlock(NamedTuple):
-    """Some rows of scores `[B, A, S, S]`.
+    """A block of rows of scores `[B, A, S, S]`.
 
     Attributes:
         samples: Slice of B.
@@ -26,7 +26,7 @@ class RelationBlock(NamedTuple):
     queries: slice
 
     def of(self, tensor: Tensor) -> Tensor:
-        """View the same rows of a tensor that is broadcastable to `[B, A, S, ...]`."""
+        """Return a view of the same rows of a tensor that is broadcastable to `[B, A, S, ...]`."""
         tensor = tensor[(None,) * (4 - tensor.dim())]
         parts = zip(self, tensor.shape[:3], strict=True)
         return tensor[tuple(part if size > 1 else slice(None) for part, size in parts)]
@@ -36,19 +36,19 @@ class RelationBlock(NamedTuple):
 class Relation:
     """Scaled dot products that are not computed yet.
 
-    If the heads are divided over a tensor group, queries and keys (and a mask or bias that tells
-    heads apart) are those of this rank's heads.
+    If the heads are divided over a tensor group, queries and keys (and a mask or bias that differs
+    between heads) are those of this rank's heads.
 
     Attributes:
         query: `[B, A, S, Dh]`, after rotary embedding.
         key: `[B, A_kv, S, Dh]`, after rotary embedding; A is a multiple of A_kv, and consecutive
             query heads share a key head.
-        mask: Bool (True where a query may look) or additive, broadcastable to `[B, A, S, S]`; None
-            if nothing is masked but, under `causal`, the future.
+        mask: Bool (True where a query may attend) or additive, broadcastable to `[B, A, S, S]`;
+            None if nothing is masked except, under `causal`, the future.
         causal: Whether a missing mask means a causal one.
         scale: Factor of the dot products.
         bias: Position bias added to them, broadcastable to `[B, A, S, S]`, or None.
-        heads: How the heads are divided; None if all are here.
+        heads: How the heads are divided; None if all are on this rank.
     """
 
     query: Tensor
@@ -61,19 +61,19 @@ class Relation:
 
     @property
     def shape(self) -> torch.Size:
-        """The shape the dot products of all heads would have."""
+        """The shape of the dot products of all heads."""
         samples, own, queries, _ = self.query.shape
         heads = own if self.heads is None else self.heads.queries
         return torch.Size((samples, heads, queries, self.key.shape[2]))
 
     def whole(self) -> Relation:
-        """Return the relation with all heads, which are fewer numbers than their dot products."""
+        """Return the relation with all heads; gathering vectors moves less than their products."""
         return self if self.heads is None else self._with(self.heads.gather, None)
 
     def match_heads(self, heads: DividedHeads | None) -> Relation:
         """Return the relation with its heads divided in a given way, or whole.
 
-        Nothing is communicated unless they are divided in another way now.
+        Nothing is communicated if they are already divided that way.
         """
         if self.heads is not None and heads is not None and self.heads.group == heads.group:
             return self
@@ -88,7 +88,7 @@ class Relation:
         return whole._with(kept.shard, kept)
 
     def scores(self) -> Tensor:
-        """Return the scaled dot products, fp32 `[B, A, S, S]`; the least float where masked."""
+        """Return the scaled dot products, fp32 `[B, A, S, S]`; the lowest float where masked."""
         if self.heads is not None:
             return self.whole().scores()
         dtype = torch.promote_types(self.query.dtype, torch.float32)
@@ -98,6 +98,7 @@ class Relation:
             scores = self.query.to(dtype) * self.scale @ key.to(dtype).transpose(-1, -2)
         if self.bias is not None:
             scores = scores + self.bias
+        # Finite, so that the softmax of a fully masked row is not NaN.
         least = torch.finfo(scores.dtype).min
         if self.mask is None:
             if not self.causal:
@@ -110,18 +111,18 @@ class Relation:
     def probs(self) -> Tensor:
         """Return the attention distribution before dropout, fp32 `[B, A, S, S]`.
 
-        A query that may look nowhere (padding) looks everywhere alike.
+        A query that may attend to nothing (padding) attends uniformly to everything.
         """
         return self.scores().softmax(-1)
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Relation:
-        """Return the relation with each tensor replaced by what `move` makes of it."""
+        """Return the relation with `move` applied to each tensor."""
         mask, bias = (x if x is None else move(x) for x in (self.mask, self.bias))
         query, key = move(self.query), move(self.key)
         return replace(self, query=query, key=key, mask=mask, bias=bias)
 
     def part(self, block: RelationBlock) -> Relation:
-        """Return some rows, as a relation in which every query head has its own keys."""
+        """Return a block of rows, as a relation in which every query head has its own keys."""
         mask = self.mask
         if mask is None and self.causal:
             mask = self._past(block.queries)
@@ -144,7 +145,7 @@ class Relation:
     def _with(
         self, convert: Callable[[str, Tensor], Tensor], heads: DividedHeads | None
     ) -> Relation:
-        """Return what `DividedHeads.gather` or `DividedHeads.shard` makes of the parts."""
+        """Return the relation with `DividedHeads.gather` or `.shard` applied to its tensors."""
         mask, bias = (
             x if x is None or x.dim() < 4 or x.shape[1] == 1 else convert("scores", x)
             for x in (self.mask, self.bias)
@@ -161,7 +162,7 @@ class Relation:
 def self_relation(x: Tensor, heads: int, mask: Tensor) -> Relation:
     """Relate every position to every other by the dot products of its own vectors.
 
-    The last dimension is split into heads of width W / heads, whatever heads the model has, and
+    The last dimension is split into heads of width W / heads, independent of the model's heads, and
     the dot products are divided by the square root of that width (MiniLMv2, Wang et al., 2021).
 
     Args:

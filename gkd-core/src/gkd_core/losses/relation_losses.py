@@ -1,8 +1,8 @@
 """Losses that compare two relations, such as the attention of teacher and student.
 
 Scores and their gradients have the size `[B, A, S, S]`. They are computed for a few samples, heads
-and queries at a time, and only the gradients of queries and keys are kept. Of heads that are
-divided over ranks, each compares its own, and one number per query is summed.
+and queries at a time, and only the gradients of queries and keys are kept. If heads are divided
+over ranks, each rank compares its own, and one number per query is summed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gkd_core.losses.vocabulary import WHOLE
 def relation_kl(student: Relation, teacher: Relation, over: Items) -> Term:
     """KL(teacher || student) of the distributions over the keys, averaged over heads.
 
-    With attention it is the self-attention distribution transfer of MiniLM (Wang et al., 2020),
-    with values its value-relation transfer, and with `self_relation` the loss of MiniLMv2 (Wang et
-    al., 2021). Unchanged when the vectors of a head are rotated; their width may differ between
-    the two models. Both should mask the same keys.
+    On attention it is the self-attention distribution transfer of MiniLM (Wang et al., 2020), on
+    values its value-relation transfer, and with `self_relation` the loss of MiniLMv2 (Wang et al.,
+    2021). Invariant to rotation of the vectors of a head, whose width may differ between the two
+    models. Both should mask the same keys.
 
     Args:
         student: Relation of the student; its queries, keys and bias are differentiated.
@@ -50,12 +50,12 @@ def relation_mse(student: Relation, teacher: Relation, over: Items) -> Term:
 
 
 class RelationLosses:
-    """One loss per query, as `differentiable` wants them."""
+    """Per-query losses for `differentiable`."""
 
     mixes = True
 
     def __init__(self, rule: rules.Rule, student: Relation, teacher: Relation, over: Items) -> None:
-        """Note what to compute; arguments as for `relation_kl`, the teacher laid as the student."""
+        """Store the arguments of `relation_kl`, after matching the teacher's heads."""
         self.rule = rule
         self.student = _less_tensors(student)
         self.teacher = _less_tensors(teacher)
@@ -95,7 +95,7 @@ class RelationLosses:
 def _add(
     gradients: Gradients, block: RelationBlock, student: Relation, slope: Tensor, rates: Tensor
 ) -> None:
-    """Add what the gradient of a block of scores contributes to queries, keys and bias."""
+    """Add the contribution of a block's score gradient to queries, keys and bias."""
     query, key, bias, _ = gradients
     rate = block.of(rates[:, None, :, None])
     rows = student.part(block)
@@ -131,7 +131,7 @@ def _tensors(relation: Relation) -> tuple[Tensor | None, ...]:
 
 
 def _less_tensors(relation: Relation) -> Callable[..., Relation]:
-    """Return what makes the relation of its tensors again, of heads that are all here."""
+    """Return a function that rebuilds the relation from its tensors, without divided heads."""
     causal, scale = relation.causal, relation.scale
 
     def relate(query: Tensor, key: Tensor, bias: Tensor | None, mask: Tensor | None) -> Relation:
@@ -141,7 +141,7 @@ def _less_tensors(relation: Relation) -> Callable[..., Relation]:
 
 
 def _zeros(inputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> Gradients:
-    """Return empty gradients, at least fp32 where several blocks add to the same place."""
+    """Return zero gradients, at least fp32 because several blocks may add to the same element."""
     return [
         torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
         if tensor is not None and want
@@ -151,7 +151,7 @@ def _zeros(inputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> Gradients
 
 
 def _blocks(shape: Sequence[int]) -> Iterator[RelationBlock]:
-    """Cut scores `[B, A, S, S]` into blocks of few enough elements, or single rows."""
+    """Yield blocks of scores `[B, A, S, S]` that fit a chunk, or single rows."""
     samples, heads, queries, keys = shape
     rows = max(1, chunked.CHUNK_ELEMENTS // keys)
     for sample in _slices(samples, rows // (heads * queries)):

@@ -1,4 +1,4 @@
-"""Rows of logits, given or computed when they are needed, and where their gradient goes."""
+"""Rows of logits, given or computed on demand, and the accumulation of their gradients."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from gkd_core.losses.logits import Logits
 
 
 class LogitRows(Protocol):
-    """LogitRows `[N, V]` that are differentiated with respect to what they are made of."""
+    """Rows of logits `[N, V]`, differentiated with respect to the tensors they consist of."""
 
     def at(self, index: Tensor) -> Tensor:
         """Return the rows at int64 `[n]`, as a new tensor."""
 
     def zeros(self, wanted: Sequence[bool]) -> Gradients:
-        """Return empty gradients."""
+        """Return zero gradients."""
 
     def add(self, gradients: Gradients, index: Tensor, slope: Tensor) -> None:
-        """Add what the gradient `[n, V]` of some rows contributes."""
+        """Add the contribution of the gradient `[n, V]` of some rows."""
 
 
 class GivenRows:
-    """LogitRows of a tensor."""
+    """Rows of a dense logits tensor."""
 
     def __init__(self, tensor: Tensor, dimensions: int) -> None:
-        """Make rows of a tensor whose first `dimensions` dimensions are those of the items."""
+        """Take a tensor whose first `dimensions` dimensions are those of the items."""
         self.shape = tensor.shape
         self.rows = tensor.detach().flatten(0, dimensions - 1)
 
@@ -39,7 +39,7 @@ class GivenRows:
         return self.rows[index]
 
     def zeros(self, wanted: Sequence[bool]) -> Gradients:
-        """Return an empty gradient of the tensor."""
+        """Return a zero gradient of the tensor."""
         return [self.rows.new_zeros(self.shape) if wanted[0] else None]
 
     def add(self, gradients: Gradients, index: Tensor, slope: Tensor) -> None:
@@ -49,7 +49,7 @@ class GivenRows:
 
 
 class LinearRows:
-    """LogitRows that are computed: hidden states times the weight of an LM head."""
+    """Rows of logits computed on demand: hidden states times the weight of a head."""
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
@@ -65,7 +65,7 @@ class LinearRows:
         return functional.linear(self._hidden(index), self.weight, self.bias)
 
     def zeros(self, wanted: Sequence[bool]) -> Gradients:
-        """Return empty gradients of hidden states, weight and bias, the last two at least fp32."""
+        """Return zero gradients of hidden states, weight and bias, the last two at least fp32."""
         shared = torch.promote_types(self.weight.dtype, torch.float32)
         return [
             self.hidden.new_zeros(self.shape) if wanted[0] else None,
@@ -74,7 +74,7 @@ class LinearRows:
         ]
 
     def add(self, gradients: Gradients, index: Tensor, slope: Tensor) -> None:
-        """Add what the gradient of some rows contributes to each."""
+        """Add the contribution of the gradient of some rows to each gradient."""
         hidden, weight, bias = gradients
         if bias is not None:
             bias += slope.sum(0)
@@ -91,7 +91,7 @@ class LinearRows:
 
 
 def precision(logits: Logits) -> torch.dtype:
-    """Return the type in which logits are, or under the ambient autocast would be, computed."""
+    """Return the dtype of logits; if not yet computed, the one that the ambient autocast gives."""
     if isinstance(logits, Tensor):
         return logits.dtype
     device = logits.hidden.device.type

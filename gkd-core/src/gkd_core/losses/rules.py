@@ -1,4 +1,4 @@
-"""Values and gradients of the losses of rows of logits, in closed form, at temperature 1.
+"""Values and gradients of row losses over logits, in closed form, at temperature 1.
 
 A rule receives logits `[..., V]` and a target for each row in fp32 or fp64, and returns the losses
 `[...]` and a function for their gradients with respect to the logits, `[..., V]`. p is the
@@ -18,10 +18,10 @@ from torch import Tensor
 from gkd_core.losses.vocabulary import Vocabulary
 
 MASKED = -1e4
-"""Scores as low as this are masked: additive masks of half precision reach to -65504 only."""
+"""Scores this low are masked: additive masks in half precision reach only -65504."""
 
 Slope = Callable[[], Tensor]
-"""Computes the gradients `[..., V]`; called at most once, as it may reuse memory."""
+"""Computes the gradients `[..., V]`; called at most once, because it may reuse memory."""
 
 
 Rule: TypeAlias = Callable[[Tensor, Tensor, Vocabulary], tuple[Tensor, Slope]]
@@ -38,7 +38,7 @@ def kl(logits: Tensor, target: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, 
 def soft_cross_entropy(
     logits: Tensor, target: Tensor, vocabulary: Vocabulary
 ) -> tuple[Tensor, Slope]:
-    """Minus the mean of log q under p."""
+    """Minus the expectation of log q under p."""
     log_q, log_p = vocabulary.log_softmax(logits, target)
     p = log_p.exp_()
     return -vocabulary.sum(p * log_q), lambda: log_q.exp_().sub_(p)
@@ -98,7 +98,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> tup
 def mse(
     logits: Tensor, target: Tensor, vocabulary: Vocabulary, *, factor: float, columns: int
 ) -> tuple[Tensor, Slope]:
-    """Mean of (logits - factor target)^2 over the columns that have a target, which are given."""
+    """Mean of (logits - factor target)^2 over the columns with a target, `columns` in number."""
     difference = torch.where(target == -math.inf, 0.0, logits - factor * target)
     value = vocabulary.sum(difference.square()) / columns
     return value, lambda: difference.mul_(2 / columns)
@@ -119,5 +119,5 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
 
 
 def _through_softmax(slope: Tensor, q: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Turn the derivative with respect to q into that with respect to the logits."""
+    """Convert the derivative with respect to q into that with respect to the logits."""
     return slope.sub_(vocabulary.sum(slope * q).unsqueeze(-1)).mul_(q)

@@ -1,4 +1,4 @@
-"""`Term`: per-item losses with the items they belong to, which core averages globally."""
+"""`Term`: per-item losses and the items they belong to, which core averages globally."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Term:
     micro-batch size nor the number of ranks changes the gradient.
 
     Attributes:
-        values: fp32, the shape of `over.mask`; 0 where the item does not count.
+        values: fp32, of the shape of `over.mask`; 0 where the item does not count.
         over: The items.
     """
 
@@ -32,13 +32,13 @@ class Term:
         return Term(self.values + other.values, self.over)
 
     def __radd__(self, other: int) -> Term:
-        """Let `sum()` start from its integer 0."""
+        """Support `sum()`, which starts from the integer 0."""
         if other != 0:
             raise TypeError("a Term can only be added to a Term")
         return self
 
     def __mul__(self, factor: float | Tensor) -> Term:
-        """Multiply; a constant number keeps backward of the values a single multiplication."""
+        """Multiply; with a constant, backward of the values stays a single multiplication."""
         if isinstance(factor, Tensor) and (factor.dim() or factor.requires_grad):
             return Term(self.values * factor, self.over)
         return Term(scaled(self.values, factor), self.over)
@@ -49,8 +49,8 @@ class Term:
         """Return the sum over the items divided by their number; 0 if there are none.
 
         Args:
-            counts: Number of items of each kind in the optimizer step; those of this micro-batch
-                if not given.
+            counts: Number of items of each kind in the optimizer step. Default: those of this
+                micro-batch.
         """
         count = self.over.count if counts is None else counts[self.over.kind]
         return self.values.sum() / max(count, 1)

@@ -1,4 +1,4 @@
-"""`Vocabulary`: what a loss over logits needs to know about their last dimension."""
+"""`Vocabulary`: the operations over the last dimension that losses over logits need."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gkd_core.distributed.collectives import all_reduce
 
 
 class Vocabulary(Protocol):
-    """The columns of the logits: all of them, or this rank's share.
+    """The columns of the logits: all of them, or this rank's shard.
 
     The losses are written once, against these three operations.
     """
 
     def log_softmax(self, *logits: Tensor) -> Sequence[Tensor]:
-        """Return log-probabilities `[..., V]`, normalised over all columns, in new tensors.
+        """Return log-probabilities `[..., V]`, normalized over all columns, in new tensors.
 
-        Columns without probability get the least float instead of -inf, so that 0 times it is 0.
+        Columns without probability get the lowest float instead of -inf, so that 0 times it is 0.
 
         Args:
             *logits: `[..., V]` each, such as the student's and the teacher's.
@@ -33,20 +33,20 @@ class Vocabulary(Protocol):
         """Return the sum over all columns, `[..., V]` to `[...]`."""
 
     def locate(self, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Find labels among the columns here.
+        """Find labels among the local columns.
 
         Args:
             labels: int64 `[...]`.
-            width: Number of columns here.
+            width: Number of local columns.
 
         Returns:
-            The column of each label, any valid one if it is elsewhere, int64 `[...]`; and whether
-            it is here, bool `[...]`.
+            The column of each label, any valid one if it is on another rank, int64 `[...]`; and
+            whether it is local, bool `[...]`.
         """
 
 
 class WholeVocabulary:
-    """All columns are here."""
+    """The vocabulary of a rank that has all columns."""
 
     def log_softmax(self, *logits: Tensor) -> Sequence[Tensor]:
         """Return log-probabilities."""
@@ -63,15 +63,15 @@ class WholeVocabulary:
 
 @dataclass(frozen=True)
 class DividedVocabulary:
-    """The columns are divided over a tensor group.
+    """The vocabulary of ranks that divide the columns over a tensor group.
 
-    `sum` exchanges one number per row, `log_softmax` two for each of its arguments. All shares
-    have the same width, so that the ranks cut the rows into the same chunks; the last ones are
-    filled up with columns of -inf. Gradients of the logits are local.
+    `sum` exchanges one number per row, `log_softmax` two for each of its arguments. All shards have
+    the same width, so that the ranks chunk the rows identically; the last ones are padded with
+    columns of -inf. Gradients of the logits are local.
 
     Attributes:
         group: The ranks.
-        words: Columns of all ranks together, without those that only fill up.
+        words: Columns of all ranks together, without padding.
     """
 
     group: ProcessGroup
@@ -79,16 +79,16 @@ class DividedVocabulary:
 
     @property
     def width(self) -> int:
-        """Number of columns here."""
+        """Number of local columns."""
         return -(-self.words // self.group.size())
 
     @property
     def first(self) -> int:
-        """Number of the first column here."""
+        """Index of the first local column."""
         return self.group.rank() * self.width
 
     def log_softmax(self, *logits: Tensor) -> Sequence[Tensor]:
-        """Return log-probabilities; two messages, however many logits there are."""
+        """Return log-probabilities; two all-reduces, whatever the number of arguments."""
         peaks = torch.stack([each.amax(-1, keepdim=True) for each in logits])
         most = all_reduce(peaks, self.group, ReduceOp.MAX)
         shifted = [each - peak for each, peak in zip(logits, most, strict=True)]
@@ -101,13 +101,13 @@ class DividedVocabulary:
         return all_reduce(terms.sum(-1), self.group)
 
     def locate(self, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Find labels among the columns here."""
+        """Find labels among the local columns."""
         column = labels - self.first
         here = (column >= 0) & (column < width)
         return column.where(here, 0), here
 
     def fill_up(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Return the bias of the columns here, -inf for those that only fill up.
+        """Return the bias of the local columns, with -inf for padding.
 
         Args:
             weight: `[width, D]`.

@@ -1,1 +1,1 @@
-"""Loading models, building students, and naming the sites of an architecture."""
+"""Models: loading, saving, slicing, and naming the sites of an architecture."""

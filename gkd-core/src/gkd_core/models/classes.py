@@ -1,4 +1,4 @@
-"""The classes a model predicts: read, compared with the task's, written."""
+"""The classes a model predicts: reading, checking against the task's, writing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GENERIC_CLASS = re.compile(r"LABEL_\d+")
 def teacher_classes(config: PretrainedConfig) -> tuple[str, ...] | None:
     """Return the class names of a classifier in the order of their ids, or None if it has none.
 
-    Names such as `LABEL_0` or `0`, which say no more than the id, count as none.
+    Names such as `LABEL_0` or `0`, which only repeat the id, count as none.
     """
     names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     return None if _generic(names) else names
@@ -25,13 +25,13 @@ def teacher_classes(config: PretrainedConfig) -> tuple[str, ...] | None:
 def check_classes(
     config: PretrainedConfig, kind: Kind, classes: Sequence[str], origin: str
 ) -> None:
-    """Refuse a teacher whose outputs are not those of the task.
+    """Reject a teacher whose outputs do not match the task.
 
     Names that only count (`LABEL_0`, `0`) on either side match by position.
 
     Args:
         config: The teacher's configuration.
-        kind: What is predicted; in language modelling there is nothing to check.
+        kind: The kind of task; in language modeling there is nothing to check.
         classes: The task's classes in the order of their ids: put in the teacher's order by the
             caller (`teacher_classes`).
         origin: Setting that named the teacher.
@@ -58,7 +58,7 @@ def check_classes(
 
 
 def set_classes(config: PretrainedConfig, kind: Kind, classes: Sequence[str]) -> None:
-    """Write what is predicted into a configuration: class names, one output, or nothing."""
+    """Write the outputs into a configuration: class names, a single output, or nothing."""
     if kind == "regression":
         config.num_labels = 1
         config.problem_type = "regression"

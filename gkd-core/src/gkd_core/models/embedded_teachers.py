@@ -1,7 +1,7 @@
-"""Teachers that the task `embedded` brings along: a small encoder or decoder for each kind.
+"""Teachers provided by the task `embedded`: a small encoder or decoder for each kind.
 
-All large ones have the same depth, width and vocabulary, so that a student which learnt the
-language from one goes on with another. Where several teachers teach there are small ones too.
+All large ones have the same depth, width and vocabulary, so that a student can learn the language
+from one and continue with another. Runs with several teachers use small ones, too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VOCAB_SIZE = 6000
 SEED = 0
 
 MASK_SHARE = 0.4
-"""More masks teach more from little text (Wettig et al., EACL 2023, arXiv:2202.08005)."""
+"""With little text, more masks teach more (Wettig et al., EACL 2023, arXiv:2202.08005)."""
 
 SHAPE: Mapping[str, Any] = {
     "num_hidden_layers": 4,
@@ -41,7 +41,7 @@ SHAPE: Mapping[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
-"""What all of them have in common."""
+"""Configuration fields common to all of them."""
 
 ENCODER: Mapping[str, Any] = {
     **SHAPE,
@@ -58,7 +58,7 @@ SIZES: Mapping[TeacherSize, Mapping[str, Any]] = {
     "large": {},
     "small": {"num_hidden_layers": 3, "hidden_size": 96, "intermediate_size": 256},
 }
-"""What differs from that."""
+"""Fields that differ from these, by size."""
 
 MODELS: Mapping[tuple[str, Kind], Any] = {
     ("encoder", "classification"): BertForSequenceClassification,
@@ -72,11 +72,11 @@ TRAINING: Mapping[Kind, Mapping[str, Any]] = {
     "masked-lm": {"epochs": 5, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05},
     "causal-lm": {"epochs": 3, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05},
 }
-"""Settings of their training, as in the table `training` of a run file."""
+"""Training settings, as in the table `training` of a run file."""
 
 
 def embedded_teacher(data: TaskData, family: str, size: TeacherSize) -> DefaultTeacher:
-    """Return the teacher of a kind of task.
+    """Return the teacher for a kind of task.
 
     Args:
         data: The task.
@@ -93,7 +93,7 @@ def embedded_teacher(data: TaskData, family: str, size: TeacherSize) -> DefaultT
 
 
 def _build(data: TaskData, family: str, fields: Mapping[str, Any], directory: Path) -> None:
-    """Write an untrained teacher and a tokenizer for its texts; a model there is replaced."""
+    """Write an untrained teacher and a tokenizer for its texts, replacing an existing model."""
     tokenizer = train_tokenizer(data.train.text, VOCAB_SIZE, SHAPE["max_position_embeddings"])
     if family == "decoder":
         tokenizer = _without_segments(tokenizer)
@@ -119,7 +119,7 @@ def _config(
 
 
 def _without_segments(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that numbers no segments, which decoders know nothing of."""
+    """Return a tokenizer without segment ids, which decoders do not accept."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         model_max_length=tokenizer.model_max_length,

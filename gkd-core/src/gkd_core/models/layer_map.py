@@ -1,6 +1,6 @@
-"""Which teacher block a student block is compared with, and which it starts from.
+"""The teacher block that a student block is compared with, and the one it starts from.
 
-Blocks are counted from 1; 0 is the embedding. With L_s student and L_t teacher blocks the named
+Blocks are counted from 1; 0 is the embedding. With L_s student and L_t teacher blocks, the named
 strategies pair student block l with
 
 first     l
@@ -37,10 +37,10 @@ LayerMap: TypeAlias = Strategy | Literal["top"] | Ends | list[tuple[BlockNumber,
 def layer_pairs(
     layer_map: LayerMap, student_layers: int, teacher_layers: int
 ) -> list[tuple[int, int]]:
-    """Return the (student, teacher) pairs of blocks to compare, in the order of the student.
+    """Return the (student, teacher) pairs of blocks to compare, in student order.
 
     Args:
-        layer_map: A strategy, or pairs, which may leave student blocks out.
+        layer_map: A strategy, or pairs, which may omit student blocks.
         student_layers: Number of student blocks.
         teacher_layers: Number of teacher blocks.
 
@@ -68,7 +68,7 @@ def layer_pairs(
 
 
 def layer_segments(student_layers: int, teacher_layers: int) -> list[range]:
-    """Return for each student block the run of teacher blocks that it stands for.
+    """Return, for each student block, the range of teacher blocks that it stands for.
 
     Raises:
         MethodError: The student is deeper than the teacher.
@@ -88,8 +88,8 @@ def init_layers(
         teacher_layers: Number of teacher blocks.
 
     Raises:
-        ConfigError: The student is deeper than the teacher (strategies), the list has another
-            length than the student, or names a block the teacher does not have.
+        ConfigError: The student is deeper than the teacher (strategies), the list has a different
+            length from the student, or names a block the teacher does not have.
     """
     if isinstance(init, str):
         if student_layers > teacher_layers:

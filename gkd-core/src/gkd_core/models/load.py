@@ -1,7 +1,7 @@
-"""Load Hugging Face text encoders and decoders: teachers, and checkpoints to train.
+"""Loading of Hugging Face text encoders and decoders: teachers, and checkpoints to train.
 
-Weights come from safetensors files only; code that lies beside a checkpoint runs only if the user
-says so. Whatever can be seen in `config.json` is refused before any weight is read.
+Weights are read from safetensors files only; code that comes with a checkpoint runs only if the
+user allows it. Everything that `config.json` reveals is checked before any weight is read.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ WeightReader: TypeAlias = Callable[
     [str, Kind, PretrainedConfig, bool, str], tuple[PreTrainedModel, list[str], list[str]]
 ]
 """Reads a model (name, kind, configuration, trust_remote_code, origin); returns it, the weights
-missing in the checkpoint, and those of another shape."""
+missing from the checkpoint, and those of a different shape."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class Head:
-    """What transformers has for one kind of task.
+    """The transformers classes for one kind of task.
 
     Attributes:
         auto: The Auto class that loads such a model.
-        configs: Mapping whose keys are the configuration classes it knows.
-        name: What a person calls the head.
+        configs: Mapping whose keys are the supported configuration classes.
+        name: Name of the head in messages.
     """
 
     auto: Any
@@ -68,11 +68,11 @@ HEADS: dict[Kind, Head] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model loaded to be trained.
+    """A model loaded for training.
 
     Attributes:
         model: The model, fp32, in training mode.
-        initialised: Names of the weights the checkpoint did not have, drawn at random.
+        initialised: Names of the weights missing from the checkpoint, drawn at random.
     """
 
     model: PreTrainedModel
@@ -80,7 +80,7 @@ class Checkpoint:
 
 
 def check_kind(config: PretrainedConfig, kind: Kind, origin: str) -> None:
-    """Refuse an architecture that cannot do a kind of task.
+    """Reject an architecture that does not support a kind of task.
 
     Raises:
         ConfigError: It has no such head, or is an encoder asked to predict the next token.
@@ -103,7 +103,7 @@ def check_kind(config: PretrainedConfig, kind: Kind, origin: str) -> None:
 
 
 def language_model_kind(config: PretrainedConfig) -> Kind:
-    """Return what a model was made to predict: masked tokens (encoders) or the next one."""
+    """Return the kind of language model: masked for encoders, causal for decoders."""
     own = getattr(config, "auto_map", None) or {}
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or "AutoModelForMaskedLM" in own
     return "masked-lm" if masked and not getattr(config, "is_decoder", False) else "causal-lm"
@@ -121,14 +121,14 @@ def load_teacher(
 
     Args:
         model: Directory or hub id.
-        kind: What is predicted.
+        kind: The kind of task.
         classes: The task's classes in the order of their ids; empty unless classification.
-        trust_remote_code: Run code that comes with the checkpoint.
+        trust_remote_code: Whether to run code that comes with the checkpoint.
         origin: Setting that named the model.
-        read: Reads the weights; all of them unless given.
+        read: Reader of the weights. Default: reads all of them.
 
     Raises:
-        ConfigError: The model does not suit the task, or its weights are not all there.
+        ConfigError: The model does not suit the task, or its weights are incomplete.
     """
     config = load_config(model, trust_remote_code, origin)
     check_kind(config, kind, origin)
@@ -151,16 +151,16 @@ def load_model(
     origin: str,
     read: WeightReader | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint to be trained; a head it does not have is drawn at random.
+    """Load a checkpoint to be trained; a missing head is drawn at random.
 
     Args:
         model: Directory or hub id.
-        kind: What is predicted.
+        kind: The kind of task.
         classes: The task's classes in the order of their ids; empty unless classification.
-        seed: Seed of the weights that are drawn.
-        trust_remote_code: Run code that comes with the checkpoint.
+        seed: Seed of the randomly drawn weights.
+        trust_remote_code: Whether to run code that comes with the checkpoint.
         origin: Setting that named the model.
-        read: Reads the weights; all of them unless given.
+        read: Reader of the weights. Default: reads all of them.
 
     Raises:
         ConfigError: The model does not suit the kind of task, or lacks more than a head.
@@ -185,7 +185,7 @@ def load_model(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from a seeded CPU generator inside; the global one is as before afterwards."""
+    """Seed the global CPU generator inside the context, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -194,7 +194,7 @@ def seeded(seed: int) -> Iterator[None]:
 def _read_weights(
     model: str, kind: Kind, config: PretrainedConfig, trust_remote_code: bool, origin: str
 ) -> tuple[PreTrainedModel, list[str], list[str]]:
-    """Return the model, the weights missing in the checkpoint, and those of another shape."""
+    """Return the model, the weights missing from the checkpoint, and those of another shape."""
     place = locate(model, origin)
     check_safetensors(place, kind, origin)
     try:
@@ -212,18 +212,19 @@ def _read_weights(
         raise unreadable(model, origin, error) from error
     misfit = [name for name, *_ in info["mismatched_keys"]]
     if is_sliced(config):
+        # The narrowing subclass was needed for construction only.
         loaded.__class__ = HEADS[kind].configs[type(config)]
     return loaded, sorted(info["missing_keys"]), sorted(misfit)
 
 
 def _loader(kind: Kind, config: PretrainedConfig) -> Any:
-    """Return what reads a checkpoint; if its blocks differ in width, a class that narrows them."""
+    """Return the class that loads a checkpoint; if its blocks differ in width, one that narrows."""
     head = HEADS[kind]
     return narrowed(head.configs[type(config)]) if is_sliced(config) else head.auto
 
 
 def check_safetensors(place: str, kind: Kind, origin: str) -> None:
-    """Refuse a directory without safetensors; a hub id is refused by transformers itself."""
+    """Reject a directory without safetensors; transformers itself rejects such a hub id."""
     directory = Path(place)
     if not directory.is_dir() or any(directory.glob("*.safetensors")):
         return
@@ -240,7 +241,7 @@ def check_safetensors(place: str, kind: Kind, origin: str) -> None:
 
 
 def no_trained_head(model: str, kind: Kind, origin: str, missing: Sequence[str]) -> ConfigError:
-    """Return the error to raise for a teacher that lacks weights of its head."""
+    """Return the error for a teacher that lacks weights of its head."""
     advice = f"train it first, for example with `gkd run --method hard --student {model} ...`"
     if kind in ("masked-lm", "causal-lm"):
         advice = f"name the language model that it was made from (--set {origin}=DIR)"
@@ -250,7 +251,7 @@ def no_trained_head(model: str, kind: Kind, origin: str, missing: Sequence[str])
 
 
 def in_body(model: PreTrainedModel, name: str) -> bool:
-    """Tell whether a weight belongs to the body; a pooler counts as part of the head."""
+    """Return whether a weight belongs to the body; a pooler counts as part of the head."""
     return name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
 
 

@@ -1,4 +1,4 @@
-"""Parts of a student whose learning rates can be set apart: its embedding, its blocks, its head."""
+"""Parts of a student with separate learning rates: its embedding, its blocks, its head."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from gkd_core.models.sites import Sites
 
 Part: TypeAlias = int | Literal["embedding", "head"]
-"""A block by its number, counted from 1; `embedding`, what is before the blocks; `head`, what is
-after them: the final norm, the pooler and the head of the task."""
+"""A block by its number, counted from 1; `embedding`, everything before the blocks; `head`,
+everything after them: the final norm, the pooler and the head of the task."""
 
 Parts: TypeAlias = Mapping[Part, Sequence["nn.Parameter"]]
 """The weights of each part."""
 
 POOLER = "pooler"
-"""What transformers calls the map of the first state that a head classifies."""
+"""Transformers' name for the layer between the first hidden state and a classification head."""
 
 
 def find_parts(sites: Sites) -> Parts:
-    """Return the weights of a model by part; one that several parts share belongs to the first.
+    """Return the weights of a model by part; a shared weight belongs to the first of its parts.
 
-    So a head that is tied to the embedding is part of the embedding.
+    A head that is tied to the embedding is therefore part of the embedding.
     """
     base = sites.model.base_model
     after = [sites.final_norm, getattr(base, POOLER, None)]
@@ -41,5 +41,5 @@ def find_parts(sites: Sites) -> Parts:
 
 
 def part_name(part: Part) -> str:
-    """Return what a person calls a part."""
+    """Return the name of a part for messages."""
     return f"block {part}" if isinstance(part, int) else part

@@ -15,19 +15,19 @@ from gkd_core.data.augment import Word
 from gkd_core.data.words import Words
 
 LOGITS = 2**26
-"""Logits that are computed at a time: 256 MiB."""
+"""Logits computed at a time: 256 MiB."""
 
 
 class MaskedProposer:
-    """Proposes the words that a masked language model finds likeliest in a place.
+    """Proposes the words that a masked language model finds most likely at a position.
 
-    Words of several tokens are left as they are, for one mask stands for one token; so are numbers
-    and signs. Candidates are whole words of letters, other than the word itself.
+    Words of several tokens are left as they are, because one mask stands for one token; so are
+    numbers and punctuation. Candidates are whole words of letters other than the word itself.
 
     Args:
         model: The language model, in evaluation mode.
         tokenizer: Its tokenizer.
-        number: Candidates of a word.
+        number: Number of candidates per word.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MaskedProposer:
         self._length = min(limit, tokenizer.model_max_length)
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
-        """Return the words of a single token of each text, in order."""
+        """Return the single-token words of each text, in order."""
         made = self._encode(texts)
         return [
             list(self._of_text(text, ids, offsets))
@@ -58,7 +58,7 @@ class MaskedProposer:
     def candidates(
         self, texts: Sequence[str], wanted: Sequence[tuple[int, Word]]
     ) -> list[list[str]]:
-        """Return the likeliest words in the place of each wanted one, in the rest of its text."""
+        """Return the most likely words at each wanted position, given the rest of its text."""
         ids: list[list[int]] = self._encode(texts)["input_ids"]
         found: list[list[str]] = [[] for _ in wanted]
         order = sorted(range(len(wanted)), key=lambda index: len(ids[wanted[index][0]]))
@@ -87,12 +87,12 @@ class MaskedProposer:
             known = ids[position] != self.tokenizer.unk_token_id
             spelled = text[start:end].strip()
             if number >= 0 and tokens[number] == 1 and known and spelled.isalpha():
-                # Some tokenizers count the space before a word in.
+                # Some tokenizers include the space before a word.
                 start = text.index(spelled, start)
                 yield Word(start, start + len(spelled), position)
 
     def _batches(self, order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Cut what is sorted by length into batches of few enough logits."""
+        """Yield batches of indices sorted by length, each within the limit on logits."""
         batch: list[int] = []
         for index in order:
             if (len(batch) + 1) * lengths[index] * len(self._forbidden) > LOGITS and batch:
@@ -103,7 +103,7 @@ class MaskedProposer:
             yield batch
 
     def _likeliest(self, rows: Sequence[list[int]], places: Sequence[int]) -> list[list[int]]:
-        """Return the likeliest tokens in a place of each row."""
+        """Return the most likely tokens at one position of each row."""
         device = self.model.device
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.full((len(rows), int(lengths.max())), self.tokenizer.pad_token_id)
@@ -127,7 +127,7 @@ class MaskedProposer:
 
 
 def _spelling(tokenizer: PreTrainedTokenizerFast, token: int) -> str:
-    """Return a token as it is written in a text."""
+    """Return a token's spelling in a text."""
     name = tokenizer.convert_ids_to_tokens(token)
     text: str = tokenizer.convert_tokens_to_string([name])
     return text.strip()

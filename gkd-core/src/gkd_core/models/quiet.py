@@ -1,4 +1,4 @@
-"""Keep transformers' warnings, load reports and progress bars off the terminal."""
+"""Silencing of transformers' warnings, load reports and progress bars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers inside; what it would say is read from its return values instead."""
+    """Silence transformers inside; its return values carry the same information."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

@@ -1,8 +1,7 @@
-"""Write a model as a normal Hugging Face directory, and measure models and directories."""
+"""Saving of models as Hugging Face directories, and sizes of models and directories."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from math import prod
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gkd_core.atomic import replace_directory
 from gkd_core.distributed.shards import sharding_of
 from gkd_core.errors import ConfigError
 from gkd_core.models.quiet import quiet
@@ -23,19 +23,19 @@ def save_model(
     directory: Path,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write weights (safetensors), configuration and tokenizer so that transformers loads them.
+    """Write weights (safetensors), configuration and tokenizer so that transformers can load them.
 
-    Everything is written beside `directory` and renamed at the end: whenever the process dies,
-    the model saved before is whole, there or as `.NAME.old` beside it.
+    Everything is written beside `directory` and renamed at the end: whenever the process dies, the
+    previously saved model is intact, there or as `.NAME.old` beside it.
 
     Args:
         model: The model, with class names in its configuration.
         tokenizer: Its tokenizer.
-        directory: Where to; a model saved there before is replaced.
+        directory: Target directory; a model saved there before is replaced.
         weights: The weights by name, if they are not the model's own.
 
     Raises:
-        ConfigError: `directory` holds something that is not a saved model.
+        ConfigError: `directory` holds something other than a saved model.
     """
     _refuse_foreign(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -44,30 +44,30 @@ def save_model(
     with quiet():
         model.save_pretrained(aside, state_dict=None if weights is None else dict(weights))
         tokenizer.save_pretrained(aside)
-    _replace(directory, aside)
+    replace_directory(aside, directory)
 
 
 def copy_model(source: Path, directory: Path) -> None:
-    """Copy a saved model, so that another one is there whole whenever the process dies.
+    """Copy a saved model; whenever the process dies, the one it replaces is intact.
 
     Args:
         source: Directory of the model.
-        directory: Where to; a model saved there before is replaced.
+        directory: Target directory; a model saved there before is replaced.
 
     Raises:
-        ConfigError: `directory` holds something that is not a saved model.
-        OSError: The model cannot be read, or not be written.
+        ConfigError: `directory` holds something other than a saved model.
+        OSError: The model cannot be read or written.
     """
     _refuse_foreign(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside)
-    _replace(directory, aside)
+    replace_directory(aside, directory)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, tied ones once; of the whole model if it is divided."""
+    """Return the number of parameters of the whole model, counting tied ones once."""
     sharding = sharding_of(model)
     if sharding is None:
         return sum(parameter.numel() for parameter in model.parameters())
@@ -79,8 +79,8 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_embedding_parameters(model: nn.Module) -> int:
-    """Return the number of parameters in embedding tables, tied ones counted once."""
-    # A divided embedding is no `nn.Embedding`, but counts its words as one does.
+    """Return the number of parameters in embedding tables, counting tied ones once."""
+    # A divided embedding is not an `nn.Embedding`, but has `num_embeddings` like one.
     modules = [module for module in model.modules() if hasattr(module, "num_embeddings")]
     tables: dict[Any, Any] = {module.weight: module for module in modules}
     shapes = (getattr(module, "whole_shape", weight.shape) for weight, module in tables.items())
@@ -88,7 +88,7 @@ def count_embedding_parameters(model: nn.Module) -> int:
 
 
 def directory_size(directory: Path) -> int:
-    """Return the bytes of all files under a directory."""
+    """Return the total size in bytes of all files under a directory."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
@@ -97,20 +97,10 @@ def _refuse_foreign(directory: Path) -> None:
         return
     if directory.exists():
         raise ConfigError(
-            f"cannot save a model as {str(directory)!r}: something that is not a model is there; "
-            "choose another directory"
+            f"cannot save a model as {str(directory)!r}, which exists and is not a model; choose "
+            "another directory"
         )
 
 
 def _is_model(directory: Path) -> bool:
     return (directory / "config.json").is_file()
-
-
-def _replace(directory: Path, aside: Path) -> None:
-    """Rename `aside` to `directory`; no system call swaps two directories everywhere."""
-    old = directory.with_name(f".{directory.name}.old")
-    if directory.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(directory, old)
-    os.replace(aside, directory)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`Sites`: where the blocks, the attention modules and the final norm of a model are."""
+"""`Sites`: locations of the blocks, attention modules and final norm of a model."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Sites:
     """The places of a transformers encoder or decoder that can be read.
 
     Most transformers models name the classes of their blocks and attention modules, which is
-    enough. For an architecture where it is not, a plugin registers a subclass that overrides
-    `find_blocks`, `find_attentions` or `find_final_norm`.
+    enough. For any other architecture, a plugin registers a subclass that overrides `find_blocks`,
+    `find_attentions` or `find_final_norm`.
 
     Attributes:
-        families: Hugging Face model types a subclass is for.
+        families: Hugging Face model types that a subclass supports.
         model: The model, with whatever head it has.
         blocks: The transformer blocks in order, L of them.
-        attentions: The self-attention module of each block: what transformers' attention functions
-            receive as first argument. Empty where attention cannot be captured.
-        ffns: The last linear map of each block's feed-forward part; empty where there is none.
+        attentions: The self-attention module of each block: the first argument of transformers'
+            attention functions. Empty if attention cannot be captured.
+        ffns: The last linear layer of each block's feed-forward part; empty if there is none.
         final_norm: The norm after the last block; None in post-norm models.
-        classifier: The last linear map of a head that classifies whole rows, or None.
-        head: The linear map to the vocabulary of a language model, whole or divided, or None.
+        classifier: The last linear layer of a head that classifies whole rows, or None.
+        head: The linear layer to the vocabulary of a language model, whole or divided, or None.
         causal: Whether a position sees only those before it.
         obstacle: Why attention sites cannot be captured, or None if they can.
 
     Raises:
-        MethodError: The structure of the model is not understood; says what is missing.
+        MethodError: The structure of the model is not understood; the message says why.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
@@ -78,7 +78,7 @@ class Sites:
         return self._recorded("hidden_states", base) or self._only_list(base)
 
     def find_attentions(self) -> Sequence[nn.Module]:
-        """Return the self-attention module of each block; nothing if some block has not one."""
+        """Return the self-attention module of each block; nothing if some block has none."""
         found = [
             self._recorded("attentions", block)
             or [module for module in block.modules() if isinstance(module, Headless)]
@@ -87,7 +87,7 @@ class Sites:
         return [modules[0] for modules in found] if all(len(m) == 1 for m in found) else []
 
     def find_ffns(self) -> Sequence[nn.Module]:
-        """Return the last linear map of each block's feed-forward part, or nothing."""
+        """Return the last linear layer of each block's feed-forward part, or nothing."""
         width = self.model.config.hidden_size
         sizes = Widths.read(self.model.config).neurons
         pairs = zip(self.blocks, sizes, strict=True)
@@ -95,7 +95,7 @@ class Sites:
         return [module for module in found if module is not None] if all(found) else []
 
     def find_classifier(self) -> nn.Module | None:
-        """Return the last linear map of a head that classifies whole rows, or None."""
+        """Return the last linear layer of a head that classifies whole rows, or None."""
         if self.model.get_output_embeddings() is not None:
             return None
         body = set(self.model.base_model.modules())
@@ -103,15 +103,15 @@ class Sites:
         return outside[-1] if outside else None
 
     def find_head(self) -> nn.Linear | VocabularyHead | None:
-        """Return the linear map to the vocabulary, if the head ends in one."""
+        """Return the linear layer to the vocabulary, if the head ends in one."""
         head = self.model.get_output_embeddings()
-        # `VocabularyHead` cannot be imported where there is no megatron-core.
+        # `VocabularyHead` cannot be imported without megatron-core.
         return head if isinstance(head, nn.Linear) or hasattr(head, "words") else None
 
     def find_final_norm(self) -> nn.Module | None:
         """Return the norm after the last block, or None if there is none.
 
-        It stands beside the list of blocks or beside a module around that list.
+        It is a sibling of the list of blocks, or of a module that contains the list.
         """
         norms = {
             name: child
@@ -126,7 +126,7 @@ class Sites:
         return next(iter(norms.values()), None)
 
     def _recorded(self, output: str, root: nn.Module) -> list[nn.Module]:
-        """Return the modules under `root` whose class transformers records `output` from."""
+        """Return the modules under `root` from whose class transformers records `output`."""
         recordable = getattr(self.model.base_model, "_can_record_outputs", None) or {}
         entries = recordable.get(output, [])
         entries = entries if isinstance(entries, list) else [entries]
@@ -137,7 +137,7 @@ class Sites:
         ]
 
     def _only_list(self, root: nn.Module) -> list[nn.Module]:
-        """Return the one list of modules that has as many as there are blocks, or nothing."""
+        """Return the only module list of as many modules as there are blocks, or nothing."""
         count = self.model.config.num_hidden_layers
         lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
         return list(lists[0]) if len(lists) == 1 else []
@@ -175,7 +175,7 @@ def find_sites(model: PreTrainedModel, adapters: Iterable[type[Sites]] = ()) -> 
 
     Args:
         model: The model.
-        adapters: Subclasses registered by plugins; one that names the model's type is used.
+        adapters: Subclasses registered by plugins; one that lists the model's type is used.
 
     Raises:
         MethodError: The structure of the model is not understood.
@@ -190,15 +190,15 @@ def find_sites(model: PreTrainedModel, adapters: Iterable[type[Sites]] = ()) -> 
 
 
 def _last_matrix(block: nn.Module, shape: set[int]) -> nn.Module | None:
-    """Return the last module of a block whose weight is a matrix of this shape, either way round.
+    """Return the last module of a block whose weight is a matrix of this shape or its transpose.
 
-    GPT-2 keeps its matrices transposed, so that the order says nothing; the map from the
+    GPT-2 stores its matrices transposed, so that the orientation is no clue; the layer from the
     feed-forward width back to the hidden size comes after the one that leads to it.
     """
     found = None
     for module in block.modules():
         weight = getattr(module, "weight", None)
-        # A layer that is divided over several ranks has a part of its matrix.
+        # A layer that is divided over several ranks holds a shard of its matrix.
         whole = getattr(module, "whole_shape", getattr(weight, "shape", ()))
         if isinstance(weight, nn.Parameter) and len(whole) == 2 and set(whole) == shape:
             found = module
@@ -206,7 +206,7 @@ def _last_matrix(block: nn.Module, shape: set[int]) -> nn.Module | None:
 
 
 def _matches(entry: Any, name: str, module: nn.Module) -> bool:
-    """Tell whether a module is meant by an entry of `_can_record_outputs`.
+    """Return whether an entry of `_can_record_outputs` refers to a module.
 
     An entry is a class, or an `OutputRecorder` with a class and a part of the module's name.
     """

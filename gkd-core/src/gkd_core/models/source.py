@@ -1,7 +1,9 @@
-"""Find a model by directory or hub id, and read its configuration."""
+"""Locating a model by directory or hub id, and reading its configuration."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from pathlib import Path
 
@@ -19,7 +21,7 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
 
     Args:
         model: Directory or hub id.
-        trust_remote_code: Run code that comes with the checkpoint.
+        trust_remote_code: Whether to run code that comes with the checkpoint.
         origin: Setting that named the model, such as `teacher.model`, for messages.
 
     Raises:
@@ -27,8 +29,7 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
     """
     place = locate(model, origin)
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        config = copy.deepcopy(_read_config(place, trust_remote_code, _stamp(place)))
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise unreadable(model, origin, error) from error
     if config.is_encoder_decoder:
@@ -44,6 +45,24 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
     return config
 
 
+@functools.lru_cache(maxsize=64)
+def _read_config(
+    place: str, trust_remote_code: bool, stamp: tuple[int, int] | None
+) -> PretrainedConfig:
+    """Read a configuration once per process, and again if its file has changed."""
+    with quiet():
+        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+
+
+def _stamp(place: str) -> tuple[int, int] | None:
+    """Return what changes with the configuration of a directory; None for a hub id."""
+    file = Path(place) / "config.json"
+    if not file.is_file():
+        return None
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
 def locate(model: str, origin: str) -> str:
     """Return the directory of a model, or its name if it can only be a hub id.
 
@@ -52,7 +71,7 @@ def locate(model: str, origin: str) -> str:
     """
     path = Path(model).expanduser()
     if path.is_file():
-        raise ConfigError(f"{origin} = {model!r} is a file; give the directory it lies in")
+        raise ConfigError(f"{origin} = {model!r} is a file; give the directory that contains it")
     if path.is_dir():
         if (path / "config.json").is_file():
             return str(path)
@@ -67,13 +86,13 @@ def locate(model: str, origin: str) -> str:
 
 
 def unreadable(model: str, origin: str, error: Exception) -> ConfigError:
-    """Return the error to raise for a model that transformers could not read."""
+    """Return the error for a model that transformers could not read."""
     path = Path(model).expanduser()
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
         setting = f"{origin.rpartition('.')[0]}.trust_remote_code = true"
         return ConfigError(
-            f"{origin} = {model!r} brings model code of its own, which would be run; "
+            f"{origin} = {model!r} comes with model code of its own, which would be executed; "
             f"read it, and set {setting.lstrip('.')} if you trust it"
         )
     if path.is_dir():

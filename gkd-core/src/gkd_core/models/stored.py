@@ -1,4 +1,4 @@
-"""Refuse a checkpoint by the names of its weights, before any of them is read."""
+"""Checks of a checkpoint by the names of its weights, before any of them is read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gkd_core.models.source import locate, unreadable
 
 
 def check_stored(model: str, kind: Kind, origin: str) -> None:
-    """Refuse a directory whose weights are missing, damaged or a pickle; a hub id passes.
+    """Reject a directory whose weights are missing, damaged or a pickle; a hub id passes.
 
     Args:
         model: Directory or hub id.
-        kind: What is predicted.
+        kind: The kind of task.
         origin: Setting that named the model.
 
     Raises:
-        ConfigError: It has no weights that can be read.
+        ConfigError: It has no readable weights.
     """
     place = locate(model, origin)
     check_safetensors(place, kind, origin)
@@ -32,12 +32,12 @@ def check_stored(model: str, kind: Kind, origin: str) -> None:
 
 
 def check_trained_head(model: str, config: PretrainedConfig, kind: Kind, origin: str) -> None:
-    """Refuse a teacher whose weights lack the head of its task; a hub id passes.
+    """Reject a teacher whose weights lack the head of its task; a hub id passes.
 
     Args:
-        model: Directory or hub id, with weights that can be read.
+        model: Directory or hub id, with readable weights.
         config: Its Hugging Face configuration.
-        kind: What is predicted.
+        kind: The kind of task.
         origin: Setting that named the model.
 
     Raises:
@@ -53,7 +53,7 @@ def check_trained_head(model: str, config: PretrainedConfig, kind: Kind, origin:
 
 
 def _head_modules(config: PretrainedConfig, kind: Kind) -> Iterator[str]:
-    """Yield the modules beside the body that have weights of their own (tied ones have none)."""
+    """Yield the modules beside the body that have their own weights (tied ones have none)."""
     with torch.device("meta"), quiet():
         model = HEADS[kind].auto.from_config(config)
     for name, _ in model.named_parameters():

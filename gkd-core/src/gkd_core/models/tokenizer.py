@@ -1,4 +1,4 @@
-"""Load tokenizers, compare them, and check them against a model."""
+"""Loading of tokenizers, and checks against each other and against a model."""
 
 from __future__ import annotations
 
@@ -6,34 +6,38 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 
 from gkd_core.errors import ConfigError
 from gkd_core.models.quiet import quiet
-from gkd_core.models.source import locate
+from gkd_core.models.source import load_config, locate
 
 PROBE = "The 2nd Café isn't OPEN: e.g. naïve_tests, 3.14%  (see 漢字)"
 SPECIAL = ("pad", "bos", "eos", "cls", "sep", "mask", "unk")
 
 
 def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrainedTokenizerFast:
-    """Load the fast tokenizer of a model; one without a padding token pads with end-of-sequence.
+    """Load a model's fast tokenizer; without a padding token, end-of-sequence serves as one.
 
     Args:
         model: Directory or hub id.
-        trust_remote_code: Run code that comes with the checkpoint.
+        trust_remote_code: Whether to run code that comes with the checkpoint.
         origin: Setting that named the model, such as `teacher.model`, for messages.
 
     Raises:
-        ConfigError: There is no tokenizer, only a slow one, or nothing to pad with.
+        ConfigError: There is no tokenizer, only a slow one, or no token to pad with.
     """
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
-                locate(model, origin), trust_remote_code=trust_remote_code
+                locate(model, origin),
+                config=load_config(model, trust_remote_code, origin),
+                trust_remote_code=trust_remote_code,
             )
+    except ConfigError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception for a bad file
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"the tokenizer of {origin} = {model!r} cannot be loaded: {reason}"
         ) from error
-    # Without tokenizer files transformers makes up an empty one.
+    # Without tokenizer files, transformers returns an empty one.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ConfigError(
             f"{origin} = {model!r} has no tokenizer; save one into the directory with "
@@ -54,7 +58,7 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
 def tokenizer_mismatch(
     first: PreTrainedTokenizerFast, second: PreTrainedTokenizerFast
 ) -> str | None:
-    """Say in words how two tokenizers differ, or return None if they do not.
+    """Describe how two tokenizers differ, or return None if they do not.
 
     Compares the tokens and their ids, the special tokens, and how a probe text is split.
     """
@@ -81,10 +85,10 @@ def tokenizer_mismatch(
 def check_vocabulary(
     tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig, origin: str
 ) -> None:
-    """Refuse a tokenizer that makes ids the model has no embedding for.
+    """Reject a tokenizer with ids that the model has no embedding for.
 
     Raises:
-        ConfigError: Its largest id lies beyond the embedding.
+        ConfigError: Its largest id is beyond the embedding.
     """
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if largest >= config.vocab_size:
@@ -96,8 +100,8 @@ def check_vocabulary(
 
 
 def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Tell a model which token pads; decoders that classify read the last one before it."""
+    """Set a model's padding token; decoder classifiers read the last token before padding."""
     model.config.pad_token_id = tokenizer.pad_token_id
     if tokenizer.pad_token == tokenizer.eos_token:
-        # An embedding gives its padding row no gradient, but end-of-sequence has to learn.
+        # The padding row of an embedding gets no gradient, but end-of-sequence has to learn.
         model.get_input_embeddings().padding_idx = None

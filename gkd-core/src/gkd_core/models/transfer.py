@@ -1,10 +1,10 @@
-"""Copy a teacher's weights into a student that is shallower, narrower, or both.
+"""Transfer of a teacher's weights to a student that is shallower, narrower, or both.
 
-What is outside the blocks (embeddings, final norm, pooler, head) is copied by name; student block
-j from the teacher block it starts from. A narrower tensor keeps the first entries of every axis.
-Where one axis holds several things (the heads of a query projection; query, key and value fused;
-gate and up projection fused) each of them keeps its first entries: the student gets whole heads,
-the first ones, and where its heads are narrower the first channels of each.
+Weights outside the blocks (embeddings, final norm, pooler, head) are copied by name, and student
+block j from the teacher block it starts from. A narrower tensor keeps the first entries of every
+axis. If one axis holds several parts (the heads of a query projection; fused query, key and value;
+fused gate and up projection), each part keeps its first entries: the student gets whole heads, the
+first ones, and if its heads are narrower, the first channels of each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.sites import Sites, find_sites
 
 AxisPart: TypeAlias = tuple[str | int, ...]
-"""One thing stored along an axis: its shape, in sizes of `ModelInfo` or plain numbers."""
+"""One part stored along an axis: its shape, in sizes of `ModelInfo` or plain numbers."""
 
 QUERY: AxisPart = ("heads", "head_size")
 KEY: AxisPart = ("kv_heads", "head_size")
@@ -39,22 +39,22 @@ OUTPUTS: dict[str, tuple[AxisPart, ...]] = {
     "query_key_value": (("heads", 3, "head_size"),),
     **dict.fromkeys(("gate_up_proj", "Wi"), (FFN, FFN)),
 }
-"""What the output features of a linear module are, by the end of its name."""
+"""Parts of a linear module's output features, by the end of its name."""
 
 ATTENTION_OUTPUTS = ("o_proj", "out_lin", "out_proj", "attn.c_proj", "attn.Wo")
 BERT_OUTPUTS = ("attention.dense", "attention.output.dense")
 INPUTS: dict[str, tuple[AxisPart, ...]] = dict.fromkeys(ATTENTION_OUTPUTS + BERT_OUTPUTS, (QUERY,))
-"""What the input features of a linear module are, by the end of its name."""
+"""Parts of a linear module's input features, by the end of its name."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What was copied from the teacher.
+    """Statistics of the weights copied from a teacher.
 
     Attributes:
         blocks: The teacher block, counted from 1, that each student block started from.
         copied: Number of tensors copied whole.
-        sliced: Number of tensors of which a part was copied.
+        sliced: Number of tensors copied in part.
         parameters: Number of the student's values that come from the teacher.
         initialised: Names of the tensors the teacher does not have; they stay random.
     """
@@ -85,7 +85,7 @@ def transfer(
 
     Raises:
         ConfigError: A tensor of the student is wider than the teacher's.
-        MethodError: The blocks of the architecture are not known.
+        MethodError: The architecture's blocks cannot be found.
     """
     adapters = tuple(adapters)
     mine = [f"{name}." for name in _block_names(student, adapters)]
@@ -134,7 +134,7 @@ def _distinct(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[ModelInfo, ModelInfo]:
-    """Return the shapes of teacher and student, in the order a cut goes."""
+    """Return the shapes of teacher and student, in this order."""
     return (
         ModelInfo.read("teacher", teacher.config, teacher.config.num_labels),
         ModelInfo.read("student", student.config, student.config.num_labels),
@@ -142,7 +142,7 @@ def _sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[ModelInf
 
 
 def _layout(model: PreTrainedModel, name: str) -> dict[int, tuple[AxisPart, ...]]:
-    """Return what the axes of a parameter hold, for those that hold more than one thing."""
+    """Return the parts along the axes of a parameter, for axes with known parts."""
     path, _, kind = name.rpartition(".")
     outputs, inputs = lookup(OUTPUTS, path), lookup(INPUTS, path)
     transposed = isinstance(model.get_submodule(path), Conv1D)
@@ -154,7 +154,7 @@ def _layout(model: PreTrainedModel, name: str) -> dict[int, tuple[AxisPart, ...]
 
 
 def lookup(table: dict[str, tuple[AxisPart, ...]], path: str) -> tuple[AxisPart, ...] | None:
-    """Return what `OUTPUTS` or `INPUTS` say of the module with this name, or None."""
+    """Return the parts of a module's features in `OUTPUTS` or `INPUTS`, or None."""
     return next((parts for end, parts in table.items() if f".{path}".endswith(f".{end}")), None)
 
 
@@ -168,7 +168,7 @@ def _cut(
     """Return the part of a teacher's tensor that a student's tensor starts from."""
     for axis, (old, new) in enumerate(zip(weight.shape, target.shape, strict=True)):
         olds, news = (_shapes(layout.get(axis, ()), size) for size in sizes)
-        # In some architecture a name may stand for something else; its axis is cut as a whole.
+        # A name may have another meaning in some architecture; its axis is then cut as a whole.
         if (sum(map(prod, olds)), sum(map(prod, news))) != (old, new):
             olds, news = [(old,)], [(new,)]
         if any(mine > theirs for mine, theirs in zip(chain(*news), chain(*olds), strict=True)):

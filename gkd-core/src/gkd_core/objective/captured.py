@@ -15,7 +15,7 @@ from gkd_core.hooks.paths import MAIN
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gkd_core.objective.passes import Side, StepRequest
+    from gkd_core.objective.step_plan import Side, StepRequest
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from gkd_core.hooks.operations import Operation, Swap
 from gkd_core.hooks.paths import MAIN, Capture
 
 if TYPE_CHECKING:
-    from gkd_core.objective.passes import PlannedPass, StepRequest
+    from gkd_core.objective.step_plan import PlannedPass, StepRequest
 
 
 def refuse_undeclared(method: MethodBase, operations: Iterable[Operation]) -> None:

@@ -20,7 +20,7 @@ from gkd_core.losses.term import Term
 
 if TYPE_CHECKING:
     from gkd_core.objective.captured import Captured
-    from gkd_core.objective.passes import ActiveMethod, StepRequest
+    from gkd_core.objective.step_plan import ActiveMethod, StepRequest
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from gkd_core.errors import MethodError
 from gkd_core.models.parts import Part, part_name
 
 if TYPE_CHECKING:
-    from gkd_core.objective.passes import StepRequest
+    from gkd_core.objective.step_plan import StepRequest
 
 
 def check_factors(factors: Mapping[Part, float], layers: int, owner: str) -> Mapping[Part, float]:

@@ -1,4 +1,4 @@
-"""`DeepSpeedEngine`: optimizer state, gradients and weights divided over the ranks by ZeRO."""
+"""`DeepSpeedEngine`: ZeRO partitioning of optimizer state, gradients and weights over the ranks."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ BUCKET = 2**24
 
 
 class DeepSpeedEngine:
-    """AdamW under ZeRO (Rajbhandari et al., SC 2020) as DeepSpeed has it.
+    """AdamW under ZeRO (Rajbhandari et al., SC 2020), as implemented by DeepSpeed.
 
-    Losses are divided by the items of all shares, so that gradients are to be summed; DeepSpeed
-    takes their mean, which is made up for in `backward`. A weight that no loss reaches has the
-    gradient 0 here, so that it decays, where `LocalEngine` leaves it alone; but parts of the
-    student that are told apart are left alone as a whole.
+    Losses are divided by the items of all ranks, so that gradients must be summed; DeepSpeed
+    averages them, which `backward` compensates for. A weight that no loss reaches has gradient 0
+    here, so that it decays, whereas `LocalEngine` does not update it. If the parts of the student
+    are distinguished, a part that no loss reaches is not updated here either.
 
     Args:
         student: The student.
         modules: The auxiliary modules.
         config: The configuration of the stage.
-        total_steps: Its length, for the learning-rate schedule.
-        device: Where the models live.
-        parts: The parts of the student, if they are ever told apart; else empty.
+        total_steps: Length of the stage, for the learning-rate schedule.
+        device: Device of the models.
+        parts: The parts of the student, if they are ever distinguished; else empty.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed(device)
         self._trained = _Trained(student, modules)
         if self.zero == 3:
-            # The weights are divided first, and each rank moves its own part.
+            # The weights are partitioned first, and each rank moves its own part.
             for buffer in self._trained.buffers():
                 buffer.data = buffer.data.to(device)
         else:
@@ -121,7 +121,7 @@ class DeepSpeedEngine:
         self._engine.backward(loss * data_size(), scale_wrt_gas=False)
 
     def set_lr_factors(self, factors: Mapping[Part, float]) -> None:
-        """Set the factors of the learning rate of the next step, by part; 0 freezes a part."""
+        """Set the learning-rate factors of the next step, by part; 0 freezes a part."""
         self.factors = factors
 
     def step(self, index: int) -> Tensor:
@@ -141,7 +141,7 @@ class DeepSpeedEngine:
         return self.config.lr * lr_factor(self.config, index, self.total_steps)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the moments and step counts of AdamW as `PARAMETER.NAME`, in the first rank."""
+        """Return AdamW's moments and step counts as `PARAMETER.NAME`, on the first rank."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         states = self._engine.optimizer.optimizer.state
@@ -160,7 +160,7 @@ class DeepSpeedEngine:
         return found if is_first() else {}
 
     def load_state_tensors(self, tensors: Mapping[str, Sliceable]) -> None:
-        """Take back what `state_tensors` returned, after the weights themselves."""
+        """Restore the result of `state_tensors`, after the weights themselves."""
         self._engine.optimizer.refresh_fp32_params()
         self._tell_scale()
         if not tensors:
@@ -180,20 +180,20 @@ class DeepSpeedEngine:
                     self._set_moment(parameter, name, own.to(self.device))
 
     def close(self) -> None:
-        """Let go of the models."""
+        """Release the models."""
         self._engine.destroy()
 
     def _tell_scale(self) -> None:
-        """Let DeepSpeed multiply losses, and divide gradients, by the loss scale.
+        """Make DeepSpeed multiply losses, and divide gradients, by the loss scale.
 
-        Its own scaler goes with weights in fp16. Here they are in fp32, and autocast.
+        Its own scaler requires fp16 weights. Here they are in fp32, under autocast.
         """
         if self.scale is not None:
             self._engine.optimizer.override_loss_scale(self.scale.value)
 
     @property
     def _partitions(self) -> list[Tensor]:
-        """This rank's part of the weights as AdamW knows it."""
+        """This rank's partitions of the weights, as AdamW knows them."""
         zero = self._engine.optimizer
         partitions: list[Tensor] = (
             zero.fp32_partitioned_groups_flat
@@ -203,7 +203,7 @@ class DeepSpeedEngine:
         return partitions
 
     def _group(self, partition: int) -> int:
-        """Return which group of AdamW a partition is of; ZeRO-3 may divide groups further."""
+        """Return the AdamW group of a partition; ZeRO-3 may divide groups further."""
         if self.zero < 3:
             return partition
         found: int = self._engine.optimizer.sub_group_to_group_id[partition]
@@ -215,15 +215,15 @@ class DeepSpeedEngine:
         return [part for part, touched in zip(self._reached, reached, strict=True) if not touched]
 
     def _gradient(self, part: Part, gradient: Tensor) -> Tensor | None:
-        """Return 0 for the gradient of a frozen part, which is then not in the norm; else None."""
+        """Return 0 for the gradient of a frozen part, to keep it out of the norm; else None."""
         self._reached[part] = True
         return torch.zeros_like(gradient) if self.factors.get(part) == 0 else None
 
     def _make_states(self, steps: Mapping[int, Tensor]) -> None:
-        """Make room for moments where there is none, which AdamW does when it first needs it.
+        """Allocate missing moments, as AdamW does on first use.
 
         Args:
-            steps: How many steps were done, by group; a group that did none can be left out.
+            steps: Number of steps done, by group; a group without steps can be omitted.
         """
         states = self._engine.optimizer.optimizer.state
         for number, partition in enumerate(self._partitions):
@@ -234,7 +234,7 @@ class DeepSpeedEngine:
         self._link_moments()
 
     def _link_moments(self) -> None:
-        """Let DeepSpeed find the moments of a weight, which it does for the first group only."""
+        """Link the moments of all weights for DeepSpeed, which does so for the first group only."""
         if self.zero == 3:
             return
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
@@ -256,24 +256,24 @@ class DeepSpeedEngine:
 
 
 def _leave_out_frozen(optimizer: Optimizer, *_: Any) -> None:
-    """Take from an optimizer what has the learning rate 0: it would move its moments."""
+    """Remove parameters with learning rate 0 from an optimizer: it would move their moments."""
     for group in optimizer.param_groups:
         if group["lr"] == 0:
             group["frozen"], group["params"] = group["params"], []
 
 
 def _put_back(optimizer: Optimizer, *_: Any) -> None:
-    """Give back to an optimizer what was taken from it for a step."""
+    """Restore the parameters removed from an optimizer for a step."""
     for group in optimizer.param_groups:
         if "frozen" in group:
             group["params"] = group.pop("frozen")
 
 
 def check_engine(config: ParallelConfig) -> None:
-    """Refuse ZeRO where it cannot work, before anything is loaded.
+    """Reject ZeRO if it cannot work, before anything is loaded.
 
     Raises:
-        ConfigError: DeepSpeed, or what it needs to use a disk, is missing.
+        ConfigError: DeepSpeed, or its library for offloading to disk, is missing.
     """
     if not config.zero:
         return
@@ -294,7 +294,7 @@ def check_engine(config: ParallelConfig) -> None:
 
 
 class _Trained(nn.Module):
-    """All that is trained, as one module. Its forward pass is whatever uses the weights."""
+    """All trained weights in one module. Its forward pass is any function that uses them."""
 
     def __init__(self, student: nn.Module, modules: nn.Module) -> None:
         super().__init__()
@@ -308,8 +308,8 @@ class _Trained(nn.Module):
 def _used_elsewhere(student: PreTrainedModel, modules: nn.Module) -> Iterable[nn.Parameter]:
     """Yield weights that are used outside of the forward pass of their module.
 
-    Losses over a vocabulary are computed from the weights of the head; what a method does with its
-    own is its business.
+    Losses over a vocabulary are computed from the weights of the head, and methods are free to use
+    the weights of their modules directly.
     """
     head = student.get_output_embeddings()
     if head is not None:
@@ -318,10 +318,10 @@ def _used_elsewhere(student: PreTrainedModel, modules: nn.Module) -> Iterable[nn
 
 
 def _keep_recomputed(coordinator: Any) -> None:
-    """Let ZeRO-3 keep the weights of a checkpointed block from its recomputation to its backward.
+    """Make ZeRO-3 keep a checkpointed block's weights from its recomputation to its backward.
 
-    DeepSpeed would let them go in between. That is too early where the gradient enters a block in
-    its midst, as it does from captured queries: what is recomputed is then under way backwards.
+    DeepSpeed would release them in between. That is too early if the gradient enters the middle of
+    a block, as it does from captured queries: the recomputation then runs inside a backward pass.
     """
     stock = coordinator.release_sub_module
 
@@ -339,7 +339,7 @@ def _settings(config: RunConfig, student: PreTrainedModel) -> dict[str, Any]:
         "stage": parallel.zero,
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
-        # Vectors are not worth dividing, matrices are.
+        # Only matrices are worth partitioning, not vectors.
         "stage3_param_persistence_threshold": 10 * student.config.hidden_size,
     }
     for name, place in (
@@ -353,19 +353,19 @@ def _settings(config: RunConfig, student: PreTrainedModel) -> dict[str, Any]:
     if parallel.offload_params == "nvme":
         zero["offload_param"]["buffer_size"] = max(p.numel() for p in student.parameters())
     return {
-        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants it, and only counts samples with it
+        "train_micro_batch_size_per_gpu": 1,  # required, but used only to count samples
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.training.clip,
         "zero_optimization": zero,
-        # PyTorch's fused AdamW is as good on a CPU, and need not be compiled first.
+        # PyTorch's fused AdamW is as fast on a CPU, and needs no compilation.
         "zero_force_ds_cpu_optimizer": False,
     }
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed without what it compiles and says on the way."""
+    """Import DeepSpeed without its compilation and its messages."""
     if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["DS_ACCELERATOR"] = "cpu"  # it would choose a GPU if there is one
     warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
     import deepspeed
 

@@ -1,4 +1,4 @@
-"""`Engine`: what the loop asks of whatever holds and optimises the trained weights."""
+"""`Engine`: the loop's interface to the trained weights and their optimizer."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from gkd_core.models.parts import Part, Parts
 from gkd_core.optim.loss_scale import LossScale, loss_scale
 
 STEP = "step"
-"""What AdamW calls its count of steps, which is no tensor of the shape of a weight."""
+"""AdamW's name for its step count, the only state that does not have the shape of a weight."""
 
 
 class Engine(Protocol):
-    """Optimises the student and the auxiliary modules, in one process or several.
+    """Optimizes the student and the auxiliary modules, in one process or several.
 
     Every rank calls every method, in the same order.
 
     Attributes:
-        device: Where the models live.
-        scale: What losses are multiplied by before backward, in fp16; else None.
+        device: Device of the models.
+        scale: Loss scale in fp16; else None.
     """
 
     device: torch.device
@@ -42,45 +42,45 @@ class Engine(Protocol):
         """Run forward passes and the loss of a micro-batch; return the loss."""
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
-        """Accumulate the gradient of a micro-batch; `last` says that a step follows."""
+        """Accumulate the gradient of a micro-batch; `last` means that a step follows."""
 
     def set_lr_factors(self, factors: Mapping[Part, float]) -> None:
-        """Set the factors of the learning rate of the next step, by part; 0 freezes a part."""
+        """Set the learning-rate factors of the next step, by part; 0 freezes a part."""
 
     def step(self, index: int) -> Tensor:
         """Clip, update the weights, clear the gradient; return its norm before clipping.
 
-        The weights stay as they are if the gradient overflows in fp16.
+        The weights do not change if the gradient overflows in fp16.
         """
 
     def lr(self, index: int) -> float:
         """Return the learning rate of step `index`."""
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the whole state of the optimizer by name, in the first rank."""
+        """Return the whole optimizer state by name, on the first rank."""
 
     def load_state_tensors(self, tensors: Mapping[str, Sliceable]) -> None:
-        """Take back what `state_tensors` returned, after the weights themselves."""
+        """Restore the result of `state_tensors`, after the weights themselves."""
 
     def close(self) -> None:
-        """Let go of the models."""
+        """Release the models."""
 
 
 EngineMaker: TypeAlias = Callable[
     [PreTrainedModel, nn.Module, RunConfig, int, torch.device, Parts], Engine
 ]
-"""Makes an engine of what `build_engine` takes."""
+"""Makes an engine from the arguments of `build_engine`."""
 
 
 class LocalEngine:
-    """AdamW on all that a process has of the weights; gradients are summed over the copies.
+    """AdamW on this process's weights or shards; gradients are summed over the copies.
 
     Args:
         trained: The student and the auxiliary modules.
-        config: Optimiser settings.
+        config: Optimizer settings.
         total_steps: Length of the stage, for the learning-rate schedule.
-        device: Where the models live.
-        parts: The parts of the student, if they are ever told apart.
+        device: Device of the models.
+        parts: The parts of the student, if they are ever distinguished.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class LocalEngine:
         scaled.backward()  # type: ignore[no-untyped-call]
 
     def set_lr_factors(self, factors: Mapping[Part, float]) -> None:
-        """Set the factors of the learning rate of the next step, by part; 0 freezes a part."""
+        """Set the learning-rate factors of the next step, by part; 0 freezes a part."""
         self.factors = factors
 
     def step(self, index: int) -> Tensor:
@@ -120,7 +120,7 @@ class LocalEngine:
         set_rates(self.optimizer, self.lr(index), self.factors)
         for group in self.optimizer.param_groups:
             for weight in group["params"] if group["lr"] == 0 else ():
-                weight.grad = None  # AdamW leaves alone what has no gradient
+                weight.grad = None  # AdamW skips weights without a gradient
         sum_gradients(self.parameters)
         norm = self._division.gradient_norm(self.parameters)
         if self.scale is not None:
@@ -147,7 +147,7 @@ class LocalEngine:
         return not overflows
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the moments and step counts of AdamW as `PARAMETER.NAME`."""
+        """Return AdamW's moments and step counts as `PARAMETER.NAME`."""
         found: dict[str, Tensor] = {}
         for index, state in self.optimizer.state_dict()["state"].items():
             for name, own in state.items():
@@ -158,7 +158,7 @@ class LocalEngine:
         return found
 
     def load_state_tensors(self, tensors: Mapping[str, Sliceable]) -> None:
-        """Take back what `state_tensors` returned."""
+        """Restore the result of `state_tensors`."""
         state: dict[int, dict[str, Tensor]] = {}
         for key, whole in tensors.items():
             index, name = int(key.split(".")[0]), key.split(".")[1]
@@ -180,15 +180,15 @@ def build_engine(
     device: torch.device,
     parts: Parts,
 ) -> Engine:
-    """Return the engine that the configuration asks for.
+    """Return the engine selected by the configuration.
 
     Args:
         student: The student.
         modules: The auxiliary modules.
         config: The configuration of the stage.
-        total_steps: Its length, for the learning-rate schedule.
-        device: Where the models live.
-        parts: The parts of the student, if they are ever told apart; else empty.
+        total_steps: Length of the stage, for the learning-rate schedule.
+        device: Device of the models.
+        parts: The parts of the student, if they are ever distinguished; else empty.
     """
     if config.parallel.zero == 0:
         for module in (student, modules):
@@ -210,12 +210,12 @@ def count_items(batches: Sequence[Batch]) -> dict[ItemKind, int]:
 def autocast(
     config: TrainingConfig, device: torch.device, caches: bool = True
 ) -> AbstractContextManager[object]:
-    """Return autocast to bf16 or fp16, or nothing in fp32.
+    """Return a context of autocast to bf16 or fp16; it does nothing in fp32.
 
     Args:
-        config: Optimiser settings.
-        device: Where the models live.
-        caches: Keep the copy of a weight in lower precision for its next use.
+        config: Optimizer settings.
+        device: Device of the models.
+        caches: Whether to cache the lower-precision copies of weights.
     """
     dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
     enabled = config.precision != "fp32"
@@ -223,13 +223,13 @@ def autocast(
 
 
 def trained_parameters(modules: Iterable[nn.Module], parts: Parts) -> list[nn.Parameter]:
-    """Return the weights to be trained, in the order in which AdamW counts them."""
+    """Return the trained weights, in the order in which AdamW numbers them."""
     found = [p for module in modules for p in module.parameters() if p.requires_grad]
     return [weight for group in _groups(found, parts).values() for weight in group]
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig, parts: Parts) -> AdamW:
-    """Return the optimizer of some weights, with groups whose `part` tells their learning rate."""
+    """Return the optimizer of some weights, with groups whose `part` sets the learning rate."""
     return AdamW(
         [
             {"params": group, "weight_decay": config.weight_decay * decays, "part": part}
@@ -243,7 +243,7 @@ def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig, parts: Par
 
 
 def set_rates(optimizer: Optimizer, lr: float, factors: Mapping[Part, float]) -> None:
-    """Give every group of an optimizer its learning rate; 0 is that of frozen parts only."""
+    """Set the learning rate of every optimizer group; only frozen parts get 0."""
     for group in optimizer.param_groups:
         group["lr"] = lr * factors.get(group["part"], 1.0)
 
@@ -264,7 +264,7 @@ def lr_factor(config: TrainingConfig, index: int, total: int) -> float:
 def _groups(
     weights: Iterable[nn.Parameter], parts: Parts
 ) -> Mapping[tuple[bool, Part | None], list[nn.Parameter]]:
-    """Divide weights into matrices, which decay, and vectors, and both by part."""
+    """Group weights into matrices, which decay, and vectors, and both by part."""
     part_of = {weight: part for part, own in parts.items() for weight in own}
     found: dict[tuple[bool, Part | None], list[nn.Parameter]] = {}
     for weight in sorted(weights, key=_is_vector):
@@ -273,5 +273,5 @@ def _groups(
 
 
 def _is_vector(weight: Tensor) -> bool:
-    """Tell biases and normalisation, which have fewer than two dimensions, from matrices."""
+    """Return whether a weight is a bias or a normalization, with fewer than two dimensions."""
     return weight.dim() < 2

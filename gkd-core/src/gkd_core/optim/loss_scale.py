@@ -1,4 +1,4 @@
-"""`LossScale`: what a loss is multiplied by so that fp16 can hold its gradient."""
+"""`LossScale`: the factor of the loss that keeps its gradient within the range of fp16."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ PATIENCE = 2000
 class LossScale:
     """Dynamic loss scaling (Micikevicius et al., ICLR 2018, section 3.2).
 
-    Small gradients would be 0 in fp16. So the loss is multiplied, and what comes out of backward
-    divided. A step whose gradient overflows is skipped, and the scale halved; after many steps that
-    did not, it is doubled. At the least scale an overflow is an error like any other.
+    Small gradients would underflow to 0 in fp16, so the loss is multiplied by the scale and the
+    gradients divided by it. If a gradient overflows, the step is skipped and the scale halved;
+    after many steps without overflow, it is doubled. At the smallest scale, an overflow is an error
+    like any other non-finite gradient.
 
     Attributes:
-        value: What the loss of the next step is multiplied by; a power of 2, which rounds nothing.
-        skipped: Steps skipped in this stage.
-        overflowed: Whether the last step was.
+        value: Factor of the next step's loss; a power of 2, which causes no rounding.
+        skipped: Number of steps skipped in this stage.
+        overflowed: Whether the last step was skipped.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class LossScale:
         self._calm = 0
 
     def update(self, overflows: bool) -> None:
-        """Note whether the gradient of a step overflowed; its weights must then stay as they are.
+        """Record whether a step's gradient overflowed; its weights must then not change.
 
         Args:
             overflows: Equal on all ranks.
@@ -46,15 +47,15 @@ class LossScale:
             self.value, self._calm = self.value * 2, 0
 
     def read(self) -> dict[str, float]:
-        """Return what is logged of it."""
+        """Return the values to log."""
         return {"loss_scale": self.value, "skipped_steps": self.skipped}
 
     def state_dict(self) -> dict[str, float]:
-        """Return what a run needs to go on."""
+        """Return the state needed to resume a run."""
         return {"value": self.value, "skipped": self.skipped, "calm": self._calm}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore the result of `state_dict`."""
         self.value = state["value"]
         self.skipped, self._calm = int(state["skipped"]), int(state["calm"])
 

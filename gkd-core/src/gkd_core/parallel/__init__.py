@@ -1,1 +1,1 @@
-"""Models that are spread over several processes: tensor parallelism joined with ZeRO."""
+"""Models divided over several processes: tensor parallelism combined with ZeRO."""

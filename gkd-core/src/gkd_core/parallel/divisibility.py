@@ -1,4 +1,4 @@
-"""Refusals of models that cannot be divided over a tensor group."""
+"""Checks that models can be divided over a tensor group."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def check_divisible(config: PretrainedConfig, degree: int, origin: str) -> None:
-    """Refuse a model that cannot be divided over a tensor group, before any weight is read.
+    """Reject a model that cannot be divided over a tensor group, before any weight is read.
 
-    The vocabulary always can: its last shards are filled up.
+    The vocabulary can always be divided: its last shards are padded.
 
     Args:
         config: The model's configuration.
-        degree: Processes that share one copy of it.
+        degree: Number of processes that share one copy of it.
         origin: Setting that named the degree.
 
     Raises:
-        ConfigError: There is no plan for the architecture, or a size does not divide.
+        ConfigError: There is no plan for the architecture, or a size is not divisible.
     """
     if degree == 1:
         return
@@ -48,10 +48,10 @@ def check_divisible(config: PretrainedConfig, degree: int, origin: str) -> None:
 
 
 def check_megatron(layout: Layout) -> None:
-    """Refuse to divide models where megatron-core is missing, before anything is loaded.
+    """Reject dividing models without megatron-core, before anything is loaded.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: megatron-core is required but not installed.
     """
     if not layout.is_whole and importlib.util.find_spec("megatron") is None:
         raise ConfigError(
@@ -61,7 +61,7 @@ def check_megatron(layout: Layout) -> None:
 
 
 def _misfit(info: ModelInfo, degree: int, repeats: bool) -> str | None:
-    """Return which relation fails, or None; with `repeats`, ranks may have the same key heads."""
+    """Return the violated relation, or None; with `repeats`, ranks may hold the same key heads."""
     if info.heads % degree:
         return _remainder(degree, info.heads, "attention heads")
     if info.kv_heads % degree and not (repeats and degree % info.kv_heads == 0):

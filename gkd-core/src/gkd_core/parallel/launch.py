@@ -1,4 +1,4 @@
-"""Start the ranks of a run on this machine, and end them all if one fails."""
+"""Launching of a run's ranks on this machine; if one fails, all are terminated."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 GRACE = 30
-"""Seconds that ranks have to end when one has failed, before they are killed."""
+"""Seconds that ranks have to exit after one has failed, before they are killed."""
 
 RUN = "gkd-"
-"""What the agent's name of a run begins with, so that a rank knows who started it."""
+"""Prefix of the elastic agent's run id, by which a rank knows that gkd started it."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How the first rank that failed ended.
+    """How the first failed rank exited.
 
     Attributes:
-        rank: Its number.
+        rank: Global rank.
         status: Its exit status, or minus the number of the signal that killed it.
     """
 
@@ -37,25 +37,25 @@ class Failure:
 
 
 def started_by_gkd(environment: Mapping[str, str]) -> bool:
-    """Tell whether `start_ranks` started this process, and speaks for it where it can."""
+    """Return whether `start_ranks` launched this process, and reports its failure."""
     return environment.get("TORCHELASTIC_RUN_ID", "").startswith(RUN)
 
 
 def start_ranks(count: int, arguments: Sequence[str]) -> Failure | None:
     """Run `gkd` with the same arguments in several processes, and wait for them.
 
-    They are started, watched and ended by PyTorch's elastic agent; nothing is restarted. What they
-    print goes where the output of this process goes.
+    PyTorch's elastic agent starts, monitors and terminates them; nothing is restarted. Their output
+    goes where the output of this process goes.
 
     Args:
         count: Number of processes.
-        arguments: What follows `gkd`.
+        arguments: Command-line arguments after `gkd`.
 
     Returns:
-        None if all ended well, else how the first that did not ended.
+        None if all succeeded, else how the first failed rank exited.
 
     Raises:
-        KeyboardInterrupt: This process was told to end; the ranks have ended.
+        KeyboardInterrupt: This process received a termination signal; the ranks have exited.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -72,7 +72,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> Failure | None:
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             run_id=f"{RUN}{uuid.uuid4().hex}",
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
+            rdzv_endpoint="localhost:0",  # any free port, so that runs can share a machine
             local_addr="localhost",
             max_restarts=0,
             shutdown_timeout=GRACE,
@@ -88,7 +88,7 @@ def start_ranks(count: int, arguments: Sequence[str]) -> Failure | None:
 
 
 def _silence_agent() -> None:
-    """A rank that fails says why; what the agent has to say about it only repeats that."""
+    """Silence the agent's loggers: a failing rank reports why, and the agent only repeats it."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,8 +1,8 @@
-"""Tensor-parallel layers of megatron-core that fit where a transformers model has plain ones.
+"""Tensor-parallel layers of megatron-core as drop-in replacements in transformers models.
 
-They return the tensor alone, know how their weights are cut from the whole ones, and leave nothing
-but weights in the state dict. Of what megatron-core can do, sequence parallelism and its own gather
-of outputs are not used: both allocate on a CUDA device.
+They return a plain tensor, know how their weights are divided, and keep only weights in the state
+dict. Megatron-core's sequence parallelism and its own gather of outputs are not used, because both
+allocate on a CUDA device.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from gkd_core.distributed.shards import ShardSpec
 
 
 class ParallelLayer(nn.Module):
-    """What all layers share.
+    """Base class of all parallel layers.
 
     Attributes:
-        splits: How each weight is cut from the whole one, by its name in the layer.
+        splits: The division of each weight, by its name in the layer.
         whole_shape: Shape of the whole weight.
         tp_group: The tensor group.
-        rng: Where this map stands at an end of what a rank computes for itself in a block: the
-            random draws there.
+        rng: Random draws between column-parallel and row-parallel layers, where this layer begins
+            or ends such a section of a block.
     """
 
     splits: dict[str, ShardSpec]
@@ -44,16 +44,17 @@ class ParallelLayer(nn.Module):
     def _ready(self, splits: dict[str, ShardSpec]) -> None:
         self.splits = splits
         self.whole_shape = splits["weight"].shape
-        # Megatron-core lets an empty entry through here, which no state dict of ours has.
+        # Megatron-core's hook adds an empty extra-state entry, which our state dicts do not have.
         self._load_state_dict_pre_hooks.clear()
 
+    # Megatron-core's versions would put an entry into every state dict.
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
 
     def _forward_impl(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, **options: Any
     ) -> Tensor:
-        """Multiply, with autocast applied here: the backward of megatron-core misses it on CPU."""
+        """Multiply, and apply autocast here: megatron-core's backward misses it on CPU."""
         options["tp_group"] = self.tp_group
         device = input.device.type
         if torch.is_autocast_enabled(device):
@@ -66,11 +67,11 @@ class ParallelLayer(nn.Module):
 
 
 class ColumnLinear(ParallelLayer, ColumnParallelLinear):  # type: ignore[misc]
-    """A linear map of which this rank computes a share of the outputs.
+    """A linear layer of which this rank computes a share of the outputs.
 
     Args:
-        weight: How the weight is cut.
-        bias: How the bias is cut, or None if there is none.
+        weight: The division of the weight.
+        bias: The division of the bias, or None if there is none.
         group: The tensor group.
     """
 
@@ -96,11 +97,11 @@ class ColumnLinear(ParallelLayer, ColumnParallelLinear):  # type: ignore[misc]
 
 
 class RowLinear(ParallelLayer, RowParallelLinear):  # type: ignore[misc]
-    """A linear map of which this rank has a share of the inputs; returns all outputs.
+    """A linear layer of which this rank receives a share of the inputs; returns all outputs.
 
     Args:
-        weight: How the weight is cut.
-        bias: The bias is not cut; whether there is one.
+        weight: The division of the weight.
+        bias: Whether there is a bias; it is not divided.
         group: The tensor group.
     """
 
@@ -128,7 +129,7 @@ class RowLinear(ParallelLayer, RowParallelLinear):  # type: ignore[misc]
 
 
 class VocabularyHead(ColumnLinear):
-    """The map to the vocabulary; a rank has a share of the words, and returns all logits.
+    """The layer to the vocabulary; each rank has a share of the words and returns all logits.
 
     Attributes:
         words: Size of the vocabulary without padding.
@@ -146,7 +147,7 @@ class VocabularyHead(ColumnLinear):
         return gather(self.shard(hidden), -1, self.tp_group)[..., : self.words]
 
     def shard(self, hidden: Tensor) -> Tensor:
-        """Return this rank's logits; the last shards have columns of padding."""
+        """Return this rank's logits; the last shards have padding columns."""
         return super().forward(hidden)
 
 
@@ -154,7 +155,7 @@ class VocabularyEmbedding(ParallelLayer, VocabParallelEmbedding):  # type: ignor
     """An embedding of which this rank has a share of the words.
 
     Args:
-        weight: How the weight is cut.
+        weight: The division of the weight.
         padding_idx: Word whose vector gets no gradient from here, or None.
         group: The tensor group.
     """
@@ -181,12 +182,12 @@ class VocabularyEmbedding(ParallelLayer, VocabParallelEmbedding):  # type: ignor
 
 
 class RepeatedLinear(nn.Linear):
-    """A projection to fewer key or value heads than ranks: each has all of it and computes one.
+    """A projection to fewer key or value heads than ranks: replicated, each rank computes one head.
 
     Args:
         whole: The projection.
         head_size: Width of a head.
-        group: The tensor group; ranks that follow each other compute the same head.
+        group: The tensor group; consecutive ranks compute the same head.
     """
 
     def __init__(self, whole: nn.Linear, head_size: int, group: ProcessGroup) -> None:
@@ -199,7 +200,7 @@ class RepeatedLinear(nn.Linear):
         self.rows = slice(head * head_size, (head + 1) * head_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return keys or values of this rank's head."""
+        """Return the keys or values of this rank's head."""
         bias = None if self.bias is None else self.bias[self.rows]
         hidden = sum_gradient(hidden, self.tp_group)
         return functional.linear(hidden, self.weight[self.rows], bias)
@@ -210,7 +211,7 @@ def _config() -> Any:
 
 
 def _sides(weight: ShardSpec) -> tuple[int, int]:
-    """Return inputs and outputs of a linear map, padding included."""
+    """Return the numbers of inputs and outputs of a linear layer, including padding."""
     shape = list(weight.shape)
     shape[weight.dim] = weight.parts * weight.size * weight.ranks
     inputs, outputs = shape if weight.transposed else reversed(shape)

@@ -1,4 +1,4 @@
-"""Read this rank's shards of a checkpoint, and no more, from safetensors files."""
+"""Loading of this rank's shards of a checkpoint, and no more, from safetensors files."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ LEGACY = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.be
 
 
 class ShardReader:
-    """Reads checkpoints for `load_teacher` and `load_model`: pass it as `read`.
+    """Checkpoint reader for `load_teacher` and `load_model`: pass it as `read`.
 
-    The model is built without weights, divided, and filled from slices of the files. Beside its
-    shards a process has at most one whole tensor in memory at a time. Weights the checkpoint lacks
-    are drawn whole, as transformers draws them, and then divided.
+    The model is built without weights, divided, and filled from slices of the files. Besides its
+    shards, a process holds at most one whole tensor in memory at a time. Weights missing from the
+    checkpoint are drawn whole, as transformers draws them, and then divided.
 
     Args:
         group: The tensor group the model is divided over; every rank reads.
-        device: Where the weights go.
-        dtype: Their type.
+        device: Device of the weights.
+        dtype: Type of the weights.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class ShardReader:
         trust_remote_code: bool,
         origin: str,
     ) -> tuple[PreTrainedModel, list[str], list[str]]:
-        """Return the model, the weights missing in the checkpoint, and those of another shape.
+        """Return the model, the weights missing from the checkpoint, and those of another shape.
 
-        A model of whose body something is missing comes back without weights.
+        If a part of the body is missing, the model is returned without weights.
 
         Args:
             model: Directory or hub id.
-            kind: What is predicted.
+            kind: The kind of task.
             config: The model's configuration.
-            trust_remote_code: Run code that comes with the checkpoint.
+            trust_remote_code: Whether to run code that comes with the checkpoint.
             origin: Setting that named the model.
 
         Raises:
@@ -93,7 +93,7 @@ class ShardReader:
     def _fill(
         self, model: PreTrainedModel, checkpoint: _Checkpoint, found: Mapping[str, str]
     ) -> None:
-        """Put every weight on the device: those that were found are read, the others are there."""
+        """Put every weight on the device: those found are read, those drawn are moved."""
         sharding = sharding_of(model)
         splits = {} if sharding is None else sharding.splits
         for names, weight in weights_of(model):
@@ -111,7 +111,7 @@ class ShardReader:
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """The weights of a checkpoint by their names in the model; each is read when it is asked for.
+    """The weights of a checkpoint by their names in the model, each read on access.
 
     Args:
         model: The model, which needs no weights.
@@ -156,8 +156,7 @@ def meta_model(
 class _Checkpoint:
     """The safetensors files of a directory, opened for one tensor at a time.
 
-    A file that is mapped into memory stays there as far as it was read: closing it gives the memory
-    back.
+    The pages of a memory-mapped file stay in memory once read; closing the file releases them.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -176,13 +175,13 @@ class _Checkpoint:
                     self._files[name] = path
 
     def whole(self, name: str) -> Tensor:
-        """Return a tensor as it is stored."""
+        """Return a tensor as stored."""
         with safe_open(self._files[name], "pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
     def read(self, name: str, split: ShardSpec | None, rank: int, shard: Tensor) -> None:
-        """Copy a rank's share of a tensor into its shard; all of it if it is not divided."""
+        """Copy a rank's share of a tensor into its shard, or all of it if it is not divided."""
         with safe_open(self._files[name], "pt") as file, torch.no_grad():
             whole = file.get_slice(name)
             if split is None:
@@ -192,7 +191,7 @@ class _Checkpoint:
 
 
 def _directory(place: str) -> Path:
-    """Return the directory of a checkpoint, fetched from the hub if it is not one."""
+    """Return the directory of a checkpoint, downloading it if given a hub id."""
     path = Path(place)
     return path if path.is_dir() else Path(snapshot_download(place, allow_patterns=PATTERNS))
 
@@ -200,7 +199,7 @@ def _directory(place: str) -> Path:
 def _match(
     model: PreTrainedModel, checkpoint: _Checkpoint
 ) -> tuple[dict[str, str], list[str], list[str]]:
-    """Return where each weight of a model is found, which are missing, which of another shape."""
+    """Return stored names by weight, and the missing weights and those of another shape."""
     found, missing, misfit = {}, [], []
     for names, weight in weights_of(model):
         known = _known_names(names, model.base_model_prefix)
@@ -215,7 +214,7 @@ def _match(
 
 
 def _known_names(names: Sequence[str], prefix: str) -> Iterator[str]:
-    """Yield what checkpoints may call a weight: with and without head, before and after 2019."""
+    """Yield the possible stored names of a weight: with and without head, before and after 2019."""
     for name in names:
         for variant in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
             yield variant
@@ -225,7 +224,7 @@ def _known_names(names: Sequence[str], prefix: str) -> Iterator[str]:
 
 
 def _draw(model: PreTrainedModel, missing: Sequence[str]) -> None:
-    """Draw missing weights and compute buffers that are never stored, as transformers does."""
+    """Draw missing weights and compute non-persistent buffers, as transformers does."""
     stored = set()
     for names, weight in weights_of(model):
         stored.update(names)
@@ -233,6 +232,7 @@ def _draw(model: PreTrainedModel, missing: Sequence[str]) -> None:
             real = torch.empty_like(weight, device="cpu")
             _put(model, names, Parameter(real) if isinstance(weight, Parameter) else real)
         else:
+            # Marks weights that `initialize_weights` must not draw: they are read later.
             weight._is_hf_initialized = True  # type: ignore[attr-defined]
     for name, buffer in list(model.named_buffers()):
         if name not in stored:
@@ -241,7 +241,7 @@ def _draw(model: PreTrainedModel, missing: Sequence[str]) -> None:
 
 
 def _put(model: nn.Module, names: Sequence[str], weight: Tensor) -> None:
-    """Make a tensor the weight of these names."""
+    """Assign a tensor to the given weight names."""
     for name in names:
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, weight)

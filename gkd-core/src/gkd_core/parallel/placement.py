@@ -1,8 +1,8 @@
-"""Where the weights of a teacher are until they are used.
+"""Placement of a teacher's weights between uses.
 
-A frozen model needs its weights only while it runs, one block after the other. Here they wait in
-host memory, or divided over the ranks as ZeRO-3 does it, and a block is whole for its forward pass
-alone. The next block is on its way meanwhile.
+A frozen model needs its weights only while it runs, one block after another. They are kept in host
+memory, or partitioned over the ranks as in ZeRO-3, and a block is whole only during its forward
+pass. The next block is prefetched meanwhile.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gkd_core.config.schema import Placement
 
 
 class Source(Protocol):
-    """Where the weights of a unit come from, end to end in one tensor."""
+    """Storage of a unit's weights, concatenated in one tensor."""
 
     def start(self) -> None:
-        """Begin to fetch them."""
+        """Start fetching the weights."""
 
     def finish(self) -> Tensor:
-        """Return them, on the device, when they are there."""
+        """Wait for the weights, and return them on the device."""
 
 
 class HostMemory:
@@ -43,7 +43,7 @@ class HostMemory:
         self._fetched: Tensor | None = None
 
     def start(self) -> None:
-        """Begin to copy them, beside what the device computes."""
+        """Start copying the weights, overlapped with computation on the device."""
         with torch.cuda.stream(self._stream):
             self._fetched = self._weights.to(self._device, non_blocking=True, copy=True)
 
@@ -54,12 +54,13 @@ class HostMemory:
         if self._stream is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
+            # The memory belongs to the copy stream: it must not be reused before this one is done.
             fetched.record_stream(current)
         return fetched
 
 
 class Shards:
-    """Weights of which each rank of a group has an equal part."""
+    """Weights of which each rank of a group holds an equal part."""
 
     def __init__(self, weights: Tensor, device: torch.device, group: ProcessGroup) -> None:
         self._group = group
@@ -70,13 +71,13 @@ class Shards:
         self._fetched: tuple[Tensor, Any] | None = None
 
     def start(self) -> None:
-        """Begin to gather the parts."""
+        """Start gathering the parts."""
         whole = self._own.new_empty(self._own.numel() * self._group.size())
         parts = list(torch.split(whole, self._own.numel()))
         self._fetched = whole, dist.all_gather(parts, self._own, self._group, async_op=True)
 
     def finish(self) -> Tensor:
-        """Return the parts, joined."""
+        """Return the concatenated parts."""
         assert self._fetched is not None, "started before"
         (whole, work), self._fetched = self._fetched, None
         work.wait()
@@ -84,10 +85,10 @@ class Shards:
 
 
 class Unit:
-    """Weights that are fetched and let go together.
+    """Weights that are fetched and released together.
 
     Attributes:
-        after: The unit that is used after this one, if that is known.
+        after: The unit that is used after this one, if known.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], source: Source) -> None:
@@ -99,7 +100,7 @@ class Unit:
         self.release()
 
     def prefetch(self) -> None:
-        """Begin to fetch the weights."""
+        """Start fetching the weights."""
         if not self._started:
             self._source.start()
             self._started = True
@@ -117,7 +118,7 @@ class Unit:
             self.after.prefetch()
 
     def release(self) -> None:
-        """Let go of the weights."""
+        """Release the weights."""
         for weight in self._weights:
             weight.data = weight.data.new_empty(0)
 
@@ -129,17 +130,17 @@ def place_teacher(
     device: torch.device,
     copies: ProcessGroup | None = None,
 ) -> None:
-    """Put the weights of a frozen model where they are to wait.
+    """Move the weights of a frozen model to where they are kept between uses.
 
-    The embeddings, the head and each block are fetched when they run. What else there is, little,
-    stays on the device.
+    The embeddings, the head and each block are fetched when they run. The few other weights stay on
+    the device.
 
     Args:
         model: The model, without gradients.
         blocks: Its transformer blocks, in order.
-        placement: Where the weights are to wait.
-        device: Where it runs.
-        copies: The ranks that have the same weights, if they are not all ranks.
+        placement: Where the weights are kept.
+        device: Where the model runs.
+        copies: The ranks that hold the same weights, if not all ranks.
     """
     if placement == "replicated" or (placement == "zero3" and _size(copies) == 1):
         model.to(device)
@@ -173,7 +174,7 @@ def place_teacher(
 
 
 def _tables(model: PreTrainedModel) -> Iterable[nn.Parameter]:
-    """Return the matrices over the vocabulary, a tied one once."""
+    """Return the vocabulary-sized matrices, a tied one once."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     return dict.fromkeys(m.weight for m in modules if m is not None)
 
@@ -183,9 +184,9 @@ def _size(copies: ProcessGroup | None) -> int:
 
 
 def _attach(unit: Unit, owners: Iterable[nn.Module]) -> Unit:
-    """Let modules fetch the weights of a unit before they run."""
+    """Register hooks by which modules fetch a unit's weights before they run."""
     for owner in owners:
         owner.register_forward_pre_hook(lambda *_: unit.fetch())
-        # A pass may end in the midst of a block, when everything is captured.
+        # A pass may stop inside a block, as soon as everything is captured.
         owner.register_forward_hook(lambda *_: unit.release(), always_call=True)
     return unit

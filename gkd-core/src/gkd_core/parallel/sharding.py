@@ -1,4 +1,4 @@
-"""Divide a Hugging Face model over the ranks of a tensor group."""
+"""Division of a Hugging Face model over the ranks of a tensor group."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gkd_core.parallel.tp_plans import (
     DIVIDED,
     GROUPS,
     KEYS_AND_VALUES,
-    Column,
+    ColumnParallel,
     Style,
     Summed,
     find_plan,
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
 def shard_model(model: PreTrainedModel, group: ProcessGroup) -> PreTrainedModel:
     """Divide a model over a tensor group, in place.
 
-    Every rank goes on with the same batch and gets whole hidden states and logits; queries, keys
+    Every rank continues with the same batch and gets whole hidden states and logits; queries, keys
     and values are those of its own heads. Attention heads, feed-forward units and the vocabulary
-    are divided; norms, position embeddings and classifiers are on every rank, and stay equal.
-    Weights keep their names.
+    are divided; norms, position embeddings and classifiers are replicated, and stay equal. Weights
+    keep their names.
 
-    Random numbers must be drawn from equal seeds on the ranks of a group: dropout of different
-    hidden states would set the ranks apart. Dropout of a rank's own heads has its own generator
+    The ranks of a group must draw random numbers from equal seeds: different dropout of the hidden
+    states would make the ranks diverge. Dropout of a rank's own heads has its own generator
     (`RngTracker`).
 
     Args:
         model: The whole model, equal on all ranks; on the meta device only shapes are divided.
-        group: The tensor group; nothing changes if it is one rank.
+        group: The tensor group; with one rank, nothing changes.
 
     Raises:
         ConfigError: The architecture cannot be divided by this degree.
@@ -71,9 +71,9 @@ def shard_model(model: PreTrainedModel, group: ProcessGroup) -> PreTrainedModel:
 
 
 def mark_parameters(model: PreTrainedModel) -> None:
-    """Tell megatron-core and DeepSpeed which weights are shards, and sum partial gradients.
+    """Mark shards for megatron-core and DeepSpeed, and register sums of partial gradients.
 
-    To be repeated when the weights of a divided model were replaced by others.
+    To be called again when the weights of a divided model have been replaced.
     """
     sharding: Sharding = model.sharding
     for name, parameter in model.named_parameters():
@@ -84,7 +84,7 @@ def mark_parameters(model: PreTrainedModel) -> None:
 
 
 class _Sharder:
-    """Replaces modules of a model by parallel ones."""
+    """Replaces modules of a model with parallel ones."""
 
     def __init__(self, model: PreTrainedModel, group: ProcessGroup) -> None:
         self.model = model
@@ -98,7 +98,7 @@ class _Sharder:
         self.rng = RngTracker(group.rank())
 
     def divide_blocks(self) -> None:
-        """Divide what the plan of the architecture names."""
+        """Divide the modules named in the architecture's plan."""
         plan = find_plan(self.model.config)
         for name, module in list(self.model.base_model.named_modules()):
             style = plan.get(generic(name))
@@ -110,7 +110,7 @@ class _Sharder:
         """Divide the embedding and, in a language model, the head."""
         embedding = self.model.get_input_embeddings()
         head = self.model.get_output_embeddings()
-        # Embeddings that do more, such as scale, are classes of their own.
+        # Embeddings that do more, such as scaling, are subclasses.
         if type(embedding) is not nn.Embedding or type(head) not in (nn.Linear, type(None)):
             return
         words = ShardSpec(tuple(embedding.weight.shape), 0, self.ranks)
@@ -119,7 +119,7 @@ class _Sharder:
             self._replace(head, VocabularyHead(words, self._cut_bias(head), self.group))
 
     def finish(self) -> Sharding:
-        """Put shards in the place of all tied weights, and return how the model is divided."""
+        """Replace all tied weights with their shards, and return how the model is divided."""
         for module in self.model.modules():
             for leaf, weight in list(module.named_parameters(recurse=False)):
                 if weight in self.shards:
@@ -144,7 +144,7 @@ class _Sharder:
             self.summed.update(module.parameters())
             repeated = RepeatedLinear(module, self.info.head_size, self.group)
             self.model.set_submodule(self.names[module], repeated)
-        elif isinstance(style, Column):
+        elif isinstance(style, ColumnParallel):
             weight, bias = self._cut(module, 0, style.parts), self._cut_bias(module, style.parts)
             self._replace(module, ColumnLinear(weight, bias, self.group), self.rng)
         else:
@@ -154,7 +154,7 @@ class _Sharder:
             self.rng = RngTracker(self.group.rank())
 
     def _cut(self, module: nn.Linear, dim: int, parts: int = 1) -> ShardSpec:
-        """Return how the weight of a linear map is cut along outputs (0) or inputs (1)."""
+        """Return the division of a linear layer's weight along outputs (0) or inputs (1)."""
         transposed = isinstance(module, Conv1D)
         shape = tuple(module.weight.shape)
         return ShardSpec(shape, 1 - dim if transposed else dim, self.ranks, parts, transposed)
@@ -167,7 +167,7 @@ class _Sharder:
     def _replace(
         self, module: nn.Module, layer: ParallelLayer, rng: RngTracker | None = None
     ) -> None:
-        """Give a parallel layer its shards of the weights of a module, and put it in its place."""
+        """Give a parallel layer its shards of a module's weights, and put it in its place."""
         for leaf, whole in module.named_parameters(recurse=False):
             split = layer.splits.get(leaf)
             setattr(layer, leaf, whole if split is None else self._shard(whole, split))
@@ -176,7 +176,7 @@ class _Sharder:
         self.model.set_submodule(self.names[module], layer)
 
     def _shard(self, whole: Parameter, split: ShardSpec) -> Parameter:
-        """Return this rank's shard of a weight, the same one wherever the weight is tied."""
+        """Return this rank's shard of a weight, the same object wherever the weight is tied."""
         if whole not in self.shards:
             shard = split.shard(whole.detach(), self.group.rank())
             self.shards[whole] = Parameter(shard, whole.requires_grad)
@@ -184,7 +184,7 @@ class _Sharder:
         return self.shards[whole]
 
     def _adjust_counts(self, module: nn.Module) -> None:
-        """Adjust what a module knows of its own size to its shard."""
+        """Adjust a module's attributes that count units to its shard."""
         for name in DIVIDED:
             if hasattr(module, name):
                 setattr(module, name, getattr(module, name) // self.ranks)

@@ -1,7 +1,7 @@
-"""Which modules of an architecture are divided over a tensor group, and how.
+"""Plans of tensor parallelism: the modules of an architecture to divide, and how.
 
-The names are those inside the base model, with `*` for the number of a block. Plans that come with
-transformers (`base_model_tp_plan`) are used where there is none here.
+Names are relative to the base model, with `*` for the block number. The plans of transformers
+(`base_model_tp_plan`) are used for architectures without one here.
 """
 
 from __future__ import annotations
@@ -20,60 +20,60 @@ NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
-class Column:
-    """A linear map whose outputs are divided.
+class ColumnParallel:
+    """A linear layer whose outputs are divided.
 
     Attributes:
-        parts: Number of equal maps fused into one, each of which is divided by itself.
+        parts: Number of equal layers fused into one, each of which is divided by itself.
     """
 
     parts: int = 1
 
 
 @dataclass(frozen=True)
-class Row:
-    """A linear map whose inputs are divided; its outputs are summed over the ranks."""
+class RowParallel:
+    """A linear layer whose inputs are divided; its outputs are summed over the ranks."""
 
 
 @dataclass(frozen=True)
 class Summed:
-    """A module that every rank has and applies to its own heads: its gradient is summed."""
+    """A replicated module that each rank applies to its own heads: its gradient is summed."""
 
 
-Style: TypeAlias = Column | Row | Summed
+Style: TypeAlias = ColumnParallel | RowParallel | Summed
 Plan: TypeAlias = Mapping[str, Style]
 
 ENCODER: Plan = {
-    "encoder.layer.*.attention.self.query": Column(),
-    "encoder.layer.*.attention.self.key": Column(),
-    "encoder.layer.*.attention.self.value": Column(),
-    "encoder.layer.*.attention.output.dense": Row(),
-    "encoder.layer.*.intermediate.dense": Column(),
-    "encoder.layer.*.output.dense": Row(),
+    "encoder.layer.*.attention.self.query": ColumnParallel(),
+    "encoder.layer.*.attention.self.key": ColumnParallel(),
+    "encoder.layer.*.attention.self.value": ColumnParallel(),
+    "encoder.layer.*.attention.output.dense": RowParallel(),
+    "encoder.layer.*.intermediate.dense": ColumnParallel(),
+    "encoder.layer.*.output.dense": RowParallel(),
 }
 DISTILBERT: Plan = {
-    "transformer.layer.*.attention.q_lin": Column(),
-    "transformer.layer.*.attention.k_lin": Column(),
-    "transformer.layer.*.attention.v_lin": Column(),
-    "transformer.layer.*.attention.out_lin": Row(),
-    "transformer.layer.*.ffn.lin1": Column(),
-    "transformer.layer.*.ffn.lin2": Row(),
+    "transformer.layer.*.attention.q_lin": ColumnParallel(),
+    "transformer.layer.*.attention.k_lin": ColumnParallel(),
+    "transformer.layer.*.attention.v_lin": ColumnParallel(),
+    "transformer.layer.*.attention.out_lin": RowParallel(),
+    "transformer.layer.*.ffn.lin1": ColumnParallel(),
+    "transformer.layer.*.ffn.lin2": RowParallel(),
 }
 GPT2: Plan = {
-    "h.*.attn.c_attn": Column(parts=3),
-    "h.*.attn.c_proj": Row(),
-    "h.*.mlp.c_fc": Column(),
-    "h.*.mlp.c_proj": Row(),
+    "h.*.attn.c_attn": ColumnParallel(parts=3),
+    "h.*.attn.c_proj": RowParallel(),
+    "h.*.mlp.c_fc": ColumnParallel(),
+    "h.*.mlp.c_proj": RowParallel(),
 }
-# The plan of transformers divides the feed-forward weights but not their outputs, because gate and
-# up projection are fused; divided part by part, both can be.
+# Transformers' plan divides the feed-forward weights but not their outputs, because the gate and up
+# projections are fused; divided part by part, both can be.
 GLM: Plan = {
-    "layers.*.self_attn.q_proj": Column(),
-    "layers.*.self_attn.k_proj": Column(),
-    "layers.*.self_attn.v_proj": Column(),
-    "layers.*.self_attn.o_proj": Row(),
-    "layers.*.mlp.gate_up_proj": Column(parts=2),
-    "layers.*.mlp.down_proj": Row(),
+    "layers.*.self_attn.q_proj": ColumnParallel(),
+    "layers.*.self_attn.k_proj": ColumnParallel(),
+    "layers.*.self_attn.v_proj": ColumnParallel(),
+    "layers.*.self_attn.o_proj": RowParallel(),
+    "layers.*.mlp.gate_up_proj": ColumnParallel(parts=2),
+    "layers.*.mlp.down_proj": RowParallel(),
 }
 PLANS: Mapping[str, Plan] = {
     "bert": ENCODER,
@@ -84,27 +84,27 @@ PLANS: Mapping[str, Plan] = {
     "glm4": GLM,
 }
 STYLES: Mapping[str, Style] = {
-    "colwise": Column(),
-    "rowwise": Row(),
+    "colwise": ColumnParallel(),
+    "rowwise": RowParallel(),
     "replicated_with_grad_allreduce": Summed(),
 }
-"""What the plans of transformers call the styles."""
+"""Styles by their names in transformers' plans."""
 
 KEYS_AND_VALUES = ("k_proj", "v_proj")
-"""Projections that every rank may have whole, if there are fewer heads than ranks."""
+"""Projections that every rank may hold whole, if there are fewer heads than ranks."""
 
 DIVIDED = ("split_size",)
-"""Attributes of modules that count outputs of a divided map (GPT-2's attention)."""
+"""Attributes of modules that count the outputs of a divided layer (GPT-2's attention)."""
 
 GROUPS = "num_key_value_groups"
-"""Attribute of attention modules: query heads per key head."""
+"""Attribute of attention modules: number of query heads per key head."""
 
 
 def find_plan(config: PretrainedConfig) -> Plan:
     """Return the plan of an architecture.
 
     Raises:
-        ConfigError: There is none, or it asks for something that is not built.
+        ConfigError: There is none, or it requires an unsupported style.
     """
     family = config.model_type
     if family in PLANS:
@@ -122,5 +122,5 @@ def find_plan(config: PretrainedConfig) -> Plan:
 
 
 def generic(name: str) -> str:
-    """Return the name of a module with `*` for the number of its block."""
+    """Return the name of a module with `*` for its block number."""
     return NUMBER.sub("*", name)

@@ -13,7 +13,7 @@ from gkd_core.distributed.shards import Sharding, Sliceable, sharding_of
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter once (tied ones too) and every buffer that belongs to the weights."""
+    """Yield every parameter once (tied ones too) and every buffer in the state dict."""
     yield from model.named_parameters()
     kept = model.state_dict()
     for name, buffer in model.named_buffers():
@@ -22,9 +22,9 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a model by name; nothing in ranks other than the first.
+    """Return the weights of a model by name, on the first rank; on the others, nothing.
 
-    What is divided is put together one weight at a time. All ranks call this.
+    Divided weights are gathered one at a time. All ranks call this.
     """
     return _whole(dict(named_weights(model)), sharding_of(model))
 
@@ -38,7 +38,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_whole(model: nn.Module, tensors: Mapping[str, Sliceable]) -> None:
-    """Copy whole weights into a model; each rank reads its part. All ranks call this."""
+    """Copy whole weights into a model; each rank reads its shards. All ranks call this."""
     sharding = sharding_of(model)
     for name, weight in named_weights(model):
         with gathered(weight), torch.no_grad():
@@ -49,12 +49,12 @@ def load_whole(model: nn.Module, tensors: Mapping[str, Sliceable]) -> None:
 
 
 def is_partitioned(weight: Tensor) -> bool:
-    """Tell whether ZeRO-3 has divided a weight over the ranks."""
+    """Return whether ZeRO-3 has partitioned a weight over the ranks."""
     return hasattr(weight, "ds_id")
 
 
 def gathered(weight: Tensor) -> AbstractContextManager[None]:
-    """Return a context in which a weight is whole; what the first rank makes of it is kept."""
+    """Return a context in which a weight is whole; changes by the first rank are kept."""
     if not is_partitioned(weight):
         return nullcontext()
     import deepspeed
@@ -74,7 +74,7 @@ def _whole(weights: Mapping[str, Tensor], sharding: Sharding | None) -> dict[str
 
 
 def _join(name: str, weight: Tensor, sharding: Sharding | None) -> Tensor | None:
-    """Return a weight in the first rank; one that was divided on the CPU, where there is room."""
+    """Return a weight on the first rank; a divided one is moved to the CPU, which has room."""
     own = weight.detach()
     whole = own if sharding is None else sharding.gather(name, own)
     if whole is None or not is_first():

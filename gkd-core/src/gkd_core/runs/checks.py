@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from gkd_core.config.sources import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
-from gkd_core.contract.step import Step
 from gkd_core.data.collate import Collator
 from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
-from gkd_core.errors import ConfigError, MethodError
+from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import ATTENTION_SITES, Capture
 from gkd_core.kinds.kind import LM_KINDS
 from gkd_core.models.classes import check_classes
@@ -23,7 +17,7 @@ from gkd_core.models.load import check_kind
 from gkd_core.models.slicing.widths import Widths
 from gkd_core.models.stored import check_stored, check_trained_head
 from gkd_core.models.tokenizer import check_vocabulary
-from gkd_core.objective.passes import StepPlan, plan_step
+from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
 from gkd_core.training.augmentation import check_augmentation, copies
@@ -32,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from gkd_core.objective.ensemble import TeacherEnsemble
-    from gkd_core.objective.passes import ActiveMethod, Side
+    from gkd_core.objective.step_plan import ActiveMethod, Side
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
 
@@ -68,7 +62,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
         _check_samples(spec, member)
         _check_method(spec, member)
         _check_borrowed(spec, member)
-    _check_heads(spec, preview(spec.members, spec.name))
+    _check_heads(spec, spec.first_step)
 
 
 def _check_layout(spec: StageSpec) -> None:
@@ -90,38 +84,15 @@ def _check_layout(spec: StageSpec) -> None:
 
 def _check_method(spec: StageSpec, member: ActiveMethod) -> None:
     """Let a method look at the models."""
-    with _naming_options(spec, member):
+    with spec.naming_options(member):
         for method, models in zip(member.methods, member.models, strict=True):
             method.check(models)
-        preview([member], spec.name)
 
 
 def _check_combiner(spec: StageSpec, ensemble: TeacherEnsemble) -> None:
     """Let a combiner look at the models."""
-    with _naming_options(spec, ensemble):
+    with spec.naming_options(ensemble):
         ensemble.combiner.check()
-
-
-@contextmanager
-def _naming_options(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> Iterator[None]:
-    """Let a refusal name the options that a person gave."""
-    try:
-        yield
-    except MethodError as error:
-        values = owner.methods[0].config.model_dump(mode="json")
-        origins = {name: spec.origin(f"{owner.name}.{name}") for name in values}
-        given = [
-            f"{owner.name}.{name}{_shown(values[name])} ({origin})"
-            for name, origin in origins.items()
-            if origin != str(DEFAULT)
-        ]
-        raise MethodError(f"{error}{'. Given is ' if given else ''}{', '.join(given)}") from error
-
-
-def _shown(value: Any) -> str:
-    """Return ` = value`; nothing for a list of tables, of which the refusal names the one."""
-    is_tables = isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
-    return "" if is_tables else f" = {json.dumps(value)}"
 
 
 def _check_borrowed(spec: StageSpec, member: ActiveMethod) -> None:
@@ -141,16 +112,6 @@ def _check_borrowed(spec: StageSpec, member: ActiveMethod) -> None:
                 f"{member.name} runs blocks of the teacher {teacher.name!r} in the student, which "
                 f"does not go with its placement = {teacher.placement!r}. Leave it replicated"
             )
-
-
-def preview(members: Iterable[ActiveMethod], stage: str) -> StepPlan:
-    """Return what methods ask for in the first step of a stage, without a draw of theirs.
-
-    Raises:
-        MethodError: A path or pass does not exist, or two methods change the same place.
-    """
-    first = Step(0, 1, 0, stage, torch.Generator())
-    return plan_step([member.detached_copy() for member in members], first)
 
 
 def _check_models(spec: StageSpec) -> None:

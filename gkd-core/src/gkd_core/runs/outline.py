@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import MAIN, Capture
 from gkd_core.models.parts import part_name
-from gkd_core.runs.checks import preview
 from gkd_core.training.augmentation import copies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gkd_core.objective.ensemble import TeacherEnsemble
-    from gkd_core.objective.passes import ActiveMethod, PlannedPass, Side, StepPlan
+    from gkd_core.objective.step_plan import ActiveMethod, PlannedPass, Side, StepPlan
     from gkd_core.training.stage_spec import StageSpec
 
 
@@ -176,10 +175,15 @@ class RunOutline:
         return asdict(self)
 
 
+def outline_run(specs: Iterable[StageSpec]) -> RunOutline:
+    """Return the outline of a run with these stages."""
+    return RunOutline(tuple(outline_stage(spec) for spec in specs))
+
+
 def outline_stage(spec: StageSpec) -> StageOutline:
     """Return the outline of a stage."""
     config = spec.config
-    step = preview(spec.members, spec.name)
+    step = spec.first_step
     batch = (
         -(-config.training.batch_size // config.training.accumulation),
         spec.max_length,

@@ -30,7 +30,7 @@ from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
 from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import name_seed
-from gkd_core.objective.passes import ActiveMethod
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import Registry
 from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.default_teacher import default_teacher_store

@@ -1,1 +1,1 @@
-"""Building, slicing and pruning students."""
+"""Building, slicing and pruning of students."""

@@ -1,4 +1,4 @@
-"""Find the largest slice that has no more than a number of parameters."""
+"""Search for the largest slice within a number of parameters."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gkd_core.models.slicing.maps import BlockMaps, MapSide, find_maps
 from gkd_core.models.slicing.widths import Widths
 
 STEPS = 1000
-"""Scales that are tried: thousandths."""
+"""Number of scales to search: thousandths."""
 
 
 def count_sliced(sites: Sites, widths: Widths) -> int:
-    """Return the number of parameters a model has left when it is sliced, tied ones counted once.
+    """Return the number of parameters left when a model is sliced, counting tied ones once.
 
     Raises:
-        MethodError: The maps of the architecture are not known.
+        MethodError: Slicing does not support the architecture.
     """
     total = count_parameters(sites.model)
     for maps, heads, neurons in zip(find_maps(sites), widths.heads, widths.neurons, strict=True):
@@ -36,19 +36,19 @@ def largest_widths(
     Args:
         sites: The model's sites.
         widths: Widths for each scale, 0 to 1; a larger scale is never narrower.
-        budget: Number of parameters, of the whole model with its embeddings.
-        origin: What named the budget, for the error.
+        budget: Number of parameters of the whole model, including embeddings.
+        origin: Setting that named the budget, for the error.
 
     Raises:
-        ConfigError: What cannot be sliced alone has more parameters.
+        ConfigError: The parts that cannot be sliced have more parameters.
     """
     low, high = 0, STEPS
     least = count_sliced(sites, widths(0.0))
     if least > budget:
         raise ConfigError(
-            f"{origin} allows {budget:,} parameters, but without any head and neuron that can be "
-            f"taken out {least:,} are left (embeddings, norms, head). Allow more, or take out "
-            "blocks too (--depth)"
+            f"{origin} allows {budget:,} parameters, but {least:,} are left without any head and "
+            "neuron that can be pruned (embeddings, norms, head). Allow more, or prune blocks too "
+            "(--depth)"
         )
     while low < high:
         middle = (low + high + 1) // 2
@@ -67,6 +67,6 @@ def _removed(side: MapSide, units: int) -> int:
 
 
 def _lost_with_attention(maps: BlockMaps) -> int:
-    """Return what else goes with an attention that has no heads left: norms of queries and keys."""
+    """Return the parameters lost with a headless attention besides: norms of queries and keys."""
     of_heads = {id(p) for side in maps.heads for p in side.module.parameters()}
     return sum(p.numel() for p in maps.attention.parameters() if id(p) not in of_heads)

@@ -1,4 +1,4 @@
-"""Build a student: a smaller copy of a teacher."""
+"""Building of a student as a smaller copy of a teacher."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from gkd_core.models.slicing.widths import SLICES_KEY, WIDTHS_KEY, Widths, is_sl
 from gkd_core.models.transfer import Transfer, transfer
 
 HIDDEN_SIZES = ("embedding_size", "word_embed_proj_dim", "pooler_hidden_size")
-"""Widths that follow hidden_size in a student where they equal it in the teacher."""
+"""Widths that follow hidden_size in a student if they equal it in the teacher."""
 
 DERIVED = ("true_hidden_size",)
-"""What a configuration works out from its other settings, and would not work out again."""
+"""Settings that a configuration derives from others, and does not derive again once stored."""
 
 OWN = {
     "num_hidden_layers": "student.layers",
@@ -36,7 +36,7 @@ OWN = {
     "num_attention_heads": "student.heads",
     **dict.fromkeys(FFN_SIZES, "student.ffn_size"),
 }
-"""Settings of a configuration that have names of their own in a run file."""
+"""Settings of a configuration that a run file sets under another name."""
 
 WIDTHS = {
     "hidden_size": "hidden size",
@@ -48,11 +48,11 @@ WIDTHS = {
 
 @dataclass(frozen=True)
 class Student:
-    """A student ready to be trained.
+    """A student ready for training.
 
     Attributes:
         model: The model, fp32, in training mode.
-        summary: What a person is shown: (property, value) rows.
+        summary: Rows (property, value) to display.
     """
 
     model: PreTrainedModel
@@ -71,9 +71,9 @@ def build_student(
     """Build a student that is a smaller copy of a teacher.
 
     Args:
-        spec: Its shape; `model` is not looked at.
+        spec: Its shape; `model` is ignored.
         teacher: The (first) teacher.
-        kind: What is predicted.
+        kind: The kind of task.
         classes: Names of the classes in the order of their ids; empty unless classification.
         seed: Seed of the weights that are not copied.
         adapters: Site adapters registered by plugins.
@@ -97,13 +97,13 @@ def build_student(
 def fresh_student(
     config: PretrainedConfig, kind: Kind, seed: int, trust_remote_code: bool = False
 ) -> Student:
-    """Build a student of random weights.
+    """Build a student with random weights.
 
     Args:
         config: Its configuration.
-        kind: What is predicted.
+        kind: The kind of task.
         seed: Seed of the weights.
-        trust_remote_code: Run code that comes with the configuration.
+        trust_remote_code: Whether to run code that comes with the configuration.
     """
     with seeded(seed), quiet():
         model = HEADS[kind].auto.from_config(config, trust_remote_code=trust_remote_code)
@@ -116,19 +116,19 @@ def student_config(
 ) -> PretrainedConfig:
     """Return the configuration of a smaller copy of the teacher, without touching weights.
 
-    Heads keep the teacher's size where only `hidden_size` is given, and always in architectures
-    whose head size is a setting of its own (Llama, Qwen3, GLM): there `heads` widens or narrows
-    the attention. Query heads keep sharing key/value heads in groups of the teacher's size. The
-    feed-forward width follows `hidden_size` in proportion.
+    Heads keep the teacher's size if only `hidden_size` is given, and always in architectures whose
+    head size is a separate setting (Llama, Qwen3, GLM): there, `heads` widens or narrows the
+    attention. Query heads keep sharing key/value heads in groups of the teacher's size. The
+    feed-forward width scales with `hidden_size`.
 
     Args:
-        spec: The configuration of the student; its `model` is not looked at.
+        spec: The configuration of the student; its `model` is ignored.
         teacher_config: The (first) teacher's.
-        kind: What is predicted.
+        kind: The kind of task.
         classes: Names of the classes in the order of their ids; empty unless classification.
 
     Raises:
-        ConfigError: A size is not possible, or larger than the teacher's though weights are to be
+        ConfigError: A size is impossible, or larger than the teacher's although weights are to be
             copied from it.
     """
     teacher = ModelInfo.read("teacher", teacher_config, teacher_config.num_labels)
@@ -183,7 +183,7 @@ def describe(student: PreTrainedModel, teacher: PreTrainedModel | None) -> list[
 
 
 def _blocks(spec: StudentConfig, teacher: ModelInfo) -> list[int]:
-    """Return for each student block the teacher block it follows."""
+    """Return, for each student block, the teacher block it is derived from."""
     listed = len(spec.init) if isinstance(spec.init, list) else None
     named = {"half": max(teacher.layers // 2, 1), "all": teacher.layers, None: listed}
     given = spec.layers if isinstance(spec.layers, int) else named[spec.layers]
@@ -199,8 +199,8 @@ def _heads(spec: StudentConfig, teacher: ModelInfo, hidden_size: int) -> int:
     heads, rest = divmod(teacher.heads * hidden_size, teacher.hidden_size)
     if rest or not heads:
         raise ConfigError(
-            f"student.hidden_size = {hidden_size} does not hold whole heads of the teacher's size "
-            f"({teacher.hidden_size // teacher.heads} of {teacher.hidden_size} for each of "
+            f"student.hidden_size = {hidden_size} is not a whole number of heads of the teacher's "
+            f"size ({teacher.hidden_size // teacher.heads} of {teacher.hidden_size} for each of "
             f"{teacher.heads}); choose a multiple, or set student.heads"
         )
     return heads
@@ -223,7 +223,7 @@ def _ffn_size(
     if key is None and spec.ffn_size is not None:
         raise ConfigError(
             f"student.ffn_size = {spec.ffn_size} cannot be set: {teacher.family} models have no "
-            "feed-forward width of their own; leave it out"
+            "separate setting of the feed-forward width; leave it out"
         )
     # GPT-2 leaves the width unset to mean four times the hidden size.
     if key is None or (spec.ffn_size is None and data[key] is None):
@@ -232,7 +232,7 @@ def _ffn_size(
 
 
 def _layer_lists(data: dict[str, Any], blocks: Sequence[int], layers: int) -> dict[str, list[Any]]:
-    """Return the settings given per block (`layer_types`), picked for the student's blocks."""
+    """Return the per-block settings (`layer_types`) for the teacher blocks in use."""
     return {
         name: [value[block - 1] for block in blocks]
         for name, value in data.items()
@@ -248,7 +248,7 @@ def _other_settings(spec: StudentConfig, data: dict[str, Any]) -> dict[str, Any]
             raise ConfigError(f"student.config.{name} is not for student.config; {better}")
         if name not in data or name in DERIVED:
             raise ConfigError(
-                f"student.config.{name} is no setting of a model of type {data['model_type']!r}."
+                f"student.config.{name} is not a setting of models of type {data['model_type']!r}."
                 f"{suggest(name, data)}"
             )
     return spec.config
@@ -257,7 +257,7 @@ def _other_settings(spec: StudentConfig, data: dict[str, Any]) -> dict[str, Any]
 def _sliced_widths(
     spec: StudentConfig, teacher: PretrainedConfig, blocks: Sequence[int]
 ) -> dict[str, Any]:
-    """Return the widths of the teacher's blocks, if they differ, for those the student takes."""
+    """Return the widths of the teacher blocks in use, if the teacher's blocks differ in width."""
     if not is_sliced(teacher):
         return {}
     given = [name for name in ("hidden_size", "heads", "ffn_size") if getattr(spec, name)]
@@ -271,7 +271,7 @@ def _sliced_widths(
 
 
 def _refuse_wider(student: ModelInfo, teacher: ModelInfo, copied: Sequence[str]) -> None:
-    """Refuse a student wider than its teacher in what is copied."""
+    """Reject a student wider than its teacher in a dimension whose weights are copied."""
     for name in copied:
         what, mine, theirs = WIDTHS[name], getattr(student, name), getattr(teacher, name)
         if mine > theirs:
@@ -283,7 +283,7 @@ def _refuse_wider(student: ModelInfo, teacher: ModelInfo, copied: Sequence[str])
 
 
 def shape(model: PreTrainedModel) -> str:
-    """Return the family, depth and widths of a model in words."""
+    """Return a model's family, depth and widths as text."""
     info = ModelInfo.read("", model.config, model.config.num_labels)
     shared = f" ({info.kv_heads} key/value)" if info.kv_heads < info.heads else ""
     heads, neurons = f"{info.heads}{shared}", str(info.ffn_size)

@@ -1,4 +1,4 @@
-"""How much each block matters, and which stay."""
+"""The influence of each block, and the selection of blocks by it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def measure_blocks(model: Extractor, batches: Iterable[Batch], device: torch.dev
 
     Args:
         model: The model.
-        batches: Rows to calibrate on.
-        device: Where the model is.
+        batches: Calibration rows.
+        device: Device of the model.
     """
     layers = range(len(model.sites.blocks) + 1)
     wanted = frozenset(Capture("hidden", layer) for layer in layers)
@@ -46,6 +46,6 @@ def measure_blocks(model: Extractor, batches: Iterable[Batch], device: torch.dev
 
 
 def most_important(influence: list[float], count: int) -> list[int]:
-    """Return the blocks that matter most, counted from 1, in the order they have in the model."""
+    """Return the most important blocks, counted from 1, in model order."""
     order = sorted(range(len(influence)), key=lambda block: (-influence[block], block))
     return sorted(block + 1 for block in order[:count])

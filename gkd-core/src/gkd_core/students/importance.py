@@ -1,4 +1,4 @@
-"""How much each head and each neuron matters: the gradient of the loss with respect to a mask.
+"""The importance of each head and neuron: the gradient of the loss with respect to a mask.
 
 Michel, Levy, Neubig, NeurIPS 2019, arXiv:1905.10650, section 4.1, for heads; Hou et al., NeurIPS
 2020, arXiv:2004.04037, for neurons too.
@@ -20,16 +20,16 @@ from gkd_core.losses.prediction import hard_labels
 from gkd_core.models.slicing.widths import Widths
 
 NORM_EPS = 1e-17
-"""Added to the norm of a layer, all of whose scores may be 0."""
+"""Added to the norm of a layer's scores, which may all be 0."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Scores of what could be taken out, higher is more important.
+    """Importance scores of heads and neurons; higher is more important.
 
     Attributes:
-        heads: Of the key/value heads of each block, fp64 `[heads]`.
-        neurons: Of the feed-forward neurons of each block, fp64 `[neurons]`.
+        heads: Scores of the key/value heads of each block, fp64 `[heads]`.
+        neurons: Scores of the feed-forward neurons of each block, fp64 `[neurons]`.
     """
 
     heads: Sequence[Tensor]
@@ -44,12 +44,12 @@ def measure_importance(
     A mask of ones multiplies the context of each head (of all query heads that share a key/value
     head) and each neuron after its activation. A score is the sum over the batches of the absolute
     gradient of the mean loss with respect to the mask; the scores of each block are divided by
-    their L2 norm, for heads and neurons apart. Nothing is dropped out, nothing is trained.
+    their L2 norm, separately for heads and neurons. There is no dropout and no training.
 
     Args:
-        student: The model, with gradients switched on.
-        batches: Labelled rows to calibrate on; how they are batched matters.
-        device: Where the model is.
+        student: The model, with gradients enabled.
+        batches: Labeled calibration rows; the scores depend on the batching.
+        device: Device of the model.
 
     Raises:
         MethodError: The attention or the feed-forward part of the architecture cannot be masked.
@@ -76,7 +76,7 @@ def mask_gradients(student: Extractor, batch: Batch, widths: Widths) -> Sequence
 
     Args:
         student: The model.
-        batch: Labelled rows, on its device.
+        batch: Labeled rows, on the model's device.
         widths: Its widths.
     """
     if batch.labels is None:

@@ -1,4 +1,4 @@
-"""Make a smaller model: fewer blocks, heads and neurons, down to a number of parameters."""
+"""Pruning of a model: fewer blocks, heads and neurons, down to a number of parameters."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Blocks = Literal["influence", "first", "last", "spaced"]
 
 @dataclass(frozen=True)
 class PruneTarget:
-    """What is to be left of a model.
+    """The size that a model is pruned to.
 
     Attributes:
-        parameters: A number of parameters, or a share if it is at most 1; embeddings count.
-        width: Share of the heads and of the neurons, if `parameters` does not say it.
+        parameters: Number of parameters, or a share if at most 1; embeddings count.
+        width: Share of the heads and of the neurons, if `parameters` is not given.
         depth: Number of blocks; all if None.
-        blocks: Which: those of the largest influence, or by place.
+        blocks: Which blocks: those of the largest influence, or by position.
         even: Whether all blocks are equally wide.
-        multiple: Neurons of a block are a multiple of this number.
+        multiple: The neurons of a block are a multiple of this number.
     """
 
     parameters: float | None
@@ -58,19 +58,19 @@ def prune(
     classes: Sequence[str],
     adapters: Iterable[type[Sites]] = (),
 ) -> PreTrainedModel:
-    """Return a smaller copy of a trained model: blocks are taken out first, then widths are cut.
+    """Return a smaller copy of a trained model: blocks are removed first, then widths are reduced.
 
     Args:
         model: The model, in eval mode.
-        batches: Labelled rows to calibrate on, on the model's device.
-        target: What is to be left.
-        kind: What is predicted.
+        batches: Labeled calibration rows, on the model's device.
+        target: The size to prune to.
+        kind: The kind of task.
         classes: The classes in the order of their ids; empty unless classification.
         adapters: Site adapters registered by plugins.
 
     Raises:
         ConfigError: The target cannot be reached.
-        MethodError: The architecture cannot be sliced.
+        MethodError: Slicing does not support the architecture.
     """
     adapters, whole = tuple(adapters), count_parameters(model)
     if target.depth is not None:

@@ -1,4 +1,4 @@
-"""The order in which heads and neurons are taken out, and the nested slices it gives."""
+"""The order in which heads and neurons are pruned, and the resulting nested slices."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gkd_core.students.importance import Importance
 
 @dataclass(frozen=True)
 class Ranking:
-    """The order of the heads, or of the neurons, of a model.
+    """The order of a model's heads, or of its neurons.
 
     Attributes:
-        order: Those of each block, the most important first.
-        removal: The block that loses its least important one, step by step.
+        order: The units of each block, most important first.
+        removal: For each removal step, the block that loses its least important unit.
     """
 
     order: tuple[tuple[int, ...], ...]
@@ -28,13 +28,13 @@ class Ranking:
 
     @classmethod
     def of(cls, scores: Sequence[Tensor]) -> Ranking:
-        """Rank by scores: all blocks compete, what matters least in the whole model goes first."""
+        """Rank by scores: all blocks compete, and the least important units go first."""
         listed = [block.tolist() for block in scores]
         order = tuple(
             tuple(sorted(range(len(block)), key=lambda unit: (-block[unit], unit)))
             for block in listed
         )
-        # Within a block the reverse of its order, so that slices are its first entries.
+        # Within a block, the reverse of its order, so that slices are its first entries.
         steps = sorted(
             (listed[layer][unit], layer, -place)
             for layer, units in enumerate(order)
@@ -43,36 +43,36 @@ class Ranking:
         return cls(order, tuple(layer for _, layer, _ in steps))
 
     def counts(self, removed: int) -> tuple[int, ...]:
-        """Return how many each block has left when so many were taken out."""
+        """Return the number of units left in each block after a number of removals."""
         gone = Counter(self.removal[:removed])
         return tuple(len(units) - gone[layer] for layer, units in enumerate(self.order))
 
     def even_counts(self, share: float) -> tuple[int, ...]:
-        """Return how many each block has left when each keeps the same share, at least one."""
+        """Return the number left in each block if each keeps the same share, at least one."""
         return tuple(max(1, round(share * len(units))) for units in self.order)
 
     def first(self, counts: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the most important ones of each block."""
+        """Return the most important units of each block."""
         return [units[:count] for units, count in zip(self.order, counts, strict=True)]
 
     def as_tree(self) -> dict[str, Any]:
-        """Return the ranking as JSON holds it."""
+        """Return the ranking in JSON-serializable form."""
         return {"order": [list(units) for units in self.order], "removal": list(self.removal)}
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> Ranking:
-        """Return what `as_tree` wrote."""
+        """Return the ranking written by `as_tree`."""
         return cls(tuple(map(tuple, tree["order"])), tuple(tree["removal"]))
 
 
 @dataclass(frozen=True)
 class Slicer:
-    """The nested slices of a model: a smaller one is a part of a larger one.
+    """The nested slices of a model: a smaller slice is part of a larger one.
 
     Attributes:
         heads: Order of the heads.
         neurons: Order of the neurons.
-        multiple: Neurons of a block are a multiple of this number, as far as all of them are.
+        multiple: The neurons of a block are a multiple of this number if they were one before.
     """
 
     heads: Ranking
@@ -87,8 +87,8 @@ class Slicer:
     def widths(self, scale: float) -> Widths:
         """Return the widths of the slice that keeps a share of all heads and all neurons.
 
-        Heads and neurons are counted apart, blocks together: some lose more than others, and may
-        lose all.
+        Heads and neurons are counted separately, over all blocks together: some blocks lose more
+        than others, and may lose all.
 
         Args:
             scale: The share, 0 to 1.
@@ -102,7 +102,7 @@ class Slicer:
 
         Args:
             scale: The share, 0 to 1.
-            heads: Whether the share of the heads is kept, or all of them.
+            heads: Whether to keep the same share of the heads, or all of them.
         """
         counts = self.heads.even_counts(scale if heads else 1.0)
         rounded = self._rounded(self.neurons.even_counts(scale))
@@ -113,22 +113,22 @@ class Slicer:
         return Widths(counts, least)
 
     def kept(self, widths: Widths) -> Kept:
-        """Return the heads and neurons of a slice, the most important first."""
+        """Return the heads and neurons of a slice, most important first."""
         return Kept(self.heads.first(widths.heads), self.neurons.first(widths.neurons))
 
     def as_tree(self) -> dict[str, Any]:
-        """Return the order as JSON holds it."""
+        """Return the order in JSON-serializable form."""
         rankings = {"heads": self.heads.as_tree(), "neurons": self.neurons.as_tree()}
         return {**rankings, "multiple": self.multiple}
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> Slicer:
-        """Return what `as_tree` wrote."""
+        """Return the slicer written by `as_tree`."""
         heads, neurons = Ranking.parse(tree["heads"]), Ranking.parse(tree["neurons"])
         return cls(heads, neurons, tree["multiple"])
 
     def _rounded(self, counts: Sequence[int]) -> tuple[int, ...]:
-        """Take out a multiple of `multiple` neurons of each block; a rest below it goes as well."""
+        """Remove multiples of `multiple` neurons per block; a remainder below it goes as well."""
         step = self.multiple
         found = []
         for count, units in zip(counts, self.neurons.order, strict=True):

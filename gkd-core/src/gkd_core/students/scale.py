@@ -1,4 +1,4 @@
-"""Cut a student down to a share of its heads and neurons."""
+"""Reduction of a student to a share of its heads and neurons."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from gkd_core.students.importance import measure_importance
 from gkd_core.students.ranking import Slicer
 
 SCALES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
-"""Slices that a slice is ordered for: the grid of Zhang et al., 2022, arXiv:2205.14570."""
+"""Scales that a slice is ordered for: the grid of Zhang et al., 2022, arXiv:2205.14570."""
 
 MULTIPLE = 8
-"""Neurons of a block are a multiple of this number, as in their released code."""
+"""The neurons of a block are a multiple of this number, as in their released code."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ScaledStudent:
 
     Attributes:
         model: The slice.
-        origin: How its heads and neurons were chosen, in words.
+        origin: How its heads and neurons were chosen, for display.
     """
 
     model: PreTrainedModel
@@ -46,28 +46,28 @@ def scale_student(
 ) -> ScaledStudent:
     """Return the part of a student that keeps a share of all its heads and all its neurons.
 
-    A student made from a model that is ordered for slices takes its first heads and neurons: those
-    that were most important in the model which that one is a slice of, of which the share is
-    counted too. Else importance is measured.
+    If the teacher is ordered for slices, the student takes its first heads and neurons: the most
+    important ones of the model that the teacher is a slice of. The share is relative to that model,
+    too. Otherwise, importance is measured.
 
     Args:
         student: The student; a copy of blocks of the teacher.
         teacher: The teacher's configuration.
         scale: The share, 0 to 1.
-        calibrate: Returns labelled rows to measure importance on.
+        calibrate: Returns labeled rows to measure importance on.
         adapters: Site adapters registered by plugins.
 
     Raises:
         ConfigError: The teacher is ordered for other slices.
-        MethodError: The architecture cannot be sliced.
+        MethodError: Slicing does not support the architecture.
     """
     known = read_slices(teacher)
     if known:
         if scale not in known:
             raise ConfigError(
-                f"student.scale = {scale:g}: the teacher is a slice that is ordered for those of "
-                f"scale {', '.join(f'{s:g}' for s in sorted(known))} (of the model it was "
-                "made from); choose one of these"
+                f"student.scale = {scale:g}: the teacher is itself a slice, ordered for the scales "
+                f"{', '.join(f'{s:g}' for s in sorted(known))} (of the model it was made from); "
+                "choose one of these"
             )
         made = sliced_copy(student, Kept.first(known[scale]))
         write_slices(made.config, {s: w for s, w in known.items() if s <= scale})
@@ -83,13 +83,13 @@ def scale_student(
 def cut_ordered(
     model: PreTrainedModel, slicer: Slicer, scale: float, scales: Sequence[float]
 ) -> PreTrainedModel:
-    """Return a slice of a model that can be sliced further without measuring again.
+    """Return a slice of a model that can be sliced further without another measurement.
 
     Args:
         model: The whole model; it stays as it is.
         slicer: The order of its heads and neurons.
-        scale: The share that is kept.
-        scales: Scales of the slices that it is ordered for, its own and smaller ones.
+        scale: The share to keep.
+        scales: Scales to order the slice for: its own and smaller ones.
     """
     made = sliced_copy(model, slicer.kept(slicer.widths(scale)))
     write_slices(made.config, {share: slicer.widths(share) for share in scales})

@@ -1,4 +1,4 @@
-"""For authors of methods and combiners: the properties they must have, and tiny models to try."""
+"""For authors of methods and combiners: checks of required properties, and tiny test models."""
 
 from __future__ import annotations
 

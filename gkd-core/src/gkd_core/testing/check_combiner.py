@@ -1,4 +1,4 @@
-"""`check_combiner`: the properties that every combiner of teachers must have."""
+"""`check_combiner`: checks of the properties that every combiner of teachers must have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gkd_core.hooks.features import View
 from gkd_core.kinds.kind import Kind
 from gkd_core.losses import Term, mse
 from gkd_core.objective.ensemble import TeacherEnsemble
-from gkd_core.objective.passes import ActiveMethod
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, generator
 
 
@@ -26,16 +26,16 @@ def check_combiner(
 ) -> None:
     """Check a combiner of two teachers as `check_method` checks a method.
 
-    What it combines is the squared distance of the student's logits to those of each teacher.
+    It combines the squared distances of the student's logits to those of each teacher.
 
     Args:
         combiner: The class.
         options: Options that differ from their defaults.
-        kinds: What to check it on; a combiner whose `check` refuses the models is skipped there.
+        kinds: Kinds of task to check on, except those whose models the combiner's `check` rejects.
 
     Raises:
-        AssertionError: A property does not hold; says which.
-        MethodError: The combiner refuses the models of every kind.
+        AssertionError: A property does not hold; the message says which.
+        MethodError: The combiner rejects the models of every kind.
     """
     check_kinds(lambda kind: _CombinerTrial(combiner, options or {}, kind), kinds)
 
@@ -52,7 +52,7 @@ class _CombinerTrial(TinyStage):
         super().__init__(combiner, options, kind)
 
     def member(self) -> ActiveMethod:
-        """Return the distance of the logits, combined."""
+        """Return the combined distance of the logits."""
         instance = self.combiner(self.combiner.Config(**self.options), self.models)
         instance.check()
         ensemble = TeacherEnsemble(self.combiner.name, ALWAYS_1, instance, self.models, generator())
@@ -67,9 +67,9 @@ class _Distance(Method):
     paper = "gkd, for checks"
 
     def reads(self, models: Models, step: Step) -> Sequence[str]:
-        """Read both logits."""
+        """Read the logits of both models."""
         return ["student.logits", "teacher.logits"]
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare them."""
+        """Compare the logits."""
         return {"distance": mse(student.logits, teacher.logits, batch.targets)}

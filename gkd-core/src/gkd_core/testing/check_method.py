@@ -1,4 +1,4 @@
-"""`check_method`: the properties that every method must have."""
+"""`check_method`: checks of the properties that every method must have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gkd_core.contract.method import Method
 from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.kinds.kind import Kind
-from gkd_core.objective.passes import ActiveMethod
+from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, generator
 
 
@@ -20,17 +20,17 @@ def check_method(
 
     The losses are finite and reach the student, the teacher does not change, neither padding nor
     the order of the rows matters, micro-batches give the gradient of the whole batch (unless the
-    method declares `batch_coupled`), and a method that takes back its saved state goes on as if
+    method declares `batch_coupled`), and a method that restores its saved state continues as if
     never interrupted.
 
     Args:
         method: The class.
         options: Options that differ from their defaults.
-        kinds: What to check it on; a method whose `check` refuses the models is skipped there.
+        kinds: Kinds of task to check on, except those whose models the method's `check` rejects.
 
     Raises:
-        AssertionError: A property does not hold; says which.
-        MethodError: The method refuses the models of every kind.
+        AssertionError: A property does not hold; the message says which.
+        MethodError: The method rejects the models of every kind.
     """
     check_kinds(lambda kind: _MethodTrial(method, options or {}, kind), kinds)
 
@@ -43,7 +43,7 @@ class _MethodTrial(TinyStage):
         super().__init__(method, options, kind)
 
     def member(self) -> ActiveMethod:
-        """Return the method, new."""
+        """Return a new instance of the method."""
         (models,) = self.models
         if self.method.teachers == "none":
             models = Models(models.student, None)

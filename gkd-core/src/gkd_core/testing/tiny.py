@@ -1,4 +1,4 @@
-"""Random models and batches that are small enough for a test."""
+"""Random models and batches that are small enough for tests."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ def tiny_batch(kind: Kind, rows: int = 4, length: int = 10) -> Batch:
     else:
         labels = torch.randint(0, CLASSES, (rows,), generator=generator)
     inputs = {"input_ids": tokens, "attention_mask": mask.long()}
-    # Two tokens to a word.
+    # Two tokens per word.
     words = (torch.arange(length) // 2).expand(rows, -1).masked_fill(~mask, -1)
     return Batch(inputs, labels, torch.arange(rows), words=words)

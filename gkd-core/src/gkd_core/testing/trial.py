@@ -1,4 +1,4 @@
-"""`TinyStage`: a method or combiner on tiny models, and the properties that each must have."""
+"""`TinyStage`: a method or combiner on tiny models, and the checks of its properties."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
-from gkd_core.objective.passes import ActiveMethod, StepPlan, run_passes
+from gkd_core.objective.passes import run_passes
+from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
 
 KINDS: Sequence[Kind] = ("classification", "causal-lm")
@@ -27,12 +28,12 @@ STEPS = 10
 
 
 class TinyStage:
-    """A method or combiner on tiny models: everything that decides its loss.
+    """A method or combiner on tiny models: everything that determines its loss.
 
     Attributes:
         subject: Its class.
         options: Options that differ from their defaults.
-        kind: What is predicted.
+        kind: The kind of task.
     """
 
     teacher_layers: Sequence[int] = (4,)
@@ -55,15 +56,15 @@ class TinyStage:
         self.name = f"{subject.name} on {kind}"
 
     def member(self) -> ActiveMethod:
-        """Return the method that is tried, as a fresh run has it.
+        """Return the method under test, as in a new run.
 
         Raises:
-            MethodError: It refuses the models.
+            MethodError: It rejects the models.
         """
         raise NotImplementedError
 
     def build(self) -> Objective:
-        """Return the objective as a fresh run has it."""
+        """Return the objective as in a new run."""
         objective = Objective([self.member()])
         objective.build_modules(seed=0)
         objective.modules.double()
@@ -76,7 +77,7 @@ class TinyStage:
         index: int = 0,
         plan: StepPlan | None = None,
     ) -> Tensor:
-        """Return the total of one micro-batch at a step, asking for a plan if there is none."""
+        """Return the total of one micro-batch at a step, requesting a plan if none is given."""
         step = _step(index)
         plan = plan or self.objective.plan(step)
         captured = run_passes(plan, self.student, self.teachers, batch, step)
@@ -85,7 +86,7 @@ class TinyStage:
         return self.objective.total(terms, counts, step)
 
     def gradient(self, batches: Sequence[Batch], counts: Mapping[ItemKind, int]) -> Tensor:
-        """Return the student's gradient over micro-batches, from a fresh start."""
+        """Return the student's gradient over micro-batches, for a new objective."""
         self.objective = self.build()
         self.student.model.zero_grad()
         plan = self.objective.plan(_step(0))
@@ -97,11 +98,11 @@ class TinyStage:
 
 
 def check_kinds(trial: Callable[[Kind], TinyStage], kinds: Sequence[Kind]) -> None:
-    """Check the properties on several kinds of task, without those that the models are refused for.
+    """Check the properties on several kinds of task, skipping those whose models are rejected.
 
     Raises:
-        AssertionError: A property does not hold; says which.
-        MethodError: The models of every kind are refused.
+        AssertionError: A property does not hold; the message says which.
+        MethodError: The models of every kind are rejected.
     """
     refusals = []
     for kind in kinds:
@@ -114,7 +115,7 @@ def check_kinds(trial: Callable[[Kind], TinyStage], kinds: Sequence[Kind]) -> No
 
 
 def generator() -> torch.Generator:
-    """Return the source of random draws of a trial."""
+    """Return the random generator of a trial."""
     return torch.Generator().manual_seed(0)
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core.config.expression import Expression
 from gkd_core.config.resolve import ResolvedStage
 from gkd_core.config.schema import Placement, RunConfig
+from gkd_core.config.sources import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
+from gkd_core.contract.step import Step
 from gkd_core.contract.task import TaskData
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
+from gkd_core.errors import MethodError
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.layer_map import init_layers
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
-from gkd_core.objective.passes import ActiveMethod
+from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step
 
 if TYPE_CHECKING:
     from gkd_core.runs.default_teacher import DefaultTeacherStore
@@ -98,6 +106,33 @@ class StageSpec:
     members: tuple[ActiveMethod, ...]
     follows: StageSpec | None = None
     store: DefaultTeacherStore | None = None
+
+    @functools.cached_property
+    def first_step(self) -> StepPlan:
+        """What the methods ask for in the first step; asking advances no random generator.
+
+        Raises:
+            MethodError: A path or pass does not exist, or two methods change the same place.
+        """
+        step = Step(0, 1, 0, self.name, torch.Generator())
+        members = [member.detached_copy() for member in self.members]
+        return plan_step(members, step, explain=self.naming_options)
+
+    @contextmanager
+    def naming_options(self, owner: ActiveMethod | TeacherEnsemble) -> Iterator[None]:
+        """Let the `MethodError` of a method or ensemble name the options that a person gave."""
+        try:
+            yield
+        except MethodError as error:
+            values = owner.methods[0].config.model_dump(mode="json")
+            origins = {name: self.origin(f"{owner.name}.{name}") for name in values}
+            given = [
+                f"{owner.name}.{name}{_shown(values[name])} ({origin})"
+                for name, origin in origins.items()
+                if origin != str(DEFAULT)
+            ]
+            said = f"{'. Given is ' if given else ''}{', '.join(given)}"
+            raise MethodError(f"{error}{said}") from error
 
     @property
     def config(self) -> RunConfig:
@@ -187,3 +222,9 @@ class StageSpec:
     def origin(self, path: str) -> str:
         """Return where the value of a setting came from."""
         return str(self.settings.origin(path))
+
+
+def _shown(value: Any) -> str:
+    """Return ` = value`; nothing for a list of tables, of which the refusal names the one."""
+    is_tables = isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
+    return "" if is_tables else f" = {json.dumps(value)}"

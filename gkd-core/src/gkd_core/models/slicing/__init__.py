@@ -1,1 +1,1 @@
-"""Structured slicing: whole heads, feed-forward neurons and blocks are taken out of a model."""
+"""Structured slicing: removal of whole heads, feed-forward neurons and blocks from a model."""

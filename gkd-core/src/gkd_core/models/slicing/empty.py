@@ -1,4 +1,4 @@
-"""What stands in a block that has no heads or no neurons left."""
+"""Stand-ins for modules of a block that has no heads or no neurons left."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from transformers.pytorch_utils import Conv1D
 
 
 class Headless(nn.Module):
-    """Stands for the attention of a block that has no heads left: their context is nothing.
+    """Stands in for the attention of a block without heads, whose context is empty.
 
-    Where the output projection is a part of the attention module, it stays for the sake of its
-    bias; elsewhere it receives a context of width 0.
+    If the output projection is part of the attention module, it stays for the sake of its bias;
+    otherwise it receives a context of width 0.
     """
 
     def __init__(self, attention: nn.Module, output: nn.Module) -> None:
@@ -24,13 +24,13 @@ class Headless(nn.Module):
                 self.inner = name
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        """Return what the attention adds when it has no heads, `[B, S, D]` or `[B, S, 0]`."""
+        """Return the attention output without heads, `[B, S, D]` or `[B, S, 0]`."""
         context = hidden_states.new_empty((*hidden_states.shape[:-1], 0))
         return (getattr(self, self.inner)(context) if self.inner else context), None
 
 
 class InputlessConv1D(Conv1D):  # type: ignore[misc]
-    """A `Conv1D` without inputs, which the stock one does not allow: it returns its bias."""
+    """A `Conv1D` without inputs, which the stock class does not support; it returns its bias."""
 
     def __init__(self, stock: Conv1D) -> None:
         super().__init__(stock.nf, 0)

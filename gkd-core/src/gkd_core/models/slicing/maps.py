@@ -1,4 +1,4 @@
-"""The linear maps around the heads and the feed-forward neurons of a block."""
+"""The linear layers around the heads and the feed-forward neurons of a block."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gkd_core.models.transfer import FFN, INPUTS, OUTPUTS, AxisPart, lookup
 
 @dataclass(frozen=True)
 class MapSide:
-    """The inputs or the outputs of a linear map, which belong to heads or to neurons.
+    """The inputs or the outputs of a linear layer, which belong to heads or to neurons.
 
     Attributes:
         module: An `nn.Linear` or a `Conv1D`.
         outputs: Whether it is the outputs, which have a bias.
-        blocks: Features of one head (or neuron) in each of the parts that lie one after the other:
-            query, key and value fused are three.
+        blocks: Features of one head (or neuron) in each of the consecutive parts: fused query, key
+            and value are three.
     """
 
     module: nn.Module
@@ -49,7 +49,7 @@ class MapSide:
         return self.module.get_parameter("weight")
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Leave the features of some heads or neurons, in the order given."""
+        """Keep the features of some heads or neurons, in the given order."""
         features = self._features(kept)
         names = ("weight", "bias") if self.outputs else ("weight",)
         for name in names:
@@ -75,12 +75,12 @@ class MapSide:
 
 @dataclass(frozen=True)
 class BlockMaps:
-    """The maps of one block.
+    """The linear layers of one block.
 
     Attributes:
         attention: The attention module.
-        heads: What makes queries, keys and values, and last what takes their context.
-        neurons: What makes the neurons, and last what takes them.
+        heads: The projections to queries, keys and values, and last the one from their context.
+        neurons: The projections to the neurons, and last the one from them.
     """
 
     attention: nn.Module
@@ -89,10 +89,10 @@ class BlockMaps:
 
 
 def find_maps(sites: Sites) -> list[BlockMaps]:
-    """Return the maps of each block of a model.
+    """Return the linear layers of each block of a model.
 
     Raises:
-        MethodError: They are not what slicing knows; says of which module.
+        MethodError: Slicing does not support a module, which the message names.
     """
     if not sites.attentions or not sites.ffns:
         raise MethodError(
@@ -132,7 +132,7 @@ def _matrices(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _features(parts: Sequence[AxisPart], info: ModelInfo) -> tuple[int, ...]:
-    """Return how many features of each part belong to one key/value head."""
+    """Return the number of features of each part that belong to one key/value head."""
     return tuple(
         prod(size if isinstance(size, int) else getattr(info, size) for size in part)
         // info.kv_heads
@@ -141,14 +141,14 @@ def _features(parts: Sequence[AxisPart], info: ModelInfo) -> tuple[int, ...]:
 
 
 def _check(sites: Sites, layer: int, maps: BlockMaps) -> None:
-    """Refuse a block with a map, norm or bias that would not fit its heads or neurons any more."""
+    """Reject a block with a layer, norm or bias that would no longer fit its heads or neurons."""
     for sides in (maps.heads, maps.neurons):
         units = sides[-1].units
         for side in sides:
             size, expected = side.weight.shape[side.dim], units * sum(side.blocks)
             if size != expected:
                 raise _unknown(
-                    sites, layer, f"a map has {size} features where {expected} were expected"
+                    sites, layer, f"a layer has {size} features where {expected} were expected"
                 )
     known = {id(p) for side in maps.heads for p in side.module.parameters()}
     head_size = ModelInfo.read("", sites.model.config, 0).head_size
@@ -160,5 +160,5 @@ def _check(sites: Sites, layer: int, maps: BlockMaps) -> None:
 def _unknown(sites: Sites, layer: int, problem: str) -> MethodError:
     return MethodError(
         f"{type(sites.model).__name__} cannot be sliced: in block {layer + 1} {problem}. Leave its "
-        "width as it is; whole blocks can be taken out of any model"
+        "width as it is; whole blocks can be removed from any model"
     )

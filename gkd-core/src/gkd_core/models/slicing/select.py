@@ -1,4 +1,4 @@
-"""Take heads and neurons out of a model, or put them in another order."""
+"""Removal and reordering of a model's heads and neurons."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gkd_core.models.slicing.maps import BlockMaps, find_maps
 from gkd_core.models.slicing.widths import SLICES_KEY, WIDTHS_KEY, Widths, is_sliced, write_widths
 
 COUNTS = ("split_size", "num_heads")
-"""Attributes by which attention modules (of GPT-2 and OPT) tell the shapes of their heads."""
+"""Attributes that hold the head shapes of attention modules (of GPT-2 and OPT)."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which heads and neurons of each block stay, in the order they will have.
+    """The heads and neurons of each block to keep, in their new order.
 
     Attributes:
         heads: Key/value heads (with the query heads that share them), counted from 0.
@@ -36,7 +36,7 @@ class Kept:
 
     @property
     def widths(self) -> Widths:
-        """How many they are."""
+        """The number of heads and neurons kept in each block."""
         return Widths(tuple(map(len, self.heads)), tuple(map(len, self.neurons)))
 
     @classmethod
@@ -46,16 +46,16 @@ class Kept:
 
 
 def keep_units(sites: Sites, kept: Kept) -> None:
-    """Take out of a model what is not kept, in place, and say so in its configuration.
+    """Remove everything that is not kept from a model, in place, and update its configuration.
 
-    With all heads and neurons in another order the model computes the same as before.
+    With all heads and neurons in another order, the model computes the same function as before.
 
     Args:
-        sites: The model's sites; they are out of date afterwards if a block loses all its heads.
-        kept: What stays.
+        sites: The model's sites; they become invalid if a block loses all its heads.
+        kept: The heads and neurons to keep.
 
     Raises:
-        MethodError: The maps of the architecture are not known.
+        MethodError: Slicing does not support the architecture.
     """
     blocks = find_maps(sites)
     for maps, heads, neurons in zip(blocks, kept.heads, kept.neurons, strict=True):
@@ -71,14 +71,14 @@ def keep_units(sites: Sites, kept: Kept) -> None:
 
 
 def _adjust_counts(attention: nn.Module, heads: int, before: int) -> None:
-    """Make an attention module work with fewer heads."""
+    """Adjust an attention module to fewer heads."""
     for name in COUNTS:
         if hasattr(attention, name):
             setattr(attention, name, getattr(attention, name) * heads // before)
 
 
 def _stand_in(model: PreTrainedModel, maps: BlockMaps) -> None:
-    """Replace what cannot work without heads or neurons."""
+    """Replace modules that cannot work without heads or neurons."""
     names = {module: name for name, module in model.named_modules()}
     for last in (maps.heads[-1], maps.neurons[-1]):
         if not last.units and type(last.module) is Conv1D:
@@ -89,7 +89,7 @@ def _stand_in(model: PreTrainedModel, maps: BlockMaps) -> None:
 
 
 def narrow(model: PreTrainedModel) -> None:
-    """Give a model that was built from its configuration the widths that this one says."""
+    """Give a model built from its configuration the widths listed there."""
     config = model.config
     if not is_sliced(config):
         return
@@ -100,27 +100,27 @@ def narrow(model: PreTrainedModel) -> None:
 
 
 def narrowed(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Return a class whose models have the widths that their configuration says."""
+    """Return a subclass whose models have the widths listed in their configuration."""
 
     class Narrowed(stock):  # type: ignore[misc]
         def __init__(self, config: PretrainedConfig, *inputs: Any, **options: Any) -> None:
             super().__init__(config, *inputs, **options)
             narrow(self)
 
-    # By name and module transformers finds how stored names differ from those of a model.
+    # transformers looks up renamed weights by the name and module of the class.
     Narrowed.__name__, Narrowed.__module__ = stock.__name__, stock.__module__
     return Narrowed
 
 
 def sliced_copy(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
-    """Return a copy of a model with a part of its heads and neurons.
+    """Return a copy of a model with some of its heads and neurons.
 
     Args:
-        model: The model; it stays as it is, hooks on it are not copied.
-        kept: What stays.
+        model: The model; it stays as it is, and hooks on it are not copied.
+        kept: The heads and neurons to keep.
 
     Raises:
-        MethodError: The maps of the architecture are not known.
+        MethodError: Slicing does not support the architecture.
     """
     with torch.random.fork_rng(devices=[]), quiet():
         made = build(type(model), copy.deepcopy(model.config))
@@ -128,12 +128,12 @@ def sliced_copy(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     made.load_state_dict(model.state_dict())
     keep_units(Sites(made), kept)
     if hasattr(made.config, SLICES_KEY):
-        delattr(made.config, SLICES_KEY)  # it may be ordered otherwise now
+        delattr(made.config, SLICES_KEY)  # the order may have changed
     return made.train(model.training)
 
 
 def build(stock: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """Build a model of random weights with the widths that its configuration says."""
+    """Build a model with random weights and the widths listed in its configuration."""
     model = stock(config)
     narrow(model)
     return model

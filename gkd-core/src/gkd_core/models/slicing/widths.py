@@ -1,4 +1,4 @@
-"""`Widths`: how many heads and neurons each block has, and where `config.json` says so."""
+"""`Widths`: the number of heads and neurons of each block, and its keys in `config.json`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SLICES_KEY = "gkd_slices"
 
 @dataclass(frozen=True)
 class Widths:
-    """What is left in each block.
+    """The number of heads and neurons in each block.
 
     Attributes:
-        heads: Key/value heads of each block, each with the query heads that share it: all heads,
-            but under grouped-query attention.
+        heads: Key/value heads of each block, each with the query heads that share it; without
+            grouped-query attention, all heads.
         neurons: Feed-forward neurons of each block.
     """
 
@@ -33,7 +33,7 @@ class Widths:
 
     @classmethod
     def read(cls, config: PretrainedConfig) -> Widths:
-        """Return the widths of a model, equal in all blocks unless its configuration says more."""
+        """Return the widths of a model, equal in all blocks unless its configuration lists them."""
         if is_sliced(config):
             return cls.parse(getattr(config, WIDTHS_KEY))
         info = ModelInfo.read("", config, 0)
@@ -41,11 +41,11 @@ class Widths:
 
     @classmethod
     def parse(cls, tree: Mapping[str, Sequence[int]]) -> Widths:
-        """Return what `as_tree` wrote."""
+        """Return the widths written by `as_tree`."""
         return cls(tuple(tree["heads"]), tuple(tree["neurons"]))
 
     def as_tree(self) -> dict[str, list[int]]:
-        """Return the widths as JSON holds them."""
+        """Return the widths as JSON-serializable lists."""
         return {name: list(counts) for name, counts in asdict(self).items()}
 
     def of(self, blocks: Sequence[int]) -> Widths:
@@ -63,12 +63,12 @@ class Widths:
 
 
 def is_sliced(config: PretrainedConfig) -> bool:
-    """Whether a model has widths that an ordinary configuration cannot say."""
+    """Whether a model has widths that a stock configuration cannot express."""
     return getattr(config, WIDTHS_KEY, None) is not None
 
 
 def write_widths(config: PretrainedConfig, widths: Widths) -> None:
-    """Write widths into a configuration: in its own words where it has them."""
+    """Write widths into a configuration, in its stock settings where possible."""
     own = own_words(config, widths)
     if own is None:
         setattr(config, WIDTHS_KEY, widths.as_tree())
@@ -80,9 +80,9 @@ def write_widths(config: PretrainedConfig, widths: Widths) -> None:
 
 
 def own_words(config: PretrainedConfig, widths: Widths) -> dict[str, int] | None:
-    """Return the settings of an architecture that say widths, or None if it has none for them.
+    """Return the stock settings that express widths, or None if there are none.
 
-    All blocks must be equal, and fewer heads need a head size that is a setting of its own.
+    All blocks must be equal, and fewer heads require the head size to be a separate setting.
     """
     info = ModelInfo.read("", config, 0)
     heads, neurons = set(widths.heads), set(widths.neurons)
@@ -104,18 +104,18 @@ def own_words(config: PretrainedConfig, widths: Widths) -> dict[str, int] | None
 
 
 def has_head_size(config: PretrainedConfig) -> bool:
-    """Whether the size of a head is a setting of its own, not the hidden size over the heads."""
+    """Whether the head size is a separate setting, not the hidden size divided by the heads."""
     return config.to_dict().get("head_dim") is not None
 
 
 def read_slices(config: PretrainedConfig) -> dict[float, Widths]:
-    """Return the widths of the slices that a checkpoint is ordered for, by their scale."""
+    """Return the widths of the slices that a checkpoint is ordered for, by scale."""
     stored: Mapping[str, Any] = getattr(config, SLICES_KEY, None) or {}
     return {float(scale): Widths.parse(tree) for scale, tree in stored.items()}
 
 
 def write_slices(config: PretrainedConfig, slices: Mapping[float, Widths]) -> None:
-    """Write the widths of the slices that a checkpoint is ordered for, by their scale."""
+    """Write the widths of the slices that a checkpoint is ordered for, by scale."""
     setattr(
         config, SLICES_KEY, {f"{scale:g}": widths.as_tree() for scale, widths in slices.items()}
     )

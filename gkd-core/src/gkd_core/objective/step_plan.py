@@ -1,0 +1,248 @@
+"""`StepPlan`: the forward passes of a step, and what is captured and changed in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from gkd_core.contract.method import Method
+from gkd_core.contract.model_info import Models
+from gkd_core.contract.schedule import ALWAYS_1, Schedule
+from gkd_core.contract.step import Step
+from gkd_core.errors import MethodError
+from gkd_core.hooks.operations import Operation, Pass
+from gkd_core.hooks.paths import MAIN, Capture, Reads, check_teachers, resolve_paths
+from gkd_core.models.parts import Part
+from gkd_core.objective.conflicts import refuse_passes, refuse_two_writers, refuse_undeclared
+from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
+from gkd_core.objective.lr_factors import check_factors, join_factors
+
+Side = Literal["student", "teacher"]
+
+
+@dataclass(frozen=True)
+class ActiveMethod:
+    """One method of an expression.
+
+    Attributes:
+        name: The method's name.
+        weight: Its factor in the sum.
+        methods: One object per teacher, or a single one if the method takes none.
+        models: What each of these objects is told of the models.
+        generator: Source of its random draws.
+        ensemble: What makes one term of those for each teacher, if there are several.
+        outside: Weight before the parentheses that it stands in.
+    """
+
+    name: str
+    weight: Schedule
+    methods: tuple[Method, ...]
+    models: tuple[Models, ...]
+    generator: torch.Generator
+    ensemble: TeacherEnsemble | None = None
+    outside: Schedule = ALWAYS_1
+
+    @property
+    def takes_teacher(self) -> bool:
+        """Whether the method reads a teacher."""
+        return self.methods[0].teachers == "one"
+
+    def factor(self, step: Step) -> float:
+        """Return the weight of its terms in the sum, within and before the parentheses."""
+        where = step.index, step.total
+        return self.outside.at(*where) * self.weight.at(*where)
+
+    def detached_copy(self) -> ActiveMethod:
+        """Return the same method with a generator of its own, so that looking changes no draw."""
+        generator = torch.Generator().set_state(self.generator.get_state())
+        ensemble = self.ensemble.detached_copy() if self.ensemble else None
+        return replace(self, generator=generator, ensemble=ensemble)
+
+
+@dataclass(frozen=True)
+class Write:
+    """An operation of a method, with the places it stands for.
+
+    Attributes:
+        operation: The operation.
+        side: Which model it changes.
+        run: In which pass.
+        places: Where.
+        seed: For what it draws at random in this step.
+    """
+
+    operation: Operation
+    side: Side
+    run: str
+    places: tuple[Capture, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """What one method object, or a combiner for one teacher, asks for in a step.
+
+    Attributes:
+        member: The method or ensemble it belongs to.
+        number: Which of the method's objects it is; also the number of its teacher.
+        reads: What it reads, by pass.
+        passes: Its own passes.
+        writes: Its operations.
+        lr_factors: Factors of the learning rate, by part of the student.
+    """
+
+    member: ActiveMethod | TeacherEnsemble
+    number: int
+    reads: Reads
+    passes: tuple[Pass, ...]
+    writes: tuple[Write, ...]
+    lr_factors: Mapping[Part, float]
+
+    @property
+    def models(self) -> Models:
+        """The models as this object knows them."""
+        return self.member.models[self.number]
+
+    def key(self, run: str) -> str:
+        """Return the name of a pass among those of all methods."""
+        if run == MAIN:
+            return MAIN
+        several = f"[{self.number + 1}]" if len(self.member.methods) > 1 else ""
+        return f"{self.member.name}{several}@{run}"
+
+    def captures(self, side: Side, run: str) -> frozenset[Capture]:
+        """Return what it reads of a model in a pass."""
+        reads = self.reads.student if side == "student" else self.reads.teacher
+        return reads.get(run, frozenset())
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """One pass of a step, for all methods.
+
+    Attributes:
+        name: `main`, or `METHOD@NAME` for a method's own.
+        run: The name as its owner knows it.
+        requests: Who takes part: all, or the owner.
+        inputs: What is read instead of the batch's inputs, if anything.
+    """
+
+    name: str
+    run: str
+    requests: tuple[StepRequest, ...]
+    inputs: Pass | None = None
+
+    def captures(self, side: Side, number: int | None = None) -> frozenset[Capture]:
+        """Return the union of what is read of the student, or of teacher `number`."""
+        parts = (request.captures(side, self.run) for request in self._of(number))
+        return frozenset[Capture]().union(*parts)
+
+    def readers(self, capture: Capture, side: Side, number: int | None) -> tuple[str, ...]:
+        """Return the names of the methods that read a tensor."""
+        readers = (a for a in self._of(number) if capture in a.captures(side, self.run))
+        return tuple(dict.fromkeys(request.member.name for request in readers))
+
+    def writes(self, side: Side, number: int | None = None) -> Iterable[tuple[StepRequest, Write]]:
+        """Yield the operations on the student, or on teacher `number`."""
+        for request in self._of(number):
+            for write in request.writes:
+                if (write.side, write.run) == (side, self.run):
+                    yield request, write
+
+    def _of(self, number: int | None) -> Iterable[StepRequest]:
+        return (a for a in self.requests if number is None or a.number == number)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What the methods want of a step. They are asked once a step, as they may draw it at random.
+
+    Attributes:
+        requests: What each object of a method or ensemble asks for, by its name.
+        passes: The passes in order; the main one first.
+        lr_factors: Factors of the learning rate, by part of the student.
+    """
+
+    requests: Mapping[str, Sequence[StepRequest]]
+    passes: Sequence[PlannedPass]
+    lr_factors: Mapping[Part, float]
+
+
+def plan_step(
+    members: Iterable[ActiveMethod],
+    step: Step,
+    training: bool = True,
+    explain: Callable[[ActiveMethod | TeacherEnsemble], AbstractContextManager[None]] | None = None,
+) -> StepPlan:
+    """Ask every method, and every combiner, what it wants in a step.
+
+    Args:
+        members: The methods.
+        step: Where training stands.
+        training: False for the operations of the evaluation after the step.
+        explain: Returns a context in which one of them is asked; it may say more of an error.
+
+    Raises:
+        MethodError: A path or pass does not exist, two methods change the same place, or want
+            different learning rates for the same part.
+    """
+    members = list(members)
+    owners = {c.name: c for c in ensembles(members)} | {m.name: m for m in members}
+    requests = {}
+    for name, owner in owners.items():
+        with explain(owner) if explain else nullcontext():
+            requests[name] = _request(owner, step, training)
+    everyone = tuple(one for objects in requests.values() for one in objects)
+    own = [
+        PlannedPass(one.key(extra.name), extra.name, (one,), extra)
+        for one in everyone
+        for extra in one.passes
+    ]
+    passes = [PlannedPass(MAIN, MAIN, everyone), *own]
+    for planned in passes:
+        refuse_two_writers(planned)
+    return StepPlan(requests, passes, join_factors(everyone))
+
+
+def _request(
+    member: ActiveMethod | TeacherEnsemble, step: Step, training: bool
+) -> list[StepRequest]:
+    step = replace(step, generator=member.generator)
+    known = [models.teacher.name for models in member.models if models.teacher is not None]
+    found = []
+    for number, (method, models) in enumerate(zip(member.methods, member.models, strict=True)):
+        passes = tuple(method.passes(models, step))
+        operations = [o for o in method.writes(models, step) if o.when.holds(step, training)]
+        refuse_undeclared(method, operations)
+        paths = [*method.reads(models, step), *(p for o in operations for p in o.reads)]
+        check_teachers([*paths, *(o.site for o in operations)], known, member.name)
+        reads = resolve_paths(paths, models, member.name)
+        found_writes = (_write(o, models, member.name, step.generator) for o in operations)
+        writes = [write for write in found_writes if write is not None]
+        factors = method.lr_factors(models, step)
+        factors = check_factors(factors, models.student.layers, member.name)
+        request = StepRequest(member, number, reads, passes, tuple(writes), factors)
+        refuse_passes(request)
+        found.append(request)
+    return found
+
+
+def _write(
+    operation: Operation, models: Models, owner: str, generator: torch.Generator
+) -> Write | None:
+    """Return an operation with its places, or None if it is for another teacher."""
+    path = operation.path(owner)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    if path.side == "student":
+        places = path.resolve(models.student, owner)
+        return Write(operation, "student", path.run, tuple(sorted(places)), seed)
+    if models.teacher is None:
+        raise MethodError(f"{owner} changes {operation.site}, but the run has no teacher")
+    if path.teacher not in (None, models.teacher.name):
+        return None
+    places = path.resolve(models.teacher, owner)
+    return Write(operation, "teacher", path.run, tuple(sorted(places)), seed)

@@ -1,0 +1,74 @@
+"""Reference pages are written from the code, and a stale one is noticed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+HOOKS = DOCS / "reference" / "hooks.md"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("example")
+def test_check_names_the_stale_page_and_no_other_whatever_is_installed(tmp_path):
+    """With another plugin, one of ours turned off and a narrow terminal, pages are the same."""
+    copy = tmp_path / "docs"
+    shutil.copytree(DOCS, copy, ignore=shutil.ignore_patterns("_build", "examples"))
+    page = copy / "reference" / "cli.md"
+    stale = page.read_text().replace("`--seed INTEGER`", "`--sow INTEGER`", 1)
+    page.write_text(stale)
+    done = subprocess.run(
+        [sys.executable, DOCS / "generate.py", "--check", copy],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "GKD_DISABLE_PLUGINS": "gkd-methods-classic",
+            "COLUMNS": "40",
+        },
+    )
+    assert done.returncode == 1, done.stderr
+    told = done.stderr.splitlines()
+    named = [line for line in told if line.endswith(" is stale")]
+    assert named == [f"{page.relative_to(tmp_path)} is stale"]
+    assert told[-1].startswith("`make reference`")
+    assert page.read_text() == stale
+
+
+def test_a_block_is_written_anew_and_the_rest_of_the_page_stays(generate):
+    text = HOOKS.read_text()
+    opening, _, rest = text.partition("<!-- generated: hooks -->\n")
+    stale = f"{opening}<!-- generated: hooks -->\nold\n<!-- end -->\nBy hand.\n"
+    assert generate.write_blocks(stale, HOOKS) == f"{text}By hand.\n"
+    assert rest.endswith("<!-- end -->\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- generated: hooks -->\n",
+        "<!-- generated: sites -->\n\n<!-- generated: hooks -->\n<!-- end -->\n",
+        "See <!-- generated: hooks -->\n<!-- end -->\n",
+    ],
+)
+def test_a_mark_that_is_not_closed_is_refused(generate, text):
+    with pytest.raises(SystemExit, match=r"page.md: .* not closed"):
+        generate.write_blocks(text, Path("page.md"))
+
+
+def test_names_have_the_first_line_of_what_documents_them(generate):
+    directives = ["autofunction:: gkd_core.losses.reverse_kl", "autodata:: gkd_core.losses.Logits"]
+    section = "".join(f".. {directive}\n" for directive in directives)
+    assert generate.names(section).splitlines()[2:] == [
+        "| `gkd_core.losses.reverse_kl` | Kullback-Leibler divergence KL(q \\|\\| p). |",
+        "| `gkd_core.losses.Logits` | Logits `[*items, V]`, computed or not. |",
+    ]
