@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused(student, options, message):
 
 
 def test_weights_of_layers_have_no_meaning_for_all_layers_in_one():
-    with pytest.raises(ValidationError, match="means nothing for variant 'concatenated'"):
+    with pytest.raises(ValidationError, match="does not apply to variant 'concatenated'"):
         RAILKD.Config(variant="concatenated", layer_weights=(1,))
 
 

@@ -163,7 +163,7 @@ def test_choice_among_one_teacher_is_refused_if_there_is_nothing_else_to_choose(
 ):
     done = invoke("run", *settings, "--method", "uncertainty(soft)")
     assert done.code == 2
-    assert "uncertainty chooses among teachers, but there is 1" in done.err
+    assert "uncertainty selects among teachers, but there is only 1" in done.err
     assert log("--teacher", pair / "large", "--student-layers", 2, *SELECTED)
 
 

@@ -261,7 +261,7 @@ def test_interrupted_ranks_say_once_how_to_go_on(gkd, arguments, tmp_path):
     _, said = process.communicate(timeout=180)
     assert process.returncode == 130
     said = "".join(line for line in said.splitlines() if not line.startswith("Writing"))
-    assert said == "Error: interrupted. Go on with: gkd run --resume --output run"
+    assert said == "Error: interrupted. Continue with: gkd run --resume --output run"
 
 
 @pytest.mark.gpu

@@ -292,7 +292,7 @@ def test_search_leaves_out_what_a_stage_does_not_go_with(invoke, settings):
 
 def test_search_says_when_nothing_fits(look):
     said = " ".join(look("--gpus", 1, "--memory", "500MiB").split())
-    assert "No layout fits into 1 x 500.0 MiB. Not even a teacher of one block would" in said
+    assert "No layout fits into 1 x 500.0 MiB. Not even a teacher with one block would fit" in said
 
 
 @pytest.mark.parametrize(

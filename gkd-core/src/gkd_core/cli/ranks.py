@@ -1,4 +1,4 @@
-"""A run in several processes speaks with one voice: the first error is shown, once."""
+"""Runs in several processes: only the first error is reported, once."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def among_ranks() -> Iterator[None]:
-    """Meet the other ranks, if a launcher started several.
+    """Join the process group if a launcher started several ranks.
 
-    A rank that is told to end does so like one that fails: what it holds is put in order.
+    A rank that receives SIGTERM exits like one that fails, so that its resources are cleaned up.
 
     Raises:
-        SystemExit: Another rank failed first; it has said why.
-        RankDied: Another rank is gone and has not said why.
+        SystemExit: Another rank failed first and has reported the error.
+        RankDied: Another rank is gone without having reported an error.
     """
     info = read_launcher_env(os.environ)
     if info is None:
@@ -64,10 +64,10 @@ def among_ranks() -> Iterator[None]:
 
 
 def ranks_to_start(resolved: Resolved) -> int:
-    """Return how many processes this one should start for a run; 0 if it runs it itself.
+    """Return the number of processes to start for a run; 0 to run it in this process.
 
     Raises:
-        ConfigError: A launcher has started another number than the configuration says.
+        ConfigError: A launcher has started a different number than configured.
     """
     count = resolved.config.parallel.nproc
     if read_launcher_env(os.environ) is not None:
@@ -75,7 +75,7 @@ def ranks_to_start(resolved: Resolved) -> int:
         if count not in (1, here):
             raise ConfigError(
                 f"parallel.nproc is {count} ({resolved.origin('parallel.nproc')}), but {here} "
-                "processes were started here. Leave it out where a launcher starts them"
+                "processes were started here. Remove it if a launcher starts them"
             )
         return 0
     zero = any(stage.config.parallel.zero for stage in resolved.stages)
@@ -83,11 +83,11 @@ def ranks_to_start(resolved: Resolved) -> int:
 
 
 def start_ranks(count: int, directory: Path) -> None:
-    """Run what is configured in a run directory in several processes.
+    """Run the configuration of a run directory in several processes.
 
     Raises:
-        SystemExit: One failed, and has said why.
-        RankDied: One was killed.
+        SystemExit: A process failed and has reported the error.
+        RankDied: A process was killed.
     """
     from gkd_core.parallel.launch import start_ranks
 
@@ -99,8 +99,8 @@ def start_ranks(count: int, directory: Path) -> None:
     how = f"was killed by {failure.killer}" if failure.killer else f"ended with {failure.status}"
     place = shlex.quote(str(directory))
     raise RankDied(
-        f"process {failure.rank} of {count} {how}, so the others were ended. If that was for lack "
-        "of memory, use smaller micro-batches (training.accumulation). Go on with: gkd run "
+        f"process {failure.rank} of {count} {how}, so the others were terminated. If it ran out "
+        "of memory, use smaller micro-batches (training.accumulation). Continue with: gkd run "
         f"--resume --output {place}"
     )
 
