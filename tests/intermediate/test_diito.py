@@ -146,7 +146,7 @@ def step(trial):
         batch = batch or diito.batch
         captured = run_passes(plan, diito.student, [diito.teacher], batch, where)
         found = diito.objective.terms(captured, batch, where, plan)
-        views = captured.views(plan.asked["diito"][0])
+        views = captured.views(plan.requests["diito"][0])
         return diito, views, {name.partition(".")[2]: term for name, term in found.items()}
 
     return _step
@@ -154,7 +154,7 @@ def step(trial):
 
 def blocks(plan):
     """Places that are written in a step."""
-    return {write.operation.site for write in plan.asked["diito"][0].writes}
+    return {write.operation.site for write in plan.requests["diito"][0].writes}
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal-lm"])

@@ -147,7 +147,7 @@ def watched(trial):
         plan = lrc.objective.plan(step)
         captured = run_passes(plan, lrc.student, [lrc.teacher], lrc.batch, step)
         found = lrc.objective.terms(captured, lrc.batch, step, plan)
-        return lrc, captured.views(plan.asked["lrc-bert"][0])[0], found
+        return lrc, captured.views(plan.requests["lrc-bert"][0])[0], found
 
     return _watched
 

@@ -104,14 +104,14 @@ def check_kinds(trial: Callable[[Kind], TinyStage], kinds: Sequence[Kind]) -> No
         AssertionError: A property does not hold; the message says which.
         MethodError: The models of every kind are rejected.
     """
-    refusals = []
+    conflicts = []
     for kind in kinds:
         try:
             _check(trial(kind))
         except MethodError as error:
-            refusals.append(error)
-    if len(refusals) == len(kinds):
-        raise refusals[0]
+            conflicts.append(error)
+    if len(conflicts) == len(kinds):
+        raise conflicts[0]
 
 
 def generator() -> torch.Generator:
