@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from functools import wraps
+from importlib import import_module
 
 import pytest
 import transformers
@@ -20,6 +21,10 @@ THREE_STEPS = ("--set", "training.steps=3", "--set", "training.evaluate_every=3"
 @pytest.fixture
 def count(monkeypatch):
     """Count the calls of a function, by what `key` makes of its arguments: `count(f, key)`."""
+
+    # Commands import these when they are called: too late, with a counter of another test in them.
+    for name in ("config.resolve", "analysis.run_summary"):
+        import_module(f"gkd_core.{name}")
 
     def _count(stock, key):
         found = Counter()
