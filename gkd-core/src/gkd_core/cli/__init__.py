@@ -15,6 +15,7 @@ import click
 
 from gkd_core import __version__
 from gkd_core.cli.errors import report
+from gkd_core.cli.ranks import ending
 from gkd_core.errors import suggest
 from gkd_core.plugins import registry
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: Always: 0; 2 for invalid input; 1 for a full disk; 130 if interrupted.
     """
-    with warnings.catch_warnings():
+    with ending(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             args = None if arguments is None else list(arguments)
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             status = report(error)
             if status is None:
                 raise
-    sys.exit(status)
+        sys.exit(status)
 
 
 def _show_warning(message: Warning | str, *_where: object, **_file: object) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from gkd_core.cli.errors import INTERRUPTED, SPOKEN, Interrupted, RankDied, exit_status
 from gkd_core.distributed.rank_info import read_launcher_env
@@ -18,6 +19,39 @@ from gkd_core.parallel.launch import started_by_gkd
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
+
+_distributed = False
+"""Whether PyTorch has started threads here to talk to other processes."""
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """End a process that has talked to others without finalizing the interpreter.
+
+    PyTorch's threads take the GIL to release a tensor or to return from C++. Until Python 3.14, one
+    that does so while the interpreter is finalized aborts the process: "terminate called without an
+    active exception". Destroying the process groups is not enough, since whatever refers to one
+    keeps its threads, and it would wait for a collective that another rank no longer joins.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        if _distributed and (stop.code is None or isinstance(stop.code, int)):
+            _end_process(stop.code or 0)
+        raise
+    except BaseException as error:
+        if _distributed:
+            sys.excepthook(type(error), error, error.__traceback__)
+            _end_process(exit_status(error))
+        raise
+
+
+def _end_process(status: int) -> NoReturn:
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 @contextmanager
@@ -42,13 +76,17 @@ def among_ranks() -> Iterator[None]:
         wait_for_reason,
     )
 
+    global _distributed
+    _distributed = True
     before = signal.signal(signal.SIGTERM, _end)
     try:
         init_process_group(info)
         yield
         leave()
     except (KeyboardInterrupt, Interrupted) as error:
-        if started_by_gkd(os.environ) or first_failure(INTERRUPTED) is not None:
+        # The others, whose connection breaks, wait for this note.
+        noted = first_failure(INTERRUPTED)
+        if noted is not None or started_by_gkd(os.environ):
             raise SystemExit(INTERRUPTED) from error
         raise
     except Exception as error:
@@ -91,6 +129,8 @@ def start_ranks(count: int, directory: Path) -> None:
     """
     from gkd_core.parallel.launch import start_ranks
 
+    global _distributed
+    _distributed = True
     failure = start_ranks(count, ["run", "--resume", "--output", str(directory)])
     if failure is None:
         return
