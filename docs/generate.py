@@ -14,7 +14,7 @@ from typing import Any
 import click
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
-from gkd_core import Method, Procedure, hookspecs
+from gkd_core.api import Method, Procedure, hookspecs
 from gkd_core.cli import gkd
 from gkd_core.config.render import json_schema
 from gkd_core.config.schema import RunConfig

@@ -123,7 +123,7 @@ def view_of():
     """`view_of("student", found, layers)`: what a method sees of what is given by path."""
     import torch
 
-    from gkd_core import ModelInfo, View
+    from gkd_core.api import ModelInfo, View
     from gkd_core.hooks.features import Features
     from gkd_core.hooks.paths import parse_path
     from gkd_core.losses import Relation

@@ -190,7 +190,7 @@ def gkd_step(method: str, inputs):
     """Return a step of gkd's trainer."""
     import torch
 
-    from gkd_core import Batch, ModelInfo, Models, Schedule, Step
+    from gkd_core.api import Batch, ModelInfo, Models, Schedule, Step
     from gkd_core.config.schema import TrainingConfig
     from gkd_core.hooks.extraction import Extractor
     from gkd_core.hooks.paths import Capture

@@ -101,7 +101,7 @@ def fused_step(hidden, weight, known_hidden, known_weight):
     """Return the loss of gkd."""
     import torch
 
-    from gkd_core import Items
+    from gkd_core.api import Items
     from gkd_core.losses import LinearLogits, kl
 
     over = Items.where("token", torch.ones(len(hidden), dtype=torch.bool))

@@ -140,7 +140,7 @@ def gkd_step():
 
     import torch
 
-    from gkd_core import Batch, ModelInfo, Models, Schedule, Step
+    from gkd_core.api import Batch, ModelInfo, Models, Schedule, Step
     from gkd_core.config.schema import TrainingConfig
     from gkd_core.hooks.extraction import Extractor
     from gkd_core.models.sites import find_sites

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gkd_core import Batch, ModelInfo, Step
+from gkd_core.api import Batch, ModelInfo, Step
 from gkd_core.losses import Relation
 
 

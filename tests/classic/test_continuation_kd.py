@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from gkd_core import MethodError, Models, Step
+from gkd_core.api import MethodError, Models, Step
 from gkd_methods_classic.annealing_kd import AnnealingKD
 from gkd_methods_classic.continuation_kd import ContinuationKD
 

@@ -5,7 +5,7 @@ from math import log
 import pytest
 import torch
 
-from gkd_core import MethodError, Models
+from gkd_core.api import MethodError, Models
 from gkd_methods_classic.distilbert import DistilBERT
 
 KNOWN = torch.tensor([[[log(3), 0.0], [0.0, 0.0]]], dtype=torch.float64)

@@ -3,7 +3,7 @@ from math import log
 import pytest
 import torch
 
-from gkd_core import MethodError
+from gkd_core.api import MethodError
 from gkd_methods_classic.hard import Hard
 
 LOGITS = torch.tensor([[log(3), 0.0], [0.0, 0.0]], dtype=torch.float64)

@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from gkd_core import Models, Schedule, Step
+from gkd_core.api import Models, Schedule, Step
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import LinearLogits

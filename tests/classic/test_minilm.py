@@ -5,7 +5,7 @@ from math import exp, log, sqrt
 import pytest
 import torch
 
-from gkd_core import MethodError, Models, Step
+from gkd_core.api import MethodError, Models, Step
 from gkd_core.losses import Relation
 from gkd_methods_classic.minilm import MiniLM
 

@@ -5,7 +5,7 @@ from math import exp, log, sqrt
 import pytest
 import torch
 
-from gkd_core import MethodError, Models
+from gkd_core.api import MethodError, Models
 from gkd_methods_classic.minilmv2 import MiniLMv2
 
 SITES = ("query", "key", "value")

@@ -9,7 +9,7 @@ Without the libraries the tests are skipped.
 import pytest
 import torch
 
-from gkd_core import Batch
+from gkd_core.api import Batch
 from gkd_core.losses import Relation, angles, mse, relation_mse
 from gkd_methods_classic.annealing_kd import AnnealingKD
 from gkd_methods_classic.distilbert import DistilBERT

@@ -6,7 +6,7 @@ Scaled to length one they are (3/5, 4/5) and (1, 0): squared distance 4/25 + 16/
 import pytest
 import torch
 
-from gkd_core import MethodError, ModelInfo, Models, Step
+from gkd_core.api import MethodError, ModelInfo, Models, Step
 from gkd_methods_classic.pkd import PKD
 
 STUDENT = torch.tensor([[3.0, 4.0]], dtype=torch.float64)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from gkd_core.data.task import DefaultTeacher
-
-from gkd_core import Split, Task, TaskData, hookimpl
+from gkd_core.api import DefaultTeacher, Split, Task, TaskData, hookimpl
 
 TEXTS = [" ".join("abcdefghij"[int(digit)] for digit in str(7919 * n)) for n in range(48)]
 
@@ -29,7 +27,7 @@ class Shipped(Task):
             validation=split(24, 36),
             test=split(36, 48),
             classes=("even", "odd"),
-            fingerprint="shipped",
+            rows_hash="shipped",
             source="numbers",
         )
 

@@ -9,7 +9,7 @@ from gkd_core.errors import ConfigError, MethodError, PluginError
 from gkd_core.plugins import Registry
 
 METHOD = '''
-from gkd_core import Method, hookimpl
+from gkd_core.api import Method, hookimpl
 
 
 class {cls}(Method):
@@ -75,7 +75,7 @@ def test_methods_are_found_with_their_distribution(install, load):
 
 def test_plugins_are_called_in_alphabetical_order(install, load):
     hook = (
-        "from gkd_core import hookimpl\n@hookimpl\n"
+        "from gkd_core.api import hookimpl\n@hookimpl\n"
         "def gkd_check_outline(plan):\n    plan.append({!r})\n"
     )
     for name in ("m", "z", "a"):
@@ -101,7 +101,7 @@ def test_a_broken_plugin_is_skipped_and_its_reason_repeated(install, load):
 
 def test_a_plugin_whose_methods_fail_to_import_loses_only_them(install, load):
     source = (
-        "from gkd_core import hookimpl\n@hookimpl\n"
+        "from gkd_core.api import hookimpl\n@hookimpl\n"
         "def gkd_register_methods():\n    import nowhere\n"
     )
     install("gkd-lazy", lazy=source)
@@ -112,7 +112,9 @@ def test_a_plugin_whose_methods_fail_to_import_loses_only_them(install, load):
 
 
 def test_a_misspelt_hook_is_an_error_that_suggests_the_right_one(install, load):
-    source = "from gkd_core import hookimpl\n@hookimpl\ndef gkd_register_method():\n    return []\n"
+    source = (
+        "from gkd_core.api import hookimpl\n@hookimpl\ndef gkd_register_method():\n    return []\n"
+    )
     install("gkd-typo", typo=source)
     with pytest.raises(PluginError, match=r"gkd-typo 1.2.*Did you mean 'gkd_register_methods'"):
         load()

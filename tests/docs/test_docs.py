@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gkd_core import ModelInfo, Models, hookspecs
+from gkd_core.api import ModelInfo, Models, hookspecs
 from gkd_core.cli import gkd
 from gkd_core.cli.options import RunOptions
 from gkd_core.config.expression import parse_expression

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from gkd_core import Batch, ModelInfo, Models, Schedule, Step, View
+from gkd_core.api import Batch, ModelInfo, Models, Schedule, Step, View
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import resolve_paths

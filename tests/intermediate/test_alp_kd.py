@@ -10,7 +10,7 @@ from math import log
 import pytest
 import torch
 
-from gkd_core import MethodError, ModelInfo, Models
+from gkd_core.api import MethodError, ModelInfo, Models
 from gkd_methods_intermediate.alp_kd import ALPKD, attend_layers
 
 STUDENT = torch.tensor([[1.0, 0.0]], dtype=torch.float64)

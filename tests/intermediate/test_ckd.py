@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gkd_core import Items, MethodError, ModelInfo, Models
+from gkd_core.api import Items, MethodError, ModelInfo, Models
 from gkd_core.testing import check_method
 from gkd_methods_intermediate.ckd import CKD, layer_relations, word_relations
 

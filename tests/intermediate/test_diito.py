@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gkd_core import MethodError, ModelInfo, Models, Step
+from gkd_core.api import MethodError, ModelInfo, Models, Step
 from gkd_core.contract.batch import Batch
 from gkd_core.objective.passes import run_passes
 from gkd_core.testing import check_method, tiny_batch

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gkd_core import MethodError, ModelInfo, Models, Step
+from gkd_core.api import MethodError, ModelInfo, Models, Step
 from gkd_core.objective.passes import run_passes
 from gkd_core.testing import check_method
 from gkd_methods_intermediate.lrc_bert import LRCBERT, cos_nce, sample_distances

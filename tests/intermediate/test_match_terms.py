@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from gkd_core import MethodError
+from gkd_core.api import MethodError
 from gkd_methods_intermediate.match import Match
 from gkd_methods_intermediate.matching.knowledge import PRESETS
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from gkd_core import ModelInfo, Models, Step
+from gkd_core.api import ModelInfo, Models, Step
 from gkd_core.config.formats import READERS
 from gkd_core.contract.schedule import Schedule
 from gkd_core.hooks.extraction import Extractor

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gkd_core import Batch, Items, MethodError, ModelInfo, Models
+from gkd_core.api import Batch, Items, MethodError, ModelInfo, Models
 from gkd_core.losses import self_relation
 from gkd_core.testing import check_method
 from gkd_methods_intermediate.mgskd import MGSKD

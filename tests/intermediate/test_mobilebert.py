@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import MobileBertConfig, MobileBertForMaskedLM
 
-from gkd_core import Models, Step
+from gkd_core.api import Models, Step
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.losses import Relation
 from gkd_core.testing import check_method

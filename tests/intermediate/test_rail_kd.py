@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from gkd_core import MethodError, ModelInfo, Models
+from gkd_core.api import MethodError, ModelInfo, Models
 from gkd_core.config.resolve import resolve
 from gkd_core.plugins import registry
 from gkd_core.runs.run import prepare_run

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gkd_core import Models, Step
+from gkd_core.api import Models, Step
 from gkd_core.config.expression import parse_expression
 from gkd_core.config.resolve import resolve
 from gkd_core.contract.model_info import ModelInfo

@@ -6,7 +6,7 @@ from math import log
 import pytest
 import torch
 
-from gkd_core import MethodError, ModelInfo, Models, Step
+from gkd_core.api import MethodError, ModelInfo, Models, Step
 from gkd_core.losses import Relation
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import tiny_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gkd_core import Models, Step
+from gkd_core.api import Models, Step
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.contract.schedule import Schedule
 from gkd_core.objective.passes import evaluation_changes

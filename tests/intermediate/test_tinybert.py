@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from gkd_core import MethodError, ModelInfo, Models
+from gkd_core.api import MethodError, ModelInfo, Models
 from gkd_core.config.formats import READERS
 from gkd_core.config.resolve import resolve
 from gkd_core.losses import Relation

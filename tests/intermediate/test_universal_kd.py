@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from gkd_core import MethodError, ModelInfo, Models
+from gkd_core.api import MethodError, ModelInfo, Models
 from gkd_methods_intermediate.universal_kd import UniversalKD
 
 STUDENT, ONE, TWO = torch.tensor([[[1.0, 0]], [[log(3), 0]], [[0, 1]]], dtype=torch.float64)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from gkd_core import Batch, ModelInfo, Models, Step, View
+from gkd_core.api import Batch, ModelInfo, Models, Step, View
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import parse_path
 from gkd_core.training import loop

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from gkd_core import ModelInfo, Models, Step
+from gkd_core.api import ModelInfo, Models, Step
 from gkd_core.config.resolve import resolve
 from gkd_core.plugins import registry
 from gkd_core.runs.run import prepare_run

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from gkd_core import Step
+from gkd_core.api import Step
 from gkd_core.config.resolve import resolve
 from gkd_core.hooks import feature_offload
 from gkd_core.planning.shapes import ShapeDraughtsman

@@ -2,7 +2,7 @@
 
 import torch
 
-from gkd_core import Step
+from gkd_core.api import Step
 from gkd_methods_multiteacher.rng import uniform
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from gkd_core import ConfigError, ModelInfo, Models
+from gkd_core.api import ConfigError, ModelInfo, Models
 from gkd_core.config.resolve import resolve
 from gkd_core.models.save import count_parameters
 from gkd_core.plugins import registry

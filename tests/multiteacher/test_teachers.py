@@ -83,7 +83,7 @@ def test_a_path_of_a_teacher_that_is_not_there_is_refused_before_weights_load(
 
 
 def _first():
-    from gkd_core import Step
+    from gkd_core.api import Step
 
     return Step(0, 1, 0, "distil", torch.default_generator)
 

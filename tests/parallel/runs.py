@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gkd_core import hookimpl
 from gkd_core.analysis.run_summary import summarize_run
+from gkd_core.api import hookimpl
 from gkd_core.config.render import to_toml
 from gkd_core.config.resolve import resolve
 from gkd_core.contract.method import Method

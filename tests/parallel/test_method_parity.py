@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gkd_core import Batch, ModelInfo, Models, Schedule, Step
+from gkd_core.api import Batch, ModelInfo, Models, Schedule, Step
 from gkd_core.hooks import feature_offload
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import LinearLogits

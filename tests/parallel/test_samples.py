@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gkd_core import Batch
+from gkd_core.api import Batch
 from gkd_core.distributed.ranks import rank
 from gkd_core.distributed.samples import all_samples, sum_samples
 

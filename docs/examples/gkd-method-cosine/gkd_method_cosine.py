@@ -3,9 +3,7 @@
 from pydantic import Field
 from torch import nn
 
-from gkd_core import LayerMap, Method, hookimpl
-from gkd_core.losses import cosine
-from gkd_core.models.layer_map import layer_pairs
+from gkd_core.api import LayerMap, Method, cosine, hookimpl, layer_pairs
 
 
 class Cosine(Method):

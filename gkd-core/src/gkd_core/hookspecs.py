@@ -1,11 +1,14 @@
 """The plugin contract: every hook a gkd plugin may implement, in the order they are called.
 
 A plugin is a module registered under the entry-point group `gkd`; each hook it implements is a
-function of the same name marked `@gkd_core.hookimpl`. An implementation may take any subset of the
-arguments. Plugins are called in alphabetical order of their entry-point names.
+function of the same name marked `@gkd_core.api.hookimpl`. An implementation may take any subset
+of the arguments. Plugins are called in alphabetical order of their entry-point names.
 
-In a run of several processes each of them calls the hooks, at the same time; `run.recorder` speaks
-and writes in the first one only, which is where a plugin should write too.
+In a run of several processes each of them calls the hooks, at the same time; `run.say` prints in
+the first one only, which is where a plugin should write too (`gkd_core.api.is_first`).
+
+A module may say which version of this contract it is written for, `GKD_API_VERSION = 2`; it is
+refused by a gkd with another version.
 
 Registration hooks return classes and files. They are called before the configuration is read, so
 import what is heavy inside the function: `gkd --help` must not import torch.
@@ -26,14 +29,20 @@ if TYPE_CHECKING:
     from gkd_core.contract.combiner import TeacherCombiner
     from gkd_core.contract.method import Method
     from gkd_core.contract.procedure import Procedure
+    from gkd_core.contract.run_info import RunInfo, StageInfo
     from gkd_core.contract.step import Step
     from gkd_core.contract.task import Task
     from gkd_core.models.sites import Sites
     from gkd_core.runs.outline import RunOutline
-    from gkd_core.runs.run import Run
-    from gkd_core.training.stage import Stage
 
 PROJECT = "gkd"
+
+API_VERSION = 2
+"""Version of the plugin contract; 1 was that of gkd 0.1."""
+
+RENAMED = {"gkd_check_plan": "gkd_check_outline"}
+"""Hooks of earlier versions of the contract, and what they are called now."""
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -81,17 +90,17 @@ def gkd_check_outline(outline: RunOutline) -> None:
 
 
 @hookspec
-def gkd_stage_start(run: Run, stage: Stage) -> None:
+def gkd_stage_start(run: RunInfo, stage: StageInfo) -> None:
     """Act when the models of a stage are built and its first step is about to begin.
 
     Args:
-        run: The run: configuration, directory, recorder.
-        stage: The stage: models, methods, data.
+        run: The run.
+        stage: The stage.
     """
 
 
 @hookspec
-def gkd_step_end(run: Run, stage: Stage, step: Step, losses: Mapping[str, float]) -> None:
+def gkd_step_end(run: RunInfo, stage: StageInfo, step: Step, losses: Mapping[str, float]) -> None:
     """Act after an optimizer step whose losses were read for the log (every `log_every` steps).
 
     Args:
@@ -103,7 +112,7 @@ def gkd_step_end(run: Run, stage: Stage, step: Step, losses: Mapping[str, float]
 
 
 @hookspec
-def gkd_evaluate(run: Run, stage: Stage, step: Step, metrics: Mapping[str, float]) -> None:
+def gkd_evaluate(run: RunInfo, stage: StageInfo, step: Step, metrics: Mapping[str, float]) -> None:
     """Act after the student was evaluated on the validation rows.
 
     Args:
@@ -115,7 +124,7 @@ def gkd_evaluate(run: Run, stage: Stage, step: Step, metrics: Mapping[str, float
 
 
 @hookspec
-def gkd_stage_end(run: Run, stage: Stage, error: BaseException | None) -> None:
+def gkd_stage_end(run: RunInfo, stage: StageInfo, error: BaseException | None) -> None:
     """Act when a stage is over, also when it failed.
 
     Args:
@@ -126,7 +135,7 @@ def gkd_stage_end(run: Run, stage: Stage, error: BaseException | None) -> None:
 
 
 @hookspec
-def gkd_report(run: Run) -> Iterable[Path] | None:
+def gkd_report(run: RunInfo) -> Iterable[Path] | None:
     """Add files to the report of a finished run, and return them.
 
     Args:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from gkd_core.models.sites import Sites
 
 DISABLE = "GKD_DISABLE_PLUGINS"
+VERSION = "GKD_API_VERSION"
+"""Where a plugin module may say which version of the contract it is written for."""
+
 T = TypeVar("T")
 
 
@@ -95,6 +98,7 @@ class Registry:
         except Exception as error:
             self._skip(plugin, error)
             return
+        _refuse_other_contract(plugin, module)
         try:
             self.manager.register(module, plugin.name)
         except pluggy.PluginValidationError as error:
@@ -117,8 +121,11 @@ class Registry:
                 for name in dir(error.plugin)
                 if name not in known and self.manager.parse_hookimpl_opts(error.plugin, name)
             )
+            renamed = hookspecs.RENAMED.get(wrong)
+            meant = f" It is called '{renamed}' since version 0.2 of gkd." if renamed else ""
             raise PluginError(
-                f"plugin {plugin} implements the unknown hook '{wrong}'.{suggest(wrong, known)} "
+                f"plugin {plugin} implements the unknown hook '{wrong}'."
+                f"{meant or suggest(wrong, known)} "
                 f"Mend the plugin, or set {DISABLE}={plugin.name}."
             ) from error
 
@@ -308,6 +315,17 @@ class Registry:
 def registry() -> Registry:
     """Return the registry of the installed plugins, loaded once per process."""
     return Registry(entry_points(group=hookspecs.PROJECT))
+
+
+def _refuse_other_contract(plugin: Plugin, module: object) -> None:
+    """Refuse a plugin that says it is written for another version of the contract."""
+    wanted = getattr(module, VERSION, hookspecs.API_VERSION)
+    if wanted != hookspecs.API_VERSION:
+        raise PluginError(
+            f"plugin {plugin} is written for version {wanted} of gkd's plugin contract "
+            f"({VERSION}), and this gkd has version {hookspecs.API_VERSION}. Install a version of "
+            f"the plugin for it, or set {DISABLE}={plugin.name}"
+        )
 
 
 def _provenance(entry: EntryPoint) -> Plugin:

@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from gkd_core import Batch, Items, Method, Models, Step, Term, View
-from gkd_core.losses import logits_mse
+from gkd_core.api import Batch, Items, Method, Models, Step, Term, View, logits_mse
 
 Reduction = Literal["sum", "mean"]
 

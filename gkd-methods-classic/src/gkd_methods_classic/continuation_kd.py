@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 
-from gkd_core import Batch, Method, MethodError, Models, Schedule, Step, Term, View
-from gkd_core.losses import hard_labels
+from gkd_core.api import Batch, Method, MethodError, Models, Schedule, Step, Term, View, hard_labels
 from gkd_methods_classic.annealing_kd import annealing, scaled_distance
 
 

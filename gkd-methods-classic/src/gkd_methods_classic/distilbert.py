@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gkd_core import (
+from gkd_core.api import (
     Batch,
     Items,
     Method,
@@ -18,8 +18,10 @@ from gkd_core import (
     Temperature,
     Term,
     View,
+    cosine,
+    hard_labels,
+    soft_labels,
 )
-from gkd_core.losses import cosine, hard_labels, soft_labels
 
 
 class DistilBERT(Method):

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
-from gkd_core import Batch, Method, Models, Schedule, Step, Temperature, Term, View
-from gkd_core.losses import soft_labels
+from gkd_core.api import Batch, Method, Models, Schedule, Step, Temperature, Term, View, soft_labels
 
 
 class GLMD(Method):

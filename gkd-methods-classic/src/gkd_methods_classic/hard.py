@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from gkd_core import Batch, Method, MethodError, Models, Step, Term, View
-from gkd_core.losses import hard_labels
+from gkd_core.api import Batch, Method, MethodError, Models, Step, Term, View, hard_labels
 
 
 class Hard(Method):

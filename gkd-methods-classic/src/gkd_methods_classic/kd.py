@@ -6,8 +6,19 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
-from gkd_core import Batch, Method, MethodError, Models, Schedule, Step, Temperature, Term, View
-from gkd_core.losses import hard_labels, soft_labels
+from gkd_core.api import (
+    Batch,
+    Method,
+    MethodError,
+    Models,
+    Schedule,
+    Step,
+    Temperature,
+    Term,
+    View,
+    hard_labels,
+    soft_labels,
+)
 
 
 class KD(Method):

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
-from gkd_core import Batch, Method, MethodError, Models, Schedule, Step, Term, View
-from gkd_core.losses import relation_kl
+from gkd_core.api import Batch, Method, MethodError, Models, Schedule, Step, Term, View, relation_kl
 
 
 class MiniLM(Method):

@@ -7,8 +7,18 @@ from math import gcd
 
 from pydantic import Field, PositiveInt
 
-from gkd_core import Batch, Method, MethodError, ModelInfo, Models, Schedule, Step, Term, View
-from gkd_core.losses import relation_kl
+from gkd_core.api import (
+    Batch,
+    Method,
+    MethodError,
+    ModelInfo,
+    Models,
+    Schedule,
+    Step,
+    Term,
+    View,
+    relation_kl,
+)
 
 SITES = ("query", "key", "value")
 PER_HEAD = 4

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from gkd_core import Batch, Method, Models, Step, Term, View
-from gkd_core.losses import soft_cross_entropy, soft_labels
+from gkd_core.api import Batch, Method, Models, Step, Term, View, soft_cross_entropy, soft_labels
 
 
 class PD(Method):

@@ -7,9 +7,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from gkd_core import Batch, LayerMap, Method, MethodError, Models, Schedule, Step, Term, View
-from gkd_core.losses import normalized_mse
-from gkd_core.models.layer_map import layer_pairs
+from gkd_core.api import (
+    Batch,
+    LayerMap,
+    Method,
+    MethodError,
+    Models,
+    Schedule,
+    Step,
+    Term,
+    View,
+    layer_pairs,
+    normalized_mse,
+)
 
 
 class PKD(Method):

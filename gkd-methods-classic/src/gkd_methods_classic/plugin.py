@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 
 if TYPE_CHECKING:
-    from gkd_core import Method
+    from gkd_core.api import Method
 
 
 @hookimpl

@@ -8,9 +8,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from gkd_core import Batch, Method, Models, Schedule, Step, Temperature, Term, View
-from gkd_core.losses import (
+from gkd_core.api import (
+    Batch,
     Divergence,
+    Method,
+    Models,
+    Schedule,
+    Step,
+    Temperature,
+    Term,
+    View,
     js,
     kl,
     reverse_kl,

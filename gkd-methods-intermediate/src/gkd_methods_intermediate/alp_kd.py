@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from gkd_core import Batch, Method, MethodError, Models, Step, Term, View
+from gkd_core.api import Batch, Method, MethodError, Models, Step, Term, View
 
 
 class ALPKD(Method):

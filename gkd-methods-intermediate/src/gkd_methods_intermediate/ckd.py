@@ -9,9 +9,22 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core import Batch, Items, LayerMap, Method, Models, Schedule, Step, Term, View
-from gkd_core.losses import Relation, angles, relation_kl, windows
-from gkd_core.models.layer_map import layer_pairs
+from gkd_core.api import (
+    Batch,
+    Items,
+    LayerMap,
+    Method,
+    Models,
+    Relation,
+    Schedule,
+    Step,
+    Term,
+    View,
+    angles,
+    layer_pairs,
+    relation_kl,
+    windows,
+)
 
 
 class CKD(Method):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from gkd_core import (
+from gkd_core.api import (
     Batch,
     Items,
     Method,
@@ -22,9 +22,11 @@ from gkd_core import (
     Temperature,
     Term,
     View,
+    cosine,
+    hard_labels,
+    layer_segments,
+    soft_labels,
 )
-from gkd_core.losses import cosine, hard_labels, soft_labels
-from gkd_core.models.layer_map import layer_segments
 from gkd_methods_intermediate.interchange import (
     Moves,
     SwappedPositions,

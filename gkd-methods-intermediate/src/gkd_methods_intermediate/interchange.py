@@ -10,8 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gkd_core import Batch, Interchange, OperationContext, Step
-from gkd_core.distributed.samples import all_samples
+from gkd_core.api import Batch, Interchange, OperationContext, Step, all_samples
 
 SwappedPositions = Literal["consecutive", "random", "masked"]
 Moves: TypeAlias = tuple[Tensor, Tensor, Tensor]

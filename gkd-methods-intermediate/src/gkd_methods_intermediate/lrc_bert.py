@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gkd_core import (
+from gkd_core.api import (
     Add,
     Batch,
     LayerMap,
@@ -25,10 +25,11 @@ from gkd_core import (
     Temperature,
     Term,
     View,
+    all_samples,
+    hard_labels,
+    layer_pairs,
+    soft_labels,
 )
-from gkd_core.distributed.samples import all_samples
-from gkd_core.losses import hard_labels, soft_labels
-from gkd_core.models.layer_map import layer_pairs
 
 
 class LRCBERT(Method):

@@ -8,8 +8,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from gkd_core import Batch, Method, MethodError, Models, Step, Term, View
-from gkd_core.distributed.samples import sum_samples
+from gkd_core.api import Batch, Method, MethodError, Models, Step, Term, View, sum_samples
 from gkd_methods_intermediate.matching.assignment import Flow, monotone, transport
 from gkd_methods_intermediate.matching.comparison import TermComparison
 from gkd_methods_intermediate.matching.layers import Pair, fixed_pairs, paths

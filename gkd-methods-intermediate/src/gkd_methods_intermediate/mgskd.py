@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from gkd_core import (
+from gkd_core.api import (
     Batch,
     LayerMap,
     Method,
@@ -21,8 +21,8 @@ from gkd_core import (
     Step,
     Term,
     View,
+    layer_pairs,
 )
-from gkd_core.models.layer_map import layer_pairs
 from gkd_methods_intermediate.structure import Phrases, point_structure, sample_structure
 
 Pairs = Sequence[tuple[int, int]]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from gkd_core import (
+from gkd_core.api import (
     Batch,
     LayerMap,
     Method,
@@ -18,9 +18,10 @@ from gkd_core import (
     Step,
     Term,
     View,
+    layer_pairs,
+    mse,
+    relation_kl,
 )
-from gkd_core.losses import mse, relation_kl
-from gkd_core.models.layer_map import layer_pairs
 
 
 class MobileBERT(Method):

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gkd_core import Batch, Items, Method, MethodError, Models, Step, Term, View
+from gkd_core.api import Batch, Items, Method, MethodError, Models, Step, Term, View
 
 
 class RAILKD(Method):

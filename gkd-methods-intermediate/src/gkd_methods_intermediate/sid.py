@@ -10,10 +10,21 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from gkd_core import Batch, LayerMap, Method, MethodError, Models, Step, Term, View
-from gkd_core.distributed.samples import sum_samples
-from gkd_core.losses import cosine, relation_kl, soft_labels
-from gkd_core.models.layer_map import layer_pairs
+from gkd_core.api import (
+    Batch,
+    LayerMap,
+    Method,
+    MethodError,
+    Models,
+    Step,
+    Term,
+    View,
+    cosine,
+    layer_pairs,
+    relation_kl,
+    soft_labels,
+    sum_samples,
+)
 
 
 @dataclass

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gkd_core import Batch, Items
-from gkd_core.distributed.samples import all_samples
-from gkd_core.losses import Relation, angles, relation_mse, self_relation
-from gkd_core.losses.relation import RelationBlock
+from gkd_core.api import (
+    Batch,
+    Items,
+    Relation,
+    RelationBlock,
+    all_samples,
+    angles,
+    relation_mse,
+    self_relation,
+)
 
 
 @dataclass(frozen=True)

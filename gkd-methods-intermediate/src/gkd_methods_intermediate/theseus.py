@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from pydantic import AfterValidator, Field
 
-from gkd_core import (
+from gkd_core.api import (
     Batch,
     Method,
     MethodError,
@@ -20,9 +20,9 @@ from gkd_core import (
     Swap,
     Term,
     View,
+    hard_labels,
+    layer_segments,
 )
-from gkd_core.losses import hard_labels
-from gkd_core.models.layer_map import layer_segments
 
 
 def _share(schedule: Schedule) -> Schedule:

@@ -8,9 +8,20 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from gkd_core import Batch, LayerMap, Method, MethodError, Models, Schedule, Step, Term, View
-from gkd_core.losses import mse, relation_mse
-from gkd_core.models.layer_map import layer_pairs
+from gkd_core.api import (
+    Batch,
+    LayerMap,
+    Method,
+    MethodError,
+    Models,
+    Schedule,
+    Step,
+    Term,
+    View,
+    layer_pairs,
+    mse,
+    relation_mse,
+)
 
 STD = 0.02
 """Standard deviation of the initial weights of a projection, that of BERT."""

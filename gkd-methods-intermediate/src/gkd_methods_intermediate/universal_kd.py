@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gkd_core import (
+from gkd_core.api import (
     Batch,
     Method,
     MethodError,
@@ -20,8 +20,9 @@ from gkd_core import (
     Temperature,
     Term,
     View,
+    hard_labels,
+    soft_labels,
 )
-from gkd_core.losses import hard_labels, soft_labels
 from gkd_methods_intermediate.alp_kd import attend_layers
 
 

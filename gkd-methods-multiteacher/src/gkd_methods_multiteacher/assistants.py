@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from gkd_core import ConfigError, ModelInfo, Models, Procedure, RunConfig
+from gkd_core.api import ConfigError, ModelInfo, Models, Procedure, RunConfig
 
 FIELDS = ("layers", "hidden_size", "heads", "ffn_size")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gkd_core import Batch, MethodError, Schedule, Step, TeacherCombiner, View
+from gkd_core.api import Batch, MethodError, Schedule, Step, TeacherCombiner, View
 
 
 class Average(TeacherCombiner):

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gkd_core import Batch, ConfigError
+from gkd_core.api import Batch, ConfigError, hard_labels, tell
 from gkd_core.data.loader import iterate
 from gkd_core.distributed.groups import data_rank
-from gkd_core.distributed.ranks import tell
 from gkd_core.evaluation.evaluate import evaluate
-from gkd_core.losses import hard_labels
 from gkd_core.models.parts import find_parts
 from gkd_core.objective.objective import name_seed
 from gkd_core.optim.engine import Engine, LocalEngine, count_items
@@ -24,16 +22,15 @@ from gkd_methods_multiteacher.mt_bert import MTBERT
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from gkd_core.contract.batch import ItemKind
+    from gkd_core.api import ItemKind, RunInfo
     from gkd_core.hooks.extraction import Extractor
-    from gkd_core.runs.run import Run
     from gkd_core.training.stage import Stage
 
 TUNED = "teachers.safetensors"
 """File with the weights of the teachers, in the directory of an unfinished stage."""
 
 
-def begin(run: Run, stage: Stage) -> None:
+def begin(run: RunInfo, stage: Stage) -> None:
     """Fine-tune the teachers of a stage, if its `mt-bert` asks for it; a resume takes them back."""
     combiners = (ensemble.combiner for ensemble in stage.objective.ensembles)
     epochs = sum(c.config.cofinetuning for c in combiners if isinstance(c, MTBERT))
@@ -47,7 +44,7 @@ def begin(run: Run, stage: Stage) -> None:
         return
     _fine_tune(stage, teachers, epochs)
     save_weights(teachers, stage.directory / TUNED)
-    run.recorder.say(f"teachers fine-tuned together: {', '.join(_performances(stage))}")
+    run.say(f"teachers fine-tuned together: {', '.join(_performances(stage))}")
 
 
 def share_heads(teachers: Sequence[Extractor]) -> None:

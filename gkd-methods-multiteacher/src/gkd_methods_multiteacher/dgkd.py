@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from gkd_core import Batch, Models, Procedure, RunConfig, Schedule, Step, TeacherCombiner, View
+from gkd_core.api import Batch, Models, Procedure, RunConfig, Schedule, Step, TeacherCombiner, View
 from gkd_methods_multiteacher.assistants import AssistantsConfig, shrink
 from gkd_methods_multiteacher.rng import uniform
 

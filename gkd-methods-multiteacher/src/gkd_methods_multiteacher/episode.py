@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkd_core.distributed.data_parallel import add
+from gkd_core.api import sum_over_ranks
 
 
 class Episode:
@@ -75,7 +75,7 @@ class Episode:
         """End a step: what was chosen the step before is due, with the reward of this one."""
         if self._open is None:
             return
-        sums = add({"sums": self._open})["sums"].cpu()
+        sums = sum_over_ranks({"sums": self._open})["sums"].cpu()
         self._open = None
         samples = max(float(sums[-1]), 1.0)
         reward = float(sums[-2]) / samples

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pydantic import Field
 from torch import Tensor
 
-from gkd_core import Batch, MethodError, Models, Step, TeacherCombiner, View
-from gkd_core.losses import hard_labels
+from gkd_core.api import Batch, MethodError, Models, Step, TeacherCombiner, View, hard_labels
 from gkd_methods_multiteacher.samples import per_sample
 
 

@@ -6,13 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 
 if TYPE_CHECKING:
-    from gkd_core import Method, Procedure, Step, TeacherCombiner
-    from gkd_core.runs.outline import RunOutline
-    from gkd_core.runs.run import Run
-    from gkd_core.training.stage import Stage
+    from gkd_core.api import (
+        Method,
+        Procedure,
+        RunInfo,
+        RunOutline,
+        StageInfo,
+        Step,
+        TeacherCombiner,
+    )
 
 
 @hookimpl
@@ -54,34 +59,38 @@ def gkd_check_outline(outline: RunOutline) -> None:
 
 
 @hookimpl
-def gkd_stage_start(run: Run, stage: Stage) -> None:
+def gkd_stage_start(run: RunInfo, stage: StageInfo) -> None:
     """Let `mt-bert` fine-tune its teachers, and `autodisc` measure importance."""
+    from gkd_core.training.stage import stage_behind
     from gkd_methods_multiteacher import cofinetuning
     from gkd_methods_multiteacher.autodisc import lifecycle
 
-    cofinetuning.begin(run, stage)
-    lifecycle.begin(run, stage)
+    built = stage_behind(stage)
+    cofinetuning.begin(run, built)
+    lifecycle.begin(run, built)
 
 
 @hookimpl
-def gkd_evaluate(run: Run, stage: Stage, step: Step) -> None:
+def gkd_evaluate(run: RunInfo, stage: StageInfo, step: Step) -> None:
     """Let `autodisc` judge its candidates."""
+    from gkd_core.training.stage import stage_behind
     from gkd_methods_multiteacher.autodisc.lifecycle import judge
 
-    judge(stage, step)
+    judge(stage_behind(stage), step)
 
 
 @hookimpl
-def gkd_stage_end(run: Run, stage: Stage, error: BaseException | None) -> None:
+def gkd_stage_end(run: RunInfo, stage: StageInfo, error: BaseException | None) -> None:
     """Let `autodisc` write what is known of its candidates."""
+    from gkd_core.training.stage import stage_behind
     from gkd_methods_multiteacher.autodisc.lifecycle import write_candidates
 
     if error is None:
-        write_candidates(stage)
+        write_candidates(stage_behind(stage))
 
 
 @hookimpl
-def gkd_report(run: Run) -> Iterable[Path]:
+def gkd_report(run: RunInfo) -> Iterable[Path]:
     """Add the table and the plot of `autodisc`."""
     from gkd_methods_multiteacher.autodisc.report import write_report
 

@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gkd_core import Batch, MethodError, Models, Step, TeacherCombiner, Term, View
-from gkd_core.losses import hard_labels
+from gkd_core.api import Batch, MethodError, Models, Step, TeacherCombiner, Term, View, hard_labels
 from gkd_methods_multiteacher.episode import Episode
 from gkd_methods_multiteacher.rng import uniform
 from gkd_methods_multiteacher.samples import per_sample

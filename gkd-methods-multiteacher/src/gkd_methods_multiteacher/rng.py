@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gkd_core import Step
+from gkd_core.api import Step
 
 GAMMA = -7046029254386353131
 FIRST = -4658895280553007687

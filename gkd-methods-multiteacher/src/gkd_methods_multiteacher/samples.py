@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gkd_core import Term
+from gkd_core.api import Term
 
 
 def per_sample(term: Term) -> Tensor:

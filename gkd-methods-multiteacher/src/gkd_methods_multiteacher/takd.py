@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gkd_core import Models, Procedure, RunConfig
+from gkd_core.api import Models, Procedure, RunConfig
 from gkd_methods_multiteacher.assistants import AssistantsConfig, shrink
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from gkd_core import Batch, MethodError, Models, Step, TeacherCombiner, View
+from gkd_core.api import Batch, MethodError, Models, Step, TeacherCombiner, View
 
 
 class TMKD(TeacherCombiner):

@@ -10,10 +10,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gkd_core import Batch, MethodError, ModelInfo, Models, Step, TeacherCombiner, View
-from gkd_core.distributed.samples import all_samples
-from gkd_core.hooks.paths import LOGITS, Capture
-from gkd_core.losses import soft_cross_entropy
+from gkd_core.api import (
+    LOGITS,
+    Batch,
+    Capture,
+    MethodError,
+    ModelInfo,
+    Models,
+    Step,
+    TeacherCombiner,
+    View,
+    all_samples,
+    soft_cross_entropy,
+)
 from gkd_methods_multiteacher.samples import per_sample
 
 

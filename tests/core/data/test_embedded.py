@@ -83,13 +83,13 @@ def test_rows_are_the_same_in_another_process_with_another_hash_seed(data, tmp_p
     program = (
         "from gkd_core.data.embedded import Embedded\n"
         "from gkd_core.config.schema import TaskConfig\n"
-        "print(Embedded(TaskConfig()).load('classification', 1).fingerprint)"
+        "print(Embedded(TaskConfig()).load('classification', 1).rows_hash)"
     )
     environment = os.environ | {"GKD_CACHE": str(tmp_path), "PYTHONHASHSEED": "7"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == data.fingerprint
+    assert done.stdout.strip() == data.rows_hash
 
 
 def test_seed_of_the_run_does_not_change_the_rows(data):
@@ -98,7 +98,7 @@ def test_seed_of_the_run_does_not_change_the_rows(data):
 
 def test_second_load_reads_the_cache(data, monkeypatch):
     monkeypatch.setattr(docstrings, "collect", None)
-    assert Embedded(TaskConfig()).load("classification", 0).fingerprint == data.fingerprint
+    assert Embedded(TaskConfig()).load("classification", 0).rows_hash == data.rows_hash
 
 
 def test_damaged_cache_names_the_file(tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_language_modelling_gets_the_same_text_without_labels(data, kind):
     plain = task.load("classification", 0)
     assert (plain.kind, plain.classes, plain.train.labels) == (kind, (), None)
     assert plain.train.text == data.train.text
-    assert plain.fingerprint != data.fingerprint
+    assert plain.rows_hash != data.rows_hash
 
 
 @pytest.mark.parametrize(

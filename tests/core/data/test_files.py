@@ -53,7 +53,7 @@ def test_every_format_gives_the_same_rows(tmp_path, train):
     assert expected.kind == "classification"
     assert expected.classes == ("bad", "good")
     for suffix in ("json", "csv", "tsv", "parquet"):
-        assert load(tmp_path / f"train.{suffix}").fingerprint == expected.fingerprint
+        assert load(tmp_path / f"train.{suffix}").rows_hash == expected.rows_hash
 
 
 def test_csv_keeps_quoted_commas_and_line_breaks(tmp_path):
@@ -269,8 +269,8 @@ def test_held_out_rows_are_stratified_and_seeded(tmp_path):
     assert Counter(data.validation.labels) == {0: 36, 1: 4}
     assert not set(data.validation.text) & set(data.train.text)
     assert len(data.train) == 360
-    assert load(path).fingerprint == data.fingerprint
-    assert load(path, seed=2).fingerprint != data.fingerprint
+    assert load(path).rows_hash == data.rows_hash
+    assert load(path, seed=2).rows_hash != data.rows_hash
 
 
 def test_held_out_rows_leave_no_duplicate_and_every_class_in_training(tmp_path):
@@ -321,7 +321,7 @@ def test_fingerprint_changes_with_any_row(tmp_path):
     prints = set()
     for content in ("a,0\nb,1\n", "a,1\nb,0\n", "a,0\nc,1\n", "a,0\nb,1\nc,1\n", "a,x\nb,y\n"):
         path = write(tmp_path / "a.csv", "text,label\n" + content)
-        prints.add(load(path, validation=str(path)).fingerprint)
+        prints.add(load(path, validation=str(path)).rows_hash)
     assert len(prints) == 5
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 from gkd_core.contract.method import Method
 from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.schedule import Schedule

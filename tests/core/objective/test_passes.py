@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gkd_core import (
+from gkd_core.analysis.explanation import explain
+from gkd_core.api import (
     Add,
     Interchange,
     Method,
@@ -15,7 +16,6 @@ from gkd_core import (
     When,
     hookimpl,
 )
-from gkd_core.analysis.explanation import explain
 from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.schedule import Schedule
 from gkd_core.errors import MethodError

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from gkd_core import Method, hookimpl
 from gkd_core.analysis.sizes import parse_size
+from gkd_core.api import Method, hookimpl
 from gkd_core.errors import MethodError
 from gkd_core.planning.choice import Choice, all_choices
 from gkd_core.planning.simulation import simulate

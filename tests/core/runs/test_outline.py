@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 from gkd_core.errors import ConfigError
 from gkd_core.runs.checks import preview
 from gkd_core.runs.outline import RunOutline, outline_stage

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 from gkd_core.cli import gkd
 from gkd_core.contract.method import Method
 from gkd_core.models import save
@@ -170,7 +170,7 @@ MOMENTS = {
     "after the first checkpoint": (loop, "save_checkpoint", 1, False),
     "after a later checkpoint": (loop, "save_checkpoint", 4, False),
     "after the last checkpoint": (loop, "save_checkpoint", 6, False),
-    "before the student is renamed": (save, "_replace", 1, True),
+    "before the student is renamed": (save, "replace_directory", 1, True),
     "after the student is saved": (run_module, "save_model", 1, False),
     "before checkpoints are removed": (run_module, "remove_checkpoints", 1, True),
     "after checkpoints are removed": (run_module, "remove_checkpoints", 1, False),

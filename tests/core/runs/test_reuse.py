@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 import torch
+from gkd_core.runs.rows_hash import Fingerprints
 from safetensors.torch import load_file, save_file
 
 from gkd_core.runs import run as run_module
-from gkd_core.runs.fingerprint import Keys
 from gkd_core.runs.run import Run
 
 SAVED = "model.safetensors"
@@ -108,7 +108,7 @@ def test_without_reuse_nothing_is_noted(prepare, tmp_path):
     run = prepare("output.reuse=false")
     run.execute()
     assert not (tmp_path / "cache" / "stages").exists()
-    assert {result.key for result in run.results.values()} == {None}
+    assert {result.fingerprint for result in run.results.values()} == {None}
 
 
 def _remove(run):
@@ -175,7 +175,7 @@ def keys(prepare):
 
     def _keys(*settings, **options):
         run = prepare(*settings, **options)
-        made = Keys(run.registry)
+        made = Fingerprints(run.registry)
         return {spec.name: made.of(spec) for spec in run.specs}
 
     return _keys
@@ -232,7 +232,7 @@ def test_a_stage_upstream_decides(keys):
 
 def test_code_decides(keys, monkeypatch):
     before = keys()["assistant"]
-    monkeypatch.setattr("gkd_core.runs.fingerprint._package", lambda name: f"{name} as it is now")
+    monkeypatch.setattr("gkd_core.runs.rows_hash._package", lambda name: f"{name} as it is now")
     assert keys()["assistant"].changed(before) == ["code"]
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 from gkd_core.contract.method import Method
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.evaluate import Evaluation

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from gkd_core import hookimpl
+from gkd_core.api import hookimpl
 from gkd_core.contract.task import DefaultTeacher
 from gkd_core.data.files import Files
 from gkd_core.errors import ConfigError

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gkd_core import Method, Step, hookimpl
 from gkd_core.analysis.explanation import explain
+from gkd_core.api import Method, Step, hookimpl
 from gkd_core.config.schema import TrainingConfig
 from gkd_core.errors import MethodError
 from gkd_core.models.parts import find_parts

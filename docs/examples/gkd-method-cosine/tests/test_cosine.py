@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from gkd_method_cosine import Cosine
 
-from gkd_core import ModelInfo, Models
+from gkd_core.api import ModelInfo, Models
 from gkd_core.testing import check_method, tiny_model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gkd_core.analysis.sizes import readable
+from gkd_core.atomic import write_file
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import encode
 from gkd_core.deploy.latency import latencies
@@ -119,9 +119,7 @@ class Comparison:
 
     def save(self, path: Path) -> None:
         """Write the comparison as JSON."""
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(draft, path)
+        write_file(path, json.dumps(asdict(self), indent=1))
 
     def table(self) -> Table:
         """Return the comparison as a person reads it: a line per model in 80 columns."""

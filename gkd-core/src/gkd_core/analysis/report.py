@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gkd_core.analysis import figures
 from gkd_core.analysis.comparison import Comparison
+from gkd_core.atomic import write_file
 from gkd_core.tracking.recorder import METRICS
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ def write_report(run: Run, comparison: Comparison, outline: str, extra: Sequence
         *_links(extra),
     ]
     path = run.directory / "report.html"
-    draft = path.with_suffix(".tmp")
-    draft.write_text(_page(run.methods, parts))
-    os.replace(draft, path)
+    write_file(path, _page(run.methods, parts))
     return path
 
 
@@ -97,7 +95,7 @@ def _cells(spec: StageSpec, result: StageResult) -> Iterator[str]:
     yield "" if result.best is None else f"{result.metric} {result.best:.4f}"
     yield str(result.steps)
     yield f"from {result.reused}" if result.reused else f"{result.seconds:.0f} s"
-    yield "" if result.key is None else str(result.key)
+    yield "" if result.fingerprint is None else str(result.fingerprint)
 
 
 def _page(title: str, parts: Iterable[str]) -> str:

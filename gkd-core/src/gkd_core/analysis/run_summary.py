@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from gkd_core.analysis.comparison import ComparedModel, Comparison, compare_models
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
+from gkd_core.atomic import write_file
 from gkd_core.distributed.ranks import is_first
-from gkd_core.runs.outline import RunOutline, outline_stage
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import Placement
@@ -48,11 +48,11 @@ def summarize_run(run: Run) -> RunSummary | None:
     if not is_first():
         return None
     comparison.save(run.directory / "results.json")
-    outline = explain(RunOutline(tuple(outline_stage(spec) for spec in run.specs)))
-    (run.directory / "outline.txt").write_text(outline)
+    outline = explain(run.outline)
+    write_file(run.directory / "outline.txt", outline)
     extra = [
         path
-        for paths in run.registry.manager.hook.gkd_report(run=run)
+        for paths in run.registry.manager.hook.gkd_report(run=run.info)
         if paths is not None
         for path in paths
     ]

@@ -17,6 +17,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
+HEADING = (
+    "# Every setting of the run, and where each came from. `gkd run` with this file repeats it."
+)
+"""First line of the configuration that gkd writes into the directory of a run."""
+
 SettingKey = tuple[str | int, ...]
 """Where a value is: names of tables, indices of lists."""
 

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from gkd_core.config.formats import SettingKey, dotted
 from gkd_core.config.overlay import Values, below
+from gkd_core.config.renamed import new_name
 from gkd_core.config.schema import RunConfig
 from gkd_core.config.sources import Setting
 from gkd_core.errors import ConfigError, suggest
@@ -76,6 +77,10 @@ def unknown_key(key: SettingKey, values: Values, known: Iterable[str], what: str
     """
     known = sorted(known)
     name = str(key[-1])
+    renamed = new_name(key)
+    if renamed is not None:
+        where = f"`{written(key, values)}`{origins(below(values, key))}"
+        return f"{where} is called `{renamed}` since version 0.2"
     meant = suggest(name, known) or _elsewhere(name) or f" Known here: {', '.join(known)}."
     return f"`{written(key, values)}`{origins(below(values, key))} {what}.{meant}"
 

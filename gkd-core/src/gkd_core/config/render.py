@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from gkd_core.config.build import as_tree
-from gkd_core.config.formats import SettingKey, dotted
+from gkd_core.config.formats import HEADING, SettingKey, dotted
 from gkd_core.config.resolve import ABOUT
 from gkd_core.config.schema import RunConfig
 from gkd_core.config.sources import Level, Origin, origin_of
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
     from gkd_core.plugins import Registry
 
-HEADING = (
-    "# Every setting of the run, and where each came from. `gkd run` with this file repeats it."
-)
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

@@ -6,12 +6,13 @@ Every source becomes a list of `Setting`s in the order of writing, each with its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from gkd_core.config.formats import READERS, SettingKey, dotted, line_of, toml_value
+from gkd_core.config.formats import HEADING, READERS, SettingKey, dotted, line_of, toml_value
+from gkd_core.config.renamed import renew
 from gkd_core.errors import ConfigError, suggest
 
 
@@ -86,7 +87,8 @@ def read_file(path: Path, level: Level = Level.FILE) -> list[Setting]:
             f"{', '.join(READERS)}"
         )
     try:
-        tree, lines = reader(path.read_text(encoding="utf-8-sig"), str(path))
+        text = path.read_text(encoding="utf-8-sig")
+        tree, lines = reader(text, str(path))
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot read the configuration file: {error.strerror}.{_nearest(path)}"
@@ -97,7 +99,10 @@ def read_file(path: Path, level: Level = Level.FILE) -> list[Setting]:
         raise ConfigError(f"{path}: a configuration file must hold settings, got {tree!r}")
     if level is Level.RECIPE:
         return read_table(tree, Origin(level, f"recipe {path.stem}"))
-    return list(_flatten((), tree, lambda key: Origin(level, str(path), line_of(key, lines))))
+    settings = list(_flatten((), tree, lambda key: Origin(level, str(path), line_of(key, lines))))
+    if text.startswith(HEADING):  # what an earlier version wrote goes on
+        settings = [replace(setting, key=renew(setting.key)) for setting in settings]
+    return settings
 
 
 def read_table(table: Mapping[str, Any], origin: Origin) -> list[Setting]:

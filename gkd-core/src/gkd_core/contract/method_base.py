@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
+RENAMED = {
+    "hand_on": "finalize_student",
+    "emphasis": "term_scale",
+    "unlocks": "gradual_unfreezing",
+}
+"""What a class could define in version 0.1, and what it is called now."""
+
 
 class MethodBase:
     """What methods and combiners declare alike: options, what they read and change, their state.
@@ -98,6 +105,25 @@ class MethodBase:
         """Take back what `state_dict` returned."""
 
 
+def refuse_renamed(cls: type, renamed: Mapping[str, str], where: str) -> None:
+    """Refuse a class that defines an old name, which would otherwise be ignored.
+
+    Args:
+        cls: The class.
+        renamed: Old names, and what they are called now.
+        where: The class, for the message.
+
+    Raises:
+        PluginError: It does; says the new name.
+    """
+    for old, new in renamed.items():
+        if hasattr(cls, old):
+            raise PluginError(
+                f"{where} defines `{old}`, which is called `{new}` since version 0.2 of gkd; "
+                "rename it, or install a version of the plugin for this gkd"
+            )
+
+
 def validate(cls: type[MethodBase], kind: str) -> None:
     """Refuse a class that breaks the contract.
 
@@ -109,6 +135,7 @@ def validate(cls: type[MethodBase], kind: str) -> None:
         PluginError: Says what is wrong with it.
     """
     where = f"{kind} class {cls.__module__}.{cls.__qualname__}"
+    refuse_renamed(cls, RENAMED, where)
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gkd_core.contract.method_base import refuse_renamed
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -41,7 +43,7 @@ class TaskData:
         validation: Rows that choose the best student.
         test: Rows for the final figures, or None: then those of `validation` are reported.
         classes: Names of the classes in the order of their ids; empty unless classification.
-        fingerprint: Hash of the content, equal exactly if the rows are.
+        rows_hash: Hash of the content, equal exactly if the rows are.
         source: What a person calls the data, for logs.
     """
 
@@ -50,7 +52,7 @@ class TaskData:
     validation: Split
     test: Split | None
     classes: tuple[str, ...]
-    fingerprint: str
+    rows_hash: str
     source: str
 
 
@@ -81,6 +83,12 @@ class Task:
     """
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a subclass that is written for version 0.1 of gkd."""
+        super().__init_subclass__()
+        where = f"task class {cls.__module__}.{cls.__qualname__}"
+        refuse_renamed(cls, {"own_teacher": "default_teacher"}, where)
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from gkd_core import digest
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Split, TaskData
 from gkd_core.data.columns import CheckedRows, find_columns, select
@@ -61,7 +61,7 @@ def assemble(
         validation=splits["validation"],
         test=splits.get("test"),
         classes=classes,
-        fingerprint=fingerprint(kind, classes, splits),
+        rows_hash=hash_rows(kind, classes, splits),
         source=source,
     )
 
@@ -86,20 +86,23 @@ def without_labels(data: TaskData, kind: Kind) -> TaskData:
         validation=splits["validation"],
         test=splits.get("test"),
         classes=(),
-        fingerprint=fingerprint(kind, (), splits),
+        rows_hash=hash_rows(kind, (), splits),
         source=data.source,
     )
 
 
-def fingerprint(kind: Kind, classes: Sequence[str], splits: Mapping[str, Split]) -> str:
-    """Return a SHA-256 over what is predicted, the classes and every row."""
-    digest = hashlib.sha256(json.dumps([kind, list(classes)]).encode())
+def hash_rows(kind: Kind, classes: Sequence[str], splits: Mapping[str, Split]) -> str:
+    """Return the hash of the kind of task, its classes and every row."""
+    return digest.of_bytes(_row_bytes(kind, classes, splits))
+
+
+def _row_bytes(kind: Kind, classes: Sequence[str], splits: Mapping[str, Split]) -> Iterator[bytes]:
+    yield json.dumps([kind, list(classes)]).encode()
     for name, split in splits.items():
-        digest.update(json.dumps([name, len(split)]).encode())
+        yield json.dumps([name, len(split)]).encode()
         for column in (split.text, split.pair, split.labels):
             for value in column or ():
-                digest.update(json.dumps(value).encode() + b"\n")
-    return digest.hexdigest()
+                yield json.dumps(value).encode() + b"\n"
 
 
 def _classes(train: CheckedRows, declared: tuple[str, ...]) -> tuple[str, ...]:

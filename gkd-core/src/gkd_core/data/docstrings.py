@@ -7,13 +7,13 @@ the chapter of the library documentation that describes the module.
 from __future__ import annotations
 
 import ast
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gkd_core import digest
 from gkd_core.errors import DataError
 
 CHAPTERS: Mapping[str, str] = {
@@ -138,7 +138,7 @@ def split(passages: Sequence[Passage]) -> dict[str, list[Passage]]:
 
 
 def _draw(group: Sequence[Passage]) -> str:
-    return hashlib.sha256(group[0].text.encode()).hexdigest()
+    return digest.of_bytes([group[0].text.encode()])
 
 
 def groups(passages: Sequence[Passage]) -> list[int]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
-import os
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gkd_core import digest
+from gkd_core.atomic import write_file
 from gkd_core.config.schema import TeacherSize
 from gkd_core.contract.task import DefaultTeacher, Split, Task, TaskData
 from gkd_core.data import docstrings
-from gkd_core.data.assemble import fingerprint, without_labels
+from gkd_core.data.assemble import hash_rows, without_labels
 from gkd_core.data.cache import cache_dir
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.kinds.kind import LM_KINDS, Kind
@@ -99,7 +99,7 @@ class Embedded(Task):
             validation=splits["validation"],
             test=splits["test"],
             classes=classes,
-            fingerprint=fingerprint("classification", classes, splits),
+            rows_hash=hash_rows("classification", classes, splits),
             source=f"docstrings of Python {sys.version.split()[0]}",
         )
         if self.kind is None or self.kind == "classification":
@@ -115,10 +115,10 @@ class Embedded(Task):
 def _cached_rows() -> LabelledTexts:
     library = Path(sysconfig.get_path("stdlib"))
     content = f"{sys.version}\n{library}\n{inspect.getsource(docstrings)}"
-    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    key = digest.of_bytes([content.encode()])[: digest.SHORT]
     path = cache_dir() / "embedded" / f"{key}.json"
     if not path.exists():
-        _write(_make_rows(library), path)
+        write_file(path, json.dumps(_make_rows(library)))
     try:
         rows: LabelledTexts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -134,10 +134,3 @@ def _make_rows(library: Path) -> LabelledTexts:
         name: ([passage.text for passage in split], [passage.label for passage in split])
         for name, split in docstrings.split(passages).items()
     }
-
-
-def _write(rows: LabelledTexts, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(rows), encoding="utf-8")
-    os.replace(aside, path)

@@ -57,7 +57,7 @@ def collect(results: Sequence[Item]) -> list[Item]:
     return [held[0] for dealt in rounds for held in dealt if held is not None]
 
 
-def add(values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+def sum_over_ranks(values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     """Return scalars summed over the shares."""
     if data_size() == 1 or not values:
         return dict(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from math import prod
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gkd_core.atomic import replace_directory
 from gkd_core.distributed.shards import sharding_of
 from gkd_core.errors import ConfigError
 from gkd_core.models.quiet import quiet
@@ -44,7 +44,7 @@ def save_model(
     with quiet():
         model.save_pretrained(aside, state_dict=None if weights is None else dict(weights))
         tokenizer.save_pretrained(aside)
-    _replace(directory, aside)
+    replace_directory(aside, directory)
 
 
 def copy_model(source: Path, directory: Path) -> None:
@@ -63,7 +63,7 @@ def copy_model(source: Path, directory: Path) -> None:
     aside = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside)
-    _replace(directory, aside)
+    replace_directory(aside, directory)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -104,13 +104,3 @@ def _refuse_foreign(directory: Path) -> None:
 
 def _is_model(directory: Path) -> bool:
     return (directory / "config.json").is_file()
-
-
-def _replace(directory: Path, aside: Path) -> None:
-    """Rename `aside` to `directory`; no system call swaps two directories everywhere."""
-    old = directory.with_name(f".{directory.name}.old")
-    if directory.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(directory, old)
-    os.replace(aside, directory)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gkd_core import digest
 from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.step import Step
@@ -176,7 +176,7 @@ def _named(owner: str, terms: Mapping[str, Term]) -> Iterable[tuple[str, Term]]:
 
 def name_seed(seed: int, name: str) -> int:
     """Return a seed that depends on `seed` and `name` only, not on the order things are made in."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:6], "big")
+    return int(digest.of_bytes([f"{seed}:{name}".encode()])[:12], 16)
 
 
 def _as_term(owner: str, name: str, value: Term | Tensor, batch: Batch) -> Term:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import gkd_core
+from gkd_core import digest
+from gkd_core.atomic import publish
 from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.cache import cache_dir
+
+TRAINED_AS_IN = "0.1.0"
+"""The first version that trained default teachers as this one does; later ones reuse its teachers.
+
+Raise it to the current version with every change to how a student is trained on labels.
+"""
 
 
 @dataclass(frozen=True)
 class DefaultTeacherStore:
-    """Where a task's default teacher lives.
+    """The place of a task's default teacher in the cache.
 
     Attributes:
         teacher: How it is made.
@@ -29,7 +35,7 @@ class DefaultTeacherStore:
     trained: Path
 
     @property
-    def key(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of all that determines its weights."""
         return self.trained.parent.name
 
@@ -40,13 +46,7 @@ class DefaultTeacherStore:
 
     def keep(self, directory: Path) -> None:
         """Copy a trained teacher into the cache; one that another run put there stays."""
-        draft = self.trained.with_name(f"{self.trained.name}.{os.getpid()}.tmp")
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(directory, draft)
-        try:
-            os.replace(draft, self.trained)
-        except OSError:
-            shutil.rmtree(draft)
+        _keep(self.trained, lambda aside: shutil.copytree(directory, aside))
 
 
 def default_teacher_store(
@@ -61,22 +61,22 @@ def default_teacher_store(
         data: What it is trained on.
         max_length: Longest sequence in tokens.
     """
-    content = [data.fingerprint, data.kind, data.classes, max_length]
-    content += [
-        dict(teacher.training),
-        dict(teacher.shape),
-        teacher.mask_share,
-        gkd_core.__version__,
-    ]
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_dir() / "teachers" / key
+    content = [data.rows_hash, data.kind, data.classes, max_length]
+    content += [dict(teacher.training), dict(teacher.shape), teacher.mask_share, TRAINED_AS_IN]
+    folder = cache_dir() / "teachers" / digest.of_value(content)
     store = DefaultTeacherStore(teacher, folder / "untrained", folder / "trained")
     if not store.untrained.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"untrained.{os.getpid()}.tmp"
-        teacher.build(draft)
-        try:
-            os.replace(draft, store.untrained)
-        except OSError:
-            shutil.rmtree(draft)
+        _keep(store.untrained, teacher.build)
     return store
+
+
+def _keep(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a directory of the cache, unless another process has made it meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    make(aside)
+    try:
+        publish(aside, path)
+    except OSError:
+        shutil.rmtree(aside)

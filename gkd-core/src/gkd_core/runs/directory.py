@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from gkd_core.atomic import write_file
 from gkd_core.errors import ConfigError
 from gkd_core.training.checkpoint import BEST, CHECKPOINTS
 
@@ -45,9 +46,7 @@ def open_directory(directory: Path, mode: Mode, config: str) -> Iterator[None]:
     try:
         aside = _set_aside(directory) if mode == "overwrite" and directory.exists() else None
         directory.mkdir(parents=True, exist_ok=True)
-        draft = directory / f"{CONFIG}.tmp"
-        draft.write_text(config)
-        os.replace(draft, directory / CONFIG)
+        write_file(directory / CONFIG, config)
     except OSError as error:
         raise ConfigError(
             f"the run directory {directory} cannot be written: {error.strerror}. Choose another "

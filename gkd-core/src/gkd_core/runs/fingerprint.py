@@ -1,16 +1,15 @@
-"""The key of a stage: a hash of everything that decides the student that comes of it.
+"""The fingerprint of a stage: everything that determines its student.
 
-Two stages with one key make one student, whatever runs they are in. Where the weights live and how
-many processes share the work is not part of it: that changes sums in their last digits only.
+Stages with the same fingerprint make the same student, whichever runs they are in. The layout
+(where the weights live, how many processes share the work) is left out: it changes sums only in
+their last digits.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from gkd_core import digest
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gkd_core.training.stage_spec import StageSpec, TeacherSource
 
 APART = {"recipe", "procedure", "stages", "output", "baseline", "parallel", "task"}
-"""Settings that decide nothing, or that other parts of a key stand for."""
+"""Settings that determine nothing, or that other parts of a fingerprint stand for."""
 
 PLACES = {"model", "placement", "tensor", "trust_remote_code", "new_student"}
 """Settings of a model that say where it is and comes from; its content is hashed."""
@@ -37,15 +37,14 @@ CONTENT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.py")
 """Files of a model."""
 
 LIBRARIES = ("torch", "transformers")
-BLOCK = 2**20
 
 
 @dataclass(frozen=True)
-class StageKey:
-    """A key, part by part.
+class StageFingerprint:
+    """A fingerprint, part by part.
 
     Attributes:
-        settings: Methods, options, optimisation, the shape of the student, the seed.
+        settings: Methods, options, optimization, the shape of the student, the seed.
         data: The rows.
         models: The teachers and what the student starts from.
         code: gkd, the plugins, and the libraries that compute.
@@ -57,34 +56,34 @@ class StageKey:
     code: str
 
     def __str__(self) -> str:
-        return _hash(asdict(self))
+        return digest.of_value(asdict(self))
 
-    def changed(self, before: StageKey) -> list[str]:
-        """Return the parts that differ from those of another key."""
+    def changed(self, before: StageFingerprint) -> list[str]:
+        """Return the names of the parts that differ from an earlier fingerprint."""
         names = [field.name for field in fields(self)]
         return [name for name in names if getattr(self, name) != getattr(before, name)]
 
 
-class Keys:
-    """Makes the keys of a run's stages; what several have in common is hashed once.
+class Fingerprints:
+    """The fingerprints of a run's stages; what several stages share is hashed once.
 
     Args:
         registry: The plugins.
     """
 
     def __init__(self, registry: Registry) -> None:
-        self._code = _hash([_code(registry), *(f"{n} {version(n)}" for n in LIBRARIES)])
-        self._known: dict[str, StageKey] = {}
+        self._code = digest.of_value([_code(registry), *(f"{n} {version(n)}" for n in LIBRARIES)])
+        self._known: dict[str, StageFingerprint] = {}
         self._places = functools.cache(_place)
 
-    def of(self, spec: StageSpec) -> StageKey:
-        """Return the key of a stage."""
+    def of(self, spec: StageSpec) -> StageFingerprint:
+        """Return the fingerprint of a stage."""
         if spec.name not in self._known:
             data = spec.data
-            self._known[spec.name] = StageKey(
-                settings=_hash(_settings(spec)),
-                data=_hash([data.fingerprint, data.kind, list(data.classes)]),
-                models=_hash(self._models(spec)),
+            self._known[spec.name] = StageFingerprint(
+                settings=digest.of_value(_settings(spec)),
+                data=digest.of_value([data.rows_hash, data.kind, list(data.classes)]),
+                models=digest.of_value(self._models(spec)),
                 code=self._code,
             )
         return self._known[spec.name]
@@ -105,24 +104,13 @@ class Keys:
         if teacher.stage is not None:
             return str(self.of(teacher.stage))
         if teacher.store is not None:
-            return teacher.store.key
+            return teacher.store.fingerprint
         return self._places(teacher.model, _revision(teacher.config))
-
-
-def digest(paths: Iterable[Path]) -> str:
-    """Return a hash over the names and the content of files."""
-    found = hashlib.sha256()
-    for path in sorted(paths):
-        found.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                found.update(block)
-    return found.hexdigest()[:16]
 
 
 def model_digest(directory: Path) -> str:
     """Return a hash over the weights, the configuration and the tokenizer of a saved model."""
-    return digest({path for pattern in CONTENT for path in directory.glob(pattern)})
+    return digest.of_files({path for pattern in CONTENT for path in directory.glob(pattern)})
 
 
 def _settings(spec: StageSpec) -> dict[str, Any]:
@@ -167,7 +155,7 @@ def _code(registry: Registry) -> str:
     """Return a hash over the sources of gkd and of every plugin."""
     plugins = (registry.manager.get_plugin(name) for name in registry.plugins)
     names = {str(getattr(p, "__name__", type(p).__module__)).partition(".")[0] for p in plugins}
-    return _hash([_package(name) for name in sorted({"gkd_core", *names})])
+    return digest.of_value([_package(name) for name in sorted({"gkd_core", *names})])
 
 
 @functools.cache
@@ -176,9 +164,5 @@ def _package(name: str) -> str:
     module = sys.modules.get(name)
     file = Path(getattr(module, "__file__", None) or "")
     if file.name == "__init__.py":
-        return digest(file.parent.rglob("*.py"))
-    return digest([file]) if file.is_file() else name
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return digest.of_files(file.parent.rglob("*.py"))
+    return digest.of_files([file]) if file.is_file() else name

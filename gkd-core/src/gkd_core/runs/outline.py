@@ -176,6 +176,11 @@ class RunOutline:
         return asdict(self)
 
 
+def outline_run(specs: Iterable[StageSpec]) -> RunOutline:
+    """Return the outline of a run with these stages."""
+    return RunOutline(tuple(outline_stage(spec) for spec in specs))
+
+
 def outline_stage(spec: StageSpec) -> StageOutline:
     """Return the outline of a stage."""
     config = spec.config

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gkd_core.runs.fingerprint import StageKey
+from gkd_core.atomic import write_file
+from gkd_core.runs.fingerprint import StageFingerprint
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class StageResult:
         best: Its best value on the validation rows.
         best_step: Step it was reached at.
         seconds: Time the stage took, since it was begun or last resumed.
-        key: What decided the student; None where that was not asked for.
+        fingerprint: What determined the student; None without `output.reuse`.
         reused: Directory of the run that trained it, if that was another.
     """
 
@@ -33,18 +33,18 @@ class StageResult:
     best: float | None
     best_step: int
     seconds: float
-    key: StageKey | None = None
+    fingerprint: StageFingerprint | None = None
     reused: str = ""
 
     def save(self, path: Path) -> None:
         """Write the result as JSON."""
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(draft, path)
+        write_file(path, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> StageResult:
         """Read what `save` wrote."""
         content = json.loads(path.read_text())
-        key = content.pop("key", None)
-        return cls(**content, key=None if key is None else StageKey(**key))
+        if "key" in content:  # its name in version 0.1
+            content["fingerprint"] = content.pop("key")
+        parts = content.pop("fingerprint", None)
+        return cls(**content, fingerprint=None if parts is None else StageFingerprint(**parts))

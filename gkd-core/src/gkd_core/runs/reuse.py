@@ -1,4 +1,4 @@
-"""Finished stages of all runs: by key, where the student is that came of each.
+"""Finished stages of all runs: where the student of each is, by the fingerprint of the stage.
 
 The cache holds no student, only where one is: in the directory of the run that trained it. A
 directory that is gone, or whose student was changed, counts as never trained.
@@ -7,15 +7,15 @@ directory that is gone, or whose student was changed, counts as never trained.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from gkd_core.atomic import draft, write_file
 from gkd_core.data.cache import cache_dir
 from gkd_core.models.save import copy_model
 from gkd_core.runs.directory import DONE, STAGES
-from gkd_core.runs.fingerprint import StageKey, model_digest
+from gkd_core.runs.fingerprint import StageFingerprint, model_digest
 from gkd_core.runs.result import StageResult
 from gkd_core.tracking.recorder import METRICS, copy_entries
 from gkd_core.training.checkpoint import BEST
@@ -43,28 +43,24 @@ class Finished:
         return Path(self.run) / STAGES / self.stage / DONE
 
 
-def remember(key: StageKey, run: Path, result: StageResult) -> None:
+def remember(fingerprint: StageFingerprint, run: Path, result: StageResult) -> None:
     """Note where the student of a finished stage is.
 
     Args:
-        key: The key of the stage.
+        fingerprint: The fingerprint of the stage.
         run: Directory of its run.
         result: How it ended.
     """
     student = Path(result.student).resolve()
     entry = Finished(str(run.resolve()), result.name, str(student), model_digest(student))
-    path = _entry(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(asdict(entry), indent=1))
-    os.replace(draft, path)
+    write_file(_entry(fingerprint), json.dumps(asdict(entry), indent=1))
 
 
-def recall(key: StageKey) -> Finished | None:
-    """Return the stage of a key that a run has finished, if its student is still as it was."""
+def recall(fingerprint: StageFingerprint) -> Finished | None:
+    """Return the finished stage with a fingerprint, if its student is still as it was."""
     try:
-        entry = Finished(**json.loads(_entry(key).read_text()))
-        there = StageResult.load(entry.done).key == key
+        entry = Finished(**json.loads(_entry(fingerprint).read_text()))
+        there = StageResult.load(entry.done).fingerprint == fingerprint
         same = model_digest(Path(entry.student)) == entry.content
     except (OSError, ValueError, TypeError):
         return None
@@ -97,10 +93,9 @@ def _copy_files(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.is_file() and path.name not in (DONE, BEST):
-            draft = target / f"{path.name}.tmp"
-            shutil.copyfile(path, draft)
-            os.replace(draft, target / path.name)
+            with draft(target / path.name) as aside:
+                shutil.copyfile(path, aside)
 
 
-def _entry(key: StageKey) -> Path:
-    return cache_dir() / "stages" / f"{key}.json"
+def _entry(fingerprint: StageFingerprint) -> Path:
+    return cache_dir() / "stages" / f"{fingerprint}.json"

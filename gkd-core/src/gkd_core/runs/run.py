@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers import PreTrainedModel
 
 from gkd_core.config.resolve import Resolved, ResolvedStage, task_name
 from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig
 from gkd_core.config.sources import Level, Origin
+from gkd_core.contract.run_info import RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
 from gkd_core.runs.directory import DONE, STAGES
-from gkd_core.runs.fingerprint import Keys, StageKey
-from gkd_core.runs.outline import RunOutline, outline_stage
+from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
+from gkd_core.runs.outline import RunOutline, outline_run
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
 from gkd_core.runs.spec_builder import SpecBuilder
@@ -26,6 +29,7 @@ from gkd_core.runs.summary import stage_summary
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
+from gkd_core.training.plugin_hooks import PluginHooks
 from gkd_core.training.stage import build_stage
 from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSource
 
@@ -74,6 +78,28 @@ class Run:
         return tuple(found.values())
 
     @property
+    def info(self) -> RunInfo:
+        """The run as hooks see it."""
+        return RunInfo(
+            directory=self.directory,
+            config=self.resolved.config,
+            methods=self.methods,
+            outline=self.outline,
+            results=MappingProxyType(self.results),
+            say=self.recorder.say,
+        )
+
+    @property
+    def hooks(self) -> PluginHooks:
+        """What tells the plugins of this run."""
+        return PluginHooks(self.registry.manager, lambda: self.info)
+
+    @functools.cached_property
+    def outline(self) -> RunOutline:
+        """Its stages, with passes, captured tensors and weights."""
+        return outline_run(self.specs)
+
+    @property
     def student(self) -> Path:
         """Directory of the final student."""
         return self.directory / "student"
@@ -84,18 +110,18 @@ class Run:
         Raises:
             GkdError: A stage cannot be built, or its loss is not finite.
         """
-        keys = Keys(self.registry)
+        fingerprints = Fingerprints(self.registry)
         self._say_outline()
         for number, spec in enumerate(self.specs, start=1):
             folder = self._folder(spec)
             done = folder / DONE
-            key = keys.of(spec) if is_first() and self._reuses else None
+            fingerprint = fingerprints.of(spec) if is_first() and self._reuses else None
             if tell(done.exists()):
-                self._say_finished(spec.name, done, key)
+                self._say_finished(spec.name, done, fingerprint)
             else:
-                self._say_next(number, spec.name, key)
-                result = self._take_over(spec, key) or self._train(spec)
-                self._finish(folder, replace(result, key=key))
+                self._say_next(number, spec.name, fingerprint)
+                result = self._take_over(spec, fingerprint) or self._train(spec)
+                self._finish(folder, replace(result, fingerprint=fingerprint))
             if is_first():
                 remove_checkpoints(folder)
             wait()
@@ -109,22 +135,24 @@ class Run:
         """Tell which stages there are, if there are several, and which of them are finished."""
         if len(self.specs) > 1:
             finished = [b.name for b in self.specs if (self._folder(b) / DONE).exists()]
-            for line in stage_summary([outline_stage(b) for b in self.specs], finished):
+            for line in stage_summary(self.outline.stages, finished):
                 self.recorder.say(f"stage {line}")
 
-    def _say_next(self, number: int, name: str, key: StageKey | None) -> None:
-        which = f", key {key}" if key is not None else ""
+    def _say_next(self, number: int, name: str, fingerprint: StageFingerprint | None) -> None:
+        which = f", fingerprint {fingerprint}" if fingerprint is not None else ""
         self.recorder.say(f"stage {name} ({number} of {len(self.specs)}{which})")
 
-    def _say_finished(self, name: str, done: Path, key: StageKey | None) -> None:
-        before = StageResult.load(done).key
-        changed = key.changed(before) if key is not None and before is not None else []
+    def _say_finished(self, name: str, done: Path, fingerprint: StageFingerprint | None) -> None:
+        before = StageResult.load(done).fingerprint
+        changed = fingerprint.changed(before) if fingerprint and before else []
         since = f"; changed since then: {', '.join(changed)}" if changed else ""
         self.recorder.say(f"stage {name} is finished already{since}")
 
-    def _take_over(self, spec: StageSpec, key: StageKey | None) -> StageResult | None:
+    def _take_over(
+        self, spec: StageSpec, fingerprint: StageFingerprint | None
+    ) -> StageResult | None:
         """Copy the student of the stage from a run that has trained it, if there is one."""
-        found = recall(key) if key is not None else None
+        found = recall(fingerprint) if fingerprint is not None else None
         target = self._target(spec)
         result = take_over(found, self.directory, target) if found is not None else None
         result = tell(result)
@@ -138,8 +166,8 @@ class Run:
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
             result.save(folder / DONE)
-            if result.key is not None:
-                remember(result.key, self.directory, result)
+            if result.fingerprint is not None:
+                remember(result.fingerprint, self.directory, result)
 
     def _keep_teacher(self, spec: StageSpec) -> None:
         if spec.store is not None and is_first():
@@ -153,14 +181,14 @@ class Run:
             self.recorder.say(line)
         error: BaseException | None = None
         try:
-            progress = train(self, stage)
+            progress = train(stage, self.recorder, self.hooks)
             _save(stage.objective.finalize_student(stage.student.model, folder), spec, target)
         except BaseException as failure:
             error = failure
             raise
         finally:
             self.recorder.end_stage()
-            self.registry.manager.hook.gkd_stage_end(run=self, stage=stage, error=error)
+            self.hooks.stage_end(stage, error)
         stage.engine.close()
         self._keep_teacher(spec)
         return StageResult(
@@ -235,7 +263,7 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
         baseline = builder.build(_baseline(first, last), before, built)
         specs.insert(list(built).index(first.name), baseline)
     specs = [*_default_teachers(builder, specs), *specs]
-    outline = RunOutline(tuple(outline_stage(spec) for spec in specs))
+    outline = outline_run(specs)
     registry.manager.hook.gkd_check_outline(outline=outline)
     return specs
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gkd_core.atomic import write_file
 from gkd_core.contract.step import Step
 
 if TYPE_CHECKING:
@@ -236,9 +236,7 @@ def _without(path: Path, stage: str, done: int) -> list[str]:
 
 
 def _rewrite(path: Path, lines: Sequence[str]) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(f"{line}\n" for line in lines))
-    os.replace(draft, path)
+    write_file(path, "".join(f"{line}\n" for line in lines))
 
 
 def _entry(line: str) -> dict[str, Any] | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 import gkd_core
+from gkd_core import digest
+from gkd_core.atomic import write_file
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.task import Split
 from gkd_core.data.augment import augment
@@ -72,7 +72,7 @@ def augmented(rows: Split, config: RunConfig, kind: Kind, device: torch.device) 
         return rows
     path = cache_dir() / "augmented" / f"{_key(rows, config)}.json"
     if is_first() and not path.exists():
-        _write(_make(rows, config, device), path)
+        write_file(path, json.dumps(asdict(_make(rows, config, device))))
     wait()
     return Split(**json.loads(path.read_text(encoding="utf-8")))
 
@@ -90,22 +90,11 @@ def _key(rows: Split, config: RunConfig) -> str:
     """Return a name for all that determines the copies."""
     task = config.task
     settings = [task.augment, task.augment_share, task.augment_candidates, config.seed]
-    digest = hashlib.sha256(json.dumps([asdict(rows), settings, gkd_core.__version__]).encode())
     assert task.augment_model is not None, "checked before"
     place = Path(locate(task.augment_model, SETTING))
     if place.is_dir():
-        for path in sorted([*place.glob("*.safetensors"), *place.glob("*.json")]):
-            with path.open("rb") as file:
-                for part in iter(lambda: file.read(2**20), b""):
-                    digest.update(part)
+        model = digest.of_files([*place.glob("*.safetensors"), *place.glob("*.json")])
     else:
         found = load_config(task.augment_model, False, SETTING)
-        digest.update(f"{task.augment_model}@{getattr(found, '_commit_hash', None)}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _write(rows: Split, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(asdict(rows)), encoding="utf-8")
-    os.replace(draft, path)
+        model = f"{task.augment_model}@{getattr(found, '_commit_hash', None)}"
+    return digest.of_value([asdict(rows), settings, gkd_core.__version__, model])

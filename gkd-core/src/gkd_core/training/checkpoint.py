@@ -11,7 +11,6 @@ share of the rows: `NAME-1` is of the second, whichever ranks see it.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gkd_core import atomic
+from gkd_core.atomic import publish
 from gkd_core.distributed.groups import data_rank, is_first_of_copy
 from gkd_core.distributed.ranks import is_first, wait
 from gkd_core.distributed.shards import Sliceable
@@ -83,7 +84,7 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
         (draft / f"progress{_own()}.json").write_text(json.dumps(asdict(progress), indent=1))
     wait()
     if is_first():
-        os.replace(draft, target)
+        publish(draft, target)
         for old in list(folder.iterdir()):
             if old != target:
                 shutil.rmtree(old)
@@ -116,17 +117,17 @@ def load_checkpoint(stage: Stage) -> Progress:
 def remove_checkpoints(directory: Path) -> None:
     """Remove from the directory of a finished stage what only an unfinished one needs."""
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    for weights in directory.glob("*.safetensors"):
-        weights.unlink()
+    for pattern in ("*.safetensors", "*.tmp"):
+        for path in directory.glob(pattern):
+            path.unlink()
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights of a model, replacing the file only when they are written."""
     weights = whole_weights(model)
     if is_first():
-        draft = path.with_suffix(".tmp")
-        _save(weights, draft)
-        os.replace(draft, path)
+        with atomic.draft(path) as aside:
+            _save(weights, aside)
     wait()
 
 

@@ -25,16 +25,18 @@ from gkd_core.training.non_finite import NonFiniteGuard
 from gkd_core.training.step import StepResult, train_step
 
 if TYPE_CHECKING:
-    from gkd_core.runs.run import Run
+    from gkd_core.tracking.recorder import Recorder
+    from gkd_core.training.plugin_hooks import PluginHooks
     from gkd_core.training.stage import Stage
 
 
-def train(run: Run, stage: Stage) -> Progress:
+def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     """Train the stage's student, going on from its newest checkpoint.
 
     Args:
-        run: Where progress is recorded, and whose plugins are told.
         stage: What is trained.
+        recorder: Where progress is recorded.
+        hooks: Tells the plugins.
 
     Returns:
         How the training went. The student holds the best weights (`training.keep_best`) or the
@@ -45,8 +47,8 @@ def train(run: Run, stage: Stage) -> Progress:
     """
     config = stage.config.training
     progress = load_checkpoint(stage)
-    run.recorder.start_stage(stage.name, stage.total_steps, progress.step)
-    run.registry.manager.hook.gkd_stage_start(run=run, stage=stage)
+    recorder.start_stage(stage.name, stage.total_steps, progress.step)
+    hooks.stage_start(stage)
     stage.student.model.train()
     guard, meter = NonFiniteGuard(), _Meter()
     begun = time.perf_counter()
@@ -57,11 +59,11 @@ def train(run: Run, stage: Stage) -> Progress:
         meter.add(result.samples)
         if stage.due(progress.step, config.log_every):
             guard.check()
-            _log(run, stage, step, result, meter.read())
+            _log(stage, step, result, meter.read(), recorder, hooks)
         if stage.due(progress.step, stage.evaluate_every):
             guard.check()
             with meter.paused():
-                _evaluate(run, stage, step, progress)
+                _evaluate(stage, step, progress, recorder, hooks)
         if stage.due(progress.step, stage.checkpoint_every) or progress.stopped:
             guard.check()
             with meter.paused():
@@ -82,9 +84,16 @@ def _steps(stage: Stage, progress: Progress) -> Iterator[tuple[Step, Sequence[Ba
         yield step, micro_batches
 
 
-def _log(run: Run, stage: Stage, step: Step, result: StepResult, samples_per_second: float) -> None:
+def _log(
+    stage: Stage,
+    step: Step,
+    result: StepResult,
+    samples_per_second: float,
+    recorder: Recorder,
+    hooks: PluginHooks,
+) -> None:
     losses = result.read()
-    run.recorder.log_step(
+    recorder.log_step(
         step,
         losses,
         lr=stage.engine.lr(step.index),
@@ -92,10 +101,12 @@ def _log(run: Run, stage: Stage, step: Step, result: StepResult, samples_per_sec
         samples_per_second=samples_per_second,
         scaling=None if stage.engine.scale is None else stage.engine.scale.read(),
     )
-    run.registry.manager.hook.gkd_step_end(run=run, stage=stage, step=step, losses=losses)
+    hooks.step_end(stage, step, losses)
 
 
-def _evaluate(run: Run, stage: Stage, step: Step, progress: Progress) -> None:
+def _evaluate(
+    stage: Stage, step: Step, progress: Progress, recorder: Recorder, hooks: PluginHooks
+) -> None:
     found = evaluate(
         stage.student.model,
         stage.validation,
@@ -116,8 +127,8 @@ def _evaluate(run: Run, stage: Stage, step: Step, progress: Progress) -> None:
         progress.waited += 1
         patience = stage.config.training.patience
         progress.stopped = patience is not None and progress.waited >= patience
-    run.recorder.log_evaluation(step, found.metrics)
-    run.registry.manager.hook.gkd_evaluate(run=run, stage=stage, step=step, metrics=found.metrics)
+    recorder.log_evaluation(step, found.metrics)
+    hooks.evaluate(stage, step, found.metrics)
 
 
 class _Meter:

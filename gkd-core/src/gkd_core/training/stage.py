@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
+from gkd_core.contract.run_info import StageInfo
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded, encode
 from gkd_core.data.sampler import Sampler
@@ -104,6 +105,23 @@ class Stage:
         """Steps between checkpoints."""
         return self.config.training.checkpoint_every or self.evaluate_every
 
+    @property
+    def info(self) -> StageInfo:
+        """The stage as hooks see it."""
+        spec = self.spec
+        return StageInfo(
+            name=self.name,
+            directory=self.directory,
+            config=self.config,
+            kind=self.kind,
+            methods=tuple(member.name for member in spec.members),
+            student=spec.student,
+            teachers=tuple(t.info for t in spec.teachers) if spec.reads_teachers else (),
+            total_steps=self.total_steps,
+            metric=self.metric.name,
+            _stage=self,
+        )
+
     def describe(self) -> list[str]:
         """Return lines that say what the student is made of and what it learns from."""
         cut = self.train.num_truncated
@@ -116,6 +134,17 @@ class Stage:
     def due(self, step: int, every: int) -> bool:
         """Return whether something done every so many steps, and at the end, is due."""
         return step % every == 0 or step == self.total_steps
+
+
+def stage_behind(info: StageInfo) -> Stage:
+    """Return the stage that a hook was given a view of.
+
+    Only `autodisc` and the co-finetuning of `mt-bert` may, until a method can act at the start and
+    the end of a stage by itself.
+    """
+    stage = info._stage
+    assert isinstance(stage, Stage), "a view is made by its stage"
+    return stage
 
 
 def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Path | None) -> Stage:

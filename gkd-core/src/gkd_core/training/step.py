@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.step import Step
-from gkd_core.distributed.data_parallel import add
+from gkd_core.distributed.data_parallel import sum_over_ranks
 from gkd_core.distributed.teacher_batches import TeacherBatches, gather_teacher_batches
 from gkd_core.objective.passes import StepPlan, run_passes
 from gkd_core.optim.engine import count_items
@@ -63,7 +63,7 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
         )
         stage.engine.backward(loss, last=number == len(batches))
         del loss
-    losses, norm = add(losses), stage.engine.step(step.index)
+    losses, norm = sum_over_ranks(losses), stage.engine.step(step.index)
     scale = stage.engine.scale
     return StepResult(losses, norm, counts["sample"], scale is not None and scale.overflowed)
 

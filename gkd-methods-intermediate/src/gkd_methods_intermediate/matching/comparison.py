@@ -9,10 +9,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from gkd_core import Batch, Items, Term, View
-from gkd_core.losses import (
+from gkd_core.api import (
+    Batch,
     Divergence,
+    Items,
     Relation,
+    Term,
+    View,
     cosine,
     huber,
     js,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gkd_core import Models
-from gkd_core.models.layer_map import layer_pairs
+from gkd_core.api import Models, layer_pairs
 from gkd_methods_intermediate.matching.knowledge import LAYERED
 from gkd_methods_intermediate.matching.term import MatchTerm
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from gkd_core import Models
+from gkd_core.api import Models
 from gkd_methods_intermediate.matching.layers import layers_read
 from gkd_methods_intermediate.matching.shapes import width
 from gkd_methods_intermediate.matching.term import MatchTerm

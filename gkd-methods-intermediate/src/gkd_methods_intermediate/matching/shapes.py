@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gkd_core import MethodError, ModelInfo, Models
+from gkd_core.api import MethodError, ModelInfo, Models
 from gkd_methods_intermediate.matching.knowledge import HEADED, Site
 from gkd_methods_intermediate.matching.layers import fixed_pairs
 from gkd_methods_intermediate.matching.term import MatchTerm

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from gkd_core import LayerMap, Schedule
+from gkd_core.api import LayerMap, Schedule
 from gkd_methods_intermediate.matching.knowledge import (
     DIVERGENCES,
     FIXED,

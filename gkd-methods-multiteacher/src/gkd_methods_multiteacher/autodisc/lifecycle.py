@@ -1,29 +1,29 @@
-"""What happens around the steps of a stage with `autodisc`: measure, judge, write_candidates."""
+"""What happens around the steps of a stage with `autodisc`: measure, judge, report."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gkd_core import ConfigError
-from gkd_core.distributed.ranks import is_first
+from gkd_core.api import (
+    Capture,
+    ConfigError,
+    Slicer,
+    Widths,
+    count_sliced,
+    is_first,
+    measure_importance,
+    write_file,
+)
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.hooks.forward import Change
-from gkd_core.hooks.paths import Capture
-from gkd_core.models.slicing.widths import Widths
-from gkd_core.students.budget import count_sliced
-from gkd_core.students.importance import measure_importance
-from gkd_core.students.ranking import Slicer
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import save_weights
 from gkd_methods_multiteacher.autodisc.sandwich import ASSISTANT, WHOLE, AutoDisc
 
 if TYPE_CHECKING:
-    from gkd_core import Step
-    from gkd_core.runs.outline import RunOutline
-    from gkd_core.runs.run import Run
+    from gkd_core.api import RunInfo, RunOutline, Step
     from gkd_core.training.stage import Stage
 
 CANDIDATES = "candidates.json"
@@ -50,7 +50,7 @@ def check(outline: RunOutline) -> None:
                 )
 
 
-def begin(run: Run, stage: Stage) -> None:
+def begin(run: RunInfo, stage: Stage) -> None:
     """Measure importance before the first step; leave out a stage that has nothing to do."""
     for method in _methods(stage):
         if method.searches:
@@ -60,9 +60,7 @@ def begin(run: Run, stage: Stage) -> None:
                 found = measure_importance(stage.student, batches, stage.engine.device)
                 method.slicer = Slicer.of(found, method.config.multiple)
         elif _is_default_teacher(stage):
-            run.recorder.say(
-                f"stage {stage.name}: the assistant is as small as the student, which is done"
-            )
+            run.say(f"stage {stage.name}: the assistant is as small as the student, which is done")
             stage.total_steps = 0
 
 
@@ -103,9 +101,7 @@ def write_candidates(stage: Stage) -> None:
                 "step": method.trial.step,
                 "candidates": rows,
             }
-            draft = stage.directory / f"{CANDIDATES}.tmp"
-            draft.write_text(json.dumps(told, indent=1))
-            os.replace(draft, stage.directory / CANDIDATES)
+            write_file(stage.directory / CANDIDATES, json.dumps(told, indent=1))
 
 
 def _methods(stage: Stage) -> Iterator[AutoDisc]:

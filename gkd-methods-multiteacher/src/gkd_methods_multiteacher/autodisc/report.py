@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkd_core.analysis.figures import curves
+from gkd_core.api import curves, write_file
 from gkd_core.runs.directory import STAGES
 from gkd_methods_multiteacher.autodisc.lifecycle import CANDIDATES
 
 if TYPE_CHECKING:
-    from gkd_core.runs.run import Run
+    from gkd_core.api import RunInfo
 
 
-def write_report(run: Run) -> list[Path]:
+def write_report(run: RunInfo) -> list[Path]:
     """Write a table and a plot for each stage that had candidates; return the files."""
     return [path for name in run.results for path in _write(run, name)]
 
 
-def _write(run: Run, stage: str) -> Iterator[Path]:
+def _write(run: RunInfo, stage: str) -> Iterator[Path]:
     found = run.directory / STAGES / stage / CANDIDATES
     if not found.exists():
         return
     told = json.loads(found.read_text())
     students = _students(run, stage)
     name = f"autodisc-{stage}"
-    yield _keep(run.directory / f"{name}.txt", _table(told, students, _compute(run)).encode())
-    yield _keep(run.directory / f"{name}.png", _plot(told, students))
+    for ending, content in (
+        ("txt", _table(told, students, _compute(run))),
+        ("png", _plot(told, students)),
+    ):
+        path = run.directory / f"{name}.{ending}"
+        write_file(path, content)
+        yield path
 
 
-def _students(run: Run, stage: str) -> list[float]:
+def _students(run: RunInfo, stage: str) -> list[float]:
     """Return the metric of each student that learnt from the assistant of a stage."""
-    taught = [
-        spec.name
-        for spec in run.specs
-        if any(t.stage is not None and t.stage.name == stage for t in spec.teachers)
-        and spec.reads_teachers
-    ]
+    taught = [learner.name for learner in run.outline.stages if stage in learner.taught_by]
     results = [run.results[name].best for name in taught if name in run.results]
     return [best for best in results if best is not None]
 
 
-def _compute(run: Run) -> str:
+def _compute(run: RunInfo) -> str:
     spent = [f"{result.name} {result.seconds:.0f} s" for result in run.results.values()]
     total = sum(result.seconds for result in run.results.values())
     return f"{', '.join(spent)}; {total:.0f} s in all"
@@ -88,10 +87,3 @@ def _plot(told: Mapping[str, Any], students: Sequence[float]) -> bytes:
     if students:
         series["student"] = [(told["selected"], student) for student in students]
     return curves("scale of the assistant", told["metric"], series)
-
-
-def _keep(path: Path, content: bytes) -> Path:
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_bytes(content)
-    os.replace(draft, path)
-    return path

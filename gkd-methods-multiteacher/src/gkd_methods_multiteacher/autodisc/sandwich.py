@@ -14,10 +14,23 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from gkd_core import Batch, Method, MethodError, Models, Operation, Pass, Replace, Step, Term, View
-from gkd_core.losses import mse, soft_labels
-from gkd_core.students.ranking import Slicer
-from gkd_core.students.scale import MULTIPLE, cut_ordered
+from gkd_core.api import (
+    Batch,
+    Method,
+    MethodError,
+    Models,
+    Operation,
+    Pass,
+    Replace,
+    Slicer,
+    Step,
+    Term,
+    View,
+    cut_ordered,
+    mse,
+    soft_labels,
+)
+from gkd_core.students.scale import MULTIPLE
 from gkd_core.training.checkpoint import load_weights
 from gkd_methods_multiteacher.autodisc.selection import CandidateCriterion, CandidateScores
 

@@ -1,0 +1,208 @@
+"""What a plugin may import: everything here, and nothing else of gkd but `gkd_core.testing`.
+
+The names are loaded on first use (PEP 562): importing this module imports neither torch nor
+transformers. Core itself does not import it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gkd_core.hookspecs import API_VERSION as API_VERSION
+
+if TYPE_CHECKING:
+    from gkd_core.analysis.figures import curves as curves
+    from gkd_core.atomic import write_file as write_file
+    from gkd_core.config.schema import RunConfig as RunConfig
+    from gkd_core.config.schema import TaskConfig as TaskConfig
+    from gkd_core.contract.batch import Batch as Batch
+    from gkd_core.contract.batch import ItemKind as ItemKind
+    from gkd_core.contract.batch import Items as Items
+    from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
+    from gkd_core.contract.method import Method as Method
+    from gkd_core.contract.method_base import MethodBase as MethodBase
+    from gkd_core.contract.model_info import ModelInfo as ModelInfo
+    from gkd_core.contract.model_info import Models as Models
+    from gkd_core.contract.procedure import Procedure as Procedure
+    from gkd_core.contract.run_info import RunInfo as RunInfo
+    from gkd_core.contract.run_info import StageInfo as StageInfo
+    from gkd_core.contract.schedule import Schedule as Schedule
+    from gkd_core.contract.step import Step as Step
+    from gkd_core.contract.task import DefaultTeacher as DefaultTeacher
+    from gkd_core.contract.task import Split as Split
+    from gkd_core.contract.task import Task as Task
+    from gkd_core.contract.task import TaskData as TaskData
+    from gkd_core.contract.temperature import Temperature as Temperature
+    from gkd_core.distributed.data_parallel import sum_over_ranks as sum_over_ranks
+    from gkd_core.distributed.ranks import is_first as is_first
+    from gkd_core.distributed.ranks import tell as tell
+    from gkd_core.distributed.samples import AllSamples as AllSamples
+    from gkd_core.distributed.samples import all_samples as all_samples
+    from gkd_core.distributed.samples import sum_samples as sum_samples
+    from gkd_core.errors import ConfigError as ConfigError
+    from gkd_core.errors import DataError as DataError
+    from gkd_core.errors import GkdError as GkdError
+    from gkd_core.errors import MethodError as MethodError
+    from gkd_core.errors import PluginError as PluginError
+    from gkd_core.hooks.features import View as View
+    from gkd_core.hooks.operations import Add as Add
+    from gkd_core.hooks.operations import Interchange as Interchange
+    from gkd_core.hooks.operations import Operation as Operation
+    from gkd_core.hooks.operations import OperationContext as OperationContext
+    from gkd_core.hooks.operations import Pass as Pass
+    from gkd_core.hooks.operations import Perturb as Perturb
+    from gkd_core.hooks.operations import Replace as Replace
+    from gkd_core.hooks.operations import Swap as Swap
+    from gkd_core.hooks.operations import When as When
+    from gkd_core.hooks.paths import LOGITS as LOGITS
+    from gkd_core.hooks.paths import Capture as Capture
+    from gkd_core.hookspecs import hookimpl as hookimpl
+    from gkd_core.kinds.kind import Kind as Kind
+    from gkd_core.losses.angles import angles as angles
+    from gkd_core.losses.angles import windows as windows
+    from gkd_core.losses.contrast import contrast as contrast
+    from gkd_core.losses.distances import cosine as cosine
+    from gkd_core.losses.distances import huber as huber
+    from gkd_core.losses.distances import mse as mse
+    from gkd_core.losses.distances import normalized_mse as normalized_mse
+    from gkd_core.losses.divergences import cross_entropy as cross_entropy
+    from gkd_core.losses.divergences import js as js
+    from gkd_core.losses.divergences import kl as kl
+    from gkd_core.losses.divergences import reverse_kl as reverse_kl
+    from gkd_core.losses.divergences import skew_kl as skew_kl
+    from gkd_core.losses.divergences import soft_cross_entropy as soft_cross_entropy
+    from gkd_core.losses.divergences import total_variation as total_variation
+    from gkd_core.losses.logits import LinearLogits as LinearLogits
+    from gkd_core.losses.logits import Logits as Logits
+    from gkd_core.losses.prediction import Divergence as Divergence
+    from gkd_core.losses.prediction import hard_labels as hard_labels
+    from gkd_core.losses.prediction import logits_mse as logits_mse
+    from gkd_core.losses.prediction import soft_labels as soft_labels
+    from gkd_core.losses.relation import Relation as Relation
+    from gkd_core.losses.relation import RelationBlock as RelationBlock
+    from gkd_core.losses.relation import self_relation as self_relation
+    from gkd_core.losses.relation_losses import relation_kl as relation_kl
+    from gkd_core.losses.relation_losses import relation_mse as relation_mse
+    from gkd_core.losses.term import Term as Term
+    from gkd_core.models.layer_map import LayerMap as LayerMap
+    from gkd_core.models.layer_map import layer_pairs as layer_pairs
+    from gkd_core.models.layer_map import layer_segments as layer_segments
+    from gkd_core.models.parts import Part as Part
+    from gkd_core.models.sites import Sites as Sites
+    from gkd_core.models.slicing.widths import Widths as Widths
+    from gkd_core.runs.outline import RunOutline as RunOutline
+    from gkd_core.runs.outline import StageOutline as StageOutline
+    from gkd_core.runs.result import StageResult as StageResult
+    from gkd_core.students.budget import count_sliced as count_sliced
+    from gkd_core.students.importance import measure_importance as measure_importance
+    from gkd_core.students.ranking import Slicer as Slicer
+    from gkd_core.students.scale import cut_ordered as cut_ordered
+
+_HOME = {
+    "Add": "hooks.operations",
+    "AllSamples": "distributed.samples",
+    "Batch": "contract.batch",
+    "Capture": "hooks.paths",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "DefaultTeacher": "contract.task",
+    "Divergence": "losses.prediction",
+    "GkdError": "errors",
+    "Interchange": "hooks.operations",
+    "ItemKind": "contract.batch",
+    "Items": "contract.batch",
+    "Kind": "kinds.kind",
+    "LOGITS": "hooks.paths",
+    "LayerMap": "models.layer_map",
+    "LinearLogits": "losses.logits",
+    "Logits": "losses.logits",
+    "Method": "contract.method",
+    "MethodBase": "contract.method_base",
+    "MethodError": "errors",
+    "ModelInfo": "contract.model_info",
+    "Models": "contract.model_info",
+    "Operation": "hooks.operations",
+    "OperationContext": "hooks.operations",
+    "Part": "models.parts",
+    "Pass": "hooks.operations",
+    "Perturb": "hooks.operations",
+    "PluginError": "errors",
+    "Procedure": "contract.procedure",
+    "Relation": "losses.relation",
+    "RelationBlock": "losses.relation",
+    "Replace": "hooks.operations",
+    "RunConfig": "config.schema",
+    "RunInfo": "contract.run_info",
+    "RunOutline": "runs.outline",
+    "Schedule": "contract.schedule",
+    "Sites": "models.sites",
+    "Slicer": "students.ranking",
+    "Split": "contract.task",
+    "StageInfo": "contract.run_info",
+    "StageOutline": "runs.outline",
+    "StageResult": "runs.result",
+    "Step": "contract.step",
+    "Swap": "hooks.operations",
+    "Task": "contract.task",
+    "TaskConfig": "config.schema",
+    "TaskData": "contract.task",
+    "TeacherCombiner": "contract.combiner",
+    "Temperature": "contract.temperature",
+    "Term": "losses.term",
+    "View": "hooks.features",
+    "When": "hooks.operations",
+    "Widths": "models.slicing.widths",
+    "all_samples": "distributed.samples",
+    "angles": "losses.angles",
+    "contrast": "losses.contrast",
+    "cosine": "losses.distances",
+    "count_sliced": "students.budget",
+    "cross_entropy": "losses.divergences",
+    "curves": "analysis.figures",
+    "cut_ordered": "students.scale",
+    "hard_labels": "losses.prediction",
+    "hookimpl": "hookspecs",
+    "huber": "losses.distances",
+    "is_first": "distributed.ranks",
+    "js": "losses.divergences",
+    "kl": "losses.divergences",
+    "layer_pairs": "models.layer_map",
+    "layer_segments": "models.layer_map",
+    "logits_mse": "losses.prediction",
+    "measure_importance": "students.importance",
+    "mse": "losses.distances",
+    "normalized_mse": "losses.distances",
+    "relation_kl": "losses.relation_losses",
+    "relation_mse": "losses.relation_losses",
+    "reverse_kl": "losses.divergences",
+    "self_relation": "losses.relation",
+    "skew_kl": "losses.divergences",
+    "soft_cross_entropy": "losses.divergences",
+    "soft_labels": "losses.prediction",
+    "sum_over_ranks": "distributed.data_parallel",
+    "sum_samples": "distributed.samples",
+    "tell": "distributed.ranks",
+    "total_variation": "losses.divergences",
+    "windows": "losses.angles",
+    "write_file": "atomic",
+}
+
+RENAMED = {"OwnTeacher": "DefaultTeacher", "Participant": "MethodBase"}
+"""Names of version 0.1, and what they are called now."""
+
+__all__ = sorted([*_HOME, "API_VERSION"])
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used."""
+    if name in RENAMED:
+        raise ImportError(f"{name} is called {RENAMED[name]} since version 0.2 of gkd")
+    if name not in _HOME:
+        raise AttributeError(f"module 'gkd_core.api' has no attribute {name!r}")
+    return getattr(import_module(f"gkd_core.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the names."""
+    return __all__

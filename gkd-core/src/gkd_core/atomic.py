@@ -1,0 +1,76 @@
+"""Files and directories that are complete whenever they are there under their own name.
+
+They are written under another name in the same folder, flushed to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def draft(path: Path) -> Iterator[Path]:
+    """Yield the name to write a file under; it becomes `path` when the block ends without error.
+
+    Args:
+        path: The file; one that is there is replaced. Missing folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several processes may write the same file of the cache.
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        publish(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file; a text is encoded as UTF-8."""
+    with draft(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def publish(aside: Path, path: Path) -> None:
+    """Give a finished file, or a directory of files, its own name.
+
+    Args:
+        aside: What was written, in the folder of `path`.
+        path: Its name. A file that is there is replaced; a directory must not be there.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    for file in aside.rglob("*") if aside.is_dir() else [aside]:
+        if file.is_file():
+            _flush(file)
+    os.replace(aside, path)
+    _flush(path.parent)
+
+
+def replace_directory(aside: Path, path: Path) -> None:
+    """Give a finished directory its own name, in the place of one that may be there.
+
+    No system call swaps two directories everywhere. If the process dies in between, the directory
+    that was there is `.NAME.old` beside it.
+    """
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+    publish(aside, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

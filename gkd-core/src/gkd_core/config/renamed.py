@@ -1,0 +1,21 @@
+"""Settings that version 0.1 called otherwise."""
+
+from __future__ import annotations
+
+from gkd_core.config.formats import SettingKey
+
+RENAMED: dict[SettingKey, str] = {
+    ("student", "afresh"): "new_student",
+    ("task", "own_teacher"): "default_teacher",
+}
+"""What each is called now, by table and name."""
+
+
+def new_name(key: SettingKey) -> str | None:
+    """Return what a setting is called now, if it had another name."""
+    return RENAMED.get(key[-2:])
+
+
+def renew(key: SettingKey) -> SettingKey:
+    """Return a key with the name that the setting has now."""
+    return (*key[:-1], new_name(key) or key[-1]) if key else key
