@@ -9,7 +9,8 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.models.transfer import transfer
-from gkd_core.students.build import build_student, student_config
+from gkd_core.students.build import build_student
+from gkd_core.students.shape import student_config
 
 ENCODERS = ["bert", "roberta", "distilbert", "electra", "modernbert"]
 DECODERS = ["gpt2", "llama", "qwen3", "glm", "glm4", "mistral", "qwen2", "gpt_neox", "opt"]

@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 from gkd_core.contract.task import Split
 from gkd_core.data import augment as augment_module
 from gkd_core.data.augment import Word, augment
-from gkd_core.models import proposer as proposer_module
-from gkd_core.models.proposer import MaskedProposer
+from gkd_core.models import word_proposer as proposer_module
+from gkd_core.models.word_proposer import MaskedProposer
 
 
 class Shouts:

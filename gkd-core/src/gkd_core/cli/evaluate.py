@@ -66,7 +66,7 @@ def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedSt
 
 def _task(stage: ResolvedStage, data: str | None) -> TaskConfig:
     """Return the task, with test rows from the file `data` unless --set names others."""
-    from gkd_core.config.sources import DEFAULT, Level
+    from gkd_core.config.settings import DEFAULT, Level
 
     task = stage.config.task
     if data is None or not Path(data).is_file():

@@ -12,7 +12,7 @@ from gkd_core.config.expression import parse_expression, pointer
 from gkd_core.config.overlay import Values, below, nested
 from gkd_core.config.problems import from_validation, origins, unknown_key, written
 from gkd_core.config.schema import RunConfig
-from gkd_core.config.sources import DEFAULT
+from gkd_core.config.settings import DEFAULT
 from gkd_core.errors import ConfigError, MethodError
 
 if TYPE_CHECKING:

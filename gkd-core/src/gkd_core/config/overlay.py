@@ -8,7 +8,7 @@ from typing import Any
 
 from gkd_core.config.formats import SettingKey, dotted
 from gkd_core.config.graph import stage_of
-from gkd_core.config.sources import Level, Setting
+from gkd_core.config.settings import Level, Setting
 from gkd_core.errors import ConfigError, suggest
 
 Values = dict[SettingKey, Setting]

@@ -13,7 +13,7 @@ from gkd_core.config.formats import SettingKey, dotted
 from gkd_core.config.overlay import Values, below
 from gkd_core.config.renamed import new_name
 from gkd_core.config.schema import RunConfig
-from gkd_core.config.sources import Setting
+from gkd_core.config.settings import Setting
 from gkd_core.errors import ConfigError, suggest
 
 Schema = dict[str, Any]

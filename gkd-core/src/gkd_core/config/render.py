@@ -14,7 +14,7 @@ from gkd_core.config.build import as_tree
 from gkd_core.config.formats import HEADING, SettingKey, dotted
 from gkd_core.config.resolve import ABOUT
 from gkd_core.config.schema import RunConfig
-from gkd_core.config.sources import Level, Origin, origin_of
+from gkd_core.config.settings import Level, Origin, origin_of
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved

@@ -13,7 +13,7 @@ from gkd_core.config.graph import Links, link_stages
 from gkd_core.config.overlay import Values, merge, split_stages, stage_name, with_stage
 from gkd_core.config.problems import origins, refuse
 from gkd_core.config.schema import RunConfig, TaskConfig
-from gkd_core.config.sources import (
+from gkd_core.config.settings import (
     DEFAULT,
     Level,
     Origin,

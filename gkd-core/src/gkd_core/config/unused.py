@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gkd_core.config.expression import AVERAGE, parse_expression
 from gkd_core.config.graph import link_stages, unused
 from gkd_core.config.overlay import SHAPE, Values
-from gkd_core.config.sources import Level, Setting
+from gkd_core.config.settings import Level, Setting
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import ResolvedStage
