@@ -1,6 +1,12 @@
 """Sphinx configuration. Reference pages are written from the code by `generate.py`."""
 
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+
 import gkd_core
+from gkd_core import api
 
 project = "gkd"
 author = "The gkd authors"
@@ -29,3 +35,22 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_use_ivar = True
+
+
+def setup(app: Sphinx) -> None:
+    """Register the handler below."""
+    app.connect("autodoc-process-docstring", _find_text)
+
+
+def _find_text(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
+    """Take the docstring of an alias or a constant of `gkd_core.api` from the module it lives in.
+
+    Autodoc finds the docstrings of imported classes and functions by itself, but only the objects
+    carry theirs: the text below an assignment is in the source alone.
+    """
+    module, _, short = name.rpartition(".")
+    if what == "data" and module == api.__name__:
+        home = ModuleAnalyzer.for_module(f"gkd_core.{api._HOME[short]}")
+        lines[:] = [*home.find_attr_docs()["", short], ""]

@@ -305,8 +305,9 @@ def _text_below(module: str, name: str) -> str:
     """Return the first line of the text below an assignment, also if the name is imported."""
     body = ast.parse(inspect.getsource(import_module(module))).body
     for node, below in pairwise(body):
-        target = getattr(node, "target", None)
-        if isinstance(target, ast.Name) and target.id == name and isinstance(below, ast.Expr):
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        assigned = [target.id for target in targets if isinstance(target, ast.Name)]
+        if name in assigned and isinstance(below, ast.Expr):
             return str(ast.literal_eval(below.value)).partition("\n")[0]
     imports = (node for part in body for node in ast.walk(part) if isinstance(node, ast.ImportFrom))
     for node in imports:

@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gkd_core import hookspecs
+from gkd_core import api, hookspecs
 from gkd_core.api import ModelInfo, Models
 from gkd_core.cli import gkd
 from gkd_core.cli.options import RunOptions
@@ -50,7 +50,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "html" / "reference" / "hooks.html").read_text()
-    assert "gkd_step_end(run: Run, stage: Stage, step: Step" in re.sub("<[^>]+>", "", html)
+    assert "gkd_step_end(run: RunInfo, stage: StageInfo, step: Step" in re.sub("<[^>]+>", "", html)
 
 
 def test_links_lead_to_files(page):
@@ -179,12 +179,20 @@ def test_every_site_is_in_the_reference_and_every_path_of_the_page_is_one():
     assert rows == list(SITES)
 
 
-@pytest.mark.parametrize("module", ["gkd_core", "gkd_core.losses", "gkd_core.testing"])
+@pytest.mark.parametrize(
+    "module", ["gkd_core", "gkd_core.api", "gkd_core.losses", "gkd_core.testing"]
+)
 def test_every_public_name_is_in_the_reference(module):
     written = "".join(read(page) for page in ("api.md", "losses.md", "hooks.md"))
     public = importlib.import_module(module).__all__
     assert not [name for name in public if not re.search(rf"`@?([\w.]+\.)?{name}`", written)]
     assert not re.search(r"^\| `.*` \|  \|$", written, re.MULTILINE)
+
+
+def test_every_name_of_the_api_is_documented_once():
+    written = "".join(read(page) for page in ("api.md", "losses.md"))
+    directives = re.findall(r"^\.\. auto\w+:: gkd_core\.api\.(\w+)$", written, re.MULTILINE)
+    assert sorted(directives) == api.__all__
 
 
 def assert_page_is_complete(folder, name, cls, options):

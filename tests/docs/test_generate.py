@@ -66,9 +66,14 @@ def test_a_mark_that_is_not_closed_is_refused(generate, text):
 
 
 def test_names_have_the_first_line_of_what_documents_them(generate):
-    directives = ["autofunction:: gkd_core.losses.reverse_kl", "autodata:: gkd_core.losses.Logits"]
+    directives = [
+        "autofunction:: gkd_core.losses.reverse_kl",
+        "autodata:: gkd_core.losses.Logits",
+        "autodata:: gkd_core.api.LOGITS",
+    ]
     section = "".join(f".. {directive}\n" for directive in directives)
     assert generate.names(section).splitlines()[2:] == [
         "| `gkd_core.losses.reverse_kl` | Kullback-Leibler divergence KL(q \\|\\| p). |",
-        "| `gkd_core.losses.Logits` | Logits `[*items, V]`, computed or not. |",
+        "| `gkd_core.losses.Logits` | Logits `[*items, V]`, dense or not yet computed. |",
+        "| `gkd_core.api.LOGITS` | The output of the head, as a key of `View`. |",
     ]

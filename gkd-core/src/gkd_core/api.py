@@ -1,6 +1,6 @@
-"""What a plugin may import: everything here, and nothing else of gkd but `gkd_core.testing`.
+"""The plugin API: with `gkd_core.testing`, everything of gkd that a plugin may import.
 
-The names are loaded on first use (PEP 562): importing this module imports neither torch nor
+Names are loaded on first use (PEP 562): importing this module imports neither torch nor
 transformers. Core itself does not import it.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from gkd_core.hookspecs import API_VERSION as API_VERSION
 
 if TYPE_CHECKING:
     from gkd_core.analysis.figures import curves as curves
@@ -57,6 +55,7 @@ if TYPE_CHECKING:
     from gkd_core.hooks.operations import When as When
     from gkd_core.hooks.paths import LOGITS as LOGITS
     from gkd_core.hooks.paths import Capture as Capture
+    from gkd_core.hookspecs import API_VERSION as API_VERSION
     from gkd_core.hookspecs import hookimpl as hookimpl
     from gkd_core.kinds.kind import Kind as Kind
     from gkd_core.losses.angles import angles as angles
@@ -100,6 +99,7 @@ if TYPE_CHECKING:
     from gkd_core.students.scale import cut_ordered as cut_ordered
 
 _HOME = {
+    "API_VERSION": "hookspecs",
     "Add": "hooks.operations",
     "AllSamples": "distributed.samples",
     "Batch": "contract.batch",
@@ -189,9 +189,9 @@ _HOME = {
 }
 
 RENAMED = {"OwnTeacher": "DefaultTeacher", "Participant": "MethodBase"}
-"""Names of version 0.1, and what they are called now."""
+"""Names of version 0.1, and their current names."""
 
-__all__ = sorted([*_HOME, "API_VERSION"])
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,15 @@ def draft(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file; a text is encoded as UTF-8."""
+    """Write a file atomically: it is either complete or absent, even after a crash.
+
+    Args:
+        path: The file; an existing one is replaced, missing folders are created.
+        content: Bytes, or a text, which is encoded as UTF-8.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     with draft(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 

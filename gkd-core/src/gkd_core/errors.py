@@ -1,4 +1,4 @@
-"""The errors a user can cause.
+"""Errors that a user can cause.
 
 Each message says what is wrong with which value, where the value came from, and what to do.
 The command line prints these without a traceback and exits with status 2.
@@ -11,23 +11,23 @@ from collections.abc import Iterable
 
 
 class GkdError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """The base of all errors that a user can cause and fix."""
 
 
 class ConfigError(GkdError):
-    """A configuration value, a flag or an expression is wrong."""
+    """A configuration value, a flag or an expression is invalid."""
 
 
 class MethodError(GkdError):
-    """A method cannot be used as asked: unknown, or the models do not suit it."""
+    """A method cannot be used as requested: it is unknown, or does not support the models."""
 
 
 class DataError(GkdError):
-    """A data file, a row or a dataset is wrong."""
+    """A data file, a row or a dataset is invalid."""
 
 
 class PluginError(GkdError):
-    """A plugin breaks the contract, or two plugins clash."""
+    """A plugin violates the contract, or two plugins conflict."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

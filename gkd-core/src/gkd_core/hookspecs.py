@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 PROJECT = "gkd"
 
 API_VERSION = 2
-"""Version of the plugin contract; 1 was that of gkd 0.1."""
+"""The version of the plugin contract that this gkd implements; gkd 0.1 had version 1."""
 
 RENAMED = {"gkd_check_plan": "gkd_check_outline"}
 """Hooks of earlier versions of the contract, and what they are called now."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""The decorator that marks a function of a plugin as the implementation of a hook."""
 
 
 @hookspec

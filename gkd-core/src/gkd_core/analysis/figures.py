@@ -65,12 +65,12 @@ def validation(entries: Entries, metric: str) -> bytes:
 
 
 def curves(x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
-    """Return a PNG of points joined by lines, a color for each series.
+    """Return a line plot in the style of the report, as the bytes of a PNG file.
 
     Args:
         x: Label of the horizontal axis.
         y: Label of the vertical axis.
-        series: Points by the name of their series.
+        series: The (x, y) points of each line, by its name in the legend; at least one point each.
     """
     figure, axes = _axes(x, y)
     for name, points in series.items():

@@ -14,15 +14,19 @@ IGNORE = -100
 """The label of a position that has no target, as PyTorch and Hugging Face use it."""
 
 ItemKind = Literal["sample", "token", "target"]
+"""The kind of items that a loss is averaged over; see `Items`."""
 
 
 @dataclass(frozen=True)
 class Items:
     """The items a loss is averaged over, and which of them count.
 
+    A method rarely makes its own: `batch.samples`, `batch.tokens` and `batch.targets` cover most
+    losses.
+
     Attributes:
         kind: `sample` (rows of the batch), `token` (positions that are not padding) or `target`
-            (what the task predicts: samples in classification, labelled positions in LM).
+            (what the task predicts: samples in classification, labeled positions in LM).
             Losses are divided by the number of items of a kind in the whole optimizer step, over
             all micro-batches and ranks.
         mask: Bool tensor, `[B]` or `[B, S]`; True where the item counts.
@@ -35,7 +39,12 @@ class Items:
 
     @classmethod
     def where(cls, kind: ItemKind, mask: Tensor) -> Items:
-        """Make the items that `mask` selects."""
+        """Return the items that a mask selects.
+
+        Args:
+            kind: The kind of the items; it decides the count that the loss is divided by.
+            mask: Bool `[B]` or `[B, S]`; True where the item counts.
+        """
         return cls(kind, mask, mask.flatten().nonzero().flatten())
 
     @property
@@ -54,16 +63,17 @@ class Batch:
     """A padded micro-batch as models and methods see it.
 
     Attributes:
-        inputs: What the model's forward takes: `input_ids`, `attention_mask` and, where the
-            tokenizer makes them, `token_type_ids`; int64 `[B, S]`.
+        inputs: Inputs of the model's forward pass: `input_ids`, `attention_mask` and, if the
+            tokenizer returns them, `token_type_ids`; int64 `[B, S]`.
         labels: Class ids int64 `[B]`, values fp32 `[B]` (regression), or next/masked token ids
             int64 `[B, S]` with `IGNORE` where there is no target (position s holds the target of
-            the logits at s: causal LM labels are already shifted). None if unlabelled.
+            the logits at s: causal LM labels are already shifted). None if unlabeled.
         rows: Index of each sample in its dataset, int64 `[B]`.
-        counted: False if its losses do not count: it only keeps a rank in step with the others.
-        words: Number of the word that each token belongs to, from 0 in every row, -1 for special
-            tokens and padding, int64 `[B, S]`; of the text as it was before tokens were masked.
-            None in a batch that no `Collator` made.
+        counted: False if its losses do not count: this rank has fewer rows than others, and
+            repeats one so that it takes part in their collectives.
+        words: Index of the word that each token belongs to, from 0 in every row, -1 for special
+            tokens and padding, int64 `[B, S]`; words are those of the text before masking. None
+            in a batch that was not made by a `Collator`.
     """
 
     inputs: Mapping[str, Tensor]
@@ -92,7 +102,7 @@ class Batch:
 
     @cached_property
     def targets(self) -> Items:
-        """What the task predicts: samples, or the labelled positions of a language model."""
+        """The predicted items: samples, or the labeled positions of a language model."""
         if self.labels is not None and self.labels.dim() == 2:
             return Items.where("target", self.labels != IGNORE)
         return Items.where("target", self.samples.mask)

@@ -1,4 +1,4 @@
-"""`TeacherCombiner`: how much each of several teachers counts, sample by sample."""
+"""`TeacherCombiner`: the weight of each of several teachers, per sample."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 
 
 class TeacherCombiner(MethodBase):
-    """Makes one set of loss terms of those that methods give for each teacher.
+    """Combines the loss terms that methods return for each of several teachers.
 
-    A method is asked once per teacher; its term is the sum of the answers, each times the weight
-    that the combiner gives to the teacher for the sample. One object serves all teachers of a
+    A method is called once per teacher; its term is the sum of the results, each multiplied by the
+    weight that the combiner gives the teacher for the sample. One instance serves all teachers of a
     stage, and all methods between the parentheses of `NAME(pkd+soft)`.
 
+    A subclass sets `name` and `paper` and overrides `weight`; it is registered through
+    `gkd_register_combiners`. Its docstring is what `gkd methods NAME` shows.
+
     Attributes:
-        splits_student: Methods see another prediction of the student for each teacher (`logits`),
-            so that it has something to combine even of those which read no teacher.
-        models: The student and each teacher, in the order of the configuration.
+        splits_student: Methods see different student logits for each teacher (`logits`), so that
+            there is something to combine even for methods that read no teacher.
+        models: The student with each teacher, in the order of the configuration.
     """
 
     splits_student: ClassVar[bool] = False
@@ -38,79 +41,90 @@ class TeacherCombiner(MethodBase):
         self.models = models
 
     def __init_subclass__(cls) -> None:
-        """Refuse a subclass that breaks the contract when its class is defined."""
+        """Reject a subclass that violates the contract when its class is defined."""
         super().__init_subclass__()
         validate(cls, "combiner")
 
     def check(self) -> None:
-        """Raise `MethodError` if it cannot work with `models`. Default: it can.
+        """Raise `MethodError` if it does not support `models`. Default: all are supported.
 
         Called before any weight is loaded.
         """
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Return the paths that it reads itself, asked for each teacher. Default: none."""
+        """Return the paths that the combiner itself reads in this step. Default: none.
+
+        Args:
+            models: The student and one teacher; called for each teacher.
+            step: The training step.
+        """
         return ()
 
     def build_modules(self) -> Mapping[str, nn.Module]:
-        """Return trainable auxiliary modules, by name. Default: none."""
+        """Return trainable auxiliary modules by name; they become `self.modules`. Default: none."""
         return {}
 
     def weight(
         self, number: int, student: View, teacher: View, batch: Batch, step: Step
     ) -> float | Tensor:
-        """Return what the terms of a teacher are multiplied by. No gradient flows through it.
+        """Return the weight of a teacher's terms. No gradient flows through it.
 
-        Asked for one teacher after the other, in every micro-batch.
+        Called for one teacher after the other, in every micro-batch.
 
         Args:
-            number: Which teacher.
-            student: What `reads` asked of the student.
-            teacher: What it asked of this teacher.
+            number: Index of the teacher in `models`.
+            student: The student's tensors requested in `reads`.
+            teacher: This teacher's tensors requested in `reads`.
             batch: The micro-batch.
-            step: Where training stands.
+            step: The training step.
 
         Returns:
-            A number, or one per sample `[B]`.
+            A number, or a tensor `[B]` with one per sample.
         """
         raise NotImplementedError
 
     def term_scale(
         self, reads: Collection[Capture], student: View, batch: Batch, step: Step
     ) -> float | Tensor:
-        """Return what the terms of a method are multiplied by, whatever the teacher. Default: 1.
+        """Return the scale of a method's terms, the same for every teacher. Default: 1.
 
-        No gradient flows through it. Asked for one method after the other, in every micro-batch.
+        No gradient flows through it. Called for one method after the other, in every micro-batch.
 
         Args:
-            reads: What the method reads of the teacher, in the main pass.
-            student: What `reads` of the combiner asked of the student.
+            reads: The teacher's tensors that the method reads in the main pass.
+            student: The student's tensors requested in the combiner's `reads`.
             batch: The micro-batch.
-            step: Where training stands.
+            step: The training step.
 
         Returns:
-            A number, or one per sample `[B]`.
+            A number, or a tensor `[B]` with one per sample.
         """
         return 1.0
 
     def logits(self, number: int, student: View) -> Tensor | None:
-        """Return the student's logits as methods see them for a teacher. Default: as they are.
+        """Return the student's logits that methods see for a teacher. Default: None, unchanged.
 
         Args:
-            number: Which teacher.
-            student: What `reads` asked of the student, with gradient.
+            number: Index of the teacher in `models`.
+            student: The student's tensors requested in `reads`, with gradient.
+
+        Returns:
+            Logits of the shape of the student's, or None to leave them unchanged.
         """
         return None
 
     def loss(
         self, student: View, terms: Mapping[str, Term], batch: Batch, step: Step
     ) -> Mapping[str, Term | Tensor]:
-        """Return loss terms of its own, for its auxiliary modules. Default: none.
+        """Return additional loss terms, such as for its auxiliary modules. Default: none.
 
         Args:
-            student: What `reads` asked of the student.
+            student: The student's tensors requested in `reads`.
             terms: The combined terms of its methods, unweighted.
             batch: The micro-batch.
-            step: Where training stands.
+            step: The training step.
+
+        Returns:
+            Terms by name, in any form that `Method.loss` may return.
         """
         return {}

@@ -1,4 +1,4 @@
-"""`Method`: what a distillation method declares. The whole contract of a method plugin."""
+"""`Method`: the base class of distillation methods, and their whole contract."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ if TYPE_CHECKING:
 class Method(MethodBase):
     """One distillation method: a named contribution of loss terms.
 
-    A subclass sets `name` and `paper`, says in `reads` what it needs from the models, and computes
-    its terms in `loss`. Its docstring is what `gkd methods NAME` shows.
+    A subclass sets `name` and `paper`, requests tensors of the models in `reads`, and computes its
+    terms in `loss`; it is registered through `gkd_register_methods`. Its docstring is what
+    `gkd methods NAME` shows.
 
     Attributes:
-        min_samples: Samples that a micro-batch needs at least, over all ranks that share it; a run
-            with fewer is refused.
-        teachers: `one` (with several, each has a method object of its own) or `none`.
+        min_samples: Minimum number of samples in a micro-batch, over all ranks that divide it; a
+            run with fewer is rejected.
+        teachers: `one` (with several, there is a separate instance for each) or `none`.
     """
 
     min_samples: ClassVar[int] = 1
     teachers: ClassVar[Literal["one", "none"]] = "one"
 
     def __init_subclass__(cls) -> None:
-        """Refuse a subclass that breaks the contract when its class is defined."""
+        """Reject a subclass that violates the contract when its class is defined."""
         super().__init_subclass__()
         validate(cls, "method")
         if cls.teachers not in ("one", "none"):
@@ -47,7 +48,7 @@ class Method(MethodBase):
             )
 
     def check(self, models: Models) -> None:
-        """Raise `MethodError` if the method cannot work with these models. Default: it can.
+        """Raise `MethodError` if it does not support these models. Default: all are supported.
 
         Called before any weight is loaded.
         """
@@ -55,18 +56,19 @@ class Method(MethodBase):
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
         """Return trainable auxiliary modules, by name. Default: none.
 
-        They are seeded like the student; reach them as `self.modules` in `loss`.
+        They are seeded like the student, and are `self.modules` in `loss`.
         """
         return {}
 
     def finalize_student(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
-        """Return the model that the stage hands on, made of its student. Default: the student.
+        """Return the final model of the stage, made from the trained student. Default: the student.
 
-        Called when training is over, in every rank; the student stays as it is.
+        Called on every rank after the last step.
 
         Args:
-            student: The student as trained.
-            directory: The stage's; safetensors files in it last until the stage is finished.
+            student: The trained student; must not be modified.
+            directory: Directory of the stage; safetensors files in it are deleted when the stage
+                is finished.
         """
         return student
 
@@ -76,13 +78,14 @@ class Method(MethodBase):
         """Return the loss terms by name.
 
         Args:
-            student: What `reads` asked of the student, with gradient.
-            teacher: What `reads` asked of the teacher, without. Empty if `teachers` is `none`.
+            student: The student's tensors requested in `reads`, with gradient.
+            teacher: The teacher's, without gradient. Empty if `teachers` is `none`.
             batch: The micro-batch.
-            step: Where training stands.
+            step: The training step.
 
         Returns:
-            For each term a `Term` (as the primitives of `gkd_core.losses` return it), a tensor
-            `[B]` with a loss per sample, or a scalar: the mean over the micro-batch's samples.
+            For each term a `Term` (the return type of the loss functions in `gkd_core.api`), a
+            tensor `[B]` with a loss per sample, or a scalar: the mean over the micro-batch's
+            samples.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""`MethodBase`: what takes part in a training step: a method, or a combiner of teachers."""
+"""`MethodBase`: the common base of methods and combiners of teachers."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ RENAMED = {
     "emphasis": "term_scale",
     "unlocks": "gradual_unfreezing",
 }
-"""What a class could define in version 0.1, and what it is called now."""
+"""Names of members in version 0.1, and their current names."""
 
 
 class MethodBase:
-    """What methods and combiners declare alike: options, what they read and change, their state.
+    """The common base of methods and combiners: options, reads, writes, state.
+
+    Plugins subclass `Method` or `TeacherCombiner`, not this class.
 
     Attributes:
-        name: What an expression calls it: lower case, words joined by `-`.
-        paper: Authors, venue, year and, where there is one, the arXiv number.
-        needs_labels: It reads `batch.labels`; unlabelled data is refused.
-        same_tokenizer: Teacher and student logits are compared over the vocabulary in language
-            modelling, so their tokenizers must be the same.
-        batch_coupled: What it makes of a sample depends on the others of its micro-batch, so that
-            accumulation changes it.
-        gradual_unfreezing: It trains more parts of the student as training goes on. Parts not
+        name: Its name in expressions: lower case, words joined by `-`.
+        paper: Authors, venue, year and, if there is one, the arXiv number.
+        needs_labels: It reads `batch.labels`; unlabeled data is rejected.
+        same_tokenizer: It compares teacher and student logits over the vocabulary in language
+            modeling, so their tokenizers must be the same.
+        batch_coupled: Its result for a sample depends on the other samples of the micro-batch, so
+            that gradient accumulation changes it.
+        gradual_unfreezing: It trains more parts of the student as training proceeds. Parts not
             reached yet have no optimizer state.
-        borrows_blocks: Blocks of the teacher run in the student (`Swap`), so that both must be
-            there at the same time, divided in the same way.
+        borrows_blocks: Blocks of the teacher run in the student (`Swap`), so both models must be
+            loaded at the same time and sharded in the same way.
         config: Its options.
-        modules: The auxiliary modules made by `build_modules`, by name; trained and checkpointed
-            with the student, never exported.
+        modules: The auxiliary modules returned by `build_modules`, by name; trained and
+            checkpointed with the student, never exported.
     """
 
     name: ClassVar[str]
@@ -57,7 +59,7 @@ class MethodBase:
     borrows_blocks: ClassVar[bool] = False
 
     class Config(BaseModel):
-        """Options: each has a default and a description."""
+        """Options; each needs a default and a description."""
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,51 +72,72 @@ class MethodBase:
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Return the paths to capture in this step, such as `teacher.hidden[last]|cls`.
 
-        May differ from step to step. Only what is returned here is captured.
+        They may differ between steps. Nothing else is captured.
+
+        Args:
+            models: Shapes of the student and the teacher.
+            step: The training step.
         """
         raise NotImplementedError
 
     def passes(self, models: Models, step: Step) -> Iterable[Pass]:
-        """Return the forward passes of its own, in order. Default: none.
+        """Return the method's own forward passes, in order. Default: none.
 
-        Paths name them: `student@source.hidden[2]`. They run after the main pass, which all share.
+        Paths refer to them by name: `student@source.hidden[2]`. They run after the main pass, which
+        all methods share.
+
+        Args:
+            models: Shapes of the student and the teacher.
+            step: The training step.
         """
         return ()
 
     def writes(self, models: Models, step: Step) -> Iterable[Operation]:
         """Return the operations that change the forward pass in this step. Default: none.
 
-        In the main pass everyone sees what they change; two cannot change one place.
+        In the main pass, every method sees their effect, and no two methods can change the same
+        site.
+
+        Args:
+            models: Shapes of the student and the teacher.
+            step: The training step.
         """
         return ()
 
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
-        """Return parts of the student that learn at a share of the learning rate. Default: none.
+        """Return learning-rate factors for parts of the student in this step. Default: none.
 
-        Parts are `"embedding"`, the numbers of blocks, counted from 1, and `"head"`; what is left
-        out has the factor 1. 0 freezes a part in this step: gradients pass through it, but its
-        weights do not change, nor does their optimizer state, and they do not decay.
+        Parts are `"embedding"`, the numbers of blocks, counted from 1, and `"head"`; the others
+        have factor 1. A factor of 0 freezes a part for this step: gradients pass through it, but
+        its weights and their optimizer state do not change, and weight decay is not applied.
+
+        Args:
+            models: Shapes of the student and the teacher.
+            step: The training step.
+
+        Returns:
+            Factors, 0 or greater, by part.
         """
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must survive a resume, as JSON can hold it. Default: nothing."""
+        """Return the state to checkpoint, as JSON-serializable values. Default: empty."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore the state returned by `state_dict`."""
 
 
 def refuse_renamed(cls: type, renamed: Mapping[str, str], where: str) -> None:
-    """Refuse a class that defines an old name, which would otherwise be ignored.
+    """Reject a class that defines an old name, which would otherwise be ignored.
 
     Args:
         cls: The class.
-        renamed: Old names, and what they are called now.
-        where: The class, for the message.
+        renamed: Old names, and their current names.
+        where: Description of the class, for the message.
 
     Raises:
-        PluginError: It does; says the new name.
+        PluginError: It defines one; the message says the new name.
     """
     for old, new in renamed.items():
         if hasattr(cls, old):
@@ -125,14 +148,14 @@ def refuse_renamed(cls: type, renamed: Mapping[str, str], where: str) -> None:
 
 
 def validate(cls: type[MethodBase], kind: str) -> None:
-    """Refuse a class that breaks the contract.
+    """Reject a class that violates the contract.
 
     Args:
         cls: The class.
         kind: `method` or `combiner`, for the message.
 
     Raises:
-        PluginError: Says what is wrong with it.
+        PluginError: It does; the message says how.
     """
     where = f"{kind} class {cls.__module__}.{cls.__qualname__}"
     refuse_renamed(cls, RENAMED, where)

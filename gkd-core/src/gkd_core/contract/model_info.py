@@ -1,4 +1,4 @@
-"""What a method may know of the models before any weight is loaded."""
+"""Shapes of the models, which methods see before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FFN_SIZES = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "ffn_hidden_size")
-"""What configurations call the feed-forward width."""
+"""Names of the feed-forward width in Hugging Face configurations."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Shape of one model, read from its configuration.
+    """The shape of one model, read from its configuration.
 
     Attributes:
         name: `student`, or the teacher's name.
@@ -26,7 +26,7 @@ class ModelInfo:
         head_size: Width of one head.
         ffn_size: Width inside the feed-forward block.
         vocab_size: Rows of the embedding.
-        labels: Width of the logits: classes, or the vocabulary for language models.
+        labels: Width of the logits: number of classes, or vocabulary size in language modeling.
         max_length: Longest sequence the position embedding allows.
     """
 
@@ -71,9 +71,12 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Models:
-    """The student and one teacher (or none), as a method sees them.
+    """The shapes of the student and of one teacher.
 
-    With several teachers a method is asked once per teacher; `teacher` is then that one.
+    Attributes:
+        student: The student.
+        teacher: The teacher; None if the method has none. With several teachers, a method is called
+            once per teacher, each time with a different one.
     """
 
     student: ModelInfo

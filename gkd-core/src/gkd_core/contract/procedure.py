@@ -1,4 +1,4 @@
-"""`Procedure`: makes the stages of a run out of a few options."""
+"""`Procedure`: the base class of what generates the stages of a run from a few options."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 class Procedure:
-    """Makes the stages of a run, where their number or their sizes depend on options.
+    """Generates the stages of a run whose number or sizes depend on options.
 
-    A recipe whose stages are always the same lists them. One that leaves them to a procedure names
-    it: `procedure.name`, and its options beside that.
+    A recipe whose stages are fixed lists them. Otherwise it names a procedure in `procedure.name`,
+    with the options next to it. A subclass sets `name` and `paper` and overrides `stages`; it is
+    registered through `gkd_register_recipes`.
 
     Attributes:
-        name: What `procedure.name` accepts.
-        paper: Authors, venue, year and, where there is one, the arXiv number.
+        name: The value of `procedure.name` that selects it.
+        paper: Authors, venue, year and, if there is one, the arXiv number.
         config: The options.
     """
 
@@ -28,7 +29,7 @@ class Procedure:
     paper: ClassVar[str]
 
     class Config(BaseModel):
-        """Options of the procedure: each has a default and a description."""
+        """Options of the procedure; each needs a default and a description."""
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,18 +41,18 @@ class Procedure:
     def stages(self, config: RunConfig, models: Models) -> Iterable[Mapping[str, Any]]:
         """Return the stages in order, each as a table of a run file.
 
-        Called before any weight is loaded. What a table does not say, its stage takes from the run;
-        what it says stands above the run's value, whatever the level of that, and below a value
-        given for the stage. A `student` or `teachers` that it says is all there is of it.
+        Called before any weight is loaded. A value in a table overrides that of the run, wherever
+        the run's value was set, and is overridden by one set for the stage. Everything else comes
+        from the run. A `student` or `teachers` in a table replaces the run's as a whole.
 
         Args:
-            config: The run, without stages.
-            models: The student and the (first) teacher that such a run has.
+            config: The configuration of the run, without stages.
+            models: Shapes of its student and its (first) teacher.
 
         Returns:
-            No table for a run of one stage as configured.
+            Tables with the keys of `[[stages]]`; none for a run of one stage as configured.
 
         Raises:
-            ConfigError: The options do not suit the models.
+            ConfigError: The options do not fit the models.
         """
         raise NotImplementedError

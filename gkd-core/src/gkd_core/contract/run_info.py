@@ -1,4 +1,4 @@
-"""`RunInfo` and `StageInfo`: a run and a stage as hooks see them, read-only."""
+"""`RunInfo` and `StageInfo`: read-only views of a run and a stage, for hooks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run.
+    """A read-only view of a run, which hooks receive.
 
     Attributes:
-        directory: Its directory.
-        config: Its configuration.
+        directory: The run directory. Files belong here, written by the first process only
+            (`is_first`).
+        config: The resolved configuration.
         methods: The methods of its stages, as in `distilbert then hard`.
         outline: Its stages, with passes, captured tensors and weights.
-        results: How each finished stage ended, by name.
+        results: The results of the stages that are finished, by stage name.
         say: Prints a line and adds it to the log, in the first process only.
     """
 
@@ -39,19 +40,19 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class StageInfo:
-    """A stage whose models are built.
+    """A read-only view of a stage whose models are built, which hooks receive.
 
     Attributes:
-        name: Its name.
-        directory: Where its checkpoints are. Safetensors files last until the stage is finished,
-            others are kept, and copied where another run reuses the stage.
-        config: Its configuration.
-        kind: The kind of its task.
+        name: Name of the stage.
+        directory: Directory of its checkpoints. Safetensors files are deleted when the stage is
+            finished; others are kept, and copied when another run reuses the stage.
+        config: The resolved configuration of the stage.
+        kind: What its task predicts.
         methods: Names of its methods.
         student: Shape of the student.
         teachers: Shapes of the teachers that methods read.
-        total_steps: Its optimizer steps.
-        metric: Name of the metric that the best student is chosen by.
+        total_steps: Number of optimizer steps.
+        metric: Name of the validation metric that selects the best student.
     """
 
     name: str

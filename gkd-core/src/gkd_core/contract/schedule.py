@@ -1,4 +1,4 @@
-"""Values that change during a stage, written as text.
+"""`Schedule`: a value that changes during a stage, written as text.
 
 0.5                          always 0.5
 linear(0 -> 1)               over the whole stage
@@ -28,7 +28,10 @@ SHAPES = ("linear", "cosine", "step")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A value as a function of the step.
+    """A value as a function of the training step.
+
+    It is the type of an option that may be a number or a schedule text, such as 0.5 or
+    `linear(0 -> 1, over=50%)`; pydantic parses both.
 
     Attributes:
         shape: `constant`, `linear`, `cosine` or `step`.
@@ -46,10 +49,10 @@ class Schedule:
 
     @classmethod
     def parse(cls, value: str | float | Schedule) -> Schedule:
-        """Read a number or a schedule text.
+        """Parse a number or a schedule text; a `Schedule` is returned unchanged.
 
         Raises:
-            ValueError: The text is neither.
+            ValueError: The value is neither, or not finite, or `over` is not positive.
         """
         if isinstance(value, Schedule):
             return value
@@ -73,7 +76,12 @@ class Schedule:
         return cls(match["shape"], start, end, over, relative)
 
     def at(self, step: int, total: int) -> float:
-        """Return the value at `step` (0-based) of `total` steps."""
+        """Return the value at a step.
+
+        Args:
+            step: Index of the step, from 0.
+            total: Number of steps in the stage.
+        """
         if self.shape == "constant":
             return self.start
         ramp = self.over * total if self.relative else self.over

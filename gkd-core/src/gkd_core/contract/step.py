@@ -1,4 +1,4 @@
-"""`Step`: where training stands."""
+"""`Step`: the position in training."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """Where training stands.
+    """The position in training, and a generator for random draws.
 
     Attributes:
-        index: Optimizer steps done in this stage.
-        total: Optimizer steps of this stage.
-        epoch: Passes over the training data done in this stage.
+        index: Optimizer steps completed in this stage.
+        total: Number of optimizer steps of this stage.
+        epoch: Passes over the training data completed in this stage.
         stage: Name of the stage.
-        generator: Source of the method's random draws; equal on all ranks, saved in checkpoints.
+        generator: Random number generator of the method; identical on all ranks, checkpointed.
     """
 
     index: int

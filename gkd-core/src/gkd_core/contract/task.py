@@ -1,4 +1,4 @@
-"""`Task`: where labelled or plain text comes from, and the splits it yields."""
+"""`Task`: a source of labeled or plain text, and the splits it returns."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split; the sequences have equal length.
+    """The rows of one split; the sequences have equal length.
 
     Attributes:
         text: The texts.
-        pair: Second texts of a pair task.
+        pair: The second texts of a pair task, or None.
         labels: Class ids (int), values (float), or None for plain text.
     """
 
@@ -40,11 +40,11 @@ class TaskData:
     Attributes:
         kind: What is predicted.
         train: Training rows.
-        validation: Rows that choose the best student.
-        test: Rows for the final figures, or None: then those of `validation` are reported.
+        validation: Rows that select the best student.
+        test: Rows for the final metrics; if None, those of `validation` are reported.
         classes: Names of the classes in the order of their ids; empty unless classification.
-        rows_hash: Hash of the content, equal exactly if the rows are.
-        source: What a person calls the data, for logs.
+        rows_hash: Hash of the content, equal if and only if the rows are.
+        source: Description of the data, for logs.
     """
 
     kind: Kind
@@ -58,13 +58,15 @@ class TaskData:
 
 @dataclass(frozen=True)
 class DefaultTeacher:
-    """A teacher that core trains on the labels of the task, once.
+    """A teacher that gkd trains on the labels of the task, once, and caches.
 
     Attributes:
-        build: Writes the untrained model and its tokenizer as a Hugging Face directory.
-        training: Settings of the training, as in the configuration's `training` table.
-        shape: Whatever else decides its weights, such as its size; part of its name in the cache.
-        mask_share: Share of the tokens that it learns to predict, for a masked language model.
+        build: Function that writes the untrained model and its tokenizer to a directory, in Hugging
+            Face format.
+        training: Settings of its training, as in the configuration's `training` table.
+        shape: Everything else that determines its weights, such as its size, as JSON-serializable
+            values; part of its cache key.
+        mask_share: Share of the tokens that are masked, for a masked language model.
     """
 
     build: Callable[[Path], None]
@@ -76,16 +78,18 @@ class DefaultTeacher:
 class Task:
     """A source of data, registered through `gkd_register_tasks`.
 
+    A subclass sets `name` and overrides `load`.
+
     Attributes:
-        name: What `task.name` accepts.
-        config: The settings. Core writes `masked-lm` or `causal-lm` where a person wrote `lm`, and
-            an `default_teacher` that suits the student where there is one already.
+        name: The value of `task.name` that selects it.
+        config: The `task` table of the configuration. `lm` is already resolved to `masked-lm` or
+            `causal-lm`, and `default_teacher` to the architecture of an existing student.
     """
 
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        """Refuse a subclass that is written for version 0.1 of gkd."""
+        """Reject a subclass written for version 0.1 of gkd."""
         super().__init_subclass__()
         where = f"task class {cls.__module__}.{cls.__qualname__}"
         refuse_renamed(cls, {"own_teacher": "default_teacher"}, where)
@@ -95,13 +99,13 @@ class Task:
 
     @property
     def kind(self) -> Kind | None:
-        """What `task.kind` asks to be predicted, if it is set."""
+        """What is predicted according to `task.kind`; None if it is not set."""
         assert self.config.kind != "lm", "core settles `lm` before it makes a task"
         return self.config.kind
 
     @classmethod
     def defaults(cls, kind: str | None) -> Mapping[str, Any]:
-        """Return settings that a stage takes with this task unless it says otherwise.
+        """Return default settings of a stage with this task.
 
         Args:
             kind: The stage's `task.kind` as written, or None.
@@ -112,25 +116,26 @@ class Task:
         return {}
 
     def check(self) -> None:
-        """Raise `DataError` or `ConfigError` for what is wrong before any row is read."""
+        """Raise `DataError` or `ConfigError` for problems that show before any row is read."""
 
     def load(self, kind: Kind, seed: int) -> TaskData:
         """Read the rows.
 
         Args:
-            kind: What is predicted, when the configuration does not say: the default of the model.
-            seed: Seed of a held-out share.
+            kind: What to predict if the configuration does not say: the default of the model.
+            seed: Seed for drawing a held-out share.
 
         Raises:
-            DataError: A file or row is wrong; says which file, line and why.
+            DataError: A file or row is invalid; the message names the file, the line and the
+                problem.
         """
         raise NotImplementedError
 
     def default_teacher(self, data: TaskData, size: TeacherSize = "large") -> DefaultTeacher | None:
-        """Return the teacher that serves when the user names none, or None if there is none.
+        """Return the teacher to use if the user names none. Default: None, there is none.
 
         Args:
-            data: The rows.
-            size: Which one, where several teachers of different size are to teach.
+            data: The loaded task.
+            size: `large` or `small`, for runs with teachers of different sizes.
         """
         return None

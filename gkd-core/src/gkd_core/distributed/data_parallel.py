@@ -58,7 +58,14 @@ def collect(results: Sequence[Item]) -> list[Item]:
 
 
 def sum_over_ranks(values: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Return scalars summed over the data group."""
+    """Return tensors summed over the ranks that divide the rows.
+
+    Every rank of the data-parallel group must call it, with the same keys in the same order.
+
+    Args:
+        values: Tensors of one shape, dtype and device, such as the sums of a metric; without
+            gradient.
+    """
     if data_size() == 1 or not values:
         return dict(values)
     total = torch.stack(list(values.values()))

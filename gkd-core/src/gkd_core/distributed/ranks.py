@@ -55,7 +55,7 @@ def processes(nproc: int) -> int:
 
 
 def is_first() -> bool:
-    """Return whether this is the process that writes files and messages for all."""
+    """Return whether this process has rank 0: the one that writes files and prints messages."""
     return rank() == 0
 
 
@@ -88,7 +88,13 @@ def wait() -> None:
 
 
 def tell(value: Value) -> Value:
-    """Return the value that the first rank passes."""
+    """Broadcast a value from the first rank, and return it on every rank.
+
+    Every rank must call it.
+
+    Args:
+        value: A picklable value; only that of rank 0 is used.
+    """
     told = [value]
     if world_size() > 1:
         dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))

@@ -99,6 +99,7 @@ class Capture:
 
 
 LOGITS = Capture("logits")
+"""The output of the head, as a key of `View`."""
 POOLED = Capture("pooled")
 
 

@@ -17,6 +17,9 @@ def mse(student: Tensor, teacher: Tensor, over: Items) -> Term:
         student: `[*items, D]`.
         teacher: `[*items, D]`, constant.
         over: The items averaged over.
+
+    Raises:
+        ValueError: The shapes differ.
     """
     s, t = _pair(student, teacher)
     return _term((s - t).square().mean(-1), over)

@@ -34,6 +34,9 @@ def kl(
         over: The items averaged over.
         temperature: T; both logits are divided by it.
         scale: Whether to multiply by T^2.
+
+    Raises:
+        ValueError: The shapes differ.
     """
     return _compare(rules.kl, student, teacher, over, temperature, scale)
 

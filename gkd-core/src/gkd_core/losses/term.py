@@ -16,7 +16,8 @@ class Term:
     """Losses of the items of a micro-batch.
 
     Core divides the sum by the number of items in the whole optimizer step, so that neither the
-    micro-batch size nor the number of ranks changes the gradient.
+    micro-batch size nor the number of ranks changes the gradient. Terms over items of the same kind
+    can be added, and multiplied by a number or a tensor that broadcasts to the values; `sum` works.
 
     Attributes:
         values: fp32, of the shape of `over.mask`; 0 where the item does not count.

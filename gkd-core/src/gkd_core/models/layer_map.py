@@ -31,7 +31,10 @@ ENDS = re.compile(r"(first|last)([1-9][0-9]*)")
 Ends = Annotated[str, Field(pattern=rf"^{ENDS.pattern}$")]
 BlockNumber = Annotated[int, Field(ge=1)]
 LayerMap: TypeAlias = Strategy | Literal["top"] | Ends | list[tuple[BlockNumber, BlockNumber]]
-"""A strategy, or `[student, teacher]` pairs of blocks counted from 1."""
+"""The blocks to compare: a strategy, or `[student, teacher]` pairs of blocks counted from 1.
+
+`first`, `last` and `spaced` pair every student block; `first3`, `last3` and `top` only some.
+"""
 
 
 def layer_pairs(
@@ -68,7 +71,17 @@ def layer_pairs(
 
 
 def layer_segments(student_layers: int, teacher_layers: int) -> list[range]:
-    """Return, for each student block, the range of teacher blocks that it stands for.
+    """Return, for each student block, the range of teacher blocks that it replaces.
+
+    The ranges are consecutive and of nearly equal length; each ends at the block that `spaced`
+    pairs with the student block.
+
+    Args:
+        student_layers: Number of student blocks.
+        teacher_layers: Number of teacher blocks.
+
+    Returns:
+        One range of teacher blocks, counted from 1, per student block.
 
     Raises:
         MethodError: The student is deeper than the teacher.

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from gkd_core.models.sites import Sites
 
 Part: TypeAlias = int | Literal["embedding", "head"]
-"""A block by its number, counted from 1; `embedding`, everything before the blocks; `head`,
-everything after them: the final norm, the pooler and the head of the task."""
+"""A part of the student: the number of a block, counted from 1, `embedding` or `head`.
+
+`embedding` is everything before the blocks, `head` everything after them: the final norm, the
+pooler and the head of the task.
+"""
 
 Parts: TypeAlias = Mapping[Part, Sequence["nn.Parameter"]]
 """The weights of each part."""

@@ -1,4 +1,4 @@
-"""What a run will compute, as data: `gkd explain` prints it, and plugins may refuse it."""
+"""The outline of a run: what it will compute, which `gkd explain` prints and plugins check."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class CaptureOutline:
     """A tensor captured in a pass.
 
     Attributes:
-        path: Which one.
-        shape: For a micro-batch of the longest allowed sequences.
+        path: Site and layer, such as `hidden[2]`.
+        shape: Shape in a micro-batch of the longest allowed sequences.
         bytes: Its size in fp32.
         readers: Names of the methods that read it.
     """
@@ -41,8 +41,8 @@ class OperationOutline:
     """A change of a pass.
 
     Attributes:
-        text: What is done, where and when.
-        method: Whose operation it is.
+        text: Effect, site and condition.
+        method: Name of the method that requests it.
     """
 
     text: str
@@ -56,9 +56,9 @@ class PassOutline:
     Attributes:
         model: `student` or the teacher's name.
         name: `main`, which all methods share, or `METHOD@NAME`.
-        stops_after: Last thing computed; `nothing` if the model does not run.
-        captures: What is kept of it.
-        operations: What is changed in it, in order.
+        stops_after: The last part that is computed; `nothing` if the model does not run.
+        captures: The captured tensors.
+        operations: The operations applied, in order.
     """
 
     model: str
@@ -70,12 +70,12 @@ class PassOutline:
 
 @dataclass(frozen=True)
 class LrFactorOutline:
-    """A part of the student that learns at another rate than the stage.
+    """A part of the student with its own learning rate.
 
     Attributes:
         part: `embedding`, `block 1` or `head`.
-        factor: Of the learning rate; 0 if the part is frozen.
-        methods: Names of the methods that say so.
+        factor: Factor of the learning rate; 0 if the part is frozen.
+        methods: Names of the methods that set it.
     """
 
     part: str
@@ -85,7 +85,12 @@ class LrFactorOutline:
 
 @dataclass(frozen=True)
 class OptionOutline:
-    """A method option, and where its value came from."""
+    """The value of a method option, and its origin.
+
+    Attributes:
+        value: The value, in JSON-serializable form.
+        origin: Where it was set: a flag, a file, a recipe or the default.
+    """
 
     value: Any
     origin: str
@@ -96,10 +101,10 @@ class MethodOutline:
     """One method of the sum.
 
     Attributes:
-        name: The method.
-        paper: Where it was published.
-        weight: Number or schedule, the one before its parentheses first.
-        options: By name.
+        name: Name of the method.
+        paper: The paper it implements.
+        weight: Number or schedule; if its parentheses have a weight too, that comes first.
+        options: Options by name.
     """
 
     name: str
@@ -110,13 +115,13 @@ class MethodOutline:
 
 @dataclass(frozen=True)
 class CombinerOutline:
-    """What combines several teachers.
+    """A combiner of several teachers.
 
     Attributes:
-        name: The combiner.
-        paper: Where it was published.
+        name: Name of the combiner.
+        paper: The paper it implements.
         methods: Names of the methods whose terms it combines.
-        options: By name.
+        options: Options by name.
     """
 
     name: str
@@ -127,24 +132,26 @@ class CombinerOutline:
 
 @dataclass(frozen=True)
 class StageOutline:
-    """One stage.
+    """The outline of one stage, known before any weight is loaded.
 
     Attributes:
-        name: Its name.
-        method: The expression.
-        method_origin: Where the expression came from.
-        task: What is predicted, and from which data.
-        batch: Micro-batch size and the longest sequence.
+        name: Name of the stage.
+        method: The method expression.
+        method_origin: Where the expression was set.
+        task: What is predicted, and from which data, as text.
+        batch: Rows of a micro-batch, and tokens of the longest sequence.
         student: Shape of the student.
         scale: Share of its heads and neurons that `student.scale` keeps; None for all.
-        start: What the student starts from.
-        goes_on_with: The stage whose student it goes on with; empty if it makes one.
-        taught_by: The teachers that methods read; one that a stage has trained by its name.
-        teachers: Shapes of the teachers, also where only the student is made from one.
+        start: What the student is initialized from, as text.
+        goes_on_with: Name of the stage whose student it continues with; empty if it makes a new
+            student.
+        taught_by: The teachers that methods read; one trained in an earlier stage by the name of
+            that stage.
+        teachers: Shapes of the teachers, including one that only initializes the student.
         methods: The methods of the expression.
-        combiners: What combines several teachers.
-        passes: Forward passes of a step, in order (those of the first step).
-        lr_factors: Parts of the student with a learning rate of their own (in the first step).
+        combiners: The combiners of several teachers.
+        passes: Forward passes of the first step, in order.
+        lr_factors: Parts of the student with their own learning rate in the first step.
     """
 
     name: str
@@ -166,12 +173,16 @@ class StageOutline:
 
 @dataclass(frozen=True)
 class RunOutline:
-    """All stages of a run, in order."""
+    """The outline of a run, which `gkd_check_outline` receives and `gkd explain` prints.
+
+    Attributes:
+        stages: The stages, in order.
+    """
 
     stages: tuple[StageOutline, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outline as JSON can hold it."""
+        """Return the outline in JSON-serializable form."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""How a stage ended, kept in its directory so that a resumed run does not train it again."""
+"""The result of a stage, kept in its directory so that a resumed run does not train it again."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gkd_core.runs.fingerprint import StageFingerprint
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended.
+    """The result of a finished stage.
 
     Attributes:
         name: Name of the stage.
-        student: Directory of its student.
-        steps: Optimizer steps done.
-        metric: Name of the metric the student was chosen by.
-        best: Its best value on the validation rows.
-        best_step: Step it was reached at.
-        seconds: Time the stage took, since it was begun or last resumed.
-        fingerprint: What determined the student; None without `output.reuse`.
-        reused: Directory of the run that trained it, if that was another.
+        student: Directory of its student, in Hugging Face format.
+        steps: Number of optimizer steps done.
+        metric: Name of the metric that selected the student.
+        best: The best value of the metric on the validation rows; None if it was never evaluated.
+        best_step: Step at which it was reached.
+        seconds: Duration of the stage since it was started or last resumed.
+        fingerprint: Everything that determined the student; None without `output.reuse`.
+        reused: Directory of the run that trained it; empty if this run did.
     """
 
     name: str

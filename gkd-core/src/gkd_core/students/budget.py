@@ -17,6 +17,10 @@ STEPS = 1000
 def count_sliced(sites: Sites, widths: Widths) -> int:
     """Return the number of parameters left when a model is sliced, counting tied ones once.
 
+    Args:
+        sites: Sites of the whole model; nothing is sliced.
+        widths: Number of heads and neurons to keep in each block.
+
     Raises:
         MethodError: Slicing does not support the architecture.
     """

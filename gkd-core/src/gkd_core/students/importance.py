@@ -47,9 +47,12 @@ def measure_importance(
     their L2 norm, separately for heads and neurons. There is no dropout and no training.
 
     Args:
-        student: The model, with gradients enabled.
+        student: The model with its hooks, as a stage holds it; gradients must be enabled.
         batches: Labeled calibration rows; the scores depend on the batching.
         device: Device of the model.
+
+    Returns:
+        Scores `[heads]` and `[neurons]` of each block, for `Slicer.of`.
 
     Raises:
         MethodError: The attention or the feed-forward part of the architecture cannot be masked.

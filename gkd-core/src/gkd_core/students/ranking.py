@@ -69,6 +69,9 @@ class Ranking:
 class Slicer:
     """The nested slices of a model: a smaller slice is part of a larger one.
 
+    `Slicer.of` makes one from the result of `measure_importance`, `widths` returns the widths of a
+    slice, and `cut_ordered` cuts it out. `as_tree` and `parse` are for checkpoints.
+
     Attributes:
         heads: Order of the heads.
         neurons: Order of the neurons.
@@ -81,7 +84,12 @@ class Slicer:
 
     @classmethod
     def of(cls, importance: Importance, multiple: int) -> Slicer:
-        """Order heads and neurons by their importance."""
+        """Order heads and neurons by their importance.
+
+        Args:
+            importance: Scores, as `measure_importance` returns them.
+            multiple: The neurons of a block remain a multiple of this number.
+        """
         return cls(Ranking.of(importance.heads), Ranking.of(importance.neurons), multiple)
 
     def widths(self, scale: float) -> Widths:

@@ -88,6 +88,13 @@ def cut_ordered(
         slicer: The order of its heads and neurons.
         scale: The share to keep.
         scales: Scales to order the slice for: its own and smaller ones.
+
+    Returns:
+        A new model. Its configuration lists the widths of the slices, so that `student.scale` can
+        cut it again.
+
+    Raises:
+        MethodError: Slicing does not support the architecture.
     """
     made = sliced_copy(model, slicer.kept(slicer.widths(scale)))
     write_slices(made.config, {share: slicer.widths(share) for share in scales})
