@@ -103,7 +103,8 @@ def _storages() -> dict[int, int]:
 
     gc.collect()
     tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
-    storages = (tensor.untyped_storage() for tensor in tensors)
+    # Tensors on the meta device have a size, but no memory.
+    storages = (tensor.untyped_storage() for tensor in tensors if not tensor.is_meta)
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
