@@ -1,9 +1,23 @@
 """Cosine distance between the hidden states of matched layers."""
 
-from pydantic import Field
-from torch import nn
+from collections.abc import Iterable, Mapping
 
-from gkd_core.api import LayerMap, Method, cosine, hookimpl, layer_pairs
+from pydantic import Field
+from torch import Tensor, nn
+
+from gkd_core.api import (
+    Batch,
+    LayerMap,
+    Method,
+    ModelInfo,
+    Models,
+    Step,
+    Term,
+    View,
+    cosine,
+    hookimpl,
+    layer_pairs,
+)
 
 
 class Cosine(Method):
@@ -15,25 +29,35 @@ class Cosine(Method):
     class Config(Method.Config):
         layers: LayerMap = Field("spaced", description="Teacher layer of each student layer.")
 
-    def pairs(self, student, teacher):
+    config: Config
+
+    def pairs(self, student: ModelInfo, teacher: ModelInfo) -> list[tuple[int, int]]:
         return layer_pairs(self.config.layers, student.layers, teacher.layers)
 
-    def reads(self, models, step):
-        for s, t in self.pairs(models.student, models.teacher):
+    def reads(self, models: Models, step: Step) -> Iterable[str]:
+        for s, t in self.pairs(*shapes(models)):
             yield from (f"student.hidden[{s}]", f"teacher.hidden[{t}]")
 
-    def build_modules(self, models):
-        widths = models.student.hidden_size, models.teacher.hidden_size
+    def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
+        student, teacher = shapes(models)
+        widths = student.hidden_size, teacher.hidden_size
         return {"project": nn.Identity() if len(set(widths)) == 1 else nn.Linear(*widths)}
 
-    def loss(self, student, teacher, batch, step):
+    def loss(
+        self, student: View, teacher: View, batch: Batch, step: Step
+    ) -> Mapping[str, Term | Tensor]:
         pairs = self.pairs(student.model, teacher.model)
         learned = [self.modules["project"](student.hidden[s]) for s, _ in pairs]
         known = [teacher.hidden[t] for _, t in pairs]
         terms = [cosine(h, t, batch.tokens) for h, t in zip(learned, known, strict=True)]
-        return {"cosine": 1 / len(pairs) * sum(terms)}
+        return {"cosine": 1 / len(pairs) * sum(terms[1:], start=terms[0])}
+
+
+def shapes(models: Models) -> tuple[ModelInfo, ModelInfo]:
+    assert models.teacher is not None, "only a method with `teachers = 'none'` has no teacher"
+    return models.student, models.teacher
 
 
 @hookimpl
-def gkd_register_methods():
+def gkd_register_methods() -> Iterable[type[Method]]:
     return [Cosine]

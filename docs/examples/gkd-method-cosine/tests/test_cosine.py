@@ -6,12 +6,12 @@ from gkd_core.api import ModelInfo, Models
 from gkd_core.testing import check_method, tiny_model
 
 
-def test_cosine_has_the_properties_every_method_must_have():
+def test_cosine_has_the_properties_every_method_must_have() -> None:
     check_method(Cosine)
     check_method(Cosine, {"layers": [[1, 4], [2, 4]]})
 
 
-def test_cosine_projects_where_the_widths_differ():
+def test_cosine_projects_where_the_widths_differ() -> None:
     teacher = ModelInfo.read("teacher", tiny_model("classification", 4, seed=0).config, labels=3)
     student = replace(teacher, name="student", hidden_size=16)
     weight = Cosine().build_modules(Models(student, teacher))["project"].weight
