@@ -27,6 +27,7 @@ html_title = "gkd"
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
+suppress_warnings = ["misc.highlighting_failure"]  # of mermaid, which Pygments does not know
 copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
 

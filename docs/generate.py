@@ -204,7 +204,7 @@ def _options(name: str) -> list[str]:
 
 def papers() -> str:
     """Every paper, with what of gkd implements it."""
-    from gkd_core.config.sources import read_file
+    from gkd_core.config.settings import read_file
 
     rows = []
     for name, cls in registry().methods.items():

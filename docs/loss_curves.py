@@ -134,8 +134,10 @@ def _train(recipe: str, run: Path, steps: int, more: Sequence[str]) -> bool:
         "output.tensorboard": "false",
     }
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    asked = ["--resume"] if run.exists() else ["--recipe", recipe, "--no-baseline", *given, *more]
-    command = [sys.executable, "-m", "gkd_core.cli", "run", *asked, "--output", str(run)]
+    arguments = (
+        ["--resume"] if run.exists() else ["--recipe", recipe, "--no-baseline", *given, *more]
+    )
+    command = [sys.executable, "-m", "gkd_core.cli", "run", *arguments, "--output", str(run)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print(f"{recipe} is left out: {done.stderr.strip()}", file=sys.stderr)

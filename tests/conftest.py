@@ -14,11 +14,21 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+CPU_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OMP_NUM_THREADS")
+"""What may be set to compute with other instructions or threads; ranks inherit it."""
 
 POSITIVE = ["good", "great", "fine", "lovely", "happy", "bright"]
 NEGATIVE = ["bad", "awful", "poor", "ugly", "sad", "dark"]
 NEUTRAL = ["the", "movie", "was", "a", "very", "and", "so", "it", "is", "this", "film", "plot"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def pytest_report_header():
+    import torch
+
+    given = [f"{name}={os.environ[name]}" for name in CPU_SETTINGS if name in os.environ]
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"cpu: {capability}, threads: {threads}, {' '.join(given)}"
 
 
 def _row(draw):

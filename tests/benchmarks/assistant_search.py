@@ -78,7 +78,7 @@ def searched(scales: str) -> list[str]:
 
 def direct(folder: Path) -> Path:
     """Write the run file of a student without assistant: the second stage of the recipe alone."""
-    from gkd_core.config.sources import read_file
+    from gkd_core.config.settings import read_file
     from gkd_core.plugins import registry
 
     recipe = {setting.key: setting.value for setting in read_file(registry().recipes["autodisc"])}

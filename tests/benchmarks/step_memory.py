@@ -15,6 +15,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from transformers import PreTrainedTokenizerFast
 
 
@@ -92,22 +94,61 @@ def measure(arguments: list[str]) -> None:
 
 def _held() -> int:
     """Return the bytes of all tensors there are."""
+    return sum(_storages().values())
+
+
+def _storages() -> dict[int, int]:
+    """Return the bytes at each address where a tensor is."""
     import torch
 
     gc.collect()
     tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
     storages = (tensor.untyped_storage() for tensor in tensors)
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def _growth(profiler) -> int:
-    """Return by how much allocated memory grew at most."""
-    events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+    """Return by how much allocated memory grew at most.
+
+    A thread of gloo may hold the last reference to a gathered tensor, and the profiler does not see
+    it freed there. What is gone without having been freed was needed for a moment: it is left out.
+    """
     live = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
+    for _, size in _allocations(profiler, _storages()):
+        live += size
         most = max(most, live)
     return most
+
+
+def _allocations(profiler, there: Container[int]) -> list[tuple[int, int]]:
+    """Return when how much was taken, or given back if negative, in order of time.
+
+    Args:
+        profiler: It has stopped.
+        there: Addresses of what is there now.
+    """
+    from torch._C._profiler import _EventType
+
+    found, unfreed, events = {}, {}, []
+    waiting = list(profiler.profiler.kineto_results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        waiting.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            events.append(event)
+    events.sort(key=lambda event: event.start_time_ns)
+    for number, event in enumerate(events):
+        memory = event.extra_fields
+        found[number] = event.start_time_ns, memory.alloc_size
+        unseen = unfreed.pop(memory.ptr, None)
+        if memory.alloc_size > 0:
+            unfreed[memory.ptr] = number
+            if unseen is not None:
+                del found[unseen]
+    for address, number in unfreed.items():
+        if address not in there:
+            del found[number]
+    return list(found.values())
 
 
 if __name__ == "__main__":

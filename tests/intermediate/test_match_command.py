@@ -100,7 +100,7 @@ def test_a_term_is_changed_by_its_place_or_name(invoke, settings, file):
         (('name = "scores"', "nmae = 1"), "is not a setting. Did you mean 'name'?"),
         (
             ('weight = "linear(1 -> 0)"', "span = 1"),
-            "match.terms.0: `span` means nothing for site 'hidden'; leave it out",
+            "match.terms.0: `span` does not apply to site 'hidden'; remove it",
         ),
     ],
 )

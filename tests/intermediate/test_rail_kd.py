@@ -108,9 +108,9 @@ def test_layers_may_be_drawn_every_few_steps(trial):
 
 def test_what_is_drawn_depends_on_seed_and_epoch_alone(trial):
     """Not on how often it was asked, as for the evaluation after a step, nor on a resume."""
-    straight, asked = trial("rail-kd", layers=(4, 12)), trial("rail-kd", layers=(4, 12))
+    straight, again = trial("rail-kd", layers=(4, 12)), trial("rail-kd", layers=(4, 12))
     expected = [drawn(straight, epoch=epoch) for epoch in range(6)]
-    assert [drawn(asked, epoch=epoch) for epoch in (5, 0, 5, 3)] == [
+    assert [drawn(again, epoch=epoch) for epoch in (5, 0, 5, 3)] == [
         expected[epoch] for epoch in (5, 0, 5, 3)
     ]
     resumed = trial("rail-kd", layers=(4, 12))
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused(student, options, message):
 
 
 def test_weights_of_layers_have_no_meaning_for_all_layers_in_one():
-    with pytest.raises(ValidationError, match="means nothing for variant 'concatenated'"):
+    with pytest.raises(ValidationError, match="does not apply to variant 'concatenated'"):
         RAILKD.Config(variant="concatenated", layer_weights=(1,))
 
 

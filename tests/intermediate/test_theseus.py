@@ -62,8 +62,8 @@ def test_the_teacher_itself_does_not_run(trial, monkeypatch):
 def test_blocks_of_the_student_that_are_replaced_get_no_gradient(trial):
     one = trial("theseus", rate=0.5, layers=(4, 4))
     plan = one.objective.plan(Step(0, 10, 0, "test", torch.Generator()))
-    ((asked,),) = plan.asked.values()
-    swapped = {write.places[0].layer for write in asked.writes}
+    ((request,),) = plan.requests.values()
+    swapped = {write.places[0].layer for write in request.writes}
     assert 0 < len(swapped) < 4
     one.member.generator.manual_seed(0)
     one.terms()["theseus"].backward()
@@ -78,7 +78,7 @@ def infos(layers):
     return Models(student, ModelInfo("teacher", "bert", layers[1], *shape[2:]))
 
 
-def draws(rate, steps, layers=(6, 12)):
+def counts_of(rate, steps, layers=(6, 12)):
     """Numbers of student blocks in place, of each step."""
     method, models = Theseus(Theseus.Config(rate=rate)), infos(layers)
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +89,7 @@ def draws(rate, steps, layers=(6, 12)):
 
 
 def test_as_many_blocks_are_replaced_as_the_rate_says():
-    counts = torch.tensor(draws(0.3, 4000)).double()
+    counts = torch.tensor(counts_of(0.3, 4000)).double()
     # 4 standard deviations of the mean of 4000 binomial draws
     assert counts.mean() == pytest.approx(0.3 * 6, abs=4 * (6 * 0.3 * 0.7 / 4000) ** 0.5)
     share_without = (counts == 0).double().mean()
@@ -99,7 +99,7 @@ def test_as_many_blocks_are_replaced_as_the_rate_says():
 def test_the_rate_rises_and_then_nothing_of_the_teacher_is_left():
     rate = Theseus().config.rate
     assert [rate.at(step, 100) for step in (0, 33, 66, 99)] == pytest.approx([0.3, 0.65, 1, 1])
-    counts = draws(str(rate), 300)
+    counts = counts_of(str(rate), 300)
     assert counts[198:] == [6] * 102
     assert min(counts[:198]) < 6
 

@@ -313,7 +313,7 @@ def test_a_search_in_the_stage_of_the_student_is_refused(invoke, arguments, tmp_
     refused = invoke(*arguments[:own], *arguments[own + 2 :], "--output", "run")
     assert refused.code == 2
     said = " ".join(refused.err.split())
-    assert "autodisc.scales = [0.75, 0.5, 0.25] (--set) would have stage 'student' look" in said
+    assert "autodisc.scales = [0.75, 0.5, 0.25] (--set) would make stage 'student' search" in said
     assert "stages.assistants.autodisc.scales" in said
     assert not (tmp_path / "run").exists()
 

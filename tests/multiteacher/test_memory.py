@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from gkd_core.api import Step
 from gkd_core.config.resolve import resolve
 from gkd_core.hooks import feature_offload
-from gkd_core.planning.shapes import ShapeDraughtsman
+from gkd_core.planning.shapes import ShapeSpecBuilder
 from gkd_core.planning.simulation import simulate
 from gkd_core.plugins import registry
 from gkd_core.runs.run import build_specs, prepare_run
@@ -48,7 +48,7 @@ def estimate(resolved, tmp_path):
 
     def _estimate(method, *names):
         settings = resolved(names, f"method={method}", "task.max_length=32")
-        builder = ShapeDraughtsman(registry(), [s.config.task for s in settings.stages])
+        builder = ShapeSpecBuilder(registry(), [s.config.task for s in settings.stages])
         (spec,) = build_specs(settings, builder).values()
         return simulate(spec, registry())
 

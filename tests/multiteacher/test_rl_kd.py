@@ -137,5 +137,5 @@ def test_state_survives_json_and_goes_on_as_before(build):
 def test_language_model_is_refused(case):
     wide = {"logits": torch.zeros(2, 100)}
     teacher = wide | {"hidden[last]|cls": torch.zeros(2, 3)}
-    with pytest.raises(MethodError, match="which a language model has not"):
+    with pytest.raises(MethodError, match="which a language model does not have"):
         case(RLKD, {}, wide, [teacher] * 2).combiner.check()

@@ -59,5 +59,5 @@ def test_heads_share_the_loss_evenly(heads):
 
 def test_language_model_is_refused(case):
     wide = {"logits": torch.zeros(2, 100), "pooled": torch.zeros(2, 3)}
-    with pytest.raises(MethodError, match="which a language model has not"):
+    with pytest.raises(MethodError, match="which a language model does not have"):
         case(TMKD, {}, wide, [{"logits": wide["logits"]}] * 2).combiner.check()

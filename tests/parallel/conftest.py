@@ -39,12 +39,10 @@ def _import_test(path):
 
 
 def _work(rank, ranks, store, results, path, name, arguments):
-    import torch
     import torch.distributed as dist
 
     gc.freeze()  # DeepSpeed collects garbage, and need not look at all that is imported.
     try:
-        torch.set_num_threads(1)
         os.environ["LOCAL_RANK"] = str(rank)
         dist.init_process_group(
             "gloo",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,13 @@ from safetensors.torch import load_file
 
 from gkd_core.distributed.rank_info import RankInfo, first_node, read_launcher_env
 from gkd_core.parallel.launch import Failure
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
 
 TORCHRUN = {
     "RANK": "3",
@@ -121,7 +129,8 @@ def arguments(still):
         *("run", "--teacher", still / "teacher", "--student-layers", 2),
         *("--data", still / "train.jsonl", "--set", f"task.validation={still}/validation.jsonl"),
         *("--set", "task.max_length=32", "--set", "training.batch_size=16"),
-        *("--set", "training.lr=1e-3", "--set", "training.log_every=1"),
+        *("--set", "training.lr=1e-3", "--set", "training.eps=1e-4"),
+        *("--set", "training.log_every=1"),
         *("--set", "training.checkpoint_every=2", "--set", "output.reuse=false"),
     ]
 
@@ -143,8 +152,7 @@ def _assert_equal(found, expected, tolerance=1e-5):
     assert numbers(found) == pytest.approx(numbers(expected), rel=tolerance)
     mine, theirs = (load_file(f / "student" / "model.safetensors") for f in (found, expected))
     for name, weight in theirs.items():
-        if not name.endswith("key.bias"):
-            torch.testing.assert_close(mine[name], weight, rtol=0, atol=tolerance)
+        torch.testing.assert_close(mine[name], weight, rtol=0, atol=tolerance)
 
 
 def test_ranks_are_started_and_end_as_one_process_does(gkd, arguments, alone, tmp_path):
@@ -261,7 +269,43 @@ def test_interrupted_ranks_say_once_how_to_go_on(gkd, arguments, tmp_path):
     _, said = process.communicate(timeout=180)
     assert process.returncode == 130
     said = "".join(line for line in said.splitlines() if not line.startswith("Writing"))
-    assert said == "Error: interrupted. Go on with: gkd run --resume --output run"
+    assert said == "Error: interrupted. Continue with: gkd run --resume --output run"
+
+
+STARVED = """
+import atexit, os, sys
+from gkd_core.cli.ranks import among_ranks, ending
+
+with ending(), among_ranks():
+    import torch
+    import torch.distributed as dist
+    atexit.register(print, "put in order")
+    kept = dist.group.WORLD
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/comm") as file:
+            if "gloo_runloop" in file.read():
+                os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+    for _ in range(20):
+        dist.all_reduce(torch.zeros(1))
+    sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="slows down threads of the process")
+def test_rank_ends_while_gloo_still_holds_a_tensor(tmp_path):
+    """On an idle machine, gloo lets go of tensors in time; here it hardly gets its turn."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | place | {"MASTER_PORT": str(free_port())},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "put in order\n", "")
 
 
 @pytest.mark.gpu

@@ -12,19 +12,19 @@ from gkd_core.models.load import HEADS
 CPU = torch.device("cpu")
 
 
-def draw(draws, *openers):
+def draw(rng, *openers):
     """Return what is drawn inside and after."""
     for opener in openers:
-        draws.begin(opener, CPU)
+        rng.begin(opener, CPU)
     inside = torch.rand(3)
-    draws.end(CPU)
+    rng.end(CPU)
     return inside.tolist(), torch.rand(3).tolist()
 
 
 def twice(rank, *openers):
     torch.manual_seed(5)
-    draws = RngTracker(rank)
-    return [draw(draws, *openers) for _ in range(2)]
+    rng = RngTracker(rank)
+    return [draw(rng, *openers) for _ in range(2)]
 
 
 def test_draws_inside_are_a_ranks_own_and_those_after_common():
@@ -38,13 +38,13 @@ def test_draws_inside_are_a_ranks_own_and_those_after_common():
 
 def test_recomputation_that_stops_inside_spoils_nothing():
     torch.manual_seed(5)
-    draws = RngTracker(0)
+    rng = RngTracker(0)
     state = torch.get_rng_state()
-    expected = draw(draws, "q", "k")
+    expected = draw(rng, "q", "k")
     torch.set_rng_state(state)
-    draws.begin("q", CPU)  # no end
+    rng.begin("q", CPU)  # no end
     torch.set_rng_state(state)
-    assert draw(draws, "q", "k") == expected
+    assert draw(rng, "q", "k") == expected
 
 
 def dropped(path, checkpointing):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _HOME = {"Method": "contract.method", "cosine": "losses.distances", "hookimpl": "hookspecs"}
 
 __all__ = sorted(_HOME)
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -74,15 +74,15 @@ if TYPE_CHECKING:
     from gkd_core.losses.divergences import total_variation as total_variation
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
-    from gkd_core.losses.prediction import Divergence as Divergence
-    from gkd_core.losses.prediction import hard_labels as hard_labels
-    from gkd_core.losses.prediction import logits_mse as logits_mse
-    from gkd_core.losses.prediction import soft_labels as soft_labels
     from gkd_core.losses.relation import Relation as Relation
     from gkd_core.losses.relation import RelationBlock as RelationBlock
     from gkd_core.losses.relation import self_relation as self_relation
     from gkd_core.losses.relation_losses import relation_kl as relation_kl
     from gkd_core.losses.relation_losses import relation_mse as relation_mse
+    from gkd_core.losses.soft_labels import Divergence as Divergence
+    from gkd_core.losses.soft_labels import hard_labels as hard_labels
+    from gkd_core.losses.soft_labels import logits_mse as logits_mse
+    from gkd_core.losses.soft_labels import soft_labels as soft_labels
     from gkd_core.losses.term import Term as Term
     from gkd_core.models.layer_map import LayerMap as LayerMap
     from gkd_core.models.layer_map import layer_pairs as layer_pairs
@@ -107,7 +107,7 @@ _HOME = {
     "ConfigError": "errors",
     "DataError": "errors",
     "DefaultTeacher": "contract.task",
-    "Divergence": "losses.prediction",
+    "Divergence": "losses.soft_labels",
     "GkdError": "errors",
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
@@ -161,7 +161,7 @@ _HOME = {
     "cross_entropy": "losses.divergences",
     "curves": "analysis.figures",
     "cut_ordered": "students.scale",
-    "hard_labels": "losses.prediction",
+    "hard_labels": "losses.soft_labels",
     "hookimpl": "hookspecs",
     "huber": "losses.distances",
     "is_first": "distributed.ranks",
@@ -169,7 +169,7 @@ _HOME = {
     "kl": "losses.divergences",
     "layer_pairs": "models.layer_map",
     "layer_segments": "models.layer_map",
-    "logits_mse": "losses.prediction",
+    "logits_mse": "losses.soft_labels",
     "measure_importance": "students.importance",
     "mse": "losses.distances",
     "normalized_mse": "losses.distances",
@@ -179,7 +179,7 @@ _HOME = {
     "self_relation": "losses.relation",
     "skew_kl": "losses.divergences",
     "soft_cross_entropy": "losses.divergences",
-    "soft_labels": "losses.prediction",
+    "soft_labels": "losses.soft_labels",
     "sum_over_ranks": "distributed.data_parallel",
     "sum_samples": "distributed.samples",
     "tell": "distributed.ranks",

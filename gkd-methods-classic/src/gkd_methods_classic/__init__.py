@@ -1,1 +1,1 @@
-"""Distillation methods with one teacher and an unchanged forward pass."""
+"""Distillation methods that use one teacher and leave the forward pass unchanged."""

@@ -1,4 +1,4 @@
-"""Annealing-KD: a regression of logits that starts small and grows to the teacher's."""
+"""Annealing-KD: regression on the teacher's logits, annealed from small to full scale."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Reduction = Literal["sum", "mean"]
 class AnnealingKD(Method):
     """Fit the teacher's logits, scaled by a factor that rises to 1 in equal steps.
 
-    L = || z_s - Phi(T) z_t ||^2 with Phi(T) = 1 - (T - 1) / T_max; T falls from T_max to 1
-    in equal parts of the stage. It is the paper's first stage; the second is `hard`, from the best
-    student of the first, as in the recipe `annealing-kd`.
+    L = || z_s - Phi(T) z_t ||^2 with Phi(T) = 1 - (T - 1) / T_max; T decreases from T_max to 1
+    over equal parts of the stage. This is the paper's first stage; the second is `hard`, starting
+    from the best student of the first, as in the recipe `annealing-kd`.
     """
 
     name = "annealing-kd"
@@ -28,7 +28,7 @@ class AnnealingKD(Method):
         """Options of `annealing-kd`."""
 
         max_temperature: PositiveInt = Field(
-            7, description="T_max: how many equal parts the stage has."
+            7, description="T_max: number of equal parts in the stage."
         )
         reduction: Reduction = Field(
             "sum", description="`sum` over the logits of a prediction, as in the paper, or `mean`."
@@ -37,20 +37,20 @@ class AnnealingKD(Method):
     config: Config
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read both logits."""
+        """Read the logits of both models."""
         return ["student.logits", "teacher.logits"]
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare the student's logits with the scaled ones of the teacher."""
+        """Compare the student's logits with the teacher's scaled logits."""
         factor = annealing(step, self.config.max_temperature)
         distance = scaled_distance(student, teacher, batch.targets, factor, self.config.reduction)
         return {"annealing-kd": distance}
 
 
 def annealing(step: Step, max_temperature: int) -> float:
-    """Return Phi(T) = 1 - (T - 1) / T_max, where T falls from T_max to 1 over the stage.
+    """Return Phi(T) = 1 - (T - 1) / T_max, where T decreases from T_max to 1 over the stage.
 
-    In integers: rounding must not delay a change of T by a step.
+    T is computed in integers so that rounding cannot delay a change by a step.
     """
     temperature = max(1, max_temperature - step.index * max_temperature // step.total)
     return 1 - (temperature - 1) / max_temperature
@@ -61,7 +61,7 @@ def scaled_distance(
 ) -> Term:
     """Return || z_s - factor z_t ||^2, or its mean over the logits of each prediction.
 
-    Columns that only one of two padded vocabularies has are left out.
+    Logit columns that only one of two padded vocabularies has are ignored.
     """
     learned, known = student.prediction, teacher.prediction
     distance = logits_mse(learned, known, over, factor)

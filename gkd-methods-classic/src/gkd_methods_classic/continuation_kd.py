@@ -1,4 +1,4 @@
-"""Continuation-KD: from a smoothed regression of logits to the labels."""
+"""Continuation-KD: from smoothed regression on the logits to the labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from gkd_methods_classic.annealing_kd import annealing, scaled_distance
 
 
 class ContinuationKD(Method):
-    """Fit the teacher's scaled logits up to a margin, and turn to the labels as training goes on.
+    """Fit the teacher's scaled logits up to a margin, then shift gradually to the labels.
 
-    L = psi CE(y, z_s) + (1 - psi) max(0, || z_s - phi z_t ||^2 - m phi), for each sample, with
-    phi = 1 - (T - 1) / T_max (Eq. 3 to 5). T falls from T_max to 1 in equal parts of the stage, psi
-    rises, and is 1 for the last part. Within the margin m phi the teacher's noise is not learnt.
+    L = psi CE(y, z_s) + (1 - psi) max(0, || z_s - phi z_t ||^2 - m phi) per sample, with
+    phi = 1 - (T - 1) / T_max (Eq. 3 to 5). T decreases from T_max to 1 over equal parts of the
+    stage; psi increases and is 1 in the last part. The margin m phi keeps the student from learning
+    the teacher's noise.
     """
 
     name = "continuation-kd"
@@ -30,22 +31,20 @@ class ContinuationKD(Method):
         """Options of `continuation-kd`."""
 
         max_temperature: PositiveInt = Field(
-            10, description="T_max: how many equal parts the annealing has."
+            10, description="T_max: number of equal parts in the annealing."
         )
-        margin: NonNegativeFloat = Field(
-            1.0, description="m: a distance of up to m phi counts as none."
-        )
+        margin: NonNegativeFloat = Field(1.0, description="m: distances of up to m phi count as 0.")
         psi: Schedule = Field(
             Schedule.parse("linear(0 -> 0.75)"),
-            description="Weight of the labels until `labels_from`; the teacher's is 1 - psi. The "
-            "paper's i / 40 in 30 epochs.",
+            description="Weight of the labels until `labels_from`; the teacher's is 1 - psi. "
+            "Default: the paper's i / 40 over 30 epochs.",
         )
         labels_from: float = Field(
             0.6667,
             ge=0,
             le=1,
-            description="Share of the stage after which the labels alone count (psi = 1). The "
-            "paper's 20 of 30 epochs.",
+            description="Share of the stage after which only the labels count (psi = 1). Default: "
+            "the paper's 20 of 30 epochs.",
         )
         reduction: Literal["sum", "mean"] = Field(
             "sum", description="`sum` over the logits of a prediction, as in the paper, or `mean`."
@@ -61,13 +60,13 @@ class ContinuationKD(Method):
     config: Config
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read both logits; the teacher's no more once the labels alone count."""
+        """Read the logits of both models; once only the labels count, those of the student."""
         yield "student.logits"
         if self._psi(step) < 1:
             yield "teacher.logits"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare the student with the scaled logits of the teacher and with the labels."""
+        """Compare the student's logits with the teacher's scaled logits and with the labels."""
         if batch.labels is None:
             raise MethodError("continuation-kd needs labels, and a batch has none")
         psi = self._psi(step)

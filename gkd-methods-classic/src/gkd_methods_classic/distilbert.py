@@ -25,12 +25,12 @@ from gkd_core.api import (
 
 
 class DistilBERT(Method):
-    """Soft labels, the language model's own labels, and the direction of the last hidden state.
+    """Soft labels, the language model's own labels and a cosine loss on the last hidden states.
 
     L = alpha_ce T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + alpha_mlm CE(y, z_s)
-    + alpha_cos (1 - cos(h_s, h_t)), with h the last hidden state of each position that is not
-    padding. Made for pre-training, masked or causal; in classification the first two terms are over
-    the samples. Student and teacher must have the same hidden size.
+    + alpha_cos (1 - cos(h_s, h_t)), with h the last hidden state at each non-padding position.
+    Designed for pre-training, masked or causal; in classification, the first two terms are averaged
+    over samples. Student and teacher must have the same hidden size.
     """
 
     name = "distilbert"
@@ -55,14 +55,14 @@ class DistilBERT(Method):
         )
         kl_on: Literal["tokens", "targets"] = Field(
             "tokens",
-            description="Where a language model's soft labels count: at all `tokens` that are not "
-            "padding, or only at the `targets`, the positions with a label.",
+            description="Where a language model's soft labels count: at all non-padding `tokens`, "
+            "or only at the `targets`, the positions with a label.",
         )
 
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse models of different width."""
+        """Reject models with different hidden sizes."""
         student, teacher = models.student, models.teacher
         if teacher is not None and student.hidden_size != teacher.hidden_size:
             raise MethodError(
@@ -73,7 +73,7 @@ class DistilBERT(Method):
             )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the logits and the last hidden state, on both sides."""
+        """Read the logits and the last hidden state of both models."""
         for side in ("student", "teacher"):
             yield f"{side}.logits"
             yield f"{side}.hidden[last].normed"
@@ -98,6 +98,6 @@ class DistilBERT(Method):
         }
 
     def _predicted(self, batch: Batch) -> Items:
-        """Return where the soft labels count; a classification predicts once per sample."""
+        """Return the items whose soft labels count; classification predicts once per sample."""
         per_token = batch.targets.mask.dim() == 2
         return batch.tokens if per_token and self.config.kl_on == "tokens" else batch.targets

@@ -10,11 +10,10 @@ from gkd_core.api import Batch, Method, Models, Schedule, Step, Temperature, Ter
 
 
 class GLMD(Method):
-    """The teacher's output distribution at every position, in every stage, and nothing else.
+    """The teacher's output distribution, and nothing else, at every position and in every stage.
 
-    L = T^2 KL(softmax(z_t / T) || softmax(z_s / T)): with a high T at every position that is not
-    padding where tokens are predicted, with T = 1 where a task is. Neither intermediate layers nor
-    labels are read.
+    L = T^2 KL(softmax(z_t / T) || softmax(z_s / T)): in language modeling with a high T at every
+    non-padding position, on tasks with T = 1. Neither intermediate layers nor labels are read.
     """
 
     name = "glmd"
@@ -25,7 +24,7 @@ class GLMD(Method):
         """Options of `glmd`."""
 
         temperature: Temperature = Field(
-            Schedule.parse(15.0), description="T in language modelling; may be a schedule."
+            Schedule.parse(15.0), description="T in language modeling; may be a schedule."
         )
         task_temperature: Temperature = Field(
             Schedule.parse(1.0), description="T in classification; may be a schedule."
@@ -34,7 +33,7 @@ class GLMD(Method):
     config: Config
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read both logits."""
+        """Read the logits of both models."""
         return ["student.logits", "teacher.logits"]
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:

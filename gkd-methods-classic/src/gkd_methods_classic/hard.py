@@ -8,10 +8,10 @@ from gkd_core.api import Batch, Method, MethodError, Models, Step, Term, View, h
 
 
 class Hard(Method):
-    """The labels alone: cross-entropy of the true class or token, squared error for values.
+    """The labels alone: cross-entropy for classes and tokens, squared error for regression.
 
-    L = CE(y, z_s). No teacher runs. Plain fine-tuning and pre-training are `--method hard`; with
-    other methods it adds their label term, as in `pkd+soft+hard`.
+    L = CE(y, z_s). No teacher runs. `--method hard` is plain fine-tuning or pre-training; combined
+    with other methods, as in `pkd+soft+hard`, it is the label term.
     """
 
     name = "hard"

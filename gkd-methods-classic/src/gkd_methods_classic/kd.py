@@ -1,4 +1,4 @@
-"""Knowledge distillation as first published."""
+"""Knowledge distillation as originally published."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class KD(Method):
         )
         alpha: Schedule = Field(
             Schedule.parse(0.5),
-            description="Weight of the soft term; the hard one has 1 - alpha. May be a schedule.",
+            description="Weight of the soft term; the hard term's is 1 - alpha. May be a schedule.",
         )
 
     config: Config
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read both logits."""
+        """Read the logits of both models."""
         return ["student.logits", "teacher.logits"]
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:

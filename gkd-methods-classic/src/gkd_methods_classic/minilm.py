@@ -10,11 +10,11 @@ from gkd_core.api import Batch, Method, MethodError, Models, Schedule, Step, Ter
 
 
 class MiniLM(Method):
-    """Imitate the last self-attention module: who attends to whom, and how values are related.
+    """Match the last self-attention module: attention distributions and value relations.
 
-    L = KL(A_t || A_s) + KL(R_t || R_s), averaged over heads and over the positions that are not
-    padding. A is the attention distribution, R = softmax(V V^T / sqrt(d_k)) the relation of the
-    values V (sections 3.1 and 3.2). Widths may differ, the numbers of heads may not.
+    L = KL(A_t || A_s) + KL(R_t || R_s), averaged over heads and non-padding positions. A is the
+    attention distribution, R = softmax(V V^T / sqrt(d_k)) the relation of the values V (sections
+    3.1 and 3.2). Widths may differ; the number of heads may not.
     """
 
     name = "minilm"
@@ -25,7 +25,7 @@ class MiniLM(Method):
 
         teacher_layer: int = Field(
             -1,
-            description="Teacher layer that the student's last one imitates: counted from 1, or "
+            description="Teacher layer that the student's last layer imitates, counted from 1, or "
             "from the end (-1 is the last).",
         )
         attention_weight: Schedule = Field(
@@ -38,7 +38,7 @@ class MiniLM(Method):
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse models whose heads cannot be compared one by one."""
+        """Reject models whose heads do not correspond one to one."""
         student, teacher = models.student, models.teacher
         if teacher is None:
             return
@@ -54,7 +54,7 @@ class MiniLM(Method):
                 )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read attention and values of the student's last layer and of one of the teacher's."""
+        """Read attention and values of the student's last layer and of one teacher layer."""
         for site in ("attention", "value"):
             yield f"student.{site}[last]"
             yield f"teacher.{site}[{self.config.teacher_layer}]"

@@ -22,16 +22,16 @@ from gkd_core.api import (
 
 SITES = ("query", "key", "value")
 PER_HEAD = 4
-"""Relation heads for each attention head of the teacher: 48 for base-size, 64 for large."""
+"""Relation heads per attention head of the teacher: 48 for base-size models, 64 for large ones."""
 
 
 class MiniLMv2(Method):
-    """Imitate how queries, keys and values are related to each other, whatever the heads.
+    """Match query, key and value relations, independent of the number of attention heads.
 
-    L = sum over X in {Q, K, V} of KL(R_t || R_s), averaged over relation heads and over the
-    positions that are not padding, with R = softmax(X X^T / sqrt(d_r)). The heads of X are joined
-    and split anew into A_r relation heads of width d_r (section 3.1), so that student and teacher
-    may differ in width and number of heads.
+    L = sum over X in {Q, K, V} of KL(R_t || R_s), averaged over relation heads and non-padding
+    positions, with R = softmax(X X^T / sqrt(d_r)). The heads of X are concatenated and re-split
+    into A_r relation heads of width d_r (section 3.1), so student and teacher may differ in width
+    and number of heads.
     """
 
     name = "minilmv2"
@@ -42,14 +42,14 @@ class MiniLMv2(Method):
 
         relation_heads: PositiveInt | None = Field(
             None,
-            description="A_r: must divide the width of queries, keys and values of both models; 4 "
-            "for each attention head of the teacher if unset, which makes the paper's 48 for "
+            description="A_r: must divide the width of queries, keys and values of both models. "
+            "Default: 4 per attention head of the teacher, which gives the paper's 48 for "
             "base-size and 64 for large teachers.",
         )
         teacher_layer: int = Field(
             -1,
-            description="Teacher layer that the student's last one imitates: counted from 1, or "
-            "from the end (-1 is the last). The paper takes an upper middle one of large teachers.",
+            description="Teacher layer that the student's last layer imitates, counted from 1, or "
+            "from the end (-1 is the last). For large teachers the paper uses an upper-middle one.",
         )
         query_weight: Schedule = Field(
             Schedule.parse(1.0), description="Weight of the query relations; may be a schedule."
@@ -64,7 +64,7 @@ class MiniLMv2(Method):
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse models whose queries, keys and values the relation heads do not divide."""
+        """Reject models whose query, key or value width is not divisible by the relation heads."""
         if models.teacher is None:
             return
         heads = self._relation_heads(models.teacher)
@@ -80,7 +80,7 @@ class MiniLMv2(Method):
                     )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read queries, keys and values of the student's last layer and of one of the teacher's."""
+        """Read queries, keys and values of the student's last layer and of one teacher layer."""
         for site in SITES:
             yield f"student.{site}[last]"
             yield f"teacher.{site}[{self.config.teacher_layer}]"
@@ -109,7 +109,7 @@ class MiniLMv2(Method):
 
 
 def _widths(model: ModelInfo) -> tuple[int, int, int]:
-    """Return the width of queries, keys and values."""
+    """Return the widths of queries, keys and values."""
     shared = model.kv_heads * model.head_size
     return model.heads * model.head_size, shared, shared
 

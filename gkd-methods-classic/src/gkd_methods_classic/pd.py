@@ -8,11 +8,11 @@ from gkd_core.api import Batch, Method, Models, Step, Term, View, soft_cross_ent
 
 
 class PD(Method):
-    """Soft labels for a student that was pre-trained before it is distilled.
+    """Soft labels for a student that was pre-trained before distillation.
 
-    L = CE(softmax(z_t), softmax(z_s)), with no temperature and no labels, so that the transfer data
-    need have none. It is KL plus the teacher's entropy, which is its least value. For a regression
-    it is the squared error between the two predictions.
+    L = CE(softmax(z_t), softmax(z_s)), without temperature or labels, so the transfer data may be
+    unlabeled. It equals KL plus the teacher's entropy, which is its minimum. For regression it is
+    the squared error between the two predictions.
     """
 
     name = "pd"
@@ -20,7 +20,7 @@ class PD(Method):
     same_tokenizer = True
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read both logits."""
+        """Read the logits of both models."""
         return ["student.logits", "teacher.logits"]
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:

@@ -23,12 +23,12 @@ from gkd_core.api import (
 
 
 class PKD(Method):
-    """Match the normalised [CLS] states of intermediate layers.
+    """Match the normalized [CLS] states of intermediate layers.
 
-    L = beta sum_l || h_s^l / |h_s^l| - h_t^g(l) / |h_t^g(l)| ||^2 over the student's blocks l but
-    the last, whose state the prediction already constrains; g is the layer map (Eq. 7). It adds to
-    other terms: the paper's objective is `0.5*hard+0.5*soft+pkd`, the recipe `pkd`. Student and
-    teacher must have the same hidden size.
+    L = beta sum_l || h_s^l / |h_s^l| - h_t^g(l) / |h_t^g(l)| ||^2 over all student blocks l except
+    the last, whose state the prediction already constrains; g is the layer map (Eq. 7). Combine it
+    with other terms: the paper's objective is `0.5*hard+0.5*soft+pkd`, the recipe `pkd`. Student
+    and teacher must have the same hidden size.
     """
 
     name = "pkd"
@@ -39,20 +39,20 @@ class PKD(Method):
 
         layers: Literal["skip", "last"] | list[tuple[int, int]] = Field(
             "skip",
-            description="Teacher layer of each student layer: PKD-Skip takes them evenly spaced, "
-            "PKD-Last the last ones; or a list of [student, teacher] pairs.",
+            description="Teacher layer of each student layer: `skip` (PKD-Skip) uses evenly spaced "
+            "layers, `last` (PKD-Last) the last ones; or a list of [student, teacher] pairs.",
         )
         beta: Schedule = Field(Schedule.parse(100.0), description="Weight; may be a schedule.")
         reduction: Literal["mean", "sum"] = Field(
             "mean",
             description="`mean` over layers and hidden units, as in the released code, for which "
-            "the paper's beta of 10 to 1000 was tuned; `sum` as Eq. 7 is printed.",
+            "the paper's beta of 10 to 1000 was tuned; `sum` as printed in Eq. 7.",
         )
 
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse models of different width, and a student without intermediate layers."""
+        """Reject models with different hidden sizes and students without intermediate layers."""
         student, teacher = models.student, models.teacher
         if teacher is None:
             return
@@ -60,16 +60,16 @@ class PKD(Method):
             raise MethodError(
                 f"pkd compares hidden states, but the student has hidden size "
                 f"{student.hidden_size} and the teacher '{teacher.name}' {teacher.hidden_size}. "
-                "Give the student the teacher's hidden size, or choose a method that projects."
+                "Give the student the teacher's hidden size, or choose a method that projects"
             )
         if not self._pairs(student.layers, teacher.layers):
             raise MethodError(
-                "pkd has no layer to match: the student has one block and pkd leaves out the last. "
-                "Use a student of at least 2 layers (--student-layers), or drop pkd."
+                "pkd has no layer to match: the student has one block, and pkd skips the last one. "
+                "Use a student with at least 2 layers (--student-layers), or drop pkd"
             )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the [CLS] state of every matched layer, on both sides."""
+        """Read the [CLS] states of all matched layers of both models."""
         if models.teacher is None:
             return
         for student, teacher in self._pairs(models.student.layers, models.teacher.layers):

@@ -1,4 +1,4 @@
-"""What this package gives to gkd."""
+"""The methods and recipes that this package registers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def gkd_register_methods() -> Iterable[type[Method]]:
-    """Return the methods; they are imported here, not at the top, because they import torch."""
+    """Return the methods; they are imported here, not at module level, because they need torch."""
     from gkd_methods_classic.annealing_kd import AnnealingKD
     from gkd_methods_classic.continuation_kd import ContinuationKD
     from gkd_methods_classic.distilbert import DistilBERT

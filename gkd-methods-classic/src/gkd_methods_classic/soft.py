@@ -31,9 +31,9 @@ from gkd_core.api import (
 class Soft(Method):
     """The teacher's softened output distribution, without labels.
 
-    L = T^2 KL(softmax(z_t / T) || softmax(z_s / T)), averaged over the samples, or over the
-    labelled positions of a language model; or another divergence of the two. For a regression it is
-    the squared error between the two predictions.
+    L = T^2 KL(softmax(z_t / T) || softmax(z_s / T)), or another divergence of the two, averaged
+    over samples, or over the labeled positions of a language model. For regression it is the
+    squared error between the two predictions.
     """
 
     name = "soft"
@@ -47,27 +47,27 @@ class Soft(Method):
             Schedule.parse(4.0), description="T: both logits are divided by it; may be a schedule."
         )
         scale_t2: bool = Field(
-            True, description="Multiply by T^2, so that T does not change the gradient's size."
+            True, description="Multiply by T^2, so that T does not change the gradient scale."
         )
         divergence: Literal[
             "kl", "reverse-kl", "js", "skew-kl", "total-variation", "soft-cross-entropy"
         ] = Field(
             "kl",
-            description="How the student's distribution q is compared with the teacher's p: KL(p "
-            "|| q), KL(q || p), Jensen-Shannon, KL(p || mixture), total variation, or "
+            description="Divergence between the teacher's distribution p and the student's q: KL(p "
+            "|| q), KL(q || p), Jensen-Shannon, KL(p || mixture), total variation or "
             "cross-entropy.",
         )
         beta: float = Field(
-            0.5, gt=0, lt=1, description="Of `js`: share of the teacher in the mixture."
+            0.5, gt=0, lt=1, description="For `js`: share of the teacher in the mixture."
         )
         alpha: float = Field(
-            0.1, gt=0, lt=1, description="Of `skew-kl`: share of the teacher in the mixture."
+            0.1, gt=0, lt=1, description="For `skew-kl`: share of the teacher in the mixture."
         )
 
     config: Config
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read both logits."""
+        """Read the logits of both models."""
         return ["student.logits", "teacher.logits"]
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:

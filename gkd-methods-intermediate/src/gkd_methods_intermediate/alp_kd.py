@@ -11,19 +11,19 @@ from gkd_core.api import Batch, Method, MethodError, Models, Step, Term, View
 
 
 class ALPKD(Method):
-    """Match every student layer with a mixture of all teacher layers, weighed by attention.
+    """Match every student layer with an attention-weighted mixture of all teacher layers.
 
     L = sum_j MSE(h_s^j, sum_i a_ji h_t^i) with a_j = softmax_i(h_s^j . h_t^i), over the student's
     blocks j and the teacher's blocks i; h is the [CLS] state. No teacher layer is skipped and no
-    layer map is needed. It adds to other terms: the paper's objective is a weighted sum with `hard`
-    and `soft`, the recipe `alp-kd`. Student and teacher must have the same hidden size.
+    layer map is needed. Combine it with other terms: the paper's objective is a weighted sum with
+    `hard` and `soft`, the recipe `alp-kd`. Student and teacher must have the same hidden size.
     """
 
     name = "alp-kd"
     paper = "Passban, Wu, Rezagholizadeh, Liu, AAAI 2021, arXiv:2012.14022"
 
     def check(self, models: Models) -> None:
-        """Refuse models of different width."""
+        """Reject models with different hidden sizes."""
         student, teacher = models.student, models.teacher
         if teacher is not None and student.hidden_size != teacher.hidden_size:
             raise MethodError(
@@ -34,7 +34,7 @@ class ALPKD(Method):
             )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the [CLS] state of every block, on both sides."""
+        """Read the [CLS] states of all blocks of both models."""
         if models.teacher is None:
             return
         for side, model in (("student", models.student), ("teacher", models.teacher)):
@@ -42,18 +42,18 @@ class ALPKD(Method):
                 yield f"{side}.hidden[{layer}]|cls"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare each student layer with what it attends to."""
+        """Compare each student layer with the mixture that it attends to."""
         learned, known = (_stacked(view) for view in (student, teacher))
-        # Not `mse`, whose target is constant: here the target depends on the student too.
+        # Not `mse`, whose target is constant: here the target depends on the student as well.
         distances = (learned - attend_layers(learned, known)).square().mean(-1)
         return {"alp-kd": Term(distances.sum(1), batch.samples)}
 
 
 def attend_layers(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return for each student layer the mixture of teacher layers that it attends to.
+    """Return the mixture of teacher layers that each student layer attends to.
 
-    The weights are the softmax of the dot products, not scaled; computed in fp32, or fp64 if the
-    inputs are. The gradient flows through the weights.
+    The weights are the softmax of the unscaled dot products, computed in fp32, or fp64 if the
+    inputs are. Gradients flow through the weights.
 
     Args:
         student: One vector per student layer, `[B, L_s, D]`.

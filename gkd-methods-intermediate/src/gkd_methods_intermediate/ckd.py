@@ -28,14 +28,14 @@ from gkd_core.api import (
 
 
 class CKD(Method):
-    """Match how words relate to each other, and how a word changes from layer to layer.
+    """Match how words relate to each other and how each word changes from layer to layer.
 
-    L = w_1 WR_2 + w_2 WR_3 + w_3 LTR_2 + w_4 LTR_3. Word relations (WR) are between the tokens of a
-    layer, averaged over the embedding and all matched layers; layer-transforming relations (LTR)
-    between the states of a token in these layers. Of pairs (2) it is KL of the softmax of the
-    cosines to all others, of triples (3) the squared difference between the cosines of the angles
-    at a vertex; triples of words lie in a window around it. The recipe `ckd` adds soft and hard
-    labels. Any widths.
+    L = w_1 WR_2 + w_2 WR_3 + w_3 LTR_2 + w_4 LTR_3. Word relations (WR) hold between the tokens of
+    a layer, averaged over the embedding and all matched layers; layer-transforming relations (LTR)
+    between the states of a token across these layers. For pairs (2) the loss is KL between softmax
+    distributions of the cosines to all others; for triples (3) it is the squared difference between
+    the cosines of the angles at a vertex. Triples of words lie within a window around the vertex.
+    The recipe `ckd` adds soft and hard labels. Widths may differ.
     """
 
     name = "ckd"
@@ -52,20 +52,20 @@ class CKD(Method):
         window: int = Field(
             21,
             ge=3,
-            description="Tokens within which the triples of words lie, the vertex in the middle "
-            "included; an odd number.",
+            description="Window for triples of words, in tokens, with the vertex in the middle; an "
+            "odd number.",
         )
         word_pair_weight: Schedule = Field(
-            Schedule.parse(1.0), description="Weight of pairs of words; may be a schedule."
+            Schedule.parse(1.0), description="Weight of word pairs; may be a schedule."
         )
         word_triple_weight: Schedule = Field(
-            Schedule.parse(10.0), description="Weight of triples of words; may be a schedule."
+            Schedule.parse(10.0), description="Weight of word triples; may be a schedule."
         )
         layer_pair_weight: Schedule = Field(
-            Schedule.parse(1.0), description="Weight of pairs of layers; may be a schedule."
+            Schedule.parse(1.0), description="Weight of layer pairs; may be a schedule."
         )
         layer_triple_weight: Schedule = Field(
-            Schedule.parse(10.0), description="Weight of triples of layers; may be a schedule."
+            Schedule.parse(10.0), description="Weight of layer triples; may be a schedule."
         )
 
         @field_validator("window")
@@ -78,17 +78,17 @@ class CKD(Method):
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse layers that are not there."""
+        """Reject layers that do not exist."""
         self._layers(models)
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the embedding and the hidden states of every matched layer."""
+        """Read the embeddings and the hidden states of all matched layers."""
         for student, teacher in self._layers(models):
             yield f"student.hidden[{student}]"
             yield f"teacher.hidden[{teacher}]"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare the relations of tokens within each layer, and of layers within each token."""
+        """Compare relations of tokens within each layer and of layers within each token."""
         layers = self._layers(Models(student.model, teacher.model))
         pairs = [(student.hidden[s], teacher.hidden[t]) for s, t in layers]
         words = [word_relations(s, t, batch.tokens, self.config.window) for s, t in pairs]
@@ -104,7 +104,7 @@ class CKD(Method):
         return {name: w.at(step.index, step.total) * term for name, (w, term) in weighted.items()}
 
     def _layers(self, models: Models) -> Sequence[tuple[int, int]]:
-        """Return the pairs of layers that are compared, the embeddings first."""
+        """Return the pairs of layers to compare, the embeddings first."""
         if models.teacher is None:
             return []
         depths = models.student.layers, models.teacher.layers
@@ -114,13 +114,13 @@ class CKD(Method):
 def word_relations(
     student: Tensor, teacher: Tensor, tokens: Items, window: int
 ) -> tuple[Term, Term]:
-    """Return the terms of pairs and of triples of the words of a layer.
+    """Return the pair and triple terms of the words of a layer.
 
     Args:
         student: `[B, S, D]`.
         teacher: `[B, S, D']`, constant.
         tokens: The positions that are not padding, `[B, S]`.
-        window: Tokens in which triples lie, an odd number.
+        window: Window for triples in tokens, an odd number.
     """
     others = tokens.mask.unsqueeze(1) & _others(student)
     pairs = relation_kl(_cosines(student, others), _cosines(teacher, others), tokens)
@@ -131,11 +131,11 @@ def word_relations(
 def layer_relations(
     student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Items
 ) -> tuple[Term, Term]:
-    """Return the terms of pairs and of triples of the layers of a token.
+    """Return the pair and triple terms of the layers of a token.
 
     Args:
         student: The states of each layer, `[B, S, D]`.
-        teacher: As many, `[B, S, D']`, constant.
+        teacher: The same number of states, `[B, S, D']`, constant.
         tokens: The positions that are not padding, `[B, S]`.
     """
     learned, known = (torch.stack(list(side), 2).flatten(0, 1) for side in (student, teacher))
@@ -152,14 +152,14 @@ def layer_relations(
 
 
 def _cosines(x: Tensor, others: Tensor) -> Relation:
-    """Relate vectors `[B, N, D]` by their cosines, each to those that `others` tells."""
+    """Return the cosines of vectors `[B, N, D]`, each to those marked in `others`."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     directions = functional.normalize(x.to(dtype), dim=-1).unsqueeze(1)
     return Relation(directions, directions, others.unsqueeze(1), False, 1.0)
 
 
 def _others(x: Tensor) -> Tensor:
-    """True but for a vector and itself, bool `[1, N, N]`."""
+    """Return a mask that is False on the diagonal only, bool `[1, N, N]`."""
     return ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device).unsqueeze(0)
 
 

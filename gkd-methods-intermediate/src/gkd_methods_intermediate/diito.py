@@ -39,13 +39,13 @@ Alignment = Literal["full", "middle", "late"]
 
 
 class DIITO(Method):
-    """Answer as the teacher would if part of its computation came from another sentence.
+    """Match the teacher's answers when part of the computation comes from another sentence.
 
     L = alpha_ce KL_T(z_t || z_s) + alpha_mlm CE(y, z_s) + alpha_cos (1 - cos(h_s, h_t))
     + alpha_causal_ce KL_T(z_t' || z_s') + alpha_causal_cos (1 - cos(h_s', h_t')), with the soft
-    labels KL_T scaled by T^2 and h the last hidden state. The dash marks a pass in which the hidden
-    states of aligned blocks, at some positions, are those of another row of the micro-batch: in the
-    teacher and in the student alike. Aligned blocks and positions are drawn in every step.
+    labels KL_T scaled by T^2 and h the last hidden state. The prime marks a pass in which, in both
+    models, the hidden states of aligned blocks at some positions are replaced by those of another
+    row of the micro-batch. Aligned blocks and positions are drawn in every step.
     """
 
     name = "diito"
@@ -60,19 +60,19 @@ class DIITO(Method):
         alignment: Alignment = Field(
             "full",
             description="Which blocks are aligned. `full`: a student block and all teacher blocks "
-            "that it stands for, drawn in every step; `middle`: the middle block of both; `late`: "
-            "one of the two before the last, drawn in every step.",
+            "that it replaces, drawn in every step; `middle`: the middle block of both; `late`: "
+            "one of the two blocks before the last, drawn in every step.",
         )
         positions: SwappedPositions = Field(
             "consecutive",
             description="Which positions are interchanged: a `consecutive` run, `random` ones, or "
-            "those that are `masked` in masked language modelling, whatever their share.",
+            "those that are `masked` in masked language modeling, whatever their share.",
         )
         share: float = Field(
             0.3,
             ge=0,
             le=1,
-            description="Share of the positions interchanged, of the shorter of the two rows.",
+            description="Share of interchanged positions, relative to the shorter of the two rows.",
         )
         temperature: Temperature = Field(
             Schedule.parse(2.0), description="T of all soft labels; may be a schedule."
@@ -102,7 +102,7 @@ class DIITO(Method):
         self._seed = 0
 
     def check(self, models: Models) -> None:
-        """Refuse depths that cannot be aligned, and widths that a cosine cannot compare."""
+        """Reject depths that cannot be aligned and widths that a cosine cannot compare."""
         student, teacher = models.student, models.teacher
         if teacher is None:
             return
@@ -113,7 +113,7 @@ class DIITO(Method):
             )
         if self.config.positions == "masked" and student.labels != student.vocab_size:
             raise MethodError(
-                "diito.positions='masked' means the tokens that masked language modelling "
+                "diito.positions='masked' means the tokens that masked language modeling "
                 "predicts, but the task predicts classes. Use 'consecutive' or 'random'"
             )
         cosines = _counts(self.config.alpha_cos) or _counts(self.config.alpha_causal_cos)
@@ -126,11 +126,11 @@ class DIITO(Method):
             )
 
     def passes(self, models: Models, step: Step) -> Iterable[Pass]:
-        """Return the pass that gives the states, and the one that receives them."""
+        """Return the pass that provides the states and the pass that receives them."""
         return [Pass("source", source_of), Pass("swapped")]
 
     def writes(self, models: Models, step: Step) -> Iterable[Operation]:
-        """Draw what is interchanged in this step, in both models alike."""
+        """Draw the interchange of this step, the same for both models."""
         if models.teacher is None:
             return []
         layers = models.student.layers, models.teacher.layers
@@ -149,7 +149,7 @@ class DIITO(Method):
         ]
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the logits of both passes, and the last hidden states where they are compared."""
+        """Read the logits of both passes, and the last hidden states if they have a weight."""
         for side in ("student", "teacher"):
             yield f"{side}.logits"
             yield f"{side}@swapped.logits"
@@ -159,7 +159,7 @@ class DIITO(Method):
                 yield f"{side}@swapped.hidden[last].normed"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare the plain passes, the swapped passes, and the labels."""
+        """Compare the plain passes, the swapped passes and the labels."""
         if batch.labels is None:
             raise MethodError("diito needs labels, and a batch has none")
         config = self.config
@@ -194,10 +194,10 @@ class DIITO(Method):
 def aligned_blocks(
     alignment: Alignment, student_layers: int, teacher_layers: int
 ) -> Sequence[tuple[int, Sequence[int]]]:
-    """Return the alignments of which one is drawn: a student block and its teacher blocks.
+    """Return the possible alignments: a student block and its teacher blocks each.
 
     Raises:
-        MethodError: The student is deeper than the teacher, and `full` has no block for it.
+        MethodError: The student is deeper than the teacher, so `full` cannot align it.
     """
     if alignment == "middle":
         student, teacher = (min(n // 2 + 1, n) for n in (student_layers, teacher_layers))
@@ -209,10 +209,10 @@ def aligned_blocks(
 
 
 def _predicted(batch: Batch) -> Items:
-    """Return where soft labels count: all tokens of a language model, else the samples."""
+    """Return the items with soft labels: all tokens of a language model, else the samples."""
     return batch.tokens if batch.targets.mask.dim() == 2 else batch.targets
 
 
 def _counts(weight: Schedule) -> bool:
-    """Whether a weight is ever other than 0."""
+    """Whether a weight is ever nonzero."""
     return bool(weight.start or weight.end)

@@ -1,4 +1,4 @@
-"""Interchange of hidden states between the rows of a micro-batch, at positions that are drawn."""
+"""Interchange of hidden states between the rows of a micro-batch at randomly drawn positions."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from gkd_core.api import Batch, Interchange, OperationContext, Step, all_samples
 
 SwappedPositions = Literal["consecutive", "random", "masked"]
 Moves: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Rows, positions that are filled, positions in the source they are filled from; int64 `[N]`."""
+"""Rows, target positions, and source positions of the states moved; int64 `[N]` each."""
 
 
 @dataclass(frozen=True)
 class Transplant(Interchange):
-    """An interchange that takes from other positions than those it fills.
+    """An interchange whose source and target positions differ.
 
     Attributes:
-        moves: What goes where.
+        moves: Returns the rows, target positions and source positions.
     """
 
     moves: Callable[[OperationContext], Moves] = field(kw_only=True)
 
     def bind(self, context: OperationContext) -> Callable[[Tensor], Tensor]:
-        """Fetch the source and the moves."""
+        """Look up the source and the moves."""
         source = super().bind(context)
         rows, filled, taken = self.moves(context)
         return lambda tensor: tensor.index_put((rows, filled), source(tensor)[rows, taken])
@@ -37,7 +37,7 @@ class Transplant(Interchange):
 def source_of(batch: Batch, step: Step) -> dict[str, Tensor]:
     """Return the inputs of the pass in which each row is replaced by its source.
 
-    The source is a row of the micro-batch, on whichever rank it is.
+    The source is another row of the micro-batch, possibly on another rank.
     """
     rows = all_samples(batch.rows, batch)
     sources = source_rows(rows.values, rows.counts, rows.number)[rows.own]
@@ -45,15 +45,15 @@ def source_of(batch: Batch, step: Step) -> dict[str, Tensor]:
 
 
 def source_rows(rows: Tensor, counts: Tensor, number: int) -> Tensor:
-    """Return for each row of a micro-batch which one its states come from.
+    """Return the source row of each row of a micro-batch.
 
-    It is the next one in the order of the dataset, the first for the last: a partner that does not
-    depend on how the micro-batch is ordered. A row that is alone is its own source.
+    It is the next row in dataset order, wrapping around, so that it does not depend on the order of
+    the micro-batch. A single row is its own source.
 
     Args:
         rows: Index of each row in its dataset, int64 `[N]`.
-        counts: Which rows count, bool `[N]`.
-        number: How many do.
+        counts: True for valid rows, bool `[N]`.
+        number: Number of valid rows.
 
     Returns:
         int64 `[N]`.
@@ -67,17 +67,17 @@ def source_rows(rows: Tensor, counts: Tensor, number: int) -> Tensor:
 def draw_moves(
     batch: Batch, source: Tensor, positions: SwappedPositions, share: float, seed: int
 ) -> Moves:
-    """Draw which positions of each row are filled, and from which of its source.
+    """Draw target positions for each row, and source positions in its source row.
 
-    Padding is neither filled nor taken. What is drawn for a row depends on the row and its source
-    alone.
+    Padding is never a target or a source. The draw for a row depends only on the row, its source
+    and the seed.
 
     Args:
         batch: The micro-batch.
         source: True where the source of each row has a token, bool `[B, S]`.
-        positions: Which positions.
-        share: How many, of those of the shorter of the two rows; `masked` are taken all.
-        seed: Equal seeds draw equal moves.
+        positions: How positions are chosen.
+        share: Share of the positions of the shorter row; `masked` uses all masked positions.
+        seed: Equal seeds give equal moves.
     """
     fillable = (batch.targets.mask if positions == "masked" else batch.mask).cpu()
     source, moves = source.cpu(), []
@@ -94,10 +94,10 @@ def draw_moves(
 
 
 def _run(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` successive numbers below `size`."""
+    """Draw `count` consecutive numbers below `size`."""
     return torch.randint(size - count + 1, (1,), generator=generator) + torch.arange(count)
 
 
 def _scattered(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` different numbers below `size`, in ascending order."""
+    """Draw `count` distinct numbers below `size`, in ascending order."""
     return torch.randperm(size, generator=generator)[:count].sort().values

@@ -33,13 +33,14 @@ from gkd_core.api import (
 
 
 class LRCBERT(Method):
-    """Tell the teacher's states of a sample from those of others, under a perturbed embedding.
+    """Contrast each sample's teacher states with other samples', under a perturbed embedding.
 
     L = alpha sum_l C_l + beta T^2 KL(softmax(z_t / T) || softmax(z_s / T)) + gamma CE(y, z_s), with
     the contrast C (COS-NCE) of sample i, C(i) = (1 / 2K) sum_(j != i) (2 - (G_ij - G_ii)) + G_ii.
-    G_ij = 1 - cos(H_s,i W, H_t,j), averaged over the positions that both samples have; the K others
-    of the micro-batch are the negatives. The student first runs as it is; its pass that counts has
-    e + g / |g| for its embedding e, g being the gradient of L from the first.
+    G_ij = 1 - cos(H_s,i W, H_t,j), averaged over the positions that both samples have; the K other
+    samples of the micro-batch are the negatives. The student runs twice: the loss comes from the
+    second pass, in which the embedding e is replaced by e + g / |g|, where g is the gradient of the
+    first pass's L.
     """
 
     name = "lrc-bert"
@@ -59,21 +60,19 @@ class LRCBERT(Method):
         )
         perturbation: Literal["sample", "token", "none"] = Field(
             "sample",
-            description="What has length 1 in the gradient that is added to the embedding: the "
-            "`sample`, all its positions together, or each `token`; `none`: no perturbation, and "
-            "one pass.",
+            description="How the gradient added to the embedding is normalized to length 1: over "
+            "all positions of a `sample`, or per `token`; `none`: no perturbation, a single pass.",
         )
         alpha: Schedule = Field(
             Schedule.parse(1.0), description="Weight of the contrast; may be a schedule."
         )
         beta: Schedule = Field(
             Schedule.parse(1.0),
-            description="Weight of the soft labels; may be a schedule. 0 in the paper's first "
-            "stage.",
+            description="Weight of the soft labels; may be a schedule. 0 in the paper's stage 1.",
         )
         gamma: Schedule = Field(
             Schedule.parse(3.0),
-            description="Weight of the labels; may be a schedule. 0 in the paper's first stage.",
+            description="Weight of the labels; may be a schedule. 0 in the paper's stage 1.",
         )
         temperature: Temperature = Field(
             Schedule.parse(1.1), description="T of the soft labels; may be a schedule."
@@ -82,27 +81,27 @@ class LRCBERT(Method):
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse layers that are not there."""
+        """Reject layers that do not exist."""
         if models.teacher is not None:
             layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
-        """Make W, which all layers share."""
+        """Build W, which all layers share."""
         if models.teacher is None:
             return {}
         widths = models.student.hidden_size, models.teacher.hidden_size
         return {"projection": nn.Linear(*widths, bias=False)}
 
     def passes(self, models: Models, step: Step) -> Iterable[Pass]:
-        """Return the pass that counts."""
+        """Return the perturbed pass, from which the loss is computed."""
         return [Pass("perturbed")] if self._perturbs else []
 
     def writes(self, models: Models, step: Step) -> Iterable[Operation]:
-        """Move the embedding up the gradient of the first pass."""
+        """Move the embedding along the gradient of the first pass."""
         return [Add("student@perturbed.embedding", self._direction)] if self._perturbs else []
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the matched layers, and the logits if they count, in every pass."""
+        """Read the matched layers in every pass, and the logits if they have a weight."""
         if models.teacher is None:
             return
         pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
@@ -118,7 +117,7 @@ class LRCBERT(Method):
             yield "student.embedding"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Return the terms of the pass that counts."""
+        """Return the terms of the perturbed pass, or of the only one."""
         counting = student.at("perturbed") if self._perturbs else student
         return self._terms(counting, teacher, batch, step)
 
@@ -133,6 +132,7 @@ class LRCBERT(Method):
         gradient = context.gradient(total, context.student.embedding)
         over = (1, 2) if self.config.perturbation == "sample" else (2,)
         length: Tensor = torch.linalg.vector_norm(gradient, dim=over, keepdim=True)
+        # Clamped, so that a zero gradient gives a zero direction and not NaN.
         return gradient / length.clamp(min=torch.finfo(length.dtype).tiny)
 
     def _terms(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
@@ -155,13 +155,14 @@ class LRCBERT(Method):
         """Sum COS-NCE over the matched layers."""
         pairs = layer_pairs(self.config.layers, student.model.layers, teacher.model.layers)
         project = self.modules["projection"]
-        # Only the teacher's states come from other ranks: a sample's loss moves its own alone.
+        # Only the teacher's states come from other ranks: a sample's loss has no gradient with
+        # respect to other samples.
         masks = all_samples(batch.mask.to(torch.uint8), batch)
         if masks.number == 1:
             raise MethodError(
-                "lrc-bert tells a sample from the others of its micro-batch, and there is a "
-                "micro-batch with one row. Raise training.batch_size or lower "
-                "training.accumulation; if it is only what is left over in an epoch, set "
+                "lrc-bert contrasts a sample with the others of its micro-batch, but a "
+                "micro-batch has only one row. Raise training.batch_size or lower "
+                "training.accumulation; if it is only the remainder of an epoch, set "
                 "task.rows to one row less"
             )
         values = []
@@ -174,12 +175,12 @@ class LRCBERT(Method):
 
 
 def cos_nce(distances: Tensor, counts: Tensor, own: slice) -> Tensor:
-    """Contrast each sample with the others: 0 at best, 4 at worst.
+    """Return the contrast of each sample with the others: 0 at best, 4 at worst.
 
     Args:
-        distances: Of student sample i to teacher sample j, in [0, 2], `[B, N]`.
-        counts: Which teacher samples there are, bool `[N]`.
-        own: Where the teacher's samples of the student's are among the N.
+        distances: From student sample i to teacher sample j, in [0, 2], `[B, N]`.
+        counts: True for valid teacher samples, bool `[N]`.
+        own: Where the student's B samples are among the teacher's N.
 
     Returns:
         `[B]`.
@@ -195,12 +196,12 @@ def cos_nce(distances: Tensor, counts: Tensor, own: slice) -> Tensor:
 def sample_distances(
     student: Tensor, teacher: Tensor, student_mask: Tensor, teacher_mask: Tensor
 ) -> Tensor:
-    """Return 1 - cos of each student sample to each teacher sample, averaged over positions.
+    """Return 1 - cos between each student and teacher sample, averaged over positions.
 
     Args:
         student: `[B, S, D]`.
         teacher: `[N, S, D]`, constant.
-        student_mask: True at positions that are not padding, bool `[B, S]`.
+        student_mask: True at non-padding positions, bool `[B, S]`.
         teacher_mask: Likewise, `[N, S]`; two samples are compared where both have a token.
 
     Returns:
@@ -217,5 +218,5 @@ def sample_distances(
 
 
 def _counts(weight: Schedule) -> bool:
-    """Whether a weight is ever other than 0."""
+    """Whether a weight is ever nonzero."""
     return bool(weight.start or weight.end)

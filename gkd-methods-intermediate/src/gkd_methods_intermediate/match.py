@@ -1,4 +1,4 @@
-"""A distillation described as data."""
+"""`match`: a distillation described as data."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Match(Method):
 
     L = sum_k w_k sum_(s,t) D_k(P_k(f_k(student layer s)), f_k(teacher layer t)) over the terms k of
     the description and the layers (s, t) they pair: features f, projection P, distance D. Each term
-    is averaged over its items, as everywhere. `match.terms` lists the terms; each may name a
-    knowledge type of the paper or say site, relation and distance itself.
+    is averaged over its items, as everywhere. `match.terms` lists the terms; each names a knowledge
+    type of the paper or gives site, relation and distance itself.
     """
 
     name = "match"
     paper = "Lu, Zhang, Chu, Chen, Zhou, Wu, Chen, Yang, 2022, arXiv:2206.14366"
-    # What holds for every description: logits need one vocabulary, and `emd` and `monotone` pair
-    # the layers by what the whole micro-batch costs.
+    # Declared for the worst case of all descriptions: logits need a shared vocabulary, and `emd`
+    # and `monotone` pair layers by their costs on the whole micro-batch.
     same_tokenizer = True
     batch_coupled = True
 
@@ -41,13 +41,13 @@ class Match(Method):
         terms: tuple[MatchTerm, ...] = Field(
             (MatchTerm(knowledge="hidden-mse"),),
             min_length=1,
-            description="What is compared: a table `[[match.terms]]` for each term.",
+            description="What to compare: one table `[[match.terms]]` per term.",
         )
 
         @field_validator("terms")
         @classmethod
         def _name(cls, terms: tuple[MatchTerm, ...]) -> tuple[MatchTerm, ...]:
-            """Number the terms that would have the same name."""
+            """Number terms that would otherwise share a name."""
             named: dict[str, MatchTerm] = {}
             for term in terms:
                 name, number = term.name, 2
@@ -61,7 +61,7 @@ class Match(Method):
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse models whose shapes do not suit a term."""
+        """Reject models whose shapes do not fit a term."""
         for number, term in enumerate(self.config.terms):
             try:
                 check_shapes(term, models)
@@ -73,7 +73,7 @@ class Match(Method):
         return dict.fromkeys(path for term in self.config.terms for path in paths(term, models))
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
-        """Make the projections of every term."""
+        """Build the projections of all terms."""
         return dict(named for term in self.config.terms for named in projections(term, models))
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
@@ -87,7 +87,7 @@ class Match(Method):
 
 
 def _total(comparison: TermComparison) -> Term:
-    """Sum the distances over the layers that are paired."""
+    """Sum the distances over all paired layers."""
     term = comparison.term
     depths = comparison.student.model.layers, comparison.teacher.model.layers
     parts = [comparison.of(pair) for pair in fixed_pairs(term, *depths)]
@@ -99,7 +99,7 @@ def _total(comparison: TermComparison) -> Term:
 
 @torch.no_grad()
 def _costs(comparison: TermComparison, student_layers: int, teacher_layers: int) -> Tensor:
-    """Return what every pair of blocks costs on this micro-batch, on all ranks, `[L_s, L_t]`."""
+    """Return the cost of every pair of blocks on this micro-batch, over all ranks, `[L_s, L_t]`."""
     students, teachers = range(1, student_layers + 1), range(1, teacher_layers + 1)
     costs = [comparison.of(Pair.of(s, t)) for s in students for t in teachers]
     sums = torch.stack([cost.values.sum() for cost in costs])

@@ -28,20 +28,20 @@ from gkd_methods_intermediate.structure import Phrases, point_structure, sample_
 Pairs = Sequence[tuple[int, int]]
 
 HEADS = (64, 32, 16, 8, 4, 2, 1)
-"""Relation heads to choose from; the paper has 64, of width 12."""
+"""Candidate numbers of relation heads; the paper uses 64 of width 12."""
 
 NARROWEST = 4
-"""Least width of a head unless one asks for less: in one dimension there are no angles."""
+"""Minimum default width of a head: one-dimensional vectors form no angles."""
 
 
 class MGSKD(Method):
-    """Match the structure that tokens, phrases and samples form, each in the layers that shape it.
+    """Match the structure of tokens and phrases in lower layers, and of samples in upper ones.
 
     L = w_1 sum_(l >= M) sample_l + sum_(l < M) w_2 token_l + w_3 phrase_l, over the embedding and
     the matched layers. Tokens and phrases: the squared difference of scaled dot products in each
-    relation head, and the Huber loss between the angles at the most salient ones, as the teacher
-    weighs them. Samples: the Huber loss between the angles of their mean states in each head. A
-    phrase is a few words in a row. The recipe `mgskd` learns the predictions afterwards.
+    relation head, plus the Huber loss between the angles at the vertices that the teacher finds
+    most salient. Samples: the Huber loss between the angles of their mean states in each head. A
+    phrase is a run of a few words. The recipe `mgskd` distills the predictions afterwards.
     """
 
     name = "mgskd"
@@ -59,35 +59,36 @@ class MGSKD(Method):
         )
         sample_from: NonNegativeInt | Literal["half"] = Field(
             "half",
-            description="M: the matched layers from here on compare samples, those below tokens "
-            "and phrases; the embedding is 0, `half` half of their number without it.",
+            description="M: matched layers from here on compare samples, those below compare "
+            "tokens and phrases. The embedding is 0; `half` is half the number of matched layers, "
+            "not counting the embedding.",
         )
         heads: PositiveInt | None = Field(
             None,
-            description="Relation heads into which states are split. Default: 64, or half as "
-            "many and so on, until they divide both widths into parts of 4 or more.",
+            description="Relation heads into which states are split. Default: 64, halved until it "
+            "divides both widths into parts of 4 or more.",
         )
         salient: PositiveInt = Field(
-            20, description="k_1: tokens, or phrases, of a text whose angles are compared."
+            20, description="k_1: tokens or phrases per text at which angles are compared."
         )
         neighbours: int = Field(
-            20, ge=2, description="k_2: others among which each of them sees angles."
+            20, ge=2, description="k_2: neighbors per vertex whose angles are compared."
         )
         phrase_words: PositiveInt = Field(2, description="Words in a phrase.")
         sample_weight: Schedule = Field(
-            Schedule.parse(4.0), description="w_1: weight of samples; may be a schedule."
+            Schedule.parse(4.0), description="w_1: weight of the sample term; may be a schedule."
         )
         token_weight: Schedule = Field(
-            Schedule.parse(1.0), description="w_2: weight of tokens; may be a schedule."
+            Schedule.parse(1.0), description="w_2: weight of the token term; may be a schedule."
         )
         phrase_weight: Schedule = Field(
-            Schedule.parse(1.0), description="w_3: weight of phrases; may be a schedule."
+            Schedule.parse(1.0), description="w_3: weight of the phrase term; may be a schedule."
         )
 
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse layers that are not there, and heads that do not divide the widths."""
+        """Reject layers that do not exist and heads that do not divide the widths."""
         teacher, heads = models.teacher, self.config.heads
         if teacher is None:
             return
@@ -98,11 +99,11 @@ class MGSKD(Method):
                 raise MethodError(
                     f"mgskd splits hidden states into {heads} relation heads, but '{model.name}' "
                     f"has hidden size {model.hidden_size}. Set mgskd.heads to a divisor of "
-                    f"{math.gcd(*widths)}, or leave it out"
+                    f"{math.gcd(*widths)}, or remove it"
                 )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the states of lower layers, and of upper ones their mean."""
+        """Read the states of lower layers and the mean states of upper layers."""
         if models.teacher is None:
             return
         lower, upper = self._levels(models)
@@ -112,7 +113,7 @@ class MGSKD(Method):
                 yield f"teacher.hidden[{teacher}]{reduce}"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare the structures of tokens and phrases below, and of samples above."""
+        """Compare tokens and phrases in lower layers, and samples in upper layers."""
         lower, upper = self._levels(Models(student.model, teacher.model))
         at, config = (step.index, step.total), self.config
         terms: dict[str, Tensor] = {}
@@ -128,9 +129,9 @@ class MGSKD(Method):
     def _texts(
         self, layers: Pairs, student: View, teacher: View, batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses of tokens and of phrases, summed over the layers, `[B]` each."""
+        """Return the token and phrase losses, summed over the layers, `[B]` each."""
         if batch.words is None:
-            raise MethodError("mgskd makes phrases of words, and a batch does not say which")
+            raise MethodError("mgskd builds phrases from words, but a batch has no word indices")
         phrases = Phrases.of(batch.words, self.config.phrase_words)
         limits = (
             self._heads(student.model, teacher.model),
@@ -146,7 +147,7 @@ class MGSKD(Method):
         return torch.stack(tokens).sum(0), torch.stack(spans).sum(0)
 
     def _samples(self, layers: Pairs, student: View, teacher: View, batch: Batch) -> Tensor:
-        """Return the losses of samples, summed over the layers, `[B]`."""
+        """Return the sample losses, summed over the layers, `[B]`."""
         learned = torch.stack([student.hidden.mean[s] for s, _ in layers], 1)
         known = torch.stack([teacher.hidden.mean[t] for _, t in layers], 1)
         return sample_structure(learned, known, batch, self._heads(student.model, teacher.model))
@@ -159,7 +160,7 @@ class MGSKD(Method):
         return next(h for h in HEADS if common % h == 0 and h <= max(widest, 1))
 
     def _levels(self, models: Models) -> tuple[Pairs, Pairs]:
-        """Return the pairs of layers that compare tokens and phrases, and those that do samples."""
+        """Return the layer pairs for tokens and phrases, and those for samples."""
         assert models.teacher is not None, "core asks with a teacher"
         matched = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
         start = self.config.sample_from

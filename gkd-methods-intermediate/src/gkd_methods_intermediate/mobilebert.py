@@ -25,14 +25,14 @@ from gkd_core.api import (
 
 
 class MobileBERT(Method):
-    """Learn the teacher's layers from the bottom up, each alone, what is below almost at rest.
+    """Learn the teacher's layers bottom-up, one at a time, with the layers below nearly frozen.
 
     L_l = MSE(H_s^l, H_t^g(l)) + KL(A_t^g(l) || A_s^l), feature map and attention transfer (section
-    3.4), of the newest layer l only; the mean is over heads and over the positions that are not
-    padding, g is the layer map. One layer after the other is the newest (progressive knowledge
-    transfer, section 3.5). Blocks below learn at a fraction of the rate, or not at all; those
-    above, the embedding and the head are frozen. The predictions, which the paper distils
-    afterwards, are a stage with `soft` and `hard` in the recipe `mobilebert`.
+    3.4), for the current layer l only, averaged over heads and non-padding positions; g is the
+    layer map. Layers take turns from bottom to top (progressive knowledge transfer, section 3.5).
+    Blocks below the current layer train at a fraction of the learning rate, or not at all; blocks
+    above, the embedding and the head are frozen. The paper then distills the predictions: a stage
+    with `soft` and `hard` in the recipe `mobilebert`.
     """
 
     name = "mobilebert"
@@ -44,25 +44,24 @@ class MobileBERT(Method):
         layers: LayerMap = Field(
             "spaced",
             description="Teacher layer of each student layer: a strategy, or a list of [student, "
-            "teacher] pairs. They are learnt in this order.",
+            "teacher] pairs. They are learned in this order.",
         )
         below: float = Field(
             0.1,
             ge=0,
             le=1,
-            description="Factor of the learning rate of the blocks below those being learnt; 0 "
-            "freezes them.",
+            description="Learning rate factor of the blocks below the current one; 0 freezes them.",
         )
         budget: PositiveInt | Literal["even"] = Field(
             "even",
-            description="Steps for which a layer is the newest; the last one remains so. `even` "
-            "divides the stage into equal parts, one for each layer.",
+            description="Steps per layer; the last layer keeps training until the end. `even` "
+            "divides the stage into equal parts, one per layer.",
         )
 
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse models of different width or number of heads, or layers that are not there."""
+        """Reject models with different widths or numbers of heads, and layers that do not exist."""
         student, teacher = models.student, models.teacher
         if teacher is None:
             return
@@ -76,12 +75,12 @@ class MobileBERT(Method):
                     f"mobilebert compares attention head by head and hidden states as they are, "
                     f"but the student's {what} is {learned} and that of the teacher "
                     f"'{teacher.name}' {known}. Set student.{setting}={known} and make the student "
-                    "smaller inside of its blocks (student.ffn_size; with a teacher of type "
+                    "smaller inside its blocks (student.ffn_size; with a teacher of type "
                     "mobilebert also student.config.intra_bottleneck_size)"
                 )
 
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
-        """Freeze what is not being learnt, or nearly."""
+        """Freeze everything but the current block, and slow down the blocks below it."""
         if models.teacher is None:
             return {}
         below, newest = self._learnt(models.student, models.teacher, step)
@@ -93,7 +92,7 @@ class MobileBERT(Method):
         }
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read hidden states and attention of the newest layer."""
+        """Read hidden states and attention of the current layer."""
         if models.teacher is None:
             return
         _, newest = self._learnt(models.student, models.teacher, step)
@@ -102,7 +101,7 @@ class MobileBERT(Method):
             yield f"{side}.attention[{layer}]"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare feature maps and attention distributions of the newest layer."""
+        """Compare feature maps and attention distributions of the current layer."""
         _, (own, known) = self._learnt(student.model, teacher.model, step)
         over = batch.tokens
         return {
@@ -113,9 +112,9 @@ class MobileBERT(Method):
     def _learnt(
         self, student: ModelInfo, teacher: ModelInfo, step: Step
     ) -> tuple[int, tuple[int, int]]:
-        """Return the last block that was learnt before, 0 if none, and the newest pair of layers.
+        """Return the last block already learned, 0 if none, and the current pair of layers.
 
-        It follows from the step alone, so that a resumed stage needs no memory of it.
+        Both depend on the step alone, so a resumed stage needs no saved state.
         """
         pairs = layer_pairs(self.config.layers, student.layers, teacher.layers)
         if self.config.budget == "even":

@@ -1,4 +1,4 @@
-"""What this package gives to gkd."""
+"""The methods and recipes that this package registers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def gkd_register_methods() -> Iterable[type[Method]]:
-    """Return the methods; they are imported here, not at the top, because they import torch."""
+    """Return the methods; they are imported here, not at module level, because they need torch."""
     from gkd_methods_intermediate.alp_kd import ALPKD
     from gkd_methods_intermediate.ckd import CKD
     from gkd_methods_intermediate.diito import DIITO

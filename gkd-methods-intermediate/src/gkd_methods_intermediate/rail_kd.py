@@ -14,13 +14,14 @@ from gkd_core.api import Batch, Items, Method, MethodError, Models, Step, Term, 
 
 
 class RAILKD(Method):
-    """Match intermediate layers with teacher layers that are drawn anew in every epoch.
+    """Match intermediate layers with teacher layers that are redrawn in every epoch.
 
-    L = sum_l alpha_l || n(P_t^l m_t^l) - n(P_s^l m_s^l) ||^2 over the student's blocks l but the
+    L = sum_l alpha_l || n(P_t^l m_t^l) - n(P_s^l m_s^l) ||^2 over all student blocks l except the
     last. m is the mean of the hidden states, n scales to length 1, P are trained projections of
-    both sides, and m_t^1, m_t^2, ... belong to randomly chosen teacher blocks but the last, in
-    rising order. `concatenated`: the same of all means laid end to end, with one projection each
-    side. The paper's objective is a third each of `hard`, `soft` and this, the recipe `rail-kd`.
+    both models, and m_t^1, m_t^2, ... belong to randomly chosen teacher blocks, except the last, in
+    ascending order. `concatenated`: the same distance of the concatenated means, with one
+    projection per model. The paper's objective weights `hard`, `soft` and this by a third each, the
+    recipe `rail-kd`.
     """
 
     name = "rail-kd"
@@ -38,55 +39,55 @@ class RAILKD(Method):
             "`concatenated`: all layers have one (RAIL-KD c).",
         )
         projection_size: PositiveInt = Field(
-            128, description="u: the width to which both sides are projected."
+            128, description="u: the width to which both models are projected."
         )
         layer_weights: tuple[float, ...] = Field(
             (),
-            description="alpha of `layer-wise`: a weight for each student layer but the last. Left "
-            "out: 1 each.",
+            description="alpha for `layer-wise`: a weight for each student layer except the last. "
+            "Default: 1 each.",
         )
         draw_every: PositiveInt | Literal["epoch"] = Field(
-            "epoch", description="When new teacher layers are drawn: every epoch or so many steps."
+            "epoch", description="When to draw new teacher layers: every epoch, or every N steps."
         )
 
         @model_validator(mode="after")
         def _weights_need_layers(self) -> RAILKD.Config:
             if self.layer_weights and self.variant == "concatenated":
                 raise ValueError(
-                    "`layer_weights` means nothing for variant 'concatenated', which has a single "
-                    "distance; leave it out"
+                    "`layer_weights` does not apply to variant 'concatenated', which has a single "
+                    "distance; remove it"
                 )
             return self
 
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse models with too few layers, and weights that do not fit."""
+        """Reject models with too few layers and weights that do not match the layers."""
         student, teacher = models.student, models.teacher
         if teacher is None:
             return
         if student.layers < 2:
             raise MethodError(
-                "rail-kd has no layer to match: the student has one block and rail-kd leaves out "
-                "the last. Use a student of at least 2 layers (--student-layers), or drop rail-kd"
+                "rail-kd has no layer to match: the student has one block, and rail-kd skips the "
+                "last one. Use a student with at least 2 layers (--student-layers), or drop rail-kd"
             )
         if student.layers > teacher.layers:
             raise MethodError(
                 f"rail-kd draws {student.layers - 1} teacher layers, one for each student block "
-                f"but the last, but the teacher '{teacher.name}' has {teacher.layers - 1} below "
-                f"its last. Use a student of at most {teacher.layers} layers (--student-layers)"
+                f"below the last, but the teacher '{teacher.name}' has {teacher.layers - 1} below "
+                f"its last. Use a student with at most {teacher.layers} layers (--student-layers)"
             )
         weights = self.config.layer_weights
         if weights and len(weights) != student.layers - 1:
             raise MethodError(
                 f"rail-kd.layer_weights has {len(weights)} weights, but the student has "
-                f"{student.layers - 1} blocks below its last; give one for each"
+                f"{student.layers - 1} blocks below its last; give one weight for each"
             )
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
-        """Make the projections of both sides.
+        """Build the projections of both models.
 
-        Those of the teacher belong to places in the order of the drawn layers, not to layers.
+        A teacher projection belongs to a position in the order of the drawn layers, not to a layer.
         """
         if models.teacher is None:
             return {}
@@ -103,7 +104,7 @@ class RAILKD(Method):
         }
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the mean states of the student's blocks but the last, and of the drawn ones."""
+        """Read the mean states of the student's blocks except the last, and of the drawn ones."""
         if models.teacher is None:
             return
         for layer in range(1, models.student.layers):
@@ -127,14 +128,15 @@ class RAILKD(Method):
         return {"rail-kd": sum(weighted[1:], weighted[0])}
 
     def _vectors(self, view: View) -> list[Tensor]:
-        """Return what is projected: the mean of each layer read `[B, D]`, or all in one."""
+        """Return the vectors to project: each layer's mean `[B, D]`, or all concatenated."""
         means = [view.hidden.mean[layer] for layer in view.hidden.mean.layers]
         return [torch.cat(means, dim=-1)] if self.config.variant == "concatenated" else means
 
     def _drawn(self, count: int, last: int, step: Step) -> list[int]:
-        """Return `count` of the layers 1 to `last`, ascending: a function of seed and epoch alone.
+        """Return `count` of the layers 1 to `last`, ascending.
 
-        Nothing has to be remembered, neither from step to step nor for a resume.
+        They depend only on the seed and the epoch (or step), so that there is no state to keep
+        between steps or to restore on resume.
         """
         every = self.config.draw_every
         draw = step.epoch if every == "epoch" else step.index // every
@@ -144,7 +146,7 @@ class RAILKD(Method):
 
 
 def _distance(student: Tensor, teacher: Tensor, over: Items) -> Term:
-    """Squared distance of vectors scaled to length 1; both sides are differentiated."""
+    """Return the squared distance of normalized vectors; both receive gradients."""
     dtype = torch.promote_types(student.dtype, torch.float32)
     directions = (functional.normalize(v.to(dtype), dim=-1) for v in (student, teacher))
     learned, known = directions

@@ -32,9 +32,9 @@ class Measured:
     """The cosine losses of one optimizer step, over its micro-batches and all ranks.
 
     Attributes:
-        step: Its index.
-        total: Their sum over samples and layers.
-        samples: How many samples that is.
+        step: Index of the step.
+        total: Sum of the losses over samples and layers.
+        samples: Number of samples.
     """
 
     step: int = -1
@@ -43,12 +43,12 @@ class Measured:
 
 
 class SID(Method):
-    """Learn the teacher's layers from the bottom up, one more at a time, and then its prediction.
+    """Learn the teacher's layers from the bottom up, adding one at a time, then its predictions.
 
     L = sum_(l <= k) KL(A_t^g(l) || A_s^l) + 1 - cos(h_s^l, h_t^g(l)), with A the attention
-    distributions, averaged over heads and over the positions that are not padding, h the [CLS]
-    state and g the layer map. Layer k + 1 is unlocked when a budget of steps is spent or the cosine
-    losses are small enough. After the last layer only the soft labels are learnt, with T = 1.
+    distributions, averaged over heads and non-padding positions, h the [CLS] state and g the layer
+    map. Layer k + 1 is unlocked once a budget of steps is spent or the cosine losses are small
+    enough. After the last layer only the soft labels are learned, with T = 1.
     """
 
     name = "sid"
@@ -66,19 +66,19 @@ class SID(Method):
         )
         variant: Literal["stacked", "progressive"] = Field(
             "stacked",
-            description="`stacked`: the losses of lower layers stay when one is unlocked; "
-            "`progressive`: only the newest layer is learnt (the paper's PID).",
+            description="`stacked`: the losses of lower layers remain when one is unlocked; "
+            "`progressive`: only the newest layer is learned (the paper's PID).",
         )
         budget: PositiveInt | Literal["even"] = Field(
             "even",
             description="Steps after which the next layer is unlocked at the latest; `even` "
-            "divides the stage into equal parts, one for each layer and one for the prediction.",
+            "divides the stage into equal parts, one per layer and one for the predictions.",
         )
         threshold: float = Field(
             0.0,
             ge=0,
-            description="Unlock the next layer earlier, when the cosine losses of a step, summed "
-            "over the layers being learnt, are below this. 0: never.",
+            description="Unlock the next layer earlier if the cosine losses of a step, summed over "
+            "the layers being learned, are below this. 0: never.",
         )
 
     config: Config
@@ -86,13 +86,13 @@ class SID(Method):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self._newest = 1
-        # When the newest layer was unlocked, in units of a step / number of phases: `even` phases
-        # then end without rounding.
+        # When the newest layer was unlocked, in units of 1 / (number of phases) steps, so that
+        # `even` phases end without rounding.
         self._since = 0
         self._measured = Measured()
 
     def check(self, models: Models) -> None:
-        """Refuse models of different width or number of heads, or layers that are not there."""
+        """Reject models with different widths or numbers of heads, and layers that do not exist."""
         student, teacher = models.student, models.teacher
         if teacher is None:
             return
@@ -105,12 +105,12 @@ class SID(Method):
                 raise MethodError(
                     f"sid compares attention head by head and [CLS] states as they are, but the "
                     f"student's {what} is {learned} and that of the teacher '{teacher.name}' "
-                    f"{known}. Set student.{setting}={known}, or use a method that allows for "
-                    "other sizes, such as tinybert (hidden size) or minilmv2 (both)"
+                    f"{known}. Set student.{setting}={known}, or use a method that allows other "
+                    "sizes, such as tinybert (hidden size) or minilmv2 (both)"
                 )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read attention and [CLS] states of the layers being learnt; at last the logits."""
+        """Read attention and [CLS] states of the layers being learned, and finally the logits."""
         if models.teacher is None:
             return
         pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
@@ -125,7 +125,7 @@ class SID(Method):
             yield "teacher.logits"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare the layers being learnt, or the predictions."""
+        """Compare the layers being learned, or the predictions."""
         pairs = layer_pairs(self.config.layers, student.model.layers, teacher.model.layers)
         learnt = self._learnt(pairs)
         if not learnt:
@@ -143,7 +143,7 @@ class SID(Method):
         return terms
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far it is, and what the next unlocking depends on."""
+        """Return the progress and the measurements that the next unlocking depends on."""
         measured = self._measured
         return {
             "newest": self._newest,
@@ -152,12 +152,12 @@ class SID(Method):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore a state returned by `state_dict`."""
         self._newest, self._since = state["newest"], state["since"]
         self._measured = Measured(*state["measured"])
 
     def _learnt(self, pairs: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-        """Return the pairs of layers that are compared now; none once all have been learnt."""
+        """Return the pairs of layers to compare now; none once all have been learned."""
         if self._newest > len(pairs):
             return []
         return pairs[0 if self.config.variant == "stacked" else self._newest - 1 : self._newest]
@@ -172,7 +172,7 @@ class SID(Method):
         self._measured.samples += samples
 
     def _advance(self, layers: int, step: Step) -> None:
-        """Unlock what is due at the beginning of a step."""
+        """Unlock the layers that are due at the beginning of a step."""
         phases = layers + 1
         now = step.index * phases
         if self._measured.step < step.index and self._is_small():

@@ -1,4 +1,4 @@
-"""The structure that points form: tokens or phrases of a text, or samples of a batch."""
+"""Structural losses between points: tokens or phrases of a text, or samples of a batch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gkd_core.api import (
 
 @dataclass(frozen=True)
 class Phrases:
-    """The phrases of the texts of a batch; P is the number of phrases of the richest text.
+    """The phrases of the texts of a batch; P is the largest number of phrases in a text.
 
     Attributes:
-        share: Share of each position in the mean of a phrase, `[B, P, S]`.
-        items: Which of them there are, `[B, P]`.
+        share: Weight of each position in the mean of a phrase, `[B, P, S]`.
+        items: The valid phrases, `[B, P]`.
     """
 
     share: Tensor
@@ -33,11 +33,11 @@ class Phrases:
 
     @classmethod
     def of(cls, words: Tensor, size: int) -> Phrases:
-        """Take every `size` words in a row for a phrase; none reaches over a special token.
+        """Return phrases of `size` consecutive words; no phrase crosses a special token.
 
         Args:
-            words: Number of each token's word, -1 outside, int64 `[B, S]`.
-            size: Words in a phrase; the last before a special token may have fewer.
+            words: Word index of each token, -1 outside words, int64 `[B, S]`.
+            size: Words per phrase; the last one before a special token may have fewer.
         """
         inside, before = words >= 0, words.roll(1, 1)
         before[:, 0] = -1
@@ -51,7 +51,7 @@ class Phrases:
         return cls(share, Items.where("token", sizes > 0))
 
     def states(self, states: Tensor) -> Tensor:
-        """Return the mean state of each phrase, fp32 or fp64 `[B, P, D]`, of `[B, S, D]`."""
+        """Return the mean state of each phrase, fp32 or fp64 `[B, P, D]`, from `[B, S, D]`."""
         dtype = torch.promote_types(states.dtype, torch.float32)
         with torch.autocast(states.device.type, enabled=False):
             return self.share.to(dtype) @ states.to(dtype)
@@ -60,18 +60,18 @@ class Phrases:
 def point_structure(
     student: Tensor, teacher: Tensor, points: Items, heads: int, salient: int, neighbours: int
 ) -> Tensor:
-    """Compare the points of each text in pairs and in triples.
+    """Compare the points of each text by pairs and by triples.
 
     Pairs: the mean squared difference of scaled dot products, over points and heads. Triples: the
-    Huber loss between the cosines of angles, over the most salient points and pairs of neighbours.
+    Huber loss between the cosines of angles, over the most salient points and pairs of neighbors.
 
     Args:
         student: `[B, N, D]`.
         teacher: `[B, N, D']`, constant.
-        points: Which of the points there are, `[B, N]`.
-        heads: Relation heads of pairs.
-        salient: Vertices of a text.
-        neighbours: Points that a vertex sees.
+        points: The valid points, `[B, N]`.
+        heads: Relation heads for pairs.
+        salient: Vertices per text.
+        neighbours: Neighbors per vertex.
 
     Returns:
         One loss per text, `[B]`.
@@ -87,19 +87,19 @@ def point_structure(
 
 
 def salient_neighbours(relation: Relation, mask: Tensor, salient: int, neighbours: int) -> Tensor:
-    """Return which others the most salient points of a text see, as `around` for `angles`.
+    """Return the neighbors of the most salient points of each text, as `around` for `angles`.
 
-    A point is as salient as the sum of the weights that all points give it, in the softmax of the
-    dot products, over the heads; it sees those to which it gives the most weight itself.
+    The salience of a point is the softmax weight that it receives from all points, summed over the
+    heads; its neighbors are the points to which it gives the most weight.
 
     Args:
         relation: Dot products of the points, `[B, A, N, N]`.
-        mask: Which of the points there are, bool `[B, N]`.
-        salient: Points that see any.
-        neighbours: Others that they see.
+        mask: True for valid points, bool `[B, N]`.
+        salient: Number of points with neighbors.
+        neighbours: Neighbors of each of them.
 
     Returns:
-        int64 `[B, N, min(neighbours, N)]`, -1 where a point sees nothing.
+        int64 `[B, N, min(neighbours, N)]`, -1 where there is no neighbor.
     """
     weights = _weights(relation) * mask.unsqueeze(-1)
     number = mask.shape[1]
@@ -115,7 +115,7 @@ def salient_neighbours(relation: Relation, mask: Tensor, salient: int, neighbour
 def _weights(relation: Relation) -> Tensor:
     """Return the sum over the heads of the softmax of the dot products, fp32 `[B, N, N]`."""
     everything = slice(0, relation.shape[0]), slice(0, relation.shape[2])
-    # One head at a time: all of them would be `[B, A, N, N]`.
+    # One head at a time saves memory: all heads at once would be `[B, A, N, N]`.
     heads = (
         RelationBlock(everything[0], slice(h, h + 1), everything[1])
         for h in range(relation.shape[1])
@@ -127,16 +127,16 @@ def _weights(relation: Relation) -> Tensor:
 
 
 def sample_structure(student: Tensor, teacher: Tensor, batch: Batch, heads: int) -> Tensor:
-    """Compare the angles between the samples of a batch, those of other ranks included.
+    """Compare the angles between the samples of a batch, including those of other ranks.
 
-    The Huber loss between cosines, over pairs of other samples and over heads; summed over the
-    layers.
+    The loss is the Huber loss between cosines, averaged over pairs of other samples and over heads
+    and summed over the layers.
 
     Args:
         student: One vector per sample and layer, `[B, L, D]`.
         teacher: `[B, L, D']`, constant.
         batch: The micro-batch.
-        heads: Parts into which vectors are split.
+        heads: Number of parts into which vectors are split.
 
     Returns:
         `[B]`.

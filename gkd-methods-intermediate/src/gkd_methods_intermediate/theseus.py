@@ -26,20 +26,20 @@ from gkd_core.api import (
 
 
 def _share(schedule: Schedule) -> Schedule:
-    """Refuse a schedule that is no probability; its values lie between its ends."""
+    """Reject a schedule outside [0, 1]; its values lie between its two ends."""
     if not (0 <= schedule.start <= 1 and 0 <= schedule.end <= 1):
         raise ValueError(f"must stay from 0 to 1, got {schedule}")
     return schedule
 
 
 class Theseus(Method):
-    """Replace the teacher's blocks by the student's, one draw at a time, until none is left.
+    """Replace the teacher's blocks at random with the student's, until none is left.
 
-    The student is divided into its blocks, the teacher into as many runs of blocks. In every step
-    each run takes the place of its student block with probability 1 - p (section 3.1), where p, the
-    replacement rate, rises (section 3.3). L = CE(y, z) of this mixture (Eq. 6); only blocks of the
-    student learn. At p = 1 nothing is left of the teacher: that is successor fine-tuning (section
-    3.2). The student is evaluated alone.
+    The teacher is divided into as many runs of blocks as the student has blocks. In every step,
+    each run takes the place of its student block with probability 1 - p (section 3.1), where the
+    replacement rate p increases (section 3.3). L = CE(y, z) of this mixture (Eq. 6); only the
+    student's blocks are trained. At p = 1 the teacher is gone: this is successor fine-tuning
+    (section 3.2). The student is evaluated alone.
     """
 
     name = "theseus"
@@ -53,13 +53,13 @@ class Theseus(Method):
         rate: Annotated[Schedule, AfterValidator(_share)] = Field(
             Schedule.parse("linear(0.3 -> 1, over=66%)"),
             description="Replacement rate: the probability that a block is the student's in a "
-            "step. A schedule (the paper's curriculum), or a number (its constant rate).",
+            "step; a schedule (the paper's curriculum) or a number (its constant rate).",
         )
 
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse models between whose blocks a hidden state cannot go back and forth."""
+        """Reject models whose blocks cannot exchange hidden states."""
         student, teacher = models.student, models.teacher
         if teacher is None:
             return
@@ -78,11 +78,11 @@ class Theseus(Method):
                 )
 
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
-        """Freeze what is not in a block."""
+        """Freeze everything outside the blocks."""
         return {"embedding": 0.0, "head": 0.0}
 
     def writes(self, models: Models, step: Step) -> Iterable[Operation]:
-        """Draw in which places the teacher's blocks run in this step."""
+        """Draw the blocks that are the teacher's in this step."""
         if models.teacher is None:
             return
         runs = layer_segments(models.student.layers, models.teacher.layers)
@@ -94,7 +94,7 @@ class Theseus(Method):
                 yield Swap(f"student.block[{block}]", f"teacher.block[{numbers}]")
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read what the mixture predicts; the teacher itself does not run."""
+        """Read the logits of the mixture; the teacher itself does not run."""
         yield "student.logits"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:

@@ -24,16 +24,16 @@ from gkd_core.api import (
 )
 
 STD = 0.02
-"""Standard deviation of the initial weights of a projection, that of BERT."""
+"""Standard deviation of a projection's initial weights, as in BERT."""
 
 
 class TinyBERT(Method):
-    """Imitate the embeddings, and the attention scores and hidden states of every layer.
+    """Match the embeddings and every layer's attention scores and hidden states.
 
     L = MSE(E_s W_e, E_t) + sum_l MSE(H_s^l W_h, H_t^g(l)) + MSE(A_s^l, A_t^g(l)) over the
-    student's blocks l (section 3.1); g is the layer map. A are the attention scores before softmax;
-    the mean is over heads and over the keys that are not masked. W_e and W_h are trained. The
-    predictions, which the paper distils last, are a stage with `soft` in the recipe `tinybert`.
+    student's blocks l (section 3.1); g is the layer map. A are the attention scores before softmax,
+    averaged over heads and unmasked keys. W_e and W_h are trained. The paper distills the
+    predictions last: a stage with `soft` in the recipe `tinybert`.
     """
 
     name = "tinybert"
@@ -65,7 +65,7 @@ class TinyBERT(Method):
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse models whose heads cannot be compared one by one, or layers that are not there."""
+        """Reject models whose heads do not correspond one to one, and layers that do not exist."""
         student, teacher = models.student, models.teacher
         if teacher is None:
             return
@@ -78,7 +78,7 @@ class TinyBERT(Method):
             )
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
-        """Make W_e and W_h, or the one projection for both."""
+        """Build W_e and W_h, or one projection for both."""
         if models.teacher is None:
             return {}
         widths = models.student.hidden_size, models.teacher.hidden_size
@@ -86,7 +86,7 @@ class TinyBERT(Method):
         return {name: _projection(*widths) for name in names}
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the embedding, and hidden states and attention of every matched layer."""
+        """Read the embeddings, and the hidden states and attention of all matched layers."""
         if models.teacher is None:
             return
         yield "student.embedding"
@@ -98,7 +98,7 @@ class TinyBERT(Method):
                 yield f"teacher.{site}[{teacher}]"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare embeddings, hidden states and scores."""
+        """Compare embeddings, hidden states and attention scores."""
         over = batch.tokens
         pairs = layer_pairs(self.config.layers, student.model.layers, teacher.model.layers)
         embedding = mse(self._project("embedding", student.embedding), teacher.embedding, over)
@@ -124,7 +124,7 @@ class TinyBERT(Method):
         }
 
     def _project(self, name: str, states: Tensor) -> Tensor:
-        """Return the student's states `[B, S, D_s]` in the teacher's width, `[B, S, D_t]`."""
+        """Project the student's states `[B, S, D_s]` to the teacher's width, `[B, S, D_t]`."""
         projection = self.modules["shared" if self.config.projection == "shared" else name]
         projected: Tensor = projection(states)
         return projected

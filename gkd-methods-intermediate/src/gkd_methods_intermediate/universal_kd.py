@@ -27,14 +27,14 @@ from gkd_methods_intermediate.alp_kd import attend_layers
 
 
 class UniversalKD(Method):
-    """Match intermediate layers by what they would predict, weighed by attention.
+    """Match the predictions of intermediate layers, weighted by attention.
 
     L = (1 - gamma) T^2 KL(softmax(z_t / T) || softmax(z_s / T))
     + gamma sum_j KL(softmax(v_j) || softmax(u_s^j)), v_j = sum_i a_ji u_t^i,
     a_j = softmax_i(u_s^j . u_t^i). u^l = W^l h^l is the prediction of a pseudo-classifier on the
-    pooled state of block l, for all blocks but the last. Those of the teacher learn the labels from
-    its states; v is a constant target. Any depths, widths and architectures; not for language
-    models.
+    pooled state of block l, for all blocks except the last. The teacher's pseudo-classifiers learn
+    the labels from its states; v is a constant target. Depths, widths and architectures may differ;
+    language models are not supported.
     """
 
     name = "universal-kd"
@@ -49,51 +49,50 @@ class UniversalKD(Method):
 
         gamma: Schedule = Field(
             Schedule.parse(0.5),
-            description="Weight of the intermediate layers; the soft labels have 1 - gamma. May be "
-            "a schedule.",
+            description="Weight of the intermediate layers; that of the soft labels is 1 - gamma. "
+            "May be a schedule.",
         )
         temperature: Temperature = Field(
             Schedule.parse(1.0),
-            description="T of the soft labels; those of intermediate layers have 1. May be a "
-            "schedule.",
+            description="T of the soft labels; for intermediate layers it is 1. May be a schedule.",
         )
         pooling: Literal["cls", "mean"] = Field(
             "cls",
-            description="What a pseudo-classifier receives: the summarising position, or the mean "
-            "over the positions that are not padding.",
+            description="Input of a pseudo-classifier: the summary position, or the mean over the "
+            "non-padding positions.",
         )
 
     config: Config
 
     def check(self, models: Models) -> None:
-        """Refuse language models, and models without intermediate layers."""
+        """Reject language models and models without intermediate layers."""
         for model in _both(models):
             if model.labels == model.vocab_size:
                 raise MethodError(
-                    "universal-kd has a classifier for each layer, which in language modelling "
-                    "would be as large as the vocabulary each. Use it on classification or "
+                    "universal-kd has a classifier per layer, each of which would be as large as "
+                    "the vocabulary in language modeling. Use it for classification or "
                     "regression"
                 )
             if model.layers < 2:
                 raise MethodError(
                     f"universal-kd compares the layers below the last, but '{model.name}' has one "
-                    "block. Use a model of at least 2 (--student-layers), or use soft"
+                    "block. Use a model with at least 2 blocks (--student-layers), or use soft"
                 )
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
-        """Make a pseudo-classifier for every block but the last, on both sides."""
+        """Build a pseudo-classifier for every block except the last, in both models."""
         sides = zip(("student", "teacher"), _both(models), strict=False)
         return {side: _classifiers(model, models.student.labels) for side, model in sides}
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the pooled states of all blocks but the last, and the logits."""
+        """Read the pooled states of all blocks except the last, and the logits."""
         for side, model in zip(("student", "teacher"), _both(models), strict=False):
             yield f"{side}.logits"
             for layer in range(1, model.layers):
                 yield f"{side}.hidden[{layer}]|{self.config.pooling}"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
-        """Compare the predictions of the last layers, and those of the pseudo-classifiers."""
+        """Compare the predictions of the models and those of the pseudo-classifiers."""
         if batch.labels is None:
             raise MethodError("universal-kd needs labels, and a batch has none")
         over, labels = batch.targets, batch.labels
@@ -103,8 +102,8 @@ class UniversalKD(Method):
             self._predictions("student", student),
             self._predictions("teacher", teacher),
         )
-        # Their only loss is that of the labels: if v could learn, all predictions could become
-        # constant and equal.
+        # Detached, so that the teacher's pseudo-classifiers learn from the labels alone: otherwise
+        # all predictions could collapse to the same constant.
         targets = attend_layers(torch.stack(learned, 1), torch.stack(known, 1)).detach().unbind(1)
         soft = soft_labels(student.prediction, teacher.prediction, over, temperature)
         pairs = zip(learned, targets, strict=True)
@@ -117,7 +116,7 @@ class UniversalKD(Method):
         }
 
     def _predictions(self, side: str, view: View) -> list[Tensor]:
-        """Return what the pseudo-classifiers of a model predict, `[B, C]` each."""
+        """Return the predictions of a model's pseudo-classifiers, `[B, C]` each."""
         states = view.hidden.cls if self.config.pooling == "cls" else view.hidden.mean
         pairs = zip(self.modules[side].children(), states.layers, strict=True)
         return [classifier(states[layer]) for classifier, layer in pairs]

@@ -1,1 +1,1 @@
-"""Several teachers and teacher assistants."""
+"""Distillation with several teachers and with teacher assistants."""

@@ -1,4 +1,4 @@
-"""Teacher assistants: models between a teacher and a student, and how large they are."""
+"""Teacher assistants: models between teacher and student, and their sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Dimensions = Mapping[str, int]
 
 
 class AssistantSize(BaseModel):
-    """The size of an assistant; what is not given is as in the teacher."""
+    """The size of an assistant; omitted dimensions are the teacher's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,25 +33,25 @@ class AssistantsConfig(Procedure.Config):
 
     assistants: Annotated[int, Field(ge=0)] | list[AssistantSize] = Field(
         1,
-        description="Number of assistants, of evenly spaced sizes between teacher and student; or "
-        "the size of each, from large to small.",
+        description="Number of assistants, with evenly spaced sizes between teacher and student; "
+        "or the size of each, from large to small.",
     )
 
 
 def shrink(
     assistants: int | Sequence[AssistantSize], config: RunConfig, models: Models
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Return the name and the table `student` of each assistant and, last, of the student.
+    """Return the name and the `student` table of each assistant and, last, of the student.
 
-    The table of a student that starts from a checkpoint of its own is empty.
+    The table is empty for a student that starts from its own checkpoint.
 
     Args:
-        assistants: Their number or their sizes; none give no list.
+        assistants: Number or sizes of the assistants; the result is empty if there are none.
         config: The run.
-        models: The teacher, and the student that is last.
+        models: The teacher and the final student.
 
     Raises:
-        ConfigError: A model is not smaller than the one before it.
+        ConfigError: A model is not smaller than the one before it, or there is no teacher.
     """
     if not assistants:
         return []
@@ -59,7 +59,7 @@ def shrink(
     if teacher is None:
         raise ConfigError(
             "assistants stand between a teacher and a student, but the run has no teacher: its "
-            f"method {config.method} reads none. Choose a method such as kd"
+            f"method {config.method} uses none. Choose a method such as kd"
         )
     if isinstance(assistants, int):
         between = [_between(teacher, student, n, assistants) for n in range(1, assistants + 1)]
@@ -95,7 +95,7 @@ def _given(teacher: ModelInfo, size: AssistantSize) -> dict[str, int]:
 
 
 def _between(teacher: ModelInfo, student: ModelInfo, number: int, count: int) -> dict[str, int]:
-    """Return the size of one of several assistants, on the straight line from one to the other."""
+    """Return the size of an assistant, interpolated linearly from teacher to student."""
 
     def mean(field: str, multiple: int = 1) -> int:
         start: int = getattr(teacher, field)
@@ -107,7 +107,7 @@ def _between(teacher: ModelInfo, student: ModelInfo, number: int, count: int) ->
         if teacher.hidden_size * student.heads != student.hidden_size * teacher.heads:
             raise ConfigError(
                 f"assistants cannot be spaced between {teacher.heads} heads in a width of "
-                f"{teacher.hidden_size} and {student.heads} in {student.hidden_size}, since the "
+                f"{teacher.hidden_size} and {student.heads} in {student.hidden_size}, because the "
                 "heads differ in width. Name the sizes: procedure.assistants=[{layers = N}]"
             )
         size["heads"] = mean("heads", teacher.heads // teacher.kv_heads)
@@ -116,7 +116,7 @@ def _between(teacher: ModelInfo, student: ModelInfo, number: int, count: int) ->
 
 
 def _check_decreasing(sizes: Sequence[Dimensions]) -> None:
-    """Refuse a model that is larger in something than the one before it, or smaller in nothing."""
+    """Reject a model that is larger than the previous one in any dimension, or smaller in none."""
     count = len(sizes) - 2
     who = ["the teacher", *(f"assistant {n}" for n in range(1, count + 1)), "the student"]
     for (before, larger), (name, size) in pairwise(zip(who, sizes, strict=True)):
@@ -138,5 +138,5 @@ def _init(config: RunConfig) -> str:
         return config.student.init
     raise ConfigError(
         f"student.init = {config.student.init} names blocks of one model, but with assistants each "
-        "student starts from a model of another depth. Use first, last, spaced or random"
+        "student starts from a model of a different depth. Use first, last, spaced or random"
     )

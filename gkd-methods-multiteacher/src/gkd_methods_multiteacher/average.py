@@ -1,4 +1,4 @@
-"""The mean over the teachers."""
+"""`average`: the weighted mean over the teachers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gkd_core.api import Batch, MethodError, Schedule, Step, TeacherCombiner, Vi
 class Average(TeacherCombiner):
     """Average the terms over the teachers, each with a fixed or scheduled weight.
 
-    L = sum_i w_i L_i / sum_i w_i. It is what a method without parentheses gets when there are
+    L = sum_i w_i L_i / sum_i w_i. This is the default for methods outside parentheses if there are
     several teachers.
     """
 
@@ -22,20 +22,20 @@ class Average(TeacherCombiner):
 
         weights: list[Schedule] = Field(
             [],
-            description="Weight of each teacher, in their order: numbers or schedules, divided by "
-            "their sum; alike if empty.",
+            description="Weights of the teachers, in order: numbers or schedules, normalized to "
+            "sum to 1; equal if empty.",
         )
 
     config: Config
 
     def check(self) -> None:
-        """Refuse weights that are too many, too few, negative, or all 0."""
+        """Reject weights that are negative, all 0, or not one per teacher."""
         weights, count = self.config.weights, len(self.models)
         if weights and len(weights) != count:
             raise MethodError(f"average has {len(weights)} weights for {count} teachers")
         if any(min(weight.start, weight.end) < 0 for weight in weights):
             raise MethodError(
-                "average has a negative weight, which would train away from a teacher"
+                "average has a negative weight, which would train the student away from a teacher"
             )
         if weights and not all(sum(w.at(step, 1) for w in weights) for step in (0, 1)):
             raise MethodError("average has only weights of 0 at the start or the end of the stage")

@@ -1,4 +1,4 @@
-"""Teachers that learn from the labels together before they teach, with one head for all of them."""
+"""Co-finetuning: teachers are first fine-tuned jointly on the labels, with a shared head."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
 
 TUNED = "teachers.safetensors"
-"""File with the weights of the teachers, in the directory of an unfinished stage."""
+"""File with the teachers' weights in the directory of an unfinished stage."""
 
 
 def begin(run: RunInfo, stage: Stage) -> None:
-    """Fine-tune the teachers of a stage, if its `mt-bert` asks for it; a resume takes them back."""
+    """Fine-tune a stage's teachers if its `mt-bert` asks for it; a resumed run reloads them."""
     combiners = (ensemble.combiner for ensemble in stage.objective.ensembles)
     epochs = sum(c.config.cofinetuning for c in combiners if isinstance(c, MTBERT))
     if not epochs:
@@ -48,7 +48,7 @@ def begin(run: RunInfo, stage: Stage) -> None:
 
 
 def share_heads(teachers: Sequence[Extractor]) -> None:
-    """Give all teachers what the first has above its blocks: pooling and prediction.
+    """Share the first teacher's head (pooling and prediction) with all teachers.
 
     Args:
         teachers: Models of one architecture and width.
@@ -65,13 +65,13 @@ def share_heads(teachers: Sequence[Extractor]) -> None:
 def accumulate(
     engine: Engine, teachers: nn.ModuleList, batch: Batch, counts: Mapping[ItemKind, int]
 ) -> None:
-    """Add the gradient of the losses of all teachers on a micro-batch, one after the other."""
+    """Accumulate the gradients of all teachers' losses on a micro-batch, one teacher at a time."""
     for teacher in teachers:
         engine.backward(engine.forward(partial(_loss, teacher, batch, counts)))
 
 
 def _fine_tune(stage: Stage, teachers: nn.ModuleList, epochs: int) -> None:
-    """Minimise the sum of the teachers' losses with the optimisation of the stage."""
+    """Minimize the sum of the teachers' losses with the stage's optimizer settings."""
     config, device = stage.config, stage.engine.device
     total = epochs * stage.sampler.steps_per_epoch
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -94,7 +94,7 @@ def _loss(teacher: PreTrainedModel, batch: Batch, counts: Mapping[ItemKind, int]
 
 
 def _performances(stage: Stage) -> list[str]:
-    """Return what each teacher does on the validation rows."""
+    """Return each teacher's metric on the validation rows."""
     found = []
     for source, teacher in zip(stage.spec.teachers, stage.teachers, strict=True):
         rows = (stage.validation, stage.collator, stage.kind, stage.engine.device)
@@ -104,7 +104,7 @@ def _performances(stage: Stage) -> list[str]:
 
 
 def _refuse_elsewhere(stage: Stage) -> None:
-    """Refuse to train teachers that are not whole, here, and exact."""
+    """Reject teachers that are sharded, offloaded or not in fp32: they cannot be trained."""
     for teacher, source in zip(stage.config.teachers, stage.spec.teachers, strict=True):
         wanted = {
             "dtype": (teacher.dtype, "fp32"),

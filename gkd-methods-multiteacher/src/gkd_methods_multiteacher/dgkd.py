@@ -16,10 +16,10 @@ PAPER = "Son, Na, Choi, Hwang, ICCV 2021, arXiv:2009.08825"
 
 
 class DenseGuidance(TeacherCombiner):
-    """Sum the terms over the teachers, of which some are left out of each step at random.
+    """Sum the terms over the teachers, dropping some of them at random in each step.
 
-    L = sum_i b_i L_i with b_i = 1 at probability p, else 0, for each teacher and step anew,
-    equal on all ranks. A single teacher is never left out.
+    L = sum_i b_i L_i with b_i = 1 with probability p, else 0, drawn per teacher and step, equal on
+    all ranks. A single teacher is never dropped.
     """
 
     name = "dgkd"
@@ -30,13 +30,13 @@ class DenseGuidance(TeacherCombiner):
 
         survival: Schedule = Field(
             Schedule.parse(0.75),
-            description="p: probability that a teacher takes part in a step; may be a schedule.",
+            description="p: probability that a teacher is used in a step; may be a schedule.",
         )
 
     config: Config
 
     def weight(self, number: int, student: View, teacher: View, batch: Batch, step: Step) -> float:
-        """Return 1 for a teacher that takes part in this step, 0 for one that does not."""
+        """Return 1 if the teacher is used in this step, else 0."""
         if len(self.models) == 1:
             return 1.0
         drawn = float(uniform(step, number, torch.zeros(1, dtype=torch.int64)))
@@ -44,9 +44,9 @@ class DenseGuidance(TeacherCombiner):
 
 
 class DGKD(Procedure):
-    """Distil into ever smaller models, each taught by all that are larger.
+    """Distill into successively smaller models, each taught by all larger ones.
 
-    Every stage is the run's own method; only its teachers and the size of its student differ. Each
+    Every stage uses the run's method; only its teachers and the size of its student differ. Each
     student starts from the (first) teacher of the run.
     """
 
@@ -59,7 +59,7 @@ class DGKD(Procedure):
     config: Config
 
     def stages(self, config: RunConfig, models: Models) -> Iterable[Mapping[str, Any]]:
-        """Return a stage per model, each taught by the teacher and every assistant before it."""
+        """Return one stage per model, each taught by the teacher and all previous assistants."""
         teachers = [t.model_dump(mode="json", exclude_none=True) for t in config.teachers]
         for name, student in shrink(self.config.assistants, config, models):
             stage: dict[str, Any] = {"name": name, "teachers": list(teachers)}

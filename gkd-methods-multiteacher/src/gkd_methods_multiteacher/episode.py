@@ -1,8 +1,8 @@
-"""What a policy chose, and what came of it, until the policy learns from it.
+"""The choices and rewards of a policy until it learns from them.
 
 The choices of step t change the student at the end of t; its losses in step t + 1 are the reward,
-so that the policy learns from t in step t + 2. Of the choices nothing is kept but their score, the
-sum of grad log pi(a): for a policy that is linear in its state it has the shape of its weights.
+so the policy learns from t in step t + 2. Only the score of the choices is kept, the sum of
+grad log pi(a): for a policy that is linear in its state, it has the shape of its weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gkd_core.api import sum_over_ranks
 
 
 class Episode:
-    """Scores and rewards of the last steps, summed over micro-batches and ranks.
+    """Scores and rewards of recent steps, summed over micro-batches and ranks.
 
     Args:
-        widths: Size of the state of each policy.
-        memory: Share of the past in the running mean of rewards; 1 keeps the mean at 0.
+        widths: State size of each policy.
+        memory: Decay of the running mean of rewards; 1 keeps the mean at 0.
     """
 
     def __init__(self, widths: Sequence[int], memory: float) -> None:
@@ -34,30 +34,30 @@ class Episode:
         self._due = torch.zeros(sum(widths), dtype=torch.float64)
 
     def begin(self, index: int, device: torch.device) -> None:
-        """Go on to a step, if it is a new one; all ranks call this at the same time."""
+        """Advance to a step if it is new; collective: all ranks must call this."""
         if index != self._index:
             self._close()
             self._index = index
             self._open = torch.zeros(sum(self._widths) + 2, dtype=torch.float64, device=device)
 
     def choose(self, policy: int, score: Tensor) -> None:
-        """Note the score of the choices of one policy in a micro-batch."""
+        """Record the score of one policy's choices in a micro-batch."""
         assert self._open is not None, "a step has begun"
         begin = sum(self._widths[:policy])
         self._open[begin : begin + len(score)] += score
 
     def reward(self, total: Tensor, samples: int) -> None:
-        """Note the rewards of a micro-batch."""
+        """Record the rewards of a micro-batch."""
         assert self._open is not None, "a step has begun"
         self._open[-2] += total
         self._open[-1] += samples
 
     def due(self, device: torch.device) -> Sequence[Tensor]:
-        """Return what each policy's weights are to follow in this step."""
+        """Return the ascent direction of each policy's weights in this step."""
         return torch.split(self._due.to(device), self._widths)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON can hold it; all ranks call this at the same time."""
+        """Return the state in JSON types; collective: all ranks must call this."""
         self._close()
         return {
             "baseline": self._baseline,
@@ -66,13 +66,13 @@ class Episode:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore a state returned by `state_dict`."""
         self._baseline = state["baseline"]
         self._chosen = torch.tensor(state["chosen"], dtype=torch.float64)
         self._due = torch.tensor(state["due"], dtype=torch.float64)
 
     def _close(self) -> None:
-        """End a step: what was chosen the step before is due, with the reward of this one."""
+        """End a step: the previous step's choices become due with this step's reward."""
         if self._open is None:
             return
         sums = sum_over_ranks({"sums": self._open})["sums"].cpu()

@@ -1,4 +1,4 @@
-"""Teachers weighted by how well they do on each sample."""
+"""MT-BERT: teachers weighted per sample by their loss on the labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gkd_methods_multiteacher.samples import per_sample
 
 
 class MTBERT(TeacherCombiner):
-    """Sum the terms over the teachers, each sample weighted by how right the teacher is about it.
+    """Sum the terms over the teachers, weighting each sample by how correct the teacher is on it.
 
-    L = sum_i L_i / (1 + CE(y, z_t^i)), with one weight per teacher and sample. The paper weighs the
-    prediction (`soft`) only, and adds the distances of hidden states and the labels beside it. With
-    `cofinetuning` the teachers of a stage first learn from the labels together, with one head.
+    L = sum_i L_i / (1 + CE(y, z_t^i)), with one weight per teacher and sample. The paper weights
+    only the predictions (`soft`), and adds hidden state and label losses unweighted. With
+    `cofinetuning`, the teachers are first jointly fine-tuned on the labels with a shared head.
     """
 
     name = "mt-bert"
@@ -29,21 +29,21 @@ class MTBERT(TeacherCombiner):
         cofinetuning: int = Field(
             0,
             ge=0,
-            description="Epochs in which the teachers learn from the labels before the student "
-            "does, all with the head of the first; 0 takes them as they are.",
+            description="Epochs for which the teachers are fine-tuned on the labels before the "
+            "student is trained, all with the first one's head; 0: no fine-tuning.",
         )
 
     config: Config
 
     def check(self) -> None:
-        """Refuse to share the head of teachers that differ in architecture or width."""
+        """Reject a shared head for language models and for teachers of different shape."""
         student = self.models[0].student
         if not self.config.cofinetuning:
             return
         if student.labels == student.vocab_size:
             raise MethodError(
-                "mt-bert.cofinetuning shares a head of classes, which a language model has not. "
-                "Set mt-bert.cofinetuning=0"
+                "mt-bert.cofinetuning shares a classification head, which a language model does "
+                "not have. Set mt-bert.cofinetuning=0"
             )
         first, *others = [one.teacher for one in self.models if one.teacher is not None]
         for other in others:

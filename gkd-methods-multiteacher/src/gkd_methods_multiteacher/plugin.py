@@ -1,4 +1,4 @@
-"""What this package gives to gkd."""
+"""The methods, combiners, procedures and recipes that this package registers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def gkd_register_methods() -> Iterable[type[Method]]:
 
 @hookimpl
 def gkd_register_combiners() -> Iterable[type[TeacherCombiner]]:
-    """Return the combiners; they are imported here, not at the top, because they import torch."""
+    """Return the combiners; imported here, not at module level, because they need torch."""
     from gkd_methods_multiteacher.average import Average
     from gkd_methods_multiteacher.dgkd import DenseGuidance
     from gkd_methods_multiteacher.mt_bert import MTBERT
@@ -43,7 +43,7 @@ def gkd_register_combiners() -> Iterable[type[TeacherCombiner]]:
 
 @hookimpl
 def gkd_register_recipes() -> Iterable[Path | type[Procedure]]:
-    """Return the recipe files, and the procedures that they name."""
+    """Return the recipe files and the procedures that they use."""
     from gkd_methods_multiteacher.dgkd import DGKD
     from gkd_methods_multiteacher.takd import TAKD
 
@@ -52,7 +52,7 @@ def gkd_register_recipes() -> Iterable[Path | type[Procedure]]:
 
 @hookimpl
 def gkd_check_outline(outline: RunOutline) -> None:
-    """Let `autodisc` refuse to search where the student is a slice itself."""
+    """Let `autodisc` reject a search within a student that is itself a slice."""
     from gkd_methods_multiteacher.autodisc.lifecycle import check
 
     check(outline)
@@ -60,7 +60,7 @@ def gkd_check_outline(outline: RunOutline) -> None:
 
 @hookimpl
 def gkd_stage_start(run: RunInfo, stage: StageInfo) -> None:
-    """Let `mt-bert` fine-tune its teachers, and `autodisc` measure importance."""
+    """Let `mt-bert` fine-tune its teachers and `autodisc` measure importance."""
     from gkd_core.training.stage import stage_behind
     from gkd_methods_multiteacher import cofinetuning
     from gkd_methods_multiteacher.autodisc import lifecycle
@@ -72,7 +72,7 @@ def gkd_stage_start(run: RunInfo, stage: StageInfo) -> None:
 
 @hookimpl
 def gkd_evaluate(run: RunInfo, stage: StageInfo, step: Step) -> None:
-    """Let `autodisc` judge its candidates."""
+    """Let `autodisc` evaluate its candidates."""
     from gkd_core.training.stage import stage_behind
     from gkd_methods_multiteacher.autodisc.lifecycle import judge
 
@@ -81,7 +81,7 @@ def gkd_evaluate(run: RunInfo, stage: StageInfo, step: Step) -> None:
 
 @hookimpl
 def gkd_stage_end(run: RunInfo, stage: StageInfo, error: BaseException | None) -> None:
-    """Let `autodisc` write what is known of its candidates."""
+    """Let `autodisc` write the results of its candidates."""
     from gkd_core.training.stage import stage_behind
     from gkd_methods_multiteacher.autodisc.lifecycle import write_candidates
 
@@ -91,7 +91,7 @@ def gkd_stage_end(run: RunInfo, stage: StageInfo, error: BaseException | None) -
 
 @hookimpl
 def gkd_report(run: RunInfo) -> Iterable[Path]:
-    """Add the table and the plot of `autodisc`."""
+    """Add the table and plot of `autodisc` to the report."""
     from gkd_methods_multiteacher.autodisc.report import write_report
 
     return write_report(run)

@@ -1,4 +1,4 @@
-"""A policy that chooses teachers for each sample, trained by what the student makes of it."""
+"""RL-KD: a policy that selects teachers per sample, rewarded by the student's performance."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gkd_methods_multiteacher.samples import per_sample
 
 
 class RLKD(TeacherCombiner):
-    """Let a policy choose teachers for each sample, and learn from the reward.
+    """Select teachers per sample with a policy that learns from the student's reward.
 
     L = 1/K sum_k a_k L_k with a_k ~ Bernoulli(pi_k), pi_k = sigmoid(A_k s_k). The state s_k of a
-    sample holds the teacher's [CLS] vector, its probabilities, its loss, and 1. The policy follows
-    (R - b) grad log pi(a), where R is the mean reward in the step after the student learnt from the
-    choice and b the running mean of R. Rewards: `r1` = -CE, `r2` = -CE - L, `r3` = r2 + gamma times
-    the accuracy.
+    sample consists of the teacher's [CLS] vector, its probabilities, its loss, and 1. The policy
+    follows (R - b) grad log pi(a), where R is the mean reward in the step after the student trained
+    on the choice, and b the running mean of R. Rewards: `r1` = -CE, `r2` = -CE - L, `r3` = r2 +
+    gamma times the accuracy.
     """
 
     name = "rl-kd"
@@ -34,22 +34,22 @@ class RLKD(TeacherCombiner):
 
         reward: Literal["r1", "r2", "r3"] = Field(
             "r1",
-            description="What is good: little loss on the labels, little loss altogether, or that "
-            "and right answers.",
+            description="Reward: low loss on the labels (`r1`), low total loss (`r2`), or low "
+            "total loss and correct answers (`r3`).",
         )
-        gamma: float = Field(1.0, ge=0, description="Of `r3`: weight of the accuracy.")
+        gamma: float = Field(1.0, ge=0, description="For `r3`: weight of the accuracy.")
         baseline: float = Field(
             0.9,
             ge=0,
             le=1,
-            description="Share of the past in the running mean of the reward, which is subtracted "
-            "from it; 1 subtracts nothing.",
+            description="Decay of the running mean of the reward, which is subtracted from it; 1 "
+            "subtracts nothing.",
         )
         warmup: float = Field(
             0.1,
             ge=0,
             le=1,
-            description="Share of the steps at the start in which all teachers teach alike.",
+            description="Share of the steps, at the start, in which all teachers are used equally.",
         )
 
     config: Config
@@ -59,20 +59,20 @@ class RLKD(TeacherCombiner):
         self._episode = Episode([_width(one) for one in self.models], self.config.baseline)
 
     def check(self) -> None:
-        """Refuse language modelling, whose probabilities are too many for a state."""
+        """Reject language modeling, whose vocabulary is too large for a policy state."""
         student = self.models[0].student
         if student.labels == student.vocab_size:
             raise MethodError(
-                "rl-kd chooses by the probabilities of classes, which a language model has not. "
+                "rl-kd selects by class probabilities, which a language model does not have. "
                 "Use average(...) or uncertainty(...)"
             )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read both logits and the teacher's last [CLS] vector."""
+        """Read the logits of both models and the teacher's last [CLS] vector."""
         return ["student.logits", "teacher.logits", "teacher.hidden[last]|cls"]
 
     def build_modules(self) -> Mapping[str, nn.Module]:
-        """Return a linear policy for each teacher, which chooses at even odds at first."""
+        """Return a linear policy per teacher, initialized to even odds."""
         policies = [nn.Linear(_width(one), 1, bias=False) for one in self.models]
         for policy in policies:
             nn.init.zeros_(policy.weight)
@@ -81,7 +81,7 @@ class RLKD(TeacherCombiner):
     def weight(
         self, number: int, student: View, teacher: View, batch: Batch, step: Step
     ) -> float | Tensor:
-        """Return a_k / K for each sample; 1 / K as long as all teachers teach."""
+        """Return a_k / K for each sample; 1 / K during the warm-up."""
         self._episode.begin(step.index, teacher.logits.device)
         if step.index < self.config.warmup * step.total:
             return 1 / len(self.models)
@@ -96,7 +96,7 @@ class RLKD(TeacherCombiner):
     def loss(
         self, student: View, terms: Mapping[str, Term], batch: Batch, step: Step
     ) -> Mapping[str, Tensor]:
-        """Return what has the policy's gradient: minus the advantage times log pi(a)."""
+        """Return a loss with the policy gradient: minus the advantage times log pi(a)."""
         if batch.counted:
             with torch.no_grad():
                 rewards = self._rewards(student, terms, batch)
@@ -123,16 +123,16 @@ class RLKD(TeacherCombiner):
         return rewards
 
     def state_dict(self) -> dict[str, object]:
-        """Return what the policy has not learnt from yet."""
+        """Return the choices and rewards that the policy has not learned from yet."""
         return self._episode.state_dict()
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore a state returned by `state_dict`."""
         self._episode.load_state_dict(state)
 
 
 def _states(teacher: View, batch: Batch) -> Tensor:
-    """Return what the policy of a teacher sees of each sample: [CLS], probabilities, loss, 1."""
+    """Return the policy states of a teacher: [CLS], probabilities, loss and 1 per sample."""
     logits, last = teacher.logits, teacher.hidden.cls[teacher.model.layers]
     prediction = logits.softmax(-1) if logits.shape[-1] > 1 else logits
     loss = per_sample(hard_labels(logits, _labels(batch), batch.targets)).unsqueeze(-1)
@@ -146,6 +146,6 @@ def _labels(batch: Batch) -> Tensor:
 
 
 def _width(models: Models) -> int:
-    """Return the size of a state."""
+    """Return the size of a policy state."""
     assert models.teacher is not None, "a combiner has teachers"
     return models.teacher.hidden_size + models.teacher.labels + 2

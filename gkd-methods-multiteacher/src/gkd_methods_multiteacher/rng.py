@@ -1,7 +1,7 @@
-"""Random numbers that depend on what they are for, not on who draws them.
+"""Counter-based random numbers that do not depend on ranks or micro-batches.
 
-A sample gets the same number on whatever rank and in whatever micro-batch it is, and a resumed run
-draws what an uninterrupted one does. The mixing function is SplitMix64 (Steele, Lea, Flood, OOPSLA
+A sample gets the same number on every rank and in every micro-batch, and a resumed run draws the
+same numbers as an uninterrupted one. The mixing function is SplitMix64 (Steele, Lea, Flood, OOPSLA
 2014, doi:10.1145/2660193.2660195).
 """
 
@@ -21,12 +21,12 @@ BITS = 53
 
 
 def uniform(step: Step, teacher: int, rows: Tensor) -> Tensor:
-    """Return a number in [0, 1) for each row, of this step and teacher.
+    """Return a random number in [0, 1) for each row, given the step and teacher.
 
     Args:
-        step: Where training stands; the seed is that of its generator.
-        teacher: Number of the teacher.
-        rows: int64 `[B]`, what tells the samples apart.
+        step: The training step; its generator's seed is used.
+        teacher: Index of the teacher.
+        rows: Identifiers of the samples, int64 `[B]`.
     """
     state = torch.full_like(rows, step.generator.initial_seed())
     for part in (torch.full_like(rows, step.index), torch.full_like(rows, teacher), rows):
@@ -42,5 +42,5 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def _shifted(state: Tensor, bits: int) -> Tensor:
-    """Shift to the right and fill with zeros, as for an unsigned number."""
+    """Return a logical right shift: zeros are filled in, as for unsigned numbers."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)

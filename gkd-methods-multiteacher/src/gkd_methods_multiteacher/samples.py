@@ -1,4 +1,4 @@
-"""Figures per sample, whatever a loss is averaged over."""
+"""Per-sample losses, whatever items a loss is averaged over."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gkd_core.api import Term
 
 
 def per_sample(term: Term) -> Tensor:
-    """Return the loss of each sample `[B]`, in language modelling its mean over the targets."""
+    """Return each sample's loss `[B]`; in language modeling, its mean over the targets."""
     if term.values.dim() == 1:
         return term.values
     return term.values.sum(1) / term.over.mask.sum(1).clamp(min=1)

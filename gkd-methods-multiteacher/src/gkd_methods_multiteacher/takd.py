@@ -1,4 +1,4 @@
-"""Teacher assistant knowledge distillation: down a chain of ever smaller models."""
+"""Teacher assistant knowledge distillation: a chain of successively smaller models."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gkd_methods_multiteacher.assistants import AssistantsConfig, shrink
 
 
 class TAKD(Procedure):
-    """Distil into an assistant, from it into the next, and from the last into the student.
+    """Distill into an assistant, from it into the next, and from the last into the student.
 
-    Every stage is the run's own method; only its teacher and the size of its student differ. Each
+    Every stage uses the run's method; only its teacher and the size of its student differ. Each
     student starts from the model that teaches it.
     """
 
@@ -25,7 +25,7 @@ class TAKD(Procedure):
     config: Config
 
     def stages(self, config: RunConfig, models: Models) -> Iterable[Mapping[str, Any]]:
-        """Return a stage per model, each taught by the one before; the first by the teacher."""
+        """Return one stage per model, each taught by the previous one, the first by the teacher."""
         before = None
         for name, student in shrink(self.config.assistants, config, models):
             stage: dict[str, Any] = {"name": name}

@@ -1,4 +1,4 @@
-"""A head of the student for each teacher."""
+"""TMKD: one student head per teacher."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gkd_core.api import Batch, MethodError, Models, Step, TeacherCombiner, View
 
 
 class TMKD(TeacherCombiner):
-    """Give the student a classification head for each teacher; the average of all is its own.
+    """Give the student one classification head per teacher; its own head is their average.
 
-    L = 1/N sum_i L_i, where L_i sees the logits of head i, z_i = W_i h. The heads are kept as the
-    student's own head and what each has more than the average of all, W_i = W + D_i - mean_j D_j.
-    So W is always their average: the student predicts with it, and is saved as the plain model it
-    is. Methods that read no teacher, such as `hard`, are asked once for each head.
+    L = 1/N sum_i L_i, where L_i uses the logits of head i, z_i = W_i h. The heads are stored as the
+    student's own head W plus offsets, W_i = W + D_i - mean_j D_j, so that W is always their
+    average: the student predicts with it and is saved as a plain model. Methods that read no
+    teacher, such as `hard`, are computed once per head.
     """
 
     name = "tmkd"
@@ -24,20 +24,20 @@ class TMKD(TeacherCombiner):
     splits_student = True
 
     def check(self) -> None:
-        """Refuse language modelling, where the head is the vocabulary."""
+        """Reject language modeling, whose head is as large as the vocabulary."""
         student = self.models[0].student
         if student.labels == student.vocab_size:
             raise MethodError(
-                "tmkd gives the student a head of classes for each teacher, which a language "
-                "model has not. Use average(...)"
+                "tmkd gives the student a classification head per teacher, which a language "
+                "model does not have. Use average(...)"
             )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read the logits of the student's own head, and what goes into it."""
+        """Read the logits and the input of the student's own head."""
         return ["student.logits", "student.pooled"]
 
     def build_modules(self) -> Mapping[str, nn.Module]:
-        """Return what each head adds to the average: nothing at first."""
+        """Return each head's offset from the average, initialized to 0."""
         student = self.models[0].student
         heads = [nn.Linear(student.hidden_size, student.labels) for _ in self.models]
         for head in heads:
@@ -46,7 +46,7 @@ class TMKD(TeacherCombiner):
         return {"heads": nn.ModuleList(heads)}
 
     def weight(self, number: int, student: View, teacher: View, batch: Batch, step: Step) -> float:
-        """Return the share of a head."""
+        """Return the weight of each head."""
         return 1 / len(self.models)
 
     def logits(self, number: int, student: View) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the student learns of a sample, and from whom, follows from how uncertain it is about it."""
+"""Uncertainty-based selection of teachers, samples and objectives."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from gkd_methods_multiteacher.samples import per_sample
 
 
 class Uncertainty(TeacherCombiner):
-    """Let the student's uncertainty decide who teaches a sample, whether, and what.
+    """Select teachers, samples and objectives by the student's uncertainty.
 
     U is between 0 and 1 for each sample. Teacher adoption, `hard`: the micro-batch is sorted by U
-    and divided evenly; the most uncertain part learns from the smallest teacher, the next from the
-    next larger. `soft`: of two teachers the smaller has weight U and the larger 1 - U; between them
-    weights are interpolated.
+    and divided evenly; the most uncertain part learns from the smallest teacher, the next part from
+    the next larger one. `soft`: of two teachers, the smaller has weight U and the larger 1 - U;
+    for teachers in between, weights are interpolated.
 
     Data selection: only the most uncertain share of the micro-batch learns from teachers.
 
-    Supervision adjustment: terms of methods that read the teacher's logits have weight 1 - U, those
-    of methods that read features alone U.
+    Supervision adjustment: terms of methods that read the teacher's logits are weighted by 1 - U,
+    those of methods that read only features by U.
     """
 
     name = "uncertainty"
@@ -49,44 +49,45 @@ class Uncertainty(TeacherCombiner):
 
         adoption: Literal["hard", "soft", "none"] = Field(
             "hard",
-            description="One teacher for each sample, or all with weights; `none` has all alike.",
+            description="`hard`: one teacher per sample; `soft`: weighted teachers; `none`: equal "
+            "weights.",
         )
         share: float = Field(
             1.0,
             gt=0,
             le=1,
-            description="Share of a micro-batch, the most uncertain, that learns from teachers.",
+            description="Share of a micro-batch (the most uncertain) that uses teachers.",
         )
         supervision: Literal["fixed", "adjusted"] = Field(
             "fixed",
-            description="`adjusted` weighs predictions by 1 - U and features by U; `fixed` does "
+            description="`adjusted` weights predictions by 1 - U and features by U; `fixed` does "
             "not.",
         )
         measure: Literal["entropy", "margin", "confidence"] = Field(
             "entropy",
-            description="U: entropy of the prediction, or how little the likeliest class is above "
-            "the second, or below certainty (least confidence).",
+            description="U: entropy of the prediction, small margin between the two likeliest "
+            "classes, or low probability of the likeliest class (least confidence).",
         )
 
     config: Config
 
     def check(self) -> None:
-        """Refuse a task without classes, words by margin, and one teacher with nothing to do."""
+        """Reject regression, language models without `entropy`, and options without effect."""
         config, student = self.config, self.models[0].student
         if student.labels == 1:
             raise MethodError(
-                "uncertainty is that of a prediction of classes, and a regression has none. Use "
-                "average(...) or mt-bert(...)"
+                "uncertainty is defined for class predictions, which a regression does not have. "
+                "Use average(...) or mt-bert(...)"
             )
         if student.labels == student.vocab_size and config.measure != "entropy":
             raise MethodError(
-                f"uncertainty.measure = '{config.measure}' is for classes, which a language model "
-                "has not. Set uncertainty.measure=entropy"
+                f"uncertainty.measure = '{config.measure}' needs classes, which a language model "
+                "does not have. Set uncertainty.measure=entropy"
             )
         if len(self.models) == 1 and config.share == 1 and config.supervision == "fixed":
             raise MethodError(
-                "uncertainty chooses among teachers, but there is 1. Name more with --teacher, or "
-                "let it choose samples (uncertainty.share) or objectives "
+                "uncertainty selects among teachers, but there is only 1. Name more with "
+                "--teacher, or let it select samples (uncertainty.share) or objectives "
                 "(uncertainty.supervision=adjusted)"
             )
 
@@ -95,7 +96,7 @@ class Uncertainty(TeacherCombiner):
         return ["student.logits"]
 
     def weight(self, number: int, student: View, teacher: View, batch: Batch, step: Step) -> Tensor:
-        """Return what the teacher has of each sample: 1 on average, summed over the teachers."""
+        """Return the teacher's weight per sample; summed over the teachers, 1 on average."""
         unsure, count = self._uncertainty(student, batch), len(self.models)
         place = self._place(number)
         rank, samples = _ranks(unsure, batch)
@@ -110,16 +111,17 @@ class Uncertainty(TeacherCombiner):
     def term_scale(
         self, reads: Collection[Capture], student: View, batch: Batch, step: Step
     ) -> float | Tensor:
-        """Return 1 - U for a prediction, U for features."""
+        """Return 1 - U for predictions, U for features."""
         if self.config.supervision == "fixed":
             return 1.0
         unsure = self._uncertainty(student, batch)
         return 1 - unsure if LOGITS in reads else unsure
 
     def _uncertainty(self, student: View, batch: Batch) -> Tensor:
-        """Return U of each sample: a distribution's cross-entropy with itself is its entropy."""
+        """Return U of each sample."""
         if self.config.measure == "entropy":
             logits = student.prediction
+            # A distribution's cross-entropy with itself is its entropy.
             entropy = soft_cross_entropy(logits, logits, batch.targets)
             return per_sample(entropy) / math.log(logits.shape[-1])
         first, second = student.logits.softmax(-1).topk(2).values.unbind(-1)
@@ -128,14 +130,14 @@ class Uncertainty(TeacherCombiner):
         return (1 - first) / (1 - 1 / student.logits.shape[-1])
 
     def _place(self, number: int) -> int:
-        """Return the place of a teacher among them all, from small to large."""
+        """Return the rank of a teacher by size, smallest first."""
         sizes = [_size(one.teacher) for one in self.models if one.teacher is not None]
         order = sorted(range(len(sizes)), key=sizes.__getitem__)
         return order.index(number)
 
 
 def _ranks(unsure: Tensor, batch: Batch) -> tuple[Tensor, int]:
-    """Return the rank of each sample among those of all processes, 0 for the most uncertain.
+    """Return the uncertainty rank of each sample among all processes, 0 for the most uncertain.
 
     Args:
         unsure: U of this process's samples, `[B]`.
@@ -152,6 +154,6 @@ def _ranks(unsure: Tensor, batch: Batch) -> tuple[Tensor, int]:
 
 
 def _size(model: ModelInfo) -> int:
-    """Return the weights of a model's blocks, about: what the larger teacher has more of."""
+    """Return the approximate number of weights in a model's blocks, to order teachers by size."""
     attention = model.head_size * (2 * model.heads + 2 * model.kv_heads)
     return model.layers * model.hidden_size * (attention + 2 * model.ffn_size)

@@ -121,8 +121,8 @@ def test_methods_are_listed_in_80_columns(invoke):
     done = invoke("methods")
     assert max(map(len, done.out.splitlines())) <= 80
     assert [name for name in registry().methods if f"\n  {name} " not in done.out] == []
-    assert "gkd-methods-classic 0.1.0\n" in done.out
-    assert "Match the normalised [CLS] states of intermediate layers." in done.out
+    assert "gkd-methods-classic 0.2.0\n" in done.out
+    assert "Match the normalized [CLS] states of intermediate layers." in done.out
     assert "Sun et al. 2019; reads hidden|cls of student and teacher" in done.out
     assert "Hinton et al. 2015; reads logits of student " in done.out
 
@@ -152,7 +152,7 @@ def test_every_method_can_be_shown(invoke):
 
 def test_plugins_tell_distribution_version_hooks_and_methods(invoke):
     lines = invoke("plugins").out.splitlines()
-    start = lines.index("classic  gkd-methods-classic 0.1.0")
+    start = lines.index("classic  gkd-methods-classic 0.2.0")
     assert lines[start + 1].split() == ["hooks", "gkd_register_methods,", "gkd_register_recipes"]
     assert "pkd" in " ".join(lines[start + 2 : start + 5])
     assert max(map(len, lines)) <= 80
@@ -291,7 +291,7 @@ def test_interrupted_run_says_how_to_go_on_and_does(invoke, settings, fail_at):
     done = invoke("run", *settings, *OFTEN)
     assert done.code == 130
     assert "Traceback" not in done.err
-    message, _, command = done.err.partition(" Go on with: ")
+    message, _, command = done.err.partition(" Continue with: ")
     assert message == "Error: interrupted."
     program, *arguments = shlex.split(command)
     done = invoke(*arguments)
@@ -349,7 +349,7 @@ def test_full_disk_is_one_message_that_says_how_to_go_on(invoke, settings, fail_
     done = invoke("run", *settings, *OFTEN)
     assert done.code == 1
     assert done.err.startswith("Error: the disk is full: ")
-    assert done.err.endswith("Go on with: gkd run --resume --output 'my run'\n")
+    assert done.err.endswith("Continue with: gkd run --resume --output 'my run'\n")
     assert done.err.count("\n") == 1
 
 

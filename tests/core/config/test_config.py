@@ -180,7 +180,7 @@ def test_unknown_recipe_is_refused():
 
 
 def test_recipe_of_a_recipe_is_refused(recipe):
-    assert "names a recipe itself" in refused(registry=recipe('recipe = "x"'), recipe="paper")
+    assert "itself names a recipe" in refused(registry=recipe('recipe = "x"'), recipe="paper")
 
 
 # Formats
@@ -281,7 +281,7 @@ def test_yaml_and_json_origins_have_lines(write, name, text):
         ("run.yaml", "seed: 1\ntraining: [1\n", "run.yaml:3: not valid YAML"),
         ("run.yaml", "seed: 1\nx: !!python/object:os.system {}\n", "run.yaml:2: not valid YAML"),
         ("run.yaml", "seed: 1\nseed: 2\n", "run.yaml:2: `seed` is set twice, first in line 1"),
-        ("run.yaml", "seed: 1\nx: &x\n  y: *x\n", "run.yaml:3: `x.y` is an alias of what it"),
+        ("run.yaml", "seed: 1\nx: &x\n  y: *x\n", "run.yaml:3: `x.y` is an alias of a node that"),
         ("run.json", '{"seed": 1,\n}', "run.json:"),
         ("run.json", '{"seed": 1,\n"seed": 2}', "run.json:2: `seed` is set twice"),
         ("run.toml", b"\xff\xfe".decode("latin-1"), "run.toml:1: not valid TOML"),
@@ -309,7 +309,7 @@ def test_empty_files_say_nothing(write):
 @pytest.mark.parametrize("word", ["no", "off", "yes", "on"])
 def test_yaml_truth_values_for_texts_are_explained(write, word):
     message = refused(files=[write("run.yaml", f"task:\n  label: {word}\n")])
-    assert message.startswith("task.label must be a text, got ")
+    assert message.startswith("task.label must be a string, got ")
     assert "(run.yaml:2). YAML reads an unquoted yes, no, on or off" in message
     quoted = resolve(Registry(), files=[write("run.yaml", f"task:\n  label: '{word}'\n")])
     assert quoted.config.task.label == word
@@ -391,7 +391,7 @@ def test_list_of_a_higher_source_replaces_that_of_a_lower(write, recipe):
 def test_one_teacher_over_several_is_refused(recipe):
     registry = recipe('[[teachers]]\nname = "a"\n[[teachers]]\nname = "b"')
     message = refused(registry=registry, recipe="paper", flags={"teacher": ("D", "--teacher")})
-    assert "`teacher` (--teacher) speaks of the only teacher" in message
+    assert "`teacher` (--teacher) refers to a single teacher" in message
     assert "(recipe paper) has several" in message
 
 
@@ -422,12 +422,12 @@ def test_null_cannot_undo_a_lower_value(write, recipe):
             "training.precision must be 'fp32', 'bf16' or 'fp16', got 'fp8'",
         ),
         ("training=5", "training must be a table, got 5 (--set)"),
-        ("task.label=5", "task.label must be a text, got 5 (--set). Put a text in quotes"),
+        ("task.label=5", "task.label must be a string, got 5 (--set). Strings must be quoted"),
         ("student.init=middle", "'last', 'spaced', 'none', 'random' or a list (each entry"),
         ("student.init=[0,1]", "a whole number greater than 0), got [0, 1] (--set)"),
         ("teachers=[]", "teachers must be a list of at least 1 (each entry a table), got []"),
-        ("teacher.name=A b", "teacher.name must be a text that matches ^[a-z]"),
-        ("method=3", "method must be a text, got 3 (--set)"),
+        ("teacher.name=A b", "teacher.name must be a string that matches ^[a-z]"),
+        ("method=3", "method must be a string, got 3 (--set)"),
         ("seed=-1", "seed must be a whole number of at least 0, got -1 (--set)"),
         ("soft.temperature=hot", "soft.temperature: 'hot' is neither a number nor a schedule"),
         ("pkd.beta=[1]", "pkd.beta: must be a number or a schedule, got [1]"),
@@ -445,12 +445,15 @@ def test_null_cannot_undo_a_lower_value(write, recipe):
         ("stages.a.seed=3", "`stages` has no entry 'a', being empty."),
         ("stages=[{seed=1}]", "every stage needs a name; one has none (--set)"),
         ("stages=[{}]", "every stage needs a name; one has none"),
-        ("stages=[{name='a'},{name='a'}]", "every stage needs a name of its own, got ['a', 'a']"),
+        ("stages=[{name='a'},{name='a'}]", "every stage needs a unique name, got ['a', 'a']"),
         ("stages=[{name='a',output.dir='x'}]", "`stages.a.output.dir` (--set) cannot differ"),
         ("stages=[{name='a',stages=[]}]", "`stages.a.stages` (--set) cannot differ"),
         ("method=pkd+sfot", "method 'pkd+sfot' (--set): unknown method 'sfot'. Did you mean"),
         ("method=pkd+", "method expression (--set): a method name is missing\n    pkd+"),
-        ("training.accumulation=3", "must divide training.batch_size, but 32 is no multiple of 3"),
+        (
+            "training.accumulation=3",
+            "must divide training.batch_size, but 32 is not a multiple of 3",
+        ),
     ],
 )
 def test_mistake_is_told_in_a_sentence(setting, message):
@@ -479,7 +482,7 @@ def test_every_mistake_is_told_once(write):
 
 def test_checkpoint_and_shape_from_one_source_are_refused(write):
     message = refused(files=[write("run.toml", 'student = { model = "x", layers = 2 }')])
-    assert message.startswith("student: `model` starts the student from a checkpoint of its own")
+    assert message.startswith("student: `model` starts the student from its own checkpoint")
     assert message.endswith("(run.toml:1)")
 
 
@@ -488,8 +491,8 @@ def test_checkpoint_from_higher_up_wins_over_a_shape_and_says_so(write):
     resolved = from_set("student=DIR", files=[file], task_defaults=task_defaults)
     assert (resolved.config.student.model, resolved.config.student.layers) == ("DIR", None)
     assert resolved.warnings == (
-        "student.layers (run.toml:1) is left out: student (--set) starts the student from a "
-        "checkpoint of its own",
+        "student.layers (run.toml:1) is ignored: student (--set) starts the student from its "
+        "own checkpoint",
     )
 
 

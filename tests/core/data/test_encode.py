@@ -111,12 +111,12 @@ def test_blocks_of_one_token_are_dropped():
 
 
 def test_nothing_to_model_is_refused():
-    with pytest.raises(DataError, match="two tokens"):
+    with pytest.raises(DataError, match="two or more tokens"):
         encode(Split([text(9)]), tokenizer(special=False), "causal-lm", 3)
 
 
 def test_text_without_tokens_is_refused():
-    with pytest.raises(DataError, match=r"no token of the text '\\u2028' \(row 2"):
+    with pytest.raises(DataError, match=r"no tokens for the text '\\u2028' \(row 2"):
         encode(Split(["w1", "\u2028"]), tokenizer(special=False), "classification", 8)
 
 

@@ -87,7 +87,7 @@ def test_directory_with_two_training_files_is_refused(tmp_path, train):
 
 
 def test_directory_without_training_file_is_refused(tmp_path):
-    assert "holds no training file" in fails(tmp_path)
+    assert "has no training file" in fails(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -167,19 +167,19 @@ def test_given_kind_wins_over_the_labels(tmp_path):
 
 BAD_ROWS = [
     ("a.jsonl", '{"text": "a", "label": 1}\n\n{"text": \n', ":3: invalid JSON: Expecting value"),
-    ("a.jsonl", '{"text": "a", "label": 1}\n[1]\n', ":2: expected is an object"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n[1]\n', ":2: expected an object"),
     ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', ":2: the row has no label"),
     ("a.jsonl", '{"text": " ", "label": 1}\n', ":1: the text is empty (column 'text')"),
     ("a.jsonl", '{"text": 3, "label": 1}\n', ":1: the text is 3, not a string"),
     ("a.jsonl", '{"text": "a", "label": [1]}\n', ":1: the label is [1]"),
     ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "\xff"}\n', ":2: not UTF-8: byte 0xff at"),
-    ("a.csv", 'text,label\n"a\nb",1\nc\n', ":4: 1 fields where the header has 2"),
+    ("a.csv", 'text,label\n"a\nb",1\nc\n', ":4: 1 fields, but the header has 2"),
     ("a.csv", 'text,label\na,1\n"b,1\n', ":3: not valid csv: unexpected end of data"),
     ("a.csv", b"text,label\na,1\n\xe9,1\n", ":3: not UTF-8: byte 0xe9 at position 1"),
     ("a.tsv", "text\tlabel\na\t1\nb\t\n", ":3: the row has no label (column 'label')"),
-    ("a.json", '[{"text": "a", "label": 1}, 3]', ": row 2: expected is an object"),
+    ("a.json", '[{"text": "a", "label": 1}, 3]', ": row 2: expected an object"),
     ("a.json", '[\n{"text": "a" "label": 1}]', ":2: invalid JSON"),
-    ("a.csv", "text,text\na,1\n", ":1: the first line must give every column a name"),
+    ("a.csv", "text,text\na,1\n", ":1: the first line must give every column a unique name"),
 ]
 
 
@@ -194,7 +194,7 @@ def test_bad_parquet_row_is_told_with_its_number(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert "a.parquet: row 2: the text is empty" in fails(tmp_path / "a.parquet")
     message = fails(write(tmp_path / "b.parquet", "text,label\n"))
-    assert "is not a parquet file" in message
+    assert "is not a readable parquet file" in message
 
 
 def test_five_bad_rows_are_shown_and_the_rest_counted(tmp_path):
@@ -287,7 +287,7 @@ def test_held_out_rows_leave_no_duplicate_and_every_class_in_training(tmp_path):
 
 def test_too_few_rows_to_hold_out_are_refused(tmp_path):
     path = write(tmp_path / "a.csv", "text,label\na,0\nb,1\n")
-    assert "too few different rows" in fails(path)
+    assert "too few distinct rows" in fails(path)
 
 
 def test_txt_is_split_at_blank_lines(tmp_path):

@@ -84,7 +84,7 @@ def test_unlabelled_test_split_is_left_out_unless_named(folder, caplog):
     path = folder(train=labelled(8), validation=labelled(2, 8), test=hidden)
     with caplog.at_level(logging.WARNING):
         assert load(path).test is None
-    assert "[test] has no labels and is left out" in caplog.text
+    assert "[test] has no labels and is ignored" in caplog.text
     with pytest.raises(DataError, match=r"\[test\] has no labels"):
         load(path, test="test")
 

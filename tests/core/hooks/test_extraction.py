@@ -58,8 +58,8 @@ def test_hidden_states_equal_those_of_the_stock_model(
     handle = sites.blocks[-1].register_forward_hook(lambda m, args, output: last.append(output))
     stock = model(**batch, output_hidden_states=True)
     handle.remove()
-    asked = frozenset([*HIDDEN, NORMED]) | ({LOGITS} if head != "base" else set())
-    features = Extractor(model, sites).run(asked, batch)
+    captures = frozenset([*HIDDEN, NORMED]) | ({LOGITS} if head != "base" else set())
+    features = Extractor(model, sites).run(captures, batch)
     for capture in HIDDEN[:3]:
         assert torch.equal(features[capture], stock.hidden_states[capture.layer])
     raw = last[0][0] if isinstance(last[0], tuple) else last[0]
@@ -99,8 +99,8 @@ def test_reduced_captures_equal_reduction_afterwards(build_model, build_batch, f
 def test_missing_attention_mask_means_no_padding(build_model, build_batch):
     batch = build_batch(rows=1)
     reader = extractor(build_model("bert"))
-    asked = frozenset([Capture("hidden", 1, reduce="mean"), Capture("hidden", 1)])
-    features = reader.run(asked, {"input_ids": batch["input_ids"]})
+    captures = frozenset([Capture("hidden", 1, reduce="mean"), Capture("hidden", 1)])
+    features = reader.run(captures, {"input_ids": batch["input_ids"]})
     whole = features[Capture("hidden", 1)]
     torch.testing.assert_close(features[Capture("hidden", 1, reduce="mean")], whole.mean(1))
 
@@ -164,9 +164,9 @@ def test_only_what_was_read_is_hooked_and_each_place_once(build_model, build_bat
     reader = extractor(model)
     reader.run(frozenset([LOGITS]), build_batch())
     assert hook_count(model) == hook_count(model.bert) + 1 == 1
-    asked = frozenset([Capture("hidden", 2), Capture("hidden", 2, reduce="cls"), LOGITS, *INNER])
+    captures = frozenset([Capture("hidden", 2), Capture("hidden", 2, reduce="cls"), LOGITS, *INNER])
     for _ in range(2):
-        reader.run(asked, build_batch())
+        reader.run(captures, build_batch())
         assert hook_count(model.bert) == len(model.bert.encoder.layer[1]._forward_hooks) == 1
     reader.run(frozenset([LOGITS]), build_batch())
     reader.remove()
@@ -176,8 +176,8 @@ def test_only_what_was_read_is_hooked_and_each_place_once(build_model, build_bat
 def test_installed_hooks_record_nothing_outside_a_run(build_model, build_batch):
     model = build_model("gpt2", "classification")
     reader = extractor(model)
-    asked = frozenset([*HIDDEN, *INNER])
-    features = reader.run(asked, build_batch())
+    captures = frozenset([*HIDDEN, *INNER])
+    features = reader.run(captures, build_batch())
     before = dict(features.tensors)
     with torch.no_grad():
         model(**build_batch("left", rows=2))
@@ -187,22 +187,22 @@ def test_installed_hooks_record_nothing_outside_a_run(build_model, build_batch):
 
 def test_failed_run_leaves_the_extractor_usable(build_model, build_batch):
     reader = extractor(build_model("bert"))
-    asked = frozenset([Capture("hidden", 1)])
+    captures = frozenset([Capture("hidden", 1)])
     with pytest.raises(IndexError):
-        reader.run(asked, {"input_ids": torch.tensor([[1000]])})
-    assert reader.run(asked, build_batch())[Capture("hidden", 1)].shape == (3, 12, 32)
+        reader.run(captures, {"input_ids": torch.tensor([[1000]])})
+    assert reader.run(captures, build_batch())[Capture("hidden", 1)].shape == (3, 12, 32)
 
 
 @torch.no_grad()
 def test_two_extractors_of_one_model_do_not_disturb_each_other(build_model, build_batch):
     model = build_model("llama")
     first, second = extractor(model), extractor(model)
-    asked, other = frozenset([Capture("probs", 1)]), frozenset([Capture("probs", 2)])
-    expected = first.run(asked, build_batch())[Capture("probs", 1)]
+    captures, other = frozenset([Capture("probs", 1)]), frozenset([Capture("probs", 2)])
+    expected = first.run(captures, build_batch())[Capture("probs", 1)]
     second.run(other, build_batch())
     first.remove()
     second.run(other, build_batch())
-    assert torch.equal(first.run(asked, build_batch())[Capture("probs", 1)], expected)
+    assert torch.equal(first.run(captures, build_batch())[Capture("probs", 1)], expected)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -213,11 +213,11 @@ def test_reduced_capture_keeps_no_whole_tensor_alive(build_model, build_batch, f
     seen = []
     sites.blocks[1].register_forward_hook(lambda m, args, out: seen.append(weakref.ref(out)))
     reader = Extractor(model, sites)
-    asked = frozenset([Capture("hidden", 2, reduce="cls"), Capture("hidden", 2, reduce="mean")])
+    captures = frozenset([Capture("hidden", 2, reduce="cls"), Capture("hidden", 2, reduce="mean")])
     gc.disable()
     try:
         with torch.set_grad_enabled(gradients):
-            features = reader.run(asked, build_batch())
+            features = reader.run(captures, build_batch())
         # Block 3 saves its input for backward; the graph is another owner than the features.
         tensors = [tensor.detach() for tensor in features.tensors.values()]
         del features
@@ -233,9 +233,9 @@ def loss_of(features):
 
 
 def gradients_of(model, batch):
-    asked = frozenset([*HIDDEN, *INNER, *REDUCED, NORMED, LOGITS])
+    captures = frozenset([*HIDDEN, *INNER, *REDUCED, NORMED, LOGITS])
     torch.manual_seed(7)
-    loss = loss_of(extractor(model).run(asked, batch))
+    loss = loss_of(extractor(model).run(captures, batch))
     loss.backward()
     return loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
@@ -287,10 +287,10 @@ def test_reentrant_checkpointing_of_attention_is_refused(build_model, build_batc
 def test_autocast_keeps_types_and_fp32_probs(build_model, build_batch, family):
     model = build_model(family, "classification")
     batch = build_batch()
-    asked = frozenset([*HIDDEN, *INNER, *REDUCED, LOGITS])
+    captures = frozenset([*HIDDEN, *INNER, *REDUCED, LOGITS])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         stock = model(**batch, output_hidden_states=True)
-        features = extractor(model).run(asked, batch)
+        features = extractor(model).run(captures, batch)
         probs = features[Capture("probs", 2)]
     assert torch.equal(features[LOGITS], stock.logits)
     for capture in HIDDEN[:3]:

@@ -41,10 +41,10 @@ def test_every_place_can_be_written_and_what_follows_sees_it(build_model, build_
     model = build_model(family, "classification")
     reader, batch = extractor(model), build_batch()
     for place in PLACES:
-        asked = frozenset([place, LOGITS])
-        stock = reader.run(asked, batch)
-        moved = reader.run(asked, batch, [change(place, lambda tensor: 0.5 * tensor + 0.3)])
-        same = reader.run(asked, batch, [change(place, lambda tensor: tensor.clone())])
+        captures = frozenset([place, LOGITS])
+        stock = reader.run(captures, batch)
+        moved = reader.run(captures, batch, [change(place, lambda tensor: 0.5 * tensor + 0.3)])
+        same = reader.run(captures, batch, [change(place, lambda tensor: tensor.clone())])
         torch.testing.assert_close(moved[place], 0.5 * stock[place] + 0.3, msg=str(place))
         torch.testing.assert_close(same[LOGITS], stock[LOGITS], msg=str(place))
         assert not torch.allclose(moved[LOGITS], stock[LOGITS], atol=1e-5), place
@@ -72,9 +72,9 @@ def test_uniform_attention_written_in_gives_the_mean_of_the_values(
 ):
     model = build_model(family, "classification")
     batch = build_batch(rows=1)
-    asked = frozenset([Capture("context", 1), Capture("value", 1), Capture("probs", 1)])
+    captures = frozenset([Capture("context", 1), Capture("value", 1), Capture("probs", 1)])
     changes = [change(Capture("probs", 1), lambda probs: torch.full_like(probs, 1 / 12))]
-    features = extractor(model).run(asked, batch, changes)
+    features = extractor(model).run(captures, batch, changes)
     assert torch.equal(features[Capture("probs", 1)], torch.full((1, 4, 12, 12), 1 / 12))
     values = features[Capture("value", 1)].repeat_interleave(
         4 // features[Capture("value", 1)].shape[1], dim=1
@@ -94,20 +94,20 @@ def test_scores_written_low_hide_a_key_as_padding_does(build_model, build_batch)
         return scores.index_fill(-1, torch.tensor([11]), torch.finfo(scores.dtype).min)
 
     changes = [change(Capture("scores", layer), hide) for layer in (1, 2, 3)]
-    asked = frozenset([Capture("hidden", 3)])
-    changed = extractor(model).run(asked, batch, changes)[Capture("hidden", 3)]
-    expected = extractor(model).run(asked, hidden)[Capture("hidden", 3)]
+    captures = frozenset([Capture("hidden", 3)])
+    changed = extractor(model).run(captures, batch, changes)[Capture("hidden", 3)]
+    expected = extractor(model).run(captures, hidden)[Capture("hidden", 3)]
     torch.testing.assert_close(changed[:, :-1], expected[:, :-1])
 
 
 def gradients_of(model, batch, changes):
-    asked = frozenset([LOGITS, Capture("hidden", 2)])
+    captures = frozenset([LOGITS, Capture("hidden", 2)])
     torch.manual_seed(5)
     reader = extractor(model)
-    first = reader.run(asked, batch, changes)
+    first = reader.run(captures, batch, changes)
     # A second pass, changed otherwise: each recomputation must repeat its own.
-    second = reader.run(asked, batch, [change(Capture("hidden", 1), lambda t: -t)])
-    loss = sum(f[c].square().mean() for f in (first, second) for c in sorted(asked))
+    second = reader.run(captures, batch, [change(Capture("hidden", 1), lambda t: -t)])
+    loss = sum(f[c].square().mean() for f in (first, second) for c in sorted(captures))
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 

@@ -120,10 +120,10 @@ def test_two_averaged_teachers_give_the_mean_of_their_losses(first_losses, world
 
 
 def test_one_teacher_needs_no_combiner(prepare_run, monkeypatch):
-    asked = []
-    monkeypatch.setattr(Registry, "combiner", lambda self, name: asked.append(name))
+    named = []
+    monkeypatch.setattr(Registry, "combiner", lambda self, name: named.append(name))
     prepare_run("method=soft", "training.steps=1").execute()
-    assert asked == []
+    assert named == []
 
 
 def test_unknown_combiner_is_refused_before_anything_is_loaded(prepare_run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -50,3 +51,13 @@ def test_planned_peak_is_the_measured_one(prepare_run, tmp_path, memory, setting
     planned = simulate(run.last, run.registry)
     assert planned.peak == pytest.approx(measured, rel=0.1)
     assert planned.memory["activations"] > 0.2 * planned.peak
+
+
+def test_memory_that_another_thread_frees_is_not_measured_for_good(memory):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        handed_over = [torch.empty(2**20)]
+        thread = Thread(target=handed_over.clear)
+        thread.start()
+        thread.join()
+        kept = torch.empty(2**21)
+    assert memory._growth(profiler) == kept.nbytes

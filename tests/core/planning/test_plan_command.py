@@ -6,7 +6,7 @@ import pytest
 from gkd_core.analysis.sizes import parse_size
 from gkd_core.api import Method, hookimpl
 from gkd_core.errors import MethodError
-from gkd_core.planning.choice import Choice, all_choices
+from gkd_core.planning.choice import LayoutChoice, all_choices
 from gkd_core.planning.simulation import simulate
 
 BIG = {
@@ -96,6 +96,15 @@ def test_offloaded_optimizer_is_in_host_memory(plan):
     assert "optimizer" not in found["memory"]
     # Weights, moments, gradient and a copy on its way back, a half of each.
     assert found["host"] == pytest.approx(20 / 2 * student, rel=1e-3)
+
+
+def test_gradients_beside_an_offloaded_optimizer_are_in_host_memory_too(plan):
+    offloaded = ("--set", "parallel.offload_optimizer=cpu", "--set", "parallel.offload_params=cpu")
+    found = plan("--nproc", 2, "--set", "parallel.zero=3", *offloaded)
+    student = found["parameters"]["student"]
+    # Weights as they are sent and as they are updated, moments, gradients as they are summed and
+    # as the optimizer reads them: a half of each.
+    assert found["host"] == pytest.approx(24 / 2 * student, rel=1e-3)
 
 
 def test_checkpointing_trades_activations_for_arithmetic(invoke, settings):
@@ -221,9 +230,9 @@ def test_search_goes_from_zero_to_tensor_to_host():
 
 
 def test_what_zero_3_gathers_does_not_count_against_a_layout_that_gathers_less():
-    gathers = Choice(2, 3, "zero3", "none", "none", False)
+    gathers = LayoutChoice(2, 3, "zero3", "none", "none", False)
     offloads = replace(gathers, zero=2, optimizer="cpu")
-    plain = Choice(2, 0, "replicated", "none", "none", False)
+    plain = LayoutChoice(2, 0, "replicated", "none", "none", False)
     assert not offloads.takes_like(gathers)
     assert offloads.takes_like(plain)
     assert offloads.takes_like(replace(gathers, zero=2))
@@ -283,7 +292,7 @@ def test_search_leaves_out_what_a_stage_does_not_go_with(invoke, settings):
 
 def test_search_says_when_nothing_fits(look):
     said = " ".join(look("--gpus", 1, "--memory", "500MiB").split())
-    assert "No layout fits into 1 x 500.0 MiB. Not even a teacher of one block would" in said
+    assert "No layout fits into 1 x 500.0 MiB. Not even a teacher with one block would fit" in said
 
 
 @pytest.mark.parametrize(

@@ -58,12 +58,12 @@ class Watcher:
         return [Breaks]
 
     @hookimpl
-    def gkd_check_outline(self, plan):
-        self.calls.append(("plan", [stage.name for stage in plan.stages]))
+    def gkd_check_outline(self, outline):
+        self.calls.append(("outline", [stage.name for stage in outline.stages]))
 
     @hookimpl
     def gkd_stage_start(self, run, stage):
-        self.calls.append(("start", stage.name, stage.student.model.training))
+        self.calls.append(("start", stage.name, stage.student.layers, run.results))
         assert stage.total_steps == 4
 
     @hookimpl
@@ -138,11 +138,11 @@ def test_end_of_a_failed_stage_is_told_with_its_error(prepare_run, registry_with
 
 def test_end_is_told_when_another_plugin_fails_at_the_start(prepare_run, registry_with, watcher):
     def fails(run, stage):
-        raise RuntimeError("plugin")
+        raise RuntimeError("builtin")
 
     watcher.gkd_stage_start = hookimpl(fails)
     run = prepare_run("method=soft", "training.steps=4", registry=registry_with(watcher))
-    with pytest.raises(RuntimeError, match="plugin"):
+    with pytest.raises(RuntimeError, match="builtin"):
         run.execute()
     assert [call[0] for call in watcher.calls] == ["plan", "end"]
 

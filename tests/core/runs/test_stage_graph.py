@@ -134,7 +134,7 @@ def _chain(*stages):
         ),
         (
             [("a", 'teacher = "stage:a"')],
-            r"stages.a.teacher.model = 'stage:a': a stage cannot wait for itself \(a -> a,",
+            r"stages.a.teacher.model = 'stage:a': a stage cannot depend on itself \(a -> a,",
         ),
         (
             [
@@ -142,19 +142,19 @@ def _chain(*stages):
                 ("b", 'teacher = "stage:a"'),
                 ("c", 'student = "stage:b"'),
             ],
-            r"cannot wait for itself \(a -> c -> b -> a, each of which takes the student of the",
+            r"cannot depend on itself \(a -> c -> b -> a, each of which uses the student of the",
         ),
         (
             [("a", 'teacher = "stage:b"'), ("b", "student.layers = 3")],
-            "that stage comes later. Stages run in the order they are written in; write 'b' before",
+            "that stage comes later. Stages run in the order written; move 'b' before",
         ),
         (
             [("a", ""), ("b", 'student = {model = "stage:a", new_student = true}')],
-            "goes on with the student of another stage, so `new_student` cannot be set too",
+            "continues with the student of another stage, so `new_student` cannot be set as well",
         ),
         (
             [("a", ""), ("b", 'student = {model = "stage:a", layers = 2}')],
-            "starts the student from a checkpoint of its own, so layers cannot be set too",
+            "starts the student from its own checkpoint, so layers cannot be set as well",
         ),
     ],
 )
@@ -171,7 +171,7 @@ def test_a_run_without_stages_has_no_stage_to_learn_from(prepare_run):
 def test_a_student_that_nobody_uses_is_told(prepare_run):
     run = prepare_run(file=_chain(("a", ""), ("b", "student.layers = 3")))
     assert [w for w in run.resolved.warnings if "stage" in w] == [
-        "no stage uses the student of stage 'a': none goes on with it, and none has teacher = "
+        "no stage uses the student of stage 'a': none continues with it, and none has teacher = "
         "'stage:a'"
     ]
     assert not prepare_run(file=CHAIN).resolved.warnings

@@ -107,8 +107,8 @@ def test_blocks_that_change_nothing_go_first(build_model, build_batch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what is to be left: --parameters, --width or --depth"),
-        (["--parameters", "1", "--width", "1"], "--parameters and --width exclude each other"),
+        ([], "say what to keep: --parameters, --width or --depth"),
+        (["--parameters", "1", "--width", "1"], "--parameters and --width are mutually exclusive"),
         (["--parameters", "0"], "--parameters must be above 0"),
         (["--width", "2"], "2.0 is not in the range"),
         (["--depth", "9"], "--depth 9 is not possible: the model has 4 blocks; choose 1 to 4"),
@@ -125,5 +125,5 @@ def test_mistakes_are_one_message(prune, arguments, message):
 def test_nothing_is_overwritten(prune, tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "thesis.txt").write_text("years of work")
-    assert "is there already" in prune("--depth", "2").err
+    assert "already exists" in prune("--depth", "2").err
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["thesis.txt"]

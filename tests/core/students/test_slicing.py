@@ -294,7 +294,9 @@ def test_shallower_student_of_a_sliced_teacher_takes_its_widths(build, rows):
     teacher = sliced_copy(build("bert"), cut(drawn(full(build("bert"))), (1, 2, 0), (8, 16, 24)))
     write_slices(teacher.config, {0.1: Widths((0, 0, 0), (8, 0, 0))})
     assert read_slices(teacher.config) == {0.1: Widths((0, 0, 0), (8, 0, 0))}
-    student = build_student(StudentConfig(init=[3, 1]), teacher, "classification", CLASSES, 0).model
+    student = build_student(
+        StudentConfig(init=[3, 1]), find_sites(teacher), "classification", CLASSES, 0
+    ).model
     assert Widths.read(student.config) == Widths((0, 1), (24, 8))
     assert not read_slices(student.config)
     theirs = find_sites(teacher).blocks[2].state_dict()
@@ -302,7 +304,7 @@ def test_shallower_student_of_a_sliced_teacher_takes_its_widths(build, rows):
     assert theirs.keys() == mine.keys()
     assert all(torch.equal(mine[name], theirs[name].float()) for name in mine)
     with pytest.raises(ConfigError, match=r"student\.heads cannot be set"):
-        build_student(StudentConfig(heads=2), teacher, "classification", CLASSES, 0)
+        build_student(StudentConfig(heads=2), find_sites(teacher), "classification", CLASSES, 0)
 
 
 @pytest.mark.parametrize("family", ["deberta-v2", "bloom"])

@@ -9,7 +9,8 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.models.transfer import transfer
-from gkd_core.students.build import build_student, student_config
+from gkd_core.students.build import build_student
+from gkd_core.students.shape import student_config
 
 ENCODERS = ["bert", "roberta", "distilbert", "electra", "modernbert"]
 DECODERS = ["gpt2", "llama", "qwen3", "glm", "glm4", "mistral", "qwen2", "gpt_neox", "opt"]
@@ -21,7 +22,7 @@ CLASSES = ("no", "yes")
 
 def build(teacher, kind="classification", seed=0, **spec):
     classes = CLASSES if kind == "classification" else ()
-    return build_student(StudentConfig(**spec), teacher, kind, classes, seed)
+    return build_student(StudentConfig(**spec), find_sites(teacher), kind, classes, seed)
 
 
 def shape(config):
@@ -189,7 +190,7 @@ def test_wider_student_cannot_be_filled(build_model):
     teacher = build_model("bert", "classification")
     student = build_model("bert", "classification", intermediate_size=128)
     with pytest.raises(ConfigError, match=r"intermediate.dense.weight is \(128, 32\).*'random'"):
-        transfer(student, teacher, [1, 2, 3])
+        transfer(find_sites(student), find_sites(teacher), [1, 2, 3])
 
 
 def test_random_student_may_be_larger_and_depends_on_the_seed_only(build_model):
@@ -211,7 +212,7 @@ def test_transfer_counts_what_it_did(build_model):
         StudentConfig(hidden_size=16, layers=1), teacher.config, "classification", CLASSES
     )
     student = type(teacher)(config)
-    done = transfer(student, teacher, [3])
+    done = transfer(find_sites(student), find_sites(teacher), [3])
     assert done.blocks == (3,)
     assert done.parameters == count_parameters(student)
     assert done.copied == 1  # the bias of the classifier
@@ -222,7 +223,7 @@ def test_transfer_counts_what_it_did(build_model):
 def test_tensors_the_teacher_lacks_are_named(build_model):
     teacher, student = build_model("bert", "base"), build_model("bert", "base")
     student.register_parameter("gate", torch.nn.Parameter(torch.ones(3)))
-    assert transfer(student, teacher, [1, 2, 3]).initialised == ("gate",)
+    assert transfer(find_sites(student), find_sites(teacher), [1, 2, 3]).initialised == ("gate",)
     assert torch.equal(student.gate, torch.ones(3))
 
 

@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 from gkd_core.contract.task import Split
 from gkd_core.data import augment as augment_module
 from gkd_core.data.augment import Word, augment
-from gkd_core.models import proposer as proposer_module
-from gkd_core.models.proposer import MaskedProposer
+from gkd_core.models import word_proposer as proposer_module
+from gkd_core.models.word_proposer import MaskedProposer
 
 
 class Shouts:
@@ -21,7 +21,7 @@ class Shouts:
 
     def __init__(self, number=3):
         self.number = number
-        self.asked = []
+        self.requests = []
 
     def words(self, texts):
         return [list(self._words(text)) for text in texts]
@@ -34,7 +34,7 @@ class Shouts:
             start += len(word) + 1
 
     def candidates(self, texts, wanted):
-        self.asked += [(texts[row], word) for row, word in wanted]
+        self.requests += [(texts[row], word) for row, word in wanted]
         spelled = [texts[row][word.start : word.end].upper() for row, word in wanted]
         return [[f"{word}{n}" for n in range(self.number)] for word in spelled]
 
@@ -54,7 +54,7 @@ def test_nothing_is_asked_for_words_that_stay():
     proposer = Shouts()
     rows = augment(Split(TEXTS), proposer, copies=3, share=0.0, seed=1)
     assert rows.text == TEXTS * 4
-    assert proposer.asked == []
+    assert proposer.requests == []
 
 
 def test_each_word_of_each_copy_is_drawn_by_itself():

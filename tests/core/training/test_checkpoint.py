@@ -40,7 +40,7 @@ def test_newest_checkpoint_brings_everything_back(stage):
     save_checkpoint(stage, progress)
     weights = {n: p.detach().clone() for n, p in stage.student.model.named_parameters()}
     torch_state = torch.get_rng_state()
-    draws = {n: g.get_state() for n, g in stage.objective.generators().items()}
+    states = {n: g.get_state() for n, g in stage.objective.generators().items()}
     with torch.no_grad():
         for parameter in stage.student.model.parameters():
             parameter.normal_()
@@ -51,7 +51,7 @@ def test_newest_checkpoint_brings_everything_back(stage):
     assert all(torch.equal(p, weights[n]) for n, p in stage.student.model.named_parameters())
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert all(
-        torch.equal(g.get_state(), draws[n]) for n, g in stage.objective.generators().items()
+        torch.equal(g.get_state(), states[n]) for n, g in stage.objective.generators().items()
     )
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from gkd_core.analysis.sizes import readable
 from gkd_core.planning.estimate import Estimate
-from gkd_core.planning.ledger import ON_DEVICE
+from gkd_core.planning.memory_tracker import ON_DEVICE
 from gkd_core.planning.search import Found, Limit
 
 NONE = "-"

@@ -1,6 +1,6 @@
-"""The command line: one file per command, each thin.
+"""The command line: one thin module per command.
 
-Nothing here imports torch until a command that needs it runs, so that `gkd --help` is immediate.
+torch is imported only when a command that needs it runs, so that `gkd --help` is immediate.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 
 from gkd_core import __version__
 from gkd_core.cli.errors import report
+from gkd_core.cli.ranks import ending
 from gkd_core.errors import suggest
 from gkd_core.plugins import registry
 
@@ -29,17 +30,17 @@ BUILT_IN = {
     "run": "gkd_core.cli.run:run",
 }
 
-HELP = """Distil large language models: a small student learns from one or several large teachers.
+HELP = """Distill large language models: a small student learns from one or several large teachers.
 
 \b
-gkd run                            distil on text that every Python brings
-gkd run --teacher DIR --data FILE  distil your own teacher on your own data
-gkd methods                        the methods that are installed
-"""  # click keeps the lines of a paragraph that begins with a backspace
+gkd run                            distill on text that comes with Python
+gkd run --teacher DIR --data FILE  distill your own teacher on your own data
+gkd methods                        list the installed methods
+"""  # click does not rewrap a paragraph that begins with a backspace
 
 
 class Commands(click.Group):
-    """Built-in commands, imported when they are used, and those of plugins."""
+    """Built-in commands, imported on use, and commands of plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -56,7 +57,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that arguments begin with, or refuse them with the nearest name."""
+        """Return the command that the arguments name, or fail with the nearest known name."""
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not name.startswith("-"):
             meant = suggest(name, known) or f" There are {', '.join(known)}."
@@ -67,19 +68,19 @@ class Commands(click.Group):
 @click.group(cls=Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gkd")
 def gkd() -> None:
-    """Hold the commands."""
+    """The group of all commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `gkd`: what a person can mend is one message, not a traceback.
+    """Run `gkd`: errors that users can fix are printed as one message, without a traceback.
 
     Args:
-        arguments: What follows `gkd`; None: the arguments of the process.
+        arguments: Arguments after `gkd`; None: those of the process.
 
     Raises:
-        SystemExit: Always: 0; 2 for a mistake in the input; 1 for a full disk; 130 if interrupted.
+        SystemExit: Always: 0; 2 for invalid input; 1 for a full disk; 130 if interrupted.
     """
-    with warnings.catch_warnings():
+    with ending(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             args = None if arguments is None else list(arguments)
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             status = report(error)
             if status is None:
                 raise
-    sys.exit(status)
+        sys.exit(status)
 
 
 def _show_warning(message: Warning | str, *_where: object, **_file: object) -> None:

@@ -1,4 +1,4 @@
-"""`python -m gkd_core.cli` is `gkd`."""
+"""`python -m gkd_core.cli` runs `gkd`."""
 
 from gkd_core.cli import main
 

@@ -1,4 +1,4 @@
-"""`gkd config`: show every setting of a run and where it comes from."""
+"""`gkd config`: show all settings of a run and their origins."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def config(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Show every setting of a run and where it comes from.
+    """Show all settings of a run and their origins.
 
-    FILE is a run file in TOML, YAML or JSON. What is printed is a run file itself.
+    FILE is a run file in TOML, YAML or JSON. The output is itself a run file.
     """
     from gkd_core.config.render import complete, json_schema, to_toml
     from gkd_core.plugins import registry

@@ -1,4 +1,4 @@
-"""What a person reads when a command fails, and the exit status that goes with it."""
+"""Error messages and exit statuses of failing commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAILURE = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 SPOKEN = (FAILURE, USER_ERROR, INTERRUPTED)
-"""Exit statuses of a process that has said what was wrong."""
+"""Exit statuses of a process that has reported its error."""
 
 FULL = "no space left on device"
 SAVE_MEMORY = (
@@ -30,26 +30,26 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class Interrupted(click.ClickException):
-    """A person stopped the run; the message says how to go on."""
+    """The run was interrupted; the message says how to continue."""
 
     exit_code = INTERRUPTED
 
 
 class DiskFull(click.ClickException):
-    """The disk is full; the message says how to go on."""
+    """The disk is full; the message says how to continue."""
 
     exit_code = FAILURE
 
 
 class RankDied(click.ClickException):
-    """A process of the run ended without a word."""
+    """A process of the run ended without reporting an error."""
 
     exit_code = FAILURE
 
 
 @contextmanager
 def resumable(directory: Path) -> Iterator[None]:
-    """Say how to go on with the run in `directory` if it is interrupted or the disk is full."""
+    """Say how to continue the run in `directory` if it is interrupted or the disk is full."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -66,15 +66,16 @@ def _how_to_go_on(directory: Path) -> str:
 
     place = shlex.quote(str(directory))
     if has_trained(directory):
-        return f"Go on with: gkd run --resume --output {place}"
+        return f"Continue with: gkd run --resume --output {place}"
     return f"There is no checkpoint yet: start again, with --overwrite --output {place}"
 
 
 def report(error: Exception) -> int | None:
-    """Print an error in one message, after its traceback if GKD_TRACEBACK=1.
+    """Print an error as a single message, preceded by its traceback if GKD_TRACEBACK=1.
 
     Returns:
-        The exit status, or None for an error that only a programmer can mend: nothing is printed.
+        The exit status; None for an error that only a developer can fix, for which nothing is
+        printed.
     """
     if isinstance(error, click.ClickException):
         _trace(error)
@@ -90,7 +91,7 @@ def report(error: Exception) -> int | None:
 
 
 def exit_status(error: BaseException) -> int:
-    """Return the exit status that a failing command ends with."""
+    """Return the exit status of a command that fails with an error."""
     if isinstance(error, click.ClickException):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -100,7 +101,7 @@ def exit_status(error: BaseException) -> int:
 
 
 def _told(error: Exception) -> tuple[str, int] | None:
-    """Return message and exit status for what a person can mend."""
+    """Return the message and exit status of an error that a user can fix, else None."""
     if isinstance(error, GkdError):
         return str(error), USER_ERROR
     if isinstance(error, click.Abort):
@@ -118,14 +119,14 @@ def _trace(error: Exception) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # torch tells of memory by plain RuntimeErrors too, with the reason in the text alone.
+    # torch also reports memory errors as plain RuntimeErrors, with the reason only in the text.
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in NO_MEMORY)
 
 
 def _is_disk_full(error: Exception) -> bool:
-    # safetensors has an exception of its own, with the reason in the text alone.
+    # safetensors has its own exception, with the reason only in the text.
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return full or FULL in str(error).lower()
 

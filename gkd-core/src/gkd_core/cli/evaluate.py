@@ -32,8 +32,8 @@ def evaluate(
 ) -> None:
     """Evaluate the model in DIRECTORY on the test rows of a task.
 
-    With --data these are all rows of a file. The config.toml of a run, given as FILE, takes those
-    of the run. Without test rows the validation rows count. Nothing is written.
+    With --data, all rows of a file are used; with the config.toml of a run as FILE, those of the
+    run. Without test rows, the validation rows are used. Nothing is written.
     """
     from rich.console import Console
 
@@ -52,7 +52,7 @@ def evaluate(
 
 
 def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedStage:
-    """Return the stage of a single model: no student of its own, no method that reads another."""
+    """Return a stage with a single model: no separate student, no method that reads a teacher."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
 
     alone = {
@@ -65,8 +65,8 @@ def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedSt
 
 
 def _task(stage: ResolvedStage, data: str | None) -> TaskConfig:
-    """Return the task, whose test rows are those of the file `data` unless --set names others."""
-    from gkd_core.config.sources import DEFAULT, Level
+    """Return the task, with test rows from the file `data` unless --set names others."""
+    from gkd_core.config.settings import DEFAULT, Level
 
     task = stage.config.task
     if data is None or not Path(data).is_file():

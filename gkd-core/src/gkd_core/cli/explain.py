@@ -23,10 +23,10 @@ def explain(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Print what a run would compute, without loading any weight.
+    """Print what a run would compute, without loading any weights.
 
-    EXPRESSION is a sum of methods such as pkd+soft; every setting of `gkd run` can be given too.
-    Shows stages, methods with the origin of each option, passes, and every captured tensor.
+    EXPRESSION is a sum of methods such as pkd+soft; all settings of `gkd run` can be given as well.
+    Shows stages, methods with the origin of each option, passes, and all captured tensors.
     """
     from rich.console import Console
 
@@ -39,7 +39,7 @@ def explain(
         files, expression = (Path(expression), *files), None
     if expression is not None:
         if flags["method"] is not None:
-            raise click.UsageError("give the methods once: as EXPRESSION or with --method")
+            raise click.UsageError("give the methods only once: as EXPRESSION or with --method")
         flags["method"] = expression
     resolved = RunOptions(files, recipe, settings, flags).resolve()
     show_warnings(resolved)

@@ -64,7 +64,7 @@ def _list(console: Console) -> None:
 
 
 def _entries(methods: list[type[Method]]) -> RenderableType:
-    """Return a block per method: what it computes, where it was published, what it reads."""
+    """Return an entry per method: what it computes, where it was published, what it reads."""
     from rich.table import Table
     from rich.text import Text
 
@@ -81,7 +81,7 @@ def _entries(methods: list[type[Method]]) -> RenderableType:
 
 
 def _combiners(combiners: Iterable[type[TeacherCombiner]]) -> RenderableType:
-    """Return a block per combiner: how it weighs the teachers, and where it was published."""
+    """Return an entry per combiner: how it weights the teachers and where it was published."""
     from rich.table import Table
     from rich.text import Text
 
@@ -172,7 +172,7 @@ def _options(cls: type[MethodBase]) -> RenderableType:
 
 
 def _settings(prefix: str, options: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    """Yield `name = default` and description of each option, also of the tables of a list."""
+    """Yield `name = default` and the description of each option, including tables in lists."""
     from pydantic import BaseModel, TypeAdapter
 
     for name, field in options.model_fields.items():
@@ -189,14 +189,14 @@ def _settings(prefix: str, options: type[BaseModel]) -> Iterator[tuple[str, str]
 
 
 def _reflowed(paragraph: str, width: int) -> str:
-    """Fill a paragraph to the width of the terminal; one with indented lines stays as it is."""
+    """Rewrap a paragraph to the terminal width, unless it has indented lines."""
     lines = paragraph.splitlines()
     indented = any(line.startswith((" ", "- ", "* ")) for line in lines)
     return paragraph if indented else textwrap.fill(" ".join(lines), width)
 
 
 def _sites(method: type[Method]) -> str:
-    """Return what is read, without layers, such as `hidden|cls of student and teacher`."""
+    """Return the sites read, without layers, such as `hidden|cls of student and teacher`."""
     models: dict[str, list[str]] = {}
     for model, site, _, rest in _reads(method):
         readers = models.setdefault(f"{site}{rest}", [])
@@ -206,7 +206,7 @@ def _sites(method: type[Method]) -> str:
 
 
 def _layers(method: type[Method]) -> Iterator[str]:
-    """Yield what is read, with all layers of a site together."""
+    """Yield the sites read, with all layers of a site combined."""
     layers: dict[tuple[str, str, str], list[str]] = {}
     for model, site, layer, rest in _reads(method):
         layers.setdefault((model, site, rest), []).extend([layer] if layer else [])
@@ -216,7 +216,7 @@ def _layers(method: type[Method]) -> Iterator[str]:
 
 
 def _reads(method: type[Method]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield model, site, layers and the rest of each path, for models of an example's size."""
+    """Yield model, site, layers and remainder of each path, for the example models."""
     for path in method().reads(*_example()):
         found = PATH.fullmatch(path)
         if found is not None:
@@ -224,7 +224,7 @@ def _reads(method: type[Method]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _example() -> tuple[Models, Step]:
-    """Return models of an example's size and the first step of their training."""
+    """Return example models and the first step of their training."""
     import torch
 
     from gkd_core.contract.model_info import ModelInfo, Models

@@ -1,4 +1,4 @@
-"""What `gkd run`, `gkd explain`, `gkd config` and `gkd eval` have in common: settings."""
+"""Options for settings, shared by `gkd run`, `gkd explain`, `gkd config` and others."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ FLAGS: Mapping[str, tuple[str, str]] = {
     "seed": ("--seed", "seed"),
     "nproc": ("--nproc", "parallel.nproc"),
 }
-"""Parameter name: the flag, and the setting it stands for."""
+"""The flag and the setting of each parameter name."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says of a run.
+    """The command-line options of a run.
 
     Attributes:
         files: Configuration files.
         recipe: Name of a recipe.
-        settings: `key=value` texts of `--set`.
+        settings: `key=value` arguments of `--set`.
         flags: Named flags that were given, by parameter name.
     """
 
@@ -53,11 +53,11 @@ class RunOptions:
         """Return the configuration, on top of other files.
 
         Args:
-            base: The files.
-            before: The run that they hold, if it is to go on.
+            base: The other files.
+            before: The run in those files, if it is to be resumed.
 
         Raises:
-            GkdError: A value is wrong.
+            GkdError: A value is invalid.
         """
         from gkd_core.config.resolve import resolve
         from gkd_core.plugins import registry
@@ -86,7 +86,7 @@ class RunOptions:
 
 
 def _teacher(text: str, number: int | None) -> dict[str, str]:
-    """Read `NAME=MODEL` or `MODEL`; one of several without a name is `teacher1`, `teacher2`, ..."""
+    """Parse `NAME=MODEL` or `MODEL`; several unnamed ones are `teacher1`, `teacher2`, ..."""
     named = NAMED_TEACHER.fullmatch(text)
     if named is not None:
         return {"model": named["model"], "name": named["name"]}
@@ -94,7 +94,7 @@ def _teacher(text: str, number: int | None) -> dict[str, str]:
 
 
 def run_options(command: Command) -> Command:
-    """Add the settings of a run to a command."""
+    """Add the options of a run to a command."""
     return _decorated(command, (_FILES, *_RUN, _SET))
 
 
@@ -104,7 +104,7 @@ def file_options(command: Command) -> Command:
 
 
 def show_warnings(resolved: Resolved) -> None:
-    """Print the warnings of a configuration, a line each."""
+    """Print the warnings of a configuration, one per line."""
     for warning in resolved.warnings:
         click.echo(f"Warning: {warning}", err=True)
 
@@ -124,10 +124,10 @@ def _decorated(command: Command, decorators: Sequence[Decorator]) -> Command:
 
 _FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
 _SET = click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any setting; repeatable."
 )
 _RUN: Sequence[Decorator] = (
-    click.option("--method", help="Methods to sum: pkd+soft, 2*pkd+0.5*soft. [pkd+soft]"),
+    click.option("--method", help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft]"),
     click.option("--recipe", help="Start from a shipped recipe."),
     click.option(
         "--teacher",
@@ -136,7 +136,9 @@ _RUN: Sequence[Decorator] = (
         help="Directory or hub id; repeat for several teachers.",
     ),
     click.option("--student", help="Start the student from this checkpoint."),
-    click.option("--student-layers", type=int, help="Blocks of a student made from the teacher."),
+    click.option(
+        "--student-layers", type=int, help="Blocks of a student derived from the teacher."
+    ),
     click.option("--data", help="Training file: jsonl, csv, tsv, parquet, txt."),
     click.option("--output", help="Run directory. [runs/NAME-N]"),
     click.option(

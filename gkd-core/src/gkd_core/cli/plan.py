@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class ByteSize(click.ParamType[int]):
-    """A number of bytes with its unit."""
+    """A number of bytes with a unit."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes, or refuse the text."""
+        """Return the number of bytes, or fail if the text is not a size."""
         try:
             return value if isinstance(value, int) else parse_size(value)
         except ValueError as error:
@@ -35,16 +35,16 @@ class ByteSize(click.ParamType[int]):
 @run_options
 @click.option("--gpus", "nproc", type=int, help="Number of GPUs; the same as --nproc.")
 @click.option(
-    "--memory", type=ByteSize(), help="Look for a layout that fits into GPUs of this size: 40GiB."
+    "--memory", type=ByteSize(), help="Search for a layout that fits into GPUs of this size: 40GiB."
 )
 @click.option(
     "--host-memory",
     type=ByteSize(),
-    help="With --memory: what all processes together may take of host memory: 512GiB. [no limit]",
+    help="With --memory: host memory that all processes may use together: 512GiB. [no limit]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
-    "--figure", type=click.Path(path_type=Path), help="Also draw the memory by kind as a PNG."
+    "--figure", type=click.Path(path_type=Path), help="Also plot the memory by kind to a PNG file."
 )
 def plan(
     files: tuple[Path, ...],
@@ -56,26 +56,26 @@ def plan(
     figure: Path | None,
     **flags: Any,
 ) -> None:
-    """Show what a step needs: memory, arithmetic, communication.
+    """Show what a step needs: memory, arithmetic and communication.
 
-    Takes the settings of `gkd run` and simulates a training step. No weights are read and no GPU
-    is needed: of a model that is not here yet, a folder with its config.json is enough. With
+    Takes the settings of `gkd run` and simulates a training step. No weights are read and no GPU is
+    needed: for a model that is not available yet, a directory with its config.json is enough. With
     --memory, layouts are tried in turn: ZeRO first, then tensor parallelism, then host memory.
     """
     if host_memory is not None and memory is None:
-        raise click.UsageError("--host-memory says what a search may take: add --memory")
+        raise click.UsageError("--host-memory limits a search: add --memory")
     from rich.console import Console
 
     from gkd_core.analysis.memory import memory_table
     from gkd_core.planning.search import Limit
-    from gkd_core.planning.shapes import ShapeDraughtsman
+    from gkd_core.planning.shapes import ShapeSpecBuilder
     from gkd_core.planning.simulation import simulate
     from gkd_core.plugins import registry
     from gkd_core.runs.run import build_specs
 
     resolved = RunOptions(files, recipe, settings, flags).resolve()
     show_warnings(resolved)
-    builder = ShapeDraughtsman(registry(), [stage.config.task for stage in resolved.stages])
+    builder = ShapeSpecBuilder(registry(), [stage.config.task for stage in resolved.stages])
     stages = list(build_specs(resolved, builder).values())
     for stage in stages:
         _say_what_is_left_out(stage)
@@ -96,13 +96,13 @@ def _say_what_is_left_out(stage: StageSpec) -> None:
     if scale is not None and stage.follows is None:
         click.echo(
             f"Warning: {stage.settings.path('student.scale')} = {scale:g} keeps what a run finds "
-            "to be important; the student is planned whole",
+            "to be important; the plan is for the unpruned student",
             err=True,
         )
 
 
 def _search(stages: Sequence[StageSpec], limit: Limit, as_json: bool, figure: Path | None) -> None:
-    """Look for a layout for each stage, and print what was tried."""
+    """Search for a layout for each stage, and print the trials."""
     from functools import partial
 
     from gkd_core.planning.search import Search
@@ -119,7 +119,9 @@ def _search(stages: Sequence[StageSpec], limit: Limit, as_json: bool, figure: Pa
             if trial.estimate is not None
         }
         if not bars:
-            raise click.ClickException("no layout was worth a simulation: there is nothing to draw")
+            raise click.ClickException(
+                "no layout was worth simulating, so there is nothing to plot"
+            )
         _draw(figure, bars, limit.device)
     if as_json:
         click.echo(json.dumps([one.to_json() for one in found], indent=2))
@@ -128,7 +130,7 @@ def _search(stages: Sequence[StageSpec], limit: Limit, as_json: bool, figure: Pa
 
 
 def _show(found: Sequence[Found], limit: Limit) -> None:
-    """Print what was tried for each stage, and what is recommended for all."""
+    """Print the trials of each stage and a recommendation for all stages."""
     from rich.console import Console
 
     from gkd_core.analysis.memory import memory_table, trials_table
@@ -155,7 +157,7 @@ def _too_large(found: Found, limit: Limit) -> str:
     if largest is None:
         return f"{said} {_advice(found.stage)}"
     return (
-        f"{said} The largest teacher of this width that would has {largest.blocks} blocks, "
+        f"{said} The largest teacher of this width that would fit has {largest.blocks} blocks, "
         f"{largest.weights / 1e9:.1f} billion weights: "
         f"{_options(world, largest.choice.settings(found.stage))}"
     )
@@ -163,10 +165,10 @@ def _too_large(found: Found, limit: Limit) -> str:
 
 def _advice(stage: StageSpec) -> str:
     if not stage.reads_teachers:
-        return "No teacher is read: take a smaller student or batch"
+        return "No teacher is used: use a smaller student or batch"
     if len(stage.teachers) > 1:
-        return "Take smaller teachers, a smaller student or batch"
-    return "Not even a teacher of one block would: take a smaller student or batch"
+        return "Use smaller teachers, or a smaller student or batch"
+    return "Not even a teacher with one block would fit: use a smaller student or batch"
 
 
 def _options(world: int, settings: Sequence[str]) -> str:
@@ -175,7 +177,7 @@ def _options(world: int, settings: Sequence[str]) -> str:
 
 def _draw(path: Path, estimates: Mapping[str, Estimate], limit: int | None = None) -> None:
     from gkd_core.analysis.figures import memory
-    from gkd_core.planning.ledger import ON_DEVICE
+    from gkd_core.planning.memory_tracker import ON_DEVICE
 
     bars = {
         name: {str(kind): size for kind, size in estimate.memory.items()}

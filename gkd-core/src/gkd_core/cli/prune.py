@@ -17,27 +17,31 @@ if TYPE_CHECKING:
 @click.command()
 @file_options
 @click.option("--model", required=True, help="Directory or hub id of a trained model.")
-@click.option("--output", required=True, help="Where to: a new directory.")
-@click.option("--data", help="Labelled rows: jsonl, csv, tsv, parquet, txt.")
-@click.option("--parameters", type=float, help="Parameters left: a share (0.5) or a number (3e7).")
+@click.option("--output", required=True, help="Directory for the result; must be new.")
+@click.option("--data", help="Labeled rows: jsonl, csv, tsv, parquet, txt.")
 @click.option(
-    "--width", type=click.FloatRange(0, 1), help="Share of heads and neurons left, instead."
+    "--parameters", type=float, help="Parameters to keep: a share (0.5) or a number (3e7)."
 )
-@click.option("--depth", type=int, help="Blocks left. [all]")
+@click.option(
+    "--width", type=click.FloatRange(0, 1), help="Share of heads and neurons to keep, instead."
+)
+@click.option("--depth", type=int, help="Blocks to keep. [all]")
 @click.option(
     "--blocks",
     type=click.Choice(["influence", "first", "last", "spaced"]),
     default="influence",
     show_default=True,
-    help="Which blocks: those that change their input most, or by place.",
+    help="Which blocks to keep: those that change their input most, or by position.",
 )
-@click.option("--even", is_flag=True, help="Equal blocks, so that any tool loads the result.")
+@click.option(
+    "--even", is_flag=True, help="Prune all blocks equally, so that any tool can load the result."
+)
 @click.option(
     "--multiple",
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Neurons of a block are a multiple of this.",
+    help="The number of neurons in a block is a multiple of this.",
 )
 @click.option(
     "--rows",
@@ -55,10 +59,10 @@ def prune(
     rows: int,
     **target: Any,
 ) -> None:
-    """Take blocks, heads and neurons out of a trained model.
+    """Prune blocks, heads and neurons of a trained model.
 
-    What matters least for the labels of the training rows goes first. The result is written as a
-    model, and compared with the one it was made of. It is made to be trained further: name it as
+    The parts least important for the labels of the training rows are removed first. The result is
+    saved as a model and compared with the original. It is meant to be trained further: name it as
     the student of a run.
     """
     from rich.console import Console
@@ -76,7 +80,7 @@ def prune(
     _check_target(target)
     place = Path(output)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ConfigError(f"--output {output} is there already; name a new directory")
+        raise ConfigError(f"--output {output} already exists; name a new directory")
     spec = _draw(files, model, data, settings)
     source = spec.teachers[0]
     whole = load_teacher(model, spec.kind, spec.data.classes, source.trust_remote_code, "--model")
@@ -100,9 +104,9 @@ def prune(
 
 def _check_target(target: dict[str, Any]) -> None:
     if target["parameters"] is not None and target["width"] is not None:
-        raise click.UsageError("--parameters and --width exclude each other")
+        raise click.UsageError("--parameters and --width are mutually exclusive")
     if all(target[name] is None for name in ("parameters", "width", "depth")):
-        raise click.UsageError("say what is to be left: --parameters, --width or --depth")
+        raise click.UsageError("say what to keep: --parameters, --width or --depth")
     if target["parameters"] is not None and target["parameters"] <= 0:
         raise click.UsageError("--parameters must be above 0")
 
@@ -110,7 +114,7 @@ def _check_target(target: dict[str, Any]) -> None:
 def _draw(
     files: tuple[Path, ...], model: str, data: str | None, settings: tuple[str, ...]
 ) -> StageSpec:
-    """Return the spec of a stage that knows the model and the rows."""
+    """Return the spec of a stage with the model and the rows."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
     from gkd_core.plugins import registry
     from gkd_core.runs.spec_builder import SpecBuilder

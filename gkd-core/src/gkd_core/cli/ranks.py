@@ -1,15 +1,16 @@
-"""A run in several processes speaks with one voice: the first error is shown, once."""
+"""Runs in several processes: only the first error is reported, once."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from gkd_core.cli.errors import INTERRUPTED, SPOKEN, Interrupted, RankDied, exit_status
 from gkd_core.distributed.rank_info import read_launcher_env
@@ -19,16 +20,49 @@ from gkd_core.parallel.launch import started_by_gkd
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
 
+_distributed = False
+"""Whether PyTorch has started threads here to talk to other processes."""
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """End a process that has talked to others without finalizing the interpreter.
+
+    PyTorch's threads take the GIL to release a tensor or to return from C++. Until Python 3.14, one
+    that does so while the interpreter is finalized aborts the process: "terminate called without an
+    active exception". Destroying the process groups is not enough, since whatever refers to one
+    keeps its threads, and it would wait for a collective that another rank no longer joins.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        if _distributed and (stop.code is None or isinstance(stop.code, int)):
+            _end_process(stop.code or 0)
+        raise
+    except BaseException as error:
+        if _distributed:
+            sys.excepthook(type(error), error, error.__traceback__)
+            _end_process(exit_status(error))
+        raise
+
+
+def _end_process(status: int) -> NoReturn:
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(status)
+
 
 @contextmanager
 def among_ranks() -> Iterator[None]:
-    """Meet the other ranks, if a launcher started several.
+    """Join the process group if a launcher started several ranks.
 
-    A rank that is told to end does so like one that fails: what it holds is put in order.
+    A rank that receives SIGTERM exits like one that fails, so that its resources are cleaned up.
 
     Raises:
-        SystemExit: Another rank failed first; it has said why.
-        RankDied: Another rank is gone and has not said why.
+        SystemExit: Another rank failed first and has reported the error.
+        RankDied: Another rank is gone without having reported an error.
     """
     info = read_launcher_env(os.environ)
     if info is None:
@@ -42,13 +76,17 @@ def among_ranks() -> Iterator[None]:
         wait_for_reason,
     )
 
+    global _distributed
+    _distributed = True
     before = signal.signal(signal.SIGTERM, _end)
     try:
         init_process_group(info)
         yield
         leave()
     except (KeyboardInterrupt, Interrupted) as error:
-        if started_by_gkd(os.environ) or first_failure(INTERRUPTED) is not None:
+        # The others, whose connection breaks, wait for this note.
+        noted = first_failure(INTERRUPTED)
+        if noted is not None or started_by_gkd(os.environ):
             raise SystemExit(INTERRUPTED) from error
         raise
     except Exception as error:
@@ -64,10 +102,10 @@ def among_ranks() -> Iterator[None]:
 
 
 def ranks_to_start(resolved: Resolved) -> int:
-    """Return how many processes this one should start for a run; 0 if it runs it itself.
+    """Return the number of processes to start for a run; 0 to run it in this process.
 
     Raises:
-        ConfigError: A launcher has started another number than the configuration says.
+        ConfigError: A launcher has started a different number than configured.
     """
     count = resolved.config.parallel.nproc
     if read_launcher_env(os.environ) is not None:
@@ -75,7 +113,7 @@ def ranks_to_start(resolved: Resolved) -> int:
         if count not in (1, here):
             raise ConfigError(
                 f"parallel.nproc is {count} ({resolved.origin('parallel.nproc')}), but {here} "
-                "processes were started here. Leave it out where a launcher starts them"
+                "processes were started here. Remove it if a launcher starts them"
             )
         return 0
     zero = any(stage.config.parallel.zero for stage in resolved.stages)
@@ -83,14 +121,16 @@ def ranks_to_start(resolved: Resolved) -> int:
 
 
 def start_ranks(count: int, directory: Path) -> None:
-    """Run what is configured in a run directory in several processes.
+    """Run the configuration of a run directory in several processes.
 
     Raises:
-        SystemExit: One failed, and has said why.
-        RankDied: One was killed.
+        SystemExit: A process failed and has reported the error.
+        RankDied: A process was killed.
     """
     from gkd_core.parallel.launch import start_ranks
 
+    global _distributed
+    _distributed = True
     failure = start_ranks(count, ["run", "--resume", "--output", str(directory)])
     if failure is None:
         return
@@ -99,8 +139,8 @@ def start_ranks(count: int, directory: Path) -> None:
     how = f"was killed by {failure.killer}" if failure.killer else f"ended with {failure.status}"
     place = shlex.quote(str(directory))
     raise RankDied(
-        f"process {failure.rank} of {count} {how}, so the others were ended. If that was for lack "
-        "of memory, use smaller micro-batches (training.accumulation). Go on with: gkd run "
+        f"process {failure.rank} of {count} {how}, so the others were terminated. If it ran out "
+        "of memory, use smaller micro-batches (training.accumulation). Continue with: gkd run "
         f"--resume --output {place}"
     )
 

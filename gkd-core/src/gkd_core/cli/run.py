@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @run_options
 @click.option("--overwrite", is_flag=True, help="Replace the run in the run directory.")
-@click.option("--resume", is_flag=True, help="Go on with the run in the run directory.")
+@click.option("--resume", is_flag=True, help="Continue the run in the run directory.")
 def run(
     files: tuple[Path, ...],
     recipe: str | None,
@@ -33,13 +33,13 @@ def run(
     resume: bool,
     **flags: Any,
 ) -> None:
-    """Distil a student.
+    """Distill a student.
 
-    Without arguments a student is distilled with pkd+soft on text that every Python brings along.
-    A FILE (toml, yaml, json) holds settings; flags and --set stand above it.
+    Without arguments, a student is distilled with pkd+soft on text that comes with Python. FILE
+    (toml, yaml, json) contains settings; flags and --set override it.
     """
     if overwrite and resume:
-        raise click.UsageError("--overwrite and --resume exclude each other")
+        raise click.UsageError("--overwrite and --resume are mutually exclusive")
     options = RunOptions(files, recipe, settings, flags)
     mode: Mode = "resume" if resume else "overwrite" if overwrite else "new"
     with among_ranks():
@@ -73,7 +73,7 @@ def _run(resolved: Resolved, mode: Mode) -> None:
 
 @contextmanager
 def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
-    """Hold the run directory, which the first rank makes and names to the others."""
+    """Lock the run directory, which the first rank creates and broadcasts to the others."""
     from gkd_core.config.render import to_toml
     from gkd_core.distributed.ranks import is_first, tell
     from gkd_core.runs.directory import free_directory, open_directory
@@ -89,7 +89,7 @@ def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
 
 
 def _print_summary(run: Run) -> None:
-    """Compare the models, write the report, and say where everything is."""
+    """Compare the models, write the report, and print where everything is."""
     from rich.console import Console
 
     from gkd_core.analysis.run_summary import summarize_run
@@ -108,7 +108,7 @@ def _print_summary(run: Run) -> None:
 
 
 def _resume(options: RunOptions) -> Resolved:
-    """Return the configuration of the run that goes on; what is given again must be the same."""
+    """Return the configuration of the run to resume; settings given again must be the same."""
     from gkd_core.config.resolve import resolve
     from gkd_core.errors import ConfigError
     from gkd_core.plugins import registry
@@ -119,28 +119,28 @@ def _resume(options: RunOptions) -> Resolved:
         raise ConfigError("--resume needs the directory of the run: add --output DIR")
     stored = Path(chosen) / CONFIG
     if not stored.exists():
-        raise ConfigError(f"{chosen} holds no run to resume. Leave out --resume to start one")
-    before = resolve(registry(), files=[stored])  # complete: no default of a task is missing
+        raise ConfigError(f"{chosen} has no run to resume. Omit --resume to start one")
+    before = resolve(registry(), files=[stored])  # complete, so task defaults are not needed
     now = options.resolve(base=[stored], before=before)
     differing = before.differences(now, ignore=("output.dir",))
-    # A checkpoint is whole: any number of processes can go on with it.
+    # Checkpoints are not sharded, so a run can continue with any number of processes.
     changed = [key for key in differing if not _is_layout(key)]
     if changed:
         raise ConfigError(
-            f"--resume goes on with the run as it was configured in {stored}, but these settings "
-            f"differ: {', '.join(changed)}. Leave them out, or start a new run"
+            f"--resume continues the run as configured in {stored}, but these settings "
+            f"differ: {', '.join(changed)}. Omit them, or start a new run"
         )
     return now
 
 
 def _is_layout(key: str) -> bool:
-    """Tell whether a setting says only where models are, and not what is computed."""
+    """Return whether a setting affects only where models are placed, not what is computed."""
     parts = key.split(".")
     return "parallel" in parts or ("teachers" in parts and parts[-1] in ("tensor", "placement"))
 
 
 def _recorder(resolved: Resolved, directory: Path) -> Recorder:
-    """Return who shows and keeps what happens; in ranks other than the first, at most a log."""
+    """Return the recorder; on ranks other than the first, it writes at most a log."""
     from rich.console import Console
 
     from gkd_core.distributed.ranks import is_first, rank

@@ -1,1 +1,1 @@
-"""User requirements: the schema, where values come from, method expressions, recipes."""
+"""User requirements: the schema, sources of values, method expressions and recipes."""

@@ -1,4 +1,4 @@
-"""From laid settings to a validated `RunConfig` with the options of its methods."""
+"""Build a validated `RunConfig`, with the options of its methods, from merged settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gkd_core.config.expression import parse_expression, pointer
 from gkd_core.config.overlay import Values, below, nested
 from gkd_core.config.problems import from_validation, origins, unknown_key, written
 from gkd_core.config.schema import RunConfig
-from gkd_core.config.sources import DEFAULT
+from gkd_core.config.settings import DEFAULT
 from gkd_core.errors import ConfigError, MethodError
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
     """Validate settings.
 
     Args:
-        registry: Knows methods and combiners, whose options stand in tables of their names.
+        registry: The registered methods and combiners, whose options are in tables of their names.
         values: The settings, by key.
-        problems: Receives a sentence for each thing that is wrong.
+        problems: Receives one message per problem.
 
     Returns:
-        The configuration, or None if its own settings are wrong. `options` holds the methods and
-        combiners of the expression and those that have a table.
+        The configuration, or None if its own settings are invalid. `options` has an entry for each
+        method and combiner that is in the expression or has a table.
     """
     tree = nested(values)
     tables = {name: table for name, table in tree.items() if name in registry.options}
@@ -57,13 +57,13 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
 def build_procedure(
     registry: Registry, config: RunConfig, values: Values, problems: list[str]
 ) -> Procedure | None:
-    """Return the procedure that makes the stages of a run, or None if its options are wrong.
+    """Return the procedure that generates the stages of a run, or None if its options are invalid.
 
     Args:
-        registry: Knows the procedures.
-        config: The run; it names one.
+        registry: The registered procedures.
+        config: The run, which names a procedure.
         values: The settings, by key.
-        problems: Receives a sentence for each thing that is wrong.
+        problems: Receives one message per problem.
     """
     assert config.procedure is not None, "asked for where one is named"
     given = [setting for setting in values.values() if setting.key == ("procedure", "name")]
@@ -79,7 +79,7 @@ def build_procedure(
 
 
 def as_tree(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that have a value as a run file holds them; not the stages."""
+    """Return the settings that have a value, in the form of a run file, without the stages."""
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude={"stages"})
     for name, options in config.options.items():
         tree[name] = options.model_dump(mode="json", exclude_none=True)
@@ -89,7 +89,7 @@ def as_tree(config: RunConfig) -> dict[str, Any]:
 def _validate(
     model: type[Model], data: Any, values: Values, key: tuple[str, ...], problems: list[str]
 ) -> Model | None:
-    # Strict JSON refuses 'ten' and true for a number, and still takes a list for a tuple.
+    # Strict JSON mode rejects 'ten' and true for a number but still accepts a list for a tuple.
     try:
         return model.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
@@ -98,7 +98,7 @@ def _validate(
 
 
 def _option_tables(registry: Registry, values: Values, problems: list[str]) -> list[str]:
-    """Return the known ones of the expression; none if the stages have their own."""
+    """Return the registered names in the expression; empty if the stages have their own."""
     setting = values.get(("method",))
     text = RunConfig.model_fields["method"].default if setting is None else setting.value
     origin = str(DEFAULT if setting is None else setting.origin)
@@ -132,5 +132,5 @@ def _check_accumulation(config: RunConfig, values: Values, problems: list[str]) 
         given = [setting for key in keys for setting in below(values, key)]
         problems.append(
             f"{written(keys[0], values)} must divide {written(keys[1], values)}, but "
-            f"{training.batch_size} is no multiple of {training.accumulation}{origins(given)}"
+            f"{training.batch_size} is not a multiple of {training.accumulation}{origins(given)}"
         )

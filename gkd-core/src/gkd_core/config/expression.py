@@ -21,7 +21,7 @@ WORD = re.compile(r"[\w-]+")
 SPACE = re.compile(r"\s*")
 
 AVERAGE = "average"
-"""What combines several teachers for a method that stands in no parentheses."""
+"""The combiner of several teachers for methods outside parentheses."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class WeightedMethod:
     Attributes:
         name: The method.
         weight: Factor of its loss terms.
-        column: 0-based place of the name in the text.
+        column: 0-based column of the name in the text.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Group:
     """A combiner and the methods whose teachers it combines.
 
     Attributes:
-        combiner: Its name.
+        combiner: Name of the combiner.
         members: The methods in its parentheses.
-        weight: Factor of all of them.
-        column: 0-based place of the combiner in the text.
+        weight: Common factor of the methods.
+        column: 0-based column of the combiner in the text.
     """
 
     combiner: str
@@ -64,27 +64,27 @@ class Group:
 
 @dataclass(frozen=True)
 class Expression:
-    """A weighted sum of methods, as written from left to right."""
+    """A weighted sum of methods, in the order written."""
 
     parts: tuple[WeightedMethod | Group, ...]
 
     @property
     def members(self) -> tuple[WeightedMethod, ...]:
-        """The methods, also those in parentheses."""
+        """All methods, including those in parentheses."""
         return tuple(member for part in self.parts for member in _members(part))
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The combiners with their methods."""
+        """The groups: combiners with their methods."""
         return tuple(part for part in self.parts if isinstance(part, Group))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the methods."""
+        """The names of all methods."""
         return tuple(member.name for member in self.members)
 
     def group_of(self, method: str) -> Group | None:
-        """Return the group that a method stands in, or None."""
+        """Return the group that contains a method, or None."""
         return next((g for g in self.groups if method in (m.name for m in g.members)), None)
 
     def __str__(self) -> str:
@@ -100,26 +100,26 @@ def _weighted(text: str, weight: Schedule) -> str:
 
 
 def parse_expression(text: str, origin: str = "") -> Expression:
-    """Read a method expression.
+    """Parse a method expression.
 
     Args:
         text: The expression.
-        origin: Where it was given, for messages.
+        origin: Where it was given, for error messages.
 
     Raises:
-        ConfigError: The text is no expression; shows the place.
+        ConfigError: The text is not a valid expression; the message shows where.
     """
     return Expression(tuple(_Parser(text, origin).expression()))
 
 
 def pointer(text: str, column: int) -> str:
-    """Return two further lines for a message: the expression, and a mark below a place in it."""
+    """Return two more lines for a message: the expression, and a caret below a column of it."""
     shown = re.sub(r"\s", " ", text)
     return f"\n    {shown}\n    {' ' * column}^"
 
 
 class _Parser:
-    """Reads parts from left to right; `at` is the next character."""
+    """Parses parts from left to right; `at` is the index of the next character."""
 
     def __init__(self, text: str, origin: str) -> None:
         self.text = text
@@ -153,14 +153,14 @@ class _Parser:
         column, name = self.name()
         if self.text.startswith("(", self.at):
             raise self.error(
-                f"'{name}' stands within the parentheses of '{combiner}'; a combiner takes "
+                f"'{name}' is inside the parentheses of '{combiner}'; a combiner takes "
                 "methods, not another combiner",
                 column,
             )
         return WeightedMethod(name, weight, column)
 
     def name(self) -> tuple[int, str]:
-        """Read the name of a method or combiner, which may not have occurred before."""
+        """Parse the name of a method or combiner, which must not have occurred before."""
         column = self.at
         word = WORD.match(self.text, self.at)
         if word is None:
@@ -168,13 +168,13 @@ class _Parser:
         self.advance(word)
         if self.text.startswith("*", self.at):
             raise self.error(
-                f"'{word[0]}' cannot weigh a method; write one weight, a number or a schedule, "
+                f"'{word[0]}' is not a weight; write one weight, a number or a schedule, "
                 "before the method, as in '2*pkd'",
                 column,
             )
         if not NAME.fullmatch(word[0]):
             raise self.error(
-                f"'{word[0]}' is no method name: those are lower-case words joined by '-'",
+                f"'{word[0]}' is not a method name: use lowercase words joined by '-'",
                 column,
             )
         if word[0] in self.seen:
@@ -197,13 +197,13 @@ class _Parser:
         if min(schedule.start, schedule.end) < 0:
             raise self.error(
                 f"the weight {match[0]} is negative, which would train the student away from its "
-                "teacher",
+                "teacher; use a weight of 0 or more",
                 column,
             )
         return schedule
 
     def is_group(self, match: re.Match[str]) -> bool:
-        """Tell `average(soft)` from `linear(0 -> 1)*soft`."""
+        """Return whether a match is `average(soft)` and not a weight, `linear(0 -> 1)*soft`."""
         word = match[0].partition("(")[0].strip()
         after = self.text[match.end() :].lstrip()
         return "(" in match[0] and word not in SHAPES and not after.startswith("*")

@@ -1,4 +1,4 @@
-"""Parsing TOML, YAML and JSON with the line of each key, which the parsers do not keep."""
+"""Parsers for TOML, YAML and JSON that also return the line of each key."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ HEADING = (
 """First line of the configuration that gkd writes into the directory of a run."""
 
 SettingKey = tuple[str | int, ...]
-"""Where a value is: names of tables, indices of lists."""
+"""The location of a value: table names and list indices."""
 
 Lines = dict[SettingKey, int]
-"""1-based line of each key of a file."""
+"""1-based line of each key in a file."""
 
 
 def dotted(key: SettingKey) -> str:
-    """Write a key as `--set` takes it."""
+    """Return a key in dotted form, as `--set` takes it."""
     return ".".join(map(str, key))
 
 
 def line_of(key: SettingKey, lines: Lines) -> int | None:
-    """Return the line of a key, or of the nearest table around it."""
+    """Return the line of a key, or of the nearest enclosing table."""
     return next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), None)
 
 
 def toml_value(text: str) -> Any:
-    """Read one TOML value; what is none, or has no like in JSON, stays text."""
+    """Parse a TOML value; text that is not one, or has no JSON equivalent, stays a string."""
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -57,9 +57,9 @@ def _read_toml(text: str, source: str) -> tuple[Any, Lines]:
 
 
 def _toml_lines(text: str) -> Lines:
-    """Find the line of each key of a valid document: the parser keeps none.
+    """Find the line of each key in a valid document, which the parser does not record.
 
-    Each statement is parsed alone; one that spans lines is valid from its last line on.
+    Statements are parsed one at a time; one that spans several lines becomes valid at its last.
     """
     lines: Lines = {}
     entries: dict[SettingKey, int] = {}
@@ -84,7 +84,7 @@ def _open_table(header: dict[str, Any], entries: dict[SettingKey, int]) -> Setti
 
     Args:
         header: The parsed header.
-        entries: Index of the last entry of each list of tables so far; brought up to date.
+        entries: Index of the last entry of each list of tables so far; updated in place.
     """
     key: SettingKey = ()
     node: Any = header
@@ -99,7 +99,7 @@ def _open_table(header: dict[str, Any], entries: dict[SettingKey, int]) -> Setti
 
 
 def _keys(tree: Any, key: SettingKey) -> Iterator[SettingKey]:
-    """Yield the keys of a tree below `key`, at every depth."""
+    """Yield all keys of a tree below `key`, at every depth."""
     if isinstance(tree, dict):
         items = list(tree.items())
     elif isinstance(tree, list):
@@ -112,7 +112,7 @@ def _keys(tree: Any, key: SettingKey) -> Iterator[SettingKey]:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Safe loading in which keys are always text and `1e-5` is a number, as in YAML 1.2."""
+    """A safe loader in which keys are always strings and `1e-5` is a number, as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -148,17 +148,17 @@ def _read_json(text: str, source: str) -> tuple[Any, Lines]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{source}:{error.lineno}: not valid JSON: {error.msg}") from error
     try:
-        # JSON is YAML, but for tabs, which valid JSON has between tokens only.
+        # JSON is valid YAML except for tabs, which valid JSON has only between tokens.
         return tree, _node_lines(text.replace("\t", " "), source)
     except yaml.YAMLError:
         return tree, {}
 
 
 def _node_lines(text: str, source: str) -> Lines:
-    """Find the line of each key of a YAML document.
+    """Find the line of each key in a YAML document.
 
     Raises:
-        ConfigError: A table has a key twice, or an alias stands in what it names.
+        ConfigError: A table has a key twice, or an alias is inside the node that it refers to.
     """
     lines: Lines = {}
 
@@ -170,7 +170,9 @@ def _node_lines(text: str, source: str) -> Lines:
                     f"{where}: `{dotted(place)}` is set twice, first in line {lines[place]}"
                 )
             if inner in around:
-                raise ConfigError(f"{where}: `{dotted(place)}` is an alias of what it stands in")
+                raise ConfigError(
+                    f"{where}: `{dotted(place)}` is an alias of a node that contains it"
+                )
             lines[place] = first.start_mark.line + 1
             visit(inner, place, (*around, inner))
 
@@ -181,7 +183,7 @@ def _node_lines(text: str, source: str) -> Lines:
 
 
 def _parts(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
-    """Yield the name, the first node and the value of each part of a table or list."""
+    """Yield the name, first node and value of each entry of a table or list."""
     if isinstance(node, yaml.MappingNode):
         for name, inner in node.value:
             yield name.value, name, inner
@@ -196,4 +198,4 @@ READERS: dict[str, Callable[[str, str], tuple[Any, Lines]]] = {
     ".yml": _read_yaml,
     ".json": _read_json,
 }
-"""By suffix: takes the text and the name of a file, returns the tree and its lines."""
+"""Parsers by suffix: they take the text and name of a file, and return the tree and its lines."""

@@ -1,4 +1,4 @@
-"""Which stage takes the student of which other: to go on with it, or to learn from it."""
+"""The stage graph: which students a stage continues with or learns from."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from gkd_core.config.schema import RunConfig
 
 STAGE = "stage:"
-"""What a `model` starts with that is the student of an earlier stage."""
+"""Prefix of a `model` that is the student of an earlier stage."""
 
 
 @dataclass(frozen=True)
 class Links:
-    """What one stage takes from others.
+    """The links from one stage to others.
 
     Attributes:
-        start: The stage whose student it goes on with; None if it makes one.
-        teachers: The stages whose students it learns from, in the order of its teachers.
+        start: The stage whose student it continues with; None if it creates one.
+        teachers: The stages whose students are its teachers, in order.
     """
 
     start: str | None
@@ -30,24 +30,24 @@ class Links:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every stage it waits for."""
+        """All stages that it depends on."""
         return (*self.teachers, *([self.start] if self.start else []))
 
 
 def stage_of(model: str | None) -> str | None:
-    """Return NAME of a model written `stage:NAME`, or None for any other."""
+    """Return NAME if a model is given as `stage:NAME`, else None."""
     return model.removeprefix(STAGE) if model is not None and model.startswith(STAGE) else None
 
 
 def link_stages(run: RunConfig, stages: Sequence[ResolvedStage]) -> dict[str, Links]:
-    """Return what each stage takes from others.
+    """Return the links of each stage, by name.
 
     Args:
         run: The configuration of the run.
         stages: Its stages, in order.
 
     Raises:
-        ConfigError: A stage names one that does not exist, or that does not come before it.
+        ConfigError: A stage names a stage that does not exist or does not come before it.
     """
     links: dict[str, Links] = {}
     before: ResolvedStage | None = None
@@ -62,7 +62,7 @@ def link_stages(run: RunConfig, stages: Sequence[ResolvedStage]) -> dict[str, Li
 
 
 def unused(links: Mapping[str, Links]) -> list[str]:
-    """Return the stages whose student no other takes; the last one's is that of the run."""
+    """Return the stages whose student no other stage uses, except the last, the run's result."""
     used = {name for link in links.values() for name in link.all}
     return [name for name in list(links)[:-1] if name not in used]
 
@@ -79,7 +79,7 @@ def _start(
 
 
 def _references(stage: ResolvedStage) -> Iterator[tuple[str, str]]:
-    """Yield the setting and the name of each stage that a stage names."""
+    """Yield the key and the name for each reference of a stage to another."""
     teachers = stage.config.teachers
     for teacher in teachers:
         name = stage_of(teacher.model)
@@ -101,17 +101,17 @@ def _check(stage: ResolvedStage, setting: str, name: str, links: Mapping[str, Li
     if way:
         cycle = " -> ".join([stage.name, *way])
         raise ConfigError(
-            f"{what}: a stage cannot wait for itself ({cycle}, each of which takes the student of "
-            "the next). Let one of them name another model"
+            f"{what}: a stage cannot depend on itself ({cycle}, each of which uses the student of "
+            "the next). Name another model in one of them"
         )
     raise ConfigError(
-        f"{what}: that stage comes later. Stages run in the order they are written in; write "
+        f"{what}: that stage comes later. Stages run in the order written; move "
         f"'{name}' before '{stage.name}'"
     )
 
 
 def _way(start: str, end: str, links: Mapping[str, Links]) -> list[str]:
-    """Return the stages from one to another that it waits for, or nothing."""
+    """Return a dependency path from one stage to another, or an empty list."""
     ways, seen = [[start]], {start}
     while ways:
         way = ways.pop()

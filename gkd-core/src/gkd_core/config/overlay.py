@@ -1,4 +1,4 @@
-"""Merging settings: which value stands in the end, for the run and each stage."""
+"""Merging settings: the final values for the run and for each stage."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 from gkd_core.config.formats import SettingKey, dotted
 from gkd_core.config.graph import stage_of
-from gkd_core.config.sources import Level, Setting
+from gkd_core.config.settings import Level, Setting
 from gkd_core.errors import ConfigError, suggest
 
 Values = dict[SettingKey, Setting]
-"""The settings that stand, by key: shorthands written out, list entries by index."""
+"""The merged settings by key, with shorthands expanded and list entries by index."""
 
 SHAPE = ("layers", "hidden_size", "heads", "ffn_size", "scale", "config", "init")
-"""Settings of a student that is a copy of its teacher, not of one with a checkpoint of its own."""
+"""Settings of a student copied from its teacher; they do not apply to one with a checkpoint."""
 
 OF_TRAIN = ("validation", "test", "text", "text_pair", "label")
-"""Settings of a task that speak of the rows which `task.train` names."""
+"""Task settings that refer to the data of `task.train`."""
 
 
 def merge(settings: Iterable[Setting], problems: list[str]) -> Values:
-    """Merge settings, in order: a later one replaces what it overlaps.
+    """Merge settings in order: later ones replace those that they overlap.
 
-    Tables merge key by key. A list replaces what was there; one entry of a list of tables is
-    changed by naming its index, or its `name`, as a key.
+    Tables merge key by key. A list replaces the previous one; a single entry of a list of tables is
+    changed by using its index or its `name` as a key.
 
     Args:
-        settings: The settings, lowest first.
-        problems: Receives a sentence for each setting that cannot be merged.
+        settings: The settings, lowest precedence first.
+        problems: Receives a message for each setting that cannot be merged.
     """
     values: Values = {}
     for setting in settings:
@@ -49,7 +49,7 @@ def split_stages(
     """Separate the settings of the run from those of each stage.
 
     Returns:
-        The settings of the run, and for each stage its own, with keys as within the run.
+        The settings of the run, and those of each stage, with the same keys as for the run.
     """
     run: list[Setting] = []
     stages: list[list[Setting]] = []
@@ -67,10 +67,10 @@ def split_stages(
 
 
 def with_stage(run: list[Setting], stage: list[Setting]) -> list[Setting]:
-    """Order the settings of the run and of one stage, lowest first.
+    """Return the settings of the run and of one stage, lowest precedence first.
 
-    The source of higher level wins; at equal level the stage's value beats the run's. Nothing of
-    the run replaces what a procedure decides for the stage, or the student of another stage.
+    Higher source levels win; at equal level the stage's value overrides the run's. The run never
+    overrides the stage's settings from a procedure, or its references to another stage's student.
     """
     decided = [
         _whole(setting)
@@ -82,13 +82,13 @@ def with_stage(run: list[Setting], stage: list[Setting]) -> list[Setting]:
 
 
 def stage_name(stage: list[Setting]) -> str | None:
-    """Return the name given to a stage, or None."""
+    """Return the name of a stage, or None."""
     names = [setting.value for setting in stage if setting.key == ("name",)]
     return names[-1] if names else None
 
 
 def nested(values: Values) -> dict[str, Any]:
-    """Make dictionaries and lists of flat values."""
+    """Return flat values as nested dictionaries and lists."""
     root: dict[Any, Any] = {}
     for key, setting in values.items():
         node = root
@@ -104,12 +104,12 @@ def below(values: Values, key: SettingKey) -> Iterator[Setting]:
 
 
 def _place(setting: Setting, values: Values) -> SettingKey:
-    """Return the key that a setting stands for among values.
+    """Return the full key of a setting among values.
 
-    `teacher` is the first entry of `teachers`; a text for a model stands for its `model`.
+    `teacher` is the first entry of `teachers`; a string for a model sets its `model`.
 
     Raises:
-        ConfigError: It names an entry that a list does not have.
+        ConfigError: The setting names a list entry that does not exist.
     """
     key: SettingKey = ()
     for part in ("teachers", 0, *setting.key[1:]) if setting.key[0] == "teacher" else setting.key:
@@ -126,8 +126,8 @@ def _assign(values: Values, key: SettingKey, setting: Setting) -> None:
     if setting.value is None:
         if overlapping:
             raise ConfigError(
-                f"`{setting}` ({setting.origin}) has no value, which cannot undo the one from "
-                f"{values[overlapping[0]].origin}; give a value, or leave the key out"
+                f"`{setting}` ({setting.origin}) has no value, which cannot unset the one from "
+                f"{values[overlapping[0]].origin}; give a value, or remove the key"
             )
         return
     if setting.value == {} and any(len(old) > len(key) for old in overlapping):
@@ -138,7 +138,7 @@ def _assign(values: Values, key: SettingKey, setting: Setting) -> None:
 
 
 def _entries(values: Values, key: SettingKey) -> list[str | None]:
-    """Return the names of the entries of a list of tables, None for one without; empty if none."""
+    """Return the names of the entries of a list of tables; None for an entry without a name."""
     depth = len(key)
     indices = {
         part
@@ -160,7 +160,7 @@ def _index(part: str, entries: list[str | None], key: SettingKey, setting: Setti
     )
     raise ConfigError(
         f"`{setting}` ({setting.origin}): `{dotted(key)}` has no entry {part!r}, {there}."
-        f"{suggest(part, names)} A new entry is written as [[{dotted(key)}]] in a TOML file."
+        f"{suggest(part, names)} Write a new entry as [[{dotted(key)}]] in a TOML file"
     )
 
 
@@ -190,7 +190,7 @@ def _overlap(one: SettingKey, other: SettingKey) -> bool:
 
 
 def _whole(setting: Setting) -> SettingKey:
-    """Return the key of a setting; that of all teachers, or of the student, for part of them."""
+    """Return the key of a setting, reduced to the table for settings of teachers or student."""
     first = "teachers" if setting.key[0] == "teacher" else setting.key[0]
     return (first,) if first in ("teachers", "student") else setting.key
 
@@ -205,7 +205,7 @@ def _rank(setting: Setting) -> tuple[int, bool]:
 
 
 def _drop_lower_shape(values: Values) -> None:
-    """Let a student's own checkpoint win over a shape that a lower source asked for."""
+    """Drop shape settings of the student with lower precedence than its checkpoint."""
     model = values.get(("student", "model"))
     for name in SHAPE:
         for setting in list(below(values, ("student", name))):
@@ -214,7 +214,7 @@ def _drop_lower_shape(values: Values) -> None:
 
 
 def _drop_other_rows(values: Values) -> None:
-    """Leave out what the run says of its own rows where a stage names others."""
+    """Drop the run's settings for its own data if a stage names other data."""
     train = values.get(("task", "train"))
     if train is None or not train.stage:
         return
@@ -230,7 +230,7 @@ def _refuse_one_of_several_teachers(values: Values, problems: list[str]) -> None
     other = next((setting for setting in entries if setting.key[0] == "teachers"), None)
     if single is not None and other is not None and len(_entries(values, ("teachers",))) > 1:
         problems.append(
-            f"`{single}` ({single.origin}) speaks of the only teacher, but `teachers` "
+            f"`{single}` ({single.origin}) refers to a single teacher, but `teachers` "
             f"({other.origin}) has several; change one of them by index or name, as in "
             "`--set teachers.0.model=DIR`"
         )

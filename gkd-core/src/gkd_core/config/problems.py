@@ -1,4 +1,4 @@
-"""Plain sentences for what is wrong with a configuration."""
+"""Error messages for invalid configurations."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gkd_core.config.formats import SettingKey, dotted
 from gkd_core.config.overlay import Values, below
 from gkd_core.config.renamed import new_name
 from gkd_core.config.schema import RunConfig
-from gkd_core.config.sources import Setting
+from gkd_core.config.settings import Setting
 from gkd_core.errors import ConfigError, suggest
 
 Schema = dict[str, Any]
 
 MOST_ORIGINS = 3
-"""A sentence that would need more origins than this names none."""
+"""A message with more origins than this names none."""
 
 NOUNS = {
     "integer": "a whole number",
     "number": "a number",
-    "string": "a text",
+    "string": "a string",
     "boolean": "true or false",
     "object": "a table",
 }
@@ -37,7 +37,7 @@ BOUNDS = {
 
 
 def refuse(problems: Iterable[str]) -> None:
-    """Raise one `ConfigError` that tells every problem once, if there is any."""
+    """Raise a single `ConfigError` with all distinct problems, if there are any."""
     told = list(dict.fromkeys(problems))
     if len(told) == 1:
         raise ConfigError(told[0])
@@ -48,18 +48,18 @@ def refuse(problems: Iterable[str]) -> None:
 def from_validation(
     error: ValidationError, model: type[BaseModel], values: Values, table: SettingKey = ()
 ) -> list[str]:
-    """Tell what pydantic found, a sentence for each field.
+    """Return one message per field for a pydantic error.
 
     Args:
-        error: What it raised.
-        model: The model that was validated.
-        values: The settings that were validated.
-        table: Where the model stands in them.
+        error: The error.
+        model: The validated model.
+        values: The validated settings.
+        table: Key of the model's table in them.
     """
     schema = schema_of(model)
     fields: dict[SettingKey, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        # pydantic tells of each alternative of a union: gather what belongs to one field.
+        # pydantic reports each alternative of a union; group the errors by field.
         unknown = detail["type"] == "extra_forbidden"
         key = detail["loc"] if unknown else _field(detail["loc"], schema)[0]
         fields.setdefault(key, []).append(detail)
@@ -67,12 +67,12 @@ def from_validation(
 
 
 def unknown_key(key: SettingKey, values: Values, known: Iterable[str], what: str) -> str:
-    """Tell that a key is unknown, and which could be meant.
+    """Return a message for an unknown key, with a suggestion.
 
     Args:
         key: The key.
-        values: The settings it is among.
-        known: Names that could stand in its place.
+        values: The settings that contain it.
+        known: Valid names in its place.
         what: What is wrong with it.
     """
     known = sorted(known)
@@ -86,7 +86,7 @@ def unknown_key(key: SettingKey, values: Values, known: Iterable[str], what: str
 
 
 def written(key: SettingKey, values: Values) -> str:
-    """Write a key as its author did, with the stage it is in."""
+    """Return a key as its author wrote it, including the stage."""
     if key in values:
         return str(values[key])
     stage = next((setting.stage for setting in below(values, key)), "")
@@ -94,7 +94,7 @@ def written(key: SettingKey, values: Values) -> str:
 
 
 def origins(settings: Iterable[Setting]) -> str:
-    """Say in brackets where settings come from; empty if from too many places, or nowhere."""
+    """Return the origins of settings in parentheses; empty if there are none or too many."""
     found = list(dict.fromkeys(str(setting.origin) for setting in settings))
     return f" ({', '.join(found)})" if 0 < len(found) <= MOST_ORIGINS else ""
 
@@ -106,7 +106,7 @@ def schema_of(model: type[BaseModel]) -> Schema:
 
 
 def describe(schema: Schema, root: Schema) -> str:
-    """Say in words which values a JSON schema accepts; empty if it does not tell."""
+    """Describe in words the values that a JSON schema accepts; empty if it does not say."""
     options = _options(schema, root)
     return " or ".join(filter(None, [", ".join(options[:-1]), *options[-1:]]))
 
@@ -121,7 +121,7 @@ def _options(schema: Schema, root: Schema) -> list[str]:
     if schema.get("type") == "array":
         return [_describe_list(schema, root)]
     if "pattern" in schema:
-        return [f"a text that matches {schema['pattern']}"]
+        return [f"a string that matches {schema['pattern']}"]
     bounds = [f"{words} {schema[name]:g}" for name, words in BOUNDS.items() if name in schema]
     noun = NOUNS.get(str(schema.get("type")))
     return [" ".join(filter(None, [noun, " and ".join(bounds)]))] if noun else []
@@ -161,7 +161,7 @@ def _sentence(
 
 
 def _value_at(details: list[ErrorDetails], field: SettingKey) -> Any:
-    """Return the value of a field: of all errors of a union the outermost has it."""
+    """Return the value of a field: the outermost error of a union contains it."""
     return min(details, key=lambda detail: len(detail["loc"]) - len(field))["input"]
 
 
@@ -170,17 +170,17 @@ def _literal(value: Any) -> str:
 
 
 def _quote_advice(value: Any, expected: str, settings: Iterable[Setting]) -> str:
-    wants_text = "text" in expected or "'" in expected
+    wants_text = "string" in expected or "'" in expected
     if not wants_text or not isinstance(value, (bool, int, float)):
         return ""
     in_yaml = any(setting.origin.source.endswith((".yaml", ".yml")) for setting in settings)
     if isinstance(value, bool) and in_yaml:
-        return ". YAML reads an unquoted yes, no, on or off as true or false: put it in quotes"
-    return ". Put a text in quotes"
+        return ". YAML reads an unquoted yes, no, on or off as true or false: quote it"
+    return ". Strings must be quoted"
 
 
 def _field(place: SettingKey, schema: Schema) -> tuple[SettingKey, Schema]:
-    """Follow a place into a schema as far as it names fields; return that field."""
+    """Follow a location into a schema as far as it names fields, and return the last field."""
     target = _target(schema, schema)
     for depth, part in enumerate(place):
         inner = _inside(target, part)
@@ -201,7 +201,7 @@ def _properties(schema: Schema) -> dict[str, Any]:
 
 
 def _target(schema: Schema, root: Schema) -> Schema:
-    """Resolve references and optional values."""
+    """Resolve references and unwrap optional values."""
     options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
     if len(options) == 1:
         return _target(options[0], root)

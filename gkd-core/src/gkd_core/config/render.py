@@ -1,4 +1,4 @@
-"""Writing a resolved configuration as a complete run file, and describing run files as a schema."""
+"""Write a resolved configuration as a complete run file; describe run files as a JSON schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gkd_core.config.build import as_tree
 from gkd_core.config.formats import HEADING, SettingKey, dotted
 from gkd_core.config.resolve import ABOUT
 from gkd_core.config.schema import RunConfig
-from gkd_core.config.sources import Level, Origin, origin_of
+from gkd_core.config.settings import Level, Origin, origin_of
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
@@ -29,18 +29,18 @@ Origins = Mapping[str, Origin]
 def complete(resolved: Resolved) -> dict[str, Any]:
     """Return every setting that has a value, as nested dictionaries and lists.
 
-    As a run file it makes the same configuration, without the recipe and whatever defaults become.
+    Read as a run file, it gives the same configuration without the recipe, even if defaults change.
     """
     tree = dict(resolved.about) | as_tree(resolved.config)
     if resolved.config.stages:
-        # What suits the run's task may not suit a stage's, and the stages say everything.
+        # The run's task defaults may not suit a stage's task, and the stages are complete.
         _drop_task_values(tree, (), resolved.origins)
         tree["stages"] = [{"name": stage.name} | stage.as_tree() for stage in resolved.stages]
     return tree
 
 
 def to_toml(resolved: Resolved) -> str:
-    """Write every setting as a TOML run file; a comment tells the origin of each."""
+    """Return all settings as a TOML run file, with the origin of each in a comment."""
     origins = dict(resolved.origins)
     if resolved.config.stages:
         for index, stage in enumerate(resolved.stages):
@@ -52,7 +52,7 @@ def to_toml(resolved: Resolved) -> str:
 
 
 def json_schema(registry: Registry) -> dict[str, Any]:
-    """Return the JSON schema of a run file: settings, and options of methods and combiners."""
+    """Return the JSON schema of run files: settings, and options of methods and combiners."""
     schema = RunConfig.model_json_schema(schema_generator=_SchemaWriter)
     properties = schema["properties"]
     del properties["options"]
@@ -72,7 +72,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
 
 
 class _SchemaWriter(GenerateJsonSchema):
-    """Writes default values as a run file has them; pydantic would take a dataclass apart."""
+    """Writes default values in run-file form; pydantic would expand dataclasses."""
 
     def encode_default(self, dft: Any) -> Any:
         return TypeAdapter(type(dft)).dump_python(dft, mode="json")
@@ -90,12 +90,12 @@ def _drop_task_values(tree: dict[str, Any], key: SettingKey, origins: Origins) -
 def _table_lines(
     table: Mapping[str, Any], header: tuple[str, ...], key: SettingKey, origins: Origins
 ) -> Iterator[str]:
-    """Yield the lines of a table: values first, as TOML wants, then the tables in it.
+    """Yield the lines of a table: values first, as TOML requires, then nested tables.
 
     Args:
         table: The table.
-        header: The names that lead to it.
-        key: The same with the indices of lists.
+        header: The path of names to it.
+        key: The same path with list indices.
         origins: Origins by dotted key.
     """
     inner = {name: value for name, value in table.items() if _has_tables(value)}
@@ -125,7 +125,7 @@ def _key(name: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """Write a value in one line."""
+    """Return a value as TOML on one line."""
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, dict):

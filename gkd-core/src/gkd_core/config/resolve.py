@@ -1,4 +1,4 @@
-"""`resolve`: from files, recipe and command line to one complete configuration per stage."""
+"""`resolve`: merge files, recipe and command line into a complete configuration per stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gkd_core.config.graph import Links, link_stages
 from gkd_core.config.overlay import Values, merge, split_stages, stage_name, with_stage
 from gkd_core.config.problems import origins, refuse
 from gkd_core.config.schema import RunConfig, TaskConfig
-from gkd_core.config.sources import (
+from gkd_core.config.settings import (
     DEFAULT,
     Level,
     Origin,
@@ -32,29 +32,29 @@ if TYPE_CHECKING:
     from gkd_core.plugins import Registry
 
 TaskDefaults = Callable[[str, Any], Mapping[str, Any]]
-"""Returns the settings that suit a task, by its name and `task.kind` as written."""
+"""Returns the default settings of a task, given its name and `task.kind` as written."""
 
 Shapes = Callable[["ResolvedStage"], "Models"]
 """Returns the shapes of the student and the (first) teacher of a run of one stage."""
 
 ABOUT = ("title", "paper", "description")
-"""What a run file or a recipe may tell about itself."""
+"""Keys with which a run file or a recipe describes itself."""
 
 WHOLE_RUN = ("recipe", "procedure", "stages", "output", "baseline", *ABOUT)
 """Keys that cannot differ between stages."""
 
 ONLY_STAGE = "distil"
-"""Name of the stage of a run that names none."""
+"""Name of the single stage of a run without `stages`."""
 
 
 @dataclass(frozen=True)
 class ResolvedStage:
-    """One stage with every setting.
+    """One stage with all its settings.
 
     Attributes:
-        name: Its name.
-        config: Its configuration, complete; `stages` is empty.
-        origins: Where each setting that was given comes from, by dotted key.
+        name: Name of the stage.
+        config: Its complete configuration; `stages` is empty.
+        origins: Origin of each setting that was given, by dotted key.
     """
 
     name: str
@@ -62,31 +62,32 @@ class ResolvedStage:
     origins: Mapping[str, Origin]
 
     def origin(self, path: str) -> str:
-        """Return where a setting comes from, such as `training.lr`."""
+        """Return the origin of a setting such as `training.lr`."""
         return str(origin_of(path, self.origins))
 
     def path(self, path: str) -> str:
-        """Return how a person writes a setting of this stage: `stages.NAME.training.lr`."""
+        """Return the user-facing key of a setting of this stage: `stages.NAME.training.lr`."""
         return path if self.name == ONLY_STAGE else f"stages.{self.name}.{path}"
 
     def as_tree(self) -> dict[str, Any]:
-        """Return the settings that a run file can give a stage, as it holds them."""
+        """Return the settings that a run file can give a stage, in its form."""
         tree = as_tree(self.config)
         return {name: value for name, value in tree.items() if name not in WHOLE_RUN}
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A run with every setting, and where each comes from.
+    """A run with all its settings and their origins.
 
     Attributes:
         config: The configuration of the run. Its `stages` only name the stages; its `recipe` is
-            None, as the recipe's values are in it.
-        stages: The stages in order; one, `distil`, with the run's configuration if none is given.
-        origins: Where each setting of the run that was given comes from, by dotted key.
-        warnings: Sentences about settings without effect.
-        recipe: The recipe started from, or None.
-        about: `title`, `paper` and `description`, as far as given.
+            None, because the recipe's values are merged in.
+        stages: The stages in order; a single one, `distil`, with the run's configuration if none
+            is given.
+        origins: Origin of each setting of the run that was given, by dotted key.
+        warnings: Messages about settings without effect.
+        recipe: The recipe that the run is based on, or None.
+        about: `title`, `paper` and `description`, if given.
     """
 
     config: RunConfig
@@ -98,16 +99,16 @@ class Resolved:
 
     @property
     def title(self) -> str:
-        """What the file or the recipe calls the run, or an empty string."""
+        """The title that the file or recipe gives the run, or an empty string."""
         return self.about.get("title", "")
 
     @property
     def links(self) -> Mapping[str, Links]:
-        """What each stage takes from others, by name."""
+        """The links from each stage to others, by name."""
         return link_stages(self.config, self.stages)
 
     def origin(self, path: str) -> str:
-        """Return where a setting comes from, such as `training.lr` or `stages.NAME.training.lr`."""
+        """Return the origin of a setting such as `training.lr` or `stages.NAME.training.lr`."""
         for stage in self.stages:
             prefix = f"stages.{stage.name}."
             if path.startswith(prefix):
@@ -115,7 +116,7 @@ class Resolved:
         return str(origin_of(path, self.origins))
 
     def differences(self, other: Resolved, ignore: Collection[str] = ()) -> list[str]:
-        """Return the dotted keys whose values differ in another run, sorted.
+        """Return the sorted dotted keys whose values differ in another run.
 
         Args:
             other: The other run.
@@ -126,17 +127,17 @@ class Resolved:
         return sorted(key for key in keys - set(ignore) if before.get(key) != after.get(key))
 
     def unsaid(self, settings: Sequence[Setting]) -> list[Setting]:
-        """Return the settings without those that have the same value in this run."""
+        """Return the settings whose values differ from this run's."""
         said = {leaf.key: leaf.value for leaf in read_table(as_tree(self.config), DEFAULT)}
         last = {setting.key: setting.value for setting in settings}
-        # A list that replaces another is kept whole: it may be shorter.
+        # A list that replaces another is kept as a whole, because it may be shorter.
         lists = {setting.key[0] for setting in settings if setting.value == []}
         return [s for s in settings if s.key[0] in lists or said.get(s.key, []) != last[s.key]]
 
     def _leaves(self) -> dict[str, Any]:
         tree = as_tree(self.config)
         if self.config.stages:
-            # The stages say the rest, each with the defaults of its own task.
+            # The stages hold the other settings, each with the defaults of its own task.
             tree = {name: value for name, value in tree.items() if name in WHOLE_RUN}
             tree["stages"] = {stage.name: stage.as_tree() for stage in self.stages}
         return {dotted(leaf.key): leaf.value for leaf in read_table(tree, DEFAULT)}
@@ -153,25 +154,25 @@ def resolve(
     shapes: Shapes | None = None,
     before: Resolved | None = None,
 ) -> Resolved:
-    """Read every source, merge them and validate the result.
+    """Read, merge and validate all sources.
 
-    Precedence: default < task < recipe < file < command line; a later file wins over an earlier.
-    At equal level the value of a stage wins over that of the run. The stages that a procedure makes
-    stand below those that files name.
+    Precedence: default < task < recipe < file < command line; later files override earlier ones. At
+    equal level, the value of a stage overrides that of the run. Stages generated by a procedure
+    have lower precedence than those in files.
 
     Args:
-        registry: What the plugins provide.
-        files: Run files (TOML, YAML, JSON), lowest first.
-        recipe: Name of a recipe; without one the key `recipe` counts.
-        settings: Arguments of `--set`; a later one wins.
-        flags: Named flags: dotted key to the value and the flag as typed; None is not given.
-        task_defaults: Returns the settings that suit a task.
-        shapes: Returns the models of a run without stages; a procedure needs it to make them.
-        before: The run that goes on. What the command line only says again of it does not stand
-            above its stages, which a procedure may have made otherwise.
+        registry: The registered plugins.
+        files: Run files (TOML, YAML, JSON), lowest precedence first.
+        recipe: Name of a recipe; if None, the key `recipe` is used.
+        settings: Arguments of `--set`; later ones win.
+        flags: Named flags: dotted key to the value and the flag as typed; None means not given.
+        task_defaults: Returns the default settings of a task.
+        shapes: Returns the models of a run without stages; required by procedures.
+        before: The run to resume. Command-line values that only repeat its settings do not override
+            its stages, for which a procedure may have chosen other values.
 
     Raises:
-        ConfigError: Something is wrong; tells every problem.
+        ConfigError: A setting is wrong; the message lists all problems.
     """
     problems: list[str] = []
     given = [setting for file in files for setting in read_file(Path(file))]
@@ -204,23 +205,21 @@ def resolve(
 
 
 def task_name(task: TaskConfig) -> str:
-    """Return the task that a configuration means."""
+    """Return the name of the configured task."""
     return task.name or ("embedded" if task.train is None else "files")
 
 
 def _command_line(
     settings: Sequence[str], flags: Mapping[str, tuple[Any, str]], problems: list[str]
 ) -> list[Setting]:
-    """Return what the command line says; `--set` may say more of what a flag names."""
+    """Return the settings of the command line; a key may not be set by a flag and by `--set`."""
     given = [setting for text in settings for setting in read_assignment(text)]
     assigned = {setting.key for setting in given}
     flagged = []
     for name, (value, flag) in flags.items():
         for setting in () if value is None else read_flag(name, value, flag):
             if setting.key in assigned:
-                problems.append(
-                    f"`{setting}` is given twice, by {flag} and by --set; leave one out"
-                )
+                problems.append(f"`{setting}` is given twice, by {flag} and by --set; remove one")
             flagged.append(setting)
     return [*flagged, *given]
 
@@ -228,14 +227,14 @@ def _command_line(
 def _with_recipe(
     registry: Registry, recipe: str | None, given: list[Setting]
 ) -> tuple[str | None, list[Setting]]:
-    """Put the settings of the recipe, if one is named, below the others."""
+    """Prepend the settings of the recipe, if one is named, with the lowest precedence."""
     named = [setting for setting in given if setting.key == ("recipe",)]
     given = [setting for setting in given if setting.key != ("recipe",)]
     origin = "--recipe"
     if recipe is None and named:
         recipe, origin = named[-1].value, str(named[-1].origin)
         if not isinstance(recipe, str):
-            raise ConfigError(f"recipe must be a text, got {recipe!r} ({origin})")
+            raise ConfigError(f"recipe must be a string, got {recipe!r} ({origin})")
     if recipe is None:
         return None, given
     try:
@@ -244,7 +243,7 @@ def _with_recipe(
         raise ConfigError(f"recipe ({origin}): {error}") from error
     below = read_file(path, Level.RECIPE)
     if any(setting.key == ("recipe",) for setting in below):
-        raise ConfigError(f"recipe {recipe} ({path}) names a recipe itself; write its values out")
+        raise ConfigError(f"recipe {recipe} ({path}) itself names a recipe; write out its values")
     return recipe, [*below, *given]
 
 
@@ -255,7 +254,7 @@ def _with_procedure(
     shapes: Shapes,
     problems: list[str],
 ) -> list[Setting]:
-    """Put the stages that a procedure makes, if one is named, below the other settings."""
+    """Prepend the stages that the procedure, if one is named, generates."""
     if not any(setting.key[0] == "procedure" for setting in given):
         return given
     values = _merged([s for s in given if s.key[0] != "stages"], task_defaults, problems)
@@ -272,7 +271,7 @@ def _with_procedure(
 
 
 def _split_about(given: list[Setting], problems: list[str]) -> tuple[dict[str, str], list[Setting]]:
-    """Separate what files tell about themselves from settings."""
+    """Separate the keys with which files describe themselves from the settings."""
     about: dict[str, str] = {}
     rest = []
     for setting in given:
@@ -281,7 +280,7 @@ def _split_about(given: list[Setting], problems: list[str]) -> tuple[dict[str, s
         elif isinstance(setting.value, str):
             about[str(setting.key[0])] = setting.value
         else:
-            problems.append(f"{setting} must be a text, got {setting.value!r} ({setting.origin})")
+            problems.append(f"{setting} must be a string, got {setting.value!r} ({setting.origin})")
     return about, rest
 
 
@@ -300,7 +299,7 @@ def _stage_settings(stage: list[Setting], problems: list[str]) -> Iterator[Setti
 def _merged(
     settings: list[Setting], task_defaults: TaskDefaults | None, problems: list[str]
 ) -> Values:
-    """Merge settings over those that suit their task."""
+    """Merge settings in order, on top of the defaults of their task."""
     below: list[Setting] = []
     if task_defaults is not None:
         given = {setting.key[1:]: setting for setting in settings if setting.key[0] == "task"}

@@ -1,7 +1,7 @@
 """`RunConfig`: every setting of a run, declared once.
 
-Command-line help, validation, the reference page and `gkd config --schema` follow from the fields
-here. Options of a method live in its own `Method.Config`, under the method's name.
+Command-line help, validation, the reference page and `gkd config --schema` are derived from these
+fields. The options of a method are in its own `Method.Config`, under the method's name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TaskKind = Literal["classification", "regression", "lm", "masked-lm", "causal-lm
 
 
 class Section(BaseModel):
-    """A frozen table of settings that knows all of its keys."""
+    """A frozen table of settings that rejects unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
@@ -34,11 +34,11 @@ class TeacherConfig(Section):
     model: str | None = Field(
         None,
         description="Directory or hub id, or `stage:NAME`: the student of an earlier stage. "
-        "Without one the task's default teacher is trained.",
+        "If unset, the task's default teacher is trained.",
     )
     size: TeacherSize = Field(
         "large",
-        description="Which of the task's default teachers it is, where no `model` is named.",
+        description="Which of the task's default teachers to use if `model` is unset.",
     )
     name: str = Field(
         "teacher", pattern=r"^[a-z][a-z0-9_-]*$", description="Name in paths and reports."
@@ -48,22 +48,22 @@ class TeacherConfig(Section):
     )
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="What its weights are kept and computed in; what methods read of it is fp32.",
+        description="Data type of the weights and the computation; methods read fp32 tensors.",
     )
     placement: Placement = Field(
         "replicated",
-        description="Where the weights are until they are used: `replicated` on each device, "
-        "`offload` in host memory, `zero3` divided over the processes.",
+        description="Where the weights are stored between uses: `replicated` on each device, "
+        "`offload` in host memory, `zero3` sharded over the processes.",
     )
     tensor: Positive | None = Field(
         None,
-        description="Processes that share one copy of it, each with a part of every layer; as many "
-        "as share the student if unset.",
+        description="Tensor-parallel size: processes that share one copy, each with a shard of "
+        "every layer. Default: the student's.",
     )
 
 
 class StudentConfig(Section):
-    """The student: an own checkpoint, or a smaller copy of the (first) teacher."""
+    """The student: its own checkpoint, or a smaller copy of the (first) teacher."""
 
     model: str | None = Field(
         None,
@@ -72,8 +72,8 @@ class StudentConfig(Section):
     )
     layers: Positive | Literal["half", "all"] | None = Field(
         None,
-        description="Transformer blocks: a number, or `half` or `all` of the teacher's; all if "
-        "unset.",
+        description="Transformer blocks: a number, or `half` or `all` of the teacher's. Default: "
+        "all.",
     )
     hidden_size: Positive | None = Field(
         None, description="Width of the residual stream; the teacher's if unset."
@@ -84,24 +84,25 @@ class StudentConfig(Section):
     )
     scale: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="Share of all heads and all feed-forward neurons that is kept of the teacher's "
-        "blocks: those that matter most for the labels of training rows. All if unset.",
+        description="Share of the teacher's heads and feed-forward neurons to keep: those most "
+        "important for the labels of training rows. Default: all.",
     )
     config: dict[str, Any] = Field(
         {},
-        description="Other settings of its Hugging Face configuration where they are not the "
+        description="Other settings of its Hugging Face configuration that differ from the "
         "teacher's, such as intra_bottleneck_size of a MobileBERT.",
     )
     init: Literal["first", "last", "spaced", "none", "random"] | list[Positive] = Field(
         "spaced",
-        description="Teacher blocks the student starts from: the first, the last, evenly spaced, "
-        "a list of 1-based blocks; `none` for fresh blocks between the teacher's embedding and "
-        "head, or `random` for fresh weights everywhere.",
+        description="Teacher blocks that initialize the student: `first`, `last`, evenly `spaced`, "
+        "or a list of 1-based blocks; `none` for new blocks between the teacher's embedding and "
+        "head, or `random` for new weights everywhere.",
     )
     new_student: bool | None = Field(
         None,
-        description="Make a stage's student anew, instead of going on with that of the stage "
-        "before. Default: if the stage names a student of its own, or learns from the one before.",
+        description="Create a new student for this stage instead of continuing with the previous "
+        "stage's. Default: true if the stage names its own student or learns from the previous "
+        "stage's.",
     )
     trust_remote_code: bool = Field(
         False, description="Run model code that comes with the checkpoint."
@@ -113,26 +114,28 @@ class StudentConfig(Section):
         given = [name for name in shape if name in self.model_fields_set]
         if self.model is not None and any(getattr(self, name) for name in shape[:6]):
             raise ValueError(
-                f"`model` starts the student from a checkpoint of its own, so {', '.join(given)} "
-                "cannot be set too"
+                f"`model` starts the student from its own checkpoint, so {', '.join(given)} "
+                "cannot be set as well"
             )
         sizes = [name for name in shape[1:4] if getattr(self, name) is not None]
         if self.scale is not None and sizes:
-            raise ValueError(f"`scale` decides the widths, so {', '.join(sizes)} cannot be set too")
+            raise ValueError(
+                f"`scale` sets the widths, so {', '.join(sizes)} cannot be set as well"
+            )
         if self.scale is not None and self.init in ("random", "none"):
             raise ValueError(
-                f"`scale` keeps what matters most: set it without init = '{self.init}'"
+                f"`scale` keeps the most important weights: set it without init = '{self.init}'"
             )
         if self.new_student and stage_of(self.model) is not None:
             raise ValueError(
-                f"`model` = '{self.model}' goes on with the student of another stage, so "
-                "`new_student` cannot be set too"
+                f"`model` = '{self.model}' continues with the student of another stage, so "
+                "`new_student` cannot be set as well"
             )
         return self
 
 
 class TaskConfig(Section):
-    """The data and what is predicted from it."""
+    """The data and the prediction target."""
 
     name: str | None = Field(
         None,
@@ -146,11 +149,11 @@ class TaskConfig(Section):
     )
     train: str | None = Field(
         None,
-        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset. In a stage that "
-        "names one of its own, the run's validation, test and columns do not apply.",
+        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset. If a stage "
+        "names its own, the run's validation, test and columns do not apply to it.",
     )
     validation: str | None = Field(
-        None, description="Validation file or hub split; else a share of the training rows."
+        None, description="Validation file or hub split. Default: a share of the training rows."
     )
     test: str | None = Field(None, description="Test file or hub split; optional.")
     validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -158,41 +161,41 @@ class TaskConfig(Section):
     )
     rows: Positive | None = Field(
         None,
-        description="Training rows to use, taken evenly from the classes; all if unset. The task's "
-        "default teacher always learns from all of them.",
+        description="Training rows to use, sampled evenly from the classes. Default: all. The "
+        "task's default teacher always learns from all rows.",
     )
     text: str | None = Field(None, description="Column of the text; found by name if unset.")
     text_pair: str | None = Field(None, description="Column of the second text, for pairs.")
     label: str | None = Field(None, description="Column of the label; found by name if unset.")
     max_length: Positive | None = Field(
         None,
-        description="Longest sequence in tokens; longer is cut. Default: 128, or what the models "
-        "can read if that is less.",
+        description="Maximum sequence length in tokens; longer rows are truncated. Default: 128, "
+        "or the models' limit if that is less.",
     )
     mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.15, description="Share of the tokens that masked-lm predicts."
+        0.15, description="Share of tokens that masked-lm predicts."
     )
     augment: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Copies of every labelled training row in which some words are others (data "
-        "augmentation of TinyBERT); language modelling takes texts as they are.",
+        description="Copies of every labeled training row with some words replaced (TinyBERT's "
+        "data augmentation); not used in language modeling.",
     )
     augment_model: str | None = Field(
         None, description="Directory or hub id of the masked language model that proposes words."
     )
     augment_share: Share = Field(0.4, description="Probability that a word of a copy is replaced.")
     augment_candidates: Positive = Field(
-        15, description="Likeliest words among which a replacement is drawn."
+        15, description="Number of likeliest words from which a replacement is drawn."
     )
     default_teacher: Literal["encoder", "decoder"] | None = Field(
         None,
-        description="What the embedded task's default teacher is. Default: what the stage before "
-        "handed on; a decoder for causal-lm, else an encoder.",
+        description="Type of the embedded task's default teacher. Default: that of the previous "
+        "stage; else a decoder for causal-lm, an encoder otherwise.",
     )
 
 
 class TrainingConfig(Section):
-    """How the student is optimised."""
+    """The optimization of the student."""
 
     epochs: Positive = Field(3, description="Passes over the training data.")
     steps: Positive | None = Field(None, description="Optimizer steps; overrides `epochs` if set.")
@@ -204,20 +207,20 @@ class TrainingConfig(Section):
     lr_schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Decay of the learning rate after the warm-up."
     )
-    warmup: Share = Field(0.1, description="Share of the steps in which the rate rises from 0.")
+    warmup: Share = Field(0.1, description="Share of the steps in which the rate increases from 0.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="AdamW weight decay, not applied to biases and normalisation."
+        0.01, description="AdamW weight decay, not applied to biases and normalization layers."
     )
     beta1: Share = Field(0.9, description="AdamW beta 1.")
     beta2: Share = Field(0.999, description="AdamW beta 2.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
     clip: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Largest gradient norm; 0 turns clipping off."
+        1.0, description="Maximum gradient norm; 0 disables clipping."
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",
         description="bf16 and fp16 run both models under autocast; weights and losses stay fp32. "
-        "fp16 scales the loss, and skips steps whose gradient overflows; bf16 needs neither.",
+        "fp16 scales the loss and skips steps whose gradients overflow; bf16 needs neither.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute the student's activations in the backward pass."
@@ -229,10 +232,10 @@ class TrainingConfig(Section):
         None, description="Steps between evaluations; once per epoch if unset."
     )
     patience: Positive | None = Field(
-        None, description="Stop after so many evaluations without a better metric."
+        None, description="Stop after this many evaluations without improvement."
     )
     keep_best: bool = Field(
-        True, description="Hand on the student of the best evaluation, not the last."
+        True, description="Output the student with the best evaluation instead of the last one."
     )
     checkpoint_every: Positive | None = Field(
         None, description="Steps between checkpoints; at every evaluation if unset."
@@ -241,31 +244,31 @@ class TrainingConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Where the models live, and how a run is divided over several processes."""
+    """Device placement and parallelism over several processes."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="`auto` is cuda where there is one."
+        "auto", description="`auto` is cuda if available, else cpu."
     )
     nproc: Positive = Field(
-        1, description="Processes on this machine, one per GPU; each has its share of the rows."
+        1, description="Processes on this machine, one per GPU; each gets a share of the rows."
     )
     tensor: Positive = Field(
         1,
-        description="Processes that share one copy of the student, each with a part of every "
-        "layer; they see the same rows. Must divide the number of processes.",
+        description="Tensor-parallel size: processes that share one copy of the student, each with "
+        "a shard of every layer, and see the same rows. Must divide the number of processes.",
     )
     zero: Annotated[int, Field(ge=0, le=3)] = Field(
         0,
-        description="What DeepSpeed ZeRO divides over the processes: 1 the optimizer state, 2 also "
-        "the gradients, 3 also the student's weights; 0 nothing.",
+        description="What DeepSpeed ZeRO shards over the processes: 1: the optimizer state; 2: "
+        "also the gradients; 3: also the student's weights; 0: nothing.",
     )
     offload_optimizer: Offload = Field(
-        "none", description="Where the optimizer state is: nvme needs zero = 3, cpu at least 1."
+        "none", description="Where to offload the optimizer state; nvme needs zero = 3, cpu >= 1."
     )
     offload_params: Offload = Field(
-        "none", description="Where the student's weights wait until they are used; with zero = 3."
+        "none", description="Where to offload the student's weights between uses; needs zero = 3."
     )
-    nvme_path: str | None = Field(None, description="Folder on a local disk, for nvme.")
+    nvme_path: str | None = Field(None, description="Directory on a local disk, for nvme.")
 
     @model_validator(mode="after")
     def _offload_fits_zero(self) -> ParallelConfig:
@@ -280,33 +283,33 @@ class ParallelConfig(Section):
                     f"{' or more' if zero < 3 else ''}, not {self.zero}"
                 )
         if "nvme" in (self.offload_optimizer, self.offload_params) and self.nvme_path is None:
-            raise ValueError("nvme needs nvme_path, a folder on a local disk")
+            raise ValueError("nvme needs nvme_path, a directory on a local disk")
         return self
 
 
 class OutputConfig(Section):
-    """What is written where."""
+    """Output files and directories."""
 
     dir: str | None = Field(
         None,
-        description="Run directory; default: runs/NAME-N with the next free number, NAME being "
+        description="Run directory. Default: runs/NAME-N with the next free number, where NAME is "
         "the recipe or the method.",
     )
     tensorboard: bool = Field(True, description="Write TensorBoard events to DIR/tensorboard.")
     every_log: bool = Field(
         False,
-        description="Each of several processes keeps a log, log-RANK.txt; otherwise only the first "
-        "does, in log.txt.",
+        description="Write a log for every process, log-RANK.txt, in addition to the first one's "
+        "log.txt.",
     )
     reuse: bool = Field(
         True,
-        description="Copy the student of a stage that a run here has trained before with the same "
+        description="Copy the student of a stage that an earlier run trained with the same "
         "settings, data, models and code, instead of training it again.",
     )
 
 
 class ProcedureConfig(BaseModel):
-    """What makes the stages of a run, with its options."""
+    """The procedure that generates the stages of a run, with its options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -314,7 +317,7 @@ class ProcedureConfig(BaseModel):
 
 
 class StageConfig(BaseModel):
-    """One stage: a name, and whichever settings of the run differ in it."""
+    """One stage: a name, and the settings in which it differs from the run."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -322,7 +325,7 @@ class StageConfig(BaseModel):
 
 
 class RunConfig(Section):
-    """A run: models, data, method, stages."""
+    """A run: models, data, method and stages."""
 
     method: str = Field(
         "pkd+soft",
@@ -330,14 +333,14 @@ class RunConfig(Section):
         "are averaged, or combined as in `mt-bert(soft)+hard`.",
     )
     recipe: str | None = Field(
-        None, description="A shipped recipe whose values stand below those of this file."
+        None, description="A shipped recipe; the values in this file override its values."
     )
     teachers: list[TeacherConfig] = Field(
         [TeacherConfig()], min_length=1, description="The teachers."
     )
     student: StudentConfig = Field(StudentConfig(), description="The student.")
     task: TaskConfig = Field(TaskConfig(), description="The data.")
-    training: TrainingConfig = Field(TrainingConfig(), description="The optimisation.")
+    training: TrainingConfig = Field(TrainingConfig(), description="The optimization.")
     parallel: ParallelConfig = Field(ParallelConfig(), description="Devices.")
     output: OutputConfig = Field(OutputConfig(), description="Files.")
     baseline: bool | None = Field(
@@ -346,13 +349,13 @@ class RunConfig(Section):
         "Default: on the embedded task only.",
     )
     procedure: ProcedureConfig | None = Field(
-        None, description="Makes the stages out of options, in recipes such as `takd`."
+        None, description="Generates the stages from options, in recipes such as `takd`."
     )
     seed: Annotated[int, Field(ge=0)] = Field(1, description="Seed of everything random.")
     stages: list[StageConfig] = Field(
         [],
-        description="Stages run in order, each handing its student to the next unless that says "
-        "otherwise. Default: one stage with the settings of the run.",
+        description="Stages, run in order; each continues with the previous one's student unless "
+        "it says otherwise. Default: one stage with the settings of the run.",
     )
     options: dict[str, Any] = Field(
         {}, exclude=True, description="Method options by method name; written at the top level."
@@ -363,5 +366,5 @@ class RunConfig(Section):
         for kind, items in (("teacher", self.teachers), ("stage", self.stages)):
             names = [item.name for item in items]
             if len(set(names)) < len(names):
-                raise ValueError(f"every {kind} needs a name of its own, got {names}")
+                raise ValueError(f"every {kind} needs a unique name, got {names}")
         return self

@@ -1,4 +1,4 @@
-"""Settings and stages without effect, which a person is told of."""
+"""Warnings about settings and stages without effect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gkd_core.config.expression import AVERAGE, parse_expression
 from gkd_core.config.graph import link_stages, unused
 from gkd_core.config.overlay import SHAPE, Values
-from gkd_core.config.sources import Level, Setting
+from gkd_core.config.settings import Level, Setting
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import ResolvedStage
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def unused_tables(
     registry: Registry, parts: list[list[Setting]], stages: tuple[ResolvedStage, ...]
 ) -> Iterator[str]:
-    """Warn of tables of options a person wrote that no stage they hold for uses."""
+    """Warn about option tables that no stage they apply to uses."""
     used = {stage.name: _used(stage.config) for stage in stages}
     tables = {
         (setting.stage, setting.key[0]): setting
@@ -35,23 +35,23 @@ def unused_tables(
 
 
 def _used(config: RunConfig) -> list[str]:
-    """Return the methods and combiners of a stage."""
+    """Return the methods and combiners that a stage uses."""
     expression = parse_expression(config.method)
     named = [*expression.names, *(group.combiner for group in expression.groups)]
     return named if len(config.teachers) == 1 else [*named, AVERAGE]
 
 
 def unused_stages(config: RunConfig, stages: tuple[ResolvedStage, ...]) -> Iterator[str]:
-    """Warn of stages that are trained in vain."""
+    """Warn about stages whose student is never used."""
     for name in unused(link_stages(config, stages)):
         yield (
-            f"no stage uses the student of stage '{name}': none goes on with it, and none has "
+            f"no stage uses the student of stage '{name}': none continues with it, and none has "
             f"teacher = 'stage:{name}'"
         )
 
 
 def unused_shape(run: list[Setting], values: Values) -> Iterator[str]:
-    """Warn of a shape a person gave the student that a checkpoint from higher up overrides."""
+    """Warn about student shape settings that a checkpoint of higher precedence overrides."""
     model = values.get(("student", "model"))
     if model is None:
         return
@@ -59,6 +59,6 @@ def unused_shape(run: list[Setting], values: Values) -> Iterator[str]:
         is_shape = setting.key[0] == "student" and setting.key[-1] in SHAPE
         if is_shape and setting.key not in values and setting.origin.level >= Level.FILE:
             yield (
-                f"{setting} ({setting.origin}) is left out: {model} ({model.origin}) starts the "
-                "student from a checkpoint of its own"
+                f"{setting} ({setting.origin}) is ignored: {model} ({model.origin}) starts the "
+                "student from its own checkpoint"
             )

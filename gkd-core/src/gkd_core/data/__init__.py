@@ -1,1 +1,1 @@
-"""Tasks, corpora, collation and sampling."""
+"""Tasks, corpora, encoding, collation and sampling."""

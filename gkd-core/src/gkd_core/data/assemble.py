@@ -1,4 +1,4 @@
-"""Make a `TaskData` out of tables: find columns, read labels, hold out validation rows."""
+"""Build a `TaskData` from tables: find columns, read labels, hold out validation rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gkd_core.kinds.kind import LM_KINDS, Kind
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a task; without `validation` a share of `train` is held out."""
+    """The tables of a task; without `validation`, a share of `train` is held out."""
 
     train: Table
     validation: Table | None = None
@@ -28,17 +28,17 @@ class Tables:
 def assemble(
     tables: Tables, config: TaskConfig, kind: Kind | None, seed: int, source: str
 ) -> TaskData:
-    """Check the tables and make the task.
+    """Check the tables and build the task.
 
     Args:
         tables: The rows as read.
-        config: Names of the columns, share to hold out.
-        kind: What is predicted; None: classification or regression, as the labels are.
-        seed: Seed of the held-out share.
-        source: What a person calls the data.
+        config: Column names and share to hold out.
+        kind: Kind of the task; None: classification or regression, inferred from the labels.
+        seed: Seed for the held-out share.
+        source: User-facing name of the data.
 
     Raises:
-        DataError: A column, row or label is wrong.
+        DataError: A column, row or label is invalid.
     """
     columns = find_columns(tables.train, config, labelled=kind not in LM_KINDS)
     train = select(tables.train, columns)
@@ -67,14 +67,14 @@ def assemble(
 
 
 def without_labels(data: TaskData, kind: Kind) -> TaskData:
-    """Return the rows of a task as plain text; each keeps its split.
+    """Return the rows of a task as plain text, with the same splits.
 
     Args:
         data: The task.
         kind: `masked-lm` or `causal-lm`.
     """
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    # A pair has no meaning in language modelling: both texts are plain rows.
+    # Pairs have no meaning in language modeling, so both texts become rows.
     splits = {
         name: Split([*split.text, *(split.pair or ())])
         for name, split in parts.items()
@@ -92,7 +92,7 @@ def without_labels(data: TaskData, kind: Kind) -> TaskData:
 
 
 def hash_rows(kind: Kind, classes: Sequence[str], splits: Mapping[str, Split]) -> str:
-    """Return the hash of the kind of task, its classes and every row."""
+    """Return a hash of the kind, the classes and all rows."""
     return digest.of_bytes(_row_bytes(kind, classes, splits))
 
 
@@ -112,7 +112,7 @@ def _classes(train: CheckedRows, declared: tuple[str, ...]) -> tuple[str, ...]:
 
 def _split(rows: CheckedRows, kind: Kind, classes: Sequence[str]) -> Split:
     if rows.labels is None:
-        # A pair has no meaning in language modelling: both texts are plain rows.
+        # Pairs have no meaning in language modeling, so both texts become rows.
         return Split(rows.text + (rows.pair or []))
     numbers, faults = rows.table.numbers, rows.table.faults
     labels = (

@@ -1,4 +1,4 @@
-"""Augmentation: copies of training rows in which some words are others."""
+"""Augmentation: copies of training rows with some words replaced."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from gkd_core.contract.task import Split
 
 CHUNK = 1000
-"""Texts for which candidates are held at a time."""
+"""Number of texts whose candidates are held in memory at a time."""
 
 
 class Word(NamedTuple):
     """A word of a text that can be replaced.
 
     Attributes:
-        start: Its first character.
-        end: The character after its last.
-        position: Its token.
+        start: Index of its first character.
+        end: Index after its last character.
+        position: Position of its token.
     """
 
     start: int
@@ -28,30 +28,30 @@ class Word(NamedTuple):
 
 
 class Proposer(Protocol):
-    """Knows the words of a text, and others that would fit in their place."""
+    """Proposes replacements for the words of a text."""
 
     def words(self, texts: Sequence[str]) -> Sequence[Sequence[Word]]:
-        """Return the words of each text that can be replaced, in order."""
+        """Return the replaceable words of each text, in order."""
 
     def candidates(
         self, texts: Sequence[str], wanted: Sequence[tuple[int, Word]]
     ) -> Sequence[Sequence[str]]:
-        """Return what fits in the place of each wanted word (text, word), best first."""
+        """Return the candidates for each requested (text, word), best first."""
 
 
 def augment(split: Split, proposer: Proposer, copies: int, share: float, seed: int) -> Split:
-    """Return the rows of a split and copies of them in which words are replaced.
+    """Return the rows of a split plus copies of them with words replaced.
 
-    Data augmentation of TinyBERT (Jiao et al., 2020, Algorithm 1): in every copy each word is
-    replaced with a probability of `share`, by one of its candidates, all alike. Labels stay. What
-    is drawn for a row depends on the seed and on its place alone.
+    This is TinyBERT's data augmentation (Jiao et al., 2020, Algorithm 1): in every copy, each word
+    is replaced with probability `share` by one of its candidates, drawn uniformly. Labels are kept.
+    The replacements in a row depend only on the seed and its index.
 
     Args:
         split: The rows.
-        proposer: Proposes words.
-        copies: Copies of each row.
+        proposer: Proposes replacements.
+        copies: Copies per row.
         share: Probability that a word is replaced.
-        seed: Seed of the draws.
+        seed: Seed of the random choices.
     """
     text = [*split.text, *_copies(split.text, proposer, copies, share, [seed, 0])]
     pair = None
@@ -64,15 +64,15 @@ def augment(split: Split, proposer: Proposer, copies: int, share: float, seed: i
 def _copies(
     texts: Sequence[str], proposer: Proposer, copies: int, share: float, seed: list[int]
 ) -> list[str]:
-    """Return the copies of all texts: first one of each, then another of each, and so on."""
+    """Return the copies of all texts: the first copy of each text, then the second, and so on."""
     made: list[list[str]] = [[] for _ in range(copies)]
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
         words = proposer.words(chunk)
-        draws = [np.random.default_rng([*seed, start + row]) for row in range(len(chunk))]
+        rngs = [np.random.default_rng([*seed, start + row]) for row in range(len(chunk))]
         chosen = [
-            draw.random((copies, len(of_text))) < share
-            for draw, of_text in zip(draws, words, strict=True)
+            rng.random((copies, len(of_text))) < share
+            for rng, of_text in zip(rngs, words, strict=True)
         ]
         wanted = [
             (row, word)
@@ -83,7 +83,7 @@ def _copies(
         found = dict(zip(wanted, proposer.candidates(chunk, wanted), strict=True))
         for row, text in enumerate(chunk):
             for copy, picks in zip(made, chosen[row], strict=True):
-                copy.append(_replaced(text, row, words[row], picks, found, draws[row]))
+                copy.append(_replaced(text, row, words[row], picks, found, rngs[row]))
     return [text for copy in made for text in copy]
 
 
@@ -93,14 +93,14 @@ def _replaced(
     words: Sequence[Word],
     picks: Sequence[bool],
     found: dict[tuple[int, Word], Sequence[str]],
-    draw: np.random.Generator,
+    rng: np.random.Generator,
 ) -> str:
-    """Return a text with a random candidate in the place of each picked word."""
+    """Return a text with each selected word replaced by a random candidate."""
     parts: list[str] = []
     end = 0
     for word, picked in zip(words, picks, strict=True):
         if picked and found[row, word]:
             candidates = found[row, word]
-            parts += [text[end : word.start], candidates[int(draw.integers(len(candidates)))]]
+            parts += [text[end : word.start], candidates[int(rng.integers(len(candidates)))]]
             end = word.end
     return "".join([*parts, text[end:]])

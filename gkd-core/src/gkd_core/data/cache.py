@@ -1,4 +1,4 @@
-"""Where gkd keeps what it can make again."""
+"""The cache directory for files that gkd can recreate."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: `GKD_CACHE`, or `gkd` in the user's cache folder.
+    """Return the cache directory: `GKD_CACHE`, or `gkd` in the user's cache directory.
 
-    It need not exist yet.
+    It may not exist yet.
     """
     own = os.environ.get("GKD_CACHE")
     if own:

@@ -1,4 +1,4 @@
-"""The order of the classes, which teacher, student and data must share."""
+"""The class order, which teacher, student and data must share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from gkd_core.contract.task import Split, TaskData
 
 
 def order_classes(data: TaskData, order: Sequence[str]) -> TaskData:
-    """Return the data with its class ids in another order.
+    """Return the data with its classes renumbered to another order.
 
     Args:
         data: A classification task.
-        order: The names of its classes by their new ids.
+        order: The class names in the order of their new ids.
     """
     ids = [list(order).index(name) for name in data.classes]
     return replace(

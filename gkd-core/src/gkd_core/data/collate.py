@@ -1,4 +1,4 @@
-"""Pad rows into a micro-batch and, in language modelling, make its labels."""
+"""Collate rows into padded micro-batches and, in language modeling, create the labels."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EVALUATION_EPOCH = 2**32
-"""The epoch whose masks every evaluation uses; training never reaches it."""
+"""The epoch number that all evaluations use for masking; training never reaches it."""
 
 
 class Collator:
-    """Makes micro-batches.
+    """Builds micro-batches.
 
-    Rows are padded to the longest of the micro-batch, on the tokenizer's side, with its padding
-    token (its end token if it has none). What `masked-lm` masks in a row depends on the seed, the
-    epoch and the row alone, never on the micro-batch it is in: of each row a `mask_share` of the
-    tokens, at least one, is predicted; 80 % of these become the mask token, 10 % a random token
-    (Devlin et al., NAACL 2019).
+    Rows are padded to the longest one, on the tokenizer's padding side, with its padding token (its
+    end token if it has none). The masking of a row in `masked-lm` depends only on the seed, the
+    epoch and the row, never on its micro-batch: a `mask_share` of each row's tokens, at least one,
+    is predicted; 80% of these become the mask token, 10% a random token (Devlin et al., NAACL
+    2019).
 
     Args:
         tokenizer: The tokenizer that encoded the rows.
-        kind: What is predicted.
-        mask_share: Share of the tokens that `masked-lm` predicts.
-        seed: Seed of the masks.
+        kind: Kind of the task.
+        mask_share: Share of tokens that `masked-lm` predicts.
+        seed: Seed for masking.
 
     Raises:
-        DataError: The tokenizer lacks a token that is needed: padding or end, or mask.
+        DataError: The tokenizer lacks a required token: padding or end, or mask.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Collator:
         if kind == "masked-lm" and tokenizer.mask_token_id is None:
             raise DataError(
                 "task.kind is masked-lm, but the tokenizer has no mask token; use causal-lm, or a "
-                "model made for masked language modelling"
+                "model trained for masked language modeling"
             )
         self.kind = kind
         self.mask_share = mask_share
@@ -67,13 +67,13 @@ class Collator:
         self._special = np.array(tokenizer.all_special_ids, np.int64)
 
     def collate(self, encoded: Encoded, rows: Sequence[int], epoch: int, width: int = 0) -> Batch:
-        """Make the micro-batch of `rows`.
+        """Return the micro-batch of `rows`.
 
         Args:
             encoded: The split.
-            rows: Indices of its rows, at least one.
-            epoch: Passes done over the training data; `EVALUATION_EPOCH` outside training.
-            width: Tokens that rows are padded to at least.
+            rows: Row indices, at least one.
+            epoch: Completed passes over the training data; `EVALUATION_EPOCH` outside training.
+            width: Minimum width, in tokens, to which rows are padded.
         """
         made = [encoded.row(row) for row in rows]
         ids = [row["input_ids"].astype(np.int64) for row in made]
@@ -85,6 +85,7 @@ class Collator:
             ids = [tokens for tokens, _ in masked]
             labels = self._padded([targets for _, targets in masked], IGNORE, width)
         elif self.kind == "causal-lm":
+            # Shifted here: the label at a position is the next token.
             labels = self._padded([np.append(row[1:], IGNORE) for row in ids], IGNORE, width)
         elif encoded.labels is not None:
             labels = torch.from_numpy(encoded.labels[list(rows)])
@@ -110,7 +111,7 @@ class Collator:
     def _masked(
         self, ids: NDArray[np.int64], row: int, epoch: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the masked token ids of a row and the labels."""
+        """Return the masked token ids and the labels of a row."""
         draw = np.random.default_rng([self.seed, epoch, row])
         free = draw.permutation(np.flatnonzero(~np.isin(ids, self._special)))
         chosen = free[: max(1, round(self.mask_share * len(free)))]

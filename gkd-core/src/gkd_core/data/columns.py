@@ -1,4 +1,4 @@
-"""Find the columns of text and label in a table, and check their values row by row."""
+"""Find the text and label columns of a table, and check their values row by row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LABELS = ("label", "labels", "target", "class")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in use; `label` is None in language modelling."""
+    """Names of the columns in use; `label` is None in language modeling."""
 
     text: str
     pair: str | None
@@ -33,13 +33,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """Checked rows of a table: no text is empty and none lacks its label.
+    """Checked rows of a table: every row has a text and, if required, a label.
 
     Attributes:
-        table: The table they come from, row by row.
+        table: The table of the rows, in the same order.
         text: The texts.
-        pair: Second texts of a pair task.
-        labels: The labels as text, or None in language modelling.
+        pair: The second texts of a pair task.
+        labels: The labels as strings, or None in language modeling.
     """
 
     table: Table
@@ -49,7 +49,7 @@ class CheckedRows:
 
 
 def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
-    """Return the columns that the configuration names, else those found by their usual names.
+    """Return the columns named in the configuration, or else those with common names.
 
     Args:
         table: The training table.
@@ -57,7 +57,7 @@ def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
         labelled: Whether the task has labels.
 
     Raises:
-        DataError: A column is missing, or several could be meant.
+        DataError: A column is missing or ambiguous.
     """
     table.check_filled()
     for setting in ("text", "text_pair", "label"):
@@ -71,18 +71,18 @@ def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
 
 
 def select(table: Table, columns: Columns) -> CheckedRows:
-    """Take the columns out of a table and check every value.
+    """Extract the columns from a table and check all values.
 
     Raises:
-        DataError: A column is missing, rows are bad, or no row has a label.
+        DataError: A column is missing, a row is invalid, or no row has a label.
     """
     table.check_filled()
     for name in (columns.text, columns.pair, columns.label):
         if name is not None and name not in table.columns:
             what = "labels" if name == columns.label else f"column {name!r}"
             raise DataError(
-                f"{table.source} has no {what}: the training data has the column {name!r}, here "
-                f"there are {_listed(table.columns)}. Give a file with the same columns."
+                f"{table.source} has no {what}: the training data has the column {name!r}, but "
+                f"this has {_listed(table.columns)}. Give a file with the same columns"
             )
     text = _texts(table, columns.text)
     pair = None if columns.pair is None else _texts(table, columns.pair)
@@ -107,7 +107,7 @@ def _labels(table: Table, column: str) -> list[str]:
     if is_unlabelled(table.columns[column]):
         raise DataError(
             f"{table.source} has no labels: column {column!r} is empty or -1 in every row. "
-            "Give a labelled file."
+            "Give a labeled file"
         )
     names = []
     for number, value in zip(table.numbers, table.columns[column], strict=True):
@@ -122,7 +122,7 @@ def _check_column(table: Table, name: str, setting: str) -> None:
     if name not in table.columns:
         raise DataError(
             f"{table.source} has no column {name!r} ({setting}).{suggest(name, table.columns)} "
-            f"The columns are {_listed(table.columns)}."
+            f"The columns are {_listed(table.columns)}"
         )
 
 
@@ -133,13 +133,13 @@ def _find_label(table: Table) -> str:
     problem = f"several label columns, {_listed(found)}" if found else "no label column"
     raise DataError(
         f"{table.source} has {problem}: the columns are {_listed(table.columns)}. "
-        "Name it with --set task.label=COLUMN; for text without labels set task.kind to masked-lm "
-        "or causal-lm."
+        "Name it with --set task.label=COLUMN; for unlabeled text set task.kind to masked-lm "
+        "or causal-lm"
     )
 
 
 def _find_text(table: Table, excluded: str | None) -> tuple[str, str | None]:
-    """Return the text column and, for a pair, the second one."""
+    """Return the text column and, for pairs, the second one."""
     names = [name for name in table.columns if name != excluded]
     lower = {name.lower(): name for name in names}
     found: list[tuple[str, str | None]] = [
@@ -153,7 +153,7 @@ def _find_text(table: Table, excluded: str | None) -> tuple[str, str | None]:
     problem = f"several text columns, {_listed(candidates)}" if found else "no text column"
     raise DataError(
         f"{table.source} has {problem}: the columns are {_listed(table.columns)}. "
-        "Name it with --set task.text=COLUMN (and task.text_pair for the second text of a pair)."
+        "Name it with --set task.text=COLUMN (and task.text_pair for the second text of a pair)"
     )
 
 

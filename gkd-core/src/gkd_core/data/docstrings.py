@@ -1,7 +1,7 @@
-"""Docstrings of the Python standard library as labelled text.
+"""Docstrings of the Python standard library as labeled text.
 
-The sources are parsed, never imported or run. A row is one paragraph of a docstring; its class is
-the chapter of the library documentation that describes the module.
+The sources are parsed, never imported or executed. A row is one paragraph of a docstring; its class
+is the chapter of the library documentation that describes the module.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHAPTERS: Mapping[str, str] = {
     "inspect site code codeop _sitebuiltins zipimport pkgutil modulefinder runpy importlib venv "
     "zipapp ast symtable tokenize tabnanny pyclbr py_compile compileall dis opcode pickletools",
 }
-"""Chapters of the library documentation, small neighbours joined, and their modules."""
+"""Chapters of the library documentation and their modules; small related chapters are merged."""
 
 FEWEST_WORDS = 5
 SHINGLE = 3
@@ -53,12 +53,12 @@ Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Passage:
-    """One paragraph.
+    """One paragraph of a docstring.
 
     Attributes:
         text: The paragraph on one line.
         label: Index of its chapter.
-        origin: The docstring it is from, as `file:line`.
+        origin: Location of the docstring, as `file:line`.
     """
 
     text: str
@@ -67,7 +67,7 @@ class Passage:
 
 
 def collect(library: Path) -> list[Passage]:
-    """Return the paragraphs of all docstrings under the folder `library`, in a fixed order.
+    """Return the paragraphs of all docstrings in the directory `library`, in a fixed order.
 
     Raises:
         DataError: The library was installed without sources.
@@ -81,8 +81,8 @@ def collect(library: Path) -> list[Passage]:
     ]
     if not found:
         raise DataError(
-            f"no Python sources in {library}, which the embedded task is made from. "
-            "Install Python with its library sources, or name your own data with `--data`."
+            f"no Python sources in {library}, from which the embedded task is built. "
+            "Install Python with its library sources, or name your own data with `--data`"
         )
     return found
 
@@ -101,19 +101,19 @@ def _passages(file: Path, library: Path, label: int) -> Iterator[Passage]:
 
 
 def paragraphs(docstring: str) -> list[str]:
-    """Cut a docstring into paragraphs of one line, without examples and fragments."""
+    """Split a docstring into one-line paragraphs, without examples and fragments."""
     blocks = re.split(r"\n\s*\n", docstring)
     texts = (" ".join(block.split()) for block in blocks)
     return [text for text in texts if ">>>" not in text and len(words(text)) >= FEWEST_WORDS]
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case."""
+    """Return the words of a text in lowercase."""
     return re.findall(r"[a-z]+", text.lower())
 
 
 def unique(passages: Iterable[Passage]) -> list[Passage]:
-    """Keep one of several passages with the same words, and none if their labels differ."""
+    """Keep one of several passages with the same words, or none if their labels differ."""
     same: dict[tuple[str, ...], list[Passage]] = defaultdict(list)
     for passage in passages:
         same[tuple(words(passage.text))].append(passage)
@@ -121,9 +121,9 @@ def unique(passages: Iterable[Passage]) -> list[Passage]:
 
 
 def split(passages: Sequence[Passage]) -> dict[str, list[Passage]]:
-    """Deal passages into `train`, `validation` and `test`, whole groups at a time.
+    """Split passages into `train`, `validation` and `test`, keeping groups together.
 
-    The order is that of a hash of the text: the same for every run, unrelated to the library's.
+    The order is that of a hash of the text: the same in every run, and unrelated to the library's.
     """
     members: dict[int, list[Passage]] = defaultdict(list)
     for number, passage in zip(groups(passages), passages, strict=True):
@@ -142,9 +142,9 @@ def _draw(group: Sequence[Passage]) -> str:
 
 
 def groups(passages: Sequence[Passage]) -> list[int]:
-    """Number the passages so that near-duplicates and those of one docstring share a number.
+    """Return a group number per passage; near-duplicates and passages of one docstring share one.
 
-    Near-duplicates share at least `SIMILAR` of their runs of `SHINGLE` words (Jaccard index).
+    The Jaccard index of near-duplicates' runs of `SHINGLE` words is at least `SIMILAR`.
     """
     parent = list(range(len(passages)))
 
@@ -161,7 +161,7 @@ def groups(passages: Sequence[Passage]) -> list[int]:
 
 
 def _alike(passages: Sequence[Passage]) -> Iterator[tuple[int, int]]:
-    """Yield pairs of passages that must stay together."""
+    """Yield pairs of passages that must be in the same group."""
     first_of: dict[str, int] = {}
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""`embedded`: a task made from the Python that runs, so that nothing has to be downloaded."""
+"""`embedded`: a task built from the running Python's library, without any download."""
 
 from __future__ import annotations
 
@@ -22,29 +22,28 @@ from gkd_core.kinds.kind import LM_KINDS, Kind
 from gkd_core.models.embedded_teachers import MASK_SHARE, embedded_teacher
 
 STUDENT_ROWS = 200
-"""Rows the student gets. This mirrors practice: you have little data; the teacher saw much more."""
+"""Student training rows. This mirrors practice: you have little data; the teacher saw much more."""
 
 MAX_LENGTH = 48
 
 MISFITS = (("encoder", "causal-lm"), ("decoder", "masked-lm"))
-"""Settings `task.default_teacher` and `task.kind` that contradict each other."""
+"""Contradictory pairs of `task.default_teacher` and `task.kind`."""
 
 LabelledTexts = Mapping[str, tuple[list[str], list[int]]]
 
 
 class Embedded(Task):
-    """Paragraphs of the standard library's docstrings, and the chapter each belongs to.
+    """Paragraphs of the standard library's docstrings, labeled with their chapters.
 
-    Paragraphs of one docstring and near-duplicates are always in the same split. As `masked-lm` or
-    `causal-lm` it is the same text without labels. The rows depend on the Python installation and
-    on nothing else.
+    Paragraphs of one docstring and near-duplicates are always in the same split. `masked-lm` and
+    `causal-lm` use the same text without labels. The rows depend only on the Python installation.
     """
 
     name = "embedded"
 
     @classmethod
     def defaults(cls, kind: str | None) -> Mapping[str, Any]:
-        """Return settings for few labelled rows, or for all of the text without labels."""
+        """Return settings for a few labeled rows, or for all of the text without labels."""
         student = {"layers": 2, "init": "spaced"}
         if kind == "lm" or kind in LM_KINDS:
             return {
@@ -59,18 +58,18 @@ class Embedded(Task):
         }
 
     def check(self) -> None:
-        """Refuse settings that belong to other tasks, or contradict each other.
+        """Reject settings that belong to other tasks or contradict each other.
 
         Raises:
-            ConfigError: A file is named, a regression asked for, or an encoder to predict the next
-                token, or a decoder masked ones.
+            ConfigError: A file is named, regression is requested, or an encoder should predict the
+                next token or a decoder masked tokens.
         """
         for split in ("train", "validation", "test"):
             value = getattr(self.config, split)
             if value is not None:
                 raise ConfigError(
-                    f"task.{split} is {value!r}, but the task 'embedded' brings its own rows; "
-                    "drop it, or set task.name = 'files'"
+                    f"task.{split} is {value!r}, but the task 'embedded' has its own rows; "
+                    "remove it, or set task.name = 'files'"
                 )
         if self.kind == "regression":
             raise ConfigError(
@@ -79,15 +78,15 @@ class Embedded(Task):
             )
         if (self.config.default_teacher, self.kind) in MISFITS:
             raise ConfigError(
-                f"task.default_teacher is '{self.config.default_teacher}', which cannot do "
-                f"task.kind = '{self.kind}'; drop one of them, or set task.kind = 'lm'"
+                f"task.default_teacher is '{self.config.default_teacher}', which does not support "
+                f"task.kind = '{self.kind}'; remove one of them, or set task.kind = 'lm'"
             )
 
     def load(self, kind: Kind, seed: int) -> TaskData:
-        """Return the rows, classified unless `task.kind` asks for plain text.
+        """Return the rows, with classes unless `task.kind` requests plain text.
 
         Raises:
-            DataError: Python was installed without the sources of its library.
+            DataError: Python was installed without its library sources.
         """
         classes = tuple(docstrings.CHAPTERS)
         splits = {
@@ -107,7 +106,7 @@ class Embedded(Task):
         return without_labels(labelled, self.kind)
 
     def default_teacher(self, data: TaskData, size: TeacherSize = "large") -> DefaultTeacher:
-        """Return a small BERT, or a small Llama as a decoder; or a still smaller one."""
+        """Return a small BERT (encoder) or Llama (decoder), even smaller for size `small`."""
         family = "decoder" if data.kind == "causal-lm" else "encoder"
         return embedded_teacher(data, self.config.default_teacher or family, size)
 
@@ -123,7 +122,7 @@ def _cached_rows() -> LabelledTexts:
         rows: LabelledTexts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
-            f"the cached rows {path} are damaged ({error}); delete the file, it is made again"
+            f"the cached rows {path} are corrupt ({error}); delete the file to recreate it"
         ) from error
     return rows
 

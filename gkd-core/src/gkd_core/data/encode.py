@@ -1,4 +1,4 @@
-"""Texts as token ids, stored flat and unpadded."""
+"""Tokenized texts, stored flat and unpadded."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CHUNK = 1000
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised rows of one split.
+    """The tokenized rows of one split.
 
     Attributes:
-        ids: Token ids of all rows, one after the other, int32.
-        type_ids: Segment ids likewise, or None where the tokenizer makes none.
-        offsets: Where each row starts, and the end of the last, int64 `[N + 1]`.
+        ids: Concatenated token ids of all rows, int32.
+        type_ids: Segment ids likewise, or None if the tokenizer has none.
+        offsets: Start of each row and the end of the last, int64 `[N + 1]`.
         labels: Class ids int64 `[N]`, values fp32 `[N]`, or None.
-        num_truncated: Rows that lost tokens to `max_length`.
+        num_truncated: Number of rows truncated to `max_length`.
     """
 
     ids: NDArray[np.int32]
@@ -46,7 +46,7 @@ class Encoded:
         return np.diff(self.offsets)
 
     def row(self, index: int) -> dict[str, NDArray[np.int32]]:
-        """Return `input_ids` and, where there are any, `token_type_ids` of a row."""
+        """Return the `input_ids` and, if any, the `token_type_ids` of a row."""
         part = slice(self.offsets[index], self.offsets[index + 1])
         row = {"input_ids": self.ids[part]}
         if self.type_ids is not None:
@@ -57,26 +57,28 @@ class Encoded:
 def encode(
     split: Split, tokenizer: PreTrainedTokenizerBase, kind: Kind, max_length: int
 ) -> Encoded:
-    """Tokenise a split.
+    """Tokenize a split.
 
-    Texts (or pairs, the longer one first) are cut to `max_length` tokens. In language modelling a
-    long text is cut into blocks of at most `max_length` instead, each with the tokenizer's special
-    tokens; a block is a row, and one of a single token is dropped.
+    Texts (or pairs, longest first) are truncated to `max_length` tokens. In language modeling, long
+    texts are split into blocks of at most `max_length` tokens instead, each with the tokenizer's
+    special tokens; each block is a row, and single-token blocks are dropped.
 
     Raises:
-        ConfigError: `max_length` leaves no room beside the special tokens.
-        DataError: A text yields no token.
+        ConfigError: `max_length` leaves no room besides the special tokens.
+        DataError: A text yields no tokens.
     """
     room = max_length - tokenizer.num_special_tokens_to_add(pair=split.pair is not None)
     if room < 1:
         raise ConfigError(
-            f"task.max_length={max_length} leaves no room for text beside the "
-            f"{max_length - room} special tokens; set it higher"
+            f"task.max_length={max_length} leaves no room for text besides the "
+            f"{max_length - room} special tokens; increase it"
         )
     if kind in LM_KINDS:
         rows, cut = _blocks(split.text, tokenizer, max_length), 0
         if not rows:
-            raise DataError("no text has two tokens or more; there is nothing to model")
+            raise DataError(
+                "no text has two or more tokens, so there is nothing to model; give longer texts"
+            )
     else:
         rows, cut = _samples(split, tokenizer, max_length)
     labels = None
@@ -96,13 +98,13 @@ class _Row(NamedTuple):
 def _samples(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[_Row], int]:
-    """Return a row per text, and how many were cut."""
+    """Return one row per text, and the number of truncated rows."""
     rows: list[_Row] = []
     cut = 0
     for start in range(0, len(split), CHUNK):
         chunk = list(range(start, min(start + CHUNK, len(split))))
         rows += _tokenise(split, chunk, tokenizer, max_length + 1)
-        # Cut are exactly the texts that fill a token more than the limit.
+        # Tokenized with room for one more token: exactly the texts that use it are truncated.
         long = [index for index in chunk if len(rows[index].ids) > max_length]
         for index, row in zip(long, _tokenise(split, long, tokenizer, max_length), strict=True):
             rows[index] = row
@@ -110,8 +112,8 @@ def _samples(
     for index, row in enumerate(rows):
         if len(row.ids) == 0:
             raise DataError(
-                f"the tokenizer makes no token of the text {split.text[index]!r} (row {index + 1} "
-                "of its split); remove the row"
+                f"the tokenizer yields no tokens for the text {split.text[index]!r} (row "
+                f"{index + 1} of its split); remove the row"
             )
     return rows, cut
 
@@ -156,7 +158,7 @@ def _blocks(
 
 
 def _block_positions(special: NDArray[Any], max_length: int) -> list[NDArray[np.int64]]:
-    """Return the positions of a text's tokens in each block, framed by the special tokens."""
+    """Return the token positions of each block of a text, including special tokens."""
     inner = np.flatnonzero(special == 0)
     if len(inner) == 0:
         return []

@@ -20,18 +20,18 @@ STEMS = {
 class Files(Task):
     """Tables (jsonl, json, csv, tsv, parquet) or plain text (txt) in local files.
 
-    `task.train` names a file, or a directory with a file `train.*` and, if there are any,
-    `validation.*` (or `valid`, `val`, `dev`) and `test.*`. Formats may differ between the files.
+    `task.train` names a file, or a directory with a file `train.*` and, optionally, `validation.*`
+    (or `valid`, `val`, `dev`) and `test.*`. The files may differ in format.
     """
 
     name = "files"
 
     def check(self) -> None:
-        """Find the files.
+        """Check that the files exist.
 
         Raises:
             ConfigError: `task.train` is missing, or `task.text_pair` is set without `task.text`.
-            DataError: A file is missing or of unknown format, or a directory is ambiguous.
+            DataError: A file is missing or has an unknown format, or a directory is ambiguous.
         """
         if self.config.text_pair is not None and self.config.text is None:
             raise ConfigError(
@@ -41,10 +41,10 @@ class Files(Task):
         self._paths()
 
     def load(self, kind: Kind, seed: int) -> TaskData:
-        """Read the files. `kind` serves for plain text; tables say it by their labels.
+        """Read the files. `kind` is used for plain text; for tables, the labels decide.
 
         Raises:
-            DataError: A file or row is wrong; says which file, line and why.
+            DataError: A file or row is invalid; names file, line and reason.
         """
         paths = self._paths()
         chosen = self.kind
@@ -60,11 +60,11 @@ class Files(Task):
         if plain and kind not in LM_KINDS:
             raise DataError(
                 f"{plain[0]} is plain text and has no labels for {kind or 'classification'}. Set "
-                "task.kind to masked-lm or causal-lm, or give a table (jsonl, csv, tsv, parquet)."
+                "task.kind to masked-lm or causal-lm, or give a table (jsonl, csv, tsv, parquet)"
             )
 
     def _paths(self) -> dict[str, Path]:
-        """Return the file of each split that there is."""
+        """Return the file of each available split."""
         if self.config.train is None:
             raise ConfigError("task.train is not set: name a file or a directory to train on")
         train = Path(self.config.train).expanduser()
@@ -84,11 +84,11 @@ def _check_file(path: Path, setting: str) -> None:
     if path.is_dir():
         raise DataError(f"{path} ({setting}) is a directory; only task.train may be one")
     if not parent.is_dir():
-        raise DataError(f"{path} ({setting}) does not exist: there is no directory {parent}.")
+        raise DataError(f"{path} ({setting}) does not exist: there is no directory {parent}")
     raise DataError(
         f"{path} ({setting}) does not exist."
         f"{suggest(path.name, (entry.name for entry in parent.iterdir()))} "
-        "For a dataset of the Hugging Face hub set task.name=hub."
+        "For a dataset on the Hugging Face hub, set task.name=hub"
     )
 
 
@@ -104,14 +104,14 @@ def _in_directory(directory: Path) -> dict[str, Path]:
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise DataError(
-                f"{directory} holds several files for {split}: {names}. Name the files with "
-                "task.train, task.validation and task.test."
+                f"{directory} has several files for {split}: {names}. Name the files with "
+                "task.train, task.validation and task.test"
             )
         if found:
             paths[split] = found[0]
     if "train" not in paths:
         raise DataError(
-            f"{directory} (task.train) holds no training file: expected is train.* with one of "
-            f"the suffixes {', '.join(READERS)}."
+            f"{directory} (task.train) has no training file: expected train.* with one of "
+            f"the suffixes {', '.join(READERS)}"
         )
     return paths

@@ -1,4 +1,4 @@
-"""Take some of the rows: a share held out for validation, or fewer rows to train on."""
+"""Row subsets: a share held out for validation, or fewer training rows."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from gkd_core.errors import DataError
 
 
 def hold_out(split: Split, share: float, seed: int, source: str) -> tuple[Split, Split]:
-    """Return what stays for training, and about `share` of the rows for validation.
+    """Split rows into training rows and about `share` of them for validation.
 
-    Equal texts are never torn apart. With class ids as labels the share is taken evenly from all
-    classes, and each class keeps a row in training. The same seed gives the same rows.
+    Rows with equal texts are never separated. With class ids as labels, the share is taken evenly
+    from all classes, and each class keeps a row in training. The same seed gives the same rows.
 
     Args:
         split: All rows.
-        share: Between 0 and 1.
-        seed: Seed of the draw.
-        source: What a person calls the rows, for the error.
+        share: Share of validation rows, between 0 and 1.
+        seed: Seed of the selection.
+        source: User-facing name of the rows, for the error.
 
     Raises:
-        DataError: There are too few different rows.
+        DataError: There are too few distinct rows.
     """
     strata = _strata(split)
     groups = _equal_rows(split)
@@ -37,8 +37,8 @@ def hold_out(split: Split, share: float, seed: int, source: str) -> tuple[Split,
             free.append(rows)
     if not free:
         raise DataError(
-            f"{source} has too few different rows to hold some out for validation. "
-            "Give a validation file (task.validation) or more rows."
+            f"{source} has too few distinct rows to hold some out for validation. "
+            "Give a validation file (task.validation) or more rows"
         )
     count = min(max(1, round(share * len(groups))), len(free))
     chosen = [free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count)]
@@ -48,9 +48,9 @@ def hold_out(split: Split, share: float, seed: int, source: str) -> tuple[Split,
 
 
 def fewer(split: Split, rows: int) -> Split:
-    """Return `rows` of the rows (all, if there are no more), taken evenly from all classes.
+    """Return at most `rows` rows, taken evenly from all classes.
 
-    The same rows are taken whatever the seed of a run is, so that runs can be compared.
+    The selection does not depend on a run's seed, so that runs remain comparable.
     """
     strata = _strata(split)
     order = sorted(range(len(split)), key=lambda row: (strata[row], _shuffled(row)))
@@ -63,7 +63,7 @@ def _shuffled(row: int) -> float:
 
 
 def _strata(split: Split) -> Sequence[int]:
-    """Return the class of each row; one class for all where labels are values or absent."""
+    """Return the class of each row; a single class if labels are values or missing."""
     labels = [label for label in split.labels or () if isinstance(label, int)]
     return labels or [0] * len(split)
 

@@ -1,4 +1,4 @@
-"""`hub`: a task read with Hugging Face `datasets`."""
+"""`hub`: a task loaded with Hugging Face `datasets`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 class Hub(Task):
-    """A dataset of the Hugging Face hub, or a local directory that `load_dataset` reads.
+    """A dataset on the Hugging Face hub, or a local directory that `load_dataset` can read.
 
     `task.train` is `NAME` or `NAME:CONFIGURATION`, such as `imdb`, `nyu-mll/glue:sst2` or, for
     the two benchmarks, `glue/sst2` and `super_glue/boolq`. The training split is `train`;
-    `task.validation` and `task.test` name the others (default `validation` and `test`, where the
-    dataset has them and the test rows have labels). Code in a dataset is never run.
+    `task.validation` and `task.test` name the others (default `validation` and `test`, if the
+    dataset has them and the test rows have labels). Dataset code is never executed.
     """
 
     name = "hub"
@@ -40,10 +40,10 @@ class Hub(Task):
             raise ConfigError("task.train is not set: name a dataset, such as glue/sst2")
 
     def load(self, kind: Kind, seed: int) -> TaskData:
-        """Download or open the dataset. `kind` is not used: the labels say it.
+        """Download or open the dataset. `kind` is not used, because the labels decide.
 
         Raises:
-            DataError: The dataset cannot be had, a split is missing, or a row is wrong.
+            DataError: The dataset cannot be loaded, a split is missing, or a row is invalid.
         """
         self.check()
         source = str(self.config.train)
@@ -68,12 +68,12 @@ class Hub(Task):
         label = find_columns(train, self.config, labelled=True).label or ""
         if not is_unlabelled(table.columns.get(label, ())):
             return table
-        logger.warning("%s has no labels and is left out", table.source)
+        logger.warning("%s has no labels and is ignored", table.source)
         return None
 
 
 def _address(name: str) -> tuple[str, str | None]:
-    """Return the path and the configuration that `load_dataset` takes."""
+    """Return the path and configuration for `load_dataset`."""
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser()), None
     path, _, configuration = name.partition(":")
@@ -93,8 +93,8 @@ def _load(name: str) -> DatasetDict:
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise DataError(
             f"the dataset {name!r} (task.train) cannot be loaded: {error}. Check the name and the "
-            "network; NAME:CONFIGURATION picks a configuration, and for local files set "
-            "task.name=files."
+            "network; NAME:CONFIGURATION selects a configuration, and for local files set "
+            "task.name=files"
         ) from error
 
 
@@ -103,7 +103,7 @@ def _default_validation(splits: DatasetDict, source: str) -> str | None:
     if len(found) > 1 and "validation" not in found:
         raise DataError(
             f"{source} has the validation splits {', '.join(found)}; choose one with "
-            "task.validation."
+            "task.validation"
         )
     return "validation" if "validation" in found else next(iter(found), None)
 
@@ -112,7 +112,7 @@ def _table(splits: DatasetDict, split: str, source: str) -> Table:
     if split not in splits:
         raise DataError(
             f"{source} has no split {split!r}.{suggest(split, splits)} "
-            f"The splits are {', '.join(splits)}."
+            f"The splits are {', '.join(splits)}"
         )
     dataset = splits[split]
     classes = {
@@ -128,5 +128,5 @@ def _table(splits: DatasetDict, split: str, source: str) -> Table:
 def _values(dataset: Dataset, column: str, classes: tuple[str, ...] | None) -> Sequence[Any]:
     values: Sequence[Any] = dataset[column]
     if classes is None:
-        return values  # read from disk when iterated: most columns never are
+        return values  # read from disk only when iterated, which most columns never are
     return [None if value is None or value < 0 else classes[value] for value in values]

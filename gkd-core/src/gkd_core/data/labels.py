@@ -1,4 +1,4 @@
-"""Labels as people write them, made into class ids or values."""
+"""Conversion of user-written labels to class ids or values."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gkd_core.kinds.kind import Kind
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 FEW = 20
-"""So many classes are believed of any number of rows."""
+"""Number of classes that is accepted for any number of rows."""
 
 UNLABELLED = ("", "-1", "-1.0", "None", "nan")
-"""Labels as text that stand for a hidden or missing one."""
+"""Label strings that stand for a hidden or missing label."""
 
 
 def label_name(value: Any) -> str:
-    """Return the label as text: `1`, `0.5`, `true`, `positive`.
+    """Return the label as a string: `1`, `0.5`, `true`, `positive`.
 
     Raises:
-        ValueError: There is no label, or it is a list or an object.
+        ValueError: The label is missing, or is a list or an object.
     """
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         raise ValueError("the row has no label")
@@ -33,11 +33,11 @@ def label_name(value: Any) -> str:
         return str(int(value))
     if isinstance(value, (str, int, float)):
         return str(value).strip()
-    raise ValueError(f"the label is {value!r}; expected is one string or number")
+    raise ValueError(f"the label is {value!r}; expected a string or number")
 
 
 def is_unlabelled(values: Iterable[Any]) -> bool:
-    """Whether no row has a label: all are missing, or -1 as in the test sets of GLUE."""
+    """Whether no row has a label: all are missing or -1, as in GLUE's test sets."""
     return all(str(value).strip() in UNLABELLED for value in values)
 
 
@@ -52,18 +52,18 @@ def find_classes(labels: Sequence[str], source: str) -> tuple[str, ...]:
     """Return the class names: numbers in numeric order, else alphabetically.
 
     Raises:
-        DataError: There is only one class, or so many that the column can be no class label.
+        DataError: There is only one class, or too many for a class label column.
     """
     found = set(labels)
     if len(found) < 2:
         raise DataError(
             f"every row of {source} has the label {found.pop()!r}; classification needs at least "
-            "2 classes. Check task.label, or set task.kind."
+            "2 classes. Check task.label, or set task.kind"
         )
     if len(found) > max(FEW, len(labels) // 2):
         raise DataError(
             f"{source} has {len(found)} different labels in {len(labels)} rows, too many for "
-            "classes. Check task.label, or set task.kind to regression."
+            "classes. Check task.label, or set task.kind to regression"
         )
     if all(NUMBER.fullmatch(name) for name in found):
         return tuple(sorted(found, key=lambda name: (float(name), name)))
@@ -73,7 +73,7 @@ def find_classes(labels: Sequence[str], source: str) -> tuple[str, ...]:
 def class_ids(
     labels: Sequence[str], classes: Sequence[str], numbers: Sequence[int], faults: Faults
 ) -> list[int]:
-    """Return the class id of each label; a label of no class is noted in `faults`."""
+    """Return the class id of each label; unknown labels are recorded in `faults`."""
     ids = {name: index for index, name in enumerate(classes)}
     for label, number in zip(labels, numbers, strict=True):
         if label not in ids:
@@ -83,7 +83,7 @@ def class_ids(
 
 
 def label_values(labels: Sequence[str], numbers: Sequence[int], faults: Faults) -> list[float]:
-    """Return the value of each label; what is no finite number is noted in `faults`."""
+    """Return the value of each label; labels that are not numbers are recorded in `faults`."""
     for label, number in zip(labels, numbers, strict=True):
         if not NUMBER.fullmatch(label):
             faults.add(number, f"label {label!r} is not a number, which task.kind=regression needs")

@@ -1,4 +1,4 @@
-"""Micro-batches in the order in which training and evaluation use them."""
+"""Iterators over micro-batches for training and evaluation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gkd_core.distributed.data_parallel import deal, share
 def iterate(
     encoded: Encoded, collator: Collator, sampler: Sampler, start_step: int, total_steps: int
 ) -> Iterator[tuple[int, list[Batch]]]:
-    """Yield the epoch and the micro-batches of each optimizer step, this rank's share of them.
+    """Yield the epoch and this rank's share of the micro-batches of each optimizer step.
 
     Args:
         encoded: The training split.
-        collator: Makes the micro-batches.
-        sampler: Chooses the rows.
-        start_step: Steps already done: iteration starts right after them, as if never interrupted.
-        total_steps: Steps of the stage.
+        collator: Builds the micro-batches.
+        sampler: Selects the rows.
+        start_step: Steps already done; iteration continues after them as if never interrupted.
+        total_steps: Steps in the stage.
     """
     first_epoch, skipped = divmod(start_step, sampler.steps_per_epoch)
     left = total_steps - start_step
@@ -40,7 +40,7 @@ def iterate(
 def evaluation_batches(encoded: Encoded, collator: Collator, batch_size: int) -> Iterator[Batch]:
     """Yield this rank's share of the batches of all rows, longest first.
 
-    A lack of memory so shows at once. `Batch.rows` says where each prediction belongs.
+    This way running out of memory shows immediately. `Batch.rows` maps predictions to rows.
     """
     order = np.argsort(-encoded.lengths, kind="stable").tolist()
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -49,7 +49,7 @@ def evaluation_batches(encoded: Encoded, collator: Collator, batch_size: int) ->
 
 
 def _share(encoded: Encoded, collator: Collator, rows: Sequence[int], epoch: int) -> Batch:
-    """Return this rank's share of a micro-batch, as wide as that of every other rank."""
+    """Return this rank's share of a micro-batch, padded to the same width on all ranks."""
     own, counted = share(rows)
     return _batch(encoded, collator, own, counted, epoch, int(encoded.lengths[rows].max()))
 

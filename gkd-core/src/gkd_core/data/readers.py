@@ -1,8 +1,8 @@
-"""Read a local file into a `Table`, with the line of every row that cannot be read.
+"""Read a local file into a `Table`, noting the line of every row that cannot be read.
 
-Text files are UTF-8. csv follows RFC 4180; tsv has no quoting, as in GLUE; both name their columns
-in the first line. A txt file holds paragraphs separated by blank lines; if it has no blank line
-between texts, each line is a paragraph.
+Text files are UTF-8. csv follows RFC 4180; tsv has no quoting, as in GLUE; both have column names
+in the first line. A txt file holds paragraphs separated by blank lines; without blank lines between
+texts, each line is a paragraph.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from gkd_core.errors import DataError, suggest
 
 
 def read(path: Path) -> Table:
-    """Read a file by its suffix.
+    """Read a file according to its suffix. Bad rows are recorded in the table's faults.
 
     Raises:
-        DataError: The suffix is unknown or the file cannot be opened. Bad rows are noted in the
-            table's faults.
+        DataError: The suffix is unknown, or the file cannot be opened.
     """
     check_suffix(path)
     try:
@@ -32,11 +31,11 @@ def read(path: Path) -> Table:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise `DataError` if the suffix is of no format that can be read."""
+    """Raise `DataError` if the suffix is not that of a supported format."""
     if path.suffix.lower() not in READERS:
         raise DataError(
-            f"{path} has the suffix {path.suffix!r}, which is no known format."
-            f"{suggest(path.suffix.lower(), READERS)} Known are {', '.join(READERS)}."
+            f"{path} has the suffix {path.suffix!r}, which is not a supported format."
+            f"{suggest(path.suffix.lower(), READERS)} Supported are {', '.join(READERS)}"
         )
 
 
@@ -60,16 +59,16 @@ def _json(path: Path) -> Table:
     try:
         values = json.loads(path.read_bytes().decode("utf-8-sig") or "[]")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {_not_utf8(error)}. Save it as UTF-8.") from error
+        raise DataError(f"{path}: {_not_utf8(error)}. Save it as UTF-8") from error
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: invalid JSON: {error.msg} at column {error.colno}. "
-            "Expected is one list of objects; with an object a line, name the file .jsonl."
+            "Expected a list of objects; with one object per line, name the file .jsonl"
         ) from error
     if not isinstance(values, list):
         raise DataError(
-            f"{path} holds {_article(values)}. Expected is one list of objects; "
-            "with an object a line, name the file .jsonl."
+            f"{path} contains {_article(values)}. Expected a list of objects; "
+            "with one object per line, name the file .jsonl"
         )
     records: dict[int, Mapping[str, Any]] = {}
     for number, value in enumerate(values, 1):
@@ -95,7 +94,7 @@ def _delimited(path: Path, delimiter: str, quoting: int) -> Table:
         if not header:
             header = _header(path, fields)
         elif len(fields) != len(header):
-            fault = f"{len(fields)} fields where the header has {len(header)}"
+            fault = f"{len(fields)} fields, but the header has {len(header)}"
             faults.add(number, fault)
         else:
             numbers.append(number)
@@ -122,7 +121,7 @@ def _header(path: Path, fields: list[str]) -> list[str]:
     names = [name.strip() for name in fields]
     if len(set(names)) < len(names) or "" in names:
         raise DataError(
-            f"{path}:1: the first line must give every column a name of its own, got {names}"
+            f"{path}:1: the first line must give every column a unique name, got {names}"
         )
     return names
 
@@ -133,7 +132,7 @@ def _parquet(path: Path) -> Table:
     try:
         content = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
+        raise DataError(f"{path} is not a readable parquet file: {error}") from error
     numbers = range(1, content.num_rows + 1)
     return Table(content.to_pydict(), numbers, Faults(str(path), unit="row"))
 
@@ -164,7 +163,7 @@ def _paragraphs(lines: list[tuple[int, str]]) -> tuple[list[int], list[str]]:
 
 
 def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
-    """Yield line numbers and lines; a line that is not UTF-8 is noted and comes out blank."""
+    """Yield line numbers and lines; a line that is not UTF-8 is recorded and yielded blank."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -184,7 +183,7 @@ def _add_record(
     if isinstance(value, dict):
         records[number] = value
     else:
-        faults.add(number, f"expected is an object with named columns, not {_article(value)}")
+        faults.add(number, f"expected an object with named columns, got {_article(value)}")
 
 
 def _from_records(records: Mapping[int, Mapping[str, Any]], faults: Faults) -> Table:

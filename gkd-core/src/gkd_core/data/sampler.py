@@ -1,4 +1,4 @@
-"""Which rows form which optimizer step."""
+"""Sampling: the rows of each optimizer step."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 POOL = 50
-"""Batches among which rows are sorted by length."""
+"""Number of batches in a pool within which rows are sorted by length."""
 
 
 def fewest_samples(rows: int, accumulation: int) -> int:
-    """Return the rows of the smallest micro-batch of a batch.
+    """Return the number of rows in the smallest micro-batch of a batch.
 
     Args:
-        rows: Rows of the batch.
-        accumulation: Micro-batches that it is cut into.
+        rows: Rows in the batch.
+        accumulation: Micro-batches into which it is split.
     """
     return rows // min(accumulation, rows)
 
 
 class Sampler:
-    """Draws the batches of every epoch; the same seed and epoch give the same batches.
+    """Draws the batches of every epoch, determined by the seed and the epoch.
 
-    Every row comes exactly once an epoch; the last batch cut may be smaller. With bucketing the
-    shuffled rows are sorted by length within pools of `POOL` batches, and the batches shuffled.
+    Every row occurs exactly once per epoch; one batch may be smaller. With bucketing, the shuffled
+    rows are sorted by length within pools of `POOL` batches, and then the batches are shuffled.
 
     Args:
-        lengths: Tokens of each row.
-        batch_size: Rows of an optimizer step.
-        accumulation: Micro-batches of an optimizer step; does not change its rows.
+        lengths: Length of each row in tokens.
+        batch_size: Rows per optimizer step.
+        accumulation: Micro-batches per optimizer step; does not change its rows.
         seed: Seed of the order.
-        bucketing: Whether a batch holds rows of similar length.
+        bucketing: Whether to batch rows of similar length.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class Sampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of optimizer steps in an epoch."""
+        """Number of optimizer steps per epoch."""
         return -(-len(self.lengths) // self.batch_size)
 
     def epoch(self, number: int) -> list[list[list[int]]]:
         """Return the row indices of each micro-batch of each optimizer step of an epoch."""
+        # One generator per epoch: a resumed run need not replay the earlier epochs.
         draw = np.random.default_rng([self.seed, number])
         order = draw.permutation(len(self.lengths))
         if self.bucketing:

@@ -1,4 +1,4 @@
-"""`Table`: columns as read from one source, and the bad rows found in it."""
+"""`Table`: the columns read from one source, and its bad rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Faults:
     """The bad rows of one source, reported together.
 
     Attributes:
-        source: What a person calls the source: a file name, or a dataset and its split.
-        unit: What numbers count: `line` of a text file, or `row`.
-        reasons: Number of the bad row and what is wrong with it.
+        source: User-facing name of the source: a file name, or a dataset and its split.
+        unit: Unit of the numbers: `line` of a text file, or `row`.
+        reasons: Number of each bad row and what is wrong with it.
     """
 
     source: str
@@ -26,11 +26,11 @@ class Faults:
     reasons: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, number: int, reason: str) -> None:
-        """Note that row `number` (from 1) is bad."""
+        """Record that row `number` (from 1) is bad."""
         self.reasons.append((number, reason))
 
     def check(self) -> None:
-        """Raise `DataError` if a row was bad: the first few, and how many more there are."""
+        """Raise `DataError` if there are bad rows, with the first few and the number of others."""
         if not self.reasons:
             return
         colon = ":" if self.unit == "line" else f": {self.unit} "
@@ -38,18 +38,18 @@ class Faults:
         told = [f"{self.source}{colon}{number}: {reason}" for number, reason in ordered[:SHOWN]]
         if len(ordered) > SHOWN:
             told.append(f"and {len(ordered) - SHOWN} more bad rows in {self.source}")
-        raise DataError("\n".join([*told, "Mend or remove what is wrong; no row was used."]))
+        raise DataError("\n".join([*told, "Fix or remove the bad rows; no row was used"]))
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by column.
+    """Rows stored by column.
 
     Attributes:
-        columns: Values by column name; all of equal length.
+        columns: Values by column name, all of equal length.
         numbers: Line or row number of each row, from 1.
-        faults: Bad rows met while reading, which the columns leave out; also names the source.
-        classes: Class names in the order of their ids, by label column, where the source fixes it.
+        faults: Bad rows found while reading, which the columns omit; also names the source.
+        classes: Class names in id order, by label column, if the source defines them.
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -62,11 +62,11 @@ class Table:
 
     @property
     def source(self) -> str:
-        """What a person calls the source."""
+        """User-facing name of the source."""
         return self.faults.source
 
     def check_filled(self) -> None:
-        """Raise `DataError` if there is no good row."""
+        """Raise `DataError` if there are no valid rows."""
         if not len(self):
             self.faults.check()
-            raise DataError(f"{self.source} is empty: it holds no rows. Give a file with rows.")
+            raise DataError(f"{self.source} is empty: it has no rows. Give a file with rows")

@@ -1,4 +1,4 @@
-"""Train a small tokenizer on the texts of a task."""
+"""Training of a small tokenizer on the texts of a task."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SPECIAL = {
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """Return a lower-casing byte-level BPE tokenizer; the same texts give the same one.
+    """Return a lowercasing byte-level BPE tokenizer, determined by the texts.
 
     Args:
-        texts: What it is trained on.
-        vocab_size: Most tokens it may have, at least 261 (bytes and special tokens); small texts
+        texts: The training texts.
+        vocab_size: Maximum number of tokens, at least 261 (bytes and special tokens); small texts
             yield fewer.
-        max_length: Longest sequence of the model it is for, in tokens.
+        max_length: Maximum sequence length of the model, in tokens.
     """
-    # Not WordPiece: its trainer numbers the letters in the random order of a hash table.
+    # Not WordPiece: its trainer numbers characters in the random order of a hash table.
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
-    # Every word and sign starts with a space, so that `file` and `(file` share a token.
+    # Every word and punctuation mark starts with a space, so `file` and `(file` share a token.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.BertPreTokenizer(),

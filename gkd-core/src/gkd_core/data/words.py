@@ -1,4 +1,4 @@
-"""Which tokens belong to the same word, as the tokenizer's vocabulary tells."""
+"""Word boundaries: which tokens belong to the same word, according to the vocabulary."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPACES = ("Ġ", "Ċ", "ĉ", "▁")
-"""White space at the start of tokens, in byte-level BPE (GPT-2) and SentencePiece (Llama)."""
+"""Markers of leading white space in byte-level BPE (GPT-2) and SentencePiece (Llama)."""
 
 
 class Words:
-    """Numbers the words of rows of token ids.
+    """Numbers the words in rows of token ids.
 
-    A WordPiece vocabulary (BERT) marks the tokens that go on with a word, others those that begin
-    with white space. Where the vocabulary marks neither, every token is a word.
+    WordPiece vocabularies (BERT) mark tokens that continue a word; others mark those that begin
+    with white space. If the vocabulary marks neither, every token is a word.
 
     Args:
         tokenizer: The tokenizer that encoded the rows.
 
     Attributes:
-        starts: Which tokens of the vocabulary begin a word, bool `[V]`.
+        starts: True for tokens of the vocabulary that begin a word, bool `[V]`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -32,24 +32,24 @@ class Words:
         self.starts = _starts(tokens, _continuation(tokenizer))
         frame = ("bos", "eos", "cls", "sep", "pad")
         ids = {getattr(tokenizer, f"{name}_token_id") for name in frame} - {None}
-        # Not the mask and the unknown token, which stand for words.
+        # The mask and unknown tokens are not special here: they stand for words.
         self._special = np.zeros(len(tokens), bool)
         self._special[list(ids)] = True
 
     def number(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number of the word of each token of a row, from 0; -1 for special tokens."""
+        """Return the word index of each token of a row, from 0; -1 for special tokens."""
         special = self._special[ids]
         first = np.append(True, special[:-1]) | self.starts[ids]
         return np.where(special, -1, np.cumsum(first & ~special) - 1)
 
 
 def _continuation(tokenizer: Any) -> str | None:
-    """Return what tokens that go on with a word begin with, if they are marked."""
+    """Return the prefix of tokens that continue a word, if they are marked."""
     return getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None)
 
 
 def _starts(tokens: list[str], continuation: str | None) -> NDArray[np.bool_]:
-    """Tell which tokens of a vocabulary begin a word, `[V]`."""
+    """Return which tokens of a vocabulary begin a word, `[V]`."""
     if continuation:
         return np.array([not token.startswith(continuation) for token in tokens])
     marked = np.array([token.startswith(SPACES) for token in tokens])

@@ -306,9 +306,9 @@ class View:
 
     def _check(self, capture: Capture) -> None:
         if capture not in self._captures:
-            asked = ", ".join(f"{self.model.name}.{c}" for c in sorted(self._captures)) or "nothing"
+            reads = ", ".join(f"{self.model.name}.{c}" for c in sorted(self._captures)) or "nothing"
             raise MethodError(
-                f"{self._owner} did not ask for {self.model.name}.{capture}; it reads: {asked}. "
+                f"{self._owner} did not ask for {self.model.name}.{capture}; it reads: {reads}. "
                 "Add it to `reads`"
             )
 

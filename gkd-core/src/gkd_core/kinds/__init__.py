@@ -1,1 +1,1 @@
-"""Kinds of task: what is predicted."""
+"""Kinds of task."""

@@ -9,7 +9,7 @@ first ones, and if its heads are narrower, the first channels of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError
-from gkd_core.models.sites import Sites, find_sites
+from gkd_core.models.sites import Sites
 
 AxisPart: TypeAlias = tuple[str | int, ...]
 """One part stored along an axis: its shape, in sizes of `ModelInfo` or plain numbers."""
@@ -67,10 +67,9 @@ class Transfer:
 
 
 def transfer(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    student: Sites,
+    teacher: Sites,
     blocks: Sequence[int],
-    adapters: Iterable[type[Sites]] = (),
     weights: Mapping[str, Tensor] | None = None,
 ) -> Transfer:
     """Copy the teacher's weights into the student, in place; tied weights stay tied.
@@ -80,31 +79,29 @@ def transfer(
         teacher: The model to copy from.
         blocks: The teacher block, counted from 1, for each student block; empty to leave the
             student's blocks as they are.
-        adapters: Site adapters registered by plugins.
         weights: The teacher's weights by name, if it has none itself.
 
     Raises:
         ConfigError: A tensor of the student is wider than the teacher's.
         MethodError: The architecture's blocks cannot be found.
     """
-    adapters = tuple(adapters)
-    mine = [f"{name}." for name in _block_names(student, adapters)]
-    theirs = [f"{name}." for name in _block_names(teacher, adapters)]
+    mine = [f"{name}." for name in _block_names(student)]
+    theirs = [f"{name}." for name in _block_names(teacher)]
     sources = [theirs[block - 1] for block in blocks]
     renames = dict(zip(mine, sources, strict=True)) if blocks else {}
     fresh = () if blocks else tuple(mine)
-    sizes = _sizes(student, teacher)
-    source = teacher.state_dict() if weights is None else weights
+    sizes = _sizes(student.model, teacher.model)
+    source = teacher.model.state_dict() if weights is None else weights
     copied = sliced = parameters = 0
     initialised = []
-    for name, target in _distinct(student).items():
+    for name, target in _distinct(student.model).items():
         if name.startswith(fresh):
             continue
         weight = source.get(_rename(name, renames))
         if weight is None:
             initialised.append(name)
             continue
-        cut = _cut(weight, target, name, _layout(student, name), sizes)
+        cut = _cut(weight, target, name, _layout(student.model, name), sizes)
         with torch.no_grad():
             target.copy_(cut)
         parameters += target.numel()
@@ -113,9 +110,9 @@ def transfer(
     return Transfer(tuple(blocks), copied, sliced, parameters, tuple(initialised))
 
 
-def _block_names(model: PreTrainedModel, adapters: Sequence[type[Sites]]) -> list[str]:
-    names = {module: name for name, module in model.named_modules()}
-    return [names[block] for block in find_sites(model, adapters).blocks]
+def _block_names(sites: Sites) -> list[str]:
+    names = {module: name for name, module in sites.model.named_modules()}
+    return [names[block] for block in sites.blocks]
 
 
 def _rename(name: str, renames: dict[str, str]) -> str:

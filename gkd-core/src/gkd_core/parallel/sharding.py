@@ -29,7 +29,7 @@ from gkd_core.parallel.tp_plans import (
     DIVIDED,
     GROUPS,
     KEYS_AND_VALUES,
-    Column,
+    ColumnParallel,
     Style,
     Summed,
     find_plan,
@@ -144,7 +144,7 @@ class _Sharder:
             self.summed.update(module.parameters())
             repeated = RepeatedLinear(module, self.info.head_size, self.group)
             self.model.set_submodule(self.names[module], repeated)
-        elif isinstance(style, Column):
+        elif isinstance(style, ColumnParallel):
             weight, bias = self._cut(module, 0, style.parts), self._cut_bias(module, style.parts)
             self._replace(module, ColumnLinear(weight, bias, self.group), self.rng)
         else:

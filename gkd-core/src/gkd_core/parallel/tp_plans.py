@@ -20,7 +20,7 @@ NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnParallel:
     """A linear layer whose outputs are divided.
 
     Attributes:
@@ -31,7 +31,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class RowParallel:
     """A linear layer whose inputs are divided; its outputs are summed over the ranks."""
 
 
@@ -40,40 +40,40 @@ class Summed:
     """A replicated module that each rank applies to its own heads: its gradient is summed."""
 
 
-Style: TypeAlias = Column | Row | Summed
+Style: TypeAlias = ColumnParallel | RowParallel | Summed
 Plan: TypeAlias = Mapping[str, Style]
 
 ENCODER: Plan = {
-    "encoder.layer.*.attention.self.query": Column(),
-    "encoder.layer.*.attention.self.key": Column(),
-    "encoder.layer.*.attention.self.value": Column(),
-    "encoder.layer.*.attention.output.dense": Row(),
-    "encoder.layer.*.intermediate.dense": Column(),
-    "encoder.layer.*.output.dense": Row(),
+    "encoder.layer.*.attention.self.query": ColumnParallel(),
+    "encoder.layer.*.attention.self.key": ColumnParallel(),
+    "encoder.layer.*.attention.self.value": ColumnParallel(),
+    "encoder.layer.*.attention.output.dense": RowParallel(),
+    "encoder.layer.*.intermediate.dense": ColumnParallel(),
+    "encoder.layer.*.output.dense": RowParallel(),
 }
 DISTILBERT: Plan = {
-    "transformer.layer.*.attention.q_lin": Column(),
-    "transformer.layer.*.attention.k_lin": Column(),
-    "transformer.layer.*.attention.v_lin": Column(),
-    "transformer.layer.*.attention.out_lin": Row(),
-    "transformer.layer.*.ffn.lin1": Column(),
-    "transformer.layer.*.ffn.lin2": Row(),
+    "transformer.layer.*.attention.q_lin": ColumnParallel(),
+    "transformer.layer.*.attention.k_lin": ColumnParallel(),
+    "transformer.layer.*.attention.v_lin": ColumnParallel(),
+    "transformer.layer.*.attention.out_lin": RowParallel(),
+    "transformer.layer.*.ffn.lin1": ColumnParallel(),
+    "transformer.layer.*.ffn.lin2": RowParallel(),
 }
 GPT2: Plan = {
-    "h.*.attn.c_attn": Column(parts=3),
-    "h.*.attn.c_proj": Row(),
-    "h.*.mlp.c_fc": Column(),
-    "h.*.mlp.c_proj": Row(),
+    "h.*.attn.c_attn": ColumnParallel(parts=3),
+    "h.*.attn.c_proj": RowParallel(),
+    "h.*.mlp.c_fc": ColumnParallel(),
+    "h.*.mlp.c_proj": RowParallel(),
 }
 # Transformers' plan divides the feed-forward weights but not their outputs, because the gate and up
 # projections are fused; divided part by part, both can be.
 GLM: Plan = {
-    "layers.*.self_attn.q_proj": Column(),
-    "layers.*.self_attn.k_proj": Column(),
-    "layers.*.self_attn.v_proj": Column(),
-    "layers.*.self_attn.o_proj": Row(),
-    "layers.*.mlp.gate_up_proj": Column(parts=2),
-    "layers.*.mlp.down_proj": Row(),
+    "layers.*.self_attn.q_proj": ColumnParallel(),
+    "layers.*.self_attn.k_proj": ColumnParallel(),
+    "layers.*.self_attn.v_proj": ColumnParallel(),
+    "layers.*.self_attn.o_proj": RowParallel(),
+    "layers.*.mlp.gate_up_proj": ColumnParallel(parts=2),
+    "layers.*.mlp.down_proj": RowParallel(),
 }
 PLANS: Mapping[str, Plan] = {
     "bert": ENCODER,
@@ -84,8 +84,8 @@ PLANS: Mapping[str, Plan] = {
     "glm4": GLM,
 }
 STYLES: Mapping[str, Style] = {
-    "colwise": Column(),
-    "rowwise": Row(),
+    "colwise": ColumnParallel(),
+    "rowwise": RowParallel(),
     "replicated_with_grad_allreduce": Summed(),
 }
 """Styles by their names in transformers' plans."""

@@ -12,7 +12,7 @@ BYTES = {"fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayoutChoice:
     """What the search chooses between.
 
     Attributes:
@@ -61,7 +61,7 @@ class Choice:
             found.append("training.gradient_checkpointing=true")
         return found
 
-    def takes_like(self, other: Choice) -> bool:
+    def takes_like(self, other: LayoutChoice) -> bool:
         """Tell whether all that another choice takes beside weights and states, this one takes too.
 
         The same activations; the same buffers of ZeRO, or more; the same weights in transit.
@@ -111,14 +111,14 @@ class Need:
     host: int
 
 
-def all_choices(world: int) -> Iterator[Choice]:
+def all_choices(world: int) -> Iterator[LayoutChoice]:
     """Yield what could be chosen for so many processes, what costs least first."""
     for tensor, rung in _rungs(world):
         for checkpointing in (False, True):
-            yield Choice(tensor, *rung, checkpointing)
+            yield LayoutChoice(tensor, *rung, checkpointing)
 
 
-def least_need(choice: Choice, spec: StageSpec, sizes: Mapping[str, int]) -> Need:
+def least_need(choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int]) -> Need:
     """Return what weights, gradients and optimizer state take at least.
 
     Args:

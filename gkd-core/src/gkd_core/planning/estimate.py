@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gkd_core.planning.ledger import Kind
+from gkd_core.planning.memory_tracker import MemoryKind
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Estimate:
     """
 
     stage: str
-    memory: Mapping[Kind, int]
+    memory: Mapping[MemoryKind, int]
     host: int
     flops: int
     sent: Mapping[str, int]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from gkd_core.planning.ledger import ABSENT, TRANSIT, Ledger
+from gkd_core.planning.memory_tracker import ABSENT, TRANSIT, MemoryTracker
 
 REUSED = 10**9
 """Weights stay if they are needed again before so many others; nothing is early beyond that."""
@@ -31,16 +31,21 @@ class Gathering:
     Args:
         student: The student.
         divided: The divided weights, also those of methods.
-        ledger: Books them.
+        tracker: Books them.
         ranks: How many have a part of them.
     """
 
     def __init__(
-        self, student: PreTrainedModel, divided: Sequence[Parameter], ledger: Ledger, ranks: int
+        self,
+        student: PreTrainedModel,
+        divided: Sequence[Parameter],
+        tracker: MemoryTracker,
+        ranks: int,
     ) -> None:
-        self.ledger = ledger
+        self.tracker = tracker
         self.ranks = ranks
         self.whole: dict[int, Parameter] = {}
+        self.buffers: dict[int, Tensor] = {}
         head = student.get_output_embeddings()
         inside = {id(weight) for weight in student.parameters()}
         inside -= {id(weight) for weight in ([] if head is None else head.parameters())}
@@ -65,23 +70,40 @@ class Gathering:
         """Let go of weights."""
         for weight in weights:
             if self.whole.pop(id(weight), None) is not None:
-                self.ledger.claim([weight], ABSENT)
+                self.tracker.claim([weight], ABSENT)
 
     def release_all(self) -> None:
         """Let go of all weights."""
+        self.buffers.clear()
         self.release(list(self.whole.values()))
 
     def _before(self, place: int, *_: Any) -> None:
         """Gather the weights of a module that is about to run, and of some that come next."""
         self._fetch(self.order[place])
-        early, direction = 0, -1 if _is_backward() else 1
+        for weight in self.order[place]:
+            self.buffers.pop(id(weight), None)
+        early: list[Parameter] = []
+        direction = -1 if _is_backward() else 1
         place += direction
         while (
-            0 <= place < len(self.order) and early < EARLY and _size(self.whole.values()) < REUSED
+            0 <= place < len(self.order)
+            and _size(early) < EARLY
+            and _size(self.whole.values()) < REUSED
         ):
-            early += sum(p.numel() for p in self.order[place] if id(p) not in self.whole)
+            early += [p for p in self.order[place] if id(p) not in self.whole]
             self._fetch(self.order[place])
             place += direction
+        self._buffer(early)
+
+    def _buffer(self, weights: Sequence[Parameter]) -> None:
+        """Keep what weights arrive in together until the last of them is used.
+
+        Each is copied out of it; one that arrives alone is used where it is.
+        """
+        if len(weights) > 1:
+            with self.tracker.track(TRANSIT):
+                buffer = torch.empty(_size(weights))
+            self.buffers.update((id(weight), buffer) for weight in weights)
 
     def _after(self, place: int, stays: bool, _: Any, __: Any, out: Any) -> None:
         """Let go of the weights of a module that has run, and have them back for its backward."""
@@ -94,8 +116,8 @@ class Gathering:
         for weight in weights:
             if id(weight) not in self.whole:
                 self.whole[id(weight)] = weight
-                self.ledger.claim([weight], TRANSIT)
-                self.ledger.send("_allgather_base_", 4 * weight.numel(), self.ranks)
+                self.tracker.claim([weight], TRANSIT)
+                self.tracker.send("_allgather_base_", 4 * weight.numel(), self.ranks)
 
 
 def _is_backward() -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gkd_core.errors import GkdError
-from gkd_core.planning.choice import Choice, Need, all_choices, least_need
+from gkd_core.planning.choice import LayoutChoice, Need, all_choices, least_need
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.shapes import count_weights
 from gkd_core.plugins import Registry
@@ -42,7 +42,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Trial:
+class LayoutTrial:
     """A choice that was looked at.
 
     Attributes:
@@ -52,7 +52,7 @@ class Trial:
         estimate: The simulated step, or None if it was not worth one.
     """
 
-    choice: Choice
+    choice: LayoutChoice
     need: Need
     fits: bool
     estimate: Estimate | None
@@ -80,7 +80,7 @@ class Largest:
 
     blocks: int
     weights: int
-    choice: Choice
+    choice: LayoutChoice
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class Found:
     """
 
     stage: StageSpec
-    trials: Sequence[Trial]
+    trials: Sequence[LayoutTrial]
     largest: Largest | None
 
     @property
-    def fitting(self) -> Trial | None:
+    def fitting(self) -> LayoutTrial | None:
         """The layout that fits."""
         return self.trials[-1] if self.trials and self.trials[-1].fits else None
 
@@ -144,15 +144,15 @@ class Search:
         fits = bool(trials) and trials[-1].fits
         return Found(self.spec, trials, None if fits else self.largest_teacher())
 
-    def try_choices(self) -> list[Trial]:
+    def try_choices(self) -> list[LayoutTrial]:
         """Return the layouts up to the first that fits.
 
         One with gradient checkpointing is left out if it is known not to fit: what is there beside
         activations stays as it is.
         """
-        trials: list[Trial] = []
-        beside: dict[Choice, int] = {}
-        lasting: dict[Choice, int] = {}
+        trials: list[LayoutTrial] = []
+        beside: dict[LayoutChoice, int] = {}
+        lasting: dict[LayoutChoice, int] = {}
         for choice in self.choices():
             least = least_need(choice, self.spec, self.sizes)
             known = [least.device, lasting.get(choice, 0)]
@@ -166,7 +166,7 @@ class Search:
             elif choice.checkpointing:
                 continue
             fits = self.limit.holds(need)
-            trials.append(Trial(choice, need, fits, estimate))
+            trials.append(LayoutTrial(choice, need, fits, estimate))
             if fits:
                 break
         return trials
@@ -198,18 +198,18 @@ class Search:
                 found = Largest(blocks, weights, choice)
         return found
 
-    def choices(self) -> Iterator[Choice]:
+    def choices(self) -> Iterator[LayoutChoice]:
         """Yield what goes with the stage, what costs least first."""
         return filter(self._works, all_choices(self.spec.layout.world))
 
-    def _works(self, choice: Choice) -> bool:
+    def _works(self, choice: LayoutChoice) -> bool:
         try:
             check_spec(choice.apply(self.spec), self.registry)
         except GkdError:
             return False
         return True
 
-    def _simulated(self, choice: Choice) -> tuple[Estimate, Need]:
+    def _simulated(self, choice: LayoutChoice) -> tuple[Estimate, Need]:
         estimate = self.simulate(choice.apply(self.spec))
         return estimate, Need(estimate.peak, estimate.host * self.spec.layout.world)
 

@@ -27,7 +27,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
 
-class ShapeDraughtsman(SpecBuilder):
+class ShapeSpecBuilder(SpecBuilder):
     """Draws specs whose models need neither weights nor a tokenizer, for any machine."""
 
     def tokenizer(

@@ -8,7 +8,7 @@ collective operations return at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -43,10 +43,11 @@ from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
+from gkd_core.models.sites import find_sites
 from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.engine import Engine, build_engine
 from gkd_core.planning.estimate import Estimate
-from gkd_core.planning.ledger import HOST, ON_DEVICE, Kind, Ledger
+from gkd_core.planning.memory_tracker import HOST, ON_DEVICE, MemoryKind, MemoryTracker
 from gkd_core.planning.shapes import build_shape
 from gkd_core.planning.zero import ZeroEngine
 from gkd_core.plugins import Registry
@@ -61,20 +62,22 @@ STEPS = 2
 ROW = Split(("a row to plan with",))
 
 
-def simulate(spec: StageSpec, registry: Registry) -> Estimate:
+def simulate(spec: StageSpec, registry: Registry, every: bool = False) -> Estimate:
     """Return what a training step of a stage takes on each GPU.
 
     All rows are as long as allowed. Nothing is read, written or sent.
 
     Args:
-        spec: The stage, drawn by a `ShapeDraughtsman`.
+        spec: The stage, drawn by a `ShapeSpecBuilder`.
         registry: The plugins.
+        every: Simulate every micro-batch. The estimate is the same: otherwise one in the middle
+            stands for all between the first and the last.
 
     Raises:
         MethodError: A method needs the content of tensors.
     """
     with _refusing(str(spec.expression)):
-        return _simulate(spec, registry)
+        return _simulate(spec, registry, every)
 
 
 @contextmanager
@@ -90,22 +93,22 @@ def _refusing(name: str) -> Iterator[None]:
         ) from error
 
 
-def _simulate(spec: StageSpec, registry: Registry) -> Estimate:
+def _simulate(spec: StageSpec, registry: Registry, every: bool) -> Estimate:
     begun = time.perf_counter()
-    ledger = Ledger()
-    batches = _batches(spec)
-    with _imagined(spec.layout) as groups, _fake_models(), ledger:
-        stage, counts = _build(spec, registry, ledger, groups)
-        _watch(stage, ledger)
+    tracker = MemoryTracker()
+    batches = MicroBatches(_batch(spec), _repeats(spec, every), tracker)
+    with _imagined(spec.layout) as groups, _fake_models(), tracker:
+        stage, counts = _build(spec, registry, tracker, groups)
+        _watch(stage, tracker)
         for index in range(STEPS):
-            ledger.begin()
+            tracker.begin()
             train_step(stage, batches, Step(index, STEPS, 0, stage.name, torch.default_generator))
         return Estimate(
             stage=spec.name,
-            memory={kind: ledger.peak[kind] for kind in ON_DEVICE if ledger.peak[kind]},
-            host=ledger.host_peak,
-            flops=ledger.flops,
-            sent=dict(ledger.sent),
+            memory={kind: tracker.peak[kind] for kind in ON_DEVICE if tracker.peak[kind]},
+            host=tracker.host_peak,
+            flops=tracker.flops,
+            sent=dict(tracker.sent),
             parameters=counts,
             seconds=time.perf_counter() - begun,
         )
@@ -156,7 +159,7 @@ def _without_rows(spec: StageSpec) -> StageSpec:
 
 
 def _build(
-    spec: StageSpec, registry: Registry, ledger: Ledger, groups: Groups | None
+    spec: StageSpec, registry: Registry, tracker: MemoryTracker, groups: Groups | None
 ) -> tuple[Stage, dict[str, int]]:
     """Return the stage, and the number of weights of each model."""
     config, counts = spec.config, {}
@@ -166,19 +169,20 @@ def _build(
     teachers = []
     for source, chosen in zip(read, config.teachers[: len(read)], strict=True):
         name, trusts = source.info.name, source.trust_remote_code
-        with ledger.booking(HOST if source.placement == "offload" else "teacher weights"):
+        with tracker.track(HOST if source.placement == "offload" else "teacher weights"):
             teacher = build_shape(source.config, spec.data, trusts, on_cpu)
             teacher.requires_grad_(False).eval()
             counts[name] = count_parameters(teacher)
             _divide(teacher, None if groups is None else groups.teachers[name])
-            settle_teacher(teacher, source, chosen.dtype, registry, groups, torch.device("cpu"))
-        teachers.append(teacher)
-    with ledger.booking("student weights"):
+            sites = find_sites(teacher, registry.sites)
+            settle_teacher(sites, source, chosen.dtype, groups, torch.device("cpu"))
+        teachers.append(sites)
+    with tracker.track("student weights"):
         trusts = config.student.trust_remote_code
         model = build_shape(spec.student_config, spec.data, trusts, on_cpu)
         counts["student"] = count_parameters(model)
         _divide(model, None if groups is None else groups.tensor)
-        student, make_engine = Student(model.train(), []), partial(_engine, ledger)
+        student, make_engine = Student(model.train(), []), partial(_engine, tracker)
         stage = assemble_stage(spec, registry, Path(), student, teachers, make_engine)
     if len(teachers) > 1 and not on_cpu:
         stage.feature_offload = FeatureOffload(torch.device("cpu"))
@@ -193,7 +197,7 @@ def _divide(model: PreTrainedModel, group: ProcessGroup | None) -> None:
 
 
 def _engine(
-    ledger: Ledger,
+    tracker: MemoryTracker,
     student: PreTrainedModel,
     modules: nn.Module,
     config: RunConfig,
@@ -206,11 +210,46 @@ def _engine(
         engine = build_engine(student, modules, config, total_steps, device, parts)
         engine.scale = None  # a gradient without values cannot be found to overflow
         return engine
-    return ZeroEngine(student, modules, config, total_steps, device, parts, ledger)
+    return ZeroEngine(student, modules, config, total_steps, device, parts, tracker)
 
 
-def _batches(spec: StageSpec) -> list[Batch]:
-    """Return the micro-batches of one rank, of rows as long as they may be."""
+class MicroBatches(Sequence[Batch]):
+    """The micro-batches of a step that are simulated, all alike.
+
+    Args:
+        batch: A micro-batch.
+        repeats: How many of a real step each stands for.
+        tracker: Counts what is done with each so many times.
+    """
+
+    def __init__(self, batch: Batch, repeats: Sequence[int], tracker: MemoryTracker) -> None:
+        self._batches = [batch] * len(repeats)
+        self._repeats = repeats
+        self._ledger = tracker
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._batches[index]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, times in zip(self._batches, self._repeats, strict=True):
+            with self._ledger.repeated(times):
+                yield batch
+
+
+def _repeats(spec: StageSpec, every: bool) -> Sequence[int]:
+    """Return how many micro-batches of a step each simulated one stands for.
+
+    The first finds no gradients, the last is followed by an update; those between are alike.
+    """
+    count = spec.config.training.accumulation
+    return [1] * count if every or count <= 3 else [1, count - 2, 1]
+
+
+def _batch(spec: StageSpec) -> Batch:
+    """Return a micro-batch of one rank, of rows as long as they may be."""
     training, length = spec.config.training, spec.max_length
     micro = -(-training.batch_size // training.accumulation)
     rows = max(-(-micro // spec.layout.data), 1)
@@ -225,31 +264,30 @@ def _batches(spec: StageSpec) -> list[Batch]:
         num_truncated=0,
     )
     collator = Collator(tokenizer, data.kind, spec.config.task.mask_share, 1)
-    batches = [collator.collate(encoded, range(rows), 0) for _ in range(training.accumulation)]
-    for batch in batches:
-        batch.counts()  # finds the items that count, which fake tensors could not tell
-    return batches
+    batch = collator.collate(encoded, range(rows), 0)
+    batch.counts()  # finds the items that count, which fake tensors could not tell
+    return batch
 
 
-def _watch(stage: Stage, ledger: Ledger) -> None:
-    """Let the ledger know what each part of a step makes."""
+def _watch(stage: Stage, tracker: MemoryTracker) -> None:
+    """Let the tracker know what each part of a step makes."""
     if stage.feature_offload is not None:
-        _during(stage.feature_offload, "leave", ledger, HOST)
+        _during(stage.feature_offload, "leave", tracker, HOST)
     for teacher in stage.teachers:
-        _hand_over(teacher, ledger)
+        _hand_over(teacher, tracker)
     for member in stage.objective.members:
         for method in member.methods:
             _replace(method, "loss", _naming(member.name, method.loss))
     # What a method draws at random, such as layers, has to be drawn.
     _replace(stage.objective, "plan", _in_earnest(stage.objective.plan))
-    _during(stage.student, "run", ledger, "activations")
+    _during(stage.student, "run", tracker, "activations")
     for name in ("terms", "total"):
-        _during(stage.objective, name, ledger, "logits and loss")
-    _during(stage.engine, "backward", ledger, "activations")
-    _during(stage.engine, "step", ledger, "optimizer")
+        _during(stage.objective, name, tracker, "logits and loss")
+    _during(stage.engine, "backward", tracker, "activations")
+    _during(stage.engine, "step", tracker, "optimizer")
     for weight in (*stage.student.model.parameters(), *stage.objective.modules.parameters()):
         if weight.requires_grad:
-            weight.register_post_accumulate_grad_hook(partial(_claim_gradient, ledger))
+            weight.register_post_accumulate_grad_hook(partial(_claim_gradient, tracker))
 
 
 def _naming(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -260,9 +298,9 @@ def _naming(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
     return named
 
 
-def _claim_gradient(ledger: Ledger, weight: Tensor) -> None:
+def _claim_gradient(tracker: MemoryTracker, weight: Tensor) -> None:
     if weight.grad is not None:  # ZeRO may have put it elsewhere already
-        ledger.claim([weight.grad], "gradients")
+        tracker.claim([weight.grad], "gradients")
 
 
 def _in_earnest(work: Callable[[Step], StepPlan]) -> Callable[[Step], StepPlan]:
@@ -273,28 +311,28 @@ def _in_earnest(work: Callable[[Step], StepPlan]) -> Callable[[Step], StepPlan]:
     return real
 
 
-def _during(owner: object, name: str, ledger: Ledger, kind: Kind) -> None:
-    _replace(owner, name, ledger.during(kind, getattr(owner, name)))
+def _during(owner: object, name: str, tracker: MemoryTracker, kind: MemoryKind) -> None:
+    _replace(owner, name, tracker.during(kind, getattr(owner, name)))
 
 
 def _replace(owner: object, name: str, work: Callable[..., Any]) -> None:
     setattr(owner, name, work)
 
 
-def _hand_over(teacher: Extractor, ledger: Ledger) -> None:
+def _hand_over(teacher: Extractor, tracker: MemoryTracker) -> None:
     """Book what a teacher hands over as captured, and its logits with those of the student."""
     stock = teacher.run
 
     def run(*arguments: Any) -> Any:
-        with ledger.booking("activations"):
+        with tracker.track("activations"):
             features = stock(*arguments)
         for capture, tensor in features.tensors.items():
-            kind: Kind = "logits and loss" if capture == LOGITS else "captured features"
-            ledger.claim([tensor], kind)
+            kind: MemoryKind = "logits and loss" if capture == LOGITS else "captured features"
+            tracker.claim([tensor], kind)
         for relation in features.attention.values():
-            ledger.claim([relation.query, relation.key], "captured features")
+            tracker.claim([relation.query, relation.key], "captured features")
         if features.deferred is not None:
-            ledger.claim([features.deferred.hidden], "captured features")
+            tracker.claim([features.deferred.hidden], "captured features")
         return features
 
     _replace(teacher, "run", run)

@@ -20,7 +20,7 @@ from gkd_core.models.parts import Parts
 from gkd_core.optim.deepspeed import BUCKET
 from gkd_core.optim.engine import LocalEngine, autocast
 from gkd_core.planning.gathering import Gathering
-from gkd_core.planning.ledger import ABSENT, HOST, TRANSIT, Kind, Ledger
+from gkd_core.planning.memory_tracker import ABSENT, HOST, TRANSIT, MemoryKind, MemoryTracker
 
 PERSISTENT = 10
 """Weights of so many times the hidden size, or less, are whole on every rank."""
@@ -36,7 +36,7 @@ class ZeroEngine(LocalEngine):
         total_steps: Its length.
         device: Where the models live.
         parts: The parts of the student, if they are ever told apart.
-        ledger: Books what is taken.
+        tracker: Books what is taken.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class ZeroEngine(LocalEngine):
         total_steps: int,
         device: torch.device,
         parts: Parts,
-        ledger: Ledger,
+        tracker: MemoryTracker,
     ) -> None:
         super().__init__([student, modules], config.training, total_steps, device, parts)
-        self.ledger = ledger
+        self.tracker = tracker
         self.ranks = data_size()
         self.zero = config.parallel.zero
         self.offload = config.parallel.offload_optimizer != "none"
-        self.home: Kind = HOST if self.offload else "optimizer"
+        self.home: MemoryKind = HOST if self.offload else "optimizer"
         self.groups = [list(group["params"]) for group in self.optimizer.param_groups]
         self.mine = {id(p) for group in self.groups for p in _partition(group, self.ranks)}
         self.bucket: Tensor | None = None
@@ -63,7 +63,7 @@ class ZeroEngine(LocalEngine):
         self.divided: set[int] = set()
         self.kept: list[Tensor] = []
         self.gathering: Gathering | None = None
-        with ledger.booking(self.home):
+        with tracker.track(self.home):
             self.partitions = [Parameter(part) for part in self._parts()]
         for group, partition in zip(self.optimizer.param_groups, self.partitions, strict=True):
             group["params"] = [partition]
@@ -72,9 +72,8 @@ class ZeroEngine(LocalEngine):
         if self.zero == 3:
             waits = config.parallel.offload_params != "none"
             self._divide_weights(student, HOST if waits else "student weights")
-        if self.zero > 1:
-            for parameter in self.parameters:
-                parameter.register_post_accumulate_grad_hook(self._reduce)  # type: ignore[no-untyped-call]
+        for parameter in self.parameters:
+            parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
 
     def forward(self, loss: Callable[[], Tensor]) -> Tensor:
         """Run forward passes and the loss of a micro-batch."""
@@ -83,7 +82,6 @@ class ZeroEngine(LocalEngine):
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Accumulate the gradient of a micro-batch."""
-        self._make_bucket()
         before = self.gradients
         if self.zero < 3:
             self.gradients = []  # a later micro-batch has its own, until they are added
@@ -104,9 +102,9 @@ class ZeroEngine(LocalEngine):
         everything = self.optimizer.param_groups
         for group, partition in zip(everything, self.partitions, strict=True):
             if not self.offload:
-                with self.ledger.booking("gradients"):
+                with self.tracker.track("gradients"):
                     partition.grad = torch.empty_like(partition)
-            with self.ledger.booking(self.home):
+            with self.tracker.track(self.home):
                 self.optimizer.param_groups = [group]
                 self.optimizer.step()
             if not self.offload:
@@ -115,46 +113,52 @@ class ZeroEngine(LocalEngine):
         if self.zero < 3:
             self.gradients = []
         whole = [p for p in self.parameters if id(p) not in self.divided]
-        self.ledger.send("_allgather_base_", 4 * _total(whole), self.ranks)
+        self.tracker.send("_allgather_base_", 4 * _total(whole), self.ranks)
         return torch.zeros(())
 
     def _keep_on_host(self) -> None:
         """Take room for the gradient of the partition, and for weights on their way back."""
-        with self.ledger.booking(HOST):
+        with self.tracker.track(HOST):
             for partition in self.partitions:
                 partition.grad = torch.empty_like(partition)
             if self.zero < 3:
                 self.kept = self._parts()
         if self.zero < 3:
-            with self.ledger.booking(TRANSIT):
+            with self.tracker.track(TRANSIT):
                 self.kept.append(torch.empty(max(p.numel() for p in self.parameters)))
 
-    def _divide_weights(self, student: PreTrainedModel, home: Kind) -> None:
+    def _divide_weights(self, student: PreTrainedModel, home: MemoryKind) -> None:
         """Keep a part of each weight; all of it is there for as long as it is used."""
         least = PERSISTENT * student.config.hidden_size
         divided = [p for p in self.parameters if p.numel() > least]
         self.divided = {id(p) for p in divided}
-        self.ledger.claim(divided, ABSENT)
-        with self.ledger.booking(home):
+        self.tracker.claim(divided, ABSENT)
+        with self.tracker.track(home):
             self.kept = self._parts()
-        if not self.offload:
-            with self.ledger.booking("gradients"):
-                self.gradients = self._parts()
+        # With an optimizer in host memory they wait there, beside those that it reads.
+        with self.tracker.track(HOST if self.offload else "gradients"):
+            self.gradients = self._parts()
         self._make_bucket()
-        self.gathering = Gathering(student, divided, self.ledger, self.ranks)
+        self.gathering = Gathering(student, divided, self.tracker, self.ranks)
 
     def _make_bucket(self) -> None:
         if self.bucket is None:
-            with self.ledger.booking(TRANSIT):
+            with self.tracker.track(TRANSIT):
                 self.bucket = torch.empty(BUCKET)
 
     def _parts(self) -> list[Tensor]:
         """Return this rank's part of each group of weights."""
         return [torch.empty(-(-_total(group) // self.ranks)) for group in self.groups]
 
+    def _accumulated(self, parameter: Parameter) -> None:
+        """Take a gradient that is complete; the first of them makes the bucket."""
+        self._make_bucket()
+        if self.zero > 1:
+            self._reduce(parameter)
+
     def _reduce(self, parameter: Parameter) -> None:
         """Put a gradient into the bucket, which is summed over the ranks when it is full."""
-        assert self.bucket is not None, "made before backward"
+        assert self.bucket is not None, "made with the first gradient"
         size = parameter.numel()
         if self.gathering is not None:
             self.gathering.release([parameter])
@@ -169,16 +173,16 @@ class ZeroEngine(LocalEngine):
         if not size:
             return
         if self.ranks > 1:
-            with self.ledger.booking(TRANSIT):
+            with self.tracker.track(TRANSIT):
                 copy = torch.empty(size)
             del copy
         if self.zero == 3:
-            self.ledger.send("_reduce_scatter_base_", 4 * size // self.ranks, self.ranks)
+            self.tracker.send("_reduce_scatter_base_", 4 * size // self.ranks, self.ranks)
         else:
-            self.ledger.send("allreduce_", 4 * size, self.ranks)
+            self.tracker.send("allreduce_", 4 * size, self.ranks)
         held = [p for p in self.pending if id(p) in self.mine]
         if held and not self.gradients and not self.offload:
-            with self.ledger.booking("gradients"):
+            with self.tracker.track("gradients"):
                 mine = sum(p.numel() for p in self.parameters if id(p) in self.mine)
                 self.gradients = [torch.empty(mine)]
         for parameter in self.pending:

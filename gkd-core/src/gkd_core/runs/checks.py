@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gkd_core.config.sources import DEFAULT
+from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.data.collate import Collator
 from gkd_core.data.sampler import fewest_samples

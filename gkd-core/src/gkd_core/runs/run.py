@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from gkd_core.config.resolve import Resolved, ResolvedStage, task_name
 from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig
-from gkd_core.config.sources import Level, Origin
+from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.run_info import RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError

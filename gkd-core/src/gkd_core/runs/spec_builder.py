@@ -35,7 +35,7 @@ from gkd_core.plugins import Registry
 from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.runs.shared_rows import SharedRows
-from gkd_core.students.build import student_config
+from gkd_core.students.shape import student_config
 from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSource
 
 

@@ -16,7 +16,7 @@ from gkd_core.contract.batch import Batch
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.forward import Change
 from gkd_core.hooks.paths import Capture
-from gkd_core.losses.prediction import hard_labels
+from gkd_core.losses.soft_labels import hard_labels
 from gkd_core.models.slicing.widths import Widths
 
 NORM_EPS = 1e-17

@@ -74,7 +74,7 @@ def prune(
     """
     adapters, whole = tuple(adapters), count_parameters(model)
     if target.depth is not None:
-        model = _shallower(model, batches, target, kind, classes, adapters)
+        model = _shallower(find_sites(model, adapters), batches, target, kind, classes, adapters)
     if target.width is None and target.parameters is None:
         return model
     sites = find_sites(model, adapters)
@@ -93,26 +93,27 @@ def prune(
 
 
 def _shallower(
-    model: PreTrainedModel,
+    sites: Sites,
     batches: Sequence[Batch],
     target: PruneTarget,
     kind: Kind,
     classes: Sequence[str],
     adapters: Sequence[type[Sites]],
 ) -> PreTrainedModel:
+    model = sites.model
     depth, layers = target.depth or 0, model.config.num_hidden_layers
     if not 1 <= depth <= layers:
         raise ConfigError(
             f"--depth {depth} is not possible: the model has {layers} blocks; choose 1 to {layers}"
         )
     if target.blocks == "influence":
-        extractor = Extractor(model, find_sites(model, adapters))
+        extractor = Extractor(model, sites)
         influence = measure_blocks(extractor, batches, _device(model))
         extractor.remove()
         blocks = most_important(influence, depth)
     else:
         blocks = init_layers(target.blocks, depth, layers)
-    made = build_student(StudentConfig(init=blocks), model, kind, classes, 0, adapters)
+    made = build_student(StudentConfig(init=blocks), sites, kind, classes, 0, adapters)
     return made.model.to(_device(model)).eval()
 
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from gkd_core.contract.batch import Batch
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.models.sites import Sites, find_sites
+from gkd_core.models.sites import Sites
 from gkd_core.models.slicing.select import Kept, sliced_copy
 from gkd_core.models.slicing.widths import read_slices, write_slices
 from gkd_core.students.importance import measure_importance
@@ -38,11 +38,10 @@ class ScaledStudent:
 
 
 def scale_student(
-    student: PreTrainedModel,
+    student: Sites,
     teacher: PretrainedConfig,
     scale: float,
     calibrate: Callable[[], Iterable[Batch]],
-    adapters: Iterable[type[Sites]] = (),
 ) -> ScaledStudent:
     """Return the part of a student that keeps a share of all its heads and all its neurons.
 
@@ -55,7 +54,6 @@ def scale_student(
         teacher: The teacher's configuration.
         scale: The share, 0 to 1.
         calibrate: Returns labeled rows to measure importance on.
-        adapters: Site adapters registered by plugins.
 
     Raises:
         ConfigError: The teacher is ordered for other slices.
@@ -69,14 +67,14 @@ def scale_student(
                 f"{', '.join(f'{s:g}' for s in sorted(known))} (of the model it was made from); "
                 "choose one of these"
             )
-        made = sliced_copy(student, Kept.first(known[scale]))
+        made = sliced_copy(student.model, Kept.first(known[scale]))
         write_slices(made.config, {s: w for s, w in known.items() if s <= scale})
         return ScaledStudent(made, "as the teacher was ordered")
     batches = list(calibrate())
-    extractor = Extractor(student, find_sites(student, adapters))
+    extractor = Extractor(student.model, student)
     slicer = Slicer.of(measure_importance(extractor, batches, torch.device("cpu")), MULTIPLE)
     extractor.remove()
-    made = cut_ordered(student, slicer, scale, [scale, *(s for s in SCALES if s < scale)])
+    made = cut_ordered(student.model, slicer, scale, [scale, *(s for s in SCALES if s < scale)])
     return ScaledStudent(made, f"by their importance on {sum(map(len, batches))} training rows")
 
 

@@ -104,14 +104,14 @@ def check_kinds(trial: Callable[[Kind], TinyStage], kinds: Sequence[Kind]) -> No
         AssertionError: A property does not hold; the message says which.
         MethodError: The models of every kind are rejected.
     """
-    refusals = []
+    conflicts = []
     for kind in kinds:
         try:
             _check(trial(kind))
         except MethodError as error:
-            refusals.append(error)
-    if len(refusals) == len(kinds):
-        raise refusals[0]
+            conflicts.append(error)
+    if len(conflicts) == len(kinds):
+        raise conflicts[0]
 
 
 def generator() -> torch.Generator:
@@ -169,13 +169,13 @@ def _check_resume(trial: TinyStage, batch: Batch) -> None:
     trial.loss(batch, counts, index=0)
     state = json.loads(json.dumps(trial.objective.state_dict()))
     modules = trial.objective.modules.state_dict()
-    draws = {name: g.get_state() for name, g in trial.objective.generators().items()}
+    states = {name: g.get_state() for name, g in trial.objective.generators().items()}
     uninterrupted = trial.loss(batch, counts, index=1)
     trial.objective = trial.build()
     trial.objective.load_state_dict(state)
     trial.objective.modules.load_state_dict(modules)
     for name, source in trial.objective.generators().items():
-        source.set_state(draws[name])
+        source.set_state(states[name])
     resumed = trial.loss(batch, counts, index=1)
     message = f"{trial.name}: after a resume the loss differs; return what it needs in `state_dict`"
     _same(resumed, uninterrupted, message)

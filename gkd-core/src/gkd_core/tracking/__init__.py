@@ -1,1 +1,1 @@
-"""Who is told what happens in a run: recorder, sinks, display."""
+"""Recording of a run's progress: recorder, sinks and display."""

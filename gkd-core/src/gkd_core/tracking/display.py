@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a progress bar, or plain lines without a terminal."""
+"""Console output during training: a progress bar, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BAR_WIDTH = 12
 
 
 class ProgressBar:
-    """A rich progress bar per stage, with its losses, its speed and the time left.
+    """A rich progress bar per stage with losses, speed and remaining time.
 
     Args:
         console: The terminal.
@@ -40,7 +40,7 @@ class ProgressBar:
             TextColumn("{task.fields[rate]}", table_column=_whole()),
             TextColumn("eta"),
             TimeRemainingColumn(table_column=_whole()),
-            # The losses alone give way on a narrow terminal.
+            # On a narrow terminal only the losses are truncated.
             TextColumn("[dim]{task.fields[losses]}", table_column=_giving_way()),
             console=self.console,
             expand=True,
@@ -49,7 +49,7 @@ class ProgressBar:
         self.progress.start()
 
     def log_step(self, step: Step, values: Mapping[str, float]) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self.progress is None:
             return
         losses = "  ".join(
@@ -68,7 +68,7 @@ class ProgressBar:
         self.say(f"{step.stage:>9} step {step.index + 1}: {shown}")
 
     def end_stage(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar and leave it on screen."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -79,7 +79,7 @@ class ProgressBar:
 
 
 class PlainLines:
-    """A line per logged step, for output that is not a terminal.
+    """One line per logged step, for output that is not a terminal.
 
     Args:
         console: The output.
@@ -109,15 +109,15 @@ class PlainLines:
 
 
 def display(console: Console) -> Sink:
-    """Return what suits the output."""
+    """Return the sink that suits the output."""
     return ProgressBar(console) if console.is_terminal else PlainLines(console)
 
 
 def _whole(width: int | None = None) -> Column:
-    """Return a column of the bar that is never cut."""
+    """Return a column of the bar that is never truncated."""
     return Column(no_wrap=True, min_width=width)
 
 
 def _giving_way() -> Column:
-    """Return a column of the bar that has the width the others leave."""
+    """Return a column of the bar that takes the remaining width."""
     return Column(no_wrap=True, overflow="ellipsis", ratio=1)

@@ -1,4 +1,4 @@
-"""`Recorder`: what happens during a run, told to everything that shows or keeps it."""
+"""`Recorder`: forwards the progress of a run to sinks that display or store it."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ if TYPE_CHECKING:
 
 
 class Sink(Protocol):
-    """Shows or keeps what happens."""
+    """Displays or stores the progress of a run."""
 
     def start_stage(self, name: str, total: int, done: int) -> None:
-        """A stage of `total` steps begins, or goes on after `done` of them."""
+        """Start a stage of `total` steps, or continue it after `done` of them."""
 
     def log_step(self, step: Step, values: Mapping[str, float]) -> None:
-        """A step was done: `loss/TERM`, `lr`, `gradient_norm`, `samples_per_second`.
+        """Log a step: `loss/TERM`, `lr`, `gradient_norm`, `samples_per_second`.
 
-        In fp16 also `loss_scale` and `skipped_steps`; what is not finite is then left out.
+        In fp16 also `loss_scale` and `skipped_steps`; values that are not finite are then omitted.
         """
 
     def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
-        """The student was evaluated."""
+        """Log an evaluation of the student."""
 
     def end_stage(self) -> None:
-        """The stage is over."""
+        """End the stage."""
 
     def say(self, text: str) -> None:
-        """Tell a person something."""
+        """Show a message to the user."""
 
 
 class Recorder:
-    """Tells every sink.
+    """Forwards everything to all sinks.
 
     Args:
-        sinks: What shows or keeps.
+        sinks: The sinks.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self.sinks = sinks
 
     def start_stage(self, name: str, total: int, done: int) -> None:
-        """A stage of `total` steps begins, or goes on after `done` of them."""
+        """Start a stage of `total` steps, or continue it after `done` of them."""
         for sink in self.sinks:
             sink.start_stage(name, total, done)
 
@@ -62,16 +62,16 @@ class Recorder:
         samples_per_second: float,
         scaling: Mapping[str, float] | None = None,
     ) -> None:
-        """A step was done.
+        """Log a step.
 
         Args:
             step: The step.
-            losses: Its losses.
+            losses: Its loss terms.
             lr: Its learning rate.
-            gradient_norm: Before clipping.
-            samples_per_second: Speed since the last one that was logged.
-            scaling: State of the loss scale, if there is one; numbers of a step that overflowed
-                are then left out where they are not finite.
+            gradient_norm: Gradient norm before clipping.
+            samples_per_second: Throughput since the last logged step.
+            scaling: State of the loss scaler, if any; values that are not finite, as in a step that
+                overflowed, are then omitted.
         """
         values = {f"loss/{name}": value for name, value in losses.items()}
         values |= {
@@ -86,31 +86,31 @@ class Recorder:
             sink.log_step(step, values)
 
     def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
-        """The student was evaluated."""
+        """Log an evaluation of the student."""
         for sink in self.sinks:
             sink.log_evaluation(step, metrics)
 
     def end_stage(self) -> None:
-        """The stage is over."""
+        """End the stage."""
         for sink in self.sinks:
             sink.end_stage()
 
     def say(self, text: str) -> None:
-        """Tell a person something."""
+        """Show a message to the user."""
         for sink in self.sinks:
             sink.say(text)
 
 
 METRICS = "metrics.jsonl"
-"""File of a run with a line for every step and evaluation."""
+"""File in a run directory with one line per step and evaluation."""
 
 
 class JsonLines:
-    """Keeps every step and evaluation as a line of `metrics.jsonl`.
+    """Stores every step and evaluation as a line of `metrics.jsonl`.
 
     Args:
-        path: The file. When a stage goes on after an interruption, its lines beyond the checkpoint
-            are dropped, since these steps are done again.
+        path: The file. When a stage is resumed, its lines after the checkpoint are dropped, because
+            these steps are repeated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,7 +118,7 @@ class JsonLines:
         self.path.touch()
 
     def start_stage(self, name: str, total: int, done: int) -> None:
-        """Drop the lines of steps that will be done again."""
+        """Drop the lines of steps that will be repeated."""
         _rewrite(self.path, _without(self.path, name, done))
 
     def log_step(self, step: Step, values: Mapping[str, float]) -> None:
@@ -142,10 +142,10 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Writes the curves of each stage to a TensorBoard folder of its own.
+    """Writes the curves of each stage to a separate TensorBoard directory.
 
     Args:
-        directory: Folder of the run.
+        directory: Parent directory of the stages' directories.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -153,7 +153,7 @@ class TensorBoard:
         self.writer: SummaryWriter | None = None
 
     def start_stage(self, name: str, total: int, done: int) -> None:
-        """Open the stage's folder; steps that will be done again are hidden."""
+        """Open the stage's directory; steps that will be repeated are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(self.directory / name), purge_step=done + 1)
@@ -167,7 +167,7 @@ class TensorBoard:
         self._add(step, {f"validation/{name}": value for name, value in metrics.items()})
 
     def end_stage(self) -> None:
-        """Close the folder."""
+        """Close the writer."""
         if self.writer is not None:
             self.writer.close()
             self.writer = None
@@ -182,7 +182,7 @@ class TensorBoard:
 
 
 class TextLog:
-    """Keeps what was said in `log.txt`.
+    """Writes messages, steps and evaluations to `log.txt`.
 
     Args:
         path: The file.
@@ -213,20 +213,20 @@ class TextLog:
 
 
 def format_values(step: Step, values: Mapping[str, float]) -> str:
-    """Return a step and its values as one line."""
+    """Format a step and its values as one line."""
     shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
     return f"{step.stage} step {step.index + 1}/{step.total}  {shown}"
 
 
 def copy_entries(source: Path, target: Path, stage: str) -> None:
-    """Copy the lines of a stage from one `metrics.jsonl` to another, in place of those there."""
+    """Copy the lines of a stage from one `metrics.jsonl` to another, replacing those there."""
     lines = source.read_text().splitlines() if source.exists() else []
     mine = [line for line in lines if (entry := _entry(line)) and entry["stage"] == stage]
     _rewrite(target, [*_without(target, stage, done=0), *mine])
 
 
 def _without(path: Path, stage: str, done: int) -> list[str]:
-    """Return the lines of a file but those of a stage beyond its first steps."""
+    """Return the lines of a file except those of a stage after its first `done` steps."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [
         line
@@ -240,7 +240,7 @@ def _rewrite(path: Path, lines: Sequence[str]) -> None:
 
 
 def _entry(line: str) -> dict[str, Any] | None:
-    """Read a line, or return None for one that was cut off by an interruption."""
+    """Parse a line; return None if it was truncated by an interruption."""
     try:
         entry: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError:

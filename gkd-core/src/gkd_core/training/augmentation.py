@@ -19,10 +19,10 @@ from gkd_core.distributed.ranks import is_first, wait
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.load import language_model_kind, load_teacher
-from gkd_core.models.proposer import MaskedProposer
 from gkd_core.models.source import load_config, locate
 from gkd_core.models.stored import check_stored, check_trained_head
 from gkd_core.models.tokenizer import load_tokenizer
+from gkd_core.models.word_proposer import MaskedProposer
 
 SETTING = "task.augment_model"
 KINDS: tuple[Kind, ...] = ("classification", "regression")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from gkd_core.hooks.forward import checkpoint_contexts
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.parts import find_parts
-from gkd_core.models.sites import find_sites
+from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.tokenizer import set_padding
 from gkd_core.objective.objective import Objective, name_seed
 from gkd_core.optim.engine import Engine, EngineMaker, build_engine
@@ -160,12 +160,12 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     directory.mkdir(parents=True, exist_ok=True)
     groups = arrange(spec.layout)
     needed = spec.teachers if spec.reads_teachers else ()
-    teachers = [_load_teacher(spec, source, groups) for source in needed]
+    teachers = [_load_teacher(spec, source, registry, groups) for source in needed]
     student = _student(spec, teachers, registry, start, groups)
     device = pick_device(config.parallel.device)
     settings = config.teachers[: len(needed)]
     for teacher, source, chosen in zip(teachers, needed, settings, strict=True):
-        settle_teacher(teacher, source, chosen.dtype, registry, groups, device)
+        settle_teacher(teacher, source, chosen.dtype, groups, device)
     return assemble_stage(spec, registry, directory, student, teachers)
 
 
@@ -174,7 +174,7 @@ def assemble_stage(
     registry: Registry,
     directory: Path,
     student: Student,
-    teachers: Sequence[PreTrainedModel],
+    teachers: Sequence[Sites],
     make_engine: EngineMaker = build_engine,
 ) -> Stage:
     """Make a stage of models that are there.
@@ -189,7 +189,7 @@ def assemble_stage(
     """
     config, data = spec.config, spec.data
     device = pick_device(config.parallel.device)
-    for model in (student.model, *teachers):
+    for model in (student.model, *(teacher.model for teacher in teachers)):
         set_padding(model, spec.tokenizer)
     if config.training.gradient_checkpointing:
         student.model.gradient_checkpointing_enable(
@@ -200,7 +200,7 @@ def assemble_stage(
         )
     objective = Objective(spec.members)
     objective.build_modules(config.seed)
-    extractors = [Extractor(teacher, find_sites(teacher, registry.sites)) for teacher in teachers]
+    extractors = [Extractor(teacher.model, teacher) for teacher in teachers]
     tokens = (spec.tokenizer, data.kind, spec.max_length)
     train = encode(augmented(data.train, config, data.kind, device), *tokens)
     sampler = Sampler(
@@ -212,7 +212,7 @@ def assemble_stage(
     )
     offloads = device.type != "cpu" and len(teachers) > 1
     total = config.training.steps or config.training.epochs * sampler.steps_per_epoch
-    sites = find_sites(student.model, registry.sites)
+    sites = student.sites or find_sites(student.model, registry.sites)
     parts = find_parts(sites) if objective.tells_parts_apart else {}
     own = f" rank {data_rank()}" if data_rank() else ""
     torch.manual_seed(name_seed(config.seed, f"stage {spec.name}{own}"))
@@ -235,10 +235,9 @@ def assemble_stage(
 
 
 def settle_teacher(
-    teacher: PreTrainedModel,
+    teacher: Sites,
     source: TeacherSource,
     dtype: str,
-    registry: Registry,
     groups: Groups | None,
     device: torch.device,
 ) -> None:
@@ -248,20 +247,20 @@ def settle_teacher(
         teacher: The teacher.
         source: What it was loaded from.
         dtype: `fp32` or `bf16`.
-        registry: Provides adapters for architectures.
         groups: Who shares it, if anyone does.
         device: Where it runs.
     """
     copies = None if groups is None else groups.copies[source.info.name]
     if dtype == "bf16":
-        for weight in teacher.parameters():
+        for weight in teacher.model.parameters():
             weight.data = weight.data.bfloat16()  # buffers, such as angles, stay exact
-    blocks = find_sites(teacher, registry.sites).blocks
-    place_teacher(teacher, blocks, source.placement, device, copies)
+    place_teacher(teacher.model, teacher.blocks, source.placement, device, copies)
 
 
-def _load_teacher(spec: StageSpec, source: TeacherSource, groups: Groups | None) -> PreTrainedModel:
-    return load_teacher(
+def _load_teacher(
+    spec: StageSpec, source: TeacherSource, registry: Registry, groups: Groups | None
+) -> Sites:
+    model = load_teacher(
         source.trained,
         spec.kind,
         spec.data.classes,
@@ -269,11 +268,12 @@ def _load_teacher(spec: StageSpec, source: TeacherSource, groups: Groups | None)
         source.setting,
         None if groups is None else shard_reader(groups.teachers[source.info.name]),
     )
+    return find_sites(model, registry.sites)
 
 
 def _student(
     spec: StageSpec,
-    teachers: Sequence[PreTrainedModel],
+    teachers: Sequence[Sites],
     registry: Registry,
     start: Path | None,
     groups: Groups | None,
@@ -291,12 +291,13 @@ def _student(
         from gkd_core.parallel.sharding import shard_model
 
         shard_model(made.model, groups.tensor)
+        made = replace(made, sites=None)  # sharding replaces modules
     return made
 
 
 def _from_teacher(
     spec: StageSpec,
-    teachers: Sequence[PreTrainedModel],
+    teachers: Sequence[Sites],
     registry: Registry,
     groups: Groups | None,
 ) -> Student:
@@ -304,24 +305,25 @@ def _from_teacher(
     source, data = spec.teachers[0], spec.data
     weights = None
     if groups is None:
-        teacher = teachers[0] if teachers else _load_teacher(spec, source, None)
+        teacher = teachers[0] if teachers else _load_teacher(spec, source, registry, None)
     else:
         from gkd_core.parallel.loading import StoredWeights, meta_model
 
-        teacher = meta_model(data.kind, source.config, source.trust_remote_code)
-        weights = StoredWeights(teacher, source.trained)
+        whole = meta_model(data.kind, source.config, source.trust_remote_code)
+        teacher = find_sites(whole, registry.sites)
+        weights = StoredWeights(whole, source.trained)
     config = spec.config
     made = build_student(
         config.student, teacher, data.kind, data.classes, config.seed, registry.sites, weights
     )
     if config.student.scale is None:
         return made
-    return _scaled(made, spec, teacher, registry)
+    return _scaled(made, spec, teacher.model)
 
 
 def _from_checkpoint(
     spec: StageSpec,
-    teachers: Sequence[PreTrainedModel],
+    teachers: Sequence[Sites],
     place: str,
     is_own: bool,
     groups: Groups | None,
@@ -337,21 +339,19 @@ def _from_checkpoint(
         None if groups is None else shard_reader(groups.tensor),
     )
     fresh = [("random weights", ", ".join(loaded.initialised))] if loaded.initialised else []
-    size = describe(loaded.model, teachers[0] if teachers else None)
+    size = describe(loaded.model, teachers[0].model if teachers else None)
     summary = [*size, ("start", spec.start), *fresh]
     return Student(loaded.model, summary)
 
 
-def _scaled(
-    student: Student, spec: StageSpec, teacher: PreTrainedModel, registry: Registry
-) -> Student:
+def _scaled(student: Student, spec: StageSpec, teacher: PreTrainedModel) -> Student:
     """Return the part of a student that `student.scale` keeps."""
     scale = spec.config.student.scale
     assert scale is not None, "asked for where there is one"
-    model = student.model
-    set_padding(model, spec.tokenizer)
+    assert student.sites is not None, "a copy of a teacher has them"
+    set_padding(student.model, spec.tokenizer)
     calibrate = partial(calibration_batches, spec)
-    made = scale_student(model, teacher.config, scale, calibrate, registry.sites)
+    made = scale_student(student.sites, teacher.config, scale, calibrate)
     kept = f"{scale:g} of the heads and neurons, {made.origin}"
     start = [row for row in student.summary if row[0] == "start"]
     return Student(made.model, [*describe(made.model, teacher), *start, ("kept", kept)])

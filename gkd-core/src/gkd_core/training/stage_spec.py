@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from gkd_core.config.expression import Expression
 from gkd_core.config.resolve import ResolvedStage
 from gkd_core.config.schema import Placement, RunConfig
-from gkd_core.config.sources import DEFAULT
+from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import TaskData

@@ -1,1 +1,1 @@
-"""The parts of `match`: what a term says, which layers it pairs, how it compares them."""
+"""The parts of `match`: term descriptions, layer pairing and comparison."""

@@ -1,4 +1,4 @@
-"""From captured tensors to the loss of a term."""
+"""The comparison of captured tensors: the loss of a `match` term."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RelationLoss: TypeAlias = Callable[[Relation, Relation, Items], Term]
 
 
 def normalized(student: Tensor, teacher: Tensor, over: Items) -> Term:
-    """Squared distance of the vectors scaled to length 1 (PKD, Sun et al., 2019, Eq. 7)."""
+    """Return the squared distance of normalized vectors (PKD, Sun et al., 2019, Eq. 7)."""
     return normalized_mse(student, teacher, over) * student.shape[-1]
 
 
@@ -60,23 +60,23 @@ DIVERGENCES: Mapping[Distance, Divergence] = {
     "cross-entropy": soft_cross_entropy,
 }
 RELATION_LOSSES: Mapping[Distance, RelationLoss] = {"kl": relation_kl, "mse": relation_mse}
-"""Distances between scores, head by head, that never hold the scores of a whole batch."""
+"""Per-head distances between scores that never materialize the scores of a whole batch."""
 
 MEANS: tuple[Distance, ...] = ("mse", "huber")
-"""Distances that are means over the elements of a vector."""
+"""Distances that average over the elements of a vector."""
 
 
 @dataclass(frozen=True)
 class TermComparison:
-    """One term on one micro-batch.
+    """The comparison of one term on one micro-batch.
 
     Attributes:
         term: What to compare, and how.
-        student: What was captured of the student.
-        teacher: What was captured of the teacher.
+        student: The student's captured tensors.
+        teacher: The teacher's captured tensors.
         batch: The micro-batch.
         modules: The projections.
-        temperature: T of this step.
+        temperature: T in this step.
     """
 
     term: MatchTerm
@@ -119,7 +119,7 @@ class TermComparison:
             return soft_labels(*prediction, self._over, self.temperature, divergence=divergence)
         distance = VECTOR_DISTANCES[self.term.distance]
         student, teacher = self.student.logits, self.teacher.logits
-        # Vocabularies may be padded to different widths.
+        # The two vocabularies may be padded to different sizes.
         width = min(student.shape[-1], teacher.shape[-1])
         return distance(student[..., :width], teacher[..., :width], self._over)
 
@@ -134,7 +134,7 @@ class TermComparison:
         return distance(learned, known, self._over)
 
     def _projected(self, layers: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the student's vectors of two layers, as wide as the teacher's."""
+        """Return the student's vectors of two layers, projected to the teacher's width."""
         lower, upper = layers
         first = project(self.modules, self.term, lower, _vectors(self.term, self.student, lower))
         if upper == lower:
@@ -144,7 +144,7 @@ class TermComparison:
         )
 
     def _products(self, view: View, layers: tuple[int, int], other: View) -> Relation:
-        """Return the products of tokens of one model, as numbers divided by the width of a head."""
+        """Return the token products, over the head width or, for a divergence, its square root."""
         heads = head_count(self.term, view.model, other.model)
         first, second = (self._self_relation(view, layer, heads) for layer in layers)
         scale = first.scale if self.term.is_divergence else first.scale**2
@@ -169,13 +169,13 @@ class TermComparison:
         return self._of_rows(learned, known, visible)
 
     def _over_heads(self, scores: Tensor) -> Tensor:
-        """Reduce scores `[B, A, S, S]` over the heads if the term does so, to `[B, 1, S, S]`."""
+        """Reduce scores `[B, A, S, S]` over the heads to `[B, 1, S, S]` if the term requires it."""
         if self.term.heads == "mean":
             return scores.mean(1, keepdim=True)
         return scores.sum(1, keepdim=True) if self.term.heads == "sum" else scores
 
     def _of_distributions(self, student: Tensor, teacher: Tensor, visible: Tensor) -> Term:
-        """Average the divergence of each row over the heads of scores `[B, A, S, S]`."""
+        """Average the row-wise divergence over the heads of scores `[B, A, S, S]`."""
         divergence = DIVERGENCES[self.term.distance]
         least = torch.finfo(student.dtype).min
         student, teacher = (s.masked_fill(~visible, least) for s in (student, teacher))
@@ -185,18 +185,18 @@ class TermComparison:
         return total * (1 / student.shape[1])
 
     def _of_rows(self, student: Tensor, teacher: Tensor, visible: Tensor) -> Term:
-        """Compare the scores that each position has for the visible ones, in all heads at once."""
+        """Compare each position's scores for the visible positions, in all heads at once."""
         student, teacher = (s.transpose(1, 2).flatten(2) for s in (student, teacher))
         term = VECTOR_DISTANCES[self.term.distance](student, teacher, self._over)
         if self.term.distance not in MEANS:
             return term
-        # Hidden scores are 0 on both sides, and do not count in the mean.
+        # Masked scores are 0 in both models and must not count in the mean.
         seen = visible.sum(-1).squeeze(1).clamp(min=1).to(student.dtype)
         return term * (visible.shape[-1] / seen)
 
 
 def _vectors(term: MatchTerm, view: View, layer: int) -> Tensor:
-    """Return the vectors of a site, heads merged: `[B, S, W]`, or `[B, W]` one for each sample."""
+    """Return the vectors of a site with merged heads: `[B, S, W]`, or `[B, W]` per sample."""
     if term.site == "pooled":
         return view.pooled
     if term.site in HEADED:
@@ -209,7 +209,7 @@ def _vectors(term: MatchTerm, view: View, layer: int) -> Tensor:
 
 
 def _gram(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
-    """Return X^T Y / length over the positions that are not padding: `[B, D * D]`."""
+    """Return X^T Y / length over the non-padding positions, `[B, D * D]`."""
     dtype = torch.promote_types(first.dtype, torch.float32)
     x, y = (v.to(dtype).masked_fill(~mask[..., None], 0.0) for v in (first, second))
     with torch.autocast(first.device.type, enabled=False):
@@ -217,5 +217,5 @@ def _gram(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
 
 
 def _visible(scores: Tensor) -> Tensor:
-    """Return where scores `[B, A, S, S]` are not masked, bool `[B, 1, S, S]`."""
+    """Return a mask of the scores `[B, A, S, S]` that are not masked out, bool `[B, 1, S, S]`."""
     return (scores > torch.finfo(scores.dtype).min / 2).all(1, keepdim=True)

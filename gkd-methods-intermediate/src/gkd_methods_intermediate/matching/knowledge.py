@@ -1,4 +1,4 @@
-"""What can be compared, and the knowledge types that have a name in the literature."""
+"""The sites and distances of `match`, and the knowledge types named in the literature."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ Assigned = Literal["emd", "monotone"]
 
 LAYERED: tuple[Site, ...] = ("hidden", "context", "ffn", "query", "key", "value", "attention")
 HEADED: tuple[Site, ...] = ("query", "key", "value")
-"""Sites whose tensors come head by head."""
+"""Sites whose tensors are split into heads."""
 REDUCIBLE: tuple[Site, ...] = ("hidden", "embedding", "normed", "context", "ffn")
-"""Sites of which one vector per sample can be taken."""
+"""Sites that can be reduced to one vector per sample."""
 DIVERGENCES: tuple[Distance, ...] = ("kl", "reverse-kl", "js", "total-variation", "cross-entropy")
-"""Distances between distributions; the others are between vectors."""
+"""Distances between distributions; the others compare vectors."""
 
 PRESETS: Mapping[Knowledge, Mapping[str, Any]] = {
     "logits-ce": {"site": "logits", "distance": "cross-entropy"},
@@ -88,7 +88,7 @@ PRESETS: Mapping[Knowledge, Mapping[str, Any]] = {
     "value-relation": {"site": "value", "relation": "tokens", "distance": "kl"},
     "custom": {},
 }
-"""The options each knowledge type stands for."""
+"""The options that each knowledge type sets."""
 
 FIXED = ("site", "relation", "distance", "heads")
-"""What makes a knowledge type what it is; the rest of a preset can be changed."""
+"""Options that define a knowledge type; the other options of a preset can be changed."""

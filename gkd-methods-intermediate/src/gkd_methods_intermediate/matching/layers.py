@@ -1,4 +1,4 @@
-"""Which layers a term compares, and the paths it reads for that."""
+"""The layers that a term compares and the capture paths that it reads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gkd_methods_intermediate.matching.term import MatchTerm
 
 @dataclass(frozen=True)
 class Pair:
-    """What is compared with what; 0 is the embedding output, and stands for sites without layers.
+    """A pair of layers to compare; 0 is the embedding output, and is used for sites without layers.
 
     Attributes:
-        student: Layers of the student that a product has as its two factors; the same twice
-            unless the term has a `span`.
-        teacher: Likewise of the teacher.
+        student: Student layers of the two factors of a product; equal unless the term has a
+            `span`.
+        teacher: Likewise for the teacher.
     """
 
     student: tuple[int, int]
@@ -25,15 +25,15 @@ class Pair:
 
     @classmethod
     def of(cls, student: int, teacher: int) -> Pair:
-        """Return the pair of one layer each."""
+        """Return a pair with one layer of each model."""
         return cls((student, student), (teacher, teacher))
 
 
 def fixed_pairs(term: MatchTerm, student_layers: int, teacher_layers: int) -> list[Pair]:
-    """Return the pairs that do not depend on what they cost.
+    """Return the pairs that do not depend on costs.
 
     Raises:
-        MethodError: The layers do not suit the depth of the models.
+        MethodError: The layers do not fit the depth of the models.
     """
     if term.site not in LAYERED:
         return [Pair.of(0, 0)]
@@ -49,7 +49,7 @@ def fixed_pairs(term: MatchTerm, student_layers: int, teacher_layers: int) -> li
 def layers_read(
     term: MatchTerm, student_layers: int, teacher_layers: int
 ) -> tuple[list[int], list[int]]:
-    """Return every layer that may be compared, of the student and of the teacher, ascending."""
+    """Return the student and teacher layers that may be compared, in ascending order."""
     pairs = fixed_pairs(term, student_layers, teacher_layers)
     student = {layer for pair in pairs for layer in pair.student}
     teacher = {layer for pair in pairs for layer in pair.teacher}
@@ -60,7 +60,7 @@ def layers_read(
 
 
 def paths(term: MatchTerm, models: Models) -> Iterator[str]:
-    """Yield the paths of every layer that may be compared."""
+    """Yield the capture paths of all layers that may be compared."""
     if models.teacher is None:
         return
     student, teacher = layers_read(term, models.student.layers, models.teacher.layers)

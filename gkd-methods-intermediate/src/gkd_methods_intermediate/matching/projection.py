@@ -1,4 +1,4 @@
-"""Trainable maps of the student's vectors to the width of the teacher's."""
+"""Trainable projections of the student's vectors to the teacher's width."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gkd_methods_intermediate.matching.shapes import width
 from gkd_methods_intermediate.matching.term import MatchTerm
 
 STD = 0.02
-"""Standard deviation of the initial weights, that of BERT."""
+"""Standard deviation of the initial weights, as in BERT."""
 
 
 def projections(term: MatchTerm, models: Models) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the projections of a term, by name: one, or one for each student layer."""
+    """Yield the projections of a term by name: a single one, or one per student layer."""
     if models.teacher is None or not term.has_vectors:
         return
     student, teacher = width(term.site, models.student), width(term.site, models.teacher)
@@ -30,7 +30,7 @@ def projections(term: MatchTerm, models: Models) -> Iterator[tuple[str, nn.Modul
 
 
 def project(modules: nn.ModuleDict, term: MatchTerm, layer: int, vectors: Tensor) -> Tensor:
-    """Return the student's vectors of a layer, projected if the term does so."""
+    """Return the student's vectors of a layer, projected if the term has a projection."""
     for name in (term.name, _layer_name(term, layer)):
         if name in modules:
             projected: Tensor = modules[name](vectors)

@@ -1,4 +1,4 @@
-"""Whether what a term compares has the same shape in both models."""
+"""Shape checks: whether a term can compare the two models."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from gkd_methods_intermediate.matching.term import MatchTerm
 
 
 def width(site: Site, model: ModelInfo) -> int:
-    """Return the length of the vector that a site has at a position, its heads merged."""
+    """Return the width of a site's vector at one position, with merged heads."""
     if site in ("query", "context"):
         return model.heads * model.head_size
     return model.kv_heads * model.head_size if site in HEADED else model.hidden_size
 
 
 def head_count(term: MatchTerm, model: ModelInfo, other: ModelInfo) -> int:
-    """Return in how many heads the products of tokens of a model are computed.
+    """Return the number of heads in which a model's token products are computed.
 
     Args:
-        term: The term, whose relation is `tokens`.
+        term: A term with the relation `tokens`.
         model: The model.
-        other: What it is compared with.
+        other: The model it is compared with.
     """
     if isinstance(term.heads, int):
         return term.heads
@@ -31,10 +31,10 @@ def head_count(term: MatchTerm, model: ModelInfo, other: ModelInfo) -> int:
 
 
 def check_shapes(term: MatchTerm, models: Models) -> None:
-    """Refuse models that a term cannot compare.
+    """Reject models that a term cannot compare.
 
     Raises:
-        MethodError: Says which option does not suit which size.
+        MethodError: An option does not fit a size of the models.
     """
     if models.teacher is None:
         return
@@ -47,14 +47,14 @@ def check_shapes(term: MatchTerm, models: Models) -> None:
 def _check_layers(term: MatchTerm, student: ModelInfo, teacher: ModelInfo) -> None:
     if term.layers == "monotone" and student.layers > teacher.layers:
         raise MethodError(
-            f"layers = 'monotone' needs a student no deeper than the teacher, but the student has "
+            f"layers = 'monotone' requires a student no deeper than the teacher, but it has "
             f"{student.layers} blocks and the teacher {teacher.layers}; use 'emd'"
         )
     pairs = fixed_pairs(term, student.layers, teacher.layers)
     if not pairs and not term.is_assigned:
         raise MethodError(
-            f"span = {term.span} needs more than {term.span} pairs of layers; layers = "
-            f"{term.layers!r} gives too few. Lower span"
+            f"span = {term.span} requires more than {term.span} pairs of layers, but layers = "
+            f"{term.layers!r} gives fewer. Lower span"
         )
 
 
@@ -86,8 +86,8 @@ def _check_width(term: MatchTerm, student: ModelInfo, teacher: ModelInfo) -> Non
     if term.has_vectors and term.projection == "none" and widths[0] != widths[1]:
         raise MethodError(
             f"projection = 'none', but {term.site} is {widths[0]} wide in the student and "
-            f"{widths[1]} in the teacher. Use projection = 'linear', or compare products of tokens "
-            "(relation = 'tokens'), which need none"
+            f"{widths[1]} in the teacher. Use projection = 'linear', or compare token products "
+            "(relation = 'tokens'), which need no projection"
         )
 
 
@@ -96,8 +96,8 @@ def _check_positions(term: MatchTerm, student: ModelInfo) -> None:
     if term.site == "logits":
         if term.positions == "tokens" and not is_language_model:
             raise MethodError(
-                "positions = 'tokens' needs logits at every position, which a classifier does not "
-                "have. Use positions = 'targets'"
+                "positions = 'tokens' requires logits at every position, which a classifier does "
+                "not have. Use positions = 'targets'"
             )
         if term.is_divergence and student.labels == 1:
             raise MethodError(
@@ -106,8 +106,8 @@ def _check_positions(term: MatchTerm, student: ModelInfo) -> None:
             )
     elif term.positions == "targets" and "positions" in term.options() and not is_language_model:
         raise MethodError(
-            "positions = 'targets' are the labelled positions of a language model, and the student "
-            "is none. Use positions = 'tokens'"
+            "positions = 'targets' selects the labeled positions of a language model, but the "
+            "student is not one. Use positions = 'tokens'"
         )
 
 

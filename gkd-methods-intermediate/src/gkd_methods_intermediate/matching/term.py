@@ -1,4 +1,4 @@
-"""`MatchTerm`: one comparison of student and teacher, as a run file describes it."""
+"""`MatchTerm`: one comparison of student and teacher, as described in a run file."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from gkd_methods_intermediate.matching.knowledge import (
 
 
 class MatchTerm(BaseModel):
-    """What to compare, at which layers, by which distance, and with which weight.
+    """What to compare, in which layers, by which distance and with which weight.
 
-    Options left out are filled in from the knowledge type. Options that mean nothing for what is
-    compared are refused if given, and are not part of what is written back.
+    Omitted options are filled in from the knowledge type. Options that do not apply are rejected if
+    given, and omitted when the term is serialized.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class MatchTerm(BaseModel):
     name: str = Field(
         "",
         pattern=r"^[a-z][a-z0-9-]*$",
-        description="Name of the loss in the log. Left out: the knowledge type, or site and "
+        description="Name of the loss in the log. Default: the knowledge type, or site and "
         "distance.",
     )
     knowledge: Knowledge = Field(
@@ -52,38 +52,38 @@ class MatchTerm(BaseModel):
         description="What to compare, by name: `logits-ce`, `logits-mse`, `attention-mse`, "
         "`attention-mse-sum`, `attention-ce`, `attention-ce-mean`, `hidden-mse`, `hidden-cosine`, "
         "`hidden-pkd`, `hidden-gram`, `hidden-nst`, `query-relation`, `key-relation` or "
-        "`value-relation`. It sets site, relation, distance and heads. `custom`: say at least site "
-        "and distance yourself.",
+        "`value-relation`. It sets site, relation, distance and heads. `custom`: give at least "
+        "site and distance yourself.",
     )
     site: Site = Field(
         "hidden",
         description="Which tensors: `hidden`, `embedding`, `normed` (the last hidden state after "
-        "the final norm), `context`, `ffn`, `pooled` (what a classification head receives), "
+        "the final norm), `context`, `ffn`, `pooled` (the input of a classification head), "
         "`query`, `key`, `value`, `attention` (the scores) or `logits`.",
     )
     relation: Products = Field(
         "none",
-        description="What of them: `none`, the vectors; `channels`, their products X^T X / length "
-        "over the positions of a sample; `tokens`, the products of positions, X X^T / width, or "
-        "softmax(X X^T / sqrt(width)) for a divergence.",
+        description="What is compared: `none`, the vectors; `channels`, their products X^T X / "
+        "length over the positions of a sample; `tokens`, the products of positions, X X^T / "
+        "width, or softmax(X X^T / sqrt(width)) for a divergence.",
     )
     distance: Distance = Field(
         "mse",
-        description="Between vectors `mse`, `huber`, `cosine` or `normalized` (squared distance of "
-        "the vectors scaled to length 1); between distributions, which are logits, scores and "
-        "products of tokens, also `kl`, `reverse-kl`, `js`, `total-variation` or `cross-entropy`.",
+        description="Between vectors: `mse`, `huber`, `cosine` or `normalized` (squared distance "
+        "of the vectors scaled to length 1). Between distributions (logits, scores and token "
+        "products) also `kl`, `reverse-kl`, `js`, `total-variation` or `cross-entropy`.",
     )
     positions: ComparedPositions = Field(
         "tokens",
-        description="Which positions count: the `tokens`, that is all but padding; the `targets` "
-        "of a language model; the summarising one, `cls`; or the `mean` of the tokens. Logits: "
+        description="Which positions count: all non-padding `tokens`; the `targets` of a language "
+        "model; the summary position, `cls`; or the `mean` of the tokens. Default for logits: "
         "`targets`.",
     )
     layers: LayerMap | Assigned = Field(
         "spaced",
         description="Which layers are paired: a strategy, such as `spaced` or `last2`; pairs "
-        "[student, teacher]; or found anew in each step from what every pair costs: `emd` "
-        "(optimal transport, BERT-EMD), `monotone` (the cheapest pairing in order).",
+        "[student, teacher]; or chosen in each step from the cost of every pair: `emd` (optimal "
+        "transport, BERT-EMD) or `monotone` (the cheapest order-preserving pairing).",
     )
     embedding: bool = Field(
         False,
@@ -93,48 +93,50 @@ class MatchTerm(BaseModel):
     span: int = Field(
         0,
         ge=0,
-        description="Products of two layers: those of a pair and of the one `span` pairs further "
-        "up. 0 is one layer with itself, 1 the flow between matched layers (FSP).",
+        description="Products of two layers: those of a pair and of the pair `span` pairs further "
+        "up. 0: a layer with itself; 1: the flow between matched layers (FSP).",
     )
     heads: HeadTreatment | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="Scores: compared for `each` head, or their `mean` or `sum` over heads. "
-        "Products of tokens: within `each` head, over `merged` heads, or a number of heads to "
-        "split the width into. `auto`: each; products are merged where head counts differ.",
+        description="Scores: compared for `each` head, or as `mean` or `sum` over heads. Token "
+        "products: within `each` head, over `merged` heads, or a number of heads to split the "
+        "width into. `auto`: `each`; products use `merged` if the head counts differ.",
     )
     projection: Activation = Field(
         "auto",
-        description="Trainable map of the student's vectors to the teacher's width: `linear`, then "
-        "ReLU or tanh, or `none`. `auto`: linear if the widths differ, else none.",
+        description="Trainable projection of the student's vectors to the teacher's width: "
+        "`linear`, or linear followed by `relu` or `tanh`, or `none`. `auto`: linear if the widths "
+        "differ, else none.",
     )
     per_layer: bool = Field(
-        False, description="A projection for each student layer; otherwise the term has one."
+        False,
+        description="Use one projection per student layer instead of one per term.",
     )
     temperature: Schedule = Field(
         Schedule.parse(1.0),
-        description="T of a divergence between logits, which is scaled by T^2; may be a schedule.",
+        description="T for a divergence between logits, which is scaled by T^2; may be a schedule.",
     )
     weight: Schedule = Field(
-        Schedule.parse(1.0), description="Factor of the term; may be a schedule."
+        Schedule.parse(1.0), description="Weight of the term; may be a schedule."
     )
 
     @property
     def is_divergence(self) -> bool:
-        """Whether distributions are compared."""
+        """Whether the term compares distributions."""
         return self.distance in DIVERGENCES
 
     @property
     def is_assigned(self) -> bool:
-        """Whether the pairs of layers depend on what they cost."""
+        """Whether the pairs of layers depend on their costs."""
         return self.layers in ("emd", "monotone")
 
     @property
     def has_vectors(self) -> bool:
-        """Whether it compares, or multiplies over positions, vectors as wide as the teacher's."""
+        """Whether the compared vectors must be as wide as the teacher's."""
         return self.site not in ("attention", "logits") and self.relation != "tokens"
 
     def options(self) -> list[str]:
-        """Return the names of the options that mean something for what is compared."""
+        """Return the names of the options that apply to this term."""
         layered = self.site in LAYERED
         products = self.site == "attention" or self.relation == "tokens"
         applies = {
@@ -155,21 +157,21 @@ class MatchTerm(BaseModel):
         if self.knowledge == "custom" and not {"site", "distance"} <= self.model_fields_set:
             raise ValueError("give `knowledge`, or both `site` and `distance`")
         for name, value in self._defaults().items():
-            # Frozen for everybody else.
+            # The model is frozen for everyone else.
             object.__setattr__(self, name, value)
         self._refuse_options_without_meaning()
         self._refuse_what_cannot_be_compared()
         return self
 
     def _defaults(self) -> dict[str, Any]:
-        """Return what the knowledge type sets and the author left out."""
+        """Return the values that the knowledge type sets and the author omitted."""
         preset = PRESETS[self.knowledge]
         for name in FIXED:
             given, fixed = getattr(self, name), preset.get(name)
             if name in self.model_fields_set and name in preset and given != fixed:
                 raise ValueError(
-                    f"knowledge '{self.knowledge}' has {name} = {fixed!r}, not {given!r}; leave "
-                    "one of them out"
+                    f"knowledge '{self.knowledge}' has {name} = {fixed!r}, not {given!r}; remove "
+                    "one of them"
                 )
         site = preset.get("site", self.site)
         values: dict[str, Any] = {
@@ -183,30 +185,30 @@ class MatchTerm(BaseModel):
     def _refuse_options_without_meaning(self) -> None:
         extra = self.model_fields_set - set(self.options())
         for name in sorted(extra):
-            raise ValueError(f"`{name}` means nothing for {self._what()}; leave it out")
+            raise ValueError(f"`{name}` does not apply to {self._what()}; remove it")
 
     def _refuse_what_cannot_be_compared(self) -> None:
         has_distributions = self.site in ("attention", "logits") or self.relation == "tokens"
         if self.is_divergence and not has_distributions:
             raise ValueError(
                 f"distance '{self.distance}' compares distributions, which {self._what()} does not "
-                "give; use relation = 'tokens', or a distance between vectors: mse, huber, cosine "
-                "or normalized"
+                "provide; use relation = 'tokens', or a distance between vectors: mse, huber, "
+                "cosine or normalized"
             )
         reduced = self.positions in ("cls", "mean")
         if reduced and (self.site not in REDUCIBLE or self.relation != "none"):
             raise ValueError(
-                f"positions = '{self.positions}' needs one vector per position, which "
-                f"{self._what()} does not give"
+                f"positions = '{self.positions}' requires one vector per position, which "
+                f"{self._what()} does not provide"
             )
         heads = ["auto", *self._head_choices()]
         if not isinstance(self.heads, int) and self.heads not in heads:
             raise ValueError(
-                f"heads = '{self.heads}' does not suit {self._what()}; choose one of "
+                f"heads = '{self.heads}' does not fit {self._what()}; choose one of "
                 f"{', '.join(heads)}"
             )
         if isinstance(self.heads, int) and self.site == "attention":
-            raise ValueError("scores come in the heads of the model; they cannot be split anew")
+            raise ValueError("attention scores have the heads of the model and cannot be re-split")
 
     def _head_choices(self) -> list[str]:
         if self.site == "attention":

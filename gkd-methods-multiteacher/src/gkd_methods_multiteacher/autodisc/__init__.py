@@ -1,1 +1,1 @@
-"""AutoDisc: find the teacher assistant whose student will be best, by one training of them all."""
+"""AutoDisc: find the best teacher assistant by training all candidates at once."""

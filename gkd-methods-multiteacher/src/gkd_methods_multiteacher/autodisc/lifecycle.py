@@ -1,4 +1,4 @@
-"""What happens around the steps of a stage with `autodisc`: measure, judge, report."""
+"""Lifecycle of a stage with `autodisc`: measure importance, judge and write candidates."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
 
 CANDIDATES = "candidates.json"
-"""File in the directory of a stage with what is known of its candidates."""
+"""File with the results of a stage's candidates, in the directory of the stage."""
 
 
 def check(outline: RunOutline) -> None:
-    """Refuse to look for candidates in a student that is a slice: they would be slices of it.
+    """Reject a search for candidates within a student that is itself a slice.
 
     Raises:
-        ConfigError: A stage does both.
+        ConfigError: A stage searches within a slice.
     """
     for stage in outline.stages:
         for method in stage.methods:
@@ -43,15 +43,15 @@ def check(outline: RunOutline) -> None:
             scales = method.options["scales"]
             if scales.value != [WHOLE]:
                 raise ConfigError(
-                    f"autodisc.scales = {scales.value} ({scales.origin}) would have stage "
-                    f"'{stage.name}' look for an assistant again, among slices of its student, "
-                    f"which is one (student.scale = {stage.scale:g}). Name the stage that is to "
-                    "search: stages.assistants.autodisc.scales in the recipe autodisc"
+                    f"autodisc.scales = {scales.value} ({scales.origin}) would make stage "
+                    f"'{stage.name}' search for an assistant again, among slices of its student, "
+                    f"which is itself a slice (student.scale = {stage.scale:g}). Name the stage "
+                    "that searches: stages.assistants.autodisc.scales in the recipe autodisc"
                 )
 
 
 def begin(run: RunInfo, stage: Stage) -> None:
-    """Measure importance before the first step; leave out a stage that has nothing to do."""
+    """Measure importance before the first step; skip a stage that has nothing to do."""
     for method in _methods(stage):
         if method.searches:
             _refuse_divided(stage)
@@ -65,7 +65,7 @@ def begin(run: RunInfo, stage: Stage) -> None:
 
 
 def judge(stage: Stage, step: Step) -> None:
-    """Evaluate every candidate, and keep the weights if the best trade-off got better."""
+    """Evaluate every candidate, and save the weights if the best trade-off improved."""
     for method in _methods(stage):
         if not method.searches:
             continue
@@ -77,7 +77,7 @@ def judge(stage: Stage, step: Step) -> None:
 
 
 def write_candidates(stage: Stage) -> None:
-    """Write what is known of the candidates."""
+    """Write the results of the candidates."""
     for method in _methods(stage):
         if method.searches and method.slicer is not None and is_first():
             rows = []
@@ -140,6 +140,6 @@ def _refuse_divided(stage: Stage) -> None:
         value = getattr(parallel, name)
         if value > largest:
             raise ConfigError(
-                f"autodisc slices the student, which parallel.{name} = {value} divides over the "
+                f"autodisc slices the student, which parallel.{name} = {value} shards over the "
                 f"processes; set parallel.{name} = {largest} or less"
             )

@@ -1,4 +1,4 @@
-"""The table and the plot of a run with `autodisc`."""
+"""The table and plot of a run with `autodisc`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_report(run: RunInfo) -> list[Path]:
-    """Write a table and a plot for each stage that had candidates; return the files."""
+    """Write a table and a plot for each stage with candidates, and return the files."""
     return [path for name in run.results for path in _write(run, name)]
 
 
@@ -37,7 +37,7 @@ def _write(run: RunInfo, stage: str) -> Iterator[Path]:
 
 
 def _students(run: RunInfo, stage: str) -> list[float]:
-    """Return the metric of each student that learnt from the assistant of a stage."""
+    """Return the metric of each student distilled from a stage's assistant."""
     taught = [learner.name for learner in run.outline.stages if stage in learner.taught_by]
     results = [run.results[name].best for name in taught if name in run.results]
     return [best for best in results if best is not None]

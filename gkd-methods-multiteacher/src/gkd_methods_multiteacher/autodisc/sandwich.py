@@ -1,4 +1,4 @@
-"""`autodisc`: all candidate assistants are trained at once, as nested slices of one model."""
+"""`autodisc`: train all candidate assistants at once as nested slices of one model."""
 
 from __future__ import annotations
 
@@ -39,22 +39,24 @@ if TYPE_CHECKING:
 
 WHOLE = 1.0
 SMALLEST = 3
-"""Of the smallest candidates, so many are in every step of a sampled sandwich."""
+"""Number of smallest candidates that are in every step of a sampled sandwich."""
 
 STATES = 6
-"""Hidden states compared beside the embeddings."""
+"""Maximum number of hidden states compared in addition to the embeddings."""
 
 ASSISTANT = "assistant.safetensors"
-"""File with the weights of the best trade-off, in the directory of the stage."""
+"""File with the weights at the best trade-off, in the directory of the stage."""
 
 
 def _percents(scales: list[float]) -> list[float]:
-    """Refuse scales that are not different whole percents, from large to small."""
+    """Reject scales that are not distinct whole percentages from large to small."""
     for scale in scales:
         if not 0 < scale <= 1 or abs(100 * scale - round(100 * scale)) > 1e-9:
-            raise ValueError(f"a scale is a whole percent above 0 and at most 1, not {scale:g}")
+            raise ValueError(
+                f"a scale must be a whole percentage above 0 and at most 1, not {scale:g}"
+            )
     if any(first <= second for first, second in pairwise(scales)):
-        raise ValueError("scales go from large to small, each once")
+        raise ValueError("scales must be distinct and go from large to small")
     return scales
 
 
@@ -62,13 +64,13 @@ Scales = Annotated[list[float], Field(min_length=1), AfterValidator(_percents)]
 
 
 class AutoDisc(Method):
-    """Train nested slices of the student at once, and hand on the best assistant among them.
+    """Train nested slices of the student at once and return the best assistant among them.
 
-    L = 1/|S| sum_{s in S} 1/2 (MSE(H_s, H_t) + T^2 KL(p_t || p_s)): every candidate of the sandwich
-    S learns from the whole teacher. Candidates are slices of the student at different scales: the
-    share of heads and of neurons that they keep. The stage hands on the one with the best trade-off
-    between its performance and its scale, ordered for the student's slice; the recipe `autodisc`
-    distils that student from it. With `scales = [1.0]` it is the same loss for a whole student.
+    L = 1/|S| sum_{s in S} 1/2 (MSE(H_s, H_t) + T^2 KL(p_t || p_s)): every candidate in the sandwich
+    S learns from the whole teacher. Candidates are slices of the student at different scales, the
+    share of heads and neurons that they keep. The stage outputs the one with the best trade-off
+    between performance and scale, ordered for the student's slice; the recipe `autodisc` distills
+    the student from it. With `scales = [1.0]` it is the same loss for a whole student.
     """
 
     name = "autodisc"
@@ -81,28 +83,28 @@ class AutoDisc(Method):
 
         scales: Scales = Field(
             [0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05],
-            description="Shares of heads and neurons that the candidates keep, from large to "
-            "small; 1 is the whole student.",
+            description="Shares of heads and neurons kept by the candidates, from large to small; "
+            "1 is the whole student.",
         )
         target: Annotated[float, Field(gt=0, le=1)] = Field(
             0.1, description="Scale of the student that the assistant is for."
         )
         trade_off: Annotated[float, Field(ge=0)] = Field(
-            0.2, description="Lambda: what a smaller scale is worth, in units of performance."
+            0.2, description="Lambda: value of a smaller scale in units of performance."
         )
         sandwich: Literal["all", "strided", "random"] = Field(
             "all",
-            description="Candidates of a step: all; or the largest, the three smallest and some "
-            "others, at an even stride or at random.",
+            description="Candidates in a step: `all`; or the largest, the three smallest and some "
+            "others, `strided` evenly or at `random`.",
         )
         others: Annotated[int, Field(ge=0)] = Field(
-            7, description="How many others a sampled sandwich has."
+            7, description="Number of other candidates in a sampled sandwich."
         )
         temperature: Annotated[float, Field(gt=0)] = Field(
-            1.0, description="What the logits of both models are divided by."
+            1.0, description="T: the logits of both models are divided by it."
         )
         multiple: Annotated[int, Field(ge=1)] = Field(
-            MULTIPLE, description="Neurons of a block are a multiple of this."
+            MULTIPLE, description="The number of neurons in a block is a multiple of this."
         )
         calibration: Annotated[int, Field(ge=1)] = Field(
             512, description="Training rows on which importance is measured."
@@ -118,27 +120,27 @@ class AutoDisc(Method):
 
     @property
     def choice(self) -> CandidateCriterion:
-        """How the candidates are compared."""
+        """The criterion by which candidates are compared."""
         return CandidateCriterion(self.config.trade_off, self.config.target)
 
     @property
     def searches(self) -> bool:
-        """Whether there are candidates, and not the whole student alone."""
+        """Whether there are candidates other than the whole student."""
         return self.config.scales != [WHOLE]
 
     def check(self, models: Models) -> None:
-        """Refuse a student whose states cannot be compared with the teacher's."""
+        """Reject a student whose states cannot be compared with the teacher's."""
         student, teacher = models.student, models.teacher
         if teacher is not None and student.hidden_size != teacher.hidden_size:
             raise MethodError(
                 f"autodisc compares hidden states, but the student's have width "
                 f"{student.hidden_size} and those of the teacher '{teacher.name}' "
-                f"{teacher.hidden_size}. Leave student.hidden_size out: heads and neurons make the "
-                "student smaller (student.scale)"
+                f"{teacher.hidden_size}. Remove student.hidden_size: the student is made smaller "
+                "by its heads and neurons (student.scale)"
             )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        """Read hidden states and predictions of the teacher and of each candidate of the step."""
+        """Read hidden states and logits of the teacher and of each candidate of the step."""
         if models.teacher is None:
             return
         mine, theirs = zip(*compared(models.student.layers, models.teacher.layers), strict=True)
@@ -149,11 +151,11 @@ class AutoDisc(Method):
             yield f"student@{at(scale)}.logits"
 
     def passes(self, models: Models, step: Step) -> Iterable[Pass]:
-        """Run every candidate of the step."""
+        """Return one pass per candidate of the step."""
         return [Pass(at(scale)) for scale in self.members(step)]
 
     def writes(self, models: Models, step: Step) -> Iterable[Operation]:
-        """Multiply by 0 what a candidate does not have: it computes what the slice would."""
+        """Mask all heads and neurons outside a candidate: it computes what the slice would."""
         for scale in self.members(step):
             for site, layer, by in self.masking(scale, models.student.layers):
                 yield Replace(f"student@{at(scale)}.{site}[{layer}]", by)
@@ -161,7 +163,7 @@ class AutoDisc(Method):
     def masking(
         self, scale: float, layers: int
     ) -> Iterable[tuple[str, int, Callable[[Tensor], Tensor]]]:
-        """Yield the sites of a candidate, their layers, and what is made of the tensors there."""
+        """Yield the sites of a candidate, their layers and the function that masks them."""
         if scale == WHOLE:
             return
         for site in ("context", "neurons"):
@@ -185,7 +187,7 @@ class AutoDisc(Method):
         return {"hidden": _half_mean(hidden), "soft": _half_mean(soft)}
 
     def members(self, step: Step) -> list[float]:
-        """Return the scales of the sandwich of a step; the same whoever asks, on every rank."""
+        """Return the scales in the sandwich of a step, the same on every rank."""
         scales, count = self.config.scales, self.config.others
         middle = scales[1:-SMALLEST]
         if self.config.sandwich == "all" or count >= len(middle):
@@ -206,14 +208,14 @@ class AutoDisc(Method):
         return cut_ordered(student, self.slicer, scale, sorted(slices, reverse=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the order of heads and neurons, and what is known of the candidates."""
+        """Return the order of heads and neurons, and the scores of the candidates."""
         trial = asdict(self.trial)
         for name in ("metrics", "performances"):
             trial[name] = list(trial[name].items())
         return {"slicer": self.slicer.as_tree() if self.slicer else None, "trial": trial}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore a state returned by `state_dict`."""
         self.slicer = Slicer.parse(state["slicer"]) if state["slicer"] else None
         trial = dict(state["trial"])
         for name in ("metrics", "performances"):
@@ -232,9 +234,9 @@ class AutoDisc(Method):
     def _mask(self, scale: float, site: str, layer: int) -> Tensor:
         if self.slicer is None:
             raise MethodError(
-                "autodisc cannot be simulated: the heads and neurons of a candidate follow from "
-                "their importance, which a run measures before its first step. Plan with a match "
-                "of hidden states and logits"
+                "autodisc cannot be simulated: the heads and neurons of a candidate depend on "
+                "their importance, which a run measures before its first step. Plan with `match` "
+                "on hidden states and logits instead"
             )
         kept = self.slicer.kept(self.slicer.widths(scale))
         of_heads = site == "context"
@@ -250,11 +252,11 @@ def at(scale: float) -> str:
 
 
 def compared(student: int, teacher: int) -> list[tuple[int, int]]:
-    """Return the hidden states that are compared: the embeddings and up to six, evenly spaced.
+    """Return the pairs of hidden states to compare: the embeddings and up to six, evenly spaced.
 
     Args:
-        student: Number of its blocks.
-        teacher: Number of its blocks.
+        student: Number of student blocks.
+        teacher: Number of teacher blocks.
     """
     count = min(STATES, student, teacher)
     shares = [number / count for number in range(count + 1)]

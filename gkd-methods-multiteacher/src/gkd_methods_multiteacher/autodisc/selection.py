@@ -1,4 +1,4 @@
-"""What is known of the candidates, and which of them becomes the assistant."""
+"""The scores of the candidates and the selection of the assistant."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class CandidateCriterion:
-    """How candidates are compared.
+    """The criterion by which candidates are compared.
 
     Attributes:
-        weight: Lambda, the worth of being small in units of performance.
-        target: Scale of the student; an assistant is not smaller.
+        weight: Lambda, the value of being small in units of performance.
+        target: Scale of the student; an assistant is never smaller.
     """
 
     weight: float
@@ -24,12 +24,12 @@ class CandidateCriterion:
         return performance + self.weight * (1 - scale)
 
     def select(self, performances: Mapping[float, float]) -> float:
-        """Return the scale of the best trade-off; of equal ones the largest.
+        """Return the scale with the best trade-off, the largest in case of ties.
 
-        A smaller one than the student's stands for that.
+        A scale below the student's is replaced by the student's.
 
         Args:
-            performances: Performance of each candidate, higher is better, by scale.
+            performances: Performance of each candidate by scale; higher is better.
         """
         order = sorted(performances, reverse=True)
         best = max(order, key=lambda scale: self.trade_off(scale, performances[scale]))
@@ -38,14 +38,14 @@ class CandidateCriterion:
 
 @dataclass
 class CandidateScores:
-    """The candidates while they are trained together.
+    """The scores of the candidates during joint training.
 
     Attributes:
-        metrics: Best value of the metric so far of each candidate, by scale.
-        performances: The same as performances between 0 and 1, higher is better.
+        metrics: Best metric of each candidate so far, by scale.
+        performances: The same as performances between 0 and 1; higher is better.
         best: Best trade-off so far.
-        selected: Scale of the candidate that had it.
-        step: Step it was reached at.
+        selected: Scale of the candidate with the best trade-off.
+        step: Step at which it was reached.
     """
 
     metrics: dict[float, float] = field(default_factory=dict)
@@ -61,13 +61,13 @@ class CandidateScores:
         choice: CandidateCriterion,
         step: int,
     ) -> bool:
-        """Take in an evaluation of every candidate; tell whether the best trade-off got better.
+        """Record an evaluation of all candidates; return whether the best trade-off improved.
 
         Args:
             found: Metric of each candidate, by scale.
             higher_is_better: Direction of the metric.
             choice: How candidates are compared.
-            step: Optimizer steps done.
+            step: Optimizer steps completed.
         """
         for scale, metric in found.items():
             performance = as_performance(metric, higher_is_better)
@@ -82,8 +82,8 @@ class CandidateScores:
 
 
 def as_performance(metric: float, higher_is_better: bool) -> float:
-    """Return a metric as something between 0 and 1 that is better if higher.
+    """Return a metric as a performance between 0 and 1; higher is better.
 
-    Perplexity becomes its inverse: the geometric mean of the probabilities of the tokens.
+    Perplexity becomes its inverse: the geometric mean of the token probabilities.
     """
     return metric if higher_is_better else 1 / max(metric, 1.0)

@@ -1,6 +1,6 @@
-"""Where settings come from: TOML, YAML and JSON files, `--set key=value`, named flags.
+"""Sources of settings: TOML, YAML and JSON files, `--set key=value` and named flags.
 
-Every source becomes a list of `Setting`s in the order of writing, each with its origin.
+Every source becomes a list of `Setting`s in the order written, each with its origin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gkd_core.errors import ConfigError, suggest
 
 
 class Level(IntEnum):
-    """Kinds of source; the higher one wins."""
+    """The kind of a source; higher ones win."""
 
     DEFAULT = 0
     TASK = 1
@@ -29,11 +29,11 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was given.
+    """The place where a value was given.
 
     Attributes:
         level: The kind of source.
-        source: The file, the recipe, or the flag.
+        source: The file, recipe or flag.
         line: 1-based line in a file.
     """
 
@@ -49,20 +49,20 @@ DEFAULT = Origin(Level.DEFAULT, "default")
 
 
 def origin_of(name: str, origins: Mapping[str, Origin]) -> Origin:
-    """Return the origin of a dotted key, or of the first part of its value that has one."""
+    """Return the origin of a dotted key, or of the first of its subkeys that has one."""
     parts = (origin for key, origin in origins.items() if key.startswith(f"{name}."))
     return origins.get(name) or next(parts, DEFAULT)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One value as it was written.
+    """One value as written.
 
     Attributes:
-        key: Where it belongs, as written: list entries by index or name.
-        value: A scalar or a list, or an empty table.
+        key: Its key as written, with list entries by index or name.
+        value: A scalar, a list, or an empty table.
         origin: Where it was given.
-        stage: The stage it was given for; empty for the run.
+        stage: The stage that it applies to; empty for the run.
     """
 
     key: SettingKey
@@ -78,7 +78,7 @@ def read_file(path: Path, level: Level = Level.FILE) -> list[Setting]:
     """Read the settings of a TOML, YAML or JSON file.
 
     Raises:
-        ConfigError: The file cannot be read, or its syntax is wrong; says the line.
+        ConfigError: The file cannot be read, or has a syntax error; the message names the line.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -87,6 +87,7 @@ def read_file(path: Path, level: Level = Level.FILE) -> list[Setting]:
             f"{', '.join(READERS)}"
         )
     try:
+        # utf-8-sig drops the byte order mark that some editors write.
         text = path.read_text(encoding="utf-8-sig")
         tree, lines = reader(text, str(path))
     except OSError as error:
@@ -106,15 +107,15 @@ def read_file(path: Path, level: Level = Level.FILE) -> list[Setting]:
 
 
 def read_table(table: Mapping[str, Any], origin: Origin) -> list[Setting]:
-    """Return the settings of nested dictionaries, all of one origin."""
+    """Return the settings in nested dictionaries, all with the same origin."""
     return list(_flatten((), dict(table), lambda key: origin))
 
 
 def read_assignment(text: str) -> list[Setting]:
-    """Read the argument of `--set`: `key=value`, the value in TOML or as bare text.
+    """Parse an argument of `--set`: `key=value`, with a TOML value or bare text.
 
     Raises:
-        ConfigError: There is no key or no `=`.
+        ConfigError: The key or `=` is missing.
     """
     name, equals, value = text.partition("=")
     key = tuple(part.strip() for part in name.split("."))
@@ -128,10 +129,10 @@ def read_assignment(text: str) -> list[Setting]:
 
 
 def read_flag(name: str, value: Any, flag: str) -> list[Setting]:
-    """Return the setting of a named flag of the command line.
+    """Return the settings of a named command-line flag.
 
     Args:
-        name: The setting, dotted.
+        name: The dotted key.
         value: Its value.
         flag: The flag as typed, such as `--method`.
     """
@@ -148,7 +149,7 @@ def _nearest(path: Path) -> str:
 def _flatten(
     key: SettingKey, value: Any, origin: Callable[[SettingKey], Origin]
 ) -> Iterator[Setting]:
-    """Yield the leaves. A list of tables starts with an empty list, which clears what was there."""
+    """Yield the leaves. A list of tables starts with an empty list, which clears old entries."""
     if isinstance(value, dict) and (value or not key):
         for name, inner in value.items():
             yield from _flatten((*key, str(name)), inner, origin)

@@ -1,4 +1,4 @@
-"""`Ledger`: books every tensor that is made, by what it is for."""
+"""`MemoryTracker`: books every tensor that is made, by what it is for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from gkd_core.planning.traffic import involved, sent_bytes
 
-Kind = Literal[
+MemoryKind = Literal[
     "teacher weights",
     "student weights",
     "gradients",
@@ -29,15 +29,17 @@ Kind = Literal[
     "host",
     "absent",
 ]
-HOST: Kind = "host"
+HOST: MemoryKind = "host"
 """What waits in host memory."""
 
-ABSENT: Kind = "absent"
+ABSENT: MemoryKind = "absent"
 """Tensors that are there for the simulation alone: in earnest they would not be, for now."""
 
 
-ON_DEVICE: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind not in (HOST, ABSENT))
-TRANSIT: Kind = "communication"
+ON_DEVICE: tuple[MemoryKind, ...] = tuple(
+    kind for kind in get_args(MemoryKind) if kind not in (HOST, ABSENT)
+)
+TRANSIT: MemoryKind = "communication"
 """What was gathered from other ranks or copied from host memory, and buckets of gradients."""
 
 FEW = 2**20
@@ -72,7 +74,7 @@ FLOPS: Mapping[Any, Callable[..., int]] = {
 """The arithmetic of what PyTorch does not count."""
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Knows at any time which memory is taken, and for what.
 
     Storage is booked when an operation returns a tensor in it, and let go when nothing refers to it
@@ -88,19 +90,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live: Counter[Kind] = Counter()
-        self.peak: Counter[Kind] = Counter()
+        self.live: Counter[MemoryKind] = Counter()
+        self.peak: Counter[MemoryKind] = Counter()
         self.host_peak = 0
         self.flops = 0
         self.sent: Counter[str] = Counter()
         self._begun = False
+        self._times = 1
         self._total = 0
         self._highest = 0
-        self._kind: Kind = "activations"
+        self._kind: MemoryKind = "activations"
         self._booked: dict[int, _Entry] = {}
 
     @contextmanager
-    def booking(self, kind: Kind) -> Iterator[None]:
+    def track(self, kind: MemoryKind) -> Iterator[None]:
         """Book what is made inside under a kind."""
         before, self._kind = self._kind, kind
         try:
@@ -108,16 +111,25 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._kind = before
 
-    def during(self, kind: Kind, work: Callable[..., Result]) -> Callable[..., Result]:
+    @contextmanager
+    def repeated(self, times: int) -> Iterator[None]:
+        """Count arithmetic and communication inside as often as they happen in earnest."""
+        self._times = times
+        try:
+            yield
+        finally:
+            self._times = 1
+
+    def during(self, kind: MemoryKind, work: Callable[..., Result]) -> Callable[..., Result]:
         """Return a function that does the same, with what it makes booked under a kind."""
 
         def booked(*args: Any, **kwargs: Any) -> Result:
-            with self.booking(kind):
+            with self.track(kind):
                 return work(*args, **kwargs)
 
         return booked
 
-    def claim(self, tensors: Iterable[Tensor], kind: Kind) -> None:
+    def claim(self, tensors: Iterable[Tensor], kind: MemoryKind) -> None:
         """Book tensors under a kind, whatever they were booked under."""
         for tensor in tensors:
             entry = self._book(tensor)
@@ -135,7 +147,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ranks: Ranks that take part.
         """
         if ranks > 1:
-            self.sent[name] += sent_bytes(name, size, ranks)
+            self.sent[name] += self._times * sent_bytes(name, size, ranks)
 
     def begin(self) -> None:
         """Note that a step begins: its arithmetic and communication are counted from here.
@@ -154,7 +166,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return 1  # A number that nobody knows.
         run = func if types or not self._begun else _as_far_as_known(func)
         out = run(*args, **(kwargs or {}))
-        with self.booking(TRANSIT if self._leaves_host(func, args) else self._kind):
+        with self.track(TRANSIT if self._leaves_host(func, args) else self._kind):
             for tensor in _tensors(out):
                 self._book(tensor)
         self._count(func, args, kwargs or {}, out)
@@ -170,9 +182,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet = func._overloadpacket
         if packet in FLOPS:
-            self.flops += FLOPS[packet](*args)
+            self.flops += self._times * FLOPS[packet](*args)
         elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+            self.flops += self._times * flop_registry[packet](*args, **kwargs, out_val=out)
         elif func.namespace == "c10d":
             if packet.__name__ in GATHERS:
                 self.claim(_tensors(args[0]), TRANSIT)
@@ -198,7 +210,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         entry = self._booked.pop(key)
         self._change(entry.kind, -entry.size)
 
-    def _change(self, kind: Kind, size: int) -> None:
+    def _change(self, kind: MemoryKind, size: int) -> None:
         self.live[kind] += size
         if kind in ON_DEVICE:
             self._total += size
@@ -239,7 +251,7 @@ class _Entry:
 
     __slots__ = ("kind", "reference", "size")
 
-    def __init__(self, kind: Kind, size: int) -> None:
+    def __init__(self, kind: MemoryKind, size: int) -> None:
         self.kind = kind
         self.size = size
         self.reference: weakref.ref[Any] | None = None

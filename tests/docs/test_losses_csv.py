@@ -1,0 +1,37 @@
+"""The example of a plugin that watches a run and adds a command."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "gkd-losses-csv"
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A folder with the plugin, as `pip install --target` leaves it."""
+    site = tmp_path / "site"
+    info = site / "gkd_losses_csv-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "gkd_losses_csv.py").write_text((EXAMPLE / "gkd_losses_csv.py").read_text())
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gkd-losses-csv\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[gkd]\nlosses-csv = gkd_losses_csv\n")
+    return site
+
+
+@pytest.mark.slow
+def test_losses_are_written_and_shown(gkd, settings, installed, tmp_path):
+    done = gkd("run", *settings, "--output", "run", PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "run" / "losses-distil.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert set(rows[0]) == {"step", "pkd", "soft", "total"}
+    shown = gkd("losses", "run", PYTHONPATH=str(installed))
+    assert shown.returncode == 0, shown.stderr
+    first, last = shown.stdout.splitlines()
+    assert first.startswith("distil  step 2  ")
+    assert f"total {float(rows[-1]['total']):.4g}" in last
