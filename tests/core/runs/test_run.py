@@ -63,7 +63,7 @@ class Watcher:
 
     @hookimpl
     def gkd_stage_start(self, run, stage):
-        self.calls.append(("start", stage.name, stage.student.layers, run.results))
+        self.calls.append(("start", stage.name, stage.student.layers, list(run.results)))
         assert stage.total_steps == 4
 
     @hookimpl
@@ -119,9 +119,9 @@ def test_hooks_are_called_in_order_with_their_arguments(prepare_run, registry_wi
     )
     run.execute()
     metrics = ["accuracy", "loss", "macro_f1"]
-    expected = [("plan", ["baseline", "distil"])]
+    expected = [("outline", ["baseline", "distil"])]
     for stage, term in (("baseline", "hard"), ("distil", "soft")):
-        expected.append(("start", stage, True))
+        expected.append(("start", stage, 2, ["baseline"] if stage == "distil" else []))
         for index in (1, 3):
             expected.append(("step", stage, index, [term, "total"]))
             expected.append(("evaluate", stage, index, metrics))
@@ -144,7 +144,7 @@ def test_end_is_told_when_another_plugin_fails_at_the_start(prepare_run, registr
     run = prepare_run("method=soft", "training.steps=4", registry=registry_with(watcher))
     with pytest.raises(RuntimeError, match="builtin"):
         run.execute()
-    assert [call[0] for call in watcher.calls] == ["plan", "end"]
+    assert [call[0] for call in watcher.calls] == ["outline", "end"]
 
 
 @pytest.mark.parametrize("log_every", [1, 2, 100])

@@ -85,7 +85,7 @@ class Run:
             config=self.resolved.config,
             methods=self.methods,
             outline=self.outline,
-            results=MappingProxyType(self.results),
+            results=MappingProxyType(dict(self.results)),
             say=self.recorder.say,
         )
 
