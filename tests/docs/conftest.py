@@ -12,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-EXAMPLE = DOCS / "examples" / "gkd-method-cosine"
 FENCE = re.compile(
     r"(?P<skip><!-- not run: .* -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -42,17 +41,17 @@ def generate():
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """Install the example plugin for this process."""
+    """Install the example plugins for this process."""
     from gkd_core.plugins import registry
 
     site = tmp_path / "site"
-    info = site / "gkd_method_cosine-0.1.0.dist-info"
-    info.mkdir(parents=True)
-    shutil.copy(EXAMPLE / "gkd_method_cosine.py", site)
-    (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: gkd-method-cosine\nVersion: 0.1.0\n"
-    )
-    (info / "entry_points.txt").write_text("[gkd]\ncosine = gkd_method_cosine\n")
+    for folder, entry in (("gkd-method-cosine", "cosine"), ("gkd-losses-csv", "losses-csv")):
+        module = folder.replace("-", "_")
+        info = site / f"{module}-0.1.0.dist-info"
+        info.mkdir(parents=True)
+        shutil.copy(DOCS / "examples" / folder / f"{module}.py", site)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {folder}\nVersion: 0.1.0\n")
+        (info / "entry_points.txt").write_text(f"[gkd]\n{entry} = {module}\n")
     monkeypatch.syspath_prepend(site)
     registry.cache_clear()
     yield

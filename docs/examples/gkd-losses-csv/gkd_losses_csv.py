@@ -27,10 +27,15 @@ def gkd_step_end(run: RunInfo, stage: StageInfo, step: Step, losses: Mapping[str
 
 
 @click.command("losses")
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path))
 def show_losses(run: Path) -> None:
     """Show the first and the last losses of each stage of a RUN."""
-    for path in sorted(run.glob("losses-*.csv")):
+    paths = sorted(run.glob("losses-*.csv"))
+    if not paths:
+        raise click.ClickException(
+            f"{run} has no losses-STAGE.csv: name a run made with this plugin"
+        )
+    for path in paths:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         for row in (rows[0], rows[-1]):
