@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 import torch
-from gkd_core.runs.rows_hash import Fingerprints
 from safetensors.torch import load_file, save_file
 
 from gkd_core.runs import run as run_module
+from gkd_core.runs.fingerprint import Fingerprints
 from gkd_core.runs.run import Run
 
 SAVED = "model.safetensors"
@@ -232,7 +232,7 @@ def test_a_stage_upstream_decides(keys):
 
 def test_code_decides(keys, monkeypatch):
     before = keys()["assistant"]
-    monkeypatch.setattr("gkd_core.runs.rows_hash._package", lambda name: f"{name} as it is now")
+    monkeypatch.setattr("gkd_core.runs.fingerprint._package", lambda name: f"{name} as it is now")
     assert keys()["assistant"].changed(before) == ["code"]
 
 
