@@ -123,7 +123,7 @@ def test_options_that_do_not_suit_the_models_are_refused(draw, settings, message
 
 
 def test_a_run_without_a_teacher_is_refused(draw, world):
-    with pytest.raises(ConfigError, match="the run has no teacher: its method hard reads none"):
+    with pytest.raises(ConfigError, match="the run has no teacher: its method hard uses none"):
         draw("method=hard", f"student.model={world / 'teacher'}")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gkd_core.api import losses
+from gkd_core import losses
 from gkd_core.contract.batch import Batch, Items
 from gkd_core.losses import (
     Term,

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from gkd_core.contract.batch import Items
 from gkd_core.losses import Relation, chunked, relation_kl, relation_mse, self_relation
-from gkd_core.losses.relation import Block
+from gkd_core.losses.relation import RelationBlock
 
 B, A, S = 2, 4, 5
 MASK = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
@@ -251,5 +251,5 @@ def test_a_width_that_the_heads_do_not_divide_is_refused():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_has_the_scores_of_its_rows(kind):
     whole = relation(bias=normal(1, A, S, S, seed=7), **KINDS[kind])
-    block = Block(slice(1, 2), slice(1, 3), slice(2, 4))
+    block = RelationBlock(slice(1, 2), slice(1, 3), slice(2, 4))
     torch.testing.assert_close(whole.part(block).scores(), whole.scores()[1:2, 1:3, 2:4])

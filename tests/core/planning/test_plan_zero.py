@@ -6,11 +6,11 @@ from types import MappingProxyType
 
 import pytest
 import torch
-from gkd_core.parallel.engine import BUCKET
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gkd_core.config.schema import RunConfig
+from gkd_core.optim.deepspeed import BUCKET
 from gkd_core.planning import gathering
 from gkd_core.planning.gathering import Gathering
 from gkd_core.planning.memory_tracker import TRANSIT, MemoryTracker
