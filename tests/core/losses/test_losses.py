@@ -286,4 +286,4 @@ def test_batch_counts_its_items():
 @pytest.mark.parametrize("name", losses.__all__)
 def test_every_public_name_is_in_the_reference(name):
     page = Path(__file__).parents[3] / "docs" / "reference" / "losses.md"
-    assert re.search(rf"auto\w+:: gkd_core\.losses\.{name}$", page.read_text(), re.MULTILINE)
+    assert re.search(rf"auto\w+:: gkd_core\.api\.{name}$", page.read_text(), re.MULTILINE)
