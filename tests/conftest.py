@@ -162,7 +162,32 @@ class Outcome:
 
 
 @pytest.fixture
-def invoke(tmp_path, monkeypatch, capsys):
+def brief(monkeypatch):
+    """Make the summary of a run brief, which takes longer than to train a tiny model.
+
+    Models are timed on two samples, and the figures of the report are made but not drawn.
+    """
+    from matplotlib import pyplot
+
+    from gkd_core.analysis import comparison, figures
+    from gkd_core.deploy import latency
+
+    def undrawn(make):
+        def _make(*arguments):
+            with monkeypatch.context() as context:
+                context.setattr(figures, "_png", lambda figure: pyplot.close(figure) or b"")
+                return make(*arguments)
+
+        return _make
+
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(comparison, "TIMED_SAMPLES", 2)
+    for name in ("losses", "validation", "quality_over_size"):
+        monkeypatch.setattr(figures, name, undrawn(getattr(figures, name)))
+
+
+@pytest.fixture
+def invoke(brief, tmp_path, monkeypatch, capsys):
     """Run the command line in this process, in an empty folder: `invoke("run", ...)` -> Outcome.
 
     `invoke` costs no import of torch; `gkd` is the real thing. The width is 80 columns.

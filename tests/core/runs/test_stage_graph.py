@@ -226,6 +226,7 @@ def test_explain_and_the_report_show_who_teaches_whom(prepare_run):
     (run.directory / "config.toml").write_text(to_toml(run.resolved))
     page = summarize_run(run).report.read_text()
     assert "<td>both</td><td>soft</td><td>left, right</td>" in page
+    assert page.count("base64,iVBOR") == 5  # PNG: quality, validation and the losses of each stage
 
 
 class Killed(BaseException):
