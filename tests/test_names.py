@@ -17,13 +17,13 @@ OLD = {
     *("Combination", "Mixture", "Parking", "parking", "Parked", "Contestant", "contestants"),
     *("conclude", "conclusion", "hand_on", "hands_on", "afresh", "lay", "onlooker", "emphasis"),
     *("Draughtsman", "draughtsman", "draw_run", "draw_stages", "pace", "turns", "Turns"),
-    *("take_turns", "OwnDraws", "draws", "outline_of", "Asked", "asked", "Member", "Ledger"),
+    *("take_turns", "OwnDraws", "draws", "Asked", "asked", "Member", "Ledger"),
     *("ledger", "booking", "refusals", "unlocks", "StagePlan", "RunPlan", "plan_stage"),
     *("gkd_check_plan", "Place"),
 }
 """The old column of the table of names."""
 
-MODULES = {"finished", "course", "watch", "key", "draws", "plan", "passes_plan", "conclusion"}
+MODULES = {"finished", "course", "watch", "key", "draws", "plan", "conclusion"}
 """Names that only a module may not have: elsewhere they are ordinary words."""
 
 SOURCES = sorted(
@@ -32,8 +32,6 @@ SOURCES = sorted(
     for path in ROOT.glob(pattern)
     if path.parent.name != "compatibility" and path != Path(__file__)
 )
-REFUSES_THEM = {"test_plugins.py", "test_config.py", "method_base.py", "hookspecs.py", "task.py"}
-"""Files that hold old names to refuse them; as texts, which are no identifiers."""
 
 
 def identifiers(path):
