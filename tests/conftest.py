@@ -111,6 +111,26 @@ def world(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def embedded_rows(tmp_path_factory):
+    """The folder of a cache with the rows of the embedded task. Do not change it.
+
+    To collect them takes many seconds: the first worker does it for all.
+    """
+    from filelock import FileLock
+
+    from gkd_core.config.schema import TaskConfig
+    from gkd_core.data.embedded import Embedded
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "cache.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GKD_CACHE", str(folder / "cache"))
+        Embedded(TaskConfig()).load("classification", 0)
+    return folder / "cache" / "embedded"
+
+
 @pytest.fixture
 def gkd(tmp_path):
     """Run the command line in an empty folder: `gkd("run", ...)` -> CompletedProcess."""

@@ -1,6 +1,7 @@
 """The recipes of the combiners: what they resolve to, and that they run."""
 
 import json
+import shutil
 
 import pytest
 
@@ -55,10 +56,11 @@ def test_a_recipe_runs_from_the_command_line(invoke, two, tmp_path, recipe):
 
 
 @pytest.mark.slow
-def test_a_recipe_needs_no_arguments(invoke, tmp_path, monkeypatch):
+def test_a_recipe_needs_no_arguments(invoke, embedded_rows, tmp_path, monkeypatch):
     """Both teachers are trained on the spot; here for a few steps only."""
     brief = {"steps": 2, "batch_size": 32, "lr": 1e-3}
     monkeypatch.setitem(embedded_teachers.TRAINING, "classification", brief)
+    shutil.copytree(embedded_rows, tmp_path / "cache" / "embedded")
     output = tmp_path / "run"
     done = invoke("run", "--recipe", "mt-bert", "--set", "training.steps=2", "--output", output)
     assert done.code == 0, done.err

@@ -9,6 +9,7 @@ import pytest
 from gkd_core.errors import ConfigError
 
 slow = pytest.mark.slow
+rest = [pytest.mark.slow, pytest.mark.exhaustive]
 CASES = [
     ("hard", "teacher", ["method=hard"]),
     ("kd", "teacher", ["method=kd"]),
@@ -42,11 +43,17 @@ LAYOUTS = {
     "ZeRO 3 and a wider teacher": (4, ["parallel.tensor=2", "parallel.zero=3", "teacher.tensor=4"]),
 }
 QUICK = ("student and teacher", "teacher alone", "student alone")
+REST = ("two copies", "ZeRO 2")
+"""Layouts of which the last one has all parts."""
 FEW = ("pkd", "minilm", "causal-lm")
 
 
 @pytest.mark.parametrize(
-    "layout", [pytest.param(name, marks=() if name in QUICK else slow) for name in LAYOUTS]
+    "layout",
+    [
+        pytest.param(name, marks=() if name in QUICK else rest if name in REST else slow)
+        for name in LAYOUTS
+    ],
 )
 def test_divided_models_train_as_whole_ones_do(still, on_ranks, runs, alone, tmp_path, layout):
     ranks, settings = LAYOUTS[layout]
@@ -75,9 +82,9 @@ REMEMBERED = ["method=remembers+pkd", "training.checkpoint_every=3", "parallel.t
     ("ranks", "extra"),
     [
         (2, []),
-        pytest.param(4, [], marks=slow),
+        pytest.param(4, [], marks=rest),
         pytest.param(4, ["parallel.zero=3"], marks=slow),
-        pytest.param(4, ["parallel.zero=1", "teacher.tensor=4"], marks=slow),
+        pytest.param(4, ["parallel.zero=1", "teacher.tensor=4"], marks=rest),
     ],
 )
 def test_resumed_run_ends_bit_equal(world, on_ranks, runs, tmp_path, ranks, extra):
@@ -104,7 +111,7 @@ MOVES = {
 
 @pytest.mark.parametrize(
     "move",
-    [pytest.param(name, marks=() if name == "to data parallelism" else slow) for name in MOVES],
+    [pytest.param(name, marks=() if name == "to data parallelism" else rest) for name in MOVES],
 )
 def test_run_goes_on_under_another_layout(still, on_ranks, runs, tmp_path, move):
     settings = ["method=pkd+soft", "training.checkpoint_every=3"]

@@ -17,8 +17,9 @@ from gkd_core.optim import deepspeed as engine
 from gkd_core.optim.deepspeed import check_engine
 
 slow = pytest.mark.slow
+rest = [pytest.mark.slow, pytest.mark.exhaustive]
 ZERO = pytest.mark.parametrize(
-    "zero", [pytest.param(1, marks=slow), pytest.param(2, marks=slow), 3]
+    "zero", [pytest.param(1, marks=slow), pytest.param(2, marks=rest), 3]
 )
 TWENTY = ["training.steps=20", "training.evaluate_every=10"]
 CASES = [
@@ -118,7 +119,7 @@ def test_resumed_zero_ends_bit_equal(world, on_ranks, runs, tmp_path, zero):
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(3, 0), *(pytest.param(*case, marks=slow) for case in ((0, 3), (2, 3), (3, 1)))],
+    [(3, 0), *(pytest.param(*case, marks=rest) for case in ((0, 3), (2, 3), (3, 1)))],
 )
 def test_run_goes_on_under_another_layout(still, on_ranks, runs, tmp_path, before, after):
     settings = ["method=pkd+soft", "training.checkpoint_every=3"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -22,8 +23,10 @@ from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def cache(embedded_rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    shutil.copytree(embedded_rows, folder / "embedded")
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +104,9 @@ def test_second_load_reads_the_cache(data, monkeypatch):
     assert Embedded(TaskConfig()).load("classification", 0).rows_hash == data.rows_hash
 
 
-def test_damaged_cache_names_the_file(tmp_path, monkeypatch):
+def test_damaged_cache_names_the_file(embedded_rows, tmp_path, monkeypatch):
     monkeypatch.setenv("GKD_CACHE", str(tmp_path))
-    Embedded(TaskConfig()).load("classification", 0)
+    shutil.copytree(embedded_rows, tmp_path / "embedded")
     (file,) = (tmp_path / "embedded").iterdir()
     file.write_text(file.read_text()[:1000])
     with pytest.raises(DataError, match=file.name):

@@ -260,7 +260,7 @@ def test_finished_run_is_not_trained_again(prepare, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoint_at", [12, 40])
+@pytest.mark.parametrize("checkpoint_at", [12, pytest.param(40, marks=pytest.mark.exhaustive)])
 def test_run_killed_by_signal_and_resumed_ends_bit_equal(settings, tmp_path, checkpoint_at):
     """The whole command, with a real SIGKILL while the next steps are under way."""
     every = ("--set", "training.checkpoint_every=4", "--set", "training.log_every=1")

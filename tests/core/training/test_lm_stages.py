@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -37,8 +38,10 @@ method = "hard"
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def cache(embedded_rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    shutil.copytree(embedded_rows, folder / "embedded")
+    return folder
 
 
 @pytest.fixture
@@ -323,8 +326,16 @@ def _kill(monkeypatch, module, name, call):
     ("teacher", "start", "first", "last"),
     [
         ("lm-teacher", ["stages.toml"], "pretrain", "task"),
-        ("teacher", ["--recipe", "takd"], "assistant-1", "student"),
-        ("teacher", ["--recipe", "dgkd"], "assistant-1", "student"),
+        *(
+            pytest.param(
+                "teacher",
+                ["--recipe", recipe],
+                "assistant-1",
+                "student",
+                marks=pytest.mark.exhaustive,
+            )
+            for recipe in ("takd", "dgkd")
+        ),
     ],
 )
 def test_run_killed_by_signal_in_each_stage_ends_bit_equal(
