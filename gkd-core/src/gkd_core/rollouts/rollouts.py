@@ -97,9 +97,7 @@ class Rollouts:
 
     def _draw(self, number: int, batch: Batch, step: Step) -> list[DrawnRow]:
         """Draw the source of each row; a row that does not count keeps its own text."""
-        student, teacher = (
-            share.at(step.index, step.total) for share in (self.config.student, self.config.teacher)
-        )
+        student, teacher = self.config.student.at(step), self.config.teacher.at(step)
         found = []
         rows = zip(batch.rows.tolist(), prompts_of(batch), strict=True)
         for place, (row, prompt) in enumerate(rows):
