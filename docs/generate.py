@@ -172,6 +172,16 @@ def procedure(name: str) -> str:
     return "\n".join(lines)
 
 
+def kinds() -> str:
+    """Every kind of task in one line each."""
+    rows = (
+        [f"`{kind}`", _escape(_first_line(type(kind))), f"`{kind.auto.__name__}`"]
+        + [", ".join(f"**{m}**" if m == kind.metric.name else m for m in kind.metrics)]
+        for kind in registry().kinds.values()
+    )
+    return "\n".join(_table(["`task.kind`", "what is predicted", "model", "metrics"], rows))
+
+
 def procedures() -> str:
     """Every procedure in one line each."""
     return "\n".join(_index(registry().procedures, "procedure"))

@@ -57,7 +57,9 @@ if TYPE_CHECKING:
     from gkd_core.hooks.paths import Capture as Capture
     from gkd_core.hookspecs import API_VERSION as API_VERSION
     from gkd_core.hookspecs import hookimpl as hookimpl
-    from gkd_core.kinds.kind import Kind as Kind
+    from gkd_core.kinds.metrics import Metric as Metric
+    from gkd_core.kinds.task_kind import Fit as Fit
+    from gkd_core.kinds.task_kind import TaskKind as TaskKind
     from gkd_core.losses.angles import angles as angles
     from gkd_core.losses.angles import windows as windows
     from gkd_core.losses.contrast import contrast as contrast
@@ -108,11 +110,11 @@ _HOME = {
     "DataError": "errors",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
+    "Fit": "kinds.task_kind",
     "GkdError": "errors",
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
     "Items": "contract.batch",
-    "Kind": "kinds.kind",
     "LOGITS": "hooks.paths",
     "LayerMap": "models.layer_map",
     "LinearLogits": "losses.logits",
@@ -120,6 +122,7 @@ _HOME = {
     "Method": "contract.method",
     "MethodBase": "contract.method_base",
     "MethodError": "errors",
+    "Metric": "kinds.metrics",
     "ModelInfo": "contract.model_info",
     "Models": "contract.model_info",
     "Operation": "hooks.operations",
@@ -147,6 +150,7 @@ _HOME = {
     "Task": "contract.task",
     "TaskConfig": "config.schema",
     "TaskData": "contract.task",
+    "TaskKind": "kinds.task_kind",
     "TeacherCombiner": "contract.combiner",
     "Temperature": "contract.temperature",
     "Term": "losses.term",
@@ -188,7 +192,7 @@ _HOME = {
     "write_file": "atomic",
 }
 
-RENAMED = {"OwnTeacher": "DefaultTeacher", "Participant": "MethodBase"}
+RENAMED = {"Kind": "TaskKind", "OwnTeacher": "DefaultTeacher", "Participant": "MethodBase"}
 """Names of version 0.1, and their current names."""
 
 __all__ = sorted(_HOME)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.run_info import RunInfo, StageInfo
     from gkd_core.contract.step import Step
     from gkd_core.contract.task import Task
+    from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.runs.outline import RunOutline
 
@@ -74,6 +75,11 @@ def gkd_register_sites() -> Iterable[type[Sites]]:
 @hookspec
 def gkd_register_tasks() -> Iterable[type[Task]]:
     """Return sources of data, chosen by `task.name`."""
+
+
+@hookspec
+def gkd_register_kinds() -> Iterable[type[TaskKind]]:
+    """Return kinds of task, chosen by `task.kind`."""
 
 
 @hookspec

@@ -16,6 +16,10 @@ IGNORE = -100
 ItemKind = Literal["sample", "token", "target"]
 """The kind of items that a loss is averaged over; see `Items`."""
 
+Output = Literal["classes", "binary", "value", "vector"]
+"""How the logits of an item are read: as a distribution over classes (or tokens), as an independent
+yes or no for each class, as a value, or as a vector."""
+
 
 @dataclass(frozen=True)
 class Items:
