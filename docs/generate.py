@@ -174,11 +174,11 @@ def procedure(name: str) -> str:
 
 def kinds() -> str:
     """Every kind of task in one line each."""
-    rows = (
-        [f"`{kind}`", _escape(_first_line(type(kind))), f"`{kind.auto.__name__}`"]
-        + [", ".join(f"**{m}**" if m == kind.metric.name else m for m in kind.metrics)]
-        for kind in registry().kinds.values()
-    )
+    rows = []
+    for kind in registry().kinds.values():
+        metrics = (f"**{m}**" if m == kind.metric.name else m for m in kind.metrics)
+        first = _escape(_first_line(type(kind)))
+        rows.append([f"`{kind}`", first, f"`{kind.auto.__name__}`", ", ".join(metrics)])
     return "\n".join(_table(["`task.kind`", "what is predicted", "model", "metrics"], rows))
 
 

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from gkd_core.contract.task import Task as Task
     from gkd_core.contract.task import TaskData as TaskData
     from gkd_core.contract.temperature import Temperature as Temperature
+    from gkd_core.data.collate import Uncollated as Uncollated
+    from gkd_core.data.encode import Encoded as Encoded
+    from gkd_core.data.encode import encode_samples as encode_samples
+    from gkd_core.data.table import Table as Table
     from gkd_core.distributed.data_parallel import sum_over_ranks as sum_over_ranks
     from gkd_core.distributed.ranks import is_first as is_first
     from gkd_core.distributed.ranks import tell as tell
@@ -58,7 +62,9 @@ if TYPE_CHECKING:
     from gkd_core.hookspecs import API_VERSION as API_VERSION
     from gkd_core.hookspecs import hookimpl as hookimpl
     from gkd_core.kinds.metrics import Metric as Metric
+    from gkd_core.kinds.task_kind import Evaluation as Evaluation
     from gkd_core.kinds.task_kind import Fit as Fit
+    from gkd_core.kinds.task_kind import ReadRows as ReadRows
     from gkd_core.kinds.task_kind import TaskKind as TaskKind
     from gkd_core.losses.angles import angles as angles
     from gkd_core.losses.angles import windows as windows
@@ -110,6 +116,8 @@ _HOME = {
     "DataError": "errors",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
+    "Encoded": "data.encode",
+    "Evaluation": "kinds.task_kind",
     "Fit": "kinds.task_kind",
     "GkdError": "errors",
     "Interchange": "hooks.operations",
@@ -132,6 +140,7 @@ _HOME = {
     "Perturb": "hooks.operations",
     "PluginError": "errors",
     "Procedure": "contract.procedure",
+    "ReadRows": "kinds.task_kind",
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",
     "Replace": "hooks.operations",
@@ -147,6 +156,7 @@ _HOME = {
     "StageResult": "runs.result",
     "Step": "contract.step",
     "Swap": "hooks.operations",
+    "Table": "data.table",
     "Task": "contract.task",
     "TaskConfig": "config.schema",
     "TaskData": "contract.task",
@@ -154,6 +164,7 @@ _HOME = {
     "TeacherCombiner": "contract.combiner",
     "Temperature": "contract.temperature",
     "Term": "losses.term",
+    "Uncollated": "data.collate",
     "View": "hooks.features",
     "When": "hooks.operations",
     "Widths": "models.slicing.widths",
@@ -165,6 +176,7 @@ _HOME = {
     "cross_entropy": "losses.divergences",
     "curves": "analysis.figures",
     "cut_ordered": "students.scale",
+    "encode_samples": "data.encode",
     "hard_labels": "losses.soft_labels",
     "hookimpl": "hookspecs",
     "huber": "losses.distances",

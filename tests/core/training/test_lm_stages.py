@@ -237,7 +237,7 @@ def test_default_teachers_are_of_the_family_that_was_handed_on(monkeypatch, cach
         task_defaults=lambda name, kind: registry().task(name).defaults(kind),
     )
     specs = prepare_run(resolved, registry())
-    assert [(b.name, b.kind, b.student.family) for b in specs] == [
+    assert [(b.name, b.kind.name, b.student.family) for b in specs] == [
         ("teacher", "causal-lm", "llama"),
         ("teacher-2", "classification", "llama"),
         ("baseline", "classification", "llama"),

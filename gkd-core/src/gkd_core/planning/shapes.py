@@ -1,4 +1,4 @@
-"""Models of which only the shape is known: a `config.json`, no weights, perhaps no tokenizer."""
+"""Models known only by their shape: a `config.json`, no weights, perhaps no tokenizer."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 
 
 class ShapeSpecBuilder(SpecBuilder):
-    """Draws specs whose models need neither weights nor a tokenizer, for any machine."""
+    """Builds specs whose models need neither weights nor a tokenizer, for any machine."""
 
     def tokenizer(
         self, config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
     ) -> PreTrainedTokenizerFast:
-        """Return the tokenizer of the models, or one of a few words where a model has none."""
+        """Return the models' tokenizer, or a placeholder with a few words if a model has none."""
         named = [*(teacher.model for teacher in teachers), config.student.model]
         if any(model is not None and _lacks_tokenizer(model) for model in named):
             return _few_words()
         return super().tokenizer(config, teachers, follows)
 
     def check(self, spec: StageSpec) -> None:
-        """Refuse a stage that could be trained nowhere."""
+        """Reject a stage that could not be trained on any machine."""
         check_spec(spec, self.registry)
 
 
@@ -49,15 +49,15 @@ def build_shape(
     trust_remote_code: bool,
     attention_dropout: bool,
 ) -> PreTrainedModel:
-    """Return a model whose weights nobody has read.
+    """Return a model built from its configuration, without reading weights.
 
     Args:
         config: Its configuration.
         kind: The kind of task.
         classes: The task's classes.
         trust_remote_code: Run code that comes with the configuration.
-        attention_dropout: Leave dropout in attention as it is. PyTorch's attention on CPUs keeps
-            whole score matrices where it is not 0, which no kernel for GPUs does.
+        attention_dropout: Leave dropout in attention as it is. Unless it is 0, PyTorch's attention
+            on CPUs keeps whole score matrices, which no GPU kernel does.
     """
     config = copy.deepcopy(config)
     kind.configure(config, classes)
