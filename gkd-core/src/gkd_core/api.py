@@ -76,6 +76,9 @@ if TYPE_CHECKING:
     from gkd_core.losses.divergences import total_variation as total_variation
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
+    from gkd_core.losses.own_divergence import CustomDivergence as CustomDivergence
+    from gkd_core.losses.own_divergence import DivergenceRule as DivergenceRule
+    from gkd_core.losses.own_divergence import divergence as divergence
     from gkd_core.losses.relation import Relation as Relation
     from gkd_core.losses.relation import RelationBlock as RelationBlock
     from gkd_core.losses.relation import self_relation as self_relation
@@ -107,9 +110,11 @@ _HOME = {
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
     "ConfigError": "errors",
+    "CustomDivergence": "losses.own_divergence",
     "DataError": "errors",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
+    "DivergenceRule": "losses.own_divergence",
     "GkdError": "errors",
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
@@ -163,6 +168,7 @@ _HOME = {
     "cross_entropy": "losses.divergences",
     "curves": "analysis.figures",
     "cut_ordered": "students.scale",
+    "divergence": "losses.own_divergence",
     "hard_labels": "losses.soft_labels",
     "hookimpl": "hookspecs",
     "huber": "losses.distances",

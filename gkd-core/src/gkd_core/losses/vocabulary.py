@@ -18,7 +18,14 @@ class Vocabulary(Protocol):
     """The columns of the logits: all of them, or this rank's shard.
 
     The losses are written once, against these three operations.
+
+    Attributes:
+        ranks: Number of ranks that the columns are divided over.
     """
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that the columns are divided over."""
 
     def log_softmax(self, *logits: Tensor) -> Sequence[Tensor]:
         """Return log-probabilities `[..., V]`, normalized over all columns, in new tensors.
@@ -48,6 +55,8 @@ class Vocabulary(Protocol):
 class WholeVocabulary:
     """The vocabulary of a rank that has all columns."""
 
+    ranks = 1
+
     def log_softmax(self, *logits: Tensor) -> Sequence[Tensor]:
         """Return log-probabilities."""
         return [_finite(torch.log_softmax(each, dim=-1)) for each in logits]
@@ -76,6 +85,11 @@ class DividedVocabulary:
 
     group: ProcessGroup
     words: int
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that the columns are divided over."""
+        return self.group.size()
 
     @property
     def width(self) -> int:
