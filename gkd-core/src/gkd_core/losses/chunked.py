@@ -126,7 +126,7 @@ def _parts(logits: Logits) -> tuple[Tensor | None, ...]:
     """Return the tensors that logits consist of."""
     if isinstance(logits, Tensor):
         return (logits,)
-    return logits.hidden, logits.weight, logits.bias
+    return logits.shared, logits.weight, logits.bias
 
 
 def _rows(parts: Sequence[Tensor | None], dtype: torch.dtype, over: Items) -> LogitRows:
