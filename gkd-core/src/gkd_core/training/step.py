@@ -53,6 +53,8 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
         batches: The micro-batches of this step.
         step: The position in training.
     """
+    for batch in batches:
+        stage.objective.declare_items(batch)
     counts = count_items(batches)
     plan = stage.objective.plan(step)
     stage.engine.set_lr_factors(plan.lr_factors)
