@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-ROUNDS = 1
+ROUNDS = 3
 STEPS = 2
 TOKENS, WORDS = 8192, 32000
 TEACHER_WIDTH, STUDENT_WIDTH = 512, 384

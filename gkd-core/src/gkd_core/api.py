@@ -95,6 +95,9 @@ if TYPE_CHECKING:
     from gkd_core.models.parts import Part as Part
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
+    from gkd_core.parallel.tp_plans import ColumnParallel as ColumnParallel
+    from gkd_core.parallel.tp_plans import RowParallel as RowParallel
+    from gkd_core.parallel.tp_plans import Summed as Summed
     from gkd_core.runs.outline import RunOutline as RunOutline
     from gkd_core.runs.outline import StageOutline as StageOutline
     from gkd_core.runs.result import StageResult as StageResult
@@ -109,6 +112,7 @@ _HOME = {
     "AllSamples": "distributed.samples",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
+    "ColumnParallel": "parallel.tp_plans",
     "ConfigError": "errors",
     "CustomDivergence": "losses.own_divergence",
     "DataError": "errors",
@@ -139,6 +143,7 @@ _HOME = {
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",
     "Replace": "hooks.operations",
+    "RowParallel": "parallel.tp_plans",
     "RunConfig": "config.schema",
     "RunInfo": "contract.run_info",
     "RunOutline": "runs.outline",
@@ -150,6 +155,7 @@ _HOME = {
     "StageOutline": "runs.outline",
     "StageResult": "runs.result",
     "Step": "contract.step",
+    "Summed": "parallel.tp_plans",
     "Swap": "hooks.operations",
     "Task": "contract.task",
     "TaskConfig": "config.schema",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gkd_core.contract.architectures import adapter_of
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -44,12 +46,23 @@ class ModelInfo:
 
     @classmethod
     def read(cls, name: str, config: PretrainedConfig, labels: int) -> ModelInfo:
-        """Read the shape from a Hugging Face configuration.
+        """Read the shape from a configuration, as the adapter of a plugin does it if there is one.
 
         Args:
             name: `student`, or the teacher's name.
             config: The model's configuration, of any text encoder or decoder.
             labels: Width of the logits.
+        """
+        adapter = adapter_of(config.model_type)
+        if adapter is not None:
+            return adapter.read_info(name, config, labels)
+        return cls.from_settings(name, config, labels)
+
+    @classmethod
+    def from_settings(cls, name: str, config: PretrainedConfig, labels: int) -> ModelInfo:
+        """Read the shape from the settings that Hugging Face configurations usually have.
+
+        Arguments as for `read`.
         """
         heads = config.num_attention_heads
         inner = getattr(config, "true_hidden_size", None) or config.hidden_size  # MobileBERT

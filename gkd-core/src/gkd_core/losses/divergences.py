@@ -164,15 +164,17 @@ def compare(
     over: Items,
     temperature: float,
     scale: bool,
+    pieces: int = 1,
 ) -> Term:
-    """Compare two rows of logits per item by a rule; other arguments as for `kl`."""
+    """Compare two rows of logits per item by a rule; `pieces` as for `rowwise`, others for `kl`."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "
             "differ in shape"
         )
     factor = temperature**2 if scale else 1.0
-    return rowwise(rule, student, match_shards(teacher, student), over, temperature, factor)
+    known = match_shards(teacher, student)
+    return rowwise(rule, student, known, over, temperature, factor, pieces)
 
 
 def _check_share(name: str, share: float, advice: str) -> None:

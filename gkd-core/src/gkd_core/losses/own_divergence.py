@@ -25,6 +25,10 @@ DivergenceRule: TypeAlias = Callable[[Tensor, Tensor, Sum], Tensor]
 """The losses `[N]` of rows of log-probabilities `[N, V]`; see `divergence`."""
 
 
+PIECES = 2
+"""Pieces of a chunk: autograd holds up to twice as many tensors as a closed form."""
+
+
 class CustomDivergence(Protocol):
     """A divergence, called as `kl` is."""
 
@@ -68,7 +72,7 @@ def divergence(rule: DivergenceRule) -> CustomDivergence:
         temperature: float = 1.0,
         scale: bool = True,
     ) -> Term:
-        return compare(chunk_rule, student, teacher, over, temperature, scale)
+        return compare(chunk_rule, student, teacher, over, temperature, scale, PIECES)
 
     compute.__name__ = getattr(rule, "__name__", "divergence")
     compute.__doc__ = rule.__doc__

@@ -24,6 +24,7 @@ from gkd_core.data.classes import order_classes
 from gkd_core.data.holdout import fewer
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.kinds.kind import LM_KINDS
+from gkd_core.models.architectures import register_architectures
 from gkd_core.models.classes import set_classes, teacher_classes
 from gkd_core.models.load import language_model_kind
 from gkd_core.models.source import load_config
@@ -60,6 +61,7 @@ class SpecBuilder:
 
     def __init__(self, registry: Registry, tasks: Iterable[TaskConfig] = ()) -> None:
         self.registry = registry
+        register_architectures(registry.sites)
         self.rows = SharedRows(registry, tasks)
 
     def build(
