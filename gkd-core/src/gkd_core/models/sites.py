@@ -22,6 +22,7 @@ from gkd_core.models.slicing.widths import Widths
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from gkd_core.kinds.kind import Kind
     from gkd_core.models.transfer import AxisPart
     from gkd_core.parallel.layers import VocabularyHead
     from gkd_core.parallel.tp_plans import Style
@@ -66,7 +67,7 @@ class Sites:
 
     families: ClassVar[tuple[str, ...]] = ()
     config_class: ClassVar[type[PretrainedConfig] | None] = None
-    heads: ClassVar[Mapping[str, type[PreTrainedModel]]] = {}
+    heads: ClassVar[Mapping[Kind, type[PreTrainedModel]]] = {}
     tensor_plan: ClassVar[Mapping[str, Style]] = {}
     outputs: ClassVar[Mapping[str, tuple[AxisPart, ...]]] = {}
     inputs: ClassVar[Mapping[str, tuple[AxisPart, ...]]] = {}
