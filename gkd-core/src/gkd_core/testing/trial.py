@@ -178,9 +178,14 @@ def _check_shared(whole: TinyStage, shared: TinyStage, ranks: int) -> None:
     expected, found = whole.gradients(), shared.gradients()
     sharding = sharding_of(shared.student.model)
     assert sharding is not None, "the group divides the student"
+    # Some gradients, such as that of a bias of the keys, are zero but for rounding.
+    largest = max(tensor.abs().max() for tensor in expected.values())
     for name, tensor in expected.items():
-        message = f"{whole.name}: on {ranks} ranks that share the models, {name} differs"
-        _same(found[name], sharding.shard(name, tensor), message)
+        apart = (found[name] - sharding.shard(name, tensor)).abs().max() / largest
+        assert apart < 1e-7, (
+            f"{whole.name}: on {ranks} ranks that share the models, {name} differs "
+            f"(relative difference {apart.item():.2g})"
+        )
 
 
 def _extractor(kind: Kind, layers: int, seed: int, group: ProcessGroup | None = None) -> Extractor:
