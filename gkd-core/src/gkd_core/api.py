@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch as Batch
     from gkd_core.contract.batch import ItemKind as ItemKind
     from gkd_core.contract.batch import Items as Items
+    from gkd_core.contract.batch import RowSource as RowSource
     from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
     from gkd_core.contract.method import Method as Method
     from gkd_core.contract.method_base import MethodBase as MethodBase
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from gkd_core.contract.procedure import Procedure as Procedure
     from gkd_core.contract.requirements import same_heads as same_heads
     from gkd_core.contract.requirements import same_width as same_width
+    from gkd_core.contract.rollout import Prompts as Prompts
+    from gkd_core.contract.rollout import RolloutEngine as RolloutEngine
+    from gkd_core.contract.rollout import Written as Written
     from gkd_core.contract.run_info import RunInfo as RunInfo
     from gkd_core.contract.run_info import StageInfo as StageInfo
     from gkd_core.contract.schedule import Schedule as Schedule
@@ -76,6 +80,7 @@ if TYPE_CHECKING:
     from gkd_core.losses.divergences import total_variation as total_variation
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
+    from gkd_core.losses.logits import most_likely as most_likely
     from gkd_core.losses.own_divergence import CustomDivergence as CustomDivergence
     from gkd_core.losses.own_divergence import DivergenceRule as DivergenceRule
     from gkd_core.losses.own_divergence import divergence as divergence
@@ -98,6 +103,8 @@ if TYPE_CHECKING:
     from gkd_core.parallel.tp_plans import ColumnParallel as ColumnParallel
     from gkd_core.parallel.tp_plans import RowParallel as RowParallel
     from gkd_core.parallel.tp_plans import Summed as Summed
+    from gkd_core.rollouts.writer import Decoding as Decoding
+    from gkd_core.rollouts.writer import Writer as Writer
     from gkd_core.runs.outline import RunOutline as RunOutline
     from gkd_core.runs.outline import StageOutline as StageOutline
     from gkd_core.runs.result import StageResult as StageResult
@@ -116,6 +123,7 @@ _HOME = {
     "ConfigError": "errors",
     "CustomDivergence": "losses.own_divergence",
     "DataError": "errors",
+    "Decoding": "rollouts.writer",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
     "DivergenceRule": "losses.own_divergence",
@@ -140,9 +148,12 @@ _HOME = {
     "Perturb": "hooks.operations",
     "PluginError": "errors",
     "Procedure": "contract.procedure",
+    "Prompts": "contract.rollout",
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",
     "Replace": "hooks.operations",
+    "RolloutEngine": "contract.rollout",
+    "RowSource": "contract.batch",
     "RowParallel": "parallel.tp_plans",
     "RunConfig": "config.schema",
     "RunInfo": "contract.run_info",
@@ -166,6 +177,8 @@ _HOME = {
     "View": "hooks.features",
     "When": "hooks.operations",
     "Widths": "models.slicing.widths",
+    "Writer": "rollouts.writer",
+    "Written": "contract.rollout",
     "all_samples": "distributed.samples",
     "angles": "losses.angles",
     "contrast": "losses.contrast",
@@ -185,6 +198,7 @@ _HOME = {
     "layer_segments": "models.layer_map",
     "logits_mse": "losses.soft_labels",
     "measure_importance": "students.importance",
+    "most_likely": "losses.logits",
     "mse": "losses.distances",
     "normalized_mse": "losses.distances",
     "relation_kl": "losses.relation_losses",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,11 @@ IGNORE = -100
 ItemKind: TypeAlias = str
 """The kind of items that a loss is averaged over: `sample`, `token`, `target`, or `METHOD.NAME` for
 those that a method declares; see `Items`."""
+
+RowSource = Literal["data", "student", "teacher"]
+"""What a row's text after the prompt comes from: the data, or a model that wrote it."""
+
+ROW_SOURCES: tuple[RowSource, ...] = ("data", "student", "teacher")
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,9 @@ class Batch:
         words: Index of the word that each token belongs to, from 0 in every row, -1 for special
             tokens and padding, int64 `[B, S]`; words are those of the text before masking. None
             in a batch that was not made by a `Collator`.
+        loss_mask: True at the tokens that losses count, bool `[B, S]`; what it leaves out besides
+            padding is the prompt. None if all tokens count.
+        sources: Index of each row's source in `ROW_SOURCES`, int64 `[B]`; None without rollouts.
     """
 
     inputs: Mapping[str, Tensor]
@@ -85,6 +93,8 @@ class Batch:
     rows: Tensor
     counted: bool = True
     words: Tensor | None = None
+    loss_mask: Tensor | None = None
+    sources: Tensor | None = None
     _declared: dict[ItemKind, Items] = field(default_factory=dict, repr=False, compare=False)
     _owner: str = field(default="", repr=False, compare=False)
 
@@ -94,7 +104,20 @@ class Batch:
     @property
     def mask(self) -> Tensor:
         """True at positions that are not padding, bool `[B, S]`."""
-        return self.tokens.mask
+        if self.loss_mask is None:
+            return self.tokens.mask
+        return self.inputs["attention_mask"].bool()
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """True at the tokens of the prompts, bool `[B, S]`."""
+        return self.mask & ~self.tokens.mask
+
+    def written_by(self, source: RowSource) -> Tensor:
+        """Return which rows have their text from a source, bool `[B]`."""
+        if self.sources is None:
+            return torch.full_like(self.rows, source == "data", dtype=torch.bool)
+        return self.sources == ROW_SOURCES.index(source)
 
     @cached_property
     def samples(self) -> Items:
@@ -103,8 +126,9 @@ class Batch:
 
     @cached_property
     def tokens(self) -> Items:
-        """Every position that is not padding."""
-        return Items.where("token", self.inputs["attention_mask"].bool())
+        """Every position that is neither padding nor part of a prompt."""
+        mask = self.inputs["attention_mask"].bool() if self.loss_mask is None else self.loss_mask
+        return Items.where("token", mask)
 
     @cached_property
     def targets(self) -> Items:
@@ -167,11 +191,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        words = None if self.words is None else self.words.to(device, non_blocking=True)
-        rows = self.rows.to(device, non_blocking=True)
+        names = ("labels", "rows", "words", "loss_mask", "sources")
+        tensors = {name: getattr(self, name) for name in names}
+        own = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
         declared = {kind: items.to(device) for kind, items in self._declared.items()}
-        moved = Batch(inputs, labels, rows, self.counted, words, declared)
+        moved = replace(self, inputs=inputs, _declared=declared, **own)
         # The items are found here, on the CPU: `nonzero` on a GPU would wait for the device.
         for name in ("samples", "tokens", "targets"):
             moved.__dict__[name] = getattr(self, name).to(device)

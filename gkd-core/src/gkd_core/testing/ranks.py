@@ -33,6 +33,8 @@ PATIENCE = 200
 """Seconds that the ranks may take; they wait for each other for half of it."""
 
 PRELOADED = (
+    "deepspeed",
+    "deepspeed.runtime.engine",
     "gkd_core.parallel.sharding",
     "gkd_core.models.load",
     "gkd_core.runs.run",

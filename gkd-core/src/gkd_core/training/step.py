@@ -53,6 +53,7 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
         batches: The micro-batches of this step.
         step: The position in training.
     """
+    batches = stage.rollout(batches, step)
     for batch in batches:
         stage.objective.declare_items(batch)
     counts = count_items(batches)
