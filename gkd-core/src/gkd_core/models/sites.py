@@ -22,7 +22,6 @@ from gkd_core.models.slicing.widths import Widths
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from gkd_core.kinds.kind import Kind
     from gkd_core.models.transfer import AxisPart
     from gkd_core.parallel.layers import VocabularyHead
     from gkd_core.parallel.tp_plans import Style
@@ -67,7 +66,7 @@ class Sites:
 
     families: ClassVar[tuple[str, ...]] = ()
     config_class: ClassVar[type[PretrainedConfig] | None] = None
-    heads: ClassVar[Mapping[Kind, type[PreTrainedModel]]] = {}
+    heads: ClassVar[Mapping[str, type[PreTrainedModel]]] = {}
     tensor_plan: ClassVar[Mapping[str, Style]] = {}
     outputs: ClassVar[Mapping[str, tuple[AxisPart, ...]]] = {}
     inputs: ClassVar[Mapping[str, tuple[AxisPart, ...]]] = {}

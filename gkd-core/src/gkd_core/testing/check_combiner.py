@@ -14,7 +14,6 @@ from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.contract.step import Step
 from gkd_core.hooks.features import View
-from gkd_core.kinds.kind import Kind
 from gkd_core.losses import Term, mse
 from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.step_plan import ActiveMethod
@@ -25,7 +24,7 @@ from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, check_shared, 
 def check_combiner(
     combiner: type[TeacherCombiner],
     options: Mapping[str, Any] | None = None,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[str] = KINDS,
     ranks: int = 1,
 ) -> None:
     """Check a combiner of two teachers as `check_method` checks a method.
@@ -49,7 +48,7 @@ def check_combiner(
 
 
 def _check_rank(
-    combiner: type[TeacherCombiner], options: Mapping[str, Any], kinds: Sequence[Kind]
+    combiner: type[TeacherCombiner], options: Mapping[str, Any], kinds: Sequence[str]
 ) -> None:
     check_shared(lambda kind, group: _CombinerTrial(combiner, options, kind, group), kinds)
 
@@ -63,7 +62,7 @@ class _CombinerTrial(TinyStage):
         self,
         combiner: type[TeacherCombiner],
         options: Mapping[str, Any],
-        kind: Kind,
+        kind: str,
         group: ProcessGroup | None = None,
     ) -> None:
         self.combiner = combiner

@@ -10,7 +10,6 @@ from torch.distributed import ProcessGroup
 from gkd_core.contract.method import Method
 from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1
-from gkd_core.kinds.kind import Kind
 from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.testing.ranks import on_ranks
 from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, check_shared, generator
@@ -19,7 +18,7 @@ from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, check_shared, 
 def check_method(
     method: type[Method],
     options: Mapping[str, Any] | None = None,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[str] = KINDS,
     ranks: int = 1,
 ) -> None:
     """Check a method on a tiny encoder and a tiny decoder, in fp64.
@@ -45,7 +44,7 @@ def check_method(
         on_ranks(ranks, _check_rank, method, options or {}, kinds)
 
 
-def _check_rank(method: type[Method], options: Mapping[str, Any], kinds: Sequence[Kind]) -> None:
+def _check_rank(method: type[Method], options: Mapping[str, Any], kinds: Sequence[str]) -> None:
     check_shared(lambda kind, group: _MethodTrial(method, options, kind, group), kinds)
 
 
@@ -56,7 +55,7 @@ class _MethodTrial(TinyStage):
         self,
         method: type[Method],
         options: Mapping[str, Any],
-        kind: Kind,
+        kind: str,
         group: ProcessGroup | None = None,
     ) -> None:
         self.method = method

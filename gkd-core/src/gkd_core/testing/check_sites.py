@@ -16,12 +16,11 @@ from gkd_core.distributed.layout import Layout
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import LOGITS, POOLED, Capture
-from gkd_core.kinds.kind import Kind
 from gkd_core.models.architectures import register_architectures
-from gkd_core.models.load import HEADS
 from gkd_core.models.sites import Sites
 from gkd_core.models.slicing.select import Kept, sliced_copy
 from gkd_core.models.slicing.widths import Widths
+from gkd_core.plugins import registry
 from gkd_core.students.build import build_student
 from gkd_core.testing.ranks import on_ranks
 
@@ -32,7 +31,7 @@ CLOSE = 1e-9
 def check_sites(
     sites: type[Sites],
     config: PretrainedConfig,
-    kinds: Sequence[Kind] = ("classification",),
+    kinds: Sequence[str] = ("classification",),
     ranks: int = 1,
 ) -> None:
     """Check sites, and what an adapter says of its architecture, on a random model in fp64.
@@ -53,7 +52,7 @@ def check_sites(
         AssertionError: Something is not as described; the message says what.
         MethodError: The sites cannot be found.
     """
-    register_architectures([sites])
+    register_architectures([sites], registry().kinds)
     for kind in kinds:
         _Trial(sites, config, kind).check()
         if ranks > 1:
@@ -63,7 +62,7 @@ def check_sites(
 class _Trial:
     """A random model, and what is captured of it."""
 
-    def __init__(self, adapter: type[Sites], config: PretrainedConfig, kind: Kind) -> None:
+    def __init__(self, adapter: type[Sites], config: PretrainedConfig, kind: str) -> None:
         self.adapter, self.kind = adapter, kind
         self.model = _build(config, kind)
         self.sites = adapter(self.model)
@@ -151,9 +150,10 @@ class _Trial:
 
     def _check_student(self) -> None:
         spec = StudentConfig(init=[self.info.layers])
-        classes = [f"class {n}" for n in range(self.model.config.num_labels)]
-        classes = classes if self.kind == "classification" else []
-        student = build_student(spec, self.sites, self.kind, classes, 0, [self.adapter]).model
+        kind = registry().kind(self.kind)
+        names = [f"class {n}" for n in range(self.model.config.num_labels)]
+        classes = names if kind.has_classes else []
+        student = build_student(spec, self.sites, kind, classes, 0, [self.adapter]).model
         blocks = self.adapter(student).blocks
         assert len(blocks) == 1, f"{self.name}: a student of one block has {len(blocks)}"
         theirs = self.sites.blocks[-1].state_dict()
@@ -186,11 +186,11 @@ class _Trial:
         assert apart < close, f"{self.name}: {message} (relative difference {apart.item():.2g})"
 
 
-def _check_shared(adapter: type[Sites], config: PretrainedConfig, kind: Kind) -> None:
+def _check_shared(adapter: type[Sites], config: PretrainedConfig, kind: str) -> None:
     """Check on this rank that a model shared by all ranks computes what a whole one does."""
     from gkd_core.parallel.sharding import shard_model
 
-    register_architectures([adapter])
+    register_architectures([adapter], registry().kinds)
     ranks = dist.get_world_size()
     group = setup(Layout(world=ranks, tensor=ranks)).tensor
     whole, shared = _build(config, kind), shard_model(_build(config, kind), group)
@@ -217,10 +217,10 @@ def _check_shared(adapter: type[Sites], config: PretrainedConfig, kind: Kind) ->
         )
 
 
-def _build(config: PretrainedConfig, kind: Kind) -> PreTrainedModel:
+def _build(config: PretrainedConfig, kind: str) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = HEADS[kind].auto.from_config(config)
+        model: PreTrainedModel = registry().kind(kind).auto.from_config(config)
         for weight in model.parameters():
             if weight.dim() < 2:
                 torch.nn.init.normal_(weight, mean=1.0, std=0.2)

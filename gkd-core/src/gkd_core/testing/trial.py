@@ -22,14 +22,14 @@ from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.shards import sharding_of
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.kinds.kind import Kind
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
-from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
+from gkd_core.plugins import registry
+from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model
 
-KINDS: Sequence[Kind] = ("classification", "causal-lm")
+KINDS: Sequence[str] = ("classification", "causal-lm")
 STEPS = 10
 
 
@@ -49,7 +49,7 @@ class TinyStage:
         self,
         subject: type[MethodBase],
         options: Mapping[str, Any],
-        kind: Kind,
+        kind: str,
         group: ProcessGroup | None = None,
     ) -> None:
         self.subject, self.options, self.kind = subject, options, kind
@@ -60,10 +60,9 @@ class TinyStage:
         ]
         for teacher in self.teachers:
             teacher.model.requires_grad_(False)  # as in a run
-        width = VOCABULARY if kind == "causal-lm" else CLASSES
-        student = ModelInfo.read("student", self.student.model.config, width)
+        student = _info("student", self.student, kind)
         self.models = tuple(
-            Models(student, ModelInfo.read(f"teacher{number}", teacher.model.config, width))
+            Models(student, _info(f"teacher{number}", teacher, kind))
             for number, teacher in enumerate(self.teachers, 1)
         )
         self.objective = self.build()
@@ -131,7 +130,7 @@ class TinyStage:
         return {"the loss": loss.detach(), **found}
 
 
-def check_kinds(trial: Callable[[Kind], TinyStage], kinds: Sequence[Kind]) -> None:
+def check_kinds(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> None:
     """Check the properties on several kinds of task, skipping those whose models are rejected.
 
     Raises:
@@ -154,7 +153,7 @@ def generator() -> torch.Generator:
 
 
 def check_shared(
-    trial: Callable[[Kind, ProcessGroup | None], TinyStage], kinds: Sequence[Kind]
+    trial: Callable[[str, ProcessGroup | None], TinyStage], kinds: Sequence[str]
 ) -> None:
     """Check on this rank that models shared by all ranks give the gradients of whole ones.
 
@@ -188,13 +187,19 @@ def _check_shared(whole: TinyStage, shared: TinyStage, ranks: int) -> None:
         )
 
 
-def _extractor(kind: Kind, layers: int, seed: int, group: ProcessGroup | None = None) -> Extractor:
+def _extractor(kind: str, layers: int, seed: int, group: ProcessGroup | None = None) -> Extractor:
     model = tiny_model(kind, layers=layers, seed=seed)
     if group is not None:
         from gkd_core.parallel.sharding import shard_model
 
         shard_model(model, group)
     return Extractor(model, find_sites(model))
+
+
+def _info(name: str, extractor: Extractor, kind: str) -> ModelInfo:
+    config, found = extractor.model.config, registry().kind(kind)
+    width = found.width(tuple(map(str, range(CLASSES))), config)
+    return ModelInfo.read(name, config, width, found.predicted)
 
 
 def _step(index: int) -> Step:
