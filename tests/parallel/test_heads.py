@@ -11,8 +11,8 @@ from torch import nn
 
 from gkd_core.api import Method, MethodError, ModelInfo, Models, Schedule, Step, kl
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.models.load import HEADS
 from gkd_core.models.sites import find_sites
+from gkd_core.plugins import registry
 
 WIDER = {"hidden_size": 48, "initializer_range": 0.3}
 ROWS = torch.arange(4, 28).view(2, 12)
@@ -60,7 +60,7 @@ def batch(kind, rank=0):
 def extractor(path, kind, group):
     from gkd_core.parallel.sharding import shard_model
 
-    model = HEADS[kind].auto.from_pretrained(path).eval().double()
+    model = registry().kind(kind).auto.from_pretrained(path).eval().double()
     model = model if group is None else shard_model(model, group)
     return Extractor(model, find_sites(model))
 

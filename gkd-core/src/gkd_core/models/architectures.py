@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig
 
 from gkd_core.contract.architectures import add_adapter
-from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.errors import PluginError, suggest
 from gkd_core.models.sites import Sites
+
+if TYPE_CHECKING:
+    from gkd_core.kinds.task_kind import TaskKind
 
 
 def register_architectures(adapters: Iterable[type[Sites]], kinds: Mapping[str, TaskKind]) -> None:
@@ -16,7 +20,10 @@ def register_architectures(adapters: Iterable[type[Sites]], kinds: Mapping[str, 
 
     Args:
         adapters: Subclasses of `Sites` registered by plugins.
-        kinds: The registered kinds of task by name.
+        kinds: Every kind of task by name.
+
+    Raises:
+        PluginError: An adapter has a head for an unknown kind of task.
     """
     for adapter in adapters:
         add_adapter(adapter)
@@ -24,4 +31,9 @@ def register_architectures(adapters: Iterable[type[Sites]], kinds: Mapping[str, 
             continue
         AutoConfig.register(adapter.config_class.model_type, adapter.config_class, exist_ok=True)
         for kind, model in adapter.heads.items():
+            if kind not in kinds:
+                raise PluginError(
+                    f"{adapter.__module__}.{adapter.__qualname__} has a head for the unknown kind "
+                    f"of task '{kind}'.{suggest(kind, kinds)}"
+                )
             kinds[kind].auto.register(adapter.config_class, model, exist_ok=True)

@@ -121,7 +121,8 @@ def find_plan(config: PretrainedConfig) -> Plan:
     raise ConfigError(
         f"{family} models cannot be divided over a tensor group ({reason}); there are plans for "
         f"{', '.join(PLANS)} and for families such as llama, mistral, qwen2 and qwen3. Keep the "
-        "tensor degree at 1, and divide the model by ZeRO"
+        "tensor degree at 1, and divide the model by ZeRO; a plugin can give a plan in a `Sites` "
+        "class"
     )
 
 

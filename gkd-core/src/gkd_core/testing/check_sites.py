@@ -150,9 +150,9 @@ class _Trial:
 
     def _check_student(self) -> None:
         spec = StudentConfig(init=[self.info.layers])
-        classes = [f"class {n}" for n in range(self.model.config.num_labels)]
         kind = registry().kind(self.kind)
-        classes = classes if kind.has_classes else []
+        names = [f"class {n}" for n in range(self.model.config.num_labels)]
+        classes = names if kind.has_classes else []
         student = build_student(spec, self.sites, kind, classes, 0, [self.adapter]).model
         blocks = self.adapter(student).blocks
         assert len(blocks) == 1, f"{self.name}: a student of one block has {len(blocks)}"

@@ -62,7 +62,7 @@ def _load(task: type[Task], settings: Mapping[str, Any], kind: str, seed: int) -
 
 
 def _make(task: type[Task], settings: Mapping[str, Any]) -> Task:
-    return task(TaskConfig(name=task.name, **settings))
+    return task(TaskConfig(name=task.name, **settings), registry().kinds)
 
 
 def _hash(task: type[Task], settings: Mapping[str, Any], kind: str) -> str:
@@ -73,7 +73,8 @@ def _check_data(task: type[Task], settings: Mapping[str, Any], data: TaskData) -
     name, wanted = task.name, _make(task, settings).kind
     assert wanted in (None, data.kind), f"{name}: task.kind = {wanted!r}, but rows of {data.kind!r}"
     assert data.source, f"{name}: `source` does not describe the data"
-    assert data.classes or not registry().kind(data.kind).has_classes, f"{name}: no classes"
+    has_classes = registry().kind(data.kind).has_classes
+    assert data.classes or not has_classes, f"{name}: {data.kind} needs classes"
     assert len(set(data.classes)) == len(data.classes), f"{name}: two classes have one name"
     for part in ("train", "validation", "test"):
         split = getattr(data, part)
@@ -91,11 +92,10 @@ def _check_split(where: str, split: Split, data: TaskData) -> None:
                 assert all(isinstance(each, str) for each in column), f"{where}: `{name}` is text"
     if split.labels is None:
         return
-    kind = registry().kind(data.kind)
-    for label in split.labels if kind.predicted == "sample" else ():
-        if kind.output == "value":
+    for label in split.labels:
+        if data.kind == "regression":
             assert isfinite(label), f"{where} has the value {label!r}"
-        elif kind.output == "classes":
+        elif data.kind == "classification":
             known = isinstance(label, int) and 0 <= label < len(data.classes)
             assert known, f"{where} has the label {label!r}, which is no id of {data.classes}"
 
