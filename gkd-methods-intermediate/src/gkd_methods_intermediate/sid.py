@@ -109,12 +109,18 @@ class SID(Method):
                     "sizes, such as tinybert (hidden size) or minilmv2 (both)"
                 )
 
+    def begin_step(self, step: Step) -> None:
+        """Unlock the layers that are due."""
+        student, teacher = self.models.student, self.models.teacher
+        if teacher is not None:
+            pairs = layer_pairs(self.config.layers, student.layers, teacher.layers)
+            self._advance(len(pairs), step)
+
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read attention and [CLS] states of the layers being learned, and finally the logits."""
         if models.teacher is None:
             return
         pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
-        self._advance(len(pairs), step)
         for student, teacher in self._learnt(pairs):
             yield f"student.attention[{student}]"
             yield f"teacher.attention[{teacher}]"

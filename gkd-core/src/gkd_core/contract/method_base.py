@@ -69,6 +69,17 @@ class MethodBase:
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
 
+    def begin_step(self, step: Step) -> None:
+        """Prepare a training step: make random draws, advance a state. Default: nothing.
+
+        Called on every rank before anything else is asked about the step, and only once. `reads`,
+        `passes`, `writes` and `lr_factors` are queries: they depend on what was prepared here, may
+        be called in any order and repeatedly, and change nothing.
+
+        Args:
+            step: The training step. Drawing from its generator gives the same on all ranks.
+        """
+
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Return the paths to capture in this step, such as `teacher.hidden[last]|cls`.
 

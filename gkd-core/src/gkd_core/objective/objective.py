@@ -73,7 +73,7 @@ class Objective:
         return any(k.gradual_unfreezing or k.lr_factors is not MethodBase.lr_factors for k in kinds)
 
     def plan(self, step: Step) -> StepPlan:
-        """Return the plan of a step, made from the requests of every method."""
+        """Begin a step of every method; return its plan, made from their requests."""
         return plan_step(self.members, step)
 
     def terms(

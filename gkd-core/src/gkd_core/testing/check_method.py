@@ -20,8 +20,8 @@ def check_method(
 
     The losses are finite and reach the student, the teacher does not change, neither padding nor
     the order of the rows matters, micro-batches give the gradient of the whole batch (unless the
-    method declares `batch_coupled`), and a method that restores its saved state continues as if
-    never interrupted.
+    method declares `batch_coupled`), queries about a step have no side effects, and a method that
+    restores its saved state continues as if never interrupted.
 
     Args:
         method: The class.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.sites import find_sites
+from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
+from gkd_core.testing.queries import check_queries
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
 
 KINDS: Sequence[Kind] = ("classification", "causal-lm")
@@ -140,6 +143,7 @@ def _check(trial: TinyStage) -> None:
     _same(_fresh_loss(trial, _take(batch, order)), loss, f"{trial.name}: the order of rows matters")
     if not trial.subject.batch_coupled:
         _check_accumulation(trial, batch)
+    _check_queries(trial, batch)
     _check_resume(trial, batch)
 
 
@@ -161,6 +165,18 @@ def _check_accumulation(trial: TinyStage, batch: Batch) -> None:
         f"{trial.name}: micro-batches change the gradient; declare `batch_coupled` if they must"
     )
     _same(trial.gradient(parts, counts), whole, message)
+
+
+def _check_queries(trial: TinyStage, batch: Batch) -> None:
+    trial.objective = trial.build()
+    for index in (0, 1, STEPS - 1):
+        step = _step(index)
+        plan = trial.objective.plan(step)
+        owners: list[ActiveMethod | TeacherEnsemble] = [*trial.objective.members]
+        for owner in (*owners, *trial.objective.ensembles):
+            own = replace(step, generator=owner.generator)
+            check_queries(owner.methods, owner.models, own, f"{trial.name} in step {index}")
+        trial.loss(batch, batch.counts(), index, plan)
 
 
 def _check_resume(trial: TinyStage, batch: Batch) -> None:

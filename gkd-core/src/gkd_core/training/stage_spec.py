@@ -109,13 +109,13 @@ class StageSpec:
 
     @functools.cached_property
     def first_step(self) -> StepPlan:
-        """The plan of the first step; planning it does not advance the RNG.
+        """The plan of the first step; planning it changes nothing about the methods.
 
         Raises:
             MethodError: A path or pass does not exist, or two methods change the same place.
         """
         step = Step(0, 1, 0, self.name, torch.Generator())
-        members = [member.detached_copy() for member in self.members]
+        members = [member.rehearsal_copy() for member in self.members]
         return plan_step(members, step, explain=self.naming_options)
 
     @contextmanager
