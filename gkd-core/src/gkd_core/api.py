@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gkd_core.contract.model_info import ModelInfo as ModelInfo
     from gkd_core.contract.model_info import Models as Models
     from gkd_core.contract.procedure import Procedure as Procedure
+    from gkd_core.contract.run_info import GradientEngine as GradientEngine
+    from gkd_core.contract.run_info import LoadedModel as LoadedModel
     from gkd_core.contract.run_info import RunInfo as RunInfo
     from gkd_core.contract.run_info import StageInfo as StageInfo
     from gkd_core.contract.schedule import Schedule as Schedule
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from gkd_core.models.layer_map import layer_pairs as layer_pairs
     from gkd_core.models.layer_map import layer_segments as layer_segments
     from gkd_core.models.parts import Part as Part
+    from gkd_core.models.parts import find_parts as find_parts
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
     from gkd_core.runs.outline import RunOutline as RunOutline
@@ -97,6 +100,8 @@ if TYPE_CHECKING:
     from gkd_core.students.importance import measure_importance as measure_importance
     from gkd_core.students.ranking import Slicer as Slicer
     from gkd_core.students.scale import cut_ordered as cut_ordered
+    from gkd_core.training.checkpoint import load_weights as load_weights
+    from gkd_core.training.checkpoint import save_weights as save_weights
 
 _HOME = {
     "API_VERSION": "hookspecs",
@@ -109,6 +114,7 @@ _HOME = {
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
     "GkdError": "errors",
+    "GradientEngine": "contract.run_info",
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
     "Items": "contract.batch",
@@ -116,6 +122,7 @@ _HOME = {
     "LOGITS": "hooks.paths",
     "LayerMap": "models.layer_map",
     "LinearLogits": "losses.logits",
+    "LoadedModel": "contract.run_info",
     "Logits": "losses.logits",
     "Method": "contract.method",
     "MethodBase": "contract.method_base",
@@ -161,6 +168,7 @@ _HOME = {
     "cross_entropy": "losses.divergences",
     "curves": "analysis.figures",
     "cut_ordered": "students.scale",
+    "find_parts": "models.parts",
     "hard_labels": "losses.soft_labels",
     "hookimpl": "hookspecs",
     "huber": "losses.distances",
@@ -169,6 +177,7 @@ _HOME = {
     "kl": "losses.divergences",
     "layer_pairs": "models.layer_map",
     "layer_segments": "models.layer_map",
+    "load_weights": "training.checkpoint",
     "logits_mse": "losses.soft_labels",
     "measure_importance": "students.importance",
     "mse": "losses.distances",
@@ -176,6 +185,7 @@ _HOME = {
     "relation_kl": "losses.relation_losses",
     "relation_mse": "losses.relation_losses",
     "reverse_kl": "losses.divergences",
+    "save_weights": "training.checkpoint",
     "self_relation": "losses.relation",
     "skew_kl": "losses.divergences",
     "soft_cross_entropy": "losses.divergences",

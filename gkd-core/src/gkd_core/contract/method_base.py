@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gkd_core.contract.model_info import Models
+    from gkd_core.contract.run_info import StageInfo
     from gkd_core.contract.step import Step
     from gkd_core.hooks.operations import Operation, Pass
     from gkd_core.models.parts import Part
@@ -68,6 +69,42 @@ class MethodBase:
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
+
+    def on_stage_start(self, stage: StageInfo) -> str | None:
+        """Act when the first step of a stage is about to begin. Default: nothing.
+
+        Called on every rank once the models are built, and again when a run is resumed: then after
+        the state, the modules and the student were restored from the checkpoint. What it draws
+        from torch's global generators is the same each time and does not change the training.
+
+        Args:
+            stage: The stage. Files in its directory survive until the stage is finished.
+
+        Returns:
+            Why the stage has nothing to train, to skip its steps; None to train.
+        """
+        return None
+
+    def on_evaluate(self, stage: StageInfo, step: Step, metrics: Mapping[str, float]) -> None:
+        """Act after the student was evaluated on the validation rows. Default: nothing.
+
+        Called on every rank, before the checkpoint of the step is written.
+
+        Args:
+            stage: The stage.
+            step: The training step just done.
+            metrics: Metrics of the student by name.
+        """
+
+    def on_stage_end(self, stage: StageInfo, error: BaseException | None) -> None:
+        """Act when the stage is over and its student is saved, or it failed. Default: nothing.
+
+        Called on every rank.
+
+        Args:
+            stage: The stage.
+            error: What ended the stage, or None.
+        """
 
     def begin_step(self, step: Step) -> None:
         """Prepare a training step: make random draws, advance a state. Default: nothing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,14 @@ class Objective:
     @property
     def _owners(self) -> list[ActiveMethod | TeacherEnsemble]:
         return sorted([*self.members, *self.ensembles], key=lambda owner: owner.name)
+
+    def objects(self) -> Iterator[tuple[str, MethodBase]]:
+        """Yield each combiner and then each object of a method, with a name of its own."""
+        for ensemble in self.ensembles:
+            yield ensemble.name, ensemble.combiner
+        for member in self.members:
+            for number, method in enumerate(member.methods):
+                yield f"{member.name} {number}", method
 
     def build_modules(self, seed: int) -> None:
         """Build the auxiliary modules of all methods and combiners, seeded by their names."""

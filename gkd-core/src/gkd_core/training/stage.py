@@ -12,7 +12,6 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
-from gkd_core.contract.run_info import StageInfo
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded, encode
 from gkd_core.data.sampler import Sampler
@@ -105,23 +104,6 @@ class Stage:
         """The number of steps between checkpoints."""
         return self.config.training.checkpoint_every or self.evaluate_every
 
-    @property
-    def info(self) -> StageInfo:
-        """The view of the stage that hooks receive."""
-        spec = self.spec
-        return StageInfo(
-            name=self.name,
-            directory=self.directory,
-            config=self.config,
-            kind=self.kind,
-            methods=tuple(member.name for member in spec.members),
-            student=spec.student,
-            teachers=tuple(t.info for t in spec.teachers) if spec.reads_teachers else (),
-            total_steps=self.total_steps,
-            metric=self.metric.name,
-            _stage=self,
-        )
-
     def describe(self) -> list[str]:
         """Return lines that describe the student and the rows it learns from."""
         cut = self.train.num_truncated
@@ -134,17 +116,6 @@ class Stage:
     def due(self, step: int, every: int) -> bool:
         """Return whether `step` is a multiple of `every` or the last step."""
         return step % every == 0 or step == self.total_steps
-
-
-def stage_behind(info: StageInfo) -> Stage:
-    """Return the stage behind the view that a hook received.
-
-    Only `autodisc` and the co-finetuning of `mt-bert` may use it, until methods themselves can act
-    at the start and end of a stage.
-    """
-    stage = info._stage
-    assert isinstance(stage, Stage), "only `Stage.info` makes a view"
-    return stage
 
 
 def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Path | None) -> Stage:
