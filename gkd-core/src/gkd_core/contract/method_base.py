@@ -169,11 +169,16 @@ class MethodBase:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state to checkpoint, as JSON-serializable values. Default: empty."""
+        """Return the state to checkpoint. Default: empty.
+
+        Values are JSON-serializable or tensors, also inside of dictionaries and lists. Processes
+        that see different rows have different states; processes that share a copy of the student
+        (tensor parallelism) must have the same.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state returned by `state_dict`."""
+        """Restore the state returned by `state_dict`; its tensors are on the CPU, bit-equal."""
 
 
 def refuse_renamed(cls: type, renamed: Mapping[str, str], where: str) -> None:

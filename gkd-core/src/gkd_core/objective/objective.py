@@ -139,7 +139,7 @@ class Objective:
         return student
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every method and combiner, as JSON-serializable values."""
+        """Return the state of every method and combiner: JSON values and tensors."""
         states = {m.name: [method.state_dict() for method in m.methods] for m in self.members}
         return states | {c.name: [c.combiner.state_dict()] for c in self.ensembles}
 

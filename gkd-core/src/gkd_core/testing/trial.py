@@ -25,6 +25,7 @@ from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.testing.queries import check_queries
 from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
+from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[Kind] = ("classification", "causal-lm")
 STEPS = 10
@@ -183,12 +184,13 @@ def _check_resume(trial: TinyStage, batch: Batch) -> None:
     trial.objective = trial.build()
     counts = batch.counts()
     trial.loss(batch, counts, index=0)
-    state = json.loads(json.dumps(trial.objective.state_dict()))
+    tensors: dict[str, Tensor] = {}
+    state = json.loads(json.dumps(take_tensors(trial.objective.state_dict(), tensors)))
     modules = trial.objective.modules.state_dict()
     states = {name: g.get_state() for name, g in trial.objective.generators().items()}
     uninterrupted = trial.loss(batch, counts, index=1)
     trial.objective = trial.build()
-    trial.objective.load_state_dict(state)
+    trial.objective.load_state_dict(put_tensors(state, tensors))
     trial.objective.modules.load_state_dict(modules)
     for name, source in trial.objective.generators().items():
         source.set_state(states[name])
