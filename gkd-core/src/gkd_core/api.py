@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gkd_core.contract.model_info import ModelInfo as ModelInfo
     from gkd_core.contract.model_info import Models as Models
     from gkd_core.contract.procedure import Procedure as Procedure
+    from gkd_core.contract.requirements import same_heads as same_heads
+    from gkd_core.contract.requirements import same_width as same_width
     from gkd_core.contract.run_info import GradientEngine as GradientEngine
     from gkd_core.contract.run_info import LoadedModel as LoadedModel
     from gkd_core.contract.run_info import RunInfo as RunInfo
@@ -185,6 +187,8 @@ _HOME = {
     "relation_kl": "losses.relation_losses",
     "relation_mse": "losses.relation_losses",
     "reverse_kl": "losses.divergences",
+    "same_heads": "contract.requirements",
+    "same_width": "contract.requirements",
     "save_weights": "training.checkpoint",
     "self_relation": "losses.relation",
     "skew_kl": "losses.divergences",

@@ -87,7 +87,7 @@ class Theseus(Method):
 
     def begin_step(self, step: Step) -> None:
         """Draw the blocks that are the teacher's in this step."""
-        rate = self.config.rate.at(step.index, step.total)
+        rate = self.config.rate.at(step)
         replaced = torch.rand(self.models.student.layers, generator=step.generator) < rate
         self._borrowed = [block for block, own in enumerate(replaced, start=1) if not own]
 
