@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
     from gkd_core.contract.method import Method as Method
     from gkd_core.contract.method_base import MethodBase as MethodBase
+    from gkd_core.contract.model_info import DataInfo as DataInfo
     from gkd_core.contract.model_info import ModelInfo as ModelInfo
     from gkd_core.contract.model_info import Models as Models
     from gkd_core.contract.procedure import Procedure as Procedure
@@ -113,6 +114,7 @@ _HOME = {
     "Capture": "hooks.paths",
     "ConfigError": "errors",
     "DataError": "errors",
+    "DataInfo": "contract.model_info",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
     "GkdError": "errors",

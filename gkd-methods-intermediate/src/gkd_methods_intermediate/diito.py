@@ -129,9 +129,7 @@ class DIITO(Method):
 
     def begin_step(self, step: Step) -> None:
         """Draw the blocks and the positions that are interchanged, the same for both models."""
-        student, teacher = self.models.student, self.models.teacher
-        if teacher is None:
-            return
+        student, teacher = self.models.pair
         alignments = aligned_blocks(self.config.alignment, student.layers, teacher.layers)
         drawn = int(torch.randint(len(alignments), (), generator=step.generator))
         self._alignment = alignments[drawn]

@@ -112,10 +112,8 @@ class SID(Method):
 
     def begin_step(self, step: Step) -> None:
         """Unlock the layers that are due."""
-        student, teacher = self.models.student, self.models.teacher
-        if teacher is not None:
-            pairs = layer_pairs(self.config.layers, student.layers, teacher.layers)
-            self._advance(len(pairs), step)
+        student, teacher = self.models.pair
+        self._advance(len(layer_pairs(self.config.layers, student.layers, teacher.layers)), step)
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read attention and [CLS] states of the layers being learned, and finally the logits."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gkd_core.errors import PluginError
 
@@ -60,9 +60,9 @@ class MethodBase:
     borrows_blocks: ClassVar[bool] = False
 
     class Config(BaseModel):
-        """Options; each needs a default and a description."""
+        """Options; each needs a default, which is validated as any value, and a description."""
 
-        model_config = ConfigDict(frozen=True, extra="forbid")
+        model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     config: Config
     modules: nn.ModuleDict
@@ -230,3 +230,15 @@ def validate(cls: type[MethodBase], kind: str) -> None:
             raise PluginError(f"{where}: option `{option}` needs a default")
         if not field.description:
             raise PluginError(f"{where}: option `{option}` needs a description")
+    if cls.Config.__pydantic_complete__:
+        _check_defaults(cls.Config, where)
+
+
+def _check_defaults(config: type[MethodBase.Config], where: str) -> None:
+    """Reject options whose defaults are invalid, which would otherwise fail in a run."""
+    try:
+        config()
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        raise PluginError(f"{where}: the default of option `{option}`: {first['msg']}") from error

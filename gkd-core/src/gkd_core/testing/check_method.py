@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gkd_core.contract.method import Method
-from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.kinds.kind import Kind
 from gkd_core.objective.step_plan import ActiveMethod
@@ -46,7 +46,7 @@ class _MethodTrial(TinyStage):
         """Return a new instance of the method."""
         (models,) = self.models
         if self.method.teachers == "none":
-            models = Models(models.student, None)
+            models = replace(models, teacher=None)
         instance = self.method(self.method.Config(**self.options))
         instance.check(models)
         return ActiveMethod(self.method.name, ALWAYS_1, (instance,), (models,), generator())

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from gkd_core.contract.batch import IGNORE, Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
-from gkd_core.contract.model_info import ModelInfo, Models
+from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.step import Step
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
@@ -29,6 +29,7 @@ from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[Kind] = ("classification", "causal-lm")
 STEPS = 10
+CLASS_NAMES = tuple("abcdefgh"[:CLASSES])
 
 
 class TinyStage:
@@ -52,8 +53,11 @@ class TinyStage:
             teacher.model.requires_grad_(False)  # as in a run
         width = VOCABULARY if kind == "causal-lm" else CLASSES
         student = ModelInfo.read("student", self.student.model.config, width)
+        data = DataInfo(len(tiny_batch(kind)), () if width == VOCABULARY else CLASS_NAMES)
         self.models = tuple(
-            Models(student, ModelInfo.read(f"teacher{number}", teacher.model.config, width))
+            Models(
+                student, ModelInfo.read(f"teacher{number}", teacher.model.config, width), kind, data
+            )
             for number, teacher in enumerate(self.teachers, 1)
         )
         self.objective = self.build()
