@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch as Batch
     from gkd_core.contract.batch import ItemKind as ItemKind
     from gkd_core.contract.batch import Items as Items
+    from gkd_core.contract.batch import RowSource as RowSource
     from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
     from gkd_core.contract.method import Method as Method
     from gkd_core.contract.method_base import MethodBase as MethodBase
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from gkd_core.contract.procedure import Procedure as Procedure
     from gkd_core.contract.requirements import same_heads as same_heads
     from gkd_core.contract.requirements import same_width as same_width
+    from gkd_core.contract.rollout import Prompts as Prompts
+    from gkd_core.contract.rollout import RolloutEngine as RolloutEngine
+    from gkd_core.contract.rollout import Written as Written
     from gkd_core.contract.run_info import GradientEngine as GradientEngine
     from gkd_core.contract.run_info import LoadedModel as LoadedModel
     from gkd_core.contract.run_info import RunInfo as RunInfo
@@ -79,6 +83,7 @@ if TYPE_CHECKING:
     from gkd_core.losses.divergences import total_variation as total_variation
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
+    from gkd_core.losses.logits import most_likely as most_likely
     from gkd_core.losses.relation import Relation as Relation
     from gkd_core.losses.relation import RelationBlock as RelationBlock
     from gkd_core.losses.relation import self_relation as self_relation
@@ -96,6 +101,8 @@ if TYPE_CHECKING:
     from gkd_core.models.parts import find_parts as find_parts
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
+    from gkd_core.rollouts.writer import Decoding as Decoding
+    from gkd_core.rollouts.writer import Writer as Writer
     from gkd_core.runs.outline import RunOutline as RunOutline
     from gkd_core.runs.outline import StageOutline as StageOutline
     from gkd_core.runs.result import StageResult as StageResult
@@ -115,6 +122,7 @@ _HOME = {
     "ConfigError": "errors",
     "DataError": "errors",
     "DataInfo": "contract.model_info",
+    "Decoding": "rollouts.writer",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
     "GkdError": "errors",
@@ -140,9 +148,12 @@ _HOME = {
     "Perturb": "hooks.operations",
     "PluginError": "errors",
     "Procedure": "contract.procedure",
+    "Prompts": "contract.rollout",
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",
     "Replace": "hooks.operations",
+    "RolloutEngine": "contract.rollout",
+    "RowSource": "contract.batch",
     "RunConfig": "config.schema",
     "RunInfo": "contract.run_info",
     "RunOutline": "runs.outline",
@@ -164,6 +175,8 @@ _HOME = {
     "View": "hooks.features",
     "When": "hooks.operations",
     "Widths": "models.slicing.widths",
+    "Writer": "rollouts.writer",
+    "Written": "contract.rollout",
     "all_samples": "distributed.samples",
     "angles": "losses.angles",
     "contrast": "losses.contrast",
@@ -184,6 +197,7 @@ _HOME = {
     "load_weights": "training.checkpoint",
     "logits_mse": "losses.soft_labels",
     "measure_importance": "students.importance",
+    "most_likely": "losses.logits",
     "mse": "losses.distances",
     "normalized_mse": "losses.distances",
     "relation_kl": "losses.relation_losses",
