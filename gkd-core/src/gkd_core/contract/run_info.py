@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from gkd_core.config.schema import RunConfig
     from gkd_core.contract.batch import Batch, ItemKind
     from gkd_core.contract.model_info import ModelInfo
-    from gkd_core.kinds.kind import Kind
     from gkd_core.models.sites import Sites
     from gkd_core.runs.outline import RunOutline
     from gkd_core.runs.result import StageResult
@@ -91,7 +90,7 @@ class StageInfo(ABC):
         directory: Directory of its checkpoints. Safetensors files are deleted when the stage is
             finished; others are kept, and copied when another run reuses the stage.
         config: The resolved configuration of the stage.
-        kind: What its task predicts.
+        kind: Name of its kind of task.
         methods: Names of its methods.
         student: Shape of the student.
         teachers: Shapes of the teachers that methods read.
@@ -104,7 +103,7 @@ class StageInfo(ABC):
     name: str
     directory: Path
     config: RunConfig
-    kind: Kind
+    kind: str
     methods: tuple[str, ...]
     student: ModelInfo
     teachers: tuple[ModelInfo, ...]

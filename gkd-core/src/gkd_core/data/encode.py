@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from gkd_core.contract.task import Split
 from gkd_core.errors import ConfigError, DataError
-from gkd_core.kinds.kind import LM_KINDS, Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,36 +53,59 @@ class Encoded:
         return row
 
 
-def encode(
-    split: Split, tokenizer: PreTrainedTokenizerBase, kind: Kind, max_length: int
+def encode_samples(
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: NDArray[Any] | None,
 ) -> Encoded:
-    """Tokenize a split.
+    """Tokenize a split, one row per text or pair, truncated (longest first) to `max_length` tokens.
 
-    Texts (or pairs, longest first) are truncated to `max_length` tokens. In language modeling, long
-    texts are split into blocks of at most `max_length` tokens instead, each with the tokenizer's
-    special tokens; each block is a row, and single-token blocks are dropped.
+    Args:
+        split: The texts.
+        tokenizer: The tokenizer.
+        max_length: Maximum length of a row in tokens.
+        labels: The labels of the rows.
 
     Raises:
         ConfigError: `max_length` leaves no room besides the special tokens.
         DataError: A text yields no tokens.
     """
-    room = max_length - tokenizer.num_special_tokens_to_add(pair=split.pair is not None)
+    check_room(tokenizer, max_length, pair=split.pair is not None)
+    rows, cut = _samples(split, tokenizer, max_length)
+    return _joined(rows, labels, cut)
+
+
+def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Tokenize texts for language modeling.
+
+    Long texts are split into blocks of at most `max_length` tokens, each with the tokenizer's
+    special tokens; each block is a row, and single-token blocks are dropped.
+
+    Raises:
+        ConfigError: `max_length` leaves no room besides the special tokens.
+        DataError: No text has two tokens.
+    """
+    check_room(tokenizer, max_length, pair=split.pair is not None)
+    rows = _blocks(split.text, tokenizer, max_length)
+    if not rows:
+        raise DataError(
+            "no text has two or more tokens, so there is nothing to model; give longer texts"
+        )
+    return _joined(rows, None, 0)
+
+
+def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) -> None:
+    """Raise `ConfigError` if `max_length` leaves no room besides the special tokens."""
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=pair)
     if room < 1:
         raise ConfigError(
             f"task.max_length={max_length} leaves no room for text besides the "
             f"{max_length - room} special tokens; increase it"
         )
-    if kind in LM_KINDS:
-        rows, cut = _blocks(split.text, tokenizer, max_length), 0
-        if not rows:
-            raise DataError(
-                "no text has two or more tokens, so there is nothing to model; give longer texts"
-            )
-    else:
-        rows, cut = _samples(split, tokenizer, max_length)
-    labels = None
-    if split.labels is not None:
-        labels = np.array(split.labels, np.float32 if kind == "regression" else np.int64)
+
+
+def _joined(rows: Sequence[_Row], labels: NDArray[Any] | None, cut: int) -> Encoded:
     ids = np.concatenate([row.ids for row in rows])
     type_ids = [row.type_ids for row in rows if row.type_ids is not None]
     offsets = np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -34,7 +33,6 @@ from gkd_core.contract.batch import Batch
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
-from gkd_core.data.encode import Encoded
 from gkd_core.distributed.groups import Groups, arrange, teardown
 from gkd_core.distributed.layout import Layout
 from gkd_core.errors import MethodError
@@ -170,7 +168,7 @@ def _build(
     for source, chosen in zip(read, config.teachers[: len(read)], strict=True):
         name, trusts = source.info.name, source.trust_remote_code
         with tracker.track(HOST if source.placement == "offload" else "teacher weights"):
-            teacher = build_shape(source.config, spec.data, trusts, on_cpu)
+            teacher = build_shape(source.config, spec.kind, spec.data.classes, trusts, on_cpu)
             teacher.requires_grad_(False).eval()
             counts[name] = count_parameters(teacher)
             _divide(teacher, None if groups is None else groups.teachers[name])
@@ -179,7 +177,7 @@ def _build(
         teachers.append(sites)
     with tracker.track("student weights"):
         trusts = config.student.trust_remote_code
-        model = build_shape(spec.student_config, spec.data, trusts, on_cpu)
+        model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, on_cpu)
         counts["student"] = count_parameters(model)
         _divide(model, None if groups is None else groups.tensor)
         student, make_engine = Student(model.train(), []), partial(_engine, tracker)
@@ -255,15 +253,8 @@ def _batch(spec: StageSpec) -> Batch:
     rows = max(-(-micro // spec.layout.data), 1)
     tokenizer, data = spec.tokenizer, spec.data
     token = next(t for t in range(len(tokenizer)) if t not in tokenizer.all_special_ids)
-    labels = np.zeros(rows, np.float32 if data.kind == "regression" else np.int64)
-    encoded = Encoded(
-        ids=np.full(rows * length, token, np.int32),
-        type_ids=None,
-        offsets=np.arange(rows + 1, dtype=np.int64) * length,
-        labels=labels,
-        num_truncated=0,
-    )
-    collator = Collator(tokenizer, data.kind, spec.config.task.mask_share, 1)
+    encoded = spec.kind.planned(rows, length, token, data.classes)
+    collator = Collator(tokenizer, spec.kind, spec.config.task.mask_share, 1)
     batch = collator.collate(encoded, range(rows), 0)
     batch.counts()  # caches which items count, while there are real values to tell
     return batch

@@ -17,17 +17,17 @@ from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.step import Step
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.kinds.kind import Kind
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
+from gkd_core.plugins import registry
 from gkd_core.testing.queries import check_queries
-from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
+from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model
 from gkd_core.training.method_state import put_tensors, take_tensors
 
-KINDS: Sequence[Kind] = ("classification", "causal-lm")
+KINDS: Sequence[str] = ("classification", "causal-lm")
 STEPS = 10
 CLASS_NAMES = tuple("abcdefgh"[:CLASSES])
 
@@ -43,7 +43,7 @@ class TinyStage:
 
     teacher_layers: Sequence[int] = (4,)
 
-    def __init__(self, subject: type[MethodBase], options: Mapping[str, Any], kind: Kind) -> None:
+    def __init__(self, subject: type[MethodBase], options: Mapping[str, Any], kind: str) -> None:
         self.subject, self.options, self.kind = subject, options, kind
         self.student = _extractor(kind, layers=2, seed=1)
         self.teachers = [
@@ -51,13 +51,11 @@ class TinyStage:
         ]
         for teacher in self.teachers:
             teacher.model.requires_grad_(False)  # as in a run
-        width = VOCABULARY if kind == "causal-lm" else CLASSES
-        student = ModelInfo.read("student", self.student.model.config, width)
-        data = DataInfo(len(tiny_batch(kind)), () if width == VOCABULARY else CLASS_NAMES)
+        student = _info("student", self.student, kind)
+        classes = () if registry().kind(kind).is_lm else CLASS_NAMES
+        data = DataInfo(len(tiny_batch(kind)), classes)
         self.models = tuple(
-            Models(
-                student, ModelInfo.read(f"teacher{number}", teacher.model.config, width), kind, data
-            )
+            Models(student, _info(f"teacher{number}", teacher, kind), kind, data)
             for number, teacher in enumerate(self.teachers, 1)
         )
         self.objective = self.build()
@@ -105,7 +103,7 @@ class TinyStage:
         )
 
 
-def check_kinds(trial: Callable[[Kind], TinyStage], kinds: Sequence[Kind]) -> None:
+def check_kinds(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> None:
     """Check the properties on several kinds of task, skipping those whose models are rejected.
 
     Raises:
@@ -127,9 +125,15 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _extractor(kind: Kind, layers: int, seed: int) -> Extractor:
+def _extractor(kind: str, layers: int, seed: int) -> Extractor:
     model = tiny_model(kind, layers=layers, seed=seed)
     return Extractor(model, find_sites(model))
+
+
+def _info(name: str, extractor: Extractor, kind: str) -> ModelInfo:
+    config, found = extractor.model.config, registry().kind(kind)
+    width = found.width(tuple(map(str, range(CLASSES))), config)
+    return ModelInfo.read(name, config, width, found.predicted)
 
 
 def _step(index: int) -> Step:

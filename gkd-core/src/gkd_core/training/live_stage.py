@@ -46,7 +46,7 @@ class LiveStageInfo(StageInfo):
             name=stage.name,
             directory=stage.directory,
             config=stage.config,
-            kind=stage.kind,
+            kind=stage.kind.name,
             methods=tuple(member.name for member in spec.members),
             student=spec.student,
             teachers=tuple(t.info for t in spec.teachers) if spec.reads_teachers else (),

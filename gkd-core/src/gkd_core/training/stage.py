@@ -15,15 +15,15 @@ from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
 from gkd_core.contract.step import Step
 from gkd_core.data.collate import Collator
-from gkd_core.data.encode import Encoded, encode
+from gkd_core.data.encode import Encoded
 from gkd_core.data.sampler import Sampler
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import Groups, arrange, data_rank
-from gkd_core.evaluation.evaluate import MAIN_METRIC, Metric
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.forward import checkpoint_contexts
-from gkd_core.kinds.kind import Kind
+from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import Sites, find_sites
@@ -86,14 +86,14 @@ class Stage:
         return self.spec.config
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TaskKind:
         """The kind of task."""
         return self.spec.kind
 
     @property
     def metric(self) -> Metric:
         """The metric by which the best student is chosen."""
-        return MAIN_METRIC[self.kind]
+        return self.kind.metric
 
     @property
     def best(self) -> Path:
@@ -172,6 +172,7 @@ def assemble_stage(
     device = pick_device(config.parallel.device)
     for model in (student.model, *(teacher.model for teacher in teachers)):
         set_padding(model, spec.tokenizer)
+        spec.kind.prepare(model, data.classes)
     if config.training.gradient_checkpointing:
         student.model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={
@@ -182,8 +183,8 @@ def assemble_stage(
     objective = Objective(spec.members)
     objective.build_modules(config.seed)
     extractors = [Extractor(teacher.model, teacher) for teacher in teachers]
-    tokens = (spec.tokenizer, data.kind, spec.max_length)
-    train = encode(augmented(data.train, config, data.kind, device), *tokens)
+    tokens = (spec.tokenizer, spec.max_length)
+    train = spec.kind.encode(augmented(data.train, config, spec.kind, device), *tokens)
     sampler = Sampler(
         train.lengths,
         config.training.batch_size,
@@ -195,7 +196,7 @@ def assemble_stage(
     total = config.training.steps or config.training.epochs * sampler.steps_per_epoch
     sites = student.sites or find_sites(student.model, registry.sites)
     parts = find_parts(sites) if objective.tells_parts_apart else {}
-    collator = Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed)
+    collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
     learner = Extractor(student.model, sites)
     rollouts = build_rollouts(spec, registry, learner, extractors, collator.pad_id, device)
     own = f" rank {data_rank()}" if data_rank() else ""
@@ -211,7 +212,7 @@ def assemble_stage(
         engine=make_engine(student.model, objective.modules, config, total, device, parts),
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
-        validation=encode(data.validation, *tokens),
+        validation=spec.kind.encode(data.validation, *tokens),
         collator=collator,
         sampler=sampler,
         total_steps=total,
@@ -294,12 +295,12 @@ def _from_teacher(
     else:
         from gkd_core.parallel.loading import StoredWeights, meta_model
 
-        whole = meta_model(data.kind, source.config, source.trust_remote_code)
+        whole = meta_model(spec.kind, source.config, source.trust_remote_code)
         teacher = find_sites(whole, registry.sites)
         weights = StoredWeights(whole, source.trained)
     config = spec.config
     made = build_student(
-        config.student, teacher, data.kind, data.classes, config.seed, registry.sites, weights
+        config.student, teacher, spec.kind, data.classes, config.seed, registry.sites, weights
     )
     if config.student.scale is None:
         return made
@@ -316,7 +317,7 @@ def _from_checkpoint(
     config, data = spec.config, spec.data
     loaded = load_model(
         place,
-        data.kind,
+        spec.kind,
         data.classes,
         config.seed,
         config.student.trust_remote_code,
