@@ -36,10 +36,10 @@ def check_combiner(
         AssertionError: A property does not hold; the message says which.
         MethodError: The combiner rejects the models of every kind.
     """
-    check_kinds(lambda kind: _CombinerTrial(combiner, options or {}, kind), kinds)
+    check_kinds(lambda kind: CombinerTrial(combiner, options or {}, kind), kinds)
 
 
-class _CombinerTrial(TinyStage):
+class CombinerTrial(TinyStage):
     """A combiner of two teachers."""
 
     teacher_layers = (4, 3)

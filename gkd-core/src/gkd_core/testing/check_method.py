@@ -31,10 +31,10 @@ def check_method(
         AssertionError: A property does not hold; the message says which.
         MethodError: The method rejects the models of every kind.
     """
-    check_kinds(lambda kind: _MethodTrial(method, options or {}, kind), kinds)
+    check_kinds(lambda kind: MethodTrial(method, options or {}, kind), kinds)
 
 
-class _MethodTrial(TinyStage):
+class MethodTrial(TinyStage):
     """A method with one teacher, or none if it reads none."""
 
     def __init__(self, method: type[Method], options: Mapping[str, Any], kind: str) -> None:

@@ -152,7 +152,7 @@ def _check(trial: TinyStage) -> None:
     _same(_fresh_loss(trial, _take(batch, order)), loss, f"{trial.name}: the order of rows matters")
     if not trial.subject.batch_coupled:
         _check_accumulation(trial, batch)
-    _check_queries(trial, batch)
+    check_step_queries(trial, batch)
     _check_resume(trial, batch)
 
 
@@ -176,7 +176,12 @@ def _check_accumulation(trial: TinyStage, batch: Batch) -> None:
     _same(trial.gradient(parts, counts), whole, message)
 
 
-def _check_queries(trial: TinyStage, batch: Batch) -> None:
+def check_step_queries(trial: TinyStage, batch: Batch) -> None:
+    """Check that what a method says about a step changes nothing, in some steps of a new run.
+
+    Raises:
+        AssertionError: It does; the message says which query.
+    """
     trial.objective = trial.build()
     for index in (0, 1, STEPS - 1):
         step = _step(index)
