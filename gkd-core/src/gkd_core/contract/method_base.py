@@ -222,20 +222,31 @@ def validate(cls: type[MethodBase], kind: str) -> None:
         raise PluginError(f"{where}: `paper` must say where the {kind} was published")
     if not cls.__doc__:
         raise PluginError(f"{where}: a docstring is needed; `gkd methods {name}` shows it")
-    if not issubclass(cls.Config, MethodBase.Config):
-        base = "Method" if kind == "method" else "TeacherCombiner"
-        raise PluginError(f"{where}: `Config` must be a subclass of `{base}.Config`")
-    for option, field in cls.Config.model_fields.items():
+    base = "Method" if kind == "method" else "TeacherCombiner"
+    check_options(cls.Config, MethodBase.Config, where, base)
+
+
+def check_options(config: type[BaseModel], base: type[BaseModel], where: str, name: str) -> None:
+    """Reject options that violate the contract.
+
+    Args:
+        config: The options.
+        base: What they must be a subclass of.
+        where: Description of the class that they belong to, for the message.
+        name: Name of the class that `base` belongs to.
+
+    Raises:
+        PluginError: An option lacks a default or a description, or its default is invalid.
+    """
+    if not issubclass(config, base):
+        raise PluginError(f"{where}: `Config` must be a subclass of `{name}.Config`")
+    for option, field in config.model_fields.items():
         if field.is_required():
             raise PluginError(f"{where}: option `{option}` needs a default")
         if not field.description:
             raise PluginError(f"{where}: option `{option}` needs a description")
-    if cls.Config.__pydantic_complete__:
-        _check_defaults(cls.Config, where)
-
-
-def _check_defaults(config: type[MethodBase.Config], where: str) -> None:
-    """Reject options whose defaults are invalid, which would otherwise fail in a run."""
+    if not config.__pydantic_complete__:
+        return
     try:
         config()
     except ValidationError as error:

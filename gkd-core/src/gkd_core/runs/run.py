@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 from transformers import PreTrainedModel
 
-from gkd_core.config.resolve import Resolved, ResolvedStage, task_name
-from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig
+from gkd_core.config.resolve import Resolved, ResolvedStage
+from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig, task_name
 from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.run_info import STAGES, RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait

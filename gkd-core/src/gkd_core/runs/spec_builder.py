@@ -15,8 +15,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core.config.expression import AVERAGE, Expression, parse_expression
 from gkd_core.config.graph import STAGE, stage_of
-from gkd_core.config.resolve import ResolvedStage, task_name
-from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, TeacherSize
+from gkd_core.config.resolve import ResolvedStage
+from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, TeacherSize, task_name
 from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.contract.task import DefaultTeacher, TaskData
@@ -99,6 +99,7 @@ class SpecBuilder:
             expression=expression,
             data=data,
             kind=kind,
+            task=self.rows.task(config, config.task),
             tokenizer=self.tokenizer(config, teachers, follows),
             teachers=tuple(teachers),
             student=student,
@@ -195,7 +196,7 @@ class SpecBuilder:
             family = "encoder" if sees_both_sides(follows.student_config) else "decoder"
             task = task.model_copy(update={"default_teacher": family})
         name = task_name(task)
-        own = self.registry.task(name)(task, self.registry.kinds).default_teacher(data, size)
+        own = self.rows.task(config, task).default_teacher(data, size)
         if own is None:
             alone = "" if setting == "teacher.model" else f" (--set {setting}=DIR for one stage)"
             raise ConfigError(

@@ -15,7 +15,7 @@ from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.run_info import GradientEngine, LoadedModel, Modules, StageInfo
 from gkd_core.data.loader import iterate
 from gkd_core.distributed.groups import data_rank
-from gkd_core.evaluation.evaluate import evaluate
+from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.hooks.forward import Change
 from gkd_core.hooks.paths import WRITABLE_SITES, parse_path
 from gkd_core.objective.objective import name_seed
@@ -24,6 +24,8 @@ from gkd_core.students.importance import Importance, measure_importance
 from gkd_core.training.calibration import calibration_batches
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from gkd_core.training.stage import Stage
 
 
@@ -84,20 +86,20 @@ class LiveStageInfo(StageInfo):
                 self.student, stage.name
             )
         ]
-        return evaluate(
-            stage.student.model,
-            stage.validation,
-            stage.collator,
-            stage.kind,
-            self.device,
-            lambda batch: stage.student.predict(batch.inputs, changes),
-        ).metrics
+        student = stage.student
+        return self._metrics(student.model, lambda batch: student.predict(batch.inputs, changes))
 
     def evaluate_teacher(self, number: int) -> Mapping[str, float]:
         """Return the metrics of a teacher on the validation rows."""
+        return self._metrics(self._stage.teachers[number].model)
+
+    def _metrics(
+        self, model: PreTrainedModel, predict: Predict | None = None
+    ) -> Mapping[str, float]:
         stage = self._stage
-        teacher = stage.teachers[number].model
-        return evaluate(teacher, stage.validation, stage.collator, stage.kind, self.device).metrics
+        rows = (stage.validation, stage.collator, stage.kind, self.device)
+        found = evaluate(model, *rows, predict)
+        return stage.spec.measured(found, stage.spec.data.validation).metrics
 
     def measure_importance(self, rows: int) -> Importance:
         """Measure the importance of the student's heads and neurons."""

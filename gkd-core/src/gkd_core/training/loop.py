@@ -106,7 +106,7 @@ def _log(
 def _evaluate(
     stage: Stage, step: Step, progress: Progress, recorder: Recorder, hooks: PluginHooks
 ) -> None:
-    found = evaluate(
+    evaluated = evaluate(
         stage.student.model,
         stage.validation,
         stage.collator,
@@ -117,6 +117,7 @@ def _evaluate(
             evaluation_changes(stage.objective.members, stage.student, stage.teachers, batch, step),
         ),
     )
+    found = stage.spec.measured(evaluated, stage.spec.data.validation)
     value = found.metrics[stage.metric.name]
     if stage.metric.better(value, progress.best):
         progress.best, progress.best_step, progress.waited = value, progress.step, 0

@@ -93,7 +93,7 @@ class Stage:
     @property
     def metric(self) -> Metric:
         """The metric by which the best student is chosen."""
-        return self.kind.metric
+        return self.spec.metric
 
     @property
     def best(self) -> Path:
