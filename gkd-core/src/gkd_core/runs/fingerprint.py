@@ -114,7 +114,9 @@ def model_digest(directory: Path) -> str:
 
 def _settings(spec: StageSpec) -> dict[str, Any]:
     config, expression = spec.config, spec.expression
-    tree: dict[str, Any] = config.model_dump(mode="json", exclude=APART)
+    given: dict[str, Any] = config.model_dump(mode="json", exclude=APART)
+    # An optional table that is not set does not count, so that new ones change no fingerprint.
+    tree = {name: table for name, table in given.items() if table is not None}
     tree["student"] = _without_places(tree["student"])
     tree["teachers"] = [_without_places(teacher) for teacher in tree["teachers"]]
     names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles)}
