@@ -119,7 +119,7 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
     tree = {name: table for name, table in given.items() if table is not None}
     tree["student"] = _without_places(tree["student"])
     tree["teachers"] = [_without_places(teacher) for teacher in tree["teachers"]]
-    names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles)}
+    names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles), spec.task.name}
     options = {n: config.options[n].model_dump(mode="json") for n in names & set(config.options)}
     task = {name: getattr(config.task, name) for name in LEARNT_FROM}
     shape = {k: v for k, v in spec.student_config.to_dict().items() if not k.startswith("_")}
