@@ -210,7 +210,8 @@ def compare_models(
         model, size = _load(one, spec, device, adapters)
         sizes.append(size)
         predict = _predict(model, spec.kind, adapters)
-        found.append(evaluate(model, encoded, collator, spec.kind, device, predict))
+        evaluated = evaluate(model, encoded, collator, spec.kind, device, predict)
+        found.append(spec.measured(evaluated, split))
         models += [model] if timed else []
         del model
     times: list[float | None] = [None] * len(compared)
@@ -219,7 +220,7 @@ def compare_models(
         samples = [collator.collate(encoded, [i], epoch=0).to(device) for i in first]
         times[:] = latencies(models, samples)
     reference = next((e for c, e in zip(compared, found, strict=True) if c.name == teacher), None)
-    metric = spec.kind.metric
+    metric = spec.metric
     rows = [
         Row(
             name=one.name,
@@ -238,7 +239,8 @@ def compare_models(
         )
     ]
     name = "validation" if data.test is None else "test"
-    return Comparison(metric.name, name, len(encoded), rows, spec.kind.guess(split.labels))
+    guessed = spec.kind.guess(split.labels) if metric == spec.kind.metric else None
+    return Comparison(metric.name, name, len(encoded), rows, guessed)
 
 
 def _load(

@@ -88,7 +88,24 @@ class Collator:
         if encoded.type_ids is not None:
             types = [row["token_type_ids"] for row in made]
             inputs["token_type_ids"] = self.padded(types, self._pad_type_id, width)
-        return Batch(inputs, labels, torch.tensor(rows, dtype=torch.int64), words=words)
+        numbers = torch.tensor(rows, dtype=torch.int64)
+        loss_mask = self._loss_mask(encoded, rows, unpadded, width)
+        return Batch(inputs, labels, numbers, words=words, loss_mask=loss_mask)
+
+    def _loss_mask(
+        self,
+        encoded: Encoded,
+        rows: Sequence[int],
+        ids: Sequence[NDArray[np.int64]],
+        width: int,
+    ) -> torch.Tensor | None:
+        """Return where the target texts are, bool `[B, S]`; None if there are none."""
+        if encoded.prompts is None:
+            return None
+        counts = [
+            np.arange(len(own)) >= encoded.prompts[row] for row, own in zip(rows, ids, strict=True)
+        ]
+        return self.padded(counts, 0, width).bool()
 
     @cached_property
     def _words(self) -> Words:
