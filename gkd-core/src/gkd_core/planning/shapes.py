@@ -18,7 +18,7 @@ from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_parameters
 from gkd_core.runs.checks import check_spec
 from gkd_core.runs.spec_builder import SpecBuilder
-from gkd_core.training.stage_spec import StageSpec, TeacherSource
+from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 if TYPE_CHECKING:
     from gkd_core.contract.task import TaskData
@@ -31,7 +31,7 @@ class ShapeSpecBuilder(SpecBuilder):
     """Draws specs whose models need neither weights nor a tokenizer, for any machine."""
 
     def tokenizer(
-        self, config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
+        self, config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None
     ) -> PreTrainedTokenizerFast:
         """Return the tokenizer of the models, or one of a few words where a model has none."""
         named = [*(teacher.model for teacher in teachers), config.student.model]

@@ -36,7 +36,7 @@ from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.runs.shared_rows import SharedRows
 from gkd_core.students.shape import student_config
-from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSource
+from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSpec
 
 
 def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
@@ -106,7 +106,7 @@ class SpecBuilder:
         return spec
 
     def tokenizer(
-        self, config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
+        self, config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None
     ) -> PreTrainedTokenizerFast:
         """Return the tokenizer that all models share, or refuse models that do not share one."""
         return _shared_tokenizer(config, teachers, follows)
@@ -123,7 +123,7 @@ class SpecBuilder:
         data: TaskData,
         follows: StageSpec | None,
         stages: Sequence[StageSpec | None],
-    ) -> list[TeacherSource]:
+    ) -> list[TeacherSpec]:
         """Return the teachers if a method reads one or the student is made from one."""
         config = settings.config
         methods = [self.registry.method(member.name) for member in expression.members]
@@ -152,7 +152,7 @@ class SpecBuilder:
         settings: ResolvedStage,
         data: TaskData,
         follows: StageSpec | None,
-    ) -> TeacherSource:
+    ) -> TeacherSpec:
         config = settings.config
         setting = _setting(teacher, settings)
         store = None
@@ -166,7 +166,7 @@ class SpecBuilder:
             model = str(store.trained if store.ready else store.untrained)
         found = load_config(model, teacher.trust_remote_code, setting)
         info = ModelInfo.read(teacher.name, found, _width(data, found.vocab_size))
-        return TeacherSource(info, setting, model, found, teacher.trust_remote_code, store)
+        return TeacherSpec(info, setting, model, found, teacher.trust_remote_code, store)
 
     def _default_teacher(
         self,
@@ -197,7 +197,7 @@ class SpecBuilder:
         config: RunConfig,
         expression: Expression,
         student: ModelInfo,
-        teachers: Sequence[TeacherSource],
+        teachers: Sequence[TeacherSpec],
     ) -> Iterable[ActiveMethod]:
         ensembles = self._ensembles(config, expression, student, teachers)
         for member in expression.members:
@@ -225,7 +225,7 @@ class SpecBuilder:
         config: RunConfig,
         expression: Expression,
         student: ModelInfo,
-        teachers: Sequence[TeacherSource],
+        teachers: Sequence[TeacherSpec],
     ) -> dict[str, TeacherEnsemble]:
         """Return the combiners by name, that of methods without parentheses if there is one."""
         weights = {AVERAGE: ALWAYS_1} if len(teachers) > 1 else {}
@@ -260,11 +260,11 @@ def _generator(config: RunConfig, name: str) -> torch.Generator:
 
 def _taught_before(
     teacher: TeacherConfig, stage: StageSpec, settings: ResolvedStage, data: TaskData
-) -> TeacherSource:
+) -> TeacherSpec:
     """Return the student of an earlier stage as a teacher."""
     shape, setting = stage.student_config, _setting(teacher, settings)
     info = ModelInfo.read(teacher.name, shape, _width(data, shape.vocab_size))
-    return TeacherSource(info, setting, f"{STAGE}{stage.name}", shape, False, stage=stage)
+    return TeacherSpec(info, setting, f"{STAGE}{stage.name}", shape, False, stage=stage)
 
 
 def _setting(teacher: TeacherConfig, settings: ResolvedStage) -> str:
@@ -290,7 +290,7 @@ def _agree_on_classes(data: TaskData, models: Sequence[PretrainedConfig]) -> Tas
 
 def _student_shape(
     config: RunConfig,
-    teachers: Sequence[TeacherSource],
+    teachers: Sequence[TeacherSpec],
     data: TaskData,
     start: PretrainedConfig | None,
 ) -> PretrainedConfig:
@@ -309,7 +309,7 @@ def _width(data: TaskData, vocabulary: int) -> int:
 
 
 def _shared_tokenizer(
-    config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
+    config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer that all models share, or refuse models that do not share one."""
     known = [(f"{t.setting} = '{t.model}'", _tokenizer_of(t)) for t in teachers]
@@ -330,7 +330,7 @@ def _shared_tokenizer(
     return tokenizer
 
 
-def _tokenizer_of(teacher: TeacherSource) -> PreTrainedTokenizerFast:
+def _tokenizer_of(teacher: TeacherSpec) -> PreTrainedTokenizerFast:
     if teacher.stage is not None:
         return teacher.stage.tokenizer
     return load_tokenizer(teacher.model, teacher.trust_remote_code, teacher.setting)

@@ -36,7 +36,7 @@ from gkd_core.students.scale import scale_student
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
-from gkd_core.training.stage_spec import StageSpec, TeacherSource
+from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 
 @dataclass
@@ -236,7 +236,7 @@ def assemble_stage(
 
 def settle_teacher(
     teacher: Sites,
-    source: TeacherSource,
+    source: TeacherSpec,
     dtype: str,
     groups: Groups | None,
     device: torch.device,
@@ -258,7 +258,7 @@ def settle_teacher(
 
 
 def _load_teacher(
-    spec: StageSpec, source: TeacherSource, registry: Registry, groups: Groups | None
+    spec: StageSpec, source: TeacherSpec, registry: Registry, groups: Groups | None
 ) -> Sites:
     model = load_teacher(
         source.trained,

@@ -39,7 +39,7 @@ MAX_LENGTH = 128
 
 
 @dataclass(frozen=True)
-class TeacherSource:
+class TeacherSpec:
     """A teacher before it is loaded.
 
     Attributes:
@@ -100,7 +100,7 @@ class StageSpec:
     expression: Expression
     data: TaskData
     tokenizer: PreTrainedTokenizerFast
-    teachers: tuple[TeacherSource, ...]
+    teachers: tuple[TeacherSpec, ...]
     student: ModelInfo
     student_config: PretrainedConfig
     members: tuple[ActiveMethod, ...]
