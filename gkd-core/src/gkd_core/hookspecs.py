@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.task import Task
     from gkd_core.models.sites import Sites
     from gkd_core.runs.outline import RunOutline
+    from gkd_core.teachers.source import AnswerSource
 
 PROJECT = "gkd"
 
@@ -74,6 +75,11 @@ def gkd_register_sites() -> Iterable[type[Sites]]:
 @hookspec
 def gkd_register_tasks() -> Iterable[type[Task]]:
     """Return sources of data, chosen by `task.name`."""
+
+
+@hookspec
+def gkd_register_teachers() -> Iterable[type[AnswerSource]]:
+    """Return sources of teachers' answers besides live models, chosen by `teacher.source.name`."""
 
 
 @hookspec

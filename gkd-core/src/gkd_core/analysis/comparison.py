@@ -17,7 +17,7 @@ from rich.table import Table
 from gkd_core.analysis.sizes import readable
 from gkd_core.atomic import write_file
 from gkd_core.data.collate import Collator
-from gkd_core.data.encode import encode
+from gkd_core.data.encode import Encoded, encode
 from gkd_core.deploy.latency import latencies
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import arrange
@@ -26,6 +26,7 @@ from gkd_core.distributed.ranks import processes
 from gkd_core.errors import MethodError
 from gkd_core.evaluation.evaluate import MAIN_METRIC, Evaluation, Predict, evaluate
 from gkd_core.hooks.extraction import Extractor
+from gkd_core.kinds.kind import LM_KINDS
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
@@ -33,9 +34,11 @@ from gkd_core.parallel.placement import place_teacher
 from gkd_core.training.stage import shard_reader
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from gkd_core.config.schema import Placement
+    from gkd_core.contract.batch import Batch
+    from gkd_core.contract.task import Split
     from gkd_core.kinds.kind import Kind
     from gkd_core.models.sites import Sites
     from gkd_core.training.stage_spec import StageSpec
@@ -55,6 +58,7 @@ class ComparedModel:
     Attributes:
         name: What the table calls it.
         model: Directory or hub id.
+        tokenizer: Its tokenizer.
         trust_remote_code: Whether code that comes with it may run.
         tensor: Processes that share one copy of it.
         placement: Where its weights are until they are used.
@@ -62,6 +66,7 @@ class ComparedModel:
 
     name: str
     model: str
+    tokenizer: PreTrainedTokenizerFast
     trust_remote_code: bool = False
     tensor: int = 1
     placement: Placement = "replicated"
@@ -197,7 +202,7 @@ def compare_models(
     All processes that share a model call this.
 
     Args:
-        spec: The stage, whose data and tokenizer are used.
+        spec: The stage whose data is used.
         compared: The models.
         teacher: Name of the one the others are measured against.
         adapters: Site adapters registered by plugins.
@@ -205,23 +210,23 @@ def compare_models(
     data, config = spec.data, spec.config
     device = pick_device(config.parallel.device)
     split = data.validation if data.test is None else data.test
-    encoded = encode(split, spec.tokenizer, data.kind, spec.max_length)
-    collator = Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed)
+    readings = {one.tokenizer: _read(split, one.tokenizer, spec) for one in compared}
     timed = all(one.is_whole for one in compared)
     adapters, models, sizes, found = tuple(adapters), [], [], []
     for one in compared:
         model, size = _load(one, spec, device, adapters)
         sizes.append(size)
         predict = _predict(model, data.kind, adapters)
-        found.append(evaluate(model, encoded, collator, data.kind, device, predict))
+        found.append(evaluate(model, *readings[one.tokenizer], data.kind, device, predict))
         models += [model] if timed else []
         del model
     times: list[float | None] = [None] * len(compared)
     if timed:
-        first = range(min(TIMED_SAMPLES, len(encoded)))
-        samples = [collator.collate(encoded, [i], epoch=0).to(device) for i in first]
-        times[:] = latencies(models, samples)
+        samples = {key: _samples(*read, device) for key, read in readings.items()}
+        times[:] = latencies(models, [samples[one.tokenizer] for one in compared])
     reference = next((e for c, e in zip(compared, found, strict=True) if c.name == teacher), None)
+    if data.kind in LM_KINDS and len(readings) > 1:
+        reference = None  # perplexities per token of different tokenizers are not comparable
     metric = MAIN_METRIC[data.kind]
     rows = [
         Row(
@@ -242,7 +247,23 @@ def compare_models(
     ]
     name = "validation" if data.test is None else "test"
     guessed = _most_frequent(split.labels) if data.kind == "classification" else None
-    return Comparison(metric.name, name, len(encoded), rows, guessed)
+    count = min(len(encoded) for encoded, _ in readings.values())
+    return Comparison(metric.name, name, count, rows, guessed)
+
+
+def _read(
+    split: Split, tokenizer: PreTrainedTokenizerFast, spec: StageSpec
+) -> tuple[Encoded, Collator]:
+    """Return the rows in the tokens of a tokenizer, and what makes batches of them."""
+    config = spec.config
+    encoded = encode(split, tokenizer, spec.kind, spec.max_length)
+    return encoded, Collator(tokenizer, spec.kind, config.task.mask_share, config.seed)
+
+
+def _samples(encoded: Encoded, collator: Collator, device: torch.device) -> list[Batch]:
+    """Return the first rows as batches of one sample each."""
+    first = range(min(TIMED_SAMPLES, len(encoded)))
+    return [collator.collate(encoded, [row], epoch=0).to(device) for row in first]
 
 
 def _load(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -74,6 +74,11 @@ class Batch:
         words: Index of the word that each token belongs to, from 0 in every row, -1 for special
             tokens and padding, int64 `[B, S]`; words are those of the text before masking. None
             in a batch that was not made by a `Collator`.
+        byte_offsets: Start and end of each token in the UTF-8 text of its row (the second text of a
+            pair follows the first), int64 `[B, S, 2]`; -1 for special tokens and padding. Tokens
+            that share a character have its offsets. None unless a method `aligns` tokens or
+            tokenizers differ.
+        views: The batch as models with another tokenizer than the student's read it, by name.
     """
 
     inputs: Mapping[str, Tensor]
@@ -81,6 +86,8 @@ class Batch:
     rows: Tensor
     counted: bool = True
     words: Tensor | None = None
+    byte_offsets: Tensor | None = None
+    views: Mapping[str, Batch] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,6 +114,15 @@ class Batch:
             return Items.where("target", self.labels != IGNORE)
         return Items.where("target", self.samples.mask)
 
+    def view(self, name: str) -> Batch:
+        """Return the same rows as a model reads them: its ids, tokens, targets and byte offsets.
+
+        Args:
+            name: Name of the model, such as `teacher.model.name`. A model that reads the student's
+                token ids has the batch itself.
+        """
+        return self.views.get(name, self)
+
     def counts(self) -> dict[ItemKind, int]:
         """Return the number of items of each kind that count."""
         kinds = (self.samples, self.tokens, self.targets)
@@ -114,11 +130,23 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        words = None if self.words is None else self.words.to(device, non_blocking=True)
-        rows = self.rows.to(device, non_blocking=True)
-        moved = Batch(inputs, labels, rows, self.counted, words)
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        views = {id(view): view for view in self.views.values()}
+        moved_views = {key: view.to(device) for key, view in views.items()}
+        moved = replace(
+            self,
+            inputs={
+                name: value.to(device, non_blocking=True) for name, value in self.inputs.items()
+            },
+            labels=move(self.labels),
+            rows=self.rows.to(device, non_blocking=True),
+            words=move(self.words),
+            byte_offsets=move(self.byte_offsets),
+            views={name: moved_views[id(view)] for name, view in self.views.items()},
+        )
         # The items are found here, on the CPU: `nonzero` on a GPU would wait for the device.
         for name in ("samples", "tokens", "targets"):
             moved.__dict__[name] = getattr(self, name).to(device)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from gkd_core.contract.batch import IGNORE, Batch
+from gkd_core.data.byte_offsets import NOWHERE
 from gkd_core.data.encode import Encoded
 from gkd_core.data.words import Words
 from gkd_core.errors import DataError
@@ -66,7 +67,14 @@ class Collator:
         self._vocabulary = len(tokenizer)
         self._special = np.array(tokenizer.all_special_ids, np.int64)
 
-    def collate(self, encoded: Encoded, rows: Sequence[int], epoch: int, width: int = 0) -> Batch:
+    def collate(
+        self,
+        encoded: Encoded,
+        rows: Sequence[int],
+        epoch: int,
+        width: int = 0,
+        hidden: Sequence[NDArray[np.bool_]] | None = None,
+    ) -> Batch:
         """Return the micro-batch of `rows`.
 
         Args:
@@ -74,6 +82,8 @@ class Collator:
             rows: Row indices, at least one.
             epoch: Completed passes over the training data; `EVALUATION_EPOCH` outside training.
             width: Minimum width, in tokens, to which rows are padded.
+            hidden: Tokens of each row that `masked-lm` predicts, all of which become the mask
+                token; drawn if None.
         """
         made = [encoded.row(row) for row in rows]
         ids = [row["input_ids"].astype(np.int64) for row in made]
@@ -81,7 +91,10 @@ class Collator:
         words = self._padded(list(map(self._words.number, ids)), -1, width)
         labels: torch.Tensor | None = None
         if self.kind == "masked-lm":
-            masked = [self._masked(*pair, epoch) for pair in zip(ids, rows, strict=True)]
+            if hidden is None:
+                masked = [self._masked(*pair, epoch) for pair in zip(ids, rows, strict=True)]
+            else:
+                masked = [self._hidden(*pair) for pair in zip(ids, hidden, strict=True)]
             ids = [tokens for tokens, _ in masked]
             labels = self._padded([targets for _, targets in masked], IGNORE, width)
         elif self.kind == "causal-lm":
@@ -96,17 +109,27 @@ class Collator:
         if encoded.type_ids is not None:
             types = [row["token_type_ids"] for row in made]
             inputs["token_type_ids"] = self._padded(types, self._pad_type_id, width)
-        return Batch(inputs, labels, torch.tensor(rows, dtype=torch.int64), words=words)
+        located = None
+        if encoded.byte_offsets is not None:
+            located = self._padded([row["byte_offsets"] for row in made], NOWHERE, width)
+        numbers = torch.tensor(rows, dtype=torch.int64)
+        return Batch(inputs, labels, numbers, words=words, byte_offsets=located)
 
     @cached_property
     def _words(self) -> Words:
         return Words(self._tokenizer)
 
     def _padded(self, rows: Sequence[NDArray[Any]], value: int, width: int) -> torch.Tensor:
-        filled = np.full((len(rows), width), value, np.int64)
+        filled = np.full((len(rows), width, *rows[0].shape[1:]), value, np.int64)
         for line, row in zip(filled, rows, strict=True):
             line[slice(width - len(row), width) if self._left else slice(len(row))] = row
         return torch.from_numpy(filled)
+
+    def _hidden(
+        self, ids: NDArray[np.int64], hidden: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the token ids of a row with the hidden ones masked, and the labels."""
+        return np.where(hidden, self._mask_id, ids), np.where(hidden, ids, IGNORE)
 
     def _masked(
         self, ids: NDArray[np.int64], row: int, epoch: int

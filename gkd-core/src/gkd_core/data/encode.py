@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.contract.task import Split
+from gkd_core.data.byte_offsets import cut_blocks, locate_tokens
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.kinds.kind import LM_KINDS, Kind
 
@@ -29,6 +30,9 @@ class Encoded:
         offsets: Start of each row and the end of the last, int64 `[N + 1]`.
         labels: Class ids int64 `[N]`, values fp32 `[N]`, or None.
         num_truncated: Number of rows truncated to `max_length`.
+        byte_offsets: Start and end of each token in the UTF-8 text of its row, int32 `[T, 2]`; -1
+            for special tokens. None unless asked for.
+        blocks: The text of each row in language modeling; None unless `byte_offsets` are asked for.
     """
 
     ids: NDArray[np.int32]
@@ -36,6 +40,8 @@ class Encoded:
     offsets: NDArray[np.int64]
     labels: NDArray[Any] | None
     num_truncated: int
+    byte_offsets: NDArray[np.int32] | None = None
+    blocks: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -46,22 +52,35 @@ class Encoded:
         return np.diff(self.offsets)
 
     def row(self, index: int) -> dict[str, NDArray[np.int32]]:
-        """Return the `input_ids` and, if any, the `token_type_ids` of a row."""
+        """Return the `input_ids` and, if any, `token_type_ids` and `byte_offsets` of a row."""
         part = slice(self.offsets[index], self.offsets[index + 1])
         row = {"input_ids": self.ids[part]}
         if self.type_ids is not None:
             row["token_type_ids"] = self.type_ids[part]
+        if self.byte_offsets is not None:
+            row["byte_offsets"] = self.byte_offsets[part]
         return row
 
 
 def encode(
-    split: Split, tokenizer: PreTrainedTokenizerBase, kind: Kind, max_length: int
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    max_length: int,
+    byte_offsets: bool = False,
 ) -> Encoded:
     """Tokenize a split.
 
     Texts (or pairs, longest first) are truncated to `max_length` tokens. In language modeling, long
     texts are split into blocks of at most `max_length` tokens instead, each with the tokenizer's
     special tokens; each block is a row, and single-token blocks are dropped.
+
+    Args:
+        split: The texts.
+        tokenizer: A fast tokenizer.
+        kind: Kind of the task.
+        max_length: Maximum tokens of a row.
+        byte_offsets: Also return where each token is in its text.
 
     Raises:
         ConfigError: `max_length` leaves no room besides the special tokens.
@@ -74,39 +93,70 @@ def encode(
             f"{max_length - room} special tokens; increase it"
         )
     if kind in LM_KINDS:
-        rows, cut = _blocks(split.text, tokenizer, max_length), 0
+        rows, cut = _blocks(split.text, tokenizer, max_length, byte_offsets), 0
         if not rows:
             raise DataError(
                 "no text has two or more tokens, so there is nothing to model; give longer texts"
             )
     else:
-        rows, cut = _samples(split, tokenizer, max_length)
+        rows, cut = _samples(split, tokenizer, max_length, byte_offsets)
     labels = None
     if split.labels is not None:
         labels = np.array(split.labels, np.float32 if kind == "regression" else np.int64)
-    ids = np.concatenate([row.ids for row in rows])
+    return _joined(rows, labels, cut)
+
+
+def encode_again(
+    split: Split, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Encoded:
+    """Tokenize rows for a model with another tokenizer; the rows and labels stay the same.
+
+    Args:
+        split: The texts.
+        encoded: The split as the student reads it, with `byte_offsets`.
+        tokenizer: The other tokenizer.
+        max_length: Maximum tokens of a row; longer ones are truncated.
+    """
+    rows = split if encoded.blocks is None else Split(encoded.blocks)
+    found, cut = _samples(rows, tokenizer, max_length, byte_offsets=True)
+    return _joined(found, encoded.labels, cut)
+
+
+def _joined(rows: Sequence[_Row], labels: NDArray[Any] | None, cut: int) -> Encoded:
     type_ids = [row.type_ids for row in rows if row.type_ids is not None]
-    offsets = np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64)
-    return Encoded(ids, np.concatenate(type_ids) if type_ids else None, offsets, labels, cut)
+    byte_offsets = [row.byte_offsets for row in rows if row.byte_offsets is not None]
+    blocks = [row.block for row in rows if row.block is not None]
+    return Encoded(
+        ids=np.concatenate([row.ids for row in rows]),
+        type_ids=np.concatenate(type_ids) if type_ids else None,
+        offsets=np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
+        labels=labels,
+        num_truncated=cut,
+        byte_offsets=np.concatenate(byte_offsets) if byte_offsets else None,
+        blocks=blocks or None,
+    )
 
 
 class _Row(NamedTuple):
     ids: NDArray[np.int32]
     type_ids: NDArray[np.int32] | None
+    block: str | None = None
+    byte_offsets: NDArray[np.int32] | None = None
 
 
 def _samples(
-    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, byte_offsets: bool
 ) -> tuple[list[_Row], int]:
     """Return one row per text, and the number of truncated rows."""
     rows: list[_Row] = []
     cut = 0
     for start in range(0, len(split), CHUNK):
         chunk = list(range(start, min(start + CHUNK, len(split))))
-        rows += _tokenise(split, chunk, tokenizer, max_length + 1)
+        rows += _tokenise(split, chunk, tokenizer, max_length + 1, byte_offsets)
         # Tokenized with room for one more token: exactly the texts that use it are truncated.
         long = [index for index in chunk if len(rows[index].ids) > max_length]
-        for index, row in zip(long, _tokenise(split, long, tokenizer, max_length), strict=True):
+        shorter = _tokenise(split, long, tokenizer, max_length, byte_offsets)
+        for index, row in zip(long, shorter, strict=True):
             rows[index] = row
         cut += len(long)
     for index, row in enumerate(rows):
@@ -119,41 +169,58 @@ def _samples(
 
 
 def _tokenise(
-    split: Split, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int
+    split: Split,
+    indices: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    byte_offsets: bool,
 ) -> list[_Row]:
     if not indices:
         return []
+    texts = [split.text[index] for index in indices]
+    pairs = None if split.pair is None else [split.pair[index] for index in indices]
     made = tokenizer(
-        [split.text[index] for index in indices],
-        None if split.pair is None else [split.pair[index] for index in indices],
+        texts,
+        pairs,
         truncation="longest_first",
         max_length=max_length,
         return_attention_mask=False,
     )
     ids = [np.array(row, np.int32) for row in made["input_ids"]]
-    if "token_type_ids" not in made:
-        return [_Row(row, None) for row in ids]
-    types = [np.array(row, np.int32) for row in made["token_type_ids"]]
-    return list(map(_Row, ids, types))
+    types: Sequence[Any] = [None] * len(ids)
+    if "token_type_ids" in made:
+        types = [np.array(row, np.int32) for row in made["token_type_ids"]]
+    if not byte_offsets:
+        return list(map(_Row, ids, types))
+    found = [
+        locate_tokens(made.encodings[row], (text, *([pairs[row]] if pairs else [])))
+        for row, text in enumerate(texts)
+    ]
+    return list(map(_Row, ids, types, [None] * len(ids), found))
 
 
 def _blocks(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, byte_offsets: bool
 ) -> list[_Row]:
     rows: list[_Row] = []
     for start in range(0, len(texts), CHUNK):
+        chunk = list(texts[start : start + CHUNK])
         made = tokenizer(
-            list(texts[start : start + CHUNK]),
-            return_attention_mask=False,
-            return_special_tokens_mask=True,
-            verbose=False,
+            chunk, return_attention_mask=False, return_special_tokens_mask=True, verbose=False
         )
         types = made.get("token_type_ids") or [None] * len(made["input_ids"])
-        for ids, type_ids, special in zip(
-            made["input_ids"], types, made["special_tokens_mask"], strict=True
+        for number, (ids, type_ids, special) in enumerate(
+            zip(made["input_ids"], types, made["special_tokens_mask"], strict=True)
         ):
             positions = _block_positions(np.array(special), max_length)
-            rows += [_pick(ids, type_ids, block) for block in positions if len(block) > 1]
+            found = [_pick(ids, type_ids, block) for block in positions]
+            if byte_offsets:
+                located = locate_tokens(made.encodings[number], (chunk[number],))
+                cut = cut_blocks(chunk[number], located, positions)
+                found = [
+                    _Row(row.ids, row.type_ids, *own) for row, own in zip(found, cut, strict=True)
+                ]
+            rows += [row for row in found if len(row.ids) > 1]
     return rows
 
 

@@ -11,14 +11,13 @@ from gkd_core.distributed.heads import DividedHeads
 from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, MAIN, POOLED, Capture
 from gkd_core.losses.logits import LinearLogits
-from gkd_core.losses.relation import self_relation
+from gkd_core.losses.relation import Relation, self_relation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gkd_core.contract.model_info import ModelInfo
     from gkd_core.losses.logits import Logits
-    from gkd_core.losses.relation import Relation
 
 
 class Features:
@@ -41,6 +40,23 @@ class Features:
         self.shares: dict[Capture, Tensor] = {}
         self.attention: dict[Capture, Relation] = {}
         self.deferred: LinearLogits | None = None
+
+    @classmethod
+    def of(cls, found: Mapping[Capture, Tensor | Logits | Relation]) -> Features:
+        """Return tensors that no pass of a model here has captured.
+
+        Args:
+            found: Tensors, logits in any form, and the relations of the site `attention`.
+        """
+        features = cls()
+        for capture, value in found.items():
+            if isinstance(value, Relation):
+                features.attention[capture] = value
+            elif isinstance(value, LinearLogits):
+                features.deferred = value
+            else:
+                features.tensors[capture] = value
+        return features
 
     def keep(self, capture: Capture, tensor: Tensor) -> None:
         """Store a captured tensor."""

@@ -25,12 +25,13 @@ from gkd_core.objective.step_plan import (
     Write,
     plan_step,
 )
+from gkd_core.teachers.teacher import SourcedTeacher, Teacher, turns
 
 
 def run_passes(
     plan: StepPlan,
     student: Extractor,
-    teachers: Sequence[Extractor],
+    teachers: Sequence[Teacher],
     batch: Batch,
     step: Step,
     teacher_batches: TeacherBatches | None = None,
@@ -52,7 +53,7 @@ def run_passes(
     captured = Captured({}, [{} for _ in teachers], feature_offload)
 
     def run(
-        model: Extractor,
+        model: Teacher,
         planned: PlannedPass,
         side: Side,
         number: int | None,
@@ -62,7 +63,10 @@ def run_passes(
         wanted = planned.captures(side, number)
         if not wanted:
             return Features()
-        rows, own = teacher_batches.batches[turn], inputs[turn]
+        if isinstance(model, SourcedTeacher):
+            return model.answer(wanted, teacher_batches.batches[turn].view(model.name), step)
+        name = "" if number is None else planned.teacher_name(number)
+        rows, own = teacher_batches.batches[turn].view(name), inputs[turn]
         changes = [
             change
             for request, write in planned.writes(side, number)
@@ -72,7 +76,7 @@ def run_passes(
 
     with torch.no_grad():
         for number, teacher in enumerate(teachers):
-            taken = teacher_batches.of(teacher.model, student.model)
+            taken = turns(teacher, teacher_batches, student)
             for turn in taken:
                 found = (
                     captured
@@ -94,7 +98,7 @@ def run_passes(
 def evaluation_changes(
     members: Iterable[ActiveMethod],
     student: Extractor,
-    teachers: Sequence[Extractor],
+    teachers: Sequence[Teacher],
     batch: Batch,
     step: Step,
 ) -> list[Change]:
@@ -132,13 +136,14 @@ def _bind(
     batch: Batch,
     step: Step,
     student: Extractor,
-    teachers: Sequence[Extractor],
+    teachers: Sequence[Teacher],
     inputs: PassInputs,
 ) -> Iterable[Change]:
     learned, known = captured.views(request)
     sites = {"student": student.sites}
-    if request.number < len(teachers):
-        sites["teacher"] = teachers[request.number].sites
+    teacher = teachers[request.number] if request.number < len(teachers) else None
+    if isinstance(teacher, Extractor):
+        sites["teacher"] = teacher.sites
     context = OperationContext(
         student=learned,
         teacher=known,

@@ -141,6 +141,11 @@ class PlannedPass:
         parts = (request.captures(side, self.run) for request in self._of(number))
         return frozenset[Capture]().union(*parts)
 
+    def teacher_name(self, number: int) -> str:
+        """Return the name of teacher `number`; empty if no method is told of it."""
+        known = (request.models.teacher for request in self._of(number))
+        return next((info.name for info in known if info is not None), "")
+
     def readers(self, capture: Capture, side: Side, number: int | None) -> tuple[str, ...]:
         """Return the names of the methods that read a tensor."""
         readers = (a for a in self._of(number) if capture in a.captures(side, self.run))

@@ -101,6 +101,8 @@ class Fingerprints:
         return found
 
     def _teacher(self, teacher: TeacherSpec) -> str:
+        if teacher.source is not None:
+            return f"{teacher.source.name} {teacher.source.fingerprint()}"
         if teacher.stage is not None:
             return str(self.of(teacher.stage))
         if teacher.store is not None:

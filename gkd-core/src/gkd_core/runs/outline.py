@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from gkd_core.objective.ensemble import TeacherEnsemble
     from gkd_core.objective.step_plan import ActiveMethod, PlannedPass, Side, StepPlan
+    from gkd_core.teachers.source import AnswerSource
     from gkd_core.training.stage_spec import StageSpec
 
 
@@ -59,6 +60,7 @@ class PassOutline:
         stops_after: The last part that is computed; `nothing` if the model does not run.
         captures: The captured tensors.
         operations: The operations applied, in order.
+        source: Where the tensors come from; empty if the model runs.
     """
 
     model: str
@@ -66,6 +68,7 @@ class PassOutline:
     stops_after: str
     captures: tuple[CaptureOutline, ...]
     operations: tuple[OperationOutline, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ class StageOutline:
         combiners: The combiners of several teachers.
         passes: Forward passes of the first step, in order.
         lr_factors: Parts of the student with their own learning rate in the first step.
+        other_tokenizers: Names of the teachers whose tokenizer is not the student's.
     """
 
     name: str
@@ -169,6 +173,7 @@ class StageOutline:
     combiners: tuple[CombinerOutline, ...]
     passes: tuple[PassOutline, ...]
     lr_factors: tuple[LrFactorOutline, ...]
+    other_tokenizers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,9 @@ def outline_stage(spec: StageSpec) -> StageOutline:
         combiners=tuple(_combiner(spec, one) for one in spec.ensembles),
         passes=tuple(_passes(spec, step, batch)),
         lr_factors=tuple(_lr_factors(step)),
+        other_tokenizers=tuple(
+            t.info.name for _, teachers in spec.other_tokenizers for t in teachers
+        ),
     )
 
 
@@ -256,7 +264,8 @@ def _passes(spec: StageSpec, step: StepPlan, batch: tuple[int, int]) -> Iterable
     planned = step.passes
     for number, teacher in enumerate(spec.teachers):
         for one in planned:
-            yield from _pass(one, teacher.info, "teacher", number, batch)
+            for outline in _pass(one, teacher.info, "teacher", number, batch):
+                yield outline if teacher.source is None else _sourced(outline, teacher.source)
     for one in planned:
         yield from _pass(one, spec.student, "student", None, batch)
 
@@ -283,6 +292,11 @@ def _pass(
     )
     last = _last(info, found, is_student=side == "student")
     yield PassOutline(info.name, planned.name, last, captures, operations)
+
+
+def _sourced(outline: PassOutline, source: AnswerSource) -> PassOutline:
+    """Return the outline of a pass that a teacher does not make itself."""
+    return replace(outline, stops_after="nothing", source=source.name)
 
 
 def _order(capture: Capture) -> tuple[int, Capture]:

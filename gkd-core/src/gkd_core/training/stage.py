@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.run_info import StageInfo
+from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
-from gkd_core.data.encode import Encoded, encode
+from gkd_core.data.encode import Encoded, encode, encode_again
+from gkd_core.data.readings import Reading
 from gkd_core.data.sampler import Sampler
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import Groups, arrange, data_rank
@@ -22,7 +24,7 @@ from gkd_core.evaluation.evaluate import MAIN_METRIC, Metric
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.forward import checkpoint_contexts
-from gkd_core.kinds.kind import Kind
+from gkd_core.kinds.kind import LM_KINDS, Kind
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import Sites, find_sites
@@ -33,6 +35,7 @@ from gkd_core.parallel.placement import place_teacher
 from gkd_core.plugins import Registry
 from gkd_core.students.build import Student, build_student, describe, fresh_student
 from gkd_core.students.scale import scale_student
+from gkd_core.teachers.teacher import SourcedTeacher, Teacher
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
@@ -49,7 +52,7 @@ class Stage:
         directory: Where its checkpoints are.
         origin: What the student was made from.
         student: The student and its hooks.
-        teachers: The teachers and their hooks, in the order of the configuration.
+        teachers: The teachers, in the order of the configuration.
         objective: What is minimised.
         engine: What optimises it.
         feature_offload: Where tensors of several teachers wait on a GPU; None if they need not.
@@ -58,6 +61,7 @@ class Stage:
         collator: Makes batches of rows.
         sampler: Orders them.
         total_steps: Optimizer steps of the stage.
+        readings: Training rows in the tokens of teachers with other tokenizers.
     """
 
     name: str
@@ -65,7 +69,7 @@ class Stage:
     directory: Path
     origin: Student
     student: Extractor
-    teachers: Sequence[Extractor]
+    teachers: Sequence[Teacher]
     objective: Objective
     engine: Engine
     feature_offload: FeatureOffload | None
@@ -74,6 +78,7 @@ class Stage:
     collator: Collator
     sampler: Sampler
     total_steps: int
+    readings: Sequence[Reading] = ()
 
     @property
     def config(self) -> RunConfig:
@@ -84,6 +89,11 @@ class Stage:
     def kind(self) -> Kind:
         """What is predicted."""
         return self.spec.kind
+
+    @property
+    def live_teachers(self) -> Sequence[Extractor]:
+        """The teachers whose models run."""
+        return [teacher for teacher in self.teachers if isinstance(teacher, Extractor)]
 
     @property
     def metric(self) -> Metric:
@@ -128,6 +138,10 @@ class Stage:
         limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
         facts = [*self.origin.summary, ("rows", rows)]
+        for reading in self.readings:
+            cut = reading.encoded.num_truncated
+            limit = f"; {cut:,} rows cut" if cut else ""
+            facts.append(("tokens", f"{', '.join(reading.models)}: another tokenizer{limit}"))
         width = max(len(name) for name, _ in facts)
         return [f"{name:<{width}}  {value}" for name, value in facts]
 
@@ -159,14 +173,15 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     config = spec.config
     directory.mkdir(parents=True, exist_ok=True)
     groups = arrange(spec.layout)
-    needed = spec.teachers if spec.reads_teachers else ()
-    teachers = [_load_teacher(spec, source, registry, groups) for source in needed]
-    student = _student(spec, teachers, registry, start, groups)
+    live = {t.info.name: _load_teacher(spec, t, registry, groups) for t in spec.live_teachers}
+    first = live.get(spec.teachers[0].info.name) if spec.teachers else None
+    student = _student(spec, first, registry, start, groups)
     device = pick_device(config.parallel.device)
-    settings = config.teachers[: len(needed)]
-    for teacher, source, chosen in zip(teachers, needed, settings, strict=True):
-        settle_teacher(teacher, source, chosen.dtype, groups, device)
-    return assemble_stage(spec, registry, directory, student, teachers)
+    dtypes = {teacher.name: teacher.dtype for teacher in config.teachers}
+    for teacher in spec.live_teachers:
+        name = teacher.info.name
+        settle_teacher(live[name], teacher, dtypes[name], groups, device)
+    return assemble_stage(spec, registry, directory, student, live)
 
 
 def assemble_stage(
@@ -174,7 +189,7 @@ def assemble_stage(
     registry: Registry,
     directory: Path,
     student: Student,
-    teachers: Sequence[Sites],
+    live: Mapping[str, Sites],
     make_engine: EngineMaker = build_engine,
 ) -> Stage:
     """Make a stage of models that are there.
@@ -184,13 +199,14 @@ def assemble_stage(
         registry: Provides adapters for architectures.
         directory: Where checkpoints will be.
         student: The student.
-        teachers: The teachers, where they are to be if a method reads them.
+        live: The teachers whose models run, by name, where they are to be.
         make_engine: Makes what optimises the student.
     """
     config, data = spec.config, spec.data
     device = pick_device(config.parallel.device)
-    for model in (student.model, *(teacher.model for teacher in teachers)):
-        set_padding(model, spec.tokenizer)
+    set_padding(student.model, spec.tokenizer)
+    for teacher in spec.live_teachers:
+        set_padding(live[teacher.info.name].model, teacher.tokenizer)
     if config.training.gradient_checkpointing:
         student.model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={
@@ -200,9 +216,15 @@ def assemble_stage(
         )
     objective = Objective(spec.members)
     objective.build_modules(config.seed)
-    extractors = [Extractor(teacher.model, teacher) for teacher in teachers]
+    teachers = [
+        Extractor(live[teacher.info.name].model, live[teacher.info.name])
+        if teacher.source is None
+        else SourcedTeacher(teacher.source)
+        for teacher in (spec.teachers if spec.reads_teachers else ())
+    ]
     tokens = (spec.tokenizer, data.kind, spec.max_length)
-    train = encode(augmented(data.train, config, data.kind, device), *tokens)
+    rows = augmented(data.train, config, data.kind, device)
+    train = encode(rows, *tokens, byte_offsets=spec.needs_byte_offsets)
     sampler = Sampler(
         train.lengths,
         config.training.batch_size,
@@ -222,7 +244,7 @@ def assemble_stage(
         directory=directory,
         origin=student,
         student=Extractor(student.model, sites),
-        teachers=extractors,
+        teachers=teachers,
         objective=objective,
         engine=make_engine(student.model, objective.modules, config, total, device, parts),
         feature_offload=FeatureOffload(device) if offloads else None,
@@ -231,7 +253,22 @@ def assemble_stage(
         collator=Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed),
         sampler=sampler,
         total_steps=total,
+        readings=tuple(_readings(spec, rows, train)),
     )
+
+
+def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]:
+    """Yield the training rows in the tokens of each tokenizer besides the student's."""
+    config = spec.config
+    for tokenizer, teachers in spec.other_tokenizers:
+        limit = min(teacher.info.max_length for teacher in teachers)
+        # The student cuts long texts into blocks, which may take more of another's tokens.
+        longest = 2 * spec.max_length if spec.kind in LM_KINDS else spec.max_length
+        yield Reading(
+            models=tuple(teacher.info.name for teacher in teachers),
+            encoded=encode_again(rows, train, tokenizer, min(limit, longest)),
+            collator=Collator(tokenizer, spec.kind, config.task.mask_share, config.seed),
+        )
 
 
 def settle_teacher(
@@ -273,17 +310,25 @@ def _load_teacher(
 
 def _student(
     spec: StageSpec,
-    teachers: Sequence[Sites],
+    first: Sites | None,
     registry: Registry,
     start: Path | None,
     groups: Groups | None,
 ) -> Student:
-    """Return the student; each rank has its share of it."""
+    """Return the student; each rank has its share of it.
+
+    Args:
+        spec: The stage.
+        first: The first teacher, if it is loaded.
+        registry: Provides adapters for architectures.
+        start: Student that an earlier stage hands on, or None to make one.
+        groups: Who shares the student, if anyone does.
+    """
     place = spec.config.student.model if start is None else str(start)
     if place is not None:
-        return _from_checkpoint(spec, teachers, place, start is None, groups)
-    if spec.copies_teacher or teachers:
-        made = _from_teacher(spec, teachers, registry, groups)
+        return _from_checkpoint(spec, first, place, start is None, groups)
+    if spec.copies_teacher or first is not None:
+        made = _from_teacher(spec, first, registry, groups)
     else:
         trusts = spec.teachers[0].trust_remote_code
         made = fresh_student(spec.student_config, spec.kind, spec.config.seed, trusts)
@@ -297,7 +342,7 @@ def _student(
 
 def _from_teacher(
     spec: StageSpec,
-    teachers: Sequence[Sites],
+    first: Sites | None,
     registry: Registry,
     groups: Groups | None,
 ) -> Student:
@@ -305,7 +350,7 @@ def _from_teacher(
     source, data = spec.teachers[0], spec.data
     weights = None
     if groups is None:
-        teacher = teachers[0] if teachers else _load_teacher(spec, source, registry, None)
+        teacher = _load_teacher(spec, source, registry, None) if first is None else first
     else:
         from gkd_core.parallel.loading import StoredWeights, meta_model
 
@@ -323,7 +368,7 @@ def _from_teacher(
 
 def _from_checkpoint(
     spec: StageSpec,
-    teachers: Sequence[Sites],
+    first: Sites | None,
     place: str,
     is_own: bool,
     groups: Groups | None,
@@ -339,7 +384,7 @@ def _from_checkpoint(
         None if groups is None else shard_reader(groups.tensor),
     )
     fresh = [("random weights", ", ".join(loaded.initialised))] if loaded.initialised else []
-    size = describe(loaded.model, teachers[0].model if teachers else None)
+    size = describe(loaded.model, None if first is None else first.model)
     summary = [*size, ("start", spec.start), *fresh]
     return Student(loaded.model, summary)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,10 +30,14 @@ from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step
 
 if TYPE_CHECKING:
     from gkd_core.runs.default_teacher import DefaultTeacherStore
+    from gkd_core.teachers.source import AnswerSource
 
 TEACHER = "teacher"
 BASELINE = "baseline"
 """Names of the stages that gkd adds to a run."""
+
+SAMPLED = 16
+"""Steps in which methods are asked what they will read, before a stage begins."""
 
 MAX_LENGTH = 128
 """Longest sequence in tokens where neither the configuration nor a model says less."""
@@ -48,11 +53,14 @@ class TeacherSpec:
         model: Directory or hub id.
         config: Its Hugging Face configuration.
         trust_remote_code: Whether code that comes with it may run.
+        tokenizer: Its tokenizer; the same object as that of every model of the stage whose equals
+            it.
         store: Where it is to be trained first, for a task's default teacher.
         stage: The stage whose student it is, for `stage:NAME`; `model` is then its directory once
             that stage is finished.
         tensor: Processes that share one copy of it.
         placement: Where its weights are until they are used.
+        source: Where its answers come from, if not from its model.
     """
 
     info: ModelInfo
@@ -60,10 +68,12 @@ class TeacherSpec:
     model: str
     config: PretrainedConfig
     trust_remote_code: bool
+    tokenizer: PreTrainedTokenizerFast
     store: DefaultTeacherStore | None = None
     stage: StageSpec | None = None
     tensor: int = 1
     placement: Placement = "replicated"
+    source: AnswerSource | None = None
 
     @property
     def called(self) -> str:
@@ -85,7 +95,7 @@ class StageSpec:
         settings: Its complete configuration and the origin of each value.
         expression: The methods and weights.
         data: The rows, with class ids in the order of the teacher's.
-        tokenizer: Shared by all models.
+        tokenizer: The student's.
         teachers: The teachers; the first is what a student without a checkpoint is made from.
         student: Shape of the student.
         student_config: Its Hugging Face configuration.
@@ -117,6 +127,37 @@ class StageSpec:
         step = Step(0, 1, 0, self.name, torch.Generator())
         members = [member.detached_copy() for member in self.members]
         return plan_step(members, step, explain=self.naming_options)
+
+    @functools.cached_property
+    def sampled_steps(self) -> tuple[StepPlan, ...]:
+        """What copies of the methods ask for in the course of training, in a few steps of it.
+
+        Raises:
+            MethodError: A path or pass does not exist, or two methods change the same place.
+        """
+        members = [
+            replace(member.detached_copy(), methods=copy.deepcopy(member.methods))
+            for member in self.members
+        ]
+        steps = (
+            Step(index, SAMPLED, index, self.name, torch.Generator()) for index in range(SAMPLED)
+        )
+        return tuple(plan_step(members, step, explain=self.naming_options) for step in steps)
+
+    @property
+    def needs_byte_offsets(self) -> bool:
+        """Whether batches say where each token is in its text."""
+        owners: list[ActiveMethod | TeacherEnsemble] = [*self.members, *self.ensembles]
+        return bool(self.other_tokenizers) or any(owner.methods[0].aligns for owner in owners)
+
+    @property
+    def other_tokenizers(self) -> list[tuple[PreTrainedTokenizerFast, list[TeacherSpec]]]:
+        """The tokenizers besides the student's, each with the teachers that have it."""
+        found: dict[int, tuple[PreTrainedTokenizerFast, list[TeacherSpec]]] = {}
+        for teacher in self.teachers if self.reads_teachers else ():
+            if teacher.tokenizer is not self.tokenizer:
+                found.setdefault(id(teacher.tokenizer), (teacher.tokenizer, []))[1].append(teacher)
+        return list(found.values())
 
     @contextmanager
     def naming_options(self, owner: ActiveMethod | TeacherEnsemble) -> Iterator[None]:
@@ -162,6 +203,12 @@ class StageSpec:
         return bool(self.ensembles) or any(member.takes_teacher for member in self.members)
 
     @property
+    def live_teachers(self) -> tuple[TeacherSpec, ...]:
+        """The teachers whose models run in a step."""
+        read = self.teachers if self.reads_teachers else ()
+        return tuple(teacher for teacher in read if teacher.source is None)
+
+    @property
     def copies_teacher(self) -> bool:
         """Whether the student starts from weights of a teacher, and not from its shape alone."""
         made = self.follows is None and self.config.student.model is None
@@ -172,6 +219,11 @@ class StageSpec:
         """Whether weights of the teachers are needed."""
         return self.reads_teachers or self.copies_teacher
 
+    def reads_weights(self, number: int) -> bool:
+        """Return whether the weights of a teacher are needed."""
+        is_live = self.teachers[number].source is None
+        return (is_live and self.reads_teachers) or (number == 0 and self.copies_teacher)
+
     @property
     def layout(self) -> Layout:
         """How many processes share each model.
@@ -179,8 +231,8 @@ class StageSpec:
         Raises:
             ConfigError: The degrees do not fit the number of processes, or each other.
         """
-        parallel, read = self.config.parallel, self.teachers if self.reads_teachers else ()
-        degrees = {teacher.info.name: teacher.tensor for teacher in read}
+        parallel = self.config.parallel
+        degrees = {teacher.info.name: teacher.tensor for teacher in self.live_teachers}
         return Layout(processes(parallel.nproc), parallel.tensor, degrees)
 
     @property

@@ -1,0 +1,83 @@
+"""Which methods need a teacher that reads the same token ids as the student."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gkd_core.errors import ConfigError
+from gkd_core.kinds.kind import LM_KINDS
+from gkd_core.models.tokenizer import tokenizer_mismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from gkd_core.hooks.paths import Capture
+    from gkd_core.kinds.kind import Kind
+    from gkd_core.objective.step_plan import Side, StepRequest
+    from gkd_core.training.stage_spec import StageSpec, TeacherSpec
+
+
+def check_tokenizers(spec: StageSpec) -> None:
+    """Reject methods that compare the tokens of a student and a teacher with other tokens.
+
+    Raises:
+        ConfigError: Says which method, what it compares, and how the tokenizers differ.
+    """
+    others = {n: t for n, t in enumerate(spec.teachers) if t.tokenizer is not spec.tokenizer}
+    if not others:
+        return
+    for plan in spec.sampled_steps:
+        for request in (one for requests in plan.requests.values() for one in requests):
+            teacher = others.get(request.number)
+            reason = _need(request, spec.kind)
+            if teacher is not None and request.member.takes_teacher and reason:
+                raise ConfigError(_refusal(spec, request.member.name, teacher, reason))
+
+
+def is_per_position(capture: Capture, kind: Kind) -> bool:
+    """Return whether a tensor has a value for each position, and not one per row."""
+    if capture.site == "logits":
+        return kind in LM_KINDS
+    return capture.site != "pooled" and not capture.reduce
+
+
+def _need(request: StepRequest, kind: Kind) -> str:
+    """Say why a method needs the same token ids; empty if it does not."""
+    method = request.member.methods[0]
+    for own in request.passes:
+        if own.inputs is not None and request.captures("teacher", own.name):
+            return f"makes the inputs of its pass '{own.name}' from the student's tokens"
+    if method.aligns:
+        return ""
+    if method.same_tokenizer:
+        return "needs a teacher with the student's tokenizer"
+    learned, known = (_positions(request, side, kind) for side in ("student", "teacher"))
+    if known and learned:
+        return f"compares student.{min(learned)} and teacher.{min(known)} position by position"
+    if known and method.needs_labels and kind in LM_KINDS:
+        return f"compares teacher.{min(known)} with the labels, which are the student's tokens"
+    return ""
+
+
+def _positions(request: StepRequest, side: Side, kind: Kind) -> Collection[Capture]:
+    """Return what a method reads of a model at each position, in any pass."""
+    reads = request.reads.student if side == "student" else request.reads.teacher
+    return [one for found in reads.values() for one in found if is_per_position(one, kind)]
+
+
+def _refusal(spec: StageSpec, method: str, teacher: TeacherSpec, reason: str) -> str:
+    difference = tokenizer_mismatch(teacher.tokenizer, spec.tokenizer)
+    return (
+        f"{method} {reason}, but {teacher.setting} = '{teacher.model}' and {_student(spec)} have "
+        f"different tokenizers: {difference}. Choose a student of the teacher's family, or methods "
+        "that compare whole rows, such as pkd"
+    )
+
+
+def _student(spec: StageSpec) -> str:
+    """Say where the student's tokenizer comes from."""
+    if spec.follows is not None:
+        return f"the student of stage '{spec.follows.name}'"
+    if spec.config.student.model is not None:
+        return f"student.model = '{spec.config.student.model}'"
+    return f"the student, which is made from {spec.teachers[0].setting},"
