@@ -8,7 +8,7 @@ BIN := .venv/bin
 PACKAGES := gkd-core gkd-methods-classic gkd-methods-multiteacher gkd-methods-intermediate
 INSTALLED := .venv/installed
 
-.PHONY: install demo test test-all lint format reference docs benchmarks clean
+.PHONY: install demo test test-exhaustive test-all lint format reference docs benchmarks clean
 
 install: $(INSTALLED)
 
@@ -25,8 +25,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m "not exhaustive"
 
-test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+test-exhaustive: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m exhaustive
+
+test-all: test test-exhaustive
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

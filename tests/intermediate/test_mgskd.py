@@ -243,10 +243,13 @@ def test_heads_that_do_not_divide_a_width_are_refused():
     [
         (
             {"batch_size": 2},
-            "training.batch_size=2 (--set) in 1 part (training.accumulation) leaves 2",
+            "training.batch_size=2 (--set) in 1 micro-batch (training.accumulation) leaves 2",
         ),
-        ({"batch_size": 8, "accumulation": 4}, "in 4 parts (training.accumulation) leaves 2"),
-        ({"batch_size": 19}, "has 1 of 96 rows (in 1 part). Set task.rows=95"),
+        (
+            {"batch_size": 8, "accumulation": 4},
+            "in 4 micro-batches (training.accumulation) leaves 2",
+        ),
+        ({"batch_size": 19}, "has 1 of 96 rows (in 1 micro-batch). Set task.rows=95"),
     ],
 )
 def test_micro_batches_of_two_rows_are_refused_before_anything_is_loaded(

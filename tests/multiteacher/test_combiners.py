@@ -139,7 +139,7 @@ def test_resumed_run_ends_bit_equal(invoke, two, tmp_path, dies_before, name):
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("mt-bert(hard)", "hard reads no teacher, so that mt-bert has nothing to combine of it"),
+        ("mt-bert(hard)", "hard reads no teacher, so mt-bert has nothing to combine for it"),
         ("mt-bert+soft", "'mt-bert' combines several teachers, and is no method by itself"),
         ("soft(pkd)", "'soft' is a method, and combines no teachers"),
         ("mt-brt(soft)", "unknown combiner 'mt-brt'. Did you mean 'mt-bert'?"),

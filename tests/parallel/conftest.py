@@ -19,6 +19,8 @@ import pytest
 
 SECONDS = 200
 PRELOADED = [
+    "deepspeed",
+    "deepspeed.runtime.engine",
     "gkd_core.parallel.sharding",
     "gkd_core.models.load",
     "gkd_core.runs.run",

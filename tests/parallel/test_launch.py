@@ -180,7 +180,7 @@ def test_directory_of_a_run_is_left_alone(gkd, arguments, tmp_path):
     (tmp_path / "run" / "config.toml").write_text("")
     done = gkd(*arguments, "--output", "run", "--nproc", 2)
     assert done.returncode == 2
-    assert done.stderr.count("run exists already") == 1
+    assert done.stderr.count("run already exists") == 1
 
 
 def _fails(gkd, arguments, faulty, folder, fault, said):

@@ -124,4 +124,4 @@ def test_a_scaled_student_is_told_from_a_whole_one(explain, invoke, settings):
     refused = invoke("explain", "tinybert", *settings, "--set", "student.scale=0.5")
     assert refused.code == 2
     said = " ".join(refused.err.split())
-    assert "reads student.attention[1], but student.scale = 0.5 takes heads out of its" in said
+    assert "reads student.attention[1], but student.scale = 0.5 removes heads from its" in said

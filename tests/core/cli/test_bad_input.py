@@ -274,11 +274,11 @@ MISTAKES = {
     # the run directory
     "run exists": (
         lambda p: [a for a in p.run() if a != "--overwrite"],
-        [DIRECTORY, "exists already", "--resume", "--overwrite", "--output"],
+        [DIRECTORY, "already exists", "--resume", "--overwrite", "--output"],
     ),
     "not a run": (
         lambda p: p.run("--output", (p.folder / DIRECTORY / "student")),
-        ["student", "not the directory of a run", "--output"],
+        ["student", "not a run directory", "--output"],
     ),
     "below a file": (
         lambda p: p.run("--output", f"{p.write('file', 'x')}/run"),

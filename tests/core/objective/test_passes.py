@@ -232,8 +232,8 @@ def test_an_operation_out_of_its_time_does_nothing():
     ("attributes", "message"),
     [
         ({"read": ["student@a.logits"]}, "declared names the pass 'a', which it does not have"),
-        ({"extra": [Pass("main")]}, "each needs a name of its own"),
-        ({"extra": [Pass("a"), Pass("a")]}, "each needs a name of its own"),
+        ({"extra": [Pass("main")]}, "give each a unique name other than"),
+        ({"extra": [Pass("a"), Pass("a")]}, "give each a unique name other than"),
         ({"written": [Replace("student.hidden[9]", abs)]}, r"student.hidden\[9\], but the student"),
         ({"written": [Replace("student.hiden[1]", abs)]}, "Did you mean 'hidden'"),
     ],

@@ -49,7 +49,7 @@ def test_empty_directory_may_be_used(tmp_path):
 
 def test_existing_run_is_refused_and_left_alone(old_run):
     before = _files(old_run)
-    with pytest.raises(ConfigError, match=r"exists already.*--resume.*--overwrite.*--output"):
+    with pytest.raises(ConfigError, match=r"already exists.*--resume.*--overwrite.*--output"):
         _open(old_run, "new")
     assert _files(old_run) == before
 
@@ -59,7 +59,7 @@ def test_directory_that_is_no_run_is_left_alone(tmp_path, mode):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("cat")
     with pytest.raises(
-        ConfigError, match="exists already" if mode == "new" else "not the directory of"
+        ConfigError, match="already exists" if mode == "new" else "not a run directory"
     ):
         _open(tmp_path / "photos", mode)
     assert _files(tmp_path) == {"photos/cat.jpg": b"cat"}
@@ -74,7 +74,7 @@ def test_file_in_the_place_of_the_directory_is_left_alone(tmp_path, mode):
 
 
 def test_resume_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"holds no run to resume\. Leave out --resume"):
+    with pytest.raises(ConfigError, match=r"contains no run to resume\. Omit --resume"):
         _open(tmp_path / "nothing", "resume")
     assert not (tmp_path / "nothing").exists()
 

@@ -118,5 +118,7 @@ def test_teacher_named_student_is_refused(prepare_run, world, tmp_path):
 
 
 def test_teacher_without_a_task_that_brings_one_is_asked_for(prepare_run):
-    with pytest.raises(ConfigError, match="no teacher is named, and the task 'files' brings none"):
+    with pytest.raises(
+        ConfigError, match="no teacher is given, and the task 'files' has no default teacher"
+    ):
         prepare_run(teachers=())

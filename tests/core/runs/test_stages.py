@@ -143,9 +143,7 @@ teachers = [{{model = "{tmp_path / "other"}"}}]
 
 @pytest.mark.parametrize("name", ["teacher", "baseline"])
 def test_names_of_the_stages_that_gkd_adds_are_refused(prepare_run, name):
-    with pytest.raises(
-        ConfigError, match=f"a stage cannot be named '{name}'.*Give it another name"
-    ):
+    with pytest.raises(ConfigError, match=f"a stage cannot be named '{name}'.*Choose another name"):
         prepare_run(file=f'[[stages]]\nname = "{name}"\n')
 
 

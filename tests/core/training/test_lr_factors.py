@@ -105,12 +105,12 @@ def test_a_head_tied_to_the_embedding_is_part_of_it(build_model):
 @pytest.mark.parametrize(
     ("factors", "message"),
     [
-        ({"embeding": 0.0}, "slow sets the learning rate of 'embeding', which is no part"),
+        ({"embeding": 0.0}, "slow sets the learning rate of 'embeding', which is not a part"),
         (
             {0: 0.0},
-            "of 0, which is no part of the student. Its parts are 'embedding', the blocks 1",
+            "of 0, which is not a part of the student. Its parts are 'embedding', the blocks 1",
         ),
-        ({3: 0.0}, "of 3, which is no part"),
+        ({3: 0.0}, "of 3, which is not a part"),
         ({1: -0.1}, "of block 1 to -0.1 times that of the stage. Return 0 to freeze it"),
         ({"head": float("nan")}, "of head to nan times"),
     ],

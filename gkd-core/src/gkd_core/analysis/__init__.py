@@ -1,1 +1,1 @@
-"""What is recorded during a run, and the report made of it."""
+"""Tables, figures and the report of a run."""

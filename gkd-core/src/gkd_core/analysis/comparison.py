@@ -1,4 +1,4 @@
-"""Teacher, plain student and distilled student side by side."""
+"""The comparison of teacher, plain student and distilled student."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class ComparedModel:
     """A model to compare.
 
     Attributes:
-        name: What the table calls it.
+        name: Its name in the table.
         model: Directory or hub id.
         tokenizer: Its tokenizer.
         trust_remote_code: Whether code that comes with it may run.
         tensor: Processes that share one copy of it.
-        placement: Where its weights are until they are used.
+        placement: Where its weights are kept between uses.
     """
 
     name: str
@@ -82,15 +82,14 @@ class Row:
     """One model in the comparison.
 
     Attributes:
-        name: What the table calls it.
+        name: Its name in the table.
         model: Directory or hub id.
-        metrics: On the test rows (the validation rows if there are none).
-        parameters: Number of weights, tied ones once.
-        bytes: Size of the weights on disk, as saved.
+        metrics: Metrics on the test rows (the validation rows if there are none).
+        parameters: Number of weights; tied ones count once.
+        bytes: Size of the saved weights on disk.
         milliseconds: Median time for one sample; None if several processes share a model.
         kept: Share of the (first) teacher's quality; None without a teacher.
-        agreement: Share of the rows on which it predicts the teacher's class; None if it is not
-            defined.
+        agreement: Share of the rows on which it predicts the teacher's class; None if undefined.
     """
 
     name: str
@@ -112,7 +111,7 @@ class Comparison:
         split: `test` or `validation`.
         samples: Number of rows.
         rows: The models; a teacher comes first.
-        guessed: Share of the most frequent class: what is right without looking at the text. None
+        guessed: Share of the most frequent class, the accuracy of always predicting it; None
             without classes.
     """
 
@@ -127,7 +126,7 @@ class Comparison:
         write_file(path, json.dumps(asdict(self), indent=1))
 
     def table(self) -> Table:
-        """Return the comparison as a person reads it: a line per model in 80 columns."""
+        """Return the comparison as a table with one row per model, 80 columns wide."""
         table = Table(
             title=self.title(),
             title_justify="left",
@@ -153,11 +152,11 @@ class Comparison:
         return table
 
     def title(self) -> str:
-        """Return what was measured."""
+        """Return the title: what was measured, on how many rows."""
         return f"{self.metric} on {self.samples:,} {self.split} rows"
 
     def legend(self) -> str:
-        """Return what the headings stand for."""
+        """Return the meaning of the column headings."""
         meanings = {
             "kept": "share of the teacher's quality",
             "agrees": "share of the rows with the teacher's answer",
@@ -169,7 +168,7 @@ class Comparison:
         return "; ".join(f"{name}: {words}" for name, words in meanings.items() if name in shown)
 
     def columns(self) -> list[str]:
-        """Return the headings."""
+        """Return the column headings."""
         return [name for name, _ in self._columns()]
 
     def cells(self) -> Iterator[list[str]]:
@@ -178,7 +177,7 @@ class Comparison:
         return ([show(row) for _, show in columns] for row in self.rows)
 
     def _columns(self) -> list[tuple[str, Callable[[Row], str]]]:
-        """Return headings and how to fill them; a column without any value is left out."""
+        """Return headings with functions that format their cells; empty columns are left out."""
         columns: list[tuple[str, Callable[[Row], str]]] = [
             ("model", lambda row: row.name),
             (self.metric, lambda row: f"{row.metrics[self.metric]:.4f}"),
@@ -197,14 +196,14 @@ def compare_models(
     teacher: str | None,
     adapters: Iterable[type[Sites]] = (),
 ) -> Comparison:
-    """Evaluate models on the test rows of a stage, and time them if one process holds them all.
+    """Evaluate models on the test rows of a stage; time them if one process holds them all.
 
-    All processes that share a model call this.
+    All processes that share a model must call this.
 
     Args:
         spec: The stage whose data is used.
         compared: The models.
-        teacher: Name of the one the others are measured against.
+        teacher: Name of the model with which the others are compared.
         adapters: Site adapters registered by plugins.
     """
     data, config = spec.data, spec.config
@@ -272,7 +271,7 @@ def _load(
     device: torch.device,
     adapters: Sequence[type[Sites]],
 ) -> tuple[PreTrainedModel, int]:
-    """Return a model, or this process's share of it, and the number of its weights."""
+    """Return a model, or this process's shard of it, and its number of weights."""
     groups = arrange(Layout(processes(1), compared.tensor))
     model = load_teacher(
         compared.model,
@@ -291,9 +290,9 @@ def _load(
 
 
 def _predict(model: PreTrainedModel, kind: Kind, adapters: Iterable[type[Sites]]) -> Predict | None:
-    """Return what gives the logits of a language model without holding them, if its head is known.
+    """Return a function that predicts from a language model without storing all its logits.
 
-    None stands for calling the model.
+    None means that the model is to be called: it is no language model, or its head is unknown.
     """
     if kind not in ("masked-lm", "causal-lm"):
         return None
@@ -305,7 +304,7 @@ def _predict(model: PreTrainedModel, kind: Kind, adapters: Iterable[type[Sites]]
 
 
 def _most_frequent(labels: Sequence[int] | Sequence[float] | None) -> float | None:
-    """Return the share of the label that most rows have."""
+    """Return the share of the most frequent label."""
     return max(Counter(labels).values()) / len(labels) if labels else None
 
 
@@ -318,7 +317,7 @@ def _agreement(evaluation: Evaluation, reference: Evaluation | None) -> float | 
 
 
 def _bytes(place: str, parameters: int) -> int:
-    """Return the size of the saved weights; of the loaded ones for a model from the hub."""
+    """Return the size of the saved weights; for a hub model, that of its weights in fp32."""
     files = list(Path(place).glob("*.safetensors"))
     if files:
         return sum(file.stat().st_size for file in files)
@@ -326,7 +325,7 @@ def _bytes(place: str, parameters: int) -> int:
 
 
 def _folded(name: str, width: int) -> str:
-    """Break a long name at spaces and after `+`, not within a word."""
+    """Break a long name at spaces and after `+`, never within a word."""
     lines = [""]
     for piece in BREAKABLE.findall(name):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
@@ -340,7 +339,7 @@ def _percent(share: float | None) -> str:
 
 
 def _count(number: int) -> str:
-    """Return a number with three digits and its unit, such as `4.39 M`."""
+    """Return a number with three significant digits and its unit, such as `4.39 M`."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= 0.9995 * size:
             return f"{number / size:#.3g}".rstrip(".") + f" {unit}"

@@ -1,4 +1,4 @@
-"""An outline as a person reads it: what `gkd explain` prints and `outline.txt` keeps."""
+"""The outline of a run as text, which `gkd explain` prints and `outline.txt` keeps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gkd_core.runs.summary import stage_summary
 YEAR = re.compile(r"(?<!:)\b(?:19|20)\d\d\b(?!\.)")
 WIDTH = 80
 INDENT = 13
-"""Column at which the values stand."""
+"""Column at which the values start."""
 
 
 def explain(outline: RunOutline, width: int = WIDTH) -> str:
@@ -35,7 +35,7 @@ def explain(outline: RunOutline, width: int = WIDTH) -> str:
 
     Args:
         outline: The run.
-        width: Columns; what cannot be broken may stand over.
+        width: Columns; text that cannot be broken may exceed them.
     """
     total = len(outline.stages)
     stages = [
@@ -47,7 +47,7 @@ def explain(outline: RunOutline, width: int = WIDTH) -> str:
 
 
 def short_reference(paper: str) -> str:
-    """Return `Sun et al. 2019` for a full reference; what has no author or year stays whole."""
+    """Return `Sun et al. 2019` for a full reference; one without author or year stays whole."""
     year = YEAR.search(paper)
     authors = paper[: year.start()].split(",")[:-1] if year else []
     if year is None or not authors:
@@ -77,7 +77,7 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
 
 
 def _entry(name: str, value: str, width: int) -> str:
-    """Return a name and its value, whose further lines are indented like the first."""
+    """Return a name and its value, with continuation lines indented like the first."""
     return textwrap.fill(
         value,
         width,
@@ -107,7 +107,7 @@ def _options(owner: str, options: Mapping[str, OptionOutline]) -> Iterator[tuple
 
 
 def _settings(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield an option and its value; of a list of tables each table."""
+    """Yield an option and its value; for a list of tables, one entry per table."""
     if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
         for index, entry in enumerate(value):
             yield f"{key}.{index}", json.dumps(entry)
@@ -116,7 +116,7 @@ def _settings(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _lr_factors(factors: Sequence[LrFactorOutline]) -> Iterator[tuple[str, str]]:
-    """Yield the parts of each factor, as methods say it."""
+    """Yield an entry per learning-rate factor, with its parts and the methods that set it."""
     groups = defaultdict(list)
     for one in factors:
         groups[one.factor, one.methods].append(one.part)

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn from what was recorded."""
+"""Figures of a run, drawn from its recorded metrics."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ STACK = (
     "#ee9944",
     "#bbbbbb",
 )
-"""Colors that differ for color-blind readers and in print, after Paul Tol's bright scheme."""
+"""Colors distinct in print and for color-blind readers, after Paul Tol's bright scheme."""
 
 
 def losses(entries: Entries) -> dict[str, bytes]:
-    """Return a PNG per stage with the curve of every loss term."""
+    """Return a PNG per stage with the curves of its loss terms."""
     figures = {}
     for stage in _stages(entries):
         mine = [e for e in entries if e["stage"] == stage]
@@ -52,7 +52,7 @@ def losses(entries: Entries) -> dict[str, bytes]:
 
 
 def validation(entries: Entries, metric: str) -> bytes:
-    """Return a PNG with the validation metric of every stage over its progress."""
+    """Return a PNG of the validation metric of every stage over its progress."""
     figure, axes = _axes("share of the stage", metric)
     for stage in _stages(entries):
         key = f"validation/{metric}"
@@ -80,7 +80,7 @@ def curves(x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
 
 
 def quality_over_size(comparison: Comparison) -> bytes:
-    """Return a PNG of the models: quality over number of parameters, area by latency."""
+    """Return a PNG of the models' quality over their number of parameters; area is latency."""
     figure, axes = _axes("parameters", comparison.metric)
     slowest = max(row.milliseconds or 1.0 for row in comparison.rows)
     for row in comparison.rows:
@@ -101,12 +101,12 @@ def quality_over_size(comparison: Comparison) -> bytes:
 def memory(
     bars: Mapping[str, Mapping[str, int]], kinds: Sequence[str], limit: int | None = None
 ) -> bytes:
-    """Return a PNG of stacked bars: memory by kind, a bar for each step that was simulated.
+    """Return a PNG of stacked bars: memory by kind, one bar per simulated step.
 
     Args:
         bars: Bytes by kind, by the name of the bar.
-        kinds: What there may be, in the order of the stack; each has its color in every figure.
-        limit: Bytes that a GPU has, drawn as a line.
+        kinds: All kinds, in stacking order; each has the same color in every figure.
+        limit: Bytes of memory of a GPU, drawn as a line.
     """
     totals = [sum(bar.values()) for bar in bars.values()]
     unit, size = ("GiB", 2**30) if max(totals) >= 2**30 else ("MiB", 2**20)

@@ -1,4 +1,4 @@
-"""Simulated steps as a person reads them: what `gkd plan` prints."""
+"""The tables of simulated steps that `gkd plan` prints."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def memory_table(estimates: Sequence[Estimate], processes: int) -> Table:
     """Return a table with a column per stage.
 
     Args:
-        estimates: The stages.
-        processes: Processes of the run.
+        estimates: The estimates of the stages.
+        processes: Number of processes of the run.
     """
     title = f"simulated, per GPU ({processes} of them)" if processes > 1 else "simulated"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="")
@@ -45,8 +45,8 @@ def trials_table(found: Found, limit: Limit) -> Table:
     """Return a table with a row per layout that was tried.
 
     Args:
-        found: The layouts, in order.
-        limit: What there is of memory.
+        found: The result of the search.
+        limit: The available memory.
     """
     stage = found.stage.settings.path("").removesuffix(".")
     title = f"layouts of {stage}" if stage else "layouts"

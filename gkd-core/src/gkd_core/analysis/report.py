@@ -1,4 +1,4 @@
-"""`report.html`: a finished run on one page that needs no other file."""
+"""`report.html`: a finished run on one self-contained page."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def write_report(run: Run, comparison: Comparison, outline: str, extra: Sequence
 
     Args:
         run: The finished run.
-        comparison: The models side by side.
-        outline: What was computed, as `gkd explain` prints it.
-        extra: Files that plugins add; linked.
+        comparison: The comparison of its models.
+        outline: The outline of the run, as `gkd explain` prints it.
+        extra: Files that plugins add, to be linked.
     """
     lines = (run.directory / METRICS).read_text().splitlines()
     entries = [json.loads(line) for line in lines]

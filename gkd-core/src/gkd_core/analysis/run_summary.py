@@ -1,4 +1,4 @@
-"""What is left of a run when it is over: the comparison and the report."""
+"""The summary of a finished run: its comparison and its report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The end of a run.
+    """The summary of a finished run.
 
     Attributes:
-        comparison: The models side by side.
-        report: File of the report.
+        comparison: The comparison of its models.
+        report: Path of its report.
     """
 
     comparison: Comparison
@@ -33,14 +33,15 @@ class RunSummary:
 
 
 def needs_all_ranks(run: Run) -> bool:
-    """Tell whether some model of a finished run is shared by several processes."""
+    """Tell whether several processes share a model of a finished run."""
     return not all(model.is_whole for model in _compared_models(run))
 
 
 def summarize_run(run: Run) -> RunSummary | None:
     """Compare the models of a finished run; write `results.json`, `outline.txt` and `report.html`.
 
-    Every process calls this if `needs_all_ranks`; only the first writes, and returns something.
+    If `needs_all_ranks`, every process must call this; only the first writes files and returns a
+    summary.
     """
     first = next((teacher.called for teacher in _live_teachers(run)), None)
     models = list(_compared_models(run))

@@ -1,4 +1,4 @@
-"""Sizes as people read and write them."""
+"""Sizes in bytes, parsed from and formatted as text with units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def parse_size(text: str) -> int:
     """Return the bytes of a size such as `40GiB` (2**30 each) or `40GB` (10**9 each).
 
     Raises:
-        ValueError: It is not a size.
+        ValueError: The text is not a size.
     """
     found = SIZE.fullmatch(text.strip())
     if found is None:

@@ -119,7 +119,7 @@ def _resume(options: RunOptions) -> Resolved:
         raise ConfigError("--resume needs the directory of the run: add --output DIR")
     stored = Path(chosen) / CONFIG
     if not stored.exists():
-        raise ConfigError(f"{chosen} has no run to resume. Omit --resume to start one")
+        raise ConfigError(f"{chosen} contains no run to resume. Omit --resume to start one")
     before = resolve(registry(), files=[stored])  # complete, so task defaults are not needed
     now = options.resolve(base=[stored], before=before)
     differing = before.differences(now, ignore=("output.dir",))

@@ -1,1 +1,1 @@
-"""What a step minimises: passes, terms, several teachers, conflicts."""
+"""The objective of a step: passes, terms, teacher ensembles and conflicts."""

@@ -1,4 +1,4 @@
-"""What was captured in the passes of a micro-batch, and what a method may see of it."""
+"""Features captured in the passes of a micro-batch, and each method's view of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Captured:
-    """What was captured in a micro-batch, by pass.
+    """The features captured in a micro-batch, by pass.
 
     Attributes:
-        student: Of the student.
-        teachers: Of each teacher.
-        feature_offload: Where what is of one teacher waits while another has its turn, if anywhere.
+        student: Features of the student.
+        teachers: Features of each teacher.
+        feature_offload: Host memory for the features of all teachers but the one in use; None keeps
+            them on the device.
     """
 
     student: dict[str, Features] = field(default_factory=dict)
@@ -33,32 +34,34 @@ class Captured:
     feature_offload: FeatureOffload | None = None
 
     def offload(self, number: int) -> None:
-        """Let what was captured of a teacher wait until it is asked for."""
+        """Move a teacher's features to host memory until they are read."""
         found = self.teachers[number]
         for name, features in found.items():
             if self.feature_offload is not None and isinstance(features, Features):
                 found[name] = self.feature_offload.offload(features)
 
     def learned(self, request: StepRequest) -> View:
-        """Return what one method object may see of the student."""
+        """Return one method object's view of the student."""
         return _view(self.student, request, "student", request.models.student)
 
     def known(self, request: StepRequest) -> View:
-        """Return what one method object may see of its teacher; let go of it before the next."""
+        """Return one method object's view of its teacher; drop it before you get the next one."""
         found = (
             self.teachers[request.number] if request.member.takes_teacher and self.teachers else {}
         )
         return _view(found, request, "teacher", request.models.teacher or request.models.student)
 
     def views(self, request: StepRequest) -> tuple[View, View]:
-        """Return what one method object may see of the student and of its teacher."""
+        """Return one method object's views of the student and of its teacher."""
         return self.learned(request), self.known(request)
 
     def saving(self, weights: Iterable[Tensor]) -> AbstractContextManager[None]:
-        """Return a context in which terms of several teachers are computed one after the other.
+        """Return a context that keeps tensors saved for backward in host memory.
+
+        In it, the terms of several teachers are computed one teacher at a time.
 
         Args:
-            weights: Of auxiliary modules.
+            weights: Weights of auxiliary modules, which stay on the device.
         """
         if self.feature_offload is None:
             return nullcontext()

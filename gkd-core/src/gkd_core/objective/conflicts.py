@@ -1,4 +1,4 @@
-"""What methods may not ask of a step."""
+"""Checks for requests that a step cannot meet."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def refuse_undeclared(method: MethodBase, operations: Iterable[Operation]) -> None:
-    """Refuse to borrow blocks of a teacher without a word of it: runs are checked beforehand."""
+    """Reject undeclared use of teacher blocks: the checks before a run read the declaration."""
     borrowed = next((o for o in operations if isinstance(o, Swap) and o.borrows), None)
     if borrowed is not None and not method.borrows_blocks:
         raise MethodError(
-            f"{method.name} runs {borrowed.by} in the student; declare it by `borrows_blocks = "
-            "True` in its class"
+            f"{method.name} runs {borrowed.by} in the student; declare this in its class: "
+            "`borrows_blocks = True`"
         )
 
 
 def refuse_passes(request: StepRequest) -> None:
-    """Refuse passes that are named but not there, and two of one name."""
+    """Reject passes that are named but not defined, and duplicate names."""
     names = [extra.name for extra in request.passes]
     used = {
         *request.reads.student,
@@ -36,17 +36,17 @@ def refuse_passes(request: StepRequest) -> None:
     if unknown:
         raise MethodError(
             f"{request.member.name} names the pass '{unknown[0]}', which it does not have; its own "
-            f"passes: {', '.join(names) or 'none'}. Return it in `passes`"
+            f"passes: {', '.join(names) or 'none'}. Return it from `passes`"
         )
     if len({MAIN, *names}) <= len(names):
         raise MethodError(
-            f"{request.member.name} has passes {', '.join(names)}; each needs a name of its own, "
+            f"{request.member.name} has passes {', '.join(names)}; give each a unique name "
             f"other than '{MAIN}'"
         )
 
 
 def refuse_two_writers(planned: PlannedPass) -> None:
-    """Refuse two who change the same place in a pass."""
+    """Reject two requests that change the same place in a pass."""
     writers: dict[tuple[str, int, Capture], StepRequest] = {}
     for side in ("student", "teacher"):
         for request, write in planned.writes(side):

@@ -1,4 +1,4 @@
-"""`TeacherEnsemble`: a combiner at work on the methods between its parentheses."""
+"""`TeacherEnsemble`: a combiner applied to the methods in its parentheses."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class TeacherEnsemble:
 
     Attributes:
         name: The combiner's name.
-        weight: Factor of everything in its parentheses, and of its own terms.
+        weight: Factor of the terms in its parentheses and of its own.
         combiner: The combiner.
         models: The student and each teacher.
-        generator: Source of its random draws.
+        generator: Generator for its random draws.
     """
 
     name: str
@@ -45,27 +45,27 @@ class TeacherEnsemble:
 
     @property
     def methods(self) -> tuple[TeacherCombiner, ...]:
-        """Who asks for something of each teacher: always the one combiner."""
+        """The combiner, once per teacher, as an `ActiveMethod` has one object per teacher."""
         return (self.combiner,) * len(self.models)
 
     def factor(self, step: Step) -> float:
-        """Return the weight of its own terms in the sum."""
+        """Return the weight of the combiner's own terms in the sum."""
         return self.weight.at(step.index, step.total)
 
     def detached_copy(self) -> TeacherEnsemble:
-        """Return the same with a generator of its own, so that looking changes no draw."""
+        """Return a copy with its own generator, so that previewing does not advance the RNG."""
         generator = torch.Generator().set_state(self.generator.get_state())
         return replace(self, generator=generator)
 
 
 def ensembles(members: Iterable[ActiveMethod]) -> list[TeacherEnsemble]:
-    """Return the ensembles that methods belong to, each once, by name."""
+    """Return the distinct ensembles that methods belong to, sorted by name."""
     found = {m.ensemble.name: m.ensemble for m in members if m.ensemble is not None}
     return [found[name] for name in sorted(found)]
 
 
 class EnsembleStep:
-    """What a ensemble makes of one micro-batch."""
+    """The computation of an ensemble on one micro-batch."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class EnsembleStep:
         batch: Batch,
         step: Step,
     ) -> None:
-        """Ask for the weight of every teacher.
+        """Compute the weight of every teacher.
 
         Args:
             ensemble: The ensemble.
-            requests: What its combiner asked of the student and of each teacher.
-            captured: What was captured.
+            requests: Requests of its combiner, one per teacher.
+            captured: The captured features.
             batch: The micro-batch.
-            step: Where training stands, with the ensemble's generator.
+            step: The position in training, with the ensemble's generator.
         """
         self.combiner = ensemble.combiner
         self._batch, self._step = batch, step
@@ -94,7 +94,7 @@ class EnsembleStep:
             ]
 
     def student(self, number: int, view: View) -> View:
-        """Return what a method sees of the student for a teacher."""
+        """Return a method's view of the student when it learns from teacher `number`."""
         logits = self.combiner.logits(number, self._learned[number])
         return view if logits is None else view.with_logits(logits)
 
@@ -104,8 +104,8 @@ class EnsembleStep:
         """Return the weighted sum of each term over the teachers.
 
         Args:
-            answers: The terms of one method for each teacher.
-            reads: What the method reads of a teacher.
+            answers: The terms of one method, per teacher.
+            reads: What the method reads from a teacher.
         """
         with torch.no_grad():
             term_scale = self.combiner.term_scale(reads, self._learned[0], self._batch, self._step)
@@ -129,7 +129,7 @@ class EnsembleStep:
 
 
 def _weigh(term: Term, weight: float | Tensor) -> Term:
-    """Multiply the items of each sample by its weight."""
+    """Multiply a term by a weight, or each sample's items by that sample's weight."""
     if isinstance(weight, Tensor) and weight.dim() == 1 and term.values.dim() == 2:
         weight = weight.unsqueeze(1)
     return weight * term if isinstance(weight, float) else term * weight

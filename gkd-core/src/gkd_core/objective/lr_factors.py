@@ -1,4 +1,4 @@
-"""Which parts of the student learn at what share of the learning rate in a step."""
+"""Learning-rate factors of the student's parts in a step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def check_factors(factors: Mapping[Part, float], layers: int, owner: str) -> Mapping[Part, float]:
-    """Return the factors that a method asks for.
+    """Return the factors that a method requests, after checking them.
 
     Args:
         factors: What the method returned from `lr_factors`.
-        layers: Blocks of the student.
+        layers: Number of blocks in the student.
         owner: Name of the method.
 
     Raises:
@@ -27,8 +27,8 @@ def check_factors(factors: Mapping[Part, float], layers: int, owner: str) -> Map
     for part, factor in factors.items():
         if part not in ("embedding", "head", *range(1, layers + 1)):
             raise MethodError(
-                f"{owner} sets the learning rate of {part!r}, which is no part of the student. Its "
-                f"parts are 'embedding', the blocks 1 to {layers}, and 'head'"
+                f"{owner} sets the learning rate of {part!r}, which is not a part of the student. "
+                f"Its parts are 'embedding', the blocks 1 to {layers}, and 'head'"
             )
         if not 0 <= factor < math.inf:
             raise MethodError(
@@ -39,7 +39,7 @@ def check_factors(factors: Mapping[Part, float], layers: int, owner: str) -> Map
 
 
 def join_factors(everyone: Iterable[StepRequest]) -> Mapping[Part, float]:
-    """Return the factors of a step, by part; what no method names has the factor 1.
+    """Return the factors of a step, by part; parts that no method names have the factor 1.
 
     Raises:
         MethodError: Two methods, or a method for two of its teachers, want different factors.
@@ -52,6 +52,6 @@ def join_factors(everyone: Iterable[StepRequest]) -> Mapping[Part, float]:
                 raise MethodError(
                     f"{other} sets the learning rate of the student's {part_name(part)} to {value} "
                     f"times that of the stage, and {request.member.name} to {factor} times. They "
-                    "cannot be combined; use them in stages of their own"
+                    "cannot be combined; use them in separate stages"
                 )
     return {part: factor for part, (_, factor) in found.items()}

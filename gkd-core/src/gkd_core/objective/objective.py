@@ -1,4 +1,4 @@
-"""`Objective`: the sum that an expression such as `2*pkd+0.5*soft` stands for."""
+"""`Objective`: the weighted sum that an expression such as `2*pkd+0.5*soft` denotes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from gkd_core.objective.step_plan import ActiveMethod, StepPlan, StepRequest, pl
 class Objective:
     """The methods of a stage and their weighted sum.
 
-    Terms are named `method.term`, or `method` where a method has a single term of its own name;
-    likewise those of a combiner. They are summed in alphabetical order, so that `a+b` equals `b+a`
-    to the last bit.
+    Terms are named `method.term`, or `method` if that method has a single term with its own name;
+    the same holds for combiners. They are summed in alphabetical order, so that `a+b` and `b+a` are
+    bit-identical.
     """
 
     def __init__(self, members: Iterable[ActiveMethod]) -> None:
@@ -42,7 +42,7 @@ class Objective:
         return sorted([*self.members, *self.ensembles], key=lambda owner: owner.name)
 
     def build_modules(self, seed: int) -> None:
-        """Make the auxiliary modules of all methods and combiners, each seeded by its name."""
+        """Build the auxiliary modules of all methods and combiners, seeded by their names."""
         for member in self.members:
             pairs = zip(member.methods, member.models, strict=True)
             for number, (method, models) in enumerate(pairs):
@@ -68,12 +68,12 @@ class Objective:
 
     @property
     def tells_parts_apart(self) -> bool:
-        """Whether parts of the student ever learn at different rates, or not all of them do."""
+        """Whether parts of the student may be frozen or have different learning rates."""
         kinds = (type(owner.methods[0]) for owner in self._owners)
         return any(k.gradual_unfreezing or k.lr_factors is not MethodBase.lr_factors for k in kinds)
 
     def plan(self, step: Step) -> StepPlan:
-        """Ask every method what it wants in this step."""
+        """Return the plan of a step, made from the requests of every method."""
         return plan_step(self.members, step)
 
     def terms(
@@ -82,10 +82,10 @@ class Objective:
         """Return the unweighted terms of every method on one micro-batch.
 
         Args:
-            captured: What was captured.
+            captured: The captured features.
             batch: The micro-batch.
-            step: Where training stands.
-            plan: What `plan` returned for this step.
+            step: The position in training.
+            plan: The plan of this step.
         """
         ensemble_steps = {
             c.name: EnsembleStep(
@@ -108,6 +108,7 @@ class Objective:
             own = ensemble_step.own_terms(given)
             found[name] = {key: _as_term(name, key, t, batch) for key, t in own.items()}
         named = (pair for name in sorted(found) for pair in _named(name, found[name]))
+        # A batch that does not count keeps its graph: all ranks take part in the backward pass.
         return {name: term if batch.counted else 0 * term for name, term in named}
 
     def total(
@@ -123,19 +124,19 @@ class Objective:
         return torch.stack(parts).sum()
 
     def finalize_student(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
-        """Return what the methods make of the trained student, each of what the one before made."""
+        """Return the trained student after each method has finalized it, one after another."""
         for member in self.members:
             for method in member.methods:
                 student = method.finalize_student(student, directory)
         return student
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every method and combiner, as JSON can hold it."""
+        """Return the state of every method and combiner, as JSON-serializable values."""
         states = {m.name: [method.state_dict() for method in m.methods] for m in self.members}
         return states | {c.name: [c.combiner.state_dict()] for c in self.ensembles}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         for member in self.members:
             for method, kept in zip(member.methods, state[member.name], strict=True):
                 method.load_state_dict(kept)
@@ -144,7 +145,7 @@ class Objective:
             ensemble.combiner.load_state_dict(kept)
 
     def generators(self) -> dict[str, torch.Generator]:
-        """Return the sources of random draws, by name of the method or combiner."""
+        """Return the generators of random draws, by name of the method or combiner."""
         return {owner.name: owner.generator for owner in self._owners}
 
 
@@ -156,7 +157,7 @@ def _combined(
     batch: Batch,
     step: Step,
 ) -> dict[str, Term]:
-    """Ask a method once per teacher, and return the terms that are made of the answers."""
+    """Return the terms of a method, computed per teacher and combined."""
     answers = []
     for number, (method, one) in enumerate(zip(member.methods, requests, strict=True)):
         learned = captured.learned(one)
@@ -169,18 +170,18 @@ def _combined(
 
 
 def _named(owner: str, terms: Mapping[str, Term]) -> Iterable[tuple[str, Term]]:
-    """Return the terms of a method under the names they have in the sum."""
+    """Return the terms of a method with their names in the sum."""
     alone = list(terms) == [owner]
     return [(name if alone else f"{owner}.{name}", term) for name, term in terms.items()]
 
 
 def name_seed(seed: int, name: str) -> int:
-    """Return a seed that depends on `seed` and `name` only, not on the order things are made in."""
+    """Return a seed that depends only on `seed` and `name`, not on the order of creation."""
     return int(digest.of_bytes([f"{seed}:{name}".encode()])[:12], 16)
 
 
 def _as_term(owner: str, name: str, value: Term | Tensor, batch: Batch) -> Term:
-    """Accept a loss per sample or a mean over the samples in place of a `Term`."""
+    """Return a loss as a `Term`; it may be given per sample or as a mean over the samples."""
     if isinstance(value, Term):
         return value
     if value.dim() == 0:
@@ -190,5 +191,5 @@ def _as_term(owner: str, name: str, value: Term | Tensor, batch: Batch) -> Term:
             f"{owner} returned the loss '{name}' with shape {tuple(value.shape)}; return a "
             "Term, a tensor with one loss per sample, or a scalar"
         )
-    # Under autocast a method's own arithmetic may give bf16.
+    # Under autocast, a method's own arithmetic may produce bf16.
     return Term(value.to(torch.promote_types(value.dtype, torch.float32)), batch.samples)

@@ -40,13 +40,14 @@ def run_passes(
     """Run every pass of a micro-batch: the teachers' first, without gradient, then the student's.
 
     Args:
-        plan: What to capture and change.
+        plan: The features to capture and the changes to make.
         student: The student.
         teachers: The teachers.
         batch: The micro-batch.
-        step: Where training stands.
-        teacher_batches: The micro-batches that the teachers run on; this one alone unless given.
-        feature_offload: Where what was captured of one teacher waits while others run, if anywhere.
+        step: The position in training.
+        teacher_batches: The micro-batches that the teachers run on; only `batch` if None.
+        feature_offload: Host memory for the features of teachers that have run; None keeps them on
+            the device.
     """
     teacher_batches = teacher_batches or TeacherBatches([batch])
     inputs = _inputs(plan, teacher_batches, step)
@@ -85,7 +86,7 @@ def run_passes(
                 )
                 for planned in plan.passes:
                     features = run(teacher, planned, "teacher", number, turn, found)
-                    if len(taken) > 1:
+                    if len(taken) > 1:  # only the rank that trains on the batch reads them
                         features.gather()
                     found.teachers[number][planned.name] = features
             captured.offload(number)
@@ -102,9 +103,9 @@ def evaluation_changes(
     batch: Batch,
     step: Step,
 ) -> list[Change]:
-    """Return what changes the student on a batch in an evaluation.
+    """Return the changes to the student's forward pass in an evaluation.
 
-    Only operations of the main pass that need no other pass can act there.
+    Only operations of the main pass that need no other pass apply there.
     """
     plan = plan_step([member.detached_copy() for member in members], step, training=False)
     captured = Captured({}, [{} for _ in teachers])
@@ -116,7 +117,7 @@ def evaluation_changes(
 
 
 def _inputs(plan: StepPlan, teacher_batches: TeacherBatches, step: Step) -> Sequence[PassInputs]:
-    """Return, for each turn, what passes read instead of the batch's inputs, by their name."""
+    """Return the inputs that passes substitute, by pass name, for each teacher batch."""
     makers = {
         planned.name: (planned.inputs.inputs, planned.requests[0].member.generator)
         for planned in plan.passes

@@ -1,4 +1,4 @@
-"""`StepPlan`: the forward passes of a step, and what is captured and changed in each."""
+"""`StepPlan`: the forward passes of a step, with their captures and changes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class ActiveMethod:
     Attributes:
         name: The method's name.
         weight: Its factor in the sum.
-        methods: One object per teacher, or a single one if the method takes none.
-        models: What each of these objects is told of the models.
-        generator: Source of its random draws.
-        ensemble: What makes one term of those for each teacher, if there are several.
-        outside: Weight before the parentheses that it stands in.
+        methods: One object per teacher, or a single one if the method takes no teacher.
+        models: The models as described to each of these objects.
+        generator: Generator for its random draws.
+        ensemble: Combines the terms of several teachers; None without one.
+        outside: Weight of the parentheses around it.
     """
 
     name: str
@@ -52,12 +52,12 @@ class ActiveMethod:
         return self.methods[0].teachers == "one"
 
     def factor(self, step: Step) -> float:
-        """Return the weight of its terms in the sum, within and before the parentheses."""
+        """Return the weight of its terms in the sum: its own times that of the parentheses."""
         where = step.index, step.total
         return self.outside.at(*where) * self.weight.at(*where)
 
     def detached_copy(self) -> ActiveMethod:
-        """Return the same method with a generator of its own, so that looking changes no draw."""
+        """Return a copy with its own generator, so that previewing does not advance the RNG."""
         generator = torch.Generator().set_state(self.generator.get_state())
         ensemble = self.ensemble.detached_copy() if self.ensemble else None
         return replace(self, generator=generator, ensemble=ensemble)
@@ -65,14 +65,14 @@ class ActiveMethod:
 
 @dataclass(frozen=True)
 class Write:
-    """An operation of a method, with the places it stands for.
+    """An operation of a method, with the places it changes.
 
     Attributes:
         operation: The operation.
         side: Which model it changes.
-        run: In which pass.
-        places: Where.
-        seed: For what it draws at random in this step.
+        run: The pass that it applies to.
+        places: The places that it changes.
+        seed: Seed of its random draws in this step.
     """
 
     operation: Operation
@@ -84,15 +84,15 @@ class Write:
 
 @dataclass(frozen=True)
 class StepRequest:
-    """What one method object, or a combiner for one teacher, asks for in a step.
+    """The request of one method object, or of a combiner for one teacher, in a step.
 
     Attributes:
         member: The method or ensemble it belongs to.
-        number: Which of the method's objects it is; also the number of its teacher.
+        number: Index of the object in the method, and of its teacher.
         reads: What it reads, by pass.
         passes: Its own passes.
         writes: Its operations.
-        lr_factors: Factors of the learning rate, by part of the student.
+        lr_factors: Learning-rate factors, by part of the student.
     """
 
     member: ActiveMethod | TeacherEnsemble
@@ -108,27 +108,27 @@ class StepRequest:
         return self.member.models[self.number]
 
     def key(self, run: str) -> str:
-        """Return the name of a pass among those of all methods."""
+        """Return the name of a pass that is unique among all methods."""
         if run == MAIN:
             return MAIN
         several = f"[{self.number + 1}]" if len(self.member.methods) > 1 else ""
         return f"{self.member.name}{several}@{run}"
 
     def captures(self, side: Side, run: str) -> frozenset[Capture]:
-        """Return what it reads of a model in a pass."""
+        """Return what it reads from a model in a pass."""
         reads = self.reads.student if side == "student" else self.reads.teacher
         return reads.get(run, frozenset())
 
 
 @dataclass(frozen=True)
 class PlannedPass:
-    """One pass of a step, for all methods.
+    """One forward pass of a step, for all methods.
 
     Attributes:
         name: `main`, or `METHOD@NAME` for a method's own.
         run: The name as its owner knows it.
-        requests: Who takes part: all, or the owner.
-        inputs: What is read instead of the batch's inputs, if anything.
+        requests: The requests it serves: all of them, or only its owner's.
+        inputs: The owner's pass, whose inputs may replace the batch's; None for the main pass.
     """
 
     name: str
@@ -137,7 +137,7 @@ class PlannedPass:
     inputs: Pass | None = None
 
     def captures(self, side: Side, number: int | None = None) -> frozenset[Capture]:
-        """Return the union of what is read of the student, or of teacher `number`."""
+        """Return the union of what is read from the student, or from teacher `number`."""
         parts = (request.captures(side, self.run) for request in self._of(number))
         return frozenset[Capture]().union(*parts)
 
@@ -164,12 +164,14 @@ class PlannedPass:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What the methods want of a step. They are asked once a step, as they may draw it at random.
+    """The requests of all methods for a step, and the passes that serve them.
+
+    Methods are asked once per step, because they may choose at random.
 
     Attributes:
-        requests: What each object of a method or ensemble asks for, by its name.
-        passes: The passes in order; the main one first.
-        lr_factors: Factors of the learning rate, by part of the student.
+        requests: The requests of each method or ensemble, by its name.
+        passes: The passes in order, the main pass first.
+        lr_factors: Learning-rate factors, by part of the student.
     """
 
     requests: Mapping[str, Sequence[StepRequest]]
@@ -183,16 +185,16 @@ def plan_step(
     training: bool = True,
     explain: Callable[[ActiveMethod | TeacherEnsemble], AbstractContextManager[None]] | None = None,
 ) -> StepPlan:
-    """Ask every method, and every combiner, what it wants in a step.
+    """Return the plan of a step, made from the requests of every method and combiner.
 
     Args:
         members: The methods.
-        step: Where training stands.
-        training: False for the operations of the evaluation after the step.
-        explain: Returns a context in which one of them is asked; it may say more of an error.
+        step: The position in training.
+        training: False for the operations that apply in an evaluation after the step.
+        explain: Returns a context in which one of them is asked, to add details to its errors.
 
     Raises:
-        MethodError: A path or pass does not exist, two methods change the same place, or want
+        MethodError: A path or pass does not exist, or two methods change the same place or want
             different learning rates for the same part.
     """
     members = list(members)
@@ -239,14 +241,16 @@ def _request(
 def _write(
     operation: Operation, models: Models, owner: str, generator: torch.Generator
 ) -> Write | None:
-    """Return an operation with its places, or None if it is for another teacher."""
+    """Return an operation with its places, or None if it is on another teacher."""
     path = operation.path(owner)
     seed = int(torch.randint(2**62, (), generator=generator))
     if path.side == "student":
         places = path.resolve(models.student, owner)
         return Write(operation, "student", path.run, tuple(sorted(places)), seed)
     if models.teacher is None:
-        raise MethodError(f"{owner} changes {operation.site}, but the run has no teacher")
+        raise MethodError(
+            f"{owner} changes {operation.site}, but the run has no teacher. Set `teacher`"
+        )
     if path.teacher not in (None, models.teacher.name):
         return None
     places = path.resolve(models.teacher, owner)

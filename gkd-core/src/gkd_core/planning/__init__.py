@@ -1,1 +1,1 @@
-"""What a run needs before there is a machine for it: memory, arithmetic and communication."""
+"""The memory, arithmetic and communication of a run, estimated without its machine."""

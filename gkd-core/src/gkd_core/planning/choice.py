@@ -1,4 +1,4 @@
-"""What a search for a layout chooses between, and what each choice takes at least."""
+"""The layouts that a search chooses from, with a lower bound on the memory of each."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class LayoutChoice:
-    """What the search chooses between.
+    """A layout that the search can choose.
 
     Attributes:
         tensor: Processes that share one copy of each model.
-        zero: What DeepSpeed ZeRO divides.
-        teacher: Where the teachers' weights are.
-        optimizer: Where the optimizer state is.
-        params: Where the student's weights wait.
-        checkpointing: Whether activations are computed again.
+        zero: Stage of DeepSpeed ZeRO; 0 for none.
+        teacher: Where the teachers' weights are kept.
+        optimizer: Where the optimizer state is kept.
+        params: Where the student's weights are kept between uses.
+        checkpointing: Whether activations are recomputed in the backward pass.
     """
 
     tensor: int
@@ -42,7 +42,7 @@ class LayoutChoice:
         return ", ".join([*parts, *(["checkpointing"] if self.checkpointing else [])])
 
     def settings(self, spec: StageSpec) -> list[str]:
-        """Return the choice as `--set` takes it for a stage."""
+        """Return the choice as `--set` arguments for a stage."""
         return [spec.settings.path(text) for text in self._changes(spec)]
 
     def _changes(self, spec: StageSpec) -> list[str]:
@@ -62,9 +62,9 @@ class LayoutChoice:
         return found
 
     def takes_like(self, other: LayoutChoice) -> bool:
-        """Tell whether all that another choice takes beside weights and states, this one takes too.
+        """Tell whether this choice needs all memory that another needs besides weights and states.
 
-        The same activations; the same buffers of ZeRO, or more; the same weights in transit.
+        That is: the same activations, the same ZeRO buffers or more, the same weights in transit.
         """
         return (
             (self.tensor, self.checkpointing) == (other.tensor, other.checkpointing)
@@ -75,7 +75,7 @@ class LayoutChoice:
         )
 
     def apply(self, spec: StageSpec) -> StageSpec:
-        """Return a spec with this choice in place of its own."""
+        """Return a copy of the spec with this choice as its layout."""
         config = spec.config
         parallel = config.parallel.model_copy(
             update={
@@ -100,7 +100,7 @@ class LayoutChoice:
 
 @dataclass(frozen=True)
 class Need:
-    """What a layout takes.
+    """The memory that a layout needs.
 
     Attributes:
         device: Bytes on each GPU.
@@ -112,14 +112,14 @@ class Need:
 
 
 def all_choices(world: int) -> Iterator[LayoutChoice]:
-    """Yield what could be chosen for so many processes, what costs least first."""
+    """Yield the choices for a number of processes, cheapest first."""
     for tensor, rung in _rungs(world):
         for checkpointing in (False, True):
             yield LayoutChoice(tensor, *rung, checkpointing)
 
 
 def least_need(choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int]) -> Need:
-    """Return what weights, gradients and optimizer state take at least.
+    """Return a lower bound: the memory of weights, gradients and optimizer state alone.
 
     Args:
         choice: The layout.
@@ -129,6 +129,7 @@ def least_need(choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int]) 
     world = spec.layout.world
     copies = world // choice.tensor
     student = sizes["student"] / choice.tensor
+    # Bytes per fp32 weight: 4, its gradient 4, AdamW's moments 8; ZeRO keeps a master copy, 4.
     held = {0: 16.0, 1: 4 + 16 / copies, 2: 4 + 16 / copies, 3: 20 / copies}[choice.zero]
     waits = 0.0
     if choice.optimizer != "none":
@@ -151,9 +152,10 @@ Rung = tuple[int, Placement, Offload, Offload]
 
 
 def _rungs(world: int) -> Iterator[tuple[int, Rung]]:
-    """Yield degrees and what goes with them.
+    """Yield tensor-parallel degrees, each with one way to place the weights and states.
 
-    Every process has its part of a teacher in host memory: the more share one, the less that is.
+    With teachers in host memory, the highest degree comes first: each process holds its own shard
+    there, so a higher degree needs less host memory.
     """
     degrees = [degree for degree in range(1, world + 1) if world % degree == 0]
     for tensor in degrees:

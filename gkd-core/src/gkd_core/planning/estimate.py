@@ -1,4 +1,4 @@
-"""`Estimate`: what a training step takes on each GPU."""
+"""`Estimate`: the memory, arithmetic and communication of a training step on each GPU."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gkd_core.planning.memory_tracker import MemoryKind
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a simulated step of a stage takes.
+    """The cost of a simulated step of a stage.
 
     Attributes:
         stage: Name of the stage.
-        memory: Bytes on each GPU by kind, at the moment when they are most.
-        host: Bytes of host memory that each process needs for what waits there.
+        memory: Bytes on each GPU by kind, at the moment of peak use.
+        host: Bytes of host memory that each process needs for what is offloaded.
         flops: Floating-point operations of a step on each GPU: matrix products and attention.
         sent: Bytes that each GPU sends in a step, by collective operation.
         parameters: Number of weights by model.
-        seconds: How long the simulation took.
+        seconds: Duration of the simulation.
     """
 
     stage: str
@@ -33,9 +33,9 @@ class Estimate:
 
     @property
     def peak(self) -> int:
-        """Bytes on each GPU."""
+        """Peak memory on each GPU, in bytes."""
         return sum(self.memory.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the estimate as JSON can hold it."""
+        """Return the estimate in JSON-serializable form."""
         return {**asdict(self), "peak": self.peak}

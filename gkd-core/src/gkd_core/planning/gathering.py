@@ -1,8 +1,8 @@
-"""Which of the weights that ZeRO-3 has divided are whole, and when.
+"""When the weights that ZeRO-3 shards are gathered, and when they are released.
 
 DeepSpeed 0.19 (`runtime/zero/partitioned_param_coordinator.py`) gathers the weights of a module
-before it runs, forward and backward, and some of those that come next. It lets them go again,
-unless they are soon needed once more.
+before it runs, in forward and backward passes, and prefetches some of the next ones. It releases
+them afterwards, unless they are needed again soon.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from transformers import PreTrainedModel
 from gkd_core.planning.memory_tracker import ABSENT, TRANSIT, MemoryTracker
 
 REUSED = 10**9
-"""Weights stay if they are needed again before so many others; nothing is early beyond that."""
+"""Weights stay whole if reused before this many others; prefetching stops at this many."""
 
 EARLY = 5 * 10**7
-"""As many weights, or a few more, are fetched before they are needed."""
+"""Weights to prefetch; the last module fetched may exceed it."""
 
 
 class Gathering:
-    """Gathers weights, and lets them go, as the student runs.
+    """Gathers and releases weights as the student runs.
 
     Args:
         student: The student.
-        divided: The divided weights, also those of methods.
-        tracker: Books them.
-        ranks: How many have a part of them.
+        divided: The sharded weights, including those of methods.
+        tracker: Tracks the memory of the weights.
+        ranks: Number of ranks over which they are sharded.
     """
 
     def __init__(
@@ -49,7 +49,8 @@ class Gathering:
         head = student.get_output_embeddings()
         inside = {id(weight) for weight in student.parameters()}
         inside -= {id(weight) for weight in ([] if head is None else head.parameters())}
-        # What is not used by the forward pass of its own module alone is there all the time.
+        # The head and modules of methods are also used outside their own forward pass, so their
+        # weights stay whole from the forward pass to the end of the backward pass.
         self.always = [weight for weight in divided if id(weight) not in inside]
         wanted = {id(weight) for weight in divided} & inside
         self.order: list[list[Parameter]] = []
@@ -67,18 +68,18 @@ class Gathering:
             module.register_forward_hook(partial(self._after, place, 2 * after < REUSED))
 
     def release(self, weights: Iterable[Parameter]) -> None:
-        """Let go of weights."""
+        """Release weights."""
         for weight in weights:
             if self.whole.pop(id(weight), None) is not None:
                 self.tracker.claim([weight], ABSENT)
 
     def release_all(self) -> None:
-        """Let go of all weights."""
+        """Release all weights."""
         self.buffers.clear()
         self.release(list(self.whole.values()))
 
     def _before(self, place: int, *_: Any) -> None:
-        """Gather the weights of a module that is about to run, and of some that come next."""
+        """Gather the weights of a module that is about to run, and prefetch some of the next."""
         self._fetch(self.order[place])
         for weight in self.order[place]:
             self.buffers.pop(id(weight), None)
@@ -96,9 +97,9 @@ class Gathering:
         self._buffer(early)
 
     def _buffer(self, weights: Sequence[Parameter]) -> None:
-        """Keep what weights arrive in together until the last of them is used.
+        """Keep the buffer in which weights arrive together until the last of them is used.
 
-        Each is copied out of it; one that arrives alone is used where it is.
+        Each weight is copied out of the buffer; a weight that arrives alone is used in place.
         """
         if len(weights) > 1:
             with self.tracker.track(TRANSIT):
@@ -106,7 +107,7 @@ class Gathering:
             self.buffers.update((id(weight), buffer) for weight in weights)
 
     def _after(self, place: int, stays: bool, _: Any, __: Any, out: Any) -> None:
-        """Let go of the weights of a module that has run, and have them back for its backward."""
+        """Release the weights of a module that has run; gather them again for its backward."""
         if not stays and not _is_backward():
             self.release(self.order[place])
         if isinstance(out, Tensor) and out.requires_grad:
@@ -121,7 +122,7 @@ class Gathering:
 
 
 def _is_backward() -> bool:
-    """Tell whether a backward pass is under way, which also computes checkpointed blocks again."""
+    """Tell whether a backward pass is running, including its recomputation of blocks."""
     found: int = torch._C._current_graph_task_id()
     return found != -1
 

@@ -1,4 +1,4 @@
-"""`MemoryTracker`: books every tensor that is made, by what it is for."""
+"""`MemoryTracker`: accounts for the memory of every tensor, by its purpose."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ MemoryKind = Literal[
     "absent",
 ]
 HOST: MemoryKind = "host"
-"""What waits in host memory."""
+"""Tensors offloaded to host memory."""
 
 ABSENT: MemoryKind = "absent"
-"""Tensors that are there for the simulation alone: in earnest they would not be, for now."""
+"""Tensors that only the simulation holds: in a real run they would not exist at this time."""
 
 
 ON_DEVICE: tuple[MemoryKind, ...] = tuple(
     kind for kind in get_args(MemoryKind) if kind not in (HOST, ABSENT)
 )
 TRANSIT: MemoryKind = "communication"
-"""What was gathered from other ranks or copied from host memory, and buckets of gradients."""
+"""Tensors gathered from other ranks or copied from host memory, and gradient buckets."""
 
 FEW = 2**20
-"""So many numbers are not worth being imagined."""
+"""Tensors of at most this many elements are cheap enough to compute for real."""
 
 Result = TypeVar("Result")
 ATEN = torch.ops.aten
@@ -71,19 +71,19 @@ FLOPS: Mapping[Any, Callable[..., int]] = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""The arithmetic of what PyTorch does not count."""
+"""FLOP formulas of operations that PyTorch does not count."""
 
 
 class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Knows at any time which memory is taken, and for what.
+    """Tracks how much memory is in use at any time, and for what.
 
-    Storage is booked when an operation returns a tensor in it, and let go when nothing refers to it
-    any more. It works on real tensors and on fake ones, of which no byte exists. What a kernel
-    takes for itself while it runs is not seen.
+    A storage is tracked from the moment an operation returns a tensor in it until nothing refers to
+    it anymore. This works for real tensors and for fake ones, which take no memory. Workspace that
+    a kernel allocates while it runs is not seen.
 
     Attributes:
         live: Bytes by kind.
-        peak: Bytes by kind on the device at the moment when they were most in sum.
+        peak: Bytes by kind at the moment when their sum on the device was highest.
         flops: Floating-point operations of matrix products and attention.
         sent: Bytes that this rank sends, by collective operation.
     """
@@ -104,7 +104,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def track(self, kind: MemoryKind) -> Iterator[None]:
-        """Book what is made inside under a kind."""
+        """Assign tensors created inside to a kind."""
         before, self._kind = self._kind, kind
         try:
             yield
@@ -113,7 +113,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def repeated(self, times: int) -> Iterator[None]:
-        """Count arithmetic and communication inside as often as they happen in earnest."""
+        """Count arithmetic and communication inside as often as a real run performs them."""
         self._times = times
         try:
             yield
@@ -121,7 +121,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._times = 1
 
     def during(self, kind: MemoryKind, work: Callable[..., Result]) -> Callable[..., Result]:
-        """Return a function that does the same, with what it makes booked under a kind."""
+        """Return the function, wrapped so that tensors that it creates are assigned to a kind."""
 
         def booked(*args: Any, **kwargs: Any) -> Result:
             with self.track(kind):
@@ -130,7 +130,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return booked
 
     def claim(self, tensors: Iterable[Tensor], kind: MemoryKind) -> None:
-        """Book tensors under a kind, whatever they were booked under."""
+        """Reassign tensors to a kind, whatever their kind was."""
         for tensor in tensors:
             entry = self._book(tensor)
             if entry is not None and entry.kind != kind:
@@ -150,9 +150,9 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.sent[name] += self._times * sent_bytes(name, size, ranks)
 
     def begin(self) -> None:
-        """Note that a step begins: its arithmetic and communication are counted from here.
+        """Begin a step: its arithmetic and communication are counted from here.
 
-        Of several steps the peak is that of all, from the first on.
+        The peak is that of all steps, from the first one on.
         """
         self.flops = 0
         self.sent.clear()
@@ -161,9 +161,9 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._note_peak()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and book what it returns."""
+        """Run an operation and track what it returns."""
         if func is ATEN._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 1  # A number that nobody knows.
+            return 1  # `.item()`: a fake tensor has no value, so any number has to do
         run = func if types or not self._begun else _as_far_as_known(func)
         out = run(*args, **(kwargs or {}))
         with self.track(TRANSIT if self._leaves_host(func, args) else self._kind):
@@ -173,7 +173,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _leaves_host(self, func: Any, args: Any) -> bool:
-        """Tell whether an operation copies what waits in host memory."""
+        """Tell whether an operation copies a tensor from host memory."""
         if not self._begun or func._overloadpacket not in COPIES:
             return False
         source = self._booked.get(id(args[0].untyped_storage()))
@@ -225,15 +225,15 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _as_far_as_known(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an operation that is done in earnest on what comes from the batch.
+    """Return an operation that computes real values where they derive from the batch.
 
-    The batch is no fake: which tokens there are, and what follows from that, methods may look at.
+    The batch is not fake: methods may look at its tokens and at whatever follows from them.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         given = _tensors((args, kwargs))
         made = given or _tensors(func(*args, **kwargs))
-        # Weights and accumulators are made of nothing; what is made of the batch is none of these.
+        # A floating-point tensor created without inputs is a weight or an accumulator, not data.
         if any(t.numel() > FEW or (not given and t.is_floating_point()) for t in made):
             return func(*args, **kwargs)
         with _disable_current_modes():
@@ -247,7 +247,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 class _Entry:
-    """A storage."""
+    """A tracked storage."""
 
     __slots__ = ("kind", "reference", "size")
 

@@ -1,9 +1,9 @@
-"""Find a layout in which a run fits, trying what costs least first.
+"""The search for a layout in which a run fits, cheapest layouts first.
 
-The order is that of the GKD paper: ZeRO, which only communicates; then tensor parallelism, which
-communicates in every layer; then host memory, which is slow: for the optimizer, for the teachers,
-for all. Few layouts are simulated: one whose weights and optimizer state alone do not fit is left
-out, and so is one that cannot fit as far as another with the same activations tells.
+The order is that of the GKD paper: ZeRO, which adds only communication; then tensor parallelism,
+which communicates in every layer; then host memory, which is slow: for the optimizer, for the
+teachers, then for everything. Few layouts are simulated: a layout is ruled out if its weights and
+optimizer state alone do not fit, or if a simulated layout with the same activations implies it.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ Simulate = Callable[[StageSpec], Estimate]
 
 @dataclass(frozen=True)
 class Limit:
-    """What there is.
+    """The available memory.
 
     Attributes:
         device: Bytes of each GPU.
-        host: Bytes of host memory, for all processes; None for as many as they take.
+        host: Bytes of host memory, for all processes; None for no limit.
     """
 
     device: int
     host: int | None = None
 
     def holds(self, need: Need) -> bool:
-        """Tell whether there is enough."""
+        """Tell whether a need fits."""
         return need.device <= self.device and (self.host is None or need.host <= self.host)
 
 
 @dataclass(frozen=True)
 class LayoutTrial:
-    """A choice that was looked at.
+    """A layout that the search has tried.
 
     Attributes:
-        choice: The choice.
-        need: What it takes: simulated, or what it is at least.
+        choice: The layout.
+        need: The memory that it needs, simulated or as a lower bound.
         fits: Whether that fits.
-        estimate: The simulated step, or None if it was not worth one.
+        estimate: The simulated step; None if the lower bound already ruled the layout out.
     """
 
     choice: LayoutChoice
@@ -58,7 +58,7 @@ class LayoutTrial:
     estimate: Estimate | None
 
     def to_json(self, spec: StageSpec) -> dict[str, Any]:
-        """Return the trial as JSON can hold it."""
+        """Return the trial in JSON-serializable form."""
         return {
             "settings": self.choice.settings(spec),
             "peak": self.need.device,
@@ -73,9 +73,9 @@ class Largest:
     """The largest teacher that fits.
 
     Attributes:
-        blocks: Its transformer blocks.
+        blocks: Number of its transformer blocks.
         weights: Number of its weights.
-        choice: The layout.
+        choice: The layout in which it fits.
     """
 
     blocks: int
@@ -85,11 +85,11 @@ class Largest:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has found for a stage.
+    """The result of a search for a stage's layout.
 
     Attributes:
         stage: The stage.
-        trials: The layouts that were looked at; the last one fits, if there is one that does.
+        trials: The layouts that were tried; the last one fits if any does.
         largest: The largest teacher that would fit, if none does.
     """
 
@@ -99,11 +99,11 @@ class Found:
 
     @property
     def fitting(self) -> LayoutTrial | None:
-        """The layout that fits."""
+        """The layout that fits, or None."""
         return self.trials[-1] if self.trials and self.trials[-1].fits else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was found as JSON can hold it."""
+        """Return the result in JSON-serializable form."""
         fitting, largest = self.fitting, self.largest
         return {
             "stage": self.stage.name,
@@ -120,12 +120,12 @@ class Found:
 
 
 class Search:
-    """Looks for a layout of a stage.
+    """Searches for a layout of a stage.
 
     Args:
-        spec: The stage, drawn for as many processes as there are GPUs.
+        spec: The stage, built for as many processes as there are GPUs.
         registry: The plugins.
-        limit: What there is of memory.
+        limit: The available memory.
         simulate: Simulates a step.
     """
 
@@ -139,16 +139,16 @@ class Search:
         self.sizes = count_weights(spec)
 
     def run(self) -> Found:
-        """Try layouts up to the first that fits; if there is none, look for the largest teacher."""
+        """Try layouts until one fits; if none does, look for the largest teacher that would."""
         trials = self.try_choices()
         fits = bool(trials) and trials[-1].fits
         return Found(self.spec, trials, None if fits else self.largest_teacher())
 
     def try_choices(self) -> list[LayoutTrial]:
-        """Return the layouts up to the first that fits.
+        """Return the layouts tried, up to the first that fits.
 
-        One with gradient checkpointing is left out if it is known not to fit: what is there beside
-        activations stays as it is.
+        A layout with gradient checkpointing is omitted if it is known not to fit, because
+        checkpointing saves only activations.
         """
         trials: list[LayoutTrial] = []
         beside: dict[LayoutChoice, int] = {}
@@ -172,10 +172,10 @@ class Search:
         return trials
 
     def largest_teacher(self) -> Largest | None:
-        """Return how deep a teacher of the same width may be, and where it fits first.
+        """Return the deepest teacher of the same width that would fit, and its layout.
 
-        What is beside the teacher is simulated for the layouts in which most blocks have room.
-        None if there is not one teacher that is read, or not a block of it fits.
+        Layouts are simulated in the order of the number of blocks that may fit. The result is None
+        unless exactly one teacher is read and at least one block of it fits.
         """
         if len(self.sizes) != 2:
             return None
@@ -199,7 +199,7 @@ class Search:
         return found
 
     def choices(self) -> Iterator[LayoutChoice]:
-        """Yield what goes with the stage, what costs least first."""
+        """Yield the choices that are valid for the stage, cheapest first."""
         return filter(self._works, all_choices(self.spec.layout.world))
 
     def _works(self, choice: LayoutChoice) -> bool:
@@ -214,7 +214,7 @@ class Search:
         return estimate, Need(estimate.peak, estimate.host * self.spec.layout.world)
 
     def _sizes_without_block(self) -> dict[str, int]:
-        """Return the number of weights of each model, were the teacher a block shallower."""
+        """Return the number of weights of each model if the teacher had one block less."""
         teacher = self.spec.teachers[0]
         config = copy.deepcopy(teacher.config)
         config.num_hidden_layers -= 1
@@ -222,11 +222,11 @@ class Search:
         return count_weights(replace(self.spec, teachers=(shallower,)))
 
     def _blocks(self, need: Need, saved: Need) -> int:
-        """Return how many blocks a teacher may have for all to fit.
+        """Return the largest number of teacher blocks with which everything fits.
 
         Args:
-            need: What is taken with the teacher as it is.
-            saved: What a block less saves.
+            need: The memory needed with the teacher as it is.
+            saved: The memory that removing one block saves.
         """
         removed = [0]
         for taken, there, each in (

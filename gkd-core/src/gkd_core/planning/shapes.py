@@ -1,4 +1,4 @@
-"""Models of which only the shape is known: a `config.json`, no weights, perhaps no tokenizer."""
+"""Models known only by their shape: a `config.json`, no weights, perhaps no tokenizer."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 
 
 class ShapeSpecBuilder(SpecBuilder):
-    """Draws specs whose models need neither weights nor a tokenizer, for any machine."""
+    """Builds specs whose models need neither weights nor a tokenizer, for any machine."""
 
     def assign_tokenizers(
         self, config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None
     ) -> tuple[PreTrainedTokenizerFast, list[TeacherSpec]]:
-        """Return the tokenizers of the models, or one of a few words if a model has none."""
+        """Return the models' tokenizers, or a placeholder with a few words if a model has none."""
         named = [*(teacher.model for teacher in teachers), config.student.model]
         if any(model is not None and _lacks_tokenizer(model) for model in named):
             words = _few_words()
@@ -50,21 +50,21 @@ class ShapeSpecBuilder(SpecBuilder):
         return super().load_tokenizer(model, trust_remote_code, setting)
 
     def check(self, spec: StageSpec) -> None:
-        """Refuse a stage that could be trained nowhere."""
+        """Reject a stage that could not be trained on any machine."""
         check_spec(spec, self.registry)
 
 
 def build_shape(
     config: PretrainedConfig, data: TaskData, trust_remote_code: bool, attention_dropout: bool
 ) -> PreTrainedModel:
-    """Return a model whose weights nobody has read.
+    """Return a model built from its configuration, without reading weights.
 
     Args:
         config: Its configuration.
-        data: What it is to predict.
+        data: The data whose labels it predicts.
         trust_remote_code: Run code that comes with the configuration.
-        attention_dropout: Leave dropout in attention as it is. PyTorch's attention on CPUs keeps
-            whole score matrices where it is not 0, which no kernel for GPUs does.
+        attention_dropout: Leave dropout in attention as it is. Unless it is 0, PyTorch's attention
+            on CPUs keeps whole score matrices, which no GPU kernel does.
     """
     config = copy.deepcopy(config)
     set_classes(config, data.kind, data.classes)

@@ -1,8 +1,8 @@
-"""Simulate one training step of a stage on one of many GPUs, without a GPU and without weights.
+"""The simulation of a stage's training step on one of many GPUs, without a GPU or weights.
 
-The stage is built and trained by the code that trains it in earnest. Its tensors are fake: they
-have a shape and no content, so that a model of any size fits. The other ranks are imagined too:
-collective operations return at once.
+The stage is built and trained by the same code as in a real run. Its tensors are fake: they have a
+shape but no content, so a model of any size fits. The other ranks are simulated too: collective
+operations return at once.
 """
 
 from __future__ import annotations
@@ -62,24 +62,24 @@ from gkd_core.training.stage_spec import StageSpec
 from gkd_core.training.step import train_step
 
 STEPS = 2
-"""Steps that are simulated; what the first one leaves, such as AdamW's moments, stays."""
+"""Number of simulated steps; what the first one allocates, such as AdamW's moments, stays."""
 
 ROW = Split(("a row to plan with",))
 
 
 def simulate(spec: StageSpec, registry: Registry, every: bool = False) -> Estimate:
-    """Return what a training step of a stage takes on each GPU.
+    """Return the cost of a training step of a stage on each GPU.
 
-    All rows are as long as allowed. Nothing is read, written or sent.
+    All rows have the maximum length. Nothing is read, written or sent.
 
     Args:
-        spec: The stage, drawn by a `ShapeSpecBuilder`.
+        spec: The stage, built by a `ShapeSpecBuilder`.
         registry: The plugins.
-        every: Simulate every micro-batch. The estimate is the same: otherwise one in the middle
-            stands for all between the first and the last.
+        every: Simulate every micro-batch. Otherwise one in the middle stands for all between the
+            first and the last; the estimate is the same.
 
     Raises:
-        MethodError: A method needs the content of tensors.
+        MethodError: What a method computes depends on the values of tensors.
     """
     with _refusing(str(spec.expression)):
         return _simulate(spec, registry, every)
@@ -87,14 +87,14 @@ def simulate(spec: StageSpec, registry: Registry, every: bool = False) -> Estima
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Say what cannot be simulated, and why."""
+    """Turn errors about unknown values into one that says what cannot be simulated, and why."""
     try:
         yield
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
         raise MethodError(
-            f"{name} cannot be simulated: what it computes depends on the content of tensors that "
-            f"a model has made ({error}). Plan with another method that reads the same of the "
-            "models, such as match"
+            f"{name} cannot be simulated: what it computes depends on the values of tensors that "
+            f"a model produces ({error}). Plan with another method that reads the same sites, such "
+            "as match"
         ) from error
 
 
@@ -121,7 +121,7 @@ def _simulate(spec: StageSpec, registry: Registry, every: bool) -> Estimate:
 
 @contextmanager
 def _imagined(layout: Layout) -> Iterator[Groups | None]:
-    """Be rank 0 of several of which no other exists; yield its groups."""
+    """Act as rank 0 of several, none of the others existing; yield its groups."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if layout.world == 1:
@@ -130,7 +130,7 @@ def _imagined(layout: Layout) -> Iterator[Groups | None]:
     dist.init_process_group("fake", rank=0, world_size=layout.world, store=FakeStore())
     groups = arrange(layout)
     try:
-        # Whatever the others hold is what is here.
+        # The other ranks are assumed to hold the same objects as this one.
         with patch.object(dist, "all_gather_object", lambda *_, **__: None):
             yield groups
     finally:
@@ -141,7 +141,7 @@ def _imagined(layout: Layout) -> Iterator[Groups | None]:
 
 @contextmanager
 def _fake_models() -> Iterator[None]:
-    """Make all tensors fake. They are made where they belong: such a module cannot be moved."""
+    """Make all tensors fake, and `Module.to` do nothing: fake modules cannot be moved."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         patch.object(nn.Module, "to", lambda module, *_: module),
@@ -240,21 +240,21 @@ def _engine(
     device: torch.device,
     parts: Parts,
 ) -> Engine:
-    """Return the engine of a stage; what DeepSpeed does is modelled."""
+    """Return the engine of a stage; under ZeRO, one that models DeepSpeed's."""
     if config.parallel.zero == 0:
         engine = build_engine(student, modules, config, total_steps, device, parts)
-        engine.scale = None  # a gradient without values cannot be found to overflow
+        engine.scale = None  # a fake gradient has no values that could overflow
         return engine
     return ZeroEngine(student, modules, config, total_steps, device, parts, tracker)
 
 
 class MicroBatches(Sequence[Batch]):
-    """The micro-batches of a step that are simulated, all alike.
+    """The simulated micro-batches of a step, all alike.
 
     Args:
         batch: A micro-batch.
-        repeats: How many of a real step each stands for.
-        tracker: Counts what is done with each so many times.
+        repeats: Number of real micro-batches that each one stands for.
+        tracker: Multiplies the work done on each by that number.
     """
 
     def __init__(self, batch: Batch, repeats: Sequence[int], tracker: MemoryTracker) -> None:
@@ -275,16 +275,16 @@ class MicroBatches(Sequence[Batch]):
 
 
 def _repeats(spec: StageSpec, every: bool) -> Sequence[int]:
-    """Return how many micro-batches of a step each simulated one stands for.
+    """Return how many real micro-batches each simulated one stands for.
 
-    The first finds no gradients, the last is followed by an update; those between are alike.
+    The first finds no gradients and the last is followed by an update; those between are alike.
     """
     count = spec.config.training.accumulation
     return [1] * count if every or count <= 3 else [1, count - 2, 1]
 
 
 def _batch(spec: StageSpec) -> Batch:
-    """Return a micro-batch of one rank, of rows as long as they may be."""
+    """Return one rank's micro-batch, whose rows all have the maximum length."""
     training, length = spec.config.training, spec.max_length
     micro = -(-training.batch_size // training.accumulation)
     rows = max(-(-micro // spec.layout.data), 1)
@@ -302,7 +302,7 @@ def _batch(spec: StageSpec) -> Batch:
     batch = own.collator.collate(own.encoded, range(rows), 0)
     batch = with_views(batch, others, range(rows))
     for view in (batch, *batch.views.values()):
-        view.counts()  # finds the items that count, which fake tensors could not tell
+        view.counts()  # caches which items count, while there are real values to tell
     return batch
 
 
@@ -323,7 +323,7 @@ def _longest_rows(
 
 
 def _watch(stage: Stage, tracker: MemoryTracker) -> None:
-    """Let the tracker know what each part of a step makes."""
+    """Wrap the parts of a step so that the tracker knows the purpose of what they allocate."""
     if stage.feature_offload is not None:
         _during(stage.feature_offload, "leave", tracker, HOST)
     for teacher in stage.teachers:
@@ -332,7 +332,7 @@ def _watch(stage: Stage, tracker: MemoryTracker) -> None:
     for member in stage.objective.members:
         for method in member.methods:
             _replace(method, "loss", _naming(member.name, method.loss))
-    # What a method draws at random, such as layers, has to be drawn.
+    # Random choices of methods, such as the layers of a step, need real values.
     _replace(stage.objective, "plan", _in_earnest(stage.objective.plan))
     _during(stage.student, "run", tracker, "activations")
     for name in ("terms", "total"):
@@ -353,7 +353,7 @@ def _naming(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _claim_gradient(tracker: MemoryTracker, weight: Tensor) -> None:
-    if weight.grad is not None:  # ZeRO may have put it elsewhere already
+    if weight.grad is not None:  # ZeRO may have moved it already
         tracker.claim([weight.grad], "gradients")
 
 
@@ -374,7 +374,7 @@ def _replace(owner: object, name: str, work: Callable[..., Any]) -> None:
 
 
 def _hand_over(teacher: Extractor, tracker: MemoryTracker) -> None:
-    """Book what a teacher hands over as captured, and its logits with those of the student."""
+    """Track a teacher's outputs as captured features, its logits together with the student's."""
     stock = teacher.run
 
     def run(*arguments: Any) -> Any:

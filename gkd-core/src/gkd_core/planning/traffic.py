@@ -1,4 +1,4 @@
-"""Bytes that a rank sends in a collective operation."""
+"""The bytes that a rank sends in a collective operation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SHARES: Mapping[str, Callable[[int], float]] = {
     "reduce_scatter_": lambda ranks: ranks - 1,
     "alltoall_base_": lambda ranks: (ranks - 1) / ranks,
 }
-"""What a rank sends in a ring, as a share of the first argument, which is the result."""
+"""Bytes that a rank sends in a ring algorithm, relative to the first argument, the result."""
 
 
 def sent_bytes(name: str, size: int, ranks: int) -> int:
     """Return the bytes that a rank sends.
 
     Args:
-        name: An operation of `torch.ops.c10d`; of one that is not known, all is sent once.
+        name: An operation of `torch.ops.c10d`; an unknown one is assumed to send everything once.
         size: Bytes of its first argument.
         ranks: Ranks that take part.
     """
@@ -35,7 +35,7 @@ def sent_bytes(name: str, size: int, ranks: int) -> int:
 
 
 def involved(arguments: Any) -> tuple[int, int]:
-    """Return the bytes of the first of the arguments of an operation, and how many ranks it has."""
+    """Return the size in bytes of an operation's first argument, and its number of ranks."""
     tensors = [leaf for leaf in tree_leaves(arguments[0]) if isinstance(leaf, Tensor)]
     size = sum(tensor.nbytes for tensor in tensors)
     return size, next((_size(a) for a in arguments if _is_group(a)), 1)

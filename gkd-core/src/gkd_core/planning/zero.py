@@ -1,8 +1,8 @@
-"""What DeepSpeed's ZeRO keeps in memory, and when.
+"""A model of what DeepSpeed's ZeRO keeps in memory, and when.
 
-DeepSpeed looks at addresses, which fake tensors do not have. This is the one place where what it
-does is modelled instead of run: partitions, buckets, copies and communication, in the order in
-which DeepSpeed 0.19 makes them (`runtime/zero/stage_1_and_2.py`, `stage3.py`).
+DeepSpeed uses memory addresses, which fake tensors do not have. This is the only place where its
+behavior is modeled instead of executed: partitions, buckets, copies and communication, in the order
+in which DeepSpeed 0.19 creates them (`runtime/zero/stage_1_and_2.py`, `stage3.py`).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from gkd_core.planning.gathering import Gathering
 from gkd_core.planning.memory_tracker import ABSENT, HOST, TRANSIT, MemoryKind, MemoryTracker
 
 PERSISTENT = 10
-"""Weights of so many times the hidden size, or less, are whole on every rank."""
+"""Weights of at most this many times the hidden size stay whole on every rank."""
 
 
 class ZeroEngine(LocalEngine):
-    """Takes and lets go of memory as the engine of DeepSpeed does.
+    """Allocates and releases memory as DeepSpeed's engine does.
 
     Args:
         student: The student.
         modules: The auxiliary modules.
         config: The configuration of the stage.
-        total_steps: Its length.
-        device: Where the models live.
-        parts: The parts of the student, if they are ever told apart.
-        tracker: Books what is taken.
+        total_steps: Number of optimizer steps of the stage.
+        device: Device of the models.
+        parts: The parts of the student, if they are ever distinguished.
+        tracker: Tracks the memory.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ZeroEngine(LocalEngine):
         """Accumulate the gradient of a micro-batch."""
         before = self.gradients
         if self.zero < 3:
-            self.gradients = []  # a later micro-batch has its own, until they are added
+            self.gradients = []  # each micro-batch has its own until they are added
         loss.backward()  # type: ignore[no-untyped-call]
         if self.zero > 1 or last:
             for parameter in self.parameters:
@@ -98,7 +98,7 @@ class ZeroEngine(LocalEngine):
         self.gradients = before or self.gradients
 
     def step(self, index: int) -> Tensor:
-        """Update this rank's partition, and gather those of the others."""
+        """Update this rank's partition, and gather the others'."""
         everything = self.optimizer.param_groups
         for group, partition in zip(everything, self.partitions, strict=True):
             if not self.offload:
@@ -117,7 +117,7 @@ class ZeroEngine(LocalEngine):
         return torch.zeros(())
 
     def _keep_on_host(self) -> None:
-        """Take room for the gradient of the partition, and for weights on their way back."""
+        """Allocate the gradient of the partition, and buffers for weights on their way back."""
         with self.tracker.track(HOST):
             for partition in self.partitions:
                 partition.grad = torch.empty_like(partition)
@@ -128,14 +128,14 @@ class ZeroEngine(LocalEngine):
                 self.kept.append(torch.empty(max(p.numel() for p in self.parameters)))
 
     def _divide_weights(self, student: PreTrainedModel, home: MemoryKind) -> None:
-        """Keep a part of each weight; all of it is there for as long as it is used."""
+        """Shard the large weights, which are whole only while in use."""
         least = PERSISTENT * student.config.hidden_size
         divided = [p for p in self.parameters if p.numel() > least]
         self.divided = {id(p) for p in divided}
         self.tracker.claim(divided, ABSENT)
         with self.tracker.track(home):
             self.kept = self._parts()
-        # With an optimizer in host memory they wait there, beside those that it reads.
+        # An offloaded optimizer keeps these gradients on the host, besides those that it reads.
         with self.tracker.track(HOST if self.offload else "gradients"):
             self.gradients = self._parts()
         self._make_bucket()
@@ -147,18 +147,18 @@ class ZeroEngine(LocalEngine):
                 self.bucket = torch.empty(BUCKET)
 
     def _parts(self) -> list[Tensor]:
-        """Return this rank's part of each group of weights."""
+        """Return this rank's partition of each group of weights."""
         return [torch.empty(-(-_total(group) // self.ranks)) for group in self.groups]
 
     def _accumulated(self, parameter: Parameter) -> None:
-        """Take a gradient that is complete; the first of them makes the bucket."""
+        """Handle a complete gradient; the first one of a step allocates the bucket."""
         self._make_bucket()
         if self.zero > 1:
             self._reduce(parameter)
 
     def _reduce(self, parameter: Parameter) -> None:
-        """Put a gradient into the bucket, which is summed over the ranks when it is full."""
-        assert self.bucket is not None, "made with the first gradient"
+        """Add a gradient to the bucket, which is reduced over the ranks when it is full."""
+        assert self.bucket is not None, "allocated with the first gradient"
         size = parameter.numel()
         if self.gathering is not None:
             self.gathering.release([parameter])
@@ -195,7 +195,7 @@ def _total(parameters: Iterable[Parameter]) -> int:
 
 
 def _partition(group: Iterable[Parameter], ranks: int) -> Iterable[Parameter]:
-    """Yield the weights of which the first rank has a part."""
+    """Yield the weights that the first rank's partition holds, in whole or in part."""
     weights = list(group)
     room = -(-_total(weights) // ranks)
     for weight in weights:

@@ -1,4 +1,4 @@
-"""What is refused before any weight is loaded, as far as shapes and facts tell."""
+"""Checks on shapes and settings that reject an invalid run before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 def check_here(spec: StageSpec) -> None:
-    """Refuse a stage that cannot be trained here: for want of a device, a package or weights.
+    """Reject a stage that cannot be trained here because a device, package or weight is missing.
 
     Raises:
-        GkdError: Says what is missing.
+        GkdError: Something is missing; the message says what.
     """
     check_devices(spec.config.parallel)
     check_engine(spec.config.parallel)
@@ -45,10 +45,10 @@ def check_here(spec: StageSpec) -> None:
 
 
 def check_spec(spec: StageSpec, registry: Registry) -> None:
-    """Refuse a stage that cannot work anywhere.
+    """Reject a stage that is invalid on any machine.
 
     Raises:
-        GkdError: Says why.
+        GkdError: The stage is invalid; the message says why.
     """
     config = spec.config
     _check_layout(spec)
@@ -71,7 +71,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
 
 
 def _check_layout(spec: StageSpec) -> None:
-    """Refuse degrees that do not fit; a refusal says who gave them."""
+    """Reject parallel degrees that do not fit the models; the error says where each was set."""
     settings = [teacher.setting.removesuffix("model") + "tensor" for teacher in spec.teachers]
     try:
         layout = spec.layout
@@ -88,20 +88,20 @@ def _check_layout(spec: StageSpec) -> None:
 
 
 def _check_method(spec: StageSpec, member: ActiveMethod) -> None:
-    """Let a method look at the models."""
+    """Run a method's own check of the models."""
     with spec.naming_options(member):
         for method, models in zip(member.methods, member.models, strict=True):
             method.check(models)
 
 
 def _check_combiner(spec: StageSpec, ensemble: TeacherEnsemble) -> None:
-    """Let a combiner look at the models."""
+    """Run a combiner's own check of the models."""
     with spec.naming_options(ensemble):
         ensemble.combiner.check()
 
 
 def _check_borrowed(spec: StageSpec, member: ActiveMethod) -> None:
-    """Refuse to run blocks of a teacher in the student if they are not there in its backward."""
+    """Reject borrowed teacher blocks that would not be in place during the student's backward."""
     layout = spec.layout
     for method, teacher in zip(member.methods, spec.config.teachers, strict=False):
         if not method.borrows_blocks:
@@ -110,12 +110,12 @@ def _check_borrowed(spec: StageSpec, member: ActiveMethod) -> None:
             raise ConfigError(
                 f"{member.name} runs blocks of the teacher {teacher.name!r} in the student, but "
                 f"{layout.teachers[teacher.name]} processes share the teacher and {layout.tensor} "
-                "the student. Set the teacher's tensor to that of the student (parallel.tensor)"
+                "the student. Set the teacher's tensor to the student's (parallel.tensor)"
             )
         if teacher.placement != "replicated":
             raise ConfigError(
                 f"{member.name} runs blocks of the teacher {teacher.name!r} in the student, which "
-                f"does not go with its placement = {teacher.placement!r}. Leave it replicated"
+                f"is incompatible with placement = {teacher.placement!r}. Set it to 'replicated'"
             )
 
 
@@ -139,7 +139,7 @@ def _check_weights(spec: StageSpec) -> None:
             raise ConfigError(
                 f"{teacher.setting} = '{teacher.model}': the student of stage "
                 f"'{teacher.stage.name}' is trained for {teacher.stage.kind}, but stage "
-                f"'{spec.name}' is {data.kind}. Name the student of a stage of that kind"
+                f"'{spec.name}' is {data.kind}. Name a stage of kind {data.kind}"
             )
         check_classes(teacher.config, data.kind, data.classes, teacher.setting)
         if teacher.stage is not None or not spec.reads_weights(number):
@@ -162,7 +162,7 @@ def _check_length(spec: StageSpec, info: ModelInfo) -> None:
 
 
 def _check_heads(spec: StageSpec, plan: StepPlan) -> None:
-    """Refuse to read the attention of a block that has lost heads."""
+    """Reject attention captures from blocks that have lost heads."""
     teachers = [(number, source.config) for number, source in enumerate(spec.teachers)]
     models: list[tuple[Side, int | None, PretrainedConfig, float | None]] = [
         ("student", None, spec.student_config, spec.scale),
@@ -181,30 +181,30 @@ def _check_heads(spec: StageSpec, plan: StepPlan) -> None:
 
 
 def _lost_heads(config: PretrainedConfig, scale: float | None, capture: Capture) -> str:
-    """Say why a block has fewer heads than others; nothing if it has not, or if none is read."""
+    """Return why the captured block lacks heads; empty if it has all or its heads are not read."""
     if capture.site not in ATTENTION_SITES or capture.layer is None:
         return ""
     if scale is not None:
-        return f"student.scale = {scale:g} takes heads out of its blocks"
+        return f"student.scale = {scale:g} removes heads from its blocks"
     kept, whole = Widths.read(config).heads, ModelInfo.read("", config, 0).kv_heads
     left = kept[capture.layer - 1]
     return "" if left == whole else f"that block has {left} of {whole} heads left: it was pruned"
 
 
 def _check_scale(spec: StageSpec) -> None:
-    """Refuse to measure what matters for labels where there are none, and to divide a slice."""
+    """Reject `student.scale` if there are no labels to rank by, or if the student is sharded."""
     if spec.follows is not None or spec.config.student.scale is None:
         return
     if spec.layout.tensor > 1:
         raise ConfigError(
-            f"student.scale makes blocks that differ in width, which parallel.tensor = "
-            f"{spec.layout.tensor} cannot divide. Set parallel.tensor = 1"
+            f"student.scale gives blocks different widths, which parallel.tensor = "
+            f"{spec.layout.tensor} cannot shard. Set parallel.tensor = 1"
         )
     unlabelled = spec.data.train.labels is None and spec.kind not in LM_KINDS
     if unlabelled:
         raise ConfigError(
-            f"student.scale keeps what matters most for the labels, but {spec.data.source} "
-            "has none. Name the label column (task.label), or set student.layers alone"
+            f"student.scale ranks heads and neurons by the labels, but {spec.data.source} "
+            "has none. Name the label column (task.label), or set student.layers instead"
         )
 
 
@@ -218,7 +218,7 @@ def _check_labels(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> Non
 
 
 def _check_samples(spec: StageSpec, member: ActiveMethod) -> None:
-    """Refuse micro-batches that are too small for a method, also at the end of an epoch."""
+    """Reject micro-batches that are too small for a method, including the last of an epoch."""
     needed, training = member.methods[0].min_samples, spec.config.training
     wants = f"{member.name} compares the samples of a micro-batch and needs {needed} or more"
     size, parts = training.batch_size, training.accumulation
@@ -226,10 +226,10 @@ def _check_samples(spec: StageSpec, member: ActiveMethod) -> None:
     if usual < needed:
         raise ConfigError(
             f"{wants}, but training.batch_size={size} ({spec.origin('training.batch_size')}) "
-            f"in {parts} part{'s' if parts > 1 else ''} (training.accumulation) leaves {usual}. "
-            "Raise training.batch_size or lower training.accumulation"
+            f"in {parts} micro-batch{'es' if parts > 1 else ''} (training.accumulation) leaves "
+            f"{usual}. Raise training.batch_size or lower training.accumulation"
         )
-    # The rows of language modelling are known only when the texts are cut.
+    # Language modeling knows its number of rows only after splitting the text into blocks.
     if spec.kind in LM_KINDS:
         return
     rows = len(spec.data.train) * (1 + copies(spec.config, spec.kind))
@@ -240,5 +240,5 @@ def _check_samples(spec: StageSpec, member: ActiveMethod) -> None:
             advice = f"Set task.rows={rows - left} or another training.batch_size"
         raise ConfigError(
             f"{wants}, but the last batch of an epoch has {left} of {rows} rows (in {parts} "
-            f"part{'s' if parts > 1 else ''}). {advice if rows > left else 'Give it more rows'}"
+            f"micro-batch{'es' if parts > 1 else ''}). {advice if rows > left else 'Use more rows'}"
         )

@@ -1,4 +1,4 @@
-"""The teacher that a task brings along: trained once on the spot, kept in the cache."""
+"""The default teacher of a task: trained once on first use, then kept in the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.cache import cache_dir
 
 TRAINED_AS_IN = "0.1.0"
-"""The first version that trained default teachers as this one does; later ones reuse its teachers.
+"""The first version that trains default teachers as this one does; later ones reuse its teachers.
 
 Raise it to the current version with every change to how a student is trained on labels.
 """
@@ -22,12 +22,12 @@ Raise it to the current version with every change to how a student is trained on
 
 @dataclass(frozen=True)
 class DefaultTeacherStore:
-    """The place of a task's default teacher in the cache.
+    """The cache entry of a task's default teacher.
 
     Attributes:
-        teacher: How it is made.
-        untrained: The model before its training, with its tokenizer.
-        trained: The model after it; does not exist until it is trained.
+        teacher: How it is built and trained.
+        untrained: Directory of the model before training, with its tokenizer.
+        trained: Directory of the trained model; does not exist until it is trained.
     """
 
     teacher: DefaultTeacher
@@ -36,29 +36,29 @@ class DefaultTeacherStore:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that determines its weights."""
+        """A hash of everything that determines its weights."""
         return self.trained.parent.name
 
     @property
     def ready(self) -> bool:
-        """Whether the teacher is trained."""
+        """Whether the teacher has been trained."""
         return self.trained.exists()
 
     def keep(self, directory: Path) -> None:
-        """Copy a trained teacher into the cache; one that another run put there stays."""
+        """Copy a trained teacher into the cache, unless another run has put one there."""
         _keep(self.trained, lambda aside: shutil.copytree(directory, aside))
 
 
 def default_teacher_store(
     teacher: DefaultTeacher, data: TaskData, max_length: int
 ) -> DefaultTeacherStore:
-    """Return the store of the teacher, named by all that determines its weights.
+    """Return the teacher's store, named by a hash of everything that determines its weights.
 
-    The untrained model is written if it is not there.
+    Writes the untrained model if it does not exist yet.
 
     Args:
-        teacher: How the teacher is made.
-        data: What it is trained on.
+        teacher: How the teacher is built and trained.
+        data: The data it is trained on.
         max_length: Longest sequence in tokens.
     """
     content = [data.rows_hash, data.kind, data.classes, max_length]
@@ -71,7 +71,7 @@ def default_teacher_store(
 
 
 def _keep(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a directory of the cache, unless another process has made it meanwhile."""
+    """Create a directory in the cache, unless another process has created it meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The directory of a run: never overwritten unless that is what was asked for."""
+"""The directory of a run: never overwritten unless the user asks for it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ DONE = "done.json"
 
 
 def free_directory(name: str, parent: Path = Path("runs")) -> Path:
-    """Return `runs/NAME-N` with the smallest number that is not taken."""
+    """Return `runs/NAME-N` with the smallest free number."""
     safe = "".join(c if c.isalnum() or c in "+.-" else "_" for c in name)
     return next(path for n in itertools.count(1) if not (path := parent / f"{safe}-{n}").exists())
 
 
 @contextmanager
 def open_directory(directory: Path, mode: Mode, config: str) -> Iterator[None]:
-    """Prepare the directory of a run, write its configuration there, and hold it meanwhile.
+    """Prepare the directory of a run and write its configuration; clean up when the run ends.
 
-    Under `overwrite` the run that is there is set aside. It is removed at the end, but put back if
-    the new one failed before it had trained anything worth keeping.
+    Under `overwrite`, the existing run is set aside. It is removed at the end, or restored if the
+    new one fails before it has trained anything worth keeping.
 
     Args:
         directory: The directory.
-        mode: What to do if it exists already.
-        config: Text of the run's `config.toml`.
+        mode: What to do if it already exists.
+        config: Content of the run's `config.toml`.
 
     Raises:
-        ConfigError: The directory exists, is not a run, or cannot be written.
+        ConfigError: The directory already exists, is not a run, or cannot be written.
     """
     _refuse_occupied(directory, mode)
     try:
@@ -67,24 +67,22 @@ def open_directory(directory: Path, mode: Mode, config: str) -> Iterator[None]:
 def _refuse_occupied(directory: Path, mode: Mode) -> None:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         if mode == "resume":
-            raise ConfigError(
-                f"{directory} holds no run to resume. Leave out --resume to start one"
-            )
+            raise ConfigError(f"{directory} contains no run to resume. Omit --resume to start one")
         return
     if mode == "new":
         raise ConfigError(
-            f"{directory} exists already. Go on with it (--resume), replace it (--overwrite), "
+            f"{directory} already exists. Continue it (--resume), replace it (--overwrite), "
             "or choose another directory (--output)"
         )
     if not (directory / CONFIG).exists():
         raise ConfigError(
-            f"{directory} is not the directory of a run (it has no {CONFIG}), so it is left "
-            "alone. Choose another with --output"
+            f"{directory} is not a run directory (it has no {CONFIG}), so it was left untouched. "
+            "Choose another with --output"
         )
 
 
 def _set_aside(directory: Path) -> Path:
-    """Move a run into a fresh folder beside it; no name that a user may have chosen is touched."""
+    """Move a run into a new temporary folder beside it, whose name cannot clash with a user's."""
     folder = tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".old", dir=directory.parent)
     aside = Path(folder) / directory.name
     os.replace(directory, aside)

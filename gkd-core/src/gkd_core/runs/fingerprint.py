@@ -1,8 +1,7 @@
 """The fingerprint of a stage: everything that determines its student.
 
-Stages with the same fingerprint make the same student, whichever runs they are in. The layout
-(where the weights live, how many processes share the work) is left out: it changes sums only in
-their last digits.
+Stages with the same fingerprint produce the same student in any run. The layout (where weights are
+placed, how many processes share the work) is left out: it changes sums only in their last digits.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
     from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 APART = {"recipe", "procedure", "stages", "output", "baseline", "parallel", "task"}
-"""Settings that determine nothing, or that other parts of a fingerprint stand for."""
+"""Settings that do not affect the student, or that other parts of the fingerprint cover."""
 
 PLACES = {"model", "placement", "tensor", "trust_remote_code", "new_student"}
-"""Settings of a model that say where it is and comes from; its content is hashed."""
+"""Settings of a model that say where it is or comes from; its content is hashed instead."""
 
 LEARNT_FROM = ("rows", "mask_share")
-"""Settings of a task that are not in the fingerprint of its rows."""
+"""Settings of a task that the hash of its rows does not cover."""
 
 CONTENT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.py")
-"""Files of a model."""
+"""Files of a saved model that are hashed."""
 
 LIBRARIES = ("torch", "transformers")
 
@@ -46,8 +45,8 @@ class StageFingerprint:
     Attributes:
         settings: Methods, options, optimization, the shape of the student, the seed.
         data: The rows.
-        models: The teachers and what the student starts from.
-        code: gkd, the plugins, and the libraries that compute.
+        models: The teachers, the tokenizer, and the model that the student starts from.
+        code: The sources of gkd and its plugins, and the versions of numerical libraries.
     """
 
     settings: str
@@ -65,7 +64,7 @@ class StageFingerprint:
 
 
 class Fingerprints:
-    """The fingerprints of a run's stages; what several stages share is hashed once.
+    """The fingerprints of a run's stages; content that stages share is hashed once.
 
     Args:
         registry: The plugins.
@@ -111,7 +110,7 @@ class Fingerprints:
 
 
 def model_digest(directory: Path) -> str:
-    """Return a hash over the weights, the configuration and the tokenizer of a saved model."""
+    """Return a hash of the weights, configuration and tokenizer of a saved model."""
     return digest.of_files({path for pattern in CONTENT for path in directory.glob(pattern)})
 
 
@@ -138,13 +137,13 @@ def _without_places(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _place(model: str, revision: str) -> str:
-    """Return what a directory holds, or which revision of a hub model is meant."""
+    """Return the content hash of a directory, or the id and revision of a hub model."""
     path = Path(model).expanduser()
     return model_digest(path) if path.is_dir() else f"{model} {revision}"
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return what a tokenizer does to a text, whatever length it has cut one to."""
+    """Return the tokenizer's definition, without truncation and padding, which calls change."""
     content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({k: v for k, v in content.items() if k not in ("truncation", "padding")})
 
@@ -154,7 +153,7 @@ def _revision(config: PretrainedConfig) -> str:
 
 
 def _code(registry: Registry) -> str:
-    """Return a hash over the sources of gkd and of every plugin."""
+    """Return a hash of the sources of gkd and of every plugin."""
     plugins = (registry.manager.get_plugin(name) for name in registry.plugins)
     names = {str(getattr(p, "__name__", type(p).__module__)).partition(".")[0] for p in plugins}
     return digest.of_value([_package(name) for name in sorted({"gkd_core", *names})])
@@ -162,7 +161,7 @@ def _code(registry: Registry) -> str:
 
 @functools.cache
 def _package(name: str) -> str:
-    """Return a hash over the sources of a package, or of a module that stands alone."""
+    """Return a hash of the sources of a package or of a single-file module."""
     module = sys.modules.get(name)
     file = Path(getattr(module, "__file__", None) or "")
     if file.name == "__init__.py":

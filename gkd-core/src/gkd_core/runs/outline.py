@@ -1,4 +1,4 @@
-"""The outline of a run: what it will compute, which `gkd explain` prints and plugins check."""
+"""The outline of a run: what it will compute. `gkd explain` prints it, and plugins check it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CaptureOutline:
 
 @dataclass(frozen=True)
 class OperationOutline:
-    """A change of a pass.
+    """An operation that a method applies in a pass.
 
     Attributes:
         text: Effect, site and condition.
@@ -57,7 +57,7 @@ class PassOutline:
     Attributes:
         model: `student` or the teacher's name.
         name: `main`, which all methods share, or `METHOD@NAME`.
-        stops_after: The last part that is computed; `nothing` if the model does not run.
+        stops_after: The last part computed; `nothing` if the model does not run.
         captures: The captured tensors.
         operations: The operations applied, in order.
         source: Where the tensors come from; empty if the model runs.
@@ -77,7 +77,7 @@ class LrFactorOutline:
 
     Attributes:
         part: `embedding`, `block 1` or `head`.
-        factor: Factor of the learning rate; 0 if the part is frozen.
+        factor: Multiplier of the learning rate; 0 if the part is frozen.
         methods: Names of the methods that set it.
     """
 
@@ -88,7 +88,7 @@ class LrFactorOutline:
 
 @dataclass(frozen=True)
 class OptionOutline:
-    """The value of a method option, and its origin.
+    """The value of a method option and its origin.
 
     Attributes:
         value: The value, in JSON-serializable form.
@@ -101,12 +101,12 @@ class OptionOutline:
 
 @dataclass(frozen=True)
 class MethodOutline:
-    """One method of the sum.
+    """One method of the method expression.
 
     Attributes:
         name: Name of the method.
         paper: The paper it implements.
-        weight: Number or schedule; if its parentheses have a weight too, that comes first.
+        weight: Number or schedule, preceded by the weight of its parentheses if they have one.
         options: Options by name.
     """
 
@@ -141,15 +141,15 @@ class StageOutline:
         name: Name of the stage.
         method: The method expression.
         method_origin: Where the expression was set.
-        task: What is predicted, and from which data, as text.
+        task: What is predicted and from which data, as text.
         batch: Rows of a micro-batch, and tokens of the longest sequence.
         student: Shape of the student.
-        scale: Share of its heads and neurons that `student.scale` keeps; None for all.
+        scale: Share of heads and neurons that `student.scale` keeps; None for all.
         start: What the student is initialized from, as text.
-        goes_on_with: Name of the stage whose student it continues with; empty if it makes a new
+        goes_on_with: Name of the stage whose student it continues with; empty if it creates a new
             student.
-        taught_by: The teachers that methods read; one trained in an earlier stage by the name of
-            that stage.
+        taught_by: Names of the teachers that methods read; for one trained in an earlier stage, the
+            name of that stage.
         teachers: Shapes of the teachers, including one that only initializes the student.
         methods: The methods of the expression.
         combiners: The combiners of several teachers.
@@ -227,7 +227,7 @@ def outline_stage(spec: StageSpec) -> StageOutline:
 
 
 def _task(spec: StageSpec) -> str:
-    """Say what is predicted, on which rows."""
+    """Return what is predicted and on which rows, as text."""
     number = copies(spec.config, spec.kind)
     added = f", with {number} augmented copies of each row" if number else ""
     return f"{spec.kind} on {spec.data.source}{added}"
@@ -300,13 +300,13 @@ def _sourced(outline: PassOutline, source: AnswerSource) -> PassOutline:
 
 
 def _order(capture: Capture) -> tuple[int, Capture]:
-    """Sort by depth: the logits come last."""
+    """Return the sort key of a capture: by depth, with the logits last."""
     depth = 10**6 if capture.layer is None else capture.layer
     return depth, replace(capture, layer=depth)
 
 
 def _last(info: ModelInfo, captures: frozenset[Capture], is_student: bool) -> str:
-    """Say where a pass ends; a student is only spared an unread head."""
+    """Return the last part that a pass computes; a student skips nothing but an unread head."""
     if not captures:
         return "nothing"
     layers = [info.layers if capture.layer is None else capture.layer for capture in captures]

@@ -1,4 +1,4 @@
-"""The result of a stage, kept in its directory so that a resumed run does not train it again."""
+"""The result of a stage, saved in its directory so that a resumed run does not train it again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StageResult:
         steps: Number of optimizer steps done.
         metric: Name of the metric that selected the student.
         best: The best value of the metric on the validation rows; None if it was never evaluated.
-        best_step: Step at which it was reached.
+        best_step: Step at which the best value was reached.
         seconds: Duration of the stage since it was started or last resumed.
         fingerprint: Everything that determined the student; None without `output.reuse`.
         reused: Directory of the run that trained it; empty if this run did.
@@ -42,9 +42,9 @@ class StageResult:
 
     @classmethod
     def load(cls, path: Path) -> StageResult:
-        """Read what `save` wrote."""
+        """Read a result that `save` wrote."""
         content = json.loads(path.read_text())
-        if "key" in content:  # its name in version 0.1
+        if "key" in content:  # the name of this entry in version 0.1
             content["fingerprint"] = content.pop("key")
         parts = content.pop("fingerprint", None)
         return cls(**content, fingerprint=None if parts is None else StageFingerprint(**parts))

@@ -1,7 +1,7 @@
-"""Finished stages of all runs: where the student of each is, by the fingerprint of the stage.
+"""The finished stages of all runs: the location of each student, by fingerprint.
 
-The cache holds no student, only where one is: in the directory of the run that trained it. A
-directory that is gone, or whose student was changed, counts as never trained.
+The cache stores locations only; a student stays in the directory of the run that trained it. If the
+directory is gone or the student has changed, the stage counts as never trained.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gkd_core.training.checkpoint import BEST
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage that some run has trained.
+    """A stage that a run has trained.
 
     Attributes:
         run: Directory of the run.
@@ -39,17 +39,17 @@ class Finished:
 
     @property
     def done(self) -> Path:
-        """Where it is told how the stage ended."""
+        """File that holds the result of the stage."""
         return Path(self.run) / STAGES / self.stage / DONE
 
 
 def remember(fingerprint: StageFingerprint, run: Path, result: StageResult) -> None:
-    """Note where the student of a finished stage is.
+    """Record the location of a finished stage's student.
 
     Args:
         fingerprint: The fingerprint of the stage.
         run: Directory of its run.
-        result: How it ended.
+        result: The result of the stage.
     """
     student = Path(result.student).resolve()
     entry = Finished(str(run.resolve()), result.name, str(student), model_digest(student))
@@ -57,7 +57,7 @@ def remember(fingerprint: StageFingerprint, run: Path, result: StageResult) -> N
 
 
 def recall(fingerprint: StageFingerprint) -> Finished | None:
-    """Return the finished stage with a fingerprint, if its student is still as it was."""
+    """Return the finished stage with a fingerprint, if its student is unchanged."""
     try:
         entry = Finished(**json.loads(_entry(fingerprint).read_text()))
         there = StageResult.load(entry.done).fingerprint == fingerprint
@@ -73,10 +73,10 @@ def take_over(entry: Finished, run: Path, target: Path) -> StageResult | None:
     Args:
         entry: The stage.
         run: Directory of the run.
-        target: Where the student is to be.
+        target: Directory to copy the student to.
 
     Returns:
-        How it ended, or None if it was removed meanwhile.
+        The result of the stage, or None if it has been removed meanwhile.
     """
     try:
         result = StageResult.load(entry.done)
@@ -89,7 +89,7 @@ def take_over(entry: Finished, run: Path, target: Path) -> StageResult | None:
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy what plugins have written beside the student."""
+    """Copy the files that plugins have written beside the student."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.is_file() and path.name not in (DONE, BEST):

@@ -1,4 +1,4 @@
-"""`Run`: all stages of a configuration, one after the other."""
+"""`Run`: the stages of a configuration, trained one after another."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSp
 
 @dataclass
 class Run:
-    """A run under way.
+    """A run in progress.
 
     Attributes:
         resolved: Its configuration.
         registry: The plugins.
         specs: Its stages in order; a task's default teacher and the baseline come first.
-        directory: Where everything is written.
-        recorder: Who is told what happens.
-        results: How the finished stages ended, by name.
+        directory: The directory to which everything is written.
+        recorder: Receives metrics and messages.
+        results: Results of the finished stages, by name.
     """
 
     resolved: Resolved
@@ -56,20 +56,20 @@ class Run:
 
     @property
     def last(self) -> StageSpec:
-        """The stage that gives the final student."""
+        """The stage that produces the final student."""
         return self.specs[-1]
 
     @property
     def methods(self) -> str:
-        """The methods of its stages, as in `distilbert then hard`."""
+        """The methods of the configured stages, as in `distilbert then hard`."""
         names = {stage.name for stage in self.resolved.stages}
         return " then ".join(str(b.expression) for b in self.specs if b.name in names)
 
     @property
     def teachers(self) -> tuple[TeacherSpec, ...]:
-        """The teachers that the final student is measured against: the last that do its task.
+        """The teachers that the final student is compared with: the latest ones for its task.
 
-        Before one that an earlier stage has trained come those that it has learnt from.
+        A teacher trained in an earlier stage is preceded by the teachers that it learned from.
         """
         last = self.last
         same = [b for b in self.specs if _same_task(b, last)]
@@ -91,12 +91,12 @@ class Run:
 
     @property
     def hooks(self) -> PluginHooks:
-        """What tells the plugins of this run."""
+        """The hooks of the run's plugins."""
         return PluginHooks(self.registry.manager, lambda: self.info)
 
     @functools.cached_property
     def outline(self) -> RunOutline:
-        """Its stages, with passes, captured tensors and weights."""
+        """The outline of its stages, with passes, captured tensors and method weights."""
         return outline_run(self.specs)
 
     @property
@@ -132,7 +132,7 @@ class Run:
         return self.resolved.config.output.reuse
 
     def _say_outline(self) -> None:
-        """Tell which stages there are, if there are several, and which of them are finished."""
+        """Log the stages, if there are several, and which of them are finished."""
         if len(self.specs) > 1:
             finished = [b.name for b in self.specs if (self._folder(b) / DONE).exists()]
             for line in stage_summary(self.outline.stages, finished):
@@ -151,7 +151,7 @@ class Run:
     def _take_over(
         self, spec: StageSpec, fingerprint: StageFingerprint | None
     ) -> StageResult | None:
-        """Copy the student of the stage from a run that has trained it, if there is one."""
+        """Copy the stage's student from a run that has already trained it, if there is one."""
         found = recall(fingerprint) if fingerprint is not None else None
         target = self._target(spec)
         result = take_over(found, self.directory, target) if found is not None else None
@@ -162,7 +162,7 @@ class Run:
         return result
 
     def _finish(self, folder: Path, result: StageResult) -> None:
-        """Note how a stage ended, here and for other runs."""
+        """Save the result of a stage in this run, and record it for other runs."""
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
             result.save(folder / DONE)
@@ -202,7 +202,7 @@ class Run:
         )
 
     def _start(self, spec: StageSpec) -> Path | None:
-        """Return the student that a stage goes on with, or None if it makes one."""
+        """Return the directory of the student to continue with; None if the stage creates one."""
         before = spec.follows
         if before is None:
             return None
@@ -215,11 +215,11 @@ class Run:
         return start
 
     def _ready(self, spec: StageSpec) -> StageSpec:
-        """Return a spec whose teachers are all trained."""
+        """Return the spec with the directories of all teachers that earlier stages have trained."""
         return replace(spec, teachers=tuple(self._found(t) for t in spec.teachers))
 
     def _found(self, teacher: TeacherSpec) -> TeacherSpec:
-        """Return a teacher with the directory that it is in once its stage is finished."""
+        """Return a teacher with the directory that its finished stage has written."""
         if teacher.stage is None:
             return teacher
         return replace(teacher, model=str(self._target(teacher.stage)))
@@ -228,7 +228,7 @@ class Run:
         return self.directory / STAGES / spec.name
 
     def _target(self, spec: StageSpec) -> Path:
-        """Return where the student of a stage is written."""
+        """Return the directory to which a stage's student is written."""
         if spec is self.last:
             return self.student
         if spec.name == BASELINE:
@@ -237,7 +237,7 @@ class Run:
 
 
 def _save(model: PreTrainedModel, spec: StageSpec, target: Path) -> None:
-    """Write a model that may be divided over the ranks, in the first of them."""
+    """Save a model, which may be sharded over the ranks, from the first rank."""
     weights = whole_state(model)
     if is_first():
         save_model(model, spec.tokenizer, target, weights)
@@ -245,20 +245,20 @@ def _save(model: PreTrainedModel, spec: StageSpec, target: Path) -> None:
 
 
 def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
-    """Return the specs of a run's stages, after letting plugins see the outline.
+    """Return the specs of a run's stages, after plugins have checked the outline.
 
-    Nothing is loaded or written but the untrained model of a task's default teacher.
+    Nothing is loaded or written except the untrained model of a task's default teacher.
 
     Raises:
-        GkdError: Something about the run is wrong.
+        GkdError: The run is invalid.
     """
-    assert resolved.config.procedure is None, "the stages of a procedure are made first"
+    assert resolved.config.procedure is None, "a procedure must be expanded into stages first"
     builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
     built = build_specs(resolved, builder)
     specs = list(built.values())
     if _wants_baseline(resolved):
         first, last = _origin(specs[-1]), specs[-1]
-        # A student made from a model of another kind is made by the stage that knows this model.
+        # A student built from a model of another kind must be built by the stage of that kind.
         before = None if first.kind == last.kind else first
         baseline = builder.build(_baseline(first, last), before, built)
         specs.insert(list(built).index(first.name), baseline)
@@ -269,10 +269,10 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
 
 
 def build_specs(resolved: Resolved, builder: SpecBuilder) -> dict[str, StageSpec]:
-    """Return the specs of the stages that a person has configured, by name.
+    """Return the specs of the configured stages, by name.
 
     Raises:
-        GkdError: Something about them is wrong.
+        GkdError: A stage is invalid.
     """
     built: dict[str, StageSpec] = {}
     for settings in resolved.stages:
@@ -287,7 +287,7 @@ def _same_task(one: StageSpec, other: StageSpec) -> bool:
 
 
 def _lineage(teachers: Iterable[TeacherSpec], last: StageSpec) -> Iterator[TeacherSpec]:
-    """Yield teachers that do the last stage's task, each after those that it has learnt from."""
+    """Yield teachers, each preceded by those from which it learned the last stage's task."""
     for teacher in teachers:
         if teacher.stage is not None and _same_task(teacher.stage, last):
             yield from _lineage(teacher.stage.teachers, last)
@@ -295,15 +295,15 @@ def _lineage(teachers: Iterable[TeacherSpec], last: StageSpec) -> Iterator[Teach
 
 
 def _origin(spec: StageSpec) -> StageSpec:
-    """Return the stage that makes the student which a stage goes on with."""
+    """Return the stage that creates the student with which a stage continues."""
     return spec if spec.follows is None else _origin(spec.follows)
 
 
 def _refuse_reserved(name: str) -> None:
     if name in (TEACHER, BASELINE):
         raise ConfigError(
-            f"a stage cannot be named '{name}': that is the name of the stage which gkd adds to "
-            f"train {'a teacher' if name == TEACHER else 'on labels alone'}. Give it another name"
+            f"a stage cannot be named '{name}': that name is reserved for the stage that gkd adds "
+            f"to train {'a teacher' if name == TEACHER else 'on labels alone'}. Choose another name"
         )
 
 
@@ -314,7 +314,7 @@ def _wants_baseline(resolved: Resolved) -> bool:
 
 
 def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
-    """Return the stage that trains the student of the first like the last, on labels alone."""
+    """Return a stage that trains the first stage's student like the last, but on labels alone."""
     own = {"method": "hard", "student": first.config.student, "teachers": first.config.teachers}
     origins = {**last.settings.origins, "method": Origin(Level.DEFAULT, "the baseline")}
     config = last.config.model_copy(update=own)
@@ -322,9 +322,9 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
 
 
 def _default_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:
-    """Yield the stages that train what a task brings as its teacher, where that is to be done.
+    """Yield the stages that train the default teachers not yet in the cache.
 
-    Such a teacher serves every run, so that nothing of this one but the data decides its weights.
+    Such a teacher serves every run, so of this run only the data may determine its weights.
     """
     seen: set[Path] = set()
     for spec in specs:

@@ -1,4 +1,4 @@
-"""`SharedRows`: the rows of a run's stages, read once and split in one way."""
+"""`SharedRows`: the rows of a run's stages, read once and split consistently."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ ELSEWHERE = (
 
 
 class SharedRows:
-    """Reads the rows of stages.
+    """Reads the rows of stages, splitting those that several stages name in the same way.
 
-    Stages that name the same rows hold out the same of them: what one stage validates on is no text
-    for another to learn from. So the rows of a labelled task are split with their labels, which
-    language modelling then drops.
+    No stage may learn from text on which another validates. The rows of a labeled task are
+    therefore split with their labels, even for language modeling, which then drops the labels.
 
     Args:
-        registry: What the plugins provide.
+        registry: The plugins.
         tasks: The tasks of the run's stages.
     """
 
@@ -53,10 +52,10 @@ class SharedRows:
 
         Args:
             settings: Its configuration.
-            relative: A stage whose student is of the family of its models, if there is one.
+            relative: A stage whose student belongs to the same family as its models, if any.
 
         Raises:
-            GkdError: The task is wrong, or a row of it.
+            GkdError: The task or one of its rows is invalid.
         """
         task, seed = settings.config.task, settings.config.seed
         plain = _plain_kind(settings, relative)
@@ -70,7 +69,7 @@ class SharedRows:
         return self._read(_rows(task, kind), plain, seed)
 
     def _read(self, rows: TaskConfig, plain: Kind, seed: int) -> TaskData:
-        # The seed of the first stage to read them holds for all.
+        # Stages that share rows must share the split: the seed of the first to read them applies.
         key = (rows, plain)
         if key not in self._data:
             self._data[key] = self.registry.task(task_name(rows))(rows).load(plain, seed)
@@ -83,7 +82,7 @@ def _rows(task: TaskConfig, kind: TaskKind | None) -> TaskConfig:
 
 
 def _plain_kind(settings: ResolvedStage, relative: StageSpec | None) -> Kind:
-    """Return what plain text is used for: what the model at the start was made for."""
+    """Return the kind of task for plain text: the kind of the model that the stage starts from."""
     config = settings.config
     if config.task.kind is not None and config.task.kind != "lm":
         return config.task.kind

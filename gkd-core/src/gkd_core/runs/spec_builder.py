@@ -1,7 +1,7 @@
 """`SpecBuilder`: builds the specs of a run.
 
-Whatever can be wrong with a run is found here: unknown files, bad rows, models that do not fit
-together, layers out of range. Nothing of the run is written and no weight is read.
+Everything that can be wrong with a run is found here: missing files, invalid rows, incompatible
+models, layers out of range. Nothing of the run is written, and no weights are read.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSpec
 
 
 def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
-    """Return the shapes of the student and the (first) teacher of a stage, as far as it has one.
+    """Return the shapes of a stage's student and, if it has one, its (first) teacher.
 
     Raises:
-        GkdError: Something about the stage is wrong.
+        GkdError: The stage is invalid.
     """
     spec = SpecBuilder(registry, [settings.config.task]).build(settings)
     teacher = spec.teachers[0].info if spec.teachers else None
@@ -52,10 +52,10 @@ def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
 
 
 class SpecBuilder:
-    """Builds the specs of a run; data that several stages share is read once.
+    """Builds the specs of a run; data shared by several stages is read once.
 
     Args:
-        registry: What the plugins provide.
+        registry: The plugins.
         tasks: The tasks of the run's stages.
     """
 
@@ -73,11 +73,11 @@ class SpecBuilder:
 
         Args:
             settings: Its configuration.
-            follows: The stage whose student it goes on with; None to make one.
-            earlier: The stages whose students can be teachers, by name.
+            follows: The stage whose student it continues with; None to create one.
+            earlier: Earlier stages, whose students can be teachers, by name.
 
         Raises:
-            GkdError: Something about the stage is wrong.
+            GkdError: The stage is invalid.
         """
         config = settings.config
         expression = parse_expression(config.method, settings.origin("method"))
@@ -133,7 +133,7 @@ class SpecBuilder:
         return load_tokenizer(model, trust_remote_code, setting)
 
     def check(self, spec: StageSpec) -> None:
-        """Refuse a stage that cannot be trained."""
+        """Reject a stage that cannot be trained."""
         check_spec(spec, self.registry)
         check_here(spec)
 
@@ -145,7 +145,7 @@ class SpecBuilder:
         follows: StageSpec | None,
         stages: Sequence[StageSpec | None],
     ) -> list[TeacherSpec]:
-        """Return the teachers if a method reads one or the student is made from one."""
+        """Return the teachers, or none if no method reads one and the student needs none."""
         config = settings.config
         methods = [self.registry.method(member.name) for member in expression.members]
         starts = config.student.model is not None or follows is not None
@@ -212,7 +212,7 @@ class SpecBuilder:
         follows: StageSpec | None,
         setting: str,
     ) -> DefaultTeacher:
-        """Return the teacher that the task brings, of the family of a student that goes on."""
+        """Return the task's default teacher, of the same family as a student to continue with."""
         task = config.task
         if follows is not None and task.default_teacher is None:
             decoder = language_model_kind(follows.student_config) == "causal-lm"
@@ -222,7 +222,7 @@ class SpecBuilder:
         if own is None:
             alone = "" if setting == "teacher.model" else f" (--set {setting}=DIR for one stage)"
             raise ConfigError(
-                f"no teacher is named, and the task '{name}' brings none. Name one with "
+                f"no teacher is given, and the task '{name}' has no default teacher. Give one with "
                 f"--teacher DIR{alone}, or train a student on labels alone with --method hard "
                 "--student DIR"
             )
@@ -263,7 +263,7 @@ class SpecBuilder:
         student: ModelInfo,
         teachers: Sequence[TeacherSpec],
     ) -> dict[str, TeacherEnsemble]:
-        """Return the combiners by name, that of methods without parentheses if there is one."""
+        """Return the combiners by name, including the one for methods without parentheses."""
         weights = {AVERAGE: ALWAYS_1} if len(teachers) > 1 else {}
         weights |= {group.combiner: group.weight for group in expression.groups}
         models = tuple(Models(student, teacher.info) for teacher in teachers)
@@ -280,13 +280,13 @@ class SpecBuilder:
 
 
 def _for_each_teacher(method: str, ensemble: TeacherEnsemble | None) -> TeacherEnsemble | None:
-    """Return what combines a method that reads no teacher, or refuse the ensemble."""
+    """Return the ensemble of a method that reads no teacher; reject one that needs teachers."""
     if ensemble is None or ensemble.combiner.splits_student:
         return ensemble
     name = ensemble.name
     raise MethodError(
-        f"{method} reads no teacher, so that {name} has nothing to combine of it. Write it outside "
-        f"of the parentheses: {name}(...)+{method}"
+        f"{method} reads no teacher, so {name} has nothing to combine for it. Move it out of the "
+        f"parentheses: {name}(...)+{method}"
     )
 
 
@@ -306,20 +306,20 @@ def _taught_before(
 
 
 def _setting(teacher: TeacherConfig, settings: ResolvedStage) -> str:
-    """Return how a person writes the model of a teacher."""
+    """Return the setting with which a user names the model of a teacher."""
     several = len(settings.config.teachers) > 1
     return settings.path(f"teachers.{teacher.name}.model" if several else "teacher.model")
 
 
 def _checkpoint(config: RunConfig) -> PretrainedConfig | None:
-    """Return the configuration of the checkpoint that the student starts from, if one is named."""
+    """Return the configuration of the checkpoint that the student starts from, if any."""
     if config.student.model is None:
         return None
     return load_config(config.student.model, config.student.trust_remote_code, "student.model")
 
 
 def _agree_on_classes(data: TaskData, models: Sequence[PretrainedConfig]) -> TaskData:
-    """Give the classes the order in which the first of the models has them."""
+    """Put the classes in the order of the first model's outputs."""
     order = teacher_classes(models[0]) if models else None
     if data.kind != "classification" or order is None or order == data.classes:
         return data

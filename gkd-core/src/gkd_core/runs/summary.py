@@ -1,4 +1,4 @@
-"""The stages of a run in a line each: what is done, what is to come, who teaches whom."""
+"""A one-line summary of each stage of a run: its methods, its teachers and its state."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from gkd_core.runs.outline import StageOutline
 
 
 def stage_summary(stages: Sequence[StageOutline], finished: Collection[str] = ()) -> list[str]:
-    """Return a line for each stage, with its number, its methods and what it takes from others.
+    """Return a line per stage: its number, its methods and the stages it builds on.
 
     Args:
-        stages: The outline of each.
-        finished: Names of those that are finished.
+        stages: The outlines of the stages.
+        finished: Names of the finished stages.
     """
     width = max(len(stage.name) for stage in stages)
     return [

@@ -1,1 +1,1 @@
-"""One step, the loop, engines, checkpoints, stages."""
+"""Training: stages, the loop, optimizer steps and checkpoints."""

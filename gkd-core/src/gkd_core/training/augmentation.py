@@ -1,4 +1,4 @@
-"""The augmented rows of a stage: made once by a masked language model, kept in the cache."""
+"""Augmented training rows: made once by a masked language model, then cached."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from gkd_core.models.word_proposer import MaskedProposer
 
 SETTING = "task.augment_model"
 KINDS: tuple[Kind, ...] = ("classification", "regression")
-"""Tasks whose rows are augmented; language modelling takes texts as they are."""
+"""Tasks whose rows are augmented; language modeling uses texts as they are."""
 
 
 def copies(config: RunConfig, kind: Kind) -> int:
-    """Return how many copies of each training row a stage adds."""
+    """Return the number of copies that a stage adds of each training row."""
     return config.task.augment if kind in KINDS else 0
 
 
 def check_augmentation(config: RunConfig, kind: Kind) -> None:
-    """Refuse an augmentation that cannot be made.
+    """Reject an augmentation without a usable masked language model.
 
     Raises:
-        ConfigError: No model is named, or one that is no masked language model.
+        ConfigError: No model is named, or it is not a masked language model.
     """
     if copies(config, kind) == 0:
         return
@@ -46,7 +46,7 @@ def check_augmentation(config: RunConfig, kind: Kind) -> None:
     if model is None:
         raise ConfigError(
             f"task.augment is {config.task.augment}, but no model proposes the words; name a "
-            f"masked language model, such as the one the teacher was made from: {SETTING}=DIR"
+            f"masked language model, such as the one the teacher was fine-tuned from: {SETTING}=DIR"
         )
     found = load_config(model, False, SETTING)
     masks = load_tokenizer(model, False, SETTING).mask_token_id is not None
@@ -60,13 +60,13 @@ def check_augmentation(config: RunConfig, kind: Kind) -> None:
 
 
 def augmented(rows: Split, config: RunConfig, kind: Kind, device: torch.device) -> Split:
-    """Return the training rows with their copies; every rank gets the same.
+    """Return the training rows with their copies, the same on every rank.
 
     Args:
         rows: The training rows.
         config: The configuration of the stage.
-        kind: What is predicted.
-        device: Where the words are proposed, unless they have been before.
+        kind: The kind of task.
+        device: Where the words are proposed, unless the copies are cached.
     """
     if copies(config, kind) == 0:
         return rows
@@ -87,7 +87,7 @@ def _make(rows: Split, config: RunConfig, device: torch.device) -> Split:
 
 
 def _key(rows: Split, config: RunConfig) -> str:
-    """Return a name for all that determines the copies."""
+    """Return a digest of everything that determines the copies."""
     task = config.task
     settings = [task.augment, task.augment_share, task.augment_candidates, config.seed]
     assert task.augment_model is not None, "checked before"

@@ -1,4 +1,4 @@
-"""Rows on which the importance of heads and neurons is measured."""
+"""Calibration rows, on which the importance of heads and neurons is measured."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ BATCH = 32
 
 
 def calibration_batches(spec: StageSpec, rows: int = ROWS) -> list[Batch]:
-    """Return batches of training rows, the same on every rank and whatever the seed.
+    """Return batches of training rows, the same on every rank and for every seed.
 
-    Validation and test rows, by which models are chosen and judged, play no part.
+    Validation and test rows are not used: they select and evaluate models.
 
     Args:
-        spec: The stage whose rows they are.
-        rows: How many, taken evenly from the classes; all if there are no more.
+        spec: The stage whose rows are used.
+        rows: Number of rows, taken evenly from the classes; all if there are no more.
     """
     data, config = spec.data, spec.config
     encoded = encode(fewer(data.train, rows), spec.tokenizer, data.kind, spec.max_length)

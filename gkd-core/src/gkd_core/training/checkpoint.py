@@ -1,11 +1,11 @@
-"""Checkpoints: everything a stage needs to go on as if it had never stopped.
+"""Checkpoints: everything needed to resume a stage as if it had never stopped.
 
-A checkpoint is a directory written under another name and renamed when it is whole, so that one
-found under its own name is complete. Tensors are in safetensors files, the rest is JSON.
+A checkpoint is a directory that is written under a temporary name and renamed when complete, so one
+with its final name is never partial. Tensors are in safetensors files, the rest is JSON.
 
-Weights and optimizer are whole, whatever ranks they were divided over, so that another layout can
-go on with them; a rank reads only its part. The random states and those of the methods belong to a
-share of the rows: `NAME-1` is of the second, whichever ranks see it.
+Weights and optimizer state are stored whole, however they were sharded, so that a run can resume in
+another layout; a rank reads only its shard. Random states and the state of methods belong to a data
+rank: `NAME-1` is that of the second, whichever processes form it.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ BEST = "best.safetensors"
 
 @dataclass
 class Progress:
-    """How far a stage is.
+    """The progress of a stage.
 
     Attributes:
         step: Optimizer steps done.
         best: Best value of the main metric so far.
-        best_step: Step it was reached at.
+        best_step: Step at which it was reached.
         waited: Evaluations since then.
         stopped: Whether early stopping ended the stage.
         methods: State of the methods.
-        seconds: Time since the stage was begun or last resumed.
-        loss_scale: State of the loss scale; empty without one.
+        seconds: Time since the stage was started or last resumed.
+        loss_scale: State of the loss scaler; empty without one.
     """
 
     step: int = 0
@@ -63,7 +63,7 @@ class Progress:
 
 
 def save_checkpoint(stage: Stage, progress: Progress) -> Path:
-    """Write a checkpoint of the stage and remove the older ones."""
+    """Write a checkpoint of the stage and remove older ones."""
     folder = stage.directory / CHECKPOINTS
     target = folder / f"step-{progress.step:08d}"
     draft = folder / f"{target.name}.tmp"
@@ -92,8 +92,8 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
 
 
 def load_checkpoint(stage: Stage) -> Progress:
-    """Bring the stage to its newest checkpoint; to its start if there is none."""
-    wait()  # for the first rank to have renamed one
+    """Restore the newest checkpoint of the stage, if any, and return the progress."""
+    wait()  # until the first rank has renamed a checkpoint
     found = sorted((stage.directory / CHECKPOINTS).glob("step-????????"))
     if not found:
         return Progress()
@@ -104,6 +104,7 @@ def load_checkpoint(stage: Stage) -> Progress:
     if states.exists():
         _restore_random(stage, load_file(states))
     own = newest / f"progress{_own()}.json"
+    # With more data ranks than before, new ones take over the progress of the first.
     kept = own if own.exists() else newest / "progress.json"
     progress = Progress(**json.loads(kept.read_text()))
     stage.objective.load_state_dict(progress.methods)
@@ -115,7 +116,7 @@ def load_checkpoint(stage: Stage) -> Progress:
 
 
 def remove_checkpoints(directory: Path) -> None:
-    """Remove from the directory of a finished stage what only an unfinished one needs."""
+    """Remove the files of a finished stage that only an unfinished one needs."""
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     for pattern in ("*.safetensors", "*.tmp"):
         for path in directory.glob(pattern):
@@ -123,7 +124,7 @@ def remove_checkpoints(directory: Path) -> None:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights of a model, replacing the file only when they are written."""
+    """Write the weights of a model; an existing file is replaced only when they are complete."""
     weights = whole_weights(model)
     if is_first():
         with atomic.draft(path) as aside:
@@ -138,15 +139,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _own() -> str:
-    """Return what the files of this rank's share of the rows are marked with."""
+    """Return the suffix of the files of this data rank; empty for the first."""
     return f"-{data_rank()}" if data_rank() else ""
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Mapping[str, Sliceable]]:
-    """Let the tensors of a file be read slice by slice."""
+    """Open a file whose tensors can be read slice by slice."""
     with safe_open(path, "pt") as file:
-        yield {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        yield {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

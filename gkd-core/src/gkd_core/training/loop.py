@@ -31,16 +31,15 @@ if TYPE_CHECKING:
 
 
 def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
-    """Train the stage's student, going on from its newest checkpoint.
+    """Train the student of a stage, resuming from the newest checkpoint.
 
     Args:
-        stage: What is trained.
+        stage: The stage.
         recorder: Where progress is recorded.
-        hooks: Tells the plugins.
+        hooks: Notifies plugins.
 
     Returns:
-        How the training went. The student holds the best weights (`training.keep_best`) or the
-        last.
+        The progress. The student holds the best weights (`training.keep_best`) or the last ones.
 
     Raises:
         GkdError: The loss or the gradient is not finite.
@@ -76,7 +75,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
 
 
 def _steps(stage: Stage, progress: Progress) -> Iterator[tuple[Step, Sequence[Batch]]]:
-    """Yield the steps that are still to be done, until early stopping ends the stage."""
+    """Yield the remaining steps, until early stopping ends the stage."""
     batches = iterate(
         stage.train,
         stage.collator,
@@ -139,7 +138,7 @@ def _evaluate(
 
 
 class _Meter:
-    """Samples per second of training since it was last read."""
+    """Training throughput since the last read, in samples per second."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -156,7 +155,7 @@ class _Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time spent inside."""
+        """Exclude the time spent in this context."""
         begun = time.perf_counter()
         yield
         self.since += time.perf_counter() - begun

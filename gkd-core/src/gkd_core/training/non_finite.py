@@ -1,4 +1,4 @@
-"""`NonFiniteGuard`: refuses to go on with a loss that is no longer a number."""
+"""`NonFiniteGuard`: stops training when a loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from gkd_core.training.step import StepResult
 class NonFiniteGuard:
     """Finds the first step whose loss or gradient is not finite.
 
-    Looking at a value waits for the device. So the steps are only collected, and looked at together
-    when something is about to read the device anyway: a log line, an evaluation, a checkpoint.
-    Neither a checkpoint nor the best student can hold weights that a bad step has spoilt.
+    Reading a value synchronizes with the device. Steps are therefore only collected, and checked
+    together before something reads from the device anyway: a log line, an evaluation, a checkpoint.
+    So neither a checkpoint nor the best student can hold weights corrupted by a bad step.
     """
 
     def __init__(self) -> None:
         self._unseen: list[tuple[Step, StepResult]] = []
 
     def add(self, step: Step, result: StepResult) -> None:
-        """Collect a step. One that was skipped has spoilt nothing."""
+        """Collect a step; a skipped one did not change the weights."""
         if not result.skipped:
             self._unseen.append((step, result))
 
     def check(self) -> None:
-        """Look at the steps collected since the last check.
+        """Check the steps collected since the last check.
 
         Raises:
-            GkdError: One is not finite; names its stage, number and losses.
+            GkdError: A loss or gradient is not finite; the error names the stage, step and losses.
         """
         totals = [result.losses["total"] for _, result in self._unseen]
         norms = [result.gradient_norm for _, result in self._unseen]

@@ -1,4 +1,4 @@
-"""`PluginHooks`: tells plugins what happens in a stage."""
+"""`PluginHooks`: notifies plugins of the events of a stage."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class PluginHooks:
     """Calls the hooks of all plugins with read-only views of the run and the stage.
 
     Args:
-        manager: Knows the plugins.
-        run: Returns the view of the run, as it is now.
+        manager: The plugin manager.
+        run: Returns the current view of the run.
     """
 
     def __init__(self, manager: PluginManager, run: Callable[[], RunInfo]) -> None:
@@ -26,17 +26,17 @@ class PluginHooks:
         self._run = run
 
     def stage_start(self, stage: Stage) -> None:
-        """Tell that the first step of a stage is about to begin."""
+        """Announce the first step of a stage, before it begins."""
         self._hook.gkd_stage_start(run=self._run(), stage=stage.info)
 
     def step_end(self, stage: Stage, step: Step, losses: Mapping[str, float]) -> None:
-        """Tell the losses of a step."""
+        """Report the losses of a step."""
         self._hook.gkd_step_end(run=self._run(), stage=stage.info, step=step, losses=losses)
 
     def evaluate(self, stage: Stage, step: Step, metrics: Mapping[str, float]) -> None:
-        """Tell the metrics of an evaluation."""
+        """Report the metrics of an evaluation."""
         self._hook.gkd_evaluate(run=self._run(), stage=stage.info, step=step, metrics=metrics)
 
     def stage_end(self, stage: Stage, error: BaseException | None) -> None:
-        """Tell that a stage is over, and what ended it if it failed."""
+        """Announce the end of a stage, with its error if it failed."""
         self._hook.gkd_stage_end(run=self._run(), stage=stage.info, error=error)

@@ -1,4 +1,4 @@
-"""`Stage`: a spec with its weights loaded, ready to train."""
+"""`Stage`: a `StageSpec` with its weights loaded, ready to train."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 @dataclass
 class Stage:
-    """One training.
+    """A stage of a run, ready to train.
 
     Attributes:
         name: Its name.
-        spec: What it was built from.
-        directory: Where its checkpoints are.
-        origin: What the student was made from.
+        spec: The spec it was built from.
+        directory: The directory of its checkpoints.
+        origin: The student as built, with a summary of where it came from.
         student: The student and its hooks.
         teachers: The teachers, in the order of the configuration.
-        objective: What is minimised.
-        engine: What optimises it.
-        feature_offload: Where tensors of several teachers wait on a GPU; None if they need not.
+        objective: The objective that is minimized.
+        engine: The engine that runs forward, backward and optimizer steps.
+        feature_offload: Host memory for the features of several teachers; None if not used.
         train: Training rows as token ids.
         validation: Validation rows as token ids.
         collator: Makes batches of rows.
-        sampler: Orders them.
+        sampler: Determines the order of the training rows.
         total_steps: Optimizer steps of the stage.
         readings: Training rows in the tokens of teachers with other tokenizers.
     """
@@ -87,7 +87,7 @@ class Stage:
 
     @property
     def kind(self) -> Kind:
-        """What is predicted."""
+        """The kind of task."""
         return self.spec.kind
 
     @property
@@ -97,27 +97,27 @@ class Stage:
 
     @property
     def metric(self) -> Metric:
-        """What the best student is chosen by."""
+        """The metric by which the best student is chosen."""
         return MAIN_METRIC[self.kind]
 
     @property
     def best(self) -> Path:
-        """File of the best student's weights so far."""
+        """The file with the weights of the best student so far."""
         return self.directory / BEST
 
     @property
     def evaluate_every(self) -> int:
-        """Steps between evaluations."""
+        """The number of steps between evaluations."""
         return self.config.training.evaluate_every or self.sampler.steps_per_epoch
 
     @property
     def checkpoint_every(self) -> int:
-        """Steps between checkpoints."""
+        """The number of steps between checkpoints."""
         return self.config.training.checkpoint_every or self.evaluate_every
 
     @property
     def info(self) -> StageInfo:
-        """The stage as hooks see it."""
+        """The view of the stage that hooks receive."""
         spec = self.spec
         return StageInfo(
             name=self.name,
@@ -133,7 +133,7 @@ class Stage:
         )
 
     def describe(self) -> list[str]:
-        """Return lines that say what the student is made of and what it learns from."""
+        """Return lines that describe the student and the rows it learns from."""
         cut = self.train.num_truncated
         limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
@@ -146,18 +146,18 @@ class Stage:
         return [f"{name:<{width}}  {value}" for name, value in facts]
 
     def due(self, step: int, every: int) -> bool:
-        """Return whether something done every so many steps, and at the end, is due."""
+        """Return whether `step` is a multiple of `every` or the last step."""
         return step % every == 0 or step == self.total_steps
 
 
 def stage_behind(info: StageInfo) -> Stage:
-    """Return the stage that a hook was given a view of.
+    """Return the stage behind the view that a hook received.
 
-    Only `autodisc` and the co-finetuning of `mt-bert` may, until a method can act at the start and
-    the end of a stage by itself.
+    Only `autodisc` and the co-finetuning of `mt-bert` may use it, until methods themselves can act
+    at the start and end of a stage.
     """
     stage = info._stage
-    assert isinstance(stage, Stage), "a view is made by its stage"
+    assert isinstance(stage, Stage), "only `Stage.info` makes a view"
     return stage
 
 
@@ -165,10 +165,10 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     """Load the models and data of a stage.
 
     Args:
-        spec: What to build.
+        spec: The spec of the stage.
         registry: Provides adapters for architectures.
-        directory: Where checkpoints will be.
-        start: Student that an earlier stage hands on, or None to make one.
+        directory: The directory for checkpoints.
+        start: The student that an earlier stage passes on; None builds one.
     """
     config = spec.config
     directory.mkdir(parents=True, exist_ok=True)
@@ -192,15 +192,15 @@ def assemble_stage(
     live: Mapping[str, Sites],
     make_engine: EngineMaker = build_engine,
 ) -> Stage:
-    """Make a stage of models that are there.
+    """Assemble a stage from loaded models.
 
     Args:
-        spec: What to build.
+        spec: The spec of the stage.
         registry: Provides adapters for architectures.
-        directory: Where checkpoints will be.
+        directory: The directory for checkpoints.
         student: The student.
-        live: The teachers whose models run, by name, where they are to be.
-        make_engine: Makes what optimises the student.
+        live: The teachers whose models run, by name, already placed.
+        make_engine: Makes the engine that optimizes the student.
     """
     config, data = spec.config, spec.data
     device = pick_device(config.parallel.device)
@@ -278,19 +278,19 @@ def settle_teacher(
     groups: Groups | None,
     device: torch.device,
 ) -> None:
-    """Give the weights of a loaded teacher their type, and put them where they are to wait.
+    """Convert the weights of a loaded teacher to `dtype` and place them.
 
     Args:
         teacher: The teacher.
-        source: What it was loaded from.
+        source: The source it was loaded from.
         dtype: `fp32` or `bf16`.
-        groups: Who shares it, if anyone does.
-        device: Where it runs.
+        groups: The process groups, if models are sharded.
+        device: The device it runs on.
     """
     copies = None if groups is None else groups.copies[source.info.name]
     if dtype == "bf16":
         for weight in teacher.model.parameters():
-            weight.data = weight.data.bfloat16()  # buffers, such as angles, stay exact
+            weight.data = weight.data.bfloat16()  # buffers, such as rotary angles, stay exact
     place_teacher(teacher.model, teacher.blocks, source.placement, device, copies)
 
 
@@ -315,14 +315,14 @@ def _student(
     start: Path | None,
     groups: Groups | None,
 ) -> Student:
-    """Return the student; each rank has its share of it.
+    """Return the student; under tensor parallelism, this rank's shard.
 
     Args:
         spec: The stage.
         first: The first teacher, if it is loaded.
         registry: Provides adapters for architectures.
         start: Student that an earlier stage hands on, or None to make one.
-        groups: Who shares the student, if anyone does.
+        groups: The process groups, if there are several ranks.
     """
     place = spec.config.student.model if start is None else str(start)
     if place is not None:
@@ -346,7 +346,7 @@ def _from_teacher(
     registry: Registry,
     groups: Groups | None,
 ) -> Student:
-    """Return a smaller copy of the first teacher, which need not be loaded whole for it."""
+    """Return a smaller copy of the first teacher, which need not be loaded whole."""
     source, data = spec.teachers[0], spec.data
     weights = None
     if groups is None:
@@ -390,10 +390,10 @@ def _from_checkpoint(
 
 
 def _scaled(student: Student, spec: StageSpec, teacher: PreTrainedModel) -> Student:
-    """Return the part of a student that `student.scale` keeps."""
+    """Return the student reduced to the heads and neurons that `student.scale` keeps."""
     scale = spec.config.student.scale
-    assert scale is not None, "asked for where there is one"
-    assert student.sites is not None, "a copy of a teacher has them"
+    assert scale is not None, "the caller checks `student.scale`"
+    assert student.sites is not None, "a copy of a teacher has sites"
     set_padding(student.model, spec.tokenizer)
     calibrate = partial(calibration_batches, spec)
     made = scale_student(student.sites, teacher.config, scale, calibrate)
@@ -403,7 +403,7 @@ def _scaled(student: Student, spec: StageSpec, teacher: PreTrainedModel) -> Stud
 
 
 def shard_reader(group: ProcessGroup) -> WeightReader | None:
-    """Return what reads a model that is divided over a group; None for a whole one."""
+    """Return a sharded checkpoint reader, or None if one process holds the whole model."""
     if group.size() == 1:
         return None
     from gkd_core.parallel.loading import ShardReader

@@ -1,4 +1,4 @@
-"""`StageSpec`: a stage thought through before any weight is loaded."""
+"""`StageSpec`: a stage with everything resolved but no weights loaded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SAMPLED = 16
 """Steps in which methods are asked what they will read, before a stage begins."""
 
 MAX_LENGTH = 128
-"""Longest sequence in tokens where neither the configuration nor a model says less."""
+"""Longest sequence in tokens, unless the configuration sets another or a model allows less."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,16 @@ class TeacherSpec:
 
     Attributes:
         info: Its shape and name.
-        setting: What named it, such as `teacher.model`.
+        setting: The setting that names it, such as `teacher.model`.
         model: Directory or hub id.
         config: Its Hugging Face configuration.
-        trust_remote_code: Whether code that comes with it may run.
-        tokenizer: Its tokenizer; the same object as that of every model of the stage whose equals
-            it.
-        store: Where it is to be trained first, for a task's default teacher.
-        stage: The stage whose student it is, for `stage:NAME`; `model` is then its directory once
-            that stage is finished.
-        tensor: Processes that share one copy of it.
-        placement: Where its weights are until they are used.
+        trust_remote_code: Whether code from its repository may run.
+        tokenizer: Its tokenizer; models of a stage with equal ones have the same object.
+        store: Where a task's default teacher is trained and kept; None for other teachers.
+        stage: The stage whose student it is, for `stage:NAME`; `model` is then that student's
+            directory once the stage is finished.
+        tensor: Number of processes that share one copy.
+        placement: Where its weights are kept between uses.
         source: Where its answers come from, if not from its model.
     """
 
@@ -77,12 +76,12 @@ class TeacherSpec:
 
     @property
     def called(self) -> str:
-        """What reports call it: several stages may each have a `teacher`."""
+        """Its name in reports: several stages may each have a teacher named `teacher`."""
         return self.info.name if self.stage is None else self.stage.name
 
     @property
     def trained(self) -> str:
-        """Where the trained teacher is; for a task's default teacher once it is trained."""
+        """The location of the trained teacher; a task's default teacher must be trained first."""
         return str(self.store.trained) if self.store else self.model
 
 
@@ -93,15 +92,15 @@ class StageSpec:
     Attributes:
         name: Name of the stage.
         settings: Its complete configuration and the origin of each value.
-        expression: The methods and weights.
-        data: The rows, with class ids in the order of the teacher's.
-        tokenizer: The student's.
-        teachers: The teachers; the first is what a student without a checkpoint is made from.
-        student: Shape of the student.
+        expression: The methods and their weights.
+        data: The rows, with class ids in the teacher's order.
+        tokenizer: The student's tokenizer.
+        teachers: The teachers; a student without a checkpoint is made from the first.
+        student: The shape of the student.
         student_config: Its Hugging Face configuration.
         members: The methods of the expression.
-        follows: The stage whose student this one goes on with, if it does; the baseline goes on
-            with what that student was before its training.
+        follows: The stage whose student this one continues with, if any; the baseline starts from
+            that student as it was before training.
         store: Where the student is kept, if it is a task's default teacher.
     """
 
@@ -119,7 +118,7 @@ class StageSpec:
 
     @functools.cached_property
     def first_step(self) -> StepPlan:
-        """What the methods ask for in the first step; asking advances no random generator.
+        """The plan of the first step; planning it does not advance the RNG.
 
         Raises:
             MethodError: A path or pass does not exist, or two methods change the same place.
@@ -161,7 +160,7 @@ class StageSpec:
 
     @contextmanager
     def naming_options(self, owner: ActiveMethod | TeacherEnsemble) -> Iterator[None]:
-        """Let the `MethodError` of a method or ensemble name the options that a person gave."""
+        """Add the options that the user set to a `MethodError` of a method or ensemble."""
         try:
             yield
         except MethodError as error:
@@ -182,7 +181,7 @@ class StageSpec:
 
     @property
     def kind(self) -> Kind:
-        """What is predicted."""
+        """The kind of task."""
         return self.data.kind
 
     @property
@@ -194,12 +193,12 @@ class StageSpec:
 
     @property
     def ensembles(self) -> list[TeacherEnsemble]:
-        """What combines several teachers, by name."""
+        """The ensembles of several teachers, sorted by name."""
         return ensembles(self.members)
 
     @property
     def reads_teachers(self) -> bool:
-        """Whether some method reads the teachers."""
+        """Whether any method reads the teachers."""
         return bool(self.ensembles) or any(member.takes_teacher for member in self.members)
 
     @property
@@ -210,7 +209,7 @@ class StageSpec:
 
     @property
     def copies_teacher(self) -> bool:
-        """Whether the student starts from weights of a teacher, and not from its shape alone."""
+        """Whether the student starts from a teacher's weights, not only from its shape."""
         made = self.follows is None and self.config.student.model is None
         return made and self.config.student.init != "random"
 
@@ -226,10 +225,10 @@ class StageSpec:
 
     @property
     def layout(self) -> Layout:
-        """How many processes share each model.
+        """The number of processes that share each model.
 
         Raises:
-            ConfigError: The degrees do not fit the number of processes, or each other.
+            ConfigError: The degrees do not fit the number of processes or each other.
         """
         parallel = self.config.parallel
         degrees = {teacher.info.name: teacher.tensor for teacher in self.live_teachers}
@@ -237,14 +236,14 @@ class StageSpec:
 
     @property
     def scale(self) -> float | None:
-        """Share of the heads and neurons that the student keeps of `student`; None for all."""
+        """The share of the heads and neurons of `student` that is kept; None keeps all."""
         if self.follows is not None:
             return self.follows.scale
         return self.config.student.scale
 
     @property
     def start(self) -> str:
-        """What the student starts from, in words."""
+        """A description of what the student starts from."""
         student, before = self.config.student, self.follows
         if before is not None:
             which = "untrained" if self.name == BASELINE else before.kept_student
@@ -263,20 +262,20 @@ class StageSpec:
 
     @property
     def taught_by(self) -> tuple[str, ...]:
-        """What reports call the teachers that methods read."""
+        """The names in reports of the teachers that methods read."""
         return tuple(t.called for t in self.teachers) if self.reads_teachers else ()
 
     @property
     def kept_student(self) -> str:
-        """Which of its students the stage hands on: the `best` or the `last`."""
+        """The student that the stage passes on: the `best` or the `last`."""
         return "best" if self.config.training.keep_best else "last"
 
     def origin(self, path: str) -> str:
-        """Return where the value of a setting came from."""
+        """Return the origin of a setting's value."""
         return str(self.settings.origin(path))
 
 
 def _shown(value: Any) -> str:
-    """Return ` = value`; nothing for a list of tables, of which the refusal names the one."""
+    """Return ` = value`, or nothing for a list of tables: the error names the wrong one."""
     is_tables = isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
     return "" if is_tables else f" = {json.dumps(value)}"

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step gave, still on the device: reading it waits for the device.
+    """The result of one optimizer step, still on the device: reading it synchronizes.
 
     Attributes:
-        losses: Every term, unweighted, averaged over the step; and the weighted `total`.
-        gradient_norm: Before clipping.
-        samples: Number of samples.
-        skipped: Whether the weights stayed as they were, as the gradient overflowed in fp16.
+        losses: Every term, unweighted and averaged over the step, and the weighted `total`.
+        gradient_norm: The norm of the gradient before clipping.
+        samples: The number of samples.
+        skipped: Whether the update was skipped because the gradient overflowed in fp16.
     """
 
     losses: Mapping[str, Tensor]
@@ -40,18 +40,18 @@ class StepResult:
     skipped: bool = False
 
     def read(self) -> dict[str, float]:
-        """Return the losses as numbers."""
+        """Return the losses as floats."""
         values = torch.stack(list(self.losses.values())).tolist()
         return dict(zip(self.losses, values, strict=True))
 
 
 def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult:
-    """Update the student once.
+    """Run one optimizer step.
 
     Args:
-        stage: Models, objective and engine.
+        stage: The stage, with its models, objective and engine.
         batches: The micro-batches of this step.
-        step: Where training stands.
+        step: The position in training.
     """
     counts = count_items(batches)
     plan = stage.objective.plan(step)
@@ -77,7 +77,7 @@ def _loss(
     counts: Mapping[ItemKind, int],
     losses: dict[str, Tensor],
 ) -> Tensor:
-    """Return the loss of a micro-batch; it and its terms are added to `losses`."""
+    """Return the loss of a micro-batch, after adding it and its terms to `losses`."""
     batch = teacher_batches.batches[teacher_batches.own]
     captured = run_passes(
         plan, stage.student, stage.teachers, batch, step, teacher_batches, stage.feature_offload
