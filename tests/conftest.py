@@ -162,6 +162,8 @@ def write_tongues(folder, texts):
         "num_attention_heads": 4,
         "intermediate_size": 64,
         "max_position_embeddings": 130,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.2,
         "id2label": {0: "neg", 1: "pos"},
         "label2id": {"neg": 0, "pos": 1},
@@ -188,7 +190,8 @@ def tongues(tmp_path_factory):
     """A folder with models of two tokenizers: WordPiece of `bert`, byte-level BPE of `roberta`.
 
     They have 3 blocks of width 32 and a head for the classes of the world; `masked-bert` and
-    `causal-bert` (a Llama with BERT's tokenizer) are language models. Do not change it."""
+    `causal-bert` (a Llama with BERT's tokenizer) are language models. There is no dropout. Do
+    not change it."""
     folder = tmp_path_factory.mktemp("tongues")
     draw = random.Random(0)
     texts = [f"{_row(draw)['text']}, naïve café 漢字 {number}!" for number in range(50)]

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gkd_core.errors import GkdError as GkdError
     from gkd_core.errors import MethodError as MethodError
     from gkd_core.errors import PluginError as PluginError
+    from gkd_core.hooks.features import Answer as Answer
     from gkd_core.hooks.features import View as View
     from gkd_core.hooks.operations import Add as Add
     from gkd_core.hooks.operations import Interchange as Interchange
@@ -97,11 +98,14 @@ if TYPE_CHECKING:
     from gkd_core.students.importance import measure_importance as measure_importance
     from gkd_core.students.ranking import Slicer as Slicer
     from gkd_core.students.scale import cut_ordered as cut_ordered
+    from gkd_core.teachers.source import AnswerSource as AnswerSource
 
 _HOME = {
     "API_VERSION": "hookspecs",
     "Add": "hooks.operations",
     "AllSamples": "distributed.samples",
+    "Answer": "hooks.features",
+    "AnswerSource": "teachers.source",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
     "ConfigError": "errors",

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor
 
 from gkd_core.distributed.heads import DividedHeads
 from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, MAIN, POOLED, Capture
-from gkd_core.losses.logits import LinearLogits
+from gkd_core.losses.logits import LinearLogits, Logits
 from gkd_core.losses.relation import Relation, self_relation
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gkd_core.contract.model_info import ModelInfo
-    from gkd_core.losses.logits import Logits
+
+
+Answer: TypeAlias = Tensor | Logits | Relation
+"""What a method may read of a model: a tensor, logits in any form, or the site `attention`."""
 
 
 class Features:
@@ -42,7 +45,7 @@ class Features:
         self.deferred: LinearLogits | None = None
 
     @classmethod
-    def of(cls, found: Mapping[Capture, Tensor | Logits | Relation]) -> Features:
+    def of(cls, found: Mapping[Capture, Answer]) -> Features:
         """Return tensors that no pass of a model here has captured.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.lr_factors import check_factors, join_factors
 
 Side = Literal["student", "teacher"]
+
+SAMPLED = 16
+"""Steps in which methods are asked what they will read, before a stage begins."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,26 @@ def plan_step(
     for planned in passes:
         refuse_two_writers(planned)
     return StepPlan(requests, passes, join_factors(everyone))
+
+
+def sample_steps(
+    members: Iterable[ActiveMethod],
+    stage: str,
+    explain: Callable[[ActiveMethod | TeacherEnsemble], AbstractContextManager[None]] | None = None,
+) -> tuple[StepPlan, ...]:
+    """Ask copies of methods what they want in the course of a stage, in a few steps of it.
+
+    Args:
+        members: The methods; their state and generators stay as they are.
+        stage: Name of the stage.
+        explain: Returns a context in which one of them is asked; it may say more of an error.
+
+    Raises:
+        MethodError: As for `plan_step`.
+    """
+    copies = [replace(m.detached_copy(), methods=copy.deepcopy(m.methods)) for m in members]
+    steps = (Step(index, SAMPLED, index, stage, torch.Generator()) for index in range(SAMPLED))
+    return tuple(plan_step(copies, step, explain=explain) for step in steps)
 
 
 def _request(

@@ -42,6 +42,7 @@ from gkd_core.distributed.layout import Layout
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
+from gkd_core.hooks.features import Answer
 from gkd_core.hooks.paths import LOGITS, Capture
 from gkd_core.kinds.kind import Kind
 from gkd_core.losses.relation import Relation
@@ -56,7 +57,7 @@ from gkd_core.planning.shapes import build_shape
 from gkd_core.planning.zero import ZeroEngine
 from gkd_core.plugins import Registry
 from gkd_core.students.build import Student
-from gkd_core.teachers.source import Answer, AnswerSource
+from gkd_core.teachers.source import AnswerSource
 from gkd_core.training.stage import Stage, assemble_stage, settle_teacher
 from gkd_core.training.stage_spec import StageSpec
 from gkd_core.training.step import train_step

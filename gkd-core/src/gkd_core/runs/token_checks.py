@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
+from gkd_core.contract.model_info import ModelInfo, Models
+from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.kind import LM_KINDS
 from gkd_core.models.tokenizer import tokenizer_mismatch
+from gkd_core.objective.step_plan import ActiveMethod, sample_steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from gkd_core.contract.method import Method
     from gkd_core.hooks.paths import Capture
     from gkd_core.kinds.kind import Kind
     from gkd_core.objective.step_plan import Side, StepRequest
     from gkd_core.training.stage_spec import StageSpec, TeacherSpec
+
+
+EXAMPLE = Models(
+    ModelInfo("student", "bert", 6, 768, 12, 12, 64, 3072, 30522, 2, 512),
+    ModelInfo("teacher", "bert", 12, 768, 12, 12, 64, 3072, 30522, 2, 512),
+)
+"""Shapes for which a method is asked what it reads where there are no models."""
 
 
 def check_tokenizers(spec: StageSpec) -> None:
@@ -32,6 +45,20 @@ def check_tokenizers(spec: StageSpec) -> None:
             reason = _need(request, spec.kind)
             if teacher is not None and request.member.takes_teacher and reason:
                 raise ConfigError(_refusal(spec, request.member.name, teacher, reason))
+
+
+def tokenizer_need(method: type[Method]) -> str:
+    """Return which tokenizer a teacher of a method must have, by default options, as text."""
+    alone = method.teachers == "none"
+    models = Models(EXAMPLE.student, None if alone else EXAMPLE.teacher)
+    member = ActiveMethod(method.name, ALWAYS_1, (method(),), (models,), torch.Generator())
+    plans = sample_steps([member], "example")
+    requests = [one for plan in plans for one in plan.requests[method.name]]
+    if any(_need(one, "classification") for one in requests):
+        return "the student's"
+    if any(_need(one, "causal-lm") for one in requests):
+        return "the student's in language modeling, any in other tasks"
+    return "any"
 
 
 def is_per_position(capture: Capture, kind: Kind) -> bool:

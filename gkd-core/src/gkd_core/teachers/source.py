@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,17 +11,11 @@ from gkd_core.contract.method_base import NAME
 from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.model_info import ModelInfo
     from gkd_core.contract.step import Step
+    from gkd_core.hooks.features import Answer
     from gkd_core.hooks.paths import Capture
-    from gkd_core.losses.logits import Logits
-    from gkd_core.losses.relation import Relation
-
-    Answer: TypeAlias = Tensor | Logits | Relation
-"""What a method may read of a teacher: a tensor, logits in any form, or a relation."""
 
 
 class AnswerSource:

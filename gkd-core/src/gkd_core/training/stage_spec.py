@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +25,7 @@ from gkd_core.errors import MethodError
 from gkd_core.kinds.kind import Kind
 from gkd_core.models.layer_map import init_layers
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
-from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step
+from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step, sample_steps
 
 if TYPE_CHECKING:
     from gkd_core.runs.default_teacher import DefaultTeacherStore
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 TEACHER = "teacher"
 BASELINE = "baseline"
 """Names of the stages that gkd adds to a run."""
-
-SAMPLED = 16
-"""Steps in which methods are asked what they will read, before a stage begins."""
 
 MAX_LENGTH = 128
 """Longest sequence in tokens, unless the configuration sets another or a model allows less."""
@@ -134,14 +130,7 @@ class StageSpec:
         Raises:
             MethodError: A path or pass does not exist, or two methods change the same place.
         """
-        members = [
-            replace(member.detached_copy(), methods=copy.deepcopy(member.methods))
-            for member in self.members
-        ]
-        steps = (
-            Step(index, SAMPLED, index, self.name, torch.Generator()) for index in range(SAMPLED)
-        )
-        return tuple(plan_step(members, step, explain=self.naming_options) for step in steps)
+        return sample_steps(self.members, self.name, self.naming_options)
 
     @property
     def needs_byte_offsets(self) -> bool:
