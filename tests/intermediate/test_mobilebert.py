@@ -217,7 +217,7 @@ def test_a_resumed_run_goes_on_with_the_same_layer(interrupted, settings):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["student.hidden_size=16", "student.heads=2"], "the student's number of heads is 2"),
+        (["student.hidden_size=16", "student.heads=2"], "the student has 2 attention heads"),
         (["student.hidden_size=16", "student.heads=4"], "Set student.hidden_size=32 and make the"),
         (
             ["mobilebert.below=2"],

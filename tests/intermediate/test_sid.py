@@ -227,8 +227,11 @@ def test_a_run_that_died_goes_on_with_what_was_unlocked(interrupted, settings):
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        (info("student", 2, heads=2), "attention heads is 2 .* 'base' 4. Set student.heads=4"),
-        (info("student", 2, width=16), "hidden size is 16 .* 'base' 32"),
+        (
+            info("student", 2, heads=2),
+            "2 attention heads and the teacher 'base' 4. Set student.heads=4",
+        ),
+        (info("student", 2, width=16), "hidden size 16 and the teacher 'base' 32"),
         (info("student", 8), "student has 8 blocks and the teacher 4"),
     ],
 )

@@ -1,66 +1,16 @@
-"""Real processes that talk over gloo: a server imports everything once and forks them."""
+"""What tests on several ranks share."""
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import json
-import multiprocessing
-import os
-import pickle
-import queue
 import shutil
 import sys
-import traceback
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-SECONDS = 200
-PRELOADED = [
-    "deepspeed",
-    "deepspeed.runtime.engine",
-    "gkd_core.parallel.sharding",
-    "gkd_core.models.load",
-    "gkd_core.runs.run",
-    "gkd_core.analysis.run_summary",
-    "pytest",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.llama.modeling_llama",
-]
-
-
-def _import_test(path):
-    name = Path(path).stem
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def _work(rank, ranks, store, results, path, name, arguments):
-    import torch.distributed as dist
-
-    gc.freeze()  # DeepSpeed collects garbage, and need not look at all that is imported.
-    try:
-        os.environ["LOCAL_RANK"] = str(rank)
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{store}",
-            rank=rank,
-            world_size=ranks,
-            timeout=timedelta(seconds=SECONDS // 2),
-        )
-        outcome = getattr(_import_test(path), name)(*arguments)
-        dist.barrier()
-        dist.destroy_process_group()
-        # Pickled here: what cannot be would be lost in the thread of the queue.
-        results.put((rank, True, pickle.dumps(outcome)))
-    except BaseException:
-        results.put((rank, False, traceback.format_exc()))
-
+from gkd_core.testing import on_ranks
 
 SHAPE = {
     "vocab_size": 99,
@@ -146,64 +96,20 @@ def checkpoint(tmp_path_factory):
     return _checkpoint
 
 
-@pytest.fixture(scope="session")
-def _processes():
-    """The context processes come from: forked from a server that has imported what they need."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
-def _result(results, workers):
-    """Return the next result; fail at once if a process died without one."""
-    for _ in range(SECONDS):
-        dead = [worker.exitcode for worker in workers if worker.exitcode]
-        try:
-            return results.get(timeout=1)
-        except queue.Empty:
-            assert not dead, f"a process died with {dead[0]}"
-    raise AssertionError(f"no result for {SECONDS} s")
-
-
-@pytest.fixture
-def on_ranks(_processes, tmp_path):
-    """Call a function of the test's module on every rank of a new gloo world.
-
-    `on_ranks(4, function, *arguments)` returns what it returned, in the order of the ranks. What
-    goes in and out is pickled: return plain values and NumPy arrays.
-    """
-    count = 0
-
-    def _on_ranks(ranks, function, *arguments):
-        nonlocal count
-        count += 1
-        results = _processes.Queue()
-        path, name = function.__code__.co_filename, function.__name__
-        common = (ranks, tmp_path / f"store-{count}", results, path, name, arguments)
-        workers = [
-            _processes.Process(target=_work, args=(rank, *common), daemon=True)
-            for rank in range(ranks)
-        ]
-        for worker in workers:
-            worker.start()
-        try:
-            found = [_result(results, workers) for _ in workers]
-        finally:
-            for worker in workers:
-                worker.join(timeout=5)
-                worker.kill()
-        failed = [trace for _, passed, trace in found if not passed]
-        assert not failed, failed[0]
-        return [pickle.loads(outcome) for _, _, outcome in sorted(found, key=lambda item: item[0])]
-
-    return _on_ranks
+@pytest.fixture(name="on_ranks")
+def _on_ranks():
+    """Call a function of the test's module on every rank of a new gloo world."""
+    return on_ranks
 
 
 @pytest.fixture(scope="session")
 def runs():
     """The module `runs.py` beside this file, whose functions `on_ranks` can call."""
-    return _import_test(Path(__file__).with_name("runs.py"))
+    name = "runs"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("runs.py"))
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_ranks_train_as_one_process_does(still, on_ranks, runs, tmp_path, ranks):
     cases = [(name, *case) for name, case in CASES.items()]
     runs.train_all(still, tmp_path / "alone", cases)

@@ -129,7 +129,10 @@ def train_together(path, tensor, zero):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tensor", "zero"), [(2, 1), (2, 3), (4, 1)])
+@pytest.mark.parametrize(
+    ("tensor", "zero"),
+    [(2, 3), *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in ((2, 1), (4, 1)))],
+)
 def test_deepspeed_over_these_groups_trains_as_one_process_does(on_ranks, checkpoint, tensor, zero):
     path = checkpoint("qwen3", "causal-lm")
     losses, norms = train_alone(path)

@@ -59,7 +59,10 @@ def alone(still, runs, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    ["tensor", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("zero", "three"))],
+)
 def test_they_train_as_in_one_process(still, on_ranks, runs, alone, tmp_path, layout):
     ranks, cases = LAYOUTS[layout]
     on_ranks(ranks, runs.train_all, still, tmp_path, cases)

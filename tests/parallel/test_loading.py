@@ -56,12 +56,12 @@ def load_both(path, kind):
     ("family", "kind"),
     [
         ("bert", "masked-lm"),
-        pytest.param("roberta", "masked-lm", marks=pytest.mark.slow),
-        pytest.param("distilbert", "masked-lm", marks=pytest.mark.slow),
+        pytest.param("roberta", "masked-lm", marks=pytest.mark.exhaustive),
+        pytest.param("distilbert", "masked-lm", marks=pytest.mark.exhaustive),
         ("gpt2", "causal-lm"),
         ("llama", "causal-lm"),
         ("qwen3", "causal-lm"),
-        pytest.param("glm", "causal-lm", marks=pytest.mark.slow),
+        pytest.param("glm", "causal-lm", marks=pytest.mark.exhaustive),
     ],
 )
 def test_shards_of_a_teacher_are_those_of_the_whole_one(on_ranks, checkpoint, family, kind):

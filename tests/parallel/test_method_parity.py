@@ -201,6 +201,7 @@ def test_methods_of_language_models_have_those_of_one_process(on_ranks, checkpoi
     check(on_ranks, checkpoint, 2, ("llama", "causal-lm", cases))
 
 
+@pytest.mark.exhaustive
 def test_four_ranks_and_more_families(on_ranks, checkpoint):
     """Qwen3 has fewer key heads than there are ranks, and norms of its heads."""
     check(

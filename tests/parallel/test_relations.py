@@ -105,7 +105,13 @@ def all_degrees(masked):
     return found
 
 
-@pytest.mark.parametrize("masked", ["padding", "heads", "future"])
+@pytest.mark.parametrize(
+    "masked",
+    [
+        "padding",
+        *(pytest.param(mask, marks=pytest.mark.exhaustive) for mask in ("heads", "future")),
+    ],
+)
 def test_values_and_gradients_are_those_of_whole_relations(on_ranks, masked):
     for found in on_ranks(4, all_degrees, masked):
         assert len(found) == 2 * (9 + 9 + 3)

@@ -41,12 +41,12 @@ def equal(path, target):
     ("family", "kind"),
     [
         ("bert", "masked-lm"),
-        pytest.param("roberta", "masked-lm", marks=pytest.mark.slow),
-        pytest.param("distilbert", "masked-lm", marks=pytest.mark.slow),
+        pytest.param("roberta", "masked-lm", marks=pytest.mark.exhaustive),
+        pytest.param("distilbert", "masked-lm", marks=pytest.mark.exhaustive),
         ("gpt2", "causal-lm"),
         ("llama", "causal-lm"),
         ("qwen3", "causal-lm"),
-        pytest.param("glm", "causal-lm", marks=pytest.mark.slow),
+        pytest.param("glm", "causal-lm", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_saved_model_is_whole_and_unchanged(on_ranks, checkpoint, tmp_path, family, kind):

@@ -108,6 +108,7 @@ def test_forward_gradients_and_a_step_equal_the_whole_model(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("ranks", "family", "kind"), SLOW)
 def test_more_families_and_degrees_equal_the_whole_model(on_ranks, checkpoint, ranks, family, kind):
     check_parity(on_ranks, checkpoint(family, kind), kind, ranks)

@@ -19,7 +19,7 @@ from gkd_core.optim.deepspeed import check_engine
 slow = pytest.mark.slow
 rest = [pytest.mark.slow, pytest.mark.exhaustive]
 ZERO = pytest.mark.parametrize(
-    "zero", [pytest.param(1, marks=slow), pytest.param(2, marks=rest), 3]
+    "zero", [pytest.param(1, marks=rest), pytest.param(2, marks=rest), 3]
 )
 TWENTY = ["training.steps=20", "training.evaluate_every=10"]
 CASES = [

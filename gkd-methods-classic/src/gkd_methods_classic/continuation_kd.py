@@ -80,4 +80,4 @@ class ContinuationKD(Method):
     def _psi(self, step: Step) -> float:
         if step.index >= self.config.labels_from * step.total:
             return 1.0
-        return self.config.psi.at(step.index, step.total)
+        return self.config.psi.at(step)

@@ -20,6 +20,7 @@ from gkd_core.api import (
     View,
     cosine,
     hard_labels,
+    same_width,
     soft_labels,
 )
 
@@ -62,14 +63,12 @@ class DistilBERT(Method):
 
     def check(self, models: Models) -> None:
         """Reject models with different hidden sizes."""
-        student, teacher = models.student, models.teacher
-        if teacher is not None and student.hidden_size != teacher.hidden_size:
-            raise MethodError(
-                f"distilbert compares hidden states, but the student has hidden size "
-                f"{student.hidden_size} and the teacher '{teacher.name}' {teacher.hidden_size}. "
-                "Give the student the teacher's hidden size, or choose a method without hidden "
-                "states, such as kd"
-            )
+        same_width(
+            models,
+            self.name,
+            "Give the student the teacher's hidden size, or choose a method without hidden states, "
+            "such as kd",
+        )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the logits and the last hidden state of both models."""
@@ -81,19 +80,19 @@ class DistilBERT(Method):
         """Compare predictions, labels and hidden states."""
         if batch.labels is None:
             raise MethodError("distilbert needs labels, and a batch has none")
-        config, at = self.config, (step.index, step.total)
+        config = self.config
         soft = soft_labels(
             student.prediction,
             teacher.prediction,
             self._predicted(batch),
-            config.temperature.at(*at),
+            config.temperature.at(step),
         )
         hard = hard_labels(student.prediction, batch.labels, batch.targets)
         direction = cosine(student.hidden.normed, teacher.hidden.normed, batch.tokens)
         return {
-            "soft": config.alpha_ce.at(*at) * soft,
-            "hard": config.alpha_mlm.at(*at) * hard,
-            "cosine": config.alpha_cos.at(*at) * direction,
+            "soft": config.alpha_ce.at(step) * soft,
+            "hard": config.alpha_mlm.at(step) * hard,
+            "cosine": config.alpha_cos.at(step) * direction,
         }
 
     def _predicted(self, batch: Batch) -> Items:

@@ -40,5 +40,5 @@ class GLMD(Method):
         per_token = batch.targets.mask.dim() == 2
         schedule = self.config.temperature if per_token else self.config.task_temperature
         over = batch.tokens if per_token else batch.targets
-        temperature = schedule.at(step.index, step.total)
+        temperature = schedule.at(step)
         return {"glmd": soft_labels(student.prediction, teacher.prediction, over, temperature)}

@@ -52,8 +52,8 @@ class KD(Method):
         """Compare the student's prediction with the teacher's and with the labels."""
         if batch.labels is None:
             raise MethodError("kd needs labels, and a batch has none")
-        alpha = self.config.alpha.at(step.index, step.total)
-        temperature = self.config.temperature.at(step.index, step.total)
+        alpha = self.config.alpha.at(step)
+        temperature = self.config.temperature.at(step)
         soft = soft_labels(student.prediction, teacher.prediction, batch.targets, temperature)
         hard = hard_labels(student.prediction, batch.labels, batch.targets)
         return {"soft": alpha * soft, "hard": (1 - alpha) * hard}

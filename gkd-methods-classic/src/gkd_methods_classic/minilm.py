@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
-from gkd_core.api import Batch, Method, MethodError, Models, Schedule, Step, Term, View, relation_kl
+from gkd_core.api import (
+    Batch,
+    Method,
+    Models,
+    Schedule,
+    Step,
+    Term,
+    View,
+    relation_kl,
+    same_heads,
+)
 
 
 class MiniLM(Method):
@@ -39,19 +49,13 @@ class MiniLM(Method):
 
     def check(self, models: Models) -> None:
         """Reject models whose heads do not correspond one to one."""
-        student, teacher = models.student, models.teacher
-        if teacher is None:
-            return
-        for what, learned, known in (
-            ("attention heads", student.heads, teacher.heads),
-            ("value heads", student.kv_heads, teacher.kv_heads),
-        ):
-            if learned != known:
-                raise MethodError(
-                    f"minilm compares head by head, but the student has {learned} {what} and the "
-                    f"teacher '{teacher.name}' {known}. Give the student as many heads as the "
-                    "teacher, or use minilmv2, which works with any number"
-                )
+        same_heads(
+            models,
+            self.name,
+            "Give the student as many heads as the teacher, or use minilmv2, which works with any "
+            "number",
+            values=True,
+        )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read attention and values of the student's last layer and of one teacher layer."""
@@ -69,6 +73,6 @@ class MiniLM(Method):
             batch.tokens,
         )
         return {
-            "attention": self.config.attention_weight.at(step.index, step.total) * attention,
-            "value": self.config.value_weight.at(step.index, step.total) * value,
+            "attention": self.config.attention_weight.at(step) * attention,
+            "value": self.config.value_weight.at(step) * value,
         }

@@ -95,7 +95,7 @@ class MiniLMv2(Method):
             "value": (config.value_weight, student.value, teacher.value),
         }
         return {
-            name: weight.at(step.index, step.total)
+            name: weight.at(step)
             * relation_kl(
                 learned.relation(-1, batch.mask, heads),
                 known.relation(layer, batch.mask, heads),

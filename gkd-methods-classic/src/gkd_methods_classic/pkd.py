@@ -19,6 +19,7 @@ from gkd_core.api import (
     View,
     layer_pairs,
     normalized_mse,
+    same_width,
 )
 
 
@@ -56,12 +57,11 @@ class PKD(Method):
         student, teacher = models.student, models.teacher
         if teacher is None:
             return
-        if student.hidden_size != teacher.hidden_size:
-            raise MethodError(
-                f"pkd compares hidden states, but the student has hidden size "
-                f"{student.hidden_size} and the teacher '{teacher.name}' {teacher.hidden_size}. "
-                "Give the student the teacher's hidden size, or choose a method that projects"
-            )
+        same_width(
+            models,
+            self.name,
+            "Give the student the teacher's hidden size, or choose a method that projects",
+        )
         if not self._pairs(student.layers, teacher.layers):
             raise MethodError(
                 "pkd has no layer to match: the student has one block, and pkd skips the last one. "
@@ -83,9 +83,8 @@ class PKD(Method):
             normalized_mse(student.hidden.cls[s], teacher.hidden.cls[t], batch.samples)
             for s, t in pairs
         ]
-        total: Term = sum(distances[1:], distances[0])
         per_unit = 1 / len(pairs) if self.config.reduction == "mean" else student.model.hidden_size
-        return {"pkd": self.config.beta.at(step.index, step.total) * per_unit * total}
+        return {"pkd": self.config.beta.at(step) * per_unit * Term.sum(distances)}
 
     def _pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
         if isinstance(self.config.layers, list):

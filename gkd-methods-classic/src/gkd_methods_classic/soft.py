@@ -75,7 +75,7 @@ class Soft(Method):
             student.prediction,
             teacher.prediction,
             batch.targets,
-            temperature=self.config.temperature.at(step.index, step.total),
+            temperature=self.config.temperature.at(step),
             scale=self.config.scale_t2,
             divergence=self._divergence(),
         )

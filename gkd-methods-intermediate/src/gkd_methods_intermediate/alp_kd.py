@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from gkd_core.api import Batch, Method, MethodError, Models, Step, Term, View
+from gkd_core.api import Batch, Method, Models, Step, Term, View, same_width
 
 
 class ALPKD(Method):
@@ -24,14 +24,12 @@ class ALPKD(Method):
 
     def check(self, models: Models) -> None:
         """Reject models with different hidden sizes."""
-        student, teacher = models.student, models.teacher
-        if teacher is not None and student.hidden_size != teacher.hidden_size:
-            raise MethodError(
-                f"alp-kd compares hidden states, but the student has hidden size "
-                f"{student.hidden_size} and the teacher '{teacher.name}' {teacher.hidden_size}. "
-                f"Set student.hidden_size={teacher.hidden_size}, or use universal-kd, which "
-                "compares layers of any width"
-            )
+        same_width(
+            models,
+            self.name,
+            "Give the student the teacher's hidden size, or use universal-kd, which compares "
+            "layers of any width",
+        )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the [CLS] states of all blocks of both models."""

@@ -101,7 +101,7 @@ class CKD(Method):
             "layer-pairs": (config.layer_pair_weight, of_layers[0]),
             "layer-triples": (config.layer_triple_weight, of_layers[1]),
         }
-        return {name: w.at(step.index, step.total) * term for name, (w, term) in weighted.items()}
+        return {name: w.at(step) * term for name, (w, term) in weighted.items()}
 
     def _layers(self, models: Models) -> Sequence[tuple[int, int]]:
         """Return the pairs of layers to compare, the embeddings first."""
@@ -164,4 +164,4 @@ def _others(x: Tensor) -> Tensor:
 
 
 def _mean(terms: Sequence[Term]) -> Term:
-    return 1 / len(terms) * sum(terms[1:], terms[0])
+    return 1 / len(terms) * Term.sum(terms)

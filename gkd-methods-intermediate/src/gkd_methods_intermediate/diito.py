@@ -25,6 +25,7 @@ from gkd_core.api import (
     cosine,
     hard_labels,
     layer_segments,
+    same_width,
     soft_labels,
 )
 from gkd_methods_intermediate.interchange import (
@@ -116,12 +117,12 @@ class DIITO(Method):
                 "predicts, but the task predicts classes. Use 'consecutive' or 'random'"
             )
         cosines = _counts(self.config.alpha_cos) or _counts(self.config.alpha_causal_cos)
-        if cosines and student.hidden_size != teacher.hidden_size:
-            raise MethodError(
-                f"diito compares hidden states, but the student has hidden size "
-                f"{student.hidden_size} and the teacher '{teacher.name}' {teacher.hidden_size}. "
-                f"Set student.hidden_size={teacher.hidden_size}, or diito.alpha_cos=0 and "
-                "diito.alpha_causal_cos=0"
+        if cosines:
+            same_width(
+                models,
+                self.name,
+                "Give the student the teacher's hidden size, or set diito.alpha_cos=0 and "
+                "diito.alpha_causal_cos=0",
             )
 
     def passes(self, models: Models, step: Step) -> Iterable[Pass]:
@@ -162,7 +163,7 @@ class DIITO(Method):
         if batch.labels is None:
             raise MethodError("diito needs labels, and a batch has none")
         config = self.config
-        over, temperature = _predicted(batch), config.temperature.at(step.index, step.total)
+        over, temperature = _predicted(batch), config.temperature.at(step)
         learned, known = student.at("swapped"), teacher.at("swapped")
         terms = {
             "soft": soft_labels(student.prediction, teacher.prediction, over, temperature),
@@ -182,7 +183,7 @@ class DIITO(Method):
             "causal": config.alpha_causal_ce,
             "causal-cosine": config.alpha_causal_cos,
         }
-        return {name: weights[name].at(step.index, step.total) * terms[name] for name in terms}
+        return {name: weights[name].at(step) * terms[name] for name in terms}
 
     def _moves(self, context: OperationContext) -> Moves:
         source = context.inputs["source"]["attention_mask"].bool()

@@ -138,16 +138,16 @@ class LRCBERT(Method):
         """Return the terms of one pass of the student."""
         config = self.config
         contrast = self._contrast(student, teacher, batch)
-        terms = {"contrast": config.alpha.at(step.index, step.total) * contrast}
+        terms = {"contrast": config.alpha.at(step) * contrast}
         if _counts(config.beta):
-            temperature = config.temperature.at(step.index, step.total)
+            temperature = config.temperature.at(step)
             soft = soft_labels(student.prediction, teacher.prediction, batch.targets, temperature)
-            terms["soft"] = config.beta.at(step.index, step.total) * soft
+            terms["soft"] = config.beta.at(step) * soft
         if _counts(config.gamma):
             if batch.labels is None:
                 raise MethodError("lrc-bert needs labels, and a batch has none")
             hard = hard_labels(student.prediction, batch.labels, batch.targets)
-            terms["hard"] = config.gamma.at(step.index, step.total) * hard
+            terms["hard"] = config.gamma.at(step) * hard
         return terms
 
     def _contrast(self, student: View, teacher: View, batch: Batch) -> Term:

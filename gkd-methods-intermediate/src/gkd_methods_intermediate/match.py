@@ -79,9 +79,9 @@ class Match(Method):
         """Compare the layers of every term."""
         terms = {}
         for term in self.config.terms:
-            temperature = term.temperature.at(step.index, step.total)
+            temperature = term.temperature.at(step)
             comparison = TermComparison(term, student, teacher, batch, self.modules, temperature)
-            terms[term.name] = term.weight.at(step.index, step.total) * _total(comparison)
+            terms[term.name] = term.weight.at(step) * _total(comparison)
         return terms
 
 
@@ -93,7 +93,7 @@ def _total(comparison: TermComparison) -> Term:
     if term.is_assigned:
         flow = ASSIGNMENTS[str(term.layers)](_costs(comparison, *depths))
         parts += [weight * comparison.of(Pair.of(*pair)) for pair, weight in sorted(flow.items())]
-    return sum(parts[1:], parts[0])
+    return Term.sum(parts)
 
 
 @torch.no_grad()

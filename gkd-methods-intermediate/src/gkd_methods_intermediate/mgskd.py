@@ -115,15 +115,15 @@ class MGSKD(Method):
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare tokens and phrases in lower layers, and samples in upper layers."""
         lower, upper = self._levels(Models(student.model, teacher.model))
-        at, config = (step.index, step.total), self.config
+        config = self.config
         terms: dict[str, Tensor] = {}
         if lower:
             tokens, phrases = self._texts(lower, student, teacher, batch)
-            terms["tokens"] = config.token_weight.at(*at) * tokens
-            terms["phrases"] = config.phrase_weight.at(*at) * phrases
+            terms["tokens"] = config.token_weight.at(step) * tokens
+            terms["phrases"] = config.phrase_weight.at(step) * phrases
         if upper:
             samples = self._samples(upper, student, teacher, batch)
-            terms["samples"] = config.sample_weight.at(*at) * samples
+            terms["samples"] = config.sample_weight.at(step) * samples
         return {name: Term(values, batch.samples) for name, values in terms.items()}
 
     def _texts(

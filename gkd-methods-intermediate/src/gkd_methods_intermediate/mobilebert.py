@@ -11,7 +11,6 @@ from gkd_core.api import (
     Batch,
     LayerMap,
     Method,
-    MethodError,
     ModelInfo,
     Models,
     Part,
@@ -21,7 +20,15 @@ from gkd_core.api import (
     layer_pairs,
     mse,
     relation_kl,
+    same_heads,
+    same_width,
 )
+
+SMALLER = (
+    "make the student smaller inside its blocks (student.ffn_size; with a teacher of type "
+    "mobilebert also student.config.intra_bottleneck_size)"
+)
+"""What the advice of both checks ends with."""
 
 
 class MobileBERT(Method):
@@ -66,18 +73,9 @@ class MobileBERT(Method):
         if teacher is None:
             return
         layer_pairs(self.config.layers, student.layers, teacher.layers)
-        for what, setting, learned, known in (
-            ("number of heads", "heads", student.heads, teacher.heads),
-            ("hidden size", "hidden_size", student.hidden_size, teacher.hidden_size),
-        ):
-            if learned != known:
-                raise MethodError(
-                    f"mobilebert compares attention head by head and hidden states as they are, "
-                    f"but the student's {what} is {learned} and that of the teacher "
-                    f"'{teacher.name}' {known}. Set student.{setting}={known} and make the student "
-                    "smaller inside its blocks (student.ffn_size; with a teacher of type "
-                    "mobilebert also student.config.intra_bottleneck_size)"
-                )
+        width = f"Set student.hidden_size={teacher.hidden_size} and {SMALLER}"
+        same_heads(models, self.name, f"Set student.heads={teacher.heads} and {SMALLER}")
+        same_width(models, self.name, width)
 
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
         """Freeze everything but the current block, and slow down the blocks below it."""

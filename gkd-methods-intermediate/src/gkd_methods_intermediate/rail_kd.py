@@ -125,7 +125,7 @@ class RAILKD(Method):
         ]
         weights = self.config.layer_weights or [1.0] * len(distances)
         weighted = [w * distance for w, distance in zip(weights, distances, strict=True)]
-        return {"rail-kd": sum(weighted[1:], weighted[0])}
+        return {"rail-kd": Term.sum(weighted)}
 
     def _vectors(self, view: View) -> list[Tensor]:
         """Return the vectors to project: each layer's mean `[B, D]`, or all concatenated."""

@@ -14,7 +14,6 @@ from gkd_core.api import (
     Batch,
     LayerMap,
     Method,
-    MethodError,
     Models,
     Step,
     Term,
@@ -22,6 +21,8 @@ from gkd_core.api import (
     cosine,
     layer_pairs,
     relation_kl,
+    same_heads,
+    same_width,
     soft_labels,
     sum_samples,
 )
@@ -96,17 +97,17 @@ class SID(Method):
         if teacher is None:
             return
         layer_pairs(self.config.layers, student.layers, teacher.layers)
-        for what, setting, learned, known in (
-            ("attention heads", "heads", student.heads, teacher.heads),
-            ("hidden size", "hidden_size", student.hidden_size, teacher.hidden_size),
-        ):
-            if learned != known:
-                raise MethodError(
-                    f"sid compares attention head by head and [CLS] states as they are, but the "
-                    f"student's {what} is {learned} and that of the teacher '{teacher.name}' "
-                    f"{known}. Set student.{setting}={known}, or use a method that allows other "
-                    "sizes, such as tinybert (hidden size) or minilmv2 (both)"
-                )
+        same_heads(
+            models,
+            self.name,
+            f"Set student.heads={teacher.heads}, or use minilmv2, which works with any number",
+        )
+        same_width(
+            models,
+            self.name,
+            f"Set student.hidden_size={teacher.hidden_size}, or use a method for other widths, "
+            "such as tinybert or minilmv2",
+        )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read attention and [CLS] states of the layers being learned, and finally the logits."""
@@ -136,7 +137,7 @@ class SID(Method):
         states = [
             cosine(student.hidden.cls[s], teacher.hidden.cls[t], batch.samples) for s, t in learnt
         ]
-        terms = {"attention": _sum(attention), "cosine": _sum(states)}
+        terms = {"attention": Term.sum(attention), "cosine": Term.sum(states)}
         if self.config.threshold:
             self._measure(terms["cosine"], batch, step)
         return terms
@@ -185,7 +186,3 @@ class SID(Method):
     def _is_small(self) -> bool:
         measured = self._measured
         return float(measured.total) < self.config.threshold * float(measured.samples)
-
-
-def _sum(terms: Sequence[Term]) -> Term:
-    return sum(terms[1:], terms[0])

@@ -86,7 +86,7 @@ class Theseus(Method):
         if models.teacher is None:
             return
         runs = layer_segments(models.student.layers, models.teacher.layers)
-        rate = self.config.rate.at(step.index, step.total)
+        rate = self.config.rate.at(step)
         replaced = torch.rand(len(runs), generator=step.generator) < rate
         for block, run in enumerate(runs, start=1):
             if not replaced[block - 1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -12,7 +12,6 @@ from gkd_core.api import (
     Batch,
     LayerMap,
     Method,
-    MethodError,
     Models,
     Schedule,
     Step,
@@ -21,6 +20,7 @@ from gkd_core.api import (
     layer_pairs,
     mse,
     relation_mse,
+    same_heads,
 )
 
 STD = 0.02
@@ -70,12 +70,12 @@ class TinyBERT(Method):
         if teacher is None:
             return
         layer_pairs(self.config.layers, student.layers, teacher.layers)
-        if student.heads != teacher.heads:
-            raise MethodError(
-                f"tinybert compares attention head by head, but the student has {student.heads} "
-                f"heads and the teacher '{teacher.name}' {teacher.heads}. Give the student as many "
-                "heads as the teacher (student.heads), or use minilmv2, which works with any number"
-            )
+        same_heads(
+            models,
+            self.name,
+            "Give the student as many heads as the teacher (student.heads), or use minilmv2, which "
+            "works with any number",
+        )
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
         """Build W_e and W_h, or one projection for both."""
@@ -110,7 +110,7 @@ class TinyBERT(Method):
             relation_mse(student.attention[s], teacher.attention[t], over) for s, t in pairs
         ]
         embedding_weight, hidden_weight, attention_weight = (
-            schedule.at(step.index, step.total)
+            schedule.at(step)
             for schedule in (
                 self.config.embedding_weight,
                 self.config.hidden_weight,
@@ -119,8 +119,8 @@ class TinyBERT(Method):
         )
         return {
             "embedding": embedding_weight * embedding,
-            "hidden": hidden_weight * _sum(hidden),
-            "attention": attention_weight * _sum(attention),
+            "hidden": hidden_weight * Term.sum(hidden),
+            "attention": attention_weight * Term.sum(attention),
         }
 
     def _project(self, name: str, states: Tensor) -> Tensor:
@@ -135,7 +135,3 @@ def _projection(student: int, teacher: int) -> nn.Linear:
     nn.init.normal_(linear.weight, std=STD)
     nn.init.zeros_(linear.bias)
     return linear
-
-
-def _sum(terms: Sequence[Term]) -> Term:
-    return sum(terms[1:], terms[0])

@@ -96,8 +96,8 @@ class UniversalKD(Method):
         if batch.labels is None:
             raise MethodError("universal-kd needs labels, and a batch has none")
         over, labels = batch.targets, batch.labels
-        gamma = self.config.gamma.at(step.index, step.total)
-        temperature = self.config.temperature.at(step.index, step.total)
+        gamma = self.config.gamma.at(step)
+        temperature = self.config.temperature.at(step)
         learned, known = (
             self._predictions("student", student),
             self._predictions("teacher", teacher),
@@ -107,8 +107,8 @@ class UniversalKD(Method):
         targets = attend_layers(torch.stack(learned, 1), torch.stack(known, 1)).detach().unbind(1)
         soft = soft_labels(student.prediction, teacher.prediction, over, temperature)
         pairs = zip(learned, targets, strict=True)
-        intermediate = _sum([soft_labels(u, v, over, 1.0) for u, v in pairs])
-        pseudo = _sum([hard_labels(u, labels, over) for u in known])
+        intermediate = Term.sum([soft_labels(u, v, over, 1.0) for u, v in pairs])
+        pseudo = Term.sum([hard_labels(u, labels, over) for u in known])
         return {
             "soft": (1 - gamma) * soft,
             "intermediate": gamma * intermediate,
@@ -129,7 +129,3 @@ def _both(models: Models) -> Sequence[ModelInfo]:
 def _classifiers(model: ModelInfo, classes: int) -> nn.ModuleList:
     layers = range(1, model.layers)
     return nn.ModuleList(nn.Linear(model.hidden_size, classes, bias=False) for _ in layers)
-
-
-def _sum(terms: Sequence[Term]) -> Term:
-    return sum(terms[1:], terms[0])

@@ -44,5 +44,5 @@ class Average(TeacherCombiner):
         """Return the teacher's share."""
         if not self.config.weights:
             return 1 / len(self.models)
-        weights = [weight.at(step.index, step.total) for weight in self.config.weights]
+        weights = [weight.at(step) for weight in self.config.weights]
         return weights[number] / sum(weights)

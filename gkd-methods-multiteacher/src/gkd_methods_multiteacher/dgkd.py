@@ -40,7 +40,7 @@ class DenseGuidance(TeacherCombiner):
         if len(self.models) == 1:
             return 1.0
         drawn = float(uniform(step, number, torch.zeros(1, dtype=torch.int64)))
-        return float(drawn < self.config.survival.at(step.index, step.total))
+        return float(drawn < self.config.survival.at(step))
 
 
 class DGKD(Procedure):

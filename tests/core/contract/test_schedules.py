@@ -4,6 +4,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from gkd_core.contract.schedule import Schedule
+from gkd_core.contract.step import Step
 
 
 class Options(BaseModel):
@@ -13,6 +14,11 @@ class Options(BaseModel):
 def test_number_is_constant():
     schedule = Schedule.parse(0.5)
     assert [schedule.at(step, 10) for step in (0, 5, 99)] == [0.5, 0.5, 0.5]
+
+
+def test_a_step_says_where_training_stands():
+    step = Step(3, 4, 0, "test", None)
+    assert Schedule.parse("linear(1 -> 3)").at(step) == 2.5
 
 
 def test_number_text_is_constant():

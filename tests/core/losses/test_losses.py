@@ -250,6 +250,14 @@ def test_terms_add_and_scale():
         _ = term + Term(torch.zeros(2), items(True, True, kind="token"))
 
 
+def test_several_terms_add_from_left_to_right():
+    term = Term(torch.tensor([1.0, 3.0]), items(True, True))
+    assert Term.sum(n * term for n in range(4)).values.tolist() == [6, 18]
+    assert Term.sum([term]) is term
+    with pytest.raises(ValueError, match="no term to sum"):
+        Term.sum([])
+
+
 def test_a_factor_may_be_learned_or_differ_by_item():
     values = torch.tensor([1.0, 3.0], requires_grad=True)
     factor = torch.tensor(2.0, requires_grad=True)

@@ -65,6 +65,7 @@ def test_three_micro_batches_tell_what_all_take(stage_of, layout):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_three_micro_batches_tell_what_all_take_in_every_layout(stage_of, layout, accumulation):

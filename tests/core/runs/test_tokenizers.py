@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from gkd_core.api import Method, TeacherCombiner, hookimpl, kl
+from gkd_core.api import Method, RolloutEngine, TeacherCombiner, hookimpl, kl
 from gkd_core.contract.batch import IGNORE
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
@@ -208,6 +208,12 @@ class Aligns(Method):
         return {"aligns": student.hidden[-1].square().mean()}
 
 
+class Silent(RolloutEngine):
+    """Writes nothing."""
+
+    name = "silent"
+
+
 @pytest.fixture
 def plugin(registry_with):
     class Plugin:
@@ -215,6 +221,11 @@ def plugin(registry_with):
         @hookimpl
         def gkd_register_methods():
             return [Aligns]
+
+        @staticmethod
+        @hookimpl
+        def gkd_register_rollouts():
+            return [Silent]
 
     return registry_with(Plugin())
 
@@ -259,6 +270,22 @@ def test_blocks_of_a_long_text_are_the_same_text_for_both(build, tmp_path, plugi
             assert (inside[1:, 0] >= inside[:-1, 0]).all()
     for batches in steps_of(stage, 2):
         assert train_step(stage, batches, Step(0, 1, 0, "distil", torch.Generator()))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "method", "message"),
+    [
+        ("causal-bert", "pkd", "rollout has text written in the student's tokens, but teacher"),
+        ("causal-roberta", "aligns", "aligns aligns tokens by their place in the text"),
+    ],
+)
+def test_text_that_models_write_is_in_the_tokens_of_the_student(
+    prepare, corpus, plugin, teacher, method, message
+):
+    settings = [f"method={method}", "task.kind=causal-lm", "rollout.student=0.5", *corpus]
+    table = ["rollout.engine=silent", "rollout.prompt_tokens=4", "rollout.max_new_tokens=6"]
+    with pytest.raises(ConfigError, match=message):
+        prepare(teacher, "causal-roberta", *settings, *table, registry=plugin)
 
 
 def test_contradicting_declarations_are_refused():

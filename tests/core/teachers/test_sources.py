@@ -19,6 +19,7 @@ from gkd_core.api import (
     Method,
     PluginError,
     Replace,
+    RolloutEngine,
     hookimpl,
 )
 from gkd_core.contract.step import Step
@@ -115,6 +116,12 @@ class Doubles(Later):
         return [Replace("teacher.hidden[1]", lambda tensor: 2 * tensor)]
 
 
+class Silent(RolloutEngine):
+    """Writes nothing."""
+
+    name = "silent"
+
+
 @pytest.fixture
 def plugin(registry_with):
     class Plugin:
@@ -122,6 +129,11 @@ def plugin(registry_with):
         @hookimpl
         def gkd_register_methods():
             return [Later, Doubles]
+
+        @staticmethod
+        @hookimpl
+        def gkd_register_rollouts():
+            return [Silent]
 
         @staticmethod
         @hookimpl
@@ -245,6 +257,24 @@ def test_what_a_source_cannot_give_is_refused_before_the_run(prepare, tmp_path, 
     save_file({"logits": torch.zeros(96, 2)}, tmp_path / "answers")
     with pytest.raises(ConfigError, match=message):
         prepare("file", *settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "rollout.student=0.5",
+            "rollout has models write text, .*only the text of the training rows",
+        ),
+        ("rollout.teacher=0.5", "rollout.teacher makes the teacher write, .*no model that could"),
+    ],
+)
+def test_a_file_knows_no_text_that_models_write(prepare, tmp_path, setting, message):
+    save_file({"logits": torch.zeros(96, 32, 29)}, tmp_path / "answers")
+    settings = ["rollout.engine=silent", "rollout.prompt_tokens=4", "rollout.max_new_tokens=6"]
+    settings += ["method=soft", "task.kind=causal-lm"]
+    with pytest.raises(ConfigError, match=message):
+        prepare("file", *settings, setting, teacher="lm-decoder")
 
 
 def test_what_is_read_only_later_is_refused_too(prepare, tmp_path):

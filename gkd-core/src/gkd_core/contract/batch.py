@@ -16,6 +16,11 @@ IGNORE = -100
 ItemKind = Literal["sample", "token", "target"]
 """The kind of items that a loss is averaged over; see `Items`."""
 
+RowSource = Literal["data", "student", "teacher"]
+"""What a row's text after the prompt comes from: the data, or a model that wrote it."""
+
+ROW_SOURCES: tuple[RowSource, ...] = ("data", "student", "teacher")
+
 
 @dataclass(frozen=True)
 class Items:
@@ -79,6 +84,9 @@ class Batch:
             that share a character have its offsets. None unless a method `aligns` tokens or
             tokenizers differ.
         views: The batch as models with another tokenizer than the student's read it, by name.
+        loss_mask: True at the tokens that losses count, bool `[B, S]`; what it leaves out besides
+            padding is the prompt. None if all tokens count.
+        sources: Index of each row's source in `ROW_SOURCES`, int64 `[B]`; None without rollouts.
     """
 
     inputs: Mapping[str, Tensor]
@@ -88,6 +96,8 @@ class Batch:
     words: Tensor | None = None
     byte_offsets: Tensor | None = None
     views: Mapping[str, Batch] = field(default_factory=dict)
+    loss_mask: Tensor | None = None
+    sources: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,7 +105,20 @@ class Batch:
     @property
     def mask(self) -> Tensor:
         """True at positions that are not padding, bool `[B, S]`."""
-        return self.tokens.mask
+        if self.loss_mask is None:
+            return self.tokens.mask
+        return self.inputs["attention_mask"].bool()
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """True at the tokens of the prompts, bool `[B, S]`."""
+        return self.mask & ~self.tokens.mask
+
+    def written_by(self, source: RowSource) -> Tensor:
+        """Return which rows have their text from a source, bool `[B]`."""
+        if self.sources is None:
+            return torch.full_like(self.rows, source == "data", dtype=torch.bool)
+        return self.sources == ROW_SOURCES.index(source)
 
     @cached_property
     def samples(self) -> Items:
@@ -104,8 +127,9 @@ class Batch:
 
     @cached_property
     def tokens(self) -> Items:
-        """Every position that is not padding."""
-        return Items.where("token", self.inputs["attention_mask"].bool())
+        """Every position that is neither padding nor part of a prompt."""
+        mask = self.inputs["attention_mask"].bool() if self.loss_mask is None else self.loss_mask
+        return Items.where("token", mask)
 
     @cached_property
     def targets(self) -> Items:
@@ -130,23 +154,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        views = {id(view): view for view in self.views.values()}
-        moved_views = {key: view.to(device) for key, view in views.items()}
-        moved = replace(
-            self,
-            inputs={
-                name: value.to(device, non_blocking=True) for name, value in self.inputs.items()
-            },
-            labels=move(self.labels),
-            rows=self.rows.to(device, non_blocking=True),
-            words=move(self.words),
-            byte_offsets=move(self.byte_offsets),
-            views={name: moved_views[id(view)] for name, view in self.views.items()},
-        )
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        names = ("labels", "rows", "words", "byte_offsets", "loss_mask", "sources")
+        tensors = {name: getattr(self, name) for name in names}
+        own = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
+        # Teachers that share a tokenizer share a view, which is moved once.
+        shared = {id(view): view for view in self.views.values()}
+        moved_views = {key: view.to(device) for key, view in shared.items()}
+        views = {name: moved_views[id(view)] for name, view in self.views.items()}
+        moved = replace(self, inputs=inputs, views=views, **own)
         # The items are found here, on the CPU: `nonzero` on a GPU would wait for the device.
         for name in ("samples", "tokens", "targets"):
             moved.__dict__[name] = getattr(self, name).to(device)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
+
+from gkd_core.contract.step import Step
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -75,13 +77,24 @@ class Schedule:
             raise ValueError(f"{value!r}: `over` must be greater than 0")
         return cls(match["shape"], start, end, over, relative)
 
-    def at(self, step: int, total: int) -> float:
+    @overload
+    def at(self, step: Step) -> float: ...
+
+    @overload
+    def at(self, step: int, total: int) -> float: ...
+
+    def at(self, step: Step | int, total: int = 0) -> float:
         """Return the value at a step.
 
         Args:
-            step: Index of the step, from 0.
-            total: Number of steps in the stage.
+            step: The training step; or the index of a step, from 0.
+            total: Number of steps in the stage, if `step` is an index.
         """
+        if isinstance(step, Step):
+            return self._value(step.index, step.total)
+        return self._value(step, total)
+
+    def _value(self, step: int, total: int) -> float:
         if self.shape == "constant":
             return self.start
         ramp = self.over * total if self.relative else self.over

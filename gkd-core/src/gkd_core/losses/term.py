@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
@@ -17,7 +19,8 @@ class Term:
 
     Core divides the sum by the number of items in the whole optimizer step, so that neither the
     micro-batch size nor the number of ranks changes the gradient. Terms over items of the same kind
-    can be added, and multiplied by a number or a tensor that broadcasts to the values; `sum` works.
+    can be added, several by `Term.sum`, and multiplied by a number or a tensor that broadcasts to
+    the values.
 
     Attributes:
         values: fp32, of the shape of `over.mask`; 0 where the item does not count.
@@ -45,6 +48,18 @@ class Term:
         return Term(scaled(self.values, factor), self.over)
 
     __rmul__ = __mul__
+
+    @staticmethod
+    def sum(terms: Iterable[Term]) -> Term:
+        """Return the sum of terms over items of the same kind, such as those of several layers.
+
+        Raises:
+            ValueError: There are none, or their kinds differ.
+        """
+        every = list(terms)
+        if not every:
+            raise ValueError("there is no term to sum; return no term if nothing is compared")
+        return reduce(add, every)
 
     def mean(self, counts: Mapping[ItemKind, int] | None = None) -> Tensor:
         """Return the sum over the items divided by their number; 0 if there are none.

@@ -50,7 +50,7 @@ class TeacherEnsemble:
 
     def factor(self, step: Step) -> float:
         """Return the weight of the combiner's own terms in the sum."""
-        return self.weight.at(step.index, step.total)
+        return self.weight.at(step)
 
     def detached_copy(self) -> TeacherEnsemble:
         """Return a copy with its own generator, so that previewing does not advance the RNG."""

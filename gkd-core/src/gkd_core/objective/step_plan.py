@@ -57,8 +57,7 @@ class ActiveMethod:
 
     def factor(self, step: Step) -> float:
         """Return the weight of its terms in the sum: its own times that of the parentheses."""
-        where = step.index, step.total
-        return self.outside.at(*where) * self.weight.at(*where)
+        return self.outside.at(step) * self.weight.at(step)
 
     def detached_copy(self) -> ActiveMethod:
         """Return a copy with its own generator, so that previewing does not advance the RNG."""

@@ -156,7 +156,7 @@ def _without_rows(spec: StageSpec) -> StageSpec:
     row = replace(ROW, labels=labels)
     parallel = spec.config.parallel.model_copy(update={"device": "cpu"})
     task = spec.config.task.model_copy(update={"augment": 0})
-    config = spec.config.model_copy(update={"parallel": parallel, "task": task})
+    config = spec.config.model_copy(update={"parallel": parallel, "task": task, "rollout": None})
     teachers = tuple(
         teacher if teacher.source is None else replace(teacher, source=AnswerShapes(teacher.info))
         for teacher in spec.teachers

@@ -24,11 +24,23 @@ def check_sources(spec: StageSpec) -> None:
         return
     for number, (teacher, source) in sources.items():
         source.check()
+        _check_rollouts(spec, number, teacher, source)
         _check_borrowed(spec, number, teacher, source)
         for plan in spec.sampled_steps:
             for planned in plan.passes:
                 _check_changes(planned, number, teacher, source)
                 _check_captures(planned, number, teacher, source)
+
+
+def _check_rollouts(
+    spec: StageSpec, number: int, teacher: TeacherSpec, source: AnswerSource
+) -> None:
+    if number == 0 and spec.writes_with_teacher:
+        reason = "there is no model that could"
+        raise _refusal("rollout.teacher makes the teacher write", reason, teacher, source)
+    if spec.config.rollout is not None and not source.any_text:
+        reason = "it knows only the text of the training rows"
+        raise _refusal("rollout has models write text", reason, teacher, source)
 
 
 def _check_borrowed(
@@ -67,6 +79,6 @@ def _refusal(wish: str, reason: str, teacher: TeacherSpec, source: AnswerSource)
     setting = teacher.setting.removesuffix("model") + "source"
     return ConfigError(
         f"{wish}, but the answers of the teacher '{teacher.info.name}' come from '{source.name}' "
-        f"({setting}): {reason}. Use a method that asks for less, or remove {setting} to run the "
+        f"({setting}): {reason}. Ask for less, or remove {setting} to run the "
         "model"
     )

@@ -36,15 +36,32 @@ def check_tokenizers(spec: StageSpec) -> None:
     Raises:
         ConfigError: Says which method, what it compares, and how the tokenizers differ.
     """
+    _check_aligned(spec)
     others = {n: t for n, t in enumerate(spec.teachers) if t.tokenizer is not spec.tokenizer}
-    if not others:
+    if not others or not spec.reads_teachers:
         return
+    if spec.config.rollout is not None:
+        written = "rollout has text written in the student's tokens"
+        raise ConfigError(
+            f"{written}, but {_difference(spec, next(iter(others.values())))}. Remove the rollout "
+            "table, or choose a student of the teacher's family"
+        )
     for plan in spec.sampled_steps:
         for request in (one for requests in plan.requests.values() for one in requests):
             teacher = others.get(request.number)
             reason = _need(request, spec.kind)
             if teacher is not None and request.member.takes_teacher and reason:
                 raise ConfigError(_refusal(spec, request.member.name, teacher, reason))
+
+
+def _check_aligned(spec: StageSpec) -> None:
+    """Reject methods that align tokens by their text where the text is only written in a step."""
+    aligning = [member.name for member in spec.members if member.methods[0].aligns]
+    if aligning and spec.config.rollout is not None:
+        raise ConfigError(
+            f"{aligning[0]} aligns tokens by their place in the text, which is not known of text "
+            "that models write. Remove the rollout table, or use another method"
+        )
 
 
 def tokenizer_need(method: type[Method]) -> str:
@@ -93,11 +110,18 @@ def _positions(request: StepRequest, side: Side, kind: Kind) -> Collection[Captu
 
 
 def _refusal(spec: StageSpec, method: str, teacher: TeacherSpec, reason: str) -> str:
+    return (
+        f"{method} {reason}, but {_difference(spec, teacher)}. Choose a student of the teacher's "
+        "family, or methods that compare whole rows, such as pkd"
+    )
+
+
+def _difference(spec: StageSpec, teacher: TeacherSpec) -> str:
+    """Say how the tokenizers of a teacher and the student differ."""
     difference = tokenizer_mismatch(teacher.tokenizer, spec.tokenizer)
     return (
-        f"{method} {reason}, but {teacher.setting} = '{teacher.model}' and {_student(spec)} have "
-        f"different tokenizers: {difference}. Choose a student of the teacher's family, or methods "
-        "that compare whole rows, such as pkd"
+        f"{teacher.setting} = '{teacher.model}' and {_student(spec)} have different tokenizers: "
+        f"{difference}"
     )
 
 

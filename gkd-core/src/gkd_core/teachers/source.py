@@ -29,11 +29,14 @@ class AnswerSource:
     A subclass sets `name` and overrides `missing`, `fingerprint` and `answer`.
 
     Attributes:
+        any_text: It answers about any token ids, and not only about the training rows: also about
+            what models write during training (rollouts).
         name: The value of `teacher.source.name` that selects it: lower case, words joined by `-`.
         config: Its options.
         teacher: Shape and name of the teacher.
     """
 
+    any_text: ClassVar[bool] = False
     name: ClassVar[str]
 
     class Config(BaseModel):

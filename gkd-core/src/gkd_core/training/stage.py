@@ -12,7 +12,9 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
+from gkd_core.contract.batch import Batch
 from gkd_core.contract.run_info import StageInfo
+from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded, encode, encode_again
@@ -33,12 +35,14 @@ from gkd_core.objective.objective import Objective, name_seed
 from gkd_core.optim.engine import Engine, EngineMaker, build_engine
 from gkd_core.parallel.placement import place_teacher
 from gkd_core.plugins import Registry
+from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
 from gkd_core.students.scale import scale_student
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
+from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 
@@ -62,6 +66,7 @@ class Stage:
         sampler: Determines the order of the training rows.
         total_steps: Optimizer steps of the stage.
         readings: Training rows in the tokens of teachers with other tokenizers.
+        rollouts: Writes text in place of rows' own; None if nothing does.
     """
 
     name: str
@@ -79,6 +84,7 @@ class Stage:
     sampler: Sampler
     total_steps: int
     readings: Sequence[Reading] = ()
+    rollouts: Rollouts | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -144,6 +150,10 @@ class Stage:
             facts.append(("tokens", f"{', '.join(reading.models)}: another tokenizer{limit}"))
         width = max(len(name) for name, _ in facts)
         return [f"{name:<{width}}  {value}" for name, value in facts]
+
+    def rollout(self, batches: Sequence[Batch], step: Step) -> Sequence[Batch]:
+        """Return the micro-batches of a step, with the text that models write in it."""
+        return batches if self.rollouts is None else self.rollouts.apply(batches, step)
 
     def due(self, step: int, every: int) -> bool:
         """Return whether `step` is a multiple of `every` or the last step."""
@@ -236,6 +246,9 @@ def assemble_stage(
     total = config.training.steps or config.training.epochs * sampler.steps_per_epoch
     sites = student.sites or find_sites(student.model, registry.sites)
     parts = find_parts(sites) if objective.tells_parts_apart else {}
+    collator = Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed)
+    learner = Extractor(student.model, sites)
+    rollouts = build_rollouts(spec, registry, learner, teachers, collator.pad_id, device)
     own = f" rank {data_rank()}" if data_rank() else ""
     torch.manual_seed(name_seed(config.seed, f"stage {spec.name}{own}"))
     return Stage(
@@ -243,17 +256,18 @@ def assemble_stage(
         spec=spec,
         directory=directory,
         origin=student,
-        student=Extractor(student.model, sites),
+        student=learner,
         teachers=teachers,
         objective=objective,
         engine=make_engine(student.model, objective.modules, config, total, device, parts),
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
         validation=encode(data.validation, *tokens),
-        collator=Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed),
+        collator=collator,
         sampler=sampler,
         total_steps=total,
         readings=tuple(_readings(spec, rows, train)),
+        rollouts=rollouts,
     )
 
 

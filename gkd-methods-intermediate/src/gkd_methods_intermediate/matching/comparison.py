@@ -180,8 +180,7 @@ class TermComparison:
         least = torch.finfo(student.dtype).min
         student, teacher = (s.masked_fill(~visible, least) for s in (student, teacher))
         heads = zip(student.unbind(1), teacher.unbind(1), strict=True)
-        total = sum(divergence(s, t, self._over, 1.0, True) for s, t in heads)
-        assert isinstance(total, Term)
+        total = Term.sum(divergence(s, t, self._over, 1.0, True) for s, t in heads)
         return total * (1 / student.shape[1])
 
     def _of_rows(self, student: Tensor, teacher: Tensor, visible: Tensor) -> Term:

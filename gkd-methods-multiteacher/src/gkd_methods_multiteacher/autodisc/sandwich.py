@@ -28,6 +28,7 @@ from gkd_core.api import (
     View,
     cut_ordered,
     mse,
+    same_width,
     soft_labels,
 )
 from gkd_core.students.scale import MULTIPLE
@@ -129,14 +130,12 @@ class AutoDisc(Method):
 
     def check(self, models: Models) -> None:
         """Reject a student whose states cannot be compared with the teacher's."""
-        student, teacher = models.student, models.teacher
-        if teacher is not None and student.hidden_size != teacher.hidden_size:
-            raise MethodError(
-                f"autodisc compares hidden states, but the student's have width "
-                f"{student.hidden_size} and those of the teacher '{teacher.name}' "
-                f"{teacher.hidden_size}. Remove student.hidden_size: the student is made smaller "
-                "by its heads and neurons (student.scale)"
-            )
+        same_width(
+            models,
+            self.name,
+            "Remove student.hidden_size: the student is made smaller by its heads and neurons "
+            "(student.scale)",
+        )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read hidden states and logits of the teacher and of each candidate of the step."""
