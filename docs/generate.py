@@ -30,7 +30,7 @@ from gkd_core.cli import gkd
 from gkd_core.config.render import json_schema
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.method_base import MethodBase
-from gkd_core.contract.model_info import ModelInfo
+from gkd_core.contract.model_info import ModelInfo, Predicted
 from gkd_core.hooks.paths import LAYERED_SITES, REDUCERS, REDUCIBLE_SITES, SITES, Capture
 from gkd_core.plugins import DISABLE, registry
 from gkd_core.runs.token_checks import tokenizer_need
@@ -173,6 +173,16 @@ def procedure(name: str) -> str:
     return "\n".join(lines)
 
 
+def kinds() -> str:
+    """Every kind of task in one line each."""
+    rows = []
+    for kind in registry().kinds.values():
+        metrics = (f"**{m}**" if m == kind.metric.name else m for m in kind.metrics)
+        first = _escape(_first_line(type(kind)))
+        rows.append([f"`{kind}`", first, f"`{kind.auto.__name__}`", ", ".join(metrics)])
+    return "\n".join(_table(["`task.kind`", "what is predicted", "model", "metrics"], rows))
+
+
 def procedures() -> str:
     """Every procedure in one line each."""
     return "\n".join(_index(registry().procedures, "procedure"))
@@ -238,6 +248,7 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
         settings,
         hooks,
         sites,
+        kinds,
         method,
         methods,
         combiner,
@@ -357,11 +368,11 @@ def _shape(capture: Capture) -> str:
     letters = {2: "B", 3: "S", 5: "D", 7: "A", 11: "A_kv", 13: "Dh", 17: "V", 19: "C", 91: "A*Dh"}
     letters |= {18: "A+A_kv", 29: "F"}
 
-    def dimensions(labels: int) -> str:
-        info = ModelInfo("m", "bert", 23, 5, 7, 11, 13, 29, 17, labels, 31)
+    def dimensions(labels: int, predicted: Predicted) -> str:
+        info = ModelInfo("m", "bert", 23, 5, 7, 11, 13, 29, 17, labels, 31, predicted)
         return ", ".join(letters[size] for size in capture.shape(info, 2, 3))
 
-    classes, tokens = dimensions(labels=19), dimensions(labels=17)
+    classes, tokens = dimensions(19, "sample"), dimensions(17, "token")
     return f"[{tokens}]" if classes == tokens else f"[{classes}] or [{tokens}]"
 
 

@@ -49,7 +49,7 @@ def test_a_recipe_says_what_it_is(draw, recipe):
 def test_a_recipe_has_the_stages_of_its_paper(draw, recipe, family):
     _, specs = draw(recipe, family)
     kinds = {"text": TEXT[family], "task": "classification"}
-    assert [(b.name, b.kind, str(b.expression)) for b in specs] == [
+    assert [(b.name, b.kind.name, str(b.expression)) for b in specs] == [
         (name, kinds[what], method) for name, what, method in STAGES[recipe]
     ]
     for before, spec in pairwise(specs):

@@ -91,7 +91,7 @@ def test_a_recipe_says_what_it_is_and_has_the_stages_of_its_paper(draw, recipe, 
     assert set(resolved.about) == {"title", "paper", "description"}
     assert not resolved.warnings
     kinds = {"text": TEXT[family], "task": "classification"}
-    assert [(b.name, b.kind, str(b.expression)) for b in specs] == [
+    assert [(b.name, b.kind.name, str(b.expression)) for b in specs] == [
         (name, kinds[what], method) for name, what, method in STAGES[recipe]
     ]
     for before, spec in pairwise(specs):

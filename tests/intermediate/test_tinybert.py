@@ -231,7 +231,7 @@ def stages(world):
 
 
 def test_the_recipe_has_the_three_steps_of_the_paper(stages):
-    found = [(stage.name, stage.kind, str(stage.expression)) for stage in stages]
+    found = [(stage.name, stage.kind.name, str(stage.expression)) for stage in stages]
     assert found == [
         ("general", "masked-lm", "tinybert"),
         ("task-intermediate", "classification", "tinybert"),

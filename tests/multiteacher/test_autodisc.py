@@ -20,12 +20,15 @@ from gkd_core.models.slicing.widths import Widths, read_slices
 from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod
+from gkd_core.plugins import registry
 from gkd_core.students.importance import measure_importance
 from gkd_core.students.ranking import Slicer
 from gkd_core.testing import check_method
 from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model
 from gkd_methods_multiteacher.autodisc.sandwich import AutoDisc, compared
 from gkd_methods_multiteacher.autodisc.selection import CandidateCriterion, CandidateScores
+
+KINDS = registry().kinds
 
 CPU = torch.device("cpu")
 
@@ -266,7 +269,7 @@ def test_recipe_hands_on_the_assistant_and_the_students_slice_of_it(
 
 
 def load(directory):
-    return load_teacher(str(directory), "classification", ("neg", "pos"), False, "model")
+    return load_teacher(str(directory), KINDS["classification"], ("neg", "pos"), False, "model")
 
 
 def test_student_as_large_as_the_assistant_is_done(invoke, arguments, tmp_path):

@@ -70,8 +70,8 @@ def checkpoint(tmp_path_factory):
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
-    from gkd_core.models.load import HEADS
     from gkd_core.models.quiet import quiet
+    from gkd_core.plugins import registry
 
     folder = tmp_path_factory.mktemp("checkpoints")
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]"))
@@ -84,7 +84,7 @@ def checkpoint(tmp_path_factory):
         if not path.exists():
             torch.manual_seed(0)
             wanted = SHAPE | _known(family, NO_DROPOUT) | FAMILIES[family] | changes
-            model = HEADS[kind].auto.from_config(AutoConfig.for_model(family, **wanted))
+            model = registry().kind(kind).auto.from_config(AutoConfig.for_model(family, **wanted))
             for name, weight in model.named_parameters():
                 if name.endswith("bias") or "norm" in name.lower():
                     torch.nn.init.normal_(weight, mean=float("norm" in name.lower()), std=0.2)

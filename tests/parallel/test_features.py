@@ -9,8 +9,10 @@ import torch.distributed as dist
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.forward import Change, checkpoint_contexts
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, Capture
-from gkd_core.models.load import HEADS
 from gkd_core.models.sites import find_sites
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 SITES = [
     Capture("hidden", 0),
@@ -47,7 +49,7 @@ def extractors(path, kind):
     """Of the whole model, and of the same model divided over all ranks."""
     from gkd_core.parallel.sharding import shard_model
 
-    whole, divided = (HEADS[kind].auto.from_pretrained(path).train() for _ in range(2))
+    whole, divided = (KINDS[kind].auto.from_pretrained(path).train() for _ in range(2))
     shard_model(divided, dist.group.WORLD)
     return [Extractor(model, find_sites(model)) for model in (whole, divided)]
 

@@ -12,8 +12,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.paths import Capture
-from gkd_core.models.load import HEADS
 from gkd_core.models.sites import find_sites
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,7 +42,7 @@ def test_half_precision_trains_as_fp32_does(still, runs, tmp_path, precision, to
 def decoder(checkpoint):
     """A decoder in bf16, and rows without padding, which leave no mask to flash attention."""
     path = checkpoint("llama", "causal-lm", num_key_value_heads=4)
-    model = HEADS["causal-lm"].auto.from_pretrained(path).eval().to(DEVICE, torch.bfloat16)
+    model = KINDS["causal-lm"].auto.from_pretrained(path).eval().to(DEVICE, torch.bfloat16)
     tokens = torch.arange(4, 36, device=DEVICE).view(2, 16)
     return model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 

@@ -11,7 +11,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from gkd_core.errors import ConfigError
-from gkd_core.models.load import HEADS, load_model, load_teacher
+from gkd_core.models.load import load_model, load_teacher
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -24,7 +27,7 @@ def reader():
 
 
 def arguments(path, kind):
-    return str(path), kind, (), False, "teacher.model"
+    return str(path), KINDS[kind], (), False, "teacher.model"
 
 
 def unequal(model, reference):
@@ -81,14 +84,14 @@ def test_one_rank_reads_the_whole_model(on_ranks, checkpoint):
 
 def test_a_checkpoint_in_several_files_is_read(on_ranks, checkpoint, tmp_path):
     source, target = checkpoint("llama", "causal-lm"), tmp_path / "several"
-    HEADS["causal-lm"].auto.from_pretrained(source).save_pretrained(target, max_shard_size="20KB")
+    KINDS["causal-lm"].auto.from_pretrained(source).save_pretrained(target, max_shard_size="20KB")
     assert len(list(target.glob("*.safetensors"))) > 2
     assert on_ranks(2, load_both, target, "causal-lm") == [([], [], True, True)] * 2
 
 
 def test_a_bf16_checkpoint_becomes_fp32(on_ranks, checkpoint, tmp_path):
     source, target = checkpoint("llama", "causal-lm"), tmp_path / "bf16"
-    HEADS["causal-lm"].auto.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(target)
+    KINDS["causal-lm"].auto.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(target)
     assert on_ranks(2, load_both, target, "causal-lm") == [([], [], True, True)] * 2
 
 
@@ -102,7 +105,7 @@ def rewritten(source, target, rename=lambda name: name, keep=lambda name: True):
 
 
 def load_student(path, kind, classes):
-    wanted = (str(path), kind, classes, 3, False, "student.model")
+    wanted = (str(path), KINDS[kind], classes, 3, False, "student.model")
     reference = load_model(*wanted)
     found = load_model(*wanted, read=reader())
     same = found.initialised == reference.initialised and found.model.training

@@ -12,8 +12,10 @@ from gkd_core.api import Batch, ModelInfo, Models, Schedule, Step
 from gkd_core.hooks import feature_offload
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.losses import LinearLogits
-from gkd_core.models.load import HEADS
 from gkd_core.models.sites import find_sites
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 MATCH = [
     {"knowledge": "value-relation"},
@@ -81,7 +83,7 @@ def normalise(module, hidden):
 def extractor(path, kind, group=None, dtype=torch.float64, device="cpu"):
     from gkd_core.parallel.sharding import shard_model
 
-    model = HEADS[kind].auto.from_pretrained(path).eval().to(device, dtype)
+    model = KINDS[kind].auto.from_pretrained(path).eval().to(device, dtype)
     for module in model.modules():
         if dtype == torch.float64 and type(module).__name__.endswith("RMSNorm"):
             module.forward = partial(normalise, module)

@@ -7,7 +7,9 @@ import torch
 import torch.distributed as dist
 
 from gkd_core.distributed.rng import RngTracker
-from gkd_core.models.load import HEADS
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 CPU = torch.device("cpu")
 
@@ -50,7 +52,7 @@ def test_recomputation_that_stops_inside_spoils_nothing():
 def dropped(path, checkpointing):
     from gkd_core.parallel.sharding import shard_model
 
-    model = HEADS["masked-lm"].auto.from_pretrained(path).train()
+    model = KINDS["masked-lm"].auto.from_pretrained(path).train()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if ".self.query" in name:

@@ -10,8 +10,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from gkd_core.models.load import HEADS, load_model
+from gkd_core.models.load import load_model
 from gkd_core.models.save import save_model
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 
 def save(path, target, kind, tensor):
@@ -22,7 +25,7 @@ def save(path, target, kind, tensor):
 
     groups = setup(Layout(dist.get_world_size(), tensor))
     read = ShardReader(groups.tensor, torch.device("cpu"))
-    student = load_model(str(path), kind, (), 0, False, "student.model", read=read).model
+    student = load_model(str(path), KINDS[kind], (), 0, False, "student.model", read=read).model
     weights = whole_state(student)
     if dist.get_rank() == 0:
         save_model(student, AutoTokenizer.from_pretrained(path), target, weights)
@@ -60,7 +63,7 @@ def test_a_saved_model_is_whole_and_unchanged(on_ranks, checkpoint, tmp_path, fa
     )
     assert described == before
     tokens = torch.arange(4, 24).view(2, 10)
-    models = [HEADS[kind].auto.from_pretrained(folder).eval() for folder in (path, target)]
+    models = [KINDS[kind].auto.from_pretrained(folder).eval() for folder in (path, target)]
     assert (models[0](tokens).logits == models[1](tokens).logits).all()
     assert (target / "tokenizer.json").is_file()
 
@@ -80,7 +83,7 @@ def keep_and_take_back(path, kept):
     from gkd_core.parallel.sharding import shard_model
     from gkd_core.training.checkpoint import load_weights, save_weights
 
-    auto = HEADS["causal-lm"].auto
+    auto = KINDS["causal-lm"].auto
     model = shard_model(auto.from_pretrained(path), dist.group.WORLD)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     save_weights(model, kept)

@@ -7,13 +7,15 @@ import torch
 import torch.distributed as dist
 
 from gkd_core.errors import ConfigError
-from gkd_core.models.load import HEADS
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 TOLERANCE = 1e-5
 
 
 def whole(path, kind):
-    return HEADS[kind].auto.from_pretrained(path).train()
+    return KINDS[kind].auto.from_pretrained(path).train()
 
 
 def divided(path, kind):

@@ -11,6 +11,9 @@ from gkd_core.hooks.paths import Capture
 from gkd_core.models.load import load_teacher
 from gkd_core.models.sites import find_sites
 from gkd_core.parallel.placement import place_teacher
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 CPU = torch.device("cpu")
 CASES = [
@@ -50,7 +53,7 @@ def test_divided_teacher_teaches_the_same(still, on_ranks, runs, replicated, tmp
 
 def _capture(model, placement, captures, inputs):
     """Return what a placed teacher computes, and the elements of its weights before and after."""
-    teacher = load_teacher(str(model), "causal-lm", (), False, "teacher.model")
+    teacher = load_teacher(str(model), KINDS["causal-lm"], (), False, "teacher.model")
     extractor = Extractor(teacher, find_sites(teacher))
     place_teacher(teacher, extractor.sites.blocks, placement, CPU)
     sizes = [sum(p.numel() for p in teacher.parameters())]
@@ -87,7 +90,7 @@ def _own_elements(model):
 
     from gkd_core.parallel.placement import Shards
 
-    teacher = load_teacher(str(model), "causal-lm", (), False, "teacher.model")
+    teacher = load_teacher(str(model), KINDS["causal-lm"], (), False, "teacher.model")
     whole = sum(p.numel() for p in teacher.parameters())
     place_teacher(teacher, find_sites(teacher).blocks, "zero3", CPU)
     shards = [item for item in gc.get_objects() if isinstance(item, Shards)]

@@ -7,6 +7,9 @@ import json
 import pytest
 
 from gkd_core.errors import ConfigError
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 slow = pytest.mark.slow
 rest = [pytest.mark.slow, pytest.mark.exhaustive]
@@ -152,7 +155,7 @@ def _counts(still):
     found = []
     for reader in (None, read):
         path = str(still / "lm-teacher")
-        model = load_teacher(path, "masked-lm", (), False, "teacher.model", reader)
+        model = load_teacher(path, KINDS["masked-lm"], (), False, "teacher.model", reader)
         found.append((count_parameters(model), count_embedding_parameters(model)))
     return found
 

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from gkd_core.contract.task import Task as Task
     from gkd_core.contract.task import TaskData as TaskData
     from gkd_core.contract.temperature import Temperature as Temperature
+    from gkd_core.data.collate import Uncollated as Uncollated
+    from gkd_core.data.encode import Encoded as Encoded
+    from gkd_core.data.encode import encode_samples as encode_samples
+    from gkd_core.data.table import Table as Table
     from gkd_core.distributed.data_parallel import sum_over_ranks as sum_over_ranks
     from gkd_core.distributed.ranks import is_first as is_first
     from gkd_core.distributed.ranks import tell as tell
@@ -64,7 +68,11 @@ if TYPE_CHECKING:
     from gkd_core.hooks.paths import Capture as Capture
     from gkd_core.hookspecs import API_VERSION as API_VERSION
     from gkd_core.hookspecs import hookimpl as hookimpl
-    from gkd_core.kinds.kind import Kind as Kind
+    from gkd_core.kinds.metrics import Metric as Metric
+    from gkd_core.kinds.task_kind import Evaluation as Evaluation
+    from gkd_core.kinds.task_kind import Fit as Fit
+    from gkd_core.kinds.task_kind import ReadRows as ReadRows
+    from gkd_core.kinds.task_kind import TaskKind as TaskKind
     from gkd_core.losses.angles import angles as angles
     from gkd_core.losses.angles import windows as windows
     from gkd_core.losses.contrast import contrast as contrast
@@ -122,11 +130,13 @@ _HOME = {
     "Decoding": "rollouts.writer",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
+    "Encoded": "data.encode",
+    "Evaluation": "kinds.task_kind",
+    "Fit": "kinds.task_kind",
     "GkdError": "errors",
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
     "Items": "contract.batch",
-    "Kind": "kinds.kind",
     "LOGITS": "hooks.paths",
     "LayerMap": "models.layer_map",
     "LinearLogits": "losses.logits",
@@ -134,6 +144,7 @@ _HOME = {
     "Method": "contract.method",
     "MethodBase": "contract.method_base",
     "MethodError": "errors",
+    "Metric": "kinds.metrics",
     "ModelInfo": "contract.model_info",
     "Models": "contract.model_info",
     "Operation": "hooks.operations",
@@ -144,6 +155,7 @@ _HOME = {
     "PluginError": "errors",
     "Procedure": "contract.procedure",
     "Prompts": "contract.rollout",
+    "ReadRows": "kinds.task_kind",
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",
     "Replace": "hooks.operations",
@@ -161,12 +173,15 @@ _HOME = {
     "StageResult": "runs.result",
     "Step": "contract.step",
     "Swap": "hooks.operations",
+    "Table": "data.table",
     "Task": "contract.task",
     "TaskConfig": "config.schema",
     "TaskData": "contract.task",
+    "TaskKind": "kinds.task_kind",
     "TeacherCombiner": "contract.combiner",
     "Temperature": "contract.temperature",
     "Term": "losses.term",
+    "Uncollated": "data.collate",
     "View": "hooks.features",
     "When": "hooks.operations",
     "Widths": "models.slicing.widths",
@@ -180,6 +195,7 @@ _HOME = {
     "cross_entropy": "losses.divergences",
     "curves": "analysis.figures",
     "cut_ordered": "students.scale",
+    "encode_samples": "data.encode",
     "hard_labels": "losses.soft_labels",
     "hookimpl": "hookspecs",
     "huber": "losses.distances",
@@ -210,7 +226,7 @@ _HOME = {
     "write_file": "atomic",
 }
 
-RENAMED = {"OwnTeacher": "DefaultTeacher", "Participant": "MethodBase"}
+RENAMED = {"Kind": "TaskKind", "OwnTeacher": "DefaultTeacher", "Participant": "MethodBase"}
 """Names of version 0.1, and their current names."""
 
 __all__ = sorted(_HOME)

@@ -1,4 +1,4 @@
-"""What core itself gives to gkd: the sources of data."""
+"""What core itself gives to gkd: the kinds of task and the sources of data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from gkd_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from gkd_core.contract.task import Task
+    from gkd_core.kinds.task_kind import TaskKind
+
+
+@hookimpl
+def gkd_register_kinds() -> Iterable[type[TaskKind]]:
+    """Return the built-in kinds of task."""
+    from gkd_core.kinds.causal_lm import CausalLM
+    from gkd_core.kinds.classification import Classification
+    from gkd_core.kinds.masked_lm import MaskedLM
+    from gkd_core.kinds.regression import Regression
+
+    return [CausalLM, Classification, MaskedLM, Regression]
 
 
 @hookimpl

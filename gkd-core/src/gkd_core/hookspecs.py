@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.run_info import RunInfo, StageInfo
     from gkd_core.contract.step import Step
     from gkd_core.contract.task import Task
+    from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.runs.outline import RunOutline
     from gkd_core.teachers.source import AnswerSource
@@ -86,6 +87,11 @@ def gkd_register_teachers() -> Iterable[type[AnswerSource]]:
 @hookspec
 def gkd_register_rollouts() -> Iterable[type[RolloutEngine]]:
     """Return engines that write text during training, chosen by `rollout.engine`."""
+
+
+@hookspec
+def gkd_register_kinds() -> Iterable[type[TaskKind]]:
+    """Return kinds of task, chosen by `task.kind`."""
 
 
 @hookspec

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.procedure import Procedure
     from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.task import Task
+    from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.teachers.source import AnswerSource
 
@@ -247,6 +248,15 @@ class Registry:
         return {name: engine for name, (_, engine) in found.items()}
 
     @functools.cached_property
+    def _kinds(self) -> dict[str, tuple[Plugin, type[TaskKind]]]:
+        return self._named("gkd_register_kinds", "kind of task", lambda kind: kind.name)
+
+    @functools.cached_property
+    def kinds(self) -> Mapping[str, TaskKind]:
+        """Every kind of task by name."""
+        return {name: kind() for name, (_, kind) in self._kinds.items()}
+
+    @functools.cached_property
     def sites(self) -> tuple[type[Sites], ...]:
         """Every adapter for an architecture."""
         return tuple(adapter for _, adapter in self._collect("gkd_register_sites"))
@@ -325,6 +335,19 @@ class Registry:
         if name not in self.rollout_engines:
             raise ConfigError(self._missing("rollout engine", name, self.rollout_engines))
         return self.rollout_engines[name]
+
+    def kind(self, name: str) -> TaskKind:
+        """Return a kind of task by name, or raise `ConfigError`."""
+        if name not in self.kinds:
+            known = ", ".join(self.kinds)
+            raise ConfigError(
+                f"{self._missing('kind of task', name, self.kinds)} There are {known}"
+            )
+        return self.kinds[name]
+
+    def kind_provider(self, name: str) -> Plugin:
+        """Return the plugin that provides a kind of task."""
+        return self._kinds[name][0]
 
     def provider(self, method: str) -> Plugin:
         """Return the plugin that provides a method or combiner."""

@@ -46,6 +46,7 @@ class Registry:
         self.methods = {"pkd": Pkd, "soft": Soft}
         self.options = {name: method.Config for name, method in self.methods.items()}
         self.recipes = recipes or {}
+        self.kinds = {"classification": None, "causal-lm": None}
 
     def method(self, name):
         if name not in self.methods:

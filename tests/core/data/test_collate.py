@@ -12,6 +12,9 @@ from gkd_core.data.encode import Encoded
 from gkd_core.data.loader import evaluation_batches, iterate
 from gkd_core.data.sampler import Sampler
 from gkd_core.errors import DataError
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 PAD, END, CLS, SEP, MASK = range(5)
 VOCABULARY = 1000
@@ -54,7 +57,7 @@ def masked(batch, row):
 def test_rows_are_padded_to_the_longest_of_the_batch():
     labels, types = np.array([1, 0, 2]), np.array([0, 0, 1, 0, 0, 0], np.int32)
     encoded = encoded_rows([7, 8, 9], [6], [5, 5], labels=labels, type_ids=types)
-    batch = Collator(tokenizer(), "classification", 0.15, 1).collate(encoded, [1, 0], 0)
+    batch = Collator(tokenizer(), KINDS["classification"], 0.15, 1).collate(encoded, [1, 0], 0)
     assert batch.inputs["input_ids"].tolist() == [[6, PAD, PAD], [7, 8, 9]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
     assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 1]]
@@ -64,7 +67,7 @@ def test_rows_are_padded_to_the_longest_of_the_batch():
 
 
 def test_padding_follows_the_side_of_the_tokenizer():
-    collator = Collator(tokenizer(side="left"), "causal-lm", 0.15, 1)
+    collator = Collator(tokenizer(side="left"), KINDS["causal-lm"], 0.15, 1)
     batch = collator.collate(encoded_rows([7, 8, 9], [6, 5]), [0, 1], 0)
     assert batch.inputs["input_ids"].tolist() == [[7, 8, 9], [PAD, 6, 5]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
@@ -72,7 +75,7 @@ def test_padding_follows_the_side_of_the_tokenizer():
 
 
 def test_labels_of_a_causal_lm_are_the_next_tokens():
-    batch = Collator(tokenizer(pad_token=None), "causal-lm", 0.15, 1).collate(
+    batch = Collator(tokenizer(pad_token=None), KINDS["causal-lm"], 0.15, 1).collate(
         encoded_rows([7, END, 9, END], [6, 5]), [0, 1], 0
     )
     assert batch.labels.tolist() == [[END, 9, END, IGNORE], [5, IGNORE, IGNORE, IGNORE]]
@@ -80,7 +83,7 @@ def test_labels_of_a_causal_lm_are_the_next_tokens():
 
 
 def test_end_token_pads_where_there_is_no_padding_token():
-    collator = Collator(tokenizer(pad_token=None), "classification", 0.15, 1)
+    collator = Collator(tokenizer(pad_token=None), KINDS["classification"], 0.15, 1)
     batch = collator.collate(encoded_rows([7, 8], [6]), [0, 1], 0)
     assert collator.pad_id == END
     assert batch.inputs["input_ids"].tolist() == [[7, 8], [6, END]]
@@ -90,35 +93,37 @@ def test_end_token_pads_where_there_is_no_padding_token():
 
 def test_missing_tokens_are_refused():
     with pytest.raises(DataError, match="neither a padding token nor an end token"):
-        Collator(tokenizer(pad_token=None, eos_token=None), "causal-lm", 0.15, 1)
+        Collator(tokenizer(pad_token=None, eos_token=None), KINDS["causal-lm"], 0.15, 1)
     with pytest.raises(DataError, match="no mask token"):
-        Collator(tokenizer(mask_token=None), "masked-lm", 0.15, 1)
+        Collator(tokenizer(mask_token=None), KINDS["masked-lm"], 0.15, 1)
 
 
 def test_masks_do_not_depend_on_the_rest_of_the_batch():
     encoded = random_rows(12)
-    collator = Collator(tokenizer(), "masked-lm", 0.15, 1)
+    collator = Collator(tokenizer(), KINDS["masked-lm"], 0.15, 1)
     whole = collator.collate(encoded, range(12), 3)
     for rows in ([4], [11, 4, 0], [4, 5]):
         assert masked(collator.collate(encoded, rows, 3), 4) == masked(whole, 4)
-    left = Collator(tokenizer(side="left"), "masked-lm", 0.15, 1)
+    left = Collator(tokenizer(side="left"), KINDS["masked-lm"], 0.15, 1)
     assert masked(left.collate(encoded, range(12), 3), 4) == masked(whole, 4)
 
 
 def test_masks_change_with_epoch_seed_and_row():
     encoded = encoded_rows(*[[CLS, *range(10, 40), SEP]] * 2)
-    collator = Collator(tokenizer(), "masked-lm", 0.15, 1)
+    collator = Collator(tokenizer(), KINDS["masked-lm"], 0.15, 1)
     first = masked(collator.collate(encoded, [0], 0), 0)
     assert first != masked(collator.collate(encoded, [0], 1), 0)
     assert first != masked(collator.collate(encoded, [1], 0), 1)
-    assert first != masked(Collator(tokenizer(), "masked-lm", 0.15, 2).collate(encoded, [0], 0), 0)
+    assert first != masked(
+        Collator(tokenizer(), KINDS["masked-lm"], 0.15, 2).collate(encoded, [0], 0), 0
+    )
 
 
 def test_masked_shares_are_80_10_10():
     size, share = 20_000, 0.2
     tokens = np.random.default_rng(0).integers(5, VOCABULARY, size=size)
     encoded = encoded_rows([CLS, *tokens, SEP])
-    batch = Collator(tokenizer(), "masked-lm", share, 1).collate(encoded, [0], 0)
+    batch = Collator(tokenizer(), KINDS["masked-lm"], share, 1).collate(encoded, [0], 0)
     ids, labels = batch.inputs["input_ids"][0], batch.labels[0]
     original = torch.tensor([CLS, *tokens, SEP])
     chosen = labels != IGNORE
@@ -131,7 +136,7 @@ def test_masked_shares_are_80_10_10():
 
 def test_special_tokens_are_never_masked_and_short_rows_have_a_target():
     encoded = encoded_rows(*[[CLS, 7, SEP]] * 50, [CLS, SEP])
-    batch = Collator(tokenizer(), "masked-lm", 0.15, 1).collate(encoded, range(51), 0)
+    batch = Collator(tokenizer(), KINDS["masked-lm"], 0.15, 1).collate(encoded, range(51), 0)
     assert batch.labels[:50].tolist() == [[IGNORE, 7, IGNORE]] * 50
     assert batch.labels[50].tolist() == [IGNORE] * 3
     assert set(batch.inputs["input_ids"][:, 0].tolist()) == {CLS}
@@ -147,7 +152,7 @@ def as_lists(steps):
 @pytest.mark.parametrize("start", [0, 1, 7, 8, 9, 19])
 def test_iteration_resumes_as_if_never_interrupted(start):
     encoded = random_rows(30)
-    collator = Collator(tokenizer(), "masked-lm", 0.15, 1)
+    collator = Collator(tokenizer(), KINDS["masked-lm"], 0.15, 1)
     sampler = Sampler(encoded.lengths, 4, 2, 1, True)
     whole = as_lists(iterate(encoded, collator, sampler, 0, 20))
     assert as_lists(iterate(encoded, collator, sampler, start, 20)) == whole[start:]
@@ -156,7 +161,7 @@ def test_iteration_resumes_as_if_never_interrupted(start):
 
 def test_accumulation_changes_neither_rows_nor_masks():
     encoded = random_rows(30)
-    collator = Collator(tokenizer(), "masked-lm", 0.15, 1)
+    collator = Collator(tokenizer(), KINDS["masked-lm"], 0.15, 1)
 
     def steps(accumulation):
         sampler = Sampler(encoded.lengths, 6, accumulation, 1, True)
@@ -168,7 +173,7 @@ def test_accumulation_changes_neither_rows_nor_masks():
 
 def test_evaluation_sees_every_row_once_longest_first_with_fixed_masks():
     encoded = random_rows(30)
-    collator = Collator(tokenizer(), "masked-lm", 0.15, 1)
+    collator = Collator(tokenizer(), KINDS["masked-lm"], 0.15, 1)
     batches = list(evaluation_batches(encoded, collator, 8))
     rows = [row for batch in batches for row in batch.rows.tolist()]
     assert sorted(rows) == list(range(30))

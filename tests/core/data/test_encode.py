@@ -6,8 +6,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from gkd_core.contract.task import Split
-from gkd_core.data.encode import encode
 from gkd_core.errors import ConfigError, DataError
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 CLS, SEP = 2, 3
 WORDS = {f"w{i}": i + 10 for i in range(30)}
@@ -50,7 +52,7 @@ def rows(encoded, name="input_ids"):
 
 def test_rows_are_those_of_the_tokenizer():
     split = Split([text(1, 2), text(3)], labels=[1, 0])
-    encoded = encode(split, tokenizer(), "classification", 8)
+    encoded = KINDS["classification"].encode(split, tokenizer(), 8)
     assert rows(encoded) == [[CLS, *ids(1, 2), SEP], [CLS, *ids(3), SEP]]
     assert rows(encoded, "token_type_ids") == [[0, 0, 0, 0], [0, 0, 0]]
     assert encoded.lengths.tolist() == [4, 3]
@@ -59,19 +61,19 @@ def test_rows_are_those_of_the_tokenizer():
 
 
 def test_values_of_a_regression_are_fp32():
-    encoded = encode(Split(["w1"], labels=[0.5]), tokenizer(), "regression", 8)
+    encoded = KINDS["regression"].encode(Split(["w1"], labels=[0.5]), tokenizer(), 8)
     assert (encoded.labels.dtype, encoded.labels.tolist()) == (np.float32, [0.5])
 
 
 def test_segment_ids_are_absent_where_the_tokenizer_makes_none():
-    encoded = encode(Split(["w1 w2"]), tokenizer(special=False), "classification", 8)
+    encoded = KINDS["classification"].encode(Split(["w1 w2"]), tokenizer(special=False), 8)
     assert set(encoded.row(0)) == {"input_ids"}
     assert encoded.labels is None
 
 
 def test_only_longer_texts_are_cut_and_counted():
     split = Split([text(1, 2, 3), text(1, 2, 3, 4), text(1, 2), text(*range(20))])
-    encoded = encode(split, tokenizer(), "classification", 5)
+    encoded = KINDS["classification"].encode(split, tokenizer(), 5)
     expected = [CLS, *ids(1, 2, 3), SEP]
     assert rows(encoded) == [expected, expected, [CLS, *ids(1, 2), SEP], [CLS, *ids(0, 1, 2), SEP]]
     assert encoded.num_truncated == 2
@@ -79,7 +81,7 @@ def test_only_longer_texts_are_cut_and_counted():
 
 def test_the_longer_text_of_a_pair_is_cut_first():
     split = Split([text(1, 2, 3, 4)], pair=[text(5)])
-    encoded = encode(split, tokenizer(), "classification", 6)
+    encoded = KINDS["classification"].encode(split, tokenizer(), 6)
     assert rows(encoded) == [[CLS, *ids(1, 2), SEP, *ids(5), SEP]]
     assert rows(encoded, "token_type_ids") == [[0, 0, 0, 0, 1, 1]]
     assert encoded.num_truncated == 1
@@ -88,7 +90,7 @@ def test_the_longer_text_of_a_pair_is_cut_first():
 def test_many_rows_are_encoded_as_one_by_one():
     draw = np.random.default_rng(0)
     texts = [text(*draw.integers(30, size=draw.integers(1, 12))) for _ in range(2345)]
-    encoded = encode(Split(texts), tokenizer(), "classification", 8)
+    encoded = KINDS["classification"].encode(Split(texts), tokenizer(), 8)
     alone = tokenizer()(texts)["input_ids"]
     assert encoded.num_truncated == sum(len(row) > 8 for row in alone)
     assert encoded.lengths.tolist() == [min(len(row), 8) for row in alone]
@@ -96,7 +98,7 @@ def test_many_rows_are_encoded_as_one_by_one():
 
 @pytest.mark.parametrize("kind", ["masked-lm", "causal-lm"])
 def test_long_text_is_cut_into_framed_blocks_that_lose_nothing(kind, caplog):
-    encoded = encode(Split([text(*range(20)), text(7)]), tokenizer(), kind, 10)
+    encoded = KINDS[kind].encode(Split([text(*range(20)), text(7)]), tokenizer(), 10)
     blocks = [ids(*range(8)), ids(*range(8, 16)), ids(*range(16, 20)), ids(7)]
     assert rows(encoded) == [[CLS, *block, SEP] for block in blocks]
     assert {len(row) for row in rows(encoded, "token_type_ids")} == {10, 6, 3}
@@ -106,20 +108,20 @@ def test_long_text_is_cut_into_framed_blocks_that_lose_nothing(kind, caplog):
 
 def test_blocks_of_one_token_are_dropped():
     split = Split([text(*range(7)), text(9), text(1, 2)])
-    encoded = encode(split, tokenizer(special=False), "causal-lm", 3)
+    encoded = KINDS["causal-lm"].encode(split, tokenizer(special=False), 3)
     assert rows(encoded) == [ids(0, 1, 2), ids(3, 4, 5), ids(1, 2)]
 
 
 def test_nothing_to_model_is_refused():
     with pytest.raises(DataError, match="two or more tokens"):
-        encode(Split([text(9)]), tokenizer(special=False), "causal-lm", 3)
+        KINDS["causal-lm"].encode(Split([text(9)]), tokenizer(special=False), 3)
 
 
 def test_text_without_tokens_is_refused():
     with pytest.raises(DataError, match=r"no tokens for the text '\\u2028' \(row 2"):
-        encode(Split(["w1", "\u2028"]), tokenizer(special=False), "classification", 8)
+        KINDS["classification"].encode(Split(["w1", "\u2028"]), tokenizer(special=False), 8)
 
 
 def test_length_without_room_is_refused():
     with pytest.raises(ConfigError, match=r"task\.max_length=3 .* the 3 special tokens"):
-        encode(Split(["w1"], pair=["w2"]), tokenizer(), "classification", 3)
+        KINDS["classification"].encode(Split(["w1"], pair=["w2"]), tokenizer(), 3)

@@ -12,12 +12,13 @@ from gkd_core.contract.task import Split
 from gkd_core.data.files import Files
 from gkd_core.data.holdout import fewer
 from gkd_core.errors import ConfigError, DataError
+from gkd_core.plugins import registry
 
 ROWS = [(f"text number {i}", "good" if i % 2 else "bad") for i in range(20)]
 
 
 def load(train, default="masked-lm", seed=1, **settings):
-    task = Files(TaskConfig(train=str(train), **settings))
+    task = Files(TaskConfig(train=str(train), **settings), registry().kinds)
     task.check()
     return task.load(default, seed)
 

@@ -9,6 +9,7 @@ import pytest
 from gkd_core.config.schema import TaskConfig
 from gkd_core.data.hub import Hub, _address
 from gkd_core.errors import ConfigError, DataError
+from gkd_core.plugins import registry
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def labelled(count, start=0, classes=("bad", "good")):
 
 
 def load(train, **settings):
-    task = Hub(TaskConfig(name="hub", train=train, **settings))
+    task = Hub(TaskConfig(name="hub", train=train, **settings), registry().kinds)
     task.check()
     return task.load("masked-lm", 1)
 

@@ -7,9 +7,11 @@ from transformers import PreTrainedTokenizerFast
 
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
-from gkd_core.data.encode import encode
 from gkd_core.data.vocabulary import train_tokenizer
 from gkd_core.data.words import Words
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 TEXTS = ["unhappy cats ran", "a cat"]
 PIECES = ["un", "happy", "cat", "s", "ran", "a"]
@@ -118,8 +120,8 @@ def test_a_vocabulary_without_marks_has_a_word_for_each_token(world):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_knows_the_words_also_of_masked_tokens(side, world):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(world / "teacher", padding_side=side)
-    rows = encode(Split(["the good movie", "so bad"]), tokenizer, "masked-lm", 16)
-    batch = Collator(tokenizer, "masked-lm", 0.9, 1).collate(rows, [0, 1], 0, width=6)
+    rows = KINDS["masked-lm"].encode(Split(["the good movie", "so bad"]), tokenizer, 16)
+    batch = Collator(tokenizer, KINDS["masked-lm"], 0.9, 1).collate(rows, [0, 1], 0, width=6)
     assert (batch.inputs["input_ids"] == tokenizer.mask_token_id).any()
     short = [-1, 0, 1, -1]
     padded = {"left": [-1, -1, *short], "right": [*short, -1, -1]}

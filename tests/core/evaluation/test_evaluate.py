@@ -9,14 +9,9 @@ import torch
 
 from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.evaluation import evaluate as module
-from gkd_core.evaluation.evaluate import (
-    MAIN_METRIC,
-    Metric,
-    correlation,
-    evaluate,
-    macro_f1,
-    ranks,
-)
+from gkd_core.evaluation.evaluate import evaluate
+from gkd_core.kinds.metrics import Metric, correlation, macro_f1, ranks
+from gkd_core.plugins import registry
 from gkd_core.training.stage import build_stage
 
 
@@ -70,7 +65,7 @@ def test_constant_predictions_have_no_correlation():
     [("classification", 0.45, 0.9, 0.5), ("masked-lm", 20.0, 10.0, 0.5)],
 )
 def test_share_of_the_teacher_follows_the_direction_of_the_metric(kind, student, teacher, share):
-    metric = MAIN_METRIC[kind]
+    metric = registry().kind(kind).metric
     assert metric.share(student, teacher) == pytest.approx(share)
     assert metric.better(teacher, student)
     assert not metric.better(student, teacher)

@@ -136,7 +136,7 @@ def test_capture_knows_its_shape(path, shape):
 
 
 def test_logits_over_the_vocabulary_have_positions():
-    language_model = info("student", 3, labels=100)
+    language_model = info("student", 3, labels=100, predicted="token")
     assert Capture("logits").shape(language_model, 2, 5) == (2, 5, 100)
     assert Capture("logits").bytes(language_model, 2, 5) == 2 * 5 * 100 * 4
     assert Capture("logits").bytes(language_model, 2, 5, element_size=2) == 2 * 5 * 100 * 2

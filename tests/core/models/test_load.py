@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, T5Config, ViTConfig
 
 from gkd_core.errors import ConfigError
-from gkd_core.models.classes import check_classes, set_classes, teacher_classes
+from gkd_core.models.classes import check_classes, teacher_classes
 from gkd_core.models.load import check_kind, load_model, load_teacher
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import (
@@ -19,6 +19,9 @@ from gkd_core.models.tokenizer import (
     set_padding,
     tokenizer_mismatch,
 )
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
 
 CLASSES = ("no", "yes")
 ENCODERS = ["bert", "roberta", "distilbert"]
@@ -44,7 +47,7 @@ def save(build_model, tmp_path):
     def _save(family="bert", head="classification", classes=CLASSES, **changes):
         model = build_model(family, head, num_labels=max(len(classes), 1), **changes)
         if classes:
-            set_classes(model.config, "classification", classes)
+            KINDS["classification"].configure(model.config, classes)
         model.save_pretrained(tmp_path / family)
         return str(tmp_path / family)
 
@@ -52,11 +55,11 @@ def save(build_model, tmp_path):
 
 
 def teacher(model, kind="classification", classes=CLASSES):
-    return load_teacher(model, kind, classes, False, "teacher.model")
+    return load_teacher(model, KINDS[kind], classes, False, "teacher.model")
 
 
 def checkpoint(model, kind="classification", classes=CLASSES, seed=0):
-    return load_model(model, kind, classes, seed, False, "student.model")
+    return load_model(model, KINDS[kind], classes, seed, False, "student.model")
 
 
 @pytest.mark.parametrize("family", ENCODERS + DECODERS)
@@ -179,22 +182,22 @@ def test_teacher_without_a_trained_head_is_refused(save):
 )
 def test_kind_the_architecture_cannot_do_is_refused(build_model, family, kind, message):
     with pytest.raises(ConfigError, match=message):
-        check_kind(build_model(family).config, kind, "teacher.model")
+        check_kind(build_model(family).config, KINDS[kind], "teacher.model")
 
 
 def test_encoder_built_as_decoder_may_do_causal_lm(build_model):
-    check_kind(build_model("bert", is_decoder=True).config, "causal-lm", "teacher.model")
+    check_kind(build_model("bert", is_decoder=True).config, KINDS["causal-lm"], "teacher.model")
 
 
 @pytest.mark.parametrize("names", [("LABEL_0", "LABEL_1"), ("0", "1")])
 def test_names_that_only_count_match_any_classes(build_model, names):
     config = build_model("bert", "classification").config
-    set_classes(config, "classification", names)
+    KINDS["classification"].configure(config, names)
     assert teacher_classes(config) is None
-    check_classes(config, "classification", CLASSES, "teacher.model")
-    set_classes(config, "classification", CLASSES)
+    check_classes(config, KINDS["classification"], CLASSES, "teacher.model")
+    KINDS["classification"].configure(config, CLASSES)
     assert teacher_classes(config) == CLASSES
-    check_classes(config, "classification", names, "teacher.model")
+    check_classes(config, KINDS["classification"], names, "teacher.model")
 
 
 @pytest.mark.parametrize(

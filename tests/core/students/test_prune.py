@@ -11,7 +11,10 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
+from gkd_core.plugins import registry
 from gkd_core.students.depth import measure_blocks, most_important
+
+KINDS = registry().kinds
 
 CLASSES = ("neg", "pos")
 
@@ -27,7 +30,7 @@ def prune(world, invoke):
 
 def parameters(directory):
     kind = "classification"
-    return count_parameters(load_teacher(str(directory), kind, CLASSES, False, "model"))
+    return count_parameters(load_teacher(str(directory), KINDS[kind], CLASSES, False, "model"))
 
 
 def test_a_share_of_the_parameters_is_left_and_every_command_reads_it(

@@ -16,10 +16,13 @@ from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.models.slicing.select import Kept, keep_units, sliced_copy
 from gkd_core.models.slicing.widths import Widths, is_sliced, read_slices, write_slices
+from gkd_core.plugins import registry
 from gkd_core.students.budget import count_sliced, largest_widths
 from gkd_core.students.build import build_student
 from gkd_core.students.importance import Importance, mask_gradients, measure_importance
 from gkd_core.students.ranking import Ranking, Slicer
+
+KINDS = registry().kinds
 
 ENCODERS = ["bert", "roberta", "distilbert", "electra", "modernbert"]
 DECODERS = ["gpt2", "llama", "qwen3", "glm", "glm4", "mistral", "qwen2", "gpt_neox", "opt"]
@@ -134,11 +137,11 @@ def test_slice_equals_the_model_with_the_rest_masked_and_loads_again(build, rows
     made = made.float()
     made.save_pretrained(tmp_path)
     classes = ["LABEL_0", "LABEL_1"] if head == "classification" else []
-    loaded = load_model(str(tmp_path), head, classes, 0, False, "student.model")
+    loaded = load_model(str(tmp_path), KINDS[head], classes, 0, False, "student.model")
     assert loaded.initialised == ()
     assert torch.equal(logits(loaded.model.eval(), batch), logits(made, batch))
     assert type(loaded.model) is type(made)
-    teacher = load_teacher(str(tmp_path), head, classes, False, "teacher.model")
+    teacher = load_teacher(str(tmp_path), KINDS[head], classes, False, "teacher.model")
     assert torch.equal(logits(teacher, batch), logits(made, batch))
 
 
@@ -295,7 +298,7 @@ def test_shallower_student_of_a_sliced_teacher_takes_its_widths(build, rows):
     write_slices(teacher.config, {0.1: Widths((0, 0, 0), (8, 0, 0))})
     assert read_slices(teacher.config) == {0.1: Widths((0, 0, 0), (8, 0, 0))}
     student = build_student(
-        StudentConfig(init=[3, 1]), find_sites(teacher), "classification", CLASSES, 0
+        StudentConfig(init=[3, 1]), find_sites(teacher), KINDS["classification"], CLASSES, 0
     ).model
     assert Widths.read(student.config) == Widths((0, 1), (24, 8))
     assert not read_slices(student.config)
@@ -304,7 +307,9 @@ def test_shallower_student_of_a_sliced_teacher_takes_its_widths(build, rows):
     assert theirs.keys() == mine.keys()
     assert all(torch.equal(mine[name], theirs[name].float()) for name in mine)
     with pytest.raises(ConfigError, match=r"student\.heads cannot be set"):
-        build_student(StudentConfig(heads=2), find_sites(teacher), "classification", CLASSES, 0)
+        build_student(
+            StudentConfig(heads=2), find_sites(teacher), KINDS["classification"], CLASSES, 0
+        )
 
 
 @pytest.mark.parametrize("family", ["deberta-v2", "bloom"])

@@ -9,8 +9,11 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.models.transfer import transfer
+from gkd_core.plugins import registry
 from gkd_core.students.build import build_student
 from gkd_core.students.shape import student_config
+
+KINDS = registry().kinds
 
 ENCODERS = ["bert", "roberta", "distilbert", "electra", "modernbert"]
 DECODERS = ["gpt2", "llama", "qwen3", "glm", "glm4", "mistral", "qwen2", "gpt_neox", "opt"]
@@ -22,7 +25,7 @@ CLASSES = ("no", "yes")
 
 def build(teacher, kind="classification", seed=0, **spec):
     classes = CLASSES if kind == "classification" else ()
-    return build_student(StudentConfig(**spec), find_sites(teacher), kind, classes, seed)
+    return build_student(StudentConfig(**spec), find_sites(teacher), KINDS[kind], classes, seed)
 
 
 def shape(config):
@@ -142,7 +145,7 @@ def test_settings_per_layer_follow_the_blocks(build_model):
         "sliding_attention",
         "sliding_attention",
     ]
-    config = student_config(StudentConfig(init=[3, 1]), teacher.config, "causal-lm", ())
+    config = student_config(StudentConfig(init=[3, 1]), teacher.config, KINDS["causal-lm"], ())
     assert config.layer_types == ["sliding_attention", "full_attention"]
 
 
@@ -151,7 +154,7 @@ def test_config_is_changed_through_the_names_of_each_family(build_model):
         teacher = build_model(family, "classification").config
         before = copy.deepcopy(teacher.to_dict())
         spec = StudentConfig(layers=2, hidden_size=16, heads=2, ffn_size=24)
-        config = student_config(spec, teacher, "classification", CLASSES)
+        config = student_config(spec, teacher, KINDS["classification"], CLASSES)
         info = shape(config)
         assert (info.layers, info.hidden_size, info.heads, info.head_size) == (2, 16, 2, 8)
         assert 24 in config.to_dict().values(), family
@@ -162,7 +165,7 @@ def test_config_is_changed_through_the_names_of_each_family(build_model):
 def test_ffn_scales_with_the_hidden_size(build_model):
     for family in ("bert", "distilbert", "gpt2", "llama"):
         teacher = build_model(family, "classification").config
-        config = student_config(StudentConfig(hidden_size=16), teacher, "regression", ())
+        config = student_config(StudentConfig(hidden_size=16), teacher, KINDS["regression"], ())
         assert shape(config).ffn_size == 32
         assert config.num_labels == 1
 
@@ -183,7 +186,7 @@ def test_ffn_scales_with_the_hidden_size(build_model):
 def test_impossible_shapes_are_refused(build_model, family, spec, message):
     teacher = build_model(family, "classification").config
     with pytest.raises(ConfigError, match=message):
-        student_config(StudentConfig(**spec), teacher, "classification", CLASSES)
+        student_config(StudentConfig(**spec), teacher, KINDS["classification"], CLASSES)
 
 
 def test_wider_student_cannot_be_filled(build_model):
@@ -209,7 +212,7 @@ def test_random_student_may_be_larger_and_depends_on_the_seed_only(build_model):
 def test_transfer_counts_what_it_did(build_model):
     teacher = build_model("bert", "classification")
     config = student_config(
-        StudentConfig(hidden_size=16, layers=1), teacher.config, "classification", CLASSES
+        StudentConfig(hidden_size=16, layers=1), teacher.config, KINDS["classification"], CLASSES
     )
     student = type(teacher)(config)
     done = transfer(find_sites(student), find_sites(teacher), [3])

@@ -67,19 +67,19 @@ def _equal(one, other):
 )
 def test_lm_is_what_the_model_was_made_for(prepare, teacher, kind):
     pretrain, task = prepare(teacher=teacher).specs
-    assert (pretrain.kind, task.kind) == (kind, "classification")
+    assert (pretrain.kind.name, task.kind.name) == (kind, "classification")
     assert pretrain.data.train.labels is None
 
 
 @pytest.mark.parametrize(("student", "kind"), [("teacher", "masked-lm"), ("decoder", "causal-lm")])
 def test_lm_of_a_student_from_a_classifier_is_that_of_its_family(prepare_run, world, student, kind):
     settings = (f"student.model={world / student}", "method=hard", "task.kind=lm")
-    assert prepare_run(*settings, teachers=()).last.kind == kind
+    assert prepare_run(*settings, teachers=()).last.kind.name == kind
 
 
 def test_lm_of_a_later_stage_is_that_of_the_student_it_goes_on_with(prepare):
     file = STAGES + '[[stages]]\nname = "again"\nmethod = "hard"\ntask.kind = "lm"\n'
-    assert prepare(teacher="lm-decoder", file=file).last.kind == "causal-lm"
+    assert prepare(teacher="lm-decoder", file=file).last.kind.name == "causal-lm"
 
 
 def test_a_classifier_as_the_teacher_of_a_language_model_is_refused_with_the_setting(prepare):
@@ -237,7 +237,7 @@ def test_default_teachers_are_of_the_family_that_was_handed_on(monkeypatch, cach
         task_defaults=lambda name, kind: registry().task(name).defaults(kind),
     )
     specs = prepare_run(resolved, registry())
-    assert [(b.name, b.kind, b.student.family) for b in specs] == [
+    assert [(b.name, b.kind.name, b.student.family) for b in specs] == [
         ("teacher", "causal-lm", "llama"),
         ("teacher-2", "classification", "llama"),
         ("baseline", "classification", "llama"),

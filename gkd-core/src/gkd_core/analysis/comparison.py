@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,16 +16,14 @@ from rich.table import Table
 from gkd_core.analysis.sizes import readable
 from gkd_core.atomic import write_file
 from gkd_core.data.collate import Collator
-from gkd_core.data.encode import Encoded, encode
 from gkd_core.deploy.latency import latencies
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import arrange
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import MethodError
-from gkd_core.evaluation.evaluate import MAIN_METRIC, Evaluation, Predict, evaluate
+from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.kinds.kind import LM_KINDS
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
@@ -39,7 +36,8 @@ if TYPE_CHECKING:
     from gkd_core.config.schema import Placement
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.task import Split
-    from gkd_core.kinds.kind import Kind
+    from gkd_core.data.encode import Encoded
+    from gkd_core.kinds.task_kind import Evaluation, TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.training.stage_spec import StageSpec
 
@@ -215,8 +213,8 @@ def compare_models(
     for one in compared:
         model, size = _load(one, spec, device, adapters)
         sizes.append(size)
-        predict = _predict(model, data.kind, adapters)
-        found.append(evaluate(model, *readings[one.tokenizer], data.kind, device, predict))
+        predict = _predict(model, spec.kind, adapters)
+        found.append(evaluate(model, *readings[one.tokenizer], spec.kind, device, predict))
         models += [model] if timed else []
         del model
     times: list[float | None] = [None] * len(compared)
@@ -224,9 +222,9 @@ def compare_models(
         samples = {key: _samples(*read, device) for key, read in readings.items()}
         times[:] = latencies(models, [samples[one.tokenizer] for one in compared])
     reference = next((e for c, e in zip(compared, found, strict=True) if c.name == teacher), None)
-    if data.kind in LM_KINDS and len(readings) > 1:
+    if spec.kind.is_lm and len(readings) > 1:
         reference = None  # perplexities per token of different tokenizers are not comparable
-    metric = MAIN_METRIC[data.kind]
+    metric = spec.kind.metric
     rows = [
         Row(
             name=one.name,
@@ -238,16 +236,15 @@ def compare_models(
             kept=None
             if reference is None
             else metric.share(evaluation.metrics[metric.name], reference.metrics[metric.name]),
-            agreement=_agreement(evaluation, reference),
+            agreement=_agreement(spec.kind, evaluation, reference),
         )
         for one, parameters, evaluation, milliseconds in zip(
             compared, sizes, found, times, strict=True
         )
     ]
     name = "validation" if data.test is None else "test"
-    guessed = _most_frequent(split.labels) if data.kind == "classification" else None
     count = min(len(encoded) for encoded, _ in readings.values())
-    return Comparison(metric.name, name, count, rows, guessed)
+    return Comparison(metric.name, name, count, rows, spec.kind.guess(split.labels))
 
 
 def _read(
@@ -255,7 +252,7 @@ def _read(
 ) -> tuple[Encoded, Collator]:
     """Return the rows in the tokens of a tokenizer, and what makes batches of them."""
     config = spec.config
-    encoded = encode(split, tokenizer, spec.kind, spec.max_length)
+    encoded = spec.kind.encode(split, tokenizer, spec.max_length)
     return encoded, Collator(tokenizer, spec.kind, config.task.mask_share, config.seed)
 
 
@@ -281,6 +278,7 @@ def _load(
         compared.name,
         None if groups is None else shard_reader(groups.tensor),
     )
+    spec.kind.prepare(model, spec.data.classes)
     size = count_parameters(model)
     copies = None if groups is None else groups.data
     if compared.placement == "replicated":
@@ -289,12 +287,14 @@ def _load(
     return model, size
 
 
-def _predict(model: PreTrainedModel, kind: Kind, adapters: Iterable[type[Sites]]) -> Predict | None:
+def _predict(
+    model: PreTrainedModel, kind: TaskKind, adapters: Iterable[type[Sites]]
+) -> Predict | None:
     """Return a function that predicts from a language model without storing all its logits.
 
     None means that the model is to be called: it is no language model, or its head is unknown.
     """
-    if kind not in ("masked-lm", "causal-lm"):
+    if not kind.is_lm:
         return None
     try:
         reader = Extractor(model, find_sites(model, adapters))
@@ -303,17 +303,12 @@ def _predict(model: PreTrainedModel, kind: Kind, adapters: Iterable[type[Sites]]
     return lambda batch: reader.predict(batch.inputs)
 
 
-def _most_frequent(labels: Sequence[int] | Sequence[float] | None) -> float | None:
-    """Return the share of the most frequent label."""
-    return max(Counter(labels).values()) / len(labels) if labels else None
-
-
-def _agreement(evaluation: Evaluation, reference: Evaluation | None) -> float | None:
+def _agreement(
+    kind: TaskKind, evaluation: Evaluation, reference: Evaluation | None
+) -> float | None:
     mine = evaluation.predictions
     theirs = None if reference is None else reference.predictions
-    if mine is None or theirs is None or mine.is_floating_point():
-        return None
-    return float(mine.eq(theirs).double().mean())
+    return None if mine is None or theirs is None else kind.agreement(mine, theirs)
 
 
 def _bytes(place: str, parameters: int) -> int:

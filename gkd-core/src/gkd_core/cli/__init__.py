@@ -23,6 +23,7 @@ BUILT_IN = {
     "config": "gkd_core.cli.config:config",
     "eval": "gkd_core.cli.evaluate:evaluate",
     "explain": "gkd_core.cli.explain:explain",
+    "kinds": "gkd_core.cli.kinds:kinds",
     "methods": "gkd_core.cli.methods:methods",
     "plan": "gkd_core.cli.plan:plan",
     "plugins": "gkd_core.cli.plugins:plugins",

@@ -12,9 +12,9 @@ from gkd_core.config.expression import parse_expression, pointer
 from gkd_core.config.formats import SettingKey
 from gkd_core.config.overlay import Values, below, nested
 from gkd_core.config.problems import from_validation, origins, unknown_key, written
-from gkd_core.config.schema import RolloutConfig, RunConfig
+from gkd_core.config.schema import LM, RolloutConfig, RunConfig
 from gkd_core.config.settings import DEFAULT
-from gkd_core.errors import ConfigError, MethodError
+from gkd_core.errors import ConfigError, MethodError, suggest
 
 if TYPE_CHECKING:
     from gkd_core.contract.procedure import Procedure
@@ -51,6 +51,7 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
     }
     if config is None:
         return None
+    _check_kind(registry, config, values, problems)
     _check_accumulation(config, values, problems)
     _check_sources(registry, config, values, problems)
     rollout = config.rollout and _with_engine_options(registry, config.rollout, values, problems)
@@ -160,6 +161,17 @@ def _check_sources(
             )
             continue
         _validate(source.Config, teacher.source.model_extra or {}, values, key, problems)
+
+
+def _check_kind(registry: Registry, config: RunConfig, values: Values, problems: list[str]) -> None:
+    kind = config.task.kind
+    if kind is not None and kind not in (LM, *registry.kinds):
+        key = ("task", "kind")
+        names = [repr(name) for name in (LM, *registry.kinds)]
+        known = f"{', '.join(names[:-1])} or {names[-1]}"
+        where = f"{written(key, values)} must be {known}, got {kind!r}"
+        meant = suggest(kind, (LM, *registry.kinds))
+        problems.append(f"{where}{origins(below(values, key))}{'.' if meant else ''}{meant}")
 
 
 def _check_accumulation(config: RunConfig, values: Values, problems: list[str]) -> None:

@@ -13,7 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from gkd_core.config.build import as_tree
 from gkd_core.config.formats import HEADING, SettingKey, dotted
 from gkd_core.config.resolve import ABOUT
-from gkd_core.config.schema import RunConfig
+from gkd_core.config.schema import LM, RunConfig
 from gkd_core.config.settings import Level, Origin, origin_of
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     """Return the JSON schema of run files: settings, and options of methods and combiners."""
     schema = RunConfig.model_json_schema(schema_generator=_SchemaWriter)
     properties = schema["properties"]
+    kind = schema["$defs"]["TaskConfig"]["properties"]["kind"]
+    kind["anyOf"][0] = {"enum": [LM, *registry.kinds], "type": "string"}
     del properties["options"]
     text = {"type": "string"}
     properties["student"] = {"anyOf": [text, properties["student"]]}

@@ -19,7 +19,8 @@ Offload = Literal["none", "cpu", "nvme"]
 TeacherSize = Literal["large", "small"]
 Placement = Literal["replicated", "offload", "zero3"]
 ZERO = Schedule("constant", 0.0, 0.0)
-TaskKind = Literal["classification", "regression", "lm", "masked-lm", "causal-lm"]
+LM = "lm"
+"""The `task.kind` that stands for masked or causal language modeling, whichever fits the model."""
 
 
 class Section(BaseModel):
@@ -156,7 +157,7 @@ class TaskConfig(Section):
         None,
         description="A registered task. Default: `files` if `train` is given, else `embedded`.",
     )
-    kind: TaskKind | None = Field(
+    kind: str | None = Field(
         None,
         description="What is predicted; `lm` is masked-lm for an encoder and causal-lm for a "
         "decoder. Default: for tables classification (regression if every label is a fraction), "

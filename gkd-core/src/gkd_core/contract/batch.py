@@ -20,6 +20,9 @@ RowSource = Literal["data", "student", "teacher"]
 """What a row's text after the prompt comes from: the data, or a model that wrote it."""
 
 ROW_SOURCES: tuple[RowSource, ...] = ("data", "student", "teacher")
+Output = Literal["classes", "binary", "value", "vector"]
+"""How the logits of an item are read: as a distribution over classes (or tokens), as an independent
+yes or no for each class, as a value, or as a vector."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+Predicted = Literal["sample", "token", "span"]
+"""What has a prediction: each sample, each token, or the start and the end of a span."""
 
 FFN_SIZES = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "ffn_hidden_size")
 """Names of the feed-forward width in Hugging Face configurations."""
@@ -28,6 +31,8 @@ class ModelInfo:
         vocab_size: Rows of the embedding.
         labels: Width of the logits: number of classes, or vocabulary size in language modeling.
         max_length: Longest sequence the position embedding allows.
+        predicted: What has a prediction: `[B, labels]` logits for a `sample`, `[B, S, labels]` for
+            a `token`, `[B, 2, S]` for a `span`.
     """
 
     name: str
@@ -41,15 +46,19 @@ class ModelInfo:
     vocab_size: int
     labels: int
     max_length: int
+    predicted: Predicted = "sample"
 
     @classmethod
-    def read(cls, name: str, config: PretrainedConfig, labels: int) -> ModelInfo:
+    def read(
+        cls, name: str, config: PretrainedConfig, labels: int, predicted: Predicted = "sample"
+    ) -> ModelInfo:
         """Read the shape from a Hugging Face configuration.
 
         Args:
             name: `student`, or the teacher's name.
             config: The model's configuration, of any text encoder or decoder.
             labels: Width of the logits.
+            predicted: What has a prediction.
         """
         heads = config.num_attention_heads
         inner = getattr(config, "true_hidden_size", None) or config.hidden_size  # MobileBERT
@@ -66,6 +75,7 @@ class ModelInfo:
             vocab_size=config.vocab_size,
             labels=labels,
             max_length=getattr(config, "max_position_embeddings", None) or 2**31,
+            predicted=predicted,
         )
 
 

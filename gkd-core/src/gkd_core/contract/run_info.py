@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from gkd_core.config.schema import RunConfig
     from gkd_core.contract.model_info import ModelInfo
-    from gkd_core.kinds.kind import Kind
     from gkd_core.runs.outline import RunOutline
     from gkd_core.runs.result import StageResult
 
@@ -47,7 +46,7 @@ class StageInfo:
         directory: Directory of its checkpoints. Safetensors files are deleted when the stage is
             finished; others are kept, and copied when another run reuses the stage.
         config: The resolved configuration of the stage.
-        kind: What its task predicts.
+        kind: Name of its kind of task.
         methods: Names of its methods.
         student: Shape of the student.
         teachers: Shapes of the teachers that methods read.
@@ -58,7 +57,7 @@ class StageInfo:
     name: str
     directory: Path
     config: RunConfig
-    kind: Kind
+    kind: str
     methods: tuple[str, ...]
     student: ModelInfo
     teachers: tuple[ModelInfo, ...]

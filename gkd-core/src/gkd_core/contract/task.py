@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gkd_core.config.schema import LM
 from gkd_core.contract.method_base import refuse_renamed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gkd_core.config.schema import TaskConfig, TeacherSize
-    from gkd_core.kinds.kind import Kind
+    from gkd_core.kinds.task_kind import TaskKind
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class Split:
         text: The texts.
         pair: The second texts of a pair task, or None.
         labels: Class ids (int), values (float), or None for plain text.
+        byte_offsets: Whether to encode where each token is in its text (`Batch.byte_offsets`).
     """
 
     text: Sequence[str]
     pair: Sequence[str] | None = None
     labels: Sequence[int] | Sequence[float] | None = None
+    byte_offsets: bool = False
 
     def __len__(self) -> int:
         return len(self.text)
@@ -38,7 +42,7 @@ class TaskData:
     """A loaded task.
 
     Attributes:
-        kind: What is predicted.
+        kind: Name of the kind of task: what is predicted.
         train: Training rows.
         validation: Rows that select the best student.
         test: Rows for the final metrics; if None, those of `validation` are reported.
@@ -47,7 +51,7 @@ class TaskData:
         source: Description of the data, for logs.
     """
 
-    kind: Kind
+    kind: str
     train: Split
     validation: Split
     test: Split | None
@@ -84,6 +88,7 @@ class Task:
         name: The value of `task.name` that selects it.
         config: The `task` table of the configuration. `lm` is already resolved to `masked-lm` or
             `causal-lm`, and `default_teacher` to the architecture of an existing student.
+        kinds: Every kind of task by name, which parses the rows of its kind.
     """
 
     name: ClassVar[str]
@@ -94,13 +99,16 @@ class Task:
         where = f"task class {cls.__module__}.{cls.__qualname__}"
         refuse_renamed(cls, {"own_teacher": "default_teacher"}, where)
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(
+        self, config: TaskConfig, kinds: Mapping[str, TaskKind] = MappingProxyType({})
+    ) -> None:
         self.config = config
+        self.kinds = kinds
 
     @property
-    def kind(self) -> Kind | None:
-        """What is predicted according to `task.kind`; None if it is not set."""
-        assert self.config.kind != "lm", "core settles `lm` before it makes a task"
+    def kind(self) -> str | None:
+        """The name of the kind of task, `task.kind`; None if it is not set."""
+        assert self.config.kind != LM, "core settles `lm` before it makes a task"
         return self.config.kind
 
     @classmethod
@@ -118,11 +126,11 @@ class Task:
     def check(self) -> None:
         """Raise `DataError` or `ConfigError` for problems that show before any row is read."""
 
-    def load(self, kind: Kind, seed: int) -> TaskData:
+    def load(self, kind: str, seed: int) -> TaskData:
         """Read the rows.
 
         Args:
-            kind: What to predict if the configuration does not say: the default of the model.
+            kind: Name of the kind if the configuration does not say: the default of the model.
             seed: Seed for drawing a held-out share.
 
         Raises:

@@ -1,8 +1,9 @@
-"""Collate rows into padded micro-batches and, in language modeling, create the labels."""
+"""Collate rows into padded micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gkd_core.contract.batch import IGNORE, Batch
+from gkd_core.contract.batch import Batch
 from gkd_core.data.byte_offsets import NOWHERE
 from gkd_core.data.encode import Encoded
 from gkd_core.data.words import Words
 from gkd_core.errors import DataError
-from gkd_core.kinds.kind import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from gkd_core.kinds.task_kind import TaskKind
 
 EVALUATION_EPOCH = 2**32
 """The epoch number that all evaluations use for masking; training never reaches it."""
@@ -28,10 +30,7 @@ class Collator:
     """Builds micro-batches.
 
     Rows are padded to the longest one, on the tokenizer's padding side, with its padding token (its
-    end token if it has none). The masking of a row in `masked-lm` depends only on the seed, the
-    epoch and the row, never on its micro-batch: a `mask_share` of each row's tokens, at least one,
-    is predicted; 80% of these become the mask token, 10% a random token (Devlin et al., NAACL
-    2019).
+    end token if it has none). What the labels are is up to the kind of task.
 
     Args:
         tokenizer: The tokenizer that encoded the rows.
@@ -39,12 +38,18 @@ class Collator:
         mask_share: Share of tokens that `masked-lm` predicts.
         seed: Seed for masking.
 
+    Attributes:
+        pad_id: The padding token.
+        mask_id: The mask token; None if the tokenizer has none.
+        special: Ids of the special tokens, int64.
+        vocabulary: Number of tokens.
+
     Raises:
-        DataError: The tokenizer lacks a required token: padding or end, or mask.
+        DataError: The tokenizer lacks a required token: padding or end, or one that the kind needs.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, kind: Kind, mask_share: float, seed: int
+        self, tokenizer: PreTrainedTokenizerBase, kind: TaskKind, mask_share: float, seed: int
     ) -> None:
         pad = tokenizer.pad_token_id
         self.pad_id: int = tokenizer.eos_token_id if pad is None else pad
@@ -52,29 +57,18 @@ class Collator:
             raise DataError(
                 "the tokenizer has neither a padding token nor an end token; set its `pad_token`"
             )
-        if kind == "masked-lm" and tokenizer.mask_token_id is None:
-            raise DataError(
-                "task.kind is masked-lm, but the tokenizer has no mask token; use causal-lm, or a "
-                "model trained for masked language modeling"
-            )
+        kind.check_tokenizer(tokenizer)
         self.kind = kind
         self.mask_share = mask_share
         self.seed = seed
         self._tokenizer = tokenizer
         self._pad_type_id: int = tokenizer.pad_token_type_id
         self._left = tokenizer.padding_side == "left"
-        self._mask_id = tokenizer.mask_token_id
-        self._vocabulary = len(tokenizer)
-        self._special = np.array(tokenizer.all_special_ids, np.int64)
+        self.mask_id: int | None = tokenizer.mask_token_id
+        self.vocabulary = len(tokenizer)
+        self.special = np.array(tokenizer.all_special_ids, np.int64)
 
-    def collate(
-        self,
-        encoded: Encoded,
-        rows: Sequence[int],
-        epoch: int,
-        width: int = 0,
-        hidden: Sequence[NDArray[np.bool_]] | None = None,
-    ) -> Batch:
+    def collate(self, encoded: Encoded, rows: Sequence[int], epoch: int, width: int = 0) -> Batch:
         """Return the micro-batch of `rows`.
 
         Args:
@@ -82,36 +76,22 @@ class Collator:
             rows: Row indices, at least one.
             epoch: Completed passes over the training data; `EVALUATION_EPOCH` outside training.
             width: Minimum width, in tokens, to which rows are padded.
-            hidden: Tokens of each row that `masked-lm` predicts, all of which become the mask
-                token; drawn if None.
         """
         made = [encoded.row(row) for row in rows]
         ids = [row["input_ids"].astype(np.int64) for row in made]
         width = max(width, *map(len, ids))
-        words = self._padded(list(map(self._words.number, ids)), -1, width)
-        labels: torch.Tensor | None = None
-        if self.kind == "masked-lm":
-            if hidden is None:
-                masked = [self._masked(*pair, epoch) for pair in zip(ids, rows, strict=True)]
-            else:
-                masked = [self._hidden(*pair) for pair in zip(ids, hidden, strict=True)]
-            ids = [tokens for tokens, _ in masked]
-            labels = self._padded([targets for _, targets in masked], IGNORE, width)
-        elif self.kind == "causal-lm":
-            # Shifted here: the label at a position is the next token.
-            labels = self._padded([np.append(row[1:], IGNORE) for row in ids], IGNORE, width)
-        elif encoded.labels is not None:
-            labels = torch.from_numpy(encoded.labels[list(rows)])
+        words = self.padded(list(map(self._words.number, ids)), -1, width)
+        unpadded, labels = self.kind.collate(Uncollated(self, encoded, rows, ids, epoch, width))
         inputs = {
-            "input_ids": self._padded(ids, self.pad_id, width),
-            "attention_mask": self._padded([np.ones_like(row) for row in ids], 0, width),
+            "input_ids": self.padded(unpadded, self.pad_id, width),
+            "attention_mask": self.padded([np.ones_like(row) for row in unpadded], 0, width),
         }
         if encoded.type_ids is not None:
             types = [row["token_type_ids"] for row in made]
-            inputs["token_type_ids"] = self._padded(types, self._pad_type_id, width)
+            inputs["token_type_ids"] = self.padded(types, self._pad_type_id, width)
         located = None
         if encoded.byte_offsets is not None:
-            located = self._padded([row["byte_offsets"] for row in made], NOWHERE, width)
+            located = self.padded([row["byte_offsets"] for row in made], NOWHERE, width)
         numbers = torch.tensor(rows, dtype=torch.int64)
         return Batch(inputs, labels, numbers, words=words, byte_offsets=located)
 
@@ -119,30 +99,34 @@ class Collator:
     def _words(self) -> Words:
         return Words(self._tokenizer)
 
-    def _padded(self, rows: Sequence[NDArray[Any]], value: int, width: int) -> torch.Tensor:
+    def padded(self, rows: Sequence[NDArray[Any]], value: int, width: int) -> torch.Tensor:
+        """Return rows of different lengths as int64 `[B, width, ...]`, padded with a value."""
         filled = np.full((len(rows), width, *rows[0].shape[1:]), value, np.int64)
         for line, row in zip(filled, rows, strict=True):
             line[slice(width - len(row), width) if self._left else slice(len(row))] = row
         return torch.from_numpy(filled)
 
-    def _hidden(
-        self, ids: NDArray[np.int64], hidden: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the token ids of a row with the hidden ones masked, and the labels."""
-        return np.where(hidden, self._mask_id, ids), np.where(hidden, ids, IGNORE)
 
-    def _masked(
-        self, ids: NDArray[np.int64], row: int, epoch: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the masked token ids and the labels of a row."""
-        draw = np.random.default_rng([self.seed, epoch, row])
-        free = draw.permutation(np.flatnonzero(~np.isin(ids, self._special)))
-        chosen = free[: max(1, round(self.mask_share * len(free)))]
-        labels = np.full_like(ids, IGNORE)
-        labels[chosen] = ids[chosen]
-        masked = ids.copy()
-        fate = draw.random(len(chosen))
-        masked[chosen[fate < 0.8]] = self._mask_id
-        replaced = chosen[fate >= 0.9]
-        masked[replaced] = draw.integers(self._vocabulary, size=len(replaced))
-        return masked, labels
+@dataclass(frozen=True)
+class Uncollated:
+    """The rows of a micro-batch before they are padded, as a `TaskKind` collates them.
+
+    Attributes:
+        collator: The collator, with the facts of the tokenizer.
+        encoded: The split.
+        numbers: Row indices.
+        ids: The token ids of each sequence, int64.
+        epoch: Completed passes over the training data.
+        width: Width to which rows are padded.
+    """
+
+    collator: Collator
+    encoded: Encoded
+    numbers: Sequence[int]
+    ids: Sequence[NDArray[np.int64]]
+    epoch: int
+    width: int
+
+    def padded(self, rows: Sequence[NDArray[Any]], value: int) -> torch.Tensor:
+        """Return values per token, padded like the token ids: int64 `[B, S]`."""
+        return self.collator.padded(rows, value, self.width)

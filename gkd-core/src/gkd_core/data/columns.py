@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gkd_core.config.schema import TaskConfig
+from gkd_core.contract.task import Split
 from gkd_core.data.labels import is_unlabelled, label_name
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError, suggest
@@ -46,6 +48,15 @@ class CheckedRows:
     text: list[str]
     pair: list[str] | None
     labels: list[str] | None
+
+    def split(self, labels: Sequence[Any]) -> Split:
+        """Return the rows as a split with parsed labels.
+
+        Raises:
+            DataError: A row is invalid.
+        """
+        self.table.faults.check()
+        return Split(self.text, self.pair, labels)
 
 
 def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:

@@ -12,19 +12,22 @@ from typing import Any
 
 from gkd_core import digest
 from gkd_core.atomic import write_file
-from gkd_core.config.schema import TeacherSize
+from gkd_core.config.schema import LM, TeacherSize
 from gkd_core.contract.task import DefaultTeacher, Split, Task, TaskData
 from gkd_core.data import docstrings
 from gkd_core.data.assemble import hash_rows, without_labels
 from gkd_core.data.cache import cache_dir
 from gkd_core.errors import ConfigError, DataError
-from gkd_core.kinds.kind import LM_KINDS, Kind
-from gkd_core.models.embedded_teachers import MASK_SHARE, embedded_teacher
+from gkd_core.models.embedded_teachers import FAMILY, MASK_SHARE, embedded_teacher
 
 STUDENT_ROWS = 200
 """Student training rows. This mirrors practice: you have little data; the teacher saw much more."""
 
 MAX_LENGTH = 48
+
+LABELLED = "classification"
+PLAIN = ("masked-lm", "causal-lm")
+"""Names of the kinds that it has rows for: with classes, and as plain text."""
 
 MISFITS = (("encoder", "causal-lm"), ("decoder", "masked-lm"))
 """Contradictory pairs of `task.default_teacher` and `task.kind`."""
@@ -45,7 +48,7 @@ class Embedded(Task):
     def defaults(cls, kind: str | None) -> Mapping[str, Any]:
         """Return settings for a few labeled rows, or for all of the text without labels."""
         student = {"layers": 2, "init": "spaced"}
-        if kind == "lm" or kind in LM_KINDS:
+        if kind in (LM, *PLAIN):
             return {
                 "student": student,
                 "training": {"epochs": 3, "batch_size": 32, "lr": 1e-3},
@@ -71,9 +74,9 @@ class Embedded(Task):
                     f"task.{split} is {value!r}, but the task 'embedded' has its own rows; "
                     "remove it, or set task.name = 'files'"
                 )
-        if self.kind == "regression":
+        if self.kind not in (None, LABELLED, *PLAIN):
             raise ConfigError(
-                "task.kind is 'regression', but the task 'embedded' has classes; use "
+                f"task.kind is '{self.kind}', but the task 'embedded' has classes; use "
                 "'classification', 'masked-lm' or 'causal-lm'"
             )
         if (self.config.default_teacher, self.kind) in MISFITS:
@@ -82,7 +85,7 @@ class Embedded(Task):
                 f"task.kind = '{self.kind}'; remove one of them, or set task.kind = 'lm'"
             )
 
-    def load(self, kind: Kind, seed: int) -> TaskData:
+    def load(self, kind: str, seed: int) -> TaskData:
         """Return the rows, with classes unless `task.kind` requests plain text.
 
         Raises:
@@ -93,22 +96,20 @@ class Embedded(Task):
             name: Split(texts, labels=labels) for name, (texts, labels) in _cached_rows().items()
         }
         labelled = TaskData(
-            kind="classification",
+            kind=LABELLED,
             train=splits["train"],
             validation=splits["validation"],
             test=splits["test"],
             classes=classes,
-            rows_hash=hash_rows("classification", classes, splits),
+            rows_hash=hash_rows(LABELLED, classes, splits),
             source=f"docstrings of Python {sys.version.split()[0]}",
         )
-        if self.kind is None or self.kind == "classification":
-            return labelled
-        return without_labels(labelled, self.kind)
+        return without_labels(labelled, self.kind) if self.kind in PLAIN else labelled
 
     def default_teacher(self, data: TaskData, size: TeacherSize = "large") -> DefaultTeacher:
         """Return a small BERT (encoder) or Llama (decoder), even smaller for size `small`."""
-        family = "decoder" if data.kind == "causal-lm" else "encoder"
-        return embedded_teacher(data, self.config.default_teacher or family, size)
+        family = self.config.default_teacher or FAMILY[data.kind]
+        return embedded_teacher(data, family, size)
 
 
 def _cached_rows() -> LabelledTexts:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from gkd_core.contract.task import Split
 from gkd_core.data.byte_offsets import cut_blocks, locate_tokens
 from gkd_core.errors import ConfigError, DataError
-from gkd_core.kinds.kind import LM_KINDS, Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,8 +30,8 @@ class Encoded:
         labels: Class ids int64 `[N]`, values fp32 `[N]`, or None.
         num_truncated: Number of rows truncated to `max_length`.
         byte_offsets: Start and end of each token in the UTF-8 text of its row, int32 `[T, 2]`; -1
-            for special tokens. None unless asked for.
-        blocks: The text of each row in language modeling; None unless `byte_offsets` are asked for.
+            for special tokens. None unless the split asks for them.
+        blocks: The text of each row in language modeling; None without `byte_offsets`.
     """
 
     ids: NDArray[np.int32]
@@ -62,64 +61,56 @@ class Encoded:
         return row
 
 
-def encode(
+def encode_samples(
     split: Split,
     tokenizer: PreTrainedTokenizerBase,
-    kind: Kind,
     max_length: int,
-    byte_offsets: bool = False,
+    labels: NDArray[Any] | None,
 ) -> Encoded:
-    """Tokenize a split.
-
-    Texts (or pairs, longest first) are truncated to `max_length` tokens. In language modeling, long
-    texts are split into blocks of at most `max_length` tokens instead, each with the tokenizer's
-    special tokens; each block is a row, and single-token blocks are dropped.
+    """Tokenize a split, one row per text or pair, truncated (longest first) to `max_length` tokens.
 
     Args:
         split: The texts.
-        tokenizer: A fast tokenizer.
-        kind: Kind of the task.
-        max_length: Maximum tokens of a row.
-        byte_offsets: Also return where each token is in its text.
+        tokenizer: The tokenizer.
+        max_length: Maximum length of a row in tokens.
+        labels: The labels of the rows.
 
     Raises:
         ConfigError: `max_length` leaves no room besides the special tokens.
         DataError: A text yields no tokens.
     """
-    room = max_length - tokenizer.num_special_tokens_to_add(pair=split.pair is not None)
+    check_room(tokenizer, max_length, pair=split.pair is not None)
+    rows, cut = _samples(split, tokenizer, max_length)
+    return _joined(rows, labels, cut)
+
+
+def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Tokenize texts for language modeling.
+
+    Long texts are split into blocks of at most `max_length` tokens, each with the tokenizer's
+    special tokens; each block is a row, and single-token blocks are dropped.
+
+    Raises:
+        ConfigError: `max_length` leaves no room besides the special tokens.
+        DataError: No text has two tokens.
+    """
+    check_room(tokenizer, max_length, pair=split.pair is not None)
+    rows = _blocks(split, tokenizer, max_length)
+    if not rows:
+        raise DataError(
+            "no text has two or more tokens, so there is nothing to model; give longer texts"
+        )
+    return _joined(rows, None, 0)
+
+
+def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) -> None:
+    """Raise `ConfigError` if `max_length` leaves no room besides the special tokens."""
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=pair)
     if room < 1:
         raise ConfigError(
             f"task.max_length={max_length} leaves no room for text besides the "
             f"{max_length - room} special tokens; increase it"
         )
-    if kind in LM_KINDS:
-        rows, cut = _blocks(split.text, tokenizer, max_length, byte_offsets), 0
-        if not rows:
-            raise DataError(
-                "no text has two or more tokens, so there is nothing to model; give longer texts"
-            )
-    else:
-        rows, cut = _samples(split, tokenizer, max_length, byte_offsets)
-    labels = None
-    if split.labels is not None:
-        labels = np.array(split.labels, np.float32 if kind == "regression" else np.int64)
-    return _joined(rows, labels, cut)
-
-
-def encode_again(
-    split: Split, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Encoded:
-    """Tokenize rows for a model with another tokenizer; the rows and labels stay the same.
-
-    Args:
-        split: The texts.
-        encoded: The split as the student reads it, with `byte_offsets`.
-        tokenizer: The other tokenizer.
-        max_length: Maximum tokens of a row; longer ones are truncated.
-    """
-    rows = split if encoded.blocks is None else Split(encoded.blocks)
-    found, cut = _samples(rows, tokenizer, max_length, byte_offsets=True)
-    return _joined(found, encoded.labels, cut)
 
 
 def _joined(rows: Sequence[_Row], labels: NDArray[Any] | None, cut: int) -> Encoded:
@@ -145,18 +136,17 @@ class _Row(NamedTuple):
 
 
 def _samples(
-    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, byte_offsets: bool
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[_Row], int]:
     """Return one row per text, and the number of truncated rows."""
     rows: list[_Row] = []
     cut = 0
     for start in range(0, len(split), CHUNK):
         chunk = list(range(start, min(start + CHUNK, len(split))))
-        rows += _tokenise(split, chunk, tokenizer, max_length + 1, byte_offsets)
+        rows += _tokenise(split, chunk, tokenizer, max_length + 1)
         # Tokenized with room for one more token: exactly the texts that use it are truncated.
         long = [index for index in chunk if len(rows[index].ids) > max_length]
-        shorter = _tokenise(split, long, tokenizer, max_length, byte_offsets)
-        for index, row in zip(long, shorter, strict=True):
+        for index, row in zip(long, _tokenise(split, long, tokenizer, max_length), strict=True):
             rows[index] = row
         cut += len(long)
     for index, row in enumerate(rows):
@@ -169,11 +159,7 @@ def _samples(
 
 
 def _tokenise(
-    split: Split,
-    indices: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    byte_offsets: bool,
+    split: Split, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[_Row]:
     if not indices:
         return []
@@ -190,7 +176,7 @@ def _tokenise(
     types: Sequence[Any] = [None] * len(ids)
     if "token_type_ids" in made:
         types = [np.array(row, np.int32) for row in made["token_type_ids"]]
-    if not byte_offsets:
+    if not split.byte_offsets:
         return list(map(_Row, ids, types))
     found = [
         locate_tokens(made.encodings[row], (text, *([pairs[row]] if pairs else [])))
@@ -199,14 +185,12 @@ def _tokenise(
     return list(map(_Row, ids, types, [None] * len(ids), found))
 
 
-def _blocks(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, byte_offsets: bool
-) -> list[_Row]:
+def _blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[_Row]:
     rows: list[_Row] = []
-    for start in range(0, len(texts), CHUNK):
-        chunk = list(texts[start : start + CHUNK])
+    for start in range(0, len(split), CHUNK):
+        texts = list(split.text[start : start + CHUNK])
         made = tokenizer(
-            chunk, return_attention_mask=False, return_special_tokens_mask=True, verbose=False
+            texts, return_attention_mask=False, return_special_tokens_mask=True, verbose=False
         )
         types = made.get("token_type_ids") or [None] * len(made["input_ids"])
         for number, (ids, type_ids, special) in enumerate(
@@ -214,9 +198,9 @@ def _blocks(
         ):
             positions = _block_positions(np.array(special), max_length)
             found = [_pick(ids, type_ids, block) for block in positions]
-            if byte_offsets:
-                located = locate_tokens(made.encodings[number], (chunk[number],))
-                cut = cut_blocks(chunk[number], located, positions)
+            if split.byte_offsets:
+                located = locate_tokens(made.encodings[number], (texts[number],))
+                cut = cut_blocks(texts[number], located, positions)
                 found = [
                     _Row(row.ids, row.type_ids, *own) for row, own in zip(found, cut, strict=True)
                 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gkd_core.contract.task import Task, TaskData
-from gkd_core.data.assemble import Tables, assemble
+from gkd_core.data.assemble import Tables, assemble, infer_kind
 from gkd_core.data.readers import READERS, check_suffix, read
 from gkd_core.errors import ConfigError, DataError, suggest
-from gkd_core.kinds.kind import LM_KINDS, Kind
+
+if TYPE_CHECKING:
+    from gkd_core.kinds.task_kind import TaskKind
 
 STEMS = {
     "train": ("train",),
@@ -40,24 +43,26 @@ class Files(Task):
             )
         self._paths()
 
-    def load(self, kind: Kind, seed: int) -> TaskData:
+    def load(self, kind: str, seed: int) -> TaskData:
         """Read the files. `kind` is used for plain text; for tables, the labels decide.
 
         Raises:
             DataError: A file or row is invalid; names file, line and reason.
         """
         paths = self._paths()
-        chosen = self.kind
-        if chosen is None and paths["train"].suffix.lower() == ".txt":
-            chosen = kind
+        name = self.kind
+        if name is None and paths["train"].suffix.lower() == ".txt":
+            name = kind
+        chosen = None if name is None else self.kinds[name]
         self._check_plain(paths, chosen)
         tables = {split: read(path) for split, path in paths.items()}
         source = ", ".join(str(path) for path in paths.values())
+        chosen = chosen or infer_kind(tables["train"], self.config, self.kinds.values())
         return assemble(Tables(**tables), self.config, chosen, seed, source)
 
-    def _check_plain(self, paths: dict[str, Path], kind: Kind | None) -> None:
+    def _check_plain(self, paths: dict[str, Path], kind: TaskKind | None) -> None:
         plain = [path for path in paths.values() if path.suffix.lower() == ".txt"]
-        if plain and kind not in LM_KINDS:
+        if plain and not (kind and kind.is_lm):
             raise DataError(
                 f"{plain[0]} is plain text and has no labels for {kind or 'classification'}. Set "
                 "task.kind to masked-lm or causal-lm, or give a table (jsonl, csv, tsv, parquet)"

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_core.contract.task import Task, TaskData
-from gkd_core.data.assemble import Tables, assemble
-from gkd_core.data.columns import find_columns
-from gkd_core.data.labels import is_unlabelled
+from gkd_core.data.assemble import Tables, assemble, infer_kind
 from gkd_core.data.table import Faults, Table
 from gkd_core.errors import ConfigError, DataError, suggest
-from gkd_core.kinds.kind import LM_KINDS, Kind
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+
+    from gkd_core.kinds.task_kind import TaskKind
 
 BENCHMARKS = {"glue": "nyu-mll/glue", "super_glue": "aps/super_glue"}
 
@@ -39,7 +38,7 @@ class Hub(Task):
         if self.config.train is None:
             raise ConfigError("task.train is not set: name a dataset, such as glue/sst2")
 
-    def load(self, kind: Kind, seed: int) -> TaskData:
+    def load(self, kind: str, seed: int) -> TaskData:
         """Download or open the dataset. `kind` is not used, because the labels decide.
 
         Raises:
@@ -49,24 +48,27 @@ class Hub(Task):
         source = str(self.config.train)
         splits = _load(source)
         train = _table(splits, "train", source)
+        chosen = self._kind(train)
         validation = self.config.validation or _default_validation(splits, source)
         tables = Tables(
             train=train,
             validation=None if validation is None else _table(splits, validation, source),
-            test=self._test(splits, train, source),
+            test=self._test(splits, train, source, chosen),
         )
-        return assemble(tables, self.config, self.kind, seed, source)
+        return assemble(tables, self.config, chosen, seed, source)
 
-    def _test(self, splits: DatasetDict, train: Table, source: str) -> Table | None:
+    def _kind(self, train: Table) -> TaskKind:
+        if self.kind is not None:
+            return self.kinds[self.kind]
+        return infer_kind(train, self.config, self.kinds.values())
+
+    def _test(self, splits: DatasetDict, train: Table, source: str, kind: TaskKind) -> Table | None:
         if self.config.test is not None:
             return _table(splits, self.config.test, source)
         if "test" not in splits:
             return None
         table = _table(splits, "test", source)
-        if self.kind in LM_KINDS:
-            return table
-        label = find_columns(train, self.config, labelled=True).label or ""
-        if not is_unlabelled(table.columns.get(label, ())):
+        if kind.is_labelled(table, train, self.config):
             return table
         logger.warning("%s has no labels and is ignored", table.source)
         return None

@@ -9,7 +9,6 @@ from typing import Any
 
 from gkd_core.data.table import Faults
 from gkd_core.errors import DataError
-from gkd_core.kinds.kind import Kind
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 FEW = 20
@@ -41,11 +40,9 @@ def is_unlabelled(values: Iterable[Any]) -> bool:
     return all(str(value).strip() in UNLABELLED for value in values)
 
 
-def infer_kind(labels: Iterable[str]) -> Kind:
-    """Return `regression` if all labels are numbers and some are fractions."""
-    numbers = [float(label) if NUMBER.fullmatch(label) else None for label in labels]
-    fractions = any(number is not None and not number.is_integer() for number in numbers)
-    return "regression" if fractions and None not in numbers else "classification"
+def numbers_among(labels: Iterable[str]) -> list[float | None]:
+    """Return the value of each label that is a number, and None for the others."""
+    return [float(label) if NUMBER.fullmatch(label) else None for label in labels]
 
 
 def find_classes(labels: Sequence[str], source: str) -> tuple[str, ...]:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from gkd_core.contract.batch import IGNORE, Batch
+from gkd_core.contract.task import Split
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
-from gkd_core.data.encode import Encoded
+from gkd_core.data.encode import Encoded, encode_samples
+from gkd_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from gkd_core.kinds.task_kind import TaskKind
 
 
 @dataclass(frozen=True)
@@ -30,22 +38,57 @@ class Reading:
     def view(self, batch: Batch, together: Sequence[int]) -> Batch:
         """Return the rows of a batch in the tokens of this tokenizer.
 
-        In masked language modeling, it hides the text that the batch hides.
-
         Args:
             batch: The batch as the student reads it.
             together: Rows of all ranks, which are padded to the same width.
         """
-        rows, lengths = batch.rows.tolist(), self.encoded.lengths
-        hidden = None
-        if self.collator.kind == "masked-lm":
-            hidden = [
-                _overlap(self.encoded.row(row)["byte_offsets"], spans)
-                for row, spans in zip(rows, _hidden_spans(batch), strict=True)
-            ]
-        width = int(lengths[together].max())
-        view = self.collator.collate(self.encoded, rows, EVALUATION_EPOCH, width, hidden)
+        rows, width = batch.rows.tolist(), int(self.encoded.lengths[together].max())
+        view = self.collator.collate(self.encoded, rows, EVALUATION_EPOCH, width)
+        if self.collator.kind.masks:
+            view = self._hide(view, batch)
         return replace(view, counted=batch.counted)
+
+    def _hide(self, view: Batch, batch: Batch) -> Batch:
+        """Return the view with mask tokens where its text is hidden in the batch."""
+        collator, rows = self.collator, view.rows.tolist()
+        ids = [self.encoded.row(row)["input_ids"] for row in rows]
+        plain = collator.padded(ids, collator.pad_id, view.mask.shape[1])
+        hidden = _overlap(view, batch)
+        assert collator.mask_id is not None, "checked with the tokenizer"
+        inputs = {**view.inputs, "input_ids": plain.masked_fill(hidden, collator.mask_id)}
+        return replace(view, inputs=inputs, labels=plain.masked_fill(~hidden, IGNORE))
+
+
+def encode_again(
+    kind: TaskKind,
+    split: Split,
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> Encoded:
+    """Tokenize rows for a model with another tokenizer.
+
+    Args:
+        kind: Kind of the task.
+        split: The texts.
+        encoded: The split as the student reads it, with `byte_offsets`.
+        tokenizer: The other tokenizer.
+        max_length: Maximum tokens of a row; longer ones are truncated.
+
+    Raises:
+        ConfigError: The kind makes rows of the tokens, and other ones of these.
+    """
+    if encoded.blocks is not None:
+        blocks = Split(encoded.blocks, byte_offsets=True)
+        return encode_samples(blocks, tokenizer, max_length, encoded.labels)
+    found = kind.encode(split, tokenizer, max_length)
+    if len(found) != len(encoded):
+        raise ConfigError(
+            f"task.kind = '{kind}' cuts long texts by their tokens, so that a teacher with another "
+            f"tokenizer reads {len(found)} rows where the student reads {len(encoded)}. Raise "
+            "task.max_length, or choose a student of the teacher's family"
+        )
+    return found
 
 
 def with_views(batch: Batch, readings: Iterable[Reading], together: Sequence[int]) -> Batch:
@@ -62,18 +105,14 @@ def with_views(batch: Batch, readings: Iterable[Reading], together: Sequence[int
     return replace(batch, views=views)
 
 
-def _hidden_spans(batch: Batch) -> list[NDArray[np.int64]]:
-    """Return the byte offsets of the tokens that each row predicts, `[N, 2]`."""
-    assert batch.labels is not None, "masked language modeling makes its labels"
+def _overlap(view: Batch, batch: Batch) -> Tensor:
+    """Return which tokens of a view share a byte with a token that the batch predicts, `[B, S]`."""
+    assert batch.labels is not None, "the kind makes labels of hidden tokens"
     assert batch.byte_offsets is not None, "encoded with them where tokenizers differ"
-    return [
-        spans[predicted].numpy()
-        for spans, predicted in zip(batch.byte_offsets, batch.labels != IGNORE, strict=True)
-    ]
-
-
-def _overlap(tokens: NDArray[np.int32], spans: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which tokens `[T, 2]` share a byte with one of some spans `[N, 2]`."""
-    starts, ends = np.maximum(tokens[:, :1], spans[:, 0]), np.minimum(tokens[:, 1:], spans[:, 1])
-    overlapping: NDArray[np.bool_] = np.any(starts < ends, axis=1)
-    return overlapping
+    assert view.byte_offsets is not None, "encoded with them"
+    predicted = (batch.labels != IGNORE)[..., None]
+    # No byte lies between -1 and -1: other tokens of the batch overlap with none.
+    spans = torch.where(predicted, batch.byte_offsets, -1).unsqueeze(1)
+    tokens = view.byte_offsets.unsqueeze(2)
+    starts, ends = torch.maximum(tokens, spans)[..., 0], torch.minimum(tokens, spans)[..., 1]
+    return (starts < ends).any(-1)

@@ -68,8 +68,12 @@ class Capture:
         """Return the shape of the tensor in a batch of `batch_size` rows of `length` tokens."""
         rows = (batch_size,) if self.reduce else (batch_size, length)
         if self.site == "logits":
-            per_token = info.labels == info.vocab_size
-            return (batch_size, length, info.labels) if per_token else (batch_size, info.labels)
+            shapes: dict[str, tuple[int, ...]] = {
+                "sample": (batch_size, info.labels),
+                "token": (batch_size, length, info.labels),
+                "span": (batch_size, 2, length),
+            }
+            return shapes[info.predicted]
         if self.site == "pooled":
             return (batch_size, info.hidden_size)
         if self.site in ("hidden", "ffn"):

@@ -43,7 +43,7 @@ def soft_labels(
     """
     if student.shape[-1] == 1:
         return mse(_dense(student), _dense(teacher), over)
-    if student.dim() == 3:
+    if over.mask.dim() == 2:
         teacher = match_vocabulary(teacher, student.shape[-1])
     return divergence(student, teacher, over, temperature, scale)
 

@@ -1,14 +1,17 @@
-"""The classes a model predicts: reading, checking against the task's, writing."""
+"""The classes a model predicts: reading, and checking against the task's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from transformers import PretrainedConfig
 
 from gkd_core.errors import ConfigError
-from gkd_core.kinds.kind import Kind
+
+if TYPE_CHECKING:
+    from gkd_core.kinds.task_kind import TaskKind
 
 GENERIC_CLASS = re.compile(r"LABEL_\d+")
 
@@ -23,7 +26,7 @@ def teacher_classes(config: PretrainedConfig) -> tuple[str, ...] | None:
 
 
 def check_classes(
-    config: PretrainedConfig, kind: Kind, classes: Sequence[str], origin: str
+    config: PretrainedConfig, kind: TaskKind, classes: Sequence[str], origin: str
 ) -> None:
     """Reject a teacher whose outputs do not match the task.
 
@@ -31,7 +34,7 @@ def check_classes(
 
     Args:
         config: The teacher's configuration.
-        kind: The kind of task; in language modeling there is nothing to check.
+        kind: The kind of task.
         classes: The task's classes in the order of their ids: put in the teacher's order by the
             caller (`teacher_classes`).
         origin: Setting that named the teacher.
@@ -39,13 +42,13 @@ def check_classes(
     Raises:
         ConfigError: The number, names or order of the classes differ.
     """
-    expected = {"classification": len(classes), "regression": 1}.get(kind, config.num_labels)
+    expected = kind.outputs(classes) or config.num_labels
     theirs = teacher_classes(config)
-    named = kind == "classification" and theirs is not None and not _generic(classes)
+    named = kind.has_classes and theirs is not None and not _generic(classes)
     if config.num_labels == expected and (not named or theirs == tuple(classes)):
         return
-    if kind == "regression":
-        problem = f"has {config.num_labels} outputs, but regression needs 1"
+    if not kind.has_classes:
+        problem = f"has {config.num_labels} outputs, but {kind} needs {expected}"
     elif named and set(theirs or ()) == set(classes):
         problem = f"has the classes in the order {listed(theirs or ())}, not {listed(classes)}"
     else:
@@ -55,17 +58,6 @@ def check_classes(
         f"the teacher ({origin}) {problem}; choose a teacher trained on this task, or train one "
         "with `gkd run --method hard`"
     )
-
-
-def set_classes(config: PretrainedConfig, kind: Kind, classes: Sequence[str]) -> None:
-    """Write the outputs into a configuration: class names, a single output, or nothing."""
-    if kind == "regression":
-        config.num_labels = 1
-        config.problem_type = "regression"
-    elif kind == "classification":
-        config.id2label = dict(enumerate(classes))
-        config.label2id = {name: index for index, name in enumerate(classes)}
-        config.problem_type = "single_label_classification"
 
 
 def _generic(names: Sequence[str]) -> bool:

@@ -25,7 +25,6 @@ from transformers import (
 from gkd_core.config.schema import TeacherSize
 from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.vocabulary import train_tokenizer
-from gkd_core.kinds.kind import Kind
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import save_model
 
@@ -60,14 +59,17 @@ SIZES: Mapping[TeacherSize, Mapping[str, Any]] = {
 }
 """Fields that differ from these, by size."""
 
-MODELS: Mapping[tuple[str, Kind], Any] = {
+MODELS: Mapping[tuple[str, str], Any] = {
     ("encoder", "classification"): BertForSequenceClassification,
     ("encoder", "masked-lm"): BertForMaskedLM,
     ("decoder", "classification"): LlamaForSequenceClassification,
     ("decoder", "causal-lm"): LlamaForCausalLM,
 }
 
-TRAINING: Mapping[Kind, Mapping[str, Any]] = {
+FAMILY = {"classification": "encoder", "masked-lm": "encoder", "causal-lm": "decoder"}
+"""The family for each kind of task, unless another is asked for."""
+
+TRAINING: Mapping[str, Mapping[str, Any]] = {
     "classification": {"epochs": 4, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05},
     "masked-lm": {"epochs": 5, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05},
     "causal-lm": {"epochs": 3, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05},

@@ -14,56 +14,24 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from gkd_core.errors import ConfigError
-from gkd_core.kinds.kind import Kind
-from gkd_core.models.classes import check_classes, listed, set_classes, teacher_classes
+from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.classes import check_classes, listed, teacher_classes
 from gkd_core.models.quiet import quiet
 from gkd_core.models.slicing.select import narrowed
 from gkd_core.models.slicing.widths import is_sliced
 from gkd_core.models.source import load_config, locate, unreadable
+from gkd_core.plugins import registry
 
 WeightReader: TypeAlias = Callable[
-    [str, Kind, PretrainedConfig, bool, str], tuple[PreTrainedModel, list[str], list[str]]
+    [str, TaskKind, PretrainedConfig, bool, str], tuple[PreTrainedModel, list[str], list[str]]
 ]
 """Reads a model (name, kind, configuration, trust_remote_code, origin); returns it, the weights
 missing from the checkpoint, and those of a different shape."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-@dataclass(frozen=True)
-class Head:
-    """The transformers classes for one kind of task.
-
-    Attributes:
-        auto: The Auto class that loads such a model.
-        configs: Mapping whose keys are the supported configuration classes.
-        name: Name of the head in messages.
-    """
-
-    auto: Any
-    configs: Any
-    name: str
-
-
-SEQUENCE = (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
-HEADS: dict[Kind, Head] = {
-    "classification": Head(*SEQUENCE, "classification head"),
-    "regression": Head(*SEQUENCE, "regression head"),
-    "masked-lm": Head(AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING, "masked-LM head"),
-    "causal-lm": Head(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, "causal-LM head"),
-}
 
 
 @dataclass(frozen=True)
@@ -79,39 +47,27 @@ class Checkpoint:
     initialised: tuple[str, ...]
 
 
-def check_kind(config: PretrainedConfig, kind: Kind, origin: str) -> None:
+def check_kind(config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
     """Reject an architecture that does not support a kind of task.
 
     Raises:
-        ConfigError: It has no such head, or is an encoder asked to predict the next token.
+        ConfigError: It has no such head, or cannot be used with it.
     """
     family = config.model_type
-    if HEADS[kind].auto.__name__ in (getattr(config, "auto_map", None) or {}):
+    if kind.auto.__name__ in (getattr(config, "auto_map", None) or {}):
         return
-    if type(config) not in HEADS[kind].configs:
-        able = [other for other, head in HEADS.items() if type(config) in head.configs]
+    if type(config) not in kind.configs:
+        able = [str(other) for other in registry().kinds.values() if type(config) in other.configs]
         raise ConfigError(
-            f"{origin}: {family} models have no {HEADS[kind].name}, which task.kind = {kind!r} "
+            f"{origin}: {family} models have no {kind.head}, which task.kind = '{kind}' "
             f"needs; {family} can do {', '.join(able) or 'none of the kinds'}"
         )
-    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING
-    if kind == "causal-lm" and encoder and not getattr(config, "is_decoder", False):
-        raise ConfigError(
-            f"{origin}: {family} is an encoder, which sees the very token that task.kind = "
-            "'causal-lm' asks it to predict; use task.kind = 'masked-lm', or a decoder"
-        )
-
-
-def language_model_kind(config: PretrainedConfig) -> Kind:
-    """Return the kind of language model: masked for encoders, causal for decoders."""
-    own = getattr(config, "auto_map", None) or {}
-    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or "AutoModelForMaskedLM" in own
-    return "masked-lm" if masked and not getattr(config, "is_decoder", False) else "causal-lm"
+    kind.check_model(config, origin)
 
 
 def load_teacher(
     model: str,
-    kind: Kind,
+    kind: TaskKind,
     classes: Sequence[str],
     trust_remote_code: bool,
     origin: str,
@@ -144,7 +100,7 @@ def load_teacher(
 
 def load_model(
     model: str,
-    kind: Kind,
+    kind: TaskKind,
     classes: Sequence[str],
     seed: int,
     trust_remote_code: bool,
@@ -173,7 +129,7 @@ def load_model(
             f"{origin} = {model!r} has the classes in the order {listed(known)}, but the run in "
             f"the order {listed(classes)}; start from a checkpoint without a classification head"
         )
-    set_classes(config, kind, classes)
+    kind.configure(config, classes)
     with seeded(seed):
         read = read or _read_weights
         loaded, missing, misfit = read(model, kind, config, trust_remote_code, origin)
@@ -192,7 +148,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _read_weights(
-    model: str, kind: Kind, config: PretrainedConfig, trust_remote_code: bool, origin: str
+    model: str, kind: TaskKind, config: PretrainedConfig, trust_remote_code: bool, origin: str
 ) -> tuple[PreTrainedModel, list[str], list[str]]:
     """Return the model, the weights missing from the checkpoint, and those of another shape."""
     place = locate(model, origin)
@@ -213,17 +169,16 @@ def _read_weights(
     misfit = [name for name, *_ in info["mismatched_keys"]]
     if is_sliced(config):
         # The narrowing subclass was needed for construction only.
-        loaded.__class__ = HEADS[kind].configs[type(config)]
+        loaded.__class__ = kind.configs[type(config)]
     return loaded, sorted(info["missing_keys"]), sorted(misfit)
 
 
-def _loader(kind: Kind, config: PretrainedConfig) -> Any:
+def _loader(kind: TaskKind, config: PretrainedConfig) -> Any:
     """Return the class that loads a checkpoint; if its blocks differ in width, one that narrows."""
-    head = HEADS[kind]
-    return narrowed(head.configs[type(config)]) if is_sliced(config) else head.auto
+    return narrowed(kind.configs[type(config)]) if is_sliced(config) else kind.auto
 
 
-def check_safetensors(place: str, kind: Kind, origin: str) -> None:
+def check_safetensors(place: str, kind: TaskKind, origin: str) -> None:
     """Reject a directory without safetensors; transformers itself rejects such a hub id."""
     directory = Path(place)
     if not directory.is_dir() or any(directory.glob("*.safetensors")):
@@ -231,7 +186,7 @@ def check_safetensors(place: str, kind: Kind, origin: str) -> None:
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
     if not pickles:
         raise ConfigError(f"{origin} = {place!r} holds no weights (*.safetensors)")
-    auto = HEADS[kind].auto.__name__
+    auto = kind.auto.__name__
     raise ConfigError(
         f"{origin} = {place!r} holds its weights as a pickle only ({_some(pickles)}), which can "
         'run code when it is read. If you trust it, convert it once: python -c "from transformers '
@@ -240,13 +195,13 @@ def check_safetensors(place: str, kind: Kind, origin: str) -> None:
     )
 
 
-def no_trained_head(model: str, kind: Kind, origin: str, missing: Sequence[str]) -> ConfigError:
+def no_trained_head(model: str, kind: TaskKind, origin: str, missing: Sequence[str]) -> ConfigError:
     """Return the error for a teacher that lacks weights of its head."""
     advice = f"train it first, for example with `gkd run --method hard --student {model} ...`"
-    if kind in ("masked-lm", "causal-lm"):
+    if kind.is_lm:
         advice = f"name the language model that it was made from (--set {origin}=DIR)"
     return ConfigError(
-        f"{origin} = {model!r} has no trained {HEADS[kind].name} ({_some(missing)}); {advice}"
+        f"{origin} = {model!r} has no trained {kind.head} ({_some(missing)}); {advice}"
     )
 
 

@@ -9,13 +9,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
-from gkd_core.kinds.kind import Kind
-from gkd_core.models.load import HEADS, check_safetensors, no_trained_head
+from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.load import check_safetensors, no_trained_head
 from gkd_core.models.quiet import quiet
 from gkd_core.models.source import locate, unreadable
 
 
-def check_stored(model: str, kind: Kind, origin: str) -> None:
+def check_stored(model: str, kind: TaskKind, origin: str) -> None:
     """Reject a directory whose weights are missing, damaged or a pickle; a hub id passes.
 
     Args:
@@ -31,7 +31,7 @@ def check_stored(model: str, kind: Kind, origin: str) -> None:
     _stored_names(Path(place), origin)
 
 
-def check_trained_head(model: str, config: PretrainedConfig, kind: Kind, origin: str) -> None:
+def check_trained_head(model: str, config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
     """Reject a teacher whose weights lack the head of its task; a hub id passes.
 
     Args:
@@ -44,7 +44,7 @@ def check_trained_head(model: str, config: PretrainedConfig, kind: Kind, origin:
         ConfigError: No weight of the head is there.
     """
     directory = Path(locate(model, origin))
-    if not directory.is_dir() or type(config) not in HEADS[kind].configs:
+    if not directory.is_dir() or type(config) not in kind.configs:
         return
     heads = set(_head_modules(config, kind))
     stored = {name.partition(".")[0] for name in _stored_names(directory, origin)}
@@ -52,10 +52,10 @@ def check_trained_head(model: str, config: PretrainedConfig, kind: Kind, origin:
         raise no_trained_head(model, kind, origin, sorted(heads))
 
 
-def _head_modules(config: PretrainedConfig, kind: Kind) -> Iterator[str]:
+def _head_modules(config: PretrainedConfig, kind: TaskKind) -> Iterator[str]:
     """Yield the modules beside the body that have their own weights (tied ones have none)."""
     with torch.device("meta"), quiet():
-        model = HEADS[kind].auto.from_config(config)
+        model = kind.auto.from_config(config)
     for name, _ in model.named_parameters():
         module = name.partition(".")[0]
         if module != model.base_model_prefix:

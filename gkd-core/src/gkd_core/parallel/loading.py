@@ -18,8 +18,8 @@ from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
 from gkd_core.distributed.shards import ShardSpec, sharding_of, weights_of
-from gkd_core.kinds.kind import Kind
-from gkd_core.models.load import HEADS, check_safetensors, in_body
+from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.load import check_safetensors, in_body
 from gkd_core.models.quiet import quiet
 from gkd_core.models.slicing.select import narrow
 from gkd_core.models.source import locate, unreadable
@@ -57,7 +57,7 @@ class ShardReader:
     def __call__(
         self,
         model: str,
-        kind: Kind,
+        kind: TaskKind,
         config: PretrainedConfig,
         trust_remote_code: bool,
         origin: str,
@@ -139,14 +139,14 @@ class StoredWeights(Mapping[str, Tensor]):
 
 
 def meta_model(
-    kind: Kind,
+    kind: TaskKind,
     config: PretrainedConfig,
     trust_remote_code: bool,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Return a model on the meta device: its modules, and the shapes of its weights."""
     with torch.device("meta"), quiet():
-        built: PreTrainedModel = HEADS[kind].auto.from_config(
+        built: PreTrainedModel = kind.auto.from_config(
             copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
         )
     narrow(built)

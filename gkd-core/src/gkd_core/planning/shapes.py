@@ -13,8 +13,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.config.schema import RunConfig
-from gkd_core.models.classes import set_classes
-from gkd_core.models.load import HEADS
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_parameters
 from gkd_core.runs.checks import check_spec
@@ -22,7 +20,7 @@ from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 if TYPE_CHECKING:
-    from gkd_core.contract.task import TaskData
+    from gkd_core.kinds.task_kind import TaskKind
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
@@ -55,38 +53,44 @@ class ShapeSpecBuilder(SpecBuilder):
 
 
 def build_shape(
-    config: PretrainedConfig, data: TaskData, trust_remote_code: bool, attention_dropout: bool
+    config: PretrainedConfig,
+    kind: TaskKind,
+    classes: Sequence[str],
+    trust_remote_code: bool,
+    attention_dropout: bool,
 ) -> PreTrainedModel:
     """Return a model built from its configuration, without reading weights.
 
     Args:
         config: Its configuration.
-        data: The data whose labels it predicts.
+        kind: The kind of task.
+        classes: The task's classes.
         trust_remote_code: Run code that comes with the configuration.
         attention_dropout: Leave dropout in attention as it is. Unless it is 0, PyTorch's attention
             on CPUs keeps whole score matrices, which no GPU kernel does.
     """
     config = copy.deepcopy(config)
-    set_classes(config, data.kind, data.classes)
+    kind.configure(config, classes)
     if not attention_dropout:
         for name in ATTENTION_DROPOUT:
             if hasattr(config, name):
                 setattr(config, name, 0.0)
     with quiet():
-        auto = HEADS[data.kind].auto
+        auto = kind.auto
         model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
 
 def count_weights(spec: StageSpec) -> dict[str, int]:
     """Return the number of weights of each model that a step runs, by name."""
-    data, read = spec.data, spec.teachers if spec.reads_teachers else ()
+    kind, classes = spec.kind, spec.data.classes
+    read = spec.teachers if spec.reads_teachers else ()
     trusts = spec.config.student.trust_remote_code
     shapes = [("student", spec.student_config, trusts)]
     shapes += [(t.info.name, t.config, t.trust_remote_code) for t in read]
     with torch.device("meta"):
         return {
-            name: count_parameters(build_shape(config, data, trusts, attention_dropout=True))
+            name: count_parameters(build_shape(config, kind, classes, trusts, True))
             for name, config, trusts in shapes
         }
 

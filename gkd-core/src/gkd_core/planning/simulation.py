@@ -44,7 +44,6 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.features import Answer
 from gkd_core.hooks.paths import LOGITS, Capture
-from gkd_core.kinds.kind import Kind
 from gkd_core.losses.relation import Relation
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
@@ -206,7 +205,7 @@ def _build(
     for source in spec.live_teachers:
         name, trusts = source.info.name, source.trust_remote_code
         with tracker.track(HOST if source.placement == "offload" else "teacher weights"):
-            teacher = build_shape(source.config, spec.data, trusts, on_cpu)
+            teacher = build_shape(source.config, spec.kind, spec.data.classes, trusts, on_cpu)
             teacher.requires_grad_(False).eval()
             counts[name] = count_parameters(teacher)
             _divide(teacher, None if groups is None else groups.teachers[name])
@@ -215,7 +214,7 @@ def _build(
         live[name] = sites
     with tracker.track("student weights"):
         trusts = config.student.trust_remote_code
-        model = build_shape(spec.student_config, spec.data, trusts, on_cpu)
+        model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, on_cpu)
         counts["student"] = count_parameters(model)
         _divide(model, None if groups is None else groups.tensor)
         student, make_engine = Student(model.train(), []), partial(_engine, tracker)
@@ -292,7 +291,7 @@ def _batch(spec: StageSpec) -> Batch:
     own, *others = [
         Reading(
             models=names,
-            encoded=_longest_rows(tokenizer, rows, length, spec.kind),
+            encoded=_longest_rows(spec, tokenizer, rows, length),
             collator=Collator(tokenizer, spec.kind, spec.config.task.mask_share, 1),
         )
         for tokenizer, names in (
@@ -308,19 +307,15 @@ def _batch(spec: StageSpec) -> Batch:
 
 
 def _longest_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: int, length: int, kind: Kind
+    spec: StageSpec, tokenizer: PreTrainedTokenizerBase, rows: int, length: int
 ) -> Encoded:
-    """Return rows of `length` tokens, each a byte of text."""
+    """Return rows of `length` tokens, each a byte of text where tokenizers differ."""
     token = next(t for t in range(len(tokenizer)) if t not in tokenizer.all_special_ids)
-    starts = np.arange(length, dtype=np.int32)
-    return Encoded(
-        ids=np.full(rows * length, token, np.int32),
-        type_ids=None,
-        offsets=np.arange(rows + 1, dtype=np.int64) * length,
-        labels=np.zeros(rows, np.float32 if kind == "regression" else np.int64),
-        num_truncated=0,
-        byte_offsets=np.tile(np.stack([starts, starts + 1], 1), (rows, 1)),
-    )
+    encoded = spec.kind.planned(rows, length, token, spec.data.classes)
+    if not spec.needs_byte_offsets:
+        return encoded
+    starts = np.arange(len(encoded.ids), dtype=np.int32)
+    return replace(encoded, byte_offsets=np.stack([starts, starts + 1], 1))
 
 
 def _watch(stage: Stage, tracker: MemoryTracker) -> None:

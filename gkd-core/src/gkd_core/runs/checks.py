@@ -11,7 +11,6 @@ from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import ATTENTION_SITES, Capture
-from gkd_core.kinds.kind import LM_KINDS
 from gkd_core.models.classes import check_classes
 from gkd_core.models.load import check_kind
 from gkd_core.models.slicing.widths import Widths
@@ -136,13 +135,13 @@ def _check_models(spec: StageSpec) -> None:
 def _check_weights(spec: StageSpec) -> None:
     for number, teacher in enumerate(spec.teachers if spec.loads_teachers else ()):
         data = spec.data
-        if teacher.stage is not None and teacher.stage.kind != data.kind:
+        if teacher.stage is not None and teacher.stage.kind != spec.kind:
             raise ConfigError(
                 f"{teacher.setting} = '{teacher.model}': the student of stage "
                 f"'{teacher.stage.name}' is trained for {teacher.stage.kind}, but stage "
-                f"'{spec.name}' is {data.kind}. Name a stage of kind {data.kind}"
+                f"'{spec.name}' is {spec.kind}. Name a stage of kind {spec.kind}"
             )
-        check_classes(teacher.config, data.kind, data.classes, teacher.setting)
+        check_classes(teacher.config, spec.kind, data.classes, teacher.setting)
         if teacher.stage is not None or not spec.reads_weights(number):
             continue
         check_stored(teacher.model, spec.kind, teacher.setting)
@@ -201,7 +200,7 @@ def _check_scale(spec: StageSpec) -> None:
             f"student.scale gives blocks different widths, which parallel.tensor = "
             f"{spec.layout.tensor} cannot shard. Set parallel.tensor = 1"
         )
-    unlabelled = spec.data.train.labels is None and spec.kind not in LM_KINDS
+    unlabelled = spec.data.train.labels is None and not spec.kind.is_lm
     if unlabelled:
         raise ConfigError(
             f"student.scale ranks heads and neurons by the labels, but {spec.data.source} "
@@ -214,7 +213,7 @@ def _check_rollout(spec: StageSpec, registry: Registry) -> None:
     config = spec.config.rollout
     if config is None:
         return
-    if spec.kind != "causal-lm":
+    if not spec.kind.generates:
         raise ConfigError(
             f"rollout lets models write text, but task.kind is {spec.kind} "
             f"({spec.origin('task.kind')}). Use causal-lm, or remove the rollout table"
@@ -244,7 +243,7 @@ def _check_writing_teacher(spec: StageSpec) -> None:
 
 
 def _check_labels(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
-    unlabelled = spec.data.train.labels is None and spec.kind not in LM_KINDS
+    unlabelled = spec.data.train.labels is None and not spec.kind.is_lm
     if unlabelled and owner.methods[0].needs_labels:
         raise ConfigError(
             f"{owner.name} needs labels, but {spec.data.source} has none. Name the label "
@@ -265,7 +264,7 @@ def _check_samples(spec: StageSpec, member: ActiveMethod) -> None:
             f"{usual}. Raise training.batch_size or lower training.accumulation"
         )
     # Language modeling knows its number of rows only after splitting the text into blocks.
-    if spec.kind in LM_KINDS:
+    if spec.kind.is_lm:
         return
     rows = len(spec.data.train) * (1 + copies(spec.config, spec.kind))
     left = rows % size

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gkd_core.config.resolve import ResolvedStage, task_name
-from gkd_core.config.schema import TaskConfig, TaskKind
-from gkd_core.contract.task import TaskData
+from gkd_core.config.schema import LM, TaskConfig
+from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import without_labels
-from gkd_core.kinds.kind import LM_KINDS, Kind
-from gkd_core.models.load import language_model_kind
+from gkd_core.kinds.language_model import language_model_kind
 from gkd_core.models.source import load_config
 
 if TYPE_CHECKING:
@@ -43,9 +42,10 @@ class SharedRows:
 
     def __init__(self, registry: Registry, tasks: Iterable[TaskConfig]) -> None:
         self.registry = registry
-        labelled = (task for task in tasks if task.kind not in ("lm", *LM_KINDS))
+        self._plain = {name for name, kind in registry.kinds.items() if kind.is_lm}
+        labelled = (task for task in tasks if task.kind not in {LM, *self._plain})
         self._labelled = list(dict.fromkeys(_rows(task, task.kind) for task in labelled))
-        self._data: dict[tuple[TaskConfig, Kind], TaskData] = {}
+        self._data: dict[tuple[TaskConfig, str], TaskData] = {}
 
     def load(self, settings: ResolvedStage, relative: StageSpec | None) -> TaskData:
         """Return the rows of a stage.
@@ -59,32 +59,35 @@ class SharedRows:
         """
         task, seed = settings.config.task, settings.config.seed
         plain = _plain_kind(settings, relative)
-        kind = plain if task.kind == "lm" else task.kind
-        task = task.model_copy(update={"kind": kind})
-        self.registry.task(task_name(task))(task).check()
+        name = plain if task.kind == LM else task.kind
+        task = task.model_copy(update={"kind": name})
+        self._task(task).check()
         for labelled in self._labelled:
-            if kind in LM_KINDS and _rows(task, labelled.kind) == labelled:
+            if name in self._plain and _rows(task, labelled.kind) == labelled:
                 data = self._read(labelled, plain, seed)
-                return data if data.kind == kind else without_labels(data, kind)
-        return self._read(_rows(task, kind), plain, seed)
+                return data if data.kind == name else without_labels(data, name)
+        return self._read(_rows(task, name), plain, seed)
 
-    def _read(self, rows: TaskConfig, plain: Kind, seed: int) -> TaskData:
+    def _task(self, config: TaskConfig) -> Task:
+        return self.registry.task(task_name(config))(config, self.registry.kinds)
+
+    def _read(self, rows: TaskConfig, plain: str, seed: int) -> TaskData:
         # Stages that share rows must share the split: the seed of the first to read them applies.
         key = (rows, plain)
         if key not in self._data:
-            self._data[key] = self.registry.task(task_name(rows))(rows).load(plain, seed)
+            self._data[key] = self._task(rows).load(plain, seed)
         return self._data[key]
 
 
-def _rows(task: TaskConfig, kind: TaskKind | None) -> TaskConfig:
+def _rows(task: TaskConfig, kind: str | None) -> TaskConfig:
     unset = {name: TaskConfig.model_fields[name].default for name in ELSEWHERE}
     return task.model_copy(update=unset | {"kind": kind})
 
 
-def _plain_kind(settings: ResolvedStage, relative: StageSpec | None) -> Kind:
+def _plain_kind(settings: ResolvedStage, relative: StageSpec | None) -> str:
     """Return the kind of task for plain text: the kind of the model that the stage starts from."""
     config = settings.config
-    if config.task.kind is not None and config.task.kind != "lm":
+    if config.task.kind is not None and config.task.kind != LM:
         return config.task.kind
     if relative is not None:
         return language_model_kind(relative.student_config)

@@ -23,9 +23,9 @@ from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.classes import order_classes
 from gkd_core.data.holdout import fewer
 from gkd_core.errors import ConfigError, MethodError
-from gkd_core.kinds.kind import LM_KINDS
-from gkd_core.models.classes import set_classes, teacher_classes
-from gkd_core.models.load import language_model_kind
+from gkd_core.kinds.language_model import sees_both_sides
+from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.classes import teacher_classes
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
 from gkd_core.objective.ensemble import TeacherEnsemble
@@ -84,20 +84,24 @@ class SpecBuilder:
         stages = [(earlier or {}).get(stage_of(t.model) or "") for t in config.teachers]
         relative = follows if follows or config.student.model else stages[0]
         data = self.rows.load(settings, relative)
+        kind = self.registry.kind(data.kind)
         tokenizer, teachers = self.assign_tokenizers(
             config, self._teachers(settings, expression, data, follows, stages), follows
         )
         if config.task.rows is not None:
             data = replace(data, train=fewer(data.train, config.task.rows))
         start = follows.student_config if follows else _checkpoint(config)
-        data = _agree_on_classes(data, [*(t.config for t in teachers), *([start] if start else [])])
-        shape = _student_shape(config, teachers, data, start)
-        student = ModelInfo.read("student", shape, _width(data, shape.vocab_size))
+        if kind.has_classes:
+            models = [*(t.config for t in teachers), *([start] if start else [])]
+            data = _agree_on_classes(data, models)
+        shape = _student_shape(config, teachers, data, kind, start)
+        student = self._info("student", shape, data)
         spec = StageSpec(
             name=settings.name,
             settings=settings,
             expression=expression,
             data=data,
+            kind=kind,
             tokenizer=tokenizer,
             teachers=tuple(teachers),
             student=student,
@@ -154,9 +158,9 @@ class SpecBuilder:
         if starts and not reads:
             return []
         found = [
-            _taught_before(teacher, stage, settings, data)
-            if stage is not None
-            else self._teacher(teacher, settings, data, follows)
+            self._teacher(teacher, settings, data, follows)
+            if stage is None
+            else self._taught_before(teacher, stage, settings, data)
             for teacher, stage in zip(config.teachers, stages, strict=True)
         ]
         return [
@@ -194,7 +198,7 @@ class SpecBuilder:
             )
             model = str(store.trained if store.ready else store.untrained)
         found = load_config(model, teacher.trust_remote_code, setting)
-        info = ModelInfo.read(teacher.name, found, _width(data, found.vocab_size))
+        info = self._info(teacher.name, found, data)
         tokenizer = self.load_tokenizer(model, teacher.trust_remote_code, setting)
         return TeacherSpec(info, setting, model, found, teacher.trust_remote_code, tokenizer, store)
 
@@ -204,6 +208,15 @@ class SpecBuilder:
             return None
         source = self.registry.answer_source(teacher.source.name)
         return source(source.Config(**(teacher.source.model_extra or {})), info)
+
+    def _taught_before(
+        self, teacher: TeacherConfig, stage: StageSpec, settings: ResolvedStage, data: TaskData
+    ) -> TeacherSpec:
+        """Return the student of an earlier stage as a teacher."""
+        shape, setting = stage.student_config, _setting(teacher, settings)
+        info = self._info(teacher.name, shape, data)
+        place = f"{STAGE}{stage.name}"
+        return TeacherSpec(info, setting, place, shape, False, stage.tokenizer, stage=stage)
 
     def _default_teacher(
         self,
@@ -216,10 +229,10 @@ class SpecBuilder:
         """Return the task's default teacher, of the same family as a student to continue with."""
         task = config.task
         if follows is not None and task.default_teacher is None:
-            decoder = language_model_kind(follows.student_config) == "causal-lm"
-            task = task.model_copy(update={"default_teacher": "decoder" if decoder else "encoder"})
+            family = "encoder" if sees_both_sides(follows.student_config) else "decoder"
+            task = task.model_copy(update={"default_teacher": family})
         name = task_name(task)
-        own = self.registry.task(name)(task).default_teacher(data, size)
+        own = self.registry.task(name)(task, self.registry.kinds).default_teacher(data, size)
         if own is None:
             alone = "" if setting == "teacher.model" else f" (--set {setting}=DIR for one stage)"
             raise ConfigError(
@@ -228,6 +241,11 @@ class SpecBuilder:
                 "--student DIR"
             )
         return own
+
+    def _info(self, name: str, config: PretrainedConfig, data: TaskData) -> ModelInfo:
+        """Return the shape of a model with a head for the task."""
+        kind = self.registry.kind(data.kind)
+        return ModelInfo.read(name, config, kind.width(data.classes, config), kind.predicted)
 
     def _members(
         self,
@@ -295,17 +313,6 @@ def _generator(config: RunConfig, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(name_seed(config.seed, name))
 
 
-def _taught_before(
-    teacher: TeacherConfig, stage: StageSpec, settings: ResolvedStage, data: TaskData
-) -> TeacherSpec:
-    """Return the student of an earlier stage as a teacher."""
-    shape, setting = stage.student_config, _setting(teacher, settings)
-    info = ModelInfo.read(teacher.name, shape, _width(data, shape.vocab_size))
-    return TeacherSpec(
-        info, setting, f"{STAGE}{stage.name}", shape, False, stage.tokenizer, stage=stage
-    )
-
-
 def _setting(teacher: TeacherConfig, settings: ResolvedStage) -> str:
     """Return the setting with which a user names the model of a teacher."""
     several = len(settings.config.teachers) > 1
@@ -322,7 +329,7 @@ def _checkpoint(config: RunConfig) -> PretrainedConfig | None:
 def _agree_on_classes(data: TaskData, models: Sequence[PretrainedConfig]) -> TaskData:
     """Put the classes in the order of the first model's outputs."""
     order = teacher_classes(models[0]) if models else None
-    if data.kind != "classification" or order is None or order == data.classes:
+    if order is None or order == data.classes:
         return data
     return order_classes(data, order) if set(order) == set(data.classes) else data
 
@@ -331,20 +338,14 @@ def _student_shape(
     config: RunConfig,
     teachers: Sequence[TeacherSpec],
     data: TaskData,
+    kind: TaskKind,
     start: PretrainedConfig | None,
 ) -> PretrainedConfig:
     if start is None:
-        return student_config(config.student, teachers[0].config, data.kind, data.classes)
+        return student_config(config.student, teachers[0].config, kind, data.classes)
     shape = copy.deepcopy(start)
-    set_classes(shape, data.kind, data.classes)
+    kind.configure(shape, data.classes)
     return shape
-
-
-def _width(data: TaskData, vocabulary: int) -> int:
-    """Return the width of the logits."""
-    if data.kind in LM_KINDS:
-        return vocabulary
-    return len(data.classes) if data.kind == "classification" else 1
 
 
 def _first_equal(

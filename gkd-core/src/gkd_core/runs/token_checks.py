@@ -9,7 +9,6 @@ import torch
 from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.errors import ConfigError
-from gkd_core.kinds.kind import LM_KINDS
 from gkd_core.models.tokenizer import tokenizer_mismatch
 from gkd_core.objective.step_plan import ActiveMethod, sample_steps
 
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from gkd_core.contract.method import Method
+    from gkd_core.contract.model_info import Predicted
     from gkd_core.hooks.paths import Capture
-    from gkd_core.kinds.kind import Kind
     from gkd_core.objective.step_plan import Side, StepRequest
     from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
@@ -49,7 +48,7 @@ def check_tokenizers(spec: StageSpec) -> None:
     for plan in spec.sampled_steps:
         for request in (one for requests in plan.requests.values() for one in requests):
             teacher = others.get(request.number)
-            reason = _need(request, spec.kind)
+            reason = _need(request, spec.kind.predicted)
             if teacher is not None and request.member.takes_teacher and reason:
                 raise ConfigError(_refusal(spec, request.member.name, teacher, reason))
 
@@ -71,21 +70,21 @@ def tokenizer_need(method: type[Method]) -> str:
     member = ActiveMethod(method.name, ALWAYS_1, (method(),), (models,), torch.Generator())
     plans = sample_steps([member], "example")
     requests = [one for plan in plans for one in plan.requests[method.name]]
-    if any(_need(one, "classification") for one in requests):
+    if any(_need(one, "sample") for one in requests):
         return "the student's"
-    if any(_need(one, "causal-lm") for one in requests):
-        return "the student's in language modeling, any in other tasks"
+    if any(_need(one, "token") for one in requests):
+        return "the student's where tokens are predicted, any in other tasks"
     return "any"
 
 
-def is_per_position(capture: Capture, kind: Kind) -> bool:
-    """Return whether a tensor has a value for each position, and not one per row."""
+def is_per_position(capture: Capture, predicted: Predicted) -> bool:
+    """Return whether a tensor has values for each position, and not one per row."""
     if capture.site == "logits":
-        return kind in LM_KINDS
+        return predicted != "sample"
     return capture.site != "pooled" and not capture.reduce
 
 
-def _need(request: StepRequest, kind: Kind) -> str:
+def _need(request: StepRequest, predicted: Predicted) -> str:
     """Say why a method needs the same token ids; empty if it does not."""
     method = request.member.methods[0]
     for own in request.passes:
@@ -95,18 +94,18 @@ def _need(request: StepRequest, kind: Kind) -> str:
         return ""
     if method.same_tokenizer:
         return "needs a teacher with the student's tokenizer"
-    learned, known = (_positions(request, side, kind) for side in ("student", "teacher"))
+    learned, known = (_positions(request, side, predicted) for side in ("student", "teacher"))
     if known and learned:
         return f"compares student.{min(learned)} and teacher.{min(known)} position by position"
-    if known and method.needs_labels and kind in LM_KINDS:
+    if known and method.needs_labels and predicted != "sample":
         return f"compares teacher.{min(known)} with the labels, which are the student's tokens"
     return ""
 
 
-def _positions(request: StepRequest, side: Side, kind: Kind) -> Collection[Capture]:
+def _positions(request: StepRequest, side: Side, predicted: Predicted) -> Collection[Capture]:
     """Return what a method reads of a model at each position, in any pass."""
     reads = request.reads.student if side == "student" else request.reads.teacher
-    return [one for found in reads.values() for one in found if is_per_position(one, kind)]
+    return [one for found in reads.values() for one in found if is_per_position(one, predicted)]
 
 
 def _refusal(spec: StageSpec, method: str, teacher: TeacherSpec, reason: str) -> str:

@@ -10,9 +10,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from gkd_core.config.schema import StudentConfig
 from gkd_core.contract.model_info import ModelInfo
-from gkd_core.kinds.kind import Kind
+from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.layer_map import init_layers
-from gkd_core.models.load import HEADS, seeded
+from gkd_core.models.load import seeded
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_embedding_parameters, count_parameters
 from gkd_core.models.sites import Sites, find_sites
@@ -40,7 +40,7 @@ class Student:
 def build_student(
     spec: StudentConfig,
     teacher: Sites,
-    kind: Kind,
+    kind: TaskKind,
     classes: Sequence[str],
     seed: int,
     adapters: Iterable[type[Sites]] = (),
@@ -75,7 +75,7 @@ def build_student(
 
 
 def fresh_student(
-    config: PretrainedConfig, kind: Kind, seed: int, trust_remote_code: bool = False
+    config: PretrainedConfig, kind: TaskKind, seed: int, trust_remote_code: bool = False
 ) -> Student:
     """Build a student with random weights.
 
@@ -86,7 +86,7 @@ def fresh_student(
         trust_remote_code: Whether to run code that comes with the configuration.
     """
     with seeded(seed), quiet():
-        model = HEADS[kind].auto.from_config(config, trust_remote_code=trust_remote_code)
+        model = kind.auto.from_config(config, trust_remote_code=trust_remote_code)
         narrow(model)
     return Student(model.train(), [*describe(model, None), ("start", "random weights")])
 

@@ -14,7 +14,7 @@ from gkd_core.config.schema import StudentConfig
 from gkd_core.contract.batch import Batch
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.kinds.kind import Kind
+from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.layer_map import init_layers
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import Sites, find_sites
@@ -54,7 +54,7 @@ def prune(
     model: PreTrainedModel,
     batches: Sequence[Batch],
     target: PruneTarget,
-    kind: Kind,
+    kind: TaskKind,
     classes: Sequence[str],
     adapters: Iterable[type[Sites]] = (),
 ) -> PreTrainedModel:
@@ -96,7 +96,7 @@ def _shallower(
     sites: Sites,
     batches: Sequence[Batch],
     target: PruneTarget,
-    kind: Kind,
+    kind: TaskKind,
     classes: Sequence[str],
     adapters: Sequence[type[Sites]],
 ) -> PreTrainedModel:

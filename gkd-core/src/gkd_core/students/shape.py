@@ -11,8 +11,7 @@ from transformers import PretrainedConfig
 from gkd_core.config.schema import StudentConfig
 from gkd_core.contract.model_info import FFN_SIZES, ModelInfo
 from gkd_core.errors import ConfigError, suggest
-from gkd_core.kinds.kind import Kind
-from gkd_core.models.classes import set_classes
+from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.layer_map import init_layers
 from gkd_core.models.slicing.widths import SLICES_KEY, WIDTHS_KEY, Widths, is_sliced
 
@@ -39,7 +38,7 @@ WIDTHS = {
 
 
 def student_config(
-    spec: StudentConfig, teacher_config: PretrainedConfig, kind: Kind, classes: Sequence[str]
+    spec: StudentConfig, teacher_config: PretrainedConfig, kind: TaskKind, classes: Sequence[str]
 ) -> PretrainedConfig:
     """Return the configuration of a smaller copy of the teacher, without touching weights.
 
@@ -87,7 +86,7 @@ def student_config(
         config = type(teacher_config).from_dict(data)
     except StrictDataclassError as error:
         raise ConfigError(f"student.config does not suit {teacher.family}: {error}") from error
-    set_classes(config, kind, classes)
+    kind.configure(config, classes)
     if spec.init != "random":
         copied = ("hidden_size",) if spec.init == "none" else tuple(WIDTHS)
         _refuse_wider(ModelInfo.read("student", config, config.num_labels), teacher, copied)

@@ -12,7 +12,6 @@ from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.contract.step import Step
 from gkd_core.hooks.features import View
-from gkd_core.kinds.kind import Kind
 from gkd_core.losses import Term, mse
 from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.step_plan import ActiveMethod
@@ -22,7 +21,7 @@ from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, generator
 def check_combiner(
     combiner: type[TeacherCombiner],
     options: Mapping[str, Any] | None = None,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[str] = KINDS,
 ) -> None:
     """Check a combiner of two teachers as `check_method` checks a method.
 
@@ -46,7 +45,7 @@ class _CombinerTrial(TinyStage):
     teacher_layers = (4, 3)
 
     def __init__(
-        self, combiner: type[TeacherCombiner], options: Mapping[str, Any], kind: Kind
+        self, combiner: type[TeacherCombiner], options: Mapping[str, Any], kind: str
     ) -> None:
         self.combiner = combiner
         super().__init__(combiner, options, kind)

@@ -8,13 +8,12 @@ from typing import Any
 from gkd_core.contract.method import Method
 from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1
-from gkd_core.kinds.kind import Kind
 from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, generator
 
 
 def check_method(
-    method: type[Method], options: Mapping[str, Any] | None = None, kinds: Sequence[Kind] = KINDS
+    method: type[Method], options: Mapping[str, Any] | None = None, kinds: Sequence[str] = KINDS
 ) -> None:
     """Check a method on a tiny encoder and a tiny decoder, in fp64.
 
@@ -38,7 +37,7 @@ def check_method(
 class _MethodTrial(TinyStage):
     """A method with one teacher, or none if it reads none."""
 
-    def __init__(self, method: type[Method], options: Mapping[str, Any], kind: Kind) -> None:
+    def __init__(self, method: type[Method], options: Mapping[str, Any], kind: str) -> None:
         self.method = method
         super().__init__(method, options, kind)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig
 from transformers import PreTrainedModel as Model
 
 from gkd_core.contract.batch import IGNORE, Batch
-from gkd_core.kinds.kind import Kind
+from gkd_core.plugins import registry
 
 VOCABULARY = 64
 CLASSES = 3
 PAD = 0
+FAMILY = {"causal-lm": "llama"}
+"""Architecture of the tiny model of a kind, unless it is a BERT."""
 
 
-def tiny_model(kind: Kind, layers: int, seed: int) -> Model:
+def tiny_model(kind: str, layers: int, seed: int) -> Model:
     """Return a random fp64 model in eval mode, of width 32 with 4 heads.
 
     Args:
@@ -22,10 +24,8 @@ def tiny_model(kind: Kind, layers: int, seed: int) -> Model:
         layers: Number of blocks.
         seed: Seed of the weights.
     """
-    family = "llama" if kind == "causal-lm" else "bert"
-    auto = AutoModelForCausalLM if kind == "causal-lm" else AutoModelForSequenceClassification
     config = AutoConfig.for_model(
-        family,
+        FAMILY.get(kind, "bert"),
         vocab_size=VOCABULARY,
         hidden_size=32,
         num_hidden_layers=layers,
@@ -38,11 +38,11 @@ def tiny_model(kind: Kind, layers: int, seed: int) -> Model:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Model = auto.from_config(config)
+        model: Model = registry().kind(kind).auto.from_config(config)
     return model.double().eval()
 
 
-def tiny_batch(kind: Kind, rows: int = 4, length: int = 10) -> Batch:
+def tiny_batch(kind: str, rows: int = 4, length: int = 10) -> Batch:
     """Return a batch of random tokens whose rows have different lengths, padded on the right.
 
     Args:
@@ -55,7 +55,7 @@ def tiny_batch(kind: Kind, rows: int = 4, length: int = 10) -> Batch:
     lengths = length - 2 * torch.arange(rows) % (length - 2)
     mask = torch.arange(length) < lengths.unsqueeze(1)
     tokens = tokens.masked_fill(~mask, PAD)
-    if kind == "causal-lm":
+    if registry().kind(kind).is_lm:
         following = tokens.roll(-1, dims=1)
         has_next = mask.roll(-1, dims=1)
         has_next[:, -1] = False

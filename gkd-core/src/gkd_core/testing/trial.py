@@ -16,14 +16,14 @@ from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.step import Step
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.kinds.kind import Kind
 from gkd_core.models.sites import find_sites
 from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
-from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
+from gkd_core.plugins import registry
+from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model
 
-KINDS: Sequence[Kind] = ("classification", "causal-lm")
+KINDS: Sequence[str] = ("classification", "causal-lm")
 STEPS = 10
 
 
@@ -38,7 +38,7 @@ class TinyStage:
 
     teacher_layers: Sequence[int] = (4,)
 
-    def __init__(self, subject: type[MethodBase], options: Mapping[str, Any], kind: Kind) -> None:
+    def __init__(self, subject: type[MethodBase], options: Mapping[str, Any], kind: str) -> None:
         self.subject, self.options, self.kind = subject, options, kind
         self.student = _extractor(kind, layers=2, seed=1)
         self.teachers = [
@@ -46,10 +46,9 @@ class TinyStage:
         ]
         for teacher in self.teachers:
             teacher.model.requires_grad_(False)  # as in a run
-        width = VOCABULARY if kind == "causal-lm" else CLASSES
-        student = ModelInfo.read("student", self.student.model.config, width)
+        student = _info("student", self.student, kind)
         self.models = tuple(
-            Models(student, ModelInfo.read(f"teacher{number}", teacher.model.config, width))
+            Models(student, _info(f"teacher{number}", teacher, kind))
             for number, teacher in enumerate(self.teachers, 1)
         )
         self.objective = self.build()
@@ -97,7 +96,7 @@ class TinyStage:
         )
 
 
-def check_kinds(trial: Callable[[Kind], TinyStage], kinds: Sequence[Kind]) -> None:
+def check_kinds(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> None:
     """Check the properties on several kinds of task, skipping those whose models are rejected.
 
     Raises:
@@ -119,9 +118,15 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _extractor(kind: Kind, layers: int, seed: int) -> Extractor:
+def _extractor(kind: str, layers: int, seed: int) -> Extractor:
     model = tiny_model(kind, layers=layers, seed=seed)
     return Extractor(model, find_sites(model))
+
+
+def _info(name: str, extractor: Extractor, kind: str) -> ModelInfo:
+    config, found = extractor.model.config, registry().kind(kind)
+    width = found.width(tuple(map(str, range(CLASSES))), config)
+    return ModelInfo.read(name, config, width, found.predicted)
 
 
 def _step(index: int) -> Step:

@@ -17,24 +17,24 @@ from gkd_core.data.augment import augment
 from gkd_core.data.cache import cache_dir
 from gkd_core.distributed.ranks import is_first, wait
 from gkd_core.errors import ConfigError
-from gkd_core.kinds.kind import Kind
-from gkd_core.models.load import language_model_kind, load_teacher
+from gkd_core.kinds.language_model import sees_both_sides
+from gkd_core.kinds.masked_lm import MaskedLM
+from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.load import load_teacher
 from gkd_core.models.source import load_config, locate
 from gkd_core.models.stored import check_stored, check_trained_head
 from gkd_core.models.tokenizer import load_tokenizer
 from gkd_core.models.word_proposer import MaskedProposer
 
 SETTING = "task.augment_model"
-KINDS: tuple[Kind, ...] = ("classification", "regression")
-"""Tasks whose rows are augmented; language modeling uses texts as they are."""
 
 
-def copies(config: RunConfig, kind: Kind) -> int:
+def copies(config: RunConfig, kind: TaskKind) -> int:
     """Return the number of copies that a stage adds of each training row."""
-    return config.task.augment if kind in KINDS else 0
+    return config.task.augment if kind.augments else 0
 
 
-def check_augmentation(config: RunConfig, kind: Kind) -> None:
+def check_augmentation(config: RunConfig, kind: TaskKind) -> None:
     """Reject an augmentation without a usable masked language model.
 
     Raises:
@@ -50,16 +50,16 @@ def check_augmentation(config: RunConfig, kind: Kind) -> None:
         )
     found = load_config(model, False, SETTING)
     masks = load_tokenizer(model, False, SETTING).mask_token_id is not None
-    if language_model_kind(found) != "masked-lm" or not masks:
+    if not sees_both_sides(found) or not masks:
         raise ConfigError(
             f"{SETTING} = {model!r} ({found.model_type}) cannot fill in a masked word; choose a "
             "masked language model such as BERT"
         )
-    check_stored(model, "masked-lm", SETTING)
-    check_trained_head(model, found, "masked-lm", SETTING)
+    check_stored(model, MaskedLM(), SETTING)
+    check_trained_head(model, found, MaskedLM(), SETTING)
 
 
-def augmented(rows: Split, config: RunConfig, kind: Kind, device: torch.device) -> Split:
+def augmented(rows: Split, config: RunConfig, kind: TaskKind, device: torch.device) -> Split:
     """Return the training rows with their copies, the same on every rank.
 
     Args:
@@ -80,7 +80,7 @@ def augmented(rows: Split, config: RunConfig, kind: Kind, device: torch.device) 
 def _make(rows: Split, config: RunConfig, device: torch.device) -> Split:
     task = config.task
     assert task.augment_model is not None, "checked before"
-    model = load_teacher(task.augment_model, "masked-lm", (), False, SETTING).to(device)
+    model = load_teacher(task.augment_model, MaskedLM(), (), False, SETTING).to(device)
     tokenizer = load_tokenizer(task.augment_model, False, SETTING)
     proposer = MaskedProposer(model, tokenizer, task.augment_candidates)
     return augment(rows, proposer, task.augment, task.augment_share, config.seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gkd_core.contract.batch import Batch
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
-from gkd_core.data.encode import encode
 from gkd_core.data.holdout import fewer
 from gkd_core.training.stage_spec import StageSpec
 
@@ -22,8 +21,8 @@ def calibration_batches(spec: StageSpec, rows: int = ROWS) -> list[Batch]:
         rows: Number of rows, taken evenly from the classes; all if there are no more.
     """
     data, config = spec.data, spec.config
-    encoded = encode(fewer(data.train, rows), spec.tokenizer, data.kind, spec.max_length)
-    collator = Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed)
+    encoded = spec.kind.encode(fewer(data.train, rows), spec.tokenizer, spec.max_length)
+    collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
     numbers = range(len(encoded))
     return [
         collator.collate(encoded, list(numbers[start : start + BATCH]), EVALUATION_EPOCH)

@@ -17,16 +17,16 @@ from gkd_core.contract.run_info import StageInfo
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
-from gkd_core.data.encode import Encoded, encode, encode_again
-from gkd_core.data.readings import Reading
+from gkd_core.data.encode import Encoded
+from gkd_core.data.readings import Reading, encode_again
 from gkd_core.data.sampler import Sampler
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import Groups, arrange, data_rank
-from gkd_core.evaluation.evaluate import MAIN_METRIC, Metric
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.forward import checkpoint_contexts
-from gkd_core.kinds.kind import LM_KINDS, Kind
+from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import Sites, find_sites
@@ -92,7 +92,7 @@ class Stage:
         return self.spec.config
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TaskKind:
         """The kind of task."""
         return self.spec.kind
 
@@ -104,7 +104,7 @@ class Stage:
     @property
     def metric(self) -> Metric:
         """The metric by which the best student is chosen."""
-        return MAIN_METRIC[self.kind]
+        return self.kind.metric
 
     @property
     def best(self) -> Path:
@@ -129,7 +129,7 @@ class Stage:
             name=self.name,
             directory=self.directory,
             config=self.config,
-            kind=self.kind,
+            kind=self.kind.name,
             methods=tuple(member.name for member in spec.members),
             student=spec.student,
             teachers=tuple(t.info for t in spec.teachers) if spec.reads_teachers else (),
@@ -217,6 +217,8 @@ def assemble_stage(
     set_padding(student.model, spec.tokenizer)
     for teacher in spec.live_teachers:
         set_padding(live[teacher.info.name].model, teacher.tokenizer)
+    for model in (student.model, *(sites.model for sites in live.values())):
+        spec.kind.prepare(model, data.classes)
     if config.training.gradient_checkpointing:
         student.model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={
@@ -232,9 +234,10 @@ def assemble_stage(
         else SourcedTeacher(teacher.source)
         for teacher in (spec.teachers if spec.reads_teachers else ())
     ]
-    tokens = (spec.tokenizer, data.kind, spec.max_length)
-    rows = augmented(data.train, config, data.kind, device)
-    train = encode(rows, *tokens, byte_offsets=spec.needs_byte_offsets)
+    tokens = (spec.tokenizer, spec.max_length)
+    rows = augmented(data.train, config, spec.kind, device)
+    rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
+    train = spec.kind.encode(rows, *tokens)
     sampler = Sampler(
         train.lengths,
         config.training.batch_size,
@@ -246,7 +249,7 @@ def assemble_stage(
     total = config.training.steps or config.training.epochs * sampler.steps_per_epoch
     sites = student.sites or find_sites(student.model, registry.sites)
     parts = find_parts(sites) if objective.tells_parts_apart else {}
-    collator = Collator(spec.tokenizer, data.kind, config.task.mask_share, config.seed)
+    collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
     learner = Extractor(student.model, sites)
     rollouts = build_rollouts(spec, registry, learner, teachers, collator.pad_id, device)
     own = f" rank {data_rank()}" if data_rank() else ""
@@ -262,7 +265,7 @@ def assemble_stage(
         engine=make_engine(student.model, objective.modules, config, total, device, parts),
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
-        validation=encode(data.validation, *tokens),
+        validation=spec.kind.encode(data.validation, *tokens),
         collator=collator,
         sampler=sampler,
         total_steps=total,
@@ -277,10 +280,10 @@ def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]
     for tokenizer, teachers in spec.other_tokenizers:
         limit = min(teacher.info.max_length for teacher in teachers)
         # The student cuts long texts into blocks, which may take more of another's tokens.
-        longest = 2 * spec.max_length if spec.kind in LM_KINDS else spec.max_length
+        longest = min(limit, (2 if spec.kind.is_lm else 1) * spec.max_length)
         yield Reading(
             models=tuple(teacher.info.name for teacher in teachers),
-            encoded=encode_again(rows, train, tokenizer, min(limit, longest)),
+            encoded=encode_again(spec.kind, rows, train, tokenizer, longest),
             collator=Collator(tokenizer, spec.kind, config.task.mask_share, config.seed),
         )
 
@@ -368,12 +371,12 @@ def _from_teacher(
     else:
         from gkd_core.parallel.loading import StoredWeights, meta_model
 
-        whole = meta_model(data.kind, source.config, source.trust_remote_code)
+        whole = meta_model(spec.kind, source.config, source.trust_remote_code)
         teacher = find_sites(whole, registry.sites)
         weights = StoredWeights(whole, source.trained)
     config = spec.config
     made = build_student(
-        config.student, teacher, data.kind, data.classes, config.seed, registry.sites, weights
+        config.student, teacher, spec.kind, data.classes, config.seed, registry.sites, weights
     )
     if config.student.scale is None:
         return made
@@ -390,7 +393,7 @@ def _from_checkpoint(
     config, data = spec.config, spec.data
     loaded = load_model(
         place,
-        data.kind,
+        spec.kind,
         data.classes,
         config.seed,
         config.student.trust_remote_code,

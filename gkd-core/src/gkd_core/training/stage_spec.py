@@ -22,7 +22,7 @@ from gkd_core.contract.task import TaskData
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import MethodError
-from gkd_core.kinds.kind import Kind
+from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.layer_map import init_layers
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step, sample_steps
@@ -89,6 +89,7 @@ class StageSpec:
         name: Name of the stage.
         settings: Its complete configuration and the origin of each value.
         expression: The methods and their weights.
+        kind: The kind of task.
         data: The rows, with class ids in the teacher's order.
         tokenizer: The student's tokenizer.
         teachers: The teachers; a student without a checkpoint is made from the first.
@@ -103,6 +104,7 @@ class StageSpec:
     name: str
     settings: ResolvedStage
     expression: Expression
+    kind: TaskKind
     data: TaskData
     tokenizer: PreTrainedTokenizerFast
     teachers: tuple[TeacherSpec, ...]
@@ -167,11 +169,6 @@ class StageSpec:
     def config(self) -> RunConfig:
         """The configuration of the stage."""
         return self.settings.config
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of task."""
-        return self.data.kind
 
     @property
     def max_length(self) -> int:

@@ -1,0 +1,71 @@
+"""`classification`: one class per row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gkd_core.data.columns import CheckedRows
+from gkd_core.data.labels import class_ids, find_classes
+from gkd_core.kinds.metrics import Metric, macro_f1
+from gkd_core.kinds.task_kind import Fit, TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from gkd_core.config.schema import TaskConfig
+    from gkd_core.data.table import Table
+
+
+class Classification(TaskKind):
+    """One of several classes for each text or pair of texts."""
+
+    name = "classification"
+    head = "classification head"
+    metric = Metric("accuracy", True)
+    metrics = ("accuracy", "macro_f1")
+    has_classes = True
+    augments = True
+
+    def outputs(self, classes: Sequence[str]) -> int:
+        """Return the number of classes."""
+        return len(classes)
+
+    def configure(self, config: PretrainedConfig, classes: Sequence[str]) -> None:
+        """Write the names of the classes."""
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: index for index, name in enumerate(classes)}
+        config.problem_type = "single_label_classification"
+
+    def fit(self, table: Table, config: TaskConfig) -> Fit:
+        """Take any rows that are not certainly of another kind."""
+        return Fit.USUAL
+
+    def find_classes(self, rows: CheckedRows, declared: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the different labels, or the declared classes."""
+        found = find_classes(rows.labels or (), rows.table.source)
+        return declared or found
+
+    def parse(self, rows: CheckedRows, classes: Sequence[str]) -> list[int]:
+        """Return the class id of each row."""
+        return class_ids(rows.labels or (), classes, rows.table.numbers, rows.table.faults)
+
+    def score(self, logits: Tensor) -> Tensor:
+        """Return the likeliest class of each row."""
+        return logits.argmax(-1)
+
+    def measure(self, logits: Tensor, predictions: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return accuracy and macro F1."""
+        return {
+            "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
+            "accuracy": float((predictions == labels).double().mean()),
+            "macro_f1": macro_f1(predictions, labels),
+        }
+
+    def guess(self, labels: Sequence[Any] | None) -> float | None:
+        """Return the share of the most frequent class."""
+        return max(Counter(labels).values()) / len(labels) if labels else None

@@ -1,0 +1,77 @@
+"""What masked and causal language modeling share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
+
+from gkd_core.contract.task import Split
+from gkd_core.data.columns import find_columns, select
+from gkd_core.data.encode import Encoded, encode_blocks
+from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
+from gkd_core.losses import Logits, cross_entropy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from gkd_core.config.schema import TaskConfig
+    from gkd_core.contract.batch import Batch
+    from gkd_core.data.table import Table
+
+
+class LanguageModel(TaskKind):
+    """The common base of the kinds that predict tokens of plain text."""
+
+    metric = Metric("perplexity", False)
+    metrics = ("perplexity",)
+    predicted = "token"
+    is_lm = True
+
+    def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
+        """Return the size of the vocabulary."""
+        size: int = config.vocab_size
+        return size
+
+    def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
+        """Return the texts."""
+        columns = find_columns(tables["train"], config, labelled=False)
+        rows = {name: select(table, columns) for name, table in tables.items()}
+        # Pairs have no meaning in language modeling, so both texts become rows.
+        return ReadRows({name: Split(r.text + (r.pair or [])) for name, r in rows.items()})
+
+    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+        """Return True: text needs no labels."""
+        return True
+
+    def encode(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+        """Tokenize texts and split long ones into blocks; see `encode_blocks`."""
+        return encode_blocks(split, tokenizer, max_length)
+
+    def observe(self, logits: Logits, batch: Batch) -> tuple[float, int]:
+        """Return the sum of the losses of a batch, and how many there are."""
+        if batch.labels is None:
+            raise ValueError("a language-model batch has no labels")
+        losses = cross_entropy(logits, batch.labels, batch.targets).values
+        return float(losses.sum()), batch.targets.count
+
+    def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
+        """Return the mean loss over all predicted tokens, and its perplexity."""
+        loss = sum(total for total, _ in parts) / max(sum(count for _, count in parts), 1)
+        # `math.exp` raises OverflowError above 709.
+        return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, None)
+
+
+def sees_both_sides(config: PretrainedConfig) -> bool:
+    """Return whether a model is an encoder, whose positions see the tokens after them."""
+    own = getattr(config, "auto_map", None) or {}
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or "AutoModelForMaskedLM" in own
+    return masked and not getattr(config, "is_decoder", False)
+
+
+def language_model_kind(config: PretrainedConfig) -> str:
+    """Return the kind of language model: masked for encoders, causal for decoders."""
+    return "masked-lm" if sees_both_sides(config) else "causal-lm"

@@ -1,0 +1,66 @@
+"""Metrics of predictions: the main metric of a kind, and how metrics are computed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The main metric of a kind of task.
+
+    Attributes:
+        name: Key in the metrics.
+        higher_is_better: Whether larger values are better.
+    """
+
+    name: str
+    higher_is_better: bool
+
+    def better(self, new: float, old: float | None) -> bool:
+        """Return whether `new` beats `old`."""
+        if old is None:
+            return True
+        return new > old if self.higher_is_better else new < old
+
+    def share(self, student: float, teacher: float) -> float:
+        """Return the share of the teacher's quality that the student keeps; 1 is equal."""
+        kept, whole = (student, teacher) if self.higher_is_better else (teacher, student)
+        return kept / whole if whole else math.nan
+
+
+def macro_f1(predictions: Tensor, labels: Tensor) -> float:
+    """Return the mean of the F1 scores of the classes that occur."""
+    scores = []
+    for label in set(torch.cat([predictions, labels]).tolist()):
+        hit = ((predictions == label) & (labels == label)).sum()
+        scores.append(2 * hit / ((predictions == label).sum() + (labels == label).sum()))
+    return float(torch.stack(scores).double().mean())
+
+
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Return Pearson's correlation; 0 where one side does not vary."""
+    x, y = x - x.mean(), y - y.mean()
+    norm = x.norm() * y.norm()
+    return float(x @ y / norm) if norm > 0 else 0.0
+
+
+def ranks(x: Tensor) -> Tensor:
+    """Return the rank of each value; equal values share their mean rank."""
+    _, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    mean: Tensor = last - (counts.double() - 1) / 2
+    return mean[inverse]
+
+
+def correlations(values: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the correlations of Pearson and Spearman."""
+    values, labels = values.double(), labels.double()
+    return {
+        "pearson": correlation(values, labels),
+        "spearman": correlation(ranks(values), ranks(labels)),
+    }

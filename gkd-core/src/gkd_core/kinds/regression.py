@@ -1,0 +1,79 @@
+"""`regression`: one value per row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gkd_core.data.columns import CheckedRows, find_columns, select
+from gkd_core.data.encode import Encoded
+from gkd_core.data.labels import label_values, numbers_among
+from gkd_core.kinds.metrics import Metric, correlations
+from gkd_core.kinds.task_kind import Fit, TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from gkd_core.config.schema import TaskConfig
+    from gkd_core.contract.task import Split
+    from gkd_core.data.table import Table
+
+
+class Regression(TaskKind):
+    """A value for each text or pair of texts."""
+
+    name = "regression"
+    head = "regression head"
+    metric = Metric("pearson", True)
+    metrics = ("pearson", "spearman")
+    output = "value"
+    augments = True
+
+    def outputs(self, classes: Sequence[str]) -> int:
+        """Return 1: the value."""
+        return 1
+
+    def configure(self, config: PretrainedConfig, classes: Sequence[str]) -> None:
+        """Write the single output."""
+        config.num_labels = 1
+        config.problem_type = "regression"
+
+    def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
+        """Return 1: the value."""
+        return 1
+
+    def fit(self, table: Table, config: TaskConfig) -> Fit:
+        """Take labels that are all numbers, some of them fractions."""
+        rows = select(table, find_columns(table, config, labelled=True))
+        values = numbers_among(rows.labels or ())
+        if None in values:
+            return Fit.NO
+        fractions = any(value is not None and not value.is_integer() for value in values)
+        return Fit.CERTAIN if fractions else Fit.POSSIBLE
+
+    def parse(self, rows: CheckedRows, classes: Sequence[str]) -> list[float]:
+        """Return the value of each row."""
+        return label_values(rows.labels or (), rows.table.numbers, rows.table.faults)
+
+    def label_array(self, split: Split) -> NDArray[Any] | None:
+        """Return the values in fp32."""
+        return None if split.labels is None else np.array(split.labels, np.float32)
+
+    def score(self, logits: Tensor) -> Tensor:
+        """Return the value of each row."""
+        return logits.squeeze(-1)
+
+    def measure(self, logits: Tensor, predictions: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return the correlations of Pearson and Spearman."""
+        loss = float((predictions - labels).square().mean())
+        return {"loss": loss, **correlations(predictions, labels)}
+
+    def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
+        """Return rows with a value each."""
+        made = super().planned(rows, length, token, classes)
+        return replace(made, labels=np.zeros(rows, np.float32))

@@ -1,0 +1,339 @@
+"""`TaskKind`: what a task predicts, and everything that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gkd_core.data.columns import CheckedRows, find_columns, select
+from gkd_core.data.encode import Encoded, encode_samples
+from gkd_core.kinds.metrics import Metric
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from gkd_core.config.schema import TaskConfig
+    from gkd_core.contract.batch import Batch, Output
+    from gkd_core.contract.model_info import Predicted
+    from gkd_core.contract.task import Split
+    from gkd_core.data.collate import Uncollated
+    from gkd_core.data.table import Table
+    from gkd_core.losses.logits import Logits
+
+
+PREPARED = "_gkd_prepared"
+"""Attribute of a model whose output has the logits of its kind; copies of the model have it too."""
+
+
+class Fit(IntEnum):
+    """How well rows fit a kind of task, where the configuration names none."""
+
+    NO = 0
+    POSSIBLE = 1
+    USUAL = 2
+    CERTAIN = 3
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """The rows of a task.
+
+    Attributes:
+        splits: The splits by name: `train` and, if given, `validation` and `test`.
+        classes: Names of the classes in the order of their ids; empty if the kind has none.
+    """
+
+    splits: Mapping[str, Split]
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a model on a split.
+
+    Attributes:
+        metrics: Values by name; `loss` is always present.
+        predictions: The prediction for each row of the split, in order; None in language modeling.
+    """
+
+    metrics: Mapping[str, float]
+    predictions: Tensor | Sequence[Any] | None
+
+
+class TaskKind:
+    """A kind of task: data, head, labels, predictions and metrics.
+
+    The base class is for tasks with one label per row of text (or pair of texts), and a model with
+    a sequence-classification head. A subclass sets `name`, `head`, `metric` and `metrics`,
+    overrides what differs, and is registered through `gkd_register_kinds`. Its docstring is what
+    `gkd kinds` shows. Instances have no state.
+
+    Attributes:
+        name: The value of `task.kind` that selects it.
+        head: Name of the model's head in messages.
+        metric: The metric that selects the best student and is compared.
+        metrics: Names of all metrics, besides `loss`.
+        predicted: What has a prediction: each `sample`, each `token`, ...; see `ModelInfo`.
+        output: How the logits of an item are read: as a distribution over classes, as independent
+            classes, as a value or as a vector.
+        has_classes: Whether the labels are classes, whose names and order models must share.
+        is_lm: Whether it is language modeling: plain text, without labels, cut into blocks.
+        masks: Whether the model's inputs hide the tokens that it predicts.
+        generates: Whether its models continue a text, so that they can write rollouts.
+        augments: Whether words of its training rows can be replaced (`task.augment`).
+    """
+
+    name: ClassVar[str]
+    head: ClassVar[str]
+    metric: ClassVar[Metric]
+    metrics: ClassVar[tuple[str, ...]] = ()
+    predicted: ClassVar[Predicted] = "sample"
+    output: ClassVar[Output] = "classes"
+    has_classes: ClassVar[bool] = False
+    is_lm: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    augments: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    # The model
+
+    @property
+    def auto(self) -> Any:
+        """The transformers Auto class of models with a head for this kind."""
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
+    @property
+    def configs(self) -> Mapping[Any, Any]:
+        """Model classes by configuration class: the architectures that have such a head."""
+        mapping: Mapping[Any, Any] = self.auto._model_mapping
+        return mapping
+
+    def check_model(self, config: PretrainedConfig, origin: str) -> None:
+        """Reject an architecture that has such a head but cannot be used for this kind.
+
+        Args:
+            config: The Hugging Face configuration.
+            origin: Setting that named the model.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+
+    def outputs(self, classes: Sequence[str]) -> int | None:
+        """Return the `num_labels` that a trained model must have; None if any will do."""
+        return None
+
+    def configure(self, config: PretrainedConfig, classes: Sequence[str]) -> None:
+        """Write the head into a configuration: class names, number of outputs, problem type."""
+
+    def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
+        """Return the width of the logits: the number of values per prediction.
+
+        Args:
+            classes: The task's classes.
+            config: The model's configuration.
+        """
+        return len(classes)
+
+    # The data
+
+    def fit(self, table: Table, config: TaskConfig) -> Fit:
+        """Return how well a training table without a configured kind fits this one."""
+        return Fit.NO
+
+    def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
+        """Return the rows of the tables: texts and parsed labels.
+
+        Args:
+            tables: `train` and, if given, `validation` and `test`, in this order.
+            config: Names of columns that the user gave.
+
+        Raises:
+            DataError: A column is missing, or a row is invalid.
+        """
+        columns = find_columns(tables["train"], config, labelled=True)
+        splits: dict[str, Split] = {}
+        classes: tuple[str, ...] = ()
+        for name, table in tables.items():
+            rows = select(table, columns)
+            if not splits:
+                classes = self.find_classes(rows, table.classes.get(columns.label or "", ()))
+            splits[name] = rows.split(self.parse(rows, classes))
+        return ReadRows(splits, classes)
+
+    def find_classes(self, rows: CheckedRows, declared: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the classes of the training rows in the order of their ids.
+
+        Args:
+            rows: The training rows.
+            declared: Class names in id order that the source of the data defines.
+
+        Raises:
+            DataError: The labels are not those of this kind.
+        """
+        return ()
+
+    def parse(self, rows: CheckedRows, classes: Sequence[str]) -> Sequence[Any]:
+        """Return the label of each row; bad labels are recorded in the faults of the rows' table.
+
+        Args:
+            rows: Rows with a label each, as strings.
+            classes: The task's classes.
+        """
+        raise NotImplementedError
+
+    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+        """Return whether a test table has labels, in the column that has them in training."""
+        from gkd_core.data.labels import is_unlabelled
+
+        label = find_columns(train, config, labelled=True).label or ""
+        return not is_unlabelled(table.columns.get(label, ()))
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise `DataError` if a tokenizer lacks what this kind needs."""
+
+    def encode(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+        """Tokenize a split.
+
+        Raises:
+            ConfigError: `max_length` leaves no room besides the special tokens.
+            DataError: A text yields no tokens.
+        """
+        return encode_samples(split, tokenizer, max_length, self.label_array(split))
+
+    def label_array(self, split: Split) -> NDArray[Any] | None:
+        """Return the labels of a split as an array with one entry per row; None if it has none."""
+        return None if split.labels is None else np.array(split.labels, np.int64)
+
+    def collate(self, rows: Uncollated) -> tuple[Sequence[NDArray[np.int64]], Tensor | None]:
+        """Return the token ids of a micro-batch, changed if need be, and its labels.
+
+        Args:
+            rows: The rows of the micro-batch.
+        """
+        labels = rows.encoded.labels
+        return rows.ids, None if labels is None else torch.from_numpy(labels[list(rows.numbers)])
+
+    # Predictions
+
+    def logits(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits that methods see, made from the output of a model.
+
+        Args:
+            output: What the model's forward pass returned.
+            inputs: The inputs of the forward pass.
+        """
+        logits: Tensor = output.logits
+        return logits
+
+    def prepare(self, model: PreTrainedModel, classes: Sequence[str]) -> None:
+        """Let the output of a model have the `logits` of this kind, unless it has them already.
+
+        Args:
+            model: The model, with a head for this kind.
+            classes: The task's classes.
+        """
+        if type(self).logits is not TaskKind.logits and not hasattr(model, PREPARED):
+            model.register_forward_hook(self._set_logits, with_kwargs=True)
+            setattr(model, PREPARED, True)
+
+    def _set_logits(
+        self, model: PreTrainedModel, args: tuple[Any, ...], inputs: dict[str, Any], output: Any
+    ) -> Any:
+        output.logits = self.logits(output, inputs)
+        return output
+
+    def observe(self, logits: Logits, batch: Batch) -> Any:
+        """Return what the evaluation keeps of a batch, on the CPU.
+
+        Args:
+            logits: The model's logits for the batch.
+            batch: The batch, with labels.
+        """
+        assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
+        if batch.labels is None:
+            raise ValueError("an evaluation batch has no labels")
+        return logits.float().cpu(), batch.labels.cpu(), batch.rows.cpu()
+
+    def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
+        """Return the evaluation of a split.
+
+        Args:
+            parts: What `observe` returned for each of its batches, in any order.
+            split: The rows.
+        """
+        logits, labels, rows = map(torch.cat, zip(*parts, strict=True))
+        order = rows.argsort()
+        logits, labels = logits[order], labels[order]
+        predictions = self.score(logits)
+        return Evaluation(self.measure(logits, predictions, labels), predictions)
+
+    def score(self, logits: Tensor) -> Tensor:
+        """Return the prediction for each row, given all logits `[N, C]`."""
+        raise NotImplementedError
+
+    def measure(self, logits: Tensor, predictions: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return the metrics by name, with `loss`.
+
+        Args:
+            logits: `[N, C]`.
+            predictions: The result of `score`.
+            labels: The labels of all rows.
+        """
+        raise NotImplementedError
+
+    def guess(self, labels: Sequence[Any] | None) -> float | None:
+        """Return what the main metric is without looking at the text; None if it is not known."""
+        return None
+
+    def agreement(self, mine: Any, theirs: Any) -> float | None:
+        """Return the share of the rows with the same prediction; None if it is not defined."""
+        if isinstance(mine, Tensor):
+            if mine.is_floating_point():
+                return None
+            return float(mine.eq(theirs).double().mean())
+        return sum(map(_equal, mine, theirs)) / max(len(mine), 1)
+
+    # Planning
+
+    def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
+        """Return rows to simulate a step with, as long as they may be.
+
+        Args:
+            rows: Number of rows.
+            length: Tokens of each row.
+            token: Id of an ordinary token.
+            classes: The task's classes.
+        """
+        return Encoded(
+            ids=np.full(rows * length, token, np.int32),
+            type_ids=None,
+            offsets=np.arange(rows + 1, dtype=np.int64) * length,
+            labels=np.zeros(rows, np.int64),
+            num_truncated=0,
+        )
+
+
+def _equal(mine: object, theirs: object) -> bool:
+    return mine == theirs

@@ -1,0 +1,92 @@
+"""The seam of kinds: nothing outside of `gkd_core.kinds` depends on which kind a task is of."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from pathlib import Path
+
+import pytest
+
+import gkd_core
+from gkd_core.errors import ConfigError
+from gkd_core.plugins import registry
+
+CORE = Path(gkd_core.__file__).parent
+NAMES = {"lm", *registry().kinds}
+FILES = [path for path in CORE.rglob("*.py") if path.parent.name != "kinds"]
+
+
+def _compared(text):
+    """Yield each pair of operands of a comparison."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Compare):
+            operands = [node.left, *node.comparators]
+            yield from itertools.pairwise(operands)
+
+
+def _names_kind(node):
+    entries = node.elts if isinstance(node, (ast.Tuple, ast.List, ast.Set)) else [node]
+    return any(isinstance(entry, ast.Constant) and entry.value in NAMES for entry in entries)
+
+
+def _guesses(left, right):
+    """Whether a comparison tells a language model by its shapes."""
+    one, other = ast.unparse(left), ast.unparse(right)
+    return (one.endswith(".dim()") and other == "3") or (
+        one.endswith(".labels") and other.endswith(".vocab_size")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("kind == 'regression'", True),
+        ("data.kind in ('masked-lm', 'causal-lm')", True),
+        ("student.dim() == 3", True),
+        ("info.labels == info.vocab_size", True),
+        ("kind.is_lm", False),
+        ("name == 'files'", False),
+    ],
+)
+def test_a_comparison_is_recognized(text, found):
+    pairs = list(_compared(text))
+    assert any(_names_kind(x) or _names_kind(y) or _guesses(x, y) for x, y in pairs) is found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CORE)))
+def test_no_file_of_core_asks_which_kind_it_is(path):
+    for left, right in _compared(path.read_text(encoding="utf-8")):
+        shown = f"{ast.unparse(left)} with {ast.unparse(right)}"
+        assert not _names_kind(left), shown
+        assert not _names_kind(right), shown
+        assert not _guesses(left, right), shown
+
+
+def test_an_unknown_kind_is_refused_with_those_that_there_are():
+    with pytest.raises(ConfigError, match=r"'clasification'.*Did you mean 'classification'"):
+        registry().kind("clasification")
+
+
+def test_every_kind_says_what_it_is():
+    for name, kind in registry().kinds.items():
+        assert str(kind) == name
+        assert kind == type(kind)()
+        assert type(kind).__doc__
+        assert kind.metric.name in kind.metrics
+        assert kind.head
+        assert kind.configs
+
+
+def test_kinds_are_listed_with_their_plugin(gkd):
+    done = gkd("kinds")
+    assert done.returncode == 0, done.stderr
+    assert "regression" in done.stdout
+    assert "gkd-core" in done.stdout
+
+
+def test_an_unknown_kind_in_the_configuration_is_refused(gkd):
+    done = gkd("explain", "--set", "task.kind=clasification")
+    assert done.returncode == 2
+    assert "task.kind must be 'lm', 'causal-lm'" in done.stderr
+    assert "got 'clasification' (--set). Did you mean 'classification'?" in done.stderr
