@@ -28,14 +28,14 @@ class Sampling(RolloutEngine):
 
     def write(self, prompts: Prompts, writer: Writer) -> Written:
         """Draw until all rows of all ranks have ended."""
-        chances = [torch.Generator().manual_seed(seed) for seed in prompts.seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in prompts.seeds]
         texts: list[list[int]] = [[] for _ in prompts.rows]
         decoding = writer.start(prompts)
         for left in reversed(range(prompts.max_new_tokens)):
             logits = decoding.logits
             dense = logits.dense() if isinstance(logits, LinearLogits) else logits
             shares = (dense.cpu() / self.temperature).softmax(-1)
-            pairs = zip(shares, chances, strict=True)
+            pairs = zip(shares, generators, strict=True)
             tokens = torch.cat(
                 [torch.multinomial(share, 1, generator=draw) for share, draw in pairs]
             )
