@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gkd_core.analysis.figures import curves as curves
     from gkd_core.atomic import write_file as write_file
+    from gkd_core.config.schema import ParallelConfig as ParallelConfig
     from gkd_core.config.schema import RunConfig as RunConfig
     from gkd_core.config.schema import TaskConfig as TaskConfig
+    from gkd_core.config.schema import TrainingConfig as TrainingConfig
     from gkd_core.contract.batch import Batch as Batch
     from gkd_core.contract.batch import ItemKind as ItemKind
     from gkd_core.contract.batch import Items as Items
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from gkd_core.contract.method_base import MethodBase as MethodBase
     from gkd_core.contract.model_info import ModelInfo as ModelInfo
     from gkd_core.contract.model_info import Models as Models
+    from gkd_core.contract.optimizer import OptimizerFactory as OptimizerFactory
+    from gkd_core.contract.optimizer import StateTensor as StateTensor
+    from gkd_core.contract.optimizer import TrainedWeight as TrainedWeight
     from gkd_core.contract.procedure import Procedure as Procedure
     from gkd_core.contract.requirements import same_heads as same_heads
     from gkd_core.contract.requirements import same_width as same_width
@@ -105,6 +110,7 @@ if TYPE_CHECKING:
     from gkd_core.models.parts import Part as Part
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
+    from gkd_core.optim.joined import JoinedOptimizer as JoinedOptimizer
     from gkd_core.rollouts.writer import Decoding as Decoding
     from gkd_core.rollouts.writer import Writer as Writer
     from gkd_core.runs.outline import RunOutline as RunOutline
@@ -133,6 +139,7 @@ _HOME = {
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
     "Items": "contract.batch",
+    "JoinedOptimizer": "optim.joined",
     "LOGITS": "hooks.paths",
     "LayerMap": "models.layer_map",
     "LinearLogits": "losses.logits",
@@ -145,6 +152,8 @@ _HOME = {
     "Models": "contract.model_info",
     "Operation": "hooks.operations",
     "OperationContext": "hooks.operations",
+    "OptimizerFactory": "contract.optimizer",
+    "ParallelConfig": "config.schema",
     "Part": "models.parts",
     "Pass": "hooks.operations",
     "Perturb": "hooks.operations",
@@ -167,6 +176,7 @@ _HOME = {
     "StageInfo": "contract.run_info",
     "StageOutline": "runs.outline",
     "StageResult": "runs.result",
+    "StateTensor": "contract.optimizer",
     "Step": "contract.step",
     "Swap": "hooks.operations",
     "Table": "data.table",
@@ -177,6 +187,8 @@ _HOME = {
     "TeacherCombiner": "contract.combiner",
     "Temperature": "contract.temperature",
     "Term": "losses.term",
+    "TrainedWeight": "contract.optimizer",
+    "TrainingConfig": "config.schema",
     "Uncollated": "data.collate",
     "View": "hooks.features",
     "When": "hooks.operations",

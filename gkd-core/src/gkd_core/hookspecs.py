@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from gkd_core.contract.combiner import TeacherCombiner
     from gkd_core.contract.method import Method
+    from gkd_core.contract.optimizer import OptimizerFactory
     from gkd_core.contract.procedure import Procedure
     from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.run_info import RunInfo, StageInfo
@@ -76,6 +77,11 @@ def gkd_register_sites() -> Iterable[type[Sites]]:
 @hookspec
 def gkd_register_tasks() -> Iterable[type[Task]]:
     """Return sources of data, chosen by `task.name`."""
+
+
+@hookspec
+def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
+    """Return optimizers, chosen by `optim.name`."""
 
 
 @hookspec

@@ -212,7 +212,7 @@ class TrainingConfig(Section):
     )
     warmup: Share = Field(0.1, description="Share of the steps in which the rate increases from 0.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="AdamW weight decay, not applied to biases and normalization layers."
+        0.01, description="Weight decay, not applied to biases and normalization layers."
     )
     beta1: Share = Field(0.9, description="AdamW beta 1.")
     beta2: Share = Field(0.999, description="AdamW beta 2.")
@@ -244,6 +244,15 @@ class TrainingConfig(Section):
         None, description="Steps between checkpoints; at every evaluation if unset."
     )
     log_every: Positive = Field(10, description="Steps between log lines and TensorBoard points.")
+
+
+class OptimConfig(Section):
+    """The optimizer; the options of each are in a table of its name, such as `optim.muon`."""
+
+    name: str = Field("adamw", description="A registered optimizer; `gkd optimizers` lists all.")
+    options: dict[str, Any] = Field(
+        {}, exclude=True, description="Options by optimizer; written as `optim.NAME.OPTION`."
+    )
 
 
 class ParallelConfig(Section):
@@ -396,6 +405,7 @@ class RunConfig(Section):
     student: StudentConfig = Field(StudentConfig(), description="The student.")
     task: TaskConfig = Field(TaskConfig(), description="The data.")
     training: TrainingConfig = Field(TrainingConfig(), description="The optimization.")
+    optim: OptimConfig = Field(OptimConfig(), description="The optimizer.")
     parallel: ParallelConfig = Field(ParallelConfig(), description="Devices.")
     rollout: RolloutConfig | None = Field(
         None, description="Text that models write during training. Default: none."

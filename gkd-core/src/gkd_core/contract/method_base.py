@@ -160,11 +160,7 @@ def validate(cls: type[MethodBase], kind: str) -> None:
     where = f"{kind} class {cls.__module__}.{cls.__qualname__}"
     refuse_renamed(cls, RENAMED, where)
     name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise PluginError(
-            f"{where}: `name` must be lower-case words joined by '-', such as 'rail-kd', "
-            f"not {name!r}"
-        )
+    validate_name(name, where)
     if not getattr(cls, "paper", None):
         raise PluginError(f"{where}: `paper` must say where the {kind} was published")
     if not cls.__doc__:
@@ -172,7 +168,37 @@ def validate(cls: type[MethodBase], kind: str) -> None:
     if not issubclass(cls.Config, MethodBase.Config):
         base = "Method" if kind == "method" else "TeacherCombiner"
         raise PluginError(f"{where}: `Config` must be a subclass of `{base}.Config`")
-    for option, field in cls.Config.model_fields.items():
+    validate_options(cls.Config, where)
+
+
+def validate_name(name: object, where: str) -> None:
+    """Reject the name of a class that the configuration could not name.
+
+    Args:
+        name: The name.
+        where: Description of the class, for the message.
+
+    Raises:
+        PluginError: It has other characters than a name may have.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise PluginError(
+            f"{where}: `name` must be lower-case words joined by '-', such as 'rail-kd', "
+            f"not {name!r}"
+        )
+
+
+def validate_options(config: type[BaseModel], where: str) -> None:
+    """Reject options without a default or a description.
+
+    Args:
+        config: The options.
+        where: Description of their class, for the message.
+
+    Raises:
+        PluginError: An option lacks one of them.
+    """
+    for option, field in config.model_fields.items():
         if field.is_required():
             raise PluginError(f"{where}: option `{option}` needs a default")
         if not field.description:

@@ -49,6 +49,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     """
     config = spec.config
     _check_layout(spec)
+    registry.make_optimizer(config).check(config.parallel)
     Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
     _check_models(spec)
     check_augmentation(config, spec.kind)
