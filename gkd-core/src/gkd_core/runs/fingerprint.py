@@ -39,6 +39,9 @@ CONTENT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.py")
 SINCE_0_1: Mapping[tuple[str, ...], Any] = {
     ("optim",): {"name": "adamw", "options": {}},
     ("rollout",): None,
+    ("training", "lr_decay_share"): 0.2,
+    ("training", "lr_floor"): 0.0,
+    ("training", "lr_power"): 2.0,
 }
 """Settings that version 0.1 did not have, and the values with which a stage is trained as then.
 
