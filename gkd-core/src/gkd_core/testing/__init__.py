@@ -6,6 +6,8 @@ from gkd_core.testing.check_combiner import check_combiner
 from gkd_core.testing.check_method import check_method
 from gkd_core.testing.check_optimizer import check_optimizer
 from gkd_core.testing.check_rollouts import check_rollouts
+from gkd_core.testing.check_sites import check_sites
+from gkd_core.testing.check_task import check_task
 from gkd_core.testing.ranks import on_ranks
 from gkd_core.testing.tiny import tiny_batch, tiny_model
 
@@ -14,6 +16,8 @@ __all__ = [
     "check_method",
     "check_optimizer",
     "check_rollouts",
+    "check_sites",
+    "check_task",
     "on_ranks",
     "tiny_batch",
     "tiny_model",
