@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.runs.outline import RunOutline
+    from gkd_core.teachers.source import AnswerSource
 
 PROJECT = "gkd"
 
@@ -82,6 +83,11 @@ def gkd_register_tasks() -> Iterable[type[Task]]:
 @hookspec
 def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
     """Return optimizers, chosen by `optim.name`."""
+
+
+@hookspec
+def gkd_register_teachers() -> Iterable[type[AnswerSource]]:
+    """Return sources of teachers' answers besides live models, chosen by `teacher.source.name`."""
 
 
 @hookspec

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from gkd_core.contract.method_base import validate_name, validate_options
+from gkd_core.contract.method_base import check_options, validate_name
 from gkd_core.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ class OptimizerFactory:
             raise PluginError(f"{where}: `paper` must say where the optimizer was published")
         if not cls.__doc__:
             raise PluginError(f"{where}: a docstring is needed; `gkd optimizers` shows it")
-        if not issubclass(cls.Config, OptimizerFactory.Config):
-            raise PluginError(f"{where}: `Config` must be a subclass of `OptimizerFactory.Config`")
-        validate_options(cls.Config, where)
+        check_options(cls.Config, OptimizerFactory.Config, where, "OptimizerFactory")
 
     def __init__(self, config: Any, training: TrainingConfig) -> None:
         self.config = config
