@@ -38,7 +38,6 @@ CONTENT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.py")
 
 SINCE_0_1: Mapping[tuple[str, ...], Any] = {
     ("optim",): {"name": "adamw", "options": {}},
-    ("rollout",): None,
     ("training", "lr_decay_share"): 0.2,
     ("training", "lr_floor"): 0.0,
     ("training", "lr_power"): 2.0,

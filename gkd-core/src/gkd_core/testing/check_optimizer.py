@@ -54,7 +54,7 @@ def check_optimizer(
     Raises:
         AssertionError: A property does not hold; the message says which.
     """
-    trial = _Trial(optimizer, dict(options or {}), dict(training or {}))
+    trial = _OptimizerTrial(optimizer, dict(options or {}), dict(training or {}))
     _check_state(trial)
     _check_descent(trial)
     _check_frozen(trial)
@@ -65,7 +65,7 @@ def check_optimizer(
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _OptimizerTrial:
     """An optimizer on a tiny model, with gradients drawn at random.
 
     Attributes:
@@ -117,7 +117,7 @@ def _train(engine: LocalEngine, model: nn.Module, indices: Iterable[int]) -> Non
         engine.step(index)
 
 
-def _check_state(trial: _Trial) -> None:
+def _check_state(trial: _OptimizerTrial) -> None:
     model = _model()
     engine = trial.engine(model)
     _train(engine, model, range(1))
@@ -137,7 +137,7 @@ def _described(tensor: Tensor) -> StateTensor:
     return StateTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
-def _check_descent(trial: _Trial) -> None:
+def _check_descent(trial: _OptimizerTrial) -> None:
     model = _model()
     before = copy.deepcopy(model)
     _train(trial.engine(model, weight_decay=0.0), model, range(1))
@@ -147,7 +147,7 @@ def _check_descent(trial: _Trial) -> None:
         assert moved < 0, f"{trial.name}: a step does not move {name} against its gradient"
 
 
-def _check_frozen(trial: _Trial) -> None:
+def _check_frozen(trial: _OptimizerTrial) -> None:
     model = _model()
     engine = trial.engine(model)
     _train(engine, model, range(1))
@@ -164,7 +164,7 @@ def _check_frozen(trial: _Trial) -> None:
             assert same, f"{trial.name}: a learning rate of 0 changes the state {name}"
 
 
-def _check_resume(trial: _Trial) -> None:
+def _check_resume(trial: _OptimizerTrial) -> None:
     model = _model()
     engine = trial.engine(model)
     _train(engine, model, range(2))
@@ -180,7 +180,7 @@ def _check_resume(trial: _Trial) -> None:
         )
 
 
-def _check_elements(trial: _Trial) -> None:
+def _check_elements(trial: _OptimizerTrial) -> None:
     generator = torch.Generator().manual_seed(0)
     gradients = [torch.randn(4, 6, generator=generator) for _ in range(STEPS)]
     found = []
@@ -199,7 +199,7 @@ def _check_elements(trial: _Trial) -> None:
     )
 
 
-def _check_ranks(trial: _Trial) -> None:
+def _check_ranks(trial: _OptimizerTrial) -> None:
     model = _model()
     engine = trial.engine(model)
     _train(engine, model, range(STEPS))
@@ -216,7 +216,7 @@ def _check_ranks(trial: _Trial) -> None:
         )
 
 
-def _on_two_ranks(trial: _Trial) -> Arrays:
+def _on_two_ranks(trial: _OptimizerTrial) -> Arrays:
     """Return the weights and the state that two ranks have together, on the first rank."""
     groups = arrange(Layout(2, 2))
     assert groups is not None, "two ranks share the model"
