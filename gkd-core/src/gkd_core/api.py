@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from gkd_core.errors import GkdError as GkdError
     from gkd_core.errors import MethodError as MethodError
     from gkd_core.errors import PluginError as PluginError
+    from gkd_core.hooks.features import Answer as Answer
     from gkd_core.hooks.features import View as View
     from gkd_core.hooks.operations import Add as Add
     from gkd_core.hooks.operations import Interchange as Interchange
@@ -89,6 +90,9 @@ if TYPE_CHECKING:
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
     from gkd_core.losses.logits import most_likely as most_likely
+    from gkd_core.losses.own_divergence import CustomDivergence as CustomDivergence
+    from gkd_core.losses.own_divergence import DivergenceRule as DivergenceRule
+    from gkd_core.losses.own_divergence import divergence as divergence
     from gkd_core.losses.relation import Relation as Relation
     from gkd_core.losses.relation import RelationBlock as RelationBlock
     from gkd_core.losses.relation import self_relation as self_relation
@@ -105,6 +109,9 @@ if TYPE_CHECKING:
     from gkd_core.models.parts import Part as Part
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
+    from gkd_core.parallel.tp_plans import ColumnParallel as ColumnParallel
+    from gkd_core.parallel.tp_plans import RowParallel as RowParallel
+    from gkd_core.parallel.tp_plans import Summed as Summed
     from gkd_core.rollouts.writer import Decoding as Decoding
     from gkd_core.rollouts.writer import Writer as Writer
     from gkd_core.runs.outline import RunOutline as RunOutline
@@ -114,18 +121,24 @@ if TYPE_CHECKING:
     from gkd_core.students.importance import measure_importance as measure_importance
     from gkd_core.students.ranking import Slicer as Slicer
     from gkd_core.students.scale import cut_ordered as cut_ordered
+    from gkd_core.teachers.source import AnswerSource as AnswerSource
 
 _HOME = {
     "API_VERSION": "hookspecs",
     "Add": "hooks.operations",
     "AllSamples": "distributed.samples",
+    "Answer": "hooks.features",
+    "AnswerSource": "teachers.source",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
+    "ColumnParallel": "parallel.tp_plans",
     "ConfigError": "errors",
+    "CustomDivergence": "losses.own_divergence",
     "DataError": "errors",
     "Decoding": "rollouts.writer",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
+    "DivergenceRule": "losses.own_divergence",
     "Encoded": "data.encode",
     "Evaluation": "kinds.task_kind",
     "Fit": "kinds.task_kind",
@@ -157,6 +170,7 @@ _HOME = {
     "Replace": "hooks.operations",
     "RolloutEngine": "contract.rollout",
     "RowSource": "contract.batch",
+    "RowParallel": "parallel.tp_plans",
     "RunConfig": "config.schema",
     "RunInfo": "contract.run_info",
     "RunOutline": "runs.outline",
@@ -168,6 +182,7 @@ _HOME = {
     "StageOutline": "runs.outline",
     "StageResult": "runs.result",
     "Step": "contract.step",
+    "Summed": "parallel.tp_plans",
     "Swap": "hooks.operations",
     "Table": "data.table",
     "Task": "contract.task",
@@ -191,6 +206,7 @@ _HOME = {
     "cross_entropy": "losses.divergences",
     "curves": "analysis.figures",
     "cut_ordered": "students.scale",
+    "divergence": "losses.own_divergence",
     "encode_samples": "data.encode",
     "hard_labels": "losses.soft_labels",
     "hookimpl": "hookspecs",

@@ -37,8 +37,8 @@ def begin(run: RunInfo, stage: Stage) -> None:
     if not epochs:
         return
     _refuse_elsewhere(stage)
-    share_heads(stage.teachers)
-    teachers = nn.ModuleList(teacher.model for teacher in stage.teachers)
+    share_heads(stage.live_teachers)
+    teachers = nn.ModuleList(teacher.model for teacher in stage.live_teachers)
     if tell((stage.directory / TUNED).exists()):
         load_weights(teachers, stage.directory / TUNED)
         return
@@ -96,7 +96,7 @@ def _loss(teacher: PreTrainedModel, batch: Batch, counts: Mapping[ItemKind, int]
 def _performances(stage: Stage) -> list[str]:
     """Return each teacher's metric on the validation rows."""
     found = []
-    for source, teacher in zip(stage.spec.teachers, stage.teachers, strict=True):
+    for source, teacher in zip(stage.spec.teachers, stage.live_teachers, strict=True):
         rows = (stage.validation, stage.collator, stage.kind, stage.engine.device)
         value = evaluate(teacher.model, *rows).metrics[stage.metric.name]
         found.append(f"{source.info.name} {stage.metric.name} {value:.4f}")
@@ -104,8 +104,14 @@ def _performances(stage: Stage) -> list[str]:
 
 
 def _refuse_elsewhere(stage: Stage) -> None:
-    """Reject teachers that are sharded, offloaded or not in fp32: they cannot be trained."""
+    """Reject teachers that cannot be trained: not live, sharded, offloaded or not in fp32."""
     for teacher, source in zip(stage.config.teachers, stage.spec.teachers, strict=True):
+        if source.source is not None or source.tokenizer is not None:
+            reason = "is no model here" if source.tokenizer is None else "has another tokenizer"
+            raise ConfigError(
+                "mt-bert.cofinetuning trains the teachers on the student's tokens, but "
+                f"{teacher.name} {reason}. Set mt-bert.cofinetuning=0"
+            )
         wanted = {
             "dtype": (teacher.dtype, "fp32"),
             "placement": (teacher.placement, "replicated"),

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from gkd_core.contract.batch import Batch
     from gkd_core.contract.model_info import Models
     from gkd_core.contract.step import Step
     from gkd_core.hooks.operations import Operation, Pass
@@ -37,8 +38,11 @@ class MethodBase:
         name: Its name in expressions: lower case, words joined by `-`.
         paper: Authors, venue, year and, if there is one, the arXiv number.
         needs_labels: It reads `batch.labels`; unlabeled data is rejected.
-        same_tokenizer: It compares teacher and student logits over the vocabulary in language
-            modeling, so their tokenizers must be the same.
+        same_tokenizer: It needs a teacher with the student's tokenizer. Not to be declared where
+            its `reads` show it: a method that reads whole sequences of both models is rejected for
+            teachers with other tokenizers anyway.
+        aligns: It aligns the tokens of both models by itself (`batch.view`), so that it may read
+            whole sequences of a teacher with another tokenizer.
         batch_coupled: Its result for a sample depends on the other samples of the micro-batch, so
             that gradient accumulation changes it.
         gradual_unfreezing: It trains more parts of the student as training proceeds. Parts not
@@ -54,6 +58,7 @@ class MethodBase:
     paper: ClassVar[str]
     needs_labels: ClassVar[bool] = False
     same_tokenizer: ClassVar[bool] = False
+    aligns: ClassVar[bool] = False
     batch_coupled: ClassVar[bool] = False
     gradual_unfreezing: ClassVar[bool] = False
     borrows_blocks: ClassVar[bool] = False
@@ -103,6 +108,20 @@ class MethodBase:
             step: The training step.
         """
         return ()
+
+    def items(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the masks of the method's own items, by name. Default: none.
+
+        They are counted over the whole optimizer step and all ranks before it begins; in `loss`
+        they are `batch.items(NAME)`, to average a term over.
+
+        Args:
+            batch: A micro-batch on the CPU. Nothing is known of the models yet.
+
+        Returns:
+            Bool `[B]` or `[B, S]`; True where an item counts.
+        """
+        return {}
 
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
         """Return learning-rate factors for parts of the student in this step. Default: none.
@@ -169,6 +188,10 @@ def validate(cls: type[MethodBase], kind: str) -> None:
         raise PluginError(f"{where}: `paper` must say where the {kind} was published")
     if not cls.__doc__:
         raise PluginError(f"{where}: a docstring is needed; `gkd methods {name}` shows it")
+    if cls.same_tokenizer and cls.aligns:
+        raise PluginError(
+            f"{where}: `same_tokenizer` and `aligns` contradict each other; declare one of them"
+        )
     if not issubclass(cls.Config, MethodBase.Config):
         base = "Method" if kind == "method" else "TeacherCombiner"
         raise PluginError(f"{where}: `Config` must be a subclass of `{base}.Config`")

@@ -25,11 +25,13 @@ class Split:
         text: The texts.
         pair: The second texts of a pair task, or None.
         labels: Class ids (int), values (float), or None for plain text.
+        byte_offsets: Whether to encode where each token is in its text (`Batch.byte_offsets`).
     """
 
     text: Sequence[str]
     pair: Sequence[str] | None = None
     labels: Sequence[int] | Sequence[float] | None = None
+    byte_offsets: bool = False
 
     def __len__(self) -> int:
         return len(self.text)

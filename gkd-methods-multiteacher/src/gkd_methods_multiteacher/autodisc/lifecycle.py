@@ -129,7 +129,7 @@ def _evaluate(stage: Stage, method: AutoDisc, scale: float) -> float:
 
 def _is_default_teacher(stage: Stage) -> bool:
     """Whether student and teacher are the same slice."""
-    models = [stage.student.model, *(teacher.model for teacher in stage.teachers)]
+    models = [stage.student.model, *(teacher.model for teacher in stage.live_teachers)]
     widths = [Widths.read(model.config) for model in models]
     return stage.config.student.scale is not None and widths.count(widths[0]) == len(widths)
 
