@@ -199,8 +199,16 @@ class Registry:
 
     @functools.cached_property
     def options(self) -> Mapping[str, type[BaseModel]]:
-        """The options of every method and combiner, by its name."""
-        return {name: cls.Config for name, cls in {**self.methods, **self.combiners}.items()}
+        """The options of every method, of every combiner, and of tasks that have some, by name."""
+        found = {name: cls.Config for name, cls in {**self.methods, **self.combiners}.items()}
+        tasks = {name: cls.Config for name, cls in self.tasks.items() if cls.Config.model_fields}
+        for name in tasks.keys() & found.keys():
+            raise PluginError(
+                f"'{name}' is a method or combiner of {self.provider(name)} and a task with "
+                f"options; these would share a table. Uninstall one of them, or set {DISABLE} to "
+                "its name."
+            )
+        return found | tasks
 
     @functools.cached_property
     def recipes(self) -> Mapping[str, Path]:

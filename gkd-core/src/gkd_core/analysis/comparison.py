@@ -214,7 +214,8 @@ def compare_models(
         model, size = _load(one, spec, device, adapters)
         sizes.append(size)
         predict = _predict(model, spec.kind, adapters)
-        found.append(evaluate(model, *readings[one.tokenizer], spec.kind, device, predict))
+        evaluated = evaluate(model, *readings[one.tokenizer], spec.kind, device, predict)
+        found.append(spec.measured(evaluated, split))
         models += [model] if timed else []
         del model
     times: list[float | None] = [None] * len(compared)
@@ -224,7 +225,7 @@ def compare_models(
     reference = next((e for c, e in zip(compared, found, strict=True) if c.name == teacher), None)
     if spec.kind.is_lm and len(readings) > 1:
         reference = None  # perplexities per token of different tokenizers are not comparable
-    metric = spec.kind.metric
+    metric = spec.metric
     rows = [
         Row(
             name=one.name,
@@ -243,8 +244,9 @@ def compare_models(
         )
     ]
     name = "validation" if data.test is None else "test"
+    guessed = spec.kind.guess(split.labels) if metric == spec.kind.metric else None
     count = min(len(encoded) for encoded, _ in readings.values())
-    return Comparison(metric.name, name, count, rows, spec.kind.guess(split.labels))
+    return Comparison(metric.name, name, count, rows, guessed)
 
 
 def _read(

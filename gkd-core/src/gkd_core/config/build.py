@@ -12,7 +12,7 @@ from gkd_core.config.expression import parse_expression, pointer
 from gkd_core.config.formats import SettingKey
 from gkd_core.config.overlay import Values, below, nested
 from gkd_core.config.problems import from_validation, origins, unknown_key, written
-from gkd_core.config.schema import LM, RolloutConfig, RunConfig
+from gkd_core.config.schema import LM, RolloutConfig, RunConfig, task_name
 from gkd_core.config.settings import DEFAULT
 from gkd_core.errors import ConfigError, MethodError, suggest
 
@@ -35,7 +35,8 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
 
     Returns:
         The configuration, or None if its own settings are invalid. `options` has an entry for each
-        method and combiner that is in the expression or has a table.
+        method and combiner that is in the expression, for the task if it has options, and for
+        each table.
     """
     tree = nested(values)
     tables = {name: table for name, table in tree.items() if name in registry.options}
@@ -45,6 +46,8 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
     settings = {name: value for name, value in tree.items() if name in SETTINGS}
     config = _validate(RunConfig, settings, values, (), problems)
     names = dict.fromkeys([*_option_tables(registry, values, problems), *tables])
+    if config is not None and task_name(config.task) in registry.options:
+        names[task_name(config.task)] = None
     options = {
         name: _validate(registry.options[name], tables.get(name, {}), values, (name,), problems)
         for name in names

@@ -183,6 +183,17 @@ class TaskConfig(Section):
     text: str | None = Field(None, description="Column of the text; found by name if unset.")
     text_pair: str | None = Field(None, description="Column of the second text, for pairs.")
     label: str | None = Field(None, description="Column of the label; found by name if unset.")
+    target: str | None = Field(
+        None,
+        description="Column with what causal-lm is to write after the text; only this is learned. "
+        "Default: the model learns the texts themselves.",
+    )
+    group: str | None = Field(
+        None,
+        description="Column with equal values in rows that belong together, such as the answers "
+        "to one question. They are held out together, and `group_accuracy` is the share of the "
+        "groups whose rows are all predicted correctly.",
+    )
     max_length: Positive | None = Field(
         None,
         description="Maximum sequence length in tokens; longer rows are truncated. Default: 128, "
@@ -208,6 +219,11 @@ class TaskConfig(Section):
         description="Type of the embedded task's default teacher. Default: that of the previous "
         "stage; else a decoder for causal-lm, an encoder otherwise.",
     )
+
+
+def task_name(task: TaskConfig) -> str:
+    """Return the name of the configured task."""
+    return task.name or ("embedded" if task.train is None else "files")
 
 
 class TrainingConfig(Section):

@@ -93,7 +93,29 @@ class Collator:
         if encoded.byte_offsets is not None:
             located = self.padded([row["byte_offsets"] for row in made], NOWHERE, width)
         numbers = torch.tensor(rows, dtype=torch.int64)
-        return Batch(inputs, labels, numbers, words=words, byte_offsets=located)
+        return Batch(
+            inputs,
+            labels,
+            numbers,
+            words=words,
+            loss_mask=self._loss_mask(encoded, rows, unpadded, width),
+            byte_offsets=located,
+        )
+
+    def _loss_mask(
+        self,
+        encoded: Encoded,
+        rows: Sequence[int],
+        ids: Sequence[NDArray[np.int64]],
+        width: int,
+    ) -> torch.Tensor | None:
+        """Return where the target texts are, bool `[B, S]`; None if there are none."""
+        if encoded.prompts is None:
+            return None
+        counts = [
+            np.arange(len(own)) >= encoded.prompts[row] for row, own in zip(rows, ids, strict=True)
+        ]
+        return self.padded(counts, 0, width).bool()
 
     @cached_property
     def _words(self) -> Words:

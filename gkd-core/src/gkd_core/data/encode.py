@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,8 @@ class Encoded:
         offsets: Start of each row and the end of the last, int64 `[N + 1]`.
         labels: Class ids int64 `[N]`, values fp32 `[N]`, or None.
         num_truncated: Number of rows truncated to `max_length`.
+        prompts: Number of tokens before the target text of each row, int64 `[N]`; None without
+            target texts.
         byte_offsets: Start and end of each token in the UTF-8 text of its row, int32 `[T, 2]`; -1
             for special tokens. None unless the split asks for them.
         blocks: The text of each row in language modeling; None without `byte_offsets`.
@@ -39,6 +41,7 @@ class Encoded:
     offsets: NDArray[np.int64]
     labels: NDArray[Any] | None
     num_truncated: int
+    prompts: NDArray[np.int64] | None = None
     byte_offsets: NDArray[np.int32] | None = None
     blocks: Sequence[str] | None = None
 
@@ -101,6 +104,52 @@ def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: 
             "no text has two or more tokens, so there is nothing to model; give longer texts"
         )
     return _joined(rows, None, 0)
+
+
+def encode_targets(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Tokenize texts that are followed by a target text, which a language model is to write.
+
+    A row is the text (or pair), with the special tokens that come before it, the target and the
+    tokenizer's end token. A long row loses the beginning of its text first, then the end of its
+    target; a token of each is always kept.
+
+    Raises:
+        ConfigError: `max_length` leaves no room besides the special tokens.
+        DataError: A text or a target yields no tokens.
+    """
+    check_room(tokenizer, max_length, pair=split.pair is not None)
+    assert split.target is not None, "encoded only if there are targets"
+    parts = [split.text] if split.pair is None else [split.text, split.pair]
+    before = _ids(list(map(" ".join, zip(*parts, strict=True))), tokenizer, special=True)
+    after = _ids(split.target, tokenizer, special=False)
+    rows, prompts, cut = [], [], 0
+    for text, target in zip(before, after, strict=True):
+        room = max_length - min(len(target), max_length - 1)
+        kept = np.concatenate([text[-room:], target])[:max_length]
+        cut += len(kept) < len(text) + len(target)
+        prompts.append(min(len(text), room))
+        rows.append(_Row(kept, None))
+    return replace(_joined(rows, None, cut), prompts=np.array(prompts, np.int64))
+
+
+def _ids(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, special: bool
+) -> list[NDArray[np.int32]]:
+    """Return the ids of prompts, or of targets, which the end token follows."""
+    end = tokenizer.eos_token_id
+    found = []
+    for start in range(0, len(texts), CHUNK):
+        part = list(texts[start : start + CHUNK])
+        made = tokenizer(part, add_special_tokens=special, verbose=False)["input_ids"]
+        for text, row in zip(part, made, strict=True):
+            if special and row and row[-1] == end:
+                row = row[:-1]  # the text goes on
+            if not row:
+                raise DataError(
+                    f"the tokenizer yields no tokens for the text {text!r}; remove the row"
+                )
+            found.append(np.array(row if special or end is None else [*row, end], np.int32))
+    return found
 
 
 def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) -> None:

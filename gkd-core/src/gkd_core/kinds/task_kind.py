@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gkd_core.data.columns import CheckedRows, find_columns, select
 from gkd_core.data.encode import Encoded, encode_samples
+from gkd_core.errors import ConfigError
 from gkd_core.kinds.metrics import Metric
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class TaskKind:
         Raises:
             DataError: A column is missing, or a row is invalid.
         """
+        refuse_target(config, self.name)
         columns = find_columns(tables["train"], config, labelled=True)
         splits: dict[str, Split] = {}
         classes: tuple[str, ...] = ()
@@ -337,3 +339,12 @@ class TaskKind:
 
 def _equal(mine: object, theirs: object) -> bool:
     return mine == theirs
+
+
+def refuse_target(config: TaskConfig, kind: str) -> None:
+    """Raise `ConfigError` if a kind of task other than `causal-lm` is to write a target text."""
+    if config.target is not None:
+        raise ConfigError(
+            f"task.target = {config.target!r} is a text to write, which {kind} does not; set "
+            "task.kind = 'causal-lm', or name the labels with task.label"
+        )

@@ -50,6 +50,11 @@ class ActiveMethod:
     ensemble: TeacherEnsemble | None = None
     outside: Schedule = ALWAYS_1
 
+    def __post_init__(self) -> None:
+        """Tell each object its models."""
+        for method, models in zip(self.methods, self.models, strict=True):
+            method.models = models
+
     @property
     def takes_teacher(self) -> bool:
         """Whether the method reads a teacher."""
@@ -64,6 +69,12 @@ class ActiveMethod:
         generator = torch.Generator().set_state(self.generator.get_state())
         ensemble = self.ensemble.detached_copy() if self.ensemble else None
         return replace(self, generator=generator, ensemble=ensemble)
+
+    def rehearsal_copy(self) -> ActiveMethod:
+        """Return a copy on which a step can be begun without advancing the method's state."""
+        copied = self.detached_copy()
+        ensemble = copied.ensemble.rehearsal_copy() if copied.ensemble else None
+        return replace(copied, methods=copy.deepcopy(self.methods), ensemble=ensemble)
 
 
 @dataclass(frozen=True)
@@ -167,9 +178,7 @@ class PlannedPass:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The requests of all methods for a step, and the passes that serve them.
-
-    Methods are asked once per step, because they may choose at random.
+    """The requests of all methods for a step that they have begun, and the passes that serve them.
 
     Attributes:
         requests: The requests of each method or ensemble, by its name.
@@ -188,12 +197,13 @@ def plan_step(
     training: bool = True,
     explain: Callable[[ActiveMethod | TeacherEnsemble], AbstractContextManager[None]] | None = None,
 ) -> StepPlan:
-    """Return the plan of a step, made from the requests of every method and combiner.
+    """Begin a step of every method and combiner; return its plan, made from their requests.
 
     Args:
         members: The methods.
         step: The position in training.
-        training: False for the operations that apply in an evaluation after the step.
+        training: False for the operations that apply in an evaluation after the step, which has
+            begun by then.
         explain: Returns a context in which one of them is asked, to add details to its errors.
 
     Raises:
@@ -245,6 +255,8 @@ def _request(
     known = [models.teacher.name for models in member.models if models.teacher is not None]
     found = []
     for number, (method, models) in enumerate(zip(member.methods, member.models, strict=True)):
+        if training and (number == 0 or isinstance(member, ActiveMethod)):
+            method.begin_step(step)  # a combiner is one object for all teachers
         passes = tuple(method.passes(models, step))
         operations = [o for o in method.writes(models, step) if o.when.holds(step, training)]
         refuse_undeclared(method, operations)

@@ -10,16 +10,16 @@ from types import MappingProxyType
 
 from transformers import PreTrainedModel
 
-from gkd_core.config.resolve import Resolved, ResolvedStage, task_name
-from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig
+from gkd_core.config.resolve import Resolved, ResolvedStage
+from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig, task_name
 from gkd_core.config.settings import Level, Origin
-from gkd_core.contract.run_info import RunInfo
+from gkd_core.contract.run_info import STAGES, RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
-from gkd_core.runs.directory import DONE, STAGES
+from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
 from gkd_core.runs.outline import RunOutline, outline_run
 from gkd_core.runs.result import StageResult

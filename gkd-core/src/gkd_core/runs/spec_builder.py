@@ -15,9 +15,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core.config.expression import AVERAGE, Expression, parse_expression
 from gkd_core.config.graph import STAGE, stage_of
-from gkd_core.config.resolve import ResolvedStage, task_name
-from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, TeacherSize
-from gkd_core.contract.model_info import ModelInfo, Models
+from gkd_core.config.resolve import ResolvedStage
+from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, TeacherSize, task_name
+from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.classes import order_classes
@@ -49,7 +49,7 @@ def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
     """
     spec = SpecBuilder(registry, [settings.config.task]).build(settings)
     teacher = spec.teachers[0].info if spec.teachers else None
-    return Models(spec.student, teacher)
+    return Models(spec.student, teacher, spec.data.kind, _data_info(spec.data))
 
 
 class SpecBuilder:
@@ -104,11 +104,12 @@ class SpecBuilder:
             expression=expression,
             data=data,
             kind=kind,
+            task=self.rows.task(config, config.task),
             tokenizer=tokenizer,
             teachers=tuple(teachers),
             student=student,
             student_config=shape,
-            members=tuple(self._members(config, expression, student, teachers)),
+            members=tuple(self._members(config, expression, data, student, teachers)),
             follows=follows,
         )
         self.check(spec)
@@ -234,7 +235,7 @@ class SpecBuilder:
             family = "encoder" if sees_both_sides(follows.student_config) else "decoder"
             task = task.model_copy(update={"default_teacher": family})
         name = task_name(task)
-        own = self.registry.task(name)(task, self.registry.kinds).default_teacher(data, size)
+        own = self.rows.task(config, task).default_teacher(data, size)
         if own is None:
             alone = "" if setting == "teacher.model" else f" (--set {setting}=DIR for one stage)"
             raise ConfigError(
@@ -253,20 +254,23 @@ class SpecBuilder:
         self,
         config: RunConfig,
         expression: Expression,
+        data: TaskData,
         student: ModelInfo,
         teachers: Sequence[TeacherSpec],
     ) -> Iterable[ActiveMethod]:
-        ensembles = self._ensembles(config, expression, student, teachers)
+        alone = Models(student, None, data.kind, _data_info(data))
+        taught = [replace(alone, teacher=teacher.info) for teacher in teachers]
+        ensembles = self._ensembles(config, expression, taught)
         for member in expression.members:
             method = self.registry.method(member.name)
-            alone = method.teachers == "none"
+            reads_none = method.teachers == "none"
             group = expression.group_of(member.name)
             ensemble = ensembles.get(group.combiner if group else AVERAGE)
-            if alone:
+            if reads_none:
                 ensemble = _for_each_teacher(member.name, ensemble if group else None)
-            models = [Models(student, None if alone else teacher.info) for teacher in teachers]
+            models = [alone for _ in taught] if reads_none else taught
             if ensemble is None:
-                models = models[:1] or [Models(student, None)]
+                models = models[:1] or [alone]
             yield ActiveMethod(
                 name=member.name,
                 weight=member.weight,
@@ -281,13 +285,12 @@ class SpecBuilder:
         self,
         config: RunConfig,
         expression: Expression,
-        student: ModelInfo,
-        teachers: Sequence[TeacherSpec],
+        taught: Sequence[Models],
     ) -> dict[str, TeacherEnsemble]:
         """Return the combiners by name, including the one for methods without parentheses."""
-        weights = {AVERAGE: ALWAYS_1} if len(teachers) > 1 else {}
+        weights = {AVERAGE: ALWAYS_1} if len(taught) > 1 else {}
         weights |= {group.combiner: group.weight for group in expression.groups}
-        models = tuple(Models(student, teacher.info) for teacher in teachers)
+        models = tuple(taught)
         return {
             name: TeacherEnsemble(
                 name=name,
@@ -298,6 +301,10 @@ class SpecBuilder:
             )
             for name, weight in weights.items()
         }
+
+
+def _data_info(data: TaskData) -> DataInfo:
+    return DataInfo(len(data.train), data.classes)
 
 
 def _for_each_teacher(method: str, ensemble: TeacherEnsemble | None) -> TeacherEnsemble | None:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
-from gkd_core.contract.run_info import StageInfo
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
@@ -104,7 +103,7 @@ class Stage:
     @property
     def metric(self) -> Metric:
         """The metric by which the best student is chosen."""
-        return self.kind.metric
+        return self.spec.metric
 
     @property
     def best(self) -> Path:
@@ -120,23 +119,6 @@ class Stage:
     def checkpoint_every(self) -> int:
         """The number of steps between checkpoints."""
         return self.config.training.checkpoint_every or self.evaluate_every
-
-    @property
-    def info(self) -> StageInfo:
-        """The view of the stage that hooks receive."""
-        spec = self.spec
-        return StageInfo(
-            name=self.name,
-            directory=self.directory,
-            config=self.config,
-            kind=self.kind.name,
-            methods=tuple(member.name for member in spec.members),
-            student=spec.student,
-            teachers=tuple(t.info for t in spec.teachers) if spec.reads_teachers else (),
-            total_steps=self.total_steps,
-            metric=self.metric.name,
-            _stage=self,
-        )
 
     def describe(self) -> list[str]:
         """Return lines that describe the student and the rows it learns from."""
@@ -158,17 +140,6 @@ class Stage:
     def due(self, step: int, every: int) -> bool:
         """Return whether `step` is a multiple of `every` or the last step."""
         return step % every == 0 or step == self.total_steps
-
-
-def stage_behind(info: StageInfo) -> Stage:
-    """Return the stage behind the view that a hook received.
-
-    Only `autodisc` and the co-finetuning of `mt-bert` may use it, until methods themselves can act
-    at the start and end of a stage.
-    """
-    stage = info._stage
-    assert isinstance(stage, Stage), "only `Stage.info` makes a view"
-    return stage
 
 
 def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Path | None) -> Stage:

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +18,12 @@ from gkd_core.config.schema import Placement, RunConfig
 from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.contract.step import Step
-from gkd_core.contract.task import TaskData
+from gkd_core.contract.task import Split, Task, TaskData
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
-from gkd_core.errors import MethodError
-from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.errors import MethodError, PluginError
+from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.task_kind import Evaluation, TaskKind
 from gkd_core.models.layer_map import init_layers
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step, sample_steps
@@ -90,6 +91,7 @@ class StageSpec:
         settings: Its complete configuration and the origin of each value.
         expression: The methods and their weights.
         kind: The kind of task.
+        task: What the rows are from, with its metrics.
         data: The rows, with class ids in the teacher's order.
         tokenizer: The student's tokenizer.
         teachers: The teachers; a student without a checkpoint is made from the first.
@@ -105,6 +107,7 @@ class StageSpec:
     settings: ResolvedStage
     expression: Expression
     kind: TaskKind
+    task: Task
     data: TaskData
     tokenizer: PreTrainedTokenizerFast
     teachers: tuple[TeacherSpec, ...]
@@ -116,13 +119,13 @@ class StageSpec:
 
     @functools.cached_property
     def first_step(self) -> StepPlan:
-        """The plan of the first step; planning it does not advance the RNG.
+        """The plan of the first step; planning it changes nothing about the methods.
 
         Raises:
             MethodError: A path or pass does not exist, or two methods change the same place.
         """
         step = Step(0, 1, 0, self.name, torch.Generator())
-        members = [member.detached_copy() for member in self.members]
+        members = [member.rehearsal_copy() for member in self.members]
         return plan_step(members, step, explain=self.naming_options)
 
     @functools.cached_property
@@ -169,6 +172,31 @@ class StageSpec:
     def config(self) -> RunConfig:
         """The configuration of the stage."""
         return self.settings.config
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that selects the best student and is compared."""
+        return self.task.metric or self.kind.metric
+
+    def measured(self, evaluation: Evaluation, split: Split) -> Evaluation:
+        """Return an evaluation with the metrics of the task.
+
+        Args:
+            evaluation: Metrics of the kind of task, and predictions.
+            split: The rows.
+
+        Raises:
+            PluginError: The task's main metric is not among them.
+        """
+        metrics = dict(evaluation.metrics)
+        if evaluation.predictions is not None:
+            metrics |= self.task.measure(split, evaluation.predictions, self.data)
+        if self.metric.name not in metrics:
+            raise PluginError(
+                f"the main metric of the task {self.task.name!r} is {self.metric.name!r}, which "
+                f"{self.kind} on {self.data.source} does not have: {', '.join(metrics)}"
+            )
+        return replace(evaluation, metrics=metrics)
 
     @property
     def max_length(self) -> int:
