@@ -25,6 +25,7 @@ from gkd_core.losses import (
     soft_labels,
     total_variation,
 )
+from gkd_core.losses.logits import most_likely
 from gkd_core.losses.vocabulary import DividedVocabulary
 
 WORDS = 13
@@ -280,3 +281,24 @@ def test_a_few_numbers_per_token_are_sent_and_backward_the_gradient_of_hidden_st
     assert {name: forward for name, (forward, *_) in longer.items()} == {
         name: 2 * forward for name, (forward, *_) in few.items()
     }
+
+
+def find_most_likely():
+    """The tokens found by each rank: of random logits, and of logits that are all equal."""
+    vocabularies = []
+    for bias in (True, False):
+        logits, _ = divide(head(3, bias=bias), dist.group.WORLD)
+        vocabularies.append(most_likely(logits).tolist())
+    equal, _ = divide((torch.zeros(2, 3, DIM), torch.ones(WORDS, DIM), None), dist.group.WORLD)
+    return [*vocabularies, most_likely(equal).tolist()]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_most_likely_token_is_that_of_the_whole_vocabulary(on_ranks, ranks):
+    expected = []
+    for bias in (True, False):
+        hidden, weight, offset = head(3, bias=bias)
+        expected.append(torch.nn.functional.linear(hidden, weight, offset).argmax(-1).tolist())
+        assert most_likely(LinearLogits(hidden, weight, offset)).tolist() == expected[-1]
+    first = [[0, 0, 0], [0, 0, 0]]
+    assert on_ranks(ranks, find_most_likely) == [[*expected, first]] * ranks

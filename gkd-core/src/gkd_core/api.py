@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
     from gkd_core.contract.method import Method as Method
     from gkd_core.contract.method_base import MethodBase as MethodBase
+    from gkd_core.contract.model_info import DataInfo as DataInfo
     from gkd_core.contract.model_info import ModelInfo as ModelInfo
     from gkd_core.contract.model_info import Models as Models
     from gkd_core.contract.procedure import Procedure as Procedure
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from gkd_core.contract.rollout import Prompts as Prompts
     from gkd_core.contract.rollout import RolloutEngine as RolloutEngine
     from gkd_core.contract.rollout import Written as Written
+    from gkd_core.contract.run_info import GradientEngine as GradientEngine
+    from gkd_core.contract.run_info import LoadedModel as LoadedModel
     from gkd_core.contract.run_info import RunInfo as RunInfo
     from gkd_core.contract.run_info import StageInfo as StageInfo
     from gkd_core.contract.schedule import Schedule as Schedule
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from gkd_core.errors import GkdError as GkdError
     from gkd_core.errors import MethodError as MethodError
     from gkd_core.errors import PluginError as PluginError
+    from gkd_core.hooks.features import Answer as Answer
     from gkd_core.hooks.features import View as View
     from gkd_core.hooks.operations import Add as Add
     from gkd_core.hooks.operations import Interchange as Interchange
@@ -106,6 +110,7 @@ if TYPE_CHECKING:
     from gkd_core.models.layer_map import layer_pairs as layer_pairs
     from gkd_core.models.layer_map import layer_segments as layer_segments
     from gkd_core.models.parts import Part as Part
+    from gkd_core.models.parts import find_parts as find_parts
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
     from gkd_core.parallel.tp_plans import ColumnParallel as ColumnParallel
@@ -120,17 +125,23 @@ if TYPE_CHECKING:
     from gkd_core.students.importance import measure_importance as measure_importance
     from gkd_core.students.ranking import Slicer as Slicer
     from gkd_core.students.scale import cut_ordered as cut_ordered
+    from gkd_core.teachers.source import AnswerSource as AnswerSource
+    from gkd_core.training.checkpoint import load_weights as load_weights
+    from gkd_core.training.checkpoint import save_weights as save_weights
 
 _HOME = {
     "API_VERSION": "hookspecs",
     "Add": "hooks.operations",
     "AllSamples": "distributed.samples",
+    "Answer": "hooks.features",
+    "AnswerSource": "teachers.source",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
     "ColumnParallel": "parallel.tp_plans",
     "ConfigError": "errors",
     "CustomDivergence": "losses.own_divergence",
     "DataError": "errors",
+    "DataInfo": "contract.model_info",
     "Decoding": "rollouts.writer",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
@@ -139,12 +150,14 @@ _HOME = {
     "Evaluation": "kinds.task_kind",
     "Fit": "kinds.task_kind",
     "GkdError": "errors",
+    "GradientEngine": "contract.run_info",
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
     "Items": "contract.batch",
     "LOGITS": "hooks.paths",
     "LayerMap": "models.layer_map",
     "LinearLogits": "losses.logits",
+    "LoadedModel": "contract.run_info",
     "Logits": "losses.logits",
     "Method": "contract.method",
     "MethodBase": "contract.method_base",
@@ -204,6 +217,7 @@ _HOME = {
     "cut_ordered": "students.scale",
     "divergence": "losses.own_divergence",
     "encode_samples": "data.encode",
+    "find_parts": "models.parts",
     "hard_labels": "losses.soft_labels",
     "hookimpl": "hookspecs",
     "huber": "losses.distances",
@@ -212,6 +226,7 @@ _HOME = {
     "kl": "losses.divergences",
     "layer_pairs": "models.layer_map",
     "layer_segments": "models.layer_map",
+    "load_weights": "training.checkpoint",
     "logits_mse": "losses.soft_labels",
     "measure_importance": "students.importance",
     "most_likely": "losses.logits",
@@ -222,6 +237,7 @@ _HOME = {
     "reverse_kl": "losses.divergences",
     "same_heads": "contract.requirements",
     "same_width": "contract.requirements",
+    "save_weights": "training.checkpoint",
     "self_relation": "losses.relation",
     "skew_kl": "losses.divergences",
     "soft_cross_entropy": "losses.divergences",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from gkd_core.contract.architectures import adapter_of
+from gkd_core.errors import MethodError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -94,14 +95,44 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class DataInfo:
+    """The data of a stage.
+
+    Attributes:
+        rows: Number of training rows.
+        classes: Names of the classes in the order of their ids; empty if the task has none.
+    """
+
+    rows: int = 0
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Models:
-    """The shapes of the student and of one teacher.
+    """The shapes of the student and of one teacher, and what they are for.
 
     Attributes:
         student: The student.
         teacher: The teacher; None if the method has none. With several teachers, a method is called
             once per teacher, each time with a different one.
+        kind: Name of the kind of task, such as `classification`.
+        data: The rows and classes of the stage.
     """
 
     student: ModelInfo
     teacher: ModelInfo | None
+    kind: str = "classification"
+    data: DataInfo = DataInfo()
+
+    @property
+    def pair(self) -> tuple[ModelInfo, ModelInfo]:
+        """The student and the teacher, for a method that has one.
+
+        Raises:
+            MethodError: The method has none.
+        """
+        if self.teacher is None:
+            raise MethodError(
+                "a method without a teacher asks for one; declare teachers = 'one' in its class"
+            )
+        return self.student, self.teacher

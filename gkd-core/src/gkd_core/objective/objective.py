@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,14 @@ class Objective:
     def _owners(self) -> list[ActiveMethod | TeacherEnsemble]:
         return sorted([*self.members, *self.ensembles], key=lambda owner: owner.name)
 
+    def objects(self) -> Iterator[tuple[str, MethodBase]]:
+        """Yield each combiner and then each object of a method, with a name of its own."""
+        for ensemble in self.ensembles:
+            yield ensemble.name, ensemble.combiner
+        for member in self.members:
+            for number, method in enumerate(member.methods):
+                yield f"{member.name} {number}", method
+
     def build_modules(self, seed: int) -> None:
         """Build the auxiliary modules of all methods and combiners, seeded by their names."""
         for member in self.members:
@@ -73,7 +81,7 @@ class Objective:
         return any(k.gradual_unfreezing or k.lr_factors is not MethodBase.lr_factors for k in kinds)
 
     def plan(self, step: Step) -> StepPlan:
-        """Return the plan of a step, made from the requests of every method."""
+        """Begin a step of every method; return its plan, made from their requests."""
         return plan_step(self.members, step)
 
     def declare_items(self, batch: Batch) -> None:
@@ -144,7 +152,7 @@ class Objective:
         return student
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every method and combiner, as JSON-serializable values."""
+        """Return the state of every method and combiner: JSON values and tensors."""
         states = {m.name: [method.state_dict() for method in m.methods] for m in self.members}
         return states | {c.name: [c.combiner.state_dict()] for c in self.ensembles}
 

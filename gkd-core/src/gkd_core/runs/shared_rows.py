@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gkd_core.config.resolve import ResolvedStage, task_name
-from gkd_core.config.schema import LM, TaskConfig
+from gkd_core.config.resolve import ResolvedStage
+from gkd_core.config.schema import LM, RunConfig, TaskConfig, task_name
 from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import without_labels
 from gkd_core.kinds.language_model import language_model_kind
@@ -45,7 +45,7 @@ class SharedRows:
         self._plain = {name for name, kind in registry.kinds.items() if kind.is_lm}
         labelled = (task for task in tasks if task.kind not in {LM, *self._plain})
         self._labelled = list(dict.fromkeys(_rows(task, task.kind) for task in labelled))
-        self._data: dict[tuple[TaskConfig, str], TaskData] = {}
+        self._data: dict[tuple[TaskConfig, str, str], TaskData] = {}
 
     def load(self, settings: ResolvedStage, relative: StageSpec | None) -> TaskData:
         """Return the rows of a stage.
@@ -57,25 +57,33 @@ class SharedRows:
         Raises:
             GkdError: The task or one of its rows is invalid.
         """
-        task, seed = settings.config.task, settings.config.seed
+        task = settings.config.task
         plain = _plain_kind(settings, relative)
         name = plain if task.kind == LM else task.kind
         task = task.model_copy(update={"kind": name})
-        self._task(task).check()
+        self.task(settings.config, task).check()
         for labelled in self._labelled:
             if name in self._plain and _rows(task, labelled.kind) == labelled:
-                data = self._read(labelled, plain, seed)
+                data = self._read(settings.config, labelled, plain)
                 return data if data.kind == name else without_labels(data, name)
-        return self._read(_rows(task, name), plain, seed)
+        return self._read(settings.config, _rows(task, name), plain)
 
-    def _task(self, config: TaskConfig) -> Task:
-        return self.registry.task(task_name(config))(config, self.registry.kinds)
+    def task(self, config: RunConfig, task: TaskConfig) -> Task:
+        """Return a task with its options.
 
-    def _read(self, rows: TaskConfig, plain: str, seed: int) -> TaskData:
+        Args:
+            config: The configuration, with the options.
+            task: The configuration of the task.
+        """
+        name = task_name(task)
+        return self.registry.task(name)(task, self.registry.kinds, config.options.get(name))
+
+    def _read(self, config: RunConfig, rows: TaskConfig, plain: str) -> TaskData:
         # Stages that share rows must share the split: the seed of the first to read them applies.
-        key = (rows, plain)
+        task = self.task(config, rows)
+        key = (rows, plain, task.options.model_dump_json())
         if key not in self._data:
-            self._data[key] = self._task(rows).load(plain, seed)
+            self._data[key] = task.load(plain, config.seed)
         return self._data[key]
 
 

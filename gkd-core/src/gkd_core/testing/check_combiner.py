@@ -34,7 +34,7 @@ def check_combiner(
     Args:
         combiner: The class.
         options: Options that differ from their defaults.
-        kinds: Kinds of task to check on, except those whose models the combiner's `check` rejects.
+        kinds: strs of task to check on, except those whose models the combiner's `check` rejects.
         ranks: Number of processes. With 2, losses and gradients are checked under tensor
             parallelism, too; the class stands at the top of a module.
 
@@ -42,7 +42,7 @@ def check_combiner(
         AssertionError: A property does not hold; the message says which.
         MethodError: The combiner rejects the models of every kind.
     """
-    check_kinds(lambda kind: _CombinerTrial(combiner, options or {}, kind), kinds)
+    check_kinds(lambda kind: CombinerTrial(combiner, options or {}, kind), kinds)
     if ranks > 1:
         on_ranks(ranks, _check_rank, combiner, options or {}, kinds)
 
@@ -50,10 +50,10 @@ def check_combiner(
 def _check_rank(
     combiner: type[TeacherCombiner], options: Mapping[str, Any], kinds: Sequence[str]
 ) -> None:
-    check_shared(lambda kind, group: _CombinerTrial(combiner, options, kind, group), kinds)
+    check_shared(lambda kind, group: CombinerTrial(combiner, options, kind, group), kinds)
 
 
-class _CombinerTrial(TinyStage):
+class CombinerTrial(TinyStage):
     """A combiner of two teachers."""
 
     teacher_layers = (4, 3)

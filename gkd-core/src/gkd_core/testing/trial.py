@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from gkd_core.contract.batch import IGNORE, Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
-from gkd_core.contract.model_info import ModelInfo, Models
+from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.step import Step
 from gkd_core.distributed.groups import setup
 from gkd_core.distributed.layout import Layout
@@ -23,14 +24,18 @@ from gkd_core.distributed.shards import sharding_of
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
+from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.plugins import registry
-from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model
+from gkd_core.testing.queries import check_queries
+from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model, tiny_view
+from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[str] = ("classification", "causal-lm")
 STEPS = 10
+CLASS_NAMES = tuple("abcdefgh"[:CLASSES])
 
 
 class TinyStage:
@@ -61,8 +66,10 @@ class TinyStage:
         for teacher in self.teachers:
             teacher.model.requires_grad_(False)  # as in a run
         student = _info("student", self.student, kind)
+        classes = () if registry().kind(kind).is_lm else CLASS_NAMES
+        data = DataInfo(len(tiny_batch(kind)), classes)
         self.models = tuple(
-            Models(student, _info(f"teacher{number}", teacher, kind))
+            Models(student, _info(f"teacher{number}", teacher, kind), kind, data)
             for number, teacher in enumerate(self.teachers, 1)
         )
         self.objective = self.build()
@@ -99,6 +106,14 @@ class TinyStage:
         assert terms, f"{self.name}: `loss` returned no term"
         return self.objective.total(terms, counts, step)
 
+    def batch(self) -> Batch:
+        """Return a tiny batch; where the subject aligns tokens, teachers read other ones."""
+        batch = tiny_batch(self.kind)
+        if not self.subject.aligns:
+            return batch
+        names = [models.teacher.name for models in self.models if models.teacher is not None]
+        return replace(batch, views=dict.fromkeys(names, tiny_view(self.kind, batch)))
+
     def counts(self, batch: Batch) -> dict[ItemKind, int]:
         """Return the number of items of each kind, also of those that the subject declares."""
         self.objective.declare_items(batch)
@@ -119,7 +134,7 @@ class TinyStage:
         """Return the loss of a new objective, and its gradients by name of the weight."""
         self.objective = self.build()
         self.student.model.zero_grad()
-        batch = tiny_batch(self.kind)
+        batch = self.batch()
         loss = self.loss(batch, self.counts(batch))
         loss.backward()  # type: ignore[no-untyped-call]
         named = [
@@ -161,7 +176,7 @@ def check_shared(
 
     Args:
         trial: Makes the trial, with models that a group shares or whole ones.
-        kinds: Kinds of task.
+        kinds: strs of task.
 
     Raises:
         AssertionError: They do not; the message says for which weight.
@@ -207,7 +222,7 @@ def _step(index: int) -> Step:
 
 
 def _check(trial: TinyStage) -> None:
-    batch = tiny_batch(trial.kind)
+    batch = trial.batch()
     counts = trial.counts(batch)
     loss = trial.loss(batch, counts)
     assert loss.isfinite(), f"{trial.name}: the loss is {loss.item()}"
@@ -218,6 +233,7 @@ def _check(trial: TinyStage) -> None:
     _same(_fresh_loss(trial, _take(batch, order)), loss, f"{trial.name}: the order of rows matters")
     if not trial.subject.batch_coupled:
         _check_accumulation(trial, batch)
+    check_step_queries(trial, batch)
     _check_resume(trial, batch)
 
 
@@ -241,16 +257,34 @@ def _check_accumulation(trial: TinyStage, batch: Batch) -> None:
     _same(trial.gradient(parts, counts), whole, message)
 
 
+def check_step_queries(trial: TinyStage, batch: Batch) -> None:
+    """Check that what a method says about a step changes nothing, in some steps of a new run.
+
+    Raises:
+        AssertionError: It does; the message says which query.
+    """
+    trial.objective = trial.build()
+    for index in (0, 1, STEPS - 1):
+        step = _step(index)
+        plan = trial.objective.plan(step)
+        owners: list[ActiveMethod | TeacherEnsemble] = [*trial.objective.members]
+        for owner in (*owners, *trial.objective.ensembles):
+            own = replace(step, generator=owner.generator)
+            check_queries(owner.methods, owner.models, own, f"{trial.name} in step {index}")
+        trial.loss(batch, trial.counts(batch), index, plan)
+
+
 def _check_resume(trial: TinyStage, batch: Batch) -> None:
     trial.objective = trial.build()
     counts = trial.counts(batch)
     trial.loss(batch, counts, index=0)
-    state = json.loads(json.dumps(trial.objective.state_dict()))
+    tensors: dict[str, Tensor] = {}
+    state = json.loads(json.dumps(take_tensors(trial.objective.state_dict(), tensors)))
     modules = trial.objective.modules.state_dict()
     states = {name: g.get_state() for name, g in trial.objective.generators().items()}
     uninterrupted = trial.loss(batch, counts, index=1)
     trial.objective = trial.build()
-    trial.objective.load_state_dict(state)
+    trial.objective.load_state_dict(put_tensors(state, tensors))
     trial.objective.modules.load_state_dict(modules)
     for name, source in trial.objective.generators().items():
         source.set_state(states[name])
@@ -271,14 +305,18 @@ def _same(found: Tensor, expected: Tensor, message: str) -> None:
 
 def _pad(batch: Batch, columns: int) -> Batch:
     inputs = {name: functional.pad(value, (0, columns)) for name, value in batch.inputs.items()}
-    labels = batch.labels
+    labels, words, spans = batch.labels, batch.words, batch.byte_offsets
     if labels is not None and labels.dim() == 2:
         labels = functional.pad(labels, (0, columns), value=IGNORE)
-    words = None if batch.words is None else functional.pad(batch.words, (0, columns), value=-1)
-    return Batch(inputs, labels, batch.rows, words=words)
+    words = None if words is None else functional.pad(words, (0, columns), value=-1)
+    spans = None if spans is None else functional.pad(spans, (0, 0, 0, columns), value=-1)
+    views = {name: _pad(view, columns) for name, view in batch.views.items()}
+    return Batch(inputs, labels, batch.rows, words=words, byte_offsets=spans, views=views)
 
 
 def _take(batch: Batch, rows: Tensor) -> Batch:
     inputs = {name: value[rows] for name, value in batch.inputs.items()}
-    labels, words = (None if x is None else x[rows] for x in (batch.labels, batch.words))
-    return Batch(inputs, labels, batch.rows[rows], words=words)
+    found = (batch.labels, batch.words, batch.byte_offsets)
+    labels, words, spans = (None if tensor is None else tensor[rows] for tensor in found)
+    views = {name: _take(view, rows) for name, view in batch.views.items()}
+    return Batch(inputs, labels, batch.rows[rows], words=words, byte_offsets=spans, views=views)
