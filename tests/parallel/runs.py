@@ -20,6 +20,7 @@ from gkd_core.config.resolve import resolve
 from gkd_core.contract.method import Method
 from gkd_core.distributed.ranks import is_first, rank, wait, world_size
 from gkd_core.hooks.operations import Add, Pass, Swap, When
+from gkd_core.losses import Term, mse
 from gkd_core.plugins import Registry
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.runs.run import Run, prepare_run
@@ -196,6 +197,25 @@ class Unlocks(Method):
         return {"unlocks": (student.pooled - teacher.pooled).square().mean(-1)}
 
 
+class Even(Method):
+    """Averages over even positions of some rows: a mean of ones must be 1."""
+
+    name = "even"
+    paper = "A test"
+
+    def items(self, batch):
+        even = torch.arange(batch.mask.shape[1]) % 2 == 0
+        return {"even": batch.mask & even & (batch.rows % 3 == 0).unsqueeze(1)}
+
+    def reads(self, models, step):
+        return ["student.hidden[2]", "teacher.hidden[4]"]
+
+    def loss(self, student, teacher, batch, step):
+        over = batch.items("even")
+        ones = Term(over.mask.float() + 0 * student.hidden[2].sum(), over)
+        return {"even": mse(student.hidden[2], teacher.hidden[4], over), "ones": ones}
+
+
 class Bursts(Method):
     """Has a loss that overflows once, in the last rank."""
 
@@ -213,7 +233,7 @@ class Bursts(Method):
 class Plugin:
     @hookimpl
     def gkd_register_methods(self):
-        return [Borrows, Bursts, Moves, Queues, Remembers, Unlocks]
+        return [Borrows, Bursts, Even, Moves, Queues, Remembers, Unlocks]
 
     @hookimpl
     def gkd_register_rollouts(self):

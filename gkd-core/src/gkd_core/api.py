@@ -92,6 +92,9 @@ if TYPE_CHECKING:
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
     from gkd_core.losses.logits import most_likely as most_likely
+    from gkd_core.losses.own_divergence import CustomDivergence as CustomDivergence
+    from gkd_core.losses.own_divergence import DivergenceRule as DivergenceRule
+    from gkd_core.losses.own_divergence import divergence as divergence
     from gkd_core.losses.relation import Relation as Relation
     from gkd_core.losses.relation import RelationBlock as RelationBlock
     from gkd_core.losses.relation import self_relation as self_relation
@@ -109,6 +112,9 @@ if TYPE_CHECKING:
     from gkd_core.models.parts import find_parts as find_parts
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
+    from gkd_core.parallel.tp_plans import ColumnParallel as ColumnParallel
+    from gkd_core.parallel.tp_plans import RowParallel as RowParallel
+    from gkd_core.parallel.tp_plans import Summed as Summed
     from gkd_core.rollouts.writer import Decoding as Decoding
     from gkd_core.rollouts.writer import Writer as Writer
     from gkd_core.runs.outline import RunOutline as RunOutline
@@ -127,12 +133,15 @@ _HOME = {
     "AllSamples": "distributed.samples",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
+    "ColumnParallel": "parallel.tp_plans",
     "ConfigError": "errors",
+    "CustomDivergence": "losses.own_divergence",
     "DataError": "errors",
     "DataInfo": "contract.model_info",
     "Decoding": "rollouts.writer",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
+    "DivergenceRule": "losses.own_divergence",
     "Encoded": "data.encode",
     "Evaluation": "kinds.task_kind",
     "Fit": "kinds.task_kind",
@@ -166,6 +175,7 @@ _HOME = {
     "Replace": "hooks.operations",
     "RolloutEngine": "contract.rollout",
     "RowSource": "contract.batch",
+    "RowParallel": "parallel.tp_plans",
     "RunConfig": "config.schema",
     "RunInfo": "contract.run_info",
     "RunOutline": "runs.outline",
@@ -177,6 +187,7 @@ _HOME = {
     "StageOutline": "runs.outline",
     "StageResult": "runs.result",
     "Step": "contract.step",
+    "Summed": "parallel.tp_plans",
     "Swap": "hooks.operations",
     "Table": "data.table",
     "Task": "contract.task",
@@ -200,6 +211,7 @@ _HOME = {
     "cross_entropy": "losses.divergences",
     "curves": "analysis.figures",
     "cut_ordered": "students.scale",
+    "divergence": "losses.own_divergence",
     "encode_samples": "data.encode",
     "find_parts": "models.parts",
     "hard_labels": "losses.soft_labels",

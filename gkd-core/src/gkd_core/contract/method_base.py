@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from gkd_core.contract.batch import Batch
     from gkd_core.contract.model_info import Models
     from gkd_core.contract.run_info import StageInfo
     from gkd_core.contract.step import Step
@@ -151,6 +152,20 @@ class MethodBase:
             step: The training step.
         """
         return ()
+
+    def items(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the masks of the method's own items, by name. Default: none.
+
+        They are counted over the whole optimizer step and all ranks before it begins; in `loss`
+        they are `batch.items(NAME)`, to average a term over.
+
+        Args:
+            batch: A micro-batch on the CPU. Nothing is known of the models yet.
+
+        Returns:
+            Bool `[B]` or `[B, S]`; True where an item counts.
+        """
+        return {}
 
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
         """Return learning-rate factors for parts of the student in this step. Default: none.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from gkd_core.contract.architectures import adapter_of
 from gkd_core.errors import MethodError
 
 if TYPE_CHECKING:
@@ -54,13 +55,26 @@ class ModelInfo:
     def read(
         cls, name: str, config: PretrainedConfig, labels: int, predicted: Predicted = "sample"
     ) -> ModelInfo:
-        """Read the shape from a Hugging Face configuration.
+        """Read the shape from a configuration, as the adapter of a plugin does it if there is one.
 
         Args:
             name: `student`, or the teacher's name.
             config: The model's configuration, of any text encoder or decoder.
             labels: Width of the logits.
             predicted: What has a prediction.
+        """
+        adapter = adapter_of(config.model_type)
+        read = cls.from_settings if adapter is None else adapter.read_info
+        return replace(read(name, config, labels), predicted=predicted)
+
+    @classmethod
+    def from_settings(cls, name: str, config: PretrainedConfig, labels: int) -> ModelInfo:
+        """Read the shape from the settings that Hugging Face configurations usually have.
+
+        Args:
+            name: `student`, or the teacher's name.
+            config: The model's configuration.
+            labels: Width of the logits.
         """
         heads = config.num_attention_heads
         inner = getattr(config, "true_hidden_size", None) or config.hidden_size  # MobileBERT
@@ -77,7 +91,6 @@ class ModelInfo:
             vocab_size=config.vocab_size,
             labels=labels,
             max_length=getattr(config, "max_position_embeddings", None) or 2**31,
-            predicted=predicted,
         )
 
 

@@ -84,6 +84,15 @@ class Objective:
         """Begin a step of every method; return its plan, made from their requests."""
         return plan_step(self.members, step)
 
+    def declare_items(self, batch: Batch) -> None:
+        """Add to a micro-batch the items that methods and combiners declare.
+
+        Args:
+            batch: The micro-batch, on the CPU.
+        """
+        for owner in self._owners:
+            batch.declare(owner.name, owner.methods[0].items(batch))
+
     def terms(
         self, captured: Captured, batch: Batch, step: Step, plan: StepPlan
     ) -> dict[str, Term]:
@@ -97,7 +106,11 @@ class Objective:
         """
         ensemble_steps = {
             c.name: EnsembleStep(
-                c, plan.requests[c.name], captured, batch, replace(step, generator=c.generator)
+                c,
+                plan.requests[c.name],
+                captured,
+                batch.seen_by(c.name),
+                replace(step, generator=c.generator),
             )
             for c in self.ensembles
         }
@@ -108,7 +121,7 @@ class Objective:
             with captured.saving(self.modules.parameters()):
                 requests = plan.requests[member.name]
                 found[member.name] = _combined(
-                    member, ensemble_step, requests, captured, batch, where
+                    member, ensemble_step, requests, captured, batch.seen_by(member.name), where
                 )
         for name, ensemble_step in ensemble_steps.items():
             inside = [m.name for m in self.members if m.ensemble and m.ensemble.name == name]
@@ -191,7 +204,14 @@ def name_seed(seed: int, name: str) -> int:
 def _as_term(owner: str, name: str, value: Term | Tensor, batch: Batch) -> Term:
     """Return a loss as a `Term`; it may be given per sample or as a mean over the samples."""
     if isinstance(value, Term):
-        return value
+        if batch.has_counted(value.over):
+            return value
+        raise MethodError(
+            f"{owner} averages the loss '{name}' over items that were not counted over the whole "
+            "optimizer step, so that the mean would be wrong. Return their mask from `items` and "
+            "use `batch.items(NAME)`; if they depend on the models, give the others a loss of 0 "
+            "and average over `batch.tokens`"
+        )
     if value.dim() == 0:
         value = value.expand(len(batch))
     if value.shape != (len(batch),):

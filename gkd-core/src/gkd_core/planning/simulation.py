@@ -42,7 +42,6 @@ from gkd_core.hooks.paths import LOGITS
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
-from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.engine import Engine, build_engine
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.memory_tracker import HOST, ON_DEVICE, MemoryKind, MemoryTracker
@@ -269,8 +268,9 @@ def _watch(stage: Stage, tracker: MemoryTracker) -> None:
     for member in stage.objective.members:
         for method in member.methods:
             _replace(method, "loss", _naming(member.name, method.loss))
-    # Random choices of methods, such as the layers of a step, need real values.
-    _replace(stage.objective, "plan", _in_earnest(stage.objective.plan))
+    # Random choices of methods, such as the layers of a step, need real values; so do masks.
+    for name in ("plan", "declare_items"):
+        _replace(stage.objective, name, _in_earnest(getattr(stage.objective, name)))
     _during(stage.student, "run", tracker, "activations")
     for name in ("terms", "total"):
         _during(stage.objective, name, tracker, "logits and loss")
@@ -294,10 +294,10 @@ def _claim_gradient(tracker: MemoryTracker, weight: Tensor) -> None:
         tracker.claim([weight.grad], "gradients")
 
 
-def _in_earnest(work: Callable[[Step], StepPlan]) -> Callable[[Step], StepPlan]:
-    def real(step: Step) -> StepPlan:
+def _in_earnest(work: Callable[..., Any]) -> Callable[..., Any]:
+    def real(*args: Any) -> Any:
         with _disable_current_modes():
-            return work(step)
+            return work(*args)
 
     return real
 

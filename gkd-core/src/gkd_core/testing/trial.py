@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from gkd_core.contract.batch import IGNORE, Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.step import Step
+from gkd_core.distributed.groups import setup
+from gkd_core.distributed.layout import Layout
+from gkd_core.distributed.shards import sharding_of
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
@@ -39,15 +45,23 @@ class TinyStage:
         subject: Its class.
         options: Options that differ from their defaults.
         kind: The kind of task.
+        group: The ranks that share each model, or None if this process has them whole.
     """
 
     teacher_layers: Sequence[int] = (4,)
 
-    def __init__(self, subject: type[MethodBase], options: Mapping[str, Any], kind: str) -> None:
+    def __init__(
+        self,
+        subject: type[MethodBase],
+        options: Mapping[str, Any],
+        kind: str,
+        group: ProcessGroup | None = None,
+    ) -> None:
         self.subject, self.options, self.kind = subject, options, kind
-        self.student = _extractor(kind, layers=2, seed=1)
+        self.student = _extractor(kind, layers=2, seed=1, group=group)
         self.teachers = [
-            _extractor(kind, layers, seed) for seed, layers in enumerate(self.teacher_layers, 2)
+            _extractor(kind, layers, seed, group)
+            for seed, layers in enumerate(self.teacher_layers, 2)
         ]
         for teacher in self.teachers:
             teacher.model.requires_grad_(False)  # as in a run
@@ -85,11 +99,17 @@ class TinyStage:
     ) -> Tensor:
         """Return the total of one micro-batch at a step, requesting a plan if none is given."""
         step = _step(index)
+        self.objective.declare_items(batch)
         plan = plan or self.objective.plan(step)
         captured = run_passes(plan, self.student, self.teachers, batch, step)
         terms = self.objective.terms(captured, batch, step, plan)
         assert terms, f"{self.name}: `loss` returned no term"
         return self.objective.total(terms, counts, step)
+
+    def counts(self, batch: Batch) -> dict[ItemKind, int]:
+        """Return the number of items of each kind, also of those that the subject declares."""
+        self.objective.declare_items(batch)
+        return batch.counts()
 
     def gradient(self, batches: Sequence[Batch], counts: Mapping[ItemKind, int]) -> Tensor:
         """Return the student's gradient over micro-batches, for a new objective."""
@@ -101,6 +121,20 @@ class TinyStage:
         return torch.cat(
             [p.grad.flatten() for p in self.student.model.parameters() if p.grad is not None]
         )
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the loss of a new objective, and its gradients by name of the weight."""
+        self.objective = self.build()
+        self.student.model.zero_grad()
+        batch = tiny_batch(self.kind)
+        loss = self.loss(batch, self.counts(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        named = [
+            *self.student.model.named_parameters(),
+            *((f"modules {name}", p) for name, p in self.objective.modules.named_parameters()),
+        ]
+        found = {name: p.grad for name, p in named if p.grad is not None}
+        return {"the loss": loss.detach(), **found}
 
 
 def check_kinds(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> None:
@@ -125,8 +159,47 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _extractor(kind: str, layers: int, seed: int) -> Extractor:
+def check_shared(
+    trial: Callable[[str, ProcessGroup | None], TinyStage], kinds: Sequence[str]
+) -> None:
+    """Check on this rank that models shared by all ranks give the gradients of whole ones.
+
+    Kinds whose models are rejected are skipped.
+
+    Args:
+        trial: Makes the trial, with models that a group shares or whole ones.
+        kinds: strs of task.
+
+    Raises:
+        AssertionError: They do not; the message says for which weight.
+    """
+    world = dist.get_world_size()
+    group = setup(Layout(world=world, tensor=world)).tensor
+    for kind in kinds:
+        with suppress(MethodError):
+            _check_shared(trial(kind, None), trial(kind, group), world)
+
+
+def _check_shared(whole: TinyStage, shared: TinyStage, ranks: int) -> None:
+    expected, found = whole.gradients(), shared.gradients()
+    sharding = sharding_of(shared.student.model)
+    assert sharding is not None, "the group divides the student"
+    # Some gradients, such as that of a bias of the keys, are zero but for rounding.
+    largest = max(tensor.abs().max() for tensor in expected.values())
+    for name, tensor in expected.items():
+        apart = (found[name] - sharding.shard(name, tensor)).abs().max() / largest
+        assert apart < 1e-7, (
+            f"{whole.name}: on {ranks} ranks that share the models, {name} differs "
+            f"(relative difference {apart.item():.2g})"
+        )
+
+
+def _extractor(kind: str, layers: int, seed: int, group: ProcessGroup | None = None) -> Extractor:
     model = tiny_model(kind, layers=layers, seed=seed)
+    if group is not None:
+        from gkd_core.parallel.sharding import shard_model
+
+        shard_model(model, group)
     return Extractor(model, find_sites(model))
 
 
@@ -142,7 +215,7 @@ def _step(index: int) -> Step:
 
 def _check(trial: TinyStage) -> None:
     batch = tiny_batch(trial.kind)
-    counts = batch.counts()
+    counts = trial.counts(batch)
     loss = trial.loss(batch, counts)
     assert loss.isfinite(), f"{trial.name}: the loss is {loss.item()}"
     _check_gradients(trial, batch)
@@ -159,7 +232,7 @@ def _check(trial: TinyStage) -> None:
 def _check_gradients(trial: TinyStage, batch: Batch) -> None:
     parameters = [p for teacher in trial.teachers for p in teacher.model.parameters()]
     before = [p.clone() for p in parameters]
-    gradient = trial.gradient([batch], batch.counts())
+    gradient = trial.gradient([batch], trial.counts(batch))
     assert gradient.isfinite().all(), f"{trial.name}: the student's gradient is not finite"
     assert gradient.abs().sum() > 0, f"{trial.name}: no gradient reaches the student"
     for old, parameter in zip(before, parameters, strict=True):
@@ -167,7 +240,7 @@ def _check_gradients(trial: TinyStage, batch: Batch) -> None:
 
 
 def _check_accumulation(trial: TinyStage, batch: Batch) -> None:
-    counts = batch.counts()
+    counts = trial.counts(batch)
     whole = trial.gradient([batch], counts)
     parts = [_take(batch, torch.tensor(rows)) for rows in ([0], [1, 2, 3])]
     message = (
@@ -190,12 +263,12 @@ def check_step_queries(trial: TinyStage, batch: Batch) -> None:
         for owner in (*owners, *trial.objective.ensembles):
             own = replace(step, generator=owner.generator)
             check_queries(owner.methods, owner.models, own, f"{trial.name} in step {index}")
-        trial.loss(batch, batch.counts(), index, plan)
+        trial.loss(batch, trial.counts(batch), index, plan)
 
 
 def _check_resume(trial: TinyStage, batch: Batch) -> None:
     trial.objective = trial.build()
-    counts = batch.counts()
+    counts = trial.counts(batch)
     trial.loss(batch, counts, index=0)
     tensors: dict[str, Tensor] = {}
     state = json.loads(json.dumps(take_tensors(trial.objective.state_dict(), tensors)))
@@ -214,7 +287,7 @@ def _check_resume(trial: TinyStage, batch: Batch) -> None:
 
 def _fresh_loss(trial: TinyStage, batch: Batch) -> Tensor:
     trial.objective = trial.build()
-    return trial.loss(batch, batch.counts())
+    return trial.loss(batch, trial.counts(batch))
 
 
 def _same(found: Tensor, expected: Tensor, message: str) -> None:
