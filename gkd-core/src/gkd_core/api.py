@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from gkd_core.errors import GkdError as GkdError
     from gkd_core.errors import MethodError as MethodError
     from gkd_core.errors import PluginError as PluginError
+    from gkd_core.hooks.features import Answer as Answer
     from gkd_core.hooks.features import View as View
     from gkd_core.hooks.operations import Add as Add
     from gkd_core.hooks.operations import Interchange as Interchange
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
     from gkd_core.students.importance import measure_importance as measure_importance
     from gkd_core.students.ranking import Slicer as Slicer
     from gkd_core.students.scale import cut_ordered as cut_ordered
+    from gkd_core.teachers.source import AnswerSource as AnswerSource
     from gkd_core.training.checkpoint import load_weights as load_weights
     from gkd_core.training.checkpoint import save_weights as save_weights
 
@@ -131,6 +133,8 @@ _HOME = {
     "API_VERSION": "hookspecs",
     "Add": "hooks.operations",
     "AllSamples": "distributed.samples",
+    "Answer": "hooks.features",
+    "AnswerSource": "teachers.source",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
     "ColumnParallel": "parallel.tp_plans",

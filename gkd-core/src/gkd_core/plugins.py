@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.models.sites import Sites
+    from gkd_core.teachers.source import AnswerSource
 
 DISABLE = "GKD_DISABLE_PLUGINS"
 VERSION = "GKD_API_VERSION"
@@ -239,6 +240,14 @@ class Registry:
         return {name: task for name, (_, task) in found.items()}
 
     @functools.cached_property
+    def answer_sources(self) -> Mapping[str, type[AnswerSource]]:
+        """Every source of teachers' answers by name."""
+        found: dict[str, tuple[Plugin, type[AnswerSource]]] = self._named(
+            "gkd_register_teachers", "source of answers", lambda source: source.name
+        )
+        return {name: source for name, (_, source) in found.items()}
+
+    @functools.cached_property
     def rollout_engines(self) -> Mapping[str, type[RolloutEngine]]:
         """Every rollout engine by name."""
         found: dict[str, tuple[Plugin, type[RolloutEngine]]] = self._named(
@@ -317,6 +326,12 @@ class Registry:
         if name not in self.tasks:
             raise ConfigError(self._missing("task", name, self.tasks))
         return self.tasks[name]
+
+    def answer_source(self, name: str) -> type[AnswerSource]:
+        """Return a source of teachers' answers by name, or raise `ConfigError`."""
+        if name not in self.answer_sources:
+            raise ConfigError(self._missing("source of answers", name, self.answer_sources))
+        return self.answer_sources[name]
 
     def rollout_engine(self, config: RolloutConfig) -> RolloutEngine:
         """Return the engine that a `rollout` table names, or raise `ConfigError`."""

@@ -37,7 +37,6 @@ class DistilBERT(Method):
     name = "distilbert"
     paper = "Sanh, Debut, Chaumond, Wolf, 2019, arXiv:1910.01108"
     needs_labels = True
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `distilbert`."""

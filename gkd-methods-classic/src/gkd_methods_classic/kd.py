@@ -30,7 +30,6 @@ class KD(Method):
     name = "kd"
     paper = "Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2"
     needs_labels = True
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `kd`."""

@@ -38,7 +38,6 @@ class Soft(Method):
 
     name = "soft"
     paper = "Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2 (the first objective)"
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `soft`."""

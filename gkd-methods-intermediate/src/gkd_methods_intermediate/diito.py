@@ -52,7 +52,6 @@ class DIITO(Method):
     name = "diito"
     paper = "Wu, Geiger, Rozner, Kreiss, Lu, Icard, Potts, Goodman, NAACL 2022, arXiv:2112.02505"
     needs_labels = True
-    same_tokenizer = True
     batch_coupled = True
 
     class Config(Method.Config):

@@ -54,7 +54,6 @@ class SID(Method):
 
     name = "sid"
     paper = "Aguilar, Ling, Zhang, Yao, Fan, Guo, AAAI 2020, arXiv:1910.03723"
-    same_tokenizer = True
     gradual_unfreezing = True
 
     class Config(Method.Config):

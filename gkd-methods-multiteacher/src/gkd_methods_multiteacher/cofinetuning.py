@@ -86,7 +86,14 @@ def _performances(stage: StageInfo) -> list[str]:
 
 
 def _refuse_elsewhere(stage: StageInfo) -> None:
-    """Reject teachers that are sharded, offloaded or not in fp32: they cannot be trained."""
+    """Reject teachers that cannot be trained: not live, sharded, offloaded or not in fp32."""
+    if len(stage.loaded_teachers) < len(stage.teachers) or stage.foreign_tokens:
+        names = ", ".join(stage.foreign_tokens) or "a teacher"
+        reason = "has another tokenizer" if stage.foreign_tokens else "is no model here"
+        raise ConfigError(
+            f"mt-bert.cofinetuning trains the teachers on the student's tokens, but {names} "
+            f"{reason}. Set mt-bert.cofinetuning=0"
+        )
     for teacher in stage.config.teachers:
         wanted = {
             "dtype": (teacher.dtype, "fp32"),

@@ -31,6 +31,14 @@ class Section(BaseModel):
     )
 
 
+class SourceConfig(BaseModel):
+    """Where a teacher's answers come from, with the options of this source."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = Field(description="A registered source of answers.")
+
+
 class TeacherConfig(Section):
     """One teacher."""
 
@@ -62,6 +70,11 @@ class TeacherConfig(Section):
         None,
         description="Tensor-parallel size: processes that share one copy, each with a shard of "
         "every layer. Default: the student's.",
+    )
+    source: SourceConfig | None = Field(
+        None,
+        description="Where its answers come from if not from its own model: the `name` of a source "
+        "and its options. `model` is then read for its shape and tokenizer only.",
     )
 
 

@@ -86,6 +86,11 @@ class Batch:
         words: Index of the word that each token belongs to, from 0 in every row, -1 for special
             tokens and padding, int64 `[B, S]`; words are those of the text before masking. None
             in a batch that was not made by a `Collator`.
+        byte_offsets: Start and end of each token in the UTF-8 text of its row (the second text of a
+            pair follows the first), int64 `[B, S, 2]`; -1 for special tokens and padding. Tokens
+            that share a character have its offsets. None unless a method `aligns` tokens or
+            tokenizers differ.
+        views: The batch as models with another tokenizer than the student's read it, by name.
         loss_mask: True at the tokens that losses count, bool `[B, S]`; what it leaves out besides
             padding is the prompt. None if all tokens count.
         sources: Index of each row's source in `ROW_SOURCES`, int64 `[B]`; None without rollouts.
@@ -96,6 +101,8 @@ class Batch:
     rows: Tensor
     counted: bool = True
     words: Tensor | None = None
+    byte_offsets: Tensor | None = None
+    views: Mapping[str, Batch] = field(default_factory=dict)
     loss_mask: Tensor | None = None
     sources: Tensor | None = None
     _declared: dict[ItemKind, Items] = field(default_factory=dict, repr=False, compare=False)
@@ -140,6 +147,15 @@ class Batch:
             return Items.where("target", self.labels != IGNORE)
         return Items.where("target", self.samples.mask)
 
+    def view(self, name: str) -> Batch:
+        """Return the same rows as a model reads them: its ids, tokens, targets and byte offsets.
+
+        Args:
+            name: Name of the model, such as `teacher.model.name`. A model that reads the student's
+                token ids has the batch itself.
+        """
+        return self.views.get(name, self)
+
     def items(self, name: str) -> Items:
         """Return the items that the method declares under a name in `items`.
 
@@ -159,13 +175,15 @@ class Batch:
 
         Args:
             owner: Its name.
-            masks: Bool `[B]` or `[B, S]` by name; True where an item counts.
+            masks: Bool `[B]` or `[B, S]` by name; True where an item counts. S may also be the
+                width of a view.
 
         Raises:
             MethodError: A mask is not a bool tensor of such a shape.
         """
+        shapes = {view.mask.shape for view in (self, *self.views.values())}
         for name, mask in masks.items():
-            if mask.dtype != torch.bool or mask.shape not in (self.rows.shape, self.mask.shape):
+            if mask.dtype != torch.bool or mask.shape not in {self.rows.shape, *shapes}:
                 raise MethodError(
                     f"{owner} declares the items '{name}' by a {mask.dtype} mask of shape "
                     f"{tuple(mask.shape)}; return a bool mask with one value per sample or position"
@@ -194,11 +212,15 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        names = ("labels", "rows", "words", "loss_mask", "sources")
+        names = ("labels", "rows", "words", "byte_offsets", "loss_mask", "sources")
         tensors = {name: getattr(self, name) for name in names}
         own = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
         declared = {kind: items.to(device) for kind, items in self._declared.items()}
-        moved = replace(self, inputs=inputs, _declared=declared, **own)
+        # Teachers that share a tokenizer share a view, which is moved once.
+        shared = {id(view): view for view in self.views.values()}
+        moved_views = {key: view.to(device) for key, view in shared.items()}
+        views = {name: moved_views[id(view)] for name, view in self.views.items()}
+        moved = replace(self, inputs=inputs, views=views, _declared=declared, **own)
         # The items are found here, on the CPU: `nonzero` on a GPU would wait for the device.
         for name in ("samples", "tokens", "targets"):
             moved.__dict__[name] = getattr(self, name).to(device)

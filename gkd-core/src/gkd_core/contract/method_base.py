@@ -39,8 +39,11 @@ class MethodBase:
         name: Its name in expressions: lower case, words joined by `-`.
         paper: Authors, venue, year and, if there is one, the arXiv number.
         needs_labels: It reads `batch.labels`; unlabeled data is rejected.
-        same_tokenizer: It compares teacher and student logits over the vocabulary in language
-            modeling, so their tokenizers must be the same.
+        same_tokenizer: It needs a teacher with the student's tokenizer. Not to be declared where
+            its `reads` show it: a method that reads whole sequences of both models is rejected for
+            teachers with other tokenizers anyway.
+        aligns: It aligns the tokens of both models by itself (`batch.view`), so that it may read
+            whole sequences of a teacher with another tokenizer.
         batch_coupled: Its result for a sample depends on the other samples of the micro-batch, so
             that gradient accumulation changes it.
         gradual_unfreezing: It trains more parts of the student as training proceeds. Parts not
@@ -56,6 +59,7 @@ class MethodBase:
     paper: ClassVar[str]
     needs_labels: ClassVar[bool] = False
     same_tokenizer: ClassVar[bool] = False
+    aligns: ClassVar[bool] = False
     batch_coupled: ClassVar[bool] = False
     gradual_unfreezing: ClassVar[bool] = False
     borrows_blocks: ClassVar[bool] = False
@@ -237,6 +241,10 @@ def validate(cls: type[MethodBase], kind: str) -> None:
         raise PluginError(f"{where}: `paper` must say where the {kind} was published")
     if not cls.__doc__:
         raise PluginError(f"{where}: a docstring is needed; `gkd methods {name}` shows it")
+    if cls.same_tokenizer and cls.aligns:
+        raise PluginError(
+            f"{where}: `same_tokenizer` and `aligns` contradict each other; declare one of them"
+        )
     base = "Method" if kind == "method" else "TeacherCombiner"
     check_options(cls.Config, MethodBase.Config, where, base)
 

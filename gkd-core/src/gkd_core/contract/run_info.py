@@ -94,6 +94,7 @@ class StageInfo(ABC):
         methods: Names of its methods.
         student: Shape of the student.
         teachers: Shapes of the teachers that methods read.
+        foreign_tokens: Names of the teachers whose tokenizer is not the student's.
         total_steps: Number of optimizer steps.
         metric: Name of the validation metric that selects the best student.
         higher_is_better: Whether larger values of this metric are better.
@@ -107,6 +108,7 @@ class StageInfo(ABC):
     methods: tuple[str, ...]
     student: ModelInfo
     teachers: tuple[ModelInfo, ...]
+    foreign_tokens: tuple[str, ...]
     total_steps: int
     metric: str
     higher_is_better: bool
@@ -125,7 +127,7 @@ class StageInfo(ABC):
     @property
     @abstractmethod
     def loaded_teachers(self) -> Sequence[LoadedModel]:
-        """The teachers in this process, in the order of `teachers`."""
+        """The teachers whose models run in this process, in the order of `teachers`."""
 
     @abstractmethod
     def evaluate_student(
@@ -144,6 +146,9 @@ class StageInfo(ABC):
 
         Args:
             number: Index of the teacher in `teachers`.
+
+        Raises:
+            ConfigError: Its answers come from another source than a model in this process.
         """
 
     @abstractmethod

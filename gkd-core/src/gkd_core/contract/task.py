@@ -34,6 +34,7 @@ class Split:
             question; None if every row is on its own.
         target: What a causal language model is to write after each text; None if it learns the
             texts themselves.
+        byte_offsets: Whether to encode where each token is in its text (`Batch.byte_offsets`).
     """
 
     text: Sequence[str]
@@ -41,6 +42,7 @@ class Split:
     labels: Sequence[int] | Sequence[float] | None = None
     group: Sequence[str] | None = None
     target: Sequence[str] | None = None
+    byte_offsets: bool = False
 
     def __len__(self) -> int:
         return len(self.text)

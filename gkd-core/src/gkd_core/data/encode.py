@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.contract.task import Split
+from gkd_core.data.byte_offsets import cut_blocks, locate_tokens
 from gkd_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class Encoded:
         num_truncated: Number of rows truncated to `max_length`.
         prompts: Number of tokens before the target text of each row, int64 `[N]`; None without
             target texts.
+        byte_offsets: Start and end of each token in the UTF-8 text of its row, int32 `[T, 2]`; -1
+            for special tokens. None unless the split asks for them.
+        blocks: The text of each row in language modeling; None without `byte_offsets`.
     """
 
     ids: NDArray[np.int32]
@@ -38,6 +42,8 @@ class Encoded:
     labels: NDArray[Any] | None
     num_truncated: int
     prompts: NDArray[np.int64] | None = None
+    byte_offsets: NDArray[np.int32] | None = None
+    blocks: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -48,11 +54,13 @@ class Encoded:
         return np.diff(self.offsets)
 
     def row(self, index: int) -> dict[str, NDArray[np.int32]]:
-        """Return the `input_ids` and, if any, the `token_type_ids` of a row."""
+        """Return the `input_ids` and, if any, `token_type_ids` and `byte_offsets` of a row."""
         part = slice(self.offsets[index], self.offsets[index + 1])
         row = {"input_ids": self.ids[part]}
         if self.type_ids is not None:
             row["token_type_ids"] = self.type_ids[part]
+        if self.byte_offsets is not None:
+            row["byte_offsets"] = self.byte_offsets[part]
         return row
 
 
@@ -90,7 +98,7 @@ def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: 
         DataError: No text has two tokens.
     """
     check_room(tokenizer, max_length, pair=split.pair is not None)
-    rows = _blocks(split.text, tokenizer, max_length)
+    rows = _blocks(split, tokenizer, max_length)
     if not rows:
         raise DataError(
             "no text has two or more tokens, so there is nothing to model; give longer texts"
@@ -155,15 +163,25 @@ def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) 
 
 
 def _joined(rows: Sequence[_Row], labels: NDArray[Any] | None, cut: int) -> Encoded:
-    ids = np.concatenate([row.ids for row in rows])
     type_ids = [row.type_ids for row in rows if row.type_ids is not None]
-    offsets = np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64)
-    return Encoded(ids, np.concatenate(type_ids) if type_ids else None, offsets, labels, cut)
+    byte_offsets = [row.byte_offsets for row in rows if row.byte_offsets is not None]
+    blocks = [row.block for row in rows if row.block is not None]
+    return Encoded(
+        ids=np.concatenate([row.ids for row in rows]),
+        type_ids=np.concatenate(type_ids) if type_ids else None,
+        offsets=np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
+        labels=labels,
+        num_truncated=cut,
+        byte_offsets=np.concatenate(byte_offsets) if byte_offsets else None,
+        blocks=blocks or None,
+    )
 
 
 class _Row(NamedTuple):
     ids: NDArray[np.int32]
     type_ids: NDArray[np.int32] | None
+    block: str | None = None
+    byte_offsets: NDArray[np.int32] | None = None
 
 
 def _samples(
@@ -194,37 +212,48 @@ def _tokenise(
 ) -> list[_Row]:
     if not indices:
         return []
+    texts = [split.text[index] for index in indices]
+    pairs = None if split.pair is None else [split.pair[index] for index in indices]
     made = tokenizer(
-        [split.text[index] for index in indices],
-        None if split.pair is None else [split.pair[index] for index in indices],
+        texts,
+        pairs,
         truncation="longest_first",
         max_length=max_length,
         return_attention_mask=False,
     )
     ids = [np.array(row, np.int32) for row in made["input_ids"]]
-    if "token_type_ids" not in made:
-        return [_Row(row, None) for row in ids]
-    types = [np.array(row, np.int32) for row in made["token_type_ids"]]
-    return list(map(_Row, ids, types))
+    types: Sequence[Any] = [None] * len(ids)
+    if "token_type_ids" in made:
+        types = [np.array(row, np.int32) for row in made["token_type_ids"]]
+    if not split.byte_offsets:
+        return list(map(_Row, ids, types))
+    found = [
+        locate_tokens(made.encodings[row], (text, *([pairs[row]] if pairs else [])))
+        for row, text in enumerate(texts)
+    ]
+    return list(map(_Row, ids, types, [None] * len(ids), found))
 
 
-def _blocks(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[_Row]:
+def _blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[_Row]:
     rows: list[_Row] = []
-    for start in range(0, len(texts), CHUNK):
+    for start in range(0, len(split), CHUNK):
+        texts = list(split.text[start : start + CHUNK])
         made = tokenizer(
-            list(texts[start : start + CHUNK]),
-            return_attention_mask=False,
-            return_special_tokens_mask=True,
-            verbose=False,
+            texts, return_attention_mask=False, return_special_tokens_mask=True, verbose=False
         )
         types = made.get("token_type_ids") or [None] * len(made["input_ids"])
-        for ids, type_ids, special in zip(
-            made["input_ids"], types, made["special_tokens_mask"], strict=True
+        for number, (ids, type_ids, special) in enumerate(
+            zip(made["input_ids"], types, made["special_tokens_mask"], strict=True)
         ):
             positions = _block_positions(np.array(special), max_length)
-            rows += [_pick(ids, type_ids, block) for block in positions if len(block) > 1]
+            found = [_pick(ids, type_ids, block) for block in positions]
+            if split.byte_offsets:
+                located = locate_tokens(made.encodings[number], (texts[number],))
+                cut = cut_blocks(texts[number], located, positions)
+                found = [
+                    _Row(row.ids, row.type_ids, *own) for row, own in zip(found, cut, strict=True)
+                ]
+            rows += [row for row in found if len(row.ids) > 1]
     return rows
 
 

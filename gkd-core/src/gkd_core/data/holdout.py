@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 from gkd_core.contract.task import Split
 from gkd_core.errors import DataError
@@ -72,9 +73,10 @@ def _strata(split: Split) -> Sequence[int]:
 
 def take(split: Split, rows: Sequence[int]) -> Split:
     """Return the given rows of a split."""
-    columns = {field.name: getattr(split, field.name) for field in fields(split)}
-    given = {name: column for name, column in columns.items() if column is not None}
-    return replace(split, **{name: [column[row] for row in rows] for name, column in given.items()})
+    values = ((field.name, getattr(split, field.name)) for field in fields(split))
+    columns = {name: value for name, value in values if isinstance(value, Sequence)}
+    taken: dict[str, Any] = {n: [column[row] for row in rows] for n, column in columns.items()}
+    return replace(split, **taken)
 
 
 def _equal_rows(split: Split) -> list[list[int]]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor
 
 from gkd_core.distributed.heads import DividedHeads
 from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, MAIN, POOLED, Capture
-from gkd_core.losses.logits import LinearHead, LinearLogits
-from gkd_core.losses.relation import self_relation
+from gkd_core.losses.logits import LinearHead, LinearLogits, Logits
+from gkd_core.losses.relation import Relation, self_relation
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gkd_core.contract.model_info import ModelInfo
-    from gkd_core.losses.logits import Logits
-    from gkd_core.losses.relation import Relation
+
+
+Answer: TypeAlias = Tensor | Logits | Relation
+"""What a method may read of a model: a tensor, logits in any form, or the site `attention`."""
 
 
 class Features:
@@ -43,6 +45,24 @@ class Features:
         self.attention: dict[Capture, Relation] = {}
         self.deferred: LinearLogits | None = None
         self.head: Callable[[Tensor], Logits] | None = None
+
+    @classmethod
+    def of(cls, found: Mapping[Capture, Answer]) -> Features:
+        """Return tensors that no pass of a model here has captured.
+
+        Args:
+            found: Tensors, logits in any form, and the relations of the site `attention`.
+        """
+        features = cls()
+        for capture, value in found.items():
+            if isinstance(value, Relation):
+                features.attention[capture] = value
+            elif isinstance(value, LinearLogits):
+                features.deferred = value
+                features.head = LinearHead(value.weight, value.bias, value.divided)
+            else:
+                features.tensors[capture] = value
+        return features
 
     def keep(self, capture: Capture, tensor: Tensor) -> None:
         """Store a captured tensor."""

@@ -32,6 +32,7 @@ class MaskedLM(LanguageModel):
 
     name = "masked-lm"
     head = "masked-LM head"
+    masks = True
 
     @property
     def auto(self) -> Any:

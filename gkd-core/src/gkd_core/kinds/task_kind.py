@@ -86,6 +86,7 @@ class TaskKind:
             classes, as a value or as a vector.
         has_classes: Whether the labels are classes, whose names and order models must share.
         is_lm: Whether it is language modeling: plain text, without labels, cut into blocks.
+        masks: Whether the model's inputs hide the tokens that it predicts.
         generates: Whether its models continue a text, so that they can write rollouts.
         augments: Whether words of its training rows can be replaced (`task.augment`).
     """
@@ -98,6 +99,7 @@ class TaskKind:
     output: ClassVar[Output] = "classes"
     has_classes: ClassVar[bool] = False
     is_lm: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     augments: ClassVar[bool] = False
 

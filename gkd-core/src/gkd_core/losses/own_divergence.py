@@ -49,7 +49,7 @@ def divergence(rule: DivergenceRule) -> CustomDivergence:
     The rule is applied to a few rows at a time and differentiated there, so that neither logits nor
     intermediate results are ever held as a whole. It receives the log-probabilities of student and
     teacher after softening, `[N, V]` in fp32 or fp64, and a function `sum`, and returns one loss
-    per row, `[N]`:
+    per row, `[N]`::
 
         @divergence
         def kl(log_student, log_teacher, sum):

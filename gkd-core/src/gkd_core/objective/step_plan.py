@@ -24,6 +24,9 @@ from gkd_core.objective.lr_factors import check_factors, join_factors
 
 Side = Literal["student", "teacher"]
 
+SAMPLED = 16
+"""Steps in which methods are asked what they will read, before a stage begins."""
+
 
 @dataclass(frozen=True)
 class ActiveMethod:
@@ -152,6 +155,11 @@ class PlannedPass:
         parts = (request.captures(side, self.run) for request in self._of(number))
         return frozenset[Capture]().union(*parts)
 
+    def teacher_name(self, number: int) -> str:
+        """Return the name of teacher `number`; empty if no method is told of it."""
+        known = (request.models.teacher for request in self._of(number))
+        return next((info.name for info in known if info is not None), "")
+
     def readers(self, capture: Capture, side: Side, number: int | None) -> tuple[str, ...]:
         """Return the names of the methods that read a tensor."""
         readers = (a for a in self._of(number) if capture in a.captures(side, self.run))
@@ -218,6 +226,26 @@ def plan_step(
     for planned in passes:
         refuse_two_writers(planned)
     return StepPlan(requests, passes, join_factors(everyone))
+
+
+def sample_steps(
+    members: Iterable[ActiveMethod],
+    stage: str,
+    explain: Callable[[ActiveMethod | TeacherEnsemble], AbstractContextManager[None]] | None = None,
+) -> tuple[StepPlan, ...]:
+    """Ask copies of methods what they want in the course of a stage, in a few steps of it.
+
+    Args:
+        members: The methods; their state and generators stay as they are.
+        stage: Name of the stage.
+        explain: Returns a context in which one of them is asked; it may say more of an error.
+
+    Raises:
+        MethodError: As for `plan_step`.
+    """
+    copies = [replace(m.detached_copy(), methods=copy.deepcopy(m.methods)) for m in members]
+    steps = (Step(index, SAMPLED, index, stage, torch.Generator()) for index in range(SAMPLED))
+    return tuple(plan_step(copies, step, explain=explain) for step in steps)
 
 
 def _request(

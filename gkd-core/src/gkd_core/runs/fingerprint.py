@@ -21,7 +21,7 @@ from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
     from gkd_core.plugins import Registry
-    from gkd_core.training.stage_spec import StageSpec, TeacherSource
+    from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 APART = {"recipe", "procedure", "stages", "output", "baseline", "parallel", "task"}
 """Settings that do not affect the student, or that other parts of the fingerprint cover."""
@@ -99,7 +99,9 @@ class Fingerprints:
             found.append(self._places(own, _revision(spec.student_config)))
         return found
 
-    def _teacher(self, teacher: TeacherSource) -> str:
+    def _teacher(self, teacher: TeacherSpec) -> str:
+        if teacher.source is not None:
+            return f"{teacher.source.name} {teacher.source.fingerprint()}"
         if teacher.stage is not None:
             return str(self.of(teacher.stage))
         if teacher.store is not None:

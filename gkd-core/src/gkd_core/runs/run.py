@@ -31,7 +31,7 @@ from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
 from gkd_core.training.plugin_hooks import PluginHooks
 from gkd_core.training.stage import build_stage
-from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSource
+from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSpec
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Run:
         return " then ".join(str(b.expression) for b in self.specs if b.name in names)
 
     @property
-    def teachers(self) -> tuple[TeacherSource, ...]:
+    def teachers(self) -> tuple[TeacherSpec, ...]:
         """The teachers that the final student is compared with: the latest ones for its task.
 
         A teacher trained in an earlier stage is preceded by the teachers that it learned from.
@@ -218,7 +218,7 @@ class Run:
         """Return the spec with the directories of all teachers that earlier stages have trained."""
         return replace(spec, teachers=tuple(self._found(t) for t in spec.teachers))
 
-    def _found(self, teacher: TeacherSource) -> TeacherSource:
+    def _found(self, teacher: TeacherSpec) -> TeacherSpec:
         """Return a teacher with the directory that its finished stage has written."""
         if teacher.stage is None:
             return teacher
@@ -286,7 +286,7 @@ def _same_task(one: StageSpec, other: StageSpec) -> bool:
     return (one.kind, one.data.classes) == (other.kind, other.data.classes)
 
 
-def _lineage(teachers: Iterable[TeacherSource], last: StageSpec) -> Iterator[TeacherSource]:
+def _lineage(teachers: Iterable[TeacherSpec], last: StageSpec) -> Iterator[TeacherSpec]:
     """Yield teachers, each preceded by those from which it learned the last stage's task."""
     for teacher in teachers:
         if teacher.stage is not None and _same_task(teacher.stage, last):

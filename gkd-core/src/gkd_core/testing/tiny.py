@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 from transformers import PreTrainedModel as Model
 
@@ -50,10 +53,27 @@ def tiny_batch(kind: str, rows: int = 4, length: int = 10) -> Batch:
         rows: Number of rows.
         length: Tokens of the longest row.
     """
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, VOCABULARY, (rows, length), generator=generator)
     lengths = length - 2 * torch.arange(rows) % (length - 2)
     mask = torch.arange(length) < lengths.unsqueeze(1)
+    return _batch(kind, mask, size=2, seed=0)
+
+
+def tiny_view(kind: str, batch: Batch) -> Batch:
+    """Return a tiny batch as a teacher reads it whose tokens are half as long.
+
+    Args:
+        kind: As for `tiny_batch`.
+        batch: The tiny batch.
+    """
+    view = _batch(kind, batch.mask.repeat_interleave(2, dim=1), size=1, seed=1)
+    return view if registry().kind(kind).is_lm else replace(view, labels=batch.labels)
+
+
+def _batch(kind: str, mask: Tensor, size: int, seed: int) -> Batch:
+    """Return random tokens of `size` bytes each, two of them a word."""
+    rows, length = mask.shape
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, VOCABULARY, (rows, length), generator=generator)
     tokens = tokens.masked_fill(~mask, PAD)
     if registry().kind(kind).is_lm:
         following = tokens.roll(-1, dims=1)
@@ -62,7 +82,13 @@ def tiny_batch(kind: str, rows: int = 4, length: int = 10) -> Batch:
         labels = following.masked_fill(~has_next, IGNORE)
     else:
         labels = torch.randint(0, CLASSES, (rows,), generator=generator)
-    inputs = {"input_ids": tokens, "attention_mask": mask.long()}
-    # Two tokens per word.
-    words = (torch.arange(length) // 2).expand(rows, -1).masked_fill(~mask, -1)
-    return Batch(inputs, labels, torch.arange(rows), words=words)
+    places = torch.arange(length)
+    words = (places // 2).expand(rows, -1).masked_fill(~mask, -1)
+    spans = torch.stack([places, places + 1], dim=-1) * size
+    return Batch(
+        inputs={"input_ids": tokens, "attention_mask": mask.long()},
+        labels=labels,
+        rows=torch.arange(rows),
+        words=words,
+        byte_offsets=spans.expand(rows, -1, -1).masked_fill(~mask.unsqueeze(-1), -1),
+    )

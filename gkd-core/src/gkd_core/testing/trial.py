@@ -30,7 +30,7 @@ from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.plugins import registry
 from gkd_core.testing.queries import check_queries
-from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model
+from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model, tiny_view
 from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[str] = ("classification", "causal-lm")
@@ -106,6 +106,14 @@ class TinyStage:
         assert terms, f"{self.name}: `loss` returned no term"
         return self.objective.total(terms, counts, step)
 
+    def batch(self) -> Batch:
+        """Return a tiny batch; where the subject aligns tokens, teachers read other ones."""
+        batch = tiny_batch(self.kind)
+        if not self.subject.aligns:
+            return batch
+        names = [models.teacher.name for models in self.models if models.teacher is not None]
+        return replace(batch, views=dict.fromkeys(names, tiny_view(self.kind, batch)))
+
     def counts(self, batch: Batch) -> dict[ItemKind, int]:
         """Return the number of items of each kind, also of those that the subject declares."""
         self.objective.declare_items(batch)
@@ -126,7 +134,7 @@ class TinyStage:
         """Return the loss of a new objective, and its gradients by name of the weight."""
         self.objective = self.build()
         self.student.model.zero_grad()
-        batch = tiny_batch(self.kind)
+        batch = self.batch()
         loss = self.loss(batch, self.counts(batch))
         loss.backward()  # type: ignore[no-untyped-call]
         named = [
@@ -214,7 +222,7 @@ def _step(index: int) -> Step:
 
 
 def _check(trial: TinyStage) -> None:
-    batch = tiny_batch(trial.kind)
+    batch = trial.batch()
     counts = trial.counts(batch)
     loss = trial.loss(batch, counts)
     assert loss.isfinite(), f"{trial.name}: the loss is {loss.item()}"
@@ -297,14 +305,18 @@ def _same(found: Tensor, expected: Tensor, message: str) -> None:
 
 def _pad(batch: Batch, columns: int) -> Batch:
     inputs = {name: functional.pad(value, (0, columns)) for name, value in batch.inputs.items()}
-    labels = batch.labels
+    labels, words, spans = batch.labels, batch.words, batch.byte_offsets
     if labels is not None and labels.dim() == 2:
         labels = functional.pad(labels, (0, columns), value=IGNORE)
-    words = None if batch.words is None else functional.pad(batch.words, (0, columns), value=-1)
-    return Batch(inputs, labels, batch.rows, words=words)
+    words = None if words is None else functional.pad(words, (0, columns), value=-1)
+    spans = None if spans is None else functional.pad(spans, (0, 0, 0, columns), value=-1)
+    views = {name: _pad(view, columns) for name, view in batch.views.items()}
+    return Batch(inputs, labels, batch.rows, words=words, byte_offsets=spans, views=views)
 
 
 def _take(batch: Batch, rows: Tensor) -> Batch:
     inputs = {name: value[rows] for name, value in batch.inputs.items()}
-    labels, words = (None if x is None else x[rows] for x in (batch.labels, batch.words))
-    return Batch(inputs, labels, batch.rows[rows], words=words)
+    found = (batch.labels, batch.words, batch.byte_offsets)
+    labels, words, spans = (None if tensor is None else tensor[rows] for tensor in found)
+    views = {name: _take(view, rows) for name, view in batch.views.items()}
+    return Batch(inputs, labels, batch.rows[rows], words=words, byte_offsets=spans, views=views)

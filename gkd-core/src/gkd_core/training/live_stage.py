@@ -13,18 +13,21 @@ from torch import Tensor
 
 from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.run_info import GradientEngine, LoadedModel, Modules, StageInfo
+from gkd_core.data.collate import Collator
 from gkd_core.data.loader import iterate
 from gkd_core.distributed.groups import data_rank
+from gkd_core.errors import ConfigError
 from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.hooks.forward import Change
 from gkd_core.hooks.paths import WRITABLE_SITES, parse_path
 from gkd_core.objective.objective import name_seed
 from gkd_core.optim.engine import LocalEngine, count_items
 from gkd_core.students.importance import Importance, measure_importance
+from gkd_core.teachers.teacher import SourcedTeacher
 from gkd_core.training.calibration import calibration_batches
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from gkd_core.training.stage import Stage
 
@@ -52,6 +55,9 @@ class LiveStageInfo(StageInfo):
             methods=tuple(member.name for member in spec.members),
             student=spec.student,
             teachers=tuple(t.info for t in spec.teachers) if spec.reads_teachers else (),
+            foreign_tokens=tuple(
+                teacher.info.name for _, each in spec.other_tokenizers for teacher in each
+            ),
             total_steps=stage.total_steps,
             metric=stage.metric.name,
             higher_is_better=stage.metric.higher_is_better,
@@ -71,8 +77,8 @@ class LiveStageInfo(StageInfo):
 
     @property
     def loaded_teachers(self) -> Sequence[LoadedModel]:
-        """The teachers in this process."""
-        return self._stage.teachers
+        """The teachers whose models run in this process."""
+        return self._stage.live_teachers
 
     def evaluate_student(
         self, replaced: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})
@@ -91,14 +97,26 @@ class LiveStageInfo(StageInfo):
 
     def evaluate_teacher(self, number: int) -> Mapping[str, float]:
         """Return the metrics of a teacher on the validation rows."""
-        return self._metrics(self._stage.teachers[number].model)
+        teacher, source = self._stage.teachers[number], self._stage.spec.teachers[number]
+        if isinstance(teacher, SourcedTeacher):
+            raise ConfigError(
+                f"teacher {source.info.name} cannot be evaluated: its answers come from "
+                f"teacher.source = {teacher.source.name!r}, not from a model in this process"
+            )
+        return self._metrics(teacher.model, tokenizer=source.tokenizer)
 
     def _metrics(
-        self, model: PreTrainedModel, predict: Predict | None = None
+        self,
+        model: PreTrainedModel,
+        predict: Predict | None = None,
+        tokenizer: PreTrainedTokenizerFast | None = None,
     ) -> Mapping[str, float]:
-        stage = self._stage
-        rows = (stage.validation, stage.collator, stage.kind, self.device)
-        found = evaluate(model, *rows, predict)
+        stage, spec = self._stage, self._stage.spec
+        rows, collator = stage.validation, stage.collator
+        if tokenizer is not None and tokenizer is not spec.tokenizer:
+            rows = spec.kind.encode(spec.data.validation, tokenizer, spec.max_length)
+            collator = Collator(tokenizer, spec.kind, self.config.task.mask_share, self.config.seed)
+        found = evaluate(model, rows, collator, spec.kind, self.device, predict)
         return stage.spec.measured(found, stage.spec.data.validation).metrics
 
     def measure_importance(self, rows: int) -> Importance:

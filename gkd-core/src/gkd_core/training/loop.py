@@ -76,7 +76,14 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
 
 def _steps(stage: Stage, progress: Progress) -> Iterator[tuple[Step, Sequence[Batch]]]:
     """Yield the remaining steps, until early stopping ends the stage."""
-    batches = iterate(stage.train, stage.collator, stage.sampler, progress.step, stage.total_steps)
+    batches = iterate(
+        stage.train,
+        stage.collator,
+        stage.sampler,
+        progress.step,
+        stage.total_steps,
+        stage.readings,
+    )
     while not progress.stopped and progress.step < stage.total_steps:
         epoch, micro_batches = next(batches)
         step = Step(progress.step, stage.total_steps, epoch, stage.name, torch.default_generator)

@@ -78,7 +78,6 @@ class AutoDisc(Method):
     name = "autodisc"
     paper = "Zhang, Yang, Wang, Song, 2022, arXiv:2205.14570"
     needs_labels = True
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `autodisc`."""
