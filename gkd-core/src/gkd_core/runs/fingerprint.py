@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 APART = {"recipe", "procedure", "stages", "output", "baseline", "parallel", "task"}
 """Settings that do not affect the student, or that other parts of the fingerprint cover."""
 
-PLACES = {"model", "placement", "tensor", "trust_remote_code", "new_student"}
+PLACES = {"model", "placement", "source", "tensor", "trust_remote_code", "new_student"}
 """Settings of a model that say where it is or comes from; its content is hashed instead."""
 
 LEARNT_FROM = ("rows", "mask_share")

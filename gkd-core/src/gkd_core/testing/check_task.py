@@ -96,10 +96,11 @@ def _check_split(where: str, split: Split, data: TaskData) -> None:
                 assert all(isinstance(each, str) for each in column), f"{where}: `{name}` is text"
     if split.labels is None:
         return
-    for label in split.labels:
-        if data.kind == "regression":
+    kind = registry().kind(data.kind)
+    for label in split.labels if kind.predicted == "sample" else ():
+        if kind.output == "value":
             assert isfinite(label), f"{where} has the value {label!r}"
-        elif data.kind == "classification":
+        elif kind.output == "classes":
             known = isinstance(label, int) and 0 <= label < len(data.classes)
             assert known, f"{where} has the label {label!r}, which is no id of {data.classes}"
 
