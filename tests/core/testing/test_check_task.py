@@ -65,7 +65,7 @@ class Process(Words):
 
 def test_a_task_passes_on_two_processes():
     check_task(Words, ranks=2)
-    check_task(Words, {"kind": "classification", "max_length": 16})
+    check_task(Words, settings={"kind": "classification", "max_length": 16})
 
 
 class Grouped(Words):

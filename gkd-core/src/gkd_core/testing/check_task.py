@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import astuple
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +18,13 @@ from gkd_core.models.tokenizer import load_tokenizer
 from gkd_core.plugins import registry
 from gkd_core.testing.ranks import on_ranks
 
+COLUMNS = ("text", "pair", "labels", "group", "target")
+"""What a split has for each row."""
+
 
 def check_task(
     task: type[Task],
+    options: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     kind: str = "classification",
     ranks: int = 1,
@@ -34,7 +38,8 @@ def check_task(
 
     Args:
         task: The class.
-        settings: Settings of the table `task`, except `name`.
+        options: Options of the task that differ from their defaults.
+        settings: Settings of the table `task` that every task has, except `name`.
         kind: What to predict if neither the settings nor the task decide it.
         ranks: Number of processes. With 2, they must read the same rows; the class stands at the
             top of a module.
@@ -43,38 +48,39 @@ def check_task(
         AssertionError: A property does not hold; the message says which.
         DataError: The rows cannot be read.
     """
-    settings = dict(settings or {})
-    data = _load(task, settings, kind, seed=0)
-    _check_data(task, settings, data)
-    _check_hash(task, data, _load(task, settings, kind, seed=0), "read again")
-    _check_hash(task, data, _load(task, settings, kind, seed=1), "read with another seed")
+    make = partial(_make, task, options or {}, settings or {})
+    data = _load(make, kind, seed=0)
+    _check_data(make(), data)
+    _check_hash(task, data, _load(make, kind, seed=0), "read again")
+    _check_hash(task, data, _load(make, kind, seed=1), "read with another seed")
     _check_defaults(task, data.kind)
-    _check_teacher(task, settings, data)
-    _check_metrics(_make(task, settings), data)
+    _check_teacher(make(), data)
+    _check_metrics(make(), data)
     if ranks > 1:
-        hashes = on_ranks(ranks, _hash, task, settings, kind)
+        hashes = on_ranks(ranks, _hash, make, kind)
         assert {data.rows_hash} == set(hashes), (
             f"{task.name}: another process reads rows of another hash; rows and hash must not "
             "depend on the process, for instance on the order of a set"
         )
 
 
-def _load(task: type[Task], settings: Mapping[str, Any], kind: str, seed: int) -> TaskData:
-    made = _make(task, settings)
+def _make(task: type[Task], options: Mapping[str, Any], settings: Mapping[str, Any]) -> Task:
+    config = TaskConfig(name=task.name, **settings)
+    return task(config, registry().kinds, task.Config(**options))
+
+
+def _load(make: Callable[[], Task], kind: str, seed: int) -> TaskData:
+    made = make()
     made.check()
     return made.load(made.kind or kind, seed)
 
 
-def _make(task: type[Task], settings: Mapping[str, Any]) -> Task:
-    return task(TaskConfig(name=task.name, **settings), registry().kinds)
+def _hash(make: Callable[[], Task], kind: str) -> str:
+    return _load(make, kind, seed=0).rows_hash
 
 
-def _hash(task: type[Task], settings: Mapping[str, Any], kind: str) -> str:
-    return _load(task, settings, kind, seed=0).rows_hash
-
-
-def _check_data(task: type[Task], settings: Mapping[str, Any], data: TaskData) -> None:
-    name, wanted = task.name, _make(task, settings).kind
+def _check_data(task: Task, data: TaskData) -> None:
+    name, wanted = task.name, task.kind
     assert wanted in (None, data.kind), f"{name}: task.kind = {wanted!r}, but rows of {data.kind!r}"
     assert data.source, f"{name}: `source` does not describe the data"
     has_classes = registry().kind(data.kind).has_classes
@@ -88,7 +94,7 @@ def _check_data(task: type[Task], settings: Mapping[str, Any], data: TaskData) -
 
 def _check_split(where: str, split: Split, data: TaskData) -> None:
     assert len(split) > 0, f"{where} has no rows"
-    for name in ("text", "pair", "labels", "group", "target"):
+    for name in COLUMNS:
         column = getattr(split, name)
         if column is not None:
             assert len(column) == len(split), f"{where} has {len(column)} values in `{name}`"
@@ -116,8 +122,9 @@ def _check_hash(task: type[Task], one: TaskData, other: TaskData, when: str) -> 
 
 
 def _rows(data: TaskData) -> list[Any]:
-    splits = [astuple(s) for s in (data.train, data.validation, data.test) if s is not None]
-    return [[None if c is None else list(c) for c in split] for split in splits]
+    splits = [split for split in (data.train, data.validation, data.test) if split is not None]
+    columns = ((getattr(split, name) for name in COLUMNS) for split in splits)
+    return [[None if column is None else list(column) for column in each] for each in columns]
 
 
 def _check_defaults(task: type[Task], kind: str) -> None:
@@ -125,8 +132,8 @@ def _check_defaults(task: type[Task], kind: str) -> None:
     assert not unknown, f"{task.name}: `defaults` has {sorted(unknown)}, no tables of a run file"
 
 
-def _check_teacher(task: type[Task], settings: Mapping[str, Any], data: TaskData) -> None:
-    teacher = _make(task, settings).default_teacher(data, "small")
+def _check_teacher(task: Task, data: TaskData) -> None:
+    teacher = task.default_teacher(data, "small")
     if teacher is None:
         return
     with TemporaryDirectory() as folder:
