@@ -130,9 +130,9 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
     config, expression = spec.config, spec.expression
     given: dict[str, Any] = config.model_dump(mode="json", exclude=APART)
     # An optional table that is not set does not count, so that new ones change no fingerprint.
-    tree = {name: table for name, table in given.items() if table is not None}
+    tree = _set(given)
     tree["student"] = _without_places(tree["student"])
-    tree["teachers"] = [_without_places(teacher) for teacher in tree["teachers"]]
+    tree["teachers"] = [_set(_without_places(teacher)) for teacher in tree["teachers"]]
     names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles), spec.task.name}
     options = {n: config.options[n].model_dump(mode="json") for n in names & set(config.options)}
     optim = config.optim.options.get(config.optim.name)
@@ -150,6 +150,11 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
         "task": {**task, "max_length": spec.max_length},
         "shape": shape,
     }
+
+
+def _set(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a table that have a value."""
+    return {name: value for name, value in table.items() if value is not None}
 
 
 def _without_places(model: dict[str, Any]) -> dict[str, Any]:
