@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.schedule import Schedule as Schedule
     from gkd_core.contract.step import Step as Step
     from gkd_core.contract.task import DefaultTeacher as DefaultTeacher
+    from gkd_core.contract.task import Fit as Fit
     from gkd_core.contract.task import Split as Split
     from gkd_core.contract.task import Task as Task
     from gkd_core.contract.task import TaskData as TaskData
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from gkd_core.hookspecs import hookimpl as hookimpl
     from gkd_core.kinds.metrics import Metric as Metric
     from gkd_core.kinds.task_kind import Evaluation as Evaluation
-    from gkd_core.kinds.task_kind import Fit as Fit
     from gkd_core.kinds.task_kind import ReadRows as ReadRows
     from gkd_core.kinds.task_kind import TaskKind as TaskKind
     from gkd_core.losses.angles import angles as angles
@@ -120,7 +120,7 @@ _HOME = {
     "Divergence": "losses.soft_labels",
     "Encoded": "data.encode",
     "Evaluation": "kinds.task_kind",
-    "Fit": "kinds.task_kind",
+    "Fit": "contract.task",
     "GkdError": "errors",
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",

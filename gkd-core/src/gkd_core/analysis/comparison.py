@@ -202,7 +202,7 @@ def compare_models(
     data, config = spec.data, spec.config
     device = pick_device(config.parallel.device)
     split = data.validation if data.test is None else data.test
-    encoded = spec.kind.encode(split, spec.tokenizer, spec.max_length)
+    encoded = spec.kind.encode(split, spec.tokenizer, spec.max_length, data.classes)
     collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
     timed = all(one.is_whole for one in compared)
     adapters, models, sizes, found = tuple(adapters), [], [], []

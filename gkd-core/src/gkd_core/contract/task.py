@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,19 +18,29 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
 
 
+class Fit(IntEnum):
+    """How well rows fit a kind of task, where the configuration names none."""
+
+    NO = 0
+    POSSIBLE = 1
+    USUAL = 2
+    CERTAIN = 3
+
+
 @dataclass(frozen=True)
 class Split:
     """The rows of one split; the sequences have equal length.
 
     Attributes:
-        text: The texts.
-        pair: The second texts of a pair task, or None.
-        labels: Class ids (int), values (float), or None for plain text.
+        text: The texts; a list of words each in token classification.
+        pair: The second texts of a pair task, or None; a list of choices each in multiple choice.
+        labels: A class id (int), a value (float) or what else the kind of task has for each row;
+            None for plain text.
     """
 
-    text: Sequence[str]
-    pair: Sequence[str] | None = None
-    labels: Sequence[int] | Sequence[float] | None = None
+    text: Sequence[Any]
+    pair: Sequence[Any] | None = None
+    labels: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -87,6 +98,8 @@ class Task:
         config: The `task` table of the configuration. `lm` is already resolved to `masked-lm` or
             `causal-lm`, and `default_teacher` to the architecture of an existing student.
         kinds: Every kind of task by name, which parses the rows of its kind.
+        model_kind: Name of the kind that the model at the start was made for, if its configuration
+            says so; it decides where the rows leave the kind open.
     """
 
     name: ClassVar[str]
@@ -98,10 +111,14 @@ class Task:
         refuse_renamed(cls, {"own_teacher": "default_teacher"}, where)
 
     def __init__(
-        self, config: TaskConfig, kinds: Mapping[str, TaskKind] = MappingProxyType({})
+        self,
+        config: TaskConfig,
+        kinds: Mapping[str, TaskKind] = MappingProxyType({}),
+        model_kind: str | None = None,
     ) -> None:
         self.config = config
         self.kinds = kinds
+        self.model_kind = model_kind
 
     @property
     def kind(self) -> str | None:

@@ -81,5 +81,5 @@ def _equal_rows(split: Split) -> list[list[int]]:
     pairs = split.pair or [""] * len(split)
     groups: dict[tuple[str, str], list[int]] = {}
     for row, (text, pair) in enumerate(zip(split.text, pairs, strict=True)):
-        groups.setdefault((text.strip(), pair.strip()), []).append(row)
+        groups.setdefault((str(text).strip(), str(pair).strip()), []).append(row)
     return list(groups.values())

@@ -9,7 +9,7 @@ from gkd_core.contract.model_info import ModelInfo
 from gkd_core.data.collate import Collator
 from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
-from gkd_core.errors import ConfigError
+from gkd_core.errors import ConfigError, MethodError
 from gkd_core.hooks.paths import ATTENTION_SITES, Capture
 from gkd_core.models.classes import check_classes
 from gkd_core.models.load import check_kind
@@ -54,9 +54,11 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     check_augmentation(config, spec.kind)
     _check_scale(spec)
     for ensemble in spec.ensembles:
+        _check_kind(spec, ensemble)
         _check_labels(spec, ensemble)
         _check_combiner(spec, ensemble)
     for member in spec.members:
+        _check_kind(spec, member)
         _check_labels(spec, member)
         _check_samples(spec, member)
         _check_method(spec, member)
@@ -200,6 +202,16 @@ def _check_scale(spec: StageSpec) -> None:
         )
 
 
+def _check_kind(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
+    """Refuse a method that is not right for the kind of task."""
+    fitting = owner.methods[0].kinds
+    if not spec.kind.counts_as(fitting):
+        raise MethodError(
+            f"{owner.name} is not made for task.kind = '{spec.kind}', but for "
+            f"{', '.join(fitting)}. `gkd methods NAME` says what a method is made for"
+        )
+
+
 def _check_labels(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
     unlabelled = spec.data.train.labels is None and not spec.kind.is_lm
     if unlabelled and owner.methods[0].needs_labels:
@@ -221,8 +233,8 @@ def _check_samples(spec: StageSpec, member: ActiveMethod) -> None:
             f"in {parts} micro-batch{'es' if parts > 1 else ''} (training.accumulation) leaves "
             f"{usual}. Raise training.batch_size or lower training.accumulation"
         )
-    # Language modeling knows its number of rows only after splitting the text into blocks.
-    if spec.kind.is_lm:
+    # Some kinds know their number of rows only after splitting texts into blocks or windows.
+    if spec.kind.splits_rows:
         return
     rows = len(spec.data.train) * (1 + copies(spec.config, spec.kind))
     left = rows % size

@@ -13,6 +13,8 @@ from gkd_core.kinds.language_model import language_model_kind
 from gkd_core.models.source import load_config
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
 
@@ -45,7 +47,7 @@ class SharedRows:
         self._plain = {name for name, kind in registry.kinds.items() if kind.is_lm}
         labelled = (task for task in tasks if task.kind not in {LM, *self._plain})
         self._labelled = list(dict.fromkeys(_rows(task, task.kind) for task in labelled))
-        self._data: dict[tuple[TaskConfig, str], TaskData] = {}
+        self._data: dict[tuple[TaskConfig, str, str | None], TaskData] = {}
 
     def load(self, settings: ResolvedStage, relative: StageSpec | None) -> TaskData:
         """Return the rows of a stage.
@@ -66,17 +68,28 @@ class SharedRows:
             if name in self._plain and _rows(task, labelled.kind) == labelled:
                 data = self._read(labelled, plain, seed)
                 return data if data.kind == name else without_labels(data, name)
-        return self._read(_rows(task, name), plain, seed)
+        made_for = self._made_for(settings, relative) if name is None else None
+        return self._read(_rows(task, name), plain, seed, made_for)
 
-    def _task(self, config: TaskConfig) -> Task:
-        return self.registry.task(task_name(config))(config, self.registry.kinds)
+    def _task(self, config: TaskConfig, made_for: str | None = None) -> Task:
+        return self.registry.task(task_name(config))(config, self.registry.kinds, made_for)
 
-    def _read(self, rows: TaskConfig, plain: str, seed: int) -> TaskData:
+    def _read(
+        self, rows: TaskConfig, plain: str, seed: int, made_for: str | None = None
+    ) -> TaskData:
         # Stages that share rows must share the split: the seed of the first to read them applies.
-        key = (rows, plain)
+        key = (rows, plain, made_for)
         if key not in self._data:
-            self._data[key] = self._task(rows).load(plain, seed)
+            self._data[key] = self._task(rows, made_for).load(plain, seed)
         return self._data[key]
+
+    def _made_for(self, settings: ResolvedStage, relative: StageSpec | None) -> str | None:
+        """Return the kind that the model at the start was made for; None if it does not say."""
+        config = _start(settings, relative)
+        if config is None:
+            return None
+        kinds = self.registry.kinds.items()
+        return next((n for n, kind in kinds if not kind.is_lm and kind.made(config)), None)
 
 
 def _rows(task: TaskConfig, kind: str | None) -> TaskConfig:
@@ -89,11 +102,20 @@ def _plain_kind(settings: ResolvedStage, relative: StageSpec | None) -> str:
     config = settings.config
     if config.task.kind is not None and config.task.kind != LM:
         return config.task.kind
+    start = _start(settings, relative)
+    if start is None:
+        return "causal-lm" if config.task.default_teacher == "decoder" else "masked-lm"
+    return language_model_kind(start)
+
+
+def _start(settings: ResolvedStage, relative: StageSpec | None) -> PretrainedConfig | None:
+    """Return the configuration of the model that the stage starts from; None if it is not made."""
     if relative is not None:
-        return language_model_kind(relative.student_config)
+        return relative.student_config
+    config = settings.config
     own = config.student.model is not None
     named = config.student if own else config.teachers[0]
     if named.model is None:
-        return "causal-lm" if config.task.default_teacher == "decoder" else "masked-lm"
+        return None
     setting = settings.path("student.model" if own else "teacher.model")
-    return language_model_kind(load_config(named.model, named.trust_remote_code, setting))
+    return load_config(named.model, named.trust_remote_code, setting)

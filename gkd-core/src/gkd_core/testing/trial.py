@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.plugins import registry
-from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model
+from gkd_core.testing.tiny import NAMES, tiny_batch, tiny_model
 
 KINDS: Sequence[str] = ("classification", "causal-lm")
 STEPS = 10
@@ -125,7 +126,7 @@ def _extractor(kind: str, layers: int, seed: int) -> Extractor:
 
 def _info(name: str, extractor: Extractor, kind: str) -> ModelInfo:
     config, found = extractor.model.config, registry().kind(kind)
-    width = found.width(tuple(map(str, range(CLASSES))), config)
+    width = found.width(NAMES, config)
     return ModelInfo.read(name, config, width, found.predicted)
 
 
@@ -199,13 +200,18 @@ def _same(found: Tensor, expected: Tensor, message: str) -> None:
 def _pad(batch: Batch, columns: int) -> Batch:
     inputs = {name: functional.pad(value, (0, columns)) for name, value in batch.inputs.items()}
     labels = batch.labels
-    if labels is not None and labels.dim() == 2:
+    if labels is not None and labels.shape == batch.inputs["input_ids"].shape:
         labels = functional.pad(labels, (0, columns), value=IGNORE)
     words = None if batch.words is None else functional.pad(batch.words, (0, columns), value=-1)
-    return Batch(inputs, labels, batch.rows, words=words)
+    return replace(batch, inputs=inputs, labels=labels, words=words)
 
 
 def _take(batch: Batch, rows: Tensor) -> Batch:
-    inputs = {name: value[rows] for name, value in batch.inputs.items()}
-    labels, words = (None if x is None else x[rows] for x in (batch.labels, batch.words))
-    return Batch(inputs, labels, batch.rows[rows], words=words)
+    def some(values: Tensor) -> Tensor:
+        # A row may have several sequences.
+        return values.reshape(len(batch), -1, *values.shape[1:])[rows].flatten(0, 1)
+
+    inputs = {name: some(value) for name, value in batch.inputs.items()}
+    labels = None if batch.labels is None else batch.labels[rows]
+    words = None if batch.words is None else some(batch.words)
+    return replace(batch, inputs=inputs, labels=labels, rows=batch.rows[rows], words=words)

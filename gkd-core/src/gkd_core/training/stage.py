@@ -202,7 +202,7 @@ def assemble_stage(
     objective = Objective(spec.members)
     objective.build_modules(config.seed)
     extractors = [Extractor(teacher.model, teacher) for teacher in teachers]
-    tokens = (spec.tokenizer, spec.max_length)
+    tokens = (spec.tokenizer, spec.max_length, data.classes)
     train = spec.kind.encode(augmented(data.train, config, spec.kind, device), *tokens)
     sampler = Sampler(
         train.lengths,
