@@ -18,9 +18,10 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     from gkd_core.kinds.causal_lm import CausalLM
     from gkd_core.kinds.classification import Classification
     from gkd_core.kinds.masked_lm import MaskedLM
+    from gkd_core.kinds.multi_label import MultiLabel
     from gkd_core.kinds.regression import Regression
 
-    return [CausalLM, Classification, MaskedLM, Regression]
+    return [CausalLM, Classification, MaskedLM, MultiLabel, Regression]
 
 
 @hookimpl
