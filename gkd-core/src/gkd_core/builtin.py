@@ -20,8 +20,9 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     from gkd_core.kinds.masked_lm import MaskedLM
     from gkd_core.kinds.multi_label import MultiLabel
     from gkd_core.kinds.regression import Regression
+    from gkd_core.kinds.token_classification import TokenClassification
 
-    return [CausalLM, Classification, MaskedLM, MultiLabel, Regression]
+    return [CausalLM, Classification, MaskedLM, MultiLabel, Regression, TokenClassification]
 
 
 @hookimpl
