@@ -19,10 +19,19 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     from gkd_core.kinds.classification import Classification
     from gkd_core.kinds.masked_lm import MaskedLM
     from gkd_core.kinds.multi_label import MultiLabel
+    from gkd_core.kinds.multiple_choice import MultipleChoice
     from gkd_core.kinds.regression import Regression
     from gkd_core.kinds.token_classification import TokenClassification
 
-    return [CausalLM, Classification, MaskedLM, MultiLabel, Regression, TokenClassification]
+    return [
+        CausalLM,
+        Classification,
+        MaskedLM,
+        MultiLabel,
+        MultipleChoice,
+        Regression,
+        TokenClassification,
+    ]
 
 
 @hookimpl
