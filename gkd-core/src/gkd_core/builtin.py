@@ -21,6 +21,7 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     from gkd_core.kinds.multi_label import MultiLabel
     from gkd_core.kinds.multiple_choice import MultipleChoice
     from gkd_core.kinds.regression import Regression
+    from gkd_core.kinds.span_extraction import SpanExtraction
     from gkd_core.kinds.token_classification import TokenClassification
 
     return [
@@ -30,6 +31,7 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
         MultiLabel,
         MultipleChoice,
         Regression,
+        SpanExtraction,
         TokenClassification,
     ]
 
