@@ -17,6 +17,7 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     """Return the built-in kinds of task."""
     from gkd_core.kinds.causal_lm import CausalLM
     from gkd_core.kinds.classification import Classification
+    from gkd_core.kinds.embedding import Embedding
     from gkd_core.kinds.masked_lm import MaskedLM
     from gkd_core.kinds.multi_label import MultiLabel
     from gkd_core.kinds.multiple_choice import MultipleChoice
@@ -24,16 +25,8 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     from gkd_core.kinds.span_extraction import SpanExtraction
     from gkd_core.kinds.token_classification import TokenClassification
 
-    return [
-        CausalLM,
-        Classification,
-        MaskedLM,
-        MultiLabel,
-        MultipleChoice,
-        Regression,
-        SpanExtraction,
-        TokenClassification,
-    ]
+    rows = [Classification, MultiLabel, Regression, MultipleChoice, Embedding]
+    return [*rows, TokenClassification, SpanExtraction, MaskedLM, CausalLM]
 
 
 @hookimpl
