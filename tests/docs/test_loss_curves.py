@@ -65,6 +65,7 @@ def test_every_recipe_has_a_panel(script, tmp_path, suffix):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_recipes_are_run_once_and_those_that_fail_are_named(
     script, world, tmp_path, monkeypatch, capsys
 ):

@@ -322,6 +322,7 @@ def test_a_search_in_the_stage_of_the_student_is_refused(invoke, arguments, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_run_killed_in_each_stage_ends_bit_equal(invoke, kill, arguments, tmp_path):
     """With a real SIGKILL while the assistants are trained, and another one in the student."""
     more = ["--set", "training.evaluate_every=3", "--set", "autodisc.scales=[0.75,0.5]"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from gkd_core.contract.method import Method
 from gkd_core.distributed.ranks import is_first, rank, wait, world_size
 from gkd_core.hooks.operations import Add, Pass, Swap, When
 from gkd_core.plugins import Registry
+from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.runs.run import Run, prepare_run
 from gkd_core.tracking.recorder import JsonLines, Recorder
 from gkd_core.training import loop
@@ -161,6 +164,14 @@ class Plugin:
     def gkd_register_methods(self):
         return [Borrows, Bursts, Moves, Remembers, Unlocks]
 
+    @hookimpl
+    def gkd_register_rollouts(self):
+        path = Path(__file__).parents[1] / "plugins" / "greedy.py"
+        spec = importlib.util.spec_from_file_location("greedy", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.gkd_register_rollouts()
+
 
 class Entry:
     name = value = "test"
@@ -231,6 +242,30 @@ def train_all(world, folder, cases):
     """Train several runs in the same ranks: (name of the folder, what `train` takes after it)."""
     for name, *arguments in cases:
         train(world, folder / name, *arguments)
+
+
+def train_noting_texts(world, folder, cases):
+    """Train several runs on these ranks; return the texts that this rank trained on, by run."""
+    stock, texts = Rollouts.apply, []
+
+    def apply(rollouts, batches, step):
+        found = stock(rollouts, batches, step)
+        for batch in found:
+            counted = batch.rows.tolist() if batch.counted else []
+            for place, row in enumerate(counted):
+                ids = batch.inputs["input_ids"][place][batch.mask[place]].tolist()
+                source = int(batch.sources[place])
+                texts[-1][step.index, row] = source, ids, int(batch.tokens.mask[place].sum())
+        return found
+
+    Rollouts.apply = apply
+    try:
+        for name, *arguments in cases:
+            texts.append({})
+            train(world, folder / name, *arguments)
+    finally:
+        Rollouts.apply = stock
+    return texts
 
 
 def train_on_shares(world, folder, cases):

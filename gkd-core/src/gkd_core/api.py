@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch as Batch
     from gkd_core.contract.batch import ItemKind as ItemKind
     from gkd_core.contract.batch import Items as Items
+    from gkd_core.contract.batch import RowSource as RowSource
     from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
     from gkd_core.contract.method import Method as Method
     from gkd_core.contract.method_base import MethodBase as MethodBase
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from gkd_core.contract.procedure import Procedure as Procedure
     from gkd_core.contract.requirements import same_heads as same_heads
     from gkd_core.contract.requirements import same_width as same_width
+    from gkd_core.contract.rollout import Prompts as Prompts
+    from gkd_core.contract.rollout import RolloutEngine as RolloutEngine
+    from gkd_core.contract.rollout import Written as Written
     from gkd_core.contract.run_info import RunInfo as RunInfo
     from gkd_core.contract.run_info import StageInfo as StageInfo
     from gkd_core.contract.schedule import Schedule as Schedule
@@ -64,7 +68,9 @@ if TYPE_CHECKING:
     from gkd_core.hooks.paths import Capture as Capture
     from gkd_core.hookspecs import API_VERSION as API_VERSION
     from gkd_core.hookspecs import hookimpl as hookimpl
+    from gkd_core.kinds.classification import Classification as Classification
     from gkd_core.kinds.metrics import Metric as Metric
+    from gkd_core.kinds.regression import Regression as Regression
     from gkd_core.kinds.task_kind import Evaluation as Evaluation
     from gkd_core.kinds.task_kind import ReadRows as ReadRows
     from gkd_core.kinds.task_kind import TaskKind as TaskKind
@@ -84,6 +90,7 @@ if TYPE_CHECKING:
     from gkd_core.losses.divergences import total_variation as total_variation
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
+    from gkd_core.losses.logits import most_likely as most_likely
     from gkd_core.losses.relation import Relation as Relation
     from gkd_core.losses.relation import RelationBlock as RelationBlock
     from gkd_core.losses.relation import self_relation as self_relation
@@ -100,6 +107,8 @@ if TYPE_CHECKING:
     from gkd_core.models.parts import Part as Part
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
+    from gkd_core.rollouts.writer import Decoding as Decoding
+    from gkd_core.rollouts.writer import Writer as Writer
     from gkd_core.runs.outline import RunOutline as RunOutline
     from gkd_core.runs.outline import StageOutline as StageOutline
     from gkd_core.runs.result import StageResult as StageResult
@@ -114,8 +123,10 @@ _HOME = {
     "AllSamples": "distributed.samples",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
+    "Classification": "kinds.classification",
     "ConfigError": "errors",
     "DataError": "errors",
+    "Decoding": "rollouts.writer",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
     "Encoded": "data.encode",
@@ -142,10 +153,14 @@ _HOME = {
     "Perturb": "hooks.operations",
     "PluginError": "errors",
     "Procedure": "contract.procedure",
+    "Prompts": "contract.rollout",
     "ReadRows": "kinds.task_kind",
+    "Regression": "kinds.regression",
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",
     "Replace": "hooks.operations",
+    "RolloutEngine": "contract.rollout",
+    "RowSource": "contract.batch",
     "RunConfig": "config.schema",
     "RunInfo": "contract.run_info",
     "RunOutline": "runs.outline",
@@ -170,6 +185,8 @@ _HOME = {
     "View": "hooks.features",
     "When": "hooks.operations",
     "Widths": "models.slicing.widths",
+    "Writer": "rollouts.writer",
+    "Written": "contract.rollout",
     "all_samples": "distributed.samples",
     "angles": "losses.angles",
     "contrast": "losses.contrast",
@@ -189,6 +206,7 @@ _HOME = {
     "layer_segments": "models.layer_map",
     "logits_mse": "losses.soft_labels",
     "measure_importance": "students.importance",
+    "most_likely": "losses.logits",
     "mse": "losses.distances",
     "normalized_mse": "losses.distances",
     "relation_kl": "losses.relation_losses",

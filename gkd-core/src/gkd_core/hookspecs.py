@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.combiner import TeacherCombiner
     from gkd_core.contract.method import Method
     from gkd_core.contract.procedure import Procedure
+    from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.run_info import RunInfo, StageInfo
     from gkd_core.contract.step import Step
     from gkd_core.contract.task import Task
@@ -75,6 +76,11 @@ def gkd_register_sites() -> Iterable[type[Sites]]:
 @hookspec
 def gkd_register_tasks() -> Iterable[type[Task]]:
     """Return sources of data, chosen by `task.name`."""
+
+
+@hookspec
+def gkd_register_rollouts() -> Iterable[type[RolloutEngine]]:
+    """Return engines that write text during training, chosen by `rollout.engine`."""
 
 
 @hookspec

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     import click
     from pydantic import BaseModel
 
+    from gkd_core.config.schema import RolloutConfig
     from gkd_core.contract.combiner import TeacherCombiner
     from gkd_core.contract.method import Method
     from gkd_core.contract.procedure import Procedure
+    from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.models.sites import Sites
@@ -229,6 +231,14 @@ class Registry:
         return {name: task for name, (_, task) in found.items()}
 
     @functools.cached_property
+    def rollout_engines(self) -> Mapping[str, type[RolloutEngine]]:
+        """Every rollout engine by name."""
+        found: dict[str, tuple[Plugin, type[RolloutEngine]]] = self._named(
+            "gkd_register_rollouts", "rollout engine", lambda engine: engine.name
+        )
+        return {name: engine for name, (_, engine) in found.items()}
+
+    @functools.cached_property
     def _kinds(self) -> dict[str, tuple[Plugin, type[TaskKind]]]:
         return self._named("gkd_register_kinds", "kind of task", lambda kind: kind.name)
 
@@ -299,6 +309,17 @@ class Registry:
         if name not in self.tasks:
             raise ConfigError(self._missing("task", name, self.tasks))
         return self.tasks[name]
+
+    def rollout_engine(self, config: RolloutConfig) -> RolloutEngine:
+        """Return the engine that a `rollout` table names, or raise `ConfigError`."""
+        engine = self.rollout_engine_class(config.engine)
+        return engine(engine.Config(**config.options))
+
+    def rollout_engine_class(self, name: str) -> type[RolloutEngine]:
+        """Return a rollout engine by name, or raise `ConfigError`."""
+        if name not in self.rollout_engines:
+            raise ConfigError(self._missing("rollout engine", name, self.rollout_engines))
+        return self.rollout_engines[name]
 
     def kind(self, name: str) -> TaskKind:
         """Return a kind of task by name, or raise `ConfigError`."""

@@ -29,7 +29,13 @@ def memory():
     return module
 
 
-@pytest.mark.parametrize("settings", [(), ("training.gradient_checkpointing=true",)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        pytest.param(("training.gradient_checkpointing=true",), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_planned_peak_is_the_measured_one(prepare_run, tmp_path, memory, settings):
     run = prepare_run(
         "method=pkd+minilm+soft",

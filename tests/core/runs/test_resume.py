@@ -199,9 +199,14 @@ BETWEEN = {
     "while the second stage is built": (run_module, "build_stage", 3, True),
     "in the second stage": (loop, "train_step", 24 + 8, False),
 }
+SOME = ("after the baseline", "in the second stage")
+"""One moment between stages and one inside of a stage."""
 
 
-@pytest.mark.parametrize("moment", BETWEEN)
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(m, marks=() if m in SOME else pytest.mark.exhaustive) for m in BETWEEN],
+)
 def test_resumed_stages_end_bit_equal(prepare, uninterrupted, monkeypatch, moment):
     options = {"file": STAGES}
     _die_and_resume(prepare, monkeypatch, *BETWEEN[moment], "baseline=true", **options)

@@ -19,6 +19,7 @@ from gkd_core.runs.outline import (
     MethodOutline,
     OptionOutline,
     PassOutline,
+    RolloutOutline,
     RunOutline,
     StageOutline,
 )
@@ -64,6 +65,7 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
         ("methods", f"{stage.method}  ({stage.method_origin})"),
         ("task", stage.task),
         ("batch", f"{size} samples of up to {length} tokens"),
+        *_rollout(stage.rollout),
         ("student", f"{_model(stage.student)}{_kept(stage.scale)}"),
         ("", f"starts from {stage.start}"),
         *((teacher.name, _model(teacher)) for teacher in stage.teachers),
@@ -86,6 +88,16 @@ def _entry(name: str, value: str, width: int) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _rollout(rollout: RolloutOutline | None) -> Iterator[tuple[str, str]]:
+    """Yield who writes the rows, and every setting."""
+    if rollout is None:
+        return
+    shares = {"the student": rollout.student, "the teacher": rollout.teacher}
+    written = [f"{share} of the rows by {who}" for who, share in shares.items() if share != "0"]
+    yield "rollout", f"{rollout.engine} writes {' and '.join(written) or 'no row'}"
+    yield from _options("rollout", rollout.options)
 
 
 def _method(method: MethodOutline) -> Iterator[tuple[str, str]]:

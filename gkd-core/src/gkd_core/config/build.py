@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from gkd_core.config.expression import parse_expression, pointer
 from gkd_core.config.overlay import Values, below, nested
 from gkd_core.config.problems import from_validation, origins, unknown_key, written
-from gkd_core.config.schema import LM, RunConfig
+from gkd_core.config.schema import LM, RolloutConfig, RunConfig
 from gkd_core.config.settings import DEFAULT
 from gkd_core.errors import ConfigError, MethodError, suggest
 
@@ -52,7 +52,8 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
         return None
     _check_kind(registry, config, values, problems)
     _check_accumulation(config, values, problems)
-    return config.model_copy(update={"options": options})
+    rollout = config.rollout and _with_engine_options(registry, config.rollout, values, problems)
+    return config.model_copy(update={"options": options, "rollout": rollout})
 
 
 def build_procedure(
@@ -77,6 +78,22 @@ def build_procedure(
     del table["name"]
     options = _validate(procedure.Config, table, values, ("procedure",), problems)
     return None if options is None else procedure(options)
+
+
+def _with_engine_options(
+    registry: Registry, rollout: RolloutConfig, values: Values, problems: list[str]
+) -> RolloutConfig:
+    """Return the `rollout` table with all options of its engine, validated."""
+    try:
+        engine = registry.rollout_engine_class(rollout.engine)
+    except ConfigError as error:
+        given = [setting for setting in values.values() if setting.key == ("rollout", "engine")]
+        problems.append(f"rollout.engine{origins(given)}: {error}")
+        return rollout
+    # One model for the whole table, so that an unknown key is compared with all keys known here.
+    table = create_model("RolloutTable", __base__=(RolloutConfig, engine.Config))
+    found = _validate(table, rollout.model_dump(mode="json"), values, ("rollout",), problems)
+    return rollout if found is None else RolloutConfig(**found.model_dump(mode="json"))
 
 
 def as_tree(config: RunConfig) -> dict[str, Any]:

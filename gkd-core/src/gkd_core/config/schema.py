@@ -11,12 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gkd_core.config.graph import stage_of
+from gkd_core.contract.schedule import Schedule
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Offload = Literal["none", "cpu", "nvme"]
 TeacherSize = Literal["large", "small"]
 Placement = Literal["replicated", "offload", "zero3"]
+ZERO = Schedule("constant", 0.0, 0.0)
 LM = "lm"
 """The `task.kind` that stands for masked or causal language modeling, whichever fits the model."""
 
@@ -288,6 +290,58 @@ class ParallelConfig(Section):
         return self
 
 
+class RolloutConfig(BaseModel):
+    """Text that models write during training, in place of rows' own; causal-lm only.
+
+    The options of the engine stand in the same table.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    engine: str = Field(description="The registered engine that continues prompts.")
+    student: Schedule = Field(
+        ZERO,
+        description="Share of the rows that the student writes, each step with its current "
+        "weights: a number or a schedule.",
+    )
+    teacher: Schedule = Field(
+        ZERO,
+        description="Share of the rows that the (first) teacher writes: a number or a schedule.",
+    )
+    prompt_tokens: Positive = Field(
+        32,
+        description="First tokens of a row that are its prompt, unless the data says what the "
+        "prompt is. Losses count what follows the prompt, in rows of the data too.",
+    )
+    max_new_tokens: Positive = Field(
+        64, description="Maximum number of tokens that a model writes after a prompt."
+    )
+
+    @model_validator(mode="after")
+    def _are_shares(self) -> RolloutConfig:
+        for moment in ("start", "end"):
+            shares = {name: getattr(getattr(self, name), moment) for name in ("student", "teacher")}
+            for name, share in shares.items():
+                if not 0 <= share <= 1:
+                    raise ValueError(f"`{name}` is a share, from 0 to 1, not {share:g}")
+            if sum(shares.values()) > 1 + 1e-9:
+                raise ValueError(
+                    f"`student` and `teacher` are shares of the same rows, but add up to "
+                    f"{sum(shares.values()):g} at the {moment} of the stage"
+                )
+        return self
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the teacher ever writes."""
+        return self.teacher.start > 0 or self.teacher.end > 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the engine."""
+        return dict(self.model_extra or {})
+
+
 class OutputConfig(Section):
     """Output files and directories."""
 
@@ -343,6 +397,9 @@ class RunConfig(Section):
     task: TaskConfig = Field(TaskConfig(), description="The data.")
     training: TrainingConfig = Field(TrainingConfig(), description="The optimization.")
     parallel: ParallelConfig = Field(ParallelConfig(), description="Devices.")
+    rollout: RolloutConfig | None = Field(
+        None, description="Text that models write during training. Default: none."
+    )
     output: OutputConfig = Field(OutputConfig(), description="Files.")
     baseline: bool | None = Field(
         None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -16,6 +16,10 @@ IGNORE = -100
 ItemKind = Literal["sample", "token", "target"]
 """The kind of items that a loss is averaged over; see `Items`."""
 
+RowSource = Literal["data", "student", "teacher"]
+"""What a row's text after the prompt comes from: the data, or a model that wrote it."""
+
+ROW_SOURCES: tuple[RowSource, ...] = ("data", "student", "teacher")
 Output = Literal["classes", "binary", "value", "vector"]
 """How the logits of an item are read: as a distribution over classes (or tokens), as an independent
 yes or no for each class, as a value, or as a vector."""
@@ -84,6 +88,9 @@ class Batch:
             tokens and padding, int64 `[B, S]`; words are those of the text before masking. None
             in a batch that was not made by a `Collator`.
         output: How the logits of a target are read.
+        loss_mask: True at the tokens that losses count, bool `[B, S]`; what it leaves out besides
+            padding is the prompt. None if all tokens count.
+        sources: Index of each row's source in `ROW_SOURCES`, int64 `[B]`; None without rollouts.
     """
 
     inputs: Mapping[str, Tensor]
@@ -92,6 +99,8 @@ class Batch:
     counted: bool = True
     words: Tensor | None = None
     output: Output = "classes"
+    loss_mask: Tensor | None = None
+    sources: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,7 +108,20 @@ class Batch:
     @property
     def mask(self) -> Tensor:
         """True at positions that are not padding, bool `[B, S]`."""
-        return self.tokens.mask
+        if self.loss_mask is None:
+            return self.tokens.mask
+        return self.inputs["attention_mask"].bool()
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """True at the tokens of the prompts, bool `[B, S]`."""
+        return self.mask & ~self.tokens.mask
+
+    def written_by(self, source: RowSource) -> Tensor:
+        """Return which rows have their text from a source, bool `[B]`."""
+        if self.sources is None:
+            return torch.full_like(self.rows, source == "data", dtype=torch.bool)
+        return self.sources == ROW_SOURCES.index(source)
 
     @cached_property
     def samples(self) -> Items:
@@ -108,8 +130,9 @@ class Batch:
 
     @cached_property
     def tokens(self) -> Items:
-        """Every position that is not padding."""
-        return Items.where("token", self.inputs["attention_mask"].bool())
+        """Every position that is neither padding nor part of a prompt."""
+        mask = self.inputs["attention_mask"].bool() if self.loss_mask is None else self.loss_mask
+        return Items.where("token", mask)
 
     @cached_property
     def targets(self) -> Items:
@@ -126,10 +149,10 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        words = None if self.words is None else self.words.to(device, non_blocking=True)
-        rows = self.rows.to(device, non_blocking=True)
-        moved = Batch(inputs, labels, rows, self.counted, words, self.output)
+        names = ("labels", "rows", "words", "loss_mask", "sources")
+        tensors = {name: getattr(self, name) for name in names}
+        own = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
+        moved = replace(self, inputs=inputs, **own)
         # The items are found here, on the CPU: `nonzero` on a GPU would wait for the device.
         for name in ("samples", "tokens", "targets"):
             moved.__dict__[name] = getattr(self, name).to(device)

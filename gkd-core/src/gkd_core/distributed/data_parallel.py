@@ -92,6 +92,16 @@ def any_of(facts: Iterable[bool]) -> list[bool]:
     return found.bool().tolist()
 
 
+def max_over_ranks(values: Iterable[int]) -> list[int]:
+    """Return, for each integer, the largest on any rank."""
+    every = list(values)
+    if data_size() == 1 or not every:
+        return every
+    found = torch.tensor(every)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=data_group())
+    return found.tolist()
+
+
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Sum gradients over the ranks. A weight that no rank used keeps no gradient."""
     if data_size() == 1:

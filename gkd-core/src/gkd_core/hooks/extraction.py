@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +61,7 @@ class Extractor:
         captures: frozenset[Capture],
         inputs: Mapping[str, Tensor],
         changes: Iterable[Change] = (),
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Features:
         """Run the model on a batch and return the captured tensors.
 
@@ -67,6 +69,7 @@ class Extractor:
             captures: Tensors to capture. If empty, the model does not run.
             inputs: Inputs of the model's forward method: int64 `[B, S]` each.
             changes: Operations of this pass, in order. Captures see their results.
+            options: Other arguments of the model's forward method, such as a key-value cache.
 
         Raises:
             MethodError: The model has no such site.
@@ -76,19 +79,24 @@ class Extractor:
         forward = self._prepare(captures, changes, inputs)
         forward.defers_logits = self._can_defer(forward, inputs)
         with under_way(forward), suppress(StopForward):
-            self._forward(forward, inputs)
+            self._forward(forward, inputs, options)
         features = forward.finish()
         if self.model.dtype == torch.bfloat16:
             features.widen()
         return features
 
-    def predict(self, inputs: Mapping[str, Tensor], changes: Iterable[Change] = ()) -> Logits:
+    def predict(
+        self,
+        inputs: Mapping[str, Tensor],
+        changes: Iterable[Change] = (),
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Logits:
         """Return the model's logits, dense or not yet computed; arguments as for `run`.
 
         Raises:
             MethodError: The model has no head.
         """
-        return self.run(frozenset({LOGITS}), inputs, changes).prediction
+        return self.run(frozenset({LOGITS}), inputs, changes, options).prediction
 
     @contextmanager
     def changed(self, changes: Iterable[Change], inputs: Mapping[str, Tensor]) -> Iterator[None]:
@@ -120,9 +128,11 @@ class Extractor:
             switch_attention(self.model, NAME)
         return forward
 
-    def _forward(self, forward: Forward, inputs: Mapping[str, Tensor]) -> None:
-        # Nothing is generated, so that a key-value cache would only take memory.
-        options = {"use_cache": False} if self.sites.causal else {}
+    def _forward(
+        self, forward: Forward, inputs: Mapping[str, Tensor], given: Mapping[str, Any]
+    ) -> None:
+        # Where nothing is generated, a key-value cache would only take memory.
+        options = ({"use_cache": False} if self.sites.causal else {}) | dict(given)
         if {LOGITS, POOLED}.isdisjoint(forward.places):
             self.model.base_model(**inputs, **options)
         else:

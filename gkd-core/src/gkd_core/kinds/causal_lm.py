@@ -23,6 +23,7 @@ class CausalLM(LanguageModel):
 
     name = "causal-lm"
     head = "causal-LM head"
+    generates = True
 
     @property
     def auto(self) -> Any:

@@ -76,6 +76,7 @@ class TaskKind:
         has_classes: Whether the labels are classes, whose names and order models must share.
         splits_rows: Whether a row of the data can become several rows to train on.
         is_lm: Whether it is language modeling: plain text, without labels, cut into blocks.
+        generates: Whether its models continue a text, so that they can write rollouts.
         augments: Whether words of its training rows can be replaced (`task.augment`).
     """
 
@@ -88,6 +89,7 @@ class TaskKind:
     has_classes: ClassVar[bool] = False
     splits_rows: ClassVar[bool] = False
     is_lm: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
     augments: ClassVar[bool] = False
 
     def __str__(self) -> str:

@@ -76,6 +76,21 @@ def vocabulary_of(logits: Logits) -> Vocabulary:
     return _divided(logits) or WHOLE
 
 
+def most_likely(logits: Logits) -> Tensor:
+    """Return the most likely token of each row of logits, int64 `[*items]`.
+
+    Of logits that are sharded over ranks, two numbers per row are exchanged. Every rank returns the
+    same tokens.
+
+    Args:
+        logits: `[*items, V]`.
+    """
+    if isinstance(logits, Tensor):
+        return logits.argmax(-1)
+    own = functional.linear(logits.hidden, logits.weight, logits.bias)
+    return vocabulary_of(logits).argmax(own)
+
+
 def match_vocabulary(teacher: Logits, width: int) -> Logits:
     """Return the teacher's logits at the student's width: truncated, or padded with -inf.
 

@@ -17,7 +17,7 @@ from gkd_core.distributed.collectives import all_reduce
 class Vocabulary(Protocol):
     """The columns of the logits: all of them, or this rank's shard.
 
-    The losses are written once, against these three operations.
+    What is computed over a vocabulary is written once, against these operations.
     """
 
     def log_softmax(self, *logits: Tensor) -> Sequence[Tensor]:
@@ -44,6 +44,9 @@ class Vocabulary(Protocol):
             whether it is local, bool `[...]`.
         """
 
+    def argmax(self, logits: Tensor) -> Tensor:
+        """Return the column with the largest value, the first of equals: `[..., V]` to `[...]`."""
+
 
 class WholeVocabulary:
     """The vocabulary of a rank that has all columns."""
@@ -59,6 +62,10 @@ class WholeVocabulary:
     def locate(self, labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Return the labels: they are the columns."""
         return labels, torch.ones_like(labels, dtype=torch.bool)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """Return the column with the largest value."""
+        return logits.argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,15 @@ class DividedVocabulary:
         column = labels - self.first
         here = (column >= 0) & (column < width)
         return column.where(here, 0), here
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """Return the column with the largest value; two all-reduces of a number per row."""
+        peak, column = logits.max(-1)
+        most = all_reduce(peak, self.group, ReduceOp.MAX)
+        beaten = peak < most
+        return all_reduce(
+            (column + self.first).where(~beaten, self.words), self.group, ReduceOp.MIN
+        )
 
     def fill_up(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return the bias of the local columns, with -inf for padding.

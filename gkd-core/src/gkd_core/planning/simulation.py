@@ -144,7 +144,7 @@ def _without_rows(spec: StageSpec) -> StageSpec:
     row = spec.kind.one_row(data.train)
     parallel = spec.config.parallel.model_copy(update={"device": "cpu"})
     task = spec.config.task.model_copy(update={"augment": 0})
-    config = spec.config.model_copy(update={"parallel": parallel, "task": task})
+    config = spec.config.model_copy(update={"parallel": parallel, "task": task, "rollout": None})
     return replace(
         spec,
         settings=replace(spec.settings, config=config),

@@ -53,6 +53,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     _check_models(spec)
     check_augmentation(config, spec.kind)
     _check_scale(spec)
+    _check_rollout(spec, registry)
     for ensemble in spec.ensembles:
         _check_kind(spec, ensemble)
         _check_labels(spec, ensemble)
@@ -209,6 +210,40 @@ def _check_kind(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
         raise MethodError(
             f"{owner.name} is not made for task.kind = '{spec.kind}', but for "
             f"{', '.join(fitting)}. `gkd methods NAME` says what a method is made for"
+        )
+
+
+def _check_rollout(spec: StageSpec, registry: Registry) -> None:
+    """Refuse rollouts that no model of the stage can write."""
+    config = spec.config.rollout
+    if config is None:
+        return
+    if not spec.kind.generates:
+        raise ConfigError(
+            f"rollout lets models write text, but task.kind is {spec.kind} "
+            f"({spec.origin('task.kind')}). Use causal-lm, or remove the rollout table"
+        )
+    longest = config.prompt_tokens + config.max_new_tokens
+    if longest > spec.max_length:
+        names = ("rollout.prompt_tokens", "rollout.max_new_tokens")
+        given = " and ".join(f"{name} ({spec.origin(name)})" for name in names)
+        raise ConfigError(
+            f"{given} give rows of up to {longest} tokens, but the longest allowed is "
+            f"{spec.max_length}. Lower one of them, or raise task.max_length"
+        )
+    if config.uses_teacher:
+        _check_writing_teacher(spec)
+    registry.rollout_engine(config)
+
+
+def _check_writing_teacher(spec: StageSpec) -> None:
+    """Refuse a teacher whose ranks see different rows, each of which would be written alone."""
+    layout, teacher = spec.layout, spec.teachers[0].info.name
+    if layout.teachers[teacher] > layout.tensor:
+        raise ConfigError(
+            f"rollout.teacher ({spec.origin('rollout.teacher')}) lets the teacher {teacher!r} "
+            f"write, but {layout.teachers[teacher]} processes share it and {layout.tensor} the "
+            "student. Set the teacher's tensor to that of the student (parallel.tensor)"
         )
 
 

@@ -131,6 +131,23 @@ class CombinerOutline:
 
 
 @dataclass(frozen=True)
+class RolloutOutline:
+    """Text that models write during training.
+
+    Attributes:
+        engine: Name of the engine.
+        student: Share of the rows that the student writes: a number or a schedule.
+        teacher: Share of the rows that the first teacher writes.
+        options: All settings of the table by name.
+    """
+
+    engine: str
+    student: str
+    teacher: str
+    options: Mapping[str, OptionOutline]
+
+
+@dataclass(frozen=True)
 class StageOutline:
     """The outline of one stage, known before any weight is loaded.
 
@@ -152,6 +169,7 @@ class StageOutline:
         combiners: The combiners of several teachers.
         passes: Forward passes of the first step, in order.
         lr_factors: Parts of the student with their own learning rate in the first step.
+        rollout: The text that models write; None if all text is the data's.
     """
 
     name: str
@@ -169,6 +187,7 @@ class StageOutline:
     combiners: tuple[CombinerOutline, ...]
     passes: tuple[PassOutline, ...]
     lr_factors: tuple[LrFactorOutline, ...]
+    rollout: RolloutOutline | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +234,7 @@ def outline_stage(spec: StageSpec) -> StageOutline:
         combiners=tuple(_combiner(spec, one) for one in spec.ensembles),
         passes=tuple(_passes(spec, step, batch)),
         lr_factors=tuple(_lr_factors(step)),
+        rollout=_rollout(spec),
     )
 
 
@@ -223,6 +243,17 @@ def _task(spec: StageSpec) -> str:
     number = copies(spec.config, spec.kind)
     added = f", with {number} augmented copies of each row" if number else ""
     return f"{spec.kind} on {spec.data.source}{added}"
+
+
+def _rollout(spec: StageSpec) -> RolloutOutline | None:
+    config = spec.config.rollout
+    if config is None:
+        return None
+    options = {
+        name: OptionOutline(value, spec.origin(f"rollout.{name}"))
+        for name, value in config.model_dump(mode="json").items()
+    }
+    return RolloutOutline(config.engine, str(config.student), str(config.teacher), options)
 
 
 def _method(spec: StageSpec, member: ActiveMethod) -> MethodOutline:

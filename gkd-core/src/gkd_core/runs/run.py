@@ -315,7 +315,12 @@ def _wants_baseline(resolved: Resolved) -> bool:
 
 def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     """Return a stage that trains the first stage's student like the last, but on labels alone."""
-    own = {"method": "hard", "student": first.config.student, "teachers": first.config.teachers}
+    own = {
+        "method": "hard",
+        "student": first.config.student,
+        "teachers": first.config.teachers,
+        "rollout": None,
+    }
     origins = {**last.settings.origins, "method": Origin(Level.DEFAULT, "the baseline")}
     config = last.config.model_copy(update=own)
     return replace(last.settings, name=BASELINE, config=config, origins=origins)

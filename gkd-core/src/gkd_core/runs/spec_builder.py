@@ -133,6 +133,7 @@ class SpecBuilder:
         methods = [self.registry.method(member.name) for member in expression.members]
         starts = config.student.model is not None or follows is not None
         reads = expression.groups or any(method.teachers == "one" for method in methods)
+        reads = reads or (config.rollout is not None and config.rollout.uses_teacher)
         if starts and not reads:
             return []
         found = [

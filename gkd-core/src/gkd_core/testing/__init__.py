@@ -1,10 +1,18 @@
-"""For authors of methods and combiners: checks of required properties, and tiny test models."""
+"""For authors of plugins: checks of required properties, and tiny test models."""
 
 from __future__ import annotations
 
 from gkd_core.testing.check_combiner import check_combiner
 from gkd_core.testing.check_method import check_method
+from gkd_core.testing.check_rollouts import check_rollouts
 from gkd_core.testing.ranks import on_ranks
 from gkd_core.testing.tiny import tiny_batch, tiny_model
 
-__all__ = ["check_combiner", "check_method", "on_ranks", "tiny_batch", "tiny_model"]
+__all__ = [
+    "check_combiner",
+    "check_method",
+    "check_rollouts",
+    "on_ranks",
+    "tiny_batch",
+    "tiny_model",
+]

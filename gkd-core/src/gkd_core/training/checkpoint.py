@@ -50,6 +50,7 @@ class Progress:
         methods: State of the methods.
         seconds: Time since the stage was started or last resumed.
         loss_scale: State of the loss scaler; empty without one.
+        rollout: State of the rollout engine; empty without one.
     """
 
     step: int = 0
@@ -60,6 +61,7 @@ class Progress:
     methods: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     loss_scale: dict[str, float] = field(default_factory=dict)
+    rollout: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(stage: Stage, progress: Progress) -> Path:
@@ -79,6 +81,8 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     progress.methods = stage.objective.state_dict()
     if stage.engine.scale is not None:
         progress.loss_scale = stage.engine.scale.state_dict()
+    if stage.rollouts is not None:
+        progress.rollout = stage.rollouts.engine.state_dict()
     if is_first_of_copy():
         _save(_random_states(stage), draft / f"random{_own()}.safetensors")
         (draft / f"progress{_own()}.json").write_text(json.dumps(asdict(progress), indent=1))
@@ -110,6 +114,8 @@ def load_checkpoint(stage: Stage) -> Progress:
     stage.objective.load_state_dict(progress.methods)
     if stage.engine.scale is not None:
         stage.engine.scale.load_state_dict(progress.loss_scale)
+    if stage.rollouts is not None:
+        stage.rollouts.engine.load_state_dict(progress.rollout)
     with _opened(newest / "optimizer.safetensors") as tensors:
         stage.engine.load_state_tensors(tensors)
     return progress

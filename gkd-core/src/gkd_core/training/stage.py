@@ -12,7 +12,9 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
+from gkd_core.contract.batch import Batch
 from gkd_core.contract.run_info import StageInfo
+from gkd_core.contract.step import Step
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
 from gkd_core.data.sampler import Sampler
@@ -31,11 +33,13 @@ from gkd_core.objective.objective import Objective, name_seed
 from gkd_core.optim.engine import Engine, EngineMaker, build_engine
 from gkd_core.parallel.placement import place_teacher
 from gkd_core.plugins import Registry
+from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
 from gkd_core.students.scale import scale_student
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
+from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage_spec import StageSpec, TeacherSource
 
 
@@ -58,6 +62,7 @@ class Stage:
         collator: Makes batches of rows.
         sampler: Determines the order of the training rows.
         total_steps: Optimizer steps of the stage.
+        rollouts: Writes text in place of rows' own; None if nothing does.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Stage:
     collator: Collator
     sampler: Sampler
     total_steps: int
+    rollouts: Rollouts | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -130,6 +136,10 @@ class Stage:
         facts = [*self.origin.summary, ("rows", rows)]
         width = max(len(name) for name, _ in facts)
         return [f"{name:<{width}}  {value}" for name, value in facts]
+
+    def rollout(self, batches: Sequence[Batch], step: Step) -> Sequence[Batch]:
+        """Return the micro-batches of a step, with the text that models write in it."""
+        return batches if self.rollouts is None else self.rollouts.apply(batches, step)
 
     def due(self, step: int, every: int) -> bool:
         """Return whether `step` is a multiple of `every` or the last step."""
@@ -215,6 +225,9 @@ def assemble_stage(
     total = config.training.steps or config.training.epochs * sampler.steps_per_epoch
     sites = student.sites or find_sites(student.model, registry.sites)
     parts = find_parts(sites) if objective.tells_parts_apart else {}
+    collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
+    learner = Extractor(student.model, sites)
+    rollouts = build_rollouts(spec, registry, learner, extractors, collator.pad_id, device)
     own = f" rank {data_rank()}" if data_rank() else ""
     torch.manual_seed(name_seed(config.seed, f"stage {spec.name}{own}"))
     return Stage(
@@ -222,16 +235,17 @@ def assemble_stage(
         spec=spec,
         directory=directory,
         origin=student,
-        student=Extractor(student.model, sites),
+        student=learner,
         teachers=extractors,
         objective=objective,
         engine=make_engine(student.model, objective.modules, config, total, device, parts),
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
         validation=spec.kind.encode(data.validation, *tokens),
-        collator=Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed),
+        collator=collator,
         sampler=sampler,
         total_steps=total,
+        rollouts=rollouts,
     )
 
 
@@ -351,6 +365,7 @@ def _scaled(student: Student, spec: StageSpec, teacher: PreTrainedModel) -> Stud
     assert scale is not None, "the caller checks `student.scale`"
     assert student.sites is not None, "a copy of a teacher has sites"
     set_padding(student.model, spec.tokenizer)
+    spec.kind.prepare(student.model, spec.data.classes)
     calibrate = partial(calibration_batches, spec)
     made = scale_student(student.sites, teacher.config, scale, calibrate)
     kept = f"{scale:g} of the heads and neurons, {made.origin}"

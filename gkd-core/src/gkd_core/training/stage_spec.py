@@ -155,8 +155,14 @@ class StageSpec:
 
     @property
     def reads_teachers(self) -> bool:
-        """Whether any method reads the teachers."""
-        return bool(self.ensembles) or any(member.takes_teacher for member in self.members)
+        """Whether a method reads the teachers, or the rollouts let one write."""
+        read = bool(self.ensembles) or any(member.takes_teacher for member in self.members)
+        return read or self.writes_with_teacher
+
+    @property
+    def writes_with_teacher(self) -> bool:
+        """Whether the (first) teacher ever writes text."""
+        return self.config.rollout is not None and self.config.rollout.uses_teacher
 
     @property
     def copies_teacher(self) -> bool:

@@ -53,6 +53,7 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
         batches: The micro-batches of this step.
         step: The position in training.
     """
+    batches = stage.rollout(batches, step)
     counts = count_items(batches)
     plan = stage.objective.plan(step)
     stage.engine.set_lr_factors(plan.lr_factors)

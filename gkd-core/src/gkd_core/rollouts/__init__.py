@@ -1,0 +1,1 @@
+"""Rollouts: text that the student or a teacher writes during training."""

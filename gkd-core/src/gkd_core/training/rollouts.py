@@ -1,0 +1,56 @@
+"""Build the rollouts of a stage from its spec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from gkd_core.contract.batch import RowSource
+from gkd_core.hooks.extraction import Extractor
+from gkd_core.objective.objective import name_seed
+from gkd_core.optim.engine import autocast
+from gkd_core.plugins import Registry
+from gkd_core.rollouts.rollouts import Rollouts
+from gkd_core.rollouts.rows import RowWriter
+from gkd_core.rollouts.writer import Writer
+from gkd_core.training.stage_spec import StageSpec
+
+
+def build_rollouts(
+    spec: StageSpec,
+    registry: Registry,
+    student: Extractor,
+    teachers: Sequence[Extractor],
+    pad_id: int,
+    device: torch.device,
+) -> Rollouts | None:
+    """Return what writes text in the steps of a stage, or None if nothing does.
+
+    Args:
+        spec: The stage.
+        registry: Provides the engines.
+        student: The student.
+        teachers: The teachers; the first one writes.
+        pad_id: The token for padding.
+        device: Where the models run.
+    """
+    config = spec.config.rollout
+    if config is None:
+        return None
+    precision = partial(
+        autocast, spec.config.training, device, caches=spec.config.parallel.zero < 3
+    )
+    models: dict[RowSource, Extractor] = {"student": student}
+    if spec.writes_with_teacher:
+        models["teacher"] = teachers[0]
+    end = spec.tokenizer.eos_token_id
+    return Rollouts(
+        engine=registry.rollout_engine(config),
+        config=config,
+        writers={name: Writer(name, model, device, precision) for name, model in models.items()},
+        rows=RowWriter(spec.tokenizer, pad_id),
+        end_ids=[] if end is None else [end],
+        seed=name_seed(spec.config.seed, f"rollout {spec.name}"),
+    )
