@@ -45,7 +45,12 @@ def example(tmp_path, monkeypatch):
     from gkd_core.plugins import registry
 
     site = tmp_path / "site"
-    for folder, entry in (("gkd-method-cosine", "cosine"), ("gkd-losses-csv", "losses-csv")):
+    examples = {
+        "gkd-kind-ratings": "ratings",
+        "gkd-losses-csv": "losses-csv",
+        "gkd-method-cosine": "cosine",
+    }
+    for folder, entry in examples.items():
         module = folder.replace("-", "_")
         info = site / f"{module}-0.1.0.dist-info"
         info.mkdir(parents=True)

@@ -39,7 +39,10 @@ def batch_of(kind, encoded, tokenizer, rows):
         ({"text": "a", "toxic": 0, "rude": 1}, "multi-label"),
         ({"tokens": ["a"], "ner_tags": ["O"]}, "token-classification"),
         ({"question": "a", "choices": ["x", "y"], "answer": 1}, "multiple-choice"),
-        ({"sent1": "a", "ending0": "x", "ending1": "y", "label": 1}, "multiple-choice"),
+        (
+            {"sent1": "a", "sent2": "b", "ending0": "x", "ending1": "y", "label": 1},
+            "multiple-choice",
+        ),
         (
             {"question": "a", "context": "b c", "answers": {"text": ["c"], "answer_start": [2]}},
             "span-extraction",
@@ -234,9 +237,8 @@ def test_windows_overlap_and_know_their_answers(tokenizer):
     assert all(len(window.ids) <= 16 for window in windows)
     paris = tokenizer.convert_tokens_to_ids("paris")
     for window, (first, last) in zip(windows, encoded.labels, strict=True):
-        inside = paris in window.ids
-        assert (first == last > 0) is inside
-        assert not inside or window.ids[first] == paris
+        assert (first == last > 0) == (paris in window.ids)
+        assert first == 0 or window.ids[first] == paris
     texts = {context[o[0] : o[1]] for w in windows for o in w.offsets if o[0] >= 0}
     assert texts == {"went", "paris", "road"}
 

@@ -90,10 +90,10 @@ def pick_column(table: Table, given: str | None, usual: Sequence[str]) -> str | 
         usual: Usual names in lower case.
 
     Returns:
-        The name of the column; None if there is none.
+        The name of the column; None if the table has none.
     """
     if given is not None:
-        return given
+        return given if given in table.columns else None
     lower = {name.lower(): name for name in table.columns}
     return next((lower[name] for name in usual if name in lower), None)
 

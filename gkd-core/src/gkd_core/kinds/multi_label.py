@@ -65,8 +65,11 @@ class MultiLabel(TaskKind):
         if len(labels) > 1:
             return Fit.NO
         if labels:
-            values = table.columns[labels[0]]
-            return Fit.CERTAIN if all(isinstance(value, list) for value in values) else Fit.NO
+            values = table.columns.get(labels[0], ())
+            lists = [value for value in values if isinstance(value, list)]
+            # Lists of one label each may be a mistake.
+            several = any(len(value) != 1 for value in lists)
+            return Fit.CERTAIN if several and len(lists) == len(values) else Fit.NO
         return Fit.CERTAIN if len(_flag_columns(table, config)) > 1 else Fit.NO
 
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
