@@ -33,6 +33,7 @@ from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.model_info import ModelInfo, Predicted
 from gkd_core.hooks.paths import LAYERED_SITES, REDUCERS, REDUCIBLE_SITES, SITES, Capture
 from gkd_core.plugins import DISABLE, registry
+from gkd_core.runs.token_checks import tokenizer_need
 
 DOCS = Path(__file__).resolve().parent
 PACKAGES = {folder.name for folder in DOCS.parent.glob("gkd-*")}
@@ -130,7 +131,7 @@ def method(name: str) -> str:
         ["package", f"`{provider.distribution}`"],
         ["labels", "needed" if cls.needs_labels else "not needed"],
         ["teacher", "none" if cls.teachers == "none" else "one; asked for each if there are more"],
-        ["tokenizer", "same as the teacher's, in LM" if cls.same_tokenizer else "any"],
+        ["tokenizer of a teacher", tokenizer_need(cls)],
         ["samples", _samples(cls)],
     ]
     return "\n".join([*_table(["fact", "value"], facts), "", *_options(name)])

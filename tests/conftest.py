@@ -111,6 +111,94 @@ def world(tmp_path_factory):
     return folder
 
 
+def _real_tokenizer(family, texts):
+    """A tokenizer of a family, trained on texts: WordPiece for BERT, byte-level BPE for RoBERTa."""
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+    from transformers import BertTokenizerFast, RobertaTokenizerFast
+
+    if family == "bert":
+        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        made.normalizer = normalizers.BertNormalizer(lowercase=True)
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        made.train_from_iterator(
+            texts, trainers.WordPieceTrainer(vocab_size=90, special_tokens=special)
+        )
+        made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        return BertTokenizerFast(tokenizer_object=made)
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet),
+    )
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return RobertaTokenizerFast(tokenizer_object=made)
+
+
+def write_tongues(folder, texts):
+    import torch
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSequenceClassification,
+    )
+
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 130,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.2,
+        "id2label": {0: "neg", 1: "pos"},
+        "label2id": {"neg": 0, "pos": 1},
+    }
+    heads = {
+        "": AutoModelForSequenceClassification,
+        "masked-": AutoModelForMaskedLM,
+        "causal-": AutoModelForCausalLM,
+    }
+    torch.manual_seed(0)
+    for family in ("bert", "roberta"):
+        tokenizer = _real_tokenizer(family, texts)
+        names = ("pad", "bos", "eos")
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
+        for head, auto in heads.items():
+            architecture = "llama" if head == "causal-" else family
+            config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **shape, **ids)
+            auto.from_config(config).save_pretrained(folder / f"{head}{family}")
+            tokenizer.save_pretrained(folder / f"{head}{family}")
+
+
+@pytest.fixture(scope="session")
+def tongues(tmp_path_factory):
+    """A folder with models of two tokenizers: WordPiece of `bert`, byte-level BPE of `roberta`.
+
+    They have 3 blocks of width 32 and a head for the classes of the world; `masked-bert` and
+    `causal-bert` (a Llama with BERT's tokenizer) are language models. There is no dropout. Do
+    not change it."""
+    folder = tmp_path_factory.mktemp("tongues")
+    draw = random.Random(0)
+    texts = [f"{_row(draw)['text']}, naïve café 漢字 {number}!" for number in range(50)]
+    write_tongues(folder, texts)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def embedded_rows(tmp_path_factory):
     """The folder of a cache with the rows of the embedded task. Do not change it.

@@ -23,10 +23,11 @@ def info(name, layers, heads=4, width=32):
 
 def newest(method, layers, total, steps=None):
     """The newest layer being learnt in each step; 0 where the prediction is."""
-    models = Models(info("student", layers), info("teacher", 2 * layers))
+    method.models = models = Models(info("student", layers), info("teacher", 2 * layers))
     found = []
     for index in range(total) if steps is None else steps:
         step = Step(index, total, 0, "test", torch.Generator())
+        method.begin_step(step)
         paths = list(method.reads(models, step))
         learnt = [
             layer for layer in range(1, layers + 1) if f"student.hidden[{layer}]|cls" in paths
@@ -58,8 +59,9 @@ def sid(terms):
             student |= {f"hidden[{layer}]|cls": mine, f"attention[{layer}]": attend(*scores[0])}
             teacher |= {f"hidden[{layer}]|cls": theirs, f"attention[{layer}]": attend(*scores[1])}
         layers = len(states)
-        models = Models(info("student", layers), info("teacher", layers))
+        method.models = models = Models(info("student", layers), info("teacher", layers))
         step = Step(index, total, 0, "test", torch.Generator())
+        method.begin_step(step)
         assert list(method.reads(models, step))
         mask = torch.ones(1, 2, dtype=torch.long)
         found = terms(
@@ -145,8 +147,7 @@ def test_a_budget_in_steps_is_that_of_every_layer():
     assert changes(newest(SID(SID.Config(budget=5)), layers=3, total=100)) == [5, 10, 15]
 
 
-def test_asking_again_unlocks_nothing():
-    """Plans are also made to explain a run, and for the evaluation after a step."""
+def test_a_step_that_is_begun_again_unlocks_nothing():
     method, often = SID(SID.Config(budget=3)), SID(SID.Config(budget=3))
     steps = [0, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5, 6, 6, 7]
     once = newest(method, 3, 100, range(8))

@@ -80,12 +80,19 @@ def infos(layers):
 
 def counts_of(rate, steps, layers=(6, 12)):
     """Numbers of student blocks in place, of each step."""
-    method, models = Theseus(Theseus.Config(rate=rate)), infos(layers)
+    method = Theseus(Theseus.Config(rate=rate))
     generator = torch.Generator().manual_seed(0)
     return [
-        layers[0] - len(list(method.writes(models, Step(index, steps, 0, "test", generator))))
+        layers[0] - len(writes_of(method, infos(layers), Step(index, steps, 0, "test", generator)))
         for index in range(steps)
     ]
+
+
+def writes_of(method, models, step):
+    """What a method writes in a step that it has just begun."""
+    method.models = models
+    method.begin_step(step)
+    return list(method.writes(models, step))
 
 
 def test_as_many_blocks_are_replaced_as_the_rate_says():
@@ -106,7 +113,7 @@ def test_the_rate_rises_and_then_nothing_of_the_teacher_is_left():
 
 def test_a_student_block_stands_for_a_run_of_the_teachers():
     method = Theseus(Theseus.Config(rate=0))
-    operations = method.writes(infos((3, 7)), Step(0, 1, 0, "test", torch.Generator()))
+    operations = writes_of(method, infos((3, 7)), Step(0, 1, 0, "test", torch.Generator()))
     assert [(o.site, o.by) for o in operations] == [
         ("student.block[1]", "teacher.block[1,2]"),
         ("student.block[2]", "teacher.block[3,4]"),

@@ -20,6 +20,7 @@ from gkd_core.config.resolve import resolve
 from gkd_core.contract.method import Method
 from gkd_core.distributed.ranks import is_first, rank, wait, world_size
 from gkd_core.hooks.operations import Add, Pass, Swap, When
+from gkd_core.losses import Term, mse
 from gkd_core.plugins import Registry
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.runs.run import Run, prepare_run
@@ -76,6 +77,57 @@ class Remembers(Method):
 
     def load_state_dict(self, state):
         self.average = state["average"]
+
+
+class Queues(Method):
+    """Keeps the teacher's vectors of earlier rows, those of its rank, and is told of its stage."""
+
+    name = "queues"
+    paper = "A test"
+    batch_coupled = True
+
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.queue = torch.zeros(0)
+        self.events = []
+
+    def on_stage_start(self, stage):
+        self.start = stage.evaluate_student()
+        self.events.append(("start", len(self.queue), self.start["loss"]))
+
+    def begin_step(self, step):
+        self.scale = float(torch.rand((), generator=step.generator))
+
+    def on_evaluate(self, stage, step, metrics):
+        self.events.append(("evaluate", step.index, metrics["loss"]))
+
+    def on_stage_end(self, stage, error):
+        self.events.append(("end", type(error).__name__))
+
+    def reads(self, models, step):
+        return ["student.hidden[2]|cls", "teacher.hidden[4]|cls"]
+
+    def loss(self, student, teacher, batch, step):
+        known = teacher.hidden.cls[4]
+        others = torch.cat([known, self.queue.to(known)])
+        scores = torch.cosine_similarity(student.hidden.cls[2][:, None], others[None], dim=-1)
+        self.queue = others[:24]
+        return {"queues": self.scale * (scores.logsumexp(-1) - scores.diagonal())}
+
+    def state_dict(self):
+        # Two tensors that share memory, one of half the size, and one beside JSON values.
+        return {"parts": [self.queue[:9], {"rest": self.queue[9:], "n": 9}], "half": self.half}
+
+    @property
+    def half(self):
+        return self.queue.bfloat16()
+
+    def load_state_dict(self, state):
+        first, rest = state["parts"]
+        self.queue = torch.cat([first, rest["rest"]])
+        assert rest["n"] == 9
+        assert torch.equal(state["half"], self.half)
+        assert all(tensor.device.type == "cpu" for tensor in (first, state["half"]))
 
 
 class Moves(Method):
@@ -145,6 +197,25 @@ class Unlocks(Method):
         return {"unlocks": (student.pooled - teacher.pooled).square().mean(-1)}
 
 
+class Even(Method):
+    """Averages over even positions of some rows: a mean of ones must be 1."""
+
+    name = "even"
+    paper = "A test"
+
+    def items(self, batch):
+        even = torch.arange(batch.mask.shape[1]) % 2 == 0
+        return {"even": batch.mask & even & (batch.rows % 3 == 0).unsqueeze(1)}
+
+    def reads(self, models, step):
+        return ["student.hidden[2]", "teacher.hidden[4]"]
+
+    def loss(self, student, teacher, batch, step):
+        over = batch.items("even")
+        ones = Term(over.mask.float() + 0 * student.hidden[2].sum(), over)
+        return {"even": mse(student.hidden[2], teacher.hidden[4], over), "ones": ones}
+
+
 class Bursts(Method):
     """Has a loss that overflows once, in the last rank."""
 
@@ -162,7 +233,7 @@ class Bursts(Method):
 class Plugin:
     @hookimpl
     def gkd_register_methods(self):
-        return [Borrows, Bursts, Moves, Remembers, Unlocks]
+        return [Borrows, Bursts, Even, Moves, Queues, Remembers, Unlocks]
 
     @hookimpl
     def gkd_register_rollouts(self):
@@ -242,6 +313,12 @@ def train_all(world, folder, cases):
     """Train several runs in the same ranks: (name of the folder, what `train` takes after it)."""
     for name, *arguments in cases:
         train(world, folder / name, *arguments)
+
+
+def events_of(world, folder, settings, dies_at=None):
+    """Return what the method `queues` is told in a run."""
+    run = _run(world, folder, "teacher", settings, dies_at)
+    return run.last.members[-1].methods[0].events
 
 
 def train_noting_texts(world, folder, cases):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ CASES = {
     "parts": ("teacher", ["method=pkd+hard", "training.accumulation=4"]),
     "causal-lm": ("lm-decoder", ["method=kd", "task.kind=causal-lm"]),
     "masked-lm": ("lm-teacher", ["method=soft", "task.kind=masked-lm"]),
+    "own items": ("teacher", ["method=even+hard", "training.accumulation=2"]),
 }
 
 
@@ -31,6 +33,8 @@ def test_ranks_train_as_one_process_does(still, on_ranks, runs, tmp_path, ranks)
     on_ranks(ranks, runs.train_all, still, tmp_path / "ranks", cases)
     for name in CASES:
         runs.assert_equal(tmp_path / "ranks" / name, tmp_path / "alone" / name)
+    for line in (tmp_path / "ranks" / "own items" / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line).get("loss/even.ones", 1) == pytest.approx(1)
 
 
 REMEMBERED = ["method=remembers+pkd", "training.checkpoint_every=3"]

@@ -14,6 +14,7 @@ from gkd_core.losses import (
     LinearLogits,
     chunked,
     cross_entropy,
+    divergence,
     hard_labels,
     js,
     kl,
@@ -24,6 +25,7 @@ from gkd_core.losses import (
     soft_labels,
     total_variation,
 )
+from gkd_core.losses.logits import most_likely
 from gkd_core.losses.vocabulary import DividedVocabulary
 
 WORDS = 13
@@ -86,7 +88,6 @@ def apart(loss, whole_loss, tensors, group, weights=None):
     missing = [None] * (3 - len(whole))
     found = solve(loss, logits, own, weights)
     values, hidden, *others = solve(whole_loss, LinearLogits(*whole, *missing), whole, weights)
-    dist.all_reduce(found[1], group=group)
     expected = [values, hidden, *(share(other, logits.divided) for other in others)]
     return max((x - y).abs().max().item() for x, y in zip(found, expected, strict=True))
 
@@ -114,6 +115,45 @@ def in_one_chunk_and_in_several():
     once = all_losses()
     chunked.CHUNK_ELEMENTS, chunked.FUSED_ROWS = 8, 1
     return once, all_losses()
+
+
+@divergence
+def own_kl(log_student, log_teacher, sum):
+    return sum(log_teacher.exp() * (log_teacher - log_student))
+
+
+@divergence
+def sharpened(log_student, log_teacher, sum):
+    squares = (2 * log_student).exp()
+    total = sum(squares)
+    q = squares / total.unsqueeze(-1)
+    return sum((q - log_teacher.exp()).square()) + 0.1 * total.log()
+
+
+def own_divergences():
+    over, group, found = Items.where("token", MASK), dist.group.WORLD, {}
+    chunked.CHUNK_ELEMENTS, chunked.FUSED_ROWS = 8, 1
+    for loss, name in product((own_kl, sharpened), ("mean", "weighted")):
+        weights = random(2, 3, seed=5) if name == "weighted" else None
+        ours, theirs = (
+            partial(loss, teacher=known, over=over, temperature=2.0)
+            for known in (divide(head(10), group)[0], LinearLogits(*head(10)))
+        )
+        found[loss.__name__, name] = apart(ours, theirs, head(0), group, weights)
+    found["kl"] = apart(
+        partial(own_kl, teacher=divide(head(10), group)[0], over=over),
+        partial(kl, teacher=LinearLogits(*head(10)), over=over),
+        head(0),
+        group,
+    )
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_divergences_of_plugins_are_those_of_the_whole_vocabulary(on_ranks, ranks):
+    for found in on_ranks(ranks, own_divergences):
+        assert len(found) == 5
+        assert max(found.values()) < 1e-12, found
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -182,7 +222,6 @@ def dense_logits():
     whole = LinearLogits(*head(0)).dense()
     weights = random(*whole.shape, seed=4)
     hidden, weight, bias = torch.autograd.grad((logits.dense() * weights).sum(), own)
-    dist.all_reduce(hidden)
     parts = [tensor.requires_grad_() for tensor in head(0)]
     expected = torch.autograd.grad((LinearLogits(*parts).dense() * weights).sum(), parts)
     shares = expected[0], *(share(tensor, logits.divided) for tensor in expected[1:])
@@ -232,13 +271,34 @@ def traffic(shapes):
     return [counted(*shape, sent) for shape in shapes]
 
 
-def test_a_few_numbers_per_token_are_sent_whatever_the_vocabulary_and_none_backward(on_ranks):
+def test_a_few_numbers_per_token_are_sent_and_backward_the_gradient_of_hidden_states(on_ranks):
     few, many, longer = on_ranks(2, traffic, [(40, 6), (4000, 6), (40, 12)])[0]
     assert few == many
     for forward, messages, backward in few.values():
         assert forward <= 6 * 6
         assert messages <= 4
-        assert backward == 0
+        assert backward == 6 * DIM
     assert {name: forward for name, (forward, *_) in longer.items()} == {
         name: 2 * forward for name, (forward, *_) in few.items()
     }
+
+
+def find_most_likely():
+    """The tokens found by each rank: of random logits, and of logits that are all equal."""
+    vocabularies = []
+    for bias in (True, False):
+        logits, _ = divide(head(3, bias=bias), dist.group.WORLD)
+        vocabularies.append(most_likely(logits).tolist())
+    equal, _ = divide((torch.zeros(2, 3, DIM), torch.ones(WORDS, DIM), None), dist.group.WORLD)
+    return [*vocabularies, most_likely(equal).tolist()]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_most_likely_token_is_that_of_the_whole_vocabulary(on_ranks, ranks):
+    expected = []
+    for bias in (True, False):
+        hidden, weight, offset = head(3, bias=bias)
+        expected.append(torch.nn.functional.linear(hidden, weight, offset).argmax(-1).tolist())
+        assert most_likely(LinearLogits(hidden, weight, offset)).tolist() == expected[-1]
+    first = [[0, 0, 0], [0, 0, 0]]
+    assert on_ranks(ranks, find_most_likely) == [[*expected, first]] * ranks

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
     from gkd_core.contract.method import Method as Method
     from gkd_core.contract.method_base import MethodBase as MethodBase
+    from gkd_core.contract.model_info import DataInfo as DataInfo
     from gkd_core.contract.model_info import ModelInfo as ModelInfo
     from gkd_core.contract.model_info import Models as Models
     from gkd_core.contract.procedure import Procedure as Procedure
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from gkd_core.contract.rollout import Prompts as Prompts
     from gkd_core.contract.rollout import RolloutEngine as RolloutEngine
     from gkd_core.contract.rollout import Written as Written
+    from gkd_core.contract.run_info import GradientEngine as GradientEngine
+    from gkd_core.contract.run_info import LoadedModel as LoadedModel
     from gkd_core.contract.run_info import RunInfo as RunInfo
     from gkd_core.contract.run_info import StageInfo as StageInfo
     from gkd_core.contract.schedule import Schedule as Schedule
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from gkd_core.errors import GkdError as GkdError
     from gkd_core.errors import MethodError as MethodError
     from gkd_core.errors import PluginError as PluginError
+    from gkd_core.hooks.features import Answer as Answer
     from gkd_core.hooks.features import View as View
     from gkd_core.hooks.operations import Add as Add
     from gkd_core.hooks.operations import Interchange as Interchange
@@ -91,6 +95,9 @@ if TYPE_CHECKING:
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
     from gkd_core.losses.logits import most_likely as most_likely
+    from gkd_core.losses.own_divergence import CustomDivergence as CustomDivergence
+    from gkd_core.losses.own_divergence import DivergenceRule as DivergenceRule
+    from gkd_core.losses.own_divergence import divergence as divergence
     from gkd_core.losses.relation import Relation as Relation
     from gkd_core.losses.relation import RelationBlock as RelationBlock
     from gkd_core.losses.relation import self_relation as self_relation
@@ -105,8 +112,12 @@ if TYPE_CHECKING:
     from gkd_core.models.layer_map import layer_pairs as layer_pairs
     from gkd_core.models.layer_map import layer_segments as layer_segments
     from gkd_core.models.parts import Part as Part
+    from gkd_core.models.parts import find_parts as find_parts
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
+    from gkd_core.parallel.tp_plans import ColumnParallel as ColumnParallel
+    from gkd_core.parallel.tp_plans import RowParallel as RowParallel
+    from gkd_core.parallel.tp_plans import Summed as Summed
     from gkd_core.rollouts.writer import Decoding as Decoding
     from gkd_core.rollouts.writer import Writer as Writer
     from gkd_core.runs.outline import RunOutline as RunOutline
@@ -116,29 +127,40 @@ if TYPE_CHECKING:
     from gkd_core.students.importance import measure_importance as measure_importance
     from gkd_core.students.ranking import Slicer as Slicer
     from gkd_core.students.scale import cut_ordered as cut_ordered
+    from gkd_core.teachers.source import AnswerSource as AnswerSource
+    from gkd_core.training.checkpoint import load_weights as load_weights
+    from gkd_core.training.checkpoint import save_weights as save_weights
 
 _HOME = {
     "API_VERSION": "hookspecs",
     "Add": "hooks.operations",
     "AllSamples": "distributed.samples",
+    "Answer": "hooks.features",
+    "AnswerSource": "teachers.source",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
     "Classification": "kinds.classification",
+    "ColumnParallel": "parallel.tp_plans",
     "ConfigError": "errors",
+    "CustomDivergence": "losses.own_divergence",
     "DataError": "errors",
+    "DataInfo": "contract.model_info",
     "Decoding": "rollouts.writer",
     "DefaultTeacher": "contract.task",
     "Divergence": "losses.soft_labels",
+    "DivergenceRule": "losses.own_divergence",
     "Encoded": "data.encode",
     "Evaluation": "kinds.task_kind",
     "Fit": "contract.task",
     "GkdError": "errors",
+    "GradientEngine": "contract.run_info",
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
     "Items": "contract.batch",
     "LOGITS": "hooks.paths",
     "LayerMap": "models.layer_map",
     "LinearLogits": "losses.logits",
+    "LoadedModel": "contract.run_info",
     "Logits": "losses.logits",
     "Method": "contract.method",
     "MethodBase": "contract.method_base",
@@ -161,6 +183,7 @@ _HOME = {
     "Replace": "hooks.operations",
     "RolloutEngine": "contract.rollout",
     "RowSource": "contract.batch",
+    "RowParallel": "parallel.tp_plans",
     "RunConfig": "config.schema",
     "RunInfo": "contract.run_info",
     "RunOutline": "runs.outline",
@@ -172,6 +195,7 @@ _HOME = {
     "StageOutline": "runs.outline",
     "StageResult": "runs.result",
     "Step": "contract.step",
+    "Summed": "parallel.tp_plans",
     "Swap": "hooks.operations",
     "Table": "data.table",
     "Task": "contract.task",
@@ -195,7 +219,9 @@ _HOME = {
     "cross_entropy": "losses.divergences",
     "curves": "analysis.figures",
     "cut_ordered": "students.scale",
+    "divergence": "losses.own_divergence",
     "encode_samples": "data.encode",
+    "find_parts": "models.parts",
     "hard_labels": "losses.soft_labels",
     "hookimpl": "hookspecs",
     "huber": "losses.distances",
@@ -204,6 +230,7 @@ _HOME = {
     "kl": "losses.divergences",
     "layer_pairs": "models.layer_map",
     "layer_segments": "models.layer_map",
+    "load_weights": "training.checkpoint",
     "logits_mse": "losses.soft_labels",
     "measure_importance": "students.importance",
     "most_likely": "losses.logits",
@@ -214,6 +241,7 @@ _HOME = {
     "reverse_kl": "losses.divergences",
     "same_heads": "contract.requirements",
     "same_width": "contract.requirements",
+    "save_weights": "training.checkpoint",
     "self_relation": "losses.relation",
     "skew_kl": "losses.divergences",
     "soft_cross_entropy": "losses.divergences",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.runs.outline import RunOutline
+    from gkd_core.teachers.source import AnswerSource
 
 PROJECT = "gkd"
 
@@ -76,6 +77,11 @@ def gkd_register_sites() -> Iterable[type[Sites]]:
 @hookspec
 def gkd_register_tasks() -> Iterable[type[Task]]:
     """Return sources of data, chosen by `task.name`."""
+
+
+@hookspec
+def gkd_register_teachers() -> Iterable[type[AnswerSource]]:
+    """Return sources of teachers' answers besides live models, chosen by `teacher.source.name`."""
 
 
 @hookspec

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.models.sites import Sites
+    from gkd_core.teachers.source import AnswerSource
 
 DISABLE = "GKD_DISABLE_PLUGINS"
 VERSION = "GKD_API_VERSION"
@@ -198,8 +199,16 @@ class Registry:
 
     @functools.cached_property
     def options(self) -> Mapping[str, type[BaseModel]]:
-        """The options of every method and combiner, by its name."""
-        return {name: cls.Config for name, cls in {**self.methods, **self.combiners}.items()}
+        """The options of every method, of every combiner, and of tasks that have some, by name."""
+        found = {name: cls.Config for name, cls in {**self.methods, **self.combiners}.items()}
+        tasks = {name: cls.Config for name, cls in self.tasks.items() if cls.Config.model_fields}
+        for name in tasks.keys() & found.keys():
+            raise PluginError(
+                f"'{name}' is a method or combiner of {self.provider(name)} and a task with "
+                f"options; these would share a table. Uninstall one of them, or set {DISABLE} to "
+                "its name."
+            )
+        return found | tasks
 
     @functools.cached_property
     def recipes(self) -> Mapping[str, Path]:
@@ -229,6 +238,14 @@ class Registry:
             "gkd_register_tasks", "task", lambda task: task.name
         )
         return {name: task for name, (_, task) in found.items()}
+
+    @functools.cached_property
+    def answer_sources(self) -> Mapping[str, type[AnswerSource]]:
+        """Every source of teachers' answers by name."""
+        found: dict[str, tuple[Plugin, type[AnswerSource]]] = self._named(
+            "gkd_register_teachers", "source of answers", lambda source: source.name
+        )
+        return {name: source for name, (_, source) in found.items()}
 
     @functools.cached_property
     def rollout_engines(self) -> Mapping[str, type[RolloutEngine]]:
@@ -309,6 +326,12 @@ class Registry:
         if name not in self.tasks:
             raise ConfigError(self._missing("task", name, self.tasks))
         return self.tasks[name]
+
+    def answer_source(self, name: str) -> type[AnswerSource]:
+        """Return a source of teachers' answers by name, or raise `ConfigError`."""
+        if name not in self.answer_sources:
+            raise ConfigError(self._missing("source of answers", name, self.answer_sources))
+        return self.answer_sources[name]
 
     def rollout_engine(self, config: RolloutConfig) -> RolloutEngine:
         """Return the engine that a `rollout` table names, or raise `ConfigError`."""

@@ -22,7 +22,6 @@ class AnnealingKD(Method):
 
     name = "annealing-kd"
     paper = "Jafari, Rezagholizadeh, Sharma, Ghodsi, EACL 2021, arXiv:2104.07163"
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `annealing-kd`."""

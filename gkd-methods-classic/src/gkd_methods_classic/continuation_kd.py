@@ -25,7 +25,6 @@ class ContinuationKD(Method):
         "Jafari, Kobyzev, Rezagholizadeh, Poupart, Ghodsi, Findings of EMNLP 2022, arXiv:2212.05998"
     )
     needs_labels = True
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `continuation-kd`."""

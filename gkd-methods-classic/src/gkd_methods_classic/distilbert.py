@@ -38,7 +38,6 @@ class DistilBERT(Method):
     paper = "Sanh, Debut, Chaumond, Wolf, 2019, arXiv:1910.01108"
     kinds = (*Method.kinds, "multi-label", "token-classification", "multiple-choice")
     needs_labels = True
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `distilbert`."""

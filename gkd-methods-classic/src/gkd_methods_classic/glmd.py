@@ -18,7 +18,6 @@ class GLMD(Method):
 
     name = "glmd"
     paper = "Tan, Tam, Wang, Gong, Zhao, Zhang, Tang, Findings of ACL 2023, arXiv:2306.06625"
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `glmd`."""

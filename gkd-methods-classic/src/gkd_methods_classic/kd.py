@@ -37,7 +37,6 @@ class KD(Method):
         "span-extraction",
     )
     needs_labels = True
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `kd`."""

@@ -17,7 +17,6 @@ class PD(Method):
 
     name = "pd"
     paper = "Turc, Chang, Lee, Toutanova, 2019, arXiv:1908.08962"
-    same_tokenizer = True
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the logits of both models."""

@@ -47,7 +47,6 @@ class Soft(Method):
         "span-extraction",
         "embedding",
     )
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `soft`."""

@@ -52,7 +52,6 @@ class DIITO(Method):
     name = "diito"
     paper = "Wu, Geiger, Rozner, Kreiss, Lu, Icard, Potts, Goodman, NAACL 2022, arXiv:2112.02505"
     needs_labels = True
-    same_tokenizer = True
     batch_coupled = True
 
     class Config(Method.Config):
@@ -100,6 +99,7 @@ class DIITO(Method):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
+        self._alignment: tuple[int, Sequence[int]] = (0, ())
         self._seed = 0
 
     def check(self, models: Models) -> None:
@@ -126,19 +126,23 @@ class DIITO(Method):
                 "diito.alpha_causal_cos=0",
             )
 
+    def begin_step(self, step: Step) -> None:
+        """Draw the blocks and the positions that are interchanged, the same for both models."""
+        student, teacher = self.models.pair
+        alignments = aligned_blocks(self.config.alignment, student.layers, teacher.layers)
+        drawn = int(torch.randint(len(alignments), (), generator=step.generator))
+        self._alignment = alignments[drawn]
+        self._seed = int(torch.randint(2**62, (), generator=step.generator))
+
     def passes(self, models: Models, step: Step) -> Iterable[Pass]:
         """Return the pass that provides the states and the pass that receives them."""
         return [Pass("source", source_of), Pass("swapped")]
 
     def writes(self, models: Models, step: Step) -> Iterable[Operation]:
-        """Draw the interchange of this step, the same for both models."""
+        """Interchange states in the blocks that were drawn."""
         if models.teacher is None:
             return []
-        layers = models.student.layers, models.teacher.layers
-        alignments = aligned_blocks(self.config.alignment, *layers)
-        drawn = int(torch.randint(len(alignments), (), generator=step.generator))
-        self._seed = int(torch.randint(2**62, (), generator=step.generator))
-        student_block, teacher_blocks = alignments[drawn]
+        student_block, teacher_blocks = self._alignment
         blocks = [("student", student_block), *(("teacher", block) for block in teacher_blocks)]
         return [
             Transplant(

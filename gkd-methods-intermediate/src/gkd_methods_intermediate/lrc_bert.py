@@ -46,7 +46,6 @@ class LRCBERT(Method):
     name = "lrc-bert"
     paper = "Fu, Zhou, Yang, Tang, Liu, Liu, Li, AAAI 2021, arXiv:2012.07335"
     needs_labels = True
-    same_tokenizer = True
     batch_coupled = True
     min_samples = 2
 

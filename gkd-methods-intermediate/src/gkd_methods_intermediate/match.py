@@ -32,7 +32,6 @@ class Match(Method):
     paper = "Lu, Zhang, Chu, Chen, Zhou, Wu, Chen, Yang, 2022, arXiv:2206.14366"
     # Declared for the worst case of all descriptions: logits need a shared vocabulary, and `emd`
     # and `monotone` pair layers by their costs on the whole micro-batch.
-    same_tokenizer = True
     batch_coupled = True
 
     class Config(Method.Config):

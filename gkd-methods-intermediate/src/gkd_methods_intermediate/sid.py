@@ -54,7 +54,6 @@ class SID(Method):
 
     name = "sid"
     paper = "Aguilar, Ling, Zhang, Yao, Fan, Guo, AAAI 2020, arXiv:1910.03723"
-    same_tokenizer = True
     gradual_unfreezing = True
 
     class Config(Method.Config):
@@ -110,12 +109,16 @@ class SID(Method):
             "such as tinybert or minilmv2",
         )
 
+    def begin_step(self, step: Step) -> None:
+        """Unlock the layers that are due."""
+        student, teacher = self.models.pair
+        self._advance(len(layer_pairs(self.config.layers, student.layers, teacher.layers)), step)
+
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read attention and [CLS] states of the layers being learned, and finally the logits."""
         if models.teacher is None:
             return
         pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
-        self._advance(len(pairs), step)
         for student, teacher in self._learnt(pairs):
             yield f"student.attention[{student}]"
             yield f"teacher.attention[{teacher}]"

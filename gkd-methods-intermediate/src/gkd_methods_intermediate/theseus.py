@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field
@@ -58,6 +58,10 @@ class Theseus(Method):
 
     config: Config
 
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self._borrowed: Sequence[int] = ()
+
     def check(self, models: Models) -> None:
         """Reject models whose blocks cannot exchange hidden states."""
         student, teacher = models.student, models.teacher
@@ -81,17 +85,20 @@ class Theseus(Method):
         """Freeze everything outside the blocks."""
         return {"embedding": 0.0, "head": 0.0}
 
-    def writes(self, models: Models, step: Step) -> Iterable[Operation]:
+    def begin_step(self, step: Step) -> None:
         """Draw the blocks that are the teacher's in this step."""
+        rate = self.config.rate.at(step)
+        replaced = torch.rand(self.models.student.layers, generator=step.generator) < rate
+        self._borrowed = [block for block, own in enumerate(replaced, start=1) if not own]
+
+    def writes(self, models: Models, step: Step) -> Iterable[Operation]:
+        """Run the teacher's blocks that were drawn in place of the student's."""
         if models.teacher is None:
             return
         runs = layer_segments(models.student.layers, models.teacher.layers)
-        rate = self.config.rate.at(step)
-        replaced = torch.rand(len(runs), generator=step.generator) < rate
-        for block, run in enumerate(runs, start=1):
-            if not replaced[block - 1]:
-                numbers = ",".join(map(str, run))
-                yield Swap(f"student.block[{block}]", f"teacher.block[{numbers}]")
+        for block in self._borrowed:
+            numbers = ",".join(map(str, runs[block - 1]))
+            yield Swap(f"student.block[{block}]", f"teacher.block[{numbers}]")
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the logits of the mixture; the teacher itself does not run."""

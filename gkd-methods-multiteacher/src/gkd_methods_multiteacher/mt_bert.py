@@ -7,7 +7,17 @@ from collections.abc import Iterable
 from pydantic import Field
 from torch import Tensor
 
-from gkd_core.api import Batch, MethodError, Models, Step, TeacherCombiner, View, hard_labels
+from gkd_core.api import (
+    Batch,
+    MethodError,
+    Models,
+    StageInfo,
+    Step,
+    TeacherCombiner,
+    View,
+    hard_labels,
+)
+from gkd_methods_multiteacher import cofinetuning
 from gkd_methods_multiteacher.samples import per_sample
 
 
@@ -54,6 +64,11 @@ class MTBERT(TeacherCombiner):
                     f"{other.family} of {other.hidden_size}. Name teachers of one architecture "
                     "and width, or set mt-bert.cofinetuning=0"
                 )
+
+    def on_stage_start(self, stage: StageInfo) -> None:
+        """Fine-tune the teachers if asked to; in a resumed run, reload them."""
+        if self.config.cofinetuning:
+            cofinetuning.begin(stage, self.config.cofinetuning)
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the teacher's logits."""

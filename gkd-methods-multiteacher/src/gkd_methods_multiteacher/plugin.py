@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING
 from gkd_core.api import hookimpl
 
 if TYPE_CHECKING:
-    from gkd_core.api import (
-        Method,
-        Procedure,
-        RunInfo,
-        RunOutline,
-        StageInfo,
-        Step,
-        TeacherCombiner,
-    )
+    from gkd_core.api import Method, Procedure, RunInfo, RunOutline, TeacherCombiner
 
 
 @hookimpl
@@ -53,40 +45,9 @@ def gkd_register_recipes() -> Iterable[Path | type[Procedure]]:
 @hookimpl
 def gkd_check_outline(outline: RunOutline) -> None:
     """Let `autodisc` reject a search within a student that is itself a slice."""
-    from gkd_methods_multiteacher.autodisc.lifecycle import check
+    from gkd_methods_multiteacher.autodisc.outline import check
 
     check(outline)
-
-
-@hookimpl
-def gkd_stage_start(run: RunInfo, stage: StageInfo) -> None:
-    """Let `mt-bert` fine-tune its teachers and `autodisc` measure importance."""
-    from gkd_core.training.stage import stage_behind
-    from gkd_methods_multiteacher import cofinetuning
-    from gkd_methods_multiteacher.autodisc import lifecycle
-
-    built = stage_behind(stage)
-    cofinetuning.begin(run, built)
-    lifecycle.begin(run, built)
-
-
-@hookimpl
-def gkd_evaluate(run: RunInfo, stage: StageInfo, step: Step) -> None:
-    """Let `autodisc` evaluate its candidates."""
-    from gkd_core.training.stage import stage_behind
-    from gkd_methods_multiteacher.autodisc.lifecycle import judge
-
-    judge(stage_behind(stage), step)
-
-
-@hookimpl
-def gkd_stage_end(run: RunInfo, stage: StageInfo, error: BaseException | None) -> None:
-    """Let `autodisc` write the results of its candidates."""
-    from gkd_core.training.stage import stage_behind
-    from gkd_methods_multiteacher.autodisc.lifecycle import write_candidates
-
-    if error is None:
-        write_candidates(stage_behind(stage))
 
 
 @hookimpl

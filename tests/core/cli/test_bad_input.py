@@ -212,7 +212,7 @@ MISTAKES = {
         ["student.model", "pickle", "pytorch_model.bin"],
     ),
     "other tokenizer": (
-        lambda p: p.run("--student", p.models / "other-tokenizer", layers=()),
+        lambda p: p.run("--method", "minilm", "--student", p.models / "other-tokenizer", layers=()),
         ["teacher.model", "student.model", "different tokenizers", "'good'"],
     ),
     "other width": (

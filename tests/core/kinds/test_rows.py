@@ -22,7 +22,7 @@ KINDS = registry().kinds
 def load(path, rows, model_kind=None, **settings):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"train": str(path), "validation": str(path)} | settings
-    return Files(TaskConfig(**given), KINDS, model_kind).load("masked-lm", 1)
+    return Files(TaskConfig(**given), KINDS, model_kind=model_kind).load("masked-lm", 1)
 
 
 def batch_of(kind, encoded, tokenizer, rows):

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from gkd_core.api import PluginError, RolloutEngine, Written, most_likely
 from gkd_core.testing import check_rollouts
-
-PLUGINS = Path(__file__).parents[2] / "plugins"
-
-
-def _load(name):
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, PLUGINS / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 class Constant(RolloutEngine):
@@ -109,6 +95,24 @@ class StopsCoupled(Stops):
     batch_coupled = True
 
 
+class Generates(RolloutEngine):
+    """Leaves decoding to transformers."""
+
+    name = "generates"
+
+    def write(self, prompts, writer):
+        inputs = prompts.padded()
+        found = writer.model.generate(
+            **inputs,
+            max_new_tokens=prompts.max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(prompts.end_ids) or None,
+            pad_token_id=prompts.pad_id,
+            synced_gpus=torch.distributed.is_initialized(),
+        )
+        return Written(found[:, inputs["input_ids"].shape[1] :].tolist())
+
+
 class Local(RolloutEngine):
     """Chooses among this rank's columns of the vocabulary only."""
 
@@ -121,9 +125,9 @@ class Local(RolloutEngine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("plugin", "options"), [("greedy", {}), ("sampling", {"cooling": 0.5})])
-def test_engines_that_keep_the_contract_pass(plugin, options):
-    (engine,) = _load(plugin).gkd_register_rollouts()
+@pytest.mark.parametrize(("name", "options"), [("greedy", {}), ("sampling", {"cooling": 0.5})])
+def test_engines_that_keep_the_contract_pass(plugin, name, options):
+    (engine,) = plugin(name).gkd_register_rollouts()
     check_rollouts(engine, options)
 
 
@@ -157,5 +161,6 @@ def test_what_an_engine_breaks_on_ranks_is_named(engine, message):
 
 
 @pytest.mark.slow
-def test_an_engine_may_couple_its_rows():
-    check_rollouts(Coupled)
+@pytest.mark.parametrize("engine", [Coupled, Generates])
+def test_an_engine_may_couple_its_rows_or_leave_decoding_to_transformers(engine):
+    check_rollouts(engine)

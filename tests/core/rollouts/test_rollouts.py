@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,7 +10,6 @@ from gkd_core.data.loader import iterate
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
-FILE = Path(__file__).parents[2] / "plugins" / "greedy.py"
 PROMPT, NEW = 4, 6
 TABLE = [
     "rollout.engine=greedy",
@@ -22,19 +18,11 @@ TABLE = [
 ]
 
 
-@pytest.fixture(scope="session")
-def greedy():
-    spec = importlib.util.spec_from_file_location("greedy", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def build(prepare_run, registry_with, world, greedy, tmp_path):
+def build(prepare_run, registry_with, world, plugin, tmp_path):
     """Build a stage of a causal language model in fp64."""
 
-    def _build(*settings, method="soft", name="stage", table=TABLE):
+    def _build(*settings, method="soft", name="stage", engine="greedy", table=TABLE):
         corpus = f"task.train={world / 'corpus.txt'}"
         plain = [corpus, corpus.replace("train", "validation"), corpus.replace("train", "test")]
         run = prepare_run(
@@ -44,11 +32,12 @@ def build(prepare_run, registry_with, world, greedy, tmp_path):
             *table,
             *settings,
             teachers=("lm-decoder",),
-            registry=registry_with(greedy),
+            registry=registry_with(plugin(engine)),
         )
         stage = build_stage(run.last, run.registry, tmp_path / name, None)
-        for model in (stage.student.model, *(teacher.model for teacher in stage.teachers)):
-            model.double()
+        models = [stage.student.model, *(teacher.model for teacher in stage.teachers)]
+        for module in (*models, stage.objective.modules):
+            module.double()
         stage.student.model.train()
         return stage
 
@@ -172,3 +161,48 @@ def test_writing_leaves_training_as_it_was(build):
     assert all(module.training for module in stage.student.model.modules())
     assert all(weight.grad is None for weight in stage.student.model.parameters())
     assert torch.equal(batches[0].inputs["input_ids"], ids)
+
+
+@pytest.mark.parametrize("engine", ["greedy", "sampling"])
+def test_an_engine_uses_the_precision_of_training(build, engine):
+    table = [f"rollout.engine={engine}", *TABLE[1:], "training.precision=bf16"]
+    stage = build("rollout.student=1", engine=engine, table=table)
+    seen = set()
+    block = stage.student.sites.blocks[0]
+    block.register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    found = _texts(stage.rollout(_batches(stage), _step(stage)))
+    assert seen == {True}
+    assert all(len(text) == PROMPT + NEW for text in found.values())
+
+
+def test_gradient_checkpointing_does_not_keep_a_student_from_writing(build):
+    plain = build("rollout.student=1")
+    expected = _texts(plain.rollout(_batches(plain), _step(plain)))
+    stage = build("rollout.student=1", "training.gradient_checkpointing=true", name="other")
+    assert _texts(stage.rollout(_batches(stage), _step(stage))) == expected
+    assert train_step(stage, _batches(stage), _step(stage)).gradient_norm.isfinite()
+
+
+def test_a_sampled_text_is_another_in_each_step_and_the_same_in_the_same(build):
+    table = ["rollout.engine=sampling", *TABLE[1:]]
+    stage = build("rollout.student=1", engine="sampling", table=table)
+    first, again, second = (
+        _texts(stage.rollout(_batches(stage), _step(stage, index))) for index in (0, 0, 1)
+    )
+    assert first == again
+    assert all(first[row] != second[row] for row in first)
+
+
+METHODS = [
+    *("soft", "hard", "kd", "pd", "pkd", "minilm", "minilmv2", "distilbert", "glmd"),
+    *("annealing-kd", "tinybert", "sid", "rail-kd", "alp-kd", "ckd", "mgskd"),
+    *("lrc-bert", "diito", "theseus", "mobilebert", "continuation-kd"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_learn_from_what_is_written(build, method):
+    stage = build("rollout.student=0.5", "rollout.teacher=0.3", method=method)
+    result = train_step(stage, _batches(stage), _step(stage))
+    assert all(loss.isfinite() for loss in result.losses.values())
+    assert result.gradient_norm.isfinite()

@@ -138,7 +138,7 @@ name = "second"
 teachers = [{{model = "{tmp_path / "other"}"}}]
 """
     with pytest.raises(ConfigError, match="the student of stage 'first' have different tokenizers"):
-        prepare_run(file=file, teachers=())
+        prepare_run("method=minilm", file=file, teachers=())
 
 
 @pytest.mark.parametrize("name", ["teacher", "baseline"])

@@ -31,9 +31,12 @@ from gkd_core.parallel.placement import place_teacher
 from gkd_core.training.stage import shard_reader
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from gkd_core.config.schema import Placement
+    from gkd_core.contract.batch import Batch
+    from gkd_core.contract.task import Split
+    from gkd_core.data.encode import Encoded
     from gkd_core.kinds.task_kind import Evaluation, TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.training.stage_spec import StageSpec
@@ -53,6 +56,7 @@ class ComparedModel:
     Attributes:
         name: Its name in the table.
         model: Directory or hub id.
+        tokenizer: Its tokenizer.
         trust_remote_code: Whether code that comes with it may run.
         tensor: Processes that share one copy of it.
         placement: Where its weights are kept between uses.
@@ -60,6 +64,7 @@ class ComparedModel:
 
     name: str
     model: str
+    tokenizer: PreTrainedTokenizerFast
     trust_remote_code: bool = False
     tensor: int = 1
     placement: Placement = "replicated"
@@ -194,7 +199,7 @@ def compare_models(
     All processes that share a model must call this.
 
     Args:
-        spec: The stage, whose data and tokenizer are used.
+        spec: The stage whose data is used.
         compared: The models.
         teacher: Name of the model with which the others are compared.
         adapters: Site adapters registered by plugins.
@@ -202,24 +207,25 @@ def compare_models(
     data, config = spec.data, spec.config
     device = pick_device(config.parallel.device)
     split = data.validation if data.test is None else data.test
-    encoded = spec.kind.encode(split, spec.tokenizer, spec.max_length, data.classes)
-    collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
+    readings = {one.tokenizer: _read(split, one.tokenizer, spec) for one in compared}
     timed = all(one.is_whole for one in compared)
     adapters, models, sizes, found = tuple(adapters), [], [], []
     for one in compared:
         model, size = _load(one, spec, device, adapters)
         sizes.append(size)
         predict = _predict(model, spec.kind, adapters)
-        found.append(evaluate(model, encoded, collator, spec.kind, device, predict))
+        evaluated = evaluate(model, *readings[one.tokenizer], spec.kind, device, predict)
+        found.append(spec.measured(evaluated, split))
         models += [model] if timed else []
         del model
     times: list[float | None] = [None] * len(compared)
     if timed:
-        first = range(min(TIMED_SAMPLES, len(encoded)))
-        samples = [collator.collate(encoded, [i], epoch=0).to(device) for i in first]
-        times[:] = latencies(models, samples)
+        samples = {key: _samples(*read, device) for key, read in readings.items()}
+        times[:] = latencies(models, [samples[one.tokenizer] for one in compared])
     reference = next((e for c, e in zip(compared, found, strict=True) if c.name == teacher), None)
-    metric = spec.kind.metric
+    if spec.kind.is_lm and len(readings) > 1:
+        reference = None  # perplexities per token of different tokenizers are not comparable
+    metric = spec.metric
     rows = [
         Row(
             name=one.name,
@@ -238,7 +244,24 @@ def compare_models(
         )
     ]
     name = "validation" if data.test is None else "test"
-    return Comparison(metric.name, name, len(encoded), rows, spec.kind.guess(split.labels))
+    guessed = spec.kind.guess(split.labels) if metric == spec.kind.metric else None
+    count = min(len(encoded) for encoded, _ in readings.values())
+    return Comparison(metric.name, name, count, rows, guessed)
+
+
+def _read(
+    split: Split, tokenizer: PreTrainedTokenizerFast, spec: StageSpec
+) -> tuple[Encoded, Collator]:
+    """Return the rows in the tokens of a tokenizer, and what makes batches of them."""
+    config = spec.config
+    encoded = spec.kind.encode(split, tokenizer, spec.max_length, spec.data.classes)
+    return encoded, Collator(tokenizer, spec.kind, config.task.mask_share, config.seed)
+
+
+def _samples(encoded: Encoded, collator: Collator, device: torch.device) -> list[Batch]:
+    """Return the first rows as batches of one sample each."""
+    first = range(min(TIMED_SAMPLES, len(encoded)))
+    return [collator.collate(encoded, [row], epoch=0).to(device) for row in first]
 
 
 def _load(

@@ -68,7 +68,7 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
         *_rollout(stage.rollout),
         ("student", f"{_model(stage.student)}{_kept(stage.scale)}"),
         ("", f"starts from {stage.start}"),
-        *((teacher.name, _model(teacher)) for teacher in stage.teachers),
+        *((teacher.name, _teacher(teacher, stage)) for teacher in stage.teachers),
         *(entry for method in stage.methods for entry in _method(method)),
         *(entry for combiner in stage.combiners for entry in _combiner(combiner)),
         *_lr_factors(stage.lr_factors),
@@ -143,7 +143,8 @@ def _pass(one: PassOutline) -> Iterator[tuple[str, str]]:
         return
     total = sum(capture.bytes for capture in one.captures)
     model = one.model if one.name == MAIN else f"{one.model} in {one.name}"
-    yield "pass", f"{model}: up to {one.stops_after}, keeps {readable(total)}"
+    how = f"answers from {one.source}" if one.source else f"up to {one.stops_after}"
+    yield "pass", f"{model}: {how}, keeps {readable(total)}"
     path = max(len(capture.path) for capture in one.captures)
     shape = max(len(_shape(capture)) for capture in one.captures)
     for capture in one.captures:
@@ -159,6 +160,11 @@ def _shape(capture: CaptureOutline) -> str:
 
 def _kept(scale: float | None) -> str:
     return "" if scale is None else f"; {scale:g} of its heads and ffn neurons are kept"
+
+
+def _teacher(info: ModelInfo, stage: StageOutline) -> str:
+    own = "; reads the rows with its own tokenizer" if info.name in stage.other_tokenizers else ""
+    return f"{_model(info)}{own}"
 
 
 def _model(info: ModelInfo) -> str:

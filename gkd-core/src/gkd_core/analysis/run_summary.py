@@ -16,6 +16,7 @@ from gkd_core.distributed.ranks import is_first
 if TYPE_CHECKING:
     from gkd_core.config.schema import Placement
     from gkd_core.runs.run import Run
+    from gkd_core.training.stage_spec import TeacherSpec
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ def summarize_run(run: Run) -> RunSummary | None:
     If `needs_all_ranks`, every process must call this; only the first writes files and returns a
     summary.
     """
-    teachers = run.teachers
-    first = teachers[0].called if teachers else None
+    first = next((teacher.called for teacher in _live_teachers(run)), None)
     models = list(_compared_models(run))
     comparison = compare_models(run.last, models, first, run.registry.sites)
     if not is_first():
@@ -60,13 +60,19 @@ def summarize_run(run: Run) -> RunSummary | None:
     return RunSummary(comparison, write_report(run, comparison, outline, extra))
 
 
+def _live_teachers(run: Run) -> list[TeacherSpec]:
+    """Return the teachers that can be evaluated: of others there are no weights."""
+    return [teacher for teacher in run.teachers if teacher.source is None]
+
+
 def _compared_models(run: Run) -> Iterator[ComparedModel]:
     parallel = run.last.config.parallel
     placement: Placement = "zero3" if parallel.zero == 3 else "replicated"
-    for teacher in run.teachers:
+    for teacher in _live_teachers(run):
         yield ComparedModel(
             teacher.called,
             teacher.trained,
+            teacher.tokenizer,
             teacher.trust_remote_code,
             teacher.tensor,
             teacher.placement,
@@ -75,4 +81,4 @@ def _compared_models(run: Run) -> Iterator[ComparedModel]:
     if "baseline" in run.results:
         students = {"student, labels only": run.results["baseline"].student, **students}
     for name, place in students.items():
-        yield ComparedModel(name, place, False, parallel.tensor, placement)
+        yield ComparedModel(name, place, run.last.tokenizer, False, parallel.tensor, placement)

@@ -44,7 +44,8 @@ def evaluate(
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
     show_warnings(resolved)
     spec = SpecBuilder(registry()).build(_alone(resolved.stages[-1], directory, data))
-    comparison = compare_models(spec, [ComparedModel(directory, directory)], None)
+    compared = [ComparedModel(directory, directory, spec.tokenizer)]
+    comparison = compare_models(spec, compared, None, registry().sites)
     if as_json:
         click.echo(json.dumps(asdict(comparison), indent=2))
     else:

@@ -142,6 +142,8 @@ def _facts(method: type[Method]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    from gkd_core.runs.token_checks import tokenizer_need
+
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
@@ -154,7 +156,7 @@ def _facts(method: type[Method]) -> RenderableType:
     table.add_row("kinds", ", ".join(method.kinds))
     table.add_row("labels", "needed" if method.needs_labels else "not needed")
     table.add_row("teacher", "none" if method.teachers == "none" else "one, or each of several")
-    table.add_row("tokenizer", "the teacher's" if method.same_tokenizer else "any")
+    table.add_row("tokenizer", tokenizer_need(method))
     coupled = "depend on each other" if method.batch_coupled else "independent of each other"
     least = f", {method.min_samples} or more at a time" if method.min_samples > 1 else ""
     table.add_row("samples", f"{coupled}{least}")

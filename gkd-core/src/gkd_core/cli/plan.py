@@ -99,6 +99,12 @@ def _say_what_is_left_out(stage: StageSpec) -> None:
             "to be important; the plan is for the unpruned student",
             err=True,
         )
+    if stage.config.rollout is not None:
+        click.echo(
+            f"Warning: {stage.settings.path('rollout')} lets models write text; the plan is for "
+            "training on it, without the key-value cache and the time of writing",
+            err=True,
+        )
 
 
 def _search(stages: Sequence[StageSpec], limit: Limit, as_json: bool, figure: Path | None) -> None:

@@ -97,8 +97,8 @@ def prune(
     console = Console(highlight=False)
     console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)
     models = [
-        ComparedModel(model, model, source.trust_remote_code),
-        ComparedModel(output, output),
+        ComparedModel(model, model, spec.tokenizer, source.trust_remote_code),
+        ComparedModel(output, output, spec.tokenizer),
     ]
     console.print(compare_models(spec, models, model).table())
 

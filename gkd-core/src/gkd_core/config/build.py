@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError, create_model
 
 from gkd_core.config.expression import parse_expression, pointer
+from gkd_core.config.formats import SettingKey
 from gkd_core.config.overlay import Values, below, nested
 from gkd_core.config.problems import from_validation, origins, unknown_key, written
-from gkd_core.config.schema import LM, RolloutConfig, RunConfig
+from gkd_core.config.schema import LM, RolloutConfig, RunConfig, task_name
 from gkd_core.config.settings import DEFAULT
 from gkd_core.errors import ConfigError, MethodError, suggest
 
@@ -34,7 +35,8 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
 
     Returns:
         The configuration, or None if its own settings are invalid. `options` has an entry for each
-        method and combiner that is in the expression or has a table.
+        method and combiner that is in the expression, for the task if it has options, and for
+        each table.
     """
     tree = nested(values)
     tables = {name: table for name, table in tree.items() if name in registry.options}
@@ -44,6 +46,8 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
     settings = {name: value for name, value in tree.items() if name in SETTINGS}
     config = _validate(RunConfig, settings, values, (), problems)
     names = dict.fromkeys([*_option_tables(registry, values, problems), *tables])
+    if config is not None and task_name(config.task) in registry.options:
+        names[task_name(config.task)] = None
     options = {
         name: _validate(registry.options[name], tables.get(name, {}), values, (name,), problems)
         for name in names
@@ -52,6 +56,7 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
         return None
     _check_kind(registry, config, values, problems)
     _check_accumulation(config, values, problems)
+    _check_sources(registry, config, values, problems)
     rollout = config.rollout and _with_engine_options(registry, config.rollout, values, problems)
     return config.model_copy(update={"options": options, "rollout": rollout})
 
@@ -105,7 +110,7 @@ def as_tree(config: RunConfig) -> dict[str, Any]:
 
 
 def _validate(
-    model: type[Model], data: Any, values: Values, key: tuple[str, ...], problems: list[str]
+    model: type[Model], data: Any, values: Values, key: SettingKey, problems: list[str]
 ) -> Model | None:
     # Strict JSON mode rejects 'ten' and true for a number but still accepts a list for a tuple.
     try:
@@ -141,6 +146,24 @@ def _option_tables(registry: Registry, values: Values, problems: list[str]) -> l
             place = pointer(text, column) if len(named) > 1 else ""
             problems.append(f"method {text!r} ({origin}): {error}{place}")
     return known
+
+
+def _check_sources(
+    registry: Registry, config: RunConfig, values: Values, problems: list[str]
+) -> None:
+    """Check the options of teachers whose answers come from elsewhere."""
+    for number, teacher in enumerate(config.teachers):
+        if teacher.source is None:
+            continue
+        key: SettingKey = ("teachers", number, "source")
+        try:
+            source = registry.answer_source(teacher.source.name)
+        except ConfigError as error:
+            problems.append(
+                f"{written((*key, 'name'), values)}{origins(below(values, key))}: {error}"
+            )
+            continue
+        _validate(source.Config, teacher.source.model_extra or {}, values, key, problems)
 
 
 def _check_kind(registry: Registry, config: RunConfig, values: Values, problems: list[str]) -> None:

@@ -106,7 +106,8 @@ def below(values: Values, key: SettingKey) -> Iterator[Setting]:
 def _place(setting: Setting, values: Values) -> SettingKey:
     """Return the full key of a setting among values.
 
-    `teacher` is the first entry of `teachers`; a string for a model sets its `model`.
+    `teacher` is the first entry of `teachers`; a string for a model sets its `model`, a string for
+    a `source` its `name`.
 
     Raises:
         ConfigError: The setting names a list entry that does not exist.
@@ -117,8 +118,11 @@ def _place(setting: Setting, values: Values) -> SettingKey:
         if isinstance(part, str) and (entries or key == ("teachers",)):
             part = _index(part, entries, key, setting)
         key = (*key, part)
-    is_model = key in (("student",), ("teachers", 0)) and isinstance(setting.value, str)
-    return (*key, "model") if is_model else key
+    if not isinstance(setting.value, str):
+        return key
+    if key in (("student",), ("teachers", 0)):
+        return (*key, "model")
+    return (*key, "name") if key[:1] + key[2:] == ("teachers", "source") else key
 
 
 def _assign(values: Values, key: SettingKey, setting: Setting) -> None:

@@ -12,7 +12,7 @@ from gkd_core.config.formats import dotted
 from gkd_core.config.graph import Links, link_stages
 from gkd_core.config.overlay import Values, merge, split_stages, stage_name, with_stage
 from gkd_core.config.problems import origins, refuse
-from gkd_core.config.schema import RunConfig, TaskConfig
+from gkd_core.config.schema import RunConfig, TaskConfig, task_name
 from gkd_core.config.settings import (
     DEFAULT,
     Level,
@@ -202,11 +202,6 @@ def resolve(
         *unused_stages(config, resolved),
     ]
     return Resolved(config, resolved, given_by, tuple(warnings), recipe, about)
-
-
-def task_name(task: TaskConfig) -> str:
-    """Return the name of the configured task."""
-    return task.name or ("embedded" if task.train is None else "files")
 
 
 def _command_line(

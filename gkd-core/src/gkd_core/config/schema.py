@@ -31,6 +31,14 @@ class Section(BaseModel):
     )
 
 
+class SourceConfig(BaseModel):
+    """Where a teacher's answers come from, with the options of this source."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = Field(description="A registered source of answers.")
+
+
 class TeacherConfig(Section):
     """One teacher."""
 
@@ -62,6 +70,11 @@ class TeacherConfig(Section):
         None,
         description="Tensor-parallel size: processes that share one copy, each with a shard of "
         "every layer. Default: the student's.",
+    )
+    source: SourceConfig | None = Field(
+        None,
+        description="Where its answers come from if not from its own model: the `name` of a source "
+        "and its options. `model` is then read for its shape and tokenizer only.",
     )
 
 
@@ -170,6 +183,17 @@ class TaskConfig(Section):
     text: str | None = Field(None, description="Column of the text; found by name if unset.")
     text_pair: str | None = Field(None, description="Column of the second text, for pairs.")
     label: str | None = Field(None, description="Column of the label; found by name if unset.")
+    target: str | None = Field(
+        None,
+        description="Column with what causal-lm is to write after the text; only this is learned. "
+        "Default: the model learns the texts themselves.",
+    )
+    group: str | None = Field(
+        None,
+        description="Column with equal values in rows that belong together, such as the answers "
+        "to one question. They are held out together, and `group_accuracy` is the share of the "
+        "groups whose rows are all predicted correctly.",
+    )
     max_length: Positive | None = Field(
         None,
         description="Maximum sequence length in tokens; longer rows are truncated. Default: 128, "
@@ -195,6 +219,11 @@ class TaskConfig(Section):
         description="Type of the embedded task's default teacher. Default: that of the previous "
         "stage; else a decoder for causal-lm, an encoder otherwise.",
     )
+
+
+def task_name(task: TaskConfig) -> str:
+    """Return the name of the configured task."""
+    return task.name or ("embedded" if task.train is None else "files")
 
 
 class TrainingConfig(Section):

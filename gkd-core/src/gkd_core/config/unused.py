@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gkd_core.config.expression import AVERAGE, parse_expression
 from gkd_core.config.graph import link_stages, unused
 from gkd_core.config.overlay import SHAPE, Values
+from gkd_core.config.schema import task_name
 from gkd_core.config.settings import Level, Setting
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ def unused_tables(
 
 
 def _used(config: RunConfig) -> list[str]:
-    """Return the methods and combiners that a stage uses."""
+    """Return the methods, combiners and task that a stage uses."""
     expression = parse_expression(config.method)
     named = [*expression.names, *(group.combiner for group in expression.groups)]
+    named.append(task_name(config.task))
     return named if len(config.teachers) == 1 else [*named, AVERAGE]
 
 

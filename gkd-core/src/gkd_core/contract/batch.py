@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from gkd_core.errors import MethodError
+
 IGNORE = -100
 """The label of a position that has no target, as PyTorch and Hugging Face use it."""
 
-ItemKind = Literal["sample", "token", "target"]
-"""The kind of items that a loss is averaged over; see `Items`."""
+ItemKind: TypeAlias = str
+"""The kind of items that a loss is averaged over: `sample`, `token`, `target`, or `METHOD.NAME` for
+those that a method declares; see `Items`."""
 
 RowSource = Literal["data", "student", "teacher"]
 """What a row's text after the prompt comes from: the data, or a model that wrote it."""
@@ -29,14 +33,14 @@ yes or no for each class, as a value, or as a vector."""
 class Items:
     """The items a loss is averaged over, and which of them count.
 
-    A method rarely makes its own: `batch.samples`, `batch.tokens` and `batch.targets` cover most
-    losses.
+    `batch.samples`, `batch.tokens` and `batch.targets` cover most losses. A method that averages
+    over others declares them in `items`, and finds them in the batch: `batch.items(NAME)`.
 
     Attributes:
-        kind: `sample` (rows of the batch), `token` (positions that are not padding) or `target`
-            (what the task predicts: samples in classification, labeled positions in LM).
-            Losses are divided by the number of items of a kind in the whole optimizer step, over
-            all micro-batches and ranks.
+        kind: `sample` (rows of the batch), `token` (positions that are not padding), `target`
+            (what the task predicts: samples in classification, labeled positions in LM), or
+            `METHOD.NAME`. Losses are divided by the number of items of a kind in the whole
+            optimizer step, over all micro-batches and ranks.
         mask: Bool tensor, `[B]` or `[B, S]`; True where the item counts.
         index: Positions of the items that count in the flattened mask, int64 `[N]`.
         output: How `soft_labels` and `hard_labels` read the logits of an item.
@@ -88,6 +92,11 @@ class Batch:
             tokens and padding, int64 `[B, S]`; words are those of the text before masking. None
             in a batch that was not made by a `Collator`.
         output: How the logits of a target are read.
+        byte_offsets: Start and end of each token in the UTF-8 text of its row (the second text of a
+            pair follows the first), int64 `[B, S, 2]`; -1 for special tokens and padding. Tokens
+            that share a character have its offsets. None unless a method `aligns` tokens or
+            tokenizers differ.
+        views: The batch as models with another tokenizer than the student's read it, by name.
         loss_mask: True at the tokens that losses count, bool `[B, S]`; what it leaves out besides
             padding is the prompt. None if all tokens count.
         sources: Index of each row's source in `ROW_SOURCES`, int64 `[B]`; None without rollouts.
@@ -99,8 +108,12 @@ class Batch:
     counted: bool = True
     words: Tensor | None = None
     output: Output = "classes"
+    byte_offsets: Tensor | None = None
+    views: Mapping[str, Batch] = field(default_factory=dict)
     loss_mask: Tensor | None = None
     sources: Tensor | None = None
+    _declared: dict[ItemKind, Items] = field(default_factory=dict, repr=False, compare=False)
+    _owner: str = field(default="", repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -141,18 +154,80 @@ class Batch:
             return Items.where("target", self.labels != IGNORE)
         return Items.where("target", self.samples.mask, self.output)
 
+    def view(self, name: str) -> Batch:
+        """Return the same rows as a model reads them: its ids, tokens, targets and byte offsets.
+
+        Args:
+            name: Name of the model, such as `teacher.model.name`. A model that reads the student's
+                token ids has the batch itself.
+        """
+        return self.views.get(name, self)
+
+    def items(self, name: str) -> Items:
+        """Return the items that the method declares under a name in `items`.
+
+        Raises:
+            MethodError: It declares none of that name.
+        """
+        kind = f"{self._owner}.{name}"
+        if kind not in self._declared:
+            raise MethodError(
+                f"{self._owner or 'the method'} does not declare the items '{name}'; return their "
+                "mask from `items`"
+            )
+        return self._declared[kind]
+
+    def declare(self, owner: str, masks: Mapping[str, Tensor]) -> None:
+        """Add the items that a method or combiner declares; those already there stay.
+
+        Args:
+            owner: Its name.
+            masks: Bool `[B]` or `[B, S]` by name; True where an item counts. S may also be the
+                width of a view.
+
+        Raises:
+            MethodError: A mask is not a bool tensor of such a shape.
+        """
+        shapes = {view.mask.shape for view in (self, *self.views.values())}
+        for name, mask in masks.items():
+            if mask.dtype != torch.bool or mask.shape not in {self.rows.shape, *shapes}:
+                raise MethodError(
+                    f"{owner} declares the items '{name}' by a {mask.dtype} mask of shape "
+                    f"{tuple(mask.shape)}; return a bool mask with one value per sample or position"
+                )
+            kind = f"{owner}.{name}"
+            self._declared.setdefault(kind, Items.where(kind, mask))
+
+    def seen_by(self, owner: str) -> Batch:
+        """Return the batch as a method or combiner sees it: `items` are its own."""
+        self._sets()  # found once: methods see the same ones
+        seen = copy.copy(self)
+        object.__setattr__(seen, "_owner", owner)
+        return seen
+
     def counts(self) -> dict[ItemKind, int]:
         """Return the number of items of each kind that count."""
-        kinds = (self.samples, self.tokens, self.targets)
-        return {items.kind: items.count if self.counted else 0 for items in kinds}
+        return {items.kind: items.count if self.counted else 0 for items in self._sets()}
+
+    def has_counted(self, items: Items) -> bool:
+        """Return whether items are among those that `counts` counts."""
+        return any(items.kind == own.kind and items.mask is own.mask for own in self._sets())
+
+    def _sets(self) -> tuple[Items, ...]:
+        return self.samples, self.tokens, self.targets, *self._declared.values()
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        names = ("labels", "rows", "words", "loss_mask", "sources")
+        names = ("labels", "rows", "words", "byte_offsets", "loss_mask", "sources")
         tensors = {name: getattr(self, name) for name in names}
         own = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
-        moved = replace(self, inputs=inputs, **own)
+        declared = {kind: items.to(device) for kind, items in self._declared.items()}
+        # Teachers that share a tokenizer share a view, which is moved once.
+        shared = {id(view): view for view in self.views.values()}
+        moved_views = {key: view.to(device) for key, view in shared.items()}
+        views = {name: moved_views[id(view)] for name, view in self.views.items()}
+        moved = replace(self, inputs=inputs, views=views, _declared=declared, **own)
         # The items are found here, on the CPU: `nonzero` on a GPU would wait for the device.
         for name in ("samples", "tokens", "targets"):
             moved.__dict__[name] = getattr(self, name).to(device)

@@ -32,8 +32,10 @@ class Method(MethodBase):
         min_samples: Minimum number of samples in a micro-batch, over all ranks that divide it; a
             run with fewer is rejected.
         teachers: `one` (with several, there is a separate instance for each) or `none`.
+        models: Shapes of the student and its teacher; set before `check` is called.
     """
 
+    models: Models
     min_samples: ClassVar[int] = 1
     teachers: ClassVar[Literal["one", "none"]] = "one"
 

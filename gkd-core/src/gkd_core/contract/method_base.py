@@ -6,14 +6,16 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from gkd_core.contract.batch import Batch
     from gkd_core.contract.model_info import Models
+    from gkd_core.contract.run_info import StageInfo
     from gkd_core.contract.step import Step
     from gkd_core.hooks.operations import Operation, Pass
     from gkd_core.models.parts import Part
@@ -37,8 +39,11 @@ class MethodBase:
         name: Its name in expressions: lower case, words joined by `-`.
         paper: Authors, venue, year and, if there is one, the arXiv number.
         needs_labels: It reads `batch.labels`; unlabeled data is rejected.
-        same_tokenizer: It compares teacher and student logits over the vocabulary in language
-            modeling, so their tokenizers must be the same.
+        same_tokenizer: It needs a teacher with the student's tokenizer. Not to be declared where
+            its `reads` show it: a method that reads whole sequences of both models is rejected for
+            teachers with other tokenizers anyway.
+        aligns: It aligns the tokens of both models by itself (`batch.view`), so that it may read
+            whole sequences of a teacher with another tokenizer.
         batch_coupled: Its result for a sample depends on the other samples of the micro-batch, so
             that gradient accumulation changes it.
         gradual_unfreezing: It trains more parts of the student as training proceeds. Parts not
@@ -56,21 +61,69 @@ class MethodBase:
     paper: ClassVar[str]
     needs_labels: ClassVar[bool] = False
     same_tokenizer: ClassVar[bool] = False
+    aligns: ClassVar[bool] = False
     batch_coupled: ClassVar[bool] = False
     gradual_unfreezing: ClassVar[bool] = False
     borrows_blocks: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ("classification", "regression", "masked-lm", "causal-lm")
 
     class Config(BaseModel):
-        """Options; each needs a default and a description."""
+        """Options; each needs a default, which is validated as any value, and a description."""
 
-        model_config = ConfigDict(frozen=True, extra="forbid")
+        model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     config: Config
     modules: nn.ModuleDict
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
+
+    def on_stage_start(self, stage: StageInfo) -> str | None:
+        """Act when the first step of a stage is about to begin. Default: nothing.
+
+        Called on every rank once the models are built, and again when a run is resumed: then after
+        the state, the modules and the student were restored from the checkpoint. What it draws
+        from torch's global generators is the same each time and does not change the training.
+
+        Args:
+            stage: The stage. Files in its directory survive until the stage is finished.
+
+        Returns:
+            Why the stage has nothing to train, to skip its steps; None to train.
+        """
+        return None
+
+    def on_evaluate(self, stage: StageInfo, step: Step, metrics: Mapping[str, float]) -> None:
+        """Act after the student was evaluated on the validation rows. Default: nothing.
+
+        Called on every rank, before the checkpoint of the step is written.
+
+        Args:
+            stage: The stage.
+            step: The training step just done.
+            metrics: Metrics of the student by name.
+        """
+
+    def on_stage_end(self, stage: StageInfo, error: BaseException | None) -> None:
+        """Act when the stage is over and its student is saved, or it failed. Default: nothing.
+
+        Called on every rank.
+
+        Args:
+            stage: The stage.
+            error: What ended the stage, or None.
+        """
+
+    def begin_step(self, step: Step) -> None:
+        """Prepare a training step: make random draws, advance a state. Default: nothing.
+
+        Called on every rank before anything else is asked about the step, and only once. `reads`,
+        `passes`, `writes` and `lr_factors` are queries: they depend on what was prepared here, may
+        be called in any order and repeatedly, and change nothing.
+
+        Args:
+            step: The training step. Drawing from its generator gives the same on all ranks.
+        """
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Return the paths to capture in this step, such as `teacher.hidden[last]|cls`.
@@ -107,6 +160,20 @@ class MethodBase:
         """
         return ()
 
+    def items(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the masks of the method's own items, by name. Default: none.
+
+        They are counted over the whole optimizer step and all ranks before it begins; in `loss`
+        they are `batch.items(NAME)`, to average a term over.
+
+        Args:
+            batch: A micro-batch on the CPU. Nothing is known of the models yet.
+
+        Returns:
+            Bool `[B]` or `[B, S]`; True where an item counts.
+        """
+        return {}
+
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
         """Return learning-rate factors for parts of the student in this step. Default: none.
 
@@ -124,11 +191,16 @@ class MethodBase:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state to checkpoint, as JSON-serializable values. Default: empty."""
+        """Return the state to checkpoint. Default: empty.
+
+        Values are JSON-serializable or tensors, also inside of dictionaries and lists. Processes
+        that see different rows have different states; processes that share a copy of the student
+        (tensor parallelism) must have the same.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state returned by `state_dict`."""
+        """Restore the state returned by `state_dict`; its tensors are on the CPU, bit-equal."""
 
 
 def refuse_renamed(cls: type, renamed: Mapping[str, str], where: str) -> None:
@@ -172,11 +244,38 @@ def validate(cls: type[MethodBase], kind: str) -> None:
         raise PluginError(f"{where}: `paper` must say where the {kind} was published")
     if not cls.__doc__:
         raise PluginError(f"{where}: a docstring is needed; `gkd methods {name}` shows it")
-    if not issubclass(cls.Config, MethodBase.Config):
-        base = "Method" if kind == "method" else "TeacherCombiner"
-        raise PluginError(f"{where}: `Config` must be a subclass of `{base}.Config`")
-    for option, field in cls.Config.model_fields.items():
+    if cls.same_tokenizer and cls.aligns:
+        raise PluginError(
+            f"{where}: `same_tokenizer` and `aligns` contradict each other; declare one of them"
+        )
+    base = "Method" if kind == "method" else "TeacherCombiner"
+    check_options(cls.Config, MethodBase.Config, where, base)
+
+
+def check_options(config: type[BaseModel], base: type[BaseModel], where: str, name: str) -> None:
+    """Reject options that violate the contract.
+
+    Args:
+        config: The options.
+        base: What they must be a subclass of.
+        where: Description of the class that they belong to, for the message.
+        name: Name of the class that `base` belongs to.
+
+    Raises:
+        PluginError: An option lacks a default or a description, or its default is invalid.
+    """
+    if not issubclass(config, base):
+        raise PluginError(f"{where}: `Config` must be a subclass of `{name}.Config`")
+    for option, field in config.model_fields.items():
         if field.is_required():
             raise PluginError(f"{where}: option `{option}` needs a default")
         if not field.description:
             raise PluginError(f"{where}: option `{option}` needs a description")
+    if not config.__pydantic_complete__:
+        return
+    try:
+        config()
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        raise PluginError(f"{where}: the default of option `{option}`: {first['msg']}") from error

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
+
+from gkd_core.contract.architectures import adapter_of
+from gkd_core.errors import MethodError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -53,13 +56,26 @@ class ModelInfo:
     def read(
         cls, name: str, config: PretrainedConfig, labels: int, predicted: Predicted = "sample"
     ) -> ModelInfo:
-        """Read the shape from a Hugging Face configuration.
+        """Read the shape from a configuration, as the adapter of a plugin does it if there is one.
 
         Args:
             name: `student`, or the teacher's name.
             config: The model's configuration, of any text encoder or decoder.
             labels: Width of the logits.
             predicted: What has a prediction.
+        """
+        adapter = adapter_of(config.model_type)
+        read = cls.from_settings if adapter is None else adapter.read_info
+        return replace(read(name, config, labels), predicted=predicted)
+
+    @classmethod
+    def from_settings(cls, name: str, config: PretrainedConfig, labels: int) -> ModelInfo:
+        """Read the shape from the settings that Hugging Face configurations usually have.
+
+        Args:
+            name: `student`, or the teacher's name.
+            config: The model's configuration.
+            labels: Width of the logits.
         """
         heads = config.num_attention_heads
         inner = getattr(config, "true_hidden_size", None) or config.hidden_size  # MobileBERT
@@ -76,19 +92,48 @@ class ModelInfo:
             vocab_size=config.vocab_size,
             labels=labels,
             max_length=getattr(config, "max_position_embeddings", None) or 2**31,
-            predicted=predicted,
         )
 
 
 @dataclass(frozen=True)
+class DataInfo:
+    """The data of a stage.
+
+    Attributes:
+        rows: Number of training rows.
+        classes: Names of the classes in the order of their ids; empty if the task has none.
+    """
+
+    rows: int = 0
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Models:
-    """The shapes of the student and of one teacher.
+    """The shapes of the student and of one teacher, and what they are for.
 
     Attributes:
         student: The student.
         teacher: The teacher; None if the method has none. With several teachers, a method is called
             once per teacher, each time with a different one.
+        kind: Name of the kind of task, such as `classification`.
+        data: The rows and classes of the stage.
     """
 
     student: ModelInfo
     teacher: ModelInfo | None
+    kind: str = "classification"
+    data: DataInfo = DataInfo()
+
+    @property
+    def pair(self) -> tuple[ModelInfo, ModelInfo]:
+        """The student and the teacher, for a method that has one.
+
+        Raises:
+            MethodError: The method has none.
+        """
+        if self.teacher is None:
+            raise MethodError(
+                "a method without a teacher asks for one; declare teachers = 'one' in its class"
+            )
+        return self.student, self.teacher

@@ -31,7 +31,7 @@ class Procedure:
     class Config(BaseModel):
         """Options of the procedure; each needs a default and a description."""
 
-        model_config = ConfigDict(frozen=True, extra="forbid")
+        model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     config: Config
 

@@ -8,13 +8,18 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import BaseModel, ConfigDict
+
 from gkd_core.config.schema import LM
-from gkd_core.contract.method_base import refuse_renamed
+from gkd_core.contract.method_base import check_options, refuse_renamed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
     from gkd_core.config.schema import TaskConfig, TeacherSize
+    from gkd_core.kinds.metrics import Metric
     from gkd_core.kinds.task_kind import TaskKind
 
 
@@ -36,11 +41,19 @@ class Split:
         pair: The second texts of a pair task, or None; a list of choices each in multiple choice.
         labels: A class id (int), a value (float) or what else the kind of task has for each row;
             None for plain text.
+        group: Names of the groups of rows that belong together, such as the answers to one
+            question; None if every row is on its own.
+        target: What a causal language model is to write after each text; None if it learns the
+            texts themselves.
+        byte_offsets: Whether to encode where each token is in its text (`Batch.byte_offsets`).
     """
 
     text: Sequence[Any]
     pair: Sequence[Any] | None = None
     labels: Sequence[Any] | None = None
+    group: Sequence[str] | None = None
+    target: Sequence[str] | None = None
+    byte_offsets: bool = False
 
     def __len__(self) -> int:
         return len(self.text)
@@ -91,33 +104,48 @@ class DefaultTeacher:
 class Task:
     """A source of data, registered through `gkd_register_tasks`.
 
-    A subclass sets `name` and overrides `load`.
+    A subclass sets `name` and overrides `load`. It may have options, in a table of its name, and
+    metrics of its own.
 
     Attributes:
         name: The value of `task.name` that selects it.
+        metric: The metric that selects the best student and is compared, one of those of the kind
+            of task or of `measure`. Default: that of the kind.
         config: The `task` table of the configuration. `lm` is already resolved to `masked-lm` or
             `causal-lm`, and `default_teacher` to the architecture of an existing student.
         kinds: Every kind of task by name, which parses the rows of its kind.
+        options: Its options.
         model_kind: Name of the kind that the model at the start was made for, if its configuration
             says so; it decides where the rows leave the kind open.
     """
 
     name: ClassVar[str]
+    metric: ClassVar[Metric | None] = None
+
+    class Config(BaseModel):
+        """Options; each needs a default, which is validated as any value, and a description."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    options: Config
 
     def __init_subclass__(cls) -> None:
-        """Reject a subclass written for version 0.1 of gkd."""
+        """Reject a subclass that violates the contract when its class is defined."""
         super().__init_subclass__()
         where = f"task class {cls.__module__}.{cls.__qualname__}"
         refuse_renamed(cls, {"own_teacher": "default_teacher"}, where)
+        check_options(cls.Config, Task.Config, where, "Task")
 
     def __init__(
         self,
         config: TaskConfig,
         kinds: Mapping[str, TaskKind] = MappingProxyType({}),
+        options: Any = None,
         model_kind: str | None = None,
     ) -> None:
         self.config = config
         self.kinds = kinds
+        self.options = self.Config() if options is None else options
         self.model_kind = model_kind
 
     @property
@@ -153,6 +181,28 @@ class Task:
                 problem.
         """
         raise NotImplementedError
+
+    def measure(
+        self, split: Split, predictions: Tensor | Sequence[Any], data: TaskData
+    ) -> Mapping[str, float]:
+        """Return metrics of predictions by name, in addition to those of the kind of task.
+
+        Default: `group_accuracy` if the rows have groups and classes, the share of the groups whose
+        rows are all predicted correctly; else none. Not called in language modeling.
+
+        Args:
+            split: The rows.
+            predictions: The prediction for each row, such as class ids int64 `[N]`.
+            data: The task, for the names of the classes.
+        """
+        if split.group is None or split.labels is None:
+            return {}
+        right: dict[str, bool] = {}
+        for group, label, predicted in zip(split.group, split.labels, predictions, strict=True):
+            if not isinstance(label, int):
+                return {}
+            right[group] = right.get(group, True) and label == int(predicted)
+        return {"group_accuracy": sum(right.values()) / len(right)}
 
     def default_teacher(self, data: TaskData, size: TeacherSize = "large") -> DefaultTeacher | None:
         """Return the teacher to use if the user names none. Default: None, there is none.

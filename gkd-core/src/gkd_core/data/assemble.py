@@ -119,3 +119,6 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
         for column in (split.text, split.pair, split.labels):
             for value in column or ():
                 yield json.dumps(value).encode() + b"\n"
+        for name, column in (("group", split.group), ("target", split.target)):
+            if column is not None:
+                yield json.dumps([name, list(column)]).encode()

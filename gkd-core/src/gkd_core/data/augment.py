@@ -58,7 +58,8 @@ def augment(split: Split, proposer: Proposer, copies: int, share: float, seed: i
     if split.pair is not None:
         pair = [*split.pair, *_copies(split.pair, proposer, copies, share, [seed, 1])]
     labels = None if split.labels is None else list(split.labels) * (copies + 1)
-    return Split(text, pair, labels)
+    group = None if split.group is None else list(split.group) * (copies + 1)
+    return Split(text, pair, labels, group)
 
 
 def _copies(

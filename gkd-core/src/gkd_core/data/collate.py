@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from gkd_core.contract.batch import Batch
+from gkd_core.data.byte_offsets import NOWHERE
 from gkd_core.data.encode import Encoded
 from gkd_core.data.words import Words
 from gkd_core.errors import DataError
@@ -89,16 +90,42 @@ class Collator:
         if encoded.type_ids is not None:
             types = [row["token_type_ids"] for row in made]
             inputs["token_type_ids"] = self.padded(types, self._pad_type_id, width)
+        located = None
+        if encoded.byte_offsets is not None:
+            located = self.padded([row["byte_offsets"] for row in made], NOWHERE, width)
         numbers = torch.tensor(rows, dtype=torch.int64)
-        return Batch(inputs, labels, numbers, words=words, output=self.kind.output)
+        return Batch(
+            inputs,
+            labels,
+            numbers,
+            words=words,
+            loss_mask=self._loss_mask(encoded, rows, unpadded, width),
+            byte_offsets=located,
+            output=self.kind.output,
+        )
+
+    def _loss_mask(
+        self,
+        encoded: Encoded,
+        rows: Sequence[int],
+        ids: Sequence[NDArray[np.int64]],
+        width: int,
+    ) -> torch.Tensor | None:
+        """Return where the target texts are, bool `[B, S]`; None if there are none."""
+        if encoded.prompts is None:
+            return None
+        counts = [
+            np.arange(len(own)) >= encoded.prompts[row] for row, own in zip(rows, ids, strict=True)
+        ]
+        return self.padded(counts, 0, width).bool()
 
     @cached_property
     def _words(self) -> Words:
         return Words(self._tokenizer)
 
     def padded(self, rows: Sequence[NDArray[Any]], value: int, width: int) -> torch.Tensor:
-        """Return rows of different lengths as int64 `[B, width]`, padded with a value."""
-        filled = np.full((len(rows), width), value, np.int64)
+        """Return rows of different lengths as int64 `[B, width, ...]`, padded with a value."""
+        filled = np.full((len(rows), width, *rows[0].shape[1:]), value, np.int64)
         for line, row in zip(filled, rows, strict=True):
             line[slice(width - len(row), width) if self.pads_left else slice(len(row))] = row
         return torch.from_numpy(filled)

@@ -31,6 +31,8 @@ class Columns:
     text: str
     pair: str | None
     label: str | None
+    group: str | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,16 @@ class CheckedRows:
         text: The texts.
         pair: The second texts of a pair task.
         labels: The labels as strings, or None in language modeling.
+        group: The names of the groups, or None.
+        target: The target texts, or None.
     """
 
     table: Table
     text: list[str]
     pair: list[str] | None
     labels: list[str] | None
+    group: list[str] | None = None
+    target: list[str] | None = None
 
     def split(self, labels: Sequence[Any]) -> Split:
         """Return the rows as a split with parsed labels.
@@ -56,7 +62,7 @@ class CheckedRows:
             DataError: A row is invalid.
         """
         self.table.faults.check()
-        return Split(self.text, self.pair, labels)
+        return Split(self.text, self.pair, labels, self.group)
 
 
 def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
@@ -71,14 +77,15 @@ def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
         DataError: A column is missing or ambiguous.
     """
     table.check_filled()
-    for setting in ("text", "text_pair", "label"):
+    for setting in ("text", "text_pair", "label", "group", "target"):
         if (name := getattr(config, setting)) is not None:
             _check_column(table, name, f"task.{setting}")
     label = config.label or _find_label(table) if labelled else None
     if config.text is not None:
-        return Columns(config.text, config.text_pair, label)
-    text, pair = _find_text(table, () if label is None else (label,))
-    return Columns(text, pair, label)
+        text, pair = config.text, config.text_pair
+    else:
+        text, pair = _find_text(table, {label, config.group, config.target})
+    return Columns(text, pair, label, config.group, config.target)
 
 
 def pick_column(table: Table, given: str | None, usual: Sequence[str]) -> str | None:
@@ -142,7 +149,7 @@ def select(table: Table, columns: Columns) -> CheckedRows:
         DataError: A column is missing, a row is invalid, or no row has a label.
     """
     table.check_filled()
-    for name in (columns.text, columns.pair, columns.label):
+    for name in (columns.text, columns.pair, columns.label, columns.group, columns.target):
         if name is not None and name not in table.columns:
             what = "labels" if name == columns.label else f"column {name!r}"
             raise DataError(
@@ -152,8 +159,10 @@ def select(table: Table, columns: Columns) -> CheckedRows:
     text = _texts(table, columns.text)
     pair = None if columns.pair is None else _texts(table, columns.pair)
     labels = None if columns.label is None else _labels(table, columns.label)
+    group = None if columns.group is None else _names(table, columns.group)
+    target = None if columns.target is None else _texts(table, columns.target)
     table.faults.check()
-    return CheckedRows(table, text, pair, labels)
+    return CheckedRows(table, text, pair, labels, group, target)
 
 
 def _texts(table: Table, column: str) -> list[str]:
@@ -183,6 +192,14 @@ def _labels(table: Table, column: str) -> list[str]:
     return names
 
 
+def _names(table: Table, column: str) -> list[str]:
+    """Return the group of each row; values of any type are names."""
+    for number, value in zip(table.numbers, table.columns[column], strict=True):
+        if value is None or value == "":
+            table.faults.add(number, f"the row has no group (column {column!r})")
+    return [str(value) for value in table.columns[column]]
+
+
 def _check_column(table: Table, name: str, setting: str) -> None:
     if name not in table.columns:
         raise DataError(
@@ -203,7 +220,7 @@ def _find_label(table: Table) -> str:
     )
 
 
-def _find_text(table: Table, excluded: Collection[str]) -> tuple[str, str | None]:
+def _find_text(table: Table, excluded: Collection[str | None]) -> tuple[str, str | None]:
     """Return the text column and, for pairs, the second one."""
     names = [name for name in table.columns if name not in excluded]
     lower = {name.lower(): name for name in names}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.contract.task import Split
+from gkd_core.data.byte_offsets import cut_blocks, locate_tokens
 from gkd_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class Encoded:
         labels: Labels as the kind of task has them, such as class ids int64 `[N]` or values fp32
             `[N]`; or None.
         num_truncated: Number of sequences truncated to `max_length`.
+        prompts: Number of tokens before the target text of each row, int64 `[N]`; None without
+            target texts.
+        byte_offsets: Start and end of each token in the UTF-8 text of its row, int32 `[T, 2]`; -1
+            for special tokens. None unless the split asks for them.
+        blocks: The text of each row in language modeling; None without `byte_offsets`.
         per_row: Sequences per row, such as one for each choice.
         extra: What else the kind of task needs to know of the split, by name.
     """
@@ -38,6 +44,9 @@ class Encoded:
     offsets: NDArray[np.int64]
     labels: NDArray[Any] | None
     num_truncated: int
+    prompts: NDArray[np.int64] | None = None
+    byte_offsets: NDArray[np.int32] | None = None
+    blocks: Sequence[str] | None = None
     per_row: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,11 +74,13 @@ class Encoded:
         return replace(self, labels=labels, extra=self.extra if extra is None else extra)
 
     def row(self, index: int) -> dict[str, NDArray[np.int32]]:
-        """Return the `input_ids` and, if any, the `token_type_ids` of a sequence."""
+        """Return `input_ids` and, if any, `token_type_ids` and `byte_offsets` of a sequence."""
         part = self.part(index)
         row = {"input_ids": self.ids[part]}
         if self.type_ids is not None:
             row["token_type_ids"] = self.type_ids[part]
+        if self.byte_offsets is not None:
+            row["byte_offsets"] = self.byte_offsets[part]
         return row
 
 
@@ -107,12 +118,58 @@ def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: 
         DataError: No text has two tokens.
     """
     check_room(tokenizer, max_length, pair=split.pair is not None)
-    rows = _blocks(split.text, tokenizer, max_length)
+    rows = _blocks(split, tokenizer, max_length)
     if not rows:
         raise DataError(
             "no text has two or more tokens, so there is nothing to model; give longer texts"
         )
     return _joined(rows, None, 0)
+
+
+def encode_targets(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Tokenize texts that are followed by a target text, which a language model is to write.
+
+    A row is the text (or pair), with the special tokens that come before it, the target and the
+    tokenizer's end token. A long row loses the beginning of its text first, then the end of its
+    target; a token of each is always kept.
+
+    Raises:
+        ConfigError: `max_length` leaves no room besides the special tokens.
+        DataError: A text or a target yields no tokens.
+    """
+    check_room(tokenizer, max_length, pair=split.pair is not None)
+    assert split.target is not None, "encoded only if there are targets"
+    parts = [split.text] if split.pair is None else [split.text, split.pair]
+    before = _ids(list(map(" ".join, zip(*parts, strict=True))), tokenizer, special=True)
+    after = _ids(split.target, tokenizer, special=False)
+    rows, prompts, cut = [], [], 0
+    for text, target in zip(before, after, strict=True):
+        room = max_length - min(len(target), max_length - 1)
+        kept = np.concatenate([text[-room:], target])[:max_length]
+        cut += len(kept) < len(text) + len(target)
+        prompts.append(min(len(text), room))
+        rows.append(_Row(kept, None))
+    return replace(_joined(rows, None, cut), prompts=np.array(prompts, np.int64))
+
+
+def _ids(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, special: bool
+) -> list[NDArray[np.int32]]:
+    """Return the ids of prompts, or of targets, which the end token follows."""
+    end = tokenizer.eos_token_id
+    found = []
+    for start in range(0, len(texts), CHUNK):
+        part = list(texts[start : start + CHUNK])
+        made = tokenizer(part, add_special_tokens=special, verbose=False)["input_ids"]
+        for text, row in zip(part, made, strict=True):
+            if special and row and row[-1] == end:
+                row = row[:-1]  # the text goes on
+            if not row:
+                raise DataError(
+                    f"the tokenizer yields no tokens for the text {text!r}; remove the row"
+                )
+            found.append(np.array(row if special or end is None else [*row, end], np.int32))
+    return found
 
 
 def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) -> None:
@@ -145,15 +202,25 @@ def join_rows(
 
 
 def _joined(rows: Sequence[_Row], labels: NDArray[Any] | None, cut: int) -> Encoded:
-    ids = np.concatenate([row.ids for row in rows])
     type_ids = [row.type_ids for row in rows if row.type_ids is not None]
-    offsets = np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64)
-    return Encoded(ids, np.concatenate(type_ids) if type_ids else None, offsets, labels, cut)
+    byte_offsets = [row.byte_offsets for row in rows if row.byte_offsets is not None]
+    blocks = [row.block for row in rows if row.block is not None]
+    return Encoded(
+        ids=np.concatenate([row.ids for row in rows]),
+        type_ids=np.concatenate(type_ids) if type_ids else None,
+        offsets=np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
+        labels=labels,
+        num_truncated=cut,
+        byte_offsets=np.concatenate(byte_offsets) if byte_offsets else None,
+        blocks=blocks or None,
+    )
 
 
 class _Row(NamedTuple):
     ids: NDArray[np.int32]
     type_ids: NDArray[np.int32] | None
+    block: str | None = None
+    byte_offsets: NDArray[np.int32] | None = None
 
 
 def _samples(
@@ -184,37 +251,48 @@ def _tokenise(
 ) -> list[_Row]:
     if not indices:
         return []
+    texts = [split.text[index] for index in indices]
+    pairs = None if split.pair is None else [split.pair[index] for index in indices]
     made = tokenizer(
-        [split.text[index] for index in indices],
-        None if split.pair is None else [split.pair[index] for index in indices],
+        texts,
+        pairs,
         truncation="longest_first",
         max_length=max_length,
         return_attention_mask=False,
     )
     ids = [np.array(row, np.int32) for row in made["input_ids"]]
-    if "token_type_ids" not in made:
-        return [_Row(row, None) for row in ids]
-    types = [np.array(row, np.int32) for row in made["token_type_ids"]]
-    return list(map(_Row, ids, types))
+    types: Sequence[Any] = [None] * len(ids)
+    if "token_type_ids" in made:
+        types = [np.array(row, np.int32) for row in made["token_type_ids"]]
+    if not split.byte_offsets:
+        return list(map(_Row, ids, types))
+    found = [
+        locate_tokens(made.encodings[row], (text, *([pairs[row]] if pairs else [])))
+        for row, text in enumerate(texts)
+    ]
+    return list(map(_Row, ids, types, [None] * len(ids), found))
 
 
-def _blocks(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[_Row]:
+def _blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[_Row]:
     rows: list[_Row] = []
-    for start in range(0, len(texts), CHUNK):
+    for start in range(0, len(split), CHUNK):
+        texts = list(split.text[start : start + CHUNK])
         made = tokenizer(
-            list(texts[start : start + CHUNK]),
-            return_attention_mask=False,
-            return_special_tokens_mask=True,
-            verbose=False,
+            texts, return_attention_mask=False, return_special_tokens_mask=True, verbose=False
         )
         types = made.get("token_type_ids") or [None] * len(made["input_ids"])
-        for ids, type_ids, special in zip(
-            made["input_ids"], types, made["special_tokens_mask"], strict=True
+        for number, (ids, type_ids, special) in enumerate(
+            zip(made["input_ids"], types, made["special_tokens_mask"], strict=True)
         ):
             positions = _block_positions(np.array(special), max_length)
-            rows += [_pick(ids, type_ids, block) for block in positions if len(block) > 1]
+            found = [_pick(ids, type_ids, block) for block in positions]
+            if split.byte_offsets:
+                located = locate_tokens(made.encodings[number], (texts[number],))
+                cut = cut_blocks(texts[number], located, positions)
+                found = [
+                    _Row(row.ids, row.type_ids, *own) for row, own in zip(found, cut, strict=True)
+                ]
+            rows += [row for row in found if len(row.ids) > 1]
     return rows
 
 

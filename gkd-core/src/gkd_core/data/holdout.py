@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 from gkd_core.contract.task import Split
 from gkd_core.errors import DataError
@@ -12,8 +14,9 @@ from gkd_core.errors import DataError
 def hold_out(split: Split, share: float, seed: int, source: str) -> tuple[Split, Split]:
     """Split rows into training rows and about `share` of them for validation.
 
-    Rows with equal texts are never separated. With class ids as labels, the share is taken evenly
-    from all classes, and each class keeps a row in training. The same seed gives the same rows.
+    Rows with equal texts and rows of one group are never separated. With class ids as labels, the
+    share is taken evenly from all classes, and each class keeps a row in training. The same seed
+    gives the same rows.
 
     Args:
         split: All rows.
@@ -70,16 +73,34 @@ def _strata(split: Split) -> Sequence[int]:
 
 def take(split: Split, rows: Sequence[int]) -> Split:
     """Return the given rows of a split."""
-    return Split(
-        text=[split.text[row] for row in rows],
-        pair=None if split.pair is None else [split.pair[row] for row in rows],
-        labels=None if split.labels is None else [split.labels[row] for row in rows],
-    )
+    values = ((field.name, getattr(split, field.name)) for field in fields(split))
+    columns = {name: value for name, value in values if isinstance(value, Sequence)}
+    taken: dict[str, Any] = {n: [column[row] for row in rows] for n, column in columns.items()}
+    return replace(split, **taken)
 
 
 def _equal_rows(split: Split) -> list[list[int]]:
+    """Return the rows that must not be separated: with equal texts, or of one group."""
     pairs = split.pair or [""] * len(split)
-    groups: dict[tuple[str, str], list[int]] = {}
+    equal: dict[Hashable, list[int]] = {}
     for row, (text, pair) in enumerate(zip(split.text, pairs, strict=True)):
-        groups.setdefault((str(text).strip(), str(pair).strip()), []).append(row)
-    return list(groups.values())
+        equal.setdefault((str(text).strip(), str(pair).strip()), []).append(row)
+    if split.group is None:
+        return list(equal.values())
+    grouped: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(split.group):
+        grouped.setdefault(group, []).append(row)
+    return _connected([*equal.values(), *grouped.values()], len(split))
+
+
+def _connected(links: Iterable[Sequence[int]], count: int) -> list[list[int]]:
+    """Return the sets of rows that are linked, directly or through others."""
+    sets = [[row] for row in range(count)]
+    for first, *others in links:
+        for row in others:
+            if sets[row] is not sets[first]:
+                smaller, larger = sorted((sets[row], sets[first]), key=len)
+                larger += smaller
+                for moved in smaller:
+                    sets[moved] = larger
+    return [sorted(rows) for row, rows in enumerate(sets) if row == min(rows)]

@@ -10,12 +10,18 @@ import numpy as np
 from gkd_core.contract.batch import Batch
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
 from gkd_core.data.encode import Encoded
+from gkd_core.data.readings import Reading, with_views
 from gkd_core.data.sampler import Sampler
 from gkd_core.distributed.data_parallel import deal, share
 
 
 def iterate(
-    encoded: Encoded, collator: Collator, sampler: Sampler, start_step: int, total_steps: int
+    encoded: Encoded,
+    collator: Collator,
+    sampler: Sampler,
+    start_step: int,
+    total_steps: int,
+    readings: Sequence[Reading] = (),
 ) -> Iterator[tuple[int, list[Batch]]]:
     """Yield the epoch and this rank's share of the micro-batches of each optimizer step.
 
@@ -25,6 +31,7 @@ def iterate(
         sampler: Selects the rows.
         start_step: Steps already done; iteration continues after them as if never interrupted.
         total_steps: Steps in the stage.
+        readings: The rows as models with other tokenizers read them.
     """
     first_epoch, skipped = divmod(start_step, sampler.steps_per_epoch)
     left = total_steps - start_step
@@ -32,7 +39,7 @@ def iterate(
     while left > 0:
         steps = sampler.epoch(epoch)[skipped : skipped + left]
         for step in steps:
-            yield epoch, [_share(encoded, collator, rows, epoch) for rows in step]
+            yield epoch, [_share(encoded, collator, rows, epoch, readings) for rows in step]
         left -= len(steps)
         epoch, skipped = epoch + 1, 0
 
@@ -48,10 +55,17 @@ def evaluation_batches(encoded: Encoded, collator: Collator, batch_size: int) ->
         yield _batch(encoded, collator, rows, counted, EVALUATION_EPOCH)
 
 
-def _share(encoded: Encoded, collator: Collator, rows: Sequence[int], epoch: int) -> Batch:
+def _share(
+    encoded: Encoded,
+    collator: Collator,
+    rows: Sequence[int],
+    epoch: int,
+    readings: Sequence[Reading],
+) -> Batch:
     """Return this rank's share of a micro-batch, padded to the same width on all ranks."""
     own, counted = share(rows)
-    return _batch(encoded, collator, own, counted, epoch, int(encoded.lengths[rows].max()))
+    batch = _batch(encoded, collator, own, counted, epoch, int(encoded.lengths[rows].max()))
+    return with_views(batch, readings, rows) if readings else batch
 
 
 def _batch(

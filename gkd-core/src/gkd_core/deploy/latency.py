@@ -14,22 +14,22 @@ from gkd_core.contract.batch import Batch
 ROUNDS = 5
 
 
-def latencies(models: Sequence[PreTrainedModel], samples: Sequence[Batch]) -> list[float]:
+def latencies(models: Sequence[PreTrainedModel], samples: Sequence[Sequence[Batch]]) -> list[float]:
     """Return each model's median latency for one sample, in milliseconds.
 
     The models alternate, so that changes in the speed of the machine affect them equally.
 
     Args:
         models: The models, on the device of the samples, in eval mode.
-        samples: Batches of one sample each.
+        samples: For each model, batches of one sample each, of the same rows.
     """
     times: list[list[float]] = [[] for _ in models]
     with torch.no_grad():
-        for model in models:
-            model(**samples[0].inputs)
+        for model, own in zip(models, samples, strict=True):
+            model(**own[0].inputs)
         for _ in range(ROUNDS):
-            for sample in samples:
-                for model, taken in zip(models, times, strict=True):
+            for row in zip(*samples, strict=True):
+                for model, sample, taken in zip(models, row, times, strict=True):
                     taken.append(_time(model, sample))
     return [1000 * statistics.median(taken) for taken in times]
 

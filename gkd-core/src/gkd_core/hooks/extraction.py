@@ -81,6 +81,8 @@ class Extractor:
         with under_way(forward), suppress(StopForward):
             self._forward(forward, inputs, options)
         features = forward.finish()
+        if LOGITS in captures and features.head is None:
+            features.head = self.sites.classifier
         if self.model.dtype == torch.bfloat16:
             features.widen()
         return features

@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor
 
 from gkd_core.distributed.heads import DividedHeads
 from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, MAIN, POOLED, Capture
-from gkd_core.losses.logits import LinearLogits
-from gkd_core.losses.relation import self_relation
+from gkd_core.losses.logits import LinearHead, LinearLogits, Logits
+from gkd_core.losses.relation import Relation, self_relation
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gkd_core.contract.model_info import ModelInfo
-    from gkd_core.losses.logits import Logits
-    from gkd_core.losses.relation import Relation
+
+
+Answer: TypeAlias = Tensor | Logits | Relation
+"""What a method may read of a model: a tensor, logits in any form, or the site `attention`."""
 
 
 class Features:
@@ -33,6 +35,7 @@ class Features:
         shares: Captured tensors of this rank's heads, if they are divided.
         attention: Relations from which requested scores and distributions can be computed.
         deferred: The logits in factored form, if they were not computed in the pass.
+        head: The last layer of the head, if the logits are its output.
     """
 
     def __init__(self, heads: DividedHeads | None = None) -> None:
@@ -41,6 +44,25 @@ class Features:
         self.shares: dict[Capture, Tensor] = {}
         self.attention: dict[Capture, Relation] = {}
         self.deferred: LinearLogits | None = None
+        self.head: Callable[[Tensor], Logits] | None = None
+
+    @classmethod
+    def of(cls, found: Mapping[Capture, Answer]) -> Features:
+        """Return tensors that no pass of a model here has captured.
+
+        Args:
+            found: Tensors, logits in any form, and the relations of the site `attention`.
+        """
+        features = cls()
+        for capture, value in found.items():
+            if isinstance(value, Relation):
+                features.attention[capture] = value
+            elif isinstance(value, LinearLogits):
+                features.deferred = value
+                features.head = LinearHead(value.weight, value.bias, value.divided)
+            else:
+                features.tensors[capture] = value
+        return features
 
     def keep(self, capture: Capture, tensor: Tensor) -> None:
         """Store a captured tensor."""
@@ -70,6 +92,8 @@ class Features:
             self.tensors[capture] = self._compute(capture)
         self.shares.clear()
         self.attention = {c: relation.whole() for c, relation in self.attention.items()}
+        if isinstance(self.head, LinearHead):
+            self.head = replace(self.head, together=False)
         whole = None if self.deferred is None else self.deferred.whole()
         if isinstance(whole, LinearLogits):
             self.deferred = whole
@@ -109,8 +133,10 @@ class Features:
         moved.tensors = {c: move(tensor) for c, tensor in some(self.tensors)}
         moved.shares = {c: move(tensor) for c, tensor in some(self.shares)}
         moved.attention = {c: relation.moved(move) for c, relation in some(self.attention)}
-        if self.deferred is not None and (captures is None or LOGITS in captures):
-            moved.deferred = replace(self.deferred, hidden=move(self.deferred.hidden))
+        if captures is None or LOGITS in captures:
+            moved.head = self.head
+            if self.deferred is not None:
+                moved.deferred = replace(self.deferred, hidden=move(self.deferred.hidden))
         return moved
 
     def relation(self, capture: Capture, heads: int | None, mask: Tensor) -> Relation:
@@ -242,6 +268,28 @@ class View:
     def pooled(self) -> Tensor:
         """The input vector of the classification head's last linear layer, `[B, D]`."""
         return self[POOLED]
+
+    def head(self, hidden: Tensor) -> Logits:
+        """Return the logits that the last layer of the model's head gives for other vectors.
+
+        The method reads `logits` of the model. Its weights may be sharded: the gradient of the
+        vectors is complete on every rank.
+
+        Args:
+            hidden: As the layer sees them: `[B, S, D]` in language modeling, `[B, D]` in
+                classification; replicated on the ranks that share the student.
+
+        Raises:
+            MethodError: The method does not read the logits, or they are not the output of a linear
+                layer.
+        """
+        self._check(LOGITS)
+        if self._features.head is None:
+            raise MethodError(
+                f"{self._owner} applies the head of {self.model.name}, but the logits of this "
+                f"{self.model.family} model are not the output of a linear layer"
+            )
+        return self._features.head(hidden)
 
     def with_logits(self, logits: Tensor) -> View:
         """Return the same view with other logits in the main pass."""

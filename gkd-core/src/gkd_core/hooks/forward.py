@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gkd_core.distributed.collectives import sum_gradient
 from gkd_core.distributed.heads import heads_of
 from gkd_core.errors import MethodError
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, Capture
-from gkd_core.losses.logits import LinearLogits
+from gkd_core.losses.logits import LinearHead
 from gkd_core.losses.vocabulary import DividedVocabulary
 
 if TYPE_CHECKING:
@@ -142,7 +141,8 @@ class Forward:
         if not torch.is_grad_enabled():
             # ZeRO-3 may release the weights when the head has run; the detached ones stay.
             weight, bias = weight.detach(), None if bias is None else bias.detach()
-        self.features.deferred = _linear_logits(hidden, weight, bias, head)
+        self.features.head = _linear_head(weight, bias, head)
+        self.features.deferred = self.features.head(hidden)
         self.pending.discard(LOGITS)
         self.placeholder = hidden.new_empty((*hidden.shape[:-1], 0))
         return self.placeholder
@@ -246,14 +246,13 @@ class _Recomputation(AbstractContextManager[None]):
         _current.reset(self._tokens.pop())
 
 
-def _linear_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, head: nn.Linear | VocabularyHead
-) -> LinearLogits:
+def _linear_head(
+    weight: Tensor, bias: Tensor | None, head: nn.Linear | VocabularyHead
+) -> LinearHead:
     if isinstance(head, nn.Linear):
-        return LinearLogits(hidden, weight, bias)
+        return LinearHead(weight, bias)
     vocabulary = DividedVocabulary(head.tp_group, head.words)
-    bias = vocabulary.fill_up(weight, bias)
-    return LinearLogits(sum_gradient(hidden, head.tp_group), weight, bias, vocabulary)
+    return LinearHead(weight, vocabulary.fill_up(weight, bias), vocabulary)
 
 
 def _recomputing() -> bool:

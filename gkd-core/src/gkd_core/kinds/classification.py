@@ -63,6 +63,11 @@ class Classification(TaskKind):
         """Return the class id of each row."""
         return class_ids(rows.labels or (), classes, rows.table.numbers, rows.table.faults)
 
+    def label_problem(self, label: Any, classes: Sequence[str]) -> str:
+        """Expect a class id."""
+        known = isinstance(label, int) and 0 <= label < len(classes)
+        return "" if known else f"the label {label!r}, which is no id of {tuple(classes)}"
+
     def score(self, logits: Tensor) -> Tensor:
         """Return the likeliest class of each row."""
         return logits.argmax(-1)

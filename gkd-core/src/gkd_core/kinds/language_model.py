@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 
 from gkd_core.contract.task import Split
-from gkd_core.data.columns import find_columns, select
+from gkd_core.data.columns import CheckedRows, find_columns, select
 from gkd_core.data.encode import Encoded, encode_blocks
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
@@ -41,8 +41,12 @@ class LanguageModel(TaskKind):
         """Return the texts."""
         columns = find_columns(tables["train"], config, labelled=False)
         rows = {name: select(table, columns) for name, table in tables.items()}
+        return ReadRows({name: self.split(r) for name, r in rows.items()})
+
+    def split(self, rows: CheckedRows) -> Split:
+        """Return the rows of a split."""
         # Pairs have no meaning in language modeling, so both texts become rows.
-        return ReadRows({name: Split(r.text + (r.pair or [])) for name, r in rows.items()})
+        return Split(rows.text + (rows.pair or []))
 
     def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return True: text needs no labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,14 @@ from torch import Tensor
 from gkd_core.contract.batch import IGNORE
 from gkd_core.errors import DataError
 from gkd_core.kinds.language_model import LanguageModel
+from gkd_core.kinds.task_kind import ReadRows, refuse_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from gkd_core.config.schema import TaskConfig
     from gkd_core.data.collate import Uncollated
+    from gkd_core.data.table import Table
 
 
 class MaskedLM(LanguageModel):
@@ -28,6 +32,7 @@ class MaskedLM(LanguageModel):
 
     name = "masked-lm"
     head = "masked-LM head"
+    masks = True
 
     @property
     def auto(self) -> Any:
@@ -35,6 +40,11 @@ class MaskedLM(LanguageModel):
         from transformers import AutoModelForMaskedLM
 
         return AutoModelForMaskedLM
+
+    def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
+        """Return the texts."""
+        refuse_target(config, self.name)
+        return super().read(tables, config)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Reject a tokenizer without a mask token."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,10 @@ class Regression(TaskKind):
     def parse(self, rows: CheckedRows, classes: Sequence[str]) -> list[float]:
         """Return the value of each row."""
         return label_values(rows.labels or (), rows.table.numbers, rows.table.faults)
+
+    def label_problem(self, label: Any, classes: Sequence[str]) -> str:
+        """Expect a finite value."""
+        return "" if isfinite(label) else f"the value {label!r}"
 
     def label_array(self, split: Split) -> NDArray[Any] | None:
         """Return the values in fp32."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import CheckedRows, find_columns, select
 from gkd_core.data.encode import Encoded, encode_samples
+from gkd_core.errors import ConfigError
 from gkd_core.kinds.metrics import Metric
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class TaskKind:
         has_classes: Whether the labels are classes, whose names and order models must share.
         splits_rows: Whether a row of the data can become several rows to train on.
         is_lm: Whether it is language modeling: plain text, without labels, cut into blocks.
+        masks: Whether the model's inputs hide the tokens that it predicts.
         generates: Whether its models continue a text, so that they can write rollouts.
         augments: Whether words of its training rows can be replaced (`task.augment`).
     """
@@ -89,6 +91,7 @@ class TaskKind:
     has_classes: ClassVar[bool] = False
     splits_rows: ClassVar[bool] = False
     is_lm: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     augments: ClassVar[bool] = False
 
@@ -181,6 +184,7 @@ class TaskKind:
         Raises:
             DataError: A column is missing, or a row is invalid.
         """
+        refuse_target(config, self.name)
         columns = find_columns(tables["train"], config, labelled=True)
         splits: dict[str, Split] = {}
         classes: tuple[str, ...] = ()
@@ -221,6 +225,10 @@ class TaskKind:
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise `DataError` if a tokenizer lacks what this kind needs."""
+
+    def label_problem(self, label: Any, classes: Sequence[str]) -> str:
+        """Return what is wrong with the parsed label of a row; empty if nothing is."""
+        return ""
 
     def renumber(self, label: Any, ids: Sequence[int]) -> Any:
         """Return the label of a row with other class ids.
@@ -379,3 +387,12 @@ def is_prepared(model: PreTrainedModel) -> bool:
 
 def _equal(mine: object, theirs: object) -> bool:
     return mine == theirs
+
+
+def refuse_target(config: TaskConfig, kind: str) -> None:
+    """Raise `ConfigError` if a kind of task other than `causal-lm` is to write a target text."""
+    if config.target is not None:
+        raise ConfigError(
+            f"task.target = {config.target!r} is a text to write, which {kind} does not; set "
+            "task.kind = 'causal-lm', or name the labels with task.label"
+        )

@@ -19,13 +19,16 @@ from gkd_core.losses.divergences import (
     total_variation,
 )
 from gkd_core.losses.logits import LinearLogits, Logits
+from gkd_core.losses.own_divergence import CustomDivergence, DivergenceRule, divergence
 from gkd_core.losses.relation import Relation, self_relation
 from gkd_core.losses.relation_losses import relation_kl, relation_mse
 from gkd_core.losses.soft_labels import Divergence, hard_labels, logits_mse, soft_labels
 from gkd_core.losses.term import Term
 
 __all__ = [
+    "CustomDivergence",
     "Divergence",
+    "DivergenceRule",
     "LinearLogits",
     "Logits",
     "Relation",
@@ -34,6 +37,7 @@ __all__ = [
     "contrast",
     "cosine",
     "cross_entropy",
+    "divergence",
     "hard_labels",
     "huber",
     "js",

@@ -34,6 +34,7 @@ def rowwise(
     over: Items,
     temperature: float = 1.0,
     factor: float = 1.0,
+    pieces: int = 1,
 ) -> Term:
     """Apply a rule to every row that counts.
 
@@ -45,6 +46,7 @@ def rowwise(
         over: The items, and which of them count.
         temperature: Divisor of the logits, and of the target unless it holds labels.
         factor: Multiplier of the losses.
+        pieces: Number of pieces that a chunk is divided into, for a rule that holds more tensors.
     """
     for logits in (student, target):
         if logits.shape[: over.mask.dim()] != over.mask.shape:
@@ -52,7 +54,7 @@ def rowwise(
                 f"logits {tuple(logits.shape)} do not have one row per {over.kind} "
                 f"({tuple(over.mask.shape)})"
             )
-    losses = RowLosses(rule, student, target, over, temperature, factor)
+    losses = RowLosses(rule, student, target, over, temperature, factor, pieces)
     return Term(differentiable(losses, _parts(student), _parts(target)[:1]), over)
 
 
@@ -67,6 +69,7 @@ class RowLosses:
         over: Items,
         temperature: float,
         factor: float,
+        pieces: int = 1,
     ) -> None:
         """Store the settings; arguments as for `rowwise`."""
         self.rule = rule
@@ -81,7 +84,8 @@ class RowLosses:
         self.mixes = isinstance(student, LinearLogits)
         fused = self.mixes or isinstance(target, LinearLogits)
         columns = len(student.weight) if isinstance(student, LinearLogits) else student.shape[-1]
-        self.chunk = max(FUSED_ROWS if fused else 1, CHUNK_ELEMENTS // max(1, columns))
+        rows = max(FUSED_ROWS if fused else 1, CHUNK_ELEMENTS // max(1, columns))
+        self.chunk = max(1, rows // pieces)
 
     def __call__(
         self,
@@ -126,7 +130,7 @@ def _parts(logits: Logits) -> tuple[Tensor | None, ...]:
     """Return the tensors that logits consist of."""
     if isinstance(logits, Tensor):
         return (logits,)
-    return logits.hidden, logits.weight, logits.bias
+    return logits.shared, logits.weight, logits.bias
 
 
 def _rows(parts: Sequence[Tensor | None], dtype: torch.dtype, over: Items) -> LogitRows:

@@ -38,7 +38,7 @@ def kl(
     Raises:
         ValueError: The shapes differ.
     """
-    return _compare(rules.kl, student, teacher, over, temperature, scale)
+    return compare(rules.kl, student, teacher, over, temperature, scale)
 
 
 def soft_cross_entropy(
@@ -52,7 +52,7 @@ def soft_cross_entropy(
 
     The value differs from that of `kl`, the gradient does not. Arguments as for `kl`.
     """
-    return _compare(rules.soft_cross_entropy, student, teacher, over, temperature, scale)
+    return compare(rules.soft_cross_entropy, student, teacher, over, temperature, scale)
 
 
 def reverse_kl(
@@ -67,7 +67,7 @@ def reverse_kl(
     It would be infinite where the teacher excludes a column with -inf, so q is the student's
     distribution over the remaining columns. Arguments as for `kl`.
     """
-    return _compare(rules.reverse_kl, student, teacher, over, temperature, scale)
+    return compare(rules.reverse_kl, student, teacher, over, temperature, scale)
 
 
 def js(
@@ -99,7 +99,7 @@ def js(
     """
     _check_share("beta", beta, "use kl or reverse_kl for the limits")
     rule = partial(rules.js, beta=beta)
-    return _compare(rule, student, teacher, over, temperature, scale)
+    return compare(rule, student, teacher, over, temperature, scale)
 
 
 def skew_kl(
@@ -128,7 +128,7 @@ def skew_kl(
     """
     _check_share("alpha", alpha, "use kl for 0")
     rule = partial(rules.skew_kl, alpha=alpha)
-    return _compare(rule, student, teacher, over, temperature, scale)
+    return compare(rule, student, teacher, over, temperature, scale)
 
 
 def total_variation(
@@ -143,7 +143,7 @@ def total_variation(
     It shrinks as 1 / T when the temperature rises, not as 1 / T^2 like the others. Arguments as
     for `kl`.
     """
-    return _compare(rules.total_variation, student, teacher, over, temperature, scale)
+    return compare(rules.total_variation, student, teacher, over, temperature, scale)
 
 
 def cross_entropy(logits: Logits, labels: Tensor, over: Items) -> Term:
@@ -157,21 +157,24 @@ def cross_entropy(logits: Logits, labels: Tensor, over: Items) -> Term:
     return rowwise(rules.cross_entropy, logits, labels, over)
 
 
-def _compare(
+def compare(
     rule: rules.Rule,
     student: Logits,
     teacher: Logits,
     over: Items,
     temperature: float,
     scale: bool,
+    pieces: int = 1,
 ) -> Term:
+    """Compare two rows of logits per item by a rule; `pieces` as for `rowwise`, others for `kl`."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "
             "differ in shape"
         )
     factor = temperature**2 if scale else 1.0
-    return rowwise(rule, student, match_shards(teacher, student), over, temperature, factor)
+    known = match_shards(teacher, student)
+    return rowwise(rule, student, known, over, temperature, factor, pieces)
 
 
 def _check_share(name: str, share: float, advice: str) -> None:

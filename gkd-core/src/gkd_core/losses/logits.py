@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.distributed.collectives import gather
+from gkd_core.distributed.collectives import gather, sum_gradient
 from gkd_core.losses.vocabulary import WHOLE, DividedVocabulary, Vocabulary
 
 
@@ -19,19 +20,27 @@ class LinearLogits:
     """Logits that are not computed yet: a linear layer applied to hidden states.
 
     If the layer is divided over a tensor group, weight and bias are this rank's shards. The hidden
-    states are then whole, and the code that divided the layer sums their gradient over the ranks.
+    states are whole, and their gradient is summed over the ranks.
 
     Attributes:
         hidden: `[*items, D]`.
         weight: `[V, D]`.
         bias: `[V]`, or None.
         divided: How the columns are divided; None if all are on this rank.
+        shared: The hidden states, for work on this rank's columns only.
     """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
     divided: DividedVocabulary | None = None
+    shared: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Made once: all losses of these logits share one sum of the gradient over the ranks.
+        group = None if self.divided is None else self.divided.group
+        shared = self.hidden if group is None else sum_gradient(self.hidden, group)
+        object.__setattr__(self, "shared", shared)
 
     @property
     def shape(self) -> torch.Size:
@@ -45,7 +54,7 @@ class LinearLogits:
 
     def dense(self) -> Tensor:
         """Return the whole logits."""
-        logits = functional.linear(self.hidden, self.weight, self.bias)
+        logits = functional.linear(self.shared, self.weight, self.bias)
         if self.divided is None:
             return logits
         return gather(logits, -1, self.divided.group)[..., : self.divided.words]
@@ -60,11 +69,44 @@ class LinearLogits:
             return self
         if self.hidden.shape[:-1].numel() < self.hidden.shape[-1]:
             return self.dense()
-        group, words = self.divided.group, self.divided.words
-        weight = gather(self.weight, 0, group)[:words]
-        # A rank with padding columns has a bias even where others have none.
-        missing = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
-        return LinearLogits(self.hidden, weight, gather(missing, 0, group)[:words])
+        return _whole_head(self)(self.hidden)
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """The last layer of a model's head: a linear map from hidden states to logits.
+
+    Attributes:
+        weight: `[V, D]`; this rank's shard if the layer is divided.
+        bias: `[V]`, or None.
+        divided: How the columns are divided; None if all are on this rank.
+        together: Whether the ranks that divide it all have the same hidden states.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    divided: DividedVocabulary | None = None
+    together: bool = True
+
+    def __call__(self, hidden: Tensor) -> LinearLogits:
+        """Return the logits of hidden states `[*items, D]`."""
+        head = self if self.together else self._whole
+        return LinearLogits(hidden, head.weight, head.bias, head.divided)
+
+    @cached_property
+    def _whole(self) -> LinearHead:
+        return _whole_head(self)
+
+
+def _whole_head(head: LinearHead | LinearLogits) -> LinearHead:
+    """Return a head with all columns on this rank; the ranks that divide it call this together."""
+    if head.divided is None:
+        return LinearHead(head.weight, head.bias)
+    group, words = head.divided.group, head.divided.words
+    weight = gather(head.weight, 0, group)[:words]
+    # A rank with padding columns has a bias even where others have none.
+    missing = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
+    return LinearHead(weight, gather(missing, 0, group)[:words])
 
 
 Logits: TypeAlias = Tensor | LinearLogits

@@ -18,7 +18,14 @@ class Vocabulary(Protocol):
     """The columns of the logits: all of them, or this rank's shard.
 
     What is computed over a vocabulary is written once, against these operations.
+
+    Attributes:
+        ranks: Number of ranks that the columns are divided over.
     """
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that the columns are divided over."""
 
     def log_softmax(self, *logits: Tensor) -> Sequence[Tensor]:
         """Return log-probabilities `[..., V]`, normalized over all columns, in new tensors.
@@ -50,6 +57,8 @@ class Vocabulary(Protocol):
 
 class WholeVocabulary:
     """The vocabulary of a rank that has all columns."""
+
+    ranks = 1
 
     def log_softmax(self, *logits: Tensor) -> Sequence[Tensor]:
         """Return log-probabilities."""
@@ -83,6 +92,11 @@ class DividedVocabulary:
 
     group: ProcessGroup
     words: int
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that the columns are divided over."""
+        return self.group.size()
 
     @property
     def width(self) -> int:

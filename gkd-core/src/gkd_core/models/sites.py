@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -13,14 +13,18 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED_FAMILIES,
 )
 
+from gkd_core.contract.architectures import adapter_of
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import MethodError, PluginError
 from gkd_core.models.slicing.empty import Headless
 from gkd_core.models.slicing.widths import Widths
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
+    from gkd_core.models.transfer import AxisPart
     from gkd_core.parallel.layers import VocabularyHead
+    from gkd_core.parallel.tp_plans import Style
 
 PLUGIN_HINT = "A plugin can name them with a `Sites` class, registered through gkd_register_sites"
 
@@ -29,11 +33,22 @@ class Sites:
     """The places of a transformers encoder or decoder that can be read.
 
     Most transformers models name the classes of their blocks and attention modules, which is
-    enough. For any other architecture, a plugin registers a subclass that overrides `find_blocks`,
-    `find_attentions` or `find_final_norm`.
+    enough. For any other architecture, a plugin registers a subclass, an adapter, that overrides
+    `find_blocks`, `find_attentions` or `find_final_norm`. For one that transformers does not know
+    either, it also sets the attributes up to `counts`.
 
     Attributes:
         families: Hugging Face model types that a subclass supports.
+        config_class: The configuration class, if transformers does not know the model type.
+        heads: The model class for each kind of task that transformers does not know, such as
+            `classification`.
+        tensor_plan: How the linear layers are divided under tensor parallelism, by their names in
+            the base model with `*` for the block number. Empty: as core or transformers knows it.
+        outputs: Meaning of a linear layer's outputs, by the end of its name: parts of sizes of
+            `ModelInfo`, such as `(("heads", "head_size"),)`. With `inputs`, heads and neurons can
+            be sliced, and narrower students take whole heads.
+        inputs: Meaning of the inputs of the attention's output projection, in the same form.
+        counts: Attributes of attention modules that count their heads, or features of all heads.
         model: The model, with whatever head it has.
         blocks: The transformer blocks in order, L of them.
         attentions: The self-attention module of each block: the first argument of transformers'
@@ -50,6 +65,26 @@ class Sites:
     """
 
     families: ClassVar[tuple[str, ...]] = ()
+    config_class: ClassVar[type[PretrainedConfig] | None] = None
+    heads: ClassVar[Mapping[str, type[PreTrainedModel]]] = {}
+    tensor_plan: ClassVar[Mapping[str, Style]] = {}
+    outputs: ClassVar[Mapping[str, tuple[AxisPart, ...]]] = {}
+    inputs: ClassVar[Mapping[str, tuple[AxisPart, ...]]] = {}
+    counts: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def read_info(cls, name: str, config: PretrainedConfig, labels: int) -> ModelInfo:
+        """Return the shape of a model, given its configuration.
+
+        Default: the settings that configurations usually have. Override it if they have other
+        names, unless the `attribute_map` of the configuration class translates them.
+
+        Args:
+            name: `student`, or the teacher's name.
+            config: The model's configuration.
+            labels: Width of the logits.
+        """
+        return ModelInfo.from_settings(name, config, labels)
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -70,7 +105,7 @@ class Sites:
         self.classifier: nn.Module | None = self.find_classifier()
         self.head: nn.Linear | VocabularyHead | None = self.find_head()
         self.obstacle: str | None = self._find_obstacle()
-        self.causal = self._is_causal()
+        self.causal: bool = self.find_causal()
 
     def find_blocks(self) -> Sequence[nn.Module]:
         """Return the transformer blocks in order."""
@@ -149,7 +184,8 @@ class Sites:
         parts = name.split(".")
         return [base.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
 
-    def _is_causal(self) -> bool:
+    def find_causal(self) -> bool:
+        """Return whether a position sees only those before it."""
         family, modules = self.model.config.model_type, self.blocks[0].modules()
         if not getattr(self.model.config, "is_causal", True):
             return False
@@ -187,6 +223,11 @@ def find_sites(model: PreTrainedModel, adapters: Iterable[type[Sites]] = ()) -> 
         names = " and ".join(f"{a.__module__}.{a.__qualname__}" for a in fitting)
         raise PluginError(f"{names} are all sites of {family!r}. Disable a plugin")
     return fitting[0](model) if fitting else Sites(model)
+
+
+def own_sites(model: PreTrainedModel) -> Sites:
+    """Return the sites of a model by the adapter that describes its model type, if there is one."""
+    return (adapter_of(model.config.model_type) or Sites)(model)
 
 
 def _last_matrix(block: nn.Module, shape: set[int]) -> nn.Module | None:

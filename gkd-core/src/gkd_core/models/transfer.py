@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from gkd_core.contract.architectures import adapter_of
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError
 from gkd_core.models.sites import Sites
@@ -141,7 +142,7 @@ def _sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[ModelInf
 def _layout(model: PreTrainedModel, name: str) -> dict[int, tuple[AxisPart, ...]]:
     """Return the parts along the axes of a parameter, for axes with known parts."""
     path, _, kind = name.rpartition(".")
-    outputs, inputs = lookup(OUTPUTS, path), lookup(INPUTS, path)
+    outputs, inputs = axis_parts(model.config.model_type, path)
     transposed = isinstance(model.get_submodule(path), Conv1D)
     if kind == "bias":
         axes = {0: outputs}
@@ -150,8 +151,25 @@ def _layout(model: PreTrainedModel, name: str) -> dict[int, tuple[AxisPart, ...]
     return {axis: parts for axis, parts in axes.items() if parts is not None}
 
 
-def lookup(table: dict[str, tuple[AxisPart, ...]], path: str) -> tuple[AxisPart, ...] | None:
-    """Return the parts of a module's features in `OUTPUTS` or `INPUTS`, or None."""
+def axis_parts(
+    family: str, path: str
+) -> tuple[tuple[AxisPart, ...] | None, tuple[AxisPart, ...] | None]:
+    """Return the parts of the output features and of the input features of a linear module.
+
+    Args:
+        family: Hugging Face model type; an adapter may say what its layers mean.
+        path: Name of the module.
+
+    Returns:
+        The parts of each, or None where they are not known.
+    """
+    adapter = adapter_of(family)
+    if adapter is not None and adapter.outputs:
+        return _lookup(adapter.outputs, path), _lookup(adapter.inputs, path)
+    return _lookup(OUTPUTS, path), _lookup(INPUTS, path)
+
+
+def _lookup(table: Mapping[str, tuple[AxisPart, ...]], path: str) -> tuple[AxisPart, ...] | None:
     return next((parts for end, parts in table.items() if f".{path}".endswith(f".{end}")), None)
 
 

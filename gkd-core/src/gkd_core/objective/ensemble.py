@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -56,6 +57,10 @@ class TeacherEnsemble:
         """Return a copy with its own generator, so that previewing does not advance the RNG."""
         generator = torch.Generator().set_state(self.generator.get_state())
         return replace(self, generator=generator)
+
+    def rehearsal_copy(self) -> TeacherEnsemble:
+        """Return a copy on which a step can be begun without advancing the combiner's state."""
+        return replace(self.detached_copy(), combiner=copy.deepcopy(self.combiner))
 
 
 def ensembles(members: Iterable[ActiveMethod]) -> list[TeacherEnsemble]:

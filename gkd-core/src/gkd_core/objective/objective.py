@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,14 @@ class Objective:
     def _owners(self) -> list[ActiveMethod | TeacherEnsemble]:
         return sorted([*self.members, *self.ensembles], key=lambda owner: owner.name)
 
+    def objects(self) -> Iterator[tuple[str, MethodBase]]:
+        """Yield each combiner and then each object of a method, with a name of its own."""
+        for ensemble in self.ensembles:
+            yield ensemble.name, ensemble.combiner
+        for member in self.members:
+            for number, method in enumerate(member.methods):
+                yield f"{member.name} {number}", method
+
     def build_modules(self, seed: int) -> None:
         """Build the auxiliary modules of all methods and combiners, seeded by their names."""
         for member in self.members:
@@ -73,8 +81,17 @@ class Objective:
         return any(k.gradual_unfreezing or k.lr_factors is not MethodBase.lr_factors for k in kinds)
 
     def plan(self, step: Step) -> StepPlan:
-        """Return the plan of a step, made from the requests of every method."""
+        """Begin a step of every method; return its plan, made from their requests."""
         return plan_step(self.members, step)
+
+    def declare_items(self, batch: Batch) -> None:
+        """Add to a micro-batch the items that methods and combiners declare.
+
+        Args:
+            batch: The micro-batch, on the CPU.
+        """
+        for owner in self._owners:
+            batch.declare(owner.name, owner.methods[0].items(batch))
 
     def terms(
         self, captured: Captured, batch: Batch, step: Step, plan: StepPlan
@@ -89,7 +106,11 @@ class Objective:
         """
         ensemble_steps = {
             c.name: EnsembleStep(
-                c, plan.requests[c.name], captured, batch, replace(step, generator=c.generator)
+                c,
+                plan.requests[c.name],
+                captured,
+                batch.seen_by(c.name),
+                replace(step, generator=c.generator),
             )
             for c in self.ensembles
         }
@@ -100,7 +121,7 @@ class Objective:
             with captured.saving(self.modules.parameters()):
                 requests = plan.requests[member.name]
                 found[member.name] = _combined(
-                    member, ensemble_step, requests, captured, batch, where
+                    member, ensemble_step, requests, captured, batch.seen_by(member.name), where
                 )
         for name, ensemble_step in ensemble_steps.items():
             inside = [m.name for m in self.members if m.ensemble and m.ensemble.name == name]
@@ -131,7 +152,7 @@ class Objective:
         return student
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every method and combiner, as JSON-serializable values."""
+        """Return the state of every method and combiner: JSON values and tensors."""
         states = {m.name: [method.state_dict() for method in m.methods] for m in self.members}
         return states | {c.name: [c.combiner.state_dict()] for c in self.ensembles}
 
@@ -183,7 +204,14 @@ def name_seed(seed: int, name: str) -> int:
 def _as_term(owner: str, name: str, value: Term | Tensor, batch: Batch) -> Term:
     """Return a loss as a `Term`; it may be given per sample or as a mean over the samples."""
     if isinstance(value, Term):
-        return value
+        if batch.has_counted(value.over):
+            return value
+        raise MethodError(
+            f"{owner} averages the loss '{name}' over items that were not counted over the whole "
+            "optimizer step, so that the mean would be wrong. Return their mask from `items` and "
+            "use `batch.items(NAME)`; if they depend on the models, give the others a loss of 0 "
+            "and average over `batch.tokens`"
+        )
     if value.dim() == 0:
         value = value.expand(len(batch))
     if value.shape != (len(batch),):

@@ -25,12 +25,13 @@ from gkd_core.objective.step_plan import (
     Write,
     plan_step,
 )
+from gkd_core.teachers.teacher import SourcedTeacher, Teacher, turns
 
 
 def run_passes(
     plan: StepPlan,
     student: Extractor,
-    teachers: Sequence[Extractor],
+    teachers: Sequence[Teacher],
     batch: Batch,
     step: Step,
     teacher_batches: TeacherBatches | None = None,
@@ -53,7 +54,7 @@ def run_passes(
     captured = Captured({}, [{} for _ in teachers], feature_offload)
 
     def run(
-        model: Extractor,
+        model: Teacher,
         planned: PlannedPass,
         side: Side,
         number: int | None,
@@ -63,7 +64,10 @@ def run_passes(
         wanted = planned.captures(side, number)
         if not wanted:
             return Features()
-        rows, own = teacher_batches.batches[turn], inputs[turn]
+        if isinstance(model, SourcedTeacher):
+            return model.answer(wanted, teacher_batches.batches[turn].view(model.name), step)
+        name = "" if number is None else planned.teacher_name(number)
+        rows, own = teacher_batches.batches[turn].view(name), inputs[turn]
         changes = [
             change
             for request, write in planned.writes(side, number)
@@ -73,7 +77,7 @@ def run_passes(
 
     with torch.no_grad():
         for number, teacher in enumerate(teachers):
-            taken = teacher_batches.of(teacher.model, student.model)
+            taken = turns(teacher, teacher_batches, student)
             for turn in taken:
                 found = (
                     captured
@@ -95,7 +99,7 @@ def run_passes(
 def evaluation_changes(
     members: Iterable[ActiveMethod],
     student: Extractor,
-    teachers: Sequence[Extractor],
+    teachers: Sequence[Teacher],
     batch: Batch,
     step: Step,
 ) -> list[Change]:
@@ -133,13 +137,14 @@ def _bind(
     batch: Batch,
     step: Step,
     student: Extractor,
-    teachers: Sequence[Extractor],
+    teachers: Sequence[Teacher],
     inputs: PassInputs,
 ) -> Iterable[Change]:
     learned, known = captured.views(request)
     sites = {"student": student.sites}
-    if request.number < len(teachers):
-        sites["teacher"] = teachers[request.number].sites
+    teacher = teachers[request.number] if request.number < len(teachers) else None
+    if isinstance(teacher, Extractor):
+        sites["teacher"] = teacher.sites
     context = OperationContext(
         student=learned,
         teacher=known,

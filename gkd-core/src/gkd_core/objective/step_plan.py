@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.lr_factors import check_factors, join_factors
 
 Side = Literal["student", "teacher"]
+
+SAMPLED = 16
+"""Steps in which methods are asked what they will read, before a stage begins."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class ActiveMethod:
     ensemble: TeacherEnsemble | None = None
     outside: Schedule = ALWAYS_1
 
+    def __post_init__(self) -> None:
+        """Tell each object its models."""
+        for method, models in zip(self.methods, self.models, strict=True):
+            method.models = models
+
     @property
     def takes_teacher(self) -> bool:
         """Whether the method reads a teacher."""
@@ -60,6 +69,12 @@ class ActiveMethod:
         generator = torch.Generator().set_state(self.generator.get_state())
         ensemble = self.ensemble.detached_copy() if self.ensemble else None
         return replace(self, generator=generator, ensemble=ensemble)
+
+    def rehearsal_copy(self) -> ActiveMethod:
+        """Return a copy on which a step can be begun without advancing the method's state."""
+        copied = self.detached_copy()
+        ensemble = copied.ensemble.rehearsal_copy() if copied.ensemble else None
+        return replace(copied, methods=copy.deepcopy(self.methods), ensemble=ensemble)
 
 
 @dataclass(frozen=True)
@@ -140,6 +155,11 @@ class PlannedPass:
         parts = (request.captures(side, self.run) for request in self._of(number))
         return frozenset[Capture]().union(*parts)
 
+    def teacher_name(self, number: int) -> str:
+        """Return the name of teacher `number`; empty if no method is told of it."""
+        known = (request.models.teacher for request in self._of(number))
+        return next((info.name for info in known if info is not None), "")
+
     def readers(self, capture: Capture, side: Side, number: int | None) -> tuple[str, ...]:
         """Return the names of the methods that read a tensor."""
         readers = (a for a in self._of(number) if capture in a.captures(side, self.run))
@@ -158,9 +178,7 @@ class PlannedPass:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The requests of all methods for a step, and the passes that serve them.
-
-    Methods are asked once per step, because they may choose at random.
+    """The requests of all methods for a step that they have begun, and the passes that serve them.
 
     Attributes:
         requests: The requests of each method or ensemble, by its name.
@@ -179,12 +197,13 @@ def plan_step(
     training: bool = True,
     explain: Callable[[ActiveMethod | TeacherEnsemble], AbstractContextManager[None]] | None = None,
 ) -> StepPlan:
-    """Return the plan of a step, made from the requests of every method and combiner.
+    """Begin a step of every method and combiner; return its plan, made from their requests.
 
     Args:
         members: The methods.
         step: The position in training.
-        training: False for the operations that apply in an evaluation after the step.
+        training: False for the operations that apply in an evaluation after the step, which has
+            begun by then.
         explain: Returns a context in which one of them is asked, to add details to its errors.
 
     Raises:
@@ -209,6 +228,26 @@ def plan_step(
     return StepPlan(requests, passes, join_factors(everyone))
 
 
+def sample_steps(
+    members: Iterable[ActiveMethod],
+    stage: str,
+    explain: Callable[[ActiveMethod | TeacherEnsemble], AbstractContextManager[None]] | None = None,
+) -> tuple[StepPlan, ...]:
+    """Ask copies of methods what they want in the course of a stage, in a few steps of it.
+
+    Args:
+        members: The methods; their state and generators stay as they are.
+        stage: Name of the stage.
+        explain: Returns a context in which one of them is asked; it may say more of an error.
+
+    Raises:
+        MethodError: As for `plan_step`.
+    """
+    copies = [replace(m.detached_copy(), methods=copy.deepcopy(m.methods)) for m in members]
+    steps = (Step(index, SAMPLED, index, stage, torch.Generator()) for index in range(SAMPLED))
+    return tuple(plan_step(copies, step, explain=explain) for step in steps)
+
+
 def _request(
     member: ActiveMethod | TeacherEnsemble, step: Step, training: bool
 ) -> list[StepRequest]:
@@ -216,6 +255,8 @@ def _request(
     known = [models.teacher.name for models in member.models if models.teacher is not None]
     found = []
     for number, (method, models) in enumerate(zip(member.methods, member.models, strict=True)):
+        if training and (number == 0 or isinstance(member, ActiveMethod)):
+            method.begin_step(step)  # a combiner is one object for all teachers
         passes = tuple(method.passes(models, step))
         operations = [o for o in method.writes(models, step) if o.when.holds(step, training)]
         refuse_undeclared(method, operations)

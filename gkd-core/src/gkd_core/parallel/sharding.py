@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 from transformers.pytorch_utils import Conv1D
 
+from gkd_core.contract.architectures import adapter_of
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.distributed.collectives import all_reduce
 from gkd_core.distributed.megatron import set_tensor_model_parallel_attributes
@@ -96,6 +97,8 @@ class _Sharder:
         self.splits: dict[Parameter, ShardSpec] = {}
         self.summed: set[Parameter] = set()
         self.rng = RngTracker(group.rank())
+        adapter = adapter_of(model.config.model_type)
+        self.counts = dict.fromkeys((*DIVIDED, *(adapter.counts if adapter else ())))
 
     def divide_blocks(self) -> None:
         """Divide the modules named in the architecture's plan."""
@@ -185,7 +188,7 @@ class _Sharder:
 
     def _adjust_counts(self, module: nn.Module) -> None:
         """Adjust a module's attributes that count units to its shard."""
-        for name in DIVIDED:
+        for name in self.counts:
             if hasattr(module, name):
                 setattr(module, name, getattr(module, name) // self.ranks)
         if hasattr(module, GROUPS):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from gkd_core.contract.architectures import adapter_of
 from gkd_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,12 +102,15 @@ GROUPS = "num_key_value_groups"
 
 
 def find_plan(config: PretrainedConfig) -> Plan:
-    """Return the plan of an architecture.
+    """Return the plan of an architecture: that of a plugin's adapter, core's or transformers'.
 
     Raises:
         ConfigError: There is none, or it requires an unsupported style.
     """
     family = config.model_type
+    adapter = adapter_of(family)
+    if adapter is not None and adapter.tensor_plan:
+        return adapter.tensor_plan
     if family in PLANS:
         return PLANS[family]
     theirs = getattr(config, "base_model_tp_plan", None) or {}
@@ -117,7 +121,8 @@ def find_plan(config: PretrainedConfig) -> Plan:
     raise ConfigError(
         f"{family} models cannot be divided over a tensor group ({reason}); there are plans for "
         f"{', '.join(PLANS)} and for families such as llama, mistral, qwen2 and qwen3. Keep the "
-        "tensor degree at 1, and divide the model by ZeRO"
+        "tensor degree at 1, and divide the model by ZeRO; a plugin can give a plan in a `Sites` "
+        "class"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_parameters
 from gkd_core.runs.checks import check_spec
 from gkd_core.runs.spec_builder import SpecBuilder
-from gkd_core.training.stage_spec import StageSpec, TeacherSource
+from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
@@ -28,14 +29,23 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 class ShapeSpecBuilder(SpecBuilder):
     """Builds specs whose models need neither weights nor a tokenizer, for any machine."""
 
-    def tokenizer(
-        self, config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
-    ) -> PreTrainedTokenizerFast:
-        """Return the models' tokenizer, or a placeholder with a few words if a model has none."""
+    def assign_tokenizers(
+        self, config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None
+    ) -> tuple[PreTrainedTokenizerFast, list[TeacherSpec]]:
+        """Return the models' tokenizers, or a placeholder with a few words if a model has none."""
         named = [*(teacher.model for teacher in teachers), config.student.model]
         if any(model is not None and _lacks_tokenizer(model) for model in named):
+            words = _few_words()
+            return words, [replace(teacher, tokenizer=words) for teacher in teachers]
+        return super().assign_tokenizers(config, teachers, follows)
+
+    def load_tokenizer(
+        self, model: str, trust_remote_code: bool, setting: str
+    ) -> PreTrainedTokenizerFast:
+        """Return the tokenizer of a model, or one of a few words if it has none."""
+        if _lacks_tokenizer(model):
             return _few_words()
-        return super().tokenizer(config, teachers, follows)
+        return super().load_tokenizer(model, trust_remote_code, setting)
 
     def check(self, spec: StageSpec) -> None:
         """Reject a stage that could not be trained on any machine."""

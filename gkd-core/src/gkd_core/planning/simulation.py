@@ -8,7 +8,7 @@ operations return at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,22 +27,26 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.distributed import ProcessGroup
 from torch.utils._python_dispatch import _disable_current_modes
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.contract.step import Step
 from gkd_core.data.collate import Collator
+from gkd_core.data.encode import Encoded
+from gkd_core.data.readings import Reading, with_views
 from gkd_core.distributed.groups import Groups, arrange, teardown
 from gkd_core.distributed.layout import Layout
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
-from gkd_core.hooks.paths import LOGITS
+from gkd_core.hooks.features import Answer
+from gkd_core.hooks.paths import LOGITS, Capture
+from gkd_core.losses.relation import Relation
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
-from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.engine import Engine, build_engine
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.memory_tracker import HOST, ON_DEVICE, MemoryKind, MemoryTracker
@@ -49,6 +54,7 @@ from gkd_core.planning.shapes import build_shape
 from gkd_core.planning.zero import ZeroEngine
 from gkd_core.plugins import Registry
 from gkd_core.students.build import Student
+from gkd_core.teachers.source import AnswerSource
 from gkd_core.training.stage import Stage, assemble_stage, settle_teacher
 from gkd_core.training.stage_spec import StageSpec
 from gkd_core.training.step import train_step
@@ -145,11 +151,41 @@ def _without_rows(spec: StageSpec) -> StageSpec:
     parallel = spec.config.parallel.model_copy(update={"device": "cpu"})
     task = spec.config.task.model_copy(update={"augment": 0})
     config = spec.config.model_copy(update={"parallel": parallel, "task": task, "rollout": None})
+    teachers = tuple(
+        teacher if teacher.source is None else replace(teacher, source=AnswerShapes(teacher.info))
+        for teacher in spec.teachers
+    )
     return replace(
         spec,
         settings=replace(spec.settings, config=config),
         data=replace(data, train=row, validation=row, test=None),
+        teachers=teachers,
     )
+
+
+class AnswerShapes(AnswerSource):
+    """Answers without content, for teachers that are not live."""
+
+    name = "shapes"
+
+    def __init__(self, teacher: ModelInfo) -> None:
+        super().__init__(self.Config(), teacher)
+
+    def answer(
+        self, captures: Collection[Capture], batch: Batch, step: Step
+    ) -> Mapping[Capture, Answer]:
+        """Return empty tensors of the right shape."""
+        rows, length = batch.inputs["input_ids"].shape
+        return {capture: self._empty(capture, rows, length) for capture in captures}
+
+    def _empty(self, capture: Capture, rows: int, length: int) -> Answer:
+        if capture.site != "attention":
+            return torch.empty(capture.shape(self.teacher, rows, length))
+        query, key = (
+            torch.empty(Capture(site, capture.layer).shape(self.teacher, rows, length))
+            for site in ("query", "key")
+        )
+        return Relation(query, key, mask=None, causal=False, scale=1.0)
 
 
 def _build(
@@ -159,9 +195,9 @@ def _build(
     config, counts = spec.config, {}
     on_cpu = config.parallel.device == "cpu"
     spec = _without_rows(spec)
-    read = spec.teachers if spec.reads_teachers else ()
-    teachers = []
-    for source, chosen in zip(read, config.teachers[: len(read)], strict=True):
+    dtypes = {teacher.name: teacher.dtype for teacher in config.teachers}
+    live = {}
+    for source in spec.live_teachers:
         name, trusts = source.info.name, source.trust_remote_code
         with tracker.track(HOST if source.placement == "offload" else "teacher weights"):
             teacher = build_shape(source.config, spec.kind, spec.data.classes, trusts, on_cpu)
@@ -169,16 +205,16 @@ def _build(
             counts[name] = count_parameters(teacher)
             _divide(teacher, None if groups is None else groups.teachers[name])
             sites = find_sites(teacher, registry.sites)
-            settle_teacher(sites, source, chosen.dtype, groups, torch.device("cpu"))
-        teachers.append(sites)
+            settle_teacher(sites, source, dtypes[name], groups, torch.device("cpu"))
+        live[name] = sites
     with tracker.track("student weights"):
         trusts = config.student.trust_remote_code
         model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, on_cpu)
         counts["student"] = count_parameters(model)
         _divide(model, None if groups is None else groups.tensor)
         student, make_engine = Student(model.train(), []), partial(_engine, tracker)
-        stage = assemble_stage(spec, registry, Path(), student, teachers, make_engine)
-    if len(teachers) > 1 and not on_cpu:
+        stage = assemble_stage(spec, registry, Path(), student, live, make_engine)
+    if len(stage.teachers) > 1 and not on_cpu:
         stage.feature_offload = FeatureOffload(torch.device("cpu"))
     return stage, counts
 
@@ -247,13 +283,34 @@ def _batch(spec: StageSpec) -> Batch:
     training, length = spec.config.training, spec.max_length
     micro = -(-training.batch_size // training.accumulation)
     rows = max(-(-micro // spec.layout.data), 1)
-    tokenizer, data = spec.tokenizer, spec.data
-    token = next(t for t in range(len(tokenizer)) if t not in tokenizer.all_special_ids)
-    encoded = spec.kind.planned(rows, length, token, data.classes)
-    collator = Collator(tokenizer, spec.kind, spec.config.task.mask_share, 1)
-    batch = collator.collate(encoded, range(rows), 0)
-    batch.counts()  # caches which items count, while there are real values to tell
+    own, *others = [
+        Reading(
+            models=names,
+            encoded=_longest_rows(spec, tokenizer, rows, length),
+            collator=Collator(tokenizer, spec.kind, spec.config.task.mask_share, 1),
+        )
+        for tokenizer, names in (
+            (spec.tokenizer, ("student",)),
+            *((other, tuple(t.info.name for t in found)) for other, found in spec.other_tokenizers),
+        )
+    ]
+    batch = own.collator.collate(own.encoded, range(rows), 0)
+    batch = with_views(batch, others, range(rows))
+    for view in (batch, *batch.views.values()):
+        view.counts()  # caches which items count, while there are real values to tell
     return batch
+
+
+def _longest_rows(
+    spec: StageSpec, tokenizer: PreTrainedTokenizerBase, rows: int, length: int
+) -> Encoded:
+    """Return rows of `length` tokens, each a byte of text where tokenizers differ."""
+    token = next(t for t in range(len(tokenizer)) if t not in tokenizer.all_special_ids)
+    encoded = spec.kind.planned(rows, length, token, spec.data.classes)
+    if not spec.needs_byte_offsets:
+        return encoded
+    starts = np.arange(len(encoded.ids), dtype=np.int32)
+    return replace(encoded, byte_offsets=np.stack([starts, starts + 1], 1))
 
 
 def _watch(stage: Stage, tracker: MemoryTracker) -> None:
@@ -261,12 +318,14 @@ def _watch(stage: Stage, tracker: MemoryTracker) -> None:
     if stage.feature_offload is not None:
         _during(stage.feature_offload, "leave", tracker, HOST)
     for teacher in stage.teachers:
-        _hand_over(teacher, tracker)
+        if isinstance(teacher, Extractor):
+            _hand_over(teacher, tracker)
     for member in stage.objective.members:
         for method in member.methods:
             _replace(method, "loss", _naming(member.name, method.loss))
-    # Random choices of methods, such as the layers of a step, need real values.
-    _replace(stage.objective, "plan", _in_earnest(stage.objective.plan))
+    # Random choices of methods, such as the layers of a step, need real values; so do masks.
+    for name in ("plan", "declare_items"):
+        _replace(stage.objective, name, _in_earnest(getattr(stage.objective, name)))
     _during(stage.student, "run", tracker, "activations")
     for name in ("terms", "total"):
         _during(stage.objective, name, tracker, "logits and loss")
@@ -290,10 +349,10 @@ def _claim_gradient(tracker: MemoryTracker, weight: Tensor) -> None:
         tracker.claim([weight.grad], "gradients")
 
 
-def _in_earnest(work: Callable[[Step], StepPlan]) -> Callable[[Step], StepPlan]:
-    def real(step: Step) -> StepPlan:
+def _in_earnest(work: Callable[..., Any]) -> Callable[..., Any]:
+    def real(*args: Any) -> Any:
         with _disable_current_modes():
-            return work(step)
+            return work(*args)
 
     return real
 

@@ -19,6 +19,8 @@ from gkd_core.models.tokenizer import check_vocabulary
 from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
+from gkd_core.runs.source_checks import check_sources
+from gkd_core.runs.token_checks import check_tokenizers
 from gkd_core.training.augmentation import check_augmentation, copies
 
 if TYPE_CHECKING:
@@ -49,7 +51,10 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     """
     config = spec.config
     _check_layout(spec)
-    Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
+    check_tokenizers(spec)
+    check_sources(spec)
+    for tokenizer in (spec.tokenizer, *(tokenizer for tokenizer, _ in spec.other_tokenizers)):
+        Collator(tokenizer, spec.kind, config.task.mask_share, config.seed)
     _check_models(spec)
     check_augmentation(config, spec.kind)
     _check_scale(spec)
@@ -123,12 +128,14 @@ def _check_models(spec: StageSpec) -> None:
     models.append(("student.model", spec.student_config, spec.student))
     for setting, config, info in models:
         check_kind(config, spec.kind, setting)
-        check_vocabulary(spec.tokenizer, config, setting)
         _check_length(spec, info)
+    for teacher in spec.teachers:
+        check_vocabulary(teacher.tokenizer, teacher.config, teacher.setting)
+    check_vocabulary(spec.tokenizer, spec.student_config, "student.model")
 
 
 def _check_weights(spec: StageSpec) -> None:
-    for teacher in spec.teachers if spec.loads_teachers else ():
+    for number, teacher in enumerate(spec.teachers if spec.loads_teachers else ()):
         data = spec.data
         if teacher.stage is not None and teacher.stage.kind != spec.kind:
             raise ConfigError(
@@ -137,7 +144,7 @@ def _check_weights(spec: StageSpec) -> None:
                 f"'{spec.name}' is {spec.kind}. Name a stage of kind {spec.kind}"
             )
         check_classes(teacher.config, spec.kind, data.classes, teacher.setting)
-        if teacher.stage is not None:
+        if teacher.stage is not None or not spec.reads_weights(number):
             continue
         check_stored(teacher.model, spec.kind, teacher.setting)
         if teacher.store is None:

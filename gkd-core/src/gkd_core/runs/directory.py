@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from gkd_core.atomic import write_file
+from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.training.checkpoint import BEST, CHECKPOINTS
 
 Mode = Literal["new", "overwrite", "resume"]
 CONFIG = "config.toml"
-STAGES = "stages"
 DONE = "done.json"
 
 

@@ -21,7 +21,7 @@ from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
     from gkd_core.plugins import Registry
-    from gkd_core.training.stage_spec import StageSpec, TeacherSource
+    from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 APART = {"recipe", "procedure", "stages", "output", "baseline", "parallel", "task"}
 """Settings that do not affect the student, or that other parts of the fingerprint cover."""
@@ -99,7 +99,9 @@ class Fingerprints:
             found.append(self._places(own, _revision(spec.student_config)))
         return found
 
-    def _teacher(self, teacher: TeacherSource) -> str:
+    def _teacher(self, teacher: TeacherSpec) -> str:
+        if teacher.source is not None:
+            return f"{teacher.source.name} {teacher.source.fingerprint()}"
         if teacher.stage is not None:
             return str(self.of(teacher.stage))
         if teacher.store is not None:
@@ -114,10 +116,12 @@ def model_digest(directory: Path) -> str:
 
 def _settings(spec: StageSpec) -> dict[str, Any]:
     config, expression = spec.config, spec.expression
-    tree: dict[str, Any] = config.model_dump(mode="json", exclude=APART)
+    given: dict[str, Any] = config.model_dump(mode="json", exclude=APART)
+    # An optional table that is not set does not count, so that new ones change no fingerprint.
+    tree = {name: table for name, table in given.items() if table is not None}
     tree["student"] = _without_places(tree["student"])
     tree["teachers"] = [_without_places(teacher) for teacher in tree["teachers"]]
-    names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles)}
+    names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles), spec.task.name}
     options = {n: config.options[n].model_dump(mode="json") for n in names & set(config.options)}
     task = {name: getattr(config.task, name) for name in LEARNT_FROM}
     shape = {k: v for k, v in spec.student_config.to_dict().items() if not k.startswith("_")}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from gkd_core.objective.ensemble import TeacherEnsemble
     from gkd_core.objective.step_plan import ActiveMethod, PlannedPass, Side, StepPlan
+    from gkd_core.teachers.source import AnswerSource
     from gkd_core.training.stage_spec import StageSpec
 
 
@@ -59,6 +60,7 @@ class PassOutline:
         stops_after: The last part computed; `nothing` if the model does not run.
         captures: The captured tensors.
         operations: The operations applied, in order.
+        source: Where the tensors come from; empty if the model runs.
     """
 
     model: str
@@ -66,6 +68,7 @@ class PassOutline:
     stops_after: str
     captures: tuple[CaptureOutline, ...]
     operations: tuple[OperationOutline, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ class StageOutline:
         passes: Forward passes of the first step, in order.
         lr_factors: Parts of the student with their own learning rate in the first step.
         rollout: The text that models write; None if all text is the data's.
+        other_tokenizers: Names of the teachers whose tokenizer is not the student's.
     """
 
     name: str
@@ -188,6 +192,7 @@ class StageOutline:
     passes: tuple[PassOutline, ...]
     lr_factors: tuple[LrFactorOutline, ...]
     rollout: RolloutOutline | None = None
+    other_tokenizers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,6 +240,9 @@ def outline_stage(spec: StageSpec) -> StageOutline:
         passes=tuple(_passes(spec, step, batch)),
         lr_factors=tuple(_lr_factors(step)),
         rollout=_rollout(spec),
+        other_tokenizers=tuple(
+            t.info.name for _, teachers in spec.other_tokenizers for t in teachers
+        ),
     )
 
 
@@ -287,7 +295,8 @@ def _passes(spec: StageSpec, step: StepPlan, batch: tuple[int, int]) -> Iterable
     planned = step.passes
     for number, teacher in enumerate(spec.teachers):
         for one in planned:
-            yield from _pass(one, teacher.info, "teacher", number, batch)
+            for outline in _pass(one, teacher.info, "teacher", number, batch):
+                yield outline if teacher.source is None else _sourced(outline, teacher.source)
     for one in planned:
         yield from _pass(one, spec.student, "student", None, batch)
 
@@ -314,6 +323,11 @@ def _pass(
     )
     last = _last(info, found, is_student=side == "student")
     yield PassOutline(info.name, planned.name, last, captures, operations)
+
+
+def _sourced(outline: PassOutline, source: AnswerSource) -> PassOutline:
+    """Return the outline of a pass that a teacher does not make itself."""
+    return replace(outline, stops_after="nothing", source=source.name)
 
 
 def _order(capture: Capture) -> tuple[int, Capture]:

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gkd_core.atomic import draft, write_file
+from gkd_core.contract.run_info import STAGES
 from gkd_core.data.cache import cache_dir
 from gkd_core.models.save import copy_model
-from gkd_core.runs.directory import DONE, STAGES
+from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import StageFingerprint, model_digest
 from gkd_core.runs.result import StageResult
 from gkd_core.tracking.recorder import METRICS, copy_entries

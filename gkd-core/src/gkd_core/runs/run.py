@@ -10,16 +10,16 @@ from types import MappingProxyType
 
 from transformers import PreTrainedModel
 
-from gkd_core.config.resolve import Resolved, ResolvedStage, task_name
-from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig
+from gkd_core.config.resolve import Resolved, ResolvedStage
+from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig, task_name
 from gkd_core.config.settings import Level, Origin
-from gkd_core.contract.run_info import RunInfo
+from gkd_core.contract.run_info import STAGES, RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
-from gkd_core.runs.directory import DONE, STAGES
+from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
 from gkd_core.runs.outline import RunOutline, outline_run
 from gkd_core.runs.result import StageResult
@@ -31,7 +31,7 @@ from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
 from gkd_core.training.plugin_hooks import PluginHooks
 from gkd_core.training.stage import build_stage
-from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSource
+from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSpec
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Run:
         return " then ".join(str(b.expression) for b in self.specs if b.name in names)
 
     @property
-    def teachers(self) -> tuple[TeacherSource, ...]:
+    def teachers(self) -> tuple[TeacherSpec, ...]:
         """The teachers that the final student is compared with: the latest ones for its task.
 
         A teacher trained in an earlier stage is preceded by the teachers that it learned from.
@@ -218,7 +218,7 @@ class Run:
         """Return the spec with the directories of all teachers that earlier stages have trained."""
         return replace(spec, teachers=tuple(self._found(t) for t in spec.teachers))
 
-    def _found(self, teacher: TeacherSource) -> TeacherSource:
+    def _found(self, teacher: TeacherSpec) -> TeacherSpec:
         """Return a teacher with the directory that its finished stage has written."""
         if teacher.stage is None:
             return teacher
@@ -286,7 +286,7 @@ def _same_task(one: StageSpec, other: StageSpec) -> bool:
     return (one.kind, one.data.classes) == (other.kind, other.data.classes)
 
 
-def _lineage(teachers: Iterable[TeacherSource], last: StageSpec) -> Iterator[TeacherSource]:
+def _lineage(teachers: Iterable[TeacherSpec], last: StageSpec) -> Iterator[TeacherSpec]:
     """Yield teachers, each preceded by those from which it learned the last stage's task."""
     for teacher in teachers:
         if teacher.stage is not None and _same_task(teacher.stage, last):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gkd_core.config.resolve import ResolvedStage, task_name
-from gkd_core.config.schema import LM, TaskConfig
+from gkd_core.config.resolve import ResolvedStage
+from gkd_core.config.schema import LM, RunConfig, TaskConfig, task_name
 from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import without_labels
 from gkd_core.kinds.language_model import language_model_kind
@@ -47,7 +47,7 @@ class SharedRows:
         self._plain = {name for name, kind in registry.kinds.items() if kind.is_lm}
         labelled = (task for task in tasks if task.kind not in {LM, *self._plain})
         self._labelled = list(dict.fromkeys(_rows(task, task.kind) for task in labelled))
-        self._data: dict[tuple[TaskConfig, str, str | None], TaskData] = {}
+        self._data: dict[tuple[TaskConfig, str, str, str | None], TaskData] = {}
 
     def load(self, settings: ResolvedStage, relative: StageSpec | None) -> TaskData:
         """Return the rows of a stage.
@@ -59,28 +59,38 @@ class SharedRows:
         Raises:
             GkdError: The task or one of its rows is invalid.
         """
-        task, seed = settings.config.task, settings.config.seed
+        task = settings.config.task
         plain = _plain_kind(settings, relative)
         name = plain if task.kind == LM else task.kind
         task = task.model_copy(update={"kind": name})
-        self._task(task).check()
+        self.task(settings.config, task).check()
         for labelled in self._labelled:
             if name in self._plain and _rows(task, labelled.kind) == labelled:
-                data = self._read(labelled, plain, seed)
+                data = self._read(settings.config, labelled, plain)
                 return data if data.kind == name else without_labels(data, name)
         made_for = self._made_for(settings, relative) if name is None else None
-        return self._read(_rows(task, name), plain, seed, made_for)
+        return self._read(settings.config, _rows(task, name), plain, made_for)
 
-    def _task(self, config: TaskConfig, made_for: str | None = None) -> Task:
-        return self.registry.task(task_name(config))(config, self.registry.kinds, made_for)
+    def task(self, config: RunConfig, task: TaskConfig, made_for: str | None = None) -> Task:
+        """Return a task with its options.
+
+        Args:
+            config: The configuration, with the options.
+            task: The configuration of the task.
+            made_for: Name of the kind that the model at the start was made for, if it is known.
+        """
+        name = task_name(task)
+        options = config.options.get(name)
+        return self.registry.task(name)(task, self.registry.kinds, options, made_for)
 
     def _read(
-        self, rows: TaskConfig, plain: str, seed: int, made_for: str | None = None
+        self, config: RunConfig, rows: TaskConfig, plain: str, made_for: str | None = None
     ) -> TaskData:
         # Stages that share rows must share the split: the seed of the first to read them applies.
-        key = (rows, plain, made_for)
+        task = self.task(config, rows, made_for)
+        key = (rows, plain, task.options.model_dump_json(), made_for)
         if key not in self._data:
-            self._data[key] = self._task(rows, made_for).load(plain, seed)
+            self._data[key] = task.load(plain, config.seed)
         return self._data[key]
 
     def _made_for(self, settings: ResolvedStage, relative: StageSpec | None) -> str | None:

@@ -15,9 +15,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core.config.expression import AVERAGE, Expression, parse_expression
 from gkd_core.config.graph import STAGE, stage_of
-from gkd_core.config.resolve import ResolvedStage, task_name
-from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, TeacherSize
-from gkd_core.contract.model_info import ModelInfo, Models
+from gkd_core.config.resolve import ResolvedStage
+from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, TeacherSize, task_name
+from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.classes import order_classes
@@ -25,6 +25,7 @@ from gkd_core.data.holdout import fewer
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.architectures import register_architectures
 from gkd_core.models.classes import teacher_classes
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
@@ -36,7 +37,8 @@ from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.runs.shared_rows import SharedRows
 from gkd_core.students.shape import student_config
-from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSource
+from gkd_core.teachers.source import AnswerSource
+from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSpec
 
 
 def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
@@ -47,7 +49,7 @@ def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
     """
     spec = SpecBuilder(registry, [settings.config.task]).build(settings)
     teacher = spec.teachers[0].info if spec.teachers else None
-    return Models(spec.student, teacher)
+    return Models(spec.student, teacher, spec.data.kind, _data_info(spec.data))
 
 
 class SpecBuilder:
@@ -60,6 +62,7 @@ class SpecBuilder:
 
     def __init__(self, registry: Registry, tasks: Iterable[TaskConfig] = ()) -> None:
         self.registry = registry
+        register_architectures(registry.sites, registry.kinds)
         self.rows = SharedRows(registry, tasks)
 
     def build(
@@ -84,7 +87,9 @@ class SpecBuilder:
         relative = follows if follows or config.student.model else stages[0]
         data = self.rows.load(settings, relative)
         kind = self.registry.kind(data.kind)
-        teachers = self._teachers(settings, expression, data, follows, stages)
+        tokenizer, teachers = self.assign_tokenizers(
+            config, self._teachers(settings, expression, data, follows, stages), follows
+        )
         if config.task.rows is not None:
             data = replace(data, train=fewer(data.train, config.task.rows))
         start = follows.student_config if follows else _checkpoint(config)
@@ -99,21 +104,40 @@ class SpecBuilder:
             expression=expression,
             data=data,
             kind=kind,
-            tokenizer=self.tokenizer(config, teachers, follows),
+            task=self.rows.task(config, config.task),
+            tokenizer=tokenizer,
             teachers=tuple(teachers),
             student=student,
             student_config=shape,
-            members=tuple(self._members(config, expression, student, teachers)),
+            members=tuple(self._members(config, expression, data, student, teachers)),
             follows=follows,
         )
         self.check(spec)
         return spec
 
-    def tokenizer(
-        self, config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
+    def assign_tokenizers(
+        self, config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None
+    ) -> tuple[PreTrainedTokenizerFast, list[TeacherSpec]]:
+        """Return the student's tokenizer, and the teachers.
+
+        Of several tokenizers that are equal, the first stands for all.
+        """
+        own = follows.tokenizer if follows is not None else None
+        student = config.student
+        if own is None and student.model is not None:
+            own = self.load_tokenizer(student.model, student.trust_remote_code, "student.model")
+        known: list[PreTrainedTokenizerFast] = []
+        assigned = [
+            replace(teacher, tokenizer=_first_equal(teacher.tokenizer, known))
+            for teacher in teachers
+        ]
+        return known[0] if own is None else _first_equal(own, known), assigned
+
+    def load_tokenizer(
+        self, model: str, trust_remote_code: bool, setting: str
     ) -> PreTrainedTokenizerFast:
-        """Return the tokenizer that all models share; reject models that do not share one."""
-        return _shared_tokenizer(config, teachers, follows)
+        """Return the tokenizer of a model."""
+        return load_tokenizer(model, trust_remote_code, setting)
 
     def check(self, spec: StageSpec) -> None:
         """Reject a stage that cannot be trained."""
@@ -127,7 +151,7 @@ class SpecBuilder:
         data: TaskData,
         follows: StageSpec | None,
         stages: Sequence[StageSpec | None],
-    ) -> list[TeacherSource]:
+    ) -> list[TeacherSpec]:
         """Return the teachers, or none if no method reads one and the student needs none."""
         config = settings.config
         methods = [self.registry.method(member.name) for member in expression.members]
@@ -147,6 +171,7 @@ class SpecBuilder:
                 source,
                 tensor=teacher.tensor or config.parallel.tensor,
                 placement=teacher.placement,
+                source=self._answer_source(teacher, source.info),
             )
             for source, teacher in zip(found, config.teachers, strict=True)
         ]
@@ -157,11 +182,17 @@ class SpecBuilder:
         settings: ResolvedStage,
         data: TaskData,
         follows: StageSpec | None,
-    ) -> TeacherSource:
+    ) -> TeacherSpec:
         config = settings.config
         setting = _setting(teacher, settings)
         store = None
         model = teacher.model
+        if model is None and teacher.source is not None:
+            raise ConfigError(
+                f"the answers of the teacher '{teacher.name}' come from '{teacher.source.name}', "
+                f"but {setting} is not set, whose shape and tokenizer are needed. Set {setting} to "
+                "the directory or hub id of the model that gave the answers"
+            )
         if model is None:
             store = default_teacher_store(
                 self._default_teacher(config, teacher.size, data, follows, setting),
@@ -171,15 +202,24 @@ class SpecBuilder:
             model = str(store.trained if store.ready else store.untrained)
         found = load_config(model, teacher.trust_remote_code, setting)
         info = self._info(teacher.name, found, data)
-        return TeacherSource(info, setting, model, found, teacher.trust_remote_code, store)
+        tokenizer = self.load_tokenizer(model, teacher.trust_remote_code, setting)
+        return TeacherSpec(info, setting, model, found, teacher.trust_remote_code, tokenizer, store)
+
+    def _answer_source(self, teacher: TeacherConfig, info: ModelInfo) -> AnswerSource | None:
+        """Return where a teacher's answers come from, if not from its model."""
+        if teacher.source is None:
+            return None
+        source = self.registry.answer_source(teacher.source.name)
+        return source(source.Config(**(teacher.source.model_extra or {})), info)
 
     def _taught_before(
         self, teacher: TeacherConfig, stage: StageSpec, settings: ResolvedStage, data: TaskData
-    ) -> TeacherSource:
+    ) -> TeacherSpec:
         """Return the student of an earlier stage as a teacher."""
         shape, setting = stage.student_config, _setting(teacher, settings)
         info = self._info(teacher.name, shape, data)
-        return TeacherSource(info, setting, f"{STAGE}{stage.name}", shape, False, stage=stage)
+        place = f"{STAGE}{stage.name}"
+        return TeacherSpec(info, setting, place, shape, False, stage.tokenizer, stage=stage)
 
     def _default_teacher(
         self,
@@ -195,7 +235,7 @@ class SpecBuilder:
             family = "encoder" if sees_both_sides(follows.student_config) else "decoder"
             task = task.model_copy(update={"default_teacher": family})
         name = task_name(task)
-        own = self.registry.task(name)(task, self.registry.kinds).default_teacher(data, size)
+        own = self.rows.task(config, task).default_teacher(data, size)
         if own is None:
             alone = "" if setting == "teacher.model" else f" (--set {setting}=DIR for one stage)"
             raise ConfigError(
@@ -214,20 +254,23 @@ class SpecBuilder:
         self,
         config: RunConfig,
         expression: Expression,
+        data: TaskData,
         student: ModelInfo,
-        teachers: Sequence[TeacherSource],
+        teachers: Sequence[TeacherSpec],
     ) -> Iterable[ActiveMethod]:
-        ensembles = self._ensembles(config, expression, student, teachers)
+        alone = Models(student, None, data.kind, _data_info(data))
+        taught = [replace(alone, teacher=teacher.info) for teacher in teachers]
+        ensembles = self._ensembles(config, expression, taught)
         for member in expression.members:
             method = self.registry.method(member.name)
-            alone = method.teachers == "none"
+            reads_none = method.teachers == "none"
             group = expression.group_of(member.name)
             ensemble = ensembles.get(group.combiner if group else AVERAGE)
-            if alone:
+            if reads_none:
                 ensemble = _for_each_teacher(member.name, ensemble if group else None)
-            models = [Models(student, None if alone else teacher.info) for teacher in teachers]
+            models = [alone for _ in taught] if reads_none else taught
             if ensemble is None:
-                models = models[:1] or [Models(student, None)]
+                models = models[:1] or [alone]
             yield ActiveMethod(
                 name=member.name,
                 weight=member.weight,
@@ -242,13 +285,12 @@ class SpecBuilder:
         self,
         config: RunConfig,
         expression: Expression,
-        student: ModelInfo,
-        teachers: Sequence[TeacherSource],
+        taught: Sequence[Models],
     ) -> dict[str, TeacherEnsemble]:
         """Return the combiners by name, including the one for methods without parentheses."""
-        weights = {AVERAGE: ALWAYS_1} if len(teachers) > 1 else {}
+        weights = {AVERAGE: ALWAYS_1} if len(taught) > 1 else {}
         weights |= {group.combiner: group.weight for group in expression.groups}
-        models = tuple(Models(student, teacher.info) for teacher in teachers)
+        models = tuple(taught)
         return {
             name: TeacherEnsemble(
                 name=name,
@@ -259,6 +301,10 @@ class SpecBuilder:
             )
             for name, weight in weights.items()
         }
+
+
+def _data_info(data: TaskData) -> DataInfo:
+    return DataInfo(len(data.train), data.classes)
 
 
 def _for_each_teacher(method: str, ensemble: TeacherEnsemble | None) -> TeacherEnsemble | None:
@@ -301,7 +347,7 @@ def _agree_on_classes(
 
 def _student_shape(
     config: RunConfig,
-    teachers: Sequence[TeacherSource],
+    teachers: Sequence[TeacherSpec],
     data: TaskData,
     kind: TaskKind,
     start: PretrainedConfig | None,
@@ -313,29 +359,12 @@ def _student_shape(
     return shape
 
 
-def _shared_tokenizer(
-    config: RunConfig, teachers: Sequence[TeacherSource], follows: StageSpec | None
+def _first_equal(
+    tokenizer: PreTrainedTokenizerFast, known: list[PreTrainedTokenizerFast]
 ) -> PreTrainedTokenizerFast:
-    """Return the tokenizer that all models share; reject models that do not share one."""
-    known = [(f"{t.setting} = '{t.model}'", _tokenizer_of(t)) for t in teachers]
-    if config.student.model is not None and follows is None:
-        setting, trust = "student.model", config.student.trust_remote_code
-        own = load_tokenizer(config.student.model, trust, setting)
-        known.append((f"{setting} = '{config.student.model}'", own))
-    if follows is not None:
-        known.append((f"the student of stage '{follows.name}'", follows.tokenizer))
-    (first, tokenizer), *others = known
-    for name, other in others:
-        difference = tokenizer_mismatch(tokenizer, other)
-        if difference is not None:
-            raise ConfigError(
-                f"{first} and {name} have different tokenizers: {difference}. All models "
-                "of a run must read the same token ids; choose a student of the teacher's family"
-            )
+    """Return the first known tokenizer that gives the same token ids; add this one if none does."""
+    for one in known:
+        if tokenizer_mismatch(one, tokenizer) is None:
+            return one
+    known.append(tokenizer)
     return tokenizer
-
-
-def _tokenizer_of(teacher: TeacherSource) -> PreTrainedTokenizerFast:
-    if teacher.stage is not None:
-        return teacher.stage.tokenizer
-    return load_tokenizer(teacher.model, teacher.trust_remote_code, teacher.setting)

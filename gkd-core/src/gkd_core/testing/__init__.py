@@ -5,6 +5,8 @@ from __future__ import annotations
 from gkd_core.testing.check_combiner import check_combiner
 from gkd_core.testing.check_method import check_method
 from gkd_core.testing.check_rollouts import check_rollouts
+from gkd_core.testing.check_sites import check_sites
+from gkd_core.testing.check_task import check_task
 from gkd_core.testing.ranks import on_ranks
 from gkd_core.testing.tiny import tiny_batch, tiny_model
 
@@ -12,6 +14,8 @@ __all__ = [
     "check_combiner",
     "check_method",
     "check_rollouts",
+    "check_sites",
+    "check_task",
     "on_ranks",
     "tiny_batch",
     "tiny_model",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.distributed import ProcessGroup
+
 from gkd_core.contract.batch import Batch
 from gkd_core.contract.combiner import TeacherCombiner
 from gkd_core.contract.method import Method
@@ -15,13 +17,15 @@ from gkd_core.hooks.features import View
 from gkd_core.losses import Term, mse
 from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.step_plan import ActiveMethod
-from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, generator
+from gkd_core.testing.ranks import on_ranks
+from gkd_core.testing.trial import KINDS, TinyStage, check_kinds, check_shared, generator
 
 
 def check_combiner(
     combiner: type[TeacherCombiner],
     options: Mapping[str, Any] | None = None,
     kinds: Sequence[str] = KINDS,
+    ranks: int = 1,
 ) -> None:
     """Check a combiner of two teachers as `check_method` checks a method.
 
@@ -30,25 +34,39 @@ def check_combiner(
     Args:
         combiner: The class.
         options: Options that differ from their defaults.
-        kinds: Kinds of task to check on, except those whose models the combiner's `check` rejects.
+        kinds: strs of task to check on, except those whose models the combiner's `check` rejects.
+        ranks: Number of processes. With 2, losses and gradients are checked under tensor
+            parallelism, too; the class stands at the top of a module.
 
     Raises:
         AssertionError: A property does not hold; the message says which.
         MethodError: The combiner rejects the models of every kind.
     """
-    check_kinds(lambda kind: _CombinerTrial(combiner, options or {}, kind), kinds)
+    check_kinds(lambda kind: CombinerTrial(combiner, options or {}, kind), kinds)
+    if ranks > 1:
+        on_ranks(ranks, _check_rank, combiner, options or {}, kinds)
 
 
-class _CombinerTrial(TinyStage):
+def _check_rank(
+    combiner: type[TeacherCombiner], options: Mapping[str, Any], kinds: Sequence[str]
+) -> None:
+    check_shared(lambda kind, group: CombinerTrial(combiner, options, kind, group), kinds)
+
+
+class CombinerTrial(TinyStage):
     """A combiner of two teachers."""
 
     teacher_layers = (4, 3)
 
     def __init__(
-        self, combiner: type[TeacherCombiner], options: Mapping[str, Any], kind: str
+        self,
+        combiner: type[TeacherCombiner],
+        options: Mapping[str, Any],
+        kind: str,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.combiner = combiner
-        super().__init__(combiner, options, kind)
+        super().__init__(combiner, options, kind, group)
 
     def member(self) -> ActiveMethod:
         """Return the combined distance of the logits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,13 +61,31 @@ def tiny_batch(kind: str, rows: int = 4, length: int = 10) -> Batch:
         rows: Number of rows.
         length: Tokens of the longest row.
     """
-    found = registry().kind(kind)
-    generator = torch.Generator().manual_seed(0)
     # The rows of a micro-batch all have the same number of sequences.
-    per_row = found.planned(1, length, 1, NAMES).per_row
-    tokens = torch.randint(1, VOCABULARY, (rows * per_row, length), generator=generator)
-    lengths = length - 2 * torch.arange(rows * per_row) % (length - 2)
+    sequences = rows * registry().kind(kind).planned(1, length, 1, NAMES).per_row
+    lengths = length - 2 * torch.arange(sequences) % (length - 2)
     mask = torch.arange(length) < lengths.unsqueeze(1)
+    return _batch(kind, mask, size=2, seed=0)
+
+
+def tiny_view(kind: str, batch: Batch) -> Batch:
+    """Return a tiny batch as a teacher reads it whose tokens are half as long.
+
+    Args:
+        kind: As for `tiny_batch`.
+        batch: The tiny batch.
+    """
+    view = _batch(kind, batch.mask.repeat_interleave(2, dim=1), size=1, seed=1)
+    return view if registry().kind(kind).is_lm else replace(view, labels=batch.labels)
+
+
+def _batch(kind: str, mask: Tensor, size: int, seed: int) -> Batch:
+    """Return random tokens of `size` bytes each, two of them a word."""
+    found = registry().kind(kind)
+    sequences, length = mask.shape
+    rows = sequences // found.planned(1, length, 1, NAMES).per_row
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, VOCABULARY, (sequences, length), generator=generator)
     tokens = tokens.masked_fill(~mask, PAD)
     if found.is_lm:
         following = tokens.roll(-1, dims=1)
@@ -75,10 +94,17 @@ def tiny_batch(kind: str, rows: int = 4, length: int = 10) -> Batch:
         labels: Tensor | None = following.masked_fill(~has_next, IGNORE)
     else:
         labels = _labels(found, rows, mask, generator)
-    inputs = {"input_ids": tokens, "attention_mask": mask.long()}
-    # Two tokens per word.
-    words = (torch.arange(length) // 2).expand(len(tokens), -1).masked_fill(~mask, -1)
-    return Batch(inputs, labels, torch.arange(rows), words=words, output=found.output)
+    places = torch.arange(length)
+    words = (places // 2).expand(sequences, -1).masked_fill(~mask, -1)
+    spans = torch.stack([places, places + 1], dim=-1) * size
+    return Batch(
+        inputs={"input_ids": tokens, "attention_mask": mask.long()},
+        labels=labels,
+        rows=torch.arange(rows),
+        words=words,
+        byte_offsets=spans.expand(sequences, -1, -1).masked_fill(~mask.unsqueeze(-1), -1),
+        output=found.output,
+    )
 
 
 def _labels(kind: TaskKind, rows: int, mask: Tensor, generator: torch.Generator) -> Tensor | None:

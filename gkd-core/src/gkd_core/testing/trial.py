@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from gkd_core.contract.batch import IGNORE, Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
-from gkd_core.contract.model_info import ModelInfo, Models
+from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.step import Step
+from gkd_core.distributed.groups import setup
+from gkd_core.distributed.layout import Layout
+from gkd_core.distributed.shards import sharding_of
 from gkd_core.errors import MethodError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
+from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.plugins import registry
-from gkd_core.testing.tiny import NAMES, tiny_batch, tiny_model
+from gkd_core.testing.queries import check_queries
+from gkd_core.testing.tiny import NAMES, tiny_batch, tiny_model, tiny_view
+from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[str] = ("classification", "causal-lm")
 STEPS = 10
+CLASS_NAMES = tuple("abcdefgh"[: len(NAMES)])
 
 
 class TinyStage:
@@ -35,21 +45,31 @@ class TinyStage:
         subject: Its class.
         options: Options that differ from their defaults.
         kind: The kind of task.
+        group: The ranks that share each model, or None if this process has them whole.
     """
 
     teacher_layers: Sequence[int] = (4,)
 
-    def __init__(self, subject: type[MethodBase], options: Mapping[str, Any], kind: str) -> None:
+    def __init__(
+        self,
+        subject: type[MethodBase],
+        options: Mapping[str, Any],
+        kind: str,
+        group: ProcessGroup | None = None,
+    ) -> None:
         self.subject, self.options, self.kind = subject, options, kind
-        self.student = _extractor(kind, layers=2, seed=1)
+        self.student = _extractor(kind, layers=2, seed=1, group=group)
         self.teachers = [
-            _extractor(kind, layers, seed) for seed, layers in enumerate(self.teacher_layers, 2)
+            _extractor(kind, layers, seed, group)
+            for seed, layers in enumerate(self.teacher_layers, 2)
         ]
         for teacher in self.teachers:
             teacher.model.requires_grad_(False)  # as in a run
         student = _info("student", self.student, kind)
+        classes = () if registry().kind(kind).is_lm else CLASS_NAMES
+        data = DataInfo(len(tiny_batch(kind)), classes)
         self.models = tuple(
-            Models(student, _info(f"teacher{number}", teacher, kind))
+            Models(student, _info(f"teacher{number}", teacher, kind), kind, data)
             for number, teacher in enumerate(self.teachers, 1)
         )
         self.objective = self.build()
@@ -79,11 +99,25 @@ class TinyStage:
     ) -> Tensor:
         """Return the total of one micro-batch at a step, requesting a plan if none is given."""
         step = _step(index)
+        self.objective.declare_items(batch)
         plan = plan or self.objective.plan(step)
         captured = run_passes(plan, self.student, self.teachers, batch, step)
         terms = self.objective.terms(captured, batch, step, plan)
         assert terms, f"{self.name}: `loss` returned no term"
         return self.objective.total(terms, counts, step)
+
+    def batch(self) -> Batch:
+        """Return a tiny batch; where the subject aligns tokens, teachers read other ones."""
+        batch = tiny_batch(self.kind)
+        if not self.subject.aligns:
+            return batch
+        names = [models.teacher.name for models in self.models if models.teacher is not None]
+        return replace(batch, views=dict.fromkeys(names, tiny_view(self.kind, batch)))
+
+    def counts(self, batch: Batch) -> dict[ItemKind, int]:
+        """Return the number of items of each kind, also of those that the subject declares."""
+        self.objective.declare_items(batch)
+        return batch.counts()
 
     def gradient(self, batches: Sequence[Batch], counts: Mapping[ItemKind, int]) -> Tensor:
         """Return the student's gradient over micro-batches, for a new objective."""
@@ -95,6 +129,20 @@ class TinyStage:
         return torch.cat(
             [p.grad.flatten() for p in self.student.model.parameters() if p.grad is not None]
         )
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the loss of a new objective, and its gradients by name of the weight."""
+        self.objective = self.build()
+        self.student.model.zero_grad()
+        batch = self.batch()
+        loss = self.loss(batch, self.counts(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        named = [
+            *self.student.model.named_parameters(),
+            *((f"modules {name}", p) for name, p in self.objective.modules.named_parameters()),
+        ]
+        found = {name: p.grad for name, p in named if p.grad is not None}
+        return {"the loss": loss.detach(), **found}
 
 
 def check_kinds(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> None:
@@ -119,8 +167,47 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _extractor(kind: str, layers: int, seed: int) -> Extractor:
+def check_shared(
+    trial: Callable[[str, ProcessGroup | None], TinyStage], kinds: Sequence[str]
+) -> None:
+    """Check on this rank that models shared by all ranks give the gradients of whole ones.
+
+    Kinds whose models are rejected are skipped.
+
+    Args:
+        trial: Makes the trial, with models that a group shares or whole ones.
+        kinds: strs of task.
+
+    Raises:
+        AssertionError: They do not; the message says for which weight.
+    """
+    world = dist.get_world_size()
+    group = setup(Layout(world=world, tensor=world)).tensor
+    for kind in kinds:
+        with suppress(MethodError):
+            _check_shared(trial(kind, None), trial(kind, group), world)
+
+
+def _check_shared(whole: TinyStage, shared: TinyStage, ranks: int) -> None:
+    expected, found = whole.gradients(), shared.gradients()
+    sharding = sharding_of(shared.student.model)
+    assert sharding is not None, "the group divides the student"
+    # Some gradients, such as that of a bias of the keys, are zero but for rounding.
+    largest = max(tensor.abs().max() for tensor in expected.values())
+    for name, tensor in expected.items():
+        apart = (found[name] - sharding.shard(name, tensor)).abs().max() / largest
+        assert apart < 1e-7, (
+            f"{whole.name}: on {ranks} ranks that share the models, {name} differs "
+            f"(relative difference {apart.item():.2g})"
+        )
+
+
+def _extractor(kind: str, layers: int, seed: int, group: ProcessGroup | None = None) -> Extractor:
     model = tiny_model(kind, layers=layers, seed=seed)
+    if group is not None:
+        from gkd_core.parallel.sharding import shard_model
+
+        shard_model(model, group)
     return Extractor(model, find_sites(model))
 
 
@@ -135,8 +222,8 @@ def _step(index: int) -> Step:
 
 
 def _check(trial: TinyStage) -> None:
-    batch = tiny_batch(trial.kind)
-    counts = batch.counts()
+    batch = trial.batch()
+    counts = trial.counts(batch)
     loss = trial.loss(batch, counts)
     assert loss.isfinite(), f"{trial.name}: the loss is {loss.item()}"
     _check_gradients(trial, batch)
@@ -146,13 +233,14 @@ def _check(trial: TinyStage) -> None:
     _same(_fresh_loss(trial, _take(batch, order)), loss, f"{trial.name}: the order of rows matters")
     if not trial.subject.batch_coupled:
         _check_accumulation(trial, batch)
+    check_step_queries(trial, batch)
     _check_resume(trial, batch)
 
 
 def _check_gradients(trial: TinyStage, batch: Batch) -> None:
     parameters = [p for teacher in trial.teachers for p in teacher.model.parameters()]
     before = [p.clone() for p in parameters]
-    gradient = trial.gradient([batch], batch.counts())
+    gradient = trial.gradient([batch], trial.counts(batch))
     assert gradient.isfinite().all(), f"{trial.name}: the student's gradient is not finite"
     assert gradient.abs().sum() > 0, f"{trial.name}: no gradient reaches the student"
     for old, parameter in zip(before, parameters, strict=True):
@@ -160,7 +248,7 @@ def _check_gradients(trial: TinyStage, batch: Batch) -> None:
 
 
 def _check_accumulation(trial: TinyStage, batch: Batch) -> None:
-    counts = batch.counts()
+    counts = trial.counts(batch)
     whole = trial.gradient([batch], counts)
     parts = [_take(batch, torch.tensor(rows)) for rows in ([0], [1, 2, 3])]
     message = (
@@ -169,16 +257,34 @@ def _check_accumulation(trial: TinyStage, batch: Batch) -> None:
     _same(trial.gradient(parts, counts), whole, message)
 
 
+def check_step_queries(trial: TinyStage, batch: Batch) -> None:
+    """Check that what a method says about a step changes nothing, in some steps of a new run.
+
+    Raises:
+        AssertionError: It does; the message says which query.
+    """
+    trial.objective = trial.build()
+    for index in (0, 1, STEPS - 1):
+        step = _step(index)
+        plan = trial.objective.plan(step)
+        owners: list[ActiveMethod | TeacherEnsemble] = [*trial.objective.members]
+        for owner in (*owners, *trial.objective.ensembles):
+            own = replace(step, generator=owner.generator)
+            check_queries(owner.methods, owner.models, own, f"{trial.name} in step {index}")
+        trial.loss(batch, trial.counts(batch), index, plan)
+
+
 def _check_resume(trial: TinyStage, batch: Batch) -> None:
     trial.objective = trial.build()
-    counts = batch.counts()
+    counts = trial.counts(batch)
     trial.loss(batch, counts, index=0)
-    state = json.loads(json.dumps(trial.objective.state_dict()))
+    tensors: dict[str, Tensor] = {}
+    state = json.loads(json.dumps(take_tensors(trial.objective.state_dict(), tensors)))
     modules = trial.objective.modules.state_dict()
     states = {name: g.get_state() for name, g in trial.objective.generators().items()}
     uninterrupted = trial.loss(batch, counts, index=1)
     trial.objective = trial.build()
-    trial.objective.load_state_dict(state)
+    trial.objective.load_state_dict(put_tensors(state, tensors))
     trial.objective.modules.load_state_dict(modules)
     for name, source in trial.objective.generators().items():
         source.set_state(states[name])
@@ -189,7 +295,7 @@ def _check_resume(trial: TinyStage, batch: Batch) -> None:
 
 def _fresh_loss(trial: TinyStage, batch: Batch) -> Tensor:
     trial.objective = trial.build()
-    return trial.loss(batch, batch.counts())
+    return trial.loss(batch, trial.counts(batch))
 
 
 def _same(found: Tensor, expected: Tensor, message: str) -> None:
@@ -199,11 +305,13 @@ def _same(found: Tensor, expected: Tensor, message: str) -> None:
 
 def _pad(batch: Batch, columns: int) -> Batch:
     inputs = {name: functional.pad(value, (0, columns)) for name, value in batch.inputs.items()}
-    labels = batch.labels
+    labels, words, spans = batch.labels, batch.words, batch.byte_offsets
     if labels is not None and labels.shape == batch.inputs["input_ids"].shape:
         labels = functional.pad(labels, (0, columns), value=IGNORE)
-    words = None if batch.words is None else functional.pad(batch.words, (0, columns), value=-1)
-    return replace(batch, inputs=inputs, labels=labels, words=words)
+    words = None if words is None else functional.pad(words, (0, columns), value=-1)
+    spans = None if spans is None else functional.pad(spans, (0, 0, 0, columns), value=-1)
+    views = {name: _pad(view, columns) for name, view in batch.views.items()}
+    return _with(batch, inputs, labels, batch.rows, words, spans, views)
 
 
 def _take(batch: Batch, rows: Tensor) -> Batch:
@@ -213,5 +321,26 @@ def _take(batch: Batch, rows: Tensor) -> Batch:
 
     inputs = {name: some(value) for name, value in batch.inputs.items()}
     labels = None if batch.labels is None else batch.labels[rows]
-    words = None if batch.words is None else some(batch.words)
-    return replace(batch, inputs=inputs, labels=labels, rows=batch.rows[rows], words=words)
+    words, spans = (None if x is None else some(x) for x in (batch.words, batch.byte_offsets))
+    views = {name: _take(view, rows) for name, view in batch.views.items()}
+    return _with(batch, inputs, labels, batch.rows[rows], words, spans, views)
+
+
+def _with(
+    batch: Batch,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor | None,
+    rows: Tensor,
+    words: Tensor | None,
+    spans: Tensor | None,
+    views: Mapping[str, Batch],
+) -> Batch:
+    return Batch(
+        inputs,
+        labels,
+        rows,
+        words=words,
+        byte_offsets=spans,
+        views=views,
+        output=batch.output,
+    )

@@ -29,6 +29,7 @@ from gkd_core.distributed.groups import data_rank, is_first_of_copy
 from gkd_core.distributed.ranks import is_first, wait
 from gkd_core.distributed.shards import Sliceable
 from gkd_core.parallel.weights import load_whole, whole_weights
+from gkd_core.training.method_state import put_tensors, take_tensors
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
@@ -78,7 +79,8 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     optimizer = stage.engine.state_tensors()
     if is_first():
         _save(optimizer, draft / "optimizer.safetensors")
-    progress.methods = stage.objective.state_dict()
+    method_tensors: dict[str, Tensor] = {}
+    progress.methods = take_tensors(stage.objective.state_dict(), method_tensors)
     if stage.engine.scale is not None:
         progress.loss_scale = stage.engine.scale.state_dict()
     if stage.rollouts is not None:
@@ -86,6 +88,8 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     if is_first_of_copy():
         _save(_random_states(stage), draft / f"random{_own()}.safetensors")
         (draft / f"progress{_own()}.json").write_text(json.dumps(asdict(progress), indent=1))
+        if method_tensors:
+            _save(method_tensors, draft / f"methods{_own()}.safetensors")
     wait()
     if is_first():
         publish(draft, target)
@@ -107,11 +111,12 @@ def load_checkpoint(stage: Stage) -> Progress:
     states = newest / f"random{_own()}.safetensors"
     if states.exists():
         _restore_random(stage, load_file(states))
-    own = newest / f"progress{_own()}.json"
     # With more data ranks than before, new ones take over the progress of the first.
-    kept = own if own.exists() else newest / "progress.json"
-    progress = Progress(**json.loads(kept.read_text()))
-    stage.objective.load_state_dict(progress.methods)
+    share = _own() if (newest / f"progress{_own()}.json").exists() else ""
+    progress = Progress(**json.loads((newest / f"progress{share}.json").read_text()))
+    kept = newest / f"methods{share}.safetensors"
+    method_tensors = load_file(kept) if kept.exists() else {}
+    stage.objective.load_state_dict(put_tensors(progress.methods, method_tensors))
     if stage.engine.scale is not None:
         stage.engine.scale.load_state_dict(progress.loss_scale)
     if stage.rollouts is not None:

@@ -36,7 +36,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     Args:
         stage: The stage.
         recorder: Where progress is recorded.
-        hooks: Notifies plugins.
+        hooks: Notifies methods and plugins; a method may ask to skip the stage.
 
     Returns:
         The progress. The student holds the best weights (`training.keep_best`) or the last ones.
@@ -47,11 +47,11 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     config = stage.config.training
     progress = load_checkpoint(stage)
     recorder.start_stage(stage.name, stage.total_steps, progress.step)
-    hooks.stage_start(stage)
+    skipped = hooks.stage_start(stage)
     stage.student.model.train()
     guard, meter = NonFiniteGuard(), _Meter()
     begun = time.perf_counter()
-    for step, batches in _steps(stage, progress):
+    for step, batches in () if skipped else _steps(stage, progress):
         result = train_step(stage, batches, step)
         progress.step += 1
         guard.add(step, result)
@@ -76,7 +76,14 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
 
 def _steps(stage: Stage, progress: Progress) -> Iterator[tuple[Step, Sequence[Batch]]]:
     """Yield the remaining steps, until early stopping ends the stage."""
-    batches = iterate(stage.train, stage.collator, stage.sampler, progress.step, stage.total_steps)
+    batches = iterate(
+        stage.train,
+        stage.collator,
+        stage.sampler,
+        progress.step,
+        stage.total_steps,
+        stage.readings,
+    )
     while not progress.stopped and progress.step < stage.total_steps:
         epoch, micro_batches = next(batches)
         step = Step(progress.step, stage.total_steps, epoch, stage.name, torch.default_generator)
@@ -106,7 +113,7 @@ def _log(
 def _evaluate(
     stage: Stage, step: Step, progress: Progress, recorder: Recorder, hooks: PluginHooks
 ) -> None:
-    found = evaluate(
+    evaluated = evaluate(
         stage.student.model,
         stage.validation,
         stage.collator,
@@ -117,6 +124,7 @@ def _evaluate(
             evaluation_changes(stage.objective.members, stage.student, stage.teachers, batch, step),
         ),
     )
+    found = stage.spec.measured(evaluated, stage.spec.data.validation)
     value = found.metrics[stage.metric.name]
     if stage.metric.better(value, progress.best):
         progress.best, progress.best_step, progress.waited = value, progress.step, 0

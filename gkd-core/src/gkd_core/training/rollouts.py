@@ -15,6 +15,7 @@ from gkd_core.plugins import Registry
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.rollouts.rows import RowWriter
 from gkd_core.rollouts.writer import Writer
+from gkd_core.teachers.teacher import Teacher
 from gkd_core.training.stage_spec import StageSpec
 
 
@@ -22,7 +23,7 @@ def build_rollouts(
     spec: StageSpec,
     registry: Registry,
     student: Extractor,
-    teachers: Sequence[Extractor],
+    teachers: Sequence[Teacher],
     pad_id: int,
     device: torch.device,
 ) -> Rollouts | None:
@@ -44,7 +45,9 @@ def build_rollouts(
     )
     models: dict[RowSource, Extractor] = {"student": student}
     if spec.writes_with_teacher:
-        models["teacher"] = teachers[0]
+        first = teachers[0]
+        assert isinstance(first, Extractor), "a teacher that writes is live"
+        models["teacher"] = first
     end = spec.tokenizer.eos_token_id
     return Rollouts(
         engine=registry.rollout_engine(config),

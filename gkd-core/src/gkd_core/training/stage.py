@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
-from gkd_core.contract.run_info import StageInfo
 from gkd_core.contract.step import Step
+from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
+from gkd_core.data.readings import Reading, encode_again
 from gkd_core.data.sampler import Sampler
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import Groups, arrange, data_rank
@@ -36,11 +37,12 @@ from gkd_core.plugins import Registry
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
 from gkd_core.students.scale import scale_student
+from gkd_core.teachers.teacher import SourcedTeacher, Teacher
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
 from gkd_core.training.rollouts import build_rollouts
-from gkd_core.training.stage_spec import StageSpec, TeacherSource
+from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Stage:
         directory: The directory of its checkpoints.
         origin: The student as built, with a summary of where it came from.
         student: The student and its hooks.
-        teachers: The teachers and their hooks, in the order of the configuration.
+        teachers: The teachers, in the order of the configuration.
         objective: The objective that is minimized.
         engine: The engine that runs forward, backward and optimizer steps.
         feature_offload: Host memory for the features of several teachers; None if not used.
@@ -62,6 +64,7 @@ class Stage:
         collator: Makes batches of rows.
         sampler: Determines the order of the training rows.
         total_steps: Optimizer steps of the stage.
+        readings: Training rows in the tokens of teachers with other tokenizers.
         rollouts: Writes text in place of rows' own; None if nothing does.
     """
 
@@ -70,7 +73,7 @@ class Stage:
     directory: Path
     origin: Student
     student: Extractor
-    teachers: Sequence[Extractor]
+    teachers: Sequence[Teacher]
     objective: Objective
     engine: Engine
     feature_offload: FeatureOffload | None
@@ -79,6 +82,7 @@ class Stage:
     collator: Collator
     sampler: Sampler
     total_steps: int
+    readings: Sequence[Reading] = ()
     rollouts: Rollouts | None = None
 
     @property
@@ -92,9 +96,14 @@ class Stage:
         return self.spec.kind
 
     @property
+    def live_teachers(self) -> Sequence[Extractor]:
+        """The teachers whose models run."""
+        return [teacher for teacher in self.teachers if isinstance(teacher, Extractor)]
+
+    @property
     def metric(self) -> Metric:
         """The metric by which the best student is chosen."""
-        return self.kind.metric
+        return self.spec.metric
 
     @property
     def best(self) -> Path:
@@ -111,29 +120,16 @@ class Stage:
         """The number of steps between checkpoints."""
         return self.config.training.checkpoint_every or self.evaluate_every
 
-    @property
-    def info(self) -> StageInfo:
-        """The view of the stage that hooks receive."""
-        spec = self.spec
-        return StageInfo(
-            name=self.name,
-            directory=self.directory,
-            config=self.config,
-            kind=self.kind.name,
-            methods=tuple(member.name for member in spec.members),
-            student=spec.student,
-            teachers=tuple(t.info for t in spec.teachers) if spec.reads_teachers else (),
-            total_steps=self.total_steps,
-            metric=self.metric.name,
-            _stage=self,
-        )
-
     def describe(self) -> list[str]:
         """Return lines that describe the student and the rows it learns from."""
         cut = self.train.num_truncated
         limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
         facts = [*self.origin.summary, ("rows", rows)]
+        for reading in self.readings:
+            cut = reading.encoded.num_truncated
+            limit = f"; {cut:,} rows cut" if cut else ""
+            facts.append(("tokens", f"{', '.join(reading.models)}: another tokenizer{limit}"))
         width = max(len(name) for name, _ in facts)
         return [f"{name:<{width}}  {value}" for name, value in facts]
 
@@ -144,17 +140,6 @@ class Stage:
     def due(self, step: int, every: int) -> bool:
         """Return whether `step` is a multiple of `every` or the last step."""
         return step % every == 0 or step == self.total_steps
-
-
-def stage_behind(info: StageInfo) -> Stage:
-    """Return the stage behind the view that a hook received.
-
-    Only `autodisc` and the co-finetuning of `mt-bert` may use it, until methods themselves can act
-    at the start and end of a stage.
-    """
-    stage = info._stage
-    assert isinstance(stage, Stage), "only `Stage.info` makes a view"
-    return stage
 
 
 def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Path | None) -> Stage:
@@ -169,14 +154,15 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     config = spec.config
     directory.mkdir(parents=True, exist_ok=True)
     groups = arrange(spec.layout)
-    needed = spec.teachers if spec.reads_teachers else ()
-    teachers = [_load_teacher(spec, source, registry, groups) for source in needed]
-    student = _student(spec, teachers, registry, start, groups)
+    live = {t.info.name: _load_teacher(spec, t, registry, groups) for t in spec.live_teachers}
+    first = live.get(spec.teachers[0].info.name) if spec.teachers else None
+    student = _student(spec, first, registry, start, groups)
     device = pick_device(config.parallel.device)
-    settings = config.teachers[: len(needed)]
-    for teacher, source, chosen in zip(teachers, needed, settings, strict=True):
-        settle_teacher(teacher, source, chosen.dtype, groups, device)
-    return assemble_stage(spec, registry, directory, student, teachers)
+    dtypes = {teacher.name: teacher.dtype for teacher in config.teachers}
+    for teacher in spec.live_teachers:
+        name = teacher.info.name
+        settle_teacher(live[name], teacher, dtypes[name], groups, device)
+    return assemble_stage(spec, registry, directory, student, live)
 
 
 def assemble_stage(
@@ -184,7 +170,7 @@ def assemble_stage(
     registry: Registry,
     directory: Path,
     student: Student,
-    teachers: Sequence[Sites],
+    live: Mapping[str, Sites],
     make_engine: EngineMaker = build_engine,
 ) -> Stage:
     """Assemble a stage from loaded models.
@@ -194,13 +180,15 @@ def assemble_stage(
         registry: Provides adapters for architectures.
         directory: The directory for checkpoints.
         student: The student.
-        teachers: The teachers that methods read, already placed.
+        live: The teachers whose models run, by name, already placed.
         make_engine: Makes the engine that optimizes the student.
     """
     config, data = spec.config, spec.data
     device = pick_device(config.parallel.device)
-    for model in (student.model, *(teacher.model for teacher in teachers)):
-        set_padding(model, spec.tokenizer)
+    set_padding(student.model, spec.tokenizer)
+    for teacher in spec.live_teachers:
+        set_padding(live[teacher.info.name].model, teacher.tokenizer)
+    for model in (student.model, *(sites.model for sites in live.values())):
         spec.kind.prepare(model, data.classes)
     if config.training.gradient_checkpointing:
         student.model.gradient_checkpointing_enable(
@@ -211,9 +199,16 @@ def assemble_stage(
         )
     objective = Objective(spec.members)
     objective.build_modules(config.seed)
-    extractors = [Extractor(teacher.model, teacher) for teacher in teachers]
+    teachers = [
+        Extractor(live[teacher.info.name].model, live[teacher.info.name])
+        if teacher.source is None
+        else SourcedTeacher(teacher.source)
+        for teacher in (spec.teachers if spec.reads_teachers else ())
+    ]
     tokens = (spec.tokenizer, spec.max_length, data.classes)
-    train = spec.kind.encode(augmented(data.train, config, spec.kind, device), *tokens)
+    rows = augmented(data.train, config, spec.kind, device)
+    rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
+    train = spec.kind.encode(rows, *tokens)
     sampler = Sampler(
         train.lengths,
         config.training.batch_size,
@@ -227,7 +222,7 @@ def assemble_stage(
     parts = find_parts(sites) if objective.tells_parts_apart else {}
     collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
     learner = Extractor(student.model, sites)
-    rollouts = build_rollouts(spec, registry, learner, extractors, collator.pad_id, device)
+    rollouts = build_rollouts(spec, registry, learner, teachers, collator.pad_id, device)
     own = f" rank {data_rank()}" if data_rank() else ""
     torch.manual_seed(name_seed(config.seed, f"stage {spec.name}{own}"))
     return Stage(
@@ -236,7 +231,7 @@ def assemble_stage(
         directory=directory,
         origin=student,
         student=learner,
-        teachers=extractors,
+        teachers=teachers,
         objective=objective,
         engine=make_engine(student.model, objective.modules, config, total, device, parts),
         feature_offload=FeatureOffload(device) if offloads else None,
@@ -245,13 +240,28 @@ def assemble_stage(
         collator=collator,
         sampler=sampler,
         total_steps=total,
+        readings=tuple(_readings(spec, rows, train)),
         rollouts=rollouts,
     )
 
 
+def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]:
+    """Yield the training rows in the tokens of each tokenizer besides the student's."""
+    config = spec.config
+    for tokenizer, teachers in spec.other_tokenizers:
+        limit = min(teacher.info.max_length for teacher in teachers)
+        # The student cuts long texts into blocks, which may take more of another's tokens.
+        longest = min(limit, (2 if spec.kind.is_lm else 1) * spec.max_length)
+        yield Reading(
+            models=tuple(teacher.info.name for teacher in teachers),
+            encoded=encode_again(spec.kind, rows, train, tokenizer, longest),
+            collator=Collator(tokenizer, spec.kind, config.task.mask_share, config.seed),
+        )
+
+
 def settle_teacher(
     teacher: Sites,
-    source: TeacherSource,
+    source: TeacherSpec,
     dtype: str,
     groups: Groups | None,
     device: torch.device,
@@ -273,7 +283,7 @@ def settle_teacher(
 
 
 def _load_teacher(
-    spec: StageSpec, source: TeacherSource, registry: Registry, groups: Groups | None
+    spec: StageSpec, source: TeacherSpec, registry: Registry, groups: Groups | None
 ) -> Sites:
     model = load_teacher(
         source.trained,
@@ -288,17 +298,25 @@ def _load_teacher(
 
 def _student(
     spec: StageSpec,
-    teachers: Sequence[Sites],
+    first: Sites | None,
     registry: Registry,
     start: Path | None,
     groups: Groups | None,
 ) -> Student:
-    """Return the student; under tensor parallelism, this rank's shard."""
+    """Return the student; under tensor parallelism, this rank's shard.
+
+    Args:
+        spec: The stage.
+        first: The first teacher, if it is loaded.
+        registry: Provides adapters for architectures.
+        start: Student that an earlier stage hands on, or None to make one.
+        groups: The process groups, if there are several ranks.
+    """
     place = spec.config.student.model if start is None else str(start)
     if place is not None:
-        return _from_checkpoint(spec, teachers, place, start is None, groups)
-    if spec.copies_teacher or teachers:
-        made = _from_teacher(spec, teachers, registry, groups)
+        return _from_checkpoint(spec, first, place, start is None, groups)
+    if spec.copies_teacher or first is not None:
+        made = _from_teacher(spec, first, registry, groups)
     else:
         trusts = spec.teachers[0].trust_remote_code
         made = fresh_student(spec.student_config, spec.kind, spec.config.seed, trusts)
@@ -312,7 +330,7 @@ def _student(
 
 def _from_teacher(
     spec: StageSpec,
-    teachers: Sequence[Sites],
+    first: Sites | None,
     registry: Registry,
     groups: Groups | None,
 ) -> Student:
@@ -320,7 +338,7 @@ def _from_teacher(
     source, data = spec.teachers[0], spec.data
     weights = None
     if groups is None:
-        teacher = teachers[0] if teachers else _load_teacher(spec, source, registry, None)
+        teacher = _load_teacher(spec, source, registry, None) if first is None else first
     else:
         from gkd_core.parallel.loading import StoredWeights, meta_model
 
@@ -338,7 +356,7 @@ def _from_teacher(
 
 def _from_checkpoint(
     spec: StageSpec,
-    teachers: Sequence[Sites],
+    first: Sites | None,
     place: str,
     is_own: bool,
     groups: Groups | None,
@@ -354,7 +372,7 @@ def _from_checkpoint(
         None if groups is None else shard_reader(groups.tensor),
     )
     fresh = [("random weights", ", ".join(loaded.initialised))] if loaded.initialised else []
-    size = describe(loaded.model, teachers[0].model if teachers else None)
+    size = describe(loaded.model, None if first is None else first.model)
     summary = [*size, ("start", spec.start), *fresh]
     return Student(loaded.model, summary)
 

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,17 +18,19 @@ from gkd_core.config.schema import Placement, RunConfig
 from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.contract.step import Step
-from gkd_core.contract.task import TaskData
+from gkd_core.contract.task import Split, Task, TaskData
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
-from gkd_core.errors import MethodError
-from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.errors import MethodError, PluginError
+from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.task_kind import Evaluation, TaskKind
 from gkd_core.models.layer_map import init_layers
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
-from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step
+from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step, sample_steps
 
 if TYPE_CHECKING:
     from gkd_core.runs.default_teacher import DefaultTeacherStore
+    from gkd_core.teachers.source import AnswerSource
 
 TEACHER = "teacher"
 BASELINE = "baseline"
@@ -39,7 +41,7 @@ MAX_LENGTH = 128
 
 
 @dataclass(frozen=True)
-class TeacherSource:
+class TeacherSpec:
     """A teacher before it is loaded.
 
     Attributes:
@@ -48,11 +50,13 @@ class TeacherSource:
         model: Directory or hub id.
         config: Its Hugging Face configuration.
         trust_remote_code: Whether code from its repository may run.
+        tokenizer: Its tokenizer; models of a stage with equal ones have the same object.
         store: Where a task's default teacher is trained and kept; None for other teachers.
         stage: The stage whose student it is, for `stage:NAME`; `model` is then that student's
             directory once the stage is finished.
         tensor: Number of processes that share one copy.
         placement: Where its weights are kept between uses.
+        source: Where its answers come from, if not from its model.
     """
 
     info: ModelInfo
@@ -60,10 +64,12 @@ class TeacherSource:
     model: str
     config: PretrainedConfig
     trust_remote_code: bool
+    tokenizer: PreTrainedTokenizerFast
     store: DefaultTeacherStore | None = None
     stage: StageSpec | None = None
     tensor: int = 1
     placement: Placement = "replicated"
+    source: AnswerSource | None = None
 
     @property
     def called(self) -> str:
@@ -85,8 +91,9 @@ class StageSpec:
         settings: Its complete configuration and the origin of each value.
         expression: The methods and their weights.
         kind: The kind of task.
+        task: What the rows are from, with its metrics.
         data: The rows, with class ids in the teacher's order.
-        tokenizer: The tokenizer, shared by all models.
+        tokenizer: The student's tokenizer.
         teachers: The teachers; a student without a checkpoint is made from the first.
         student: The shape of the student.
         student_config: Its Hugging Face configuration.
@@ -100,9 +107,10 @@ class StageSpec:
     settings: ResolvedStage
     expression: Expression
     kind: TaskKind
+    task: Task
     data: TaskData
     tokenizer: PreTrainedTokenizerFast
-    teachers: tuple[TeacherSource, ...]
+    teachers: tuple[TeacherSpec, ...]
     student: ModelInfo
     student_config: PretrainedConfig
     members: tuple[ActiveMethod, ...]
@@ -111,14 +119,38 @@ class StageSpec:
 
     @functools.cached_property
     def first_step(self) -> StepPlan:
-        """The plan of the first step; planning it does not advance the RNG.
+        """The plan of the first step; planning it changes nothing about the methods.
 
         Raises:
             MethodError: A path or pass does not exist, or two methods change the same place.
         """
         step = Step(0, 1, 0, self.name, torch.Generator())
-        members = [member.detached_copy() for member in self.members]
+        members = [member.rehearsal_copy() for member in self.members]
         return plan_step(members, step, explain=self.naming_options)
+
+    @functools.cached_property
+    def sampled_steps(self) -> tuple[StepPlan, ...]:
+        """What copies of the methods ask for in the course of training, in a few steps of it.
+
+        Raises:
+            MethodError: A path or pass does not exist, or two methods change the same place.
+        """
+        return sample_steps(self.members, self.name, self.naming_options)
+
+    @property
+    def needs_byte_offsets(self) -> bool:
+        """Whether batches say where each token is in its text."""
+        owners: list[ActiveMethod | TeacherEnsemble] = [*self.members, *self.ensembles]
+        return bool(self.other_tokenizers) or any(owner.methods[0].aligns for owner in owners)
+
+    @property
+    def other_tokenizers(self) -> list[tuple[PreTrainedTokenizerFast, list[TeacherSpec]]]:
+        """The tokenizers besides the student's, each with the teachers that have it."""
+        found: dict[int, tuple[PreTrainedTokenizerFast, list[TeacherSpec]]] = {}
+        for teacher in self.teachers if self.reads_teachers else ():
+            if teacher.tokenizer is not self.tokenizer:
+                found.setdefault(id(teacher.tokenizer), (teacher.tokenizer, []))[1].append(teacher)
+        return list(found.values())
 
     @contextmanager
     def naming_options(self, owner: ActiveMethod | TeacherEnsemble) -> Iterator[None]:
@@ -140,6 +172,31 @@ class StageSpec:
     def config(self) -> RunConfig:
         """The configuration of the stage."""
         return self.settings.config
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that selects the best student and is compared."""
+        return self.task.metric or self.kind.metric
+
+    def measured(self, evaluation: Evaluation, split: Split) -> Evaluation:
+        """Return an evaluation with the metrics of the task.
+
+        Args:
+            evaluation: Metrics of the kind of task, and predictions.
+            split: The rows.
+
+        Raises:
+            PluginError: The task's main metric is not among them.
+        """
+        metrics = dict(evaluation.metrics)
+        if evaluation.predictions is not None:
+            metrics |= self.task.measure(split, evaluation.predictions, self.data)
+        if self.metric.name not in metrics:
+            raise PluginError(
+                f"the main metric of the task {self.task.name!r} is {self.metric.name!r}, which "
+                f"{self.kind} on {self.data.source} does not have: {', '.join(metrics)}"
+            )
+        return replace(evaluation, metrics=metrics)
 
     @property
     def max_length(self) -> int:
@@ -165,6 +222,12 @@ class StageSpec:
         return self.config.rollout is not None and self.config.rollout.uses_teacher
 
     @property
+    def live_teachers(self) -> tuple[TeacherSpec, ...]:
+        """The teachers whose models run in a step."""
+        read = self.teachers if self.reads_teachers else ()
+        return tuple(teacher for teacher in read if teacher.source is None)
+
+    @property
     def copies_teacher(self) -> bool:
         """Whether the student starts from a teacher's weights, not only from its shape."""
         made = self.follows is None and self.config.student.model is None
@@ -175,6 +238,11 @@ class StageSpec:
         """Whether weights of the teachers are needed."""
         return self.reads_teachers or self.copies_teacher
 
+    def reads_weights(self, number: int) -> bool:
+        """Return whether the weights of a teacher are needed."""
+        is_live = self.teachers[number].source is None
+        return (is_live and self.reads_teachers) or (number == 0 and self.copies_teacher)
+
     @property
     def layout(self) -> Layout:
         """The number of processes that share each model.
@@ -182,8 +250,8 @@ class StageSpec:
         Raises:
             ConfigError: The degrees do not fit the number of processes or each other.
         """
-        parallel, read = self.config.parallel, self.teachers if self.reads_teachers else ()
-        degrees = {teacher.info.name: teacher.tensor for teacher in read}
+        parallel = self.config.parallel
+        degrees = {teacher.info.name: teacher.tensor for teacher in self.live_teachers}
         return Layout(processes(parallel.nproc), parallel.tensor, degrees)
 
     @property

@@ -54,6 +54,8 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
         step: The position in training.
     """
     batches = stage.rollout(batches, step)
+    for batch in batches:
+        stage.objective.declare_items(batch)
     counts = count_items(batches)
     plan = stage.objective.plan(step)
     stage.engine.set_lr_factors(plan.lr_factors)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_core.api import curves, write_file
-from gkd_core.runs.directory import STAGES
 from gkd_methods_multiteacher.autodisc.lifecycle import CANDIDATES
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def write_report(run: RunInfo) -> list[Path]:
 
 
 def _write(run: RunInfo, stage: str) -> Iterator[Path]:
-    found = run.directory / STAGES / stage / CANDIDATES
+    found = run.stage_directory(stage) / CANDIDATES
     if not found.exists():
         return
     told = json.loads(found.read_text())

@@ -23,16 +23,17 @@ from gkd_core.api import (
     Pass,
     Replace,
     Slicer,
+    StageInfo,
     Step,
     Term,
     View,
     cut_ordered,
+    load_weights,
     mse,
     same_width,
     soft_labels,
 )
-from gkd_core.students.scale import MULTIPLE
-from gkd_core.training.checkpoint import load_weights
+from gkd_methods_multiteacher.autodisc import lifecycle
 from gkd_methods_multiteacher.autodisc.selection import CandidateCriterion, CandidateScores
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ SMALLEST = 3
 STATES = 6
 """Maximum number of hidden states compared in addition to the embeddings."""
 
-ASSISTANT = "assistant.safetensors"
-"""File with the weights at the best trade-off, in the directory of the stage."""
+MULTIPLE = 8
+"""The neurons of a block are a multiple of this number, as in the released code."""
 
 
 def _percents(scales: list[float]) -> list[float]:
@@ -77,7 +78,6 @@ class AutoDisc(Method):
     name = "autodisc"
     paper = "Zhang, Yang, Wang, Song, 2022, arXiv:2205.14570"
     needs_labels = True
-    same_tokenizer = True
 
     class Config(Method.Config):
         """Options of `autodisc`."""
@@ -137,6 +137,20 @@ class AutoDisc(Method):
             "Remove student.hidden_size: the student is made smaller by its heads and neurons "
             "(student.scale)",
         )
+
+    def on_stage_start(self, stage: StageInfo) -> str | None:
+        """Measure importance; skip a stage whose student is the assistant."""
+        return lifecycle.begin(self, stage)
+
+    def on_evaluate(self, stage: StageInfo, step: Step, metrics: Mapping[str, float]) -> None:
+        """Evaluate the candidates."""
+        if self.searches:
+            lifecycle.judge(self, stage, step)
+
+    def on_stage_end(self, stage: StageInfo, error: BaseException | None) -> None:
+        """Write the results of the candidates."""
+        if self.searches and error is None:
+            lifecycle.write_candidates(self, stage)
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read hidden states and logits of the teacher and of each candidate of the step."""
@@ -201,7 +215,7 @@ class AutoDisc(Method):
         """Return the assistant, ordered for the student's slice."""
         if not self.searches or self.slicer is None or self.trial.selected is None:
             return student
-        load_weights(student, directory / ASSISTANT)
+        load_weights(student, directory / lifecycle.ASSISTANT)
         scale = self.trial.selected
         slices = {s for s in (*self.config.scales, self.config.target) if s <= scale}
         return cut_ordered(student, self.slicer, scale, sorted(slices, reverse=True))

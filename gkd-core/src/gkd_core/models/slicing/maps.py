@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import MethodError
 from gkd_core.models.sites import Sites
-from gkd_core.models.transfer import FFN, INPUTS, OUTPUTS, AxisPart, lookup
+from gkd_core.models.transfer import FFN, AxisPart, axis_parts
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _block_maps(sites: Sites, layer: int) -> BlockMaps:
     neurons: list[MapSide] = []
     output: MapSide | None = None
     for name, module in _matrices(sites.blocks[layer]):
-        made, taken = lookup(OUTPUTS, name), lookup(INPUTS, name)
+        made, taken = axis_parts(sites.model.config.model_type, name)
         if module is down:
             continue
         if taken is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gkd_core.models.quiet import quiet
-from gkd_core.models.sites import Sites
+from gkd_core.models.sites import Sites, own_sites
 from gkd_core.models.slicing.empty import Headless, InputlessConv1D
 from gkd_core.models.slicing.maps import BlockMaps, find_maps
 from gkd_core.models.slicing.widths import SLICES_KEY, WIDTHS_KEY, Widths, is_sliced, write_widths
@@ -65,14 +65,15 @@ def keep_units(sites: Sites, kept: Kept) -> None:
         for side in maps.neurons:
             side.keep(neurons)
         if len(heads) != before:
-            _adjust_counts(maps.attention, len(heads), before)
+            counts = (*COUNTS, *sites.counts)
+            _adjust_counts(maps.attention, counts, len(heads), before)
         _stand_in(sites.model, maps)
     write_widths(sites.model.config, kept.widths)
 
 
-def _adjust_counts(attention: nn.Module, heads: int, before: int) -> None:
+def _adjust_counts(attention: nn.Module, counts: Iterable[str], heads: int, before: int) -> None:
     """Adjust an attention module to fewer heads."""
-    for name in COUNTS:
+    for name in dict.fromkeys(counts):
         if hasattr(attention, name):
             setattr(attention, name, getattr(attention, name) * heads // before)
 
@@ -95,7 +96,7 @@ def narrow(model: PreTrainedModel) -> None:
         return
     widths = Widths.read(config)
     delattr(config, WIDTHS_KEY)  # the model does not have them yet
-    keep_units(Sites(model), Kept.first(widths))
+    keep_units(own_sites(model), Kept.first(widths))
     setattr(config, WIDTHS_KEY, widths.as_tree())
 
 
@@ -126,7 +127,7 @@ def sliced_copy(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
         made = build(type(model), copy.deepcopy(model.config))
     made.to(next(model.parameters()))
     made.load_state_dict(model.state_dict())
-    keep_units(Sites(made), kept)
+    keep_units(own_sites(made), kept)
     if hasattr(made.config, SLICES_KEY):
         delattr(made.config, SLICES_KEY)  # the order may have changed
     return made.train(model.training)

@@ -1,0 +1,84 @@
+"""What teachers whose answers come from an `AnswerSource` cannot give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gkd_core.errors import ConfigError
+from gkd_core.hooks.paths import MAIN
+
+if TYPE_CHECKING:
+    from gkd_core.objective.step_plan import PlannedPass
+    from gkd_core.teachers.source import AnswerSource
+    from gkd_core.training.stage_spec import StageSpec, TeacherSpec
+
+
+def check_sources(spec: StageSpec) -> None:
+    """Reject methods that ask a teacher for what the source of its answers does not have.
+
+    Raises:
+        ConfigError: Says which method, what it asks for, and why it cannot be given.
+    """
+    sources = {n: (t, t.source) for n, t in enumerate(spec.teachers) if t.source is not None}
+    if not sources or not spec.reads_teachers:
+        return
+    for number, (teacher, source) in sources.items():
+        source.check()
+        _check_rollouts(spec, number, teacher, source)
+        _check_borrowed(spec, number, teacher, source)
+        for plan in spec.sampled_steps:
+            for planned in plan.passes:
+                _check_changes(planned, number, teacher, source)
+                _check_captures(planned, number, teacher, source)
+
+
+def _check_rollouts(
+    spec: StageSpec, number: int, teacher: TeacherSpec, source: AnswerSource
+) -> None:
+    if number == 0 and spec.writes_with_teacher:
+        reason = "there is no model that could"
+        raise _refusal("rollout.teacher makes the teacher write", reason, teacher, source)
+    if spec.config.rollout is not None and not source.any_text:
+        reason = "it knows only the text of the training rows"
+        raise _refusal("rollout has models write text", reason, teacher, source)
+
+
+def _check_borrowed(
+    spec: StageSpec, number: int, teacher: TeacherSpec, source: AnswerSource
+) -> None:
+    for member in spec.members:
+        if member.takes_teacher and member.methods[number].borrows_blocks:
+            reason = "no model is loaded whose blocks could run"
+            raise _refusal(f"{member.name} runs blocks of the teacher", reason, teacher, source)
+
+
+def _check_changes(
+    planned: PlannedPass, number: int, teacher: TeacherSpec, source: AnswerSource
+) -> None:
+    for request, write in planned.writes("teacher", number):
+        wish = f"{request.member.name} changes {write.operation.site}"
+        raise _refusal(wish, "no forward pass is made that could be changed", teacher, source)
+
+
+def _check_captures(
+    planned: PlannedPass, number: int, teacher: TeacherSpec, source: AnswerSource
+) -> None:
+    for capture in sorted(planned.captures("teacher", number), key=str):
+        wish = (
+            f"{' and '.join(planned.readers(capture, 'teacher', number))} reads teacher.{capture}"
+        )
+        if planned.name != MAIN:
+            reason = "it answers about the batch alone"
+            raise _refusal(f"{wish} in the pass '{planned.run}'", reason, teacher, source)
+        missing = source.missing(capture)
+        if missing is not None:
+            raise _refusal(wish, missing, teacher, source)
+
+
+def _refusal(wish: str, reason: str, teacher: TeacherSpec, source: AnswerSource) -> ConfigError:
+    setting = teacher.setting.removesuffix("model") + "source"
+    return ConfigError(
+        f"{wish}, but the answers of the teacher '{teacher.info.name}' come from '{source.name}' "
+        f"({setting}): {reason}. Ask for less, or remove {setting} to run the "
+        "model"
+    )

@@ -1,0 +1,106 @@
+"""`AnswerSource`: where a teacher's answers come from, if it is no model in these processes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from gkd_core.contract.method_base import NAME
+from gkd_core.errors import PluginError
+
+if TYPE_CHECKING:
+    from gkd_core.contract.batch import Batch
+    from gkd_core.contract.model_info import ModelInfo
+    from gkd_core.contract.step import Step
+    from gkd_core.hooks.features import Answer
+    from gkd_core.hooks.paths import Capture
+
+
+class AnswerSource:
+    """A source of a teacher's answers: a file, a server, or anything but a model in this process.
+
+    Registered through `gkd_register_teachers` and selected by `teacher.source.name`; its options
+    are in the same table. Methods do not know it: what they read of the teacher is in their view.
+    The teacher's `config.json` and tokenizer are read from `teacher.model` as always; its weights
+    are not. Each process asks for its own rows.
+
+    A subclass sets `name` and overrides `missing`, `fingerprint` and `answer`.
+
+    Attributes:
+        any_text: It answers about any token ids, and not only about the training rows: also about
+            what models write during training (rollouts).
+        name: The value of `teacher.source.name` that selects it: lower case, words joined by `-`.
+        config: Its options.
+        teacher: Shape and name of the teacher.
+    """
+
+    any_text: ClassVar[bool] = False
+    name: ClassVar[str]
+
+    class Config(BaseModel):
+        """Options; each needs a description."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: Config
+
+    def __init__(self, config: Any, teacher: ModelInfo) -> None:
+        self.config = config
+        self.teacher = teacher
+
+    def __init_subclass__(cls) -> None:
+        """Reject a subclass that violates the contract when its class is defined."""
+        super().__init_subclass__()
+        where = f"source of answers {cls.__module__}.{cls.__qualname__}"
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise PluginError(
+                f"{where}: `name` must be lower-case words joined by '-', such as 'top-k', "
+                f"not {name!r}"
+            )
+        if not issubclass(cls.Config, AnswerSource.Config):
+            raise PluginError(f"{where}: `Config` must be a subclass of `AnswerSource.Config`")
+        for option, field in cls.Config.model_fields.items():
+            if not field.description:
+                raise PluginError(f"{where}: option `{option}` needs a description")
+
+    def check(self) -> None:
+        """Raise a `GkdError` for what is wrong with its options. Default: nothing is.
+
+        Called before any weight is loaded.
+        """
+
+    def missing(self, capture: Capture) -> str | None:
+        """Return why it cannot give a tensor of the teacher; None if it can.
+
+        Called before any weight is loaded: a run whose methods read the tensor is rejected.
+
+        Args:
+            capture: The tensor, such as `logits` or `hidden[4]|cls`.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Return a text that is the same only for the same answers, such as a hash of a file.
+
+        A stage with the same teachers and settings as an earlier one reuses its student.
+        """
+        raise NotImplementedError
+
+    def answer(
+        self, captures: Collection[Capture], batch: Batch, step: Step
+    ) -> Mapping[Capture, Answer]:
+        """Return tensors of the teacher for the rows of a micro-batch.
+
+        Args:
+            captures: The tensors that methods read.
+            batch: The micro-batch as the teacher reads it, with its own token ids.
+            step: The training step.
+
+        Returns:
+            Each of them, on the device of the batch; of floating-point type, at least fp32.
+            `logits` in any form that losses accept; the site `attention` as a `Relation`.
+        """
+        raise NotImplementedError

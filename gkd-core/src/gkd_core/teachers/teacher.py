@@ -1,0 +1,65 @@
+"""The teachers of a stage: live models, and those whose answers come from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from gkd_core.errors import PluginError
+from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.features import Features
+
+if TYPE_CHECKING:
+    from gkd_core.contract.batch import Batch
+    from gkd_core.contract.step import Step
+    from gkd_core.distributed.teacher_batches import TeacherBatches
+    from gkd_core.hooks.paths import Capture
+    from gkd_core.teachers.source import AnswerSource
+
+
+class SourcedTeacher:
+    """A teacher whose answers come from an `AnswerSource`.
+
+    Attributes:
+        source: The source.
+        name: Name of the teacher.
+    """
+
+    def __init__(self, source: AnswerSource) -> None:
+        self.source = source
+        self.name = source.teacher.name
+
+    def answer(self, captures: Collection[Capture], batch: Batch, step: Step) -> Features:
+        """Return tensors of the teacher for the rows of a micro-batch.
+
+        Args:
+            captures: The tensors.
+            batch: The micro-batch as the teacher reads it.
+            step: The training step.
+
+        Raises:
+            PluginError: The source leaves one out.
+        """
+        found = self.source.answer(captures, batch, step)
+        for capture in captures:
+            if capture not in found:
+                raise PluginError(
+                    f"the source of answers '{self.source.name}' returned no {capture} of the "
+                    f"teacher {self.name!r}, and did not name it as missing"
+                )
+        return Features.of({capture: found[capture] for capture in captures})
+
+
+Teacher: TypeAlias = Extractor | SourcedTeacher
+"""A teacher of a stage: a live model or another source of its answers."""
+
+
+def turns(teacher: Teacher, batches: TeacherBatches, student: Extractor) -> Sequence[int]:
+    """Return the indices of the micro-batches that this rank asks a teacher about.
+
+    Ranks that share a live teacher run it together on the rows of each; a source is asked by each
+    rank for its own.
+    """
+    if isinstance(teacher, SourcedTeacher):
+        return [batches.own]
+    return batches.of(teacher.model, student.model)

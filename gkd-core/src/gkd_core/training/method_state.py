@@ -1,0 +1,50 @@
+"""The state of methods in a checkpoint: tensors in a safetensors file, everything else as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gkd_core.errors import PluginError
+
+TENSOR = "tensor of a gkd method"
+"""Key of the JSON object that stands for a tensor; its value is the name of the tensor."""
+
+
+def take_tensors(state: Any, tensors: dict[str, Tensor], path: str = "methods") -> Any:
+    """Return a state in which each tensor is replaced by its name.
+
+    Args:
+        state: Nested mappings, lists, tensors and JSON values.
+        tensors: Receives copies of the tensors by name.
+        path: Where the state is from, for the names.
+
+    Raises:
+        PluginError: A mapping has the key that stands for a tensor.
+    """
+    if isinstance(state, Tensor):
+        name = f"{path} {len(tensors)}"
+        # A copy of its own: safetensors refuses tensors that share memory.
+        tensors[name] = state.detach().clone(memory_format=torch.contiguous_format)
+        return {TENSOR: name}
+    if isinstance(state, Mapping):
+        if TENSOR in state:
+            raise PluginError(f"`state_dict` has the reserved key {TENSOR!r} ({path}); rename it")
+        return {key: take_tensors(part, tensors, f"{path}.{key}") for key, part in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [take_tensors(part, tensors, f"{path}.{n}") for n, part in enumerate(state)]
+    return state
+
+
+def put_tensors(state: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the state that `take_tensors` was given; tuples have become lists."""
+    if isinstance(state, Mapping):
+        if TENSOR in state:
+            return tensors[state[TENSOR]]
+        return {key: put_tensors(part, tensors) for key, part in state.items()}
+    if isinstance(state, list):
+        return [put_tensors(part, tensors) for part in state]
+    return state

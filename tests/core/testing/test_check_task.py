@@ -1,0 +1,98 @@
+"""`check_task` passes tasks that keep the contract, and names what others break."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from gkd_core.api import Split, Task, TaskData
+from gkd_core.testing import check_task
+
+TEXT = ("good", "bad", "fine")
+NUMBER = itertools.count()
+
+
+class Words(Task):
+    """Three rows, of which the seed holds one out."""
+
+    name = "words"
+
+    def load(self, kind, seed):
+        rows = sorted(zip(TEXT, (0, 1, 0), strict=True), reverse=bool(seed % 2))
+        train, validation = (
+            Split([t for t, _ in part], labels=[label for _, label in part])
+            for part in (rows[:2], rows[2:])
+        )
+        source = f"{len(rows)} rows"
+        return TaskData(kind, train, validation, None, ("pos", "neg"), str(rows), source)
+
+
+def broken(name, **changes):
+    """A task whose data differ from those of `Words`."""
+
+    def load(self, kind, seed):
+        data = Words.load(self, kind, seed)
+        return replace(data, **{key: change(data) for key, change in changes.items()})
+
+    return type(name, (Words,), {"load": load})
+
+
+class Drawn(Words):
+    """Reads other rows each time."""
+
+    def load(self, kind, seed):
+        return super().load(kind, next(NUMBER))
+
+
+class Plain(Words):
+    """Has settings that no run has."""
+
+    @classmethod
+    def defaults(cls, kind):
+        return {"trainings": {"epochs": 3}}
+
+
+class Process(Words):
+    """Has a hash that differs from process to process."""
+
+    def load(self, kind, seed):
+        import os
+
+        return replace(super().load(kind, seed), rows_hash=f"{os.getpid()} {seed % 2}")
+
+
+def test_a_task_passes_on_two_processes():
+    check_task(Words, ranks=2)
+    check_task(Words, {"kind": "classification", "max_length": 16})
+
+
+def split_of(text, labels):
+    return lambda data: Split(text, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (broken("Short", train=split_of(["a", "b"], [0])), "words: train has 1 values in `labels`"),
+        (broken("Odd", train=split_of(["a"], [2])), "train has the label 2, which is no id of"),
+        (broken("Empty", validation=split_of([], [])), "words: validation has no rows"),
+        (broken("Number", train=split_of([1], [0])), "words: train: `text` is text"),
+        (broken("Twice", classes=lambda data: ("pos", "pos")), "two classes have one name"),
+        (
+            broken("Same", rows_hash=lambda data: "same"),
+            "the rows are others and `rows_hash` is the",
+        ),
+        (Drawn, "read again"),
+        (Plain, r"`defaults` has \['trainings'\], no tables of a run file"),
+    ],
+)
+def test_what_breaks_the_contract_is_named(task, message):
+    with pytest.raises(AssertionError, match=message):
+        check_task(task)
+
+
+def test_processes_must_read_the_same_rows():
+    with pytest.raises(AssertionError, match="another process reads rows of another hash"):
+        check_task(Process, ranks=2)
