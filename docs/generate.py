@@ -101,7 +101,9 @@ def settings() -> str:
     lines = ["## Top level", "", *_settings(top, schema), ""]
     for name, table, heading in _tables(schema):
         lines += [f"## `{heading}`", "", table["description"], ""]
-        lines += [*_settings(table["properties"], schema, name), ""]
+        # The options of optimizers are on a page of their own.
+        own = {n: field for n, field in table["properties"].items() if "properties" not in field}
+        lines += [*_settings(own, schema, name), ""]
     return "\n".join(lines)
 
 
@@ -188,6 +190,22 @@ def procedures() -> str:
     return "\n".join(_index(registry().procedures, "procedure"))
 
 
+def optimizers() -> str:
+    """Every optimizer with its facts and options."""
+    schema = _schema()
+    tables = schema["$defs"]["OptimConfig"]["properties"]
+    lines = []
+    for name, cls in registry().optimizers.items():
+        zero = "0 to 3" if cls.elementwise else "0 to 2, without offloading"
+        facts = [["paper", _paper(cls.paper)], ["ZeRO", zero]]
+        lines += [f"## {name}", "", _escape(inspect.getdoc(cls) or ""), ""]
+        lines += [*_table(["fact", "value"], facts), ""]
+        options = tables[name].get("properties", {})
+        if options:
+            lines += [*_settings(options, schema, f"optim.{name}"), ""]
+    return "\n".join(lines)
+
+
 def _index(owners: Mapping[str, type[MethodBase] | type[Procedure]], kind: str) -> Iterable[str]:
     rows = (
         [f"[`{name}`]({name}.md)", _escape(_first_line(cls)), _paper(cls.paper)]
@@ -230,6 +248,10 @@ def papers() -> str:
     for name, made in registry().procedures.items():
         link = f"[`{name}`](reference/procedures/{name}.md)"
         rows.append([_paper(made.paper), f"procedure {link}"])
+    for name, optimizer in registry().optimizers.items():
+        rows.append(
+            [_paper(optimizer.paper), f"optimizer [`{name}`](reference/optimizers.md#{name})"]
+        )
     return "\n".join(_table(["paper", "in gkd"], sorted(rows)))
 
 
@@ -255,6 +277,7 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
         combiners,
         procedure,
         procedures,
+        optimizers,
         papers,
         recipes,
     )

@@ -49,6 +49,7 @@ def example(tmp_path, monkeypatch):
         "gkd-kind-ratings": "ratings",
         "gkd-losses-csv": "losses-csv",
         "gkd-method-cosine": "cosine",
+        "gkd-optimizer-adamw-8bit": "adamw-8bit",
     }
     for folder, entry in examples.items():
         module = folder.replace("-", "_")

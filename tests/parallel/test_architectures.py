@@ -12,6 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gkd_core.models.architectures import register_architectures
+from gkd_core.models.load import load_teacher
+from gkd_core.models.slicing.select import Kept, sliced_copy
+from gkd_core.plugins import registry
+
 FILE = Path(__file__).parents[1] / "plugins" / "pebble.py"
 
 
@@ -64,3 +69,29 @@ def test_two_ranks_that_share_the_models_train_as_one_process(pebbles, on_ranks,
     config = json.loads((student / "config.json").read_text())
     assert (config["model_type"], config["width"], config["depth"]) == ("pebble", 16, 2)
     assert load_file(student / "model.safetensors")["pebble.words.weight"].shape[1] == 16
+
+
+def test_a_slice_is_saved_and_loaded_with_widths_of_its_own(pebbles, tmp_path):
+    adapters = [_load().PebbleSites]
+    register_architectures(adapters, registry().kinds)
+    kind = registry().kind("classification")
+    whole = load_teacher(str(pebbles / "teacher"), kind, ("neg", "pos"), False, "teacher.model")
+    kept = Kept([[0, 3], [1], [2], [0, 1, 2]], [range(48), range(8), range(64), range(1)])
+    sliced = sliced_copy(whole, kept)
+    sliced.save_pretrained(tmp_path / "sliced")
+    name = str(tmp_path / "sliced")
+    loaded = load_teacher(name, kind, ("neg", "pos"), False, "teacher.model")
+    rows = torch.arange(4, 24).view(2, 10)
+    torch.testing.assert_close(loaded(rows).logits, sliced(rows).logits, rtol=0, atol=0)
+    assert loaded.base_model.blocks[3].attention.num_heads == 3
+    assert loaded.base_model.blocks[3].fall.weight.shape == (32, 1)
+
+
+def test_a_scaled_student_is_a_slice_of_the_most_important_heads(pebbles, runs, tmp_path):
+    case = ("run", "teacher", ["method=soft+hard", "student.scale=0.5"])
+    train_all(runs.Plugin, runs.train_all, pebbles, tmp_path, [case])
+    weights = load_file(tmp_path / "run" / "student" / "model.safetensors")
+    halves = {"attention.to_query": 4 * 8, "rise": 64}  # of 8 heads and 128 neurons
+    for name, kept in halves.items():
+        rows = [len(weights[f"pebble.blocks.{block}.{name}.weight"]) for block in range(2)]
+        assert sum(rows) == kept

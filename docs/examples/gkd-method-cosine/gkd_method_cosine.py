@@ -35,11 +35,11 @@ class Cosine(Method):
         return layer_pairs(self.config.layers, student.layers, teacher.layers)
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
-        for s, t in self.pairs(*shapes(models)):
+        for s, t in self.pairs(*models.pair):
             yield from (f"student.hidden[{s}]", f"teacher.hidden[{t}]")
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
-        student, teacher = shapes(models)
+        student, teacher = models.pair
         widths = student.hidden_size, teacher.hidden_size
         return {"project": nn.Identity() if len(set(widths)) == 1 else nn.Linear(*widths)}
 
@@ -51,11 +51,6 @@ class Cosine(Method):
         known = [teacher.hidden[t] for _, t in pairs]
         terms = [cosine(h, t, batch.tokens) for h, t in zip(learned, known, strict=True)]
         return {"cosine": 1 / len(pairs) * sum(terms[1:], start=terms[0])}
-
-
-def shapes(models: Models) -> tuple[ModelInfo, ModelInfo]:
-    assert models.teacher is not None, "only a method with `teachers = 'none'` has no teacher"
-    return models.student, models.teacher
 
 
 @hookimpl

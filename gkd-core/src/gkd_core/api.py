@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gkd_core.analysis.figures import curves as curves
     from gkd_core.atomic import write_file as write_file
+    from gkd_core.config.schema import ParallelConfig as ParallelConfig
     from gkd_core.config.schema import RunConfig as RunConfig
     from gkd_core.config.schema import TaskConfig as TaskConfig
+    from gkd_core.config.schema import TrainingConfig as TrainingConfig
     from gkd_core.contract.batch import Batch as Batch
     from gkd_core.contract.batch import ItemKind as ItemKind
     from gkd_core.contract.batch import Items as Items
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from gkd_core.contract.model_info import DataInfo as DataInfo
     from gkd_core.contract.model_info import ModelInfo as ModelInfo
     from gkd_core.contract.model_info import Models as Models
+    from gkd_core.contract.optimizer import OptimizerFactory as OptimizerFactory
+    from gkd_core.contract.optimizer import StateTensor as StateTensor
+    from gkd_core.contract.optimizer import TrainedWeight as TrainedWeight
     from gkd_core.contract.procedure import Procedure as Procedure
     from gkd_core.contract.requirements import same_heads as same_heads
     from gkd_core.contract.requirements import same_width as same_width
@@ -115,6 +120,7 @@ if TYPE_CHECKING:
     from gkd_core.models.parts import find_parts as find_parts
     from gkd_core.models.sites import Sites as Sites
     from gkd_core.models.slicing.widths import Widths as Widths
+    from gkd_core.optim.joined import JoinedOptimizer as JoinedOptimizer
     from gkd_core.parallel.tp_plans import ColumnParallel as ColumnParallel
     from gkd_core.parallel.tp_plans import RowParallel as RowParallel
     from gkd_core.parallel.tp_plans import Summed as Summed
@@ -157,6 +163,7 @@ _HOME = {
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
     "Items": "contract.batch",
+    "JoinedOptimizer": "optim.joined",
     "LOGITS": "hooks.paths",
     "LayerMap": "models.layer_map",
     "LinearLogits": "losses.logits",
@@ -170,6 +177,8 @@ _HOME = {
     "Models": "contract.model_info",
     "Operation": "hooks.operations",
     "OperationContext": "hooks.operations",
+    "OptimizerFactory": "contract.optimizer",
+    "ParallelConfig": "config.schema",
     "Part": "models.parts",
     "Pass": "hooks.operations",
     "Perturb": "hooks.operations",
@@ -194,6 +203,7 @@ _HOME = {
     "StageInfo": "contract.run_info",
     "StageOutline": "runs.outline",
     "StageResult": "runs.result",
+    "StateTensor": "contract.optimizer",
     "Step": "contract.step",
     "Summed": "parallel.tp_plans",
     "Swap": "hooks.operations",
@@ -205,6 +215,8 @@ _HOME = {
     "TeacherCombiner": "contract.combiner",
     "Temperature": "contract.temperature",
     "Term": "losses.term",
+    "TrainedWeight": "contract.optimizer",
+    "TrainingConfig": "config.schema",
     "Uncollated": "data.collate",
     "View": "hooks.features",
     "When": "hooks.operations",

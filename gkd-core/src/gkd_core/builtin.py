@@ -1,4 +1,4 @@
-"""What core itself gives to gkd: the kinds of task and the sources of data."""
+"""What core itself gives to gkd: kinds of task, sources of data, optimizers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gkd_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from gkd_core.contract.optimizer import OptimizerFactory
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
 
@@ -37,3 +38,13 @@ def gkd_register_tasks() -> Iterable[type[Task]]:
     from gkd_core.data.hub import Hub
 
     return [Embedded, Files, Hub]
+
+
+@hookimpl
+def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
+    """Return the built-in optimizers."""
+    from gkd_core.optim.optimizers.adafactor import Adafactor
+    from gkd_core.optim.optimizers.adamw import AdamW
+    from gkd_core.optim.optimizers.muon import Muon
+
+    return [Adafactor, AdamW, Muon]

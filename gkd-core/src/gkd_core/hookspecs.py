@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from gkd_core.contract.combiner import TeacherCombiner
     from gkd_core.contract.method import Method
+    from gkd_core.contract.optimizer import OptimizerFactory
     from gkd_core.contract.procedure import Procedure
     from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.run_info import RunInfo, StageInfo
@@ -82,6 +83,11 @@ def gkd_register_tasks() -> Iterable[type[Task]]:
 @hookspec
 def gkd_register_teachers() -> Iterable[type[AnswerSource]]:
     """Return sources of teachers' answers besides live models, chosen by `teacher.source.name`."""
+
+
+@hookspec
+def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
+    """Return optimizers, chosen by `optim.name`."""
 
 
 @hookspec

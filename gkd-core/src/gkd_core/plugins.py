@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     import click
     from pydantic import BaseModel
 
-    from gkd_core.config.schema import RolloutConfig
+    from gkd_core.config.schema import RolloutConfig, RunConfig
     from gkd_core.contract.combiner import TeacherCombiner
     from gkd_core.contract.method import Method
+    from gkd_core.contract.optimizer import OptimizerFactory
     from gkd_core.contract.procedure import Procedure
     from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.task import Task
@@ -248,6 +249,15 @@ class Registry:
         return {name: source for name, (_, source) in found.items()}
 
     @functools.cached_property
+    def _optimizers(self) -> dict[str, tuple[Plugin, type[OptimizerFactory]]]:
+        return self._named("gkd_register_optimizers", "optimizer", lambda optimizer: optimizer.name)
+
+    @functools.cached_property
+    def optimizers(self) -> Mapping[str, type[OptimizerFactory]]:
+        """Every optimizer by name."""
+        return {name: optimizer for name, (_, optimizer) in self._optimizers.items()}
+
+    @functools.cached_property
     def rollout_engines(self) -> Mapping[str, type[RolloutEngine]]:
         """Every rollout engine by name."""
         found: dict[str, tuple[Plugin, type[RolloutEngine]]] = self._named(
@@ -332,6 +342,24 @@ class Registry:
         if name not in self.answer_sources:
             raise ConfigError(self._missing("source of answers", name, self.answer_sources))
         return self.answer_sources[name]
+
+    def optimizer(self, name: str) -> type[OptimizerFactory]:
+        """Return an optimizer by name, or raise `ConfigError`."""
+        if name not in self.optimizers:
+            raise ConfigError(
+                self._missing("optimizer", name, self.optimizers) + " `gkd optimizers` lists all."
+            )
+        return self.optimizers[name]
+
+    def optimizer_provider(self, name: str) -> Plugin:
+        """Return the plugin that provides an optimizer."""
+        return self._optimizers[name][0]
+
+    def make_optimizer(self, config: RunConfig) -> OptimizerFactory:
+        """Return the optimizer of a stage with its options, or raise `ConfigError`."""
+        cls = self.optimizer(config.optim.name)
+        options = config.optim.options.get(cls.name)
+        return cls(cls.Config() if options is None else options, config.training)
 
     def rollout_engine(self, config: RolloutConfig) -> RolloutEngine:
         """Return the engine that a `rollout` table names, or raise `ConfigError`."""

@@ -22,6 +22,7 @@ FLAGS = {
     "explain": "--method --recipe --teacher --student --student-layers --data --output --baseline "
     "--seed --nproc --set --json",
     "methods": "",
+    "optimizers": "",
     "plugins": "",
     "prune": "--data --set --model --output --parameters --width --depth --blocks --even "
     "--multiple --rows",
@@ -148,6 +149,18 @@ def test_every_method_can_be_shown(invoke):
         done = invoke("methods", name)
         assert method.paper.split(",")[0] in done.out
         assert [o for o in method.Config.model_fields if f"{name}.{o} = " not in done.out] == []
+
+
+def test_optimizers_are_listed_and_shown_with_their_options(invoke):
+    listed = invoke("optimizers").out
+    assert max(map(len, listed.splitlines())) <= 80
+    assert "\n  muon       Momentum whose singular values" in listed
+    shown = invoke("optimizers", "muon").out
+    assert max(map(len, shown.splitlines())) <= 80
+    for words in ("muon  (gkd-core 0.2.0)", "optim.muon.momentum = 0.95", "ZeRO  0 to 2"):
+        assert words in shown
+    assert "It has no options." in invoke("optimizers", "adamw").out
+    assert "unknown optimizer 'moun'. Did you mean 'muon'?" in invoke("optimizers", "moun").err
 
 
 def test_plugins_tell_distribution_version_hooks_and_methods(invoke):

@@ -14,6 +14,8 @@ from gkd_core.contract.method import Method
 from gkd_core.contract.schedule import Schedule
 from gkd_core.contract.task import Task
 from gkd_core.errors import ConfigError, MethodError, suggest
+from gkd_core.optim.optimizers.adamw import AdamW
+from gkd_core.optim.optimizers.muon import Muon
 
 
 class Soft(Method):
@@ -45,8 +47,14 @@ class Registry:
     def __init__(self, recipes=None):
         self.methods = {"pkd": Pkd, "soft": Soft}
         self.options = {name: method.Config for name, method in self.methods.items()}
+        self.optimizers = {"adamw": AdamW, "muon": Muon}
         self.recipes = recipes or {}
         self.kinds = {"classification": None, "causal-lm": None}
+
+    def optimizer(self, name):
+        if name not in self.optimizers:
+            raise ConfigError(f"unknown optimizer '{name}'.{suggest(name, self.optimizers)}")
+        return self.optimizers[name]
 
     def method(self, name):
         if name not in self.methods:

@@ -12,8 +12,9 @@ from torch import nn
 from gkd_core.config.schema import TrainingConfig
 from gkd_core.distributed.device import pick_device
 from gkd_core.errors import ConfigError
-from gkd_core.optim.engine import LocalEngine, lr_factor
+from gkd_core.optim.engine import LocalEngine
 from gkd_core.optim.loss_scale import LossScale
+from gkd_core.optim.schedules import lr_factor
 from gkd_core.parallel.weights import named_weights
 
 CPU = torch.device("cpu")

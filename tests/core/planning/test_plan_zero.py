@@ -11,6 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.optim.deepspeed import BUCKET
+from gkd_core.optim.groups import ChosenOptimizer
+from gkd_core.optim.optimizers.adamw import AdamW
 from gkd_core.planning import gathering
 from gkd_core.planning.gathering import Gathering
 from gkd_core.planning.memory_tracker import TRANSIT, MemoryTracker
@@ -36,7 +38,8 @@ def test_the_bucket_of_gradients_is_made_with_the_first_of_them(student, zero):
     """Not before backward, when what the loss has kept is still there."""
     config = RunConfig.model_validate({"parallel": {"zero": zero}})
     tracker = MemoryTracker()
-    arguments = (student, nn.Module(), config, 1, torch.device("cpu"), MappingProxyType({}))
+    chosen = ChosenOptimizer(AdamW(AdamW.Config(), config.training))
+    arguments = (student, nn.Module(), config, 1, torch.device("cpu"), MappingProxyType({}), chosen)
     engine = ZeroEngine(*arguments, tracker)
     seen = []
     with tracker:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gkd_core.api import Split, Task, TaskData
+from gkd_core.api import Metric, Split, Task, TaskData
 from gkd_core.testing import check_task
 
 TEXT = ("good", "bad", "fine")
@@ -66,6 +66,57 @@ class Process(Words):
 def test_a_task_passes_on_two_processes():
     check_task(Words, ranks=2)
     check_task(Words, {"kind": "classification", "max_length": 16})
+
+
+class Grouped(Words):
+    """Has groups and a metric of its own."""
+
+    metric = Metric("all_right", True)
+
+    def load(self, kind, seed):
+        data = super().load(kind, seed)
+        parts = {
+            name: replace(getattr(data, name), group=["a"] * len(getattr(data, name)))
+            for name in ("train", "validation")
+        }
+        return replace(data, **parts)
+
+    def measure(self, split, predictions, data):
+        return {"all_right": super().measure(split, predictions, data)["group_accuracy"]}
+
+
+class Unmeasured(Grouped):
+    """Does not compute its metric."""
+
+    def measure(self, split, predictions, data):
+        return {"any_right": 1.0}
+
+
+class Endless(Grouped):
+    """Has a metric that is no number."""
+
+    def measure(self, split, predictions, data):
+        return {"all_right": float("nan")}
+
+
+def test_groups_and_metrics_of_a_task_are_checked():
+    check_task(Grouped)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Unmeasured, "`metric` is 'all_right', which is none of .*'any_right'"),
+        (Endless, "the metric 'all_right' is nan"),
+        (
+            broken("Few", train=lambda data: replace(data.train, group=["a"])),
+            "train has 1 values in `group`",
+        ),
+    ],
+)
+def test_a_task_with_wrong_metrics_or_groups_is_named(task, message):
+    with pytest.raises(AssertionError, match=message):
+        check_task(task)
 
 
 def split_of(text, labels):

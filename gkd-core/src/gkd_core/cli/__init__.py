@@ -25,6 +25,7 @@ BUILT_IN = {
     "explain": "gkd_core.cli.explain:explain",
     "kinds": "gkd_core.cli.kinds:kinds",
     "methods": "gkd_core.cli.methods:methods",
+    "optimizers": "gkd_core.cli.optimizers:optimizers",
     "plan": "gkd_core.cli.plan:plan",
     "plugins": "gkd_core.cli.plugins:plugins",
     "prune": "gkd_core.cli.prune:prune",

@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.argument("name", required=False)
 def kinds(name: str | None) -> None:
-    """List the kinds of task with the plugins that provide them, or describe one."""
+    """List the kinds of task, or describe one."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

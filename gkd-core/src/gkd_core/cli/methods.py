@@ -100,7 +100,7 @@ def _combiners(combiners: Iterable[type[TeacherCombiner]]) -> RenderableType:
 def _show(console: Console, method: type[Method]) -> None:
     _print_head(console, method)
     console.print(_facts(method))
-    _print_options(console, method)
+    print_options(console, method.name, method.Config)
 
 
 def _show_combiner(console: Console, combiner: type[TeacherCombiner]) -> None:
@@ -114,7 +114,7 @@ def _show_combiner(console: Console, combiner: type[TeacherCombiner]) -> None:
     table.add_row("kinds", ", ".join(combiner.kinds))
     table.add_row("labels", "needed" if combiner.needs_labels else "not needed")
     console.print(table)
-    _print_options(console, combiner)
+    print_options(console, combiner.name, combiner.Config)
 
 
 def _print_head(console: Console, cls: type[MethodBase]) -> None:
@@ -123,17 +123,29 @@ def _print_head(console: Console, cls: type[MethodBase]) -> None:
     provider = registry().provider(cls.name)
     console.print(f"[bold]{cls.name}[/]  ({provider.distribution} {provider.version})")
     console.print(cls.paper, markup=False)
+    print_docstring(console, cls)
+
+
+def print_docstring(console: Console, cls: type) -> None:
+    """Print the docstring of a class, wrapped to the width of the terminal."""
     for paragraph in (inspect.getdoc(cls) or "").split("\n\n"):
         console.print()
         console.print(_reflowed(paragraph, console.width), markup=False)
     console.print()
 
 
-def _print_options(console: Console, cls: type[MethodBase]) -> None:
+def print_options(console: Console, table: str, options: type[BaseModel]) -> None:
+    """Print options with their defaults and descriptions.
+
+    Args:
+        console: Where to print.
+        table: The table of a run file that they are in.
+        options: The options.
+    """
     console.print()
-    if cls.Config.model_fields:
+    if options.model_fields:
         console.print("Options, set with --set", style="bold")
-        console.print(_options(cls))
+        console.print(_options(table, options))
     else:
         console.print("It has no options.")
 
@@ -163,14 +175,14 @@ def _facts(method: type[Method]) -> RenderableType:
     return table
 
 
-def _options(cls: type[MethodBase]) -> RenderableType:
+def _options(table_name: str, options: type[BaseModel]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for setting, description in _settings(cls.name, cls.Config):
+    for setting, description in _settings(table_name, options):
         table.add_row(Text(f"  {setting}"), Text(description))
     return table
 

@@ -56,7 +56,7 @@ def plan(
     figure: Path | None,
     **flags: Any,
 ) -> None:
-    """Show what a step needs: memory, arithmetic and communication.
+    """Show the memory, arithmetic and communication of a step.
 
     Takes the settings of `gkd run` and simulates a training step. No weights are read and no GPU is
     needed: for a model that is not available yet, a directory with its config.json is enough. With

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError, create_model
@@ -12,7 +12,7 @@ from gkd_core.config.expression import parse_expression, pointer
 from gkd_core.config.formats import SettingKey
 from gkd_core.config.overlay import Values, below, nested
 from gkd_core.config.problems import from_validation, origins, unknown_key, written
-from gkd_core.config.schema import LM, RolloutConfig, RunConfig, task_name
+from gkd_core.config.schema import LM, OptimConfig, RolloutConfig, RunConfig, task_name
 from gkd_core.config.settings import DEFAULT
 from gkd_core.errors import ConfigError, MethodError, suggest
 
@@ -44,6 +44,7 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
         known = SETTINGS | registry.options.keys()
         problems.append(unknown_key((name,), values, known, "is neither a setting nor a method"))
     settings = {name: value for name, value in tree.items() if name in SETTINGS}
+    optimizers = _optimizer_options(registry, settings, values, problems)
     config = _validate(RunConfig, settings, values, (), problems)
     names = dict.fromkeys([*_option_tables(registry, values, problems), *tables])
     if config is not None and task_name(config.task) in registry.options:
@@ -57,8 +58,9 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
     _check_kind(registry, config, values, problems)
     _check_accumulation(config, values, problems)
     _check_sources(registry, config, values, problems)
+    optim = config.optim.model_copy(update={"options": optimizers})
     rollout = config.rollout and _with_engine_options(registry, config.rollout, values, problems)
-    return config.model_copy(update={"options": options, "rollout": rollout})
+    return config.model_copy(update={"options": options, "optim": optim, "rollout": rollout})
 
 
 def build_procedure(
@@ -106,6 +108,9 @@ def as_tree(config: RunConfig) -> dict[str, Any]:
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude={"stages"})
     for name, options in config.options.items():
         tree[name] = options.model_dump(mode="json", exclude_none=True)
+    for name, options in config.optim.options.items():
+        if type(options).model_fields:
+            tree["optim"][name] = options.model_dump(mode="json", exclude_none=True)
     return tree
 
 
@@ -164,6 +169,48 @@ def _check_sources(
             )
             continue
         _validate(source.Config, teacher.source.model_extra or {}, values, key, problems)
+
+
+def _optimizer_options(
+    registry: Registry, settings: dict[str, Any], values: Values, problems: list[str]
+) -> dict[str, BaseModel | None]:
+    """Take the tables of optimizers out of the `optim` table of `settings`, and validate them.
+
+    Returns:
+        The options of the optimizer that is named, and of each that has a table.
+    """
+    table = settings.get("optim", {})
+    if not isinstance(table, dict):
+        return {}
+    own = OptimConfig.model_fields.keys() - {"options"}
+    known = own | registry.optimizers.keys()
+    for name in table.keys() - known:
+        what = "is neither a setting nor an optimizer"
+        problems.append(unknown_key(("optim", name), values, known, what))
+    if table:
+        settings["optim"] = {name: value for name, value in table.items() if name in own}
+    used = {name: table[name] for name in registry.optimizers if name in table}
+    named = _named_optimizer(registry, table, values, problems)
+    if named is not None:
+        used.setdefault(named, {})
+    return {
+        name: _validate(registry.optimizers[name].Config, given, values, ("optim", name), problems)
+        for name, given in used.items()
+    }
+
+
+def _named_optimizer(
+    registry: Registry, table: Mapping[str, Any], values: Values, problems: list[str]
+) -> str | None:
+    """Return the optimizer that an `optim` table names; None if there is no such optimizer."""
+    name = table.get("name", OptimConfig.model_fields["name"].default)
+    if not isinstance(name, str):
+        return None
+    try:
+        return registry.optimizer(name).name
+    except ConfigError as error:
+        problems.append(f"optim.name{origins(below(values, ('optim', 'name')))}: {error}")
+        return None
 
 
 def _check_kind(registry: Registry, config: RunConfig, values: Values, problems: list[str]) -> None:

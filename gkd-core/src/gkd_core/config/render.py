@@ -52,7 +52,7 @@ def to_toml(resolved: Resolved) -> str:
 
 
 def json_schema(registry: Registry) -> dict[str, Any]:
-    """Return the JSON schema of run files: settings, and options of methods and combiners."""
+    """Return the JSON schema of run files: settings and options of methods and the like."""
     schema = RunConfig.model_json_schema(schema_generator=_SchemaWriter)
     properties = schema["properties"]
     kind = schema["$defs"]["TaskConfig"]["properties"]["kind"]
@@ -68,6 +68,13 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     for name, options in registry.options.items():
         template = f"#/properties/{name}/$defs/{{model}}"
         properties[name] = options.model_json_schema(
+            ref_template=template, schema_generator=_SchemaWriter
+        )
+    optim = schema["$defs"]["OptimConfig"]["properties"]
+    del optim["options"]
+    for name, optimizer in registry.optimizers.items():
+        template = f"#/$defs/OptimConfig/properties/{name}/$defs/{{model}}"
+        optim[name] = optimizer.Config.model_json_schema(
             ref_template=template, schema_generator=_SchemaWriter
         )
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

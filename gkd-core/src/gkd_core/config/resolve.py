@@ -24,7 +24,7 @@ from gkd_core.config.settings import (
     read_flag,
     read_table,
 )
-from gkd_core.config.unused import unused_shape, unused_stages, unused_tables
+from gkd_core.config.unused import unused_optimizers, unused_shape, unused_stages, unused_tables
 from gkd_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ def resolve(
     resolved = tuple(filter(None, done)) or (ResolvedStage(ONLY_STAGE, config, given_by),)
     warnings = [
         *unused_tables(registry, [run, *stages], resolved),
+        *unused_optimizers(registry, [run, *stages], resolved),
         *unused_shape(run, values),
         *unused_stages(config, resolved),
     ]

@@ -18,6 +18,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Offload = Literal["none", "cpu", "nvme"]
 TeacherSize = Literal["large", "small"]
 Placement = Literal["replicated", "offload", "zero3"]
+LrSchedule = Literal[
+    "linear", "cosine", "constant", "inverse-sqrt", "warmup-stable-decay", "polynomial"
+]
 ZERO = Schedule("constant", 0.0, 0.0)
 LM = "lm"
 """The `task.kind` that stands for masked or causal language modeling, whichever fits the model."""
@@ -236,12 +239,25 @@ class TrainingConfig(Section):
         1, description="Micro-batches per optimizer step; must divide `batch_size`."
     )
     lr: Annotated[float, Field(gt=0)] = Field(5e-5, description="Peak learning rate.")
-    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="Decay of the learning rate after the warm-up."
+    lr_schedule: LrSchedule = Field(
+        "linear",
+        description="Decay of the learning rate after the warm-up; `inverse-sqrt` divides it by "
+        "the root of the steps, `warmup-stable-decay` keeps it until a linear decay at the end.",
+    )
+    lr_floor: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of the peak learning rate at which linear, cosine, polynomial and "
+        "warmup-stable-decay end.",
+    )
+    lr_decay_share: Share = Field(
+        0.2, description="Share of the steps in which warmup-stable-decay decays."
+    )
+    lr_power: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="Power of polynomial; 1 is linear."
     )
     warmup: Share = Field(0.1, description="Share of the steps in which the rate increases from 0.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="AdamW weight decay, not applied to biases and normalization layers."
+        0.01, description="Weight decay, not applied to biases and normalization layers."
     )
     beta1: Share = Field(0.9, description="AdamW beta 1.")
     beta2: Share = Field(0.999, description="AdamW beta 2.")
@@ -273,6 +289,25 @@ class TrainingConfig(Section):
         None, description="Steps between checkpoints; at every evaluation if unset."
     )
     log_every: Positive = Field(10, description="Steps between log lines and TensorBoard points.")
+
+    @model_validator(mode="after")
+    def _floor_fits_schedule(self) -> TrainingConfig:
+        if self.lr_floor and self.lr_schedule in ("constant", "inverse-sqrt"):
+            raise ValueError(
+                f"lr_floor = {self.lr_floor:g} is the end of a decay to a floor, which "
+                f"lr_schedule = {self.lr_schedule!r} is not. Set lr_floor = 0, or another "
+                "lr_schedule"
+            )
+        return self
+
+
+class OptimConfig(Section):
+    """The optimizer; the options of each are in a table of its name, such as `optim.muon`."""
+
+    name: str = Field("adamw", description="A registered optimizer; `gkd optimizers` lists all.")
+    options: dict[str, Any] = Field(
+        {}, exclude=True, description="Options by optimizer; written as `optim.NAME.OPTION`."
+    )
 
 
 class ParallelConfig(Section):
@@ -425,6 +460,7 @@ class RunConfig(Section):
     student: StudentConfig = Field(StudentConfig(), description="The student.")
     task: TaskConfig = Field(TaskConfig(), description="The data.")
     training: TrainingConfig = Field(TrainingConfig(), description="The optimization.")
+    optim: OptimConfig = Field(OptimConfig(), description="The optimizer.")
     parallel: ParallelConfig = Field(ParallelConfig(), description="Devices.")
     rollout: RolloutConfig | None = Field(
         None, description="Text that models write during training. Default: none."

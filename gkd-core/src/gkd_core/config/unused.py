@@ -35,6 +35,25 @@ def unused_tables(
             yield f"[{method}] is set ({setting.origin}), but {who} {method}"
 
 
+def unused_optimizers(
+    registry: Registry, parts: list[list[Setting]], stages: tuple[ResolvedStage, ...]
+) -> Iterator[str]:
+    """Warn about tables of optimizers that no stage they apply to uses."""
+    used = {stage.name: stage.config.optim.name for stage in stages}
+    tables = {
+        (setting.stage, setting.key[1]): setting
+        for part in parts
+        for setting in reversed(part)
+        if setting.key[0] == "optim"
+        and setting.key[1] in registry.optimizers
+        and setting.origin.level >= Level.FILE
+    }
+    for (stage, name), setting in tables.items():
+        if name not in ([used[stage]] if stage else used.values()):
+            who = f"stage {stage} does not use" if stage else "no stage uses"
+            yield f"[optim.{name}] is set ({setting.origin}), but {who} {name}"
+
+
 def _used(config: RunConfig) -> list[str]:
     """Return the methods, combiners and task that a stage uses."""
     expression = parse_expression(config.method)

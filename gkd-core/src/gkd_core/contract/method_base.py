@@ -235,11 +235,7 @@ def validate(cls: type[MethodBase], kind: str) -> None:
     where = f"{kind} class {cls.__module__}.{cls.__qualname__}"
     refuse_renamed(cls, RENAMED, where)
     name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise PluginError(
-            f"{where}: `name` must be lower-case words joined by '-', such as 'rail-kd', "
-            f"not {name!r}"
-        )
+    validate_name(name, where)
     if not getattr(cls, "paper", None):
         raise PluginError(f"{where}: `paper` must say where the {kind} was published")
     if not cls.__doc__:
@@ -250,6 +246,23 @@ def validate(cls: type[MethodBase], kind: str) -> None:
         )
     base = "Method" if kind == "method" else "TeacherCombiner"
     check_options(cls.Config, MethodBase.Config, where, base)
+
+
+def validate_name(name: object, where: str) -> None:
+    """Reject the name of a class that the configuration could not name.
+
+    Args:
+        name: The name.
+        where: Description of the class, for the message.
+
+    Raises:
+        PluginError: It has other characters than a name may have.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise PluginError(
+            f"{where}: `name` must be lower-case words joined by '-', such as 'rail-kd', "
+            f"not {name!r}"
+        )
 
 
 def check_options(config: type[BaseModel], base: type[BaseModel], where: str, name: str) -> None:

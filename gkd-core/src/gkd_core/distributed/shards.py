@@ -120,27 +120,45 @@ class Sharding:
             own.zero_()  # padding stays zero
             split.read(whole, self.group.rank(), own)
 
-    def gather(self, name: str, own: Tensor) -> Tensor | None:
-        """Return a whole weight on the first rank of the group, and None on the others.
+    def gather(self, name: str, own: Tensor, keeper: int = 0) -> Tensor | None:
+        """Return a whole weight on one rank of the group, and None on the others.
 
         All ranks of the group call this.
 
         Args:
             name: Name of the weight.
             own: This rank's shard.
+            keeper: The rank of the group that is to have it.
         """
-        first = self.group.rank() == 0
+        here = self.group.rank() == keeper
         split = self.splits.get(name)
         if split is None:
-            return own if first else None
-        shards = [torch.empty_like(own) for _ in range(split.ranks)] if first else None
-        dist.gather(own.contiguous(), shards, group=self.group, group_dst=0)
+            return own if here else None
+        shards = [torch.empty_like(own) for _ in range(split.ranks)] if here else None
+        dist.gather(own.contiguous(), shards, group=self.group, group_dst=keeper)
         if shards is None:
             return None
         whole = own.new_empty(split.shape)
         for rank, shard in enumerate(shards):
             split.write(shard, rank, whole)
         return whole
+
+    def scatter(self, name: str, whole: Tensor | None, own: Tensor, keeper: int) -> None:
+        """Copy a whole divided weight, which one rank of the group has, into the ranks' shards.
+
+        All ranks of the group call this.
+
+        Args:
+            name: Name of the weight.
+            whole: The weight; None on the other ranks.
+            own: This rank's shard, which is overwritten.
+            keeper: The rank of the group that has the weight.
+        """
+        split = self.splits[name]
+        shards = whole if whole is None else [split.shard(whole, r) for r in range(split.ranks)]
+        received = torch.empty_like(own)
+        dist.scatter(received, shards, group=self.group, group_src=keeper)
+        own.copy_(received)
 
 
 class Division:
@@ -159,6 +177,49 @@ class Division:
                 self._sharding = sharding
                 named = model.named_parameters()
                 self._names = {weight: n for n, weight in named if n in sharding.splits}
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that the weights are divided over."""
+        return 1 if self._sharding is None else self._sharding.group.size()
+
+    @property
+    def rank(self) -> int:
+        """Index of this rank among them."""
+        return 0 if self._sharding is None else self._sharding.group.rank()
+
+    def divides(self, weight: Tensor) -> bool:
+        """Return whether each rank has only a shard of a weight."""
+        return weight in self._names
+
+    def shape(self, weight: Tensor) -> tuple[int, ...]:
+        """Return the shape of a whole weight."""
+        if self._sharding is None or weight not in self._names:
+            return tuple(weight.shape)
+        return self._sharding.splits[self._names[weight]].shape
+
+    def collect(self, weight: Tensor, own: Tensor, keeper: int) -> Tensor | None:
+        """Return a whole tensor on rank `keeper` of the group, and None on the others.
+
+        Args:
+            weight: The divided weight that the tensor has the shape of.
+            own: This rank's shard of the tensor.
+            keeper: Index of the rank.
+        """
+        assert self._sharding is not None, "only a divided weight is collected"
+        return self._sharding.gather(self._names[weight], own, keeper)
+
+    def distribute(self, weight: Tensor, whole: Tensor | None, own: Tensor, keeper: int) -> None:
+        """Overwrite the shards of a tensor, which rank `keeper` has whole.
+
+        Args:
+            weight: The divided weight that the tensor has the shape of.
+            whole: The tensor; None on the other ranks.
+            own: This rank's shard.
+            keeper: Index of the rank.
+        """
+        assert self._sharding is not None, "only a divided weight is distributed"
+        self._sharding.scatter(self._names[weight], whole, own, keeper)
 
     def gather(self, weight: Tensor, own: Tensor) -> Tensor | None:
         """Return a whole tensor on the first rank of the group, gathered from the shards.

@@ -25,8 +25,8 @@ DivergenceRule: TypeAlias = Callable[[Tensor, Tensor, Sum], Tensor]
 """The losses `[N]` of rows of log-probabilities `[N, V]`; see `divergence`."""
 
 
-PIECES = 2
-"""Pieces of a chunk: autograd holds up to twice as many tensors as a closed form."""
+PIECES = 4
+"""Pieces of a chunk: autograd holds more tensors than a closed form, and frees them later."""
 
 
 class CustomDivergence(Protocol):

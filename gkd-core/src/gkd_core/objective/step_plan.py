@@ -243,7 +243,7 @@ def sample_steps(
     Raises:
         MethodError: As for `plan_step`.
     """
-    copies = [replace(m.detached_copy(), methods=copy.deepcopy(m.methods)) for m in members]
+    copies = [member.rehearsal_copy() for member in members]
     steps = (Step(index, SAMPLED, index, stage, torch.Generator()) for index in range(SAMPLED))
     return tuple(plan_step(copies, step, explain=explain) for step in steps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from gkd_core.config.schema import ParallelConfig, RunConfig
+from gkd_core.contract.optimizer import STEP, TrainedWeight
 from gkd_core.distributed.data_parallel import any_of
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import ModelParallelUnit, current, data_rank, data_size
@@ -23,26 +25,22 @@ from gkd_core.distributed.shards import Division, Sliceable
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.discarded import note_divided
 from gkd_core.models.parts import Part, Parts
-from gkd_core.optim.engine import (
-    STEP,
-    adamw,
-    autocast,
-    lr_factor,
-    set_rates,
-    trained_parameters,
-)
+from gkd_core.optim.engine import autocast
+from gkd_core.optim.groups import ChosenOptimizer, Group, members, set_rates, weight_groups
 from gkd_core.optim.loss_scale import loss_scale
+from gkd_core.optim.partitions import PartitionedCopies
+from gkd_core.optim.schedules import lr_factor
+from gkd_core.optim.whole import WholeOptimizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 2**24
 """Elements of gradients, or of weights, that ZeRO sends in one communication."""
 
 
 class DeepSpeedEngine:
-    """AdamW under ZeRO (Rajbhandari et al., SC 2020), as implemented by DeepSpeed.
+    """An optimizer under ZeRO (Rajbhandari et al., SC 2020), as implemented by DeepSpeed.
 
     Losses are divided by the items of all ranks, so that gradients must be summed; DeepSpeed
     averages them, which `backward` compensates for. A weight that no loss reaches has gradient 0
@@ -56,6 +54,7 @@ class DeepSpeedEngine:
         total_steps: Length of the stage, for the learning-rate schedule.
         device: Device of the models.
         parts: The parts of the student, if they are ever distinguished; else empty.
+        chosen: The optimizer.
     """
 
     def __init__(
@@ -66,6 +65,7 @@ class DeepSpeedEngine:
         total_steps: int,
         device: torch.device,
         parts: Parts,
+        chosen: ChosenOptimizer,
     ) -> None:
         self.device = device
         self.config = config.training
@@ -79,24 +79,31 @@ class DeepSpeedEngine:
                 buffer.data = buffer.data.to(device)
         else:
             self._trained.to(device)
-        self.parameters = trained_parameters([student, modules], parts)
         self._division = Division([student, modules])
+        groups = weight_groups([student, modules], parts, chosen, self._division)
+        self.parameters = members(groups)
+        state = chosen.factory.state(TrainedWeight(()))
+        self._has_step = STEP in state
+        self._moments = [name for name in state if name != STEP]
         self.factors: Mapping[Part, float] = {}
         self._reached = dict.fromkeys(parts, False)
-        optimizer = adamw(self.parameters, self.config, parts)
-        optimizer.register_step_pre_hook(_leave_out_frozen)
-        optimizer.register_step_post_hook(_put_back)
-        self._group_of = [n for n, g in enumerate(optimizer.param_groups) for _ in g["params"]]
+        self._group_of = [n for n, group in enumerate(groups) for _ in group["params"]]
+        copies = PartitionedCopies(groups)
+        self._whole: WholeOptimizer | None = None
+        if not chosen.factory.elementwise:
+            self._whole = WholeOptimizer(chosen, groups, self._division, copies)
         for part, weights in parts.items():
             for weight in weights:
                 weight.register_hook(partial(self._gradient, part))  # type: ignore[no-untyped-call]
-        groups = current()
+        ranks = current()
         self._engine, *_ = deepspeed.initialize(
             model=self._trained,
-            optimizer=optimizer,
+            optimizer=self._whole or _elementwise(chosen, groups),
             config=_settings(config, student),
-            mpu=None if groups is None else ModelParallelUnit(groups),
+            mpu=None if ranks is None else ModelParallelUnit(ranks),
         )
+        if self._whole is not None:
+            copies.attach(self._partitions)
         self.scale = loss_scale(self.config)
         self._tell_scale()
         if self.zero == 3:
@@ -141,30 +148,39 @@ class DeepSpeedEngine:
         return self.config.lr * lr_factor(self.config, index, self.total_steps)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return AdamW's moments and step counts as `PARAMETER.NAME`, on the first rank."""
+        """Return the whole optimizer state as `NUMBER.NAME`, on the first rank."""
+        if self._whole is not None:
+            return self._whole.gather()
         from deepspeed.utils import safe_get_full_optimizer_state
 
         states = self._engine.optimizer.optimizer.state
         if not any(states.get(partition) for partition in self._partitions):
             return {}
         self._make_states({})
-        steps = {self._group(n): states[part][STEP] for n, part in enumerate(self._partitions)}
+        steps = {self._group(n): states[part].get(STEP) for n, part in enumerate(self._partitions)}
         found: dict[str, Tensor] = {}
         for number, parameter in enumerate(self.parameters):
-            for name in MOMENTS:
+            for name in self._moments:
                 own = safe_get_full_optimizer_state(parameter, name)
                 moment = self._division.gather(parameter, own)
                 if moment is not None and is_first():
                     found[f"{number}.{name}"] = moment.cpu()
-            found[f"{number}.{STEP}"] = steps[self._group_of[number]].cpu().clone()
+            step = steps[self._group_of[number]]
+            if step is not None:
+                found[f"{number}.{STEP}"] = step.cpu().clone()
         return found if is_first() else {}
 
     def load_state_tensors(self, tensors: Mapping[str, Sliceable]) -> None:
         """Restore the result of `state_tensors`, after the weights themselves."""
         self._engine.optimizer.refresh_fp32_params()
         self._tell_scale()
-        if not tensors:
-            return
+        if self._whole is not None:
+            self._whole.restore(tensors)
+        elif tensors:
+            self._load_partitions(tensors)
+
+    def _load_partitions(self, tensors: Mapping[str, Sliceable]) -> None:
+        """Restore the state of an elementwise optimizer, which has the form of the partitions."""
         steps: dict[int, Tensor] = {}
         for number, group in enumerate(self._group_of):
             stored = tensors.get(f"{number}.{STEP}")
@@ -173,7 +189,7 @@ class DeepSpeedEngine:
                 steps[group] = max(step, steps.get(group, step))
         self._make_states(steps)
         for number, parameter in enumerate(self.parameters):
-            for name in MOMENTS:
+            for name in self._moments:
                 whole = tensors.get(f"{number}.{name}")
                 if whole is not None:
                     own = self._division.shard(parameter, whole)
@@ -193,7 +209,7 @@ class DeepSpeedEngine:
 
     @property
     def _partitions(self) -> list[Tensor]:
-        """This rank's partitions of the weights, as AdamW knows them."""
+        """This rank's partitions of the weights, as the optimizer knows them."""
         zero = self._engine.optimizer
         partitions: list[Tensor] = (
             zero.fp32_partitioned_groups_flat
@@ -203,7 +219,7 @@ class DeepSpeedEngine:
         return partitions
 
     def _group(self, partition: int) -> int:
-        """Return the AdamW group of a partition; ZeRO-3 may divide groups further."""
+        """Return the group of a partition; ZeRO-3 may divide groups further."""
         if self.zero < 3:
             return partition
         found: int = self._engine.optimizer.sub_group_to_group_id[partition]
@@ -220,7 +236,7 @@ class DeepSpeedEngine:
         return torch.zeros_like(gradient) if self.factors.get(part) == 0 else None
 
     def _make_states(self, steps: Mapping[int, Tensor]) -> None:
-        """Allocate missing moments, as AdamW does on first use.
+        """Allocate missing moments, as the optimizer does on first use.
 
         Args:
             steps: Number of steps done, by group; a group without steps can be omitted.
@@ -228,9 +244,10 @@ class DeepSpeedEngine:
         states = self._engine.optimizer.optimizer.state
         for number, partition in enumerate(self._partitions):
             if not states.get(partition):
-                step = steps.get(self._group(number), torch.zeros(()))
-                moments = {name: torch.zeros_like(partition) for name in MOMENTS}
-                states[partition] = {STEP: step.clone().to(partition.device), **moments}
+                states[partition] = {name: torch.zeros_like(partition) for name in self._moments}
+                if self._has_step:
+                    step = steps.get(self._group(number), torch.zeros(()))
+                    states[partition][STEP] = step.clone().to(partition.device)
         self._link_moments()
 
     def _link_moments(self) -> None:
@@ -253,6 +270,14 @@ class DeepSpeedEngine:
         padded = functional.pad(moment.flatten(), (0, size * data_size() - moment.numel()))
         own = torch.split(padded, size)[data_rank()]
         safe_set_local_optimizer_state(parameter, own, name)
+
+
+def _elementwise(chosen: ChosenOptimizer, groups: Sequence[Group]) -> Optimizer:
+    """Return an optimizer of ZeRO's partitions."""
+    optimizer = chosen.factory.build(groups)
+    optimizer.register_step_pre_hook(_leave_out_frozen)
+    optimizer.register_step_post_hook(_put_back)
+    return optimizer
 
 
 def _leave_out_frozen(optimizer: Optimizer, *_: Any) -> None:
@@ -359,6 +384,8 @@ def _settings(config: RunConfig, student: PreTrainedModel) -> dict[str, Any]:
         "zero_optimization": zero,
         # PyTorch's fused AdamW is as fast on a CPU, and needs no compilation.
         "zero_force_ds_cpu_optimizer": False,
+        # DeepSpeed knows PyTorch's AdamW only.
+        "zero_allow_untested_optimizer": True,
     }
 
 
@@ -369,6 +396,12 @@ def _import_deepspeed(device: torch.device) -> Any:
     warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
     import deepspeed
 
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     # A faster all-reduce for inference on CPUs, which takes minutes to compile.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a message of DeepSpeed is not its warning of optimizers unknown to it."""
+    return "untested optimizer" not in record.getMessage()

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig, TrainingConfig
@@ -19,10 +19,12 @@ from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.distributed.data_parallel import add_counts, sum_gradients
 from gkd_core.distributed.shards import Division, Sliceable
 from gkd_core.models.parts import Part, Parts
+from gkd_core.optim.groups import ChosenOptimizer, Group, members, set_rates, weight_groups
 from gkd_core.optim.loss_scale import LossScale, loss_scale
-
-STEP = "step"
-"""AdamW's name for its step count, the only state that does not have the shape of a weight."""
+from gkd_core.optim.optimizers.adamw import AdamW
+from gkd_core.optim.schedules import lr_factor
+from gkd_core.optim.state import OptimizerState, ShardedState
+from gkd_core.optim.whole import EqualCopies, WholeOptimizer
 
 
 class Engine(Protocol):
@@ -67,13 +69,13 @@ class Engine(Protocol):
 
 
 EngineMaker: TypeAlias = Callable[
-    [PreTrainedModel, nn.Module, RunConfig, int, torch.device, Parts], Engine
+    [PreTrainedModel, nn.Module, RunConfig, int, torch.device, Parts, ChosenOptimizer], Engine
 ]
 """Makes an engine from the arguments of `build_engine`."""
 
 
 class LocalEngine:
-    """AdamW on this process's weights or shards; gradients are summed over the copies.
+    """An optimizer of this process's weights or shards; gradients are summed over the copies.
 
     Args:
         trained: The student and the auxiliary modules.
@@ -81,6 +83,7 @@ class LocalEngine:
         total_steps: Length of the stage, for the learning-rate schedule.
         device: Device of the models.
         parts: The parts of the student, if they are ever distinguished.
+        chosen: The optimizer; AdamW by default.
     """
 
     def __init__(
@@ -90,16 +93,31 @@ class LocalEngine:
         total_steps: int,
         device: torch.device,
         parts: Parts = MappingProxyType({}),
+        chosen: ChosenOptimizer | None = None,
     ) -> None:
         self.device = device
         self.config = config
         self.total_steps = total_steps
+        self.chosen = chosen or ChosenOptimizer(AdamW(AdamW.Config(), config))
         models = list(trained)
-        self.parameters = trained_parameters(models, parts)
+        self.division = Division(models)
+        groups = weight_groups(models, parts, self.chosen, self.division)
+        self.parameters = members(groups)
         self.scale = loss_scale(config)
-        self._division = Division(models)
-        self.optimizer = adamw(self.parameters, config, parts)
+        self.optimizer: Optimizer
+        self._state: OptimizerState
+        self._make_optimizer(groups)
         self.factors: Mapping[Part, float] = {}
+
+    def _make_optimizer(self, groups: Sequence[Group]) -> None:
+        """Make an optimizer of shards if it can be one, and otherwise of whole weights."""
+        if self.division.ranks == 1 or self.chosen.factory.elementwise:
+            self.optimizer = self.chosen.factory.build(groups)
+            self._state = ShardedState(self.optimizer, self.parameters, self.division)
+        else:
+            copies = EqualCopies(groups)
+            whole = WholeOptimizer(self.chosen, groups, self.division, copies)
+            self.optimizer, self._state = whole, whole
 
     def forward(self, loss: Callable[[], Tensor]) -> Tensor:
         """Run forward passes and the loss of a micro-batch."""
@@ -120,9 +138,9 @@ class LocalEngine:
         set_rates(self.optimizer, self.lr(index), self.factors)
         for group in self.optimizer.param_groups:
             for weight in group["params"] if group["lr"] == 0 else ():
-                weight.grad = None  # AdamW skips weights without a gradient
+                weight.grad = None  # optimizers skip weights without a gradient
         sum_gradients(self.parameters)
-        norm = self._division.gradient_norm(self.parameters)
+        norm = self.division.gradient_norm(self.parameters)
         if self.scale is not None:
             norm = norm / self.scale.value
             if not self._unscale(self.scale, norm):
@@ -147,26 +165,12 @@ class LocalEngine:
         return not overflows
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return AdamW's moments and step counts as `PARAMETER.NAME`."""
-        found: dict[str, Tensor] = {}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for name, own in state.items():
-                weight = self.parameters[index]
-                whole = own if name == STEP else self._division.gather(weight, own)
-                if whole is not None:
-                    found[f"{index}.{name}"] = whole
-        return found
+        """Return the whole optimizer state as `NUMBER.NAME`."""
+        return self._state.gather()
 
     def load_state_tensors(self, tensors: Mapping[str, Sliceable]) -> None:
         """Restore the result of `state_tensors`."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, whole in tensors.items():
-            index, name = int(key.split(".")[0]), key.split(".")[1]
-            weight = self.parameters[index]
-            own = whole[...] if name == STEP else self._division.shard(weight, whole)
-            state.setdefault(index, {})[name] = own
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._state.restore(tensors)
 
     def close(self) -> None:
         """Do nothing: nothing is attached to the models."""
@@ -179,6 +183,7 @@ def build_engine(
     total_steps: int,
     device: torch.device,
     parts: Parts,
+    chosen: ChosenOptimizer,
 ) -> Engine:
     """Return the engine selected by the configuration.
 
@@ -189,14 +194,16 @@ def build_engine(
         total_steps: Length of the stage, for the learning-rate schedule.
         device: Device of the models.
         parts: The parts of the student, if they are ever distinguished; else empty.
+        chosen: The optimizer.
     """
     if config.parallel.zero == 0:
         for module in (student, modules):
             module.to(device)
-        return LocalEngine([student, modules], config.training, total_steps, device, parts)
+        models = [student, modules]
+        return LocalEngine(models, config.training, total_steps, device, parts, chosen)
     from gkd_core.optim.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(student, modules, config, total_steps, device, parts)
+    return DeepSpeedEngine(student, modules, config, total_steps, device, parts, chosen)
 
 
 def count_items(batches: Sequence[Batch]) -> dict[ItemKind, int]:
@@ -220,58 +227,3 @@ def autocast(
     dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
     enabled = config.precision != "fp32"
     return torch.autocast(device.type, dtype, enabled=enabled, cache_enabled=caches)
-
-
-def trained_parameters(modules: Iterable[nn.Module], parts: Parts) -> list[nn.Parameter]:
-    """Return the trained weights, in the order in which AdamW numbers them."""
-    found = [p for module in modules for p in module.parameters() if p.requires_grad]
-    return [weight for group in _groups(found, parts).values() for weight in group]
-
-
-def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig, parts: Parts) -> AdamW:
-    """Return the optimizer of some weights, with groups whose `part` sets the learning rate."""
-    return AdamW(
-        [
-            {"params": group, "weight_decay": config.weight_decay * decays, "part": part}
-            for (decays, part), group in _groups(parameters, parts).items()
-        ],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
-
-
-def set_rates(optimizer: Optimizer, lr: float, factors: Mapping[Part, float]) -> None:
-    """Set the learning rate of every optimizer group; only frozen parts get 0."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * factors.get(group["part"], 1.0)
-
-
-def lr_factor(config: TrainingConfig, index: int, total: int) -> float:
-    """Return the share of the peak learning rate at step `index` (0-based) of `total`."""
-    warmup = round(config.warmup * total)
-    if index < warmup:
-        return (index + 1) / warmup
-    done = (index - warmup) / max(total - warmup, 1)
-    if config.lr_schedule == "linear":
-        return 1 - done
-    if config.lr_schedule == "cosine":
-        return (1 + math.cos(math.pi * done)) / 2
-    return 1.0
-
-
-def _groups(
-    weights: Iterable[nn.Parameter], parts: Parts
-) -> Mapping[tuple[bool, Part | None], list[nn.Parameter]]:
-    """Group weights into matrices, which decay, and vectors, and both by part."""
-    part_of = {weight: part for part, own in parts.items() for weight in own}
-    found: dict[tuple[bool, Part | None], list[nn.Parameter]] = {}
-    for weight in sorted(weights, key=_is_vector):
-        found.setdefault((not _is_vector(weight), part_of.get(weight)), []).append(weight)
-    return found
-
-
-def _is_vector(weight: Tensor) -> bool:
-    """Return whether a weight is a bias or a normalization, with fewer than two dimensions."""
-    return weight.dim() < 2

@@ -118,22 +118,25 @@ def all_choices(world: int) -> Iterator[LayoutChoice]:
             yield LayoutChoice(tensor, *rung, checkpointing)
 
 
-def least_need(choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int]) -> Need:
+def least_need(choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int], state: int) -> Need:
     """Return a lower bound: the memory of weights, gradients and optimizer state alone.
 
     Args:
         choice: The layout.
         spec: The stage.
         sizes: Number of weights by model.
+        state: Bytes of the optimizer state of all weights of the student.
     """
     world = spec.layout.world
     copies = world // choice.tensor
     student = sizes["student"] / choice.tensor
-    # Bytes per fp32 weight: 4, its gradient 4, AdamW's moments 8; ZeRO keeps a master copy, 4.
-    held = {0: 16.0, 1: 4 + 16 / copies, 2: 4 + 16 / copies, 3: 20 / copies}[choice.zero]
+    # Bytes per fp32 weight: 4, its gradient 4, the optimizer state; ZeRO keeps a master copy, 4.
+    updated = 8 + state / sizes["student"]
+    shared = 4 + updated / copies
+    held = {0: updated, 1: shared, 2: shared, 3: (4 + updated) / copies}[choice.zero]
     waits = 0.0
     if choice.optimizer != "none":
-        held, waits = {1: 4.0, 2: 4.0, 3: 4 / copies}[choice.zero], 16 / copies
+        held, waits = {1: 4.0, 2: 4.0, 3: 4 / copies}[choice.zero], updated / copies
     if choice.params != "none":
         held = 0.0
     teachers = sum(

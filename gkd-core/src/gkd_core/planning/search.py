@@ -16,7 +16,7 @@ from typing import Any
 from gkd_core.errors import GkdError
 from gkd_core.planning.choice import LayoutChoice, Need, all_choices, least_need
 from gkd_core.planning.estimate import Estimate
-from gkd_core.planning.shapes import count_weights
+from gkd_core.planning.shapes import count_state, count_weights
 from gkd_core.plugins import Registry
 from gkd_core.runs.checks import check_spec
 from gkd_core.training.stage_spec import StageSpec
@@ -137,6 +137,7 @@ class Search:
         self.limit = limit
         self.simulate = simulate
         self.sizes = count_weights(spec)
+        self.state = count_state(spec, registry)
 
     def run(self) -> Found:
         """Try layouts until one fits; if none does, look for the largest teacher that would."""
@@ -154,7 +155,7 @@ class Search:
         beside: dict[LayoutChoice, int] = {}
         lasting: dict[LayoutChoice, int] = {}
         for choice in self.choices():
-            least = least_need(choice, self.spec, self.sizes)
+            least = least_need(choice, self.spec, self.sizes, self.state)
             known = [least.device, lasting.get(choice, 0)]
             known += [least.device + more for of, more in beside.items() if choice.takes_like(of)]
             need, estimate = replace(least, device=max(known)), None
@@ -185,8 +186,8 @@ class Search:
         room = {}
         for choice in self.choices():
             if choice.checkpointing:
-                least = least_need(choice, self.spec, self.sizes)
-                saved = _less(least, least_need(choice, self.spec, fewer))
+                least = least_need(choice, self.spec, self.sizes, self.state)
+                saved = _less(least, least_need(choice, self.spec, fewer, self.state))
                 room[choice] = self._blocks(least, saved), saved
         found: Largest | None = None
         for choice, (most, saved) in sorted(room.items(), key=lambda item: -item[1][0]):

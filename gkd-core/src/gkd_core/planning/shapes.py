@@ -13,14 +13,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.config.schema import RunConfig
+from gkd_core.distributed.shards import Division
+from gkd_core.models.parts import find_parts
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_parameters
+from gkd_core.models.sites import find_sites
+from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.runs.checks import check_spec
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.plugins import Registry
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
@@ -93,6 +98,17 @@ def count_weights(spec: StageSpec) -> dict[str, int]:
             name: count_parameters(build_shape(config, kind, classes, trusts, True))
             for name, config, trusts in shapes
         }
+
+
+def count_state(spec: StageSpec, registry: Registry) -> int:
+    """Return the bytes of the optimizer state of all weights of the student."""
+    factory = registry.make_optimizer(spec.config)
+    trusts = spec.config.student.trust_remote_code
+    with torch.device("meta"):
+        model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, True)
+    chosen = ChosenOptimizer(factory, find_parts(find_sites(model, registry.sites)))
+    known = chosen.describe(model.parameters(), Division([model]))
+    return sum(factory.state_bytes(weight) for weight in known.values())
 
 
 def _lacks_tokenizer(model: str) -> bool:

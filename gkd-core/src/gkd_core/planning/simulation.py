@@ -48,6 +48,7 @@ from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.optim.engine import Engine, build_engine
+from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.memory_tracker import HOST, ON_DEVICE, MemoryKind, MemoryTracker
 from gkd_core.planning.shapes import build_shape
@@ -234,13 +235,14 @@ def _engine(
     total_steps: int,
     device: torch.device,
     parts: Parts,
+    chosen: ChosenOptimizer,
 ) -> Engine:
     """Return the engine of a stage; under ZeRO, one that models DeepSpeed's."""
     if config.parallel.zero == 0:
-        engine = build_engine(student, modules, config, total_steps, device, parts)
+        engine = build_engine(student, modules, config, total_steps, device, parts, chosen)
         engine.scale = None  # a fake gradient has no values that could overflow
         return engine
-    return ZeroEngine(student, modules, config, total_steps, device, parts, tracker)
+    return ZeroEngine(student, modules, config, total_steps, device, parts, chosen, tracker)
 
 
 class MicroBatches(Sequence[Batch]):

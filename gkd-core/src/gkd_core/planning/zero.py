@@ -7,7 +7,7 @@ in which DeepSpeed 0.19 creates them (`runtime/zero/stage_1_and_2.py`, `stage3.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from gkd_core.distributed.groups import data_size
 from gkd_core.models.parts import Parts
 from gkd_core.optim.deepspeed import BUCKET
 from gkd_core.optim.engine import LocalEngine, autocast
+from gkd_core.optim.groups import ChosenOptimizer, Group
+from gkd_core.optim.partitions import PartitionedCopies
+from gkd_core.optim.whole import WholeOptimizer
 from gkd_core.planning.gathering import Gathering
 from gkd_core.planning.memory_tracker import ABSENT, HOST, TRANSIT, MemoryKind, MemoryTracker
 
@@ -36,6 +39,7 @@ class ZeroEngine(LocalEngine):
         total_steps: Number of optimizer steps of the stage.
         device: Device of the models.
         parts: The parts of the student, if they are ever distinguished.
+        chosen: The optimizer.
         tracker: Tracks the memory.
     """
 
@@ -47,9 +51,11 @@ class ZeroEngine(LocalEngine):
         total_steps: int,
         device: torch.device,
         parts: Parts,
+        chosen: ChosenOptimizer,
         tracker: MemoryTracker,
     ) -> None:
-        super().__init__([student, modules], config.training, total_steps, device, parts)
+        models = [student, modules]
+        super().__init__(models, config.training, total_steps, device, parts, chosen)
         self.tracker = tracker
         self.ranks = data_size()
         self.zero = config.parallel.zero
@@ -67,6 +73,8 @@ class ZeroEngine(LocalEngine):
             self.partitions = [Parameter(part) for part in self._parts()]
         for group, partition in zip(self.optimizer.param_groups, self.partitions, strict=True):
             group["params"] = [partition]
+        if self.copies is not None:
+            self.copies.attach(self.partitions)
         if self.offload:
             self._keep_on_host()
         if self.zero == 3:
@@ -74,6 +82,15 @@ class ZeroEngine(LocalEngine):
             self._divide_weights(student, HOST if waits else "student weights")
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
+
+    def _make_optimizer(self, groups: Sequence[Group]) -> None:
+        """Make an optimizer of partitions if it can be one, and otherwise of whole weights."""
+        self.copies: PartitionedCopies | None = None
+        if self.chosen.factory.elementwise:
+            super()._make_optimizer(groups)
+        else:
+            self.copies = PartitionedCopies(groups)
+            self.optimizer = WholeOptimizer(self.chosen, groups, self.division, self.copies)
 
     def forward(self, loss: Callable[[], Tensor]) -> Tensor:
         """Run forward passes and the loss of a micro-batch."""

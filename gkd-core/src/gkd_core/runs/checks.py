@@ -51,6 +51,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     """
     config = spec.config
     _check_layout(spec)
+    registry.make_optimizer(config).check(config.parallel)
     check_tokenizers(spec)
     check_sources(spec)
     for tokenizer in (spec.tokenizer, *(tokenizer for tokenizer, _ in spec.other_tokenizers)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,17 @@ LEARNT_FROM = ("rows", "mask_share")
 
 CONTENT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.py")
 """Files of a saved model that are hashed."""
+
+SINCE_0_1: Mapping[tuple[str, ...], Any] = {
+    ("optim",): {"name": "adamw", "options": {}},
+    ("training", "lr_decay_share"): 0.2,
+    ("training", "lr_floor"): 0.0,
+    ("training", "lr_power"): 2.0,
+}
+"""Settings that version 0.1 did not have, and the values with which a stage is trained as then.
+
+At these values they are left out: the fingerprint of such a stage does not change.
+"""
 
 LIBRARIES = ("torch", "transformers")
 
@@ -123,6 +135,12 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
     tree["teachers"] = [_without_places(teacher) for teacher in tree["teachers"]]
     names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles), spec.task.name}
     options = {n: config.options[n].model_dump(mode="json") for n in names & set(config.options)}
+    optim = config.optim.options.get(config.optim.name)
+    tree["optim"]["options"] = {} if optim is None else optim.model_dump(mode="json")
+    for (*tables, name), value in SINCE_0_1.items():
+        table = tree[tables[0]] if tables else tree
+        if table[name] == value:
+            del table[name]
     task = {name: getattr(config.task, name) for name in LEARNT_FROM}
     shape = {k: v for k, v in spec.student_config.to_dict().items() if not k.startswith("_")}
     shape.pop("transformers_version", None)

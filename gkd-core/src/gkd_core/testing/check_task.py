@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from gkd_core.config.schema import RunConfig, TaskConfig
 from gkd_core.contract.task import Split, Task, TaskData
 from gkd_core.models.source import load_config
@@ -26,7 +28,8 @@ def check_task(
 
     Its splits have rows, with as many labels as texts, of the type that the kind needs. Reading is
     reproducible, and the hash is the same exactly when the rows are. Default settings are settings
-    of a run, and a default teacher can be built.
+    of a run, and a default teacher can be built. Its metrics are numbers, and its main metric is
+    one of them or of its kind.
 
     Args:
         task: The class.
@@ -46,6 +49,7 @@ def check_task(
     _check_hash(task, data, _load(task, settings, kind, seed=1), "read with another seed")
     _check_defaults(task, data.kind)
     _check_teacher(task, settings, data)
+    _check_metrics(_make(task, settings), data)
     if ranks > 1:
         hashes = on_ranks(ranks, _hash, task, settings, kind)
         assert {data.rows_hash} == set(hashes), (
@@ -83,7 +87,7 @@ def _check_data(task: type[Task], settings: Mapping[str, Any], data: TaskData) -
 
 def _check_split(where: str, split: Split, data: TaskData) -> None:
     assert len(split) > 0, f"{where} has no rows"
-    for name in ("text", "pair", "labels"):
+    for name in ("text", "pair", "labels", "group", "target"):
         column = getattr(split, name)
         if column is not None:
             assert len(column) == len(split), f"{where} has {len(column)} values in `{name}`"
@@ -131,3 +135,17 @@ def _check_teacher(task: type[Task], settings: Mapping[str, Any], data: TaskData
         teacher.build(Path(folder))
         load_config(folder, False, f"the default teacher of {task.name}")
         load_tokenizer(folder, False, f"the default teacher of {task.name}")
+
+
+def _check_metrics(task: Task, data: TaskData) -> None:
+    """Measure the labels as if they were predictions, where they have the same form."""
+    kind, rows = registry().kind(data.kind), data.validation
+    found: Mapping[str, float] = {}
+    if data.kind == "classification" and rows.labels is not None:
+        found = task.measure(rows, torch.tensor(list(rows.labels)), data)
+        for name, value in found.items():
+            assert isfinite(value), f"{task.name}: the metric {name!r} is {value!r}"
+    known = {kind.metric.name, *kind.metrics, *found}
+    assert task.metric is None or kind.is_lm or task.metric.name in known, (
+        f"{task.name}: `metric` is {task.metric.name!r}, which is none of {sorted(known)}"
+    )

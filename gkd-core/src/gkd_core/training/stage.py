@@ -32,6 +32,7 @@ from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.tokenizer import set_padding
 from gkd_core.objective.objective import Objective, name_seed
 from gkd_core.optim.engine import Engine, EngineMaker, build_engine
+from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.parallel.placement import place_teacher
 from gkd_core.plugins import Registry
 from gkd_core.rollouts.rollouts import Rollouts
@@ -219,7 +220,9 @@ def assemble_stage(
     offloads = device.type != "cpu" and len(teachers) > 1
     total = config.training.steps or config.training.epochs * sampler.steps_per_epoch
     sites = student.sites or find_sites(student.model, registry.sites)
-    parts = find_parts(sites) if objective.tells_parts_apart else {}
+    every = find_parts(sites)
+    parts = every if objective.tells_parts_apart else {}
+    chosen = ChosenOptimizer(registry.make_optimizer(config), every)
     collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
     learner = Extractor(student.model, sites)
     rollouts = build_rollouts(spec, registry, learner, teachers, collator.pad_id, device)
@@ -233,7 +236,7 @@ def assemble_stage(
         student=learner,
         teachers=teachers,
         objective=objective,
-        engine=make_engine(student.model, objective.modules, config, total, device, parts),
+        engine=make_engine(student.model, objective.modules, config, total, device, parts, chosen),
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
         validation=spec.kind.encode(data.validation, *tokens),

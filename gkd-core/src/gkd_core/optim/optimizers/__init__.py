@@ -1,0 +1,1 @@
+"""The optimizers that core provides, one file each."""
