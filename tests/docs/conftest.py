@@ -46,8 +46,9 @@ def example(tmp_path, monkeypatch):
 
     site = tmp_path / "site"
     examples = {
-        "gkd-method-cosine": "cosine",
+        "gkd-kind-ratings": "ratings",
         "gkd-losses-csv": "losses-csv",
+        "gkd-method-cosine": "cosine",
         "gkd-optimizer-adamw-8bit": "adamw-8bit",
     }
     for folder, entry in examples.items():

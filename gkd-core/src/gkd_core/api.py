@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.schedule import Schedule as Schedule
     from gkd_core.contract.step import Step as Step
     from gkd_core.contract.task import DefaultTeacher as DefaultTeacher
+    from gkd_core.contract.task import Fit as Fit
     from gkd_core.contract.task import Split as Split
     from gkd_core.contract.task import Task as Task
     from gkd_core.contract.task import TaskData as TaskData
@@ -76,9 +77,10 @@ if TYPE_CHECKING:
     from gkd_core.hooks.paths import Capture as Capture
     from gkd_core.hookspecs import API_VERSION as API_VERSION
     from gkd_core.hookspecs import hookimpl as hookimpl
+    from gkd_core.kinds.classification import Classification as Classification
     from gkd_core.kinds.metrics import Metric as Metric
+    from gkd_core.kinds.regression import Regression as Regression
     from gkd_core.kinds.task_kind import Evaluation as Evaluation
-    from gkd_core.kinds.task_kind import Fit as Fit
     from gkd_core.kinds.task_kind import ReadRows as ReadRows
     from gkd_core.kinds.task_kind import TaskKind as TaskKind
     from gkd_core.losses.angles import angles as angles
@@ -143,6 +145,7 @@ _HOME = {
     "AnswerSource": "teachers.source",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
+    "Classification": "kinds.classification",
     "ColumnParallel": "parallel.tp_plans",
     "ConfigError": "errors",
     "CustomDivergence": "losses.own_divergence",
@@ -154,7 +157,7 @@ _HOME = {
     "DivergenceRule": "losses.own_divergence",
     "Encoded": "data.encode",
     "Evaluation": "kinds.task_kind",
-    "Fit": "kinds.task_kind",
+    "Fit": "contract.task",
     "GkdError": "errors",
     "GradientEngine": "contract.run_info",
     "Interchange": "hooks.operations",
@@ -183,6 +186,7 @@ _HOME = {
     "Procedure": "contract.procedure",
     "Prompts": "contract.rollout",
     "ReadRows": "kinds.task_kind",
+    "Regression": "kinds.regression",
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",
     "Replace": "hooks.operations",

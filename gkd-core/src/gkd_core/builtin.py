@@ -18,10 +18,16 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     """Return the built-in kinds of task."""
     from gkd_core.kinds.causal_lm import CausalLM
     from gkd_core.kinds.classification import Classification
+    from gkd_core.kinds.embedding import Embedding
     from gkd_core.kinds.masked_lm import MaskedLM
+    from gkd_core.kinds.multi_label import MultiLabel
+    from gkd_core.kinds.multiple_choice import MultipleChoice
     from gkd_core.kinds.regression import Regression
+    from gkd_core.kinds.span_extraction import SpanExtraction
+    from gkd_core.kinds.token_classification import TokenClassification
 
-    return [CausalLM, Classification, MaskedLM, Regression]
+    rows = [Classification, MultiLabel, Regression, MultipleChoice, Embedding]
+    return [*rows, TokenClassification, SpanExtraction, MaskedLM, CausalLM]
 
 
 @hookimpl

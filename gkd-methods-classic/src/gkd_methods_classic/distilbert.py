@@ -36,6 +36,7 @@ class DistilBERT(Method):
 
     name = "distilbert"
     paper = "Sanh, Debut, Chaumond, Wolf, 2019, arXiv:1910.01108"
+    kinds = (*Method.kinds, "multi-label", "token-classification", "multiple-choice")
     needs_labels = True
 
     class Config(Method.Config):

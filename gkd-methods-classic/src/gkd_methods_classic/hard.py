@@ -16,6 +16,13 @@ class Hard(Method):
 
     name = "hard"
     paper = "Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2 (the second objective)"
+    kinds = (
+        *Method.kinds,
+        "multi-label",
+        "token-classification",
+        "multiple-choice",
+        "span-extraction",
+    )
     needs_labels = True
     teachers = "none"
 

@@ -29,6 +29,13 @@ class KD(Method):
 
     name = "kd"
     paper = "Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2"
+    kinds = (
+        *Method.kinds,
+        "multi-label",
+        "token-classification",
+        "multiple-choice",
+        "span-extraction",
+    )
     needs_labels = True
 
     class Config(Method.Config):

@@ -29,6 +29,14 @@ class MiniLM(Method):
 
     name = "minilm"
     paper = "Wang, Wei, Dong, Bao, Yang, Zhou, NeurIPS 2020, arXiv:2002.10957"
+    kinds = (
+        *Method.kinds,
+        "multi-label",
+        "token-classification",
+        "multiple-choice",
+        "span-extraction",
+        "embedding",
+    )
 
     class Config(Method.Config):
         """Options of `minilm`."""

@@ -36,6 +36,14 @@ class MiniLMv2(Method):
 
     name = "minilmv2"
     paper = "Wang, Bao, Huang, Dong, Wei, Findings of ACL 2021, arXiv:2012.15828"
+    kinds = (
+        *Method.kinds,
+        "multi-label",
+        "token-classification",
+        "multiple-choice",
+        "span-extraction",
+        "embedding",
+    )
 
     class Config(Method.Config):
         """Options of `minilmv2`."""

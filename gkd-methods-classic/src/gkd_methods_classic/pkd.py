@@ -34,6 +34,7 @@ class PKD(Method):
 
     name = "pkd"
     paper = "Sun, Cheng, Gan, Liu, EMNLP 2019, arXiv:1908.09355"
+    kinds = (*Method.kinds, "multi-label", "token-classification", "span-extraction", "embedding")
 
     class Config(Method.Config):
         """Options of `pkd`."""

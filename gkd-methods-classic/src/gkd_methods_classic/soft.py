@@ -21,6 +21,7 @@ from gkd_core.api import (
     js,
     kl,
     reverse_kl,
+    same_width,
     skew_kl,
     soft_cross_entropy,
     soft_labels,
@@ -32,12 +33,20 @@ class Soft(Method):
     """The teacher's softened output distribution, without labels.
 
     L = T^2 KL(softmax(z_t / T) || softmax(z_s / T)), or another divergence of the two, averaged
-    over samples, or over the labeled positions of a language model. For regression it is the
-    squared error between the two predictions.
+    over samples, or over the labeled positions of a language model. For regression and embeddings
+    it is the squared error between the two predictions.
     """
 
     name = "soft"
     paper = "Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2 (the first objective)"
+    kinds = (
+        *Method.kinds,
+        "multi-label",
+        "token-classification",
+        "multiple-choice",
+        "span-extraction",
+        "embedding",
+    )
 
     class Config(Method.Config):
         """Options of `soft`."""
@@ -64,6 +73,11 @@ class Soft(Method):
         )
 
     config: Config
+
+    def check(self, models: Models) -> None:
+        """Reject vectors of different widths."""
+        if models.student.predicted == "vector":
+            same_width(models, "soft")
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the logits of both models."""

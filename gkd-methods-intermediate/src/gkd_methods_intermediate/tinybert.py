@@ -38,6 +38,14 @@ class TinyBERT(Method):
 
     name = "tinybert"
     paper = "Jiao, Yin, Shang, Jiang, Chen, Li, Wang, Liu, Findings of EMNLP 2020, arXiv:1909.10351"
+    kinds = (
+        *Method.kinds,
+        "multi-label",
+        "token-classification",
+        "multiple-choice",
+        "span-extraction",
+        "embedding",
+    )
 
     class Config(Method.Config):
         """Options of `tinybert`."""

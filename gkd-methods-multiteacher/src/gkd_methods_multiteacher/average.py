@@ -16,6 +16,14 @@ class Average(TeacherCombiner):
 
     name = "average"
     paper = "You, Xu, Xu, Tao, KDD 2017, doi:10.1145/3097983.3098135"
+    kinds = (
+        *TeacherCombiner.kinds,
+        "multi-label",
+        "token-classification",
+        "multiple-choice",
+        "span-extraction",
+        "embedding",
+    )
 
     class Config(TeacherCombiner.Config):
         """Options of `average`."""

@@ -25,9 +25,11 @@ def _compared(text):
             yield from itertools.pairwise(operands)
 
 
-def _names_kind(node):
+def _names_kind(node, other):
+    """Whether an operand is the name of a kind; `embedding` is a place in a model, too."""
     entries = node.elts if isinstance(node, (ast.Tuple, ast.List, ast.Set)) else [node]
-    return any(isinstance(entry, ast.Constant) and entry.value in NAMES for entry in entries)
+    names = {entry.value for entry in entries if isinstance(entry, ast.Constant)} & NAMES
+    return bool(names - {"embedding"}) or (bool(names) and "kind" in ast.unparse(other))
 
 
 def _guesses(left, right):
@@ -45,21 +47,24 @@ def _guesses(left, right):
         ("data.kind in ('masked-lm', 'causal-lm')", True),
         ("student.dim() == 3", True),
         ("info.labels == info.vocab_size", True),
+        ("kind.name == 'embedding'", True),
+        ("part == 'embedding'", False),
         ("kind.is_lm", False),
         ("name == 'files'", False),
     ],
 )
 def test_a_comparison_is_recognized(text, found):
     pairs = list(_compared(text))
-    assert any(_names_kind(x) or _names_kind(y) or _guesses(x, y) for x, y in pairs) is found
+    named = [_names_kind(x, y) or _names_kind(y, x) or _guesses(x, y) for x, y in pairs]
+    assert any(named) is found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CORE)))
 def test_no_file_of_core_asks_which_kind_it_is(path):
     for left, right in _compared(path.read_text(encoding="utf-8")):
         shown = f"{ast.unparse(left)} with {ast.unparse(right)}"
-        assert not _names_kind(left), shown
-        assert not _names_kind(right), shown
+        assert not _names_kind(left, right), shown
+        assert not _names_kind(right, left), shown
         assert not _guesses(left, right), shown
 
 

@@ -254,7 +254,7 @@ def _read(
 ) -> tuple[Encoded, Collator]:
     """Return the rows in the tokens of a tokenizer, and what makes batches of them."""
     config = spec.config
-    encoded = spec.kind.encode(split, tokenizer, spec.max_length)
+    encoded = spec.kind.encode(split, tokenizer, spec.max_length, spec.data.classes)
     return encoded, Collator(tokenizer, spec.kind, config.task.mask_share, config.seed)
 
 

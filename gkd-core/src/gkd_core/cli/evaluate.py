@@ -53,11 +53,14 @@ def evaluate(
 
 
 def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedStage:
-    """Return a stage with a single model: no separate student, no method that reads a teacher."""
+    """Return a stage with a single model, and a method that is right for its task."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
+    from gkd_core.plugins import registry
 
+    kind = registry().kinds.get(stage.config.task.kind or "")
     alone = {
-        "method": "hard",
+        # Vectors have no labels to learn from.
+        "method": "soft" if kind is not None and kind.output == "vector" else "hard",
         "teachers": [TeacherConfig(model=directory)],
         "student": StudentConfig(),
         "task": _task(stage, data),

@@ -111,6 +111,7 @@ def _show_combiner(console: Console, combiner: type[TeacherCombiner]) -> None:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("use", f"--method '{combiner.name}(soft)+hard'")
+    table.add_row("kinds", ", ".join(combiner.kinds))
     table.add_row("labels", "needed" if combiner.needs_labels else "not needed")
     console.print(table)
     print_options(console, combiner.name, combiner.Config)
@@ -164,6 +165,7 @@ def _facts(method: type[Method]) -> RenderableType:
     changes = [str(operation) for operation in method().writes(*_example())]
     if changes:
         table.add_row("changes", Text("\n".join(changes)))
+    table.add_row("kinds", ", ".join(method.kinds))
     table.add_row("labels", "needed" if method.needs_labels else "not needed")
     table.add_row("teacher", "none" if method.teachers == "none" else "one, or each of several")
     table.add_row("tokenizer", tokenizer_need(method))

@@ -84,6 +84,7 @@ def prune(
     spec = _draw(files, model, data, settings)
     source = spec.teachers[0]
     whole = load_teacher(model, spec.kind, spec.data.classes, source.trust_remote_code, "--model")
+    spec.kind.prepare(whole, spec.data.classes)
     made = pruned(
         whole,
         calibration_batches(spec, rows),

@@ -43,21 +43,24 @@ class Items:
             optimizer step, over all micro-batches and ranks.
         mask: Bool tensor, `[B]` or `[B, S]`; True where the item counts.
         index: Positions of the items that count in the flattened mask, int64 `[N]`.
+        output: How `soft_labels` and `hard_labels` read the logits of an item.
     """
 
     kind: ItemKind
     mask: Tensor
     index: Tensor
+    output: Output = "classes"
 
     @classmethod
-    def where(cls, kind: ItemKind, mask: Tensor) -> Items:
+    def where(cls, kind: ItemKind, mask: Tensor, output: Output = "classes") -> Items:
         """Return the items that a mask selects.
 
         Args:
             kind: The kind of the items; it decides the count that the loss is divided by.
             mask: Bool `[B]` or `[B, S]`; True where the item counts.
+            output: How the logits of an item are read.
         """
-        return cls(kind, mask, mask.flatten().nonzero().flatten())
+        return cls(kind, mask, mask.flatten().nonzero().flatten(), output)
 
     @property
     def count(self) -> int:
@@ -67,7 +70,7 @@ class Items:
     def to(self, device: torch.device) -> Items:
         """Return the items on `device`."""
         mask = self.mask.to(device, non_blocking=True)
-        return Items(self.kind, mask, self.index.to(device, non_blocking=True))
+        return Items(self.kind, mask, self.index.to(device, non_blocking=True), self.output)
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,18 @@ class Batch:
     Attributes:
         inputs: Inputs of the model's forward pass: `input_ids`, `attention_mask` and, if the
             tokenizer returns them, `token_type_ids`; int64 `[B, S]`.
-        labels: Class ids int64 `[B]`, values fp32 `[B]` (regression), or next/masked token ids
-            int64 `[B, S]` with `IGNORE` where there is no target (position s holds the target of
-            the logits at s: causal LM labels are already shifted). None if unlabeled.
+        labels: Class ids int64 `[B]`, values fp32 `[B]` (regression), marks fp32 `[B, C]`
+            (multi-label), first and last token int64 `[B, 2]` (span extraction), or classes or
+            next/masked token ids int64 `[B, S]` with `IGNORE` where there is no target (position s
+            holds the target of the logits at s: causal LM labels are already shifted). None if
+            unlabeled.
         rows: Index of each sample in its dataset, int64 `[B]`.
         counted: False if its losses do not count: this rank has fewer rows than others, and
             repeats one so that it takes part in their collectives.
         words: Index of the word that each token belongs to, from 0 in every row, -1 for special
             tokens and padding, int64 `[B, S]`; words are those of the text before masking. None
             in a batch that was not made by a `Collator`.
+        output: How the logits of a target are read.
         byte_offsets: Start and end of each token in the UTF-8 text of its row (the second text of a
             pair follows the first), int64 `[B, S, 2]`; -1 for special tokens and padding. Tokens
             that share a character have its offsets. None unless a method `aligns` tokens or
@@ -101,6 +107,7 @@ class Batch:
     rows: Tensor
     counted: bool = True
     words: Tensor | None = None
+    output: Output = "classes"
     byte_offsets: Tensor | None = None
     views: Mapping[str, Batch] = field(default_factory=dict)
     loss_mask: Tensor | None = None
@@ -143,9 +150,9 @@ class Batch:
     @cached_property
     def targets(self) -> Items:
         """The predicted items: samples, or the labeled positions of a language model."""
-        if self.labels is not None and self.labels.dim() == 2:
+        if self.labels is not None and self.labels.dim() == 2 and self.output == "classes":
             return Items.where("target", self.labels != IGNORE)
-        return Items.where("target", self.samples.mask)
+        return Items.where("target", self.samples.mask, self.output)
 
     def view(self, name: str) -> Batch:
         """Return the same rows as a model reads them: its ids, tokens, targets and byte offsets.

@@ -50,6 +50,8 @@ class MethodBase:
             reached yet have no optimizer state.
         borrows_blocks: Blocks of the teacher run in the student (`Swap`), so both models must be
             loaded at the same time and sharded in the same way.
+        kinds: Names of the kinds of task that it is right for; others, unless they extend one of
+            these, are rejected.
         config: Its options.
         modules: The auxiliary modules returned by `build_modules`, by name; trained and
             checkpointed with the student, never exported.
@@ -63,6 +65,7 @@ class MethodBase:
     batch_coupled: ClassVar[bool] = False
     gradual_unfreezing: ClassVar[bool] = False
     borrows_blocks: ClassVar[bool] = False
+    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression", "masked-lm", "causal-lm")
 
     class Config(BaseModel):
         """Options; each needs a default, which is validated as any value, and a description."""

@@ -11,8 +11,9 @@ from gkd_core.errors import MethodError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-Predicted = Literal["sample", "token", "span"]
-"""What has a prediction: each sample, each token, or the start and the end of a span."""
+Predicted = Literal["sample", "token", "span", "vector"]
+"""What is predicted: something of each sample or of each token, the start and the end of a span in
+each sample, or a vector for each sample."""
 
 FFN_SIZES = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "ffn_hidden_size")
 """Names of the feed-forward width in Hugging Face configurations."""
@@ -35,7 +36,7 @@ class ModelInfo:
         labels: Width of the logits: number of classes, or vocabulary size in language modeling.
         max_length: Longest sequence the position embedding allows.
         predicted: What has a prediction: `[B, labels]` logits for a `sample`, `[B, S, labels]` for
-            a `token`, `[B, 2, S]` for a `span`.
+            a `token`, `[B, 2, S]` for a `span`; a `vector` is `[B, labels]`.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,14 +23,24 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
 
 
+class Fit(IntEnum):
+    """How well rows fit a kind of task, where the configuration names none."""
+
+    NO = 0
+    POSSIBLE = 1
+    USUAL = 2
+    CERTAIN = 3
+
+
 @dataclass(frozen=True)
 class Split:
     """The rows of one split; the sequences have equal length.
 
     Attributes:
-        text: The texts.
-        pair: The second texts of a pair task, or None.
-        labels: Class ids (int), values (float), or None for plain text.
+        text: The texts; a list of words each in token classification.
+        pair: The second texts of a pair task, or None; a list of choices each in multiple choice.
+        labels: A class id (int), a value (float) or what else the kind of task has for each row;
+            None for plain text.
         group: Names of the groups of rows that belong together, such as the answers to one
             question; None if every row is on its own.
         target: What a causal language model is to write after each text; None if it learns the
@@ -37,9 +48,9 @@ class Split:
         byte_offsets: Whether to encode where each token is in its text (`Batch.byte_offsets`).
     """
 
-    text: Sequence[str]
-    pair: Sequence[str] | None = None
-    labels: Sequence[int] | Sequence[float] | None = None
+    text: Sequence[Any]
+    pair: Sequence[Any] | None = None
+    labels: Sequence[Any] | None = None
     group: Sequence[str] | None = None
     target: Sequence[str] | None = None
     byte_offsets: bool = False
@@ -104,6 +115,8 @@ class Task:
             `causal-lm`, and `default_teacher` to the architecture of an existing student.
         kinds: Every kind of task by name, which parses the rows of its kind.
         options: Its options.
+        model_kind: Name of the kind that the model at the start was made for, if its configuration
+            says so; it decides where the rows leave the kind open.
     """
 
     name: ClassVar[str]
@@ -128,10 +141,12 @@ class Task:
         config: TaskConfig,
         kinds: Mapping[str, TaskKind] = MappingProxyType({}),
         options: Any = None,
+        model_kind: str | None = None,
     ) -> None:
         self.config = config
         self.kinds = kinds
         self.options = self.Config() if options is None else options
+        self.model_kind = model_kind
 
     @property
     def kind(self) -> str | None:

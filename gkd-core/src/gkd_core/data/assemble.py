@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gkd_core import digest
 from gkd_core.config.schema import TaskConfig
-from gkd_core.contract.task import Split, TaskData
+from gkd_core.contract.task import Fit, Split, TaskData
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.table import Table
 
@@ -63,15 +63,23 @@ def assemble(
     )
 
 
-def infer_kind(table: Table, config: TaskConfig, kinds: Iterable[TaskKind]) -> TaskKind:
+def infer_kind(
+    table: Table, config: TaskConfig, kinds: Mapping[str, TaskKind], model_kind: str | None
+) -> TaskKind:
     """Return the kind of task that a training table fits best.
 
     Args:
         table: The table.
         config: Column names that the user gave.
-        kinds: The kinds to choose from.
+        kinds: The kinds to choose from, by name.
+        model_kind: Name of the kind that the model was made for; it decides where the table leaves
+            the kind open.
     """
-    return max(kinds, key=lambda kind: kind.fit(table, config))
+    fits = {name: kind.fit(table, config) for name, kind in kinds.items()}
+    best = max(fits, key=lambda name: fits[name])
+    if model_kind is not None and fits[model_kind] and fits[best] < Fit.CERTAIN:
+        best = model_kind
+    return kinds[best]
 
 
 def without_labels(data: TaskData, kind: str) -> TaskData:

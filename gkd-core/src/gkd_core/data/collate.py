@@ -43,6 +43,7 @@ class Collator:
         mask_id: The mask token; None if the tokenizer has none.
         special: Ids of the special tokens, int64.
         vocabulary: Number of tokens.
+        pads_left: Whether padding stands before the tokens.
 
     Raises:
         DataError: The tokenizer lacks a required token: padding or end, or one that the kind needs.
@@ -63,7 +64,7 @@ class Collator:
         self.seed = seed
         self._tokenizer = tokenizer
         self._pad_type_id: int = tokenizer.pad_token_type_id
-        self._left = tokenizer.padding_side == "left"
+        self.pads_left: bool = tokenizer.padding_side == "left"
         self.mask_id: int | None = tokenizer.mask_token_id
         self.vocabulary = len(tokenizer)
         self.special = np.array(tokenizer.all_special_ids, np.int64)
@@ -77,7 +78,7 @@ class Collator:
             epoch: Completed passes over the training data; `EVALUATION_EPOCH` outside training.
             width: Minimum width, in tokens, to which rows are padded.
         """
-        made = [encoded.row(row) for row in rows]
+        made = [encoded.row(sequence) for sequence in encoded.sequences(rows)]
         ids = [row["input_ids"].astype(np.int64) for row in made]
         width = max(width, *map(len, ids))
         words = self.padded(list(map(self._words.number, ids)), -1, width)
@@ -100,6 +101,7 @@ class Collator:
             words=words,
             loss_mask=self._loss_mask(encoded, rows, unpadded, width),
             byte_offsets=located,
+            output=self.kind.output,
         )
 
     def _loss_mask(
@@ -125,7 +127,7 @@ class Collator:
         """Return rows of different lengths as int64 `[B, width, ...]`, padded with a value."""
         filled = np.full((len(rows), width, *rows[0].shape[1:]), value, np.int64)
         for line, row in zip(filled, rows, strict=True):
-            line[slice(width - len(row), width) if self._left else slice(len(row))] = row
+            line[slice(width - len(row), width) if self.pads_left else slice(len(row))] = row
         return torch.from_numpy(filled)
 
 

@@ -88,6 +88,60 @@ def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
     return Columns(text, pair, label, config.group, config.target)
 
 
+def pick_column(table: Table, given: str | None, usual: Sequence[str]) -> str | None:
+    """Return the column that the user named, or else the first of those with usual names.
+
+    Args:
+        table: The table.
+        given: The name in the configuration, if any.
+        usual: Usual names in lower case.
+
+    Returns:
+        The name of the column; None if the table has none.
+    """
+    if given is not None:
+        return given if given in table.columns else None
+    lower = {name.lower(): name for name in table.columns}
+    return next((lower[name] for name in usual if name in lower), None)
+
+
+def label_columns(table: Table, config: TaskConfig) -> list[str]:
+    """Return the label column that the user named, or else all with a usual name."""
+    return _present(table, LABELS) if config.label is None else [config.label]
+
+
+def find_text(
+    table: Table, config: TaskConfig, excluded: Collection[str]
+) -> tuple[str, str | None]:
+    """Return the columns of the text and, for pairs, of the second one.
+
+    Args:
+        table: The training table.
+        config: Names given by the user.
+        excluded: Columns that hold something else.
+
+    Raises:
+        DataError: A column is missing or ambiguous.
+    """
+    table.check_filled()
+    for setting in ("text", "text_pair"):
+        if (name := getattr(config, setting)) is not None:
+            _check_column(table, name, f"task.{setting}")
+    if config.text is not None:
+        return config.text, config.text_pair
+    return _find_text(table, excluded)
+
+
+def select_texts(table: Table, text: str, pair: str | None, labels: Sequence[Any] | None) -> Split:
+    """Return texts with labels that are parsed already.
+
+    Raises:
+        DataError: A column is missing, or a row is invalid.
+    """
+    rows = select(table, Columns(text, pair, None))
+    return Split(rows.text, rows.pair, labels)
+
+
 def select(table: Table, columns: Columns) -> CheckedRows:
     """Extract the columns from a table and check all values.
 

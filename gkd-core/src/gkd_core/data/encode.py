@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,14 +26,17 @@ class Encoded:
     Attributes:
         ids: Concatenated token ids of all rows, int32.
         type_ids: Segment ids likewise, or None if the tokenizer has none.
-        offsets: Start of each row and the end of the last, int64 `[N + 1]`.
-        labels: Class ids int64 `[N]`, values fp32 `[N]`, or None.
-        num_truncated: Number of rows truncated to `max_length`.
+        offsets: Start of each sequence and the end of the last, int64 `[N * per_row + 1]`.
+        labels: Labels as the kind of task has them, such as class ids int64 `[N]` or values fp32
+            `[N]`; or None.
+        num_truncated: Number of sequences truncated to `max_length`.
         prompts: Number of tokens before the target text of each row, int64 `[N]`; None without
             target texts.
         byte_offsets: Start and end of each token in the UTF-8 text of its row, int32 `[T, 2]`; -1
             for special tokens. None unless the split asks for them.
         blocks: The text of each row in language modeling; None without `byte_offsets`.
+        per_row: Sequences per row, such as one for each choice.
+        extra: What else the kind of task needs to know of the split, by name.
     """
 
     ids: NDArray[np.int32]
@@ -44,18 +47,35 @@ class Encoded:
     prompts: NDArray[np.int64] | None = None
     byte_offsets: NDArray[np.int32] | None = None
     blocks: Sequence[str] | None = None
+    per_row: int = 1
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return (len(self.offsets) - 1) // self.per_row
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens of each row, int64 `[N]`."""
-        return np.diff(self.offsets)
+        """Number of tokens of the longest sequence of each row, int64 `[N]`."""
+        longest: NDArray[np.int64] = np.diff(self.offsets).reshape(-1, self.per_row).max(1)
+        return longest
+
+    def part(self, sequence: int) -> slice:
+        """Return the place of a sequence in `ids`."""
+        return slice(self.offsets[sequence], self.offsets[sequence + 1])
+
+    def sequences(self, rows: Sequence[int]) -> list[int]:
+        """Return the indices of the sequences of rows."""
+        return [row * self.per_row + number for row in rows for number in range(self.per_row)]
+
+    def with_labels(
+        self, labels: NDArray[Any] | None, extra: Mapping[str, Any] | None = None
+    ) -> Encoded:
+        """Return the same rows with other labels."""
+        return replace(self, labels=labels, extra=self.extra if extra is None else extra)
 
     def row(self, index: int) -> dict[str, NDArray[np.int32]]:
-        """Return the `input_ids` and, if any, `token_type_ids` and `byte_offsets` of a row."""
-        part = slice(self.offsets[index], self.offsets[index + 1])
+        """Return `input_ids` and, if any, `token_type_ids` and `byte_offsets` of a sequence."""
+        part = self.part(index)
         row = {"input_ids": self.ids[part]}
         if self.type_ids is not None:
             row["token_type_ids"] = self.type_ids[part]
@@ -160,6 +180,25 @@ def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) 
             f"task.max_length={max_length} leaves no room for text besides the "
             f"{max_length - room} special tokens; increase it"
         )
+
+
+def join_rows(
+    ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None, cut: int
+) -> Encoded:
+    """Return tokenized rows, without labels.
+
+    Args:
+        ids: The token ids of each row.
+        type_ids: The segment ids likewise, or None.
+        cut: Number of truncated rows.
+    """
+    kinds = [None] * len(ids) if type_ids is None else type_ids
+    made = zip(ids, kinds, strict=True)
+    rows = [
+        _Row(np.array(row, np.int32), None if types is None else np.array(types, np.int32))
+        for row, types in made
+    ]
+    return _joined(rows, None, cut)
 
 
 def _joined(rows: Sequence[_Row], labels: NDArray[Any] | None, cut: int) -> Encoded:

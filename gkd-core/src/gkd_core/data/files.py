@@ -57,7 +57,7 @@ class Files(Task):
         self._check_plain(paths, chosen)
         tables = {split: read(path) for split, path in paths.items()}
         source = ", ".join(str(path) for path in paths.values())
-        chosen = chosen or infer_kind(tables["train"], self.config, self.kinds.values())
+        chosen = chosen or infer_kind(tables["train"], self.config, self.kinds, self.model_kind)
         return assemble(Tables(**tables), self.config, chosen, seed, source)
 
     def _check_plain(self, paths: dict[str, Path], kind: TaskKind | None) -> None:

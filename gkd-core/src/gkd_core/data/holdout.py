@@ -84,7 +84,7 @@ def _equal_rows(split: Split) -> list[list[int]]:
     pairs = split.pair or [""] * len(split)
     equal: dict[Hashable, list[int]] = {}
     for row, (text, pair) in enumerate(zip(split.text, pairs, strict=True)):
-        equal.setdefault((text.strip(), pair.strip()), []).append(row)
+        equal.setdefault((str(text).strip(), str(pair).strip()), []).append(row)
     if split.group is None:
         return list(equal.values())
     grouped: dict[Hashable, list[int]] = {}

@@ -60,7 +60,7 @@ class Hub(Task):
     def _kind(self, train: Table) -> TaskKind:
         if self.kind is not None:
             return self.kinds[self.kind]
-        return infer_kind(train, self.config, self.kinds.values())
+        return infer_kind(train, self.config, self.kinds, self.model_kind)
 
     def _test(self, splits: DatasetDict, train: Table, source: str, kind: TaskKind) -> Table | None:
         if self.config.test is not None:
@@ -117,11 +117,8 @@ def _table(splits: DatasetDict, split: str, source: str) -> Table:
             f"The splits are {', '.join(splits)}"
         )
     dataset = splits[split]
-    classes = {
-        name: tuple(feature.names)
-        for name, feature in dataset.features.items()
-        if hasattr(feature, "names")
-    }
+    found = {name: _class_names(feature) for name, feature in dataset.features.items()}
+    classes = {name: names for name, names in found.items() if names is not None}
     columns = {name: _values(dataset, name, classes.get(name)) for name in dataset.column_names}
     faults = Faults(f"{source} [{split}]", unit="row")
     return Table(columns, range(1, len(dataset) + 1), faults, classes)
@@ -131,4 +128,16 @@ def _values(dataset: Dataset, column: str, classes: tuple[str, ...] | None) -> S
     values: Sequence[Any] = dataset[column]
     if classes is None:
         return values  # read from disk only when iterated, which most columns never are
-    return [None if value is None or value < 0 else classes[value] for value in values]
+    return [_named(value, classes) for value in values]
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    """Return the class names of a column of classes, or of lists of classes."""
+    inner = getattr(feature, "feature", feature)
+    return tuple(inner.names) if hasattr(inner, "names") else None
+
+
+def _named(value: Any, classes: tuple[str, ...]) -> Any:
+    if isinstance(value, list):
+        return [_named(one, classes) for one in value]
+    return None if value is None or value < 0 else classes[value]

@@ -62,6 +62,12 @@ def find_classes(labels: Sequence[str], source: str) -> tuple[str, ...]:
             f"{source} has {len(found)} different labels in {len(labels)} rows, too many for "
             "classes. Check task.label, or set task.kind to regression"
         )
+    return sorted_classes(found)
+
+
+def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return class names in their usual order: numbers in numeric order, else alphabetically."""
+    found = list(names)
     if all(NUMBER.fullmatch(name) for name in found):
         return tuple(sorted(found, key=lambda name: (float(name), name)))
     return tuple(sorted(found))

@@ -2,7 +2,8 @@
 
 Text files are UTF-8. csv follows RFC 4180; tsv has no quoting, as in GLUE; both have column names
 in the first line. A txt file holds paragraphs separated by blank lines; without blank lines between
-texts, each line is a paragraph.
+texts, each line is a paragraph. A conll (or bio) file has a word and its tag in each line, and
+sentences separated by blank lines.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 
 from gkd_core.data.table import Faults, Table
 from gkd_core.errors import DataError, suggest
+
+DOCUMENT = "-DOCSTART-"
+"""First word of the lines that separate documents in CoNLL files."""
 
 
 def read(path: Path) -> Table:
@@ -148,6 +152,30 @@ def _txt(path: Path) -> Table:
     return Table({"text": texts}, numbers, faults)
 
 
+def _conll(path: Path) -> Table:
+    """Read a word per line: the word in the first column, its tag in the last."""
+    faults = Faults(str(path))
+    numbers: list[int] = []
+    words: list[list[str]] = []
+    tags: list[list[str]] = []
+    inside = False
+    for number, line in _lines(path, faults):
+        fields = line.split()
+        if not fields or fields[0] == DOCUMENT:
+            inside = False
+        elif len(fields) < 2:
+            faults.add(number, f"the word {fields[0]!r} has no tag")
+        else:
+            if not inside:
+                numbers.append(number)
+                words.append([])
+                tags.append([])
+            words[-1].append(fields[0])
+            tags[-1].append(fields[-1])
+            inside = True
+    return Table({"tokens": words, "tags": tags}, numbers, faults)
+
+
 def _paragraphs(lines: list[tuple[int, str]]) -> tuple[list[int], list[str]]:
     numbers: list[int] = []
     texts: list[list[str]] = []
@@ -204,4 +232,6 @@ READERS: Mapping[str, Callable[[Path], Table]] = {
     ".tsv": _tsv,
     ".parquet": _parquet,
     ".txt": _txt,
+    ".conll": _conll,
+    ".bio": _conll,
 }

@@ -72,6 +72,7 @@ class Capture:
                 "sample": (batch_size, info.labels),
                 "token": (batch_size, length, info.labels),
                 "span": (batch_size, 2, length),
+                "vector": (batch_size, info.labels),
             }
             return shapes[info.predicted]
         if self.site == "pooled":

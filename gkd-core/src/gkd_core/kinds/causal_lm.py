@@ -53,10 +53,16 @@ class CausalLM(LanguageModel):
             return super().split(rows)
         return Split(rows.text, rows.pair, target=rows.target)
 
-    def encode(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    def encode(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        classes: Sequence[str] = (),
+    ) -> Encoded:
         """Tokenize texts in blocks, or each text with its target; see `encode_targets`."""
         if split.target is None:
-            return super().encode(split, tokenizer, max_length)
+            return super().encode(split, tokenizer, max_length, classes)
         return encode_targets(split, tokenizer, max_length)
 
     def collate(self, rows: Uncollated) -> tuple[Sequence[NDArray[np.int64]], Tensor]:

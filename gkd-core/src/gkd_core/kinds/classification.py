@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gkd_core.contract.task import Fit
 from gkd_core.data.columns import CheckedRows
 from gkd_core.data.labels import class_ids, find_classes
 from gkd_core.kinds.metrics import Metric, macro_f1
-from gkd_core.kinds.task_kind import Fit, TaskKind
+from gkd_core.kinds.task_kind import TaskKind
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -41,6 +42,14 @@ class Classification(TaskKind):
         config.label2id = {name: index for index, name in enumerate(classes)}
         config.problem_type = "single_label_classification"
 
+    def made(self, config: PretrainedConfig) -> bool:
+        """Recognize a model by its problem type and number of outputs."""
+        suits = config.num_labels > 1 and config.problem_type in (
+            None,
+            "single_label_classification",
+        )
+        return super().made(config) and suits
+
     def fit(self, table: Table, config: TaskConfig) -> Fit:
         """Take any rows that are not certainly of another kind."""
         return Fit.USUAL
@@ -53,6 +62,11 @@ class Classification(TaskKind):
     def parse(self, rows: CheckedRows, classes: Sequence[str]) -> list[int]:
         """Return the class id of each row."""
         return class_ids(rows.labels or (), classes, rows.table.numbers, rows.table.faults)
+
+    def label_problem(self, label: Any, classes: Sequence[str]) -> str:
+        """Expect a class id."""
+        known = isinstance(label, int) and 0 <= label < len(classes)
+        return "" if known else f"the label {label!r}, which is no id of {tuple(classes)}"
 
     def score(self, logits: Tensor) -> Tensor:
         """Return the likeliest class of each row."""

@@ -29,6 +29,7 @@ class LanguageModel(TaskKind):
     metric = Metric("perplexity", False)
     metrics = ("perplexity",)
     predicted = "token"
+    splits_rows = True
     is_lm = True
 
     def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
@@ -51,7 +52,13 @@ class LanguageModel(TaskKind):
         """Return True: text needs no labels."""
         return True
 
-    def encode(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    def encode(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        classes: Sequence[str] = (),
+    ) -> Encoded:
         """Tokenize texts and split long ones into blocks; see `encode_blocks`."""
         return encode_blocks(split, tokenizer, max_length)
 

@@ -42,6 +42,16 @@ def macro_f1(predictions: Tensor, labels: Tensor) -> float:
     return float(torch.stack(scores).double().mean())
 
 
+def f1_of_counts(hits: float | Tensor, marked: float | Tensor) -> float:
+    """Return the F1 score: twice the hits over all that is predicted and all that is true.
+
+    Args:
+        hits: Number of right predictions.
+        marked: Number of predictions plus number of true ones; the score is 0 without any.
+    """
+    return float(2 * hits / marked) if marked > 0 else 0.0
+
+
 def correlation(x: Tensor, y: Tensor) -> float:
     """Return Pearson's correlation; 0 where one side does not vary."""
     x, y = x - x.mean(), y - y.mean()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gkd_core.data.columns import CheckedRows, find_columns, select
+from gkd_core.contract.task import Fit
+from gkd_core.data.columns import CheckedRows, label_columns
 from gkd_core.data.encode import Encoded
-from gkd_core.data.labels import label_values, numbers_among
+from gkd_core.data.labels import label_name, label_values, numbers_among
 from gkd_core.kinds.metrics import Metric, correlations
-from gkd_core.kinds.task_kind import Fit, TaskKind
+from gkd_core.kinds.task_kind import TaskKind
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -47,11 +49,24 @@ class Regression(TaskKind):
         """Return 1: the value."""
         return 1
 
+    def made(self, config: PretrainedConfig) -> bool:
+        """Recognize a model by its problem type and number of outputs."""
+        suits = config.problem_type == "regression" or (
+            config.problem_type is None and config.num_labels <= 1
+        )
+        return super().made(config) and suits
+
     def fit(self, table: Table, config: TaskConfig) -> Fit:
         """Take labels that are all numbers, some of them fractions."""
-        rows = select(table, find_columns(table, config, labelled=True))
-        values = numbers_among(rows.labels or ())
-        if None in values:
+        columns = label_columns(table, config)
+        if len(columns) > 1 or not all(name in table.columns for name in columns):
+            return Fit.NO
+        try:
+            labels = [label_name(value) for name in columns for value in table.columns[name]]
+        except ValueError:  # a row has no label, or a list of them
+            return Fit.NO
+        values = numbers_among(labels)
+        if not values or None in values:
             return Fit.NO
         fractions = any(value is not None and not value.is_integer() for value in values)
         return Fit.CERTAIN if fractions else Fit.POSSIBLE
@@ -59,6 +74,10 @@ class Regression(TaskKind):
     def parse(self, rows: CheckedRows, classes: Sequence[str]) -> list[float]:
         """Return the value of each row."""
         return label_values(rows.labels or (), rows.table.numbers, rows.table.faults)
+
+    def label_problem(self, label: Any, classes: Sequence[str]) -> str:
+        """Expect a finite value."""
+        return "" if isfinite(label) else f"the value {label!r}"
 
     def label_array(self, split: Split) -> NDArray[Any] | None:
         """Return the values in fp32."""

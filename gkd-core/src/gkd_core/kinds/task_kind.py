@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import CheckedRows, find_columns, select
 from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.errors import ConfigError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from gkd_core.config.schema import TaskConfig
     from gkd_core.contract.batch import Batch, Output
     from gkd_core.contract.model_info import Predicted
-    from gkd_core.contract.task import Split
     from gkd_core.data.collate import Uncollated
     from gkd_core.data.table import Table
     from gkd_core.losses.logits import Logits
@@ -31,15 +30,6 @@ if TYPE_CHECKING:
 
 PREPARED = "_gkd_prepared"
 """Attribute of a model whose output has the logits of its kind; copies of the model have it too."""
-
-
-class Fit(IntEnum):
-    """How well rows fit a kind of task, where the configuration names none."""
-
-    NO = 0
-    POSSIBLE = 1
-    USUAL = 2
-    CERTAIN = 3
 
 
 @dataclass(frozen=True)
@@ -85,6 +75,7 @@ class TaskKind:
         output: How the logits of an item are read: as a distribution over classes, as independent
             classes, as a value or as a vector.
         has_classes: Whether the labels are classes, whose names and order models must share.
+        splits_rows: Whether a row of the data can become several rows to train on.
         is_lm: Whether it is language modeling: plain text, without labels, cut into blocks.
         masks: Whether the model's inputs hide the tokens that it predicts.
         generates: Whether its models continue a text, so that they can write rollouts.
@@ -98,6 +89,7 @@ class TaskKind:
     predicted: ClassVar[Predicted] = "sample"
     output: ClassVar[Output] = "classes"
     has_classes: ClassVar[bool] = False
+    splits_rows: ClassVar[bool] = False
     is_lm: ClassVar[bool] = False
     masks: ClassVar[bool] = False
     generates: ClassVar[bool] = False
@@ -114,6 +106,10 @@ class TaskKind:
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+    def counts_as(self, names: Collection[str]) -> bool:
+        """Return whether it, or a kind that its class extends, is among those named."""
+        return any(getattr(base, "name", None) in names for base in type(self).__mro__)
 
     # The model
 
@@ -140,6 +136,21 @@ class TaskKind:
         Raises:
             ConfigError: It cannot.
         """
+
+    def made(self, config: PretrainedConfig) -> bool:
+        """Return whether a model was made for this kind, according to its configuration."""
+        known = self.configs.get(type(config), ())
+        models = known if isinstance(known, tuple) else (known,)
+        names = {model.__name__ for model in models}
+        return bool(names & set(config.architectures or ()))
+
+    def unused(self, name: str) -> bool:
+        """Return whether a checkpoint may lack a weight, because predictions do not depend on it.
+
+        Args:
+            name: Name of the weight.
+        """
+        return False
 
     def outputs(self, classes: Sequence[str]) -> int | None:
         """Return the `num_labels` that a trained model must have; None if any will do."""
@@ -215,8 +226,33 @@ class TaskKind:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise `DataError` if a tokenizer lacks what this kind needs."""
 
-    def encode(self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    def label_problem(self, label: Any, classes: Sequence[str]) -> str:
+        """Return what is wrong with the parsed label of a row; empty if nothing is."""
+        return ""
+
+    def renumber(self, label: Any, ids: Sequence[int]) -> Any:
+        """Return the label of a row with other class ids.
+
+        Args:
+            label: The label.
+            ids: The new id of each class.
+        """
+        return ids[int(label)]
+
+    def encode(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        classes: Sequence[str] = (),
+    ) -> Encoded:
         """Tokenize a split.
+
+        Args:
+            split: The split.
+            tokenizer: The tokenizer.
+            max_length: Maximum length of a sequence in tokens.
+            classes: The task's classes.
 
         Raises:
             ConfigError: `max_length` leaves no room besides the special tokens.
@@ -256,9 +292,8 @@ class TaskKind:
             model: The model, with a head for this kind.
             classes: The task's classes.
         """
-        if type(self).logits is not TaskKind.logits and not hasattr(model, PREPARED):
+        if type(self).logits is not TaskKind.logits and not is_prepared(model):
             model.register_forward_hook(self._set_logits, with_kwargs=True)
-            setattr(model, PREPARED, True)
 
     def _set_logits(
         self, model: PreTrainedModel, args: tuple[Any, ...], inputs: dict[str, Any], output: Any
@@ -314,10 +349,16 @@ class TaskKind:
         if isinstance(mine, Tensor):
             if mine.is_floating_point():
                 return None
-            return float(mine.eq(theirs).double().mean())
+            same = mine.eq(theirs).reshape(len(mine), -1).all(1)
+            return float(same.double().mean())
         return sum(map(_equal, mine, theirs)) / max(len(mine), 1)
 
     # Planning
+
+    def one_row(self, split: Split) -> Split:
+        """Return a row that stands for those of a split where only its shape matters."""
+        labels = None if split.labels is None else split.labels[:1]
+        return Split(("a row to plan with",), labels=labels)
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows to simulate a step with, as long as they may be.
@@ -335,6 +376,13 @@ class TaskKind:
             labels=np.zeros(rows, np.int64),
             num_truncated=0,
         )
+
+
+def is_prepared(model: PreTrainedModel) -> bool:
+    """Return whether the output of a model has been prepared before, and note that it is now."""
+    before = hasattr(model, PREPARED)
+    setattr(model, PREPARED, True)
+    return before
 
 
 def _equal(mine: object, theirs: object) -> bool:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gkd_core.contract.batch import Items
 from gkd_core.losses import rules
@@ -28,7 +30,10 @@ def soft_labels(
     scale: bool = True,
     divergence: Divergence = kl,
 ) -> Term:
-    """Divergence from the teacher's distribution; squared error for a regression (one logit).
+    """Divergence from the teacher's distribution; squared error for values and vectors.
+
+    With independent classes (multi-label), it is the mean over the classes of the divergence
+    between the two probabilities of a yes, both at temperature T.
 
     Vocabularies of language models may be padded to different widths: columns that the student
     lacks are cut, and those that the teacher lacks get no probability.
@@ -41,7 +46,9 @@ def soft_labels(
         scale: Whether to multiply the divergence by T^2.
         divergence: The divergence between the distributions.
     """
-    if student.shape[-1] == 1:
+    if over.output == "binary":
+        return _soft_binary(_dense(student), _dense(teacher), over, temperature, scale, divergence)
+    if over.output in ("value", "vector") or student.shape[-1] == 1:
         return mse(_dense(student), _dense(teacher), over)
     if over.mask.dim() == 2:
         teacher = match_vocabulary(teacher, student.shape[-1])
@@ -51,11 +58,15 @@ def soft_labels(
 def hard_labels(logits: Logits, labels: Tensor, over: Items) -> Term:
     """Cross-entropy of the labels; squared error where the labels are values.
 
+    With independent classes (multi-label), it is the mean binary cross-entropy over the classes.
+
     Args:
         logits: `[*items, C]`.
-        labels: int64 `[*items]`, or floating point for a regression (C = 1).
+        labels: int64 `[*items]`, floating point for a regression (C = 1), or marks `[*items, C]`.
         over: The items averaged over.
     """
+    if over.output == "binary":
+        return _hard_binary(_dense(logits), labels, over)
     if labels.is_floating_point():
         return mse(_dense(logits), labels.unsqueeze(-1), over)
     return cross_entropy(logits, labels, over)
@@ -74,6 +85,29 @@ def logits_mse(student: Logits, teacher: Logits, over: Items, factor: float = 1.
     rule = partial(rules.mse, factor=factor, columns=min(width, teacher.shape[-1]))
     known = match_shards(match_vocabulary(teacher, width), student)
     return rowwise(rule, student, known, over)
+
+
+def _soft_binary(
+    student: Tensor,
+    teacher: Tensor,
+    over: Items,
+    temperature: float,
+    scale: bool,
+    divergence: Divergence,
+) -> Term:
+    # A sigmoid is a softmax over the logit and 0.
+    classes = Items.where(over.kind, over.mask.unsqueeze(-1).expand(student.shape))
+    both = [torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (student, teacher)]
+    term = divergence(both[0], both[1], classes, temperature, scale)
+    return Term(term.values.mean(-1), over)
+
+
+def _hard_binary(logits: Tensor, labels: Tensor, over: Items) -> Term:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = functional.binary_cross_entropy_with_logits(
+        logits, labels.to(logits.dtype), reduction="none"
+    )
+    return Term(torch.where(over.mask, losses.mean(-1), 0.0), over)
 
 
 def _dense(logits: Logits) -> Tensor:

@@ -93,6 +93,7 @@ def load_teacher(
     teacher, missing, misfit = read(model, kind, config, trust_remote_code, origin)
     if misfit or any(in_body(teacher, name) for name in missing):
         raise _incomplete(model, origin, misfit + missing)
+    missing = [name for name in missing if not kind.unused(name)]
     if missing:
         raise no_trained_head(model, kind, origin, missing)
     return teacher.requires_grad_(False).eval()

@@ -33,7 +33,6 @@ from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.contract.step import Step
-from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
 from gkd_core.data.readings import Reading, with_views
@@ -63,8 +62,6 @@ from gkd_core.training.step import train_step
 
 STEPS = 2
 """Number of simulated steps; what the first one allocates, such as AdamW's moments, stays."""
-
-ROW = Split(("a row to plan with",))
 
 
 def simulate(spec: StageSpec, registry: Registry, every: bool = False) -> Estimate:
@@ -151,8 +148,7 @@ def _fake_models() -> Iterator[None]:
 
 def _without_rows(spec: StageSpec) -> StageSpec:
     data = spec.data
-    labels = None if data.train.labels is None else data.train.labels[:1]
-    row = replace(ROW, labels=labels)
+    row = spec.kind.one_row(data.train)
     parallel = spec.config.parallel.model_copy(update={"device": "cpu"})
     task = spec.config.task.model_copy(update={"augment": 0})
     config = spec.config.model_copy(update={"parallel": parallel, "task": task, "rollout": None})

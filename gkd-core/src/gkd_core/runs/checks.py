@@ -9,7 +9,7 @@ from gkd_core.contract.model_info import ModelInfo
 from gkd_core.data.collate import Collator
 from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
-from gkd_core.errors import ConfigError
+from gkd_core.errors import ConfigError, MethodError
 from gkd_core.hooks.paths import ATTENTION_SITES, Capture
 from gkd_core.models.classes import check_classes
 from gkd_core.models.load import check_kind
@@ -61,9 +61,11 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     _check_scale(spec)
     _check_rollout(spec, registry)
     for ensemble in spec.ensembles:
+        _check_kind(spec, ensemble)
         _check_labels(spec, ensemble)
         _check_combiner(spec, ensemble)
     for member in spec.members:
+        _check_kind(spec, member)
         _check_labels(spec, member)
         _check_samples(spec, member)
         _check_method(spec, member)
@@ -209,6 +211,16 @@ def _check_scale(spec: StageSpec) -> None:
         )
 
 
+def _check_kind(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
+    """Refuse a method that is not right for the kind of task."""
+    fitting = owner.methods[0].kinds
+    if not spec.kind.counts_as(fitting):
+        raise MethodError(
+            f"{owner.name} is not made for task.kind = '{spec.kind}', but for "
+            f"{', '.join(fitting)}. `gkd methods NAME` says what a method is made for"
+        )
+
+
 def _check_rollout(spec: StageSpec, registry: Registry) -> None:
     """Refuse rollouts that no model of the stage can write."""
     config = spec.config.rollout
@@ -264,8 +276,8 @@ def _check_samples(spec: StageSpec, member: ActiveMethod) -> None:
             f"in {parts} micro-batch{'es' if parts > 1 else ''} (training.accumulation) leaves "
             f"{usual}. Raise training.batch_size or lower training.accumulation"
         )
-    # Language modeling knows its number of rows only after splitting the text into blocks.
-    if spec.kind.is_lm:
+    # Some kinds know their number of rows only after splitting texts into blocks or windows.
+    if spec.kind.splits_rows:
         return
     rows = len(spec.data.train) * (1 + copies(spec.config, spec.kind))
     left = rows % size

@@ -13,6 +13,8 @@ from gkd_core.kinds.language_model import language_model_kind
 from gkd_core.models.source import load_config
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
 
@@ -45,7 +47,7 @@ class SharedRows:
         self._plain = {name for name, kind in registry.kinds.items() if kind.is_lm}
         labelled = (task for task in tasks if task.kind not in {LM, *self._plain})
         self._labelled = list(dict.fromkeys(_rows(task, task.kind) for task in labelled))
-        self._data: dict[tuple[TaskConfig, str, str], TaskData] = {}
+        self._data: dict[tuple[TaskConfig, str, str, str | None], TaskData] = {}
 
     def load(self, settings: ResolvedStage, relative: StageSpec | None) -> TaskData:
         """Return the rows of a stage.
@@ -66,25 +68,38 @@ class SharedRows:
             if name in self._plain and _rows(task, labelled.kind) == labelled:
                 data = self._read(settings.config, labelled, plain)
                 return data if data.kind == name else without_labels(data, name)
-        return self._read(settings.config, _rows(task, name), plain)
+        made_for = self._made_for(settings, relative) if name is None else None
+        return self._read(settings.config, _rows(task, name), plain, made_for)
 
-    def task(self, config: RunConfig, task: TaskConfig) -> Task:
+    def task(self, config: RunConfig, task: TaskConfig, made_for: str | None = None) -> Task:
         """Return a task with its options.
 
         Args:
             config: The configuration, with the options.
             task: The configuration of the task.
+            made_for: Name of the kind that the model at the start was made for, if it is known.
         """
         name = task_name(task)
-        return self.registry.task(name)(task, self.registry.kinds, config.options.get(name))
+        options = config.options.get(name)
+        return self.registry.task(name)(task, self.registry.kinds, options, made_for)
 
-    def _read(self, config: RunConfig, rows: TaskConfig, plain: str) -> TaskData:
+    def _read(
+        self, config: RunConfig, rows: TaskConfig, plain: str, made_for: str | None = None
+    ) -> TaskData:
         # Stages that share rows must share the split: the seed of the first to read them applies.
-        task = self.task(config, rows)
-        key = (rows, plain, task.options.model_dump_json())
+        task = self.task(config, rows, made_for)
+        key = (rows, plain, task.options.model_dump_json(), made_for)
         if key not in self._data:
             self._data[key] = task.load(plain, config.seed)
         return self._data[key]
+
+    def _made_for(self, settings: ResolvedStage, relative: StageSpec | None) -> str | None:
+        """Return the kind that the model at the start was made for; None if it does not say."""
+        config = _start(settings, relative)
+        if config is None:
+            return None
+        kinds = self.registry.kinds.items()
+        return next((n for n, kind in kinds if not kind.is_lm and kind.made(config)), None)
 
 
 def _rows(task: TaskConfig, kind: str | None) -> TaskConfig:
@@ -97,11 +112,20 @@ def _plain_kind(settings: ResolvedStage, relative: StageSpec | None) -> str:
     config = settings.config
     if config.task.kind is not None and config.task.kind != LM:
         return config.task.kind
+    start = _start(settings, relative)
+    if start is None:
+        return "causal-lm" if config.task.default_teacher == "decoder" else "masked-lm"
+    return language_model_kind(start)
+
+
+def _start(settings: ResolvedStage, relative: StageSpec | None) -> PretrainedConfig | None:
+    """Return the configuration of the model that the stage starts from; None if it is not made."""
     if relative is not None:
-        return language_model_kind(relative.student_config)
+        return relative.student_config
+    config = settings.config
     own = config.student.model is not None
     named = config.student if own else config.teachers[0]
     if named.model is None:
-        return "causal-lm" if config.task.default_teacher == "decoder" else "masked-lm"
+        return None
     setting = settings.path("student.model" if own else "teacher.model")
-    return language_model_kind(load_config(named.model, named.trust_remote_code, setting))
+    return load_config(named.model, named.trust_remote_code, setting)

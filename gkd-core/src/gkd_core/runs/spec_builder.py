@@ -95,7 +95,7 @@ class SpecBuilder:
         start = follows.student_config if follows else _checkpoint(config)
         if kind.has_classes:
             models = [*(t.config for t in teachers), *([start] if start else [])]
-            data = _agree_on_classes(data, models)
+            data = _agree_on_classes(data, kind, models)
         shape = _student_shape(config, teachers, data, kind, start)
         student = self._info("student", shape, data)
         spec = StageSpec(
@@ -335,12 +335,14 @@ def _checkpoint(config: RunConfig) -> PretrainedConfig | None:
     return load_config(config.student.model, config.student.trust_remote_code, "student.model")
 
 
-def _agree_on_classes(data: TaskData, models: Sequence[PretrainedConfig]) -> TaskData:
+def _agree_on_classes(
+    data: TaskData, kind: TaskKind, models: Sequence[PretrainedConfig]
+) -> TaskData:
     """Put the classes in the order of the first model's outputs."""
     order = teacher_classes(models[0]) if models else None
     if order is None or order == data.classes:
         return data
-    return order_classes(data, order) if set(order) == set(data.classes) else data
+    return order_classes(data, order, kind) if set(order) == set(data.classes) else data
 
 
 def _student_shape(

@@ -99,16 +99,19 @@ def _check_split(where: str, split: Split, data: TaskData) -> None:
         if column is not None:
             assert len(column) == len(split), f"{where} has {len(column)} values in `{name}`"
             if name != "labels":
-                assert all(isinstance(each, str) for each in column), f"{where}: `{name}` is text"
+                assert all(map(_is_text, column)), f"{where}: `{name}` is text"
     if split.labels is None:
         return
-    kind = registry().kind(data.kind)
-    for label in split.labels if kind.predicted == "sample" else ():
-        if kind.output == "value":
-            assert isfinite(label), f"{where} has the value {label!r}"
-        elif kind.output == "classes":
-            known = isinstance(label, int) and 0 <= label < len(data.classes)
-            assert known, f"{where} has the label {label!r}, which is no id of {data.classes}"
+    for label in split.labels:
+        problem = registry().kind(data.kind).label_problem(label, data.classes)
+        assert not problem, f"{where} has {problem}"
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text, or a list of words or choices."""
+    return isinstance(value, str) or (
+        isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+    )
 
 
 def _check_hash(task: type[Task], one: TaskData, other: TaskData, when: str) -> None:

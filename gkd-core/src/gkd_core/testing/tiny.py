@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +13,12 @@ from transformers import PreTrainedModel as Model
 from gkd_core.contract.batch import IGNORE, Batch
 from gkd_core.plugins import registry
 
+if TYPE_CHECKING:
+    from gkd_core.kinds.task_kind import TaskKind
+
 VOCABULARY = 64
 CLASSES = 3
+NAMES = tuple(f"LABEL_{index}" for index in range(CLASSES))
 PAD = 0
 FAMILY = {"causal-lm": "llama"}
 """Architecture of the tiny model of a kind, unless it is a BERT."""
@@ -41,7 +46,10 @@ def tiny_model(kind: str, layers: int, seed: int) -> Model:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Model = registry().kind(kind).auto.from_config(config)
+        found = registry().kind(kind)
+        found.configure(config, NAMES)
+        model: Model = found.auto.from_config(config)
+    found.prepare(model, NAMES)
     return model.double().eval()
 
 
@@ -49,11 +57,13 @@ def tiny_batch(kind: str, rows: int = 4, length: int = 10) -> Batch:
     """Return a batch of random tokens whose rows have different lengths, padded on the right.
 
     Args:
-        kind: `classification` gives a label per row, `causal-lm` one per position.
+        kind: Name of the kind of task; the labels are those of the kind.
         rows: Number of rows.
         length: Tokens of the longest row.
     """
-    lengths = length - 2 * torch.arange(rows) % (length - 2)
+    # The rows of a micro-batch all have the same number of sequences.
+    sequences = rows * registry().kind(kind).planned(1, length, 1, NAMES).per_row
+    lengths = length - 2 * torch.arange(sequences) % (length - 2)
     mask = torch.arange(length) < lengths.unsqueeze(1)
     return _batch(kind, mask, size=2, seed=0)
 
@@ -71,24 +81,43 @@ def tiny_view(kind: str, batch: Batch) -> Batch:
 
 def _batch(kind: str, mask: Tensor, size: int, seed: int) -> Batch:
     """Return random tokens of `size` bytes each, two of them a word."""
-    rows, length = mask.shape
+    found = registry().kind(kind)
+    sequences, length = mask.shape
+    rows = sequences // found.planned(1, length, 1, NAMES).per_row
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(1, VOCABULARY, (rows, length), generator=generator)
+    tokens = torch.randint(1, VOCABULARY, (sequences, length), generator=generator)
     tokens = tokens.masked_fill(~mask, PAD)
-    if registry().kind(kind).is_lm:
+    if found.is_lm:
         following = tokens.roll(-1, dims=1)
         has_next = mask.roll(-1, dims=1)
         has_next[:, -1] = False
-        labels = following.masked_fill(~has_next, IGNORE)
+        labels: Tensor | None = following.masked_fill(~has_next, IGNORE)
     else:
-        labels = torch.randint(0, CLASSES, (rows,), generator=generator)
+        labels = _labels(found, rows, mask, generator)
     places = torch.arange(length)
-    words = (places // 2).expand(rows, -1).masked_fill(~mask, -1)
+    words = (places // 2).expand(sequences, -1).masked_fill(~mask, -1)
     spans = torch.stack([places, places + 1], dim=-1) * size
     return Batch(
         inputs={"input_ids": tokens, "attention_mask": mask.long()},
         labels=labels,
         rows=torch.arange(rows),
         words=words,
-        byte_offsets=spans.expand(rows, -1, -1).masked_fill(~mask.unsqueeze(-1), -1),
+        byte_offsets=spans.expand(sequences, -1, -1).masked_fill(~mask.unsqueeze(-1), -1),
+        output=found.output,
     )
+
+
+def _labels(kind: TaskKind, rows: int, mask: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Return random labels of the shape that a kind has them in."""
+    if kind.output == "vector":
+        return None
+    if kind.output == "value":
+        return torch.rand(rows, generator=generator, dtype=torch.float64)
+    if kind.output == "binary":
+        return torch.randint(0, 2, (rows, CLASSES), generator=generator).double()
+    if kind.predicted == "span":
+        return torch.randint(0, int(mask.sum(1).min()), (rows, 2), generator=generator)
+    if kind.predicted == "token":
+        labels = torch.randint(0, CLASSES, mask.shape, generator=generator)
+        return labels.masked_fill(~mask, IGNORE)
+    return torch.randint(0, CLASSES, (rows,), generator=generator)

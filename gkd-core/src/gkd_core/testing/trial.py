@@ -30,12 +30,12 @@ from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.plugins import registry
 from gkd_core.testing.queries import check_queries
-from gkd_core.testing.tiny import CLASSES, tiny_batch, tiny_model, tiny_view
+from gkd_core.testing.tiny import NAMES, tiny_batch, tiny_model, tiny_view
 from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[str] = ("classification", "causal-lm")
 STEPS = 10
-CLASS_NAMES = tuple("abcdefgh"[:CLASSES])
+CLASS_NAMES = tuple("abcdefgh"[: len(NAMES)])
 
 
 class TinyStage:
@@ -213,7 +213,7 @@ def _extractor(kind: str, layers: int, seed: int, group: ProcessGroup | None = N
 
 def _info(name: str, extractor: Extractor, kind: str) -> ModelInfo:
     config, found = extractor.model.config, registry().kind(kind)
-    width = found.width(tuple(map(str, range(CLASSES))), config)
+    width = found.width(NAMES, config)
     return ModelInfo.read(name, config, width, found.predicted)
 
 
@@ -306,17 +306,41 @@ def _same(found: Tensor, expected: Tensor, message: str) -> None:
 def _pad(batch: Batch, columns: int) -> Batch:
     inputs = {name: functional.pad(value, (0, columns)) for name, value in batch.inputs.items()}
     labels, words, spans = batch.labels, batch.words, batch.byte_offsets
-    if labels is not None and labels.dim() == 2:
+    if labels is not None and labels.shape == batch.inputs["input_ids"].shape:
         labels = functional.pad(labels, (0, columns), value=IGNORE)
     words = None if words is None else functional.pad(words, (0, columns), value=-1)
     spans = None if spans is None else functional.pad(spans, (0, 0, 0, columns), value=-1)
     views = {name: _pad(view, columns) for name, view in batch.views.items()}
-    return Batch(inputs, labels, batch.rows, words=words, byte_offsets=spans, views=views)
+    return _with(batch, inputs, labels, batch.rows, words, spans, views)
 
 
 def _take(batch: Batch, rows: Tensor) -> Batch:
-    inputs = {name: value[rows] for name, value in batch.inputs.items()}
-    found = (batch.labels, batch.words, batch.byte_offsets)
-    labels, words, spans = (None if tensor is None else tensor[rows] for tensor in found)
+    def some(values: Tensor) -> Tensor:
+        # A row may have several sequences.
+        return values.reshape(len(batch), -1, *values.shape[1:])[rows].flatten(0, 1)
+
+    inputs = {name: some(value) for name, value in batch.inputs.items()}
+    labels = None if batch.labels is None else batch.labels[rows]
+    words, spans = (None if x is None else some(x) for x in (batch.words, batch.byte_offsets))
     views = {name: _take(view, rows) for name, view in batch.views.items()}
-    return Batch(inputs, labels, batch.rows[rows], words=words, byte_offsets=spans, views=views)
+    return _with(batch, inputs, labels, batch.rows[rows], words, spans, views)
+
+
+def _with(
+    batch: Batch,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor | None,
+    rows: Tensor,
+    words: Tensor | None,
+    spans: Tensor | None,
+    views: Mapping[str, Batch],
+) -> Batch:
+    return Batch(
+        inputs,
+        labels,
+        rows,
+        words=words,
+        byte_offsets=spans,
+        views=views,
+        output=batch.output,
+    )

@@ -21,7 +21,9 @@ def calibration_batches(spec: StageSpec, rows: int = ROWS) -> list[Batch]:
         rows: Number of rows, taken evenly from the classes; all if there are no more.
     """
     data, config = spec.data, spec.config
-    encoded = spec.kind.encode(fewer(data.train, rows), spec.tokenizer, spec.max_length)
+    encoded = spec.kind.encode(
+        fewer(data.train, rows), spec.tokenizer, spec.max_length, data.classes
+    )
     collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
     numbers = range(len(encoded))
     return [

@@ -114,7 +114,8 @@ class LiveStageInfo(StageInfo):
         stage, spec = self._stage, self._stage.spec
         rows, collator = stage.validation, stage.collator
         if tokenizer is not None and tokenizer is not spec.tokenizer:
-            rows = spec.kind.encode(spec.data.validation, tokenizer, spec.max_length)
+            data = spec.data
+            rows = spec.kind.encode(data.validation, tokenizer, spec.max_length, data.classes)
             collator = Collator(tokenizer, spec.kind, self.config.task.mask_share, self.config.seed)
         found = evaluate(model, rows, collator, spec.kind, self.device, predict)
         return stage.spec.measured(found, stage.spec.data.validation).metrics

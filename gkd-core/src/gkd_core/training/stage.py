@@ -206,7 +206,7 @@ def assemble_stage(
         else SourcedTeacher(teacher.source)
         for teacher in (spec.teachers if spec.reads_teachers else ())
     ]
-    tokens = (spec.tokenizer, spec.max_length)
+    tokens = (spec.tokenizer, spec.max_length, data.classes)
     rows = augmented(data.train, config, spec.kind, device)
     rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
     train = spec.kind.encode(rows, *tokens)
@@ -386,6 +386,7 @@ def _scaled(student: Student, spec: StageSpec, teacher: PreTrainedModel) -> Stud
     assert scale is not None, "the caller checks `student.scale`"
     assert student.sites is not None, "a copy of a teacher has sites"
     set_padding(student.model, spec.tokenizer)
+    spec.kind.prepare(student.model, spec.data.classes)
     calibrate = partial(calibration_batches, spec)
     made = scale_student(student.sites, teacher.config, scale, calibrate)
     kept = f"{scale:g} of the heads and neurons, {made.origin}"

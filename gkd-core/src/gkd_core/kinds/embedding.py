@@ -1,0 +1,152 @@
+"""`embedding`: one vector per text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from gkd_core.contract.task import Split
+from gkd_core.data.columns import find_text, pick_column, select_texts
+from gkd_core.data.encode import Encoded, encode_samples
+from gkd_core.data.holdout import take
+from gkd_core.errors import DataError
+from gkd_core.kinds.metrics import Metric, correlations
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from gkd_core.config.schema import TaskConfig
+    from gkd_core.contract.batch import Batch
+    from gkd_core.data.table import Table
+    from gkd_core.losses.logits import Logits
+
+SCORES = ("score", "similarity_score", "similarity", "label")
+
+
+class Embedding(TaskKind):
+    """A vector for each text: the mean of the last hidden states over its tokens.
+
+    Teachers are plain encoders or decoders, such as MiniLM sentence embedders; training needs texts
+    alone, and both texts of a pair are trained on. A model is judged by pairs with a score of their
+    similarity (`task.validation`): the correlation of the cosines with the scores, as in the STS
+    tasks. The logits that methods see are the vectors, `[B, D]`.
+    """
+
+    name = "embedding"
+    head = "body"
+    metric = Metric("spearman", True)
+    metrics = ("spearman", "pearson")
+    predicted = "vector"
+    splits_rows = True
+    output = "vector"
+    augments = True
+
+    @property
+    def auto(self) -> Any:
+        """The Auto class of models without a head."""
+        from transformers import AutoModel
+
+        return AutoModel
+
+    def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
+        """Return the width of the vectors."""
+        size: int = config.hidden_size
+        return size
+
+    def unused(self, name: str) -> bool:
+        """Return whether a weight is that of a pooler, which the mean over the tokens replaces."""
+        return name.startswith("pooler.")
+
+    def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
+        """Return texts or pairs, with the scores where there are any."""
+        splits = {name: _rows(table, config) for name, table in tables.items()}
+        judged = splits.get("validation", splits["train"])
+        if judged.pair is None or judged.labels is None:
+            name = tables["validation" if "validation" in tables else "train"].source
+            raise DataError(
+                f"{name} has no pairs with a score, by which embeddings are judged; name a "
+                "file or split with them in task.validation, or the column in task.label"
+            )
+        return ReadRows(splits)
+
+    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+        """Return whether a test table has scores."""
+        column = pick_column(table, config.label, SCORES)
+        return column is not None and any(
+            value not in (None, "", -1, "-1") for value in table.columns[column]
+        )
+
+    def encode(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        classes: Sequence[str] = (),
+    ) -> Encoded:
+        """Tokenize each text by itself: the two of a pair are rows 2i and 2i + 1.
+
+        Raises:
+            ConfigError: `max_length` leaves no room besides the special tokens.
+        """
+        texts = split.text if split.pair is None else _interleaved(split.text, split.pair)
+        encoded = encode_samples(Split(texts), tokenizer, max_length, None)
+        return encoded.with_labels(None, {"scores": split.labels})
+
+    def logits(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean of the last hidden states over the tokens that are not padding."""
+        hidden: Tensor = output.last_hidden_state
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def observe(self, logits: Logits, batch: Batch) -> Any:
+        """Return the vectors."""
+        assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
+        return logits.float().cpu(), batch.rows.cpu()
+
+    def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
+        """Return the correlations of the cosines of pairs with their scores."""
+        vectors, rows = map(torch.cat, zip(*parts, strict=True))
+        vectors = vectors[rows.argsort()]
+        cosines = cosine_similarity(vectors[::2].double(), vectors[1::2].double())
+        scores = torch.tensor(split.extra["scores"], dtype=torch.float64)
+        loss = float((_scaled(cosines) - _scaled(scores)).square().mean())
+        return Evaluation({"loss": loss, **correlations(cosines, scores)}, cosines)
+
+    def one_row(self, split: Split) -> Split:
+        """Return the first row."""
+        return take(split, [0])
+
+    def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
+        """Return rows without labels."""
+        return super().planned(rows, length, token, classes).with_labels(None)
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """Return values moved and scaled to mean 0 and length 1, so that cosines compare to scores."""
+    centered = values - values.mean()
+    norm = centered.norm()
+    return centered / norm if norm > 0 else centered
+
+
+def _interleaved(texts: Sequence[str], pairs: Sequence[str]) -> list[str]:
+    return [text for both in zip(texts, pairs, strict=True) for text in both]
+
+
+def _rows(table: Table, config: TaskConfig) -> Split:
+    table.check_filled()
+    score = pick_column(table, config.label, SCORES)
+    text, pair = find_text(table, config, excluded=() if score is None else (score,))
+    scores = None
+    if score is not None:
+        scores = []
+        for number, value in zip(table.numbers, table.columns[score], strict=True):
+            try:
+                scores.append(float(value))
+            except (TypeError, ValueError):
+                table.faults.add(number, f"the score is {value!r}, not a number (column {score!r})")
+    return select_texts(table, text, pair, scores)

@@ -1,0 +1,34 @@
+"""Each method on each kind of task: its properties hold, or it is refused before the run."""
+
+from __future__ import annotations
+
+import pytest
+
+from gkd_core.plugins import registry
+from gkd_core.testing import check_method
+
+NEW = ("multi-label", "token-classification", "multiple-choice", "span-extraction", "embedding")
+OLD = {"classification", "regression", "masked-lm", "causal-lm"}
+PAIRS = [
+    (name, kind)
+    for name, method in registry().methods.items()
+    for kind in NEW
+    if kind in method.kinds
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_a_method_works_on_the_kinds_that_it_names(name, kind):
+    check_method(registry().method(name), kinds=[kind])
+
+
+def test_soft_and_a_loss_of_hidden_states_work_on_every_kind():
+    for kind in NEW:
+        assert set(PAIRS).issuperset({("soft", kind), ("minilm", kind)})
+
+
+@pytest.mark.parametrize("name", registry().methods)
+def test_methods_name_only_kinds_that_there_are(name):
+    kinds = registry().method(name).kinds
+    assert registry().kinds.keys() >= set(kinds)
+    assert set(kinds).issuperset(OLD)

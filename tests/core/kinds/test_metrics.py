@@ -1,0 +1,100 @@
+"""Official metrics of the kinds against values worked out by hand.
+
+Neither scikit-learn nor seqeval is needed: the values are those that their definitions give.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gkd_core.kinds.metrics import f1_of_counts
+from gkd_core.kinds.multi_label import MultiLabel
+from gkd_core.kinds.span_extraction import normalized, squad_scores
+from gkd_core.kinds.token_classification import entity_scores
+
+
+def test_f1_without_anything_is_zero():
+    assert f1_of_counts(0, 0) == 0.0
+    assert f1_of_counts(3, 8) == 0.75
+
+
+def test_multi_label_metrics_by_hand():
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    logits = torch.tensor([[2.0, -1.0, -1.0], [-1.0, 3.0, 1.0], [-2.0, -2.0, -2.0], [1.0, 1.0, -1]])
+    kind = MultiLabel()
+    predictions = kind.score(logits)
+    assert predictions.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]]
+    found = kind.measure(logits, predictions, labels)
+    # 4 hits of 5 predicted and 5 true marks; F1 of the classes 1, 1 and 0.
+    assert found["micro_f1"] == pytest.approx(2 * 4 / (5 + 5))
+    assert found["macro_f1"] == pytest.approx((1 + 1 + 0) / 3)
+    assert found["exact"] == pytest.approx(2 / 4)
+    bce = [
+        -math.log(1 / (1 + math.exp(-z if y else z)))
+        for row, marks in zip(logits.tolist(), labels.tolist(), strict=True)
+        for z, y in zip(row, marks, strict=True)
+    ]
+    assert found["loss"] == pytest.approx(sum(bce) / 12, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "f1"),
+    [
+        # The example of seqeval's documentation: one of two entities is right.
+        (
+            [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]],
+            [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]],
+            0.5,
+        ),
+        # An I of another type begins an entity, and an I after O does.
+        ([["I-PER", "I-LOC"]], [["B-PER", "B-LOC"]], 1.0),
+        ([["O", "I-PER"]], [["O", "B-PER"]], 1.0),
+        # B after B separates; S and E end.
+        ([["B-PER", "B-PER"]], [["B-PER", "I-PER"]], 0.0),
+        ([["S-PER", "B-LOC", "E-LOC"]], [["S-PER", "B-LOC", "E-LOC"]], 1.0),
+        ([["B-PER", "E-PER", "O"]], [["B-PER", "O", "O"]], 0.0),
+        # Entities do not go on in the next sentence.
+        ([["B-PER"], ["I-PER"]], [["B-PER"], ["B-PER"]], 1.0),
+        ([["O"]], [["O"]], 0.0),
+        # Types may contain a hyphen; tags without a type are of one type.
+        ([["B-X-Y", "I-X-Y"]], [["B-X-Y", "I-X-Y"]], 1.0),
+        ([["B", "I", "O"]], [["B", "I", "O"]], 1.0),
+    ],
+)
+def test_entities_are_counted_as_conlleval_does(gold, predicted, f1):
+    assert entity_scores(gold, predicted)["f1"] == pytest.approx(f1)
+
+
+def test_precision_recall_and_accuracy_of_entities():
+    gold = [["B-PER", "I-PER", "O", "B-LOC"], ["B-LOC", "O"]]
+    predicted = [["B-PER", "I-PER", "B-LOC", "B-LOC"], ["O", "O"]]
+    found = entity_scores(gold, predicted)
+    # Predicted: PER, LOC, LOC; true: PER, LOC, LOC; two are both.
+    assert found["precision"] == pytest.approx(2 / 3)
+    assert found["recall"] == pytest.approx(2 / 3)
+    assert found["f1"] == pytest.approx(2 / 3)
+    assert found["accuracy"] == pytest.approx(4 / 6)
+
+
+def test_answers_are_normalized_as_in_squad():
+    assert normalized("The  Eiffel Tower!") == "eiffel tower"
+    assert normalized("an A.I. lab") == "ai lab"
+    assert normalized("theater") == "theater"
+
+
+def test_exact_match_and_f1_take_the_best_answer():
+    golds = [
+        {"text": ["Denver Broncos", "The Broncos"]},
+        {"text": ["in the park near Rome"]},
+        {"text": []},
+        {"text": []},
+        {"text": ["four"]},
+    ]
+    found = squad_scores(["the broncos", "near Rome", "", "something", ""], golds)
+    # The second shares 2 words: precision 1, recall 2/4 without the article.
+    f1 = [1, 2 * 1 * 0.5 / 1.5, 1, 0, 0]
+    assert found["exact_match"] == pytest.approx(100 * 2 / 5)
+    assert found["f1"] == pytest.approx(100 * sum(f1) / 5)

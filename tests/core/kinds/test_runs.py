@@ -1,0 +1,98 @@
+"""Whole runs of each kind: a teacher is fine-tuned, and students learn from it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+MODELS = {
+    "multi-label": "BertForSequenceClassification",
+    "token-classification": "BertForTokenClassification",
+    "multiple-choice": "BertForMultipleChoice",
+    "span-extraction": "BertForQuestionAnswering",
+}
+CHANCE = {
+    "multi-label": 0.75,
+    "token-classification": 0.6,
+    "multiple-choice": 0.45,
+    "span-extraction": 45.0,
+}
+"""What a guess does not reach."""
+
+
+def _settings(folder, output, *more):
+    return [
+        *("--data", folder / "train.jsonl", "--output", output),
+        *("--set", f"task.validation={folder / 'validation.jsonl'}"),
+        *("--set", f"task.test={folder / 'test.jsonl'}", "--set", "task.max_length=32"),
+        *("--set", "training.batch_size=16", "--set", "training.lr=3e-3"),
+        *("--set", "output.tensorboard=false", "--set", "output.reuse=false"),
+        *(part for setting in more for part in ("--set", setting)),
+    ]
+
+
+def _comparison(output):
+    return json.loads((output / "results.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_teacher_is_fine_tuned_and_a_student_distilled(kind, task, invoke, tmp_path):
+    folder = task(kind)
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    flags = ["--method", "hard", "--student", folder / "untrained"]
+    done = invoke("run", *flags, *_settings(folder, teacher, "training.epochs=12"))
+    assert done.code == 0, done.err
+    trained = json.loads((teacher / "student" / "config.json").read_text())
+    assert trained["architectures"] == [MODELS[kind]]
+    # The kind is found by the columns.
+    flags = ["--method", "soft+minilm", "--teacher", teacher / "student", "--student-layers", 2]
+    done = invoke("run", *flags, *_settings(folder, student, "training.epochs=12"))
+    assert done.code == 0, done.err
+    found = _comparison(student)
+    metric = found["metric"]
+    first, last = found["rows"][0], found["rows"][-1]
+    assert first["metrics"][metric] > CHANCE[kind]
+    assert last["metrics"][metric] > CHANCE[kind]
+    assert 0 <= last["agreement"] <= 1
+
+
+@pytest.mark.slow
+def test_embeddings_are_distilled_without_labels(task, invoke, tmp_path):
+    folder, output = task("embedding"), tmp_path / "student"
+    flags = ["--method", "soft+minilm", "--teacher", folder / "untrained", "--student-layers", 2]
+    more = ("task.kind=embedding", "training.epochs=8")
+    done = invoke("run", *flags, *_settings(folder, output, *more))
+    assert done.code == 0, done.err
+    found = _comparison(output)
+    assert found["metric"] == "spearman"
+    trained = json.loads((output / "student" / "config.json").read_text())
+    assert trained["architectures"] == ["BertModel"]
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    losses = [entry["loss/soft"] for entry in map(json.loads, lines) if "loss/soft" in entry]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_method_that_is_not_for_a_kind_is_refused(task, invoke):
+    folder = task("multiple-choice")
+    flags = [
+        "--method",
+        "pkd",
+        "--student",
+        folder / "untrained",
+        "--teacher",
+        folder / "untrained",
+    ]
+    done = invoke("explain", *flags, "--data", folder / "train.jsonl")
+    assert done.code == 2
+    assert "pkd is not made for task.kind = 'multiple-choice', but for" in done.err
+
+
+def test_labels_of_embeddings_are_nothing_to_learn_from(task, invoke):
+    folder = task("embedding")
+    flags = ["--method", "hard", "--student", folder / "untrained"]
+    more = ["--set", "task.kind=embedding", "--data", folder / "train.jsonl"]
+    done = invoke("explain", *flags, *more)
+    assert done.code == 2
+    assert "hard is not made for task.kind = 'embedding'" in done.err
