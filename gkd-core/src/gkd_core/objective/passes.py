@@ -25,7 +25,7 @@ from gkd_core.objective.step_plan import (
     Write,
     plan_step,
 )
-from gkd_core.teachers.teacher import SourcedTeacher, Teacher, turns
+from gkd_core.teachers.teacher import SourcedTeacher, Teacher, batches_for
 
 
 def run_passes(
@@ -77,7 +77,7 @@ def run_passes(
 
     with torch.no_grad():
         for number, teacher in enumerate(teachers):
-            taken = turns(teacher, teacher_batches, student)
+            taken = batches_for(teacher, teacher_batches, student)
             for turn in taken:
                 found = (
                     captured

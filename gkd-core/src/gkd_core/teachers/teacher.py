@@ -54,7 +54,7 @@ Teacher: TypeAlias = Extractor | SourcedTeacher
 """A teacher of a stage: a live model or another source of its answers."""
 
 
-def turns(teacher: Teacher, batches: TeacherBatches, student: Extractor) -> Sequence[int]:
+def batches_for(teacher: Teacher, batches: TeacherBatches, student: Extractor) -> Sequence[int]:
     """Return the indices of the micro-batches that this rank asks a teacher about.
 
     Ranks that share a live teacher run it together on the rows of each; a source is asked by each
