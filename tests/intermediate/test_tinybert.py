@@ -284,4 +284,6 @@ def test_a_narrower_student_is_trained_from_the_command_line(invoke, settings, t
     fewer = ("--set", "student.heads=2", "--set", "student.init=random")
     refused = invoke("run", "--method", "tinybert", *settings, *fewer)
     assert refused.code == 2
-    assert "the student has 2 attention heads and the teacher 'teacher' 4" in " ".join(refused.err.split())
+    assert "the student has 2 attention heads and the teacher 'teacher' 4" in " ".join(
+        refused.err.split()
+    )
