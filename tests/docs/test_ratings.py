@@ -59,8 +59,8 @@ def test_ratings_are_distilled(gkd, world, installed, tmp_path):
     settings = [
         *("--data", tmp_path / "train.jsonl", "--set", "task.kind=ratings"),
         *("--set", f"task.validation={tmp_path / 'validation.jsonl'}"),
-        *("--set", "task.max_length=16", "--set", "training.lr=1e-3"),
-        *("--set", "training.epochs=4", "--set", "output.tensorboard=false"),
+        *("--set", "task.max_length=16", "--set", "training.lr=3e-3"),
+        *("--set", "training.epochs=20", "--set", "output.tensorboard=false"),
     ]
     runs = (
         ("teacher", "--method", "hard", "--student", world / "lm-teacher"),

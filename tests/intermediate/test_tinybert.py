@@ -201,7 +201,7 @@ def info(name, layers, heads=4, width=32):
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        (info("student", 2, heads=2), "student has 2 heads and the teacher 'base' 4"),
+        (info("student", 2, heads=2), "student has 2 attention heads and the teacher 'base' 4"),
         (info("student", 8), "student has 8 blocks and the teacher 4"),
     ],
 )
@@ -284,4 +284,6 @@ def test_a_narrower_student_is_trained_from_the_command_line(invoke, settings, t
     fewer = ("--set", "student.heads=2", "--set", "student.init=random")
     refused = invoke("run", "--method", "tinybert", *settings, *fewer)
     assert refused.code == 2
-    assert "the student has 2 heads and the teacher 'teacher' 4" in " ".join(refused.err.split())
+    assert "the student has 2 attention heads and the teacher 'teacher' 4" in " ".join(
+        refused.err.split()
+    )

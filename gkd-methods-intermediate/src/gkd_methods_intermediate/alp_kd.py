@@ -27,8 +27,8 @@ class ALPKD(Method):
         same_width(
             models,
             self.name,
-            "Give the student the teacher's hidden size, or use universal-kd, which compares "
-            "layers of any width",
+            f"Set student.hidden_size={models.pair[1].hidden_size}, or use universal-kd, which "
+            "compares layers of any width",
         )
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:

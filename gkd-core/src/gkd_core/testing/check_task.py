@@ -149,7 +149,9 @@ def _check_metrics(task: Task, data: TaskData) -> None:
     """Measure the labels as if they were predictions, where they have the same form."""
     kind, rows = registry().kind(data.kind), data.validation
     found: Mapping[str, float] = {}
-    if data.kind == "classification" and rows.labels is not None:
+    # Labels are predictions, too, where each row has a class.
+    is_class = kind.output == "classes" and kind.predicted == "sample"
+    if is_class and rows.labels is not None:
         found = task.measure(rows, torch.tensor(list(rows.labels)), data)
         for name, value in found.items():
             assert isfinite(value), f"{task.name}: the metric {name!r} is {value!r}"
