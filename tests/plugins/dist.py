@@ -75,8 +75,8 @@ def _soften(logits: Tensor, temperature: float) -> Tensor:
 
 def _correlation(one: Tensor, other: Tensor) -> Tensor:
     """Return Pearson's correlation of each pair of rows; 0 if one is constant."""
-    centered = (values - values.mean(-1, keepdim=True) for values in (one, other))
-    return functional.cosine_similarity(*centered, dim=-1)
+    one, other = (values - values.mean(-1, keepdim=True) for values in (one, other))
+    return functional.cosine_similarity(one, other, dim=-1)
 
 
 @hookimpl
