@@ -16,6 +16,7 @@ from gkd_core import api, testing
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(ROOT.glob("gkd-methods-*/src/**/*.py"))
 EXAMPLES = sorted((ROOT / "docs" / "examples").rglob("*.py"))
+PLUGINS = sorted((ROOT / "tests" / "plugins").glob("*.py"))
 PAGES = [
     ROOT / "README.md",
     *sorted(ROOT.glob("gkd-*/README.md")),
@@ -50,7 +51,7 @@ def sources() -> Iterator[tuple[str, str]]:
     """Yield the name and the code of every file and every block that stands outside of core."""
     for path in PACKAGES:
         yield module_name(path), path.read_text()
-    for path in EXAMPLES:
+    for path in (*EXAMPLES, *PLUGINS):
         yield str(path.relative_to(ROOT)), path.read_text()
     for page in PAGES:
         for number, (_, block) in enumerate(BLOCK.findall(page.read_text()), start=1):
@@ -63,6 +64,7 @@ SOURCES = dict(sources())
 def test_packages_examples_and_pages_are_found():
     assert {"gkd_methods_multiteacher.plugin", "README.md:1"} <= SOURCES.keys()
     assert "docs/examples/gkd-method-cosine/gkd_method_cosine.py" in SOURCES
+    assert "tests/plugins/dist.py" in SOURCES
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -233,15 +234,27 @@ class Bursts(Method):
 class Plugin:
     @hookimpl
     def gkd_register_methods(self):
-        return [Borrows, Bursts, Even, Moves, Queues, Remembers, Unlocks]
+        own = [Borrows, Bursts, Even, Moves, Queues, Remembers, Unlocks]
+        files = ("dist", "memory_queue", "projected_head")
+        return [*own, *(m for name in files for m in _plugin(name).gkd_register_methods())]
+
+    @hookimpl
+    def gkd_register_combiners(self):
+        return _plugin("confidence").gkd_register_combiners()
 
     @hookimpl
     def gkd_register_rollouts(self):
-        path = Path(__file__).parents[1] / "plugins" / "greedy.py"
-        spec = importlib.util.spec_from_file_location("greedy", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.gkd_register_rollouts()
+        return _plugin("greedy").gkd_register_rollouts()
+
+
+def _plugin(name):
+    """Load a plugin of one file."""
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "plugins" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 class Entry:
