@@ -198,7 +198,7 @@ def _fails(gkd, arguments, faulty, folder, fault, said):
     ("fault", "status", "said"),
     [
         ("error", 2, "Error: rank 1 cannot go on"),
-        ("bug", 1, "KeyError: 'a bug in rank 1'"),
+        pytest.param("bug", 1, "KeyError: 'a bug in rank 1'", marks=pytest.mark.exhaustive),
     ],
 )
 def test_rank_that_fails_ends_all(gkd, arguments, faulty, tmp_path, fault, status, said):
@@ -215,6 +215,7 @@ def test_run_whose_rank_was_killed_can_go_on(gkd, arguments, alone, faulty, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_loss_that_every_rank_refuses_is_told_once(gkd, arguments):
     done = gkd(*arguments, "--output", "run", "--nproc", 2, "--set", "training.lr=1e30")
     assert done.returncode == 2
@@ -246,6 +247,7 @@ def test_same_command_works_under_torchrun(arguments, alone, faulty, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_number_that_differs_from_that_of_the_launcher_is_refused(arguments, tmp_path):
     done = _under_torchrun([*arguments, "--set", "parallel.nproc=4"], tmp_path)
     assert done.stderr.count("parallel.nproc is 4 (--set), but 2 processes were started") == 1

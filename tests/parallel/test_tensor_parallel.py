@@ -46,7 +46,7 @@ LAYOUTS = {
     "ZeRO 3 and a wider teacher": (4, ["parallel.tensor=2", "parallel.zero=3", "teacher.tensor=4"]),
 }
 QUICK = ("student and teacher", "teacher alone", "student alone")
-REST = ("two copies", "ZeRO 2")
+REST = ("two copies", "ZeRO 2", "a wider teacher")
 """Layouts of which the last one has all parts."""
 FEW = ("pkd", "minilm", "causal-lm")
 
@@ -86,7 +86,7 @@ REMEMBERED = ["method=remembers+pkd", "training.checkpoint_every=3", "parallel.t
     [
         (2, []),
         pytest.param(4, [], marks=rest),
-        pytest.param(4, ["parallel.zero=3"], marks=slow),
+        pytest.param(4, ["parallel.zero=3"], marks=rest),
         pytest.param(4, ["parallel.zero=1", "teacher.tensor=4"], marks=rest),
     ],
 )

@@ -60,6 +60,7 @@ OFFLOADED = {
 
 
 @slow
+@pytest.mark.exhaustive
 def test_offloaded_zero_trains_as_one_process_does(still, on_ranks, runs, alone, tmp_path):
     chosen = [case for case in CASES if case[0] in ("pkd", "parts")]
     cases = [

@@ -82,6 +82,8 @@ def test_no_held_out_row_resembles_a_training_row(data):
             assert len(mine & train[row]) < docstrings.SIMILAR * len(mine | train[row])
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_rows_are_the_same_in_another_process_with_another_hash_seed(data, tmp_path):
     program = (
         "from gkd_core.data.embedded import Embedded\n"

@@ -15,13 +15,13 @@ from transformers import (
 )
 
 from gkd_core.errors import ConfigError
-from gkd_core.models.classes import set_classes
 from gkd_core.models.save import (
     count_embedding_parameters,
     count_parameters,
     directory_size,
     save_model,
 )
+from gkd_core.plugins import registry
 
 AUTO = {
     "classification": AutoModelForSequenceClassification,
@@ -59,7 +59,7 @@ def test_reloaded_model_gives_bit_equal_logits(
 
 def test_class_names_are_written(build_model, tokenizer, tmp_path):
     model = build_model("bert", "classification")
-    set_classes(model.config, "classification", ("no", "yes"))
+    registry().kind("classification").configure(model.config, ("no", "yes"))
     save_model(model, tokenizer, tmp_path / "student")
     config = json.loads((tmp_path / "student" / "config.json").read_text())
     assert config["id2label"] == {"0": "no", "1": "yes"}

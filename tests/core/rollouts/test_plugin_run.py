@@ -30,6 +30,7 @@ def installed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("installed")
 def test_a_killed_run_writes_what_it_would_have_written(gkd, kill, world, tmp_path):
     settings = {
