@@ -30,24 +30,12 @@ class Classification(TaskKind):
     metric = Metric("accuracy", True)
     metrics = ("accuracy", "macro_f1")
     has_classes = True
+    problem_type = "single_label_classification"
     augments = True
-
-    def outputs(self, classes: Sequence[str]) -> int:
-        """Return the number of classes."""
-        return len(classes)
-
-    def configure(self, config: PretrainedConfig, classes: Sequence[str]) -> None:
-        """Write the names of the classes."""
-        config.id2label = dict(enumerate(classes))
-        config.label2id = {name: index for index, name in enumerate(classes)}
-        config.problem_type = "single_label_classification"
 
     def made(self, config: PretrainedConfig) -> bool:
         """Recognize a model by its problem type and number of outputs."""
-        suits = config.num_labels > 1 and config.problem_type in (
-            None,
-            "single_label_classification",
-        )
+        suits = config.num_labels > 1 and config.problem_type in (None, self.problem_type)
         return super().made(config) and suits
 
     def fit(self, table: Table, config: TaskConfig) -> Fit:

@@ -11,7 +11,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 from gkd_core.contract.task import Split
 from gkd_core.data.columns import CheckedRows, find_columns, select
 from gkd_core.data.encode import Encoded, encode_blocks
-from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.metrics import Metric, mean_loss
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
 from gkd_core.losses import Logits, cross_entropy
 
@@ -71,7 +71,7 @@ class LanguageModel(TaskKind):
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return the mean loss over all predicted tokens, and its perplexity."""
-        loss = sum(total for total, _ in parts) / max(sum(count for _, count in parts), 1)
+        loss = mean_loss(parts)
         # `math.exp` raises OverflowError above 709.
         return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,12 @@ class Metric:
         """Return the share of the teacher's quality that the student keeps; 1 is equal."""
         kept, whole = (student, teacher) if self.higher_is_better else (teacher, student)
         return kept / whole if whole else math.nan
+
+
+def mean_loss(sums: Iterable[tuple[float, int]]) -> float:
+    """Return the mean over all items, given sums of losses and numbers of items."""
+    found = list(sums)
+    return sum(total for total, _ in found) / max(sum(count for _, count in found), 1)
 
 
 def macro_f1(predictions: Tensor, labels: Tensor) -> float:

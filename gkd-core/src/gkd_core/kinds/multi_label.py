@@ -43,21 +43,12 @@ class MultiLabel(TaskKind):
     metrics = ("micro_f1", "macro_f1", "exact")
     output = "binary"
     has_classes = True
+    problem_type = "multi_label_classification"
     augments = True
-
-    def outputs(self, classes: Sequence[str]) -> int:
-        """Return the number of classes."""
-        return len(classes)
-
-    def configure(self, config: PretrainedConfig, classes: Sequence[str]) -> None:
-        """Write the names of the classes."""
-        config.id2label = dict(enumerate(classes))
-        config.label2id = {name: index for index, name in enumerate(classes)}
-        config.problem_type = "multi_label_classification"
 
     def made(self, config: PretrainedConfig) -> bool:
         """Recognize a classifier by its problem type."""
-        return super().made(config) and config.problem_type == "multi_label_classification"
+        return super().made(config) and config.problem_type == self.problem_type
 
     def fit(self, table: Table, config: TaskConfig) -> Fit:
         """Take lists of labels, or two columns of zeros and ones without a label column."""

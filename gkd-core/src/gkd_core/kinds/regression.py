@@ -34,6 +34,7 @@ class Regression(TaskKind):
     metric = Metric("pearson", True)
     metrics = ("pearson", "spearman")
     output = "value"
+    problem_type = "regression"
     augments = True
 
     def outputs(self, classes: Sequence[str]) -> int:
@@ -42,8 +43,8 @@ class Regression(TaskKind):
 
     def configure(self, config: PretrainedConfig, classes: Sequence[str]) -> None:
         """Write the single output."""
+        super().configure(config, classes)
         config.num_labels = 1
-        config.problem_type = "regression"
 
     def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
         """Return 1: the value."""
@@ -51,7 +52,7 @@ class Regression(TaskKind):
 
     def made(self, config: PretrainedConfig) -> bool:
         """Recognize a model by its problem type and number of outputs."""
-        suits = config.problem_type == "regression" or (
+        suits = config.problem_type == self.problem_type or (
             config.problem_type is None and config.num_labels <= 1
         )
         return super().made(config) and suits

@@ -19,7 +19,7 @@ from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, check_room, join_rows
 from gkd_core.data.holdout import take
 from gkd_core.errors import DataError
-from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.metrics import Metric, mean_loss
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
 from gkd_core.losses import Logits, cross_entropy
 
@@ -155,7 +155,7 @@ class SpanExtraction(TaskKind):
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return exact match and F1, as the SQuAD script computes them."""
         found = {n: x for *_, numbers, many in parts for n, x in zip(numbers, many, strict=True)}
-        loss = sum(part[0] for part in parts) / max(sum(part[1] for part in parts), 1)
+        loss = mean_loss(part[:2] for part in parts)
         rows: Split = split.extra["split"]
         best: list[tuple[float, str]] = [(-np.inf, "")] * len(rows)
         nothing = [np.inf] * len(rows)

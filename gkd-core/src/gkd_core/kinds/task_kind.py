@@ -75,6 +75,7 @@ class TaskKind:
         output: How the logits of an item are read: as a distribution over classes, as independent
             classes, as a value or as a vector.
         has_classes: Whether the labels are classes, whose names and order models must share.
+        problem_type: `problem_type` of the models in their configuration; None writes nothing.
         splits_rows: Whether a row of the data can become several rows to train on.
         is_lm: Whether it is language modeling: plain text, without labels, cut into blocks.
         masks: Whether the model's inputs hide the tokens that it predicts.
@@ -89,6 +90,7 @@ class TaskKind:
     predicted: ClassVar[Predicted] = "sample"
     output: ClassVar[Output] = "classes"
     has_classes: ClassVar[bool] = False
+    problem_type: ClassVar[str | None] = None
     splits_rows: ClassVar[bool] = False
     is_lm: ClassVar[bool] = False
     masks: ClassVar[bool] = False
@@ -154,10 +156,15 @@ class TaskKind:
 
     def outputs(self, classes: Sequence[str]) -> int | None:
         """Return the `num_labels` that a trained model must have; None if any will do."""
-        return None
+        return len(classes) if self.has_classes else None
 
     def configure(self, config: PretrainedConfig, classes: Sequence[str]) -> None:
         """Write the head into a configuration: class names, number of outputs, problem type."""
+        if self.has_classes:
+            config.id2label = dict(enumerate(classes))
+            config.label2id = {name: index for index, name in enumerate(classes)}
+        if self.problem_type is not None:
+            config.problem_type = self.problem_type
 
     def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
         """Return the width of the logits: the number of values per prediction.

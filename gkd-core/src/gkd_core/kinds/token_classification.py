@@ -16,12 +16,12 @@ from gkd_core.data.encode import Encoded, check_room, join_rows
 from gkd_core.data.holdout import take
 from gkd_core.data.labels import label_name, sorted_classes
 from gkd_core.errors import DataError
-from gkd_core.kinds.metrics import Metric, f1_of_counts
+from gkd_core.kinds.metrics import Metric, f1_of_counts, mean_loss
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from gkd_core.config.schema import TaskConfig
     from gkd_core.contract.batch import Batch
@@ -55,15 +55,6 @@ class TokenClassification(TaskKind):
         from transformers import AutoModelForTokenClassification
 
         return AutoModelForTokenClassification
-
-    def outputs(self, classes: Sequence[str]) -> int:
-        """Return the number of tags."""
-        return len(classes)
-
-    def configure(self, config: PretrainedConfig, classes: Sequence[str]) -> None:
-        """Write the names of the tags."""
-        config.id2label = dict(enumerate(classes))
-        config.label2id = {name: index for index, name in enumerate(classes)}
 
     def fit(self, table: Table, config: TaskConfig) -> Fit:
         """Take a column of words beside a column of tags, both lists."""
@@ -172,7 +163,7 @@ class TokenClassification(TaskKind):
         found = {
             row: tags for _, _, rows, many in parts for row, tags in zip(rows, many, strict=True)
         }
-        loss = sum(part[0] for part in parts) / max(sum(part[1] for part in parts), 1)
+        loss = mean_loss(part[:2] for part in parts)
         golds, classes = split.extra["gold"], split.extra["classes"]
         names = [*classes, NOTHING]
         # Words beyond the last token have no prediction.
