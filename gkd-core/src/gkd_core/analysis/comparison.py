@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from gkd_core.config.schema import Placement
     from gkd_core.contract.batch import Batch
-    from gkd_core.contract.task import Split
     from gkd_core.data.encode import Encoded
     from gkd_core.kinds.task_kind import Evaluation, TaskKind
     from gkd_core.models.sites import Sites
@@ -207,7 +206,10 @@ def compare_models(
     data, config = spec.data, spec.config
     device = pick_device(config.parallel.device)
     split = data.validation if data.test is None else data.test
-    readings = {one.tokenizer: _read(split, one.tokenizer, spec) for one in compared}
+    readings = {
+        one.tokenizer: (spec.encode(split, one.tokenizer), spec.collator(one.tokenizer))
+        for one in compared
+    }
     timed = all(one.is_whole for one in compared)
     adapters, models, sizes, found = tuple(adapters), [], [], []
     for one in compared:
@@ -247,15 +249,6 @@ def compare_models(
     guessed = spec.kind.guess(split.labels) if metric == spec.kind.metric else None
     count = min(len(encoded) for encoded, _ in readings.values())
     return Comparison(metric.name, name, count, rows, guessed)
-
-
-def _read(
-    split: Split, tokenizer: PreTrainedTokenizerFast, spec: StageSpec
-) -> tuple[Encoded, Collator]:
-    """Return the rows in the tokens of a tokenizer, and what makes batches of them."""
-    config = spec.config
-    encoded = spec.kind.encode(split, tokenizer, spec.max_length, spec.data.classes)
-    return encoded, Collator(tokenizer, spec.kind, config.task.mask_share, config.seed)
 
 
 def _samples(encoded: Encoded, collator: Collator, device: torch.device) -> list[Batch]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from gkd_core.config.schema import RolloutConfig
-from gkd_core.contract.method_base import NAME
+from gkd_core.contract.method_base import validate_name
 from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ class RolloutEngine:
 
 def _validate(cls: type[RolloutEngine]) -> None:
     where = f"rollout engine class {cls.__module__}.{cls.__qualname__}"
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise PluginError(f"{where}: `name` must be lower-case words joined by '-', not {name!r}")
+    validate_name(getattr(cls, "name", None), where)
     for option, field in cls.Config.model_fields.items():
         if option in RolloutConfig.model_fields:
             raise PluginError(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
-from gkd_core.data.collate import Collator
 from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
 from gkd_core.errors import ConfigError, MethodError
@@ -55,7 +54,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     check_tokenizers(spec)
     check_sources(spec)
     for tokenizer in (spec.tokenizer, *(tokenizer for tokenizer, _ in spec.other_tokenizers)):
-        Collator(tokenizer, spec.kind, config.task.mask_share, config.seed)
+        spec.collator(tokenizer)
     _check_models(spec)
     check_augmentation(config, spec.kind)
     _check_scale(spec)

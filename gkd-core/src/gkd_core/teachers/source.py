@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from gkd_core.contract.method_base import NAME
+from gkd_core.contract.method_base import validate_name
 from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
@@ -54,12 +54,7 @@ class AnswerSource:
         """Reject a subclass that violates the contract when its class is defined."""
         super().__init_subclass__()
         where = f"source of answers {cls.__module__}.{cls.__qualname__}"
-        name = getattr(cls, "name", None)
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise PluginError(
-                f"{where}: `name` must be lower-case words joined by '-', such as 'top-k', "
-                f"not {name!r}"
-            )
+        validate_name(getattr(cls, "name", None), where)
         if not issubclass(cls.Config, AnswerSource.Config):
             raise PluginError(f"{where}: `Config` must be a subclass of `AnswerSource.Config`")
         for option, field in cls.Config.model_fields.items():

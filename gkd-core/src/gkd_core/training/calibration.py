@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gkd_core.contract.batch import Batch
-from gkd_core.data.collate import EVALUATION_EPOCH, Collator
+from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.data.holdout import fewer
 from gkd_core.training.stage_spec import StageSpec
 
@@ -20,11 +20,8 @@ def calibration_batches(spec: StageSpec, rows: int = ROWS) -> list[Batch]:
         spec: The stage whose rows are used.
         rows: Number of rows, taken evenly from the classes; all if there are no more.
     """
-    data, config = spec.data, spec.config
-    encoded = spec.kind.encode(
-        fewer(data.train, rows), spec.tokenizer, spec.max_length, data.classes
-    )
-    collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
+    encoded = spec.encode(fewer(spec.data.train, rows), spec.tokenizer)
+    collator = spec.collator(spec.tokenizer)
     numbers = range(len(encoded))
     return [
         collator.collate(encoded, list(numbers[start : start + BATCH]), EVALUATION_EPOCH)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.run_info import GradientEngine, LoadedModel, Modules, StageInfo
-from gkd_core.data.collate import Collator
 from gkd_core.data.loader import iterate
 from gkd_core.distributed.groups import data_rank
 from gkd_core.errors import ConfigError
@@ -114,9 +113,8 @@ class LiveStageInfo(StageInfo):
         stage, spec = self._stage, self._stage.spec
         rows, collator = stage.validation, stage.collator
         if tokenizer is not None and tokenizer is not spec.tokenizer:
-            data = spec.data
-            rows = spec.kind.encode(data.validation, tokenizer, spec.max_length, data.classes)
-            collator = Collator(tokenizer, spec.kind, self.config.task.mask_share, self.config.seed)
+            rows = spec.encode(spec.data.validation, tokenizer)
+            collator = spec.collator(tokenizer)
         found = evaluate(model, rows, collator, spec.kind, self.device, predict)
         return stage.spec.measured(found, stage.spec.data.validation).metrics
 

@@ -206,10 +206,9 @@ def assemble_stage(
         else SourcedTeacher(teacher.source)
         for teacher in (spec.teachers if spec.reads_teachers else ())
     ]
-    tokens = (spec.tokenizer, spec.max_length, data.classes)
     rows = augmented(data.train, config, spec.kind, device)
     rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
-    train = spec.kind.encode(rows, *tokens)
+    train = spec.encode(rows, spec.tokenizer)
     sampler = Sampler(
         train.lengths,
         config.training.batch_size,
@@ -223,7 +222,7 @@ def assemble_stage(
     every = find_parts(sites)
     parts = every if objective.tells_parts_apart else {}
     chosen = ChosenOptimizer(registry.make_optimizer(config), every)
-    collator = Collator(spec.tokenizer, spec.kind, config.task.mask_share, config.seed)
+    collator = spec.collator(spec.tokenizer)
     learner = Extractor(student.model, sites)
     rollouts = build_rollouts(spec, registry, learner, teachers, collator.pad_id, device)
     own = f" rank {data_rank()}" if data_rank() else ""
@@ -239,7 +238,7 @@ def assemble_stage(
         engine=make_engine(student.model, objective.modules, config, total, device, parts, chosen),
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
-        validation=spec.kind.encode(data.validation, *tokens),
+        validation=spec.encode(data.validation, spec.tokenizer),
         collator=collator,
         sampler=sampler,
         total_steps=total,
@@ -250,7 +249,6 @@ def assemble_stage(
 
 def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]:
     """Yield the training rows in the tokens of each tokenizer besides the student's."""
-    config = spec.config
     for tokenizer, teachers in spec.other_tokenizers:
         limit = min(teacher.info.max_length for teacher in teachers)
         # The student cuts long texts into blocks, which may take more of another's tokens.
@@ -258,7 +256,7 @@ def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]
         yield Reading(
             models=tuple(teacher.info.name for teacher in teachers),
             encoded=encode_again(spec.kind, rows, train, tokenizer, longest),
-            collator=Collator(tokenizer, spec.kind, config.task.mask_share, config.seed),
+            collator=spec.collator(tokenizer),
         )
 
 

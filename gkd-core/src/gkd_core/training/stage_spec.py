@@ -19,6 +19,8 @@ from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split, Task, TaskData
+from gkd_core.data.collate import Collator
+from gkd_core.data.encode import Encoded
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import MethodError, PluginError
@@ -151,6 +153,15 @@ class StageSpec:
             if teacher.tokenizer is not self.tokenizer:
                 found.setdefault(id(teacher.tokenizer), (teacher.tokenizer, []))[1].append(teacher)
         return list(found.values())
+
+    def encode(self, split: Split, tokenizer: PreTrainedTokenizerFast) -> Encoded:
+        """Return rows of the task in the tokens of a tokenizer."""
+        return self.kind.encode(split, tokenizer, self.max_length, self.data.classes)
+
+    def collator(self, tokenizer: PreTrainedTokenizerFast) -> Collator:
+        """Return what makes micro-batches of rows in the tokens of a tokenizer."""
+        config = self.config
+        return Collator(tokenizer, self.kind, config.task.mask_share, config.seed)
 
     @contextmanager
     def naming_options(self, owner: ActiveMethod | TeacherEnsemble) -> Iterator[None]:
