@@ -39,6 +39,27 @@ def generate():
     return module
 
 
+def _install(site, folder, entry):
+    """Leave an example plugin in a folder, as `pip install --target` does."""
+    module = folder.replace("-", "_")
+    info = site / f"{module}-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    shutil.copy(DOCS / "examples" / folder / f"{module}.py", site)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {folder}\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text(f"[gkd]\n{entry} = {module}\n")
+
+
+@pytest.fixture
+def install(tmp_path):
+    """`install("gkd-losses-csv", "losses-csv")`: a folder with an example plugin."""
+
+    def _installed(folder, entry):
+        _install(tmp_path / "site", folder, entry)
+        return tmp_path / "site"
+
+    return _installed
+
+
 @pytest.fixture
 def example(tmp_path, monkeypatch):
     """Install the example plugins for this process."""
@@ -52,12 +73,7 @@ def example(tmp_path, monkeypatch):
         "gkd-optimizer-adamw-8bit": "adamw-8bit",
     }
     for folder, entry in examples.items():
-        module = folder.replace("-", "_")
-        info = site / f"{module}-0.1.0.dist-info"
-        info.mkdir(parents=True)
-        shutil.copy(DOCS / "examples" / folder / f"{module}.py", site)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {folder}\nVersion: 0.1.0\n")
-        (info / "entry_points.txt").write_text(f"[gkd]\n{entry} = {module}\n")
+        _install(site, folder, entry)
     monkeypatch.syspath_prepend(site)
     registry.cache_clear()
     yield

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "gkd-losses-csv"
-
 
 @pytest.fixture
-def installed(tmp_path):
+def installed(install):
     """A folder with the plugin, as `pip install --target` leaves it."""
-    site = tmp_path / "site"
-    info = site / "gkd_losses_csv-0.1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "gkd_losses_csv.py").write_text((EXAMPLE / "gkd_losses_csv.py").read_text())
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gkd-losses-csv\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text("[gkd]\nlosses-csv = gkd_losses_csv\n")
-    return site
+    return install("gkd-losses-csv", "losses-csv")
 
 
 @pytest.mark.slow

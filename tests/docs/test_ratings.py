@@ -15,17 +15,9 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "gkd-kind-ratings"
 
 
 @pytest.fixture
-def installed(tmp_path):
+def installed(install):
     """A folder with the plugin, as `pip install --target` leaves it."""
-    site = tmp_path / "site"
-    info = site / "gkd_kind_ratings-0.1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "gkd_kind_ratings.py").write_text((EXAMPLE / "gkd_kind_ratings.py").read_text())
-    (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: gkd-kind-ratings\nVersion: 0.1.0\n"
-    )
-    (info / "entry_points.txt").write_text("[gkd]\nratings = gkd_kind_ratings\n")
-    return site
+    return install("gkd-kind-ratings", "ratings")
 
 
 def test_it_is_listed_with_its_origin(gkd, installed):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from gkd_core.cli.entries import entries, summary
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console, RenderableType
@@ -63,38 +65,21 @@ def _list(console: Console) -> None:
     console.print("Combine them: gkd run --method pkd+soft\nOptions:      gkd methods NAME")
 
 
-def _entries(methods: list[type[Method]]) -> RenderableType:
+def _entries(methods: Iterable[type[Method]]) -> RenderableType:
     """Return an entry per method: what it computes, where it was published, what it reads."""
-    from rich.table import Table
-    from rich.text import Text
-
     from gkd_core.analysis.explanation import short_reference
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for method in methods:
-        summary = (inspect.getdoc(method) or "").partition("\n")[0]
-        source = f"{short_reference(method.paper)}; reads {_sites(method)}"
-        table.add_row(f"  {method.name}", Text.assemble(f"{summary}\n", (source, "dim")))
-    return table
+    return entries(
+        (one.name, summary(one), f"{short_reference(one.paper)}; reads {_sites(one)}")
+        for one in methods
+    )
 
 
 def _combiners(combiners: Iterable[type[TeacherCombiner]]) -> RenderableType:
     """Return an entry per combiner: how it weights the teachers and where it was published."""
-    from rich.table import Table
-    from rich.text import Text
-
     from gkd_core.analysis.explanation import short_reference
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for combiner in combiners:
-        summary = (inspect.getdoc(combiner) or "").partition("\n")[0]
-        source = short_reference(combiner.paper)
-        table.add_row(f"  {combiner.name}", Text.assemble(f"{summary}\n", (source, "dim")))
-    return table
+    return entries((one.name, summary(one), short_reference(one.paper)) for one in combiners)
 
 
 def _show(console: Console, method: type[Method]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
 
+from gkd_core.cli.entries import entries, summary
+
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
     from gkd_core.contract.optimizer import OptimizerFactory
 
@@ -24,28 +24,13 @@ def optimizers(name: str | None) -> None:
 
     console = Console(highlight=False)
     if name is None:
-        console.print(_entries(registry().optimizers.values()))
+        found = registry().optimizers.values()
+        console.print(entries((one.name, summary(one), one.paper) for one in found))
         console.print(
             "\nChoose one: gkd run --set optim.name=muon\nOptions:    gkd optimizers NAME"
         )
     else:
         _show(console, registry().optimizer(name))
-
-
-def _entries(optimizers: Iterable[type[OptimizerFactory]]) -> RenderableType:
-    """Return an entry per optimizer: its update, and where it was published."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for optimizer in optimizers:
-        summary = (inspect.getdoc(optimizer) or "").partition("\n")[0]
-        table.add_row(
-            f"  {optimizer.name}", Text.assemble(f"{summary}\n", (optimizer.paper, "dim"))
-        )
-    return table
 
 
 def _show(console: Console, optimizer: type[OptimizerFactory]) -> None:
