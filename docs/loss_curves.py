@@ -68,7 +68,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     return stages
 
 
-def normalised(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def normalized(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return progress from 0 to 1, the loss and its running mean, over the largest mean."""
     steps, losses = np.array(curve, float).T
     means = [losses[max(0, end - SMOOTHED) : end].mean() for end in range(1, len(losses) + 1)]
@@ -105,7 +105,7 @@ def draw(recipes: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
 
 def _panel(axes: Axes, recipe: str, stages: Mapping[str, Curve]) -> None:
     for number, curve in enumerate(stages.values()):
-        progress, loss, mean = normalised(curve)
+        progress, loss, mean = normalized(curve)
         color = COLORS[number % len(COLORS)]
         axes.plot(number + progress, loss, linewidth=0.6, color=color, alpha=0.3)
         axes.plot(number + progress, mean, linewidth=1.5, color=color)

@@ -26,6 +26,11 @@ OLD = {
 MODULES = {"finished", "course", "watch", "key", "draws", "plan", "conclusion"}
 """Names that only a module may not have: elsewhere they are ordinary words."""
 
+BRITISH = re.compile(
+    r"labell|odell|centred|colour|behaviour|(?:al|el|im|in|ar|or|er|ken|nt)is(?:e|ed|er|es|ing|ation)(?![a-z])"
+)
+"""Spellings that American English, which all names are in, does not have."""
+
 SOURCES = sorted(
     path
     for pattern in ("gkd-*/src/**/*.py", "docs/examples/**/*.py", "docs/*.py", "tests/**/*.py")
@@ -47,6 +52,11 @@ def identifiers(path):
 def test_no_identifier_or_module_has_an_old_name(path):
     assert sorted(OLD & set(identifiers(path))) == []
     assert path.stem not in OLD | MODULES or "cli" in path.parts
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_identifiers_are_american_english(path):
+    assert sorted(name for name in set(identifiers(path)) if BRITISH.search(name)) == []
 
 
 def test_no_setting_has_an_old_name():

@@ -92,7 +92,7 @@ def test_without_a_margin_and_with_a_step_it_is_annealing_kd(continuation_kd, te
     assert continuation_kd(index=15, **options)["hard"].item() == pytest.approx(CE)
 
 
-def test_unlabelled_data_is_refused(continuation_kd):
+def test_unlabeled_data_is_refused(continuation_kd):
     with pytest.raises(MethodError, match="continuation-kd needs labels"):
         continuation_kd(labels=None)
 

@@ -75,7 +75,7 @@ def test_a_classification_has_one_prediction_a_row(distilbert):
     assert found["hard"].item() == pytest.approx(2 * log(2), abs=1e-12)
 
 
-def test_unlabelled_data_is_refused(distilbert):
+def test_unlabeled_data_is_refused(distilbert):
     with pytest.raises(MethodError, match="distilbert needs labels"):
         distilbert(labels=None)
 

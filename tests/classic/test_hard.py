@@ -35,6 +35,6 @@ def test_a_regression_is_the_squared_error(hard):
     assert loss.item() == pytest.approx((4 + 0.25) / 2)
 
 
-def test_unlabelled_data_is_refused(hard):
+def test_unlabeled_data_is_refused(hard):
     with pytest.raises(MethodError, match="hard needs labels"):
         hard(LOGITS, None)

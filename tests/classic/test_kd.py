@@ -46,6 +46,6 @@ def test_alpha_and_temperature_follow_their_schedules(kd):
     )
 
 
-def test_unlabelled_data_is_refused(kd):
+def test_unlabeled_data_is_refused(kd):
     with pytest.raises(MethodError, match="kd needs labels"):
         kd(labels=None)

@@ -115,7 +115,7 @@ def test_a_run_ends(invoke, settings, tmp_path, expression):
 
 
 @pytest.mark.parametrize("expression", PRETRAINING)
-def test_a_run_of_masked_language_modelling_ends(invoke, world, tmp_path, expression):
+def test_a_run_of_masked_language_modeling_ends(invoke, world, tmp_path, expression):
     corpus = world / "corpus.txt"
     assert run(
         invoke,

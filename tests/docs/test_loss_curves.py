@@ -43,12 +43,12 @@ def test_curves_are_those_of_the_recipes_own_stages(script, tmp_path):
 
 def test_a_stage_goes_from_its_largest_loss_over_its_whole_width(script):
     losses = [8.0, 6.0, 4.0, 2.0, 0.0, 0.0, 0.0, 0.0]
-    progress, loss, mean = script.normalised(list(enumerate(losses, start=1)))
+    progress, loss, mean = script.normalized(list(enumerate(losses, start=1)))
     assert progress.tolist() == [step / 8 for step in range(1, 9)]
     np.testing.assert_allclose(loss, [x / 8 for x in losses])
     # Means of the last 5 steps, of fewer at the beginning.
     np.testing.assert_allclose(mean, [x / 8 for x in (8, 7, 6, 5, 4, 2.4, 1.2, 0.4)])
-    assert [part.tolist() for part in script.normalised([(1, 0.0)])] == [[1], [0], [0]]
+    assert [part.tolist() for part in script.normalized([(1, 0.0)])] == [[1], [0], [0]]
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])

@@ -35,16 +35,16 @@ def test_every_teacher_block_has_its_student_block_whatever_the_depths():
     ]
 
 
-def batch_of(*lengths, rows=None, labelled=()):
-    """A batch with rows of these lengths; `labelled` are positions that are predicted."""
+def batch_of(*lengths, rows=None, labeled=()):
+    """A batch with rows of these lengths; `labeled` are positions that are predicted."""
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     labels = torch.full(mask.shape, -100)
-    for row, position in labelled:
+    for row, position in labeled:
         labels[row, position] = 5
     ids = torch.arange(mask.numel()).view(mask.shape) % 60 + 1
     return Batch(
         {"input_ids": ids * mask, "attention_mask": mask.long()},
-        labels if labelled else torch.zeros(len(lengths), dtype=torch.long),
+        labels if labeled else torch.zeros(len(lengths), dtype=torch.long),
         torch.arange(len(lengths)) if rows is None else torch.tensor(rows),
     )
 
@@ -105,7 +105,7 @@ def test_random_positions_are_scattered_over_the_tokens():
 
 
 def test_masked_positions_are_all_filled_from_any_token_of_the_source():
-    batch = batch_of(8, 6, 2, labelled=[(0, 1), (0, 5), (1, 0), (1, 2), (1, 4), (2, 1)])
+    batch = batch_of(8, 6, 2, labeled=[(0, 1), (0, 5), (1, 0), (1, 2), (1, 4), (2, 1)])
     for seed in range(20):
         filled, taken = moves(batch, 0, "masked", 0.3, seed)
         assert filled == [1, 5]

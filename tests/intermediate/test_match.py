@@ -52,11 +52,11 @@ def test_logits_ce_is_the_soft_cross_entropy(scene, temperature):
     assert_value(world.loss(knowledge="logits-ce", temperature=temperature), expected)
 
 
-def test_logits_ce_of_a_language_model_counts_the_labelled_positions(scene):
+def test_logits_ce_of_a_language_model_counts_the_labeled_positions(scene):
     world = scene(causal_lm=True)
     s, t = world.student.logits, world.teacher.logits
-    labelled = [(row, position) for row, position in world.tokens if position > 0]
-    expected = mean(cross_entropy(s[at], t[at]) for at in labelled)
+    labeled = [(row, position) for row, position in world.tokens if position > 0]
+    expected = mean(cross_entropy(s[at], t[at]) for at in labeled)
     assert_value(world.loss(knowledge="logits-ce"), expected)
     everywhere = mean(cross_entropy(s[at], t[at]) for at in world.tokens)
     assert_value(world.loss(knowledge="logits-ce", positions="tokens"), everywhere)
@@ -154,7 +154,7 @@ def test_hidden_cosine_is_one_minus_the_cosine(scene):
     assert_value(world.loss(knowledge="hidden-cosine"), expected)
 
 
-def test_hidden_pkd_is_the_squared_distance_of_normalised_cls_states(scene):
+def test_hidden_pkd_is_the_squared_distance_of_normalized_cls_states(scene):
     world = scene()
 
     def distance(s, t):
@@ -310,10 +310,10 @@ def test_rows_of_scores_take_every_distance_between_vectors(scene, distance):
 
 def test_positions_with_a_target_are_those_the_language_model_predicts_at(scene):
     world = scene(causal_lm=True, layers=(1, 1))
-    labelled = [at for at in world.tokens if at[1] > 0]
+    labeled = [at for at in world.tokens if at[1] > 0]
     s, t = world.student.hidden[1], world.teacher.hidden[1]
     found = world.loss(site="hidden", distance="mse", positions="targets")
-    assert_value(found, mean(squared(s[at], t[at]) for at in labelled))
+    assert_value(found, mean(squared(s[at], t[at]) for at in labeled))
 
 
 @pytest.mark.parametrize("distance", ["kl", "cross-entropy", "reverse-kl", "js", "total-variation"])

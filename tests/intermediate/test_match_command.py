@@ -128,8 +128,8 @@ def test_a_projection_is_trained_and_not_exported(invoke, settings, file, tmp_pa
         "hidden-mse.weight",
         "hidden-mse.bias",
     ]
-    optimised = {id(parameter) for parameter in stage.engine.parameters}
-    assert all(id(parameter) in optimised for parameter in trained.parameters())
+    optimized = {id(parameter) for parameter in stage.engine.parameters}
+    assert all(id(parameter) in optimized for parameter in trained.parameters())
     stage.objective.build_modules(stage.config.seed)
     (fresh,) = stage.objective.modules.values()
     assert not torch.equal(fresh["hidden-mse"].weight, trained["hidden-mse"].weight)

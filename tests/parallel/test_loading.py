@@ -108,8 +108,8 @@ def load_student(path, kind, classes):
     wanted = (str(path), KINDS[kind], classes, 3, False, "student.model")
     reference = load_model(*wanted)
     found = load_model(*wanted, read=reader())
-    same = found.initialised == reference.initialised and found.model.training
-    return unequal(found.model, reference.model), same, found.initialised
+    same = found.initialized == reference.initialized and found.model.training
+    return unequal(found.model, reference.model), same, found.initialized
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2"])

@@ -74,7 +74,7 @@ def groups(backend=None):
     return found
 
 
-def normalise(module, hidden):
+def normalize(module, hidden):
     """What an RMSNorm does, in the precision of its input: transformers rounds to fp32."""
     mean = hidden.square().mean(-1, keepdim=True)
     return module.weight * hidden * (mean + module.variance_epsilon).rsqrt()
@@ -86,7 +86,7 @@ def extractor(path, kind, group=None, dtype=torch.float64, device="cpu"):
     model = KINDS[kind].auto.from_pretrained(path).eval().to(device, dtype)
     for module in model.modules():
         if dtype == torch.float64 and type(module).__name__.endswith("RMSNorm"):
-            module.forward = partial(normalise, module)
+            module.forward = partial(normalize, module)
     model = model if group is None else shard_model(model, group)
     return Extractor(model, find_sites(model))
 

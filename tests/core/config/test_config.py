@@ -77,7 +77,7 @@ TASK_DEFAULTS = {
 
 
 def task_defaults(name, kind):
-    """Return the defaults of a task; language modelling takes fewer epochs."""
+    """Return the defaults of a task; language modeling takes fewer epochs."""
     return {"training": {"epochs": 2}} if kind == "lm" else TASK_DEFAULTS[name]
 
 

@@ -116,7 +116,7 @@ def test_damaged_cache_names_the_file(embedded_rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["masked-lm", "causal-lm"])
-def test_language_modelling_gets_the_same_text_without_labels(data, kind):
+def test_language_modeling_gets_the_same_text_without_labels(data, kind):
     task = Embedded(TaskConfig(kind=kind))
     plain = task.load("classification", 0)
     assert (plain.kind, plain.classes, plain.train.labels) == (kind, (), None)

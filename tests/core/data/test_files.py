@@ -303,12 +303,12 @@ def test_txt_without_blank_lines_is_split_at_lines(tmp_path):
     assert load(path, validation=str(path)).train.text == ["one", "two", "three"]
 
 
-def test_txt_without_language_modelling_is_refused(tmp_path):
+def test_txt_without_language_modeling_is_refused(tmp_path):
     path = write(tmp_path / "a.txt", "one\n")
     assert "has no labels for classification" in fails(path, default="classification")
 
 
-def test_table_serves_language_modelling_without_labels(tmp_path):
+def test_table_serves_language_modeling_without_labels(tmp_path):
     rows = [{"premise": f"p{i}", "hypothesis": f"h{i}"} for i in range(3)]
     path = jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(DataError, match="no label column"):

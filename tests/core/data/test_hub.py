@@ -34,7 +34,7 @@ def folder(tmp_path):
     return write
 
 
-def labelled(count, start=0, classes=("bad", "good")):
+def labeled(count, start=0, classes=("bad", "good")):
     return [
         {"sentence": f"row {i}", "label": classes[i % len(classes)]}
         for i in range(start, start + count)
@@ -48,7 +48,7 @@ def load(train, **settings):
 
 
 def test_local_dataset_is_read(folder):
-    data = load(folder(train=labelled(8), validation=labelled(4, 8), test=labelled(2, 12)))
+    data = load(folder(train=labeled(8), validation=labeled(4, 8), test=labeled(2, 12)))
     assert (data.kind, data.classes) == ("classification", ("bad", "good"))
     assert data.train.text[:2] == ["row 0", "row 1"]
     assert data.validation.labels == [0, 1, 0, 1]
@@ -80,9 +80,9 @@ def test_class_names_and_their_order_come_from_the_dataset(monkeypatch):
     assert data.test is None
 
 
-def test_unlabelled_test_split_is_left_out_unless_named(folder, caplog):
+def test_unlabeled_test_split_is_left_out_unless_named(folder, caplog):
     hidden = [{"sentence": "x", "label": "-1"}]
-    path = folder(train=labelled(8), validation=labelled(2, 8), test=hidden)
+    path = folder(train=labeled(8), validation=labeled(2, 8), test=hidden)
     with caplog.at_level(logging.WARNING):
         assert load(path).test is None
     assert "[test] has no labels and is ignored" in caplog.text
@@ -91,17 +91,17 @@ def test_unlabelled_test_split_is_left_out_unless_named(folder, caplog):
 
 
 def test_rows_are_held_out_where_there_is_no_validation_split(folder):
-    data = load(folder(train=labelled(40), test=labelled(4, 40)), validation_share=0.25)
+    data = load(folder(train=labeled(40), test=labeled(4, 40)), validation_share=0.25)
     assert (len(data.train), len(data.validation)) == (30, 10)
 
 
 def test_unknown_split_is_refused_with_those_there_are(folder):
     with pytest.raises(DataError, match=r"no split 'tset'\. Did you mean 'test'"):
-        load(folder(train=labelled(8), test=labelled(2)), test="tset")
+        load(folder(train=labeled(8), test=labeled(2)), test="tset")
 
 
 def test_bad_row_is_told_with_split_and_row(folder):
-    path = folder(train=[*labelled(3), {"sentence": None, "label": "good"}])
+    path = folder(train=[*labeled(3), {"sentence": None, "label": "good"}])
     with pytest.raises(DataError, match=r"\[train\]: row 4: the text is empty"):
         load(path)
 

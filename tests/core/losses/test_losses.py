@@ -39,7 +39,7 @@ STUDENT = torch.zeros(1, 2, dtype=torch.float64)
     [
         (1.0, 0.75 * math.log(1.5) + 0.25 * math.log(0.5)),
         (2.0, 0.145363),
-        (1e4, 0.150869),  # sum of squared centred differences / (2 C)
+        (1e4, 0.150869),  # sum of squared centered differences / (2 C)
     ],
 )
 def test_kl_has_the_golden_value(temperature, expected):

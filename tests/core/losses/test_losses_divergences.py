@@ -227,7 +227,7 @@ def test_total_variation_has_the_golden_value():
 
 
 @pytest.mark.parametrize("loss", [kl, reverse_kl])
-def test_hot_divergences_are_half_the_mean_square_of_the_centred_difference(loss):
+def test_hot_divergences_are_half_the_mean_square_of_the_centered_difference(loss):
     student, teacher = logits(1, 9), logits(1, 9, seed=1)
     difference = student - teacher
     expected = (difference - difference.mean()).square().sum() / (2 * 9)

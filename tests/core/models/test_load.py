@@ -227,7 +227,7 @@ def test_checkpoint_without_a_head_gets_a_seeded_one(save):
     state = torch.get_rng_state()
     first, second, other = (checkpoint(directory, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert first.initialised == (
+    assert first.initialized == (
         "classifier.bias",
         "classifier.weight",
         "pre_classifier.bias",
@@ -242,7 +242,7 @@ def test_checkpoint_without_a_head_gets_a_seeded_one(save):
 
 def test_head_for_other_classes_is_replaced(save):
     loaded = checkpoint(save(), classes=("a", "b", "c"))
-    assert loaded.initialised == ("classifier.bias", "classifier.weight")
+    assert loaded.initialized == ("classifier.bias", "classifier.weight")
     assert loaded.model.classifier.out_features == 3
 
 

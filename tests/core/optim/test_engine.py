@@ -1,4 +1,4 @@
-"""The optimiser: learning rate, clipping, weight decay, its state."""
+"""The optimizer: learning rate, clipping, weight decay, its state."""
 
 from __future__ import annotations
 

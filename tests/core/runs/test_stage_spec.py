@@ -102,7 +102,7 @@ def test_what_cannot_work_is_refused_before_any_weight_is_loaded(
         prepare_run(*settings)
 
 
-def test_unlabelled_rows_are_refused_by_methods_that_need_labels(prepare_run, world, tmp_path):
+def test_unlabeled_rows_are_refused_by_methods_that_need_labels(prepare_run, world, tmp_path):
     rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
     (tmp_path / "plain.jsonl").write_text(
         "".join(json.dumps({"text": r["text"]}) + "\n" for r in rows)

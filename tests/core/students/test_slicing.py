@@ -54,7 +54,7 @@ def build(build_model):
 
 @pytest.fixture
 def rows(build_batch):
-    """Labelled rows with padding for a family."""
+    """Labeled rows with padding for a family."""
 
     def _rows(family, head=None):
         inputs = build_batch("right")
@@ -138,7 +138,7 @@ def test_slice_equals_the_model_with_the_rest_masked_and_loads_again(build, rows
     made.save_pretrained(tmp_path)
     classes = ["LABEL_0", "LABEL_1"] if head == "classification" else []
     loaded = load_model(str(tmp_path), KINDS[head], classes, 0, False, "student.model")
-    assert loaded.initialised == ()
+    assert loaded.initialized == ()
     assert torch.equal(logits(loaded.model.eval(), batch), logits(made, batch))
     assert type(loaded.model) is type(made)
     teacher = load_teacher(str(tmp_path), KINDS[head], classes, False, "teacher.model")

@@ -220,13 +220,13 @@ def test_transfer_counts_what_it_did(build_model):
     assert done.parameters == count_parameters(student)
     assert done.copied == 1  # the bias of the classifier
     assert done.copied + done.sliced == len(weights(student))
-    assert done.initialised == ()
+    assert done.initialized == ()
 
 
 def test_tensors_the_teacher_lacks_are_named(build_model):
     teacher, student = build_model("bert", "base"), build_model("bert", "base")
     student.register_parameter("gate", torch.nn.Parameter(torch.ones(3)))
-    assert transfer(find_sites(student), find_sites(teacher), [1, 2, 3]).initialised == ("gate",)
+    assert transfer(find_sites(student), find_sites(teacher), [1, 2, 3]).initialized == ("gate",)
     assert torch.equal(student.gate, torch.ones(3))
 
 

@@ -96,13 +96,13 @@ def test_missing_teacher_of_a_stage_names_its_setting(prepare_run):
         prepare_run(file=STAGES, teachers=())
 
 
-def test_labelled_rows_are_text_without_labels(prepare):
+def test_labeled_rows_are_text_without_labels(prepare):
     pretrain, task = prepare().specs
     for name in ("train", "validation", "test"):
-        plain, labelled = getattr(pretrain.data, name), getattr(task.data, name)
-        assert list(plain.text) == list(labelled.text)
+        plain, labeled = getattr(pretrain.data, name), getattr(task.data, name)
+        assert list(plain.text) == list(labeled.text)
         assert plain.labels is None
-        assert len(labelled.labels) == len(labelled.text)
+        assert len(labeled.labels) == len(labeled.text)
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["language first", "task first"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Split
-from gkd_core.data.labels import is_unlabelled, label_name
+from gkd_core.data.labels import is_unlabeled, label_name
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError, suggest
 
@@ -65,13 +65,13 @@ class CheckedRows:
         return Split(self.text, self.pair, labels, self.group)
 
 
-def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
+def find_columns(table: Table, config: TaskConfig, labeled: bool) -> Columns:
     """Return the columns named in the configuration, or else those with common names.
 
     Args:
         table: The training table.
         config: Names given by the user.
-        labelled: Whether the task has labels.
+        labeled: Whether the task has labels.
 
     Raises:
         DataError: A column is missing or ambiguous.
@@ -80,7 +80,7 @@ def find_columns(table: Table, config: TaskConfig, labelled: bool) -> Columns:
     for setting in ("text", "text_pair", "label", "group", "target"):
         if (name := getattr(config, setting)) is not None:
             _check_column(table, name, f"task.{setting}")
-    label = config.label or _find_label(table) if labelled else None
+    label = config.label or _find_label(table) if labeled else None
     if config.text is not None:
         text, pair = config.text, config.text_pair
     else:
@@ -178,7 +178,7 @@ def _texts(table: Table, column: str) -> list[str]:
 
 
 def _labels(table: Table, column: str) -> list[str]:
-    if is_unlabelled(table.columns[column]):
+    if is_unlabeled(table.columns[column]):
         raise DataError(
             f"{table.source} has no labels: column {column!r} is empty or -1 in every row. "
             "Give a labeled file"

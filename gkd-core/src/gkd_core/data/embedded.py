@@ -25,14 +25,14 @@ STUDENT_ROWS = 200
 
 MAX_LENGTH = 48
 
-LABELLED = "classification"
+LABELED = "classification"
 PLAIN = ("masked-lm", "causal-lm")
 """Names of the kinds that it has rows for: with classes, and as plain text."""
 
 MISFITS = (("encoder", "causal-lm"), ("decoder", "masked-lm"))
 """Contradictory pairs of `task.default_teacher` and `task.kind`."""
 
-LabelledTexts = Mapping[str, tuple[list[str], list[int]]]
+LabeledTexts = Mapping[str, tuple[list[str], list[int]]]
 
 
 class Embedded(Task):
@@ -74,7 +74,7 @@ class Embedded(Task):
                     f"task.{split} is {value!r}, but the task 'embedded' has its own rows; "
                     "remove it, or set task.name = 'files'"
                 )
-        if self.kind not in (None, LABELLED, *PLAIN):
+        if self.kind not in (None, LABELED, *PLAIN):
             raise ConfigError(
                 f"task.kind is '{self.kind}', but the task 'embedded' has classes; use "
                 "'classification', 'masked-lm' or 'causal-lm'"
@@ -95,16 +95,16 @@ class Embedded(Task):
         splits = {
             name: Split(texts, labels=labels) for name, (texts, labels) in _cached_rows().items()
         }
-        labelled = TaskData(
-            kind=LABELLED,
+        labeled = TaskData(
+            kind=LABELED,
             train=splits["train"],
             validation=splits["validation"],
             test=splits["test"],
             classes=classes,
-            rows_hash=hash_rows(LABELLED, classes, splits),
+            rows_hash=hash_rows(LABELED, classes, splits),
             source=f"docstrings of Python {sys.version.split()[0]}",
         )
-        return without_labels(labelled, self.kind) if self.kind in PLAIN else labelled
+        return without_labels(labeled, self.kind) if self.kind in PLAIN else labeled
 
     def default_teacher(self, data: TaskData, size: TeacherSize = "large") -> DefaultTeacher:
         """Return a small BERT (encoder) or Llama (decoder), even smaller for size `small`."""
@@ -112,7 +112,7 @@ class Embedded(Task):
         return embedded_teacher(data, family, size)
 
 
-def _cached_rows() -> LabelledTexts:
+def _cached_rows() -> LabeledTexts:
     library = Path(sysconfig.get_path("stdlib"))
     content = f"{sys.version}\n{library}\n{inspect.getsource(docstrings)}"
     key = digest.of_bytes([content.encode()])[: digest.SHORT]
@@ -120,7 +120,7 @@ def _cached_rows() -> LabelledTexts:
     if not path.exists():
         write_file(path, json.dumps(_make_rows(library)))
     try:
-        rows: LabelledTexts = json.loads(path.read_text(encoding="utf-8"))
+        rows: LabeledTexts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
             f"the cached rows {path} are corrupt ({error}); delete the file to recreate it"
@@ -128,7 +128,7 @@ def _cached_rows() -> LabelledTexts:
     return rows
 
 
-def _make_rows(library: Path) -> LabelledTexts:
+def _make_rows(library: Path) -> LabeledTexts:
     passages = docstrings.unique(docstrings.collect(library))
     return {
         name: ([passage.text for passage in split], [passage.label for passage in split])

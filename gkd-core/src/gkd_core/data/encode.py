@@ -231,10 +231,10 @@ def _samples(
     cut = 0
     for start in range(0, len(split), CHUNK):
         chunk = list(range(start, min(start + CHUNK, len(split))))
-        rows += _tokenise(split, chunk, tokenizer, max_length + 1)
+        rows += _tokenize(split, chunk, tokenizer, max_length + 1)
         # Tokenized with room for one more token: exactly the texts that use it are truncated.
         long = [index for index in chunk if len(rows[index].ids) > max_length]
-        for index, row in zip(long, _tokenise(split, long, tokenizer, max_length), strict=True):
+        for index, row in zip(long, _tokenize(split, long, tokenizer, max_length), strict=True):
             rows[index] = row
         cut += len(long)
     for index, row in enumerate(rows):
@@ -246,7 +246,7 @@ def _samples(
     return rows, cut
 
 
-def _tokenise(
+def _tokenize(
     split: Split, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[_Row]:
     if not indices:

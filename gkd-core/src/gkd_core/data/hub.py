@@ -68,7 +68,7 @@ class Hub(Task):
         if "test" not in splits:
             return None
         table = _table(splits, "test", source)
-        if kind.is_labelled(table, train, self.config):
+        if kind.is_labeled(table, train, self.config):
             return table
         logger.warning("%s has no labels and is ignored", table.source)
         return None

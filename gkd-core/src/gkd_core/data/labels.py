@@ -14,7 +14,7 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 FEW = 20
 """Number of classes that is accepted for any number of rows."""
 
-UNLABELLED = ("", "-1", "-1.0", "None", "nan")
+UNLABELED = ("", "-1", "-1.0", "None", "nan")
 """Label strings that stand for a hidden or missing label."""
 
 
@@ -35,9 +35,9 @@ def label_name(value: Any) -> str:
     raise ValueError(f"the label is {value!r}; expected a string or number")
 
 
-def is_unlabelled(values: Iterable[Any]) -> bool:
+def is_unlabeled(values: Iterable[Any]) -> bool:
     """Whether no row has a label: all are missing or -1, as in GLUE's test sets."""
-    return all(str(value).strip() in UNLABELLED for value in values)
+    return all(str(value).strip() in UNLABELED for value in values)
 
 
 def numbers_among(labels: Iterable[str]) -> list[float | None]:

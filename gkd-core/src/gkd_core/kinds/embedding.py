@@ -13,7 +13,7 @@ from gkd_core.contract.task import Split
 from gkd_core.data.columns import find_text, pick_column, select_texts
 from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.data.holdout import take
-from gkd_core.data.labels import is_unlabelled
+from gkd_core.data.labels import is_unlabeled
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, correlations
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
@@ -75,10 +75,10 @@ class Embedding(TaskKind):
             )
         return ReadRows(splits)
 
-    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+    def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table has scores."""
         column = pick_column(table, config.label, SCORES)
-        return column is not None and not is_unlabelled(table.columns[column])
+        return column is not None and not is_unlabeled(table.columns[column])
 
     def encode(
         self,

@@ -39,7 +39,7 @@ class LanguageModel(TaskKind):
 
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return the texts."""
-        columns = find_columns(tables["train"], config, labelled=False)
+        columns = find_columns(tables["train"], config, labeled=False)
         rows = {name: select(table, columns) for name, table in tables.items()}
         return ReadRows({name: self.split(r) for name, r in rows.items()})
 
@@ -48,7 +48,7 @@ class LanguageModel(TaskKind):
         # Pairs have no meaning in language modeling, so both texts become rows.
         return Split(rows.text + (rows.pair or []))
 
-    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+    def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return True: text needs no labels."""
         return True
 

@@ -81,7 +81,7 @@ class MultiLabel(TaskKind):
             splits[name] = select_texts(table, text, pair, marks)
         return ReadRows(splits, classes)
 
-    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+    def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether the label column holds lists; columns of 0 and 1 always count."""
         labels = label_columns(train, config)
         return not labels or any(table.columns.get(labels[0], ()))

@@ -15,7 +15,7 @@ from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.data.holdout import take
-from gkd_core.data.labels import is_unlabelled
+from gkd_core.data.labels import is_unlabeled
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import ReadRows, TaskKind, is_prepared
@@ -80,10 +80,10 @@ class MultipleChoice(TaskKind):
             count = count or len((splits[name].pair or [()])[0])
         return ReadRows(splits, tuple(map(str, range(count))))
 
-    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+    def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table says which choices are right."""
         label = pick_column(table, config.label, ANSWERS)
-        return label is not None and not is_unlabelled(table.columns[label])
+        return label is not None and not is_unlabeled(table.columns[label])
 
     def encode(
         self,

@@ -94,7 +94,7 @@ class SpanExtraction(TaskKind):
         missing = any(not label["text"] for label in splits["train"].labels or ())
         return ReadRows(splits, ("answer", "no answer") if missing else ())
 
-    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+    def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table has answers."""
         label = _column(train, config, "label")
         return any(

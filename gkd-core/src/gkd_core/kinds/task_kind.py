@@ -192,7 +192,7 @@ class TaskKind:
             DataError: A column is missing, or a row is invalid.
         """
         refuse_target(config, self.name)
-        columns = find_columns(tables["train"], config, labelled=True)
+        columns = find_columns(tables["train"], config, labeled=True)
         splits: dict[str, Split] = {}
         classes: tuple[str, ...] = ()
         for name, table in tables.items():
@@ -223,12 +223,12 @@ class TaskKind:
         """
         raise NotImplementedError
 
-    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+    def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table has labels, in the column that has them in training."""
-        from gkd_core.data.labels import is_unlabelled
+        from gkd_core.data.labels import is_unlabeled
 
-        label = find_columns(train, config, labelled=True).label or ""
-        return not is_unlabelled(table.columns.get(label, ()))
+        label = find_columns(train, config, labeled=True).label or ""
+        return not is_unlabeled(table.columns.get(label, ()))
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise `DataError` if a tokenizer lacks what this kind needs."""

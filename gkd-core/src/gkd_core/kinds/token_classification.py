@@ -84,7 +84,7 @@ class TokenClassification(TaskKind):
             {name: _rows(table, words, tags, classes) for name, table in tables.items()}, classes
         )
 
-    def is_labelled(self, table: Table, train: Table, config: TaskConfig) -> bool:
+    def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table has tags."""
         tags = pick_column(train, config.label, TAGS)
         rows = table.columns.get(tags or "", ())

@@ -40,11 +40,11 @@ class Checkpoint:
 
     Attributes:
         model: The model, fp32, in training mode.
-        initialised: Names of the weights missing from the checkpoint, drawn at random.
+        initialized: Names of the weights missing from the checkpoint, drawn at random.
     """
 
     model: PreTrainedModel
-    initialised: tuple[str, ...]
+    initialized: tuple[str, ...]
 
 
 def check_kind(config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
@@ -134,10 +134,10 @@ def load_model(
     with seeded(seed):
         read = read or _read_weights
         loaded, missing, misfit = read(model, kind, config, trust_remote_code, origin)
-    initialised = sorted({*missing, *misfit})
-    if any(in_body(loaded, name) for name in initialised):
-        raise _incomplete(model, origin, initialised)
-    return Checkpoint(loaded.train(), tuple(initialised))
+    initialized = sorted({*missing, *misfit})
+    if any(in_body(loaded, name) for name in initialized):
+        raise _incomplete(model, origin, initialized)
+    return Checkpoint(loaded.train(), tuple(initialized))
 
 
 @contextmanager

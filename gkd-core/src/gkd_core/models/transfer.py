@@ -57,14 +57,14 @@ class Transfer:
         copied: Number of tensors copied whole.
         sliced: Number of tensors copied in part.
         parameters: Number of the student's values that come from the teacher.
-        initialised: Names of the tensors the teacher does not have; they stay random.
+        initialized: Names of the tensors the teacher does not have; they stay random.
     """
 
     blocks: tuple[int, ...]
     copied: int
     sliced: int
     parameters: int
-    initialised: tuple[str, ...]
+    initialized: tuple[str, ...]
 
 
 def transfer(
@@ -94,13 +94,13 @@ def transfer(
     sizes = _sizes(student.model, teacher.model)
     source = teacher.model.state_dict() if weights is None else weights
     copied = sliced = parameters = 0
-    initialised = []
+    initialized = []
     for name, target in _distinct(student.model).items():
         if name.startswith(fresh):
             continue
         weight = source.get(_rename(name, renames))
         if weight is None:
-            initialised.append(name)
+            initialized.append(name)
             continue
         cut = _cut(weight, target, name, _layout(student.model, name), sizes)
         with torch.no_grad():
@@ -108,7 +108,7 @@ def transfer(
         parameters += target.numel()
         copied += target.shape == weight.shape
         sliced += target.shape != weight.shape
-    return Transfer(tuple(blocks), copied, sliced, parameters, tuple(initialised))
+    return Transfer(tuple(blocks), copied, sliced, parameters, tuple(initialized))
 
 
 def _block_names(sites: Sites) -> list[str]:

@@ -202,8 +202,8 @@ def _check_scale(spec: StageSpec) -> None:
             f"student.scale gives blocks different widths, which parallel.tensor = "
             f"{spec.layout.tensor} cannot shard. Set parallel.tensor = 1"
         )
-    unlabelled = spec.data.train.labels is None and not spec.kind.is_lm
-    if unlabelled:
+    unlabeled = spec.data.train.labels is None and not spec.kind.is_lm
+    if unlabeled:
         raise ConfigError(
             f"student.scale ranks heads and neurons by the labels, but {spec.data.source} "
             "has none. Name the label column (task.label), or set student.layers instead"
@@ -255,8 +255,8 @@ def _check_writing_teacher(spec: StageSpec) -> None:
 
 
 def _check_labels(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
-    unlabelled = spec.data.train.labels is None and not spec.kind.is_lm
-    if unlabelled and owner.methods[0].needs_labels:
+    unlabeled = spec.data.train.labels is None and not spec.kind.is_lm
+    if unlabeled and owner.methods[0].needs_labels:
         raise ConfigError(
             f"{owner.name} needs labels, but {spec.data.source} has none. Name the label "
             "column (task.label), or use methods that need none, such as soft"

@@ -45,8 +45,8 @@ class SharedRows:
     def __init__(self, registry: Registry, tasks: Iterable[TaskConfig]) -> None:
         self.registry = registry
         self._plain = {name for name, kind in registry.kinds.items() if kind.is_lm}
-        labelled = (task for task in tasks if task.kind not in {LM, *self._plain})
-        self._labelled = list(dict.fromkeys(_rows(task, task.kind) for task in labelled))
+        labeled = (task for task in tasks if task.kind not in {LM, *self._plain})
+        self._labeled = list(dict.fromkeys(_rows(task, task.kind) for task in labeled))
         self._data: dict[tuple[TaskConfig, str, str, str | None], TaskData] = {}
 
     def load(self, settings: ResolvedStage, relative: StageSpec | None) -> TaskData:
@@ -64,9 +64,9 @@ class SharedRows:
         name = plain if task.kind == LM else task.kind
         task = task.model_copy(update={"kind": name})
         self.task(settings.config, task).check()
-        for labelled in self._labelled:
-            if name in self._plain and _rows(task, labelled.kind) == labelled:
-                data = self._read(settings.config, labelled, plain)
+        for labeled in self._labeled:
+            if name in self._plain and _rows(task, labeled.kind) == labeled:
+                data = self._read(settings.config, labeled, plain)
                 return data if data.kind == name else without_labels(data, name)
         made_for = self._made_for(settings, relative) if name is None else None
         return self._read(settings.config, _rows(task, name), plain, made_for)

@@ -70,7 +70,7 @@ def build_student(
     blocks = [] if spec.init == "none" else init_layers(spec.init, *layers)
     sites = find_sites(model, adapters)
     done = transfer(sites, teacher, blocks, weights)
-    start = [("start", _copied(done)), *_fresh(done.initialised)]
+    start = [("start", _copied(done)), *_fresh(done.initialized)]
     return Student(model.train(), describe(model, origin) + start, sites)
 
 
@@ -129,5 +129,5 @@ def _copied(done: Transfer) -> str:
     )
 
 
-def _fresh(initialised: Sequence[str]) -> list[tuple[str, str]]:
-    return [("random weights", ", ".join(initialised))] if initialised else []
+def _fresh(initialized: Sequence[str]) -> list[tuple[str, str]]:
+    return [("random weights", ", ".join(initialized))] if initialized else []

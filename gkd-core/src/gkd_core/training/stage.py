@@ -372,7 +372,7 @@ def _from_checkpoint(
         "student.model" if is_own else "the stage before",
         None if groups is None else shard_reader(groups.tensor),
     )
-    fresh = [("random weights", ", ".join(loaded.initialised))] if loaded.initialised else []
+    fresh = [("random weights", ", ".join(loaded.initialized))] if loaded.initialized else []
     size = describe(loaded.model, None if first is None else first.model)
     summary = [*size, ("start", spec.start), *fresh]
     return Student(loaded.model, summary)
