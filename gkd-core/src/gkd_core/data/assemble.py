@@ -12,9 +12,10 @@ from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Fit, Split, TaskData
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.table import Table
+from gkd_core.errors import DataError
 
 if TYPE_CHECKING:
-    from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.kinds.task_kind import ReadRows, TaskKind
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def assemble(
     Raises:
         DataError: A column, row or label is invalid.
     """
-    rows = kind.read(tables.by_name(), config)
+    rows = _read(tables.by_name(), config, kind)
     splits = dict(rows.splits)
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(
@@ -61,6 +62,16 @@ def assemble(
         rows_hash=hash_rows(kind.name, rows.classes, splits),
         source=source,
     )
+
+
+def _read(tables: Mapping[str, Table], config: TaskConfig, kind: TaskKind) -> ReadRows:
+    try:
+        return kind.read(tables, config)
+    except DataError:
+        # A column may be missing because the rows that have it could not be read.
+        for table in tables.values():
+            table.faults.check()
+        raise
 
 
 def infer_kind(

@@ -8,7 +8,7 @@ from typing import Any
 
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Split
-from gkd_core.data.labels import is_unlabeled, label_name
+from gkd_core.data.labels import is_missing, is_unlabeled, label_name
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError, suggest
 
@@ -168,7 +168,7 @@ def select(table: Table, columns: Columns) -> CheckedRows:
 def _texts(table: Table, column: str) -> list[str]:
     texts = []
     for number, value in zip(table.numbers, table.columns[column], strict=True):
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if is_missing(value):
             table.faults.add(number, f"the text is empty (column {column!r})")
         elif not isinstance(value, str):
             table.faults.add(number, f"the text is {value!r}, not a string (column {column!r})")
@@ -195,7 +195,7 @@ def _labels(table: Table, column: str) -> list[str]:
 def _names(table: Table, column: str) -> list[str]:
     """Return the group of each row; values of any type are names."""
     for number, value in zip(table.numbers, table.columns[column], strict=True):
-        if value is None or value == "":
+        if is_missing(value):
             table.faults.add(number, f"the row has no group (column {column!r})")
     return [str(value) for value in table.columns[column]]
 
@@ -229,6 +229,9 @@ def _find_text(table: Table, excluded: Collection[str | None]) -> tuple[str, str
     ]
     taken = {name for pair in found for name in pair}
     found += [(lower[name], None) for name in TEXTS if name in lower and lower[name] not in taken]
+    used = {name for pair in found for name in pair}
+    # `Text` beside `text` is another column, and as likely the one that is meant.
+    found += [(name, None) for name in names if name not in used and lower[name.lower()] in used]
     if len(found) == 1:
         return found[0]
     candidates = [" + ".join(filter(None, pair)) for pair in found]

@@ -18,13 +18,20 @@ UNLABELED = ("", "-1", "-1.0", "None", "nan")
 """Label strings that stand for a hidden or missing label."""
 
 
+def is_missing(value: Any) -> bool:
+    """Return whether a cell is empty: null, blank, or not a number, as pandas writes null."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def label_name(value: Any) -> str:
     """Return the label as a string: `1`, `0.5`, `true`, `positive`.
 
     Raises:
         ValueError: The label is missing, or is a list or an object.
     """
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if is_missing(value):
         raise ValueError("the row has no label")
     if isinstance(value, bool):
         return str(value).lower()
