@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +28,7 @@ from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.parallel.placement import place_teacher
+from gkd_core.strict_json import json_text
 from gkd_core.training.stage import shard_reader
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from gkd_core.config.schema import Placement
     from gkd_core.contract.batch import Batch
     from gkd_core.data.encode import Encoded
+    from gkd_core.kinds.metrics import Metric
     from gkd_core.kinds.task_kind import Evaluation, TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.training.stage_spec import StageSpec
@@ -120,7 +122,7 @@ class Comparison:
 
     def save(self, path: Path) -> None:
         """Write the comparison as JSON."""
-        write_file(path, json.dumps(asdict(self), indent=1))
+        write_file(path, json_text(asdict(self), indent=1))
 
     def table(self) -> Table:
         """Return the comparison as a table with one row per model, 80 columns wide."""
@@ -236,9 +238,7 @@ def compare_models(
             parameters=parameters,
             bytes=_bytes(one.model, parameters),
             milliseconds=milliseconds,
-            kept=None
-            if reference is None
-            else metric.share(evaluation.metrics[metric.name], reference.metrics[metric.name]),
+            kept=_kept(metric, evaluation, reference),
             agreement=_agreement(spec.kind, evaluation, reference),
         )
         for one, parameters, evaluation, milliseconds in zip(
@@ -296,6 +296,14 @@ def _predict(
     except MethodError:
         return None
     return lambda batch: reader.predict(batch.inputs)
+
+
+def _kept(metric: Metric, evaluation: Evaluation, reference: Evaluation | None) -> float | None:
+    """Return the share of the teacher's quality; None without a teacher that has any."""
+    if reference is None:
+        return None
+    share = metric.share(evaluation.metrics[metric.name], reference.metrics[metric.name])
+    return None if math.isnan(share) else share
 
 
 def _agreement(
