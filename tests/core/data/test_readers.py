@@ -105,6 +105,10 @@ REFUSED = {
         "FILE:3: the names of the columns again",
     ),
     "cases.csv": ("text,Text,label\na,b,1\n", "several text columns, 'Text', 'text'"),
+    "infinite.jsonl": (
+        f'{ROW}{{"text": "b", "label": Infinity}}',
+        "FILE:2: the label is inf; expected a finite number (column 'label')",
+    ),
     "ragged.tsv": ("text\tlabel\na\t1\tx\n", "FILE:2: 3 fields, but the header has 2"),
     "ragged.conll": ("EU B-ORG\n# a comment\n", "FILE:2: 3 columns, but the first word has 2"),
 }
@@ -114,6 +118,29 @@ REFUSED = {
 def test_invalid_file_is_refused_with_its_place(tmp_path, name):
     content, message = REFUSED[name]
     assert message in refused(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "row", "message"),
+    [
+        ("regression", {}, {"text": "a", "label": "1e999"}, "FILE:1: label '1e999' is too large"),
+        (
+            "embedding",
+            {},
+            {"sentence1": "a", "sentence2": "b", "score": float("nan")},
+            "FILE:1: the score is nan, not a number (column 'score')",
+        ),
+        (
+            "multiple-choice",
+            {"text": "qestion"},
+            {"question": "a", "choices": ["b", "c"], "label": 1},
+            "FILE has no column 'qestion' (task.text). Did you mean 'question'?",
+        ),
+    ],
+)
+def test_row_of_a_kind_is_refused_with_its_place(tmp_path, kind, settings, row, message):
+    path = write(tmp_path / "a.jsonl", json.dumps(row))
+    assert message in refused(path, kind=kind, validation=str(path), **settings)
 
 
 def test_spaces_that_separate_no_columns_stay_in_the_word(tmp_path):
