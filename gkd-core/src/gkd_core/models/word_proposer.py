@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from gkd_core.contract.positions import longest_sequence
 from gkd_core.data.augment import Word
 from gkd_core.data.words import Words
 
@@ -41,8 +42,7 @@ class MaskedProposer:
         whole = self._words.starts & np.array([word.isalpha() for word in self._spelling])
         self._forbidden = torch.ones(int(model.config.vocab_size), dtype=torch.bool)
         self._forbidden[: len(whole)] = torch.from_numpy(~whole)
-        limit = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-        self._length = min(limit, tokenizer.model_max_length)
+        self._length = min(longest_sequence(model.config), tokenizer.model_max_length)
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
         """Return the single-token words of each text, in order."""
