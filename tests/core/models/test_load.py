@@ -1,8 +1,10 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -13,6 +15,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.classes import check_classes, teacher_classes
 from gkd_core.models.load import check_kind, load_model, load_teacher
 from gkd_core.models.source import load_config
+from gkd_core.models.stored import check_stored
 from gkd_core.models.tokenizer import (
     check_vocabulary,
     load_tokenizer,
@@ -131,6 +134,66 @@ def test_code_beside_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(ConfigError, match=r"set teacher.trust_remote_code = true if you trust it"):
         teacher(str(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "file", "name"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "", "gptq"),
+        ({"quantization_config": {"load_in_4bit": True}}, "", "config.json"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "", "config.json"),
+        ({}, "quantize_config.json", "quantize_config.json"),
+    ],
+)
+def test_quantized_weights_are_refused(save, table, file, name):
+    directory = Path(save())
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | table))
+    if file:
+        (directory / file).write_text("{}")
+    with pytest.raises(ConfigError, match=rf"is quantized \({name}\)") as raised:
+        load_config(str(directory), False, "teacher.model")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ((), "holds an adapter of 'base'"),
+        (("config.json",), "holds an adapter of 'base'"),
+        (("config.json", "model.safetensors"), "holds a model and an adapter"),
+    ],
+)
+def test_adapters_are_refused(save, tmp_path, kept, message):
+    saved, directory = Path(save()), tmp_path / "adapter"
+    directory.mkdir()
+    for name in kept:
+        shutil.copy(saved / name, directory)
+    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    save_file({"x": torch.zeros(1)}, directory / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(directory), False, "teacher.model")
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ("module.{}", r"DistributedDataParallel or DeepSpeed: .* begin with 'module\.'"),
+        ("_orig_mod.{}", r"torch.compile: .* begin with '_orig_mod\.'"),
+        ("net.{}", r"a wrapper: .* begin with 'net\.'"),
+        ("{}.lora_A.default.weight", "the weights of an adapter"),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_weights_of_a_wrapped_model_are_refused(save, family, rename, message):
+    directory = Path(save(family))
+    config = load_config(str(directory), False, "teacher.model")
+    kind = KINDS["classification"]
+    check_stored(str(directory), config, kind, "teacher.model")
+    file = directory / "model.safetensors"
+    save_file({rename.format(name): weight for name, weight in load_file(file).items()}, file)
+    with pytest.raises(ConfigError, match=message):
+        check_stored(str(directory), config, kind, "teacher.model")
 
 
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(save, tmp_path):
