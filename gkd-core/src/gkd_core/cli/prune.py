@@ -98,7 +98,7 @@ def prune(
     console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)
     models = [
         ComparedModel(model, model, spec.tokenizer, source.trust_remote_code),
-        ComparedModel(output, output, spec.tokenizer),
+        ComparedModel(output, output, spec.tokenizer, source.trust_remote_code),
     ]
     console.print(compare_models(spec, models, model).table())
 

@@ -218,8 +218,8 @@ class SpecBuilder:
         """Return the student of an earlier stage as a teacher."""
         shape, setting = stage.student_config, _setting(teacher, settings)
         info = self._info(teacher.name, shape, data)
-        place = f"{STAGE}{stage.name}"
-        return TeacherSpec(info, setting, place, shape, False, stage.tokenizer, stage=stage)
+        place, trusts = f"{STAGE}{stage.name}", stage.trusts_student
+        return TeacherSpec(info, setting, place, shape, trusts, stage.tokenizer, stage=stage)
 
     def _default_teacher(
         self,

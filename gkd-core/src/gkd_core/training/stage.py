@@ -319,8 +319,7 @@ def _student(
     if spec.copies_teacher or first is not None:
         made = _from_teacher(spec, first, registry, groups)
     else:
-        trusts = spec.teachers[0].trust_remote_code
-        made = fresh_student(spec.student_config, spec.kind, spec.config.seed, trusts)
+        made = fresh_student(spec.student_config, spec.kind, spec.config.seed, spec.trusts_student)
     if groups is not None:
         from gkd_core.parallel.sharding import shard_model
 
@@ -368,7 +367,7 @@ def _from_checkpoint(
         spec.kind,
         data.classes,
         config.seed,
-        config.student.trust_remote_code,
+        spec.trusts_student,
         "student.model" if is_own else "the stage before",
         None if groups is None else shard_reader(groups.tensor),
     )

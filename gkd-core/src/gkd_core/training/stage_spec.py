@@ -249,6 +249,15 @@ class StageSpec:
         """Whether weights of the teachers are needed."""
         return self.reads_teachers or self.copies_teacher
 
+    @property
+    def trusts_student(self) -> bool:
+        """Whether code that comes with the student may run: its checkpoint's, or its teacher's."""
+        if self.follows is not None:
+            return self.follows.trusts_student
+        if self.config.student.model is not None:
+            return self.config.student.trust_remote_code
+        return self.teachers[0].trust_remote_code
+
     def reads_weights(self, number: int) -> bool:
         """Return whether the weights of a teacher are needed."""
         is_live = self.teachers[number].source is None

@@ -1,0 +1,72 @@
+"""Runs of models whose directories leave things open: padding, code, special tokens, generation."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "eos_token_id": [3, 4]}
+TEMPLATE = "{% for message in messages %}{{ message.content }} [SEP]{% endfor %}"
+
+
+def edit(file, **changes):
+    """Change entries of a JSON file; None removes one."""
+    tree = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in tree.items() if value is not None}))
+
+
+@pytest.fixture
+def copy_of(world, tmp_path):
+    """`copy_of("decoder", pad_token=None)`: a copy of a model, with changes to its tokenizer."""
+
+    def _copy(name, new="copy", **changes):
+        folder = tmp_path / new
+        shutil.copytree(world / name, folder)
+        edit(folder / "tokenizer_config.json", **changes)
+        return folder
+
+    return _copy
+
+
+CODE = """
+from transformers import BertConfig, BertForSequenceClassification
+class SoupConfig(BertConfig):
+    model_type = "soup"
+class SoupForSequenceClassification(BertForSequenceClassification):
+    config_class = SoupConfig
+"""
+STAGES = """
+[[stages]]
+name = "first"
+method = "soft"
+[[stages]]
+name = "second"
+method = "soft"
+teacher.model = "stage:first"
+"""
+
+
+def test_code_that_is_trusted_runs_in_every_stage_and_command(
+    copy_of, invoke, world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    teacher = copy_of("teacher", "own")
+    (teacher / "soup.py").write_text(CODE)
+    name = "ForSequenceClassification"
+    own = {"AutoConfig": "soup.SoupConfig", f"AutoModel{name}": f"soup.Soup{name}"}
+    edit(teacher / "config.json", model_type="soup", auto_map=own)
+    (tmp_path / "stages.toml").write_text(STAGES)
+    trust = ["--set", "teacher.trust_remote_code=true"]
+    brief = ["--no-baseline", "--set", "training.steps=1", "--set", "task.max_length=32"]
+    rows = ["--data", world / "train.jsonl"]
+    shape = ["--teacher", teacher, "--student-layers", "2", "--output", "run"]
+    done = invoke("run", "stages.toml", *shape, *rows, *brief, *trust)
+    assert done.code == 0, done.err
+    assert len(json.loads(Path("run/results.json").read_text())["rows"]) == 3
+    for model in (teacher, "run/student"):
+        assert "teacher.trust_remote_code" in invoke("eval", model, *rows).err
+        assert invoke("eval", model, *rows, *trust).code == 0
+    assert invoke("eval", "run/student", "run/config.toml").code == 0
+    pruned = ["--model", teacher, "--output", "pruned", "--depth", "2"]
+    assert invoke("prune", *pruned, *rows, *trust).code == 0
