@@ -5,6 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
+
+from gkd_core.models.save import save_model
+from gkd_core.training.stage import build_stage
 
 GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "eos_token_id": [3, 4]}
 TEMPLATE = "{% for message in messages %}{{ message.content }} [SEP]{% endfor %}"
@@ -70,3 +74,28 @@ def test_code_that_is_trusted_runs_in_every_stage_and_command(
     assert invoke("eval", "run/student", "run/config.toml").code == 0
     pruned = ["--model", teacher, "--output", "pruned", "--depth", "2"]
     assert invoke("prune", *pruned, *rows, *trust).code == 0
+
+
+@pytest.mark.parametrize("settings", [[], ["student.init=random"], ["student.hidden_size=16"]])
+def test_a_student_generates_like_the_teacher_it_is_made_from(
+    copy_of, prepare_run, world, settings
+):
+    teacher = copy_of("lm-decoder", chat_template=TEMPLATE)
+    (teacher / "generation_config.json").write_text(json.dumps(GENERATION))
+    text = [f"task.{name}={world / 'corpus.txt'}" for name in ("train", "validation", "test")]
+    run = prepare_run("method=hard", *text, *settings, teachers=(teacher,))
+    stage = build_stage(run.last, run.registry, run.directory / "stage", None)
+    save_model(stage.student.model, run.last.tokenizer, run.directory / "saved")
+    saved = json.loads((run.directory / "saved" / "generation_config.json").read_text())
+    assert {name: saved[name] for name in GENERATION} == GENERATION
+    assert AutoTokenizer.from_pretrained(run.directory / "saved").chat_template == TEMPLATE
+
+
+def test_a_student_with_its_own_checkpoint_keeps_its_own_template(
+    base, copy_of, prepare_run, world
+):
+    teacher = copy_of("lm-decoder", "instruct", chat_template=TEMPLATE)
+    edit(base / "tokenizer_config.json", chat_template="own")
+    text = [f"task.{name}={world / 'corpus.txt'}" for name in ("train", "validation", "test")]
+    run = prepare_run(f"student.model={base}", "method=soft", *text, teachers=(teacher,))
+    assert run.last.tokenizer.chat_template == "own"

@@ -69,6 +69,7 @@ def prune(
 
     from gkd_core.analysis.comparison import ComparedModel, compare_models
     from gkd_core.errors import ConfigError
+    from gkd_core.models.generation import adopt_generation_config
     from gkd_core.models.load import load_teacher
     from gkd_core.models.save import save_model
     from gkd_core.plugins import registry
@@ -93,6 +94,7 @@ def prune(
         spec.data.classes,
         registry().sites,
     )
+    adopt_generation_config(made, model, "--model")
     save_model(made, spec.tokenizer, place)
     console = Console(highlight=False)
     console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)

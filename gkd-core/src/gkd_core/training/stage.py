@@ -26,6 +26,7 @@ from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.forward import checkpoint_contexts
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.generation import adopt_generation_config
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import Sites, find_sites
@@ -158,6 +159,8 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     live = {t.info.name: _load_teacher(spec, t, registry, groups) for t in spec.live_teachers}
     first = live.get(spec.teachers[0].info.name) if spec.teachers else None
     student = _student(spec, first, registry, start, groups)
+    source = spec.config.student.model if start is None else str(start)
+    adopt_generation_config(student.model, source or spec.teachers[0].trained, "student.model")
     device = pick_device(config.parallel.device)
     dtypes = {teacher.name: teacher.dtype for teacher in config.teachers}
     for teacher in spec.live_teachers:
