@@ -19,6 +19,7 @@ from gkd_core.models.stored import check_stored
 from gkd_core.models.tokenizer import (
     check_vocabulary,
     load_tokenizer,
+    other_special_tokens,
     set_padding,
     tokenizer_mismatch,
 )
@@ -32,14 +33,18 @@ DECODERS = ["gpt2", "llama", "qwen3", "glm"]
 SPECIAL = {"[UNK]": 0, "[PAD]": 1, "[EOS]": 2}
 
 
-def build_tokenizer(words=("good", "bad"), normalizer=None, pad="[PAD]", eos="[EOS]"):
+def build_tokenizer(words=("good", "bad"), normalizer=None, pad="[PAD]", eos="[EOS]", **more):
     vocabulary = SPECIAL | {word: len(SPECIAL) + index for index, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token=pad, eos_token=eos
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token=pad,
+        eos_token=eos,
+        **more,
     )
 
 
@@ -350,12 +355,20 @@ def test_damaged_tokenizer_is_refused(save, tmp_path):
         ({"words": ("good", "bad", "ugly")}, "one has 5 tokens, the other 6"),
         ({"words": ("bad", "good")}, "2 of 5 tokens differ; 'good' is id 3 in one and id 4"),
         ({"words": ("good", "ugly")}, "1 of 5 tokens differ; 'bad' is id 4 in one and missing"),
-        ({"pad": "[EOS]"}, "the pad token is '[PAD]' in one and '[EOS]' in the other"),
+        ({"pad": "[EOS]"}, None),
+        ({"mask_token": "[EOS]"}, "the mask token is None in one and '[EOS]' in the other"),
     ],
 )
 def test_tokenizers_that_differ_are_told_apart(other, reason):
     found = tokenizer_mismatch(build_tokenizer(), build_tokenizer(**other))
     assert found == reason if reason is None else found.startswith(reason)
+
+
+def test_special_tokens_of_the_same_ids_are_told_apart():
+    one, other = build_tokenizer(), build_tokenizer(pad="[EOS]", eos="[UNK]")
+    told = ["pad_token '[PAD]', not '[EOS]'", "eos_token '[EOS]', not '[UNK]'"]
+    assert other_special_tokens(one, other) == told
+    assert other_special_tokens(one, one) == []
 
 
 def test_tokenizers_that_split_differently_are_told_apart():
@@ -369,6 +382,17 @@ def test_tokens_beyond_the_embedding_are_refused(build_model):
     check_vocabulary(build_tokenizer([f"w{n}" for n in range(97)]), config, "teacher.model")
     with pytest.raises(ConfigError, match=r"largest token id is 100 \('w97'\).* has 100 rows"):
         check_vocabulary(build_tokenizer([f"w{n}" for n in range(98)]), config, "teacher.model")
+
+
+def test_a_vocabulary_that_skips_ids_may_end_beyond_the_embedding(build_model):
+    config = build_model("bert").config
+    words = [f"w{n}" for n in range(95)]
+    check_vocabulary(build_tokenizer([*words, "w0", "last"]), config, "teacher.model")
+    skipping = build_tokenizer([*words, "w0", "w1", "last"])
+    check_vocabulary(skipping, config, "teacher.model")
+    skipping.pad_token = "last"
+    with pytest.raises(ConfigError, match=r"largest token id is 100 \('last'\)"):
+        check_vocabulary(skipping, config, "teacher.model")
 
 
 def test_padding_lets_a_decoder_classify_rows_of_unequal_length(build_model):

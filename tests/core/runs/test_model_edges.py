@@ -5,9 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from gkd_core.api import RolloutEngine, hookimpl
+from gkd_core.errors import DataError
 from gkd_core.models.save import save_model
+from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage import build_stage
 
 GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "eos_token_id": [3, 4]}
@@ -76,6 +80,49 @@ def test_code_that_is_trusted_runs_in_every_stage_and_command(
     assert invoke("prune", *pruned, *rows, *trust).code == 0
 
 
+@pytest.fixture
+def base(copy_of):
+    """A base model, whose text ends with another token than that of its instruct teacher."""
+    return copy_of("lm-decoder", eos_token="[SEP]", pad_token="[SEP]", sep_token=None)
+
+
+class Silent(RolloutEngine):
+    """Writes nothing."""
+
+    name = "silent"
+
+
+class Plugin:
+    """Registers the silent engine."""
+
+    @staticmethod
+    @hookimpl
+    def gkd_register_rollouts():
+        return [Silent]
+
+
+def test_other_special_tokens_are_told_and_both_end_a_text(
+    base, copy_of, prepare_run, registry_with, world
+):
+    ends = {"eos_token": "[MASK]", "chat_template": TEMPLATE}
+    teacher = copy_of("lm-decoder", "instruct", mask_token=None, **ends)
+    edit(base / "tokenizer_config.json", mask_token=None)
+    shares = ("engine=silent", "teacher=1", "prompt_tokens=2", "max_new_tokens=3")
+    table = [f"rollout.{setting}" for setting in shares]
+    text = [f"task.{name}={world / 'corpus.txt'}" for name in ("train", "validation", "test")]
+    settings = [f"student.model={base}", "method=soft", *text, *table]
+    run = prepare_run(*settings, teachers=(teacher,), registry=registry_with(Plugin()))
+    spec = run.last
+    assert spec.tokenizer.eos_token == "[SEP]"
+    assert spec.teachers[0].tokenizer is spec.tokenizer
+    stage = build_stage(spec, run.registry, run.directory / "stage", None)
+    told = "instruct: the student's ids; its pad_token '[PAD]', not '[SEP]', "
+    assert f"{told}eos_token '[MASK]', not '[SEP]'" in "\n".join(stage.describe())
+    arguments = (stage.student, stage.teachers, 0, torch.device("cpu"))
+    rollouts = build_rollouts(spec, run.registry, *arguments)
+    assert rollouts.end_ids == (3, 4)
+
+
 @pytest.mark.parametrize("settings", [[], ["student.init=random"], ["student.hidden_size=16"]])
 def test_a_student_generates_like_the_teacher_it_is_made_from(
     copy_of, prepare_run, world, settings
@@ -99,3 +146,14 @@ def test_a_student_with_its_own_checkpoint_keeps_its_own_template(
     text = [f"task.{name}={world / 'corpus.txt'}" for name in ("train", "validation", "test")]
     run = prepare_run(f"student.model={base}", "method=soft", *text, teachers=(teacher,))
     assert run.last.tokenizer.chat_template == "own"
+
+
+def test_a_token_of_the_rows_beyond_an_embedding_is_named(copy_of, prepare_run):
+    teacher = copy_of("teacher")
+    tokens = json.loads((teacher / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["plot"] = len(vocabulary)  # one id is skipped, one is beyond the embedding
+    (teacher / "tokenizer.json").write_text(json.dumps(tokens))
+    run = prepare_run("method=hard", teachers=(teacher,))
+    with pytest.raises(DataError, match=r"the token 'plot' \(id 29\), but the embedding of"):
+        build_stage(run.last, run.registry, run.directory / "stage", None)

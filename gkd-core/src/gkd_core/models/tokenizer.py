@@ -9,7 +9,8 @@ from gkd_core.models.quiet import quiet
 from gkd_core.models.source import load_config, locate
 
 PROBE = "The 2nd Café isn't OPEN: e.g. naïve_tests, 3.14%  (see 漢字)"
-SPECIAL = ("pad", "bos", "eos", "cls", "sep", "mask", "unk")
+SPECIAL = ("pad", "bos", "eos", "cls", "sep", "unk")
+"""Roles of tokens that do not change what the ids of a text mean."""
 
 
 def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrainedTokenizerFast:
@@ -58,9 +59,9 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
 def tokenizer_mismatch(
     first: PreTrainedTokenizerFast, second: PreTrainedTokenizerFast
 ) -> str | None:
-    """Describe how two tokenizers differ, or return None if they do not.
+    """Describe how the ids of two tokenizers differ, or return None if each means the same.
 
-    Compares the tokens and their ids, the special tokens, and how a probe text is split.
+    Compares the tokens and their ids, the mask token, and how a probe text is split.
     """
     here, there = first.get_vocab(), second.get_vocab()
     if len(here) != len(there):
@@ -73,13 +74,24 @@ def tokenizer_mismatch(
             f"{len(different)} of {len(here)} tokens differ; {token!r} is id {here[token]} in one "
             f"and {other} in the other"
         )
-    for name in SPECIAL:
-        mine, theirs = getattr(first, f"{name}_token"), getattr(second, f"{name}_token")
-        if mine != theirs:
-            return f"the {name} token is {mine!r} in one and {theirs!r} in the other"
+    if first.mask_token != second.mask_token:
+        mine, theirs = first.mask_token, second.mask_token
+        return f"the mask token is {mine!r} in one and {theirs!r} in the other"
     if first(PROBE)["input_ids"] != second(PROBE)["input_ids"]:
         return f"the same tokens, but they split {PROBE!r} differently"
     return None
+
+
+def other_special_tokens(
+    tokenizer: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast
+) -> list[str]:
+    """Return the special tokens of a tokenizer that another of the same ids has differently."""
+    names = (f"{role}_token" for role in SPECIAL)
+    return [
+        f"{name} {getattr(tokenizer, name)!r}, not {getattr(other, name)!r}"
+        for name in names
+        if getattr(tokenizer, name) != getattr(other, name)
+    ]
 
 
 def check_vocabulary(
@@ -87,11 +99,15 @@ def check_vocabulary(
 ) -> None:
     """Reject a tokenizer with ids that the model has no embedding for.
 
+    A vocabulary that skips ids may have been counted when the embedding was made; whether texts
+    hold the tokens beyond it shows when they are encoded.
+
     Raises:
-        ConfigError: Its largest id is beyond the embedding.
+        ConfigError: It has more tokens than the embedding, or a special one beyond it.
     """
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if largest >= config.vocab_size:
+    vocabulary, rows = tokenizer.get_vocab(), config.vocab_size
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if len(vocabulary) > rows or max(tokenizer.all_special_ids, default=0) >= rows:
         raise ConfigError(
             f"the tokenizer does not fit the model ({origin}): its largest token id is {largest} "
             f"({token!r}), but the embedding has {config.vocab_size} rows (ids up to "

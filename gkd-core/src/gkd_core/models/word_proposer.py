@@ -38,7 +38,7 @@ class MaskedProposer:
         self.tokenizer = tokenizer
         self.number = number
         self._words = Words(tokenizer)
-        self._spelling = [_spelling(tokenizer, token) for token in range(len(tokenizer))]
+        self._spelling = [_spelling(tokenizer, token) for token in range(len(self._words.starts))]
         whole = self._words.starts & np.array([word.isalpha() for word in self._spelling])
         self._forbidden = torch.ones(int(model.config.vocab_size), dtype=torch.bool)
         self._forbidden[: len(whole)] = torch.from_numpy(~whole)
@@ -128,6 +128,6 @@ class MaskedProposer:
 
 def _spelling(tokenizer: PreTrainedTokenizerFast, token: int) -> str:
     """Return a token's spelling in a text."""
-    name = tokenizer.convert_ids_to_tokens(token)
+    name = tokenizer.convert_ids_to_tokens(token) or ""
     text: str = tokenizer.convert_tokens_to_string([name])
     return text.strip()

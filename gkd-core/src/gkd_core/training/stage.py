@@ -132,6 +132,10 @@ class Stage:
             cut = reading.encoded.num_truncated
             limit = f"; {cut:,} rows cut" if cut else ""
             facts.append(("tokens", f"{', '.join(reading.models)}: another tokenizer{limit}"))
+        for teacher in self.spec.live_teachers:
+            if teacher.special_tokens:
+                other = ", ".join(teacher.special_tokens)
+                facts.append(("tokens", f"{teacher.info.name}: the student's ids; its {other}"))
         width = max(len(name) for name, _ in facts)
         return [f"{name:<{width}}  {value}" for name, value in facts]
 
@@ -256,9 +260,11 @@ def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]
         limit = min(teacher.info.max_length for teacher in teachers)
         # The student cuts long texts into blocks, which may take more of another's tokens.
         longest = min(limit, (2 if spec.kind.is_lm else 1) * spec.max_length)
+        encoded = encode_again(spec.kind, rows, train, tokenizer, longest)
+        spec.check_ids(encoded, tokenizer)
         yield Reading(
             models=tuple(teacher.info.name for teacher in teachers),
-            encoded=encode_again(spec.kind, rows, train, tokenizer, longest),
+            encoded=encoded,
             collator=spec.collator(tokenizer),
         )
 
