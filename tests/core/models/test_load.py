@@ -9,7 +9,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, T5Config, ViTConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    T5Config,
+    ViTConfig,
+)
 
 from gkd_core.errors import ConfigError
 from gkd_core.models.classes import check_classes, teacher_classes
@@ -402,6 +408,44 @@ def test_padding_lets_a_decoder_classify_rows_of_unequal_length(build_model):
     alone = model(**tokenizer(["good bad"], return_tensors="pt")).logits
     batch = tokenizer(["good bad", "bad bad good bad"], padding=True, return_tensors="pt")
     torch.testing.assert_close(model(**batch).logits[:1], alone)
+
+
+@pytest.mark.parametrize("known", [2, 3])
+def test_a_token_of_the_text_learns_though_the_model_pads_with_it(build_model, known):
+    model = build_model("llama", "causal-lm", pad_token_id=known)
+    set_padding(model, build_tokenizer())
+    assert model.config.pad_token_id == 1
+    model(input_ids=torch.tensor([[3, 2, 4]])).logits.sum().backward()
+    assert (model.get_input_embeddings().weight.grad[2:4].abs().sum(1) > 0).all()
+
+
+def test_positions_that_are_counted_from_the_padding_token_stay(build_model, tmp_path):
+    model = build_model("roberta", "classification", pad_token_id=0)
+    ids = torch.tensor([[3, 2, 4]])
+    before = model(input_ids=ids).logits
+    set_padding(model, build_tokenizer())
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(again(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "side"),
+    [
+        ("bert", "left", "right"),
+        ("llama", "left", "left"),
+        ("llama", "right", "right"),
+        ("xlnet", "right", "left"),
+    ],
+)
+def test_rows_are_padded_where_the_head_can_bear_it(tmp_path, family, said, side):
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    build_tokenizer(padding_side=said).save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path), False, "teacher.model")
+    assert loaded.padding_side == side
+    loaded.save_pretrained(tmp_path / "again")
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path / "again")
+    assert again.padding_side == side
 
 
 def test_end_of_sequence_keeps_learning_when_it_pads(build_model):

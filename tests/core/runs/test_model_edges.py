@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from gkd_core.analysis.run_summary import summarize_run
 from gkd_core.api import RolloutEngine, hookimpl
 from gkd_core.errors import DataError
 from gkd_core.models.save import save_model
@@ -35,6 +37,43 @@ def copy_of(world, tmp_path):
         return folder
 
     return _copy
+
+
+def loss_alone(folder, rows):
+    """The loss as transformers computes it, one text at a time."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        logits = [model(**tokenizer(row["text"], return_tensors="pt")).logits for row in rows]
+    labels = torch.tensor([model.config.label2id[row["label"]] for row in rows])
+    return float(cross_entropy(torch.cat(logits), labels))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("known", [None, 3])
+def test_rows_of_a_decoder_are_compared_as_each_text_alone(
+    copy_of, prepare_run, world, side, known
+):
+    # The end token also stands at the end of every text, and pads.
+    ends = {"eos_token": "[SEP]", "sep_token": None, "pad_token": None}
+    teacher = copy_of("decoder", padding_side=side, **ends)
+    edit(teacher / "config.json", pad_token_id=known)
+    run = prepare_run("method=soft", "training.steps=2", teachers=(teacher,))
+    run.execute()
+    (run.directory / "config.toml").touch()
+    told = summarize_run(run)
+    rows = [json.loads(line) for line in (world / "test.jsonl").read_text().splitlines()]
+    found = {row.name.partition(",")[0]: row.metrics["loss"] for row in told.comparison.rows}
+    for name, folder in (("copy", teacher), ("student", run.student)):
+        assert found[name] == pytest.approx(loss_alone(folder, rows), rel=1e-5)
+
+
+def test_a_student_pads_like_its_tokenizer(copy_of, prepare_run):
+    teacher = copy_of("decoder")
+    edit(teacher / "config.json", pad_token_id=3)
+    run = prepare_run("method=hard", teachers=(teacher,))
+    stage = build_stage(run.last, run.registry, run.directory / "stage", None)
+    assert stage.student.model.config.pad_token_id == stage.collator.pad_id == 0
 
 
 CODE = """

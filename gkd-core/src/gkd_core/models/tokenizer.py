@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from gkd_core.contract.positions import numbered_after_padding
 from gkd_core.errors import ConfigError
+from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.models.quiet import quiet
 from gkd_core.models.source import load_config, locate
 
@@ -24,12 +26,11 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
     Raises:
         ConfigError: There is no tokenizer, only a slow one, or no token to pad with.
     """
+    config = load_config(model, trust_remote_code, origin)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
-                locate(model, origin),
-                config=load_config(model, trust_remote_code, origin),
-                trust_remote_code=trust_remote_code,
+                locate(model, origin), config=config, trust_remote_code=trust_remote_code
             )
     except ConfigError:
         raise
@@ -53,7 +54,21 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    side = _padding_side(tokenizer, config)
+    if tokenizer.padding_side != side:
+        # What is saved with the student are the arguments that the tokenizer was made with.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = side
     return tokenizer
+
+
+def _padding_side(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> str:
+    """Return the side on which a model can read padding, whatever the tokenizer says.
+
+    Heads of encoders read the first column, but that of XLNet the last. Decoders follow the mask.
+    """
+    if getattr(config, "summary_type", None) == "last":
+        return "left"
+    return "right" if sees_both_sides(config) else str(tokenizer.padding_side)
 
 
 def tokenizer_mismatch(
@@ -116,8 +131,14 @@ def check_vocabulary(
 
 
 def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Set a model's padding token; decoder classifiers read the last token before padding."""
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if tokenizer.pad_token == tokenizer.eos_token:
-        # The padding row of an embedding gets no gradient, but end-of-sequence has to learn.
-        model.get_input_embeddings().padding_idx = None
+    """Set the padding token of a model to be trained, and saved, to that of its tokenizer.
+
+    Decoder classifiers read the last token before padding. A model that counts its positions from
+    its padding token keeps it.
+    """
+    embedding, token = model.get_input_embeddings(), tokenizer.pad_token_id
+    if token == tokenizer.eos_token_id or getattr(embedding, "padding_idx", None) != token:
+        # The padding row of an embedding gets no gradient, but a token of the text has to learn.
+        embedding.padding_idx = None
+    if not numbered_after_padding(model.config):
+        model.config.pad_token_id = token

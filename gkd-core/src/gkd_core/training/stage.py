@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed import ProcessGroup
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
@@ -24,6 +24,7 @@ from gkd_core.distributed.groups import Groups, arrange, data_rank
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.forward import checkpoint_contexts
+from gkd_core.hooks.padding import follow_mask
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.generation import adopt_generation_config
@@ -194,10 +195,9 @@ def assemble_stage(
     config, data = spec.config, spec.data
     device = pick_device(config.parallel.device)
     set_padding(student.model, spec.tokenizer)
+    prepare_model(student.model, spec, spec.tokenizer)
     for teacher in spec.live_teachers:
-        set_padding(live[teacher.info.name].model, teacher.tokenizer)
-    for model in (student.model, *(sites.model for sites in live.values())):
-        spec.kind.prepare(model, data.classes)
+        prepare_model(live[teacher.info.name].model, spec, teacher.tokenizer)
     if config.training.gradient_checkpointing:
         student.model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={
@@ -267,6 +267,20 @@ def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]
             encoded=encoded,
             collator=spec.collator(tokenizer),
         )
+
+
+def prepare_model(
+    model: PreTrainedModel, spec: StageSpec, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Let a model give the logits of a stage's kind of task, whichever way its rows are padded.
+
+    Args:
+        model: The model.
+        spec: The stage.
+        tokenizer: The tokenizer whose rows it reads.
+    """
+    follow_mask(model, tokenizer.padding_side == "left", spec.kind.predicted == "sample")
+    spec.kind.prepare(model, spec.data.classes)
 
 
 def settle_teacher(
@@ -392,7 +406,7 @@ def _scaled(student: Student, spec: StageSpec, teacher: PreTrainedModel) -> Stud
     assert scale is not None, "the caller checks `student.scale`"
     assert student.sites is not None, "a copy of a teacher has sites"
     set_padding(student.model, spec.tokenizer)
-    spec.kind.prepare(student.model, spec.data.classes)
+    prepare_model(student.model, spec, spec.tokenizer)
     calibrate = partial(calibration_batches, spec)
     made = scale_student(student.sites, teacher.config, scale, calibrate)
     kept = f"{scale:g} of the heads and neurons, {made.origin}"
