@@ -23,10 +23,11 @@ def check_method(
 ) -> None:
     """Check a method on a tiny encoder and a tiny decoder, in fp64.
 
-    The losses are finite and reach the student, the teacher does not change, neither padding nor
-    the order of the rows matters, micro-batches give the gradient of the whole batch (unless the
-    method declares `batch_coupled`), queries about a step have no side effects, and a method that
-    restores its saved state continues as if never interrupted.
+    The losses are finite and reach the student, the teacher does not change, neither padding (on
+    either side of a decoder's rows) nor the order of the rows matters, micro-batches give the
+    gradient of the whole batch (unless the method declares `batch_coupled`), queries about a step
+    have no side effects, and a method that restores its saved state continues as if never
+    interrupted.
 
     Args:
         method: The class.
@@ -57,9 +58,10 @@ class MethodTrial(TinyStage):
         options: Mapping[str, Any],
         kind: str,
         group: ProcessGroup | None = None,
+        family: str = "",
     ) -> None:
         self.method = method
-        super().__init__(method, options, kind, group)
+        super().__init__(method, options, kind, group, family)
 
     def member(self) -> ActiveMethod:
         """Return a new instance of the method."""

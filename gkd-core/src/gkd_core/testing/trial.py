@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional
+from transformers import CONFIG_MAPPING
 
 from gkd_core.contract.batch import IGNORE, Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
@@ -30,7 +31,7 @@ from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.plugins import registry
 from gkd_core.testing.queries import check_queries
-from gkd_core.testing.tiny import NAMES, tiny_batch, tiny_model, tiny_view
+from gkd_core.testing.tiny import DECODER, NAMES, tiny_batch, tiny_model, tiny_view
 from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[str] = ("classification", "causal-lm")
@@ -46,6 +47,7 @@ class TinyStage:
         options: Options that differ from their defaults.
         kind: The kind of task.
         group: The ranks that share each model, or None if this process has them whole.
+        family: Another architecture than that of the kind.
     """
 
     teacher_layers: Sequence[int] = (4,)
@@ -56,11 +58,12 @@ class TinyStage:
         options: Mapping[str, Any],
         kind: str,
         group: ProcessGroup | None = None,
+        family: str = "",
     ) -> None:
         self.subject, self.options, self.kind = subject, options, kind
-        self.student = _extractor(kind, layers=2, seed=1, group=group)
+        self.student = _extractor(kind, 2, 1, group, family)
         self.teachers = [
-            _extractor(kind, layers, seed, group)
+            _extractor(kind, layers, seed, group, family)
             for seed, layers in enumerate(self.teacher_layers, 2)
         ]
         for teacher in self.teachers:
@@ -74,6 +77,19 @@ class TinyStage:
         )
         self.objective = self.build()
         self.name = f"{subject.name} on {kind}"
+
+    def decoder(self) -> TinyStage | None:
+        """Return the same with decoders, which can read rows padded on the left, or None.
+
+        Raises:
+            MethodError: The subject rejects them.
+        """
+        if self.student.sites.causal:
+            return self
+        kind = registry().kind(self.kind)
+        if kind.predicted != "sample" or CONFIG_MAPPING[DECODER] not in kind.configs:
+            return None
+        return type(self)(self.subject, self.options, self.kind, family=DECODER)
 
     def member(self) -> ActiveMethod:
         """Return the method under test, as in a new run.
@@ -202,8 +218,10 @@ def _check_shared(whole: TinyStage, shared: TinyStage, ranks: int) -> None:
         )
 
 
-def _extractor(kind: str, layers: int, seed: int, group: ProcessGroup | None = None) -> Extractor:
-    model = tiny_model(kind, layers=layers, seed=seed)
+def _extractor(
+    kind: str, layers: int, seed: int, group: ProcessGroup | None, family: str
+) -> Extractor:
+    model = tiny_model(kind, layers, seed, family)
     if group is not None:
         from gkd_core.parallel.sharding import shard_model
 
@@ -229,12 +247,22 @@ def _check(trial: TinyStage) -> None:
     _check_gradients(trial, batch)
     padded = _fresh_loss(trial, _pad(batch, 3))
     _same(padded, loss, f"{trial.name}: padding changes the loss")
+    with suppress(MethodError):
+        _check_left_padding(trial.decoder())
     order = torch.tensor([2, 0, 3, 1])
     _same(_fresh_loss(trial, _take(batch, order)), loss, f"{trial.name}: the order of rows matters")
     if not trial.subject.batch_coupled:
         _check_accumulation(trial, batch)
     check_step_queries(trial, batch)
     _check_resume(trial, batch)
+
+
+def _check_left_padding(trial: TinyStage | None) -> None:
+    if trial is None:
+        return
+    batch = trial.batch()
+    loss, padded = (_fresh_loss(trial, one) for one in (batch, _pad(batch, 3, left=True)))
+    _same(padded, loss, f"{trial.name}: padding on the left of a decoder's rows changes the loss")
 
 
 def _check_gradients(trial: TinyStage, batch: Batch) -> None:
@@ -303,14 +331,15 @@ def _same(found: Tensor, expected: Tensor, message: str) -> None:
     assert difference < 1e-7, f"{message} (relative difference {difference.item():.2g})"
 
 
-def _pad(batch: Batch, columns: int) -> Batch:
-    inputs = {name: functional.pad(value, (0, columns)) for name, value in batch.inputs.items()}
+def _pad(batch: Batch, columns: int, left: bool = False) -> Batch:
+    sides = (columns, 0) if left else (0, columns)
+    inputs = {name: functional.pad(value, sides) for name, value in batch.inputs.items()}
     labels, words, spans = batch.labels, batch.words, batch.byte_offsets
     if labels is not None and labels.shape == batch.inputs["input_ids"].shape:
-        labels = functional.pad(labels, (0, columns), value=IGNORE)
-    words = None if words is None else functional.pad(words, (0, columns), value=-1)
-    spans = None if spans is None else functional.pad(spans, (0, 0, 0, columns), value=-1)
-    views = {name: _pad(view, columns) for name, view in batch.views.items()}
+        labels = functional.pad(labels, sides, value=IGNORE)
+    words = None if words is None else functional.pad(words, sides, value=-1)
+    spans = None if spans is None else functional.pad(spans, (0, 0, *sides), value=-1)
+    views = {name: _pad(view, columns, left) for name, view in batch.views.items()}
     return _with(batch, inputs, labels, batch.rows, words, spans, views)
 
 
