@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -48,8 +49,10 @@ class TinyStage:
         kind: The kind of task.
         group: The ranks that share each model, or None if this process has them whole.
         family: Another architecture than that of the kind.
+        first_step: Index of the first step in which the subject has a loss.
     """
 
+    first_step: int = 0
     teacher_layers: Sequence[int] = (4,)
 
     def __init__(
@@ -89,7 +92,9 @@ class TinyStage:
         kind = registry().kind(self.kind)
         if kind.predicted != "sample" or CONFIG_MAPPING[DECODER] not in kind.configs:
             return None
-        return type(self)(self.subject, self.options, self.kind, family=DECODER)
+        decoder = type(self)(self.subject, self.options, self.kind, family=DECODER)
+        decoder.first_step = self.first_step
+        return decoder
 
     def member(self) -> ActiveMethod:
         """Return the method under test, as in a new run.
@@ -110,11 +115,11 @@ class TinyStage:
         self,
         batch: Batch,
         counts: Mapping[ItemKind, int],
-        index: int = 0,
+        index: int | None = None,
         plan: StepPlan | None = None,
     ) -> Tensor:
         """Return the total of one micro-batch at a step, requesting a plan if none is given."""
-        step = _step(index)
+        step = self.step(self.first_step if index is None else index)
         self.objective.declare_items(batch)
         plan = plan or self.objective.plan(step)
         captured = run_passes(plan, self.student, self.teachers, batch, step)
@@ -130,6 +135,10 @@ class TinyStage:
         names = [models.teacher.name for models in self.models if models.teacher is not None]
         return replace(batch, views=dict.fromkeys(names, tiny_view(self.kind, batch)))
 
+    def step(self, index: int) -> Step:
+        """Return a step of a stage that ends some steps after the first with a loss."""
+        return Step(index, self.first_step + STEPS, 0, "check", torch.default_generator)
+
     def counts(self, batch: Batch) -> dict[ItemKind, int]:
         """Return the number of items of each kind, also of those that the subject declares."""
         self.objective.declare_items(batch)
@@ -139,7 +148,7 @@ class TinyStage:
         """Return the student's gradient over micro-batches, for a new objective."""
         self.objective = self.build()
         self.student.model.zero_grad()
-        plan = self.objective.plan(_step(0))
+        plan = self.objective.plan(self.step(self.first_step))
         for batch in batches:
             self.loss(batch, counts, plan=plan).backward()  # type: ignore[no-untyped-call]
         return torch.cat(
@@ -176,6 +185,21 @@ def check_kinds(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> None
             conflicts.append(error)
     if len(conflicts) == len(kinds):
         raise conflicts[0]
+
+
+def check_at_edges(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> None:
+    """Check the properties that hold even where the loss is constant, such as with a share of 0.
+
+    Kinds whose models are rejected are skipped.
+
+    Raises:
+        AssertionError: A property does not hold; the message says which.
+    """
+    for kind in kinds:
+        with suppress(MethodError):
+            at_edge = trial(kind)
+            at_edge.name += f" with {dict(at_edge.options)}"
+            _check_invariance(at_edge)
 
 
 def generator() -> torch.Generator:
@@ -235,14 +259,16 @@ def _info(name: str, extractor: Extractor, kind: str) -> ModelInfo:
     return ModelInfo.read(name, config, width, found.predicted)
 
 
-def _step(index: int) -> Step:
-    return Step(index, STEPS, 0, "check", torch.default_generator)
-
-
 def _check(trial: TinyStage) -> None:
+    _check_invariance(trial)
     batch = trial.batch()
-    counts = trial.counts(batch)
-    loss = trial.loss(batch, counts)
+    gradient = trial.gradient([batch], trial.counts(batch))
+    assert gradient.abs().sum() > 0, f"{trial.name}: no gradient reaches the student"
+
+
+def _check_invariance(trial: TinyStage) -> None:
+    batch = trial.batch()
+    loss = _fresh_loss(trial, batch)
     assert loss.isfinite(), f"{trial.name}: the loss is {loss.item()}"
     _check_gradients(trial, batch)
     padded = _fresh_loss(trial, _pad(batch, 3))
@@ -270,7 +296,6 @@ def _check_gradients(trial: TinyStage, batch: Batch) -> None:
     before = [p.clone() for p in parameters]
     gradient = trial.gradient([batch], trial.counts(batch))
     assert gradient.isfinite().all(), f"{trial.name}: the student's gradient is not finite"
-    assert gradient.abs().sum() > 0, f"{trial.name}: no gradient reaches the student"
     for old, parameter in zip(before, parameters, strict=True):
         assert torch.equal(old, parameter), f"{trial.name}: the teacher changes"
 
@@ -292,8 +317,8 @@ def check_step_queries(trial: TinyStage, batch: Batch) -> None:
         AssertionError: It does; the message says which query.
     """
     trial.objective = trial.build()
-    for index in (0, 1, STEPS - 1):
-        step = _step(index)
+    for index in (trial.first_step + later for later in (0, 1, STEPS - 1)):
+        step = trial.step(index)
         plan = trial.objective.plan(step)
         owners: list[ActiveMethod | TeacherEnsemble] = [*trial.objective.members]
         for owner in (*owners, *trial.objective.ensembles):
@@ -305,18 +330,20 @@ def check_step_queries(trial: TinyStage, batch: Batch) -> None:
 def _check_resume(trial: TinyStage, batch: Batch) -> None:
     trial.objective = trial.build()
     counts = trial.counts(batch)
-    trial.loss(batch, counts, index=0)
+    trial.loss(batch, counts)
+    # Copies, as a checkpoint holds: the next step may change the originals in place.
     tensors: dict[str, Tensor] = {}
     state = json.loads(json.dumps(take_tensors(trial.objective.state_dict(), tensors)))
-    modules = trial.objective.modules.state_dict()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    modules = deepcopy(trial.objective.modules.state_dict())
     states = {name: g.get_state() for name, g in trial.objective.generators().items()}
-    uninterrupted = trial.loss(batch, counts, index=1)
+    uninterrupted = trial.loss(batch, counts, trial.first_step + 1)
     trial.objective = trial.build()
     trial.objective.load_state_dict(put_tensors(state, tensors))
     trial.objective.modules.load_state_dict(modules)
     for name, source in trial.objective.generators().items():
         source.set_state(states[name])
-    resumed = trial.loss(batch, counts, index=1)
+    resumed = trial.loss(batch, counts, trial.first_step + 1)
     message = f"{trial.name}: after a resume the loss differs; return what it needs in `state_dict`"
     _same(resumed, uninterrupted, message)
 
