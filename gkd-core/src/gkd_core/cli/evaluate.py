@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
+from gkd_core.strict_json import json_text
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import ResolvedStage
@@ -48,7 +48,7 @@ def evaluate(
     compared = [ComparedModel(directory, directory, spec.tokenizer, trusts)]
     comparison = compare_models(spec, compared, None, registry().sites)
     if as_json:
-        click.echo(json.dumps(asdict(comparison), indent=2))
+        click.echo(json_text(asdict(comparison), indent=2))
     else:
         Console(highlight=False).print(comparison.table())
 

@@ -344,6 +344,9 @@ def _agree_on_classes(
     data: TaskData, kind: TaskKind, models: Sequence[PretrainedConfig]
 ) -> TaskData:
     """Put the classes in the order of the first model's outputs."""
+    if not data.classes and models:  # rows without labels
+        labels = models[0].id2label
+        return replace(data, classes=tuple(str(labels[index]) for index in sorted(labels)))
     order = teacher_classes(models[0]) if models else None
     if order is None or order == data.classes:
         return data

@@ -41,6 +41,7 @@ from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
 from gkd_core.students.scale import scale_student
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher
+from gkd_core.training.agreement import answered
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
@@ -64,6 +65,7 @@ class Stage:
         feature_offload: Host memory for the features of several teachers; None if not used.
         train: Training rows as token ids.
         validation: Validation rows as token ids.
+        judged_rows: Validation rows; without labels of their own, they have a teacher's answers.
         collator: Makes batches of rows.
         sampler: Determines the order of the training rows.
         total_steps: Optimizer steps of the stage.
@@ -82,6 +84,7 @@ class Stage:
     feature_offload: FeatureOffload | None
     train: Encoded
     validation: Encoded
+    judged_rows: Split
     collator: Collator
     sampler: Sampler
     total_steps: int
@@ -128,7 +131,7 @@ class Stage:
         cut = self.train.num_truncated
         limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
-        facts = [*self.origin.summary, ("rows", rows)]
+        facts = [*self.origin.summary, ("rows", rows), *self._judge()]
         for reading in self.readings:
             cut = reading.encoded.num_truncated
             limit = f"; {cut:,} rows cut" if cut else ""
@@ -139,6 +142,14 @@ class Stage:
                 facts.append(("tokens", f"{teacher.info.name}: the student's ids; its {other}"))
         width = max(len(name) for name, _ in facts)
         return [f"{name:<{width}}  {value}" for name, value in facts]
+
+    def _judge(self) -> Iterator[tuple[str, str]]:
+        """Yield how students are judged, if not by labels."""
+        spec = self.spec
+        if spec.is_unlabeled(spec.data.validation):
+            teacher = spec.live_teachers[0].called
+            reason = "the rows to validate have no labels (task.label names their column)"
+            yield "judge", f"{spec.agreement_with(teacher)}: {reason}"
 
     def rollout(self, batches: Sequence[Batch], step: Step) -> Sequence[Batch]:
         """Return the micro-batches of a step, with the text that models write in it."""
@@ -171,7 +182,22 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     for teacher in spec.live_teachers:
         name = teacher.info.name
         settle_teacher(live[name], teacher, dtypes[name], groups, device)
-    return assemble_stage(spec, registry, directory, student, live)
+    stage = assemble_stage(spec, registry, directory, student, live)
+    return _judged_by_teacher(stage) if spec.is_unlabeled(spec.data.validation) else stage
+
+
+def _judged_by_teacher(stage: Stage) -> Stage:
+    """Return a stage whose validation rows have the answers of its first teacher as labels."""
+    spec, teacher = stage.spec, stage.live_teachers[0]
+    rows = answered(
+        spec,
+        spec.data.validation,
+        teacher.model,
+        spec.live_teachers[0].tokenizer,
+        stage.engine.device,
+        lambda batch: teacher.predict(batch.inputs),
+    )
+    return replace(stage, judged_rows=rows, validation=spec.encode(rows, spec.tokenizer))
 
 
 def assemble_stage(
@@ -246,6 +272,7 @@ def assemble_stage(
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
         validation=spec.encode(data.validation, spec.tokenizer),
+        judged_rows=data.validation,
         collator=collator,
         sampler=sampler,
         total_steps=total,

@@ -39,6 +39,9 @@ TEACHER = "teacher"
 BASELINE = "baseline"
 """Names of the stages that gkd adds to a run."""
 
+AGREEMENT = "agreement"
+"""The main metric of the kind of task, with a teacher's answers in the place of labels."""
+
 MAX_LENGTH = 128
 """Longest sequence in tokens, unless the configuration sets another or a model allows less."""
 
@@ -219,27 +222,46 @@ class StageSpec:
         """The configuration of the stage."""
         return self.settings.config
 
+    def is_unlabeled(self, split: Split) -> bool:
+        """Return whether the rows of a split could have labels, but have none."""
+        return split.labels is None and not self.kind.is_lm
+
     @property
     def metric(self) -> Metric:
-        """The metric that selects the best student and is compared."""
+        """The metric that selects the best student."""
+        return self.metric_on(self.data.validation)
+
+    def metric_on(self, split: Split) -> Metric:
+        """Return the metric that counts on a split: without labels, agreement with a teacher."""
+        if self.is_unlabeled(split):
+            return Metric(AGREEMENT, self.kind.metric.higher_is_better)
         return self.task.metric or self.kind.metric
 
+    def agreement_with(self, teacher: str) -> str:
+        """Return what agreement with a teacher is."""
+        return f"{self.kind.metric.name} with the answers of {teacher} as labels"
+
     def measured(self, evaluation: Evaluation, split: Split) -> Evaluation:
-        """Return an evaluation with the metrics of the task.
+        """Return an evaluation with the metrics of the task; without labels, only agreement.
 
         Args:
-            evaluation: Metrics of the kind of task, and predictions.
+            evaluation: Metrics of the kind of task, and predictions. Rows without labels are
+                evaluated by a teacher's answers (`answered`).
             split: The rows.
 
         Raises:
             PluginError: The task's main metric is not among them.
         """
         metrics = dict(evaluation.metrics)
+        if self.is_unlabeled(split):
+            agreement = metrics[self.kind.metric.name]
+            return replace(evaluation, metrics={"loss": metrics["loss"], AGREEMENT: agreement})
         if evaluation.predictions is not None:
             metrics |= self.task.measure(split, evaluation.predictions, self.data)
-        if self.metric.name not in metrics:
+        metric = self.metric_on(split)
+        if metric.name not in metrics:
             raise PluginError(
-                f"the main metric of the task {self.task.name!r} is {self.metric.name!r}, which "
+                f"the main metric of the task {self.task.name!r} is {metric.name!r}, which "
                 f"{self.kind} on {self.data.source} does not have: {', '.join(metrics)}"
             )
         return replace(evaluation, metrics=metrics)
