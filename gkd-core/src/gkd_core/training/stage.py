@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from gkd_core.teachers.teacher import SourcedTeacher, Teacher
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
+from gkd_core.training.manifest import Manifest
 from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
@@ -67,6 +68,7 @@ class Stage:
         total_steps: Optimizer steps of the stage.
         readings: Training rows in the tokens of teachers with other tokenizers.
         rollouts: Writes text in place of rows' own; None if nothing does.
+        manifest: What determines the student; it is written with every checkpoint.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Stage:
     total_steps: int
     readings: Sequence[Reading] = ()
     rollouts: Rollouts | None = None
+    manifest: Manifest = field(default_factory=Manifest)
 
     @property
     def config(self) -> RunConfig:
