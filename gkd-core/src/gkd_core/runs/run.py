@@ -62,6 +62,7 @@ class Run:
     results: dict[str, StageResult] = field(default_factory=dict)
     contents: ModelContents = field(default_factory=ModelContents)
     differences: tuple[Difference, ...] = ()
+    _manifests: dict[str, Manifest] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def last(self) -> StageSpec:
@@ -136,8 +137,8 @@ class Run:
                 self._say_finished(spec.name, done, fingerprint)
             else:
                 self._say_next(number, spec.name, fingerprint)
-                manifest = self._manifest(spec)
-                result = self._take_over(spec, fingerprint) or self._train(spec, manifest)
+                manifest = self._manifests[spec.name] = self._manifest(spec)
+                result = self._take_over(spec, fingerprint) or self._train(spec)
                 result = replace(result, fingerprint=fingerprint, differences=self.differences)
                 self._finish(spec, result, manifest)
             if is_first():
@@ -206,11 +207,11 @@ class Run:
         if spec.store is not None and is_first() and not self.differences:
             spec.store.keep(self.locations.student(spec))
 
-    def _train(self, spec: StageSpec, manifest: Manifest) -> StageResult:
+    def _train(self, spec: StageSpec) -> StageResult:
         target = self.locations.student(spec)
         folder, start = self.locations.folder(spec), self._start(spec)
         stage = build_stage(self.locations.ready(spec), self.registry, folder, start)
-        stage.manifest = manifest
+        stage.manifest = self._manifests[spec.name]
         for line in stage.describe():
             self.recorder.say(line)
         error: BaseException | None = None
