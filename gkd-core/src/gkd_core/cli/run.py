@@ -64,11 +64,11 @@ def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -
     from gkd_core.distributed.ranks import is_first, leave
     from gkd_core.parallel.launch import started_by_gkd
     from gkd_core.plugins import registry
-    from gkd_core.runs.run import Run
+    from gkd_core.runs.run import Run, prepare_run
 
     if is_first() and not started_by_gkd(os.environ):
         show_warnings(resolved)
-    specs = _prepare(resolved, resumption)
+    specs = prepare_run(resolved, registry())
     count = ranks_to_start(resolved)
     differences = () if resumption is None else _check(resolved, resumption, specs)
     with _directory(resolved, mode) as directory:
@@ -84,20 +84,6 @@ def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -
             leave()
         if speaks or together:
             _print_summary(run)
-
-
-def _prepare(resolved: Resolved, resumption: Resumption | None) -> list[StageSpec]:
-    """Return the specs of a run; a run that cannot be prepared may have lost settings."""
-    from gkd_core.errors import GkdError
-    from gkd_core.plugins import registry
-    from gkd_core.runs.run import prepare_run
-
-    try:
-        return prepare_run(resolved, registry())
-    except GkdError:
-        if resumption is not None:
-            resumption.check_settings(resolved)
-        raise
 
 
 def _check(
@@ -147,7 +133,11 @@ def _print_summary(run: Run) -> None:
 
 
 def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
-    """Return the configuration of the run to resume, and what the run has left."""
+    """Return the configuration of the run to resume, and what the run has left.
+
+    Raises:
+        ConfigError: There is no such run, or it was begun with other settings.
+    """
     from gkd_core.config.resolve import resolve
     from gkd_core.errors import ConfigError
     from gkd_core.plugins import registry
@@ -162,7 +152,9 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
         raise ConfigError(f"{chosen} contains no run to resume. Omit --resume to start one")
     before = resolve(registry(), files=[stored])  # complete, so task defaults are not needed
     now = options.resolve(base=[stored], before=before)
-    return now, Resumption(Path(chosen), before, accepts)
+    resumption = Resumption(Path(chosen), before, accepts)
+    resumption.check_settings(now)  # other settings may name other rows and models
+    return now, resumption
 
 
 def _recorder(resolved: Resolved, directory: Path) -> Recorder:

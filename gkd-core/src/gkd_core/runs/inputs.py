@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import gkd_core
 from gkd_core import digest
-from gkd_core.config.resolve import Resolved
-from gkd_core.contract.task import TaskData
+from gkd_core.config.resolve import ONLY_STAGE, Resolved
 from gkd_core.data.assemble import hash_rows
 from gkd_core.models.content import ModelContents
 from gkd_core.models.source import load_config
@@ -58,7 +57,7 @@ class InputReader:
         code = stage_code(spec, self.registry)
         return {
             SETTINGS: self.settings,
-            CONTENT: dict([*_rows(spec.data), *_tokenizers(spec), *self._models(spec, start)]),
+            CONTENT: dict([*_rows(spec), *_tokenizers(spec), *self._models(spec, start)]),
             CODE: code,
             VERSIONS: _versions(self.registry, code),
         }
@@ -67,20 +66,21 @@ class InputReader:
         """Yield the files of every model that the stage reads."""
         for number, teacher in enumerate(spec.teachers):
             yield from self._teacher(teacher, spec.reads_weights(number))
-        config = spec.config
+        config, name = spec.config, spec.settings.path
         if start is not None and spec.follows is not None:
             yield from self._files(f"student of stage {spec.follows.name}", start)
         elif spec.follows is not None:  # the baseline starts as that stage did
             yield from self._models(spec.follows, None)
         elif config.student.model is not None:
-            yield from self._model("student.model", config.student.model, spec.student_config)
+            model = config.student.model
+            yield from self._model(name("student.model"), model, spec.student_config)
         if copies(config, spec.kind) and config.task.augment_model is not None:
             model = config.task.augment_model
-            yield from self._model(SETTING, model, load_config(model, False, SETTING))
+            yield from self._model(name(SETTING), model, load_config(model, False, SETTING))
 
     def _teacher(self, teacher: TeacherSpec, weights: bool) -> Iterator[tuple[str, str]]:
         if teacher.source is not None:
-            yield f"answers of {teacher.source.name}", teacher.source.fingerprint()
+            yield f"{teacher.setting}: answers", teacher.source.fingerprint()
         yield from self._model(teacher.setting, teacher.trained, teacher.config, weights)
 
     def _model(
@@ -97,20 +97,27 @@ class InputReader:
             yield f"{name}: {file}", str(content)
 
 
-def _rows(data: TaskData) -> Iterator[tuple[str, str]]:
+def _rows(spec: StageSpec) -> Iterator[tuple[str, str]]:
     """Yield the rows from which the student learns and by which the best one is chosen."""
-    yield "kind of task", data.kind
-    yield "classes", ", ".join(data.classes)
+    data, of_stage = spec.data, _of_stage(spec)
+    yield f"kind of task{of_stage}", data.kind
+    yield f"classes{of_stage}", ", ".join(data.classes)
     for name, split in (("training", data.train), ("validation", data.validation)):
         content = hash_rows(data.kind, data.classes, {name: split})
-        yield f"{name} rows", f"{len(split):,}, SHA-256 {content[: digest.SHORT]}"
+        yield f"{name} rows{of_stage}", f"{len(split):,}, SHA-256 {content[: digest.SHORT]}"
 
 
 def _tokenizers(spec: StageSpec) -> Iterator[tuple[str, str]]:
-    yield "tokenizer of the student", digest.of_value(vocabulary(spec.tokenizer))
+    """Yield the tokenizers of the student and of teachers that have another."""
+    of_stage = _of_stage(spec)
+    yield f"tokenizer of the student{of_stage}", digest.of_value(vocabulary(spec.tokenizer))
     for tokenizer, teachers in spec.other_tokenizers:
         names = ", ".join(teacher.info.name for teacher in teachers)
-        yield f"tokenizer of {names}", digest.of_value(vocabulary(tokenizer))
+        yield f"tokenizer of {names}{of_stage}", digest.of_value(vocabulary(tokenizer))
+
+
+def _of_stage(spec: StageSpec) -> str:
+    return "" if spec.name == ONLY_STAGE else f" of stage {spec.name}"
 
 
 def _versions(registry: Registry, code: Mapping[str, Any]) -> dict[str, str]:

@@ -108,7 +108,7 @@ class Resumption:
         Raises:
             ConfigError: Some differ, and the user does not accept it.
         """
-        self._refuse(self._settings(resolved), ())
+        self._refuse("settings", self._settings(resolved))
 
     def check(
         self, resolved: Resolved, registry: Registry, specs: Sequence[StageSpec]
@@ -128,7 +128,7 @@ class Resumption:
         settings = self._settings(resolved)
         reader = InputReader(resolved, registry, self.contents)
         inputs = self._inputs(specs, reader)
-        self._refuse(settings, inputs)
+        self._refuse("inputs", inputs)
         before = (d for manifest in self.manifests for d in manifest.differences)
         found = tuple(dict.fromkeys((*before, *settings, *inputs)))
         self._note(found)
@@ -162,25 +162,21 @@ class Resumption:
     def _note(self, differences: tuple[Difference, ...]) -> None:
         """Note differences beside the students of finished stages, so that they are known."""
         for begun in self.begun.values():
-            if begun.manifest is not None and begun.checkpoint is None:
-                replace(begun.manifest, differences=differences).save(begun.path)
+            known = begun.manifest
+            if known is not None and begun.checkpoint is None and known.differences != differences:
+                replace(known, differences=differences).save(begun.path)
 
-    def _refuse(self, settings: Iterable[Difference], inputs: Iterable[Difference]) -> None:
-        kinds = {"settings": dict.fromkeys(settings), "inputs": dict.fromkeys(inputs)}
-        refused = {name: [d for d in found if not d.free] for name, found in kinds.items()}
-        refused = {name: found for name, found in refused.items() if found}
+    def _refuse(self, kind: str, differences: Iterable[Difference]) -> None:
+        refused = dict.fromkeys(d for d in differences if not d.free)
         if self.accepts or not refused:
             return
-        names = " and ".join(
-            f"these {kind} differ: {', '.join(difference.name for difference in found)}"
-            for kind, found in refused.items()
-        )
-        lines = "".join(f"\n  {difference}" for found in refused.values() for difference in found)
+        names = ", ".join(difference.name for difference in refused)
+        lines = "".join(f"\n  {difference}" for difference in refused)
         raise ConfigError(
-            f"--resume continues the run in {self.directory} as it was begun, but {names}.{lines}\n"
-            "Restore what is different, start a new run with another --output, or go on with "
-            "--accept-changes: the changes are then noted in the run, and its student is never "
-            "reused"
+            f"--resume continues the run in {self.directory} as it was begun, but these {kind} "
+            f"differ: {names}{lines}\nRestore what was there, start a new run with another "
+            "--output, or go on with --accept-changes: the changes are then noted in the run, and "
+            "its student is never reused"
         )
 
 
@@ -193,7 +189,7 @@ def _changed_inputs(
         if begun.checkpoint is not None:
             yield from damages(begun.checkpoint)
         was = "begun by a version of gkd that kept no manifest"
-        now = "resumed without a check of its rows, models, settings and code"
+        now = "not checked: its rows, models, settings and code may have changed"
         yield Difference(f"stage {spec.name}", was, now, free=True)
         return
     yield from changed_inputs(

@@ -127,7 +127,7 @@ class Run:
         """
         fingerprints = Fingerprints(self.registry, self.contents)
         for difference in self.differences:
-            self.recorder.say(f"changed since the run began: {difference}")
+            self.recorder.say(f"resumed: {difference}")
         self._say_outline()
         for number, spec in enumerate(self.specs, start=1):
             folder = self.locations.folder(spec)

@@ -48,7 +48,7 @@ class Manifest:
     Attributes:
         inputs: Everything that determines the student.
         models: What was found when the models among them were read.
-        differences: What was not as before when the stage was resumed.
+        differences: What is known not to be as it was when the run began.
         files: The files that the manifest is about, by name.
     """
 
