@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +45,7 @@ from gkd_core.training.agreement import answered
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
+from gkd_core.training.manifest import Manifest
 from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
@@ -71,6 +72,7 @@ class Stage:
         total_steps: Optimizer steps of the stage.
         readings: Training rows in the tokens of teachers with other tokenizers.
         rollouts: Writes text in place of rows' own; None if nothing does.
+        manifest: What determines the student; it is written with every checkpoint.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Stage:
     total_steps: int
     readings: Sequence[Reading] = ()
     rollouts: Rollouts | None = None
+    manifest: Manifest = field(default_factory=Manifest)
 
     @property
     def config(self) -> RunConfig:
