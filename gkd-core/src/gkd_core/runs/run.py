@@ -26,6 +26,7 @@ from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary
+from gkd_core.runs.weight_checks import check_later_weights
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
@@ -111,6 +112,8 @@ class Run:
             GkdError: A stage cannot be built, or its loss is not finite.
         """
         fingerprints = Fingerprints(self.registry)
+        if is_first():
+            check_later_weights([s for s in self.specs if not (self._folder(s) / DONE).exists()])
         self._say_outline()
         for number, spec in enumerate(self.specs, start=1):
             folder = self._folder(spec)
