@@ -31,7 +31,7 @@ from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
 from gkd_core.training.plugin_hooks import PluginHooks
-from gkd_core.training.stage import build_stage
+from gkd_core.training.stage import Stage, build_stage
 from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSpec
 
 
@@ -177,9 +177,8 @@ class Run:
             spec.store.keep(self._target(spec))
 
     def _train(self, spec: StageSpec) -> StageResult:
-        target = self._target(spec)
-        folder, start = self._folder(spec), self._start(spec)
-        stage = build_stage(self._ready(spec), self.registry, folder, start)
+        target, folder = self._target(spec), self._folder(spec)
+        stage = self.build(spec)
         for line in stage.describe():
             self.recorder.say(line)
         error: BaseException | None = None
@@ -203,6 +202,11 @@ class Run:
             best_step=progress.best_step,
             seconds=progress.seconds,
         )
+
+    def build(self, spec: StageSpec) -> Stage:
+        """Return a stage of the run with its models, once the stages before it are finished."""
+        start = self._start(spec)
+        return build_stage(self._ready(spec), self.registry, self._folder(spec), start)
 
     def _start(self, spec: StageSpec) -> Path | None:
         """Return the directory of the student to continue with; None if the stage creates one."""
