@@ -30,7 +30,7 @@ from gkd_core.models.sites import find_sites
 from gkd_core.parallel.placement import place_teacher
 from gkd_core.strict_json import json_text
 from gkd_core.training.agreement import answered
-from gkd_core.training.stage import shard_reader
+from gkd_core.training.stage import prepare_model, shard_reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -309,7 +309,7 @@ def _load(
         compared.name,
         None if groups is None else shard_reader(groups.tensor),
     )
-    spec.kind.prepare(model, spec.data.classes)
+    prepare_model(model, spec, compared.tokenizer)
     size = count_parameters(model)
     copies = None if groups is None else groups.data
     if compared.placement == "replicated":

@@ -43,8 +43,9 @@ def evaluate(
 
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
     show_warnings(resolved)
-    spec = SpecBuilder(registry()).build(_alone(resolved.stages[-1], directory, data))
-    compared = [ComparedModel(directory, directory, spec.tokenizer)]
+    trusts = any(map(_trusts_code, resolved.stages))
+    spec = SpecBuilder(registry()).build(_alone(resolved.stages[-1], directory, data, trusts))
+    compared = [ComparedModel(directory, directory, spec.tokenizer, trusts)]
     comparison = compare_models(spec, compared, None, registry().sites)
     if as_json:
         click.echo(json_text(asdict(comparison), indent=2))
@@ -52,13 +53,19 @@ def evaluate(
         Console(highlight=False).print(comparison.table())
 
 
-def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedStage:
+def _trusts_code(stage: ResolvedStage) -> bool:
+    """Return whether code that comes with a model of a stage may run: its student may have it."""
+    config = stage.config
+    return config.student.trust_remote_code or any(t.trust_remote_code for t in config.teachers)
+
+
+def _alone(stage: ResolvedStage, directory: str, data: str | None, trusts: bool) -> ResolvedStage:
     """Return a stage with a single model, and a method that is right for every task."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
 
     alone = {
         "method": "soft",  # needs no labels, which the rows to train on may lack
-        "teachers": [TeacherConfig(model=directory)],
+        "teachers": [TeacherConfig(model=directory, trust_remote_code=trusts)],
         "student": StudentConfig(),
         "task": _task(stage, data),
     }

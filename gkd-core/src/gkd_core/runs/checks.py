@@ -147,11 +147,11 @@ def _check_weights(spec: StageSpec) -> None:
         check_classes(teacher.config, spec.kind, data.classes, teacher.setting)
         if teacher.stage is not None or not spec.reads_weights(number):
             continue
-        check_stored(teacher.model, spec.kind, teacher.setting)
+        check_stored(teacher.model, teacher.config, spec.kind, teacher.setting)
         if teacher.store is None:
             check_trained_head(teacher.model, teacher.config, spec.kind, teacher.setting)
     if spec.config.student.model is not None and spec.follows is None:
-        check_stored(spec.config.student.model, spec.kind, "student.model")
+        check_stored(spec.config.student.model, spec.student_config, spec.kind, "student.model")
 
 
 def _check_length(spec: StageSpec, info: ModelInfo) -> None:
