@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.conversion import match_tensors
 from gkd_core.models.load import check_safetensors, no_trained_head
-from gkd_core.models.quiet import quiet
+from gkd_core.models.meta import meta_model
 from gkd_core.models.source import locate, unreadable
 
 
@@ -46,20 +46,16 @@ def check_trained_head(model: str, config: PretrainedConfig, kind: TaskKind, ori
     directory = Path(locate(model, origin))
     if not directory.is_dir() or type(config) not in kind.configs:
         return
-    heads = set(_head_modules(config, kind))
-    stored = {name.partition(".")[0] for name in _stored_names(directory, origin)}
-    if heads and not heads & stored:
+    shape = meta_model(kind, config, trust_remote_code=False)
+    heads = _heads(shape, (name for name, _ in shape.named_parameters()))
+    stored = match_tensors(shape, _stored_names(directory, origin))
+    if heads and not heads & _heads(shape, (match.weight for match in stored)):
         raise no_trained_head(model, kind, origin, sorted(heads))
 
 
-def _head_modules(config: PretrainedConfig, kind: TaskKind) -> Iterator[str]:
-    """Yield the modules beside the body that have their own weights (tied ones have none)."""
-    with torch.device("meta"), quiet():
-        model = kind.auto.from_config(config)
-    for name, _ in model.named_parameters():
-        module = name.partition(".")[0]
-        if module != model.base_model_prefix:
-            yield module
+def _heads(model: PreTrainedModel, weights: Iterable[str]) -> set[str]:
+    """Return the modules beside the body that have weights of their own (tied ones have none)."""
+    return {name.partition(".")[0] for name in weights} - {model.base_model_prefix}
 
 
 def _stored_names(directory: Path, origin: str) -> list[str]:
