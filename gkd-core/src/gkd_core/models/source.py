@@ -10,10 +10,14 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
+from gkd_core.contract.architectures import adapter_of
 from gkd_core.errors import ConfigError, suggest
 from gkd_core.models.quiet import quiet
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+"""Settings that the configuration of every supported model has."""
 
 
 def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedConfig:
@@ -32,17 +36,50 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
         config = copy.deepcopy(_read_config(place, trust_remote_code, _stamp(place)))
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise unreadable(model, origin, error) from error
+    problem = _unsupported(config)
+    if problem is not None:
+        raise ConfigError(f"{origin} = {model!r} {problem}")
+    return config
+
+
+def _unsupported(config: PretrainedConfig) -> str | None:
+    """Return what is wrong with an architecture; None if its configuration has all that is needed.
+
+    What an adapter describes is supported.
+    """
+    family = config.model_type
     if config.is_encoder_decoder:
-        raise ConfigError(
-            f"{origin} = {model!r} is an encoder-decoder ({config.model_type}); "
-            "choose an encoder such as BERT or a decoder such as GPT-2"
+        return (
+            f"is an encoder-decoder ({family}); choose an encoder such as BERT or a decoder such "
+            "as GPT-2"
         )
     if getattr(config, "vocab_size", None) is None:
-        raise ConfigError(
-            f"{origin} = {model!r} ({config.model_type}) is not a text model: it has no "
-            "vocabulary; choose a text encoder or decoder"
+        return (
+            f"({family}) is not a text model: it has no vocabulary; choose a text encoder or "
+            "decoder"
         )
-    return config
+    if adapter_of(family) is not None:
+        return None
+    lacking = [name for name in SHAPE if not _is_number(config, name)]
+    if lacking:
+        return (
+            f"({family}) is not a transformer of equal blocks with attention heads: its "
+            f"configuration has no number as {lacking[0]}; choose an encoder such as BERT or a "
+            "decoder such as GPT-2"
+        )
+    if getattr(config, "num_hidden_groups", config.num_hidden_layers) < config.num_hidden_layers:
+        return (
+            f"({family}) runs the same block several times, so that its layers cannot be told "
+            "apart; choose a model with a block for each layer, such as BERT"
+        )
+    return None
+
+
+def _is_number(config: PretrainedConfig, name: str) -> bool:
+    try:
+        return isinstance(getattr(config, name, None), int)
+    except RuntimeError:  # each layer has its own
+        return False
 
 
 @functools.lru_cache(maxsize=64)
