@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from importlib import import_module
@@ -175,6 +176,26 @@ def procedure(name: str) -> str:
     return "\n".join(lines)
 
 
+def families() -> str:
+    """What each family of models can be used for, as tests find it: `families.toml`."""
+    table = tomllib.loads((DOCS / "reference" / "families.toml").read_text(encoding="utf-8"))
+    uses, reasons = table["uses"], []
+    rows = []
+    for family in table["families"].values():
+        refused = family.get("refused", {})
+        cells = []
+        for use in uses:
+            reason = refused.get(use, refused.get("all"))
+            if reason is not None and reason not in reasons:
+                reasons.append(reason)
+            cells.append("yes" if reason is None else f"no ({reasons.index(reason) + 1})")
+        rows.append([family["title"], *cells])
+    meaning = _table(["use", "what is tried"], ([f"`{use}`", uses[use]] for use in uses))
+    grid = _table(["family", *(f"`{use}`" for use in uses)], rows)
+    notes = (f"{number}. {_escape(reason)}" for number, reason in enumerate(reasons, 1))
+    return "\n".join([*meaning, "", *grid, "", "What is refused says:", "", *notes])
+
+
 def kinds() -> str:
     """Every kind of task in one line each."""
     rows = []
@@ -271,6 +292,7 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
         hooks,
         sites,
         kinds,
+        families,
         method,
         methods,
         combiner,
