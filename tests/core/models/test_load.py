@@ -9,6 +9,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AlbertConfig,
+    Gemma3nTextConfig,
     MambaConfig,
     PreTrainedTokenizerFast,
     T5Config,
@@ -123,6 +124,7 @@ def test_hub_id_that_cannot_be_fetched_suggests_a_directory(save, tmp_path, monk
         (json.dumps(T5Config().to_dict()), "is an encoder-decoder"),
         (json.dumps(ViTConfig().to_dict()), "is not a text model"),
         (json.dumps(MambaConfig().to_dict()), r"\(mamba\) is not a transformer of equal blocks"),
+        (json.dumps(Gemma3nTextConfig().to_dict()), r"is not a transformer of equal blocks"),
         (json.dumps(AlbertConfig().to_dict()), r"\(albert\) runs the same block several times"),
     ],
 )

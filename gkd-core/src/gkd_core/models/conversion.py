@@ -31,17 +31,17 @@ TensorReader: TypeAlias = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
-class Match:
+class StoredTensor:
     """A tensor of a checkpoint, and what it becomes.
 
     Attributes:
-        tensor: Its name in the checkpoint.
+        name: Its name in the checkpoint.
         weight: The name in the model of the weight it becomes, the first if there are several.
         pattern: The pattern of the converter that its name has.
         converter: Makes weights of tensors; None if the tensor is the weight.
     """
 
-    tensor: str
+    name: str
     weight: str
     pattern: str | None = None
     converter: WeightConverter | None = None
@@ -53,18 +53,20 @@ class Conversion:
 
     Attributes:
         model: The model they are for.
-        matches: The tensors, in order.
+        converter: What makes weights of them.
+        tensors: The tensors, in order.
     """
 
     model: PreTrainedModel
-    matches: Sequence[Match]
+    converter: WeightConverter
+    tensors: Sequence[StoredTensor]
 
     def convert(self, read: TensorReader) -> dict[str, Tensor]:
         """Return the weights made of the tensors, by their names in the model."""
-        converter = copy.deepcopy(self.matches[0].converter)
-        for match in self.matches:
-            converter.add_tensor(match.weight, match.tensor, match.pattern, read(match.tensor))
-        made = converter.convert(self.matches[0].weight, model=self.model, config=self.model.config)
+        converter = copy.deepcopy(self.converter)
+        for tensor in self.tensors:
+            converter.add_tensor(tensor.weight, tensor.name, tensor.pattern, read(tensor.name))
+        made = converter.convert(self.tensors[0].weight, model=self.model, config=self.model.config)
         return {name: _only(weight) for name, weight in made.items()}
 
 
@@ -91,23 +93,23 @@ class StoredWeight:
         return self.conversion.convert(read)[self.name]
 
 
-def match_tensors(model: PreTrainedModel, tensors: Iterable[str]) -> Iterator[Match]:
+def name_tensors(model: PreTrainedModel, names: Iterable[str]) -> Iterator[StoredTensor]:
     """Yield what each tensor of a checkpoint becomes when transformers reads it.
 
     Args:
         model: The model, which needs no weights.
-        tensors: Names of the tensors.
+        names: Names of the tensors in the checkpoint.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
     owners = {pattern: one for one in converters for pattern in one.source_patterns}
     prefix, known = model.base_model_prefix, model.state_dict()
-    for tensor in tensors:
-        name, pattern = rename_source_key(tensor, renamings, converters, prefix, known)
-        if name not in known and tensor in known:
-            name, pattern = tensor, None
-        yield Match(tensor, name, pattern, owners.get(pattern))
+    for name in names:
+        weight, pattern = rename_source_key(name, renamings, converters, prefix, known)
+        if weight not in known and name in known:
+            weight, pattern = name, None
+        yield StoredTensor(name, weight, pattern, owners.get(pattern))
 
 
 def find_weights(model: PreTrainedModel, stored: Mapping[str, Shape]) -> dict[str, StoredWeight]:
@@ -117,26 +119,26 @@ def find_weights(model: PreTrainedModel, stored: Mapping[str, Shape]) -> dict[st
         model: The model, which needs no weights.
         stored: Shapes of the tensors, by their names in the checkpoint.
     """
-    groups: dict[str, list[Match]] = {}
+    groups: dict[str, list[StoredTensor]] = {}
     # Experts are stacked in the order of their numbers.
-    for match in match_tensors(model, sorted(stored, key=dot_natural_key)):
-        groups.setdefault(match.weight, []).append(match)
+    for tensor in name_tensors(model, sorted(stored, key=dot_natural_key)):
+        groups.setdefault(tensor.weight, []).append(tensor)
     found = (weight for group in groups.values() for weight in _weights(model, group, stored))
     return {weight.name: weight for weight in found}
 
 
 def _weights(
-    model: PreTrainedModel, group: Sequence[Match], stored: Mapping[str, Shape]
+    model: PreTrainedModel, group: Sequence[StoredTensor], stored: Mapping[str, Shape]
 ) -> Iterator[StoredWeight]:
     """Yield the weights that are made of tensors with the same first weight."""
     first = group[0]
     if first.converter is None:
-        yield StoredWeight(first.weight, stored[first.tensor], first.tensor)
+        yield StoredWeight(first.weight, stored[first.name], first.name)
         return
-    conversion = Conversion(model, group)
-    shaped = conversion.convert(lambda tensor: torch.empty(stored[tensor], device="meta"))
+    conversion = Conversion(model, first.converter, group)
+    shaped = conversion.convert(lambda name: torch.empty(stored[name], device="meta"))
     for name, weight in shaped.items():
-        yield StoredWeight(name, tuple(weight.shape), first.tensor, conversion)
+        yield StoredWeight(name, tuple(weight.shape), first.name, conversion)
 
 
 def _only(made: Any) -> Tensor:

@@ -11,13 +11,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
 from gkd_core.contract.architectures import adapter_of
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError, suggest
 from gkd_core.models.quiet import quiet
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-"""Settings that the configuration of every supported model has."""
 
 
 def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedConfig:
@@ -60,12 +58,11 @@ def _unsupported(config: PretrainedConfig) -> str | None:
         )
     if adapter_of(family) is not None:
         return None
-    lacking = [name for name in SHAPE if not _is_number(config, name)]
-    if lacking:
+    if not _has_equal_blocks(config):
         return (
             f"({family}) is not a transformer of equal blocks with attention heads: its "
-            f"configuration has no number as {lacking[0]}; choose an encoder such as BERT or a "
-            "decoder such as GPT-2"
+            "configuration does not give their numbers and widths; choose an encoder such as BERT "
+            "or a decoder such as GPT-2"
         )
     if getattr(config, "num_hidden_groups", config.num_hidden_layers) < config.num_hidden_layers:
         return (
@@ -75,11 +72,14 @@ def _unsupported(config: PretrainedConfig) -> str | None:
     return None
 
 
-def _is_number(config: PretrainedConfig, name: str) -> bool:
+def _has_equal_blocks(config: PretrainedConfig) -> bool:
+    """Return whether a configuration describes blocks of one shape, with attention heads."""
     try:
-        return isinstance(getattr(config, name, None), int)
-    except RuntimeError:  # each layer has its own
+        info = ModelInfo.read("", config, 0)
+    except (AttributeError, RuntimeError, TypeError):  # there are no heads, or layers differ
         return False
+    sizes = (info.layers, info.hidden_size, info.heads, info.kv_heads, info.head_size)
+    return all(isinstance(size, int) for size in (*sizes, info.ffn_size, info.vocab_size))
 
 
 @functools.lru_cache(maxsize=64)

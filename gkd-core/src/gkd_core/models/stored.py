@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
 from gkd_core.kinds.task_kind import TaskKind
-from gkd_core.models.conversion import match_tensors
+from gkd_core.models.conversion import name_tensors
 from gkd_core.models.load import check_safetensors, no_trained_head
-from gkd_core.models.meta import meta_model
+from gkd_core.models.meta import shape_model
 from gkd_core.models.source import locate, unreadable
 
 
@@ -46,10 +46,10 @@ def check_trained_head(model: str, config: PretrainedConfig, kind: TaskKind, ori
     directory = Path(locate(model, origin))
     if not directory.is_dir() or type(config) not in kind.configs:
         return
-    shape = meta_model(kind, config, trust_remote_code=False)
+    shape = shape_model(kind, config, trust_remote_code=False)
     heads = _heads(shape, (name for name, _ in shape.named_parameters()))
-    stored = match_tensors(shape, _stored_names(directory, origin))
-    if heads and not heads & _heads(shape, (match.weight for match in stored)):
+    stored = name_tensors(shape, _stored_names(directory, origin))
+    if heads and not heads & _heads(shape, (tensor.weight for tensor in stored)):
         raise no_trained_head(model, kind, origin, sorted(heads))
 
 

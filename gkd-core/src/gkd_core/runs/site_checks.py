@@ -1,6 +1,6 @@
 """Rejection of models whose parts are not known, and of methods that need parts they lack.
 
-The models are built on the meta device, as a run will build them: without weights.
+The models are built on the meta device: without weights.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.hooks.obstacles import obstacle_at
 from gkd_core.hooks.paths import ATTENTION_SITES, FFN_SITES, POOLED, Capture
-from gkd_core.models.meta import meta_model
+from gkd_core.models.meta import shape_model
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.slicing.maps import find_maps
 from gkd_core.models.slicing.widths import Widths
-from gkd_core.students.build import build_student
 
 if TYPE_CHECKING:
     from gkd_core.objective.step_plan import PlannedPass, Side
@@ -35,11 +32,10 @@ def check_sites(spec: StageSpec, registry: Registry) -> None:
         ConfigError: A method reads or changes a tensor that a model does not have.
         MethodError: The structure of a model is not understood, or cannot be sliced.
     """
-    teachers = dict(_teachers(spec, registry))
-    student = _student(spec, registry, teachers)
+    models = [_Model("teacher", n, _obstacles(sites)) for n, sites in _teachers(spec, registry)]
+    student = _student(spec, registry)
     if spec.scale is not None and spec.follows is None:
         find_maps(student)
-    models = [_Model("teacher", number, _obstacles(sites)) for number, sites in teachers.items()]
     models.append(_Model("student", None, _obstacles(student, spec.scale)))
     plans = [spec.first_step]
     if any(model.obstacles for model in models):
@@ -96,23 +92,14 @@ def _teachers(spec: StageSpec, registry: Registry) -> Iterator[tuple[int, Sites]
     for number, teacher in enumerate(spec.teachers):
         if spec.reads_weights(number):
             with _naming(teacher.setting):
-                model = meta_model(spec.kind, teacher.config, teacher.trust_remote_code)
+                model = shape_model(spec.kind, teacher.config, teacher.trust_remote_code)
                 yield number, find_sites(model, registry.sites)
 
 
-def _student(spec: StageSpec, registry: Registry, teachers: Mapping[int, Sites]) -> Sites:
-    """Return the sites of the student, built as it will be when training begins."""
-    config = spec.config
-    if spec.follows is None and config.student.model is None and 0 in teachers:
-        classes, adapters = spec.data.classes, registry.sites
-        with torch.device("meta"):
-            made = build_student(
-                config.student, teachers[0], spec.kind, classes, config.seed, adapters
-            )
-        return made.sites or find_sites(made.model, adapters)
+def _student(spec: StageSpec, registry: Registry) -> Sites:
     with _naming("student"):
-        shape = meta_model(spec.kind, spec.student_config, _trusts(spec))
-        return find_sites(shape, registry.sites)
+        model = shape_model(spec.kind, spec.student_config, _trusts(spec))
+        return find_sites(model, registry.sites)
 
 
 def _trusts(spec: StageSpec) -> bool:
