@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gkd_core.atomic import write_file
 from gkd_core.runs.fingerprint import StageFingerprint
+from gkd_core.strict_json import json_text
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class StageResult:
 
     def save(self, path: Path) -> None:
         """Write the result as JSON."""
-        write_file(path, json.dumps(asdict(self), indent=1))
+        write_file(path, json_text(asdict(self), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> StageResult:

@@ -256,7 +256,7 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
     built = build_specs(resolved, builder)
     specs = list(built.values())
-    if _wants_baseline(resolved):
+    if _wants_baseline(resolved, specs[-1]):
         first, last = _origin(specs[-1]), specs[-1]
         # A student built from a model of another kind must be built by the stage of that kind.
         before = None if first.kind == last.kind else first
@@ -307,10 +307,16 @@ def _refuse_reserved(name: str) -> None:
         )
 
 
-def _wants_baseline(resolved: Resolved) -> bool:
-    if resolved.config.baseline is not None:
-        return resolved.config.baseline
-    return task_name(resolved.stages[-1].config.task) == "embedded"
+def _wants_baseline(resolved: Resolved, last: StageSpec) -> bool:
+    wanted = resolved.config.baseline
+    if wanted is None:
+        wanted = task_name(resolved.stages[-1].config.task) == "embedded"
+    if wanted and last.is_unlabeled(last.data.train):
+        raise ConfigError(
+            f"baseline = true ({resolved.origin('baseline')}) trains a student on labels alone, "
+            f"but {last.data.source} has none. Set baseline = false"
+        )
+    return wanted
 
 
 def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:

@@ -29,6 +29,7 @@ from gkd_core.distributed.groups import data_rank, is_first_of_copy
 from gkd_core.distributed.ranks import is_first, wait
 from gkd_core.distributed.shards import Sliceable
 from gkd_core.parallel.weights import load_whole, whole_weights
+from gkd_core.strict_json import json_text
 from gkd_core.training.method_state import put_tensors, take_tensors
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
         progress.rollout = stage.rollouts.engine.state_dict()
     if is_first_of_copy():
         _save(_random_states(stage), draft / f"random{_own()}.safetensors")
-        (draft / f"progress{_own()}.json").write_text(json.dumps(asdict(progress), indent=1))
+        (draft / f"progress{_own()}.json").write_text(json_text(asdict(progress), indent=1))
         if method_tensors:
             _save(method_tensors, draft / f"methods{_own()}.safetensors")
     wait()
