@@ -179,16 +179,13 @@ def procedure(name: str) -> str:
 def families() -> str:
     """What each family of models can be used for, as tests find it: `families.toml`."""
     table = tomllib.loads((DOCS / "reference" / "families.toml").read_text(encoding="utf-8"))
-    uses, reasons = table["uses"], []
+    uses, families = table["uses"], table["families"].values()
+    refused = [family.get("refused", {}) for family in families]
+    reasons = list(dict.fromkeys(reason for row in refused for reason in row.values()))
     rows = []
-    for family in table["families"].values():
-        refused = family.get("refused", {})
-        cells = []
-        for use in uses:
-            reason = refused.get(use, refused.get("all"))
-            if reason is not None and reason not in reasons:
-                reasons.append(reason)
-            cells.append("yes" if reason is None else f"no ({reasons.index(reason) + 1})")
+    for family, row in zip(families, refused, strict=True):
+        found = (row.get(use, row.get("all")) for use in uses)
+        cells = (f"no ({reasons.index(reason) + 1})" if reason else "yes" for reason in found)
         rows.append([family["title"], *cells])
     meaning = _table(["use", "what is tried"], ([f"`{use}`", uses[use]] for use in uses))
     grid = _table(["family", *(f"`{use}`" for use in uses)], rows)

@@ -15,7 +15,7 @@ from gkd_core.models.stored import check_stored, check_trained_head
 from gkd_core.models.tokenizer import check_vocabulary
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
-from gkd_core.runs.site_checks import check_sites
+from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
 from gkd_core.training.augmentation import check_augmentation, copies
@@ -66,7 +66,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
         _check_method(spec, member)
         _check_borrowed(spec, member)
     _check_judge(spec)
-    check_sites(spec, registry)
+    check_architectures(spec, registry)
 
 
 def _check_layout(spec: StageSpec) -> None:

@@ -25,18 +25,14 @@ if TYPE_CHECKING:
     from gkd_core.training.stage_spec import StageSpec
 
 
-def check_sites(spec: StageSpec, registry: Registry) -> None:
+def check_architectures(spec: StageSpec, registry: Registry) -> None:
     """Reject what the architectures of a stage's models do not allow.
 
     Raises:
         ConfigError: A method reads or changes a tensor that a model does not have.
         MethodError: The structure of a model is not understood, or cannot be sliced.
     """
-    models = [_Model("teacher", n, _obstacles(sites)) for n, sites in _teachers(spec, registry)]
-    student = _student(spec, registry)
-    if spec.scale is not None and spec.follows is None:
-        find_maps(student)
-    models.append(_Model("student", None, _obstacles(student, spec.scale)))
+    models = list(_models(spec, registry))
     plans = [spec.first_step]
     if any(model.obstacles for model in models):
         plans += spec.sampled_steps
@@ -87,19 +83,19 @@ def _lost_heads(place: Capture, sites: Sites, scale: float | None) -> str | None
     return None if left == whole else f"that block has {left} of {whole} heads left: it was pruned"
 
 
-def _teachers(spec: StageSpec, registry: Registry) -> Iterator[tuple[int, Sites]]:
-    """Yield the number and the sites of each teacher whose weights are needed."""
+def _models(spec: StageSpec, registry: Registry) -> Iterator[_Model]:
+    """Yield each teacher whose weights are needed, and the student."""
     for number, teacher in enumerate(spec.teachers):
         if spec.reads_weights(number):
             with _naming(teacher.setting):
                 model = shape_model(spec.kind, teacher.config, teacher.trust_remote_code)
-                yield number, find_sites(model, registry.sites)
-
-
-def _student(spec: StageSpec, registry: Registry) -> Sites:
+                yield _Model("teacher", number, _obstacles(find_sites(model, registry.sites)))
     with _naming("student"):
         model = shape_model(spec.kind, spec.student_config, _trusts(spec))
-        return find_sites(model, registry.sites)
+        student = find_sites(model, registry.sites)
+        if spec.scale is not None and spec.follows is None:
+            find_maps(student)
+    yield _Model("student", None, _obstacles(student, spec.scale))
 
 
 def _trusts(spec: StageSpec) -> bool:
@@ -113,7 +109,7 @@ def _trusts(spec: StageSpec) -> bool:
 
 @contextmanager
 def _naming(setting: str) -> Iterator[None]:
-    """Add the setting of a model to the error that says what is not understood of it."""
+    """Add the setting of a model to the error about its structure."""
     try:
         yield
     except MethodError as error:
