@@ -29,6 +29,7 @@ from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.generation import adopt_generation_config
 from gkd_core.models.load import WeightReader, load_model, load_teacher
+from gkd_core.models.meta import meta_model
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.tokenizer import set_padding
@@ -393,7 +394,7 @@ def _from_teacher(
     if groups is None:
         teacher = _load_teacher(spec, source, registry, None) if first is None else first
     else:
-        from gkd_core.parallel.loading import StoredWeights, meta_model
+        from gkd_core.parallel.loading import StoredWeights
 
         whole = meta_model(spec.kind, source.config, source.trust_remote_code)
         teacher = find_sites(whole, registry.sites)
