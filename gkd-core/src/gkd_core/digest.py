@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ def of_value(value: Any) -> str:
 def of_files(paths: Iterable[Path]) -> str:
     """Return the short hash of the names and the content of files, whatever their order."""
     return of_bytes(part for path in sorted(paths) for part in _content(path))[:SHORT]
+
+
+def of_each(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the short hash of each of several files that have names, sorted by name."""
+    return {name: of_files([files[name]]) for name in sorted(files)}
 
 
 def _content(path: Path) -> Iterator[bytes]:
