@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -18,9 +17,15 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core import digest
+from gkd_core.runs.named_content import named_content
+from gkd_core.training.participants import stage_code
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from gkd_core.contract.method_base import MethodBase
+    from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
@@ -58,7 +63,8 @@ class StageFingerprint:
         settings: Methods, options, optimization, the shape of the student, the seed.
         data: The rows.
         models: The teachers, the tokenizer, and the model that the student starts from.
-        code: The sources of gkd and its plugins, and the versions of numerical libraries.
+        code: The code of gkd and of the plugins that take part, and the versions of numerical
+            libraries.
     """
 
     settings: str
@@ -83,7 +89,8 @@ class Fingerprints:
     """
 
     def __init__(self, registry: Registry) -> None:
-        self._code = digest.of_value([_code(registry), *(f"{n} {version(n)}" for n in LIBRARIES)])
+        self._registry = registry
+        self._libraries = [f"{name} {version(name)}" for name in LIBRARIES]
         self._known: dict[str, StageFingerprint] = {}
         self._places = functools.cache(_place)
 
@@ -92,12 +99,25 @@ class Fingerprints:
         if spec.name not in self._known:
             data = spec.data
             self._known[spec.name] = StageFingerprint(
-                settings=digest.of_value(_settings(spec)),
+                settings=digest.of_value(_settings(spec) | self._named_by_options(spec)),
                 data=digest.of_value([data.rows_hash, data.kind, list(data.classes)]),
                 models=digest.of_value(self._models(spec)),
-                code=self._code,
+                code=digest.of_value([stage_code(spec, self._registry), self._libraries]),
             )
         return self._known[spec.name]
+
+    def _named_by_options(self, spec: StageSpec) -> dict[str, Any]:
+        """Return what options only name: the content of files, and what methods say themselves."""
+        config = spec.config
+        told: dict[str, MethodBase | RolloutEngine] = {o.name: o.methods[0] for o in spec.owners}
+        if config.rollout is not None:
+            told["rollout"] = self._registry.rollout_engine(config.rollout)
+        tables: dict[str, BaseModel] = {name: one.config for name, one in told.items()}
+        tables["task"] = spec.task.options
+        tables["optim"] = self._registry.make_optimizer(config).config
+        files = {name: named_content(table) for name, table in tables.items()}
+        fingerprints = {name: one.fingerprint() for name, one in told.items()}
+        return _filled({"files": _filled(files), "fingerprints": _filled(fingerprints)})
 
     def _models(self, spec: StageSpec) -> list[str]:
         teachers = spec.teachers if spec.loads_teachers else ()
@@ -157,6 +177,11 @@ def _set(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if value is not None}
 
 
+def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is not empty, so that new kinds of content change no other fingerprint."""
+    return {name: value for name, value in table.items() if value}
+
+
 def _without_places(model: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in model.items() if name not in PLACES}
 
@@ -175,20 +200,3 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def _revision(config: PretrainedConfig) -> str:
     return str(getattr(config, "_commit_hash", None) or "")
-
-
-def _code(registry: Registry) -> str:
-    """Return a hash of the sources of gkd and of every plugin."""
-    plugins = (registry.manager.get_plugin(name) for name in registry.plugins)
-    names = {str(getattr(p, "__name__", type(p).__module__)).partition(".")[0] for p in plugins}
-    return digest.of_value([_package(name) for name in sorted({"gkd_core", *names})])
-
-
-@functools.cache
-def _package(name: str) -> str:
-    """Return a hash of the sources of a package or of a single-file module."""
-    module = sys.modules.get(name)
-    file = Path(getattr(module, "__file__", None) or "")
-    if file.name == "__init__.py":
-        return digest.of_files(file.parent.rglob("*.py"))
-    return digest.of_files([file]) if file.is_file() else name
