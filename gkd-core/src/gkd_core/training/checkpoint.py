@@ -30,6 +30,7 @@ from gkd_core.distributed.ranks import is_first, wait
 from gkd_core.distributed.shards import Sliceable
 from gkd_core.parallel.weights import load_whole, whole_weights
 from gkd_core.training.method_state import put_tensors, take_tensors
+from gkd_core.training.plugin_hooks import Event
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
@@ -52,6 +53,7 @@ class Progress:
         seconds: Time since the stage was started or last resumed.
         loss_scale: State of the loss scaler; empty without one.
         rollout: State of the rollout engine; empty without one.
+        untold: What methods and plugins have not been told of the last step, because one failed.
     """
 
     step: int = 0
@@ -63,6 +65,7 @@ class Progress:
     seconds: float = 0.0
     loss_scale: dict[str, float] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
+    untold: list[Event] = field(default_factory=list)
 
 
 def save_checkpoint(stage: Stage, progress: Progress) -> Path:
@@ -113,7 +116,7 @@ def load_checkpoint(stage: Stage) -> Progress:
         _restore_random(stage, load_file(states))
     # With more data ranks than before, new ones take over the progress of the first.
     share = _own() if (newest / f"progress{_own()}.json").exists() else ""
-    progress = Progress(**json.loads((newest / f"progress{share}.json").read_text()))
+    progress = _read_progress(newest / f"progress{share}.json")
     kept = newest / f"methods{share}.safetensors"
     method_tensors = load_file(kept) if kept.exists() else {}
     stage.objective.load_state_dict(put_tensors(progress.methods, method_tensors))
@@ -124,6 +127,12 @@ def load_checkpoint(stage: Stage) -> Progress:
     with _opened(newest / "optimizer.safetensors") as tensors:
         stage.engine.load_state_tensors(tensors)
     return progress
+
+
+def _read_progress(path: Path) -> Progress:
+    content = json.loads(path.read_text())
+    content["untold"] = [Event(**event) for event in content.get("untold", [])]
+    return Progress(**content)
 
 
 def remove_checkpoints(directory: Path) -> None:
