@@ -28,7 +28,7 @@ FLAGS = {
     "--multiple --rows",
     "recipes": "",
     "run": "--method --recipe --teacher --student --student-layers --data --output --baseline "
-    "--seed --nproc --set --overwrite --resume",
+    "--seed --nproc --set --overwrite --resume --accept-changes",
 }
 
 

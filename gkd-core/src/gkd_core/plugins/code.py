@@ -31,7 +31,7 @@ def code_digests(module: str, distribution: str) -> dict[str, str]:
         module: The plugin's module, which is imported.
         distribution: The distribution that ships it.
     """
-    return digest.of_each(code_files(module, distribution))
+    return digest.of_each_named(code_files(module, distribution))
 
 
 def code_files(module: str, distribution: str) -> dict[str, Path]:

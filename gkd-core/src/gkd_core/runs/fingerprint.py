@@ -6,7 +6,6 @@ placed, how many processes share the work) is left out: it changes sums only in 
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,15 +16,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core import digest
+from gkd_core.models.content import ModelContents
 from gkd_core.runs.named_content import named_content
 from gkd_core.training.participants import stage_code
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from gkd_core.contract.method_base import MethodBase
-    from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
@@ -37,9 +33,6 @@ PLACES = {"model", "placement", "source", "tensor", "trust_remote_code", "new_st
 
 LEARNT_FROM = ("rows", "mask_share")
 """Settings of a task that the hash of its rows does not cover."""
-
-CONTENT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.py")
-"""Files of a saved model that are hashed."""
 
 SINCE_0_1: Mapping[tuple[str, ...], Any] = {
     ("optim",): {"name": "adamw", "options": {}},
@@ -86,49 +79,53 @@ class Fingerprints:
 
     Args:
         registry: The plugins.
+        contents: Reads the files of models.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, contents: ModelContents | None = None) -> None:
         self._registry = registry
         self._libraries = [f"{name} {version(name)}" for name in LIBRARIES]
-        self._known: dict[str, StageFingerprint] = {}
-        self._places = functools.cache(_place)
+        self._known: dict[str, StageFingerprint | None] = {}
+        self._contents = ModelContents() if contents is None else contents
 
-    def of(self, spec: StageSpec) -> StageFingerprint:
-        """Return the fingerprint of a stage."""
+    def of(self, spec: StageSpec) -> StageFingerprint | None:
+        """Return the fingerprint of a stage; None if one that it uses has none."""
         if spec.name not in self._known:
-            data = spec.data
-            self._known[spec.name] = StageFingerprint(
-                settings=digest.of_value(_settings(spec) | self._named_by_options(spec)),
-                data=digest.of_value([data.rows_hash, data.kind, list(data.classes)]),
-                models=digest.of_value(self._models(spec)),
-                code=digest.of_value([stage_code(spec, self._registry), self._libraries]),
-            )
+            self._known[spec.name] = self._read(spec)
         return self._known[spec.name]
 
-    def _named_by_options(self, spec: StageSpec) -> dict[str, Any]:
-        """Return what options only name: the content of files, and what methods say themselves."""
-        config = spec.config
-        told: dict[str, MethodBase | RolloutEngine] = {o.name: o.methods[0] for o in spec.owners}
-        if config.rollout is not None:
-            told["rollout"] = self._registry.rollout_engine(config.rollout)
-        tables: dict[str, BaseModel] = {name: one.config for name, one in told.items()}
-        tables["task"] = spec.task.options
-        tables["optim"] = self._registry.make_optimizer(config).config
-        files = {name: named_content(table) for name, table in tables.items()}
-        fingerprints = {name: one.fingerprint() for name, one in told.items()}
-        return _filled({"files": _filled(files), "fingerprints": _filled(fingerprints)})
+    def settle(self, name: str, fingerprint: StageFingerprint | None) -> None:
+        """Note with which fingerprint a stage was really trained.
+
+        Args:
+            name: Name of the stage.
+            fingerprint: Its fingerprint; None if nothing tells what its student was made from.
+        """
+        self._known[name] = fingerprint
+
+    def _read(self, spec: StageSpec) -> StageFingerprint | None:
+        used = [teacher.stage for teacher in spec.teachers if spec.loads_teachers]
+        if any(stage is not None and self.of(stage) is None for stage in (spec.follows, *used)):
+            return None
+        data, named = spec.data, named_content(spec, self._registry)
+        return StageFingerprint(
+            # Options that name nothing leave the fingerprint as it was.
+            settings=digest.of_value(_settings(spec) | ({"named": named} if named else {})),
+            data=digest.of_value([data.rows_hash, data.kind, list(data.classes)]),
+            models=digest.of_value(self._models(spec)),
+            code=digest.of_value([stage_code(spec, self._registry), self._libraries]),
+        )
 
     def _models(self, spec: StageSpec) -> list[str]:
         teachers = spec.teachers if spec.loads_teachers else ()
         found = [self._teacher(teacher) for teacher in teachers]
-        found.append(_vocabulary(spec.tokenizer))
+        found.append(vocabulary(spec.tokenizer))
         own = spec.config.student.model
         if spec.follows is not None:
             which = "untrained" if spec.name == BASELINE else spec.follows.kept_student
             found.append(f"{which} {self.of(spec.follows)}")
         elif own is not None:
-            found.append(self._places(own, _revision(spec.student_config)))
+            found.append(self._model(own, spec.student_config))
         return found
 
     def _teacher(self, teacher: TeacherSpec) -> str:
@@ -138,12 +135,12 @@ class Fingerprints:
             return str(self.of(teacher.stage))
         if teacher.store is not None:
             return teacher.store.fingerprint
-        return self._places(teacher.model, _revision(teacher.config))
+        return self._model(teacher.model, teacher.config)
 
-
-def model_digest(directory: Path) -> str:
-    """Return a hash of the weights, configuration and tokenizer of a saved model."""
-    return digest.of_files({path for pattern in CONTENT for path in directory.glob(pattern)})
+    def _model(self, model: str, config: PretrainedConfig) -> str:
+        """Return the content hash of a directory, or the id and revision of a hub model."""
+        path = Path(model).expanduser()
+        return self._contents.digest(path) if path.is_dir() else f"{model} {revision(config)}"
 
 
 def _settings(spec: StageSpec) -> dict[str, Any]:
@@ -177,26 +174,16 @@ def _set(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if value is not None}
 
 
-def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is not empty, so that new kinds of content change no other fingerprint."""
-    return {name: value for name, value in table.items() if value}
-
-
 def _without_places(model: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in model.items() if name not in PLACES}
 
 
-def _place(model: str, revision: str) -> str:
-    """Return the content hash of a directory, or the id and revision of a hub model."""
-    path = Path(model).expanduser()
-    return model_digest(path) if path.is_dir() else f"{model} {revision}"
-
-
-def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
+def vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the tokenizer's definition, without truncation and padding, which calls change."""
     content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({k: v for k, v in content.items() if k not in ("truncation", "padding")})
 
 
-def _revision(config: PretrainedConfig) -> str:
+def revision(config: PretrainedConfig) -> str:
+    """Return the commit of a model of the hub; empty if it is not from there."""
     return str(getattr(config, "_commit_hash", None) or "")
