@@ -27,6 +27,7 @@ FLAGS = {
     "prune": "--data --set --model --output --parameters --width --depth --blocks --even "
     "--multiple --rows",
     "recipes": "",
+    "replay": "--rank",
     "run": "--method --recipe --teacher --student --student-layers --data --output --baseline "
     "--seed --nproc --set --overwrite --resume --accept-changes",
 }

@@ -30,6 +30,7 @@ BUILT_IN = {
     "plugins": "gkd_core.cli.plugins:plugins",
     "prune": "gkd_core.cli.prune:prune",
     "recipes": "gkd_core.cli.recipes:recipes",
+    "replay": "gkd_core.cli.replay:replay",
     "run": "gkd_core.cli.run:run",
 }
 

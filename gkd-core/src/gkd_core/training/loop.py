@@ -42,7 +42,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
         The progress. The student holds the best weights (`training.keep_best`) or the last ones.
 
     Raises:
-        GkdError: The loss or the gradient is not finite.
+        GkdError: The loss or the gradient is not finite, or overflowed in every step.
     """
     config = stage.config.training
     progress = load_checkpoint(stage)
@@ -50,7 +50,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     skipped = hooks.stage_start(stage)
     stage.student.model.train()
     hooks.resume(stage, _step(stage, progress.step - 1), progress.untold)
-    guard, meter = NonFiniteGuard(), _Meter()
+    guard, meter = NonFiniteGuard(stage), _Meter()
     begun = time.perf_counter()
     for step, batches in () if skipped else _steps(stage, progress):
         result = train_step(stage, batches, step)
@@ -70,6 +70,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
             with meter.paused():
                 save_checkpoint(stage, progress)
         hooks.raise_failure()
+    guard.end(progress.step)
     if config.keep_best and progress.best is not None:
         load_weights(stage.student.model, stage.best)
     stage.student.model.eval()

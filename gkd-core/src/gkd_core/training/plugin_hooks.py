@@ -69,15 +69,20 @@ class PluginHooks:
             Whether a method asks to skip the stage; the same on every rank.
         """
         run = self._run()
-        info = LiveStageInfo.of(stage, run.say)
-        calls = _of_methods(stage, lambda method: method.on_stage_start(info))
-        reasons = [call() for _, call in calls]
-        skipped = tell(next(filter(None, reasons), None))
+        skipped = self.methods_start(stage)
         if skipped:
             run.say(f"stage {stage.name}: {skipped}")
+        info = LiveStageInfo.of(stage, run.say)
         for _, call in self._of_plugins("gkd_stage_start", run=run, stage=info):
             call()
         return skipped is not None
+
+    def methods_start(self, stage: Stage) -> str | None:
+        """Tell the methods only; return why one of them asks to skip the stage, if one does."""
+        info = LiveStageInfo.of(stage, self._run().say)
+        calls = _of_methods(stage, lambda method: method.on_stage_start(info))
+        reasons = [call() for _, call in calls]
+        return tell(next(filter(None, reasons), None))
 
     def step_end(self, stage: Stage, step: Step, losses: Mapping[str, float]) -> None:
         """Tell the losses of a step."""
