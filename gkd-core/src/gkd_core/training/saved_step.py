@@ -23,6 +23,7 @@ from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.step import Step
 from gkd_core.distributed.groups import is_first_of_copy
 from gkd_core.distributed.ranks import is_first, wait, world_size
+from gkd_core.strict_json import json_text
 from gkd_core.training.checkpoint import (
     NOT_FINITE,
     load_weights,
