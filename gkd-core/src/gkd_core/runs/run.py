@@ -103,7 +103,7 @@ class Run:
     @property
     def hooks(self) -> PluginHooks:
         """The hooks of the run's plugins."""
-        return PluginHooks(self.registry.manager, lambda: self.info)
+        return PluginHooks(self.registry, lambda: self.info)
 
     @functools.cached_property
     def locations(self) -> Locations:
@@ -217,16 +217,17 @@ class Run:
         stage.manifest = self._manifests[spec.name]
         for line in stage.describe():
             self.recorder.say(line)
+        hooks = self.hooks
         error: BaseException | None = None
         try:
-            progress = train(stage, self.recorder, self.hooks)
+            progress = train(stage, self.recorder, hooks)
             _save(stage.objective.finalize_student(stage.student.model, folder), spec, target)
         except BaseException as failure:
             error = failure
             raise
         finally:
             self.recorder.end_stage()
-            self.hooks.stage_end(stage, error)
+            hooks.stage_end(stage, error)
         stage.engine.close()
         self._keep_teacher(spec)
         return StageResult(
