@@ -159,7 +159,7 @@ class Comparison:
             "agrees": "share of the rows with the teacher's answer",
             "ms": "median time for one sample",
         }
-        if self.guessed is not None:
+        if self.guessed:
             meanings = {self.metric: f"{self.guessed:.4f} by the most frequent class"} | meanings
         shown = self.columns()
         return "; ".join(f"{name}: {words}" for name, words in meanings.items() if name in shown)

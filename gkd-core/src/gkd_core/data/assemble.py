@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gkd_core import digest
@@ -32,7 +32,12 @@ class Tables:
 
 
 def assemble(
-    tables: Tables, config: TaskConfig, kind: TaskKind, seed: int, source: str
+    tables: Tables,
+    config: TaskConfig,
+    kind: TaskKind,
+    seed: int,
+    source: str,
+    known: tuple[str, ...] = (),
 ) -> TaskData:
     """Check the tables and build the task.
 
@@ -42,11 +47,13 @@ def assemble(
         kind: TaskKind of the task.
         seed: Seed for the held-out share.
         source: User-facing name of the data.
+        known: Class names of the model at the start; rows need not show all of them.
 
     Raises:
         DataError: A column, row or label is invalid.
     """
-    rows = kind.read(tables.by_name(), config)
+    named = {name: replace(table, known=known) for name, table in tables.by_name().items()}
+    rows = kind.read(named, config)
     splits = dict(rows.splits)
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gkd_core.contract.task import Split, TaskData
+from gkd_core.data.labels import label_name
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
@@ -17,20 +18,25 @@ def order_classes(data: TaskData, order: Sequence[str], kind: TaskKind) -> TaskD
 
     Args:
         data: A task with classes.
-        order: The class names in the order of their new ids.
+        order: The class names in the order of their new ids: those of the data, as numbers may be
+            written (`1.0`), and perhaps others.
         kind: Its kind.
     """
-    ids = [list(order).index(name) for name in data.classes]
+    if tuple(order) == data.classes:
+        return data
+    names = [label_name(name) for name in order]
+    ids = [names.index(label_name(name)) for name in data.classes]
+    count = len(names)
     return replace(
         data,
         classes=tuple(order),
-        train=_renumber(data.train, ids, kind),
-        validation=_renumber(data.validation, ids, kind),
-        test=None if data.test is None else _renumber(data.test, ids, kind),
+        train=_renumber(data.train, ids, kind, count),
+        validation=_renumber(data.validation, ids, kind, count),
+        test=None if data.test is None else _renumber(data.test, ids, kind, count),
     )
 
 
-def _renumber(split: Split, ids: Sequence[int], kind: TaskKind) -> Split:
+def _renumber(split: Split, ids: Sequence[int], kind: TaskKind, count: int) -> Split:
     if split.labels is None:
         return split
-    return replace(split, labels=[kind.renumber(label, ids) for label in split.labels])
+    return replace(split, labels=[kind.renumber(label, ids, count) for label in split.labels])

@@ -116,6 +116,10 @@ class Embedding(TaskKind):
         loss = float((_scaled(cosines) - _scaled(scores)).square().mean())
         return Evaluation({"loss": loss, **correlations(cosines, scores)}, cosines)
 
+    def guess(self, labels: Sequence[Any] | None) -> float | None:
+        """Return 0: a constant does not correlate with anything."""
+        return 0.0 if labels else None
+
     def one_row(self, split: Split) -> Split:
         """Return the first row."""
         return take(split, [0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -237,14 +237,19 @@ class TaskKind:
         """Return what is wrong with the parsed label of a row; empty if nothing is."""
         return ""
 
-    def renumber(self, label: Any, ids: Sequence[int]) -> Any:
+    def renumber(self, label: Any, ids: Sequence[int], count: int = 0) -> Any:
         """Return the label of a row with other class ids.
 
         Args:
             label: The label.
             ids: The new id of each class.
+            count: Number of classes afterwards, if there are more than before.
         """
         return ids[int(label)]
+
+    def classes_of(self, label: Any) -> Iterable[int]:
+        """Return the ids of the classes that the label of a row names."""
+        return [int(label)]
 
     def encode(
         self,

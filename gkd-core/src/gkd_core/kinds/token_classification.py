@@ -14,7 +14,7 @@ from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, check_room, join_rows
 from gkd_core.data.holdout import take
-from gkd_core.data.labels import label_name, sorted_classes
+from gkd_core.data.labels import known_classes, label_name, sorted_classes
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, f1_of_counts, mean_loss
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
@@ -77,9 +77,9 @@ class TokenClassification(TaskKind):
                 )
         assert words is not None, "refused above"
         assert tags is not None, "refused above"
-        classes = train.classes.get(tags) or sorted_classes(
-            {label_name(tag) for row in train.columns[tags] for tag in row or ()}
-        )
+        found = {label_name(tag) for row in train.columns[tags] for tag in row or ()}
+        declared = train.classes.get(tags)
+        classes = declared or known_classes(found, train.known) or sorted_classes(found)
         return ReadRows(
             {name: _rows(table, words, tags, classes) for name, table in tables.items()}, classes
         )
@@ -90,9 +90,13 @@ class TokenClassification(TaskKind):
         rows = table.columns.get(tags or "", ())
         return any(any(tag is not None for tag in row or ()) for row in rows)
 
-    def renumber(self, label: Any, ids: Sequence[int]) -> list[int]:
+    def renumber(self, label: Any, ids: Sequence[int], count: int = 0) -> list[int]:
         """Return the tags of a row in another order of the classes."""
         return [ids[tag] for tag in label]
+
+    def classes_of(self, label: Any) -> list[int]:
+        """Return the tags of a row."""
+        return list(label)
 
     def encode(
         self,

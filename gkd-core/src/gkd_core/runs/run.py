@@ -11,7 +11,7 @@ from types import MappingProxyType
 from transformers import PreTrainedModel
 
 from gkd_core.config.resolve import Resolved, ResolvedStage
-from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig, task_name
+from gkd_core.config.schema import RunConfig, StudentConfig, TaskConfig, TrainingConfig, task_name
 from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.run_info import STAGES, RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
@@ -32,6 +32,7 @@ from gkd_core.training.loop import train
 from gkd_core.training.plugin_hooks import PluginHooks
 from gkd_core.training.stage import build_stage
 from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSpec
+from gkd_core.training.teacher_quality import doubtful_teachers
 
 
 @dataclass
@@ -177,7 +178,7 @@ class Run:
         target = self._target(spec)
         folder, start = self._folder(spec), self._start(spec)
         stage = build_stage(self._ready(spec), self.registry, folder, start)
-        for line in stage.describe():
+        for line in (*stage.describe(), *doubtful_teachers(stage)):
             self.recorder.say(line)
         error: BaseException | None = None
         try:
@@ -317,6 +318,7 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     """Return a stage that trains the first stage's student like the last, but on labels alone."""
     own = {
         "method": "hard",
+        "task": _settled(last),
         "student": first.config.student,
         "teachers": first.config.teachers,
         "rollout": None,
@@ -324,6 +326,14 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     origins = {**last.settings.origins, "method": Origin(Level.DEFAULT, "the baseline")}
     config = last.config.model_copy(update=own)
     return replace(last.settings, name=BASELINE, config=config, origins=origins)
+
+
+def _settled(spec: StageSpec) -> TaskConfig:
+    """Return the task of a stage with the kind and the classes that were found for it."""
+    task = spec.config.task
+    kind = task.kind or spec.kind.name
+    classes = spec.data.classes if spec.kind.has_classes else task.classes
+    return task.model_copy(update={"kind": kind, "classes": classes})
 
 
 def _default_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:
