@@ -1,7 +1,8 @@
+import re
 import subprocess
 import sys
 import warnings
-from importlib.metadata import distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from gkd_core import api, hookspecs
 from gkd_core.api import API_VERSION, Method, Task
 from gkd_core.errors import ConfigError, MethodError, PluginError
-from gkd_core.plugins import Registry
+from gkd_core.plugins import Registry, owners
 
 METHOD = '''
 from gkd_core.api import Method, hookimpl
@@ -74,6 +75,51 @@ def test_methods_are_found_with_their_distribution(install, load):
     registry = load()
     assert list(registry.methods) == ["x"]
     assert str(registry.provider("x")) == "'x' (gkd-method-x 1.2)"
+
+
+def test_code_belongs_to_the_plugin_that_registers_it_or_contains_it(install, load):
+    install("gkd-x", x=method("x"))
+    install("gkd-y", y=method("y"))
+    registry = load()
+    cls = registry.methods["x"]
+    module = registry.manager.get_plugin("x")
+    for thing in (cls, cls(), cls.reads, module, module.gkd_register_methods):
+        assert str(registry.plugin_of(thing)) == "'x' (gkd-x 1.2)"
+    assert registry.plugin_of(Path) is None
+    assert registry.plugin_of(Method) is None
+
+
+def test_code_belongs_to_a_plugin_also_in_another_module_of_its_distribution(
+    install, load, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(owners, "_distributions", lambda: packages_distributions())
+    (tmp_path / "inner_of_x.py").write_text("def fail():\n    raise ValueError('inner')\n")
+    install("gkd-x", x=f"import inner_of_x\n{method('x')}")
+    (tmp_path / "gkd_x-1.2.dist-info/top_level.txt").write_text("inner_of_x\n")
+    registry = load()
+    inner = registry.manager.get_plugin("x").inner_of_x
+    assert registry.plugin_of(inner.fail).distribution == "gkd-x"
+    with pytest.raises(ValueError, match="inner") as raised:
+        inner.fail()
+    assert registry.blame(raised.value).plugin.name == "x"
+
+
+def test_an_error_is_blamed_on_the_plugin_whose_code_raised_it(install, load):
+    hook = "from gkd_core.api import hookimpl\n@hookimpl\ndef gkd_check_outline(outline):\n    {}\n"
+    install("gkd-fine", fine=hook.format("pass"))
+    install("gkd-bad", bad=hook.format("{}['nowhere']"))
+    registry = load()
+    with pytest.raises(KeyError) as raised:
+        registry.manager.hook.gkd_check_outline(outline=None)
+    assert re.fullmatch(
+        r"plugin 'bad' \(gkd-bad 1.2\) raised KeyError: 'nowhere' "
+        r"\(plugin_gkd_bad_bad_\w+.py, line 4, in gkd_check_outline\)",
+        str(registry.blame(raised.value)),
+    )
+    wrapped = RuntimeError("step 3 failed")
+    wrapped.__cause__ = raised.value
+    assert registry.blame(wrapped).plugin.name == "bad"
+    assert registry.blame(RuntimeError("of core")) is None
 
 
 def test_plugins_are_called_in_alphabetical_order(install, load):

@@ -176,7 +176,7 @@ def check_shared(
 
     Args:
         trial: Makes the trial, with models that a group shares or whole ones.
-        kinds: strs of task.
+        kinds: Kinds of task.
 
     Raises:
         AssertionError: They do not; the message says for which weight.

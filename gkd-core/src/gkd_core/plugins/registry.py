@@ -1,4 +1,4 @@
-"""Discovery of plugins: one by one, sorted by name, isolated from each other, with provenance."""
+"""`Registry`: what the installed plugins provide."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +13,8 @@ import pluggy
 
 from gkd_core import hookspecs
 from gkd_core.errors import ConfigError, MethodError, PluginError, suggest
+from gkd_core.plugins.owners import Blame, Owners
+from gkd_core.plugins.provenance import DISABLE, Plugin, Skipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,40 +33,10 @@ if TYPE_CHECKING:
     from gkd_core.models.sites import Sites
     from gkd_core.teachers.source import AnswerSource
 
-DISABLE = "GKD_DISABLE_PLUGINS"
 VERSION = "GKD_API_VERSION"
 """Where a plugin module may say which version of the contract it is written for."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """Where a plugin comes from.
-
-    Attributes:
-        name: Name of its entry point in group `gkd`.
-        distribution: Installed package that ships it.
-        version: Version of that package.
-    """
-
-    name: str
-    distribution: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"'{self.name}' ({self.distribution} {self.version})"
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A plugin that could not be loaded, and why."""
-
-    plugin: Plugin
-    reason: str
-
-    def __str__(self) -> str:
-        return f"plugin {self.plugin} was skipped: {self.reason}"
 
 
 class Registry:
@@ -85,6 +56,7 @@ class Registry:
         self.manager.add_hookspecs(hookspecs)
         self.plugins: dict[str, Plugin] = {}
         self.skipped: list[Skipped] = []
+        self._owners = Owners()
         # pluggy calls the last registered first, so that registering from Z to A calls A to Z.
         for entry in sorted(_enabled(found), key=lambda entry: entry.name, reverse=True):
             self._load(entry)
@@ -109,6 +81,7 @@ class Registry:
         except pluggy.PluginValidationError as error:
             raise PluginError(f"plugin {plugin} has a wrong hook. {error}") from error
         self.plugins[plugin.name] = plugin
+        self._owners.add_plugin(plugin, module)
 
     def _skip(self, plugin: Plugin, error: Exception) -> None:
         skipped = Skipped(plugin, f"{type(error).__name__}: {error}")
@@ -146,6 +119,7 @@ class Registry:
                 self._skip(plugin, error)
                 continue
             for item in items:
+                self._owners.add(plugin, item)
                 yield plugin, item
 
     def _named(
@@ -388,6 +362,26 @@ class Registry:
     def provider(self, method: str) -> Plugin:
         """Return the plugin that provides a method or combiner."""
         return (self._methods[method] if method in self._methods else self._combiners[method])[0]
+
+    def plugin_of(self, thing: object) -> Plugin | None:
+        """Return the plugin that a class, an object, a function or a module belongs to.
+
+        Args:
+            thing: Such as a hook implementation, a method, or its class.
+
+        Returns:
+            Name, distribution and version; None if it is no plugin's.
+        """
+        return self._owners.of(thing)
+
+    def blame(self, error: BaseException) -> Blame | None:
+        """Return the plugin whose code raised an error, or called what raised it.
+
+        Returns:
+            The plugin, and where in it; as text it says both, and the error. None if no code of a
+            plugin is in the traceback.
+        """
+        return self._owners.blame(error)
 
     def _missing(self, kind: str, name: str, known: Mapping[str, object]) -> str:
         message = f"unknown {kind} '{name}'.{suggest(name, known)}"
