@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gkd_core import digest
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Fit, Split, TaskData
+from gkd_core.data.classes import refuse_one_class
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.table import Table
 
@@ -56,6 +57,9 @@ def assemble(
     rows = kind.read(named, config)
     splits = dict(rows.splits)
     if "validation" not in splits:
+        labels = splits["train"].labels
+        if labels is not None:
+            refuse_one_class(labels, rows.classes, kind, tables.train.source)
         splits["train"], splits["validation"] = hold_out(
             splits["train"], config.validation_share, seed, tables.train.source
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gkd_core.contract.task import Split, TaskData
 from gkd_core.data.labels import label_name
+from gkd_core.errors import DataError
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
@@ -34,6 +35,28 @@ def order_classes(data: TaskData, order: Sequence[str], kind: TaskKind) -> TaskD
         validation=_renumber(data.validation, ids, kind, count),
         test=None if data.test is None else _renumber(data.test, ids, kind, count),
     )
+
+
+def refuse_one_class(
+    labels: Sequence[Any], classes: Sequence[str], kind: TaskKind, source: str
+) -> None:
+    """Raise `DataError` for rows to train on that all have one label, or none.
+
+    Args:
+        labels: The label of each row.
+        classes: The task's classes.
+        kind: Its kind.
+        source: User-facing name of the rows.
+    """
+    if not kind.has_classes or kind.predicted != "sample":
+        return
+    found = {index for label in labels for index in kind.classes_of(label)}
+    if len(found) < 2:
+        shown = f"the label {classes[found.pop()]!r}" if found else "no label"
+        raise DataError(
+            f"every row of {source} has {shown}; training needs rows of at least 2 classes. Check "
+            "task.label, or set task.kind"
+        )
 
 
 def _renumber(split: Split, ids: Sequence[int], kind: TaskKind, count: int) -> Split:

@@ -19,6 +19,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
+from gkd_core.runs.checks import check_labels_differ
 from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
 from gkd_core.runs.outline import RunOutline, outline_run
@@ -257,6 +258,8 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
     built = build_specs(resolved, builder)
     specs = list(built.values())
+    for spec in specs:
+        check_labels_differ(spec)
     if _wants_baseline(resolved):
         first, last = _origin(specs[-1]), specs[-1]
         # A student built from a model of another kind must be built by the stage of that kind.
