@@ -260,7 +260,8 @@ class SpecBuilder:
     def _info(self, name: str, config: PretrainedConfig, data: TaskData) -> ModelInfo:
         """Return the shape of a model with a head for the task."""
         kind = self.registry.kind(data.kind)
-        return ModelInfo.read(name, config, kind.width(data.classes, config), kind.predicted)
+        width = kind.width(data.classes, config)
+        return ModelInfo.read(name, config, width, kind.predicted, kind.is_lm)
 
     def _members(
         self,
