@@ -14,6 +14,7 @@ from torch import Tensor
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import CheckedRows, find_columns, select
 from gkd_core.data.encode import Encoded, encode_samples
+from gkd_core.data.holdout import take
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.metrics import Metric
 
@@ -320,10 +321,7 @@ class TaskKind:
             logits: The model's logits for the batch.
             batch: The batch, with labels.
         """
-        assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
-        if batch.labels is None:
-            raise ValueError("an evaluation batch has no labels")
-        return logits.float().cpu(), batch.labels.cpu(), batch.rows.cpu()
+        return whole(logits).float().cpu(), labels_of(batch).cpu(), batch.rows.cpu()
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return the evaluation of a split.
@@ -369,8 +367,7 @@ class TaskKind:
 
     def one_row(self, split: Split) -> Split:
         """Return a row that stands for those of a split where only its shape matters."""
-        labels = None if split.labels is None else split.labels[:1]
-        return Split(("a row to plan with",), labels=labels)
+        return take(split, [0])
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows to simulate a step with, as long as they may be.
@@ -388,6 +385,27 @@ class TaskKind:
             labels=np.zeros(rows, np.int64),
             num_truncated=0,
         )
+
+
+def whole(logits: Logits) -> Tensor:
+    """Return the logits of a kind whose heads are not over a vocabulary: these are never deferred.
+
+    Args:
+        logits: The logits of a batch.
+    """
+    assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
+    return logits
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """Return the labels of an evaluation batch.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if batch.labels is None:
+        raise ValueError("an evaluation batch has no labels")
+    return batch.labels
 
 
 def is_prepared(model: PreTrainedModel) -> bool:
