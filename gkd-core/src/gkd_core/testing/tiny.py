@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,6 @@ VOCABULARY = 64
 CLASSES = 3
 NAMES = tuple(f"LABEL_{index}" for index in range(CLASSES))
 PAD = 0
-FAMILY = {"causal-lm": "llama"}
-"""Architecture of the tiny model of a kind, unless it is a BERT."""
 
 
 def tiny_model(kind: str, layers: int, seed: int) -> Model:
@@ -32,24 +31,35 @@ def tiny_model(kind: str, layers: int, seed: int) -> Model:
         layers: Number of blocks.
         seed: Seed of the weights.
     """
+    return model_for(registry().kind(kind), NAMES, layers, seed)
+
+
+def model_for(kind: TaskKind, classes: Sequence[str], layers: int, seed: int) -> Model:
+    """Return a random model as `tiny_model` does.
+
+    Args:
+        kind: The kind of task.
+        classes: Its classes.
+        layers: Number of blocks.
+        seed: Seed of the weights.
+    """
     config = AutoConfig.for_model(
-        FAMILY.get(kind, "bert"),
+        "llama" if kind.generates else "bert",
         vocab_size=VOCABULARY,
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=64,
-        num_labels=CLASSES,
+        num_labels=len(classes),
         pad_token_id=PAD,
         initializer_range=0.2,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = registry().kind(kind)
-        found.configure(config, NAMES)
-        model: Model = found.auto.from_config(config)
-    found.prepare(model, NAMES)
+        kind.configure(config, classes)
+        model: Model = kind.auto.from_config(config)
+    kind.prepare(model, classes)
     return model.double().eval()
 
 
