@@ -26,8 +26,9 @@ FLAGS = {
     "plugins": "",
     "prune": "--data --set --model --output --parameters --width --depth --blocks --even "
     "--multiple --rows",
+    "replay": "--rank",
     "run": "--method --recipe --teacher --student --student-layers --data --output --baseline "
-    "--seed --nproc --set --overwrite --resume",
+    "--seed --nproc --set --overwrite --resume --accept-changes",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
+from gkd_core.strict_json import json_text
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import ResolvedStage
@@ -43,16 +43,23 @@ def evaluate(
 
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
     show_warnings(resolved)
-    spec = SpecBuilder(registry()).build(_alone(resolved.stages[-1], directory, data))
-    compared = [ComparedModel(directory, directory, spec.tokenizer)]
+    trusts = any(map(_trusts_code, resolved.stages))
+    spec = SpecBuilder(registry()).build(_alone(resolved.stages[-1], directory, data, trusts))
+    compared = [ComparedModel(directory, directory, spec.tokenizer, trusts)]
     comparison = compare_models(spec, compared, None, registry().sites)
     if as_json:
-        click.echo(json.dumps(asdict(comparison), indent=2))
+        click.echo(json_text(asdict(comparison), indent=2))
     else:
         Console(highlight=False).print(comparison.table())
 
 
-def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedStage:
+def _trusts_code(stage: ResolvedStage) -> bool:
+    """Return whether code that comes with a model of a stage may run: its student may have it."""
+    config = stage.config
+    return config.student.trust_remote_code or any(t.trust_remote_code for t in config.teachers)
+
+
+def _alone(stage: ResolvedStage, directory: str, data: str | None, trusts: bool) -> ResolvedStage:
     """Return a stage with a single model, and a method that is right for its task."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
     from gkd_core.plugins import registry
@@ -61,7 +68,7 @@ def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedSt
     alone = {
         # Vectors have no labels to learn from.
         "method": "soft" if kind is not None and kind.output == "vector" else "hard",
-        "teachers": [TeacherConfig(model=directory)],
+        "teachers": [TeacherConfig(model=directory, trust_remote_code=trusts)],
         "student": StudentConfig(),
         "task": _task(stage, data),
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
+from gkd_core.strict_json import json_text
 
 
 @click.command()
@@ -46,6 +46,6 @@ def explain(
     stages = tuple(outline_stage(spec) for spec in prepare_run(resolved, registry()))
     outline = RunOutline(stages)
     if as_json:
-        click.echo(json.dumps(outline.to_json(), indent=2))
+        click.echo(json_text(outline.to_json(), indent=2))
     else:
         click.echo(as_text(outline, Console().width))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from gkd_core.analysis.sizes import parse_size, readable
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
+from gkd_core.strict_json import json_text
 
 if TYPE_CHECKING:
     from gkd_core.planning.estimate import Estimate
@@ -86,7 +86,7 @@ def plan(
     if figure is not None:
         _draw(figure, {estimate.stage: estimate for estimate in estimates})
     if as_json:
-        click.echo(json.dumps([estimate.to_json() for estimate in estimates], indent=2))
+        click.echo(json_text([estimate.to_json() for estimate in estimates], indent=2))
     else:
         Console(highlight=False).print(memory_table(estimates, resolved.config.parallel.nproc))
 
@@ -130,7 +130,7 @@ def _search(stages: Sequence[StageSpec], limit: Limit, as_json: bool, figure: Pa
             )
         _draw(figure, bars, limit.device)
     if as_json:
-        click.echo(json.dumps([one.to_json() for one in found], indent=2))
+        click.echo(json_text([one.to_json() for one in found], indent=2))
     else:
         _show(found, limit)
 

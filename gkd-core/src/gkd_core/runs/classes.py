@@ -80,6 +80,8 @@ class ClassOrder:
             self._refuse_useless(kind)
             return data
         self._refuse_contradiction()
+        if not data.classes and self.models:  # rows without labels
+            return replace(data, classes=self.names or self.models[0].names)
         if set(data.classes) <= set(map(label_name, self.names)):
             return order_classes(data, self.names, kind)
         if self.given is not None:
@@ -103,7 +105,8 @@ class ClassOrder:
         if not kind.has_classes:
             return
         classes = data.classes
-        if names_count(labels) and not names_count(classes) and self.reference is not None:
+        counted = bool(labels) and names_count(labels) and not names_count(classes)
+        if counted and self.reference is not None:
             setting = self.reference.setting
             yield f"the labels {listed(labels)} are taken as {listed(classes)}, as in {setting}"
         for model in self.models if self.given is None and not names_count(classes) else ():

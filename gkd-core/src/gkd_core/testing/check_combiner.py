@@ -64,9 +64,10 @@ class CombinerTrial(TinyStage):
         options: Mapping[str, Any],
         kind: str,
         group: ProcessGroup | None = None,
+        family: str = "",
     ) -> None:
         self.combiner = combiner
-        super().__init__(combiner, options, kind, group)
+        super().__init__(combiner, options, kind, group, family)
 
     def member(self) -> ActiveMethod:
         """Return the combined distance of the logits."""

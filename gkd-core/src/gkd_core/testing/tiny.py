@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from transformers import PreTrainedModel as Model
 
 from gkd_core.contract.batch import IGNORE, Batch
+from gkd_core.hooks.padding import follow_mask
 from gkd_core.plugins import registry
 
 if TYPE_CHECKING:
@@ -21,20 +22,25 @@ VOCABULARY = 64
 CLASSES = 3
 NAMES = tuple(f"LABEL_{index}" for index in range(CLASSES))
 PAD = 0
+DECODER = "llama"
+"""Architecture of the tiny decoder."""
 
 
-def tiny_model(kind: str, layers: int, seed: int) -> Model:
+def tiny_model(kind: str, layers: int, seed: int, family: str = "") -> Model:
     """Return a random fp64 model in eval mode, of width 32 with 4 heads.
 
     Args:
         kind: `classification` gives a BERT with 3 classes, `causal-lm` a Llama.
         layers: Number of blocks.
         seed: Seed of the weights.
+        family: Another architecture than that of the kind.
     """
-    return model_for(registry().kind(kind), NAMES, layers, seed)
+    return model_for(registry().kind(kind), NAMES, layers, seed, family)
 
 
-def model_for(kind: TaskKind, classes: Sequence[str], layers: int, seed: int) -> Model:
+def model_for(
+    kind: TaskKind, classes: Sequence[str], layers: int, seed: int, family: str = ""
+) -> Model:
     """Return a random model as `tiny_model` does.
 
     Args:
@@ -42,9 +48,11 @@ def model_for(kind: TaskKind, classes: Sequence[str], layers: int, seed: int) ->
         classes: Its classes.
         layers: Number of blocks.
         seed: Seed of the weights.
+        family: Another architecture than that of the kind.
     """
+    family = family or (DECODER if kind.generates else "bert")
     config = AutoConfig.for_model(
-        "llama" if kind.generates else "bert",
+        family,
         vocab_size=VOCABULARY,
         hidden_size=32,
         num_hidden_layers=layers,
@@ -59,6 +67,7 @@ def model_for(kind: TaskKind, classes: Sequence[str], layers: int, seed: int) ->
         torch.manual_seed(seed)
         kind.configure(config, classes)
         model: Model = kind.auto.from_config(config)
+    follow_mask(model, pads_left=family == DECODER, reads_rows=kind.predicted == "sample")
     kind.prepare(model, classes)
     return model.double().eval()
 

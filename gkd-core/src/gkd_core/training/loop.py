@@ -42,14 +42,14 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
         The progress. The student holds the best weights (`training.keep_best`) or the last ones.
 
     Raises:
-        GkdError: The loss or the gradient is not finite.
+        GkdError: The loss or the gradient is not finite, or overflowed in every step.
     """
     config = stage.config.training
     progress = load_checkpoint(stage)
     recorder.start_stage(stage.name, stage.total_steps, progress.step)
     skipped = hooks.stage_start(stage)
     stage.student.model.train()
-    guard, meter = NonFiniteGuard(), _Meter()
+    guard, meter = NonFiniteGuard(stage), _Meter()
     begun = time.perf_counter()
     for step, batches in () if skipped else _steps(stage, progress):
         result = train_step(stage, batches, step)
@@ -67,6 +67,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
             guard.check()
             with meter.paused():
                 save_checkpoint(stage, progress)
+    guard.end(progress.step)
     if config.keep_best and progress.best is not None:
         load_weights(stage.student.model, stage.best)
     stage.student.model.eval()

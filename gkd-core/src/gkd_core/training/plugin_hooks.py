@@ -37,13 +37,17 @@ class PluginHooks:
             Whether a method asks to skip the stage; the same on every rank.
         """
         run = self._run()
-        info = LiveStageInfo.of(stage, run.say)
-        reasons = [method.on_stage_start(info) for method in _in_turn(stage)]
-        skipped = tell(next(filter(None, reasons), None))
+        skipped = self.methods_start(stage)
         if skipped:
             run.say(f"stage {stage.name}: {skipped}")
-        self._hook.gkd_stage_start(run=run, stage=info)
+        self._hook.gkd_stage_start(run=run, stage=LiveStageInfo.of(stage, run.say))
         return skipped is not None
+
+    def methods_start(self, stage: Stage) -> str | None:
+        """Tell the methods only; return why one of them asks to skip the stage, if one does."""
+        info = LiveStageInfo.of(stage, self._run().say)
+        reasons = [method.on_stage_start(info) for method in _in_turn(stage)]
+        return tell(next(filter(None, reasons), None))
 
     def step_end(self, stage: Stage, step: Step, losses: Mapping[str, float]) -> None:
         """Tell the losses of a step."""
