@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
+from gkd_core.data.classes import refuse_one_class
 from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
 from gkd_core.errors import ConfigError, MethodError
@@ -67,6 +68,18 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
         _check_borrowed(spec, member)
     _check_judge(spec)
     check_architectures(spec, registry)
+
+
+def check_labels_differ(spec: StageSpec) -> None:
+    """Reject rows to train on that all have one label; a model can be evaluated on such rows.
+
+    Raises:
+        DataError: There is only one.
+    """
+    data = spec.data
+    if data.train.labels is not None:
+        labels = [*data.train.labels, *(data.validation.labels or ())]
+        refuse_one_class(labels, data.classes, spec.kind, data.source)
 
 
 def _check_layout(spec: StageSpec) -> None:

@@ -131,11 +131,12 @@ class Stage:
         return self.config.training.checkpoint_every or self.evaluate_every
 
     def describe(self) -> list[str]:
-        """Return lines that describe the student and the rows it learns from."""
+        """Return lines that describe the task, the student and the rows it learns from."""
         cut = self.train.num_truncated
         limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
-        facts = [*self.origin.summary, ("rows", rows), *self._judge()]
+        facts = [("task", self.spec.about), *(("", note) for note in self.spec.notes)]
+        facts += [*self.origin.summary, ("rows", rows), *self._judge()]
         for reading in self.readings:
             cut = reading.encoded.num_truncated
             limit = f"; {cut:,} rows cut" if cut else ""
