@@ -204,7 +204,8 @@ def test_an_accepted_change_is_noted_and_its_student_never_reused(interrupted, i
     done = invoke(*RESUME, "--accept-changes")
     assert done.code == 0, done.err
     said = CHANGES[change][-1] if change is edited_settings else CHANGES[change][0]
-    assert f"resumed: {said}" in (interrupted / "log.txt").read_text()
+    for record in ("log.txt", "report.html"):
+        assert f"resumed: {said}" in (interrupted / record).read_text()
     result = outcome(interrupted)
     assert result["fingerprint"] is None
     assert [d["name"] for d in result["differences"]] == [said.partition(": was")[0]]

@@ -251,9 +251,8 @@ def _changed_code(name: str, before: Inputs, now: Inputs) -> Iterator[Difference
 def _may_differ(key: str) -> bool:
     """Return whether a setting only says where something is, or is computed."""
     parts = _in_stage(key)
-    is_layout = parts[0] == "parallel" or parts[-1] in ("tensor", "placement")
-    is_place = parts[0] == "teachers" and parts[-1] == "model"
-    return is_layout or is_place or ".".join(parts) in PLACES
+    of_teacher = parts[0] == "teachers" and parts[-1] in ("model", "tensor", "placement")
+    return of_teacher or parts[0] == "parallel" or ".".join(parts) in PLACES
 
 
 def _is_interval(key: str) -> bool:
