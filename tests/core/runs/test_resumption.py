@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from gkd_core import digest
+from gkd_core.cli import ranks
+from gkd_core.parallel import launch
 from gkd_core.runs import inputs
 from gkd_core.runs.inputs import CODE, CONTENT, CORE, VERSIONS
 from gkd_core.runs.resumption import changed_inputs
@@ -256,6 +259,15 @@ def test_intervals_and_layout_may_change(interrupted, invoke):
     assert "resumed: training.log_every: was 10, is 3\n" in log
     assert len(outcome(interrupted)["differences"]) == 2
     assert not remembered(interrupted), "it is not what a run with these intervals gives"
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_ranks_are_told_whether_changes_are_accepted(monkeypatch, accepts):
+    commands = []
+    monkeypatch.setattr(launch, "start_ranks", lambda count, command: commands.append(command))
+    monkeypatch.setattr(ranks, "_distributed", False)
+    ranks.start_ranks(2, Path("run"), accepts)
+    assert [command.count("--accept-changes") for command in commands] == [accepts]
 
 
 def test_a_new_version_is_noted(interrupted, invoke, monkeypatch):
