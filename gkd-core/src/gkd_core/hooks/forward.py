@@ -102,6 +102,11 @@ class Forward:
         """Whether an operation changes a place."""
         return place in self._changes
 
+    @property
+    def mask(self) -> Tensor | None:
+        """The mask of the positions that are not padding, `[B, S]`, if the inputs have one."""
+        return self._mask
+
     def mask_of(self, tensor: Tensor) -> Tensor:
         """Return the mask of the positions that are not padding, `[B, S]`."""
         if self._mask is None:

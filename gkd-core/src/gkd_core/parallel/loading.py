@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from gkd_core.distributed.shards import ShardSpec, sharding_of, weights_of
 from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.finite import is_finite, not_finite
 from gkd_core.models.load import check_safetensors, in_body
 from gkd_core.models.quiet import quiet
 from gkd_core.models.slicing.select import narrow
@@ -74,13 +75,14 @@ class ShardReader:
             origin: Setting that named the model.
 
         Raises:
-            ConfigError: The files cannot be read, or the model cannot be divided.
+            ConfigError: The files cannot be read, a weight is not finite, or the model cannot be
+                divided.
         """
         place = locate(model, origin)
         check_safetensors(place, kind, origin)
         built = meta_model(kind, config, trust_remote_code, self.dtype)
         try:
-            checkpoint = _Checkpoint(_directory(place))
+            checkpoint = _Checkpoint(_directory(place), f"{origin} = {model!r}")
             found, missing, misfit = _match(built, checkpoint)
             if not any(in_body(built, name) for name in missing + misfit):
                 _draw(built, missing + misfit)
@@ -116,10 +118,11 @@ class StoredWeights(Mapping[str, Tensor]):
     Args:
         model: The model, which needs no weights.
         place: Directory or hub id of the checkpoint.
+        origin: Setting that named it.
     """
 
-    def __init__(self, model: PreTrainedModel, place: str) -> None:
-        self._checkpoint = _Checkpoint(_directory(place))
+    def __init__(self, model: PreTrainedModel, place: str, origin: str) -> None:
+        self._checkpoint = _Checkpoint(_directory(place), f"{origin} = {place!r}")
         found, _, _ = _match(model, self._checkpoint)
         self._stored = {
             name: found[names[0]]
@@ -157,9 +160,14 @@ class _Checkpoint:
     """The safetensors files of a directory, opened for one tensor at a time.
 
     The pages of a memory-mapped file stay in memory once read; closing the file releases them.
+
+    Args:
+        directory: The directory.
+        named: The setting that names the model, and its value, for errors.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, named: str) -> None:
+        self._named = named
         index = directory / INDEX
         if index.is_file():
             names = json.loads(index.read_text())["weight_map"].values()
@@ -178,6 +186,7 @@ class _Checkpoint:
         """Return a tensor as stored."""
         with safe_open(self._files[name], "pt") as file:
             tensor: Tensor = file.get_tensor(name)
+        self._check(name, tensor)
         return tensor
 
     def read(self, name: str, split: ShardSpec | None, rank: int, shard: Tensor) -> None:
@@ -188,6 +197,12 @@ class _Checkpoint:
                 shard.copy_(whole[...])
             else:
                 split.read(whole, rank, shard)
+        self._check(name, shard)
+
+    def _check(self, name: str, read: Tensor) -> None:
+        """Reject a tensor, or a part of one, that is not finite."""
+        if not is_finite(read):
+            raise not_finite(self._named, self._files[name], name, read)
 
 
 def _directory(place: str) -> Path:

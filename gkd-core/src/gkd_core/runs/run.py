@@ -29,12 +29,13 @@ from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary
+from gkd_core.runs.weight_checks import check_later_weights
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
 from gkd_core.training.manifest import MANIFEST, Difference, Manifest
 from gkd_core.training.plugin_hooks import PluginHooks
-from gkd_core.training.stage import build_stage
+from gkd_core.training.stage import Stage, build_stage
 from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSpec
 
 
@@ -102,7 +103,7 @@ class Run:
     @property
     def hooks(self) -> PluginHooks:
         """The hooks of the run's plugins."""
-        return PluginHooks(self.registry.manager, lambda: self.info)
+        return PluginHooks(self.registry, lambda: self.info)
 
     @functools.cached_property
     def locations(self) -> Locations:
@@ -126,6 +127,9 @@ class Run:
             GkdError: A stage cannot be built, or its loss is not finite.
         """
         fingerprints = Fingerprints(self.registry, self.contents)
+        if is_first():
+            unfinished = [s for s in self.specs if not (self.locations.folder(s) / DONE).exists()]
+            check_later_weights(unfinished)
         for difference in self.differences:
             self.recorder.say(f"resumed: {difference}")
         self._say_outline()
@@ -208,22 +212,22 @@ class Run:
             spec.store.keep(self.locations.student(spec))
 
     def _train(self, spec: StageSpec) -> StageResult:
-        target = self.locations.student(spec)
-        folder, start = self.locations.folder(spec), self._start(spec)
-        stage = build_stage(self.locations.ready(spec), self.registry, folder, start)
+        target, folder = self.locations.student(spec), self.locations.folder(spec)
+        stage = self.build(spec)
         stage.manifest = self._manifests[spec.name]
         for line in stage.describe():
             self.recorder.say(line)
+        hooks = self.hooks
         error: BaseException | None = None
         try:
-            progress = train(stage, self.recorder, self.hooks)
+            progress = train(stage, self.recorder, hooks)
             _save(stage.objective.finalize_student(stage.student.model, folder), spec, target)
         except BaseException as failure:
             error = failure
             raise
         finally:
             self.recorder.end_stage()
-            self.hooks.stage_end(stage, error)
+            hooks.stage_end(stage, error)
         stage.engine.close()
         self._keep_teacher(spec)
         return StageResult(
@@ -235,6 +239,12 @@ class Run:
             best_step=progress.best_step,
             seconds=progress.seconds,
         )
+
+    def build(self, spec: StageSpec) -> Stage:
+        """Return a stage of the run with its models, once the stages before it are finished."""
+        start = self._start(spec)
+        folder = self.locations.folder(spec)
+        return build_stage(self.locations.ready(spec), self.registry, folder, start)
 
     def _start(self, spec: StageSpec) -> Path | None:
         """Return the directory of the student to continue with; None if the stage creates one."""

@@ -397,7 +397,7 @@ def _from_teacher(
 
         whole = meta_model(spec.kind, source.config, source.trust_remote_code)
         teacher = find_sites(whole, registry.sites)
-        weights = StoredWeights(whole, source.trained)
+        weights = StoredWeights(whole, source.trained, source.setting)
     config = spec.config
     made = build_student(
         config.student, teacher, spec.kind, data.classes, config.seed, registry.sites, weights

@@ -156,8 +156,7 @@ class StageSpec:
     @property
     def needs_byte_offsets(self) -> bool:
         """Whether batches say where each token is in its text."""
-        owners: list[ActiveMethod | TeacherEnsemble] = [*self.members, *self.ensembles]
-        return bool(self.other_tokenizers) or any(owner.methods[0].aligns for owner in owners)
+        return bool(self.other_tokenizers) or any(o.methods[0].aligns for o in self.owners)
 
     @property
     def other_tokenizers(self) -> list[tuple[PreTrainedTokenizerFast, list[TeacherSpec]]]:
@@ -277,6 +276,11 @@ class StageSpec:
     def ensembles(self) -> list[TeacherEnsemble]:
         """The ensembles of several teachers, sorted by name."""
         return ensembles(self.members)
+
+    @property
+    def owners(self) -> list[ActiveMethod | TeacherEnsemble]:
+        """The methods and the ensembles: all that has loss terms of its own."""
+        return [*self.members, *self.ensembles]
 
     @property
     def reads_teachers(self) -> bool:
