@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gkd_core import digest
 from gkd_core.config.schema import TaskConfig
@@ -151,7 +151,12 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
         yield json.dumps([name, len(split)]).encode()
         for column in (split.text, split.pair, split.labels):
             for value in column or ():
-                yield json.dumps(value).encode() + b"\n"
+                yield json.dumps(value, default=_plain).encode() + b"\n"
         for name, column in (("group", split.group), ("target", split.target)):
             if column is not None:
                 yield json.dumps([name, list(column)]).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Return what a plugin has in its rows, such as an array, as JSON can hold it."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
