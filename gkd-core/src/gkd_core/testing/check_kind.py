@@ -75,8 +75,8 @@ def check_kind(
     _check_evaluation(trial)
     _check_planning(trial)
     if ranks > 1:
-        for rows, model in on_ranks(ranks, _measure_on_rank, replace(trial)):
-            _same_metrics(trial, rows, f"{ranks} processes that share out the rows")
+        for shares, model in on_ranks(ranks, _measure_on_rank, replace(trial)):
+            _same_metrics(trial, shares, f"{ranks} processes that share out the rows")
             _same_metrics(trial, model, f"{ranks} processes that share the model")
 
 
