@@ -29,6 +29,7 @@ BUILT_IN = {
     "plan": "gkd_core.cli.plan:plan",
     "plugins": "gkd_core.cli.plugins:plugins",
     "prune": "gkd_core.cli.prune:prune",
+    "recipes": "gkd_core.cli.recipes:recipes",
     "replay": "gkd_core.cli.replay:replay",
     "run": "gkd_core.cli.run:run",
 }

@@ -363,6 +363,22 @@ class Registry:
         """Return the plugin that provides a method or combiner."""
         return (self._methods[method] if method in self._methods else self._combiners[method])[0]
 
+    def module_of(self, plugin: Plugin) -> str:
+        """Return the name of a plugin's module."""
+        key = next(key for key, known in self.plugins.items() if known == plugin)
+        found = self.manager.get_plugin(key)
+        return str(getattr(found, "__name__", type(found).__module__))
+
+    def implementations(self, hook: str) -> list[tuple[Plugin, pluggy.HookCaller]]:
+        """Return the plugins that implement a hook in the order of calls, each with its call."""
+        manager = self.manager
+        found = [i.plugin for i in reversed(getattr(manager.hook, hook).get_hookimpls())]
+        others = {manager.get_name(one) or "": [p for p in found if p is not one] for one in found}
+        return [
+            (self.plugins[key], manager.subset_hook_caller(hook, left_out))
+            for key, left_out in others.items()
+        ]
+
     def plugin_of(self, thing: object) -> Plugin | None:
         """Return the plugin that a class, an object, a function or a module belongs to.
 

@@ -36,6 +36,7 @@ from gkd_core.parallel.weights import load_whole, whole_weights
 from gkd_core.strict_json import json_text
 from gkd_core.training.manifest import MANIFEST, Difference
 from gkd_core.training.method_state import put_tensors, take_tensors
+from gkd_core.training.plugin_hooks import Event
 from gkd_core.training.random_states import random_states, restore_random
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Progress:
         seconds: Time since the stage was started or last resumed.
         loss_scale: State of the loss scaler; empty without one.
         rollout: State of the rollout engine; empty without one.
+        untold: What methods and plugins have not been told of the last step, because one failed.
         version: Version of gkd that wrote it; version 0.1 did not say.
     """
 
@@ -82,6 +84,7 @@ class Progress:
     seconds: float = 0.0
     loss_scale: dict[str, float] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
+    untold: list[Event] = field(default_factory=list)
     version: str = gkd_core.__version__
 
 
@@ -178,7 +181,7 @@ def _load(stage: Stage, checkpoint: Path) -> Progress:
         restore_random(stage, load_file(states))
     # With more data ranks than before, new ones take over the progress of the first.
     share = rank_suffix() if (checkpoint / f"progress{rank_suffix()}.json").exists() else ""
-    progress = Progress(**json.loads((checkpoint / f"progress{share}.json").read_text()))
+    progress = _read_progress(checkpoint / f"progress{share}.json")
     kept = checkpoint / f"methods{share}.safetensors"
     method_tensors = load_file(kept) if kept.exists() else {}
     stage.objective.load_state_dict(put_tensors(progress.methods, method_tensors))
@@ -192,6 +195,12 @@ def _load(stage: Stage, checkpoint: Path) -> Progress:
         _link(checkpoint / BEST, stage.best)
     wait()
     return progress
+
+
+def _read_progress(path: Path) -> Progress:
+    content = json.loads(path.read_text())
+    content["untold"] = [Event(**event) for event in content.get("untold", [])]
+    return Progress(**content)
 
 
 def remove_checkpoints(directory: Path) -> None:
