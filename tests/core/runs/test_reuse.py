@@ -222,6 +222,15 @@ def test_what_decides_a_stage_is_in_its_key(keys, setting, parts):
     assert (str(changed) == str(plain)) == (not parts)
 
 
+def test_copies_of_rows_decide(keys, world):
+    two = ("task.augment=2", f"task.augment_model={world / 'lm-teacher'}")
+    plain, augmented = keys()["assistant"], keys(*two)["assistant"]
+    assert augmented.changed(plain) == ["settings", "models"]
+    other_share = keys(*two, "task.augment_share=0.5")["assistant"]
+    assert other_share.changed(augmented) == ["settings"]
+    assert keys("task.augment_share=0.5")["assistant"] == plain, "no copies are made"
+
+
 def test_rows_decide(keys, world, tmp_path):
     for name in ("train", "validation", "test"):
         shutil.copy(world / f"{name}.jsonl", tmp_path / f"{name}.jsonl")

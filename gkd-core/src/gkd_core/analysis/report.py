@@ -59,6 +59,7 @@ def write_report(
         *_compared(comparison),
         "<h2>Stages</h2>",
         _stages(run),
+        *_differences(run),
         "<h2>Training</h2>",
         _figure(figures.validation(entries, run.last.metric.name), "on the validation rows"),
         *(_figure(png, f"losses of stage {s}") for s, png in figures.losses(entries).items()),
@@ -102,6 +103,13 @@ def _cells(spec: StageSpec, result: StageResult) -> Iterator[str]:
     yield str(result.steps)
     yield f"from {result.reused}" if result.reused else f"{result.seconds:.0f} s"
     yield "" if result.fingerprint is None else str(result.fingerprint)
+
+
+def _differences(run: Run) -> Iterator[str]:
+    """Yield what was not as before when the run was resumed, stage by stage."""
+    for name, result in run.results.items():
+        for difference in result.differences:
+            yield f"<p class=note>stage {escape(name)} was resumed: {escape(str(difference))}</p>"
 
 
 def _page(title: str, parts: Iterable[str]) -> str:

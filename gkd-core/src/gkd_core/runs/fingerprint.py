@@ -17,7 +17,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core import digest
 from gkd_core.models.content import ModelContents
+from gkd_core.models.source import load_config
 from gkd_core.runs.named_content import named_content
+from gkd_core.training.augmentation import SETTING, copies
 from gkd_core.training.participants import stage_code
 from gkd_core.training.stage_spec import BASELINE
 
@@ -33,6 +35,9 @@ PLACES = {"model", "placement", "source", "tensor", "trust_remote_code", "new_st
 
 LEARNT_FROM = ("rows", "mask_share")
 """Settings of a task that the hash of its rows does not cover."""
+
+AUGMENTATION = ("augment", "augment_share", "augment_candidates")
+"""Settings that determine the copies of rows, if there are any."""
 
 SINCE_0_1: Mapping[tuple[str, ...], Any] = {
     ("optim",): {"name": "adamw", "options": {}},
@@ -126,6 +131,9 @@ class Fingerprints:
             found.append(f"{which} {self.of(spec.follows)}")
         elif own is not None:
             found.append(self._model(own, spec.student_config))
+        proposer = spec.config.task.augment_model
+        if copies(spec.config, spec.kind) and proposer is not None:
+            found.append(self._model(proposer, load_config(proposer, False, SETTING)))
         return found
 
     def _teacher(self, teacher: TeacherSpec) -> str:
@@ -150,15 +158,16 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
     tree = _set(given)
     tree["student"] = _without_places(tree["student"])
     tree["teachers"] = [_set(_without_places(teacher)) for teacher in tree["teachers"]]
-    names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles), spec.task.name}
-    options = {n: config.options[n].model_dump(mode="json") for n in names & set(config.options)}
+    used = {*expression.names, *(ensemble.name for ensemble in spec.ensembles), spec.task.name}
+    options = {n: config.options[n].model_dump(mode="json") for n in used & set(config.options)}
     optim = config.optim.options.get(config.optim.name)
     tree["optim"]["options"] = {} if optim is None else optim.model_dump(mode="json")
     for (*tables, name), value in SINCE_0_1.items():
         table = tree[tables[0]] if tables else tree
         if table[name] == value:
             del table[name]
-    task = {name: getattr(config.task, name) for name in LEARNT_FROM}
+    names = (*LEARNT_FROM, *AUGMENTATION) if copies(config, spec.kind) else LEARNT_FROM
+    task = {name: getattr(config.task, name) for name in names}
     shape = {k: v for k, v in spec.student_config.to_dict().items() if not k.startswith("_")}
     shape.pop("transformers_version", None)
     return tree | {
