@@ -115,6 +115,24 @@ def test_unknown_labels_are_refused_with_their_row(tmp_path):
         load(tmp_path / "rows.jsonl", rows, validation=str(tmp_path / "v.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("column", "bad", "told"),
+    [
+        ("labels", [None], "label 'None' never occurs"),
+        ("labels", "", "the labels are '', expected a list"),
+        ("labels", [["x"]], "label .* never occurs in training"),
+        ("ner_tags", [None], "tag 'None' never occurs"),
+        ("ner_tags", [""], "tag '' never occurs"),
+    ],
+)
+def test_labels_that_are_none_are_told_with_their_row(tmp_path, column, bad, told):
+    words = {"text": "a"} if column == "labels" else {"tokens": ["a"]}
+    good = [words | {column: [name]} for name in ("x", "y")]
+    kind = "multi-label" if column == "labels" else "token-classification"
+    with pytest.raises(DataError, match=rf"rows.jsonl:3: {told}"):
+        load(tmp_path / "rows.jsonl", [*good, words | {column: bad}], kind=kind)
+
+
 # Token classification
 
 

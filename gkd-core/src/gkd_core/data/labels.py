@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gkd_core.data.table import Faults
@@ -47,6 +48,20 @@ def label_name(value: Any) -> str:
         whole = WHOLE.fullmatch(shown)
         return str(int(whole[1])) if whole else shown
     raise ValueError(f"the label is {value!r}; expected a string or number")
+
+
+def label_names(values: Iterable[Any]) -> set[str]:
+    """Return the different labels as strings, without those that are missing or malformed."""
+    names = set()
+    for value in values:
+        with suppress(ValueError):
+            names.add(label_name(value))
+    return names
+
+
+def shown_label(value: Any) -> str:
+    """Return the label as a string, also where it is missing or malformed."""
+    return next(iter(label_names([value])), str(value))
 
 
 def is_unlabeled(values: Iterable[Any]) -> bool:

@@ -14,7 +14,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from gkd_core.contract.task import Fit
 from gkd_core.data.columns import find_text, label_columns, select_texts
 from gkd_core.data.encode import Encoded
-from gkd_core.data.labels import known_classes, label_name, sorted_classes
+from gkd_core.data.labels import (
+    is_missing,
+    known_classes,
+    label_names,
+    shown_label,
+    sorted_classes,
+)
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, f1_of_counts
 from gkd_core.kinds.task_kind import ReadRows, TaskKind
@@ -189,7 +195,7 @@ def _marks(table: Table, names: Sequence[str]) -> list[list[int]]:
 
 
 def _classes(train: Table, column: str) -> tuple[str, ...]:
-    found = {label_name(one) for value in train.columns[column] for one in _listed(value)}
+    found = label_names(one for value in train.columns[column] for one in _listed(value))
     known = train.classes.get(column) or known_classes(found, train.known)
     if known:
         return known
@@ -210,11 +216,11 @@ def _lists(table: Table, column: str, classes: Sequence[str]) -> list[list[int]]
     ids = {name: index for index, name in enumerate(classes)}
     rows = []
     for number, value in zip(table.numbers, table.columns[column], strict=True):
-        marks = [0] * len(classes)
-        if isinstance(value, Mapping) or value in (None, ""):
+        if isinstance(value, Mapping) or is_missing(value):
             table.faults.add(number, f"the labels are {value!r}, expected a list")
             continue
-        for name in map(label_name, _listed(value)):
+        marks = [0] * len(classes)
+        for name in map(shown_label, _listed(value)):
             if name in ids:
                 marks[ids[name]] = 1
             else:
@@ -225,6 +231,6 @@ def _lists(table: Table, column: str, classes: Sequence[str]) -> list[list[int]]
 
 def _listed(value: Any) -> Sequence[Any]:
     """Return the labels of a row; one that is not in a list is the only one."""
-    if value is None or isinstance(value, Mapping):
+    if isinstance(value, Mapping) or is_missing(value):
         return ()
     return value if isinstance(value, (list, tuple)) else (value,)

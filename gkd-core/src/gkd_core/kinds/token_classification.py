@@ -13,7 +13,7 @@ from gkd_core.contract.batch import IGNORE, UNKNOWN
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, check_room, join_rows
-from gkd_core.data.labels import known_classes, label_name, sorted_classes
+from gkd_core.data.labels import known_classes, label_name, label_names, shown_label, sorted_classes
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, f1_of_counts, mean_loss
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of, whole
@@ -241,7 +241,7 @@ def _classes(table: Table, tags: str | None) -> tuple[str, ...]:
     """Return the tags of a table in the order of their ids; none if it has no column of them."""
     if tags is None:
         return ()
-    found = {label_name(tag) for row in table.columns[tags] for tag in row or ()}
+    found = label_names(tag for row in table.columns[tags] for tag in row or ())
     return table.classes.get(tags) or known_classes(found, table.known) or sorted_classes(found)
 
 
@@ -282,7 +282,7 @@ def _tag_problem(words: Sequence[str], tags: Any, ids: Mapping[str, int]) -> str
         return "expected a list of words and a list of tags"
     if len(words) != len(tags):
         return f"there are {len(words)} words and {len(tags)} tags"
-    unknown = [str(tag) for tag in tags if tag is None or label_name(tag) not in ids]
+    unknown = [name for name in map(shown_label, tags) if name not in ids]
     return f"tag {unknown[0]!r} never occurs in training" if unknown else ""
 
 
