@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from gkd_core.cli.json_output import json_option
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ SPLITS = ("validation", "test")
 @click.argument("directory")
 @file_options
 @click.option("--data", help="Rows to evaluate on: jsonl, csv, tsv, parquet, txt.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def evaluate(
     directory: str,
     files: tuple[Path, ...],
     data: str | None,
     settings: tuple[str, ...],
     as_json: bool,
-) -> None:
+) -> dict[str, Any] | None:
     """Evaluate the model in DIRECTORY on the test rows of a task.
 
     With --data, all rows of a file are used; with the config.toml of a run as FILE, those of the
@@ -47,9 +47,9 @@ def evaluate(
     compared = [ComparedModel(directory, directory, spec.tokenizer)]
     comparison = compare_models(spec, compared, None, registry().sites)
     if as_json:
-        click.echo(json.dumps(asdict(comparison), indent=2))
-    else:
-        Console(highlight=False).print(comparison.table())
+        return asdict(comparison)
+    Console(highlight=False).print(comparison.table())
+    return None
 
 
 def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedStage:
