@@ -41,6 +41,12 @@ class DiskFull(click.ClickException):
     exit_code = FAILURE
 
 
+class PluginFailed(click.ClickException):
+    """A plugin has raised an error, or ended the process; the message names it."""
+
+    exit_code = FAILURE
+
+
 class RankDied(click.ClickException):
     """A process of the run ended without reporting an error."""
 
@@ -110,7 +116,17 @@ def _told(error: Exception) -> tuple[str, int] | None:
         return f"out of memory: {_first_line(error)}. {SAVE_MEMORY}", USER_ERROR
     if _is_disk_full(error):
         return f"{_disk_full(error)}. Free some space, then try again", FAILURE
-    return None
+    return _told_of_plugin(error)
+
+
+def _told_of_plugin(error: Exception) -> tuple[str, int] | None:
+    """Return which plugin has raised an error, if one has."""
+    from gkd_core.plugins import registry
+
+    blame = registry().blame(error)
+    if blame is None:
+        return None
+    return f"{blame}. It is a fault of the plugin; GKD_TRACEBACK=1 shows the traceback", FAILURE
 
 
 def _trace(error: Exception) -> None:

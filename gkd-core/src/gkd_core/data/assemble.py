@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gkd_core import digest
@@ -12,6 +13,7 @@ from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Fit, Split, TaskData
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.table import Table
+from gkd_core.plugins import ask
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
@@ -75,7 +77,7 @@ def infer_kind(
         model_kind: Name of the kind that the model was made for; it decides where the table leaves
             the kind open.
     """
-    fits = {name: kind.fit(table, config) for name, kind in kinds.items()}
+    fits = {name: ask(partial(kind.fit, table, config), Fit.NO) for name, kind in kinds.items()}
     best = max(fits, key=lambda name: fits[name])
     if model_kind is not None and fits[model_kind] and fits[best] < Fit.CERTAIN:
         best = model_kind

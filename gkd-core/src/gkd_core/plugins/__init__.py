@@ -2,6 +2,6 @@
 
 from gkd_core.plugins.owners import Blame
 from gkd_core.plugins.provenance import DISABLE, Plugin
-from gkd_core.plugins.registry import Registry, registry
+from gkd_core.plugins.registry import Registry, ask, registry
 
-__all__ = ["DISABLE", "Blame", "Plugin", "Registry", "registry"]
+__all__ = ["DISABLE", "Blame", "Plugin", "Registry", "ask", "registry"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gkd_core.config.resolve import ResolvedStage
@@ -11,6 +12,7 @@ from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import without_labels
 from gkd_core.kinds.language_model import language_model_kind
 from gkd_core.models.source import load_config
+from gkd_core.plugins import ask
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -99,7 +101,8 @@ class SharedRows:
         if config is None:
             return None
         kinds = self.registry.kinds.items()
-        return next((n for n, kind in kinds if not kind.is_lm and kind.made(config)), None)
+        made = (n for n, kind in kinds if not kind.is_lm and ask(partial(kind.made, config), False))
+        return next(made, None)
 
 
 def _rows(task: TaskConfig, kind: str | None) -> TaskConfig:

@@ -25,7 +25,7 @@ from gkd_core.data.holdout import fewer
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.kinds.task_kind import TaskKind
-from gkd_core.models.architectures import register_architectures
+from gkd_core.models.architectures import register_installed
 from gkd_core.models.classes import teacher_classes
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
@@ -62,7 +62,7 @@ class SpecBuilder:
 
     def __init__(self, registry: Registry, tasks: Iterable[TaskConfig] = ()) -> None:
         self.registry = registry
-        register_architectures(registry.sites, registry.kinds)
+        register_installed(registry)
         self.rows = SharedRows(registry, tasks)
 
     def build(
