@@ -31,6 +31,11 @@ def pytest_report_header():
     return f"cpu: {capability}, threads: {threads}, {' '.join(given)}"
 
 
+def pytest_collection_modifyitems(items):
+    """Start with tests on several ranks, so that no worker ends alone with a long one."""
+    items.sort(key=lambda item: "parallel" not in item.path.parts)
+
+
 def _row(draw):
     words = [draw.choice(NEUTRAL) for _ in range(draw.randint(3, 12))]
     label = draw.choice(["neg", "pos"])

@@ -31,6 +31,12 @@ PRETRAINING = ["distilbert", "minilm", "minilmv2", "glmd", "hard", "annealing-kd
 
 @pytest.mark.parametrize("name", METHODS)
 def test_method_has_the_properties_every_method_must_have(name):
+    check_method(registry().method(name), {}, ["classification", "causal-lm"])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", METHODS)
+def test_it_has_them_on_all_its_kinds_with_each_option_at_its_edges(name):
     check_method(registry().method(name))
 
 
@@ -56,13 +62,13 @@ def test_method_has_the_properties_every_method_must_have(name):
     ],
 )
 def test_it_has_them_with_other_options(name, options):
-    check_method(registry().method(name), options)
+    check_method(registry().method(name), options, ["classification", "causal-lm"])
 
 
 @pytest.mark.parametrize("name", ["distilbert", "glmd", "hard", "kd", "pd", "soft"])
 def test_the_logits_of_a_language_model_are_not_computed_as_a_whole(name, monkeypatch):
     monkeypatch.setattr(LinearLogits, "dense", lambda self: pytest.fail("they are"))
-    check_method(registry().method(name), kinds=["causal-lm"])
+    check_method(registry().method(name), {}, ["causal-lm"])
 
 
 def gradient(names, kind):

@@ -55,6 +55,7 @@ def test_its_method_is_shown(gkd, copy):
     assert "cosine.layers" in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_its_method_is_combined_with_a_built_in_one(gkd, settings, copy, tmp_path):
     output = tmp_path / "run"
     narrow = ["--set", "student.hidden_size=16", "--set", "student.heads=2"]

@@ -14,6 +14,7 @@ def installed(install):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_losses_are_written_and_shown(gkd, settings, installed, tmp_path):
     done = gkd("run", *settings, "--output", "run", PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr

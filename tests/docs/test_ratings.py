@@ -41,6 +41,7 @@ def test_its_own_tests_pass(installed):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ratings_are_distilled(gkd, world, installed, tmp_path):
     draw = random.Random(0)
     words = ["bad", "fine", "great"]

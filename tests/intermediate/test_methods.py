@@ -21,6 +21,12 @@ class FixedMatch(Match):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_method_has_the_properties_every_method_must_have(name):
+    check_method(registry().method(name), {}, ["classification", "causal-lm"])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", METHODS)
+def test_it_has_them_on_all_its_kinds_with_each_option_at_its_edges(name):
     check_method(registry().method(name))
 
 

@@ -25,7 +25,7 @@ MIXES = ("bestc", "mix5")
 STAGES = {
     "alp-kd": [("distil", "task", "0.1*hard+0.7*soft+0.2*alp-kd")],
     "bestc": [
-        ("general", "text", "tinybert+minilmv2+soft"),
+        ("general", "text", "tinybert+minilmv2+glmd"),
         ("task-intermediate", "task", "tinybert+minilmv2"),
         ("task-prediction", "task", "soft"),
     ],
@@ -190,5 +190,5 @@ def test_a_mix_without_the_package_of_its_members_says_so(monkeypatch):
     with pytest.raises(GkdError) as refused:
         resolve(Registry(entry_points(group="gkd")), recipe="bestc")
     said = " ".join(str(refused.value).split())
-    assert "method 'tinybert+minilmv2+soft' (recipe bestc): unknown method 'minilmv2'" in said
+    assert "method 'tinybert+minilmv2+glmd' (recipe bestc): unknown method 'minilmv2'" in said
     assert "GKD_DISABLE_PLUGINS leaves out classic" in said

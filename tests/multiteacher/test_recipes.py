@@ -56,6 +56,7 @@ def test_a_recipe_runs_from_the_command_line(invoke, two, tmp_path, recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_recipe_needs_no_arguments(invoke, embedded_rows, tmp_path, monkeypatch):
     """Both teachers are trained on the spot; here for a few steps only."""
     brief = {"steps": 2, "batch_size": 32, "lr": 1e-3}

@@ -100,7 +100,10 @@ def test_adjusted_supervision_weighs_predictions_against_features(case):
 @pytest.mark.parametrize("layers", [(12,), (12, 4), (4, 12), (6, 12, 4), (3, 4, 5, 6)])
 def test_weights_of_a_sample_add_up_to_1(weights, adoption, layers):
     found = weights(adoption, *layers)
-    assert found.sum(0).tolist() == pytest.approx([1] * 4)
+    # Of 4 samples, 3 teachers have 1, 1 and 2; each part counts a third.
+    uneven = adoption == "hard" and len(layers) == 3
+    expected = [4 / 3, 2 / 3, 2 / 3, 4 / 3] if uneven else [1] * 4
+    assert found.sum(0).tolist() == pytest.approx(expected)
     assert (found >= 0).all()
 
 
@@ -110,6 +113,17 @@ def test_three_teachers_take_a_third_each_by_size_not_by_order(weights):
     assert small.nonzero().flatten().tolist() == [0, 1]
     assert medium.nonzero().flatten().tolist() == [2, 3]
     assert large.nonzero().flatten().tolist() == [4, 5]
+
+
+def test_the_larger_teacher_has_the_sample_in_the_middle_and_the_parts_count_alike(weights):
+    large, small = weights("hard", 12, 4, logits=LOGITS[:3])
+    assert small.tolist() == [1.5, 0, 0]
+    assert large.tolist() == [0, 0.75, 0.75]
+
+
+def test_a_single_sample_learns_from_the_largest_teacher(weights):
+    large, small = weights("hard", 12, 4, logits=LOGITS[:1])
+    assert (large.tolist(), small.tolist()) == ([1], [0])
 
 
 @pytest.mark.parametrize("share", [1, 0.5])

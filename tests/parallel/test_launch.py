@@ -206,6 +206,7 @@ def test_rank_that_fails_ends_all(gkd, arguments, faulty, tmp_path, fault, statu
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_run_whose_rank_was_killed_can_go_on(gkd, arguments, alone, faulty, tmp_path):
     said = "process 1 of 2 was killed by SIGKILL"
     assert _fails(gkd, arguments, faulty, tmp_path, "kill", said) == 1
@@ -236,11 +237,16 @@ def _under_torchrun(arguments, folder, **environment):
 
 
 @pytest.mark.slow
-def test_same_command_works_under_torchrun(arguments, alone, faulty, tmp_path):
+def test_same_command_works_under_torchrun(arguments, alone, tmp_path):
     done = _under_torchrun(arguments, tmp_path)
     assert done.returncode == 0, done.stderr
     _assert_equal(tmp_path / "runs" / "pkd+soft-1", alone[0])
     assert done.stdout.count("student  runs/pkd+soft-1/student") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_mistake_is_told_once_under_torchrun(arguments, faulty, tmp_path):
     failed = _under_torchrun(arguments, tmp_path, FAULT="error", **faulty)
     assert failed.returncode != 0
     assert failed.stderr.count("Error: rank 1 cannot go on") == 1

@@ -64,7 +64,11 @@ def test_rows_are_of_all_sources_and_of_different_lengths(alone):
     ("ranks", "layouts"),
     [
         (2, {"data": (), "tensor": ("parallel.tensor=2",), "zero3": ("parallel.zero=3",)}),
-        (4, {"both": ("parallel.tensor=2", "parallel.zero=1", "training.accumulation=2")}),
+        pytest.param(
+            4,
+            {"both": ("parallel.tensor=2", "parallel.zero=1", "training.accumulation=2")},
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_every_layout_writes_and_learns_the_same(

@@ -88,6 +88,7 @@ def test_unlocking_survives_a_change_of_layout(still, on_ranks, runs, tmp_path):
 
 
 @slow
+@pytest.mark.exhaustive
 def test_three_ranks_divide_what_three_does_not(still, on_ranks, runs, alone, tmp_path):
     (case,) = _with([case for case in CASES if case[0] == "pkd"], "parallel.zero=3")
     on_ranks(3, runs.train_all, still, tmp_path, [case])

@@ -129,6 +129,7 @@ if TYPE_CHECKING:
     from gkd_core.runs.outline import RunOutline as RunOutline
     from gkd_core.runs.outline import StageOutline as StageOutline
     from gkd_core.runs.result import StageResult as StageResult
+    from gkd_core.strict_json import json_text as json_text
     from gkd_core.students.budget import count_sliced as count_sliced
     from gkd_core.students.importance import measure_importance as measure_importance
     from gkd_core.students.ranking import Slicer as Slicer
@@ -239,6 +240,7 @@ _HOME = {
     "huber": "losses.distances",
     "is_first": "distributed.ranks",
     "js": "losses.divergences",
+    "json_text": "strict_json",
     "kl": "losses.divergences",
     "layer_pairs": "models.layer_map",
     "layer_segments": "models.layer_map",

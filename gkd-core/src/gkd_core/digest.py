@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,19 @@ def of_files(paths: Iterable[Path]) -> str:
     return of_bytes(part for path in sorted(paths) for part in _content(path))[:SHORT]
 
 
+def of_each_file(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the hash of the content of each file, in 64 digits."""
+    found = list(paths)
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        return dict(zip(found, pool.map(lambda path: of_bytes(_blocks(path)), found), strict=True))
+
+
 def _content(path: Path) -> Iterator[bytes]:
     yield f"{path.name} {path.stat().st_size}\n".encode()
+    yield from _blocks(path)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             yield block

@@ -53,6 +53,7 @@ class DIITO(Method):
     paper = "Wu, Geiger, Rozner, Kreiss, Lu, Icard, Potts, Goodman, NAACL 2022, arXiv:2112.02505"
     needs_labels = True
     batch_coupled = True
+    min_samples = 2
 
     class Config(Method.Config):
         """Options of `diito`."""

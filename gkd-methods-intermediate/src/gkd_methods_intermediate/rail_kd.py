@@ -38,8 +38,11 @@ class RAILKD(Method):
             description="`layer-wise`: every pair of layers has its own distance (RAIL-KD l); "
             "`concatenated`: all layers have one (RAIL-KD c).",
         )
-        projection_size: PositiveInt = Field(
-            128, description="u: the width to which both models are projected."
+        projection_size: int = Field(
+            128,
+            ge=2,
+            description="u: the width to which both models are projected; 2 or more, as a vector "
+            "of length 1 has no other direction in 1.",
         )
         layer_weights: tuple[float, ...] = Field(
             (),

@@ -101,9 +101,11 @@ class Uncertainty(TeacherCombiner):
         place = self._place(number)
         rank, samples = _ranks(unsure, batch)
         taught = max(1, int(self.config.share * samples))
-        chosen = (rank < taught) * (samples / taught)
         if self.config.adoption == "hard":
-            return chosen * (rank * count // taught == place)
+            part = range(place * taught // count, (place + 1) * taught // count)
+            share = samples / min(count, taught) / max(1, len(part))
+            return share * ((part.start <= rank) & (rank < part.stop))
+        chosen = (rank < taught) * (samples / taught)
         if self.config.adoption == "none" or count == 1:
             return chosen / count
         return chosen * 2 / count * (unsure + (1 - 2 * unsure) * place / (count - 1))

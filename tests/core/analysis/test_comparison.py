@@ -1,11 +1,15 @@
 import io
+import json
+import math
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from gkd_core.analysis.comparison import Comparison, Row
+from gkd_core.analysis.comparison import Comparison, Row, _kept
 from gkd_core.analysis.sizes import readable
+from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.task_kind import Evaluation
 
 
 def make(*names, metric="accuracy", kept=0.987, agreement=0.876, parameters=109_483_778):
@@ -32,6 +36,19 @@ def test_table_has_a_line_per_model_in_80_columns(metric):
     figures = ["0.9123", "98.7%", "87.6%", "109", "M", "417.6", "MiB", "123.45"]
     assert all(line.split()[-8:] == figures for line in lines[3:6])
     assert " ".join(lines[6:]).startswith("kept: share of the teacher's quality; agrees: ")
+
+
+def test_saved_comparison_has_null_for_what_is_not_finite(tmp_path):
+    comparison = make("teacher", metric="pearson", kept=math.nan)
+    comparison.save(tmp_path / "results.json")
+    assert '"kept": null' in (tmp_path / "results.json").read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["agreement"] == 0.876
+
+
+def test_nothing_is_kept_of_a_teacher_without_quality():
+    metric, student = Metric("accuracy", True), Evaluation({"accuracy": 0.5}, None)
+    assert _kept(metric, student, Evaluation({"accuracy": 0.8}, None)) == pytest.approx(0.625)
+    assert _kept(metric, student, Evaluation({"accuracy": 0.0}, None)) is None
 
 
 def test_accuracy_is_put_beside_that_of_a_guess():

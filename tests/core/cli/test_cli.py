@@ -23,11 +23,11 @@ FLAGS = {
     "--seed --nproc --set --json",
     "methods": "",
     "optimizers": "",
-    "plugins": "",
+    "plugins": "--json",
     "prune": "--data --set --model --output --parameters --width --depth --blocks --even "
     "--multiple --rows",
     "run": "--method --recipe --teacher --student --student-layers --data --output --baseline "
-    "--seed --nproc --set --overwrite --resume",
+    "--seed --nproc --set --overwrite --resume --accept-changes",
 }
 
 

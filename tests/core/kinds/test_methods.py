@@ -19,7 +19,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_a_method_works_on_the_kinds_that_it_names(name, kind):
-    check_method(registry().method(name), kinds=[kind])
+    check_method(registry().method(name), {}, [kind])
 
 
 def test_soft_and_a_loss_of_hidden_states_work_on_every_kind():

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from gkd_core.kinds.metrics import f1_of_counts
+from gkd_core.kinds.metrics import Metric, f1_of_counts
 from gkd_core.kinds.multi_label import MultiLabel
 from gkd_core.kinds.span_extraction import normalized, squad_scores
 from gkd_core.kinds.token_classification import entity_scores
@@ -19,6 +19,32 @@ from gkd_core.kinds.token_classification import entity_scores
 def test_f1_without_anything_is_zero():
     assert f1_of_counts(0, 0) == 0.0
     assert f1_of_counts(3, 8) == 0.75
+
+
+HIGHER, LOWER = Metric("accuracy", True), Metric("perplexity", False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "student", "teacher", "kept"),
+    [
+        (HIGHER, 0.6, 0.8, 0.75),
+        (LOWER, 8.0, 6.0, 0.75),
+        (HIGHER, 0.6, 0.0, math.nan),
+        (HIGHER, 0.6, -0.2, math.nan),  # a correlation
+        (HIGHER, math.nan, 0.5, math.nan),
+        (HIGHER, 0.5, math.nan, math.nan),
+        (LOWER, math.inf, 6.0, 0.0),
+        (LOWER, 8.0, math.inf, math.nan),
+    ],
+)
+def test_share_of_the_teachers_quality_needs_a_quality(metric, student, teacher, kept):
+    assert metric.share(student, teacher) == pytest.approx(kept, nan_ok=True)
+
+
+def test_every_value_is_better_than_nan():
+    assert HIGHER.better(0.1, math.nan)
+    assert LOWER.better(9.0, math.nan)
+    assert not HIGHER.better(math.nan, 0.1)
 
 
 def test_multi_label_metrics_by_hand():

@@ -1,21 +1,31 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, T5Config, ViTConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    T5Config,
+    ViTConfig,
+)
 
 from gkd_core.errors import ConfigError
 from gkd_core.models.classes import check_classes, teacher_classes
 from gkd_core.models.load import check_kind, load_model, load_teacher
 from gkd_core.models.source import load_config
+from gkd_core.models.stored import check_stored
 from gkd_core.models.tokenizer import (
     check_vocabulary,
     load_tokenizer,
+    other_special_tokens,
     set_padding,
     tokenizer_mismatch,
 )
@@ -29,14 +39,18 @@ DECODERS = ["gpt2", "llama", "qwen3", "glm"]
 SPECIAL = {"[UNK]": 0, "[PAD]": 1, "[EOS]": 2}
 
 
-def build_tokenizer(words=("good", "bad"), normalizer=None, pad="[PAD]", eos="[EOS]"):
+def build_tokenizer(words=("good", "bad"), normalizer=None, pad="[PAD]", eos="[EOS]", **more):
     vocabulary = SPECIAL | {word: len(SPECIAL) + index for index, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token=pad, eos_token=eos
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token=pad,
+        eos_token=eos,
+        **more,
     )
 
 
@@ -131,6 +145,66 @@ def test_code_beside_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(ConfigError, match=r"set teacher.trust_remote_code = true if you trust it"):
         teacher(str(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "file", "name"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "", "gptq"),
+        ({"quantization_config": {"load_in_4bit": True}}, "", "config.json"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "", "config.json"),
+        ({}, "quantize_config.json", "quantize_config.json"),
+    ],
+)
+def test_quantized_weights_are_refused(save, table, file, name):
+    directory = Path(save())
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | table))
+    if file:
+        (directory / file).write_text("{}")
+    with pytest.raises(ConfigError, match=rf"is quantized \({name}\)") as raised:
+        load_config(str(directory), False, "teacher.model")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ((), "holds an adapter of 'base'"),
+        (("config.json",), "holds an adapter of 'base'"),
+        (("config.json", "model.safetensors"), "holds a model and an adapter"),
+    ],
+)
+def test_adapters_are_refused(save, tmp_path, kept, message):
+    saved, directory = Path(save()), tmp_path / "adapter"
+    directory.mkdir()
+    for name in kept:
+        shutil.copy(saved / name, directory)
+    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    save_file({"x": torch.zeros(1)}, directory / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(directory), False, "teacher.model")
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ("module.{}", r"DistributedDataParallel or DeepSpeed: .* begin with 'module\.'"),
+        ("_orig_mod.{}", r"torch.compile: .* begin with '_orig_mod\.'"),
+        ("net.{}", r"a wrapper: .* begin with 'net\.'"),
+        ("{}.lora_A.default.weight", "the weights of an adapter"),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_weights_of_a_wrapped_model_are_refused(save, family, rename, message):
+    directory = Path(save(family))
+    config = load_config(str(directory), False, "teacher.model")
+    kind = KINDS["classification"]
+    check_stored(str(directory), config, kind, "teacher.model")
+    file = directory / "model.safetensors"
+    save_file({rename.format(name): weight for name, weight in load_file(file).items()}, file)
+    with pytest.raises(ConfigError, match=message):
+        check_stored(str(directory), config, kind, "teacher.model")
 
 
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(save, tmp_path):
@@ -287,12 +361,20 @@ def test_damaged_tokenizer_is_refused(save, tmp_path):
         ({"words": ("good", "bad", "ugly")}, "one has 5 tokens, the other 6"),
         ({"words": ("bad", "good")}, "2 of 5 tokens differ; 'good' is id 3 in one and id 4"),
         ({"words": ("good", "ugly")}, "1 of 5 tokens differ; 'bad' is id 4 in one and missing"),
-        ({"pad": "[EOS]"}, "the pad token is '[PAD]' in one and '[EOS]' in the other"),
+        ({"pad": "[EOS]"}, None),
+        ({"mask_token": "[EOS]"}, "the mask token is None in one and '[EOS]' in the other"),
     ],
 )
 def test_tokenizers_that_differ_are_told_apart(other, reason):
     found = tokenizer_mismatch(build_tokenizer(), build_tokenizer(**other))
     assert found == reason if reason is None else found.startswith(reason)
+
+
+def test_special_tokens_of_the_same_ids_are_told_apart():
+    one, other = build_tokenizer(), build_tokenizer(pad="[EOS]", eos="[UNK]")
+    told = ["pad_token '[PAD]', not '[EOS]'", "eos_token '[EOS]', not '[UNK]'"]
+    assert other_special_tokens(one, other) == told
+    assert other_special_tokens(one, one) == []
 
 
 def test_tokenizers_that_split_differently_are_told_apart():
@@ -308,6 +390,17 @@ def test_tokens_beyond_the_embedding_are_refused(build_model):
         check_vocabulary(build_tokenizer([f"w{n}" for n in range(98)]), config, "teacher.model")
 
 
+def test_a_vocabulary_that_skips_ids_may_end_beyond_the_embedding(build_model):
+    config = build_model("bert").config
+    words = [f"w{n}" for n in range(95)]
+    check_vocabulary(build_tokenizer([*words, "w0", "last"]), config, "teacher.model")
+    skipping = build_tokenizer([*words, "w0", "w1", "last"])
+    check_vocabulary(skipping, config, "teacher.model")
+    skipping.pad_token = "last"
+    with pytest.raises(ConfigError, match=r"largest token id is 100 \('last'\)"):
+        check_vocabulary(skipping, config, "teacher.model")
+
+
 def test_padding_lets_a_decoder_classify_rows_of_unequal_length(build_model):
     model = build_model("llama", "classification", pad_token_id=None)
     tokenizer = build_tokenizer(pad="[EOS]")
@@ -315,6 +408,44 @@ def test_padding_lets_a_decoder_classify_rows_of_unequal_length(build_model):
     alone = model(**tokenizer(["good bad"], return_tensors="pt")).logits
     batch = tokenizer(["good bad", "bad bad good bad"], padding=True, return_tensors="pt")
     torch.testing.assert_close(model(**batch).logits[:1], alone)
+
+
+@pytest.mark.parametrize("known", [2, 3])
+def test_a_token_of_the_text_learns_though_the_model_pads_with_it(build_model, known):
+    model = build_model("llama", "causal-lm", pad_token_id=known)
+    set_padding(model, build_tokenizer())
+    assert model.config.pad_token_id == 1
+    model(input_ids=torch.tensor([[3, 2, 4]])).logits.sum().backward()
+    assert (model.get_input_embeddings().weight.grad[2:4].abs().sum(1) > 0).all()
+
+
+def test_positions_that_are_counted_from_the_padding_token_stay(build_model, tmp_path):
+    model = build_model("roberta", "classification", pad_token_id=0)
+    ids = torch.tensor([[3, 2, 4]])
+    before = model(input_ids=ids).logits
+    set_padding(model, build_tokenizer())
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(again(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "side"),
+    [
+        ("bert", "left", "right"),
+        ("llama", "left", "left"),
+        ("llama", "right", "right"),
+        ("xlnet", "right", "left"),
+    ],
+)
+def test_rows_are_padded_where_the_head_can_bear_it(tmp_path, family, said, side):
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    build_tokenizer(padding_side=said).save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path), False, "teacher.model")
+    assert loaded.padding_side == side
+    loaded.save_pretrained(tmp_path / "again")
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path / "again")
+    assert again.padding_side == side
 
 
 def test_end_of_sequence_keeps_learning_when_it_pads(build_model):

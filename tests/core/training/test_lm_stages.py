@@ -338,6 +338,7 @@ def _kill(monkeypatch, module, name, call):
         ),
     ],
 )
+@pytest.mark.exhaustive
 def test_run_killed_by_signal_in_each_stage_ends_bit_equal(
     invoke, kill, settings, world, tmp_path, teacher, start, first, last
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from gkd_core.training.method_state import TENSOR, put_tensors, take_tensors
 def again(state, path):
     """The state as a checkpoint gives it back."""
     tensors = {}
-    text = json.dumps(take_tensors(state, tensors))
+    text = json.dumps(take_tensors(state, tensors), allow_nan=False)
     save_file(tensors, path)
     return put_tensors(json.loads(text), load_file(path))
 
@@ -56,6 +57,13 @@ def test_state_without_tensors_is_as_it_was_in_earlier_versions():
     state, tensors = {"sid": [{"newest": 2, "measured": [1, 0.5, 3.0]}]}, {}
     assert take_tensors(state, tensors) == state == put_tensors(state, {})
     assert not tensors
+
+
+def test_numbers_that_json_cannot_hold_come_back(tmp_path):
+    state = {"best": [math.inf, -math.inf, 0.5], "last": {"loss": math.nan}, "t": torch.ones(1)}
+    found = again(state, tmp_path / "methods.safetensors")
+    assert found["best"] == state["best"]
+    assert math.isnan(found["last"]["loss"])
 
 
 def test_the_reserved_key_is_refused():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,21 +21,25 @@ from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import arrange
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
-from gkd_core.errors import MethodError
+from gkd_core.errors import DataError, MethodError
 from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.parallel.placement import place_teacher
-from gkd_core.training.stage import shard_reader
+from gkd_core.strict_json import json_text
+from gkd_core.training.agreement import answered
+from gkd_core.training.stage import prepare_model, shard_reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from gkd_core.config.schema import Placement
     from gkd_core.contract.batch import Batch
+    from gkd_core.contract.task import Split
     from gkd_core.data.encode import Encoded
+    from gkd_core.kinds.metrics import Metric
     from gkd_core.kinds.task_kind import Evaluation, TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.training.stage_spec import StageSpec
@@ -104,12 +108,13 @@ class Comparison:
     """All models on the same rows.
 
     Attributes:
-        metric: Name of the main metric.
+        metric: Name of the main metric; `agreement` if the rows have no labels.
         split: `test` or `validation`.
         samples: Number of rows.
         rows: The models; a teacher comes first.
         guessed: Share of the most frequent class, the accuracy of always predicting it; None
             without classes.
+        judged_by: What takes the place of labels, if the rows have none.
     """
 
     metric: str
@@ -117,10 +122,11 @@ class Comparison:
     samples: int
     rows: Sequence[Row]
     guessed: float | None = None
+    judged_by: str | None = None
 
     def save(self, path: Path) -> None:
         """Write the comparison as JSON."""
-        write_file(path, json.dumps(asdict(self), indent=1))
+        write_file(path, json_text(asdict(self), indent=1))
 
     def table(self) -> Table:
         """Return the comparison as a table with one row per model, 80 columns wide."""
@@ -150,7 +156,8 @@ class Comparison:
 
     def title(self) -> str:
         """Return the title: what was measured, on how many rows."""
-        return f"{self.metric} on {self.samples:,} {self.split} rows"
+        without = "" if self.judged_by is None else ", which have no labels"
+        return f"{self.metric} on {self.samples:,} {self.split} rows{without}"
 
     def legend(self) -> str:
         """Return the meaning of the column headings."""
@@ -159,6 +166,8 @@ class Comparison:
             "agrees": "share of the rows with the teacher's answer",
             "ms": "median time for one sample",
         }
+        if self.judged_by is not None:
+            meanings = {self.metric: self.judged_by} | meanings
         if self.guessed is not None:
             meanings = {self.metric: f"{self.guessed:.4f} by the most frequent class"} | meanings
         shown = self.columns()
@@ -202,16 +211,24 @@ def compare_models(
         compared: The models.
         teacher: Name of the model with which the others are compared.
         adapters: Site adapters registered by plugins.
+
+    Raises:
+        DataError: The rows have no labels, and no teacher is compared that could answer for them.
     """
     data, config = spec.data, spec.config
     device = pick_device(config.parallel.device)
+    adapters = tuple(adapters)
     split = data.validation if data.test is None else data.test
+    judge = next((one for one in compared if one.name == teacher), None)
+    judged = split
+    if unlabeled := spec.is_unlabeled(split):
+        judged = _answered(spec, split, judge, device, adapters)
     readings = {
-        one.tokenizer: (spec.encode(split, one.tokenizer), spec.collator(one.tokenizer))
+        one.tokenizer: (spec.encode(judged, one.tokenizer), spec.collator(one.tokenizer))
         for one in compared
     }
     timed = all(one.is_whole for one in compared)
-    adapters, models, sizes, found = tuple(adapters), [], [], []
+    models, sizes, found = [], [], []
     for one in compared:
         model, size = _load(one, spec, device, adapters)
         sizes.append(size)
@@ -224,10 +241,12 @@ def compare_models(
     if timed:
         samples = {key: _samples(*read, device) for key, read in readings.items()}
         times[:] = latencies(models, [samples[one.tokenizer] for one in compared])
-    reference = next((e for c, e in zip(compared, found, strict=True) if c.name == teacher), None)
-    if spec.kind.is_lm and len(readings) > 1:
-        reference = None  # perplexities per token of different tokenizers are not comparable
-    metric = spec.metric
+    reference = next((e for c, e in zip(compared, found, strict=True) if c is judge), None)
+    if unlabeled or (spec.kind.is_lm and len(readings) > 1):
+        # A teacher's agreement with itself is no quality, and perplexities per token of different
+        # tokenizers are not comparable.
+        reference = None
+    metric = spec.metric_on(split)
     rows = [
         Row(
             name=one.name,
@@ -236,9 +255,7 @@ def compare_models(
             parameters=parameters,
             bytes=_bytes(one.model, parameters),
             milliseconds=milliseconds,
-            kept=None
-            if reference is None
-            else metric.share(evaluation.metrics[metric.name], reference.metrics[metric.name]),
+            kept=_kept(metric, evaluation, reference),
             agreement=_agreement(spec.kind, evaluation, reference),
         )
         for one, parameters, evaluation, milliseconds in zip(
@@ -248,7 +265,26 @@ def compare_models(
     name = "validation" if data.test is None else "test"
     guessed = spec.kind.guess(split.labels) if metric == spec.kind.metric else None
     count = min(len(encoded) for encoded, _ in readings.values())
-    return Comparison(metric.name, name, count, rows, guessed)
+    judged_by = spec.agreement_with(judge.name) if unlabeled and judge is not None else None
+    return Comparison(metric.name, name, count, rows, guessed, judged_by)
+
+
+def _answered(
+    spec: StageSpec,
+    split: Split,
+    judge: ComparedModel | None,
+    device: torch.device,
+    adapters: Sequence[type[Sites]],
+) -> Split:
+    """Return rows without labels with the answers of the model that judges the others."""
+    if judge is None:
+        raise DataError(
+            f"the rows of {spec.data.source} have no labels to evaluate by. Name the column "
+            "(task.label), or give labeled rows"
+        )
+    model, _ = _load(judge, spec, device, adapters)
+    predict = _predict(model, spec.kind, adapters)
+    return answered(spec, split, model, judge.tokenizer, device, predict)
 
 
 def _samples(encoded: Encoded, collator: Collator, device: torch.device) -> list[Batch]:
@@ -273,7 +309,7 @@ def _load(
         compared.name,
         None if groups is None else shard_reader(groups.tensor),
     )
-    spec.kind.prepare(model, spec.data.classes)
+    prepare_model(model, spec, compared.tokenizer)
     size = count_parameters(model)
     copies = None if groups is None else groups.data
     if compared.placement == "replicated":
@@ -296,6 +332,14 @@ def _predict(
     except MethodError:
         return None
     return lambda batch: reader.predict(batch.inputs)
+
+
+def _kept(metric: Metric, evaluation: Evaluation, reference: Evaluation | None) -> float | None:
+    """Return the share of the teacher's quality; None without a teacher that has any."""
+    if reference is None:
+        return None
+    share = metric.share(evaluation.metrics[metric.name], reference.metrics[metric.name])
+    return None if math.isnan(share) else share
 
 
 def _agreement(

@@ -41,10 +41,10 @@ def losses(entries: Entries) -> dict[str, bytes]:
         names = names if len(names) > 2 else ["loss/total"]  # one term of weight 1 is the total
         figure, axes = _axes("step", "loss")
         for name in names:
-            points = [(e["step"], e[name]) for e in mine if name in e]
+            points = [(e["step"], e[name]) for e in mine if e.get(name) is not None]
             width = 2.2 if name == "loss/total" else 1.2
             axes.plot(*zip(*points, strict=True), label=name.removeprefix("loss/"), linewidth=width)
-        if all(e[name] > 0 for e in mine for name in names if name in e):
+        if all(e[name] > 0 for e in mine for name in names if e.get(name) is not None):
             axes.set_yscale("log")
         axes.legend(frameon=False)
         figures[stage] = _png(figure)
@@ -56,7 +56,8 @@ def validation(entries: Entries, metric: str) -> bytes:
     figure, axes = _axes("share of the stage", metric)
     for stage in _stages(entries):
         key = f"validation/{metric}"
-        points = [(e["step"], e[key]) for e in entries if e["stage"] == stage and key in e]
+        mine = [e for e in entries if e["stage"] == stage and e.get(key) is not None]
+        points = [(e["step"], e[key]) for e in mine]
         if points:
             last = max(step for step, _ in points)
             axes.plot([s / last for s, _ in points], [v for _, v in points], "o-", label=stage)

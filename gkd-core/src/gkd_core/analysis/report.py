@@ -54,7 +54,7 @@ def write_report(run: Run, comparison: Comparison, outline: str, extra: Sequence
         "<h2>Stages</h2>",
         _stages(run),
         "<h2>Training</h2>",
-        _figure(figures.validation(entries, comparison.metric), "on the validation rows"),
+        _figure(figures.validation(entries, run.last.metric.name), "on the validation rows"),
         *(_figure(png, f"losses of stage {s}") for s, png in figures.losses(entries).items()),
         f"<h2>What was computed</h2><pre>{escape(outline)}</pre>",
         f"<h2>Configuration</h2><pre>{escape((run.directory / 'config.toml').read_text())}</pre>",

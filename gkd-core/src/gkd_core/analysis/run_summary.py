@@ -66,7 +66,7 @@ def _live_teachers(run: Run) -> list[TeacherSpec]:
 
 
 def _compared_models(run: Run) -> Iterator[ComparedModel]:
-    parallel = run.last.config.parallel
+    last, parallel = run.last, run.last.config.parallel
     placement: Placement = "zero3" if parallel.zero == 3 else "replicated"
     for teacher in _live_teachers(run):
         yield ComparedModel(
@@ -80,5 +80,6 @@ def _compared_models(run: Run) -> Iterator[ComparedModel]:
     students = {f"student, {run.methods}": str(run.student)}
     if "baseline" in run.results:
         students = {"student, labels only": run.results["baseline"].student, **students}
+    tokenizer, trusts = last.tokenizer, last.trusts_student
     for name, place in students.items():
-        yield ComparedModel(name, place, run.last.tokenizer, False, parallel.tensor, placement)
+        yield ComparedModel(name, place, tokenizer, trusts, parallel.tensor, placement)

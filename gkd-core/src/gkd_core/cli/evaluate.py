@@ -43,8 +43,9 @@ def evaluate(
 
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
     show_warnings(resolved)
-    spec = SpecBuilder(registry()).build(_alone(resolved.stages[-1], directory, data))
-    compared = [ComparedModel(directory, directory, spec.tokenizer)]
+    trusts = any(map(_trusts_code, resolved.stages))
+    spec = SpecBuilder(registry()).build(_alone(resolved.stages[-1], directory, data, trusts))
+    compared = [ComparedModel(directory, directory, spec.tokenizer, trusts)]
     comparison = compare_models(spec, compared, None, registry().sites)
     if as_json:
         return asdict(comparison)
@@ -52,7 +53,13 @@ def evaluate(
     return None
 
 
-def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedStage:
+def _trusts_code(stage: ResolvedStage) -> bool:
+    """Return whether code that comes with a model of a stage may run: its student may have it."""
+    config = stage.config
+    return config.student.trust_remote_code or any(t.trust_remote_code for t in config.teachers)
+
+
+def _alone(stage: ResolvedStage, directory: str, data: str | None, trusts: bool) -> ResolvedStage:
     """Return a stage with a single model, and a method that is right for its task."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
     from gkd_core.plugins import registry
@@ -61,7 +68,7 @@ def _alone(stage: ResolvedStage, directory: str, data: str | None) -> ResolvedSt
     alone = {
         # Vectors have no labels to learn from.
         "method": "soft" if kind is not None and kind.output == "vector" else "hard",
-        "teachers": [TeacherConfig(model=directory)],
+        "teachers": [TeacherConfig(model=directory, trust_remote_code=trusts)],
         "student": StudentConfig(),
         "task": _task(stage, data),
     }

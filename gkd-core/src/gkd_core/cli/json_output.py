@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import Any
 
 import click
+
+from gkd_core.strict_json import json_text
 
 Body = Callable[..., Any]
 
@@ -40,4 +41,4 @@ def print_json(make: Callable[[], Any]) -> None:
     """Print a value as JSON; what is printed while it is made goes to stderr."""
     with redirect_stdout(sys.stderr):
         value = make()
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json_text(value, indent=2))

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 @click.command()
 @json_option()
 def plugins(as_json: bool) -> dict[str, Any] | None:
-    """List the installed plugins in the order of loading, and what each provides.
+    """List the installed plugins and what they provide.
 
-    The time is what it took to import a plugin and to ask what it provides; the first one that
-    needs torch waits for torch.
+    They are in the order of loading. The time is what it took to import a plugin and to ask what it
+    provides; the first one that needs torch waits for torch.
     """
     from rich.console import Console
 

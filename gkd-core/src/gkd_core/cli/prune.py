@@ -69,13 +69,16 @@ def prune(
 
     from gkd_core.analysis.comparison import ComparedModel, compare_models
     from gkd_core.errors import ConfigError
+    from gkd_core.models.generation import adopt_generation_config
     from gkd_core.models.load import load_teacher
     from gkd_core.models.save import save_model
+    from gkd_core.models.tokenizer import set_padding
     from gkd_core.plugins import registry
     from gkd_core.students.build import shape
     from gkd_core.students.prune import PruneTarget
     from gkd_core.students.prune import prune as pruned
     from gkd_core.training.calibration import calibration_batches
+    from gkd_core.training.stage import prepare_model
 
     _check_target(target)
     place = Path(output)
@@ -84,7 +87,8 @@ def prune(
     spec = _draw(files, model, data, settings)
     source = spec.teachers[0]
     whole = load_teacher(model, spec.kind, spec.data.classes, source.trust_remote_code, "--model")
-    spec.kind.prepare(whole, spec.data.classes)
+    set_padding(whole, spec.tokenizer)
+    prepare_model(whole, spec, spec.tokenizer)
     made = pruned(
         whole,
         calibration_batches(spec, rows),
@@ -93,12 +97,13 @@ def prune(
         spec.data.classes,
         registry().sites,
     )
+    adopt_generation_config(made, model, "--model")
     save_model(made, spec.tokenizer, place)
     console = Console(highlight=False)
     console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)
     models = [
         ComparedModel(model, model, spec.tokenizer, source.trust_remote_code),
-        ComparedModel(output, output, spec.tokenizer),
+        ComparedModel(output, output, spec.tokenizer, source.trust_remote_code),
     ]
     console.print(compare_models(spec, models, model).table())
 

@@ -120,8 +120,13 @@ def ranks_to_start(resolved: Resolved) -> int:
     return count if zero or count > 1 else 0
 
 
-def start_ranks(count: int, directory: Path) -> None:
+def start_ranks(count: int, directory: Path, accepts: bool) -> None:
     """Run the configuration of a run directory in several processes.
+
+    Args:
+        count: Number of processes.
+        directory: The run directory.
+        accepts: Whether the run goes on although something has changed.
 
     Raises:
         SystemExit: A process failed and has reported the error.
@@ -131,7 +136,8 @@ def start_ranks(count: int, directory: Path) -> None:
 
     global _distributed
     _distributed = True
-    failure = start_ranks(count, ["run", "--resume", "--output", str(directory)])
+    accept = ["--accept-changes"] if accepts else []
+    failure = start_ranks(count, ["run", "--resume", *accept, "--output", str(directory)])
     if failure is None:
         return
     if failure.status in SPOKEN:

@@ -17,20 +17,29 @@ from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
     from gkd_core.runs.directory import Mode
+    from gkd_core.runs.resumption import Resumption
     from gkd_core.runs.run import Run
     from gkd_core.tracking.recorder import Recorder
+    from gkd_core.training.manifest import Difference
+    from gkd_core.training.stage_spec import StageSpec
 
 
 @click.command()
 @run_options
 @click.option("--overwrite", is_flag=True, help="Replace the run in the run directory.")
 @click.option("--resume", is_flag=True, help="Continue the run in the run directory.")
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="With --resume: go on although rows, models, settings or plugins have changed.",
+)
 def run(
     files: tuple[Path, ...],
     recipe: str | None,
     settings: tuple[str, ...],
     overwrite: bool,
     resume: bool,
+    accept_changes: bool,
     **flags: Any,
 ) -> None:
     """Distill a student.
@@ -40,14 +49,17 @@ def run(
     """
     if overwrite and resume:
         raise click.UsageError("--overwrite and --resume are mutually exclusive")
+    if accept_changes and not resume:
+        raise click.UsageError("--accept-changes belongs to --resume")
     options = RunOptions(files, recipe, settings, flags)
-    mode: Mode = "resume" if resume else "overwrite" if overwrite else "new"
     with among_ranks():
-        resolved = _resume(options) if resume else options.resolve()
-        _run(resolved, mode)
+        if resume:
+            _run("resume", *_resume(options, accept_changes))
+        else:
+            _run("overwrite" if overwrite else "new", options.resolve())
 
 
-def _run(resolved: Resolved, mode: Mode) -> None:
+def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -> None:
     from gkd_core.analysis.run_summary import needs_all_ranks
     from gkd_core.distributed.ranks import is_first, leave
     from gkd_core.parallel.launch import started_by_gkd
@@ -58,17 +70,30 @@ def _run(resolved: Resolved, mode: Mode) -> None:
         show_warnings(resolved)
     specs = prepare_run(resolved, registry())
     count = ranks_to_start(resolved)
+    differences = () if resumption is None else _check(resolved, resumption, specs)
     with _directory(resolved, mode) as directory:
         if count:
-            start_ranks(count, directory)
+            start_ranks(count, directory, resumption is not None and resumption.accepts)
             return
         run = Run(resolved, registry(), specs, directory, _recorder(resolved, directory))
+        if resumption is not None:
+            run.contents, run.differences = resumption.contents, differences
         run.execute()
         speaks, together = is_first(), needs_all_ranks(run)
         if not together:
             leave()
         if speaks or together:
             _print_summary(run)
+
+
+def _check(
+    resolved: Resolved, resumption: Resumption, specs: list[StageSpec]
+) -> tuple[Difference, ...]:
+    """Return on every rank what is not as it was when the run began."""
+    from gkd_core.distributed.ranks import is_first, tell
+    from gkd_core.plugins import registry
+
+    return tell(resumption.check(resolved, registry(), specs) if is_first() else ())
 
 
 @contextmanager
@@ -107,12 +132,17 @@ def _print_summary(run: Run) -> None:
         console.print(f"{name:<8} {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _resume(options: RunOptions) -> Resolved:
-    """Return the configuration of the run to resume; settings given again must be the same."""
+def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
+    """Return the configuration of the run to resume, and what the run has left.
+
+    Raises:
+        ConfigError: There is no such run, or it was begun with other settings.
+    """
     from gkd_core.config.resolve import resolve
     from gkd_core.errors import ConfigError
     from gkd_core.plugins import registry
     from gkd_core.runs.directory import CONFIG
+    from gkd_core.runs.resumption import Resumption
 
     chosen = options.flags.get("output")
     if chosen is None:
@@ -122,21 +152,9 @@ def _resume(options: RunOptions) -> Resolved:
         raise ConfigError(f"{chosen} contains no run to resume. Omit --resume to start one")
     before = resolve(registry(), files=[stored])  # complete, so task defaults are not needed
     now = options.resolve(base=[stored], before=before)
-    differing = before.differences(now, ignore=("output.dir",))
-    # Checkpoints are not sharded, so a run can continue with any number of processes.
-    changed = [key for key in differing if not _is_layout(key)]
-    if changed:
-        raise ConfigError(
-            f"--resume continues the run as configured in {stored}, but these settings "
-            f"differ: {', '.join(changed)}. Omit them, or start a new run"
-        )
-    return now
-
-
-def _is_layout(key: str) -> bool:
-    """Return whether a setting affects only where models are placed, not what is computed."""
-    parts = key.split(".")
-    return "parallel" in parts or ("teachers" in parts and parts[-1] in ("tensor", "placement"))
+    resumption = Resumption(Path(chosen), before, accepts)
+    resumption.check_settings(now)  # other settings may name other rows and models
+    return now, resumption
 
 
 def _recorder(resolved: Resolved, directory: Path) -> Recorder:

@@ -122,7 +122,7 @@ class Resolved:
             other: The other run.
             ignore: Keys that may differ.
         """
-        before, after = self._leaves(), other._leaves()
+        before, after = self.values(), other.values()
         keys = before.keys() | after.keys()
         return sorted(key for key in keys - set(ignore) if before.get(key) != after.get(key))
 
@@ -134,7 +134,8 @@ class Resolved:
         lists = {setting.key[0] for setting in settings if setting.value == []}
         return [s for s in settings if s.key[0] in lists or said.get(s.key, []) != last[s.key]]
 
-    def _leaves(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
+        """Return the settings that have a value, by dotted key, each stage with all of its own."""
         tree = as_tree(self.config)
         if self.config.stages:
             # The stages hold the other settings, each with the defaults of its own task.

@@ -16,6 +16,9 @@ from gkd_core.errors import MethodError
 IGNORE = -100
 """The label of a position that has no target, as PyTorch and Hugging Face use it."""
 
+UNKNOWN = -1
+"""The label of a target whose class is not known."""
+
 ItemKind: TypeAlias = str
 """The kind of items that a loss is averaged over: `sample`, `token`, `target`, or `METHOD.NAME` for
 those that a method declares; see `Items`."""
@@ -84,7 +87,7 @@ class Batch:
             (multi-label), first and last token int64 `[B, 2]` (span extraction), or classes or
             next/masked token ids int64 `[B, S]` with `IGNORE` where there is no target (position s
             holds the target of the logits at s: causal LM labels are already shifted). None if
-            unlabeled.
+            unlabeled, or `UNKNOWN` where it takes labels to say which positions are targets.
         rows: Index of each sample in its dataset, int64 `[B]`.
         counted: False if its losses do not count: this rank has fewer rows than others, and
             repeats one so that it takes part in their collectives.

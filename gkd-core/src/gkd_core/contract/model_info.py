@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from gkd_core.contract.architectures import adapter_of
+from gkd_core.contract.positions import longest_sequence
 from gkd_core.errors import MethodError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class ModelInfo:
         ffn_size: Width inside the feed-forward block.
         vocab_size: Rows of the embedding.
         labels: Width of the logits: number of classes, or vocabulary size in language modeling.
-        max_length: Longest sequence the position embedding allows.
+        max_length: Longest sequence that the positions allow, in tokens.
         predicted: What has a prediction: `[B, labels]` logits for a `sample`, `[B, S, labels]` for
             a `token`, `[B, 2, S]` for a `span`; a `vector` is `[B, labels]`.
     """
@@ -91,7 +92,7 @@ class ModelInfo:
             ffn_size=next(filter(None, named), 4 * config.hidden_size),
             vocab_size=config.vocab_size,
             labels=labels,
-            max_length=getattr(config, "max_position_embeddings", None) or 2**31,
+            max_length=longest_sequence(config),
         )
 
 

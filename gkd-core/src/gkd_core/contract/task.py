@@ -41,7 +41,7 @@ class Split:
         text: The texts; a list of words each in token classification.
         pair: The second texts of a pair task, or None; a list of choices each in multiple choice.
         labels: A class id (int), a value (float) or what else the kind of task has for each row;
-            None for plain text.
+            None for plain text, and for rows whose labels are not known.
         group: Names of the groups of rows that belong together, such as the answers to one
             question; None if every row is on its own.
         target: What a causal language model is to write after each text; None if it learns the
@@ -190,7 +190,8 @@ class Task:
         """Return metrics of predictions by name, in addition to those of the kind of task.
 
         Default: `group_accuracy` if the rows have groups and classes, the share of the groups whose
-        rows are all predicted correctly; else none. Not called in language modeling.
+        rows are all predicted correctly; else none. Not called in language modeling, nor for rows
+        without labels.
 
         Args:
             split: The rows.

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from gkd_core import digest
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Fit, Split, TaskData
+from gkd_core.data.columns import check_label, refuse_unlabeled
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.table import Table
+from gkd_core.errors import DataError
 from gkd_core.plugins import ask
 
 if TYPE_CHECKING:
-    from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.kinds.task_kind import ReadRows, TaskKind
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def assemble(
     Raises:
         DataError: A column, row or label is invalid.
     """
-    rows = kind.read(tables.by_name(), config)
+    rows = _read(tables.by_name(), config, kind)
     splits = dict(rows.splits)
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(
@@ -65,6 +67,18 @@ def assemble(
     )
 
 
+def _read(tables: Mapping[str, Table], config: TaskConfig, kind: TaskKind) -> ReadRows:
+    try:
+        tables["train"].check_filled()
+        check_label(list(tables.values()), config)
+        return kind.read(tables, config)
+    except DataError:
+        # A column may be missing because the rows that have it could not be read.
+        for table in tables.values():
+            table.faults.check()
+        raise
+
+
 def infer_kind(
     table: Table, config: TaskConfig, kinds: Mapping[str, TaskKind], model_kind: str | None
 ) -> TaskKind:
@@ -76,12 +90,20 @@ def infer_kind(
         kinds: The kinds to choose from, by name.
         model_kind: Name of the kind that the model was made for; it decides where the table leaves
             the kind open.
+
+    Raises:
+        DataError: The rows have no labels, and there is no such model.
     """
+    table.check_filled()
     fits = {name: ask(partial(kind.fit, table, config), Fit.NO) for name, kind in kinds.items()}
     best = max(fits, key=lambda name: fits[name])
     if model_kind is not None and fits[model_kind] and fits[best] < Fit.CERTAIN:
         best = model_kind
-    return kinds[best]
+    if kinds[best].is_labeled(table, table, config):
+        return kinds[best]
+    if model_kind is None:
+        refuse_unlabeled(table, config)
+    return kinds[model_kind]
 
 
 def without_labels(data: TaskData, kind: str) -> TaskData:

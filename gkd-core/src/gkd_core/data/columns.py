@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Split
-from gkd_core.data.labels import is_unlabeled, label_name
+from gkd_core.data.labels import is_missing, is_unlabeled, label_name
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError, suggest
 
@@ -26,7 +26,7 @@ LABELS = ("label", "labels", "target", "class")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in use; `label` is None in language modeling."""
+    """Names of the columns in use; `label` is None if rows have no labels."""
 
     text: str
     pair: str | None
@@ -43,7 +43,7 @@ class CheckedRows:
         table: The table of the rows, in the same order.
         text: The texts.
         pair: The second texts of a pair task.
-        labels: The labels as strings, or None in language modeling.
+        labels: The labels as strings, or None if rows have none.
         group: The names of the groups, or None.
         target: The target texts, or None.
     """
@@ -55,8 +55,8 @@ class CheckedRows:
     group: list[str] | None = None
     target: list[str] | None = None
 
-    def split(self, labels: Sequence[Any]) -> Split:
-        """Return the rows as a split with parsed labels.
+    def split(self, labels: Sequence[Any] | None) -> Split:
+        """Return the rows as a split with parsed labels, or without labels.
 
         Raises:
             DataError: A row is invalid.
@@ -65,22 +65,26 @@ class CheckedRows:
         return Split(self.text, self.pair, labels, self.group)
 
 
-def find_columns(table: Table, config: TaskConfig, labeled: bool) -> Columns:
+def find_columns(
+    table: Table, config: TaskConfig, labeled: bool, others: Sequence[Table] = ()
+) -> Columns:
     """Return the columns named in the configuration, or else those with common names.
 
     Args:
         table: The training table.
         config: Names given by the user.
         labeled: Whether the task has labels.
+        others: Tables that may have the column of the labels where the training table does not.
 
     Raises:
         DataError: A column is missing or ambiguous.
     """
     table.check_filled()
-    for setting in ("text", "text_pair", "label", "group", "target"):
+    check_label([table, *others], config)
+    for setting in ("text", "text_pair", "group", "target"):
         if (name := getattr(config, setting)) is not None:
             _check_column(table, name, f"task.{setting}")
-    label = config.label or _find_label(table) if labeled else None
+    label = find_label([table, *others], config) if labeled else None
     if config.text is not None:
         text, pair = config.text, config.text_pair
     else:
@@ -103,6 +107,49 @@ def pick_column(table: Table, given: str | None, usual: Sequence[str]) -> str | 
         return given if given in table.columns else None
     lower = {name.lower(): name for name in table.columns}
     return next((lower[name] for name in usual if name in lower), None)
+
+
+def find_label(tables: Sequence[Table], config: TaskConfig) -> str | None:
+    """Return the label column that the user named, or else one with a usual name.
+
+    Args:
+        tables: The tables in the order in which they are searched.
+        config: Names given by the user.
+
+    Returns:
+        The name of the column; None if no table has one.
+
+    Raises:
+        DataError: A table has several.
+    """
+    if config.label is not None:
+        return config.label
+    for table in tables:
+        found = _present(table, LABELS)
+        if len(found) > 1:
+            raise _no_label(table, f"several label columns, {_listed(found)}")
+        if found:
+            return found[0]
+    return None
+
+
+def check_label(tables: Sequence[Table], config: TaskConfig) -> None:
+    """Raise `DataError` if no table has the label column that the user named."""
+    if config.label is not None and not any(config.label in table.columns for table in tables):
+        _check_column(tables[0], config.label, "task.label")
+
+
+def has_labels(table: Table, column: str | None) -> bool:
+    """Return whether a table has a column of labels, and a label in any of its rows."""
+    return column is not None and not is_unlabeled(table.columns.get(column, ()))
+
+
+def refuse_unlabeled(table: Table, config: TaskConfig) -> NoReturn:
+    """Raise `DataError` for rows without labels, of which no model says what they are for."""
+    table.faults.check()  # the column may be missing because of them
+    check_label([table], config)
+    label = find_label([table], config)
+    raise _no_label(table, "no label column") if label is None else _all_empty(table, label)
 
 
 def label_columns(table: Table, config: TaskConfig) -> list[str]:
@@ -142,13 +189,20 @@ def select_texts(table: Table, text: str, pair: str | None, labels: Sequence[Any
     return Split(rows.text, rows.pair, labels)
 
 
-def select(table: Table, columns: Columns) -> CheckedRows:
+def select(table: Table, columns: Columns, labeled: bool = True) -> CheckedRows:
     """Extract the columns from a table and check all values.
 
+    Args:
+        table: The table.
+        columns: Its columns.
+        labeled: Whether its rows must have labels; otherwise they may all be without.
+
     Raises:
-        DataError: A column is missing, a row is invalid, or no row has a label.
+        DataError: A column is missing, a row is invalid, or no row has a label but must.
     """
     table.check_filled()
+    if not labeled and not has_labels(table, columns.label):
+        columns = replace(columns, label=None)
     for name in (columns.text, columns.pair, columns.label, columns.group, columns.target):
         if name is not None and name not in table.columns:
             what = "labels" if name == columns.label else f"column {name!r}"
@@ -168,7 +222,7 @@ def select(table: Table, columns: Columns) -> CheckedRows:
 def _texts(table: Table, column: str) -> list[str]:
     texts = []
     for number, value in zip(table.numbers, table.columns[column], strict=True):
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if is_missing(value):
             table.faults.add(number, f"the text is empty (column {column!r})")
         elif not isinstance(value, str):
             table.faults.add(number, f"the text is {value!r}, not a string (column {column!r})")
@@ -178,13 +232,16 @@ def _texts(table: Table, column: str) -> list[str]:
 
 
 def _labels(table: Table, column: str) -> list[str]:
-    if is_unlabeled(table.columns[column]):
-        raise DataError(
-            f"{table.source} has no labels: column {column!r} is empty or -1 in every row. "
-            "Give a labeled file"
+    values = table.columns[column]
+    if is_unlabeled(values):
+        raise _all_empty(table, column)
+    if missing := sum(map(is_missing, values)):
+        table.faults.advice = (
+            f"{missing} of {len(values)} rows have no label. Label or remove them; or leave the "
+            "labels of all rows out for methods that need none, such as soft"
         )
     names = []
-    for number, value in zip(table.numbers, table.columns[column], strict=True):
+    for number, value in zip(table.numbers, values, strict=True):
         try:
             names.append(label_name(value))
         except ValueError as error:
@@ -195,7 +252,7 @@ def _labels(table: Table, column: str) -> list[str]:
 def _names(table: Table, column: str) -> list[str]:
     """Return the group of each row; values of any type are names."""
     for number, value in zip(table.numbers, table.columns[column], strict=True):
-        if value is None or value == "":
+        if is_missing(value):
             table.faults.add(number, f"the row has no group (column {column!r})")
     return [str(value) for value in table.columns[column]]
 
@@ -208,15 +265,18 @@ def _check_column(table: Table, name: str, setting: str) -> None:
         )
 
 
-def _find_label(table: Table) -> str:
-    found = _present(table, LABELS)
-    if len(found) == 1:
-        return found[0]
-    problem = f"several label columns, {_listed(found)}" if found else "no label column"
-    raise DataError(
+def _no_label(table: Table, problem: str) -> DataError:
+    return DataError(
         f"{table.source} has {problem}: the columns are {_listed(table.columns)}. "
         "Name it with --set task.label=COLUMN; for unlabeled text set task.kind to masked-lm "
-        "or causal-lm"
+        "or causal-lm, or to the kind of a teacher that is to label it"
+    )
+
+
+def _all_empty(table: Table, column: str) -> DataError:
+    return DataError(
+        f"{table.source} has no labels: column {column!r} is empty or -1 in every row. "
+        "Give a labeled file"
     )
 
 
@@ -229,6 +289,9 @@ def _find_text(table: Table, excluded: Collection[str | None]) -> tuple[str, str
     ]
     taken = {name for pair in found for name in pair}
     found += [(lower[name], None) for name in TEXTS if name in lower and lower[name] not in taken]
+    used = {name for pair in found for name in pair}
+    # `Text` beside `text` is another column, and as likely the one that is meant.
+    found += [(name, None) for name in names if name not in used and lower[name.lower()] in used]
     if len(found) == 1:
         return found[0]
     candidates = [" + ".join(filter(None, pair)) for pair in found]

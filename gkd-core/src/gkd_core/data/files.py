@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +22,15 @@ STEMS = {
 }
 
 
+logger = logging.getLogger(__name__)
+
+
 class Files(Task):
     """Tables (jsonl, json, csv, tsv, parquet) or plain text (txt) in local files.
 
     `task.train` names a file, or a directory with a file `train.*` and, optionally, `validation.*`
-    (or `valid`, `val`, `dev`) and `test.*`. The files may differ in format.
+    (or `valid`, `val`, `dev`) and `test.*`. The files may differ in format. A warning names the
+    other tables of the directory, which are not read.
     """
 
     name = "files"
@@ -55,6 +61,7 @@ class Files(Task):
             name = kind
         chosen = None if name is None else self.kinds[name]
         self._check_plain(paths, chosen)
+        self._tell_unread(paths.values())
         tables = {split: read(path) for split, path in paths.items()}
         source = ", ".join(str(path) for path in paths.values())
         chosen = chosen or infer_kind(tables["train"], self.config, self.kinds, self.model_kind)
@@ -66,6 +73,21 @@ class Files(Task):
             raise DataError(
                 f"{plain[0]} is plain text and has no labels for {kind or 'classification'}. Set "
                 "task.kind to masked-lm or causal-lm, or give a table (jsonl, csv, tsv, parquet)"
+            )
+
+    def _tell_unread(self, read: Iterable[Path]) -> None:
+        """Warn about tables in the directory that have the name of no split."""
+        directory = Path(str(self.config.train)).expanduser()
+        if not directory.is_dir():
+            return
+        tables = {path for path in directory.iterdir() if path.suffix.lower() in READERS}
+        others = sorted(path.name for path in tables - set(read))
+        if others:
+            logger.warning(
+                "%s has other tables, which are not read: %s. Name the files with task.train, "
+                "task.validation and task.test",
+                directory,
+                ", ".join(others),
             )
 
     def _paths(self) -> dict[str, Path]:

@@ -18,14 +18,23 @@ UNLABELED = ("", "-1", "-1.0", "None", "nan")
 """Label strings that stand for a hidden or missing label."""
 
 
+def is_missing(value: Any) -> bool:
+    """Return whether a cell is empty: null, blank, or not a number, as pandas writes null."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def label_name(value: Any) -> str:
     """Return the label as a string: `1`, `0.5`, `true`, `positive`.
 
     Raises:
-        ValueError: The label is missing, or is a list or an object.
+        ValueError: The label is missing, infinite, or is a list or an object.
     """
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if is_missing(value):
         raise ValueError("the row has no label")
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError(f"the label is {value}; expected a finite number")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -90,4 +99,6 @@ def label_values(labels: Sequence[str], numbers: Sequence[int], faults: Faults) 
     for label, number in zip(labels, numbers, strict=True):
         if not NUMBER.fullmatch(label):
             faults.add(number, f"label {label!r} is not a number, which task.kind=regression needs")
+        elif math.isinf(float(label)):
+            faults.add(number, f"label {label!r} is too large a number")
     return [float(label) if NUMBER.fullmatch(label) else math.nan for label in labels]

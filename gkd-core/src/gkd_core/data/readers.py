@@ -2,15 +2,18 @@
 
 Text files are UTF-8. csv follows RFC 4180; tsv has no quoting, as in GLUE; both have column names
 in the first line. A txt file holds paragraphs separated by blank lines; without blank lines between
-texts, each line is a paragraph. A conll (or bio) file has a word and its tag in each line, and
-sentences separated by blank lines.
+texts, each line is a paragraph. A conll (or bio) file has a word and its tag in each line, in
+columns separated by spaces or tabs, and sentences separated by blank lines.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,22 @@ from gkd_core.errors import DataError, suggest
 
 DOCUMENT = "-DOCSTART-"
 """First word of the lines that separate documents in CoNLL files."""
+
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Byte order marks of other encodings than UTF-8, at the beginning of a file."""
+
+LONGEST_FIELD = 2**31 - 1
+"""Characters in a csv field: the most that Python's reader can be set to on every platform."""
+
+ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""How JSON writes half of a character beyond U+FFFF; in UTF-8 itself it is an error."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read(path: Path) -> Table:
@@ -50,34 +69,70 @@ def _jsonl(path: Path) -> Table:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _parse(line)
         except json.JSONDecodeError as error:
             faults.add(number, f"invalid JSON: {error.msg} at column {error.colno}")
-            continue
-        _add_record(records, number, value, faults)
+        except ValueError as error:
+            faults.add(number, str(error))
+        else:
+            _add_record(records, number, value, faults, ESCAPED_SURROGATE.search(line) is not None)
     return _from_records(records, faults)
 
 
 def _json(path: Path) -> Table:
     faults = Faults(str(path), unit="row")
+    content = path.read_bytes()
+    _check_mark(path, content)
     try:
-        values = json.loads(path.read_bytes().decode("utf-8-sig") or "[]")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {_not_utf8(error)}. Save it as UTF-8") from error
+        text = _decode(content, first=True)
+        values = _parse(text or "[]")
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: invalid JSON: {error.msg} at column {error.colno}. "
             "Expected a list of objects; with one object per line, name the file .jsonl"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     if not isinstance(values, list):
         raise DataError(
             f"{path} contains {_article(values)}. Expected a list of objects; "
             "with one object per line, name the file .jsonl"
         )
     records: dict[int, Mapping[str, Any]] = {}
+    escaped = ESCAPED_SURROGATE.search(text) is not None
     for number, value in enumerate(values, 1):
-        _add_record(records, number, value, faults)
+        _add_record(records, number, value, faults, escaped)
     return _from_records(records, faults)
+
+
+class _Repeating(dict[str, Any]):
+    """An object that has a name twice, of which only the last value is left."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.twice = next(name for name in names if names.count(name) > 1)
+
+
+def _parse(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is invalid, or Python cannot hold it.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError("a number has too many digits") from error
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    return made if len(made) == len(pairs) else _Repeating(pairs)
 
 
 def _csv(path: Path) -> Table:
@@ -94,17 +149,31 @@ def _delimited(path: Path, delimiter: str, quoting: int) -> Table:
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
     header: list[str] = []
     numbers, rows = [], []
-    for number, fields in _records(reader, faults):
-        if not header:
-            header = _header(path, fields)
-        elif len(fields) != len(header):
-            fault = f"{len(fields)} fields, but the header has {len(header)}"
-            faults.add(number, fault)
-        else:
-            numbers.append(number)
-            rows.append(fields)
+    with _any_length():
+        for number, fields in _records(reader, faults):
+            if not header:
+                faults.check()  # the line with the names may be one that could not be read
+                header = _header(path, fields)
+            elif len(fields) != len(header):
+                fault = f"{len(fields)} fields, but the header has {len(header)}"
+                faults.add(number, fault)
+            elif len(header) > 1 and _names(fields) == header:
+                faults.add(number, "the names of the columns again, as where files were joined")
+            else:
+                numbers.append(number)
+                rows.append(fields)
     columns = zip(*rows, strict=True) if rows else [()] * len(header)
     return Table(dict(zip(header, columns, strict=True)), numbers, faults)
+
+
+@contextmanager
+def _any_length() -> Iterator[None]:
+    """Let fields of a csv file have any length; the limit belongs to the whole process."""
+    before = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _records(reader: Any, faults: Faults) -> Iterator[tuple[int, list[str]]]:
@@ -122,7 +191,7 @@ def _records(reader: Any, faults: Faults) -> Iterator[tuple[int, list[str]]]:
 
 
 def _header(path: Path, fields: list[str]) -> list[str]:
-    names = [name.strip() for name in fields]
+    names = _names(fields)
     if len(set(names)) < len(names) or "" in names:
         raise DataError(
             f"{path}:1: the first line must give every column a unique name, got {names}"
@@ -130,20 +199,42 @@ def _header(path: Path, fields: list[str]) -> list[str]:
     return names
 
 
+def _names(fields: Iterable[str]) -> list[str]:
+    return [field.removeprefix("\ufeff").strip() for field in fields]
+
+
 def _parquet(path: Path) -> Table:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        content = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            content = file.read()
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error
+    names = content.column_names
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: every column must have a unique name, got {names}")
+    columns = {name: _values(path, name, content[name]) for name in names}
     numbers = range(1, content.num_rows + 1)
-    return Table(content.to_pydict(), numbers, Faults(str(path), unit="row"))
+    return Table(columns, numbers, Faults(str(path), unit="row"))
+
+
+def _values(path: Path, name: str, column: Any) -> list[Any]:
+    """Return the values of a parquet column; Arrow does not check its texts before."""
+    values = []
+    for number, value in enumerate(column, 1):
+        try:
+            values.append(value.as_py())
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: row {number}: {_not_utf8(error)} (column {name!r})"
+            ) from error
+    return values
 
 
 def _txt(path: Path) -> Table:
     faults = Faults(str(path))
-    lines = [(number, line.strip()) for number, line in _lines(path, faults)]
+    lines = [(number, line.strip()) for number, line in _text_lines(path, faults)]
     filled = [number for number, line in lines if line]
     if len(filled) > 1 and filled[-1] - filled[0] + 1 > len(filled):
         numbers, texts = _paragraphs(lines)
@@ -158,13 +249,18 @@ def _conll(path: Path) -> Table:
     numbers: list[int] = []
     words: list[list[str]] = []
     tags: list[list[str]] = []
-    inside = False
-    for number, line in _lines(path, faults):
-        fields = line.split()
+    inside, width = False, 0
+    for number, line in _text_lines(path, faults):
+        # Other spaces, as in `10 000` with a fixed one, are part of a word.
+        fields = [field for field in re.split(r"[ \t]+", line.strip()) if field]
         if not fields or fields[0] == DOCUMENT:
             inside = False
-        elif len(fields) < 2:
+            continue
+        width = width or len(fields)
+        if len(fields) < 2:
             faults.add(number, f"the word {fields[0]!r} has no tag")
+        elif len(fields) != width:
+            faults.add(number, f"{len(fields)} columns, but the first word has {width}")
         else:
             if not inside:
                 numbers.append(number)
@@ -190,15 +286,59 @@ def _paragraphs(lines: list[tuple[int, str]]) -> tuple[list[int], list[str]]:
     return numbers, ["\n".join(paragraph) for paragraph in texts]
 
 
+def _text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
+    """Yield numbered lines as editors show them: a carriage return alone ends one, too."""
+    parts = (
+        part
+        for _, line in _lines(path, faults)
+        for part in line.removesuffix("\n").removesuffix("\r").split("\r")
+    )
+    return enumerate(parts, 1)
+
+
 def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
     """Yield line numbers and lines; a line that is not UTF-8 is recorded and yielded blank."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                _check_mark(path, line)
             try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                faults.add(number, _not_utf8(error))
-                yield number, "\n"
+                text = _decode(line, first=number == 1)
+            except ValueError as error:
+                faults.add(number, str(error))
+                text = "\n"
+            yield number, text
+
+
+def _check_mark(path: Path, content: bytes) -> None:
+    """Reject a file whose first bytes say that it is not UTF-8."""
+    for mark, name in MARKS.items():
+        if content.startswith(mark):
+            raise DataError(
+                f"{path}:1: not UTF-8: it begins with the byte order mark of {name}. Save the file "
+                "as UTF-8"
+            )
+
+
+def _decode(content: bytes, *, first: bool) -> str:
+    """Return bytes as text.
+
+    Args:
+        content: The bytes.
+        first: Whether the file begins with them, and with them the mark that UTF-8 may have.
+
+    Raises:
+        ValueError: They are not text in UTF-8.
+    """
+    zero = content.find(b"\0")
+    if zero >= 0:
+        raise ValueError(
+            f"a zero byte at position {zero + 1}, as in UTF-16; save the file as UTF-8"
+        )
+    try:
+        return content.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{_not_utf8(error)}; save the file as UTF-8") from error
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
@@ -206,12 +346,50 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def _add_record(
-    records: dict[int, Mapping[str, Any]], number: int, value: Any, faults: Faults
+    records: dict[int, Mapping[str, Any]],
+    number: int,
+    value: Any,
+    faults: Faults,
+    escaped: bool,
 ) -> None:
-    if isinstance(value, dict):
-        records[number] = value
-    else:
+    """Add a row, or a fault.
+
+    Args:
+        records: The rows so far.
+        number: Line or number of the row.
+        value: The row.
+        faults: The faults so far.
+        escaped: Whether its text may have half of a character.
+    """
+    if not isinstance(value, dict):
         faults.add(number, f"expected an object with named columns, got {_article(value)}")
+    elif isinstance(value, _Repeating):
+        faults.add(number, f"the column {value.twice!r} is there twice")
+    elif half := _half(value) if escaped else "":
+        faults.add(number, half)
+    else:
+        records[number] = value
+
+
+def _half(record: Mapping[str, Any]) -> str:
+    """Return where a row has half of a character; empty if nowhere."""
+    for name, value in record.items():
+        for text in _strings(value):
+            if half := SURROGATE.search(text):
+                return (
+                    f"half of a character, \\u{ord(half[0]):04x} at position {half.start() + 1} "
+                    f"(column {name!r}), as where a text is cut within an emoji"
+                )
+    return ""
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value, at every depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
 
 
 def _from_records(records: Mapping[int, Mapping[str, Any]], faults: Faults) -> Table:

@@ -19,11 +19,13 @@ class Faults:
         source: User-facing name of the source: a file name, or a dataset and its split.
         unit: Unit of the numbers: `line` of a text file, or `row`.
         reasons: Number of each bad row and what is wrong with it.
+        advice: What to do about them.
     """
 
     source: str
     unit: str = "line"
     reasons: list[tuple[int, str]] = field(default_factory=list)
+    advice: str = "Fix or remove the bad rows"
 
     def add(self, number: int, reason: str) -> None:
         """Record that row `number` (from 1) is bad."""
@@ -38,7 +40,7 @@ class Faults:
         told = [f"{self.source}{colon}{number}: {reason}" for number, reason in ordered[:SHOWN]]
         if len(ordered) > SHOWN:
             told.append(f"and {len(ordered) - SHOWN} more bad rows in {self.source}")
-        raise DataError("\n".join([*told, "Fix or remove the bad rows; no row was used"]))
+        raise DataError("\n".join([*told, f"{self.advice}; no row was used"]))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Words:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        tokens = _tokens(tokenizer)
         self.starts = _starts(tokens, _continuation(tokenizer))
         frame = ("bos", "eos", "cls", "sep", "pad")
         ids = {getattr(tokenizer, f"{name}_token_id") for name in frame} - {None}
@@ -41,6 +41,15 @@ class Words:
         special = self._special[ids]
         first = np.append(True, special[:-1]) | self.starts[ids]
         return np.where(special, -1, np.cumsum(first & ~special) - 1)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokens in the order of their ids; an id that the vocabulary skips has none: ''."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    tokens = [""] * (max(vocabulary.values()) + 1)
+    for token, index in vocabulary.items():
+        tokens[index] = token
+    return tokens
 
 
 def _continuation(tokenizer: Any) -> str | None:

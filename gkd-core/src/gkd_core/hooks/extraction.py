@@ -18,7 +18,6 @@ from gkd_core.hooks.forward import (
     Forward,
     StopForward,
     current_forward,
-    summary_positions,
     under_way,
 )
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, POOLED, Capture
@@ -241,7 +240,7 @@ class Extractor:
         hidden = args[0]
         if hidden.dim() == 2:
             return (forward.visit(POOLED, hidden), *args[1:])
-        at = summary_positions(forward.mask_of(hidden), self.sites.causal)
+        at = forward.summaries_of(hidden)
         pooled = hidden[at]
         changed = forward.visit(POOLED, pooled)
         if changed is pooled:

@@ -67,6 +67,7 @@ class Forward:
         self._stops = bool(self.pending) and not self._gradients and LOGITS not in self.pending
         self.rows = len(next(iter(inputs.values()), ()))
         self._mask = inputs.get("attention_mask")
+        self._ids = inputs.get("input_ids")
         self._captures: dict[Capture, list[Capture]] = defaultdict(list)
         # Sorted, because the order determines in which order autograd sums a tensor's gradients.
         for capture in sorted(self.pending):
@@ -106,6 +107,17 @@ class Forward:
         if self._mask is None:
             return torch.ones(tensor.shape[:2], dtype=torch.long, device=tensor.device)
         return self._mask
+
+    def summaries_of(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows and positions of the summarizing tokens: the first, or the last if causal."""
+        mask = self.mask_of(tensor)
+        rows = torch.arange(len(mask), device=mask.device)
+        if not self.sites.causal:
+            return rows, torch.zeros_like(rows)
+        # A head that classifies rows skips the token that its model pads with.
+        skips = self.sites.classifier is not None
+        padding = getattr(self.sites.model.config, "pad_token_id", None) if skips else None
+        return rows, last_tokens(mask, self._ids, padding)
 
     def attention_layer(self, module: nn.Module) -> int | None:
         """Return the layer number of an attention module that is read or changed, or None."""
@@ -163,7 +175,8 @@ class Forward:
                 f"{type(self.sites.model).__name__} did not compute {missing} at the sites "
                 f"found by {type(self.sites).__name__}"
             )
-        features, self.features, self._mask = self.features, Features(), None
+        features, self.features = self.features, Features()
+        self._mask = self._ids = None
         return features
 
     def _change(self, place: Capture, tensor: Tensor) -> Tensor:
@@ -192,7 +205,7 @@ class Forward:
         with saved_tensors_hooks(_keep, _keep):
             if capture.reduce == "mean":
                 return _mean(tensor, mask.bool())
-            return tensor[summary_positions(mask, self.sites.causal)]
+            return tensor[self.summaries_of(tensor)]
 
 
 def place_of(capture: Capture, sites: Sites) -> Capture:
@@ -201,10 +214,18 @@ def place_of(capture: Capture, sites: Sites) -> Capture:
     return replace(capture, reduce="", normed=normed)
 
 
-def summary_positions(mask: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Return rows and positions of the summarizing tokens: the first, or the last if causal."""
-    rows, positions = (torch.arange(size, device=mask.device) for size in mask.shape)
-    return rows, (mask * positions).argmax(1) if causal else torch.zeros_like(rows)
+def last_tokens(mask: Tensor, ids: Tensor | None = None, padding: int | None = None) -> Tensor:
+    """Return the position of the last token of each row that is not padding, int64 `[B]`.
+
+    Args:
+        mask: 1 at tokens and 0 at padding, `[B, S]`.
+        ids: The tokens, `[B, S]`.
+        padding: A token that is passed over at the end of a row, unless it has no other.
+    """
+    real = mask.long()
+    read = real if ids is None or padding is None else real * (ids != padding)
+    order = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (real + read * order).argmax(1)
 
 
 _current: ContextVar[tuple[Forward, bool] | None] = ContextVar("forward", default=None)

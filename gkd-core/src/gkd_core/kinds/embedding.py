@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -138,14 +139,20 @@ def _interleaved(texts: Sequence[str], pairs: Sequence[str]) -> list[str]:
 
 def _rows(table: Table, config: TaskConfig) -> Split:
     table.check_filled()
-    score = pick_column(table, config.label, SCORES)
-    text, pair = find_text(table, config, excluded=() if score is None else (score,))
-    scores = None
-    if score is not None:
-        scores = []
-        for number, value in zip(table.numbers, table.columns[score], strict=True):
-            try:
-                scores.append(float(value))
-            except (TypeError, ValueError):
-                table.faults.add(number, f"the score is {value!r}, not a number (column {score!r})")
+    column = pick_column(table, config.label, SCORES)
+    text, pair = find_text(table, config, excluded=() if column is None else (column,))
+    if column is None:
+        return select_texts(table, text, pair, None)
+    scores = [_score(value) for value in table.columns[column]]
+    for number, score, value in zip(table.numbers, scores, table.columns[column], strict=True):
+        if score is None:
+            table.faults.add(number, f"the score is {value!r}, not a number (column {column!r})")
     return select_texts(table, text, pair, scores)
+
+
+def _score(value: Any) -> float | None:
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        return None
+    return score if math.isfinite(score) else None

@@ -23,15 +23,19 @@ class Metric:
     higher_is_better: bool
 
     def better(self, new: float, old: float | None) -> bool:
-        """Return whether `new` beats `old`."""
-        if old is None:
+        """Return whether `new` beats `old`; everything beats NaN."""
+        if old is None or math.isnan(old):
             return True
         return new > old if self.higher_is_better else new < old
 
     def share(self, student: float, teacher: float) -> float:
-        """Return the share of the teacher's quality that the student keeps; 1 is equal."""
+        """Return the share of the teacher's quality that the student keeps; 1 is equal.
+
+        NaN if that has no meaning: a value is not finite, or what would be the whole is not above
+        0.
+        """
         kept, whole = (student, teacher) if self.higher_is_better else (teacher, student)
-        return kept / whole if whole else math.nan
+        return kept / whole if whole > 0 and math.isfinite(kept / whole) else math.nan
 
 
 def mean_loss(sums: Iterable[tuple[float, int]]) -> float:

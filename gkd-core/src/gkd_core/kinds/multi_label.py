@@ -66,25 +66,28 @@ class MultiLabel(TaskKind):
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return the texts, with a 0 or 1 for each class as label."""
         train = tables["train"]
-        labels = label_columns(train, config)
-        flags = [] if labels else _flag_columns(train, config)
-        if not labels and not flags:
-            raise DataError(
-                f"{train.source} has neither a column with lists of labels nor columns of 0 and 1; "
-                "name the column with --set task.label=COLUMN"
-            )
+        first = next((t for t in tables.values() if self.is_labeled(t, t, config)), train)
+        labels = label_columns(first, config)
+        flags = [] if labels else _flag_columns(first, config)
+        must = self.is_labeled(train, first, config)
         text, pair = find_text(train, config, excluded=(*labels, *flags))
-        classes = tuple(flags) or _classes(train, labels[0])
+        labeled = self.is_labeled(first, first, config)
+        classes = tuple(flags) or (_classes(first, labels[0]) if labeled else ())
         splits = {}
         for name, table in tables.items():
-            marks = _marks(table, flags) if flags else _lists(table, labels[0], classes)
+            marks = None
+            if must or self.is_labeled(table, first, config):
+                marks = _marks(table, flags) if flags else _lists(table, labels[0], classes)
             splits[name] = select_texts(table, text, pair, marks)
         return ReadRows(splits, classes)
 
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
-        """Return whether the label column holds lists; columns of 0 and 1 always count."""
+        """Return whether the label column holds labels; columns of 0 and 1 always count."""
         labels = label_columns(train, config)
-        return not labels or any(table.columns.get(labels[0], ()))
+        if labels:
+            return any(table.columns.get(labels[0], ()))
+        flags = _flag_columns(train, config)
+        return bool(flags) and any(name in table.columns for name in flags)
 
     def renumber(self, label: Any, ids: Sequence[int]) -> list[int]:
         """Return the marks of a row in another order of the classes."""
@@ -92,6 +95,10 @@ class MultiLabel(TaskKind):
         for mark, index in zip(label, ids, strict=True):
             marks[index] = mark
         return marks
+
+    def any_labels(self, split: Split, classes: Sequence[str]) -> list[list[int]]:
+        """Return no mark for any row."""
+        return [[0] * len(classes)] * len(split)
 
     def label_array(self, split: Split) -> NDArray[Any] | None:
         """Return the marks in fp32, `[N, C]`."""

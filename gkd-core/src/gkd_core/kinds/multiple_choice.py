@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gkd_core.contract.task import Fit, Split
-from gkd_core.data.columns import pick_column
+from gkd_core.data.columns import find_text, pick_column
 from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.data.holdout import take
 from gkd_core.data.labels import is_unlabeled
@@ -75,8 +75,11 @@ class MultipleChoice(TaskKind):
         """Return the texts, each with its choices as `pair`, and the number of the right one."""
         splits: dict[str, Split] = {}
         count = 0
+        train = tables["train"]
+        must = self.is_labeled(train, train, config)
         for name, table in tables.items():
-            splits[name] = _rows(table, config, count)
+            labeled = must or self.is_labeled(table, train, config)
+            splits[name] = _rows(table, config, count, labeled)
             count = count or len((splits[name].pair or [()])[0])
         return ReadRows(splits, tuple(map(str, range(count))))
 
@@ -165,7 +168,7 @@ def _options(value: Any) -> list[Any] | None:
 def _text_columns(table: Table, config: TaskConfig) -> tuple[str, str | None]:
     """Return the columns of the text and of what stands before each choice."""
     if config.text is not None:
-        return config.text, config.text_pair
+        return find_text(table, config, excluded=())
     lower = {name.lower(): name for name in table.columns}
     for text, stem in TEXTS:
         if text in lower and (stem is None or stem in lower):
@@ -176,13 +179,20 @@ def _text_columns(table: Table, config: TaskConfig) -> tuple[str, str | None]:
     )
 
 
-def _rows(table: Table, config: TaskConfig, count: int) -> Split:
-    """Return the rows of a table; `count` is the number of choices in training, 0 if unknown."""
+def _rows(table: Table, config: TaskConfig, count: int, labeled: bool) -> Split:
+    """Return the rows of a table.
+
+    Args:
+        table: The table.
+        config: Names of columns that the user gave.
+        count: Number of choices in training, 0 if unknown.
+        labeled: Whether to read the right choices.
+    """
     table.check_filled()
     text, stem = _text_columns(table, config)
     lists, numbered = _choice_columns(table)
-    label = pick_column(table, config.label, ANSWERS)
-    if label is None or (lists is None and len(numbered) < 2):
+    label = pick_column(table, config.label, ANSWERS) if labeled else None
+    if (labeled and label is None) or (lists is None and len(numbered) < 2):
         raise DataError(
             f"{table.source} needs a list of choices ({', '.join(LISTS)}, or ending0, ending1, "
             f"...) and the right one ({', '.join(ANSWERS)}); the columns are "
@@ -193,7 +203,7 @@ def _rows(table: Table, config: TaskConfig, count: int) -> Split:
         raw = table.columns[lists][index] if lists else None
         options = _options(raw) if lists else [table.columns[name][index] for name in numbered]
         count = count or len(options or ())
-        value = table.columns[label][index]
+        value = 0 if label is None else table.columns[label][index]
         right = _right(value, raw, len(options or ()))
         problem = _problem(table.columns[text][index], options, count, right, value)
         if problem:
@@ -204,7 +214,7 @@ def _rows(table: Table, config: TaskConfig, count: int) -> Split:
         pairs.append([f"{start}{option}" for option in options or ()])
         labels.append(right)
     table.faults.check()
-    return Split(texts, pairs, labels)
+    return Split(texts, pairs, None if label is None else labels)
 
 
 def _right(value: Any, choices: Any, count: int) -> int | None:

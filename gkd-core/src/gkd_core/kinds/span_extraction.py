@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gkd_core.contract.batch import UNKNOWN
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, check_room, join_rows
@@ -90,13 +91,19 @@ class SpanExtraction(TaskKind):
 
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return questions as text, contexts as pair, and answers with their places as labels."""
-        splits = {name: _rows(table, config) for name, table in tables.items()}
-        missing = any(not label["text"] for label in splits["train"].labels or ())
+        train = tables["train"]
+        must = self.is_labeled(train, train, config)
+        splits = {
+            name: _rows(table, config, must or self.is_labeled(table, train, config))
+            for name, table in tables.items()
+        }
+        labels = next((split.labels for split in splits.values() if split.labels), ())
+        missing = any(not label["text"] for label in labels)
         return ReadRows(splits, ("answer", "no answer") if missing else ())
 
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table has answers."""
-        label = _column(train, config, "label")
+        label = _column(train, config, "label") or _column(table, config, "label")
         return any(
             (_answers(value) or {}).get("text") for value in table.columns.get(label or "", ())
         )
@@ -126,6 +133,19 @@ class SpanExtraction(TaskKind):
         labels = np.array([w.label for w in windows], np.int64)
         extra = {"windows": windows, "split": split, "unanswerable": bool(classes)}
         return encoded.with_labels(labels, extra)
+
+    def any_labels(self, split: Split, classes: Sequence[str]) -> list[dict[str, list[Any]]]:
+        """Return no answer for any row."""
+        return [{"text": [], "start": []}] * len(split)
+
+    def answers(
+        self, predictions: Any, split: Split, classes: Sequence[str]
+    ) -> list[dict[str, list[Any]]]:
+        """Return the predicted answers; one that the context has twice is taken as the first."""
+        return [
+            {"text": [text], "start": [context.find(text)]} if text else {"text": [], "start": []}
+            for text, context in zip(predictions, split.pair or (), strict=True)
+        ]
 
     def collate(self, rows: Uncollated) -> tuple[Sequence[NDArray[np.int64]], Tensor | None]:
         """Return the windows, and first and last token of each answer."""
@@ -191,7 +211,8 @@ class Window:
         ids: Token ids.
         type_ids: Segment ids, if the tokenizer has them.
         offsets: First and last character of each token in the context; -1 elsewhere, `[S, 2]`.
-        label: First and last token of the answer; 0 and 0 if it is not in the window.
+        label: First and last token of the answer; 0 and 0 if it is not in the window, `UNKNOWN` if
+            no answer is given.
     """
 
     row: int
@@ -265,7 +286,7 @@ def _windows(
         return_offsets_mapping=True,
         return_attention_mask=False,
     )
-    label = (split.labels or [{"text": [], "start": []}])[row]
+    label = None if split.labels is None else split.labels[row]
     for index, ids in enumerate(made["input_ids"]):
         inside = np.array([part == 1 for part in made.sequence_ids(index)])
         offsets = np.where(inside[:, None], np.array(made["offset_mapping"][index]), -1)
@@ -273,8 +294,10 @@ def _windows(
         yield Window(row, ids, types, offsets, _place(label, offsets))
 
 
-def _place(label: Mapping[str, Any], offsets: NDArray[np.int64]) -> tuple[int, int]:
+def _place(label: Mapping[str, Any] | None, offsets: NDArray[np.int64]) -> tuple[int, int]:
     """Return first and last token of the first true answer; 0 and 0 if it is not in the window."""
+    if label is None:
+        return UNKNOWN, UNKNOWN
     if not label["text"]:
         return 0, 0
     begin = label["start"][0]
@@ -301,10 +324,11 @@ def _answers(value: Any) -> dict[str, list[Any]] | None:
     return {"text": list(value["text"]), "start": list(value["answer_start"])}
 
 
-def _rows(table: Table, config: TaskConfig) -> Split:
-    """Return the rows of a table."""
+def _rows(table: Table, config: TaskConfig, labeled: bool) -> Split:
+    """Return the rows of a table, with their answers or without."""
     table.check_filled()
-    names = {role: _column(table, config, role) for role in ("text", "text_pair", "label")}
+    roles = ("text", "text_pair", *(["label"] if labeled else ()))
+    names = {role: _column(table, config, role) for role in roles}
     for role, name in names.items():
         if name is None or name not in table.columns:
             raise DataError(
@@ -313,8 +337,8 @@ def _rows(table: Table, config: TaskConfig) -> Split:
             )
     columns = [table.columns[str(name)] for name in names.values()]
     questions, contexts, labels = [], [], []
-    for number, question, context, value in zip(table.numbers, *columns, strict=True):
-        answers = _answers(value)
+    for number, question, context, *value in zip(table.numbers, *columns, strict=True):
+        answers = _answers(value[0]) if labeled else {"text": [], "start": []}
         problem = _problem(question, context, answers)
         if problem:
             table.faults.add(number, problem)
@@ -323,7 +347,7 @@ def _rows(table: Table, config: TaskConfig) -> Split:
         contexts.append(context)
         labels.append(answers)
     table.faults.check()
-    return Split(questions, contexts, labels)
+    return Split(questions, contexts, labels if labeled else None)
 
 
 ROLES = {"text": "questions", "text_pair": "contexts", "label": "answers"}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.contract.task import Fit, Split
-from gkd_core.data.columns import CheckedRows, find_columns, select
+from gkd_core.data.columns import CheckedRows, find_columns, find_label, has_labels, select
 from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.metrics import Metric
@@ -184,6 +184,8 @@ class TaskKind:
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return the rows of the tables: texts and parsed labels.
 
+        Rows to train on may all be without labels; then those of the other tables may be, too.
+
         Args:
             tables: `train` and, if given, `validation` and `test`, in this order.
             config: Names of columns that the user gave.
@@ -192,21 +194,27 @@ class TaskKind:
             DataError: A column is missing, or a row is invalid.
         """
         refuse_target(config, self.name)
-        columns = find_columns(tables["train"], config, labeled=True)
+        train, *others = tables.values()
+        columns = find_columns(train, config, labeled=True, others=others)
+        labeled = has_labels(train, columns.label)
         splits: dict[str, Split] = {}
         classes: tuple[str, ...] = ()
         for name, table in tables.items():
-            rows = select(table, columns)
-            if not splits:
-                classes = self.find_classes(rows, table.classes.get(columns.label or "", ()))
-            splits[name] = rows.split(self.parse(rows, classes))
+            rows = select(table, columns, labeled)
+            declared = table.classes.get(columns.label or "", ())
+            if rows.labels is None:
+                classes = classes or declared
+                splits[name] = rows.split(None)
+            else:
+                classes = classes or self.find_classes(rows, declared)
+                splits[name] = rows.split(self.parse(rows, classes))
         return ReadRows(splits, classes)
 
     def find_classes(self, rows: CheckedRows, declared: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the classes of the training rows in the order of their ids.
+        """Return the classes of rows in the order of their ids.
 
         Args:
-            rows: The training rows.
+            rows: The training rows, or else the first ones that have labels.
             declared: Class names in id order that the source of the data defines.
 
         Raises:
@@ -225,10 +233,7 @@ class TaskKind:
 
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table has labels, in the column that has them in training."""
-        from gkd_core.data.labels import is_unlabeled
-
-        label = find_columns(train, config, labeled=True).label or ""
-        return not is_unlabeled(table.columns.get(label, ()))
+        return has_labels(table, find_label([train, table], config))
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise `DataError` if a tokenizer lacks what this kind needs."""
@@ -279,6 +284,27 @@ class TaskKind:
         """
         labels = rows.encoded.labels
         return rows.ids, None if labels is None else torch.from_numpy(labels[list(rows.numbers)])
+
+    # Rows without labels
+
+    def any_labels(self, split: Split, classes: Sequence[str]) -> Sequence[Any]:
+        """Return a label for each row of a split of which only the predictions matter.
+
+        Args:
+            split: Rows without labels.
+            classes: The task's classes.
+        """
+        return [0] * len(split)
+
+    def answers(self, predictions: Any, split: Split, classes: Sequence[str]) -> Sequence[Any]:
+        """Return predictions as labels, by which another model can be judged.
+
+        Args:
+            predictions: Those of an `Evaluation` of the split.
+            split: Rows without labels.
+            classes: The task's classes.
+        """
+        return predictions.tolist() if isinstance(predictions, Tensor) else list(predictions)
 
     # Predictions
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gkd_core.contract.batch import IGNORE
+from gkd_core.contract.batch import IGNORE, UNKNOWN
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, check_room, join_rows
@@ -67,22 +67,21 @@ class TokenClassification(TaskKind):
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return the words, with a tag id for each."""
         train = tables["train"]
-        words, tags = pick_column(train, config.text, WORDS), pick_column(train, config.label, TAGS)
-        for name, setting in ((words, "text"), (tags, "label")):
-            if name is None:
-                raise DataError(
-                    f"{train.source} has no column of {'words' if setting == 'text' else 'tags'}: "
-                    f"the columns are {', '.join(map(repr, train.columns))}. Name it with --set "
-                    f"task.{setting}=COLUMN"
-                )
-        assert words is not None, "refused above"
-        assert tags is not None, "refused above"
-        classes = train.classes.get(tags) or sorted_classes(
-            {label_name(tag) for row in train.columns[tags] for tag in row or ()}
-        )
-        return ReadRows(
-            {name: _rows(table, words, tags, classes) for name, table in tables.items()}, classes
-        )
+        words = pick_column(train, config.text, WORDS)
+        if words is None:
+            raise DataError(
+                f"{train.source} has no column of words: the columns are "
+                f"{', '.join(map(repr, train.columns))}. Name it with --set task.text=COLUMN"
+            )
+        first = next((t for t in tables.values() if self.is_labeled(t, t, config)), train)
+        tags = pick_column(first, config.label, TAGS)
+        must = self.is_labeled(train, first, config)
+        classes = _classes(first, tags)
+        splits = {}
+        for name, table in tables.items():
+            labeled = must or self.is_labeled(table, first, config)
+            splits[name] = _rows(table, words, tags if labeled else None, classes)
+        return ReadRows(splits, classes)
 
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table has tags."""
@@ -117,7 +116,7 @@ class TokenClassification(TaskKind):
         )
         rows = zip(split.text, made["offset_mapping"], made["special_tokens_mask"], strict=True)
         starts = [_first_tokens(*row) for row in rows]
-        golds: Sequence[Sequence[int]] = split.labels or [[IGNORE] * len(w) for w in split.text]
+        golds: Sequence[Sequence[int]] = split.labels or [[UNKNOWN] * len(w) for w in split.text]
         labels = [
             np.array([IGNORE if word < 0 else gold[word] for word in row], np.int64)
             for gold, row in zip(golds, starts, strict=True)
@@ -127,6 +126,15 @@ class TokenClassification(TaskKind):
         )
         encoded = join_rows(made["input_ids"], made.get("token_type_ids"), cut)
         return encoded.with_labels(np.concatenate(labels), {"gold": golds, "classes": classes})
+
+    def any_labels(self, split: Split, classes: Sequence[str]) -> list[list[int]]:
+        """Return the first tag for each word."""
+        return [[0] * len(words) for words in split.text]
+
+    def answers(self, predictions: Any, split: Split, classes: Sequence[str]) -> list[list[int]]:
+        """Return the predicted tags; words that were not read have none, unless `O` is a tag."""
+        ids = {name: index for index, name in enumerate(classes)}
+        return [[ids.get(tag, IGNORE) for tag in row] for row in predictions]
 
     def collate(self, rows: Uncollated) -> tuple[Sequence[NDArray[np.int64]], Tensor | None]:
         """Return the rows, and the tag at the first token of each word."""
@@ -164,7 +172,8 @@ class TokenClassification(TaskKind):
             row: tags for _, _, rows, many in parts for row, tags in zip(rows, many, strict=True)
         }
         loss = mean_loss(part[:2] for part in parts)
-        golds, classes = split.extra["gold"], split.extra["classes"]
+        golds = [[tag for tag in row if tag != IGNORE] for row in split.extra["gold"]]
+        classes = split.extra["classes"]
         names = [*classes, NOTHING]
         # Words beyond the last token have no prediction.
         predictions = [
@@ -231,35 +240,50 @@ def _named(rows: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[str
     return [[names[tag] for tag in row] for row in rows]
 
 
-def _rows(table: Table, words: str, tags: str, classes: Sequence[str]) -> Split:
-    """Return the rows of a table, with a tag id for each word."""
+def _classes(table: Table, tags: str | None) -> tuple[str, ...]:
+    """Return the tags of a table in the order of their ids; none if it has no column of them."""
+    if tags is None:
+        return ()
+    return table.classes.get(tags) or sorted_classes(
+        {label_name(tag) for row in table.columns[tags] for tag in row or ()}
+    )
+
+
+def _rows(table: Table, words: str, tags: str | None, classes: Sequence[str]) -> Split:
+    """Return the rows of a table, with a tag id for each word if there is a column of tags."""
     ids = {name: index for index, name in enumerate(classes)}
-    for name in (words, tags):
+    for name in filter(None, (words, tags)):
         if name not in table.columns:
             raise DataError(
                 f"{table.source} has no column {name!r}, which the training data has. Give a file "
                 "with the same columns"
             )
     texts, labels = [], []
-    for number, row, marks in zip(
-        table.numbers, table.columns[words], table.columns[tags], strict=True
-    ):
-        problem = _problem(row, marks, ids)
+    marked = table.columns[words] if tags is None else table.columns[tags]
+    for number, row, marks in zip(table.numbers, table.columns[words], marked, strict=True):
+        problem = _problem(row) or ("" if tags is None else _tag_problem(row, marks, ids))
         if problem:
             table.faults.add(number, problem)
             continue
         texts.append(list(row))
-        labels.append([ids[label_name(tag)] for tag in marks])
+        labels.append([] if tags is None else [ids[label_name(tag)] for tag in marks])
     table.faults.check()
-    return Split(texts, None, labels)
+    return Split(texts, None, None if tags is None else labels)
 
 
-def _problem(words: Any, tags: Any, ids: Mapping[str, int]) -> str:
-    """Return what is wrong with a row; empty if nothing is."""
-    if not isinstance(words, (list, tuple)) or not isinstance(tags, (list, tuple)):
+def _problem(words: Any) -> str:
+    """Return what is wrong with the words of a row; empty if nothing is."""
+    if not isinstance(words, (list, tuple)):
         return "expected a list of words and a list of tags"
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
         return "a word is empty or not a string"
+    return ""
+
+
+def _tag_problem(words: Sequence[str], tags: Any, ids: Mapping[str, int]) -> str:
+    """Return what is wrong with the tags of a row; empty if nothing is."""
+    if not isinstance(tags, (list, tuple)):
+        return "expected a list of words and a list of tags"
     if len(words) != len(tags):
         return f"there are {len(words)} words and {len(tags)} tags"
     unknown = [str(tag) for tag in tags if tag is None or label_name(tag) not in ids]

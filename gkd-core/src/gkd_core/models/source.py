@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
@@ -14,6 +16,15 @@ from gkd_core.errors import ConfigError, suggest
 from gkd_core.models.quiet import quiet
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+ADAPTER = "adapter_config.json"
+"""The file that makes a directory an adapter of PEFT, such as LoRA."""
+
+QUANTIZATION = ("quantization_config", "compression_config", "quantization")
+"""Tables of a configuration that say how its weights are quantized; the last is that of MLX."""
+
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Files that say it where the configuration does not."""
 
 
 def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedConfig:
@@ -42,7 +53,23 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
             f"{origin} = {model!r} ({config.model_type}) is not a text model: it has no "
             "vocabulary; choose a text encoder or decoder"
         )
+    _refuse_quantized(config, place, model, origin)
     return config
+
+
+def _refuse_quantized(config: PretrainedConfig, place: str, model: str, origin: str) -> None:
+    """Reject weights of a few bits, which can be neither sliced nor converted to fp32."""
+    tables: list[Any] = [getattr(config, name, None) for name in QUANTIZATION]
+    table = next(filter(None, tables), None)
+    file = next((name for name in QUANTIZATION_FILES if (Path(place) / name).is_file()), None)
+    if table is None and file is None:
+        return
+    method = table.get("quant_method") if isinstance(table, dict) else None
+    raise ConfigError(
+        f"{origin} = {model!r} is quantized ({method or file or 'config.json'}), and quantized "
+        "weights are not read; give the checkpoint that it was made from, or a copy converted "
+        "back to bf16"
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -73,6 +100,8 @@ def locate(model: str, origin: str) -> str:
     if path.is_file():
         raise ConfigError(f"{origin} = {model!r} is a file; give the directory that contains it")
     if path.is_dir():
+        if (path / ADAPTER).is_file():
+            raise ConfigError(_adapter(path, model, origin))
         if (path / "config.json").is_file():
             return str(path)
         inside = sorted(str(found.parent) for found in path.glob("*/config.json"))
@@ -85,15 +114,41 @@ def locate(model: str, origin: str) -> str:
     raise ConfigError(f"{origin} = {model!r} does not exist.{_nearest(path)}")
 
 
+def _adapter(directory: Path, model: str, origin: str) -> str:
+    """Say that a directory holds an adapter, and of which model.
+
+    transformers reads it as its base model if `peft` is installed, and without it as a model whose
+    weights are missing.
+    """
+    try:
+        base = json.loads((directory / ADAPTER).read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    beside = any(
+        not file.name.startswith("adapter_model") for file in directory.glob("*.safetensors")
+    )
+    if beside:
+        return (
+            f"{origin} = {model!r} holds a model and an adapter ({ADAPTER}), so that it is not "
+            "clear which is meant. Merge the adapter (peft's `merge_and_unload`), or move its "
+            "files elsewhere"
+        )
+    of = f" of {base!r}" if base else ""
+    return (
+        f"{origin} = {model!r} holds an adapter{of} ({ADAPTER}), which is not a model by itself. "
+        "Merge it into its base model first (peft's `merge_and_unload`), save the result with its "
+        "tokenizer, and give that directory"
+    )
+
+
 def unreadable(model: str, origin: str, error: Exception) -> ConfigError:
     """Return the error for a model that transformers could not read."""
     path = Path(model).expanduser()
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
-        setting = f"{origin.rpartition('.')[0]}.trust_remote_code = true"
         return ConfigError(
             f"{origin} = {model!r} comes with model code of its own, which would be executed; "
-            f"read it, and set {setting.lstrip('.')} if you trust it"
+            f"{_how_to_trust(origin)}"
         )
     if path.is_dir():
         return ConfigError(f"{origin} = {model!r} cannot be loaded: {reason}")
@@ -102,6 +157,14 @@ def unreadable(model: str, origin: str, error: Exception) -> ConfigError:
         f"{origin} = {model!r} is neither a directory here nor a model that could be fetched from "
         f"the Hugging Face Hub ({reason.rstrip('.')}).{meant or ' Check the name and the network.'}"
     )
+
+
+def _how_to_trust(origin: str) -> str:
+    """Say how to let code run that comes with a model; not every setting of a model can."""
+    table, _, name = origin.rpartition(".")
+    if name != "model":
+        return "choose a model that needs none"
+    return f"read it, and set {table}.trust_remote_code = true if you trust it"
 
 
 def _nearest(path: Path) -> str:

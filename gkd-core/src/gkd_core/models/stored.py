@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
+from gkd_core.errors import ConfigError
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.load import check_safetensors, no_trained_head
 from gkd_core.models.quiet import quiet
 from gkd_core.models.source import locate, unreadable
 
+WRAPPERS = {
+    "module": "DistributedDataParallel or DeepSpeed",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FullyShardedDataParallel",
+    "base_model": "peft",
+}
+"""What wraps a model, by the name that the weights then begin with."""
 
-def check_stored(model: str, kind: TaskKind, origin: str) -> None:
-    """Reject a directory whose weights are missing, damaged or a pickle; a hub id passes.
+
+def check_stored(model: str, config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
+    """Reject a directory whose weights cannot be those of the model; a hub id passes.
 
     Args:
         model: Directory or hub id.
+        config: Its Hugging Face configuration.
         kind: The kind of task.
         origin: Setting that named the model.
 
     Raises:
-        ConfigError: It has no readable weights.
+        ConfigError: The weights are missing, damaged, a pickle, or were saved from a wrapper.
     """
     place = locate(model, origin)
     check_safetensors(place, kind, origin)
-    _stored_names(Path(place), origin)
+    names = _stored_names(Path(place), origin)
+    if any(".lora_" in name for name in names):
+        raise ConfigError(
+            f"{origin} = {model!r} holds the weights of an adapter ('{names[0]}', ...), which was "
+            "not merged. Merge it (peft's `merge_and_unload`), and save the model again"
+        )
+    known = kind.configs.get(type(config), None)
+    wrapper = _wrapper(names, "" if known is None else known.base_model_prefix)
+    if wrapper is not None:
+        raise ConfigError(
+            f"{origin} = {model!r} was saved from {WRAPPERS.get(wrapper, 'a wrapper')}: the names "
+            f"of its weights begin with '{wrapper}.' ('{names[0]}', ...). Save the model inside "
+            f"the wrapper, or remove '{wrapper}.' from the names"
+        )
 
 
 def check_trained_head(model: str, config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
@@ -60,6 +83,21 @@ def _head_modules(config: PretrainedConfig, kind: TaskKind) -> Iterator[str]:
         module = name.partition(".")[0]
         if module != model.base_model_prefix:
             yield module
+
+
+def _wrapper(names: Sequence[str], body: str) -> str | None:
+    """Return the module that stands around the whole model, if there is one.
+
+    Args:
+        names: Names of the stored weights.
+        body: The model's name for its base model, such as `bert`; empty if it is not known.
+    """
+    outer = {name.partition(".")[0] for name in names}
+    if len(outer) != 1:
+        return None
+    (module,) = outer
+    inside = body and any(name.startswith(f"{module}.{body}.") for name in names)
+    return module if inside or module in WRAPPERS else None
 
 
 def _stored_names(directory: Path, origin: str) -> list[str]:

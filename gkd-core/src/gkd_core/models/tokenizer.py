@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from gkd_core.contract.positions import numbered_after_padding
 from gkd_core.errors import ConfigError
+from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.models.quiet import quiet
 from gkd_core.models.source import load_config, locate
 
 PROBE = "The 2nd Café isn't OPEN: e.g. naïve_tests, 3.14%  (see 漢字)"
-SPECIAL = ("pad", "bos", "eos", "cls", "sep", "mask", "unk")
+SPECIAL = ("pad", "bos", "eos", "cls", "sep", "unk")
+"""Roles of tokens that do not change what the ids of a text mean."""
 
 
 def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrainedTokenizerFast:
@@ -23,12 +26,11 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
     Raises:
         ConfigError: There is no tokenizer, only a slow one, or no token to pad with.
     """
+    config = load_config(model, trust_remote_code, origin)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
-                locate(model, origin),
-                config=load_config(model, trust_remote_code, origin),
-                trust_remote_code=trust_remote_code,
+                locate(model, origin), config=config, trust_remote_code=trust_remote_code
             )
     except ConfigError:
         raise
@@ -52,15 +54,29 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    side = _padding_side(tokenizer, config)
+    if tokenizer.padding_side != side:
+        # What is saved with the student are the arguments that the tokenizer was made with.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = side
     return tokenizer
+
+
+def _padding_side(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> str:
+    """Return the side on which a model can read padding, whatever the tokenizer says.
+
+    Heads of encoders read the first column, but that of XLNet the last. Decoders follow the mask.
+    """
+    if getattr(config, "summary_type", None) == "last":
+        return "left"
+    return "right" if sees_both_sides(config) else str(tokenizer.padding_side)
 
 
 def tokenizer_mismatch(
     first: PreTrainedTokenizerFast, second: PreTrainedTokenizerFast
 ) -> str | None:
-    """Describe how two tokenizers differ, or return None if they do not.
+    """Describe how the ids of two tokenizers differ, or return None if each means the same.
 
-    Compares the tokens and their ids, the special tokens, and how a probe text is split.
+    Compares the tokens and their ids, the mask token, and how a probe text is split.
     """
     here, there = first.get_vocab(), second.get_vocab()
     if len(here) != len(there):
@@ -73,13 +89,24 @@ def tokenizer_mismatch(
             f"{len(different)} of {len(here)} tokens differ; {token!r} is id {here[token]} in one "
             f"and {other} in the other"
         )
-    for name in SPECIAL:
-        mine, theirs = getattr(first, f"{name}_token"), getattr(second, f"{name}_token")
-        if mine != theirs:
-            return f"the {name} token is {mine!r} in one and {theirs!r} in the other"
+    if first.mask_token != second.mask_token:
+        mine, theirs = first.mask_token, second.mask_token
+        return f"the mask token is {mine!r} in one and {theirs!r} in the other"
     if first(PROBE)["input_ids"] != second(PROBE)["input_ids"]:
         return f"the same tokens, but they split {PROBE!r} differently"
     return None
+
+
+def other_special_tokens(
+    tokenizer: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast
+) -> list[str]:
+    """Return the special tokens of a tokenizer that another of the same ids has differently."""
+    names = (f"{role}_token" for role in SPECIAL)
+    return [
+        f"{name} {getattr(tokenizer, name)!r}, not {getattr(other, name)!r}"
+        for name in names
+        if getattr(tokenizer, name) != getattr(other, name)
+    ]
 
 
 def check_vocabulary(
@@ -87,11 +114,15 @@ def check_vocabulary(
 ) -> None:
     """Reject a tokenizer with ids that the model has no embedding for.
 
+    A vocabulary that skips ids may have been counted when the embedding was made; whether texts
+    hold the tokens beyond it shows when they are encoded.
+
     Raises:
-        ConfigError: Its largest id is beyond the embedding.
+        ConfigError: It has more tokens than the embedding, or a special one beyond it.
     """
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if largest >= config.vocab_size:
+    vocabulary, rows = tokenizer.get_vocab(), config.vocab_size
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if len(vocabulary) > rows or max(tokenizer.all_special_ids, default=0) >= rows:
         raise ConfigError(
             f"the tokenizer does not fit the model ({origin}): its largest token id is {largest} "
             f"({token!r}), but the embedding has {config.vocab_size} rows (ids up to "
@@ -100,8 +131,14 @@ def check_vocabulary(
 
 
 def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Set a model's padding token; decoder classifiers read the last token before padding."""
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if tokenizer.pad_token == tokenizer.eos_token:
-        # The padding row of an embedding gets no gradient, but end-of-sequence has to learn.
-        model.get_input_embeddings().padding_idx = None
+    """Set the padding token of a model to be trained, and saved, to that of its tokenizer.
+
+    Decoder classifiers read the last token before padding. A model that counts its positions from
+    its padding token keeps it.
+    """
+    embedding, token = model.get_input_embeddings(), tokenizer.pad_token_id
+    if token == tokenizer.eos_token_id or getattr(embedding, "padding_idx", None) != token:
+        # The padding row of an embedding gets no gradient, but a token of the text has to learn.
+        embedding.padding_idx = None
+    if not numbered_after_padding(model.config):
+        model.config.pad_token_id = token

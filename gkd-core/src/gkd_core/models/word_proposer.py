@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from gkd_core.contract.positions import longest_sequence
 from gkd_core.data.augment import Word
 from gkd_core.data.words import Words
 
@@ -37,12 +38,11 @@ class MaskedProposer:
         self.tokenizer = tokenizer
         self.number = number
         self._words = Words(tokenizer)
-        self._spelling = [_spelling(tokenizer, token) for token in range(len(tokenizer))]
+        self._spelling = [_spelling(tokenizer, token) for token in range(len(self._words.starts))]
         whole = self._words.starts & np.array([word.isalpha() for word in self._spelling])
         self._forbidden = torch.ones(int(model.config.vocab_size), dtype=torch.bool)
         self._forbidden[: len(whole)] = torch.from_numpy(~whole)
-        limit = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-        self._length = min(limit, tokenizer.model_max_length)
+        self._length = min(longest_sequence(model.config), tokenizer.model_max_length)
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
         """Return the single-token words of each text, in order."""
@@ -128,6 +128,6 @@ class MaskedProposer:
 
 def _spelling(tokenizer: PreTrainedTokenizerFast, token: int) -> str:
     """Return a token's spelling in a text."""
-    name = tokenizer.convert_ids_to_tokens(token)
+    name = tokenizer.convert_ids_to_tokens(token) or ""
     text: str = tokenizer.convert_tokens_to_string([name])
     return text.strip()

@@ -90,8 +90,7 @@ def count_weights(spec: StageSpec) -> dict[str, int]:
     """Return the number of weights of each model that a step runs, by name."""
     kind, classes = spec.kind, spec.data.classes
     read = spec.teachers if spec.reads_teachers else ()
-    trusts = spec.config.student.trust_remote_code
-    shapes = [("student", spec.student_config, trusts)]
+    shapes = [("student", spec.student_config, spec.trusts_student)]
     shapes += [(t.info.name, t.config, t.trust_remote_code) for t in read]
     with torch.device("meta"):
         return {
@@ -103,9 +102,10 @@ def count_weights(spec: StageSpec) -> dict[str, int]:
 def count_state(spec: StageSpec, registry: Registry) -> int:
     """Return the bytes of the optimizer state of all weights of the student."""
     factory = registry.make_optimizer(spec.config)
-    trusts = spec.config.student.trust_remote_code
     with torch.device("meta"):
-        model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, True)
+        model = build_shape(
+            spec.student_config, spec.kind, spec.data.classes, spec.trusts_student, True
+        )
     chosen = ChosenOptimizer(factory, find_parts(find_sites(model, registry.sites)))
     known = chosen.describe(model.parameters(), Division([model]))
     return sum(factory.state_bytes(weight) for weight in known.values())

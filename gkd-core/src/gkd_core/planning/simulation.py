@@ -216,7 +216,7 @@ def _build(
             settle_teacher(sites, source, dtypes[name], groups, torch.device("cpu"))
         live[name] = sites
     with tracker.track("student weights"):
-        trusts = config.student.trust_remote_code
+        trusts = spec.trusts_student
         model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, on_cpu)
         counts["student"] = count_parameters(model)
         _divide(model, None if groups is None else groups.tensor)

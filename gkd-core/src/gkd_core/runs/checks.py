@@ -69,6 +69,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
         _check_samples(spec, member)
         _check_method(spec, member)
         _check_borrowed(spec, member)
+    _check_judge(spec)
     _check_heads(spec, spec.first_step)
 
 
@@ -146,11 +147,11 @@ def _check_weights(spec: StageSpec) -> None:
         check_classes(teacher.config, spec.kind, data.classes, teacher.setting)
         if teacher.stage is not None or not spec.reads_weights(number):
             continue
-        check_stored(teacher.model, spec.kind, teacher.setting)
+        check_stored(teacher.model, teacher.config, spec.kind, teacher.setting)
         if teacher.store is None:
             check_trained_head(teacher.model, teacher.config, spec.kind, teacher.setting)
     if spec.config.student.model is not None and spec.follows is None:
-        check_stored(spec.config.student.model, spec.kind, "student.model")
+        check_stored(spec.config.student.model, spec.student_config, spec.kind, "student.model")
 
 
 def _check_length(spec: StageSpec, info: ModelInfo) -> None:
@@ -202,8 +203,7 @@ def _check_scale(spec: StageSpec) -> None:
             f"student.scale gives blocks different widths, which parallel.tensor = "
             f"{spec.layout.tensor} cannot shard. Set parallel.tensor = 1"
         )
-    unlabeled = spec.data.train.labels is None and not spec.kind.is_lm
-    if unlabeled:
+    if spec.is_unlabeled(spec.data.train):
         raise ConfigError(
             f"student.scale ranks heads and neurons by the labels, but {spec.data.source} "
             "has none. Name the label column (task.label), or set student.layers instead"
@@ -254,9 +254,29 @@ def _check_writing_teacher(spec: StageSpec) -> None:
         )
 
 
+def _check_judge(spec: StageSpec) -> None:
+    """Reject rows without labels to judge students by if no teacher can give answers to them."""
+    data = spec.data
+    splits = [rows for rows in (data.validation, data.test) if rows is not None]
+    if not any(map(spec.is_unlabeled, splits)):
+        return
+    missing = f"the validation or test rows of {data.source} have no labels"
+    if not spec.live_teachers:
+        raise ConfigError(
+            f"{missing}, and no model of a teacher runs whose answers could take their place. "
+            "Name labeled rows (task.validation, task.test)"
+        )
+    teacher, tensor = spec.live_teachers[0], spec.layout.tensor
+    if teacher.tensor > tensor:
+        raise ConfigError(
+            f"{missing}, so the teacher {teacher.info.name!r} answers for them, but "
+            f"{teacher.tensor} processes share it and {tensor} the student. Set the teacher's "
+            "tensor to that of the student (parallel.tensor), or name labeled rows"
+        )
+
+
 def _check_labels(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
-    unlabeled = spec.data.train.labels is None and not spec.kind.is_lm
-    if unlabeled and owner.methods[0].needs_labels:
+    if spec.is_unlabeled(spec.data.train) and owner.methods[0].needs_labels:
         raise ConfigError(
             f"{owner.name} needs labels, but {spec.data.source} has none. Name the label "
             "column (task.label), or use methods that need none, such as soft"

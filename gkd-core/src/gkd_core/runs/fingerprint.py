@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core import digest
+from gkd_core.models.content import ModelContents
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ PLACES = {"model", "placement", "source", "tensor", "trust_remote_code", "new_st
 
 LEARNT_FROM = ("rows", "mask_share")
 """Settings of a task that the hash of its rows does not cover."""
-
-CONTENT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.py")
-"""Files of a saved model that are hashed."""
 
 SINCE_0_1: Mapping[tuple[str, ...], Any] = {
     ("optim",): {"name": "adamw", "options": {}},
@@ -80,35 +78,51 @@ class Fingerprints:
 
     Args:
         registry: The plugins.
+        contents: Reads the files of models.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, contents: ModelContents | None = None) -> None:
         self._code = digest.of_value([_code(registry), *(f"{n} {version(n)}" for n in LIBRARIES)])
-        self._known: dict[str, StageFingerprint] = {}
-        self._places = functools.cache(_place)
+        self._known: dict[str, StageFingerprint | None] = {}
+        self._contents = ModelContents() if contents is None else contents
 
-    def of(self, spec: StageSpec) -> StageFingerprint:
-        """Return the fingerprint of a stage."""
+    def of(self, spec: StageSpec) -> StageFingerprint | None:
+        """Return the fingerprint of a stage; None if one that it uses has none."""
         if spec.name not in self._known:
-            data = spec.data
-            self._known[spec.name] = StageFingerprint(
-                settings=digest.of_value(_settings(spec)),
-                data=digest.of_value([data.rows_hash, data.kind, list(data.classes)]),
-                models=digest.of_value(self._models(spec)),
-                code=self._code,
-            )
+            self._known[spec.name] = self._read(spec)
         return self._known[spec.name]
+
+    def settle(self, name: str, fingerprint: StageFingerprint | None) -> None:
+        """Note with which fingerprint a stage was really trained.
+
+        Args:
+            name: Name of the stage.
+            fingerprint: Its fingerprint; None if nothing tells what its student was made from.
+        """
+        self._known[name] = fingerprint
+
+    def _read(self, spec: StageSpec) -> StageFingerprint | None:
+        used = [teacher.stage for teacher in spec.teachers if spec.loads_teachers]
+        if any(stage is not None and self.of(stage) is None for stage in (spec.follows, *used)):
+            return None
+        data = spec.data
+        return StageFingerprint(
+            settings=digest.of_value(_settings(spec)),
+            data=digest.of_value([data.rows_hash, data.kind, list(data.classes)]),
+            models=digest.of_value(self._models(spec)),
+            code=self._code,
+        )
 
     def _models(self, spec: StageSpec) -> list[str]:
         teachers = spec.teachers if spec.loads_teachers else ()
         found = [self._teacher(teacher) for teacher in teachers]
-        found.append(_vocabulary(spec.tokenizer))
+        found.append(vocabulary(spec.tokenizer))
         own = spec.config.student.model
         if spec.follows is not None:
             which = "untrained" if spec.name == BASELINE else spec.follows.kept_student
             found.append(f"{which} {self.of(spec.follows)}")
         elif own is not None:
-            found.append(self._places(own, _revision(spec.student_config)))
+            found.append(self._model(own, spec.student_config))
         return found
 
     def _teacher(self, teacher: TeacherSpec) -> str:
@@ -118,12 +132,12 @@ class Fingerprints:
             return str(self.of(teacher.stage))
         if teacher.store is not None:
             return teacher.store.fingerprint
-        return self._places(teacher.model, _revision(teacher.config))
+        return self._model(teacher.model, teacher.config)
 
-
-def model_digest(directory: Path) -> str:
-    """Return a hash of the weights, configuration and tokenizer of a saved model."""
-    return digest.of_files({path for pattern in CONTENT for path in directory.glob(pattern)})
+    def _model(self, model: str, config: PretrainedConfig) -> str:
+        """Return the content hash of a directory, or the id and revision of a hub model."""
+        path = Path(model).expanduser()
+        return self._contents.digest(path) if path.is_dir() else f"{model} {revision(config)}"
 
 
 def _settings(spec: StageSpec) -> dict[str, Any]:
@@ -161,20 +175,25 @@ def _without_places(model: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in model.items() if name not in PLACES}
 
 
-def _place(model: str, revision: str) -> str:
-    """Return the content hash of a directory, or the id and revision of a hub model."""
-    path = Path(model).expanduser()
-    return model_digest(path) if path.is_dir() else f"{model} {revision}"
-
-
-def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
+def vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the tokenizer's definition, without truncation and padding, which calls change."""
     content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({k: v for k, v in content.items() if k not in ("truncation", "padding")})
 
 
-def _revision(config: PretrainedConfig) -> str:
+def revision(config: PretrainedConfig) -> str:
+    """Return the commit of a model of the hub; empty if it is not from there."""
     return str(getattr(config, "_commit_hash", None) or "")
+
+
+def stage_code(spec: StageSpec, registry: Registry) -> dict[str, dict[str, str]]:
+    """Return hashes of the code that determines a stage's student, by distribution and file."""
+    found = {"gkd-core": {"gkd_core": _package("gkd_core")}}
+    for name, plugin in registry.plugins.items():
+        module = registry.manager.get_plugin(name)
+        top = str(getattr(module, "__name__", type(module).__module__)).partition(".")[0]
+        found.setdefault(plugin.distribution, {})[top] = _package(top)
+    return found
 
 
 def _code(registry: Registry) -> str:

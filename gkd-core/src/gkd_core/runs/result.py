@@ -8,6 +8,8 @@ from pathlib import Path
 
 from gkd_core.atomic import write_file
 from gkd_core.runs.fingerprint import StageFingerprint
+from gkd_core.strict_json import json_text
+from gkd_core.training.manifest import Difference
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class StageResult:
         seconds: Duration of the stage since it was started or last resumed.
         fingerprint: Everything that determined the student; None without `output.reuse`.
         reused: Directory of the run that trained it; empty if this run did.
+        differences: What was not as before when the run was resumed.
     """
 
     name: str
@@ -35,10 +38,11 @@ class StageResult:
     seconds: float
     fingerprint: StageFingerprint | None = None
     reused: str = ""
+    differences: tuple[Difference, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the result as JSON."""
-        write_file(path, json.dumps(asdict(self), indent=1))
+        write_file(path, json_text(asdict(self), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> StageResult:
@@ -47,4 +51,6 @@ class StageResult:
         if "key" in content:  # the name of this entry in version 0.1
             content["fingerprint"] = content.pop("key")
         parts = content.pop("fingerprint", None)
-        return cls(**content, fingerprint=None if parts is None else StageFingerprint(**parts))
+        differences = tuple(Difference(**each) for each in content.pop("differences", ()))
+        fingerprint = None if parts is None else StageFingerprint(**parts)
+        return cls(**content, fingerprint=fingerprint, differences=differences)

@@ -14,12 +14,14 @@ from pathlib import Path
 from gkd_core.atomic import draft, write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.data.cache import cache_dir
+from gkd_core.models.content import model_digest
 from gkd_core.models.save import copy_model
 from gkd_core.runs.directory import DONE
-from gkd_core.runs.fingerprint import StageFingerprint, model_digest
+from gkd_core.runs.fingerprint import StageFingerprint
 from gkd_core.runs.result import StageResult
 from gkd_core.tracking.recorder import METRICS, copy_entries
 from gkd_core.training.checkpoint import BEST
+from gkd_core.training.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _copy_files(source: Path, target: Path) -> None:
     """Copy the files that plugins have written beside the student."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        if path.is_file() and path.name not in (DONE, BEST):
+        if path.is_file() and path.name not in (DONE, BEST, MANIFEST):
             with draft(target / path.name) as aside:
                 shutil.copyfile(path, aside)
 

@@ -13,14 +13,17 @@ from transformers import PreTrainedModel
 from gkd_core.config.resolve import Resolved, ResolvedStage
 from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig, task_name
 from gkd_core.config.settings import Level, Origin
-from gkd_core.contract.run_info import STAGES, RunInfo
+from gkd_core.contract.run_info import RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
+from gkd_core.models.content import ModelContents
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
 from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
+from gkd_core.runs.inputs import InputReader
+from gkd_core.runs.locations import Locations
 from gkd_core.runs.outline import RunOutline, outline_run
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
@@ -29,6 +32,7 @@ from gkd_core.runs.summary import stage_summary
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
+from gkd_core.training.manifest import MANIFEST, Difference, Manifest
 from gkd_core.training.plugin_hooks import PluginHooks
 from gkd_core.training.stage import build_stage
 from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSpec
@@ -45,6 +49,9 @@ class Run:
         directory: The directory to which everything is written.
         recorder: Receives metrics and messages.
         results: Results of the finished stages, by name.
+        contents: Reads the files of models.
+        differences: What is not as it was when the run began, if it goes on nevertheless. Its
+            students do not serve other runs then.
     """
 
     resolved: Resolved
@@ -53,6 +60,9 @@ class Run:
     directory: Path
     recorder: Recorder
     results: dict[str, StageResult] = field(default_factory=dict)
+    contents: ModelContents = field(default_factory=ModelContents)
+    differences: tuple[Difference, ...] = ()
+    _manifests: dict[str, Manifest] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def last(self) -> StageSpec:
@@ -74,7 +84,7 @@ class Run:
         last = self.last
         same = [b for b in self.specs if _same_task(b, last)]
         nearest = next((b.teachers for b in reversed(same) if b.teachers), ())
-        found = {t.model: self._found(t) for t in _lineage(nearest, last)}
+        found = {t.model: self.locations.teacher(t) for t in _lineage(nearest, last)}
         return tuple(found.values())
 
     @property
@@ -95,6 +105,11 @@ class Run:
         return PluginHooks(self.registry.manager, lambda: self.info)
 
     @functools.cached_property
+    def locations(self) -> Locations:
+        """Where it keeps the students of its stages."""
+        return Locations(self.directory, self.specs)
+
+    @functools.cached_property
     def outline(self) -> RunOutline:
         """The outline of its stages, with passes, captured tensors and method weights."""
         return outline_run(self.specs)
@@ -102,7 +117,7 @@ class Run:
     @property
     def student(self) -> Path:
         """Directory of the final student."""
-        return self.directory / "student"
+        return self.locations.final
 
     def execute(self) -> None:
         """Train every stage that is not finished yet.
@@ -110,31 +125,47 @@ class Run:
         Raises:
             GkdError: A stage cannot be built, or its loss is not finite.
         """
-        fingerprints = Fingerprints(self.registry)
+        fingerprints = Fingerprints(self.registry, self.contents)
+        for difference in self.differences:
+            self.recorder.say(f"resumed: {difference}")
         self._say_outline()
         for number, spec in enumerate(self.specs, start=1):
-            folder = self._folder(spec)
+            folder = self.locations.folder(spec)
             done = folder / DONE
             fingerprint = fingerprints.of(spec) if is_first() and self._reuses else None
             if tell(done.exists()):
                 self._say_finished(spec.name, done, fingerprint)
             else:
                 self._say_next(number, spec.name, fingerprint)
+                manifest = self._manifests[spec.name] = self._manifest(spec)
                 result = self._take_over(spec, fingerprint) or self._train(spec)
-                self._finish(folder, replace(result, fingerprint=fingerprint))
+                result = replace(result, fingerprint=fingerprint, differences=self.differences)
+                self._finish(spec, result, manifest)
             if is_first():
                 remove_checkpoints(folder)
             wait()
-            self.results[spec.name] = StageResult.load(done)
+            self.results[spec.name] = result = StageResult.load(done)
+            fingerprints.settle(spec.name, result.fingerprint)
 
     @property
     def _reuses(self) -> bool:
-        return self.resolved.config.output.reuse
+        return self.resolved.config.output.reuse and not self.differences
+
+    def _manifest(self, spec: StageSpec) -> Manifest:
+        """Return what determines the student of a stage that is about to be trained."""
+        if not is_first():
+            return Manifest()
+        reader = InputReader(self.resolved, self.registry, self.contents)
+        return Manifest(
+            inputs=reader.read(self.locations.ready(spec), self.locations.start(spec)),
+            models=self.contents.known,
+            differences=self.differences,
+        )
 
     def _say_outline(self) -> None:
         """Log the stages, if there are several, and which of them are finished."""
         if len(self.specs) > 1:
-            finished = [b.name for b in self.specs if (self._folder(b) / DONE).exists()]
+            finished = [b.name for b in self.specs if (self.locations.folder(b) / DONE).exists()]
             for line in stage_summary(self.outline.stages, finished):
                 self.recorder.say(f"stage {line}")
 
@@ -153,7 +184,7 @@ class Run:
     ) -> StageResult | None:
         """Copy the stage's student from a run that has already trained it, if there is one."""
         found = recall(fingerprint) if fingerprint is not None else None
-        target = self._target(spec)
+        target = self.locations.student(spec)
         result = take_over(found, self.directory, target) if found is not None else None
         result = tell(result)
         if result is not None:
@@ -161,22 +192,26 @@ class Run:
             self._keep_teacher(spec)
         return result
 
-    def _finish(self, folder: Path, result: StageResult) -> None:
+    def _finish(self, spec: StageSpec, result: StageResult, manifest: Manifest) -> None:
         """Save the result of a stage in this run, and record it for other runs."""
         if is_first():
+            folder = self.locations.folder(spec)
             folder.mkdir(parents=True, exist_ok=True)
+            student = self.contents.files(self.locations.student(spec))
+            replace(manifest, models=self.contents.known, files=student).save(folder / MANIFEST)
             result.save(folder / DONE)
             if result.fingerprint is not None:
                 remember(result.fingerprint, self.directory, result)
 
     def _keep_teacher(self, spec: StageSpec) -> None:
-        if spec.store is not None and is_first():
-            spec.store.keep(self._target(spec))
+        if spec.store is not None and is_first() and not self.differences:
+            spec.store.keep(self.locations.student(spec))
 
     def _train(self, spec: StageSpec) -> StageResult:
-        target = self._target(spec)
-        folder, start = self._folder(spec), self._start(spec)
-        stage = build_stage(self._ready(spec), self.registry, folder, start)
+        target = self.locations.student(spec)
+        folder, start = self.locations.folder(spec), self._start(spec)
+        stage = build_stage(self.locations.ready(spec), self.registry, folder, start)
+        stage.manifest = self._manifests[spec.name]
         for line in stage.describe():
             self.recorder.say(line)
         error: BaseException | None = None
@@ -207,33 +242,13 @@ class Run:
         if before is None:
             return None
         if spec.name != BASELINE:
-            return self._target(before)
-        start = self._folder(spec) / "start"
-        untrained = build_stage(self._ready(before), self.registry, self._folder(before), None)
+            return self.locations.start(spec)
+        start = self.locations.folder(spec) / "start"
+        folder = self.locations.folder(before)
+        untrained = build_stage(self.locations.ready(before), self.registry, folder, None)
         _save(untrained.origin.model, before, start)
         untrained.engine.close()
         return start
-
-    def _ready(self, spec: StageSpec) -> StageSpec:
-        """Return the spec with the directories of all teachers that earlier stages have trained."""
-        return replace(spec, teachers=tuple(self._found(t) for t in spec.teachers))
-
-    def _found(self, teacher: TeacherSpec) -> TeacherSpec:
-        """Return a teacher with the directory that its finished stage has written."""
-        if teacher.stage is None:
-            return teacher
-        return replace(teacher, model=str(self._target(teacher.stage)))
-
-    def _folder(self, spec: StageSpec) -> Path:
-        return self.directory / STAGES / spec.name
-
-    def _target(self, spec: StageSpec) -> Path:
-        """Return the directory to which a stage's student is written."""
-        if spec is self.last:
-            return self.student
-        if spec.name == BASELINE:
-            return self.directory / BASELINE
-        return self._folder(spec) / "student"
 
 
 def _save(model: PreTrainedModel, spec: StageSpec, target: Path) -> None:
@@ -256,7 +271,7 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
     built = build_specs(resolved, builder)
     specs = list(built.values())
-    if _wants_baseline(resolved):
+    if _wants_baseline(resolved, specs[-1]):
         first, last = _origin(specs[-1]), specs[-1]
         # A student built from a model of another kind must be built by the stage of that kind.
         before = None if first.kind == last.kind else first
@@ -307,10 +322,16 @@ def _refuse_reserved(name: str) -> None:
         )
 
 
-def _wants_baseline(resolved: Resolved) -> bool:
-    if resolved.config.baseline is not None:
-        return resolved.config.baseline
-    return task_name(resolved.stages[-1].config.task) == "embedded"
+def _wants_baseline(resolved: Resolved, last: StageSpec) -> bool:
+    wanted = resolved.config.baseline
+    if wanted is None:
+        wanted = task_name(resolved.stages[-1].config.task) == "embedded"
+    if wanted and last.is_unlabeled(last.data.train):
+        raise ConfigError(
+            f"baseline = true ({resolved.origin('baseline')}) trains a student on labels alone, "
+            f"but {last.data.source} has none. Set baseline = false"
+        )
+    return wanted
 
 
 def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:

@@ -120,18 +120,23 @@ class SpecBuilder:
     ) -> tuple[PreTrainedTokenizerFast, list[TeacherSpec]]:
         """Return the student's tokenizer, and the teachers.
 
-        Of several tokenizers that are equal, the first stands for all.
+        Of several tokenizers whose ids mean the same, the first stands for all; the student's is
+        its own.
         """
         own = follows.tokenizer if follows is not None else None
         student = config.student
         if own is None and student.model is not None:
             own = self.load_tokenizer(student.model, student.trust_remote_code, "student.model")
-        known: list[PreTrainedTokenizerFast] = []
+        known = [] if own is None else [own]
         assigned = [
-            replace(teacher, tokenizer=_first_equal(teacher.tokenizer, known))
+            replace(
+                teacher,
+                tokenizer=_first_equal(teacher.tokenizer, known),
+                own_tokenizer=teacher.tokenizer,
+            )
             for teacher in teachers
         ]
-        return known[0] if own is None else _first_equal(own, known), assigned
+        return known[0], assigned
 
     def load_tokenizer(
         self, model: str, trust_remote_code: bool, setting: str
@@ -218,8 +223,8 @@ class SpecBuilder:
         """Return the student of an earlier stage as a teacher."""
         shape, setting = stage.student_config, _setting(teacher, settings)
         info = self._info(teacher.name, shape, data)
-        place = f"{STAGE}{stage.name}"
-        return TeacherSpec(info, setting, place, shape, False, stage.tokenizer, stage=stage)
+        place, trusts = f"{STAGE}{stage.name}", stage.trusts_student
+        return TeacherSpec(info, setting, place, shape, trusts, stage.tokenizer, stage=stage)
 
     def _default_teacher(
         self,
@@ -339,6 +344,9 @@ def _agree_on_classes(
     data: TaskData, kind: TaskKind, models: Sequence[PretrainedConfig]
 ) -> TaskData:
     """Put the classes in the order of the first model's outputs."""
+    if not data.classes and models:  # rows without labels
+        labels = models[0].id2label
+        return replace(data, classes=tuple(str(labels[index]) for index in sorted(labels)))
     order = teacher_classes(models[0]) if models else None
     if order is None or order == data.classes:
         return data

@@ -34,7 +34,7 @@ def check_combiner(
     Args:
         combiner: The class.
         options: Options that differ from their defaults.
-        kinds: strs of task to check on, except those whose models the combiner's `check` rejects.
+        kinds: Kinds of task to check on, except those whose models the combiner's `check` rejects.
         ranks: Number of processes. With 2, losses and gradients are checked under tensor
             parallelism, too; the class stands at the top of a module.
 
@@ -64,9 +64,10 @@ class CombinerTrial(TinyStage):
         options: Mapping[str, Any],
         kind: str,
         group: ProcessGroup | None = None,
+        family: str = "",
     ) -> None:
         self.combiner = combiner
-        super().__init__(combiner, options, kind, group)
+        super().__init__(combiner, options, kind, group, family)
 
     def member(self) -> ActiveMethod:
         """Return the combined distance of the logits."""

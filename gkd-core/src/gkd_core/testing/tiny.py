@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from transformers import PreTrainedModel as Model
 
 from gkd_core.contract.batch import IGNORE, Batch
+from gkd_core.hooks.padding import follow_mask
 from gkd_core.plugins import registry
 
 if TYPE_CHECKING:
@@ -20,20 +21,25 @@ VOCABULARY = 64
 CLASSES = 3
 NAMES = tuple(f"LABEL_{index}" for index in range(CLASSES))
 PAD = 0
-FAMILY = {"causal-lm": "llama"}
+DECODER = "llama"
+"""Architecture of the tiny decoder."""
+
+FAMILY = {"causal-lm": DECODER}
 """Architecture of the tiny model of a kind, unless it is a BERT."""
 
 
-def tiny_model(kind: str, layers: int, seed: int) -> Model:
+def tiny_model(kind: str, layers: int, seed: int, family: str = "") -> Model:
     """Return a random fp64 model in eval mode, of width 32 with 4 heads.
 
     Args:
         kind: `classification` gives a BERT with 3 classes, `causal-lm` a Llama.
         layers: Number of blocks.
         seed: Seed of the weights.
+        family: Another architecture than that of the kind.
     """
+    family = family or FAMILY.get(kind, "bert")
     config = AutoConfig.for_model(
-        FAMILY.get(kind, "bert"),
+        family,
         vocab_size=VOCABULARY,
         hidden_size=32,
         num_hidden_layers=layers,
@@ -49,6 +55,7 @@ def tiny_model(kind: str, layers: int, seed: int) -> Model:
         found = registry().kind(kind)
         found.configure(config, NAMES)
         model: Model = found.auto.from_config(config)
+    follow_mask(model, pads_left=family == DECODER, reads_rows=found.predicted == "sample")
     found.prepare(model, NAMES)
     return model.double().eval()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional
+from transformers import CONFIG_MAPPING
 
 from gkd_core.contract.batch import IGNORE, Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
@@ -30,7 +32,7 @@ from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.plugins import registry
 from gkd_core.testing.queries import check_queries
-from gkd_core.testing.tiny import NAMES, tiny_batch, tiny_model, tiny_view
+from gkd_core.testing.tiny import DECODER, NAMES, tiny_batch, tiny_model, tiny_view
 from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[str] = ("classification", "causal-lm")
@@ -46,8 +48,11 @@ class TinyStage:
         options: Options that differ from their defaults.
         kind: The kind of task.
         group: The ranks that share each model, or None if this process has them whole.
+        family: Another architecture than that of the kind.
+        first_step: Index of the first step in which the subject has a loss.
     """
 
+    first_step: int = 0
     teacher_layers: Sequence[int] = (4,)
 
     def __init__(
@@ -56,11 +61,12 @@ class TinyStage:
         options: Mapping[str, Any],
         kind: str,
         group: ProcessGroup | None = None,
+        family: str = "",
     ) -> None:
         self.subject, self.options, self.kind = subject, options, kind
-        self.student = _extractor(kind, layers=2, seed=1, group=group)
+        self.student = _extractor(kind, 2, 1, group, family)
         self.teachers = [
-            _extractor(kind, layers, seed, group)
+            _extractor(kind, layers, seed, group, family)
             for seed, layers in enumerate(self.teacher_layers, 2)
         ]
         for teacher in self.teachers:
@@ -74,6 +80,21 @@ class TinyStage:
         )
         self.objective = self.build()
         self.name = f"{subject.name} on {kind}"
+
+    def decoder(self) -> TinyStage | None:
+        """Return the same with decoders, which can read rows padded on the left, or None.
+
+        Raises:
+            MethodError: The subject rejects them.
+        """
+        if self.student.sites.causal:
+            return self
+        kind = registry().kind(self.kind)
+        if kind.predicted != "sample" or CONFIG_MAPPING[DECODER] not in kind.configs:
+            return None
+        decoder = type(self)(self.subject, self.options, self.kind, family=DECODER)
+        decoder.first_step = self.first_step
+        return decoder
 
     def member(self) -> ActiveMethod:
         """Return the method under test, as in a new run.
@@ -94,11 +115,11 @@ class TinyStage:
         self,
         batch: Batch,
         counts: Mapping[ItemKind, int],
-        index: int = 0,
+        index: int | None = None,
         plan: StepPlan | None = None,
     ) -> Tensor:
         """Return the total of one micro-batch at a step, requesting a plan if none is given."""
-        step = _step(index)
+        step = self.step(self.first_step if index is None else index)
         self.objective.declare_items(batch)
         plan = plan or self.objective.plan(step)
         captured = run_passes(plan, self.student, self.teachers, batch, step)
@@ -114,6 +135,10 @@ class TinyStage:
         names = [models.teacher.name for models in self.models if models.teacher is not None]
         return replace(batch, views=dict.fromkeys(names, tiny_view(self.kind, batch)))
 
+    def step(self, index: int) -> Step:
+        """Return a step of a stage that ends some steps after the first with a loss."""
+        return Step(index, self.first_step + STEPS, 0, "check", torch.default_generator)
+
     def counts(self, batch: Batch) -> dict[ItemKind, int]:
         """Return the number of items of each kind, also of those that the subject declares."""
         self.objective.declare_items(batch)
@@ -123,7 +148,7 @@ class TinyStage:
         """Return the student's gradient over micro-batches, for a new objective."""
         self.objective = self.build()
         self.student.model.zero_grad()
-        plan = self.objective.plan(_step(0))
+        plan = self.objective.plan(self.step(self.first_step))
         for batch in batches:
             self.loss(batch, counts, plan=plan).backward()  # type: ignore[no-untyped-call]
         return torch.cat(
@@ -162,6 +187,21 @@ def check_kinds(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> None
         raise conflicts[0]
 
 
+def check_at_edges(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> None:
+    """Check the properties that hold even where the loss is constant, such as with a share of 0.
+
+    Kinds whose models are rejected are skipped.
+
+    Raises:
+        AssertionError: A property does not hold; the message says which.
+    """
+    for kind in kinds:
+        with suppress(MethodError):
+            at_edge = trial(kind)
+            at_edge.name += f" with {dict(at_edge.options)}"
+            _check_invariance(at_edge)
+
+
 def generator() -> torch.Generator:
     """Return the random generator of a trial."""
     return torch.Generator().manual_seed(0)
@@ -176,7 +216,7 @@ def check_shared(
 
     Args:
         trial: Makes the trial, with models that a group shares or whole ones.
-        kinds: strs of task.
+        kinds: Kinds of task.
 
     Raises:
         AssertionError: They do not; the message says for which weight.
@@ -202,8 +242,10 @@ def _check_shared(whole: TinyStage, shared: TinyStage, ranks: int) -> None:
         )
 
 
-def _extractor(kind: str, layers: int, seed: int, group: ProcessGroup | None = None) -> Extractor:
-    model = tiny_model(kind, layers=layers, seed=seed)
+def _extractor(
+    kind: str, layers: int, seed: int, group: ProcessGroup | None, family: str
+) -> Extractor:
+    model = tiny_model(kind, layers, seed, family)
     if group is not None:
         from gkd_core.parallel.sharding import shard_model
 
@@ -217,18 +259,22 @@ def _info(name: str, extractor: Extractor, kind: str) -> ModelInfo:
     return ModelInfo.read(name, config, width, found.predicted)
 
 
-def _step(index: int) -> Step:
-    return Step(index, STEPS, 0, "check", torch.default_generator)
-
-
 def _check(trial: TinyStage) -> None:
+    _check_invariance(trial)
     batch = trial.batch()
-    counts = trial.counts(batch)
-    loss = trial.loss(batch, counts)
+    gradient = trial.gradient([batch], trial.counts(batch))
+    assert gradient.abs().sum() > 0, f"{trial.name}: no gradient reaches the student"
+
+
+def _check_invariance(trial: TinyStage) -> None:
+    batch = trial.batch()
+    loss = _fresh_loss(trial, batch)
     assert loss.isfinite(), f"{trial.name}: the loss is {loss.item()}"
     _check_gradients(trial, batch)
     padded = _fresh_loss(trial, _pad(batch, 3))
     _same(padded, loss, f"{trial.name}: padding changes the loss")
+    with suppress(MethodError):
+        _check_left_padding(trial.decoder())
     order = torch.tensor([2, 0, 3, 1])
     _same(_fresh_loss(trial, _take(batch, order)), loss, f"{trial.name}: the order of rows matters")
     if not trial.subject.batch_coupled:
@@ -237,12 +283,19 @@ def _check(trial: TinyStage) -> None:
     _check_resume(trial, batch)
 
 
+def _check_left_padding(trial: TinyStage | None) -> None:
+    if trial is None:
+        return
+    batch = trial.batch()
+    loss, padded = (_fresh_loss(trial, one) for one in (batch, _pad(batch, 3, left=True)))
+    _same(padded, loss, f"{trial.name}: padding on the left of a decoder's rows changes the loss")
+
+
 def _check_gradients(trial: TinyStage, batch: Batch) -> None:
     parameters = [p for teacher in trial.teachers for p in teacher.model.parameters()]
     before = [p.clone() for p in parameters]
     gradient = trial.gradient([batch], trial.counts(batch))
     assert gradient.isfinite().all(), f"{trial.name}: the student's gradient is not finite"
-    assert gradient.abs().sum() > 0, f"{trial.name}: no gradient reaches the student"
     for old, parameter in zip(before, parameters, strict=True):
         assert torch.equal(old, parameter), f"{trial.name}: the teacher changes"
 
@@ -264,8 +317,8 @@ def check_step_queries(trial: TinyStage, batch: Batch) -> None:
         AssertionError: It does; the message says which query.
     """
     trial.objective = trial.build()
-    for index in (0, 1, STEPS - 1):
-        step = _step(index)
+    for index in (trial.first_step + later for later in (0, 1, STEPS - 1)):
+        step = trial.step(index)
         plan = trial.objective.plan(step)
         owners: list[ActiveMethod | TeacherEnsemble] = [*trial.objective.members]
         for owner in (*owners, *trial.objective.ensembles):
@@ -277,18 +330,20 @@ def check_step_queries(trial: TinyStage, batch: Batch) -> None:
 def _check_resume(trial: TinyStage, batch: Batch) -> None:
     trial.objective = trial.build()
     counts = trial.counts(batch)
-    trial.loss(batch, counts, index=0)
+    trial.loss(batch, counts)
+    # Copies, as a checkpoint holds: the next step may change the originals in place.
     tensors: dict[str, Tensor] = {}
     state = json.loads(json.dumps(take_tensors(trial.objective.state_dict(), tensors)))
-    modules = trial.objective.modules.state_dict()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    modules = deepcopy(trial.objective.modules.state_dict())
     states = {name: g.get_state() for name, g in trial.objective.generators().items()}
-    uninterrupted = trial.loss(batch, counts, index=1)
+    uninterrupted = trial.loss(batch, counts, trial.first_step + 1)
     trial.objective = trial.build()
     trial.objective.load_state_dict(put_tensors(state, tensors))
     trial.objective.modules.load_state_dict(modules)
     for name, source in trial.objective.generators().items():
         source.set_state(states[name])
-    resumed = trial.loss(batch, counts, index=1)
+    resumed = trial.loss(batch, counts, trial.first_step + 1)
     message = f"{trial.name}: after a resume the loss differs; return what it needs in `state_dict`"
     _same(resumed, uninterrupted, message)
 
@@ -303,14 +358,15 @@ def _same(found: Tensor, expected: Tensor, message: str) -> None:
     assert difference < 1e-7, f"{message} (relative difference {difference.item():.2g})"
 
 
-def _pad(batch: Batch, columns: int) -> Batch:
-    inputs = {name: functional.pad(value, (0, columns)) for name, value in batch.inputs.items()}
+def _pad(batch: Batch, columns: int, left: bool = False) -> Batch:
+    sides = (columns, 0) if left else (0, columns)
+    inputs = {name: functional.pad(value, sides) for name, value in batch.inputs.items()}
     labels, words, spans = batch.labels, batch.words, batch.byte_offsets
     if labels is not None and labels.shape == batch.inputs["input_ids"].shape:
-        labels = functional.pad(labels, (0, columns), value=IGNORE)
-    words = None if words is None else functional.pad(words, (0, columns), value=-1)
-    spans = None if spans is None else functional.pad(spans, (0, 0, 0, columns), value=-1)
-    views = {name: _pad(view, columns) for name, view in batch.views.items()}
+        labels = functional.pad(labels, sides, value=IGNORE)
+    words = None if words is None else functional.pad(words, sides, value=-1)
+    spans = None if spans is None else functional.pad(spans, (0, 0, *sides), value=-1)
+    views = {name: _pad(view, columns, left) for name, view in batch.views.items()}
     return _with(batch, inputs, labels, batch.rows, words, spans, views)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gkd_core.atomic import write_file
 from gkd_core.contract.step import Step
+from gkd_core.strict_json import json_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -106,7 +107,7 @@ METRICS = "metrics.jsonl"
 
 
 class JsonLines:
-    """Stores every step and evaluation as a line of `metrics.jsonl`.
+    """Stores every step and evaluation as a line of `metrics.jsonl`; not finite values are null.
 
     Args:
         path: The file. When a stage is resumed, its lines after the checkpoint are dropped, because
@@ -138,7 +139,7 @@ class JsonLines:
     def _append(self, step: Step, values: Mapping[str, float]) -> None:
         entry = {"stage": step.stage, "step": step.index + 1, "epoch": step.epoch, **values}
         with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json_text(entry) + "\n")
 
 
 class TensorBoard:

@@ -55,7 +55,7 @@ def check_augmentation(config: RunConfig, kind: TaskKind) -> None:
             f"{SETTING} = {model!r} ({found.model_type}) cannot fill in a masked word; choose a "
             "masked language model such as BERT"
         )
-    check_stored(model, MaskedLM(), SETTING)
+    check_stored(model, found, MaskedLM(), SETTING)
     check_trained_head(model, found, MaskedLM(), SETTING)
 
 

@@ -1,7 +1,8 @@
 """Checkpoints: everything needed to resume a stage as if it had never stopped.
 
 A checkpoint is a directory that is written under a temporary name and renamed when complete, so one
-with its final name is never partial. Tensors are in safetensors files, the rest is JSON.
+with its final name is never partial. Tensors are in safetensors files, the rest is JSON. Its
+`Manifest` says what its files are and what the student is made from.
 
 Weights and optimizer state are stored whole, however they were sharded, so that a run can resume in
 another layout; a rank reads only its shard. Random states and the state of methods belong to a data
@@ -11,24 +12,30 @@ rank: `NAME-1` is that of the second, whichever processes form it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import gkd_core
 from gkd_core import atomic
 from gkd_core.atomic import publish
 from gkd_core.distributed.groups import data_rank, is_first_of_copy
 from gkd_core.distributed.ranks import is_first, wait
 from gkd_core.distributed.shards import Sliceable
+from gkd_core.errors import ConfigError
+from gkd_core.models.content import FileContent, read_files
 from gkd_core.parallel.weights import load_whole, whole_weights
+from gkd_core.strict_json import json_text
+from gkd_core.training.manifest import MANIFEST, Difference
 from gkd_core.training.method_state import put_tensors, take_tensors
 
 if TYPE_CHECKING:
@@ -36,6 +43,15 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"
 BEST = "best.safetensors"
+PROGRESS = "progress.json"
+WRITTEN = (
+    "student.safetensors",
+    "modules.safetensors",
+    "optimizer.safetensors",
+    "random.safetensors",
+    PROGRESS,
+)
+"""Files of every checkpoint."""
 
 
 @dataclass
@@ -52,6 +68,7 @@ class Progress:
         seconds: Time since the stage was started or last resumed.
         loss_scale: State of the loss scaler; empty without one.
         rollout: State of the rollout engine; empty without one.
+        version: Version of gkd that wrote it; version 0.1 did not say.
     """
 
     step: int = 0
@@ -63,12 +80,13 @@ class Progress:
     seconds: float = 0.0
     loss_scale: dict[str, float] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
+    version: str = gkd_core.__version__
 
 
 def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     """Write a checkpoint of the stage and remove older ones."""
     folder = stage.directory / CHECKPOINTS
-    target = folder / f"step-{progress.step:08d}"
+    target = folder / _name(progress.step)
     draft = folder / f"{target.name}.tmp"
     if is_first():
         shutil.rmtree(draft, ignore_errors=True)
@@ -87,11 +105,14 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
         progress.rollout = stage.rollouts.engine.state_dict()
     if is_first_of_copy():
         _save(_random_states(stage), draft / f"random{_own()}.safetensors")
-        (draft / f"progress{_own()}.json").write_text(json.dumps(asdict(progress), indent=1))
+        (draft / f"progress{_own()}.json").write_text(json_text(asdict(progress), indent=1))
         if method_tensors:
             _save(method_tensors, draft / f"methods{_own()}.safetensors")
     wait()
     if is_first():
+        if progress.best is not None and stage.best.exists():
+            _link(stage.best, draft / BEST)
+        replace(stage.manifest, files=checkpoint_files(draft)).save(draft / MANIFEST)
         publish(draft, target)
         for old in list(folder.iterdir()):
             if old != target:
@@ -99,30 +120,74 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     return target
 
 
+def newest_checkpoint(directory: Path) -> Path | None:
+    """Return the newest checkpoint in the directory of a stage, if there is one."""
+    return max((directory / CHECKPOINTS).glob("step-????????"), default=None)
+
+
+def checkpoint_files(checkpoint: Path) -> dict[str, FileContent]:
+    """Return the content of the files of a checkpoint, but for its manifest, by name."""
+    paths = (path for path in checkpoint.iterdir() if path.name != MANIFEST)
+    return {path.name: content for path, content in read_files(paths).items()}
+
+
+def damages(checkpoint: Path) -> Iterator[Difference]:
+    """Yield what is wrong with a checkpoint that has no manifest, as far as its files show it."""
+    for name in WRITTEN:
+        if not (checkpoint / name).exists():
+            yield Difference(f"{checkpoint.name}: {name}", "part of every checkpoint", "missing")
+    try:
+        progress = json.loads((checkpoint / PROGRESS).read_text())
+    except (OSError, ValueError):
+        return  # `load_checkpoint` refuses it
+    if "version" in progress:
+        was = f"written by version {progress['version']} of gkd"
+        yield Difference(f"{checkpoint.name}: {MANIFEST}", was, "missing")
+    if _name(progress["step"]) != checkpoint.name:
+        named = f"step {progress['step']}"
+        yield Difference(f"{checkpoint.name}: {PROGRESS}", checkpoint.name, named)
+
+
 def load_checkpoint(stage: Stage) -> Progress:
-    """Restore the newest checkpoint of the stage, if any, and return the progress."""
+    """Restore the newest checkpoint of the stage, if any, and return the progress.
+
+    Raises:
+        ConfigError: One of its files is missing or cannot be read.
+    """
     wait()  # until the first rank has renamed a checkpoint
-    found = sorted((stage.directory / CHECKPOINTS).glob("step-????????"))
-    if not found:
+    newest = newest_checkpoint(stage.directory)
+    if newest is None:
         return Progress()
-    newest = found[-1]
-    load_weights(stage.student.model, newest / "student.safetensors")
-    load_weights(stage.objective.modules, newest / "modules.safetensors")
-    states = newest / f"random{_own()}.safetensors"
+    try:
+        return _load(stage, newest)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ConfigError(
+            f"the checkpoint {newest} cannot be loaded: {error}. Restore its files, or remove it "
+            f"to start the stage '{stage.name}' again"
+        ) from error
+
+
+def _load(stage: Stage, checkpoint: Path) -> Progress:
+    load_weights(stage.student.model, checkpoint / "student.safetensors")
+    load_weights(stage.objective.modules, checkpoint / "modules.safetensors")
+    states = checkpoint / f"random{_own()}.safetensors"
     if states.exists():
         _restore_random(stage, load_file(states))
     # With more data ranks than before, new ones take over the progress of the first.
-    share = _own() if (newest / f"progress{_own()}.json").exists() else ""
-    progress = Progress(**json.loads((newest / f"progress{share}.json").read_text()))
-    kept = newest / f"methods{share}.safetensors"
+    share = _own() if (checkpoint / f"progress{_own()}.json").exists() else ""
+    progress = Progress(**json.loads((checkpoint / f"progress{share}.json").read_text()))
+    kept = checkpoint / f"methods{share}.safetensors"
     method_tensors = load_file(kept) if kept.exists() else {}
     stage.objective.load_state_dict(put_tensors(progress.methods, method_tensors))
     if stage.engine.scale is not None:
         stage.engine.scale.load_state_dict(progress.loss_scale)
     if stage.rollouts is not None:
         stage.rollouts.engine.load_state_dict(progress.rollout)
-    with _opened(newest / "optimizer.safetensors") as tensors:
+    with _opened(checkpoint / "optimizer.safetensors") as tensors:
         stage.engine.load_state_tensors(tensors)
+    if is_first() and (checkpoint / BEST).exists():
+        _link(checkpoint / BEST, stage.best)
+    wait()
     return progress
 
 
@@ -149,9 +214,25 @@ def load_weights(model: nn.Module, path: Path) -> None:
         load_whole(model, tensors)
 
 
+def _name(step: int) -> str:
+    """Return the name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
 def _own() -> str:
     """Return the suffix of the files of this data rank; empty for the first."""
     return f"-{data_rank()}" if data_rank() else ""
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file, which is never written again, another name; copy it where there are no links."""
+    if target.exists() and target.samefile(source):
+        return
+    with atomic.draft(target) as aside:
+        try:
+            os.link(source, aside)
+        except OSError:
+            shutil.copyfile(source, aside)
 
 
 @contextmanager

@@ -113,7 +113,7 @@ class LiveStageInfo(StageInfo):
         stage, spec = self._stage, self._stage.spec
         rows, collator = stage.validation, stage.collator
         if tokenizer is not None and tokenizer is not spec.tokenizer:
-            rows = spec.encode(spec.data.validation, tokenizer)
+            rows = spec.encode(stage.judged_rows, tokenizer)
             collator = spec.collator(tokenizer)
         found = evaluate(model, rows, collator, spec.kind, self.device, predict)
         return stage.spec.measured(found, stage.spec.data.validation).metrics

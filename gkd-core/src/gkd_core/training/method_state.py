@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,12 @@ from gkd_core.errors import PluginError
 TENSOR = "tensor of a gkd method"
 """Key of the JSON object that stands for a tensor; its value is the name of the tensor."""
 
+NUMBER = "number of a gkd method"
+"""Key of the JSON object that stands for NaN or an infinity, which JSON cannot hold."""
+
 
 def take_tensors(state: Any, tensors: dict[str, Tensor], path: str = "methods") -> Any:
-    """Return a state in which each tensor is replaced by its name.
+    """Return a state that JSON can hold: each tensor is replaced by its name.
 
     Args:
         state: Nested mappings, lists, tensors and JSON values.
@@ -23,7 +27,7 @@ def take_tensors(state: Any, tensors: dict[str, Tensor], path: str = "methods") 
         path: Where the state is from, for the names.
 
     Raises:
-        PluginError: A mapping has the key that stands for a tensor.
+        PluginError: A mapping has a key that stands for something else.
     """
     if isinstance(state, Tensor):
         name = f"{path} {len(tensors)}"
@@ -31,11 +35,13 @@ def take_tensors(state: Any, tensors: dict[str, Tensor], path: str = "methods") 
         tensors[name] = state.detach().clone(memory_format=torch.contiguous_format)
         return {TENSOR: name}
     if isinstance(state, Mapping):
-        if TENSOR in state:
-            raise PluginError(f"`state_dict` has the reserved key {TENSOR!r} ({path}); rename it")
+        for key in state.keys() & {TENSOR, NUMBER}:
+            raise PluginError(f"`state_dict` has the reserved key {key!r} ({path}); rename it")
         return {key: take_tensors(part, tensors, f"{path}.{key}") for key, part in state.items()}
     if isinstance(state, (list, tuple)):
         return [take_tensors(part, tensors, f"{path}.{n}") for n, part in enumerate(state)]
+    if isinstance(state, float) and not math.isfinite(state):
+        return {NUMBER: str(state)}
     return state
 
 
@@ -44,6 +50,8 @@ def put_tensors(state: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(state, Mapping):
         if TENSOR in state:
             return tensors[state[TENSOR]]
+        if NUMBER in state:
+            return float(state[NUMBER])
         return {key: put_tensors(part, tensors) for key, part in state.items()}
     if isinstance(state, list):
         return [put_tensors(part, tensors) for part in state]

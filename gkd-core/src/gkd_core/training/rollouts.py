@@ -48,12 +48,13 @@ def build_rollouts(
         first = teachers[0]
         assert isinstance(first, Extractor), "a teacher that writes is live"
         models["teacher"] = first
-    end = spec.tokenizer.eos_token_id
+    readers = [t.own_tokenizer or t.tokenizer for t in spec.live_teachers]
+    ends = dict.fromkeys(one.eos_token_id for one in (spec.tokenizer, *readers))
     return Rollouts(
         engine=registry.rollout_engine(config),
         config=config,
         writers={name: Writer(name, model, device, precision) for name, model in models.items()},
         rows=RowWriter(spec.tokenizer, pad_id),
-        end_ids=[] if end is None else [end],
+        end_ids=[end for end in ends if end is not None],
         seed=name_seed(spec.config.seed, f"rollout {spec.name}"),
     )

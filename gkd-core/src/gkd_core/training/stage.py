@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch.distributed import ProcessGroup
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
@@ -24,8 +24,10 @@ from gkd_core.distributed.groups import Groups, arrange, data_rank
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.forward import checkpoint_contexts
+from gkd_core.hooks.padding import follow_mask
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.generation import adopt_generation_config
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import Sites, find_sites
@@ -39,9 +41,11 @@ from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
 from gkd_core.students.scale import scale_student
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher
+from gkd_core.training.agreement import answered
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
+from gkd_core.training.manifest import Manifest
 from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
@@ -62,11 +66,13 @@ class Stage:
         feature_offload: Host memory for the features of several teachers; None if not used.
         train: Training rows as token ids.
         validation: Validation rows as token ids.
+        judged_rows: Validation rows; without labels of their own, they have a teacher's answers.
         collator: Makes batches of rows.
         sampler: Determines the order of the training rows.
         total_steps: Optimizer steps of the stage.
         readings: Training rows in the tokens of teachers with other tokenizers.
         rollouts: Writes text in place of rows' own; None if nothing does.
+        manifest: What determines the student; it is written with every checkpoint.
     """
 
     name: str
@@ -80,11 +86,13 @@ class Stage:
     feature_offload: FeatureOffload | None
     train: Encoded
     validation: Encoded
+    judged_rows: Split
     collator: Collator
     sampler: Sampler
     total_steps: int
     readings: Sequence[Reading] = ()
     rollouts: Rollouts | None = None
+    manifest: Manifest = field(default_factory=Manifest)
 
     @property
     def config(self) -> RunConfig:
@@ -126,13 +134,25 @@ class Stage:
         cut = self.train.num_truncated
         limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
-        facts = [*self.origin.summary, ("rows", rows)]
+        facts = [*self.origin.summary, ("rows", rows), *self._judge()]
         for reading in self.readings:
             cut = reading.encoded.num_truncated
             limit = f"; {cut:,} rows cut" if cut else ""
             facts.append(("tokens", f"{', '.join(reading.models)}: another tokenizer{limit}"))
+        for teacher in self.spec.live_teachers:
+            if teacher.special_tokens:
+                other = ", ".join(teacher.special_tokens)
+                facts.append(("tokens", f"{teacher.info.name}: the student's ids; its {other}"))
         width = max(len(name) for name, _ in facts)
         return [f"{name:<{width}}  {value}" for name, value in facts]
+
+    def _judge(self) -> Iterator[tuple[str, str]]:
+        """Yield how students are judged, if not by labels."""
+        spec = self.spec
+        if spec.is_unlabeled(spec.data.validation):
+            teacher = spec.live_teachers[0].called
+            reason = "the rows to validate have no labels (task.label names their column)"
+            yield "judge", f"{spec.agreement_with(teacher)}: {reason}"
 
     def rollout(self, batches: Sequence[Batch], step: Step) -> Sequence[Batch]:
         """Return the micro-batches of a step, with the text that models write in it."""
@@ -158,12 +178,29 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     live = {t.info.name: _load_teacher(spec, t, registry, groups) for t in spec.live_teachers}
     first = live.get(spec.teachers[0].info.name) if spec.teachers else None
     student = _student(spec, first, registry, start, groups)
+    source = spec.config.student.model if start is None else str(start)
+    adopt_generation_config(student.model, source or spec.teachers[0].trained, "student.model")
     device = pick_device(config.parallel.device)
     dtypes = {teacher.name: teacher.dtype for teacher in config.teachers}
     for teacher in spec.live_teachers:
         name = teacher.info.name
         settle_teacher(live[name], teacher, dtypes[name], groups, device)
-    return assemble_stage(spec, registry, directory, student, live)
+    stage = assemble_stage(spec, registry, directory, student, live)
+    return _judged_by_teacher(stage) if spec.is_unlabeled(spec.data.validation) else stage
+
+
+def _judged_by_teacher(stage: Stage) -> Stage:
+    """Return a stage whose validation rows have the answers of its first teacher as labels."""
+    spec, teacher = stage.spec, stage.live_teachers[0]
+    rows = answered(
+        spec,
+        spec.data.validation,
+        teacher.model,
+        spec.live_teachers[0].tokenizer,
+        stage.engine.device,
+        lambda batch: teacher.predict(batch.inputs),
+    )
+    return replace(stage, judged_rows=rows, validation=spec.encode(rows, spec.tokenizer))
 
 
 def assemble_stage(
@@ -187,10 +224,9 @@ def assemble_stage(
     config, data = spec.config, spec.data
     device = pick_device(config.parallel.device)
     set_padding(student.model, spec.tokenizer)
+    prepare_model(student.model, spec, spec.tokenizer)
     for teacher in spec.live_teachers:
-        set_padding(live[teacher.info.name].model, teacher.tokenizer)
-    for model in (student.model, *(sites.model for sites in live.values())):
-        spec.kind.prepare(model, data.classes)
+        prepare_model(live[teacher.info.name].model, spec, teacher.tokenizer)
     if config.training.gradient_checkpointing:
         student.model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={
@@ -239,6 +275,7 @@ def assemble_stage(
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
         validation=spec.encode(data.validation, spec.tokenizer),
+        judged_rows=data.validation,
         collator=collator,
         sampler=sampler,
         total_steps=total,
@@ -253,11 +290,27 @@ def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]
         limit = min(teacher.info.max_length for teacher in teachers)
         # The student cuts long texts into blocks, which may take more of another's tokens.
         longest = min(limit, (2 if spec.kind.is_lm else 1) * spec.max_length)
+        encoded = encode_again(spec.kind, rows, train, tokenizer, longest)
+        spec.check_ids(encoded, tokenizer)
         yield Reading(
             models=tuple(teacher.info.name for teacher in teachers),
-            encoded=encode_again(spec.kind, rows, train, tokenizer, longest),
+            encoded=encoded,
             collator=spec.collator(tokenizer),
         )
+
+
+def prepare_model(
+    model: PreTrainedModel, spec: StageSpec, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Let a model give the logits of a stage's kind of task, whichever way its rows are padded.
+
+    Args:
+        model: The model.
+        spec: The stage.
+        tokenizer: The tokenizer whose rows it reads.
+    """
+    follow_mask(model, tokenizer.padding_side == "left", spec.kind.predicted == "sample")
+    spec.kind.prepare(model, spec.data.classes)
 
 
 def settle_teacher(
@@ -319,8 +372,7 @@ def _student(
     if spec.copies_teacher or first is not None:
         made = _from_teacher(spec, first, registry, groups)
     else:
-        trusts = spec.teachers[0].trust_remote_code
-        made = fresh_student(spec.student_config, spec.kind, spec.config.seed, trusts)
+        made = fresh_student(spec.student_config, spec.kind, spec.config.seed, spec.trusts_student)
     if groups is not None:
         from gkd_core.parallel.sharding import shard_model
 
@@ -368,7 +420,7 @@ def _from_checkpoint(
         spec.kind,
         data.classes,
         config.seed,
-        config.student.trust_remote_code,
+        spec.trusts_student,
         "student.model" if is_own else "the stage before",
         None if groups is None else shard_reader(groups.tensor),
     )
@@ -384,7 +436,7 @@ def _scaled(student: Student, spec: StageSpec, teacher: PreTrainedModel) -> Stud
     assert scale is not None, "the caller checks `student.scale`"
     assert student.sites is not None, "a copy of a teacher has sites"
     set_padding(student.model, spec.tokenizer)
-    spec.kind.prepare(student.model, spec.data.classes)
+    prepare_model(student.model, spec, spec.tokenizer)
     calibrate = partial(calibration_batches, spec)
     made = scale_student(student.sites, teacher.config, scale, calibrate)
     kept = f"{scale:g} of the heads and neurons, {made.origin}"

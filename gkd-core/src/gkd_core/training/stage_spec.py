@@ -23,10 +23,11 @@ from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
-from gkd_core.errors import MethodError, PluginError
+from gkd_core.errors import DataError, MethodError, PluginError
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import Evaluation, TaskKind
 from gkd_core.models.layer_map import init_layers
+from gkd_core.models.tokenizer import other_special_tokens
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step, sample_steps
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 TEACHER = "teacher"
 BASELINE = "baseline"
 """Names of the stages that gkd adds to a run."""
+
+AGREEMENT = "agreement"
+"""The main metric of the kind of task, with a teacher's answers in the place of labels."""
 
 MAX_LENGTH = 128
 """Longest sequence in tokens, unless the configuration sets another or a model allows less."""
@@ -52,13 +56,16 @@ class TeacherSpec:
         model: Directory or hub id.
         config: Its Hugging Face configuration.
         trust_remote_code: Whether code from its repository may run.
-        tokenizer: Its tokenizer; models of a stage with equal ones have the same object.
+        tokenizer: The tokenizer of the rows it reads; models of a stage to which the ids mean the
+            same have the same object.
         store: Where a task's default teacher is trained and kept; None for other teachers.
         stage: The stage whose student it is, for `stage:NAME`; `model` is then that student's
             directory once the stage is finished.
         tensor: Number of processes that share one copy.
         placement: Where its weights are kept between uses.
         source: Where its answers come from, if not from its model.
+        own_tokenizer: The tokenizer that comes with it: of the same ids as `tokenizer`, perhaps of
+            other special tokens.
     """
 
     info: ModelInfo
@@ -72,11 +79,18 @@ class TeacherSpec:
     tensor: int = 1
     placement: Placement = "replicated"
     source: AnswerSource | None = None
+    own_tokenizer: PreTrainedTokenizerFast | None = None
 
     @property
     def called(self) -> str:
         """Its name in reports: several stages may each have a teacher named `teacher`."""
         return self.info.name if self.stage is None else self.stage.name
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens of the model that are others in the rows it reads, as text."""
+        own = self.own_tokenizer
+        return [] if own is None else other_special_tokens(own, self.tokenizer)
 
     @property
     def trained(self) -> str:
@@ -155,8 +169,32 @@ class StageSpec:
         return list(found.values())
 
     def encode(self, split: Split, tokenizer: PreTrainedTokenizerFast) -> Encoded:
-        """Return rows of the task in the tokens of a tokenizer."""
-        return self.kind.encode(split, tokenizer, self.max_length, self.data.classes)
+        """Return rows of the task in the tokens of a tokenizer.
+
+        Raises:
+            DataError: A model that reads them has no embedding for one of the tokens.
+        """
+        encoded = self.kind.encode(split, tokenizer, self.max_length, self.data.classes)
+        self.check_ids(encoded, tokenizer)
+        return encoded
+
+    def check_ids(self, encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Reject rows with tokens beyond the embedding of a model that reads them.
+
+        Raises:
+            DataError: They have some; the message names one.
+        """
+        readers = [self.student] if tokenizer is self.tokenizer else []
+        readers += [one.info for one in self.teachers if one.tokenizer is tokenizer]
+        largest = int(encoded.ids.max(initial=0))
+        for reader in readers:
+            if largest >= reader.vocab_size:
+                token = tokenizer.convert_ids_to_tokens(largest)
+                raise DataError(
+                    f"{self.data.source} has the token {token!r} (id {largest}), but the embedding "
+                    f"of the model '{reader.name}' has {reader.vocab_size} rows (ids up to "
+                    f"{reader.vocab_size - 1}). Use the tokenizer the model was trained with"
+                )
 
     def collator(self, tokenizer: PreTrainedTokenizerFast) -> Collator:
         """Return what makes micro-batches of rows in the tokens of a tokenizer."""
@@ -184,27 +222,46 @@ class StageSpec:
         """The configuration of the stage."""
         return self.settings.config
 
+    def is_unlabeled(self, split: Split) -> bool:
+        """Return whether the rows of a split could have labels, but have none."""
+        return split.labels is None and not self.kind.is_lm
+
     @property
     def metric(self) -> Metric:
-        """The metric that selects the best student and is compared."""
+        """The metric that selects the best student."""
+        return self.metric_on(self.data.validation)
+
+    def metric_on(self, split: Split) -> Metric:
+        """Return the metric that counts on a split: without labels, agreement with a teacher."""
+        if self.is_unlabeled(split):
+            return Metric(AGREEMENT, self.kind.metric.higher_is_better)
         return self.task.metric or self.kind.metric
 
+    def agreement_with(self, teacher: str) -> str:
+        """Return what agreement with a teacher is."""
+        return f"{self.kind.metric.name} with the answers of {teacher} as labels"
+
     def measured(self, evaluation: Evaluation, split: Split) -> Evaluation:
-        """Return an evaluation with the metrics of the task.
+        """Return an evaluation with the metrics of the task; without labels, only agreement.
 
         Args:
-            evaluation: Metrics of the kind of task, and predictions.
+            evaluation: Metrics of the kind of task, and predictions. Rows without labels are
+                evaluated by a teacher's answers (`answered`).
             split: The rows.
 
         Raises:
             PluginError: The task's main metric is not among them.
         """
         metrics = dict(evaluation.metrics)
+        if self.is_unlabeled(split):
+            agreement = metrics[self.kind.metric.name]
+            return replace(evaluation, metrics={"loss": metrics["loss"], AGREEMENT: agreement})
         if evaluation.predictions is not None:
             metrics |= self.task.measure(split, evaluation.predictions, self.data)
-        if self.metric.name not in metrics:
+        metric = self.metric_on(split)
+        if metric.name not in metrics:
             raise PluginError(
-                f"the main metric of the task {self.task.name!r} is {self.metric.name!r}, which "
+                f"the main metric of the task {self.task.name!r} is {metric.name!r}, which "
                 f"{self.kind} on {self.data.source} does not have: {', '.join(metrics)}"
             )
         return replace(evaluation, metrics=metrics)
@@ -248,6 +305,15 @@ class StageSpec:
     def loads_teachers(self) -> bool:
         """Whether weights of the teachers are needed."""
         return self.reads_teachers or self.copies_teacher
+
+    @property
+    def trusts_student(self) -> bool:
+        """Whether code that comes with the student may run: its checkpoint's, or its teacher's."""
+        if self.follows is not None:
+            return self.follows.trusts_student
+        if self.config.student.model is not None:
+            return self.config.student.trust_remote_code
+        return self.teachers[0].trust_remote_code
 
     def reads_weights(self, number: int) -> bool:
         """Return whether the weights of a teacher are needed."""

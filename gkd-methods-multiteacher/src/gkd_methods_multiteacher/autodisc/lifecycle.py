@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from gkd_core.api import (
@@ -11,6 +10,7 @@ from gkd_core.api import (
     Widths,
     count_sliced,
     is_first,
+    json_text,
     save_weights,
     write_file,
 )
@@ -70,7 +70,7 @@ def write_candidates(method: AutoDisc, stage: StageInfo) -> None:
         "step": method.trial.step,
         "candidates": rows,
     }
-    write_file(stage.directory / CANDIDATES, json.dumps(told, indent=1))
+    write_file(stage.directory / CANDIDATES, json_text(told, indent=1))
 
 
 def _evaluate(method: AutoDisc, stage: StageInfo, scale: float) -> float:

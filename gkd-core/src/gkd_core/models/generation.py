@@ -1,0 +1,32 @@
+"""The generation settings of a model: how its text is drawn and where it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import GenerationConfig
+
+from gkd_core.models.quiet import quiet
+from gkd_core.models.source import locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def adopt_generation_config(model: PreTrainedModel, source: str, origin: str) -> None:
+    """Give a model the `generation_config.json` of another, if both are there to generate text.
+
+    Reading weights does not do so where a model is built or divided first.
+
+    Args:
+        model: The model.
+        source: Directory or hub id of the other model.
+        origin: Setting that named it.
+    """
+    if not model.can_generate():
+        return
+    try:
+        with quiet():
+            model.generation_config = GenerationConfig.from_pretrained(locate(source, origin))
+    except OSError:  # it has none; the one made from the configuration stays
+        return
