@@ -66,11 +66,40 @@ def _assert_same_ending(found, expected, stage):
 @pytest.mark.parametrize(("name", "stage"), [("interrupted", "distil"), ("stages", "second")])
 def test_an_interrupted_run_goes_on(runs, invoke, name, stage):
     killed, ended = runs / "killed" / name, runs / "ended" / name
+    remembered = set((runs / "cache/stages").iterdir())
     done = invoke("run", "--resume", "--output", f"killed/{name}")
     assert done.code == 0, done.err
-    assert f"stage {stage}: steps 4 to 6" in (killed / "log.txt").read_text()
+    log = (killed / "log.txt").read_text()
+    assert f"stage {stage}: steps 4 to 6" in log
+    assert log.count(f"stage {stage}: was begun by a version of gkd that kept no manifest") == 1
+    assert "is not checked: its rows, models, settings and code may have changed" in log
+    assert set((runs / "cache/stages").iterdir()) == remembered, "it is not known what it is"
     _assert_same_student(killed, ended)
     _assert_same_ending(killed, ended, stage)
+
+
+def _no_random_states(checkpoint):
+    (checkpoint / "random.safetensors").unlink()
+
+
+def _far_ahead(checkpoint):
+    path = checkpoint / "progress.json"
+    path.write_text(path.read_text().replace('"step": 3', '"step": 1000000000'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_no_random_states, "random.safetensors: was part of every checkpoint, is missing"),
+        (_far_ahead, "progress.json: was step-00000003, is step 1000000000"),
+    ],
+)
+def test_a_checkpoint_without_a_manifest_is_not_loaded_in_part(runs, invoke, damage, said):
+    (checkpoint,) = (runs / "killed/interrupted").glob("stages/*/checkpoints/*")
+    damage(checkpoint)
+    done = invoke("run", "--resume", "--output", "killed/interrupted")
+    assert done.code == 2
+    assert said in done.err
 
 
 @pytest.mark.slow

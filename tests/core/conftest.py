@@ -56,6 +56,9 @@ FAMILIES = {
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "deberta-v2": {"intermediate_size": 64, "relative_attention": True, "pos_att_type": "p2c|c2p"},
     "bloom": {},
+    "gemma3_text": GROUPED | WINDOW | {"query_pre_attn_scalar": 8},
+    "qwen3_moe": GROUPED
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 
 
@@ -109,8 +112,8 @@ log_every = 2
 class _Entry:
     """An entry point without an installed package."""
 
-    def __init__(self, plugin):
-        self.name = self.value = "test"
+    def __init__(self, plugin, name):
+        self.name = self.value = name
         self.dist = None
         self.plugin = plugin
 
@@ -120,12 +123,20 @@ class _Entry:
 
 @pytest.fixture
 def registry_with():
-    """Build a registry of the installed plugins and one more, an object with hook functions."""
+    """Build a registry of the installed plugins and others: objects with hook functions.
+
+    The first is called `test`, the others `test-2` and so on.
+    """
     from importlib.metadata import entry_points
 
     from gkd_core.plugins import Registry
 
-    return lambda plugin: Registry([*entry_points(group="gkd"), _Entry(plugin)])
+    def _registry(*plugins):
+        names = ["test", *(f"test-{number}" for number in range(2, len(plugins) + 1))]
+        own = map(_Entry, plugins, names)
+        return Registry([*entry_points(group="gkd"), *own])
+
+    return _registry
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from gkd_core.config.render import to_toml
 from gkd_core.config.resolve import resolve
 from gkd_core.contract.method import Method
 from gkd_core.distributed.ranks import is_first, rank, wait, world_size
+from gkd_core.errors import GkdError
 from gkd_core.hooks.operations import Add, Pass, Swap, When
 from gkd_core.losses import Term, mse
 from gkd_core.plugins import Registry
@@ -294,6 +295,8 @@ def _run(world, folder, teacher, settings, dies_at=None):
         flags={"teachers": (_teachers(world, teacher), "--teacher")},
     )
     specs = prepare_run(resolved, registry)
+    if is_first():
+        (folder / "config.toml").write_text(to_toml(resolved))
     recorder = Recorder([JsonLines(folder / "metrics.jsonl")] if is_first() else [])
     run = Run(resolved, registry, specs, folder, recorder)
     stock = loop.train_step
@@ -317,8 +320,6 @@ def train_and_conclude(world, folder, cases):
     """Train several runs in the same ranks, and compare their models."""
     for name, *arguments in cases:
         run = _run(world, folder / name, *arguments)
-        if is_first():
-            (run.directory / "config.toml").write_text(to_toml(run.resolved))
         summarize_run(run)
 
 
@@ -326,6 +327,16 @@ def train_all(world, folder, cases):
     """Train several runs in the same ranks: (name of the folder, what `train` takes after it)."""
     for name, *arguments in cases:
         train(world, folder / name, *arguments)
+
+
+def fail_all(world, folder, cases):
+    """Train several runs that end with an error; return the errors by name."""
+    errors = {}
+    for name, teacher, settings in cases:
+        with pytest.raises(GkdError) as raised:
+            _run(world, folder / name, teacher, settings)
+        errors[name] = str(raised.value)
+    return errors
 
 
 def events_of(world, folder, settings, dies_at=None):

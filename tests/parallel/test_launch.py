@@ -97,7 +97,7 @@ from gkd_core.errors import GkdError
 @gkd_core.hookimpl
 def gkd_step_end(run, stage, step, losses):
     done = run.directory / "failed"
-    if os.environ.get("RANK") != "1" or step.index < 3 or done.exists():
+    if os.environ.get("RANK") != "1" or step.index < 4 or done.exists():
         return
     done.touch()
     match os.environ["FAULT"]:
@@ -112,7 +112,7 @@ def gkd_step_end(run, stage, step, losses):
 
 @pytest.fixture
 def faulty(tmp_path):
-    """Environment with a plugin that fails in rank 1 after four steps, once, as FAULT says."""
+    """Environment with a plugin that fails in rank 1 after five steps, once, as FAULT says."""
     folder = tmp_path / "plugins"
     distribution = folder / "faulty-1.0.dist-info"
     distribution.mkdir(parents=True)
@@ -203,6 +203,8 @@ def _fails(gkd, arguments, faulty, folder, fault, said):
 )
 def test_rank_that_fails_ends_all(gkd, arguments, faulty, tmp_path, fault, status, said):
     assert _fails(gkd, arguments, faulty, tmp_path, fault, said) == status
+    checkpoints = tmp_path / "run" / "stages" / "distil" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000005"]
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,12 @@ def of_each_file(paths: Iterable[Path]) -> dict[Path, str]:
     found = list(paths)
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         return dict(zip(found, pool.map(lambda path: of_bytes(_blocks(path)), found), strict=True))
+
+
+def of_each_named(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the hash of the content of each file by its name, in 64 digits."""
+    hashes = of_each_file(files.values())
+    return {name: hashes[files[name]] for name in sorted(files)}
 
 
 def _content(path: Path) -> Iterator[bytes]:

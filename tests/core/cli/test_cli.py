@@ -26,6 +26,8 @@ FLAGS = {
     "plugins": "--json",
     "prune": "--data --set --model --output --parameters --width --depth --blocks --even "
     "--multiple --rows",
+    "recipes": "",
+    "replay": "--rank",
     "run": "--method --recipe --teacher --student --student-layers --data --output --baseline "
     "--seed --nproc --set --overwrite --resume --accept-changes",
 }
@@ -161,6 +163,41 @@ def test_optimizers_are_listed_and_shown_with_their_options(invoke):
         assert words in shown
     assert "It has no options." in invoke("optimizers", "adamw").out
     assert "unknown optimizer 'moun'. Did you mean 'muon'?" in invoke("optimizers", "moun").err
+
+
+def test_recipes_and_procedures_are_listed_with_what_they_need(invoke):
+    listed = invoke("recipes").out
+    assert max(map(len, listed.splitlines())) <= 80
+    text = " ".join(listed.split())
+    for words in (
+        "gkd-methods-multiteacher 0.2.0",
+        "distilbert, then hard; needs a language model as teacher of pretrain, labels",
+        "2 models of the task as teachers, labels",
+        "takd Distill into an assistant, from it into the next",
+    ):
+        assert words in text
+
+
+def test_a_recipe_is_shown_with_its_stages_and_its_procedure(invoke):
+    shown = " ".join(invoke("recipes", "distilbert").out.split())
+    for words in (
+        "distilbert (gkd-methods-classic 0.2.0)",
+        "stage pretrain: distilbert; task: language modeling",
+        "run gkd run --recipe distilbert",
+    ):
+        assert words in shown
+    assert "procedure.assistants = 1" in invoke("recipes", "takd").out
+    assert "unknown recipe 'takt'. Did you mean 'takd'?" in invoke("recipes", "takt").err
+
+
+def test_every_recipe_can_be_read():
+    from gkd_core.analysis.recipes import read_recipe
+    from gkd_core.plugins import registry
+
+    for name in registry().recipes:
+        recipe = read_recipe(name, registry())
+        assert recipe.about.keys() == {"title", "paper", "description"}
+        assert recipe.needs, name
 
 
 def test_plugins_tell_distribution_version_hooks_and_methods(invoke):

@@ -186,3 +186,37 @@ def test_unavailable_device_is_refused(monkeypatch):
     assert pick_device("auto") == pick_device("cpu") == CPU
     with pytest.raises(ConfigError, match=r"parallel.device is 'cuda', but PyTorch finds no CUDA"):
         pick_device("cuda")
+
+
+def _spoilt_step(engine, model, loss, factor, index=0):
+    engine.backward((model.weight * factor).sum())
+    engine.note_loss(torch.tensor(loss))
+    return engine.step(index)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("loss", "factor"), [(math.nan, 1.0), (1.0, math.inf)])
+def test_weights_never_change_after_a_step_that_is_not_finite(precision, loss, factor):
+    model = nn.Linear(2, 1, bias=False)
+    engine = _engine(model, precision=precision, lr=0.1, warmup=0)
+    if engine.scale is not None:
+        engine.scale.value = 1.0  # where an overflow is an error
+    _spoilt_step(engine, model, 1.0, 1.0)
+    before = model.weight.detach().clone()
+    state = {name: tensor.clone() for name, tensor in engine.state_tensors().items()}
+    assert not engine.halted
+    _spoilt_step(engine, model, loss, factor, index=1)
+    _spoilt_step(engine, model, 1.0, 1.0, index=2)
+    assert engine.halted
+    assert torch.equal(model.weight, before)
+    assert all(torch.equal(tensor, state[n]) for n, tensor in engine.state_tensors().items())
+
+
+@pytest.mark.parametrize(("loss", "skipped"), [(math.nan, 0), (math.inf, 0), (1.0, 1)])
+def test_loss_that_is_not_finite_is_no_overflow_of_the_gradient(loss, skipped):
+    model = nn.Linear(2, 1, bias=False)
+    engine = _engine(model, precision="fp16")
+    _spoilt_step(engine, model, loss, math.nan)
+    assert engine.scale.read() == {"loss_scale": 2**16 / 2**skipped, "skipped_steps": skipped}
+    assert engine.scale.overflowed == bool(skipped)
+    assert engine.halted != bool(skipped)

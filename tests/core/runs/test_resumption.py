@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from gkd_core import digest
+from gkd_core.cli import ranks
+from gkd_core.contract.task import DefaultTeacher
+from gkd_core.data.files import Files
+from gkd_core.parallel import launch
+from gkd_core.plugins import registry
 from gkd_core.runs import inputs
 from gkd_core.runs.inputs import CODE, CONTENT, CORE, VERSIONS
 from gkd_core.runs.resumption import changed_inputs
@@ -17,7 +23,7 @@ from gkd_core.training import loop
 
 MADE = ("teacher", "train.jsonl", "validation.jsonl")
 SETTINGS = (
-    *("--teacher", "teacher", "--student-layers", 2, "--data", "train.jsonl", "--no-baseline"),
+    *("--student-layers", 2, "--data", "train.jsonl", "--no-baseline"),
     *("--set", "task.validation=validation.jsonl", "--set", "task.max_length=32"),
     *("--method", "soft+hard", "--set", "training.batch_size=16", "--set", "training.lr=1e-3"),
     *("--set", "training.epochs=1", "--set", "training.checkpoint_every=2"),
@@ -51,12 +57,12 @@ def dies(monkeypatch, stage="distil", before=3):
 def interrupt(invoke, world, tmp_path, monkeypatch):
     """Begin a run in an empty folder with rows and a teacher of its own, until it dies."""
 
-    def _interrupt(*settings, stage="distil"):
+    def _interrupt(*settings, stage="distil", teacher=("--teacher", "teacher")):
         for name in MADE:
             copy = shutil.copytree if (world / name).is_dir() else shutil.copy
             copy(world / name, tmp_path / name)
         with dies(monkeypatch, stage):
-            invoke("run", *SETTINGS, *settings)
+            invoke("run", *SETTINGS, *teacher, *settings)
 
     return _interrupt
 
@@ -204,7 +210,8 @@ def test_an_accepted_change_is_noted_and_its_student_never_reused(interrupted, i
     done = invoke(*RESUME, "--accept-changes")
     assert done.code == 0, done.err
     said = CHANGES[change][-1] if change is edited_settings else CHANGES[change][0]
-    assert f"resumed: {said}" in (interrupted / "log.txt").read_text()
+    for record in ("log.txt", "report.html"):
+        assert f"resumed: {said}" in (interrupted / record).read_text()
     result = outcome(interrupted)
     assert result["fingerprint"] is None
     assert [d["name"] for d in result["differences"]] == [said.partition(": was")[0]]
@@ -255,6 +262,15 @@ def test_intervals_and_layout_may_change(interrupted, invoke):
     assert "resumed: training.log_every: was 10, is 3\n" in log
     assert len(outcome(interrupted)["differences"]) == 2
     assert not remembered(interrupted), "it is not what a run with these intervals gives"
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_ranks_are_told_whether_changes_are_accepted(monkeypatch, accepts):
+    commands = []
+    monkeypatch.setattr(launch, "start_ranks", lambda count, command: commands.append(command))
+    monkeypatch.setattr(ranks, "_distributed", False)
+    ranks.start_ranks(2, Path("run"), accepts)
+    assert [command.count("--accept-changes") for command in commands] == [accepts]
 
 
 def test_a_new_version_is_noted(interrupted, invoke, monkeypatch):
@@ -328,6 +344,33 @@ def test_an_accepted_change_is_not_asked_for_again_in_the_next_stage(
     assert done["fingerprint"] is None
     names = {difference["name"] for difference in done["differences"]}
     assert names == {"stages.assistant.teacher.model: model.safetensors"}
+
+
+class Shipped(Files):
+    """Rows of a file, with a default teacher."""
+
+    name = "shipped"
+
+    def default_teacher(self, data, size="large"):
+        training = {"epochs": 1, "batch_size": 16, "evaluate_every": 2, "checkpoint_every": 2}
+        return DefaultTeacher(lambda place: shutil.copytree("teacher", place), training)
+
+
+@pytest.fixture
+def shipped(monkeypatch):
+    installed = registry()
+    monkeypatch.setitem(vars(installed), "tasks", {**installed.tasks, "shipped": Shipped})
+
+
+def test_a_default_teacher_of_changed_rows_serves_no_other_run(
+    shipped, interrupt, invoke, tmp_path
+):
+    interrupt("--set", "task.name=shipped", stage="teacher", teacher=())
+    fewer_rows(tmp_path / "run")
+    assert "training rows of stage teacher: was 96" in invoke(*RESUME).err
+    done = invoke(*RESUME, "--accept-changes")
+    assert done.code == 0, done.err
+    assert not list((tmp_path / "cache").glob("teachers/*/trained"))
 
 
 def test_a_finished_run_is_not_refused_for_what_it_no_longer_reads(interrupted, invoke):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 
+from gkd_core.api import Method, hookimpl
+from gkd_core.plugins import registry
 from gkd_core.runs import run as run_module
 from gkd_core.runs.fingerprint import Fingerprints
 from gkd_core.runs.run import Run
+from gkd_core.training import participants
 
 SAVED = "model.safetensors"
 
@@ -26,6 +32,26 @@ name = "small"
 method = "soft"
 teacher = "stage:assistant"
 """
+
+
+class Plugin:
+    """A plugin with hooks."""
+
+    def __init__(self, **hooks):
+        vars(self).update({name: hookimpl(hook) for name, hook in hooks.items()})
+
+
+class Unused(Method):
+    """A method that no stage names."""
+
+    name = "unused"
+    paper = "A test"
+
+    def reads(self, models, step):
+        return []
+
+    def loss(self, student, teacher, batch, step):
+        return {}
 
 
 @pytest.fixture
@@ -202,6 +228,15 @@ def test_what_decides_a_stage_is_in_its_key(keys, setting, parts):
     assert (str(changed) == str(plain)) == (not parts)
 
 
+def test_copies_of_rows_decide(keys, world):
+    two = ("task.augment=2", f"task.augment_model={world / 'lm-teacher'}")
+    plain, augmented = keys()["assistant"], keys(*two)["assistant"]
+    assert augmented.changed(plain) == ["settings", "models"]
+    other_share = keys(*two, "task.augment_share=0.5")["assistant"]
+    assert other_share.changed(augmented) == ["settings"]
+    assert keys("task.augment_share=0.5")["assistant"] == plain, "no copies are made"
+
+
 def test_rows_decide(keys, world, tmp_path):
     for name in ("train", "validation", "test"):
         shutil.copy(world / f"{name}.jsonl", tmp_path / f"{name}.jsonl")
@@ -230,10 +265,101 @@ def test_a_stage_upstream_decides(keys):
     assert changed["small"].changed(keys()["small"]) == ["models"]
 
 
-def test_code_decides(keys, monkeypatch):
-    before = keys()["assistant"]
-    monkeypatch.setattr("gkd_core.runs.fingerprint._package", lambda name: f"{name} as it is now")
-    assert keys()["assistant"].changed(before) == ["code"]
+@pytest.mark.parametrize(
+    ("distribution", "parts"),
+    [("gkd-core", ["code"]), ("gkd-methods-classic", ["code"]), ("gkd-methods-multiteacher", [])],
+)
+def test_code_of_gkd_and_of_plugins_that_take_part_decides(keys, monkeypatch, distribution, parts):
+    before, stock = keys()["assistant"], participants.code_digests
+
+    def as_it_is_now(module, name):
+        return stock(module, name) | ({"new.py": "1"} if name == distribution else {})
+
+    monkeypatch.setattr(participants, "code_digests", as_it_is_now)
+    assert keys()["assistant"].changed(before) == parts
+
+
+@pytest.mark.parametrize(
+    ("hooks", "parts"),
+    [
+        ({"gkd_stage_start": lambda stage: None}, ["code"]),
+        ({"gkd_step_end": lambda losses: None}, ["code"]),
+        ({"gkd_evaluate": lambda metrics: None}, ["code"]),
+        ({"gkd_stage_end": lambda error: None}, ["code"]),
+        ({"gkd_check_outline": lambda outline: None, "gkd_report": lambda run: None}, []),
+        ({"gkd_register_methods": lambda: [Unused]}, []),
+    ],
+)
+def test_a_plugin_decides_if_a_hook_is_given_the_stage(keys, registry_with, hooks, parts):
+    changed = keys(registry=registry_with(Plugin(**hooks)))
+    assert changed["assistant"].changed(keys()["assistant"]) == parts
+
+
+def test_a_plugin_decides_if_a_method_is_derived_from_its_own(prepare, registry_with):
+    """The method comes from this module, and its base from `classic`."""
+    soft = registry().methods["soft"]
+    derived = type("Derived", (soft,), {"__doc__": "Softer.", "name": "softer"})
+    known = registry_with(Plugin(gkd_register_methods=lambda: [derived]))
+    (spec,) = prepare("method=softer", file="", registry=known).specs
+    found = participants.participants(spec, known)
+    assert [plugin.name for plugin in found] == ["classic", "core", "test"]
+
+
+class Weighs(Method):
+    """A method whose result depends on files, and on what a word stands for."""
+
+    name = "weighs"
+    paper = "A test"
+    means: ClassVar[dict[str, str]] = {}
+
+    class Config(Method.Config):
+        table: Path | None = Field(None, description="A file or a directory.")
+        words: tuple[str, ...] = Field((), description="Words, or files of words.")
+
+    config: Config
+
+    def reads(self, models, step):
+        return []
+
+    def loss(self, student, teacher, batch, step):
+        return {}
+
+    def fingerprint(self):
+        return self.means.get(self.config.words[0], "") if self.config.words else ""
+
+
+@pytest.fixture
+def weighs(keys, registry_with):
+    """Return the key of a stage with the method `weighs` and settings."""
+    known = registry_with(Plugin(gkd_register_methods=lambda: [Weighs]))
+    return lambda *settings: keys("method=weighs", *settings, file="", registry=known)["distil"]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("table.json", "weighs.table={}/table.json"),
+        ("tables/deep/one.json", "weighs.table={}/tables"),
+        ("list", 'weighs.words=["many", "{}/list"]'),
+    ],
+)
+def test_the_content_of_what_an_option_names_decides(weighs, tmp_path, name, setting):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("1")
+    before = weighs(setting.format(tmp_path))
+    path.touch()
+    assert weighs(setting.format(tmp_path)) == before
+    path.write_text("2")
+    assert weighs(setting.format(tmp_path)).changed(before) == ["settings"]
+
+
+def test_what_a_method_says_of_its_options_decides(weighs, monkeypatch):
+    before = weighs('weighs.words=["many"]')
+    monkeypatch.setitem(Weighs.means, "few", "3")
+    assert weighs('weighs.words=["many"]') == before
+    monkeypatch.setitem(Weighs.means, "many", "7")
+    assert weighs('weighs.words=["many"]').changed(before) == ["settings"]
 
 
 def test_a_resumed_run_tells_what_has_changed_under_a_finished_stage(

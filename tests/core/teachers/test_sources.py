@@ -15,6 +15,7 @@ from gkd_core.api import (
     AnswerSource,
     ConfigError,
     DataError,
+    GkdError,
     LinearLogits,
     Method,
     PluginError,
@@ -231,6 +232,17 @@ def test_a_student_may_start_from_the_weights_of_such_a_teacher(prepare, tmp_pat
     stage = build(prepare("file", "method=kd"), tmp_path / "file")
     weights = live.student.model.state_dict()
     assert all(w.equal(weights[n]) for n, w in stage.student.model.state_dict().items())
+
+
+def test_an_answer_that_is_not_finite_is_named_with_its_row(prepare, tmp_path):
+    logits = torch.zeros(96, 2)
+    logits[7, 1] = float("nan")
+    save_file({"logits": logits}, tmp_path / "answers")
+    with pytest.raises(GkdError) as raised:
+        prepare("file", "method=soft", "training.precision=fp16").execute()
+    found = "the output of the source 'file' is the first that contains nan (training rows 7,"
+    assert f"In the teacher 'teacher', {found}" in str(raised.value)
+    assert "Correct what the source answers" in str(raised.value)
 
 
 def test_the_fingerprint_changes_with_the_answers(prepare, tmp_path):

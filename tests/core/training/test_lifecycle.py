@@ -93,10 +93,10 @@ def prepare(prepare_run, registry_with):
     What was told before it begins is forgotten.
     """
 
-    def _prepare(*settings, method="listens", **options):
+    def _prepare(*settings, method="listens", plugins=(), **options):
         every = ("training.evaluate_every=3", "training.checkpoint_every=3")
         given = (f"method={method}", *every, *settings)
-        run = prepare_run(*given, registry=registry_with(Plugin()), **options)
+        run = prepare_run(*given, registry=registry_with(Plugin(), *plugins), **options)
         EVENTS.clear()
         return run
 
@@ -217,6 +217,100 @@ def test_an_error_of_a_method_ends_the_run(prepare, monkeypatch):
     with pytest.raises(ConfigError, match="no such device"):
         prepare().execute()
     assert names("end") == [("listens", "end"), ("hook", "end")]
+
+
+class Fails:
+    """Follows a run; fails once, at the event `at`."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def note(self, *event):
+        if event[0] == self.at:
+            self.at = None
+            raise KeyError("the plugin's own fault")
+        EVENTS.append(("follows", *event))
+
+    @hookimpl
+    def gkd_step_end(self, step):
+        self.note("logged", step.index)
+
+    @hookimpl
+    def gkd_evaluate(self, step):
+        self.note("evaluated", step.index)
+
+    @hookimpl
+    def gkd_stage_end(self, stage):
+        self.note("ended", stage.name)
+
+
+RARELY = ("training.checkpoint_every=100", "training.log_every=2")
+
+
+def told(who, what):
+    return [event[2] for event in EVENTS if event[:2] == (who, what)]
+
+
+@pytest.mark.parametrize(
+    ("at", "saved"), [("logged", "step-00000002"), ("evaluated", "step-00000003")]
+)
+def test_a_hook_that_fails_costs_no_step(prepare, at, saved):
+    whole = prepare(*RARELY, directory="whole")
+    whole.execute()
+    plugins = [Fails(at)]
+    run, resumed = (prepare(*RARELY, plugins=plugins) for _ in range(2))
+    with pytest.raises(KeyError, match="own fault"):
+        run.execute()
+    checkpoints = resumed.directory / "stages" / "distil" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == [saved]
+    resumed.execute()
+    assert told("listens", "step") == list(range(6))
+    assert told("listens", "evaluate") == told("follows", "evaluated") == [2, 5]
+    assert told("follows", "logged") == [1, 3, 5]
+    one, other = student(resumed), student(whole)
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_of_an_event_only_those_are_told_again_who_were_not(prepare, monkeypatch):
+    stock = Listens.on_evaluate
+
+    def fails_once(self, *arguments):
+        monkeypatch.setattr(Listens, "on_evaluate", stock)
+        raise KeyError("the plugin's own fault")
+
+    monkeypatch.setattr(Listens, "on_evaluate", fails_once)
+    run, resumed = (prepare(*RARELY, method="averages(listens)") for _ in range(2))
+    with pytest.raises(KeyError, match="own fault"):
+        run.execute()
+    resumed.execute()
+    assert told("averages", "evaluate") == [2, 5]
+    assert told("listens", "evaluate") == [2, 5]
+    assert told("listens", "step") == list(range(6))
+
+
+def test_an_error_at_the_end_keeps_the_student_and_all_are_told(prepare):
+    plugins = [Fails("ended")]
+    run, resumed = (prepare(plugins=plugins) for _ in range(2))
+    with pytest.raises(KeyError, match="own fault"):
+        run.execute()
+    assert names("end") == [("listens", "end"), ("hook", "end")]
+    before = student(run)
+    resumed.execute()
+    assert told("listens", "step") == list(range(6)), "no step is done again"
+    assert all(torch.equal(weight, before[name]) for name, weight in student(resumed).items())
+
+
+def test_an_error_at_the_end_does_not_hide_why_the_stage_failed(prepare, monkeypatch):
+    def refuses(self, stage):
+        raise ConfigError("no such device")
+
+    monkeypatch.setattr(Listens, "on_stage_start", refuses)
+    lines = []
+    run = prepare(plugins=[Fails("ended")])
+    monkeypatch.setattr(run.recorder, "say", lines.append)
+    with pytest.raises(ConfigError, match="no such device"):
+        run.execute()
+    assert any("at the end of stage distil" in line and "own fault" in line for line in lines)
 
 
 class Uses(Method):

@@ -33,14 +33,21 @@ pre { background: #f6f7f9; padding: 1rem; overflow-x: auto; font-size: .85rem }
 """
 
 
-def write_report(run: Run, comparison: Comparison, outline: str, extra: Sequence[Path]) -> Path:
+def write_report(
+    run: Run,
+    comparison: Comparison | None,
+    outline: str,
+    extra: Sequence[Path],
+    failures: Sequence[str],
+) -> Path:
     """Write the report of a run.
 
     Args:
         run: The finished run.
-        comparison: The comparison of its models.
+        comparison: The comparison of its models, if there is one.
         outline: The outline of the run, as `gkd explain` prints it.
         extra: Files that plugins add, to be linked.
+        failures: What plugins failed to do for the report.
     """
     lines = (run.directory / METRICS).read_text().splitlines()
     entries = [json.loads(line) for line in lines]
@@ -48,11 +55,11 @@ def write_report(run: Run, comparison: Comparison, outline: str, extra: Sequence
     parts = [
         f"<h1>{method} on {escape(run.last.data.source)}</h1>",
         f"<p class=note>{escape(_summary(run))}</p>",
-        _table(comparison),
-        "<h2>Quality over size</h2>",
-        _figure(figures.quality_over_size(comparison), "area: time for one sample"),
+        *(f"<p><strong>{escape(failed)}</strong></p>" for failed in failures),
+        *_compared(comparison),
         "<h2>Stages</h2>",
         _stages(run),
+        *_differences(run),
         "<h2>Training</h2>",
         _figure(figures.validation(entries, run.last.metric.name), "on the validation rows"),
         *(_figure(png, f"losses of stage {s}") for s, png in figures.losses(entries).items()),
@@ -98,9 +105,23 @@ def _cells(spec: StageSpec, result: StageResult) -> Iterator[str]:
     yield "" if result.fingerprint is None else str(result.fingerprint)
 
 
+def _differences(run: Run) -> Iterator[str]:
+    """Yield what was not as before when the run was resumed, stage by stage."""
+    for name, result in run.results.items():
+        for difference in result.differences:
+            yield f"<p class=note>stage {escape(name)} was resumed: {escape(str(difference))}</p>"
+
+
 def _page(title: str, parts: Iterable[str]) -> str:
     head = f"<meta charset=utf-8><title>gkd: {escape(title)}</title><style>{STYLE}</style>"
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def _compared(comparison: Comparison | None) -> Iterator[str]:
+    if comparison is not None:
+        yield _table(comparison)
+        yield "<h2>Quality over size</h2>"
+        yield _figure(figures.quality_over_size(comparison), "area: time for one sample")
 
 
 def _table(comparison: Comparison) -> str:

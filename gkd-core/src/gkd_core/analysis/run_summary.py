@@ -12,6 +12,8 @@ from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
 from gkd_core.atomic import write_file
 from gkd_core.distributed.ranks import is_first
+from gkd_core.errors import PluginError
+from gkd_core.plugins.owners import described
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import Placement
@@ -24,12 +26,14 @@ class RunSummary:
     """The summary of a finished run.
 
     Attributes:
-        comparison: The comparison of its models.
+        comparison: The comparison of its models; None if a plugin failed in it.
         report: Path of its report.
+        failure: The error that ended the comparison.
     """
 
-    comparison: Comparison
+    comparison: Comparison | None
     report: Path
+    failure: Exception | None = None
 
 
 def needs_all_ranks(run: Run) -> bool:
@@ -40,24 +44,56 @@ def needs_all_ranks(run: Run) -> bool:
 def summarize_run(run: Run) -> RunSummary | None:
     """Compare the models of a finished run; write `results.json`, `outline.txt` and `report.html`.
 
+    The report is also written if plugins fail meanwhile, and says so.
+
     If `needs_all_ranks`, every process must call this; only the first writes files and returns a
     summary.
     """
-    first = next((teacher.called for teacher in _live_teachers(run)), None)
-    models = list(_compared_models(run))
-    comparison = compare_models(run.last, models, first, run.registry.sites)
+    comparison, failure = _comparison(run)
     if not is_first():
         return None
-    comparison.save(run.directory / "results.json")
+    if comparison is not None:
+        comparison.save(run.directory / "results.json")
     outline = explain(run.outline)
     write_file(run.directory / "outline.txt", outline)
-    extra = [
-        path
-        for paths in run.registry.manager.hook.gkd_report(run=run.info)
-        if paths is not None
-        for path in paths
-    ]
-    return RunSummary(comparison, write_report(run, comparison, outline, extra))
+    files, failures = _added_by_plugins(run)
+    if failure is not None:
+        failures.insert(0, f"the models could not be compared: {run.registry.blame(failure)}")
+    for failed in failures:
+        run.recorder.say(failed)
+    report = write_report(run, comparison, outline, files, failures)
+    return RunSummary(comparison, report, failure)
+
+
+def _comparison(run: Run) -> tuple[Comparison | None, Exception | None]:
+    """Return the comparison of a run's models, or the error of a plugin that made it impossible."""
+    first = next((teacher.called for teacher in _live_teachers(run)), None)
+    models = list(_compared_models(run))
+    try:
+        return compare_models(run.last, models, first, run.registry.sites), None
+    except Exception as error:
+        if run.registry.blame(error) is None:
+            raise
+        return None, error
+
+
+def _added_by_plugins(run: Run) -> tuple[list[Path], list[str]]:
+    """Return the files that plugins add to the report, and what failed."""
+    files: list[Path] = []
+    failures = []
+    for plugin, call in run.registry.implementations("gkd_report"):
+        try:
+            files += [_existing(path) for paths in call(run=run.info) for path in paths]
+        except (Exception, SystemExit) as error:
+            blame = run.registry.blame(error) or f"plugin {plugin}: {described(error)}"
+            failures.append(f"nothing was added to the report: {blame}")
+    return files, failures
+
+
+def _existing(path: object) -> Path:
+    if not isinstance(path, Path) or not path.exists():
+        raise PluginError(f"gkd_report must return paths of files that exist, not {path!r}")
+    return path
 
 
 def _live_teachers(run: Run) -> list[TeacherSpec]:

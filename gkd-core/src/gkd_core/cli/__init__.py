@@ -29,6 +29,8 @@ BUILT_IN = {
     "plan": "gkd_core.cli.plan:plan",
     "plugins": "gkd_core.cli.plugins:plugins",
     "prune": "gkd_core.cli.prune:prune",
+    "recipes": "gkd_core.cli.recipes:recipes",
+    "replay": "gkd_core.cli.replay:replay",
     "run": "gkd_core.cli.run:run",
 }
 
@@ -77,7 +79,7 @@ class Commands(click.Group):
             blame = registry().blame(error)
             if blame is None or ctx.invoked_subcommand not in BUILT_IN:
                 raise
-            raise PluginFailed(str(blame)) from error
+            raise PluginFailed(blame) from error
 
 
 def _of_plugins() -> Mapping[str, click.Command]:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def entries(things: Iterable[Any], describe: Callable[[Any], tuple[str, str]]) -> RenderableType:
+def entries(
+    things: Iterable[Any],
+    describe: Callable[[Any], tuple[str, str]],
+    name: Callable[[Any], str] = attrgetter("name"),
+) -> RenderableType:
     """Return a list of names, each with a text and facts.
 
     Args:
         things: Such as classes of methods.
         describe: Returns text and facts of one. What it raises is shown instead of them, for one
             plugin cannot end the list of all.
+        name: Returns the name of one.
     """
     from rich.table import Table
     from rich.text import Text
@@ -29,7 +35,7 @@ def entries(things: Iterable[Any], describe: Callable[[Any], tuple[str, str]]) -
             text, facts = describe(thing)
         except Exception as error:
             text, facts = "It cannot be described:", reason(thing, error)
-        table.add_row(f"  {thing.name}", Text.assemble(f"{text}\n", (facts, "dim")))
+        table.add_row(f"  {name(thing)}", Text.assemble(f"{text}\n", (facts, "dim")))
     return table
 
 

@@ -9,10 +9,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gkd_core.errors import GkdError
+
+if TYPE_CHECKING:
+    from gkd_core.plugins import Blame
 
 FAILURE = 1
 USER_ERROR = 2
@@ -42,9 +46,14 @@ class DiskFull(click.ClickException):
 
 
 class PluginFailed(click.ClickException):
-    """A plugin has raised an error, or ended the process; the message names it."""
+    """The code of a plugin has raised an error, or ended the process."""
 
     exit_code = FAILURE
+
+    def __init__(self, blame: Blame) -> None:
+        super().__init__(
+            f"{blame}. It is a fault of the plugin; GKD_TRACEBACK=1 shows the traceback"
+        )
 
 
 class RankDied(click.ClickException):
@@ -124,9 +133,7 @@ def _told_of_plugin(error: Exception) -> tuple[str, int] | None:
     from gkd_core.plugins import registry
 
     blame = registry().blame(error)
-    if blame is None:
-        return None
-    return f"{blame}. It is a fault of the plugin; GKD_TRACEBACK=1 shows the traceback", FAILURE
+    return None if blame is None else (PluginFailed(blame).message, FAILURE)
 
 
 def _trace(error: Exception) -> None:

@@ -114,7 +114,11 @@ def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
 
 
 def _print_summary(run: Run) -> None:
-    """Compare the models, write the report, and print where everything is."""
+    """Compare the models, write the report, and print where everything is.
+
+    Raises:
+        Exception: A plugin failed while the models were compared; everything else is done.
+    """
     from rich.console import Console
 
     from gkd_core.analysis.run_summary import summarize_run
@@ -123,13 +127,16 @@ def _print_summary(run: Run) -> None:
     summary = summarize_run(run)
     if summary is None:
         return
-    console.print(summary.comparison.table())
+    if summary.comparison is not None:
+        console.print(summary.comparison.table())
     for name, path in (
         ("student", run.student),
         ("report", summary.report),
         ("log", run.directory / "log.txt"),
     ):
         console.print(f"{name:<8} {path}", highlight=False, markup=False, soft_wrap=True)
+    if summary.failure is not None:
+        raise summary.failure
 
 
 def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:

@@ -79,6 +79,18 @@ class MethodBase:
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
 
+    def fingerprint(self) -> str:
+        """Return what determines its results besides its code and its options. Default: nothing.
+
+        A stage whose fingerprint is that of an earlier one is not trained again. Override it if an
+        option names something that may change while its name stays the same. What files and
+        directories contain that options of type `Path` name is part of the fingerprint anyway.
+
+        Returns:
+            A text that is the same only for the same results, such as a hash.
+        """
+        return ""
+
     def on_stage_start(self, stage: StageInfo) -> str | None:
         """Act when the first step of a stage is about to begin. Default: nothing.
 

@@ -103,6 +103,13 @@ class RolloutEngine:
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
 
+    def fingerprint(self) -> str:
+        """Return what determines its text besides its code and its options. Default: nothing.
+
+        As `Method.fingerprint`, for an option that names, for example, a server.
+        """
+        return ""
+
     @abstractmethod
     def write(self, prompts: Prompts, writer: Writer) -> Written:
         """Continue the prompts.

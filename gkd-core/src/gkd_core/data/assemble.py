@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gkd_core import digest
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Fit, Split, TaskData
+from gkd_core.data.classes import refuse_one_class
 from gkd_core.data.columns import check_label, refuse_unlabeled
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.table import Table
@@ -36,7 +37,12 @@ class Tables:
 
 
 def assemble(
-    tables: Tables, config: TaskConfig, kind: TaskKind, seed: int, source: str
+    tables: Tables,
+    config: TaskConfig,
+    kind: TaskKind,
+    seed: int,
+    source: str,
+    known: tuple[str, ...] = (),
 ) -> TaskData:
     """Check the tables and build the task.
 
@@ -46,13 +52,18 @@ def assemble(
         kind: TaskKind of the task.
         seed: Seed for the held-out share.
         source: User-facing name of the data.
+        known: Class names of the model at the start; rows need not show all of them.
 
     Raises:
         DataError: A column, row or label is invalid.
     """
-    rows = _read(tables.by_name(), config, kind)
+    named = {name: replace(table, known=known) for name, table in tables.by_name().items()}
+    rows = _read(named, config, kind)
     splits = dict(rows.splits)
     if "validation" not in splits:
+        labels = splits["train"].labels
+        if labels is not None:
+            refuse_one_class(labels, rows.classes, kind, tables.train.source)
         splits["train"], splits["validation"] = hold_out(
             splits["train"], config.validation_share, seed, tables.train.source
         )
@@ -142,7 +153,12 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
         yield json.dumps([name, len(split)]).encode()
         for column in (split.text, split.pair, split.labels):
             for value in column or ():
-                yield json.dumps(value).encode() + b"\n"
+                yield json.dumps(value, default=_plain).encode() + b"\n"
         for name, column in (("group", split.group), ("target", split.target)):
             if column is not None:
                 yield json.dumps([name, list(column)]).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Return what a plugin has in its rows, such as an array, as JSON can hold it."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -101,6 +101,15 @@ def tell(value: Value) -> Value:
     return told[0]
 
 
+def any_rank(fact: bool) -> bool:
+    """Return whether a fact holds on at least one rank. Every rank must call it."""
+    if world_size() == 1:
+        return fact
+    found = torch.tensor(float(fact))
+    dist.all_reduce(found)
+    return bool(found)
+
+
 def first_failure(status: int) -> int | None:
     """Record that this rank fails.
 

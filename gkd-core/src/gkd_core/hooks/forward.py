@@ -61,6 +61,7 @@ class Forward:
         self.features = Features(self.heads)
         self.pending = set(captures)
         self.defers_logits = False
+        self.left_blocks = False
         self.placeholder: Tensor | None = None
         self._gradients = torch.is_grad_enabled()
         # Logits come last. Hooks of ZeRO-3 on a head must see it end, to release its weights.
@@ -101,6 +102,11 @@ class Forward:
     def changes(self, place: Capture) -> bool:
         """Whether an operation changes a place."""
         return place in self._changes
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The mask of the positions that are not padding, `[B, S]`, if the inputs have one."""
+        return self._mask
 
     def mask_of(self, tensor: Tensor) -> Tensor:
         """Return the mask of the positions that are not padding, `[B, S]`."""

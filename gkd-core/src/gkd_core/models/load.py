@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.classes import check_classes, listed, teacher_classes
+from gkd_core.models.finite import is_finite, refuse_weight
 from gkd_core.models.quiet import quiet
 from gkd_core.models.slicing.select import narrowed
 from gkd_core.models.slicing.widths import is_sliced
@@ -157,7 +158,11 @@ def seeded(seed: int) -> Iterator[None]:
 def _read_weights(
     model: str, kind: TaskKind, config: PretrainedConfig, trust_remote_code: bool, origin: str
 ) -> tuple[PreTrainedModel, list[str], list[str]]:
-    """Return the model, the weights missing from the checkpoint, and those of another shape."""
+    """Return the model, the weights missing from the checkpoint, and those of another shape.
+
+    Raises:
+        ConfigError: The files cannot be read, or a weight is not finite.
+    """
     place = locate(model, origin)
     check_safetensors(place, kind, origin)
     try:
@@ -174,6 +179,10 @@ def _read_weights(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unreadable(model, origin, error) from error
     misfit = [name for name, *_ in info["mismatched_keys"]]
+    drawn = {*misfit, *info["missing_keys"]}
+    for name, weight in loaded.named_parameters():
+        if name not in drawn and not is_finite(weight.detach()):
+            refuse_weight(f"{origin} = {model!r}", place, name)
     if is_sliced(config):
         # The narrowing subclass was needed for construction only.
         loaded.__class__ = kind.configs[type(config)]

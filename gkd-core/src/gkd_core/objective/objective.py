@@ -49,6 +49,12 @@ class Objective:
             for number, method in enumerate(member.methods):
                 yield f"{member.name} {number}", method
 
+    def stateful(self) -> Iterator[tuple[str, MethodBase]]:
+        """Yield those of `objects` that keep a state from step to step."""
+        for name, method in self.objects():
+            if type(method).state_dict is not MethodBase.state_dict:
+                yield name, method
+
     def build_modules(self, seed: int) -> None:
         """Build the auxiliary modules of all methods and combiners, seeded by their names."""
         for member in self.members:

@@ -36,6 +36,7 @@ def run_passes(
     step: Step,
     teacher_batches: TeacherBatches | None = None,
     feature_offload: FeatureOffload | None = None,
+    teachers_only: bool = False,
 ) -> Captured:
     """Run every pass of a micro-batch: the teachers' first, without gradient, then the student's.
 
@@ -48,6 +49,7 @@ def run_passes(
         teacher_batches: The micro-batches that the teachers run on; only `batch` if None.
         feature_offload: Host memory for the features of teachers that have run; None keeps them on
             the device.
+        teachers_only: Leave the student's passes out.
     """
     teacher_batches = teacher_batches or TeacherBatches([batch])
     inputs = _inputs(plan, teacher_batches, step)
@@ -90,7 +92,7 @@ def run_passes(
                         features.gather()
                     found.teachers[number][planned.name] = features
             captured.offload(number)
-    for planned in plan.passes:
+    for planned in () if teachers_only else plan.passes:
         features = run(student, planned, "student", None, teacher_batches.own, captured)
         captured.student[planned.name] = features
     return captured

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -106,6 +107,8 @@ class DeepSpeedEngine:
             copies.attach(self._partitions)
         self.scale = loss_scale(self.config)
         self._tell_scale()
+        self.waits = True  # it reads whether the gradient is finite, and skips the update if not
+        self._loss: Tensor | None = None
         if self.zero == 3:
             note_divided(self._trained)
             _keep_recomputed(self._engine.optimizer.parameter_offload.get_param_coordinator())
@@ -131,8 +134,17 @@ class DeepSpeedEngine:
         """Set the learning-rate factors of the next step, by part; 0 freezes a part."""
         self.factors = factors
 
+    def note_loss(self, loss: Tensor) -> None:
+        """Tell the loss of the next step, summed over its micro-batches and the ranks."""
+        self._loss = loss
+
     def step(self, index: int) -> Tensor:
         """Clip, update the weights, clear the gradient; return its norm before clipping."""
+        loss, self._loss = self._loss, None
+        if loss is not None and not bool(loss.isfinite()):
+            if self.scale is not None:
+                self.scale.update(overflows=False)
+            return torch.full_like(loss, math.nan)
         factors = {**self.factors, **dict.fromkeys(self._untouched(), 0.0)}
         set_rates(self._engine.optimizer.optimizer, self.lr(index), factors)
         self._engine.step()

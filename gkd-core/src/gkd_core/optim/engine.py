@@ -35,10 +35,12 @@ class Engine(Protocol):
     Attributes:
         device: Device of the models.
         scale: Loss scale in fp16; else None.
+        waits: Whether a step waits for the device, so that reading its result costs nothing.
     """
 
     device: torch.device
     scale: LossScale | None
+    waits: bool
 
     def forward(self, loss: Callable[[], Tensor]) -> Tensor:
         """Run forward passes and the loss of a micro-batch; return the loss."""
@@ -49,10 +51,15 @@ class Engine(Protocol):
     def set_lr_factors(self, factors: Mapping[Part, float]) -> None:
         """Set the learning-rate factors of the next step, by part; 0 freezes a part."""
 
+    def note_loss(self, loss: Tensor) -> None:
+        """Tell the loss of the next step, summed over its micro-batches and the ranks."""
+
     def step(self, index: int) -> Tensor:
         """Clip, update the weights, clear the gradient; return its norm before clipping.
 
-        The weights do not change if the gradient overflows in fp16.
+        The weights do not change if the loss or the gradient is not finite, and never again after
+        that unless the gradient overflowed in fp16: the loop, which may find out some steps later,
+        finds them as they were before the step.
         """
 
     def lr(self, index: int) -> float:
@@ -84,6 +91,10 @@ class LocalEngine:
         device: Device of the models.
         parts: The parts of the student, if they are ever distinguished.
         chosen: The optimizer; AdamW by default.
+
+    Attributes:
+        halts: Whether the weights stay as they are from a step that is not finite on; not in a
+            simulation, whose tensors have no values.
     """
 
     def __init__(
@@ -108,6 +119,13 @@ class LocalEngine:
         self._state: OptimizerState
         self._make_optimizer(groups)
         self.factors: Mapping[Part, float] = {}
+        # Fused optimizers read on the device whether to leave the weights as they are.
+        self.waits = self.scale is not None or not getattr(
+            self.optimizer, "_step_supports_amp_scaling", False
+        )
+        self.halts = True
+        self._halted = torch.zeros((), device=device)
+        self._loss: Tensor | None = None
 
     def _make_optimizer(self, groups: Sequence[Group]) -> None:
         """Make an optimizer of shards if it can be one, and otherwise of whole weights."""
@@ -133,6 +151,10 @@ class LocalEngine:
         """Set the learning-rate factors of the next step, by part; 0 freezes a part."""
         self.factors = factors
 
+    def note_loss(self, loss: Tensor) -> None:
+        """Tell the loss of the next step, summed over its micro-batches and the ranks."""
+        self._loss = loss
+
     def step(self, index: int) -> Tensor:
         """Clip, update the weights, clear the gradient; return its norm before clipping."""
         set_rates(self.optimizer, self.lr(index), self.factors)
@@ -143,11 +165,9 @@ class LocalEngine:
         norm = self.division.gradient_norm(self.parameters)
         if self.scale is not None:
             norm = norm / self.scale.value
-            if not self._unscale(self.scale, norm):
-                self.optimizer.zero_grad(set_to_none=True)
-                return norm
-        nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip or math.inf, norm)
-        self.optimizer.step()
+        if self._may_update(norm):
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip or math.inf, norm)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -155,14 +175,44 @@ class LocalEngine:
         """Return the learning rate of step `index`: linear warm-up, then the chosen decay."""
         return self.config.lr * lr_factor(self.config, index, self.total_steps)
 
-    def _unscale(self, scale: LossScale, norm: Tensor) -> bool:
-        """Divide the gradient by the loss scale, and return whether it did not overflow."""
+    @property
+    def halted(self) -> bool:
+        """Whether a step was not finite, for another reason than an overflow in fp16; waits."""
+        return bool(self._halted)
+
+    def _may_update(self, norm: Tensor) -> bool:
+        """Return whether to call the optimizer; a fused one reads on the device what to do."""
+        loss, self._loss = self._loss, None
+        if not self.halts:
+            return True
+        if self.scale is not None:
+            return self._unscale(self.scale, norm, loss)
+        finite = norm.to(self.device).isfinite()
+        if loss is not None:
+            finite &= loss.isfinite()
+        self._halted = torch.maximum(self._halted, (~finite).float())
+        if self.waits:
+            return not self.halted
+        self.optimizer.found_inf = self._halted  # type: ignore[attr-defined]
+        return True
+
+    def _unscale(self, scale: LossScale, norm: Tensor, loss: Tensor | None) -> bool:
+        """Divide the gradient by the loss scale, and return whether to update the weights.
+
+        Only a gradient can overflow because of the scale, and not if the loss is not finite.
+        """
+        broken = loss is not None and not bool(loss.isfinite())
+        overflows = not broken and not bool(norm.isfinite())
         factor = 1 / scale.value
-        scale.update(overflows := not bool(norm.isfinite()))
-        for weight in () if overflows else self.parameters:
+        scale.update(overflows)
+        if (broken or overflows) and not scale.overflowed:
+            self._halted.fill_(1)
+        if broken or overflows or self.halted:
+            return False
+        for weight in self.parameters:
             if weight.grad is not None:
                 weight.grad.mul_(factor)
-        return not overflows
+        return True
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the whole optimizer state as `NUMBER.NAME`."""

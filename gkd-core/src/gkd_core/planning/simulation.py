@@ -47,7 +47,7 @@ from gkd_core.losses.relation import Relation
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
-from gkd_core.optim.engine import Engine, build_engine
+from gkd_core.optim.engine import Engine, LocalEngine, build_engine
 from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.memory_tracker import HOST, ON_DEVICE, MemoryKind, MemoryTracker
@@ -247,7 +247,8 @@ def _engine(
     """Return the engine of a stage; under ZeRO, one that models DeepSpeed's."""
     if config.parallel.zero == 0:
         engine = build_engine(student, modules, config, total_steps, device, parts, chosen)
-        engine.scale = None  # a fake gradient has no values that could overflow
+        assert isinstance(engine, LocalEngine), "only ZeRO has another"
+        engine.scale, engine.halts = None, False  # a fake gradient has no values
         return engine
     return ZeroEngine(student, modules, config, total_steps, device, parts, chosen, tracker)
 

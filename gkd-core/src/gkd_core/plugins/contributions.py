@@ -52,7 +52,7 @@ def _word(item: Any) -> str:
     return name
 
 
-def _none(item: Any) -> Collection[str]:
+def _nothing(item: Any) -> Collection[str]:
     return ()
 
 
@@ -103,7 +103,7 @@ class Contribution:
     base: str
     name: Callable[[Any], str] = _name
     is_class: bool = True
-    reserved: Callable[[Any], Collection[str]] = _none
+    reserved: Callable[[Any], Collection[str]] = _nothing
 
     def extends(self, cls: type) -> bool:
         """Return whether a class is a subclass of the base class."""

@@ -26,13 +26,14 @@ from gkd_core.plugins.contributions import (
 )
 from gkd_core.plugins.discovery import installed
 from gkd_core.plugins.loaded import LoadedPlugins
-from gkd_core.plugins.owners import Blame
+from gkd_core.plugins.owners import Blame, module_of
 from gkd_core.plugins.provenance import DISABLE, Plugin
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import click
+    import pluggy
     from pydantic import BaseModel
 
     from gkd_core.config.schema import RolloutConfig, RunConfig
@@ -217,6 +218,21 @@ class Registry:
         plugin = self.plugin_of(thing)
         assert plugin is not None, f"{thing!r} is registered"
         return plugin
+
+    def module_of(self, plugin: Plugin) -> str:
+        """Return the name of a plugin's module."""
+        key = next(key for key, known in self.plugins.items() if known == plugin)
+        return module_of(self.manager.get_plugin(key))
+
+    def implementations(self, hook: str) -> list[tuple[Plugin, pluggy.HookCaller]]:
+        """Return the plugins that implement a hook in the order of calls, each with its call."""
+        manager = self.manager
+        found = [i.plugin for i in reversed(getattr(manager.hook, hook).get_hookimpls())]
+        others = {manager.get_name(one) or "": [p for p in found if p is not one] for one in found}
+        return [
+            (self.plugins[key], manager.subset_hook_caller(hook, left_out))
+            for key, left_out in others.items()
+        ]
 
     def plugin_of(self, thing: object) -> Plugin | None:
         """Return the plugin that a class, an object, a function or a module belongs to.

@@ -14,7 +14,7 @@ from typing import Literal
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
-from gkd_core.training.checkpoint import BEST, CHECKPOINTS
+from gkd_core.training.checkpoint import BEST, CHECKPOINTS, NOT_FINITE
 
 Mode = Literal["new", "overwrite", "resume"]
 CONFIG = "config.toml"
@@ -90,6 +90,6 @@ def _set_aside(directory: Path) -> Path:
 
 
 def has_trained(directory: Path) -> bool:
-    """Tell whether a run has a finished stage, a best student or a checkpoint."""
+    """Tell whether a run has a finished stage, a best student, a checkpoint or a saved step."""
     stages = directory / STAGES
-    return any(any(stages.glob(f"*/{name}")) for name in (DONE, BEST, CHECKPOINTS))
+    return any(any(stages.glob(f"*/{name}")) for name in (DONE, BEST, CHECKPOINTS, NOT_FINITE))

@@ -6,9 +6,7 @@ placed, how many processes share the work) is left out: it changes sums only in 
 
 from __future__ import annotations
 
-import functools
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -19,6 +17,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core import digest
 from gkd_core.models.content import ModelContents
+from gkd_core.models.source import load_config
+from gkd_core.runs.named_content import named_content
+from gkd_core.training.augmentation import SETTING, copies
+from gkd_core.training.participants import stage_code
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ PLACES = {"model", "placement", "source", "tensor", "trust_remote_code", "new_st
 
 LEARNT_FROM = ("rows", "mask_share")
 """Settings of a task that the hash of its rows does not cover."""
+
+AUGMENTATION = ("augment", "augment_share", "augment_candidates")
+"""Settings that determine the copies of rows, if there are any."""
 
 SINCE_0_1: Mapping[tuple[str, ...], Any] = {
     ("optim",): {"name": "adamw", "options": {}},
@@ -56,7 +61,8 @@ class StageFingerprint:
         settings: Methods, options, optimization, the shape of the student, the seed.
         data: The rows.
         models: The teachers, the tokenizer, and the model that the student starts from.
-        code: The sources of gkd and its plugins, and the versions of numerical libraries.
+        code: The code of gkd and of the plugins that take part, and the versions of numerical
+            libraries.
     """
 
     settings: str
@@ -82,7 +88,8 @@ class Fingerprints:
     """
 
     def __init__(self, registry: Registry, contents: ModelContents | None = None) -> None:
-        self._code = digest.of_value([_code(registry), *(f"{n} {version(n)}" for n in LIBRARIES)])
+        self._registry = registry
+        self._libraries = [f"{name} {version(name)}" for name in LIBRARIES]
         self._known: dict[str, StageFingerprint | None] = {}
         self._contents = ModelContents() if contents is None else contents
 
@@ -105,12 +112,13 @@ class Fingerprints:
         used = [teacher.stage for teacher in spec.teachers if spec.loads_teachers]
         if any(stage is not None and self.of(stage) is None for stage in (spec.follows, *used)):
             return None
-        data = spec.data
+        data, named = spec.data, named_content(spec, self._registry)
         return StageFingerprint(
-            settings=digest.of_value(_settings(spec)),
+            # Options that name nothing leave the fingerprint as it was.
+            settings=digest.of_value(_settings(spec) | ({"named": named} if named else {})),
             data=digest.of_value([data.rows_hash, data.kind, list(data.classes)]),
             models=digest.of_value(self._models(spec)),
-            code=self._code,
+            code=digest.of_value([stage_code(spec, self._registry), self._libraries]),
         )
 
     def _models(self, spec: StageSpec) -> list[str]:
@@ -123,6 +131,9 @@ class Fingerprints:
             found.append(f"{which} {self.of(spec.follows)}")
         elif own is not None:
             found.append(self._model(own, spec.student_config))
+        proposer = spec.config.task.augment_model
+        if copies(spec.config, spec.kind) and proposer is not None:
+            found.append(self._model(proposer, load_config(proposer, False, SETTING)))
         return found
 
     def _teacher(self, teacher: TeacherSpec) -> str:
@@ -147,15 +158,16 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
     tree = _set(given)
     tree["student"] = _without_places(tree["student"])
     tree["teachers"] = [_set(_without_places(teacher)) for teacher in tree["teachers"]]
-    names = {*expression.names, *(ensemble.name for ensemble in spec.ensembles), spec.task.name}
-    options = {n: config.options[n].model_dump(mode="json") for n in names & set(config.options)}
+    used = {*expression.names, *(ensemble.name for ensemble in spec.ensembles), spec.task.name}
+    options = {n: config.options[n].model_dump(mode="json") for n in used & set(config.options)}
     optim = config.optim.options.get(config.optim.name)
     tree["optim"]["options"] = {} if optim is None else optim.model_dump(mode="json")
     for (*tables, name), value in SINCE_0_1.items():
         table = tree[tables[0]] if tables else tree
         if table[name] == value:
             del table[name]
-    task = {name: getattr(config.task, name) for name in LEARNT_FROM}
+    names = (*LEARNT_FROM, *AUGMENTATION) if copies(config, spec.kind) else LEARNT_FROM
+    task = {name: getattr(config.task, name) for name in names}
     shape = {k: v for k, v in spec.student_config.to_dict().items() if not k.startswith("_")}
     shape.pop("transformers_version", None)
     return tree | {
@@ -184,30 +196,3 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
 def revision(config: PretrainedConfig) -> str:
     """Return the commit of a model of the hub; empty if it is not from there."""
     return str(getattr(config, "_commit_hash", None) or "")
-
-
-def stage_code(spec: StageSpec, registry: Registry) -> dict[str, dict[str, str]]:
-    """Return hashes of the code that determines a stage's student, by distribution and file."""
-    found = {"gkd-core": {"gkd_core": _package("gkd_core")}}
-    for name, plugin in registry.plugins.items():
-        module = registry.manager.get_plugin(name)
-        top = str(getattr(module, "__name__", type(module).__module__)).partition(".")[0]
-        found.setdefault(plugin.distribution, {})[top] = _package(top)
-    return found
-
-
-def _code(registry: Registry) -> str:
-    """Return a hash of the sources of gkd and of every plugin."""
-    plugins = (registry.manager.get_plugin(name) for name in registry.plugins)
-    names = {str(getattr(p, "__name__", type(p).__module__)).partition(".")[0] for p in plugins}
-    return digest.of_value([_package(name) for name in sorted({"gkd_core", *names})])
-
-
-@functools.cache
-def _package(name: str) -> str:
-    """Return a hash of the sources of a package or of a single-file module."""
-    module = sys.modules.get(name)
-    file = Path(getattr(module, "__file__", None) or "")
-    if file.name == "__init__.py":
-        return digest.of_files(file.parent.rglob("*.py"))
-    return digest.of_files([file]) if file.is_file() else name

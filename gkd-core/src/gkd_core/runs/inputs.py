@@ -18,9 +18,11 @@ from gkd_core.data.assemble import hash_rows
 from gkd_core.models.content import ModelContents
 from gkd_core.models.source import load_config
 from gkd_core.plugins import Registry
-from gkd_core.runs.fingerprint import LIBRARIES, revision, stage_code, vocabulary
+from gkd_core.runs.fingerprint import LIBRARIES, revision, vocabulary
+from gkd_core.runs.named_content import named_content
 from gkd_core.training.augmentation import SETTING, copies
 from gkd_core.training.manifest import Inputs
+from gkd_core.training.participants import stage_code
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ class InputReader:
         code = stage_code(spec, self.registry)
         return {
             SETTINGS: self.settings,
-            CONTENT: dict([*_rows(spec), *_tokenizers(spec), *self._models(spec, start)]),
+            CONTENT: dict([*_rows(spec), *_tokenizers(spec), *self._models(spec, start)])
+            | named_content(spec, self.registry),
             CODE: code,
             VERSIONS: _versions(self.registry, code),
         }

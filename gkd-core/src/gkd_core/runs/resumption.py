@@ -90,7 +90,8 @@ class Resumption:
         accepts: Whether to go on whatever differs.
 
     Attributes:
-        contents: Reads the files of models, except those that are as they were.
+        accepts: Whether to go on whatever differs.
+        contents: Reads the files of models; those that have not been changed are known.
     """
 
     def __init__(self, directory: Path, configured: Resolved, accepts: bool) -> None:
@@ -98,9 +99,9 @@ class Resumption:
         self.configured = configured
         self.accepts = accepts
         found = map(Begun.find, sorted((directory / STAGES).glob("*/")))
-        self.begun = {begun.name: begun for begun in found if begun is not None}
-        self.manifests = [b.manifest for b in self.begun.values() if b.manifest is not None]
-        self.contents = ModelContents(manifest.models for manifest in self.manifests)
+        self._begun = {begun.name: begun for begun in found if begun is not None}
+        self._manifests = [b.manifest for b in self._begun.values() if b.manifest is not None]
+        self.contents = ModelContents(manifest.models for manifest in self._manifests)
 
     def check_settings(self, resolved: Resolved) -> None:
         """Refuse settings with which the run was not begun.
@@ -113,9 +114,9 @@ class Resumption:
     def check(
         self, resolved: Resolved, registry: Registry, specs: Sequence[StageSpec]
     ) -> tuple[Difference, ...]:
-        """Return everything that is not as it was when the run began.
+        """Return everything that is not as it was when the run began, and was not earlier.
 
-        It is noted beside the students of finished stages.
+        It is noted beside the students of finished stages, so that it is not asked for again.
 
         Args:
             resolved: The configuration with which the run goes on.
@@ -129,18 +130,18 @@ class Resumption:
         reader = InputReader(resolved, registry, self.contents)
         inputs = self._inputs(specs, reader)
         self._refuse("inputs", inputs)
-        before = (d for manifest in self.manifests for d in manifest.differences)
+        before = (d for manifest in self._manifests for d in manifest.differences)
         found = tuple(dict.fromkeys((*before, *settings, *inputs)))
         self._note(found)
         return found
 
     def _settings(self, resolved: Resolved) -> list[Difference]:
         """Return the settings that differ from those of any stage, or else of the run."""
-        if not self.manifests:
+        if not self._manifests:
             return list(changed_settings(self.configured.values(), resolved))
         return [
             difference
-            for begun in self.begun.values()
+            for begun in self._begun.values()
             if begun.manifest is not None
             for difference in begun.unknown(
                 changed_settings(begun.manifest.inputs[SETTINGS], resolved)
@@ -149,19 +150,19 @@ class Resumption:
 
     def _inputs(self, specs: Sequence[StageSpec], reader: InputReader) -> list[Difference]:
         """Return what else differs; nothing if no stage is left to be trained with it."""
-        if all(s.name in self.begun and not self.begun[s.name].checkpoint for s in specs):
+        if all(s.name in self._begun and not self._begun[s.name].checkpoint for s in specs):
             return []
         locations = Locations(self.directory, specs)
         return [
             difference
             for spec in specs
-            if (begun := self.begun.get(spec.name))
+            if (begun := self._begun.get(spec.name))
             for difference in begun.unknown(_changed_inputs(begun, spec, locations, reader))
         ]
 
     def _note(self, differences: tuple[Difference, ...]) -> None:
-        """Note differences beside the students of finished stages, so that they are known."""
-        for begun in self.begun.values():
+        """Note differences beside the students of finished stages."""
+        for begun in self._begun.values():
             known = begun.manifest
             if known is not None and begun.checkpoint is None and known.differences != differences:
                 replace(known, differences=differences).save(begun.path)
@@ -251,9 +252,8 @@ def _changed_code(name: str, before: Inputs, now: Inputs) -> Iterator[Difference
 def _may_differ(key: str) -> bool:
     """Return whether a setting only says where something is, or is computed."""
     parts = _in_stage(key)
-    is_layout = parts[0] == "parallel" or parts[-1] in ("tensor", "placement")
-    is_place = parts[0] == "teachers" and parts[-1] == "model"
-    return is_layout or is_place or ".".join(parts) in PLACES
+    of_teacher = parts[0] == "teachers" and parts[-1] in ("model", "tensor", "placement")
+    return of_teacher or parts[0] == "parallel" or ".".join(parts) in PLACES
 
 
 def _is_interval(key: str) -> bool:

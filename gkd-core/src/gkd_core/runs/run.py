@@ -11,7 +11,7 @@ from types import MappingProxyType
 from transformers import PreTrainedModel
 
 from gkd_core.config.resolve import Resolved, ResolvedStage
-from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig, task_name
+from gkd_core.config.schema import RunConfig, StudentConfig, TaskConfig, TrainingConfig, task_name
 from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.run_info import RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
@@ -20,6 +20,7 @@ from gkd_core.models.content import ModelContents
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
+from gkd_core.runs.checks import check_labels_differ
 from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
 from gkd_core.runs.inputs import InputReader
@@ -29,13 +30,15 @@ from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary
+from gkd_core.runs.weight_checks import check_later_weights
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
 from gkd_core.training.manifest import MANIFEST, Difference, Manifest
 from gkd_core.training.plugin_hooks import PluginHooks
-from gkd_core.training.stage import build_stage
+from gkd_core.training.stage import Stage, build_stage
 from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSpec
+from gkd_core.training.teacher_quality import doubtful_teachers
 
 
 @dataclass
@@ -102,7 +105,7 @@ class Run:
     @property
     def hooks(self) -> PluginHooks:
         """The hooks of the run's plugins."""
-        return PluginHooks(self.registry.manager, lambda: self.info)
+        return PluginHooks(self.registry, lambda: self.info)
 
     @functools.cached_property
     def locations(self) -> Locations:
@@ -126,6 +129,9 @@ class Run:
             GkdError: A stage cannot be built, or its loss is not finite.
         """
         fingerprints = Fingerprints(self.registry, self.contents)
+        if is_first():
+            unfinished = [s for s in self.specs if not (self.locations.folder(s) / DONE).exists()]
+            check_later_weights(unfinished)
         for difference in self.differences:
             self.recorder.say(f"resumed: {difference}")
         self._say_outline()
@@ -208,22 +214,22 @@ class Run:
             spec.store.keep(self.locations.student(spec))
 
     def _train(self, spec: StageSpec) -> StageResult:
-        target = self.locations.student(spec)
-        folder, start = self.locations.folder(spec), self._start(spec)
-        stage = build_stage(self.locations.ready(spec), self.registry, folder, start)
+        target, folder = self.locations.student(spec), self.locations.folder(spec)
+        stage = self.build(spec)
         stage.manifest = self._manifests[spec.name]
-        for line in stage.describe():
+        for line in (*stage.describe(), *doubtful_teachers(stage)):
             self.recorder.say(line)
+        hooks = self.hooks
         error: BaseException | None = None
         try:
-            progress = train(stage, self.recorder, self.hooks)
+            progress = train(stage, self.recorder, hooks)
             _save(stage.objective.finalize_student(stage.student.model, folder), spec, target)
         except BaseException as failure:
             error = failure
             raise
         finally:
             self.recorder.end_stage()
-            self.hooks.stage_end(stage, error)
+            hooks.stage_end(stage, error)
         stage.engine.close()
         self._keep_teacher(spec)
         return StageResult(
@@ -235,6 +241,12 @@ class Run:
             best_step=progress.best_step,
             seconds=progress.seconds,
         )
+
+    def build(self, spec: StageSpec) -> Stage:
+        """Return a stage of the run with its models, once the stages before it are finished."""
+        start = self._start(spec)
+        folder = self.locations.folder(spec)
+        return build_stage(self.locations.ready(spec), self.registry, folder, start)
 
     def _start(self, spec: StageSpec) -> Path | None:
         """Return the directory of the student to continue with; None if the stage creates one."""
@@ -271,6 +283,8 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
     built = build_specs(resolved, builder)
     specs = list(built.values())
+    for spec in specs:
+        check_labels_differ(spec)
     if _wants_baseline(resolved, specs[-1]):
         first, last = _origin(specs[-1]), specs[-1]
         # A student built from a model of another kind must be built by the stage of that kind.
@@ -338,6 +352,7 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     """Return a stage that trains the first stage's student like the last, but on labels alone."""
     own = {
         "method": "hard",
+        "task": _settled(last),
         "student": first.config.student,
         "teachers": first.config.teachers,
         "rollout": None,
@@ -345,6 +360,14 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     origins = {**last.settings.origins, "method": Origin(Level.DEFAULT, "the baseline")}
     config = last.config.model_copy(update=own)
     return replace(last.settings, name=BASELINE, config=config, origins=origins)
+
+
+def _settled(spec: StageSpec) -> TaskConfig:
+    """Return the task of a stage with the kind and the classes that were found for it."""
+    task = spec.config.task
+    kind = task.kind or spec.kind.name
+    classes = spec.data.classes if spec.kind.has_classes else task.classes
+    return task.model_copy(update={"kind": kind, "classes": classes})
 
 
 def _default_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:

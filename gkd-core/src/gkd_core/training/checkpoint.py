@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -37,6 +36,8 @@ from gkd_core.parallel.weights import load_whole, whole_weights
 from gkd_core.strict_json import json_text
 from gkd_core.training.manifest import MANIFEST, Difference
 from gkd_core.training.method_state import put_tensors, take_tensors
+from gkd_core.training.plugin_hooks import Event
+from gkd_core.training.random_states import random_states, restore_random
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
@@ -52,6 +53,8 @@ WRITTEN = (
     PROGRESS,
 )
 """Files of every checkpoint."""
+NOT_FINITE = "not-finite"
+"""The directory of a step that could not be taken; see `SavedStep`."""
 
 
 @dataclass
@@ -68,6 +71,7 @@ class Progress:
         seconds: Time since the stage was started or last resumed.
         loss_scale: State of the loss scaler; empty without one.
         rollout: State of the rollout engine; empty without one.
+        untold: What methods and plugins have not been told of the last step, because one failed.
         version: Version of gkd that wrote it; version 0.1 did not say.
     """
 
@@ -80,6 +84,7 @@ class Progress:
     seconds: float = 0.0
     loss_scale: dict[str, float] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
+    untold: list[Event] = field(default_factory=list)
     version: str = gkd_core.__version__
 
 
@@ -96,7 +101,7 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     save_weights(stage.objective.modules, draft / "modules.safetensors")
     optimizer = stage.engine.state_tensors()
     if is_first():
-        _save(optimizer, draft / "optimizer.safetensors")
+        save_tensors(optimizer, draft / "optimizer.safetensors")
     method_tensors: dict[str, Tensor] = {}
     progress.methods = take_tensors(stage.objective.state_dict(), method_tensors)
     if stage.engine.scale is not None:
@@ -104,10 +109,11 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     if stage.rollouts is not None:
         progress.rollout = stage.rollouts.engine.state_dict()
     if is_first_of_copy():
-        _save(_random_states(stage), draft / f"random{_own()}.safetensors")
-        (draft / f"progress{_own()}.json").write_text(json_text(asdict(progress), indent=1))
+        save_tensors(random_states(stage), draft / f"random{rank_suffix()}.safetensors")
+        progressed = draft / f"progress{rank_suffix()}.json"
+        progressed.write_text(json_text(asdict(progress), indent=1))
         if method_tensors:
-            _save(method_tensors, draft / f"methods{_own()}.safetensors")
+            save_tensors(method_tensors, draft / f"methods{rank_suffix()}.safetensors")
     wait()
     if is_first():
         if progress.best is not None and stage.best.exists():
@@ -170,12 +176,12 @@ def load_checkpoint(stage: Stage) -> Progress:
 def _load(stage: Stage, checkpoint: Path) -> Progress:
     load_weights(stage.student.model, checkpoint / "student.safetensors")
     load_weights(stage.objective.modules, checkpoint / "modules.safetensors")
-    states = checkpoint / f"random{_own()}.safetensors"
+    states = checkpoint / f"random{rank_suffix()}.safetensors"
     if states.exists():
-        _restore_random(stage, load_file(states))
+        restore_random(stage, load_file(states))
     # With more data ranks than before, new ones take over the progress of the first.
-    share = _own() if (checkpoint / f"progress{_own()}.json").exists() else ""
-    progress = Progress(**json.loads((checkpoint / f"progress{share}.json").read_text()))
+    share = rank_suffix() if (checkpoint / f"progress{rank_suffix()}.json").exists() else ""
+    progress = _read_progress(checkpoint / f"progress{share}.json")
     kept = checkpoint / f"methods{share}.safetensors"
     method_tensors = load_file(kept) if kept.exists() else {}
     stage.objective.load_state_dict(put_tensors(progress.methods, method_tensors))
@@ -191,9 +197,16 @@ def _load(stage: Stage, checkpoint: Path) -> Progress:
     return progress
 
 
+def _read_progress(path: Path) -> Progress:
+    content = json.loads(path.read_text())
+    content["untold"] = [Event(**event) for event in content.get("untold", [])]
+    return Progress(**content)
+
+
 def remove_checkpoints(directory: Path) -> None:
     """Remove the files of a finished stage that only an unfinished one needs."""
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    for folder in (directory / CHECKPOINTS, *directory.glob(f"*{NOT_FINITE}*")):
+        shutil.rmtree(folder, ignore_errors=True)
     for pattern in ("*.safetensors", "*.tmp"):
         for path in directory.glob(pattern):
             path.unlink()
@@ -204,7 +217,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     weights = whole_weights(model)
     if is_first():
         with atomic.draft(path) as aside:
-            _save(weights, aside)
+            save_tensors(weights, aside)
     wait()
 
 
@@ -219,7 +232,7 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _own() -> str:
+def rank_suffix() -> str:
     """Return the suffix of the files of this data rank; empty for the first."""
     return f"-{data_rank()}" if data_rank() else ""
 
@@ -242,22 +255,6 @@ def _opened(path: Path) -> Iterator[Mapping[str, Sliceable]]:
         yield {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors of any device to a file."""
     save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, path)
-
-
-def _random_states(stage: Stage) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if stage.engine.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(stage.engine.device)
-    for name, generator in stage.objective.generators().items():
-        states[f"method.{name}"] = generator.get_state()
-    return states
-
-
-def _restore_random(stage: Stage, states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and stage.engine.device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], stage.engine.device)
-    for name, generator in stage.objective.generators().items():
-        generator.set_state(states[f"method.{name}"])

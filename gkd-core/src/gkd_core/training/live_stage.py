@@ -15,7 +15,7 @@ from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.run_info import GradientEngine, LoadedModel, Modules, StageInfo
 from gkd_core.data.loader import iterate
 from gkd_core.distributed.groups import data_rank
-from gkd_core.errors import ConfigError
+from gkd_core.errors import ConfigError, GkdError
 from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.hooks.forward import Change
 from gkd_core.hooks.paths import WRITABLE_SITES, parse_path
@@ -141,6 +141,12 @@ class LiveStageInfo(StageInfo):
                 for batch in batches:
                     accumulate(engine, modules, batch.to(self.device), counts)
                 engine.step(index)
+        if engine.halted or (engine.scale is not None and engine.scale.skipped == total):
+            which = "a step" if engine.halted else "every step"
+            raise GkdError(
+                f"the training of {name} failed: the gradient is not finite in {which}, with "
+                f"training.precision = '{self.config.training.precision}'"
+            )
 
 
 @contextmanager

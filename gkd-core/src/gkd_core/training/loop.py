@@ -42,14 +42,15 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
         The progress. The student holds the best weights (`training.keep_best`) or the last ones.
 
     Raises:
-        GkdError: The loss or the gradient is not finite.
+        GkdError: The loss or the gradient is not finite, or overflowed in every step.
     """
     config = stage.config.training
     progress = load_checkpoint(stage)
     recorder.start_stage(stage.name, stage.total_steps, progress.step)
     skipped = hooks.stage_start(stage)
     stage.student.model.train()
-    guard, meter = NonFiniteGuard(), _Meter()
+    hooks.resume(stage, _step(stage, progress.step - 1), progress.untold)
+    guard, meter = NonFiniteGuard(stage), _Meter()
     begun = time.perf_counter()
     for step, batches in () if skipped else _steps(stage, progress):
         result = train_step(stage, batches, step)
@@ -63,10 +64,13 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
             guard.check()
             with meter.paused():
                 _evaluate(stage, step, progress, recorder, hooks)
-        if stage.due(progress.step, stage.checkpoint_every) or progress.stopped:
+        if stage.due(progress.step, stage.checkpoint_every) or progress.stopped or hooks.failed:
             guard.check()
+            progress.untold = hooks.untold
             with meter.paused():
                 save_checkpoint(stage, progress)
+        hooks.raise_failure()
+    guard.end(progress.step)
     if config.keep_best and progress.best is not None:
         load_weights(stage.student.model, stage.best)
     stage.student.model.eval()
@@ -85,9 +89,13 @@ def _steps(stage: Stage, progress: Progress) -> Iterator[tuple[Step, Sequence[Ba
         stage.readings,
     )
     while not progress.stopped and progress.step < stage.total_steps:
-        epoch, micro_batches = next(batches)
-        step = Step(progress.step, stage.total_steps, epoch, stage.name, torch.default_generator)
-        yield step, micro_batches
+        _, micro_batches = next(batches)
+        yield _step(stage, progress.step), micro_batches
+
+
+def _step(stage: Stage, index: int) -> Step:
+    epoch = index // stage.sampler.steps_per_epoch
+    return Step(index, stage.total_steps, epoch, stage.name, torch.default_generator)
 
 
 def _log(

@@ -29,6 +29,7 @@ from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.generation import adopt_generation_config
 from gkd_core.models.load import WeightReader, load_model, load_teacher
+from gkd_core.models.meta import meta_model
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.tokenizer import set_padding
@@ -130,11 +131,12 @@ class Stage:
         return self.config.training.checkpoint_every or self.evaluate_every
 
     def describe(self) -> list[str]:
-        """Return lines that describe the student and the rows it learns from."""
+        """Return lines that describe the task, the student and the rows it learns from."""
         cut = self.train.num_truncated
         limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
-        facts = [*self.origin.summary, ("rows", rows), *self._judge()]
+        facts = [("task", self.spec.about), *(("", note) for note in self.spec.notes)]
+        facts += [*self.origin.summary, ("rows", rows), *self._judge()]
         for reading in self.readings:
             cut = reading.encoded.num_truncated
             limit = f"; {cut:,} rows cut" if cut else ""
@@ -393,11 +395,11 @@ def _from_teacher(
     if groups is None:
         teacher = _load_teacher(spec, source, registry, None) if first is None else first
     else:
-        from gkd_core.parallel.loading import StoredWeights, meta_model
+        from gkd_core.parallel.loading import StoredWeights
 
         whole = meta_model(spec.kind, source.config, source.trust_remote_code)
         teacher = find_sites(whole, registry.sites)
-        weights = StoredWeights(whole, source.trained)
+        weights = StoredWeights(whole, source.trained, source.setting)
     config = spec.config
     made = build_student(
         config.student, teacher, spec.kind, data.classes, config.seed, registry.sites, weights

@@ -1,0 +1,142 @@
+"""The code of a plugin: the modules and the data of its distribution.
+
+A wheel lists its files. Those of an editable install, or of a folder in PYTHONPATH, are in the
+folder from which the plugin is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+from gkd_core import digest
+
+PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
+"""Files of the root of a project, which holds more than the code: tests, documentation, runs."""
+
+METADATA = (".dist-info", ".egg-info")
+"""Endings of the folders in which installers keep the metadata of a distribution."""
+
+SCRIPTS = ("bin", "Scripts")
+"""Folders of generated commands, which name the interpreter that they were installed for."""
+
+
+def code_digests(module: str, distribution: str) -> dict[str, str]:
+    """Return the hash of each file of a plugin, by the file's name.
+
+    Args:
+        module: The plugin's module, which is imported.
+        distribution: The distribution that ships it.
+    """
+    return digest.of_each_named(code_files(module, distribution))
+
+
+def code_files(module: str, distribution: str) -> dict[str, Path]:
+    """Return the files of a plugin by name, such as `gkd_method_x/loss.py`.
+
+    They are none if the plugin has no file, such as one in a zip archive.
+
+    Args:
+        module: The plugin's module, which is imported.
+        distribution: The distribution that ships it.
+    """
+    file = module_file(module)
+    if file is None:
+        return {}
+    installed = _find_distribution(distribution)
+    if installed is None:
+        return _files_in(_own_place(module, file))
+    listed = _listed_files(installed)
+    if file in listed.values():
+        return listed
+    return {
+        name: path
+        for place in _places(module, file, installed)
+        for name, path in _files_in(place).items()
+    }
+
+
+def module_file(module: str) -> Path | None:
+    """Return the file of an imported module, if it has one."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    path = Path(file).resolve() if file else None
+    return path if path is not None and path.is_file() else None
+
+
+def _find_distribution(name: str) -> Distribution | None:
+    try:
+        return distribution(name)
+    except (PackageNotFoundError, ValueError):
+        return None
+
+
+def _listed_files(installed: Distribution) -> dict[str, Path]:
+    """Return the files that a wheel has installed; none if it was not installed from one."""
+    if installed.read_text("RECORD") is None:
+        return {}
+    found = {}
+    for listed in installed.files or ():
+        is_script = listed.parts[0] == ".." and listed.parent.name in SCRIPTS
+        path = Path(str(installed.locate_file(listed))).resolve()
+        if not is_script and _is_code(Path(listed)) and path.is_file():
+            found[listed.as_posix()] = path
+    return found
+
+
+def _places(module: str, file: Path, installed: Distribution) -> Iterator[Path]:
+    """Yield the modules and folders of a distribution that lists no files.
+
+    A folder into which several distributions are installed shows only what is named. All else is
+    the plugin's own; from the root of a project, modules and packages.
+    """
+    own = _own_place(module, file)
+    root = own.parent
+    yield own
+    yield from _named_places(installed, root)
+    if any(root.glob("*.dist-info")):
+        return
+    is_project = any((root / name).exists() for name in PROJECT_FILES)
+    for path in root.iterdir():
+        if not is_project or path.suffix == ".py" or (path / "__init__.py").exists():
+            yield path
+
+
+def _own_place(module: str, file: Path) -> Path:
+    """Return the outermost package that a module is in, or the file of a module in none."""
+    top = sys.modules.get(module.partition(".")[0])
+    folders = [Path(place).resolve() for place in getattr(top, "__path__", ())]
+    return next((folder for folder in folders if folder in file.parents), file)
+
+
+def _named_places(installed: Distribution, root: Path) -> Iterator[Path]:
+    """Yield the top-level modules and packages that setuptools names, as they would be imported.
+
+    Of a namespace package, which other distributions share, only what is in `root`.
+    """
+    for name in (installed.read_text("top_level.txt") or "").split():
+        found = find_spec(name)
+        if found is None:
+            continue
+        folders = [Path(place).resolve() for place in found.submodule_search_locations or ()]
+        if found.origin is None:
+            yield from (folder for folder in folders if folder.parent == root)
+        else:
+            yield from folders or [Path(found.origin).resolve()]
+
+
+def _files_in(place: Path) -> dict[str, Path]:
+    """Return the files of a module or folder by their names relative to where it is."""
+    paths = place.rglob("*") if place.is_dir() else [place]
+    names = {path.relative_to(place.parent): path for path in paths if path.is_file()}
+    return {name.as_posix(): path for name, path in names.items() if _is_code(name)}
+
+
+def _is_code(name: Path) -> bool:
+    """Tell whether a file is neither metadata nor hidden nor compiled by Python."""
+    return name.suffix != ".pyc" and not any(
+        part.endswith(METADATA) or part == "__pycache__" or (part.startswith(".") and part != "..")
+        for part in name.parts
+    )

@@ -1,0 +1,69 @@
+"""`Finding`: a tensor of a step that is not finite, and what it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["teacher", "student", "method", "term"]
+
+SHOWN = 5
+"""Rows that a message names."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a tensor of a step belongs to.
+
+    Attributes:
+        side: A model, the auxiliary modules of a method, or a term of the loss.
+        name: Name of the teacher, the method or the term; empty for the student.
+    """
+
+    side: Side
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"the {self.side} '{self.name}'" if self.name else f"the {self.side}"
+
+
+STUDENT = Owner("student")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A tensor that is not finite.
+
+    Attributes:
+        owner: What it belongs to.
+        place: Path of the module whose output it is; empty for a term.
+        values: What it contains: `nan`, `inf`, `-inf`.
+        rows: Training rows in which it does, counted from 0.
+        is_gradient: Whether it is the gradient of the loss by that output.
+    """
+
+    owner: Owner
+    place: str
+    values: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+    is_gradient: bool = False
+
+    @property
+    def is_only_negative(self) -> bool:
+        """Whether it contains only -inf, as logits do of tokens that a model rules out."""
+        return self.values == ("-inf",)
+
+    def __str__(self) -> str:
+        contains = f"contains {' and '.join(self.values)}"
+        if not self.place:
+            return f"{self.owner} {contains}, though the models compute no nan or inf"
+        what = "the gradient at the output" if self.is_gradient else "the output"
+        return f"in {self.owner}, {what} of {self.place} is the first that {contains}{self._where}"
+
+    @property
+    def _where(self) -> str:
+        if not self.rows:
+            return ""
+        shown = ", ".join(map(str, self.rows[:SHOWN]))
+        more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
+        return f" (training rows {shown}{more}, counted from 0)"

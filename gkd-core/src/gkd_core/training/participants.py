@@ -1,0 +1,82 @@
+"""The plugins whose code determines the student of a stage."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gkd_core import hookspecs
+from gkd_core.contract.architectures import adapter_of
+from gkd_core.plugins.code import code_digests, code_files, module_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gkd_core.plugins import Plugin, Registry
+    from gkd_core.training.stage_spec import StageSpec
+
+CORE = ("gkd_core", "gkd-core")
+"""The module and the distribution whose code trains every stage."""
+
+STAGE_HOOKS = [
+    name
+    for name, hook in inspect.getmembers(hookspecs, inspect.isfunction)
+    if name.startswith("gkd_") and "stage" in inspect.signature(hook).parameters
+]
+"""Hooks that are given a stage, whose student they may change."""
+
+
+def stage_code(spec: StageSpec, registry: Registry) -> dict[str, dict[str, str]]:
+    """Return the hashes of the code that determines a stage's student: gkd's and of its plugins.
+
+    Args:
+        spec: The stage.
+        registry: The plugins.
+
+    Returns:
+        The hash of each file by its name, by the name of the distribution.
+    """
+    found = {CORE[1]: code_digests(*CORE)}
+    for plugin in participants(spec, registry):
+        found.setdefault(plugin.distribution, {}).update(
+            code_digests(registry.module_of(plugin), plugin.distribution) or {"": plugin.version}
+        )
+    return found
+
+
+def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
+    """Return the plugins that take part in a stage, sorted by name.
+
+    These are the plugins of what the stage is made of, those whose classes it is derived from, and
+    those with a hook that is given the stage. A plugin that only refuses an outline, adds to the
+    report, or has recipes and commands does not change a student.
+    """
+    bases = {base for made_of in _classes(spec, registry) for base in made_of.__mro__}
+    files = {file for base in bases if (file := module_file(base.__module__)) is not None}
+    found = {plugin for hook in STAGE_HOOKS for plugin, _ in registry.implementations(hook)}
+    found |= {plugin for base in bases if (plugin := registry.plugin_of(base)) is not None}
+    found |= {p for p in registry.plugins.values() if files & _files(p, registry)}
+    return sorted(found, key=lambda plugin: plugin.name)
+
+
+def _classes(spec: StageSpec, registry: Registry) -> Iterator[type]:
+    """Yield the classes of everything a stage is made of that a plugin may bring."""
+    yield type(spec.kind)
+    yield type(spec.task)
+    yield registry.optimizer(spec.config.optim.name)
+    if spec.config.rollout is not None:
+        yield registry.rollout_engine_class(spec.config.rollout.engine)
+    yield from (type(owner.methods[0]) for owner in spec.owners)
+    for plan in spec.sampled_steps:
+        for requests in plan.requests.values():
+            yield from (type(write.operation) for one in requests for write in one.writes)
+    yield from (type(teacher.source) for teacher in spec.teachers if teacher.source is not None)
+    for config in (spec.student_config, *(teacher.config for teacher in spec.teachers)):
+        adapter = adapter_of(config.model_type)
+        if adapter is not None:
+            yield adapter
+
+
+def _files(plugin: Plugin, registry: Registry) -> set[Path]:
+    return set(code_files(registry.module_of(plugin), plugin.distribution).values())
