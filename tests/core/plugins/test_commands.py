@@ -148,6 +148,15 @@ def test_commands_of_plugins_that_cannot_be_used_are_named(invoke, install):
     )
 
 
+def test_of_several_processes_one_names_what_is_left_out(invoke, install, monkeypatch):
+    install("gkd-one", one=COMMANDS.format(name="run"))
+    for name, value in (("RANK", "1"), ("TORCHELASTIC_RUN_ID", "gkd-1")):
+        with monkeypatch.context() as context:
+            context.setenv(name, value)
+            registry.cache_clear()
+            assert invoke("--help").err == ""
+
+
 def test_a_command_of_two_plugins_is_nobodys(invoke, install):
     install("gkd-one", one=COMMANDS.format(name="top"))
     install("gkd-two", two=COMMANDS.format(name="other"))

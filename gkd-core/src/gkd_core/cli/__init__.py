@@ -5,6 +5,7 @@ torch is imported only when a command that needs it runs, so that `gkd --help` i
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from gkd_core import __version__
 from gkd_core.cli.errors import PluginFailed, report
 from gkd_core.cli.ranks import ending
 from gkd_core.errors import suggest
-from gkd_core.plugins import registry
+from gkd_core.parallel.launch import started_by_gkd
+from gkd_core.plugins import PluginWarning, registry
 
 BUILT_IN = {
     "config": "gkd_core.cli.config:config",
@@ -117,5 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(status)
 
 
-def _show_warning(message: Warning | str, *_where: object, **_file: object) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], *_where: object, **_file: object
+) -> None:
+    """Print a warning on one line; of several processes, one says what is wrong with plugins."""
+    told = started_by_gkd(os.environ) or os.environ.get("RANK", "0") != "0"
+    if told and issubclass(category, PluginWarning):
+        return
     click.echo(f"Warning: {' '.join(str(message).split())}", err=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from typing import Any
 
 import click
 
+from gkd_core.plugins.isolation import stdout_as_stderr
 from gkd_core.strict_json import json_text
 
 Body = Callable[..., Any]
@@ -39,6 +38,6 @@ def json_option(help: str = "Print JSON.") -> Callable[[Body], Callable[..., Non
 
 def print_json(make: Callable[[], Any]) -> None:
     """Print a value as JSON; what is printed while it is made goes to stderr."""
-    with redirect_stdout(sys.stderr):
+    with stdout_as_stderr():
         value = make()
     click.echo(json_text(value, indent=2))

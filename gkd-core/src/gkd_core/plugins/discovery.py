@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, distributions, entry_points
 from gkd_core import hookspecs
 from gkd_core.errors import PluginError
 from gkd_core.plugins.owners import described
-from gkd_core.plugins.provenance import DISABLE, Plugin, provenance
+from gkd_core.plugins.provenance import DISABLE, Plugin, PluginWarning, provenance
 
 MODULE = re.compile(r"[\w.]+(\s*:\s*[\w.]+)?(\s*\[.*\])?")
 NAME = re.compile(r"[\w.-]+")
@@ -36,6 +36,7 @@ def _one_by_one() -> Iterator[EntryPoint]:
             warnings.warn(
                 f"the entry points of {name or distribution} cannot be read, so that it provides "
                 f"no plugin: {described(error)}",
+                PluginWarning,
                 stacklevel=2,
             )
             continue

@@ -32,14 +32,13 @@ class _State:
 def isolated(say: Callable[[str], None]) -> Iterator[None]:
     """Run code of a plugin that may print, but leaves what all of gkd depends on unchanged.
 
-    What it prints goes to stderr, also what a process that it starts prints, so that the output of
-    a command is the command's alone.
+    What it prints goes to stderr, so that the output of a command is the command's alone.
 
     Args:
         say: Called with the name of each thing that was changed and is set back.
     """
     before = [(state, state.read()) for state in _STATES]
-    with redirect_stderr(sys.stderr), redirect_stdout(sys.stderr), _descriptor_to_stderr():
+    with stdout_as_stderr(), redirect_stderr(sys.stderr):
         try:
             yield
         finally:
@@ -50,8 +49,16 @@ def isolated(say: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _descriptor_to_stderr() -> Iterator[None]:
-    """Let file descriptor 1 be stderr, for output that does not pass through `sys.stdout`."""
+def stdout_as_stderr() -> Iterator[None]:
+    """Send what is printed to stderr, also what other processes and libraries in C print."""
+    with suppress(AttributeError, OSError, ValueError):  # there may be no stdout
+        sys.stdout.flush()
+    with redirect_stdout(sys.stderr), _descriptor_as_stderr():
+        yield
+
+
+@contextmanager
+def _descriptor_as_stderr() -> Iterator[None]:
     try:
         kept = os.dup(1)
     except OSError:  # it is closed

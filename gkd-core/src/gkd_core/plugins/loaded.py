@@ -20,7 +20,7 @@ from gkd_core.plugins.discovery import check_entry, enabled
 from gkd_core.plugins.hook_checks import check_hooks
 from gkd_core.plugins.isolation import isolated
 from gkd_core.plugins.owners import Owners, described, module_of
-from gkd_core.plugins.provenance import CORE, DISABLE, Plugin, Skipped
+from gkd_core.plugins.provenance import CORE, DISABLE, Plugin, PluginWarning, Skipped
 
 
 class LoadedPlugins:
@@ -82,7 +82,7 @@ class LoadedPlugins:
         if skipped not in self.skipped:
             self.skipped.append(skipped)
             lost = "" if part else "; what it provides is unavailable"
-            warnings.warn(f"{skipped}{lost}", stacklevel=2)
+            warnings.warn(f"{skipped}{lost}", PluginWarning, stacklevel=2)
 
     def _load(self, plugin: Plugin, entry: EntryPoint) -> None:
         self.owners.add_plugin(plugin, entry.value.partition(":")[0])
@@ -146,9 +146,8 @@ class LoadedPlugins:
             self.seconds[plugin] = self.seconds.get(plugin, 0.0) + took
 
     def _say_changed(self, plugin: Plugin, what: str) -> None:
-        warnings.warn(
-            f"plugin {plugin} changed {what} when it was loaded; gkd has set it back", stacklevel=2
-        )
+        message = f"plugin {plugin} changed {what} when it was loaded; gkd has set it back"
+        warnings.warn(message, PluginWarning, stacklevel=2)
 
 
 def _clash(plugin: Plugin, other: Plugin) -> str:

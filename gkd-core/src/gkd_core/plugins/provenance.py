@@ -11,6 +11,10 @@ CORE = "gkd-core"
 """The distribution whose names no other plugin can take."""
 
 
+class PluginWarning(UserWarning):
+    """Something is wrong with a plugin, and gkd goes on without it."""
+
+
 @dataclass(frozen=True)
 class Plugin:
     """Where a plugin comes from.

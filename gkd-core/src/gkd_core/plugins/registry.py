@@ -27,7 +27,7 @@ from gkd_core.plugins.contributions import (
 from gkd_core.plugins.discovery import installed
 from gkd_core.plugins.loaded import LoadedPlugins
 from gkd_core.plugins.owners import Blame, module_of
-from gkd_core.plugins.provenance import DISABLE, Plugin
+from gkd_core.plugins.provenance import DISABLE, Plugin, PluginWarning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -354,5 +354,5 @@ def ask(question: Callable[[], T], otherwise: T) -> T:
         blame = registry().blame(error)
         if blame is None:
             raise
-        warnings.warn(f"{blame}; the run goes on without it", stacklevel=2)
+        warnings.warn(f"{blame}; the run goes on without it", PluginWarning, stacklevel=2)
         return otherwise
