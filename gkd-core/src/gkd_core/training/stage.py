@@ -49,6 +49,7 @@ from gkd_core.training.checkpoint import BEST
 from gkd_core.training.manifest import Manifest
 from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
+from gkd_core.training.step_start import StepStart
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Stage:
         total_steps: Optimizer steps of the stage.
         readings: Training rows in the tokens of teachers with other tokenizers.
         rollouts: Writes text in place of rows' own; None if nothing does.
+        begun: What the step that is being computed began with; None once it changes the weights.
         manifest: What determines the student; it is written with every checkpoint.
     """
 
@@ -93,6 +95,7 @@ class Stage:
     total_steps: int
     readings: Sequence[Reading] = ()
     rollouts: Rollouts | None = None
+    begun: StepStart | None = None
     manifest: Manifest = field(default_factory=Manifest)
 
     @property

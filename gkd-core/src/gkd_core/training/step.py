@@ -79,12 +79,13 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
         batches: The micro-batches of this step.
         step: The position in training.
     """
-    start = StepStart.of(stage, stage.rollout(batches, step))
+    stage.begun = start = StepStart.of(stage, stage.rollout(batches, step))
     declare_items(stage, start.batches)
     counts = count_items(start.batches)
     plan = stage.objective.plan(step)
     own = accumulate(stage, start.batches, step, plan, counts)
     losses = sum_over_ranks(own)
+    stage.begun = None
     stage.engine.note_loss(losses["total"])
     norm = stage.engine.step(step.index)
     scale = stage.engine.scale
