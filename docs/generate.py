@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from importlib import import_module
@@ -175,6 +176,23 @@ def procedure(name: str) -> str:
     return "\n".join(lines)
 
 
+def families() -> str:
+    """What each family of models can be used for, as tests find it: `families.toml`."""
+    table = tomllib.loads((DOCS / "reference" / "families.toml").read_text(encoding="utf-8"))
+    uses, families = table["uses"], table["families"].values()
+    refused = [family.get("refused", {}) for family in families]
+    reasons = list(dict.fromkeys(reason for row in refused for reason in row.values()))
+    rows = []
+    for family, row in zip(families, refused, strict=True):
+        found = (row.get(use, row.get("all")) for use in uses)
+        cells = (f"no ({reasons.index(reason) + 1})" if reason else "yes" for reason in found)
+        rows.append([family["title"], *cells])
+    meaning = _table(["use", "what is tried"], ([f"`{use}`", uses[use]] for use in uses))
+    grid = _table(["family", *(f"`{use}`" for use in uses)], rows)
+    notes = (f"{number}. {_escape(reason)}" for number, reason in enumerate(reasons, 1))
+    return "\n".join([*meaning, "", *grid, "", "What is refused says:", "", *notes])
+
+
 def kinds() -> str:
     """Every kind of task in one line each."""
     rows = []
@@ -271,6 +289,7 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
         hooks,
         sites,
         kinds,
+        families,
         method,
         methods,
         combiner,

@@ -56,6 +56,9 @@ FAMILIES = {
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "deberta-v2": {"intermediate_size": 64, "relative_attention": True, "pos_att_type": "p2c|c2p"},
     "bloom": {},
+    "gemma3_text": GROUPED | WINDOW | {"query_pre_attn_scalar": 8},
+    "qwen3_moe": GROUPED
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 
 

@@ -36,8 +36,20 @@ class Side:
 
         rows, length = len(LENGTHS), max(LENGTHS)
         width = heads * head_size
+        per_token = labels == VOCABULARY
         self.info = ModelInfo(
-            name, "bert", layers, width, heads, kv_heads, head_size, 64, VOCABULARY, labels, 64
+            name,
+            "bert",
+            layers,
+            width,
+            heads,
+            kv_heads,
+            head_size,
+            64,
+            VOCABULARY,
+            labels,
+            64,
+            is_lm=per_token,
         )
         self.hidden = [draw(rows, length, width) for _ in range(layers + 1)]
         self.ffn = [draw(rows, length, width) for _ in range(layers + 1)]
@@ -47,7 +59,6 @@ class Side:
         self.value = [draw(rows, kv_heads, length, head_size) for _ in range(layers + 1)]
         self.normed = draw(rows, length, width)
         self.pooled = draw(rows, width)
-        per_token = labels == VOCABULARY
         self.logits = draw(rows, length, labels) if per_token else draw(rows, labels)
 
     def tensors(self):
@@ -164,9 +175,10 @@ class Trial:
         both[1].requires_grad_(False)
         self.student, self.teacher = (Extractor(model, find_sites(model)) for model in both)
         labels = both[1].config.vocab_size if kind == "causal-lm" else both[1].config.num_labels
+        is_lm = registry().kind(kind).is_lm
         self.models = Models(
-            ModelInfo.read("student", both[0].config, labels),
-            ModelInfo.read("teacher", both[1].config, labels),
+            ModelInfo.read("student", both[0].config, labels, is_lm=is_lm),
+            ModelInfo.read("teacher", both[1].config, labels, is_lm=is_lm),
         )
         self.method.check(self.models)
         generator = torch.Generator().manual_seed(0)

@@ -139,7 +139,7 @@ class Sum:
         self.batch = tiny_batch(kind)
         labels = VOCABULARY if kind == "causal-lm" else models[1].config.num_labels
         infos = (
-            ModelInfo.read(name, model.config, labels)
+            ModelInfo.read(name, model.config, labels, is_lm=kind == "causal-lm")
             for name, model in zip(("student", "teacher"), models, strict=True)
         )
         self.models, self.options = Models(*infos), options

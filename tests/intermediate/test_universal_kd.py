@@ -166,7 +166,8 @@ def test_the_last_block_learns_from_the_prediction_alone(trial):
 )
 def test_models_without_layers_or_classes_are_refused(layers, labels, message):
     def info(name, layers, width=32):
-        return ModelInfo(name, "bert", layers, width, 4, 4, 8, 64, 100, labels, 64)
+        shape = (layers, width, 4, 4, 8, 64, 100, labels, 64)
+        return ModelInfo(name, "bert", *shape, is_lm=labels == 100)
 
     with pytest.raises(MethodError, match=message):
         UniversalKD().check(Models(info("student", layers), info("teacher", 4)))

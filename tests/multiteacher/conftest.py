@@ -16,7 +16,8 @@ SEED = 5
 
 
 def _info(name, layers=4, hidden=3, labels=2):
-    return ModelInfo(name, "bert", layers, hidden, 1, 1, hidden, 4 * hidden, 100, labels, 64)
+    shape = (layers, hidden, 1, 1, hidden, 4 * hidden, 100, labels, 64)
+    return ModelInfo(name, "bert", *shape, is_lm=labels == 100)
 
 
 def _view(info, found):

@@ -49,6 +49,11 @@ FAMILIES = {
     "qwen2": GROUPED,
     "gpt_neox": {"intermediate_size": 64},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "electra": {"intermediate_size": 64, "embedding_size": 16},
+    "modernbert": {"intermediate_size": 64, "local_attention": 4, "global_attn_every_n_layers": 2},
+    "deberta-v2": {"intermediate_size": 64},
+    "qwen3_moe": GROUPED
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 
 

@@ -65,6 +65,8 @@ def load_both(path, kind):
         ("llama", "causal-lm"),
         ("qwen3", "causal-lm"),
         pytest.param("glm", "causal-lm", marks=pytest.mark.exhaustive),
+        pytest.param("gpt_neox", "causal-lm", marks=pytest.mark.exhaustive),
+        ("qwen3_moe", "causal-lm"),
     ],
 )
 def test_shards_of_a_teacher_are_those_of_the_whole_one(on_ranks, checkpoint, family, kind):

@@ -103,7 +103,7 @@ def solve(name, options, kind, student, teacher, waits=None):
     method = cls(cls.Config(**options))
     labels = 99 if kind == "causal-lm" else 2
     learned, known = (
-        ModelInfo.read(side, side_of.model.config, labels)
+        ModelInfo.read(side, side_of.model.config, labels, is_lm=kind == "causal-lm")
         for side, side_of in (("student", student), ("teacher", teacher))
     )
     models = Models(learned, known)

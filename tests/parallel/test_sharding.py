@@ -71,7 +71,7 @@ def compare(path, kind):
 
 
 def cases(*families):
-    encoders = ("bert", "roberta", "distilbert")
+    encoders = ("bert", "roberta", "distilbert", "electra", "modernbert")
     return [
         (family, kind)
         for family in families
@@ -80,9 +80,10 @@ def cases(*families):
 
 
 MAIN = cases("bert", "roberta", "distilbert", "gpt2", "llama", "qwen3", "glm")
-MORE = cases("glm4", "mistral", "qwen2", "gpt_neox")
+MORE = cases("glm4", "mistral", "qwen2", "gpt_neox", "opt", "electra", "modernbert")
 LATER = [(family, "classification") for family in ("roberta", "distilbert", "qwen3", "glm")]
 QUICK = [(2, *case) for case in MAIN if case not in LATER] + [(4, "llama", "causal-lm")]
+QUICK += [(2, "opt", "causal-lm"), (2, "modernbert", "masked-lm"), (2, "electra", "masked-lm")]
 SLOW = [
     case
     for case in [(ranks, *case) for ranks in (2, 4) for case in MAIN + MORE]
@@ -114,6 +115,16 @@ def test_forward_gradients_and_a_step_equal_the_whole_model(
 @pytest.mark.parametrize(("ranks", "family", "kind"), SLOW)
 def test_more_families_and_degrees_equal_the_whole_model(on_ranks, checkpoint, ranks, family, kind):
     check_parity(on_ranks, checkpoint(family, kind), kind, ranks)
+
+
+def test_experts_stay_whole_where_attention_is_divided(on_ranks, checkpoint):
+    path = checkpoint("qwen3_moe", "causal-lm")
+    for (logits, gradients, weights), _, kept in on_ranks(2, compare, path, "causal-lm"):
+        assert not logits
+        assert not gradients
+        assert not weights
+        assert "model.layers.0.mlp.experts.down_proj" in kept
+        assert "model.layers.0.self_attn.q_proj.weight" not in kept
 
 
 @pytest.mark.parametrize(
@@ -238,7 +249,7 @@ def refuse(path, kind):
 
 
 def test_a_family_without_a_plan_is_refused(on_ranks, checkpoint):
-    for message in on_ranks(2, refuse, checkpoint("opt", "causal-lm"), "causal-lm"):
-        assert "opt models cannot be divided" in message
+    for message in on_ranks(2, refuse, checkpoint("deberta-v2", "masked-lm"), "masked-lm"):
+        assert "deberta-v2 models cannot be divided" in message
         assert "bert" in message
         assert "llama" in message

@@ -22,6 +22,7 @@ class Hard(Method):
         "token-classification",
         "multiple-choice",
         "span-extraction",
+        "similarity",
     )
     needs_labels = True
     teachers = "none"

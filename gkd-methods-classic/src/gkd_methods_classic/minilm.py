@@ -35,6 +35,7 @@ class MiniLM(Method):
         "token-classification",
         "multiple-choice",
         "span-extraction",
+        "similarity",
         "embedding",
     )
 

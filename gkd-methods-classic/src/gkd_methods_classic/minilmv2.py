@@ -42,6 +42,7 @@ class MiniLMv2(Method):
         "token-classification",
         "multiple-choice",
         "span-extraction",
+        "similarity",
         "embedding",
     )
 

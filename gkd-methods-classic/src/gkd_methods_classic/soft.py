@@ -45,6 +45,7 @@ class Soft(Method):
         "token-classification",
         "multiple-choice",
         "span-extraction",
+        "similarity",
         "embedding",
     )
 

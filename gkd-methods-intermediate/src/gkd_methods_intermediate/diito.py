@@ -113,7 +113,7 @@ class DIITO(Method):
                 "diito.alignment='late' aligns blocks before the last, but a model has one block. "
                 "Use diito.alignment='full'"
             )
-        if self.config.positions == "masked" and student.labels != student.vocab_size:
+        if self.config.positions == "masked" and not student.is_lm:
             raise MethodError(
                 "diito.positions='masked' means the tokens that masked language modeling "
                 "predicts, but the task predicts classes. Use 'consecutive' or 'random'"

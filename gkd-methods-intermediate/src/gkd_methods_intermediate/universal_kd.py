@@ -67,7 +67,7 @@ class UniversalKD(Method):
     def check(self, models: Models) -> None:
         """Reject language models and models without intermediate layers."""
         for model in _both(models):
-            if model.labels == model.vocab_size:
+            if model.is_lm:
                 raise MethodError(
                     "universal-kd has a classifier per layer, each of which would be as large as "
                     "the vocabulary in language modeling. Use it for classification or "

@@ -50,7 +50,7 @@ class MTBERT(TeacherCombiner):
         student = self.models[0].student
         if not self.config.cofinetuning:
             return
-        if student.labels == student.vocab_size:
+        if student.is_lm:
             raise MethodError(
                 "mt-bert.cofinetuning shares a classification head, which a language model does "
                 "not have. Set mt-bert.cofinetuning=0"

@@ -61,7 +61,7 @@ class RLKD(TeacherCombiner):
     def check(self) -> None:
         """Reject language modeling, whose vocabulary is too large for a policy state."""
         student = self.models[0].student
-        if student.labels == student.vocab_size:
+        if student.is_lm:
             raise MethodError(
                 "rl-kd selects by class probabilities, which a language model does not have. "
                 "Use average(...) or uncertainty(...)"

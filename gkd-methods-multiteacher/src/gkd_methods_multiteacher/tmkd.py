@@ -26,7 +26,7 @@ class TMKD(TeacherCombiner):
     def check(self) -> None:
         """Reject language modeling, whose head is as large as the vocabulary."""
         student = self.models[0].student
-        if student.labels == student.vocab_size:
+        if student.is_lm:
             raise MethodError(
                 "tmkd gives the student a classification head per teacher, which a language "
                 "model does not have. Use average(...)"

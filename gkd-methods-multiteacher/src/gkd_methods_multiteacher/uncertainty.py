@@ -79,7 +79,7 @@ class Uncertainty(TeacherCombiner):
                 "uncertainty is defined for class predictions, which a regression does not have. "
                 "Use average(...) or mt-bert(...)"
             )
-        if student.labels == student.vocab_size and config.measure != "entropy":
+        if student.is_lm and config.measure != "entropy":
             raise MethodError(
                 f"uncertainty.measure = '{config.measure}' needs classes, which a language model "
                 "does not have. Set uncertainty.measure=entropy"

@@ -320,6 +320,23 @@ def test_site_that_the_model_does_not_come_past_is_reported(build_model, build_b
         Extractor(model, WrongSites(model)).run(frozenset([Capture("hidden", 2)]), build_batch())
 
 
+def test_norm_before_the_blocks_is_not_taken_for_the_final_one(build_model, build_batch):
+    class WrongSites(Sites):
+        def find_final_norm(self):
+            return self.model.base_model.embeddings.LayerNorm
+
+    model = build_model("bert")
+    with pytest.raises(MethodError, match=r"the norm found in BertModel runs before its last"):
+        Extractor(model, WrongSites(model)).run(frozenset([NORMED]), build_batch())
+
+
+@torch.no_grad()
+def test_last_state_of_deberta_v3_is_what_it_returns(build_model, build_batch):
+    model = build_model("deberta-v2", norm_rel_ebd="layer_norm", position_buckets=8)
+    features = extractor(model).run(frozenset([NORMED]), build_batch())
+    assert torch.equal(features[NORMED], model(**build_batch()).last_hidden_state)
+
+
 FFN = {
     "bert": "output.dense",
     "roberta": "output.dense",

@@ -77,6 +77,7 @@ MAKERS = {
     "multiple-choice": multiple_choice,
     "span-extraction": span_extraction,
     "embedding": embedding,
+    "similarity": embedding,
 }
 
 

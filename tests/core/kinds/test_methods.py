@@ -7,7 +7,14 @@ import pytest
 from gkd_core.plugins import registry
 from gkd_core.testing import check_method
 
-NEW = ("multi-label", "token-classification", "multiple-choice", "span-extraction", "embedding")
+NEW = (
+    "multi-label",
+    "token-classification",
+    "multiple-choice",
+    "span-extraction",
+    "embedding",
+    "similarity",
+)
 OLD = {"classification", "regression", "masked-lm", "causal-lm"}
 PAIRS = [
     (name, kind)

@@ -74,6 +74,21 @@ def test_embeddings_are_distilled_without_labels(task, invoke, tmp_path):
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.slow
+def test_a_teacher_of_embeddings_is_fine_tuned_on_scores(task, invoke, tmp_path):
+    folder, output = task("similarity"), tmp_path / "teacher"
+    flags = ["--method", "hard", "--student", folder / "untrained"]
+    more = ("task.kind=similarity", "training.epochs=6")
+    done = invoke("run", *flags, *_settings(folder, output, *more))
+    assert done.code == 0, done.err
+    (trained,) = _comparison(output)["rows"]
+    assert trained["metrics"]["spearman"] > 0.6
+    assert trained["metrics"]["loss"] < 0.05  # scores are divided by the largest, 5
+    flags = ["soft", "--teacher", output / "student", "--student-layers", 2]
+    more = ["--set", "task.kind=embedding", "--data", folder / "train.jsonl"]
+    assert invoke("explain", *flags, *more).code == 0
+
+
 def test_a_method_that_is_not_for_a_kind_is_refused(task, invoke):
     folder = task("multiple-choice")
     flags = [

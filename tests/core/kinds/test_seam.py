@@ -15,6 +15,7 @@ from gkd_core.plugins import registry
 CORE = Path(gkd_core.__file__).parent
 NAMES = {"lm", *registry().kinds}
 FILES = [path for path in CORE.rglob("*.py") if path.parent.name != "kinds"]
+METHODS = list(CORE.parents[2].glob("gkd-methods-*/src/**/*.py"))
 
 
 def _compared(text):
@@ -66,6 +67,13 @@ def test_no_file_of_core_asks_which_kind_it_is(path):
         assert not _names_kind(left, right), shown
         assert not _names_kind(right, left), shown
         assert not _guesses(left, right), shown
+
+
+def test_no_method_guesses_from_shapes_whether_it_is_a_language_model():
+    assert METHODS
+    for path in METHODS:
+        for left, right in _compared(path.read_text(encoding="utf-8")):
+            assert not _guesses(left, right), f"{path.name}: {ast.unparse(left)}"
 
 
 def test_an_unknown_kind_is_refused_with_those_that_there_are():

@@ -10,8 +10,11 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    AlbertConfig,
     AutoConfig,
     AutoModelForSequenceClassification,
+    Gemma3nTextConfig,
+    MambaConfig,
     PreTrainedTokenizerFast,
     T5Config,
     ViTConfig,
@@ -130,6 +133,9 @@ def test_hub_id_that_cannot_be_fetched_suggests_a_directory(save, tmp_path, monk
         ('{"model_type": "bert", "hidden_size": "wide"}', "hidden_size"),
         (json.dumps(T5Config().to_dict()), "is an encoder-decoder"),
         (json.dumps(ViTConfig().to_dict()), "is not a text model"),
+        (json.dumps(MambaConfig().to_dict()), r"\(mamba\) is not a transformer of equal blocks"),
+        (json.dumps(Gemma3nTextConfig().to_dict()), r"is not a transformer of equal blocks"),
+        (json.dumps(AlbertConfig().to_dict()), r"\(albert\) runs the same block several times"),
     ],
 )
 def test_wrong_config_is_explained(tmp_path, content, message):

@@ -6,6 +6,7 @@ from gkd_core.models.sites import Sites, find_sites
 
 ENCODERS = ["bert", "roberta", "distilbert", "electra", "modernbert", "mobilebert"]
 DECODERS = ["gpt2", "llama", "qwen3", "glm", "glm4", "mistral", "qwen2", "gpt_neox", "opt"]
+DECODERS += ["gemma3_text", "qwen3_moe"]
 MODELS = [(f, h) for f in ENCODERS for h in ("base", "classification", "masked-lm")] + [
     (f, h) for f in DECODERS for h in ("base", "classification", "causal-lm")
 ]
@@ -40,6 +41,22 @@ def test_models_that_name_no_blocks_have_hidden_states_only(build_model, family,
     assert len(sites.blocks) == 3
     assert sites.causal == causal
     assert "does not name the self-attention module" in sites.obstacle
+
+
+def test_norm_of_relative_positions_is_not_the_final_one(build_model):
+    assert find_sites(build_model("deberta-v2", norm_rel_ebd="layer_norm")).final_norm is None
+
+
+def test_attention_in_both_directions_makes_a_decoder_an_encoder(build_model):
+    assert find_sites(build_model("gemma3_text")).causal
+    assert not find_sites(build_model("gemma3_text", use_bidirectional_attention=True)).causal
+
+
+def test_blocks_with_experts_have_no_single_feed_forward_part(build_model):
+    """The output projection of their attention may have the shape of such a part."""
+    sites = find_sites(build_model("qwen3_moe", head_dim=16))
+    assert sites.attentions
+    assert not sites.ffns
 
 
 def test_encoder_used_as_decoder_is_causal(build_model):

@@ -15,6 +15,7 @@ from gkd_core.api import hookimpl
 from gkd_core.config.render import to_toml
 from gkd_core.contract.method import Method
 from gkd_core.errors import ConfigError, GkdError
+from gkd_core.losses import Term
 from gkd_core.runs.directory import CONFIG
 from gkd_core.runs.replay import replay
 from gkd_core.training import loop
@@ -54,6 +55,9 @@ class Fragile(Method):
     def build_modules(self, models):
         return {"map": nn.Linear(models.student.hidden_size, 4)}
 
+    def items(self, batch):
+        return {"even": batch.rows % 2 == 0}
+
     def loss(self, student, teacher, batch, step):
         mapped = self.modules["map"](student.hidden.cls[1])
         draw = torch.rand(len(batch), generator=step.generator)
@@ -62,7 +66,8 @@ class Fragile(Method):
         self.seen = 0.5 * self.seen + mapped.detach().mean(0)
         if self.breaks(step.index):
             loss = self.broken(loss)
-        return {"fragile": loss + student.logits.square().mean(-1)}
+        even = batch.items("even")
+        return {"broken": loss, "even": Term(student.logits.square().mean(-1) * even.mask, even)}
 
     def state_dict(self):
         return {"average": self.average, "seen": self.seen}
@@ -156,8 +161,12 @@ def test_weights_stay_as_they_were_before_the_step(
     monkeypatch.setattr(Fragile, "state_dict", Method.state_dict)  # so that checks are put off
     settings = ("method=fragile+soft", f"optim.name={optimizer}", "training.log_every=100")
     run, error = fails(*settings, registry=registry)
-    assert "at step 4 of 6 is not finite: total = nan, fragile = nan, soft = " in error
-    assert "The term 'fragile' contains nan, though the outputs of all models are finite" in error
+    assert (
+        "at step 4 of 6 is not finite: total = nan, fragile.broken = nan, fragile.even = " in error
+    )
+    assert (
+        "The term 'fragile.broken' contains nan, though the models compute no nan or inf" in error
+    )
     assert "Lower training.lr or the weight of the term" in error
     # AdamW leaves the weights on the device, so that the steps after it are run as well.
     assert (len(weights_before) == 6) == (optimizer == "adamw")
@@ -174,8 +183,8 @@ def test_replay_repeats_the_step_bit_for_bit(fails, registry, settings):
     assert done.saved.inexact == []
     assert done.differences == []
     assert float(done.losses["soft"]) > 0
-    assert done.losses["fragile"].isnan()
-    assert (done.found.owner.side, done.found.owner.name) == ("term", "fragile")
+    assert done.losses["fragile.broken"].isnan()
+    assert (done.found.owner.side, done.found.owner.name) == ("term", "fragile.broken")
 
 
 def test_spoilt_gradient_is_repeated_and_traced_to_its_module(fails, registry, monkeypatch):
@@ -196,7 +205,7 @@ def test_state_changed_in_place_is_said(fails, registry, monkeypatch):
     run, _ = fails("method=fragile", registry=registry)
     done = replay(run.directory, registry, 0)
     assert done.saved.inexact == ["fragile 0"]
-    assert done.found.owner.name == "fragile"
+    assert done.found.owner.name == "fragile.broken"
 
 
 def test_replay_takes_the_sentence_of_the_error(invoke, settings, overflowing, world):

@@ -83,6 +83,14 @@ def test_command_says_how_students_are_judged(invoke, unlabeled, world, tmp_path
     assert "judge" in log
     assert "accuracy with the answers of teacher as labels: the rows to validate have no" in log
 
+    again = ["eval", "run/student", "run/config.toml", "--json"]
+    done = invoke(*again, "--set", f"task.test={world / 'test.jsonl'}")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["metric"] == "accuracy"
+    refused = invoke(*again)
+    assert refused.code != 0
+    assert "have no labels to evaluate by" in refused.err
+
 
 def test_labeled_rows_judge_where_there_are_any(prepare_run, unlabeled):
     run = prepare_run("method=soft", *unlabeled("train"))

@@ -108,13 +108,28 @@ def test_fused_gate_and_up_projection_of_glm_is_cut_within_each(build_model):
     assert torch.equal(mine[32:], theirs[64:96, :16])
 
 
-def test_narrower_heads_keep_the_first_channels_of_each(build_model):
-    teacher = build_model("bert", "classification")
+def test_gate_and_up_projections_of_experts_are_cut_within_each(build_model, build_batch):
+    teacher = build_model("qwen3_moe", "causal-lm")
+    config = {"moe_intermediate_size": 8}
+    student = build(teacher, "causal-lm", hidden_size=16, config=config).model
+    mine, theirs = (m.model.layers[0].mlp.experts for m in (student, teacher))
+    assert torch.equal(mine.gate_up_proj[:, :8], theirs.gate_up_proj[:, :8, :16])
+    assert torch.equal(mine.gate_up_proj[:, 8:], theirs.gate_up_proj[:, 16:24, :16])
+    assert torch.equal(mine.down_proj, theirs.down_proj[:, :16, :8])
+    assert torch.isfinite(student(**build_batch()).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "base", "query"),
+    [("bert", "bert", "query"), ("deberta-v2", "deberta", "query_proj")],
+)
+def test_narrower_heads_keep_the_first_channels_of_each(build_model, family, base, query):
+    teacher = build_model(family, "classification")
     student = build(teacher, hidden_size=16, heads=4).model
-    mine, theirs = (m.bert.encoder.layer[0].attention for m in (student, teacher))
+    mine, theirs = (getattr(m, base).encoder.layer[0].attention for m in (student, teacher))
     for head in range(4):
-        rows = theirs.self.query.weight[8 * head : 8 * head + 4, :16]
-        assert torch.equal(mine.self.query.weight[4 * head : 4 * head + 4], rows)
+        rows = getattr(theirs.self, query).weight[8 * head : 8 * head + 4, :16]
+        assert torch.equal(getattr(mine.self, query).weight[4 * head : 4 * head + 4], rows)
         columns = theirs.output.dense.weight[:16, 8 * head : 8 * head + 4]
         assert torch.equal(mine.output.dense.weight[:, 4 * head : 4 * head + 4], columns)
 
@@ -180,6 +195,7 @@ def test_ffn_scales_with_the_hidden_size(build_model):
         ("bert", {"init": [1, 4]}, r"student.init names teacher block 4"),
         ("bert", {"hidden_size": 64}, r"hidden size 64 .* than the teacher's 32.*'random'"),
         ("bert", {"heads": 2}, r"head size 16 .* than the teacher's 8.*'random'"),
+        ("qwen3_moe", {"ffn_size": 32}, r"have experts, whose width is .*moe_intermediate_size"),
         ("bert", {"ffn_size": 100}, r"feed-forward width 100 .* than the teacher's 64.*'random'"),
     ],
 )

@@ -58,7 +58,7 @@ def test_newest_checkpoint_brings_everything_back(stage):
 def test_older_checkpoints_are_removed_after_the_new_one_is_whole(stage, monkeypatch):
     save_checkpoint(stage, Progress(step=2))
     monkeypatch.setattr(
-        checkpoint, "_random_states", lambda stage: (_ for _ in ()).throw(OSError("full"))
+        checkpoint, "random_states", lambda stage: (_ for _ in ()).throw(OSError("full"))
     )
     with pytest.raises(OSError, match="full"):
         save_checkpoint(stage, Progress(step=4))

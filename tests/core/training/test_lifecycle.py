@@ -271,6 +271,31 @@ def test_a_hook_that_fails_costs_no_step(prepare, at, saved):
     assert all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
+@pytest.mark.parametrize("call", ["begin_step", "loss"])
+def test_a_method_that_fails_in_a_step_costs_only_that_step(prepare, monkeypatch, call):
+    whole = prepare(*RARELY, directory="whole")
+    whole.execute()
+    stock, calls = getattr(Listens, call), []
+
+    def fails(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyError("the plugin's own fault")
+        return stock(self, *arguments)
+
+    run, resumed = (prepare(*RARELY) for _ in range(2))
+    with monkeypatch.context() as failing:
+        failing.setattr(Listens, call, fails)
+        with pytest.raises(KeyError, match="own fault"):
+            run.execute()
+    checkpoints = run.directory / "stages" / "distil" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000004"]
+    resumed.execute()
+    assert told("listens", "evaluate") == [2, 5]
+    one, other = student(resumed), student(whole)
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
 def test_of_an_event_only_those_are_told_again_who_were_not(prepare, monkeypatch):
     stock = Listens.on_evaluate
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from gkd_kind_ratings import gkd_register_kinds
 
-from gkd_core.testing import tiny_model
+from gkd_core.testing import check_kind, tiny_model
 
 (Ratings,) = gkd_register_kinds()
 
@@ -24,3 +24,9 @@ def test_its_models_are_classifiers() -> None:
     config = tiny_model("classification", 2, seed=0).config
     Ratings().configure(config, ("1", "2", "3"))
     assert config.id2label == {0: "1", 1: "2", 2: "3"}
+
+
+def test_it_keeps_the_contract() -> None:
+    texts = ["bad", "good", "a bad film", "not bad", "the best film of all", "worse than bad"]
+    stars = [1, 4, 2, 3, 4, 1]
+    check_kind(Ratings, [{"text": t, "label": n} for t, n in zip(texts, stars, strict=True)])

@@ -168,7 +168,7 @@ class Comparison:
         }
         if self.judged_by is not None:
             meanings = {self.metric: self.judged_by} | meanings
-        if self.guessed is not None:
+        if self.guessed:
             meanings = {self.metric: f"{self.guessed:.4f} by the most frequent class"} | meanings
         shown = self.columns()
         return "; ".join(f"{name}: {words}" for name, words in meanings.items() if name in shown)

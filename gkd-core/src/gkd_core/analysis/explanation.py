@@ -64,6 +64,7 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
     entries = [
         ("methods", f"{stage.method}  ({stage.method_origin})"),
         ("task", stage.task),
+        *(("", note) for note in stage.notes),
         ("batch", f"{size} samples of up to {length} tokens"),
         *_rollout(stage.rollout),
         ("student", f"{_model(stage.student)}{_kept(stage.scale)}"),

@@ -60,14 +60,11 @@ def _trusts_code(stage: ResolvedStage) -> bool:
 
 
 def _alone(stage: ResolvedStage, directory: str, data: str | None, trusts: bool) -> ResolvedStage:
-    """Return a stage with a single model, and a method that is right for its task."""
+    """Return a stage with a single model, and a method that is right for every task."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
-    from gkd_core.plugins import registry
 
-    kind = registry().kinds.get(stage.config.task.kind or "")
     alone = {
-        # Vectors have no labels to learn from.
-        "method": "soft" if kind is not None and kind.output == "vector" else "hard",
+        "method": "soft",  # needs no labels, which the rows to train on may lack
         "teachers": [TeacherConfig(model=directory, trust_remote_code=trusts)],
         "student": StudentConfig(),
         "task": _task(stage, data),

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
-    """List the recipes and procedures, or show one with its stages and what it needs."""
+    """List the recipes and procedures, or describe one.
+
+    Says what its stages train and what it needs.
+    """
     from rich.console import Console
 
     from gkd_core.plugins import registry

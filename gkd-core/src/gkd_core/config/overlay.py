@@ -17,7 +17,7 @@ Values = dict[SettingKey, Setting]
 SHAPE = ("layers", "hidden_size", "heads", "ffn_size", "scale", "config", "init")
 """Settings of a student copied from its teacher; they do not apply to one with a checkpoint."""
 
-OF_TRAIN = ("validation", "test", "text", "text_pair", "label")
+OF_TRAIN = ("validation", "test", "text", "text_pair", "label", "classes")
 """Task settings that refer to the data of `task.train`."""
 
 

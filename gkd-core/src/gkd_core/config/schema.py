@@ -197,6 +197,12 @@ class TaskConfig(Section):
         "to one question. They are held out together, and `group_accuracy` is the share of the "
         "groups whose rows are all predicted correctly.",
     )
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
+        None,
+        description="Names of the classes in the order of the outputs of models that do not name "
+        "theirs (LABEL_0, LABEL_1); rows may lack some of them. Default: those of the teacher or "
+        "checkpoint; else the labels of the rows, in numeric or alphabetical order.",
+    )
     max_length: Positive | None = Field(
         None,
         description="Maximum sequence length in tokens; longer rows are truncated. Default: 128, "

@@ -38,6 +38,7 @@ class ModelInfo:
         max_length: Longest sequence that the positions allow, in tokens.
         predicted: What has a prediction: `[B, labels]` logits for a `sample`, `[B, S, labels]` for
             a `token`, `[B, 2, S]` for a `span`; a `vector` is `[B, labels]`.
+        is_lm: Whether it is a language model, whose logits are over its vocabulary.
     """
 
     name: str
@@ -52,10 +53,16 @@ class ModelInfo:
     labels: int
     max_length: int
     predicted: Predicted = "sample"
+    is_lm: bool = False
 
     @classmethod
     def read(
-        cls, name: str, config: PretrainedConfig, labels: int, predicted: Predicted = "sample"
+        cls,
+        name: str,
+        config: PretrainedConfig,
+        labels: int,
+        predicted: Predicted = "sample",
+        is_lm: bool = False,
     ) -> ModelInfo:
         """Read the shape from a configuration, as the adapter of a plugin does it if there is one.
 
@@ -64,10 +71,11 @@ class ModelInfo:
             config: The model's configuration, of any text encoder or decoder.
             labels: Width of the logits.
             predicted: What has a prediction.
+            is_lm: Whether it is a language model.
         """
         adapter = adapter_of(config.model_type)
         read = cls.from_settings if adapter is None else adapter.read_info
-        return replace(read(name, config, labels), predicted=predicted)
+        return replace(read(name, config, labels), predicted=predicted, is_lm=is_lm)
 
     @classmethod
     def from_settings(cls, name: str, config: PretrainedConfig, labels: int) -> ModelInfo:

@@ -117,6 +117,8 @@ class Task:
         options: Its options.
         model_kind: Name of the kind that the model at the start was made for, if its configuration
             says so; it decides where the rows leave the kind open.
+        model_classes: Names of the classes that this model knows, or that the user gave. Rows may
+            show only some of them: core adds the others to `TaskData.classes`.
     """
 
     name: ClassVar[str]
@@ -142,11 +144,13 @@ class Task:
         kinds: Mapping[str, TaskKind] = MappingProxyType({}),
         options: Any = None,
         model_kind: str | None = None,
+        model_classes: tuple[str, ...] = (),
     ) -> None:
         self.config = config
         self.kinds = kinds
         self.options = self.Config() if options is None else options
         self.model_kind = model_kind
+        self.model_classes = model_classes
 
     @property
     def kind(self) -> str | None:

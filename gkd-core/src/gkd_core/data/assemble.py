@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gkd_core import digest
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Fit, Split, TaskData
+from gkd_core.data.classes import refuse_one_class
 from gkd_core.data.columns import check_label, refuse_unlabeled
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.table import Table
@@ -34,7 +35,12 @@ class Tables:
 
 
 def assemble(
-    tables: Tables, config: TaskConfig, kind: TaskKind, seed: int, source: str
+    tables: Tables,
+    config: TaskConfig,
+    kind: TaskKind,
+    seed: int,
+    source: str,
+    known: tuple[str, ...] = (),
 ) -> TaskData:
     """Check the tables and build the task.
 
@@ -44,13 +50,18 @@ def assemble(
         kind: TaskKind of the task.
         seed: Seed for the held-out share.
         source: User-facing name of the data.
+        known: Class names of the model at the start; rows need not show all of them.
 
     Raises:
         DataError: A column, row or label is invalid.
     """
-    rows = _read(tables.by_name(), config, kind)
+    named = {name: replace(table, known=known) for name, table in tables.by_name().items()}
+    rows = _read(named, config, kind)
     splits = dict(rows.splits)
     if "validation" not in splits:
+        labels = splits["train"].labels
+        if labels is not None:
+            refuse_one_class(labels, rows.classes, kind, tables.train.source)
         splits["train"], splits["validation"] = hold_out(
             splits["train"], config.validation_share, seed, tables.train.source
         )

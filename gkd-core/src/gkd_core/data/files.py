@@ -65,7 +65,7 @@ class Files(Task):
         tables = {split: read(path) for split, path in paths.items()}
         source = ", ".join(str(path) for path in paths.values())
         chosen = chosen or infer_kind(tables["train"], self.config, self.kinds, self.model_kind)
-        return assemble(Tables(**tables), self.config, chosen, seed, source)
+        return assemble(Tables(**tables), self.config, chosen, seed, source, self.model_classes)
 
     def _check_plain(self, paths: dict[str, Path], kind: TaskKind | None) -> None:
         plain = [path for path in paths.values() if path.suffix.lower() == ".txt"]

@@ -55,7 +55,7 @@ class Hub(Task):
             validation=None if validation is None else _table(splits, validation, source),
             test=self._test(splits, train, source, chosen),
         )
-        return assemble(tables, self.config, chosen, seed, source)
+        return assemble(tables, self.config, chosen, seed, source, self.model_classes)
 
     def _kind(self, train: Table) -> TaskKind:
         if self.kind is not None:

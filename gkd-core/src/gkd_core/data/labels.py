@@ -11,6 +11,9 @@ from gkd_core.data.table import Faults
 from gkd_core.errors import DataError
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+WHOLE = re.compile(r"(-?\d+)\.0+")
+"""A whole number as pandas writes it once a cell of its column was empty."""
+
 FEW = 20
 """Number of classes that is accepted for any number of rows."""
 
@@ -26,7 +29,7 @@ def is_missing(value: Any) -> bool:
 
 
 def label_name(value: Any) -> str:
-    """Return the label as a string: `1`, `0.5`, `true`, `positive`.
+    """Return the label as a string: `1` (also for 1.0), `0.5`, `true`, `positive`.
 
     Raises:
         ValueError: The label is missing, infinite, or is a list or an object.
@@ -40,7 +43,9 @@ def label_name(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, (str, int, float)):
-        return str(value).strip()
+        shown = str(value).strip()
+        whole = WHOLE.fullmatch(shown)
+        return str(int(whole[1])) if whole else shown
     raise ValueError(f"the label is {value!r}; expected a string or number")
 
 
@@ -74,6 +79,12 @@ def find_classes(labels: Sequence[str], source: str) -> tuple[str, ...]:
     return sorted_classes(found)
 
 
+def known_classes(labels: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Return the known classes in their usual order if all labels are among them, else none."""
+    found, names = set(labels), {label_name(name) for name in known}
+    return sorted_classes(names) if found and found <= names else ()
+
+
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Return class names in their usual order: numbers in numeric order, else alphabetically."""
     found = list(names)
@@ -89,8 +100,8 @@ def class_ids(
     ids = {name: index for index, name in enumerate(classes)}
     for label, number in zip(labels, numbers, strict=True):
         if label not in ids:
-            known = ", ".join(map(repr, list(classes)[:10])) + (", ..." if len(ids) > 10 else "")
-            faults.add(number, f"label {label!r} never occurs in training; the classes are {known}")
+            shown = ", ".join(map(repr, list(classes)[:10])) + (", ..." if len(ids) > 10 else "")
+            faults.add(number, f"label {label!r} never occurs in training; the classes are {shown}")
     return [ids.get(label, -1) for label in labels]
 
 

@@ -52,12 +52,15 @@ class Table:
         numbers: Line or row number of each row, from 1.
         faults: Bad rows found while reading, which the columns omit; also names the source.
         classes: Class names in id order, by label column, if the source defines them.
+        known: Class names of the model at the start, or those that the user gave; rows need not
+            show all of them.
     """
 
     columns: Mapping[str, Sequence[Any]]
     numbers: Sequence[int]
     faults: Faults
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.numbers)

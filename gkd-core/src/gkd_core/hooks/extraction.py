@@ -20,6 +20,7 @@ from gkd_core.hooks.forward import (
     current_forward,
     under_way,
 )
+from gkd_core.hooks.obstacles import obstacle_at
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, POOLED, Capture
 
 if TYPE_CHECKING:
@@ -146,37 +147,33 @@ class Extractor:
 
     def _hook(self, place: Capture) -> None:
         """Register the hook that shows a place to the current pass."""
+        obstacle = obstacle_at(place, self.sites)
+        if obstacle is not None:
+            raise MethodError(f"{place} cannot be captured: {obstacle}")
         if place.site in ATTENTION_SITES:
-            self._hook_attention(place)
+            self._hook_attention()
         elif place.site == "block":
             self._override(self._block(place), self._swappable(place))
         elif place == LOGITS:
             self._handles.append(self.model.register_forward_hook(self._see_logits))
         elif place == POOLED:
-            classifier = self._classifier()
-            self._handles.append(classifier.register_forward_pre_hook(self._see_pooled))
+            assert self.sites.classifier is not None, "or there would be an obstacle"
+            hook = self.sites.classifier.register_forward_pre_hook(self._see_pooled)
+            self._handles.append(hook)
         elif place.site == "neurons":
             self._handles.append(self._hook_input(self._ffn(place), place))
         elif place == Capture("hidden", 0):
             self._handles.append(self._hook_input(self.sites.blocks[0], place))
+        elif place.normed:
+            self._hook_norm(place)
         else:
             self._handles.append(self._hook_output(self._module(place), place))
 
     def _module(self, place: Capture) -> nn.Module:
         """Return the module whose output is found at a place."""
-        if place.site == "ffn":
-            return self._ffn(place)
-        if place.normed:
-            assert self.sites.final_norm is not None
-            return self.sites.final_norm
-        return self._block(place)
+        return self._ffn(place) if place.site == "ffn" else self._block(place)
 
     def _ffn(self, place: Capture) -> nn.Module:
-        if not self.sites.ffns:
-            raise MethodError(
-                f"{place} cannot be found: the blocks of {type(self.model).__name__} have no "
-                "linear map from the feed-forward width to the hidden size"
-            )
         return self.sites.ffns[(place.layer or 0) - 1]
 
     def _block(self, place: Capture) -> nn.Module:
@@ -194,6 +191,31 @@ class Extractor:
 
         return module.register_forward_hook(see)
 
+    def _hook_norm(self, place: Capture) -> None:
+        """Show the output of the final norm, and make sure that it is that of the last block."""
+        norm = self.sites.final_norm
+        assert norm is not None, "or the place would not be `normed`"
+
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            forward = self._mine()
+            if forward is not None:
+                forward.left_blocks = True
+
+        def check(module: nn.Module, args: tuple[Any, ...]) -> None:
+            forward = self._mine()
+            if forward is not None and not forward.left_blocks:
+                raise MethodError(
+                    f"{place} cannot be captured: the norm found in {type(self.model).__name__} "
+                    "runs before its last block. A plugin can name the right one with a `Sites` "
+                    "class"
+                )
+
+        self._handles += [
+            self._block(place).register_forward_hook(leave),
+            norm.register_forward_pre_hook(check),
+            self._hook_output(norm, place),
+        ]
+
     def _hook_input(self, module: nn.Module, place: Capture) -> RemovableHandle:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             forward = self._mine()
@@ -206,9 +228,7 @@ class Extractor:
 
         return module.register_forward_pre_hook(see, with_kwargs=True)
 
-    def _hook_attention(self, place: Capture) -> None:
-        if self.sites.obstacle is not None:
-            raise MethodError(f"{place} cannot be captured: {self.sites.obstacle}")
+    def _hook_attention(self) -> None:
         if self._stock_attention is None:
             self._stock_attention = self.model.config._attn_implementation
 
@@ -223,14 +243,6 @@ class Extractor:
             )
         output.logits = forward.visit(LOGITS, output.logits)
         return output
-
-    def _classifier(self) -> nn.Module:
-        if self.sites.classifier is None:
-            raise MethodError(
-                f"pooled cannot be captured: {type(self.model).__name__} has no head that "
-                "classifies whole rows"
-            )
-        return self.sites.classifier
 
     def _see_pooled(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Show the vector that the head classifies; a decoder's head sees every position."""

@@ -61,6 +61,7 @@ class Forward:
         self.features = Features(self.heads)
         self.pending = set(captures)
         self.defers_logits = False
+        self.left_blocks = False
         self.placeholder: Tensor | None = None
         self._gradients = torch.is_grad_enabled()
         # Logits come last. Hooks of ZeRO-3 on a head must see it end, to release its weights.

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from gkd_core.contract.model_info import ModelInfo, Models
 
 ATTENTION_SITES = ("query", "key", "value", "attention", "scores", "probs", "context")
-LAYERED_SITES = ("hidden", *ATTENTION_SITES, "neurons", "ffn", "block")
-SITES = ("hidden", "embedding", *ATTENTION_SITES, "neurons", "ffn", "pooled", "logits")
+FFN_SITES = ("neurons", "ffn")
+LAYERED_SITES = ("hidden", *ATTENTION_SITES, *FFN_SITES, "block")
+SITES = ("hidden", "embedding", *ATTENTION_SITES, *FFN_SITES, "pooled", "logits")
 """Sites that can be read."""
 WRITABLE_SITES = (*(site for site in SITES if site != "attention"), "block")
 """Sites that operations can change; `block` stands for the module itself."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gkd_core.contract.task import Fit
 from gkd_core.data.columns import CheckedRows
-from gkd_core.data.labels import class_ids, find_classes
+from gkd_core.data.labels import class_ids, find_classes, known_classes
 from gkd_core.kinds.metrics import Metric, macro_f1
 from gkd_core.kinds.task_kind import TaskKind
 
@@ -43,9 +43,9 @@ class Classification(TaskKind):
         return Fit.USUAL
 
     def find_classes(self, rows: CheckedRows, declared: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the different labels, or the declared classes."""
-        found = find_classes(rows.labels or (), rows.table.source)
-        return declared or found
+        """Return the declared classes, those that the model knows, or the different labels."""
+        found, table = rows.labels or (), rows.table
+        return declared or known_classes(found, table.known) or find_classes(found, table.source)
 
     def parse(self, rows: CheckedRows, classes: Sequence[str]) -> list[int]:
         """Return the class id of each row."""

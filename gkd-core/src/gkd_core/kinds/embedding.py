@@ -13,11 +13,10 @@ from torch.nn.functional import cosine_similarity
 from gkd_core.contract.task import Split
 from gkd_core.data.columns import find_text, pick_column, select_texts
 from gkd_core.data.encode import Encoded, encode_samples
-from gkd_core.data.holdout import take
 from gkd_core.data.labels import is_unlabeled
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, correlations
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, whole
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -34,9 +33,10 @@ class Embedding(TaskKind):
     """A vector for each text: the mean of the last hidden states over its tokens.
 
     Teachers are plain encoders or decoders, such as MiniLM sentence embedders; training needs texts
-    alone, and both texts of a pair are trained on. A model is judged by pairs with a score of their
-    similarity (`task.validation`): the correlation of the cosines with the scores, as in the STS
-    tasks. The logits that methods see are the vectors, `[B, D]`.
+    alone, and both texts of a pair are trained on, each a row by itself; `similarity` learns the
+    scores of pairs. A model is judged by pairs with a score of their similarity
+    (`task.validation`): the correlation of the cosines with the scores, as in the STS tasks. The
+    logits that methods see are the vectors, `[B, D]`.
     """
 
     name = "embedding"
@@ -66,7 +66,7 @@ class Embedding(TaskKind):
 
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return texts or pairs, with the scores where there are any."""
-        splits = {name: _rows(table, config) for name, table in tables.items()}
+        splits = {name: scored_rows(table, config) for name, table in tables.items()}
         judged = splits.get("validation", splits["train"])
         if judged.pair is None or judged.labels is None:
             name = tables["validation" if "validation" in tables else "train"].source
@@ -93,20 +93,17 @@ class Embedding(TaskKind):
         Raises:
             ConfigError: `max_length` leaves no room besides the special tokens.
         """
-        texts = split.text if split.pair is None else _interleaved(split.text, split.pair)
+        texts = split.text if split.pair is None else interleaved(split)
         encoded = encode_samples(Split(texts), tokenizer, max_length, None)
         return encoded.with_labels(None, {"scores": split.labels})
 
     def logits(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the mean of the last hidden states over the tokens that are not padding."""
-        hidden: Tensor = output.last_hidden_state
-        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return mean_vectors(output, inputs)
 
     def observe(self, logits: Logits, batch: Batch) -> Any:
         """Return the vectors."""
-        assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
-        return logits.float().cpu(), batch.rows.cpu()
+        return whole(logits).float().cpu(), batch.rows.cpu()
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return the correlations of the cosines of pairs with their scores."""
@@ -117,9 +114,9 @@ class Embedding(TaskKind):
         loss = float((_scaled(cosines) - _scaled(scores)).square().mean())
         return Evaluation({"loss": loss, **correlations(cosines, scores)}, cosines)
 
-    def one_row(self, split: Split) -> Split:
-        """Return the first row."""
-        return take(split, [0])
+    def guess(self, labels: Sequence[Any] | None) -> float | None:
+        """Return 0: a constant does not correlate with anything."""
+        return 0.0 if labels else None
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows without labels."""
@@ -133,11 +130,29 @@ def _scaled(values: Tensor) -> Tensor:
     return centered / norm if norm > 0 else centered
 
 
-def _interleaved(texts: Sequence[str], pairs: Sequence[str]) -> list[str]:
-    return [text for both in zip(texts, pairs, strict=True) for text in both]
+def mean_vectors(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the mean of the last hidden states over the tokens that are not padding, `[B, D]`.
+
+    Args:
+        output: What the forward pass of a model without a head returned.
+        inputs: Its inputs.
+    """
+    hidden: Tensor = output.last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def _rows(table: Table, config: TaskConfig) -> Split:
+def interleaved(split: Split) -> list[str]:
+    """Return both texts of each pair, one after the other."""
+    return [text for both in zip(split.text, split.pair or (), strict=True) for text in both]
+
+
+def scored_rows(table: Table, config: TaskConfig) -> Split:
+    """Return texts or pairs, with the scores where there are any.
+
+    Raises:
+        DataError: A column is missing, or a row is invalid.
+    """
     table.check_filled()
     column = pick_column(table, config.label, SCORES)
     text, pair = find_text(table, config, excluded=() if column is None else (column,))

@@ -12,7 +12,7 @@ from gkd_core.contract.task import Split
 from gkd_core.data.columns import CheckedRows, find_columns, select
 from gkd_core.data.encode import Encoded, encode_blocks
 from gkd_core.kinds.metrics import Metric, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ class LanguageModel(TaskKind):
 
     def observe(self, logits: Logits, batch: Batch) -> tuple[float, int]:
         """Return the sum of the losses of a batch, and how many there are."""
-        if batch.labels is None:
-            raise ValueError("a language-model batch has no labels")
-        losses = cross_entropy(logits, batch.labels, batch.targets).values
+        losses = cross_entropy(logits, labels_of(batch), batch.targets).values
         return float(losses.sum()), batch.targets.count
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
@@ -74,6 +72,10 @@ class LanguageModel(TaskKind):
         loss = mean_loss(parts)
         # `math.exp` raises OverflowError above 709.
         return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, None)
+
+    def one_row(self, split: Split) -> Split:
+        """Return a row with enough tokens, which the first one may lack."""
+        return Split(("a row to plan with",))
 
 
 def sees_both_sides(config: PretrainedConfig) -> bool:

@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from gkd_core.contract.task import Fit
 from gkd_core.data.columns import find_text, label_columns, select_texts
 from gkd_core.data.encode import Encoded
-from gkd_core.data.labels import label_name, sorted_classes
+from gkd_core.data.labels import known_classes, label_name, sorted_classes
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, f1_of_counts
 from gkd_core.kinds.task_kind import ReadRows, TaskKind
@@ -32,9 +32,9 @@ FLAGS = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1}
 class MultiLabel(TaskKind):
     """Any number of classes for each text or pair of texts.
 
-    A row has a list of labels, or a 0 or 1 in one column per class. Each class is predicted by
-    itself: the hard loss is the mean binary cross-entropy over the classes, and a class is
-    predicted where its probability is above one half.
+    A row has a list of labels (or a single one), or a 0 or 1 in one column per class. Each class
+    is predicted by itself: the hard loss is the mean binary cross-entropy over the classes, and a
+    class is predicted where its probability is above one half.
     """
 
     name = "multi-label"
@@ -58,9 +58,11 @@ class MultiLabel(TaskKind):
         if labels:
             values = table.columns.get(labels[0], ())
             lists = [value for value in values if isinstance(value, list)]
-            # Lists of one label each may be a mistake.
+            # Lists of one label each may be a mistake; single labels are one class each for most.
             several = any(len(value) != 1 for value in lists)
-            return Fit.CERTAIN if several and len(lists) == len(values) else Fit.NO
+            if several and len(lists) == len(values):
+                return Fit.CERTAIN
+            return Fit.NO if lists or not len(values) else Fit.POSSIBLE
         return Fit.CERTAIN if len(_flag_columns(table, config)) > 1 else Fit.NO
 
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
@@ -71,6 +73,7 @@ class MultiLabel(TaskKind):
         flags = [] if labels else _flag_columns(first, config)
         must = self.is_labeled(train, first, config)
         text, pair = find_text(train, config, excluded=(*labels, *flags))
+        _refuse_missing(first, flags)
         labeled = self.is_labeled(first, first, config)
         classes = tuple(flags) or (_classes(first, labels[0]) if labeled else ())
         splits = {}
@@ -89,12 +92,16 @@ class MultiLabel(TaskKind):
         flags = _flag_columns(train, config)
         return bool(flags) and any(name in table.columns for name in flags)
 
-    def renumber(self, label: Any, ids: Sequence[int]) -> list[int]:
+    def renumber(self, label: Any, ids: Sequence[int], count: int = 0) -> list[int]:
         """Return the marks of a row in another order of the classes."""
-        marks = [0] * len(ids)
+        marks = [0] * max(len(ids), count)
         for mark, index in zip(label, ids, strict=True):
             marks[index] = mark
         return marks
+
+    def classes_of(self, label: Any) -> list[int]:
+        """Return the classes that are marked."""
+        return [index for index, mark in enumerate(label) if mark]
 
     def any_labels(self, split: Split, classes: Sequence[str]) -> list[list[int]]:
         """Return no mark for any row."""
@@ -135,6 +142,16 @@ def _flag_columns(table: Table, config: TaskConfig) -> list[str]:
     ]
 
 
+def _refuse_missing(table: Table, flags: Sequence[str]) -> None:
+    """Refuse rows that do not say for each class that the model knows whether they have it."""
+    missing = [name for name in table.known if name not in flags]
+    if flags and missing and set(flags) < set(table.known):
+        raise DataError(
+            f"{table.source} has columns of 0 and 1 for {', '.join(map(repr, flags))}, but none "
+            f"for {missing[0]!r}, which the model predicts too. Add one"
+        )
+
+
 def _flag(value: Any) -> int | None:
     try:
         return FLAGS.get(value.lower() if isinstance(value, str) else value)
@@ -162,10 +179,10 @@ def _marks(table: Table, names: Sequence[str]) -> list[list[int]]:
 
 
 def _classes(train: Table, column: str) -> tuple[str, ...]:
-    declared = train.classes.get(column)
-    if declared:
-        return declared
-    found = {label_name(one) for value in train.columns[column] for one in value or ()}
+    found = {label_name(one) for value in train.columns[column] for one in _listed(value)}
+    known = train.classes.get(column) or known_classes(found, train.known)
+    if known:
+        return known
     if len(found) < 2:
         raise DataError(
             f"the rows of {train.source} have {len(found)} different labels (column {column!r}); "
@@ -184,14 +201,20 @@ def _lists(table: Table, column: str, classes: Sequence[str]) -> list[list[int]]
     rows = []
     for number, value in zip(table.numbers, table.columns[column], strict=True):
         marks = [0] * len(classes)
-        if not isinstance(value, (list, tuple)):
+        if isinstance(value, Mapping) or value in (None, ""):
             table.faults.add(number, f"the labels are {value!r}, expected a list")
-        else:
-            for one in value:
-                name = label_name(one)
-                if name in ids:
-                    marks[ids[name]] = 1
-                else:
-                    table.faults.add(number, f"label {name!r} never occurs in training")
+            continue
+        for name in map(label_name, _listed(value)):
+            if name in ids:
+                marks[ids[name]] = 1
+            else:
+                table.faults.add(number, f"label {name!r} never occurs in training")
         rows.append(marks)
     return rows
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """Return the labels of a row; one that is not in a list is the only one."""
+    if value is None or isinstance(value, Mapping):
+        return ()
+    return value if isinstance(value, (list, tuple)) else (value,)

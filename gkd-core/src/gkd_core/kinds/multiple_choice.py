@@ -14,7 +14,6 @@ from torch import Tensor
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import find_text, pick_column
 from gkd_core.data.encode import Encoded, encode_samples
-from gkd_core.data.holdout import take
 from gkd_core.data.labels import is_unlabeled
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric
@@ -130,10 +129,6 @@ class MultipleChoice(TaskKind):
             "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
             "accuracy": float((predictions == labels).double().mean()),
         }
-
-    def one_row(self, split: Split) -> Split:
-        """Return the first row."""
-        return take(split, [0])
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows with a sequence per choice."""

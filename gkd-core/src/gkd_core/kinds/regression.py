@@ -93,6 +93,10 @@ class Regression(TaskKind):
         loss = float((predictions - labels).square().mean())
         return {"loss": loss, **correlations(predictions, labels)}
 
+    def guess(self, labels: Sequence[Any] | None) -> float | None:
+        """Return 0: a constant does not correlate with anything."""
+        return 0.0 if labels else None
+
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows with a value each."""
         made = super().planned(rows, length, token, classes)

@@ -18,10 +18,9 @@ from gkd_core.contract.batch import UNKNOWN
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, check_room, join_rows
-from gkd_core.data.holdout import take
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of, whole
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -164,12 +163,10 @@ class SpanExtraction(TaskKind):
 
     def observe(self, logits: Logits, batch: Batch) -> Any:
         """Return the losses, and the likeliest starts and ends of each window."""
-        assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
-        if batch.labels is None:
-            raise ValueError("an evaluation batch has no labels")
-        losses = cross_entropy(logits, batch.labels, batch.targets).values
+        found = whole(logits)
+        losses = cross_entropy(found, labels_of(batch), batch.targets).values
         shift = (batch.inputs["attention_mask"].long().argmax(1)).tolist()
-        rows = [row[:, start:].float().cpu() for row, start in zip(logits, shift, strict=True)]
+        rows = [row[:, start:].float().cpu() for row, start in zip(found, shift, strict=True)]
         return float(losses.sum()), batch.targets.count, batch.rows.tolist(), rows
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
@@ -191,10 +188,6 @@ class SpanExtraction(TaskKind):
         return Evaluation(
             {"loss": loss, **squad_scores(predictions, rows.labels or ())}, predictions
         )
-
-    def one_row(self, split: Split) -> Split:
-        """Return the first row."""
-        return take(split, [0])
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return windows without an answer."""

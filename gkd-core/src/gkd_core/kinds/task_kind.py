@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import CheckedRows, find_columns, find_label, has_labels, select
 from gkd_core.data.encode import Encoded, encode_samples
+from gkd_core.data.holdout import take
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.metrics import Metric
 
@@ -242,14 +243,19 @@ class TaskKind:
         """Return what is wrong with the parsed label of a row; empty if nothing is."""
         return ""
 
-    def renumber(self, label: Any, ids: Sequence[int]) -> Any:
+    def renumber(self, label: Any, ids: Sequence[int], count: int = 0) -> Any:
         """Return the label of a row with other class ids.
 
         Args:
             label: The label.
             ids: The new id of each class.
+            count: Number of classes afterwards, if there are more than before.
         """
         return ids[int(label)]
+
+    def classes_of(self, label: Any) -> Iterable[int]:
+        """Return the ids of the classes that the label of a row names."""
+        return [int(label)]
 
     def encode(
         self,
@@ -341,10 +347,7 @@ class TaskKind:
             logits: The model's logits for the batch.
             batch: The batch, with labels.
         """
-        assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
-        if batch.labels is None:
-            raise ValueError("an evaluation batch has no labels")
-        return logits.float().cpu(), batch.labels.cpu(), batch.rows.cpu()
+        return whole(logits).float().cpu(), labels_of(batch).cpu(), batch.rows.cpu()
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return the evaluation of a split.
@@ -390,8 +393,7 @@ class TaskKind:
 
     def one_row(self, split: Split) -> Split:
         """Return a row that stands for those of a split where only its shape matters."""
-        labels = None if split.labels is None else split.labels[:1]
-        return Split(("a row to plan with",), labels=labels)
+        return take(split, [0])
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows to simulate a step with, as long as they may be.
@@ -409,6 +411,27 @@ class TaskKind:
             labels=np.zeros(rows, np.int64),
             num_truncated=0,
         )
+
+
+def whole(logits: Logits) -> Tensor:
+    """Return the logits of a kind whose heads are not over a vocabulary: these are never deferred.
+
+    Args:
+        logits: The logits of a batch.
+    """
+    assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
+    return logits
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """Return the labels of an evaluation batch.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if batch.labels is None:
+        raise ValueError("an evaluation batch has no labels")
+    return batch.labels
 
 
 def is_prepared(model: PreTrainedModel) -> bool:

@@ -13,11 +13,10 @@ from gkd_core.contract.batch import IGNORE, UNKNOWN
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, check_room, join_rows
-from gkd_core.data.holdout import take
-from gkd_core.data.labels import label_name, sorted_classes
+from gkd_core.data.labels import known_classes, label_name, sorted_classes
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, f1_of_counts, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of, whole
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -89,9 +88,13 @@ class TokenClassification(TaskKind):
         rows = table.columns.get(tags or "", ())
         return any(any(tag is not None for tag in row or ()) for row in rows)
 
-    def renumber(self, label: Any, ids: Sequence[int]) -> list[int]:
+    def renumber(self, label: Any, ids: Sequence[int], count: int = 0) -> list[int]:
         """Return the tags of a row in another order of the classes."""
         return [ids[tag] for tag in label]
+
+    def classes_of(self, label: Any) -> list[int]:
+        """Return the tags of a row."""
+        return list(label)
 
     def encode(
         self,
@@ -145,10 +148,6 @@ class TokenClassification(TaskKind):
             [encoded.labels[encoded.part(n)] for n in rows.numbers], IGNORE
         )
 
-    def one_row(self, split: Split) -> Split:
-        """Return the first row."""
-        return take(split, [0])
-
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows whose words have a token each."""
         made = super().planned(rows, length, token, classes)
@@ -156,13 +155,11 @@ class TokenClassification(TaskKind):
 
     def observe(self, logits: Logits, batch: Batch) -> Any:
         """Return the sum of the losses, and the predicted tags of each row."""
-        assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
-        if batch.labels is None:
-            raise ValueError("an evaluation batch has no labels")
-        losses = cross_entropy(logits, batch.labels, batch.targets).values
+        found = whole(logits)
+        losses = cross_entropy(found, labels_of(batch), batch.targets).values
         tags = [
             row[mask].tolist()
-            for row, mask in zip(logits.argmax(-1), batch.targets.mask, strict=True)
+            for row, mask in zip(found.argmax(-1), batch.targets.mask, strict=True)
         ]
         return float(losses.sum()), batch.targets.count, batch.rows.tolist(), tags
 
@@ -244,9 +241,8 @@ def _classes(table: Table, tags: str | None) -> tuple[str, ...]:
     """Return the tags of a table in the order of their ids; none if it has no column of them."""
     if tags is None:
         return ()
-    return table.classes.get(tags) or sorted_classes(
-        {label_name(tag) for row in table.columns[tags] for tag in row or ()}
-    )
+    found = {label_name(tag) for row in table.columns[tags] for tag in row or ()}
+    return table.classes.get(tags) or known_classes(found, table.known) or sorted_classes(found)
 
 
 def _rows(table: Table, words: str, tags: str | None, classes: Sequence[str]) -> Split:

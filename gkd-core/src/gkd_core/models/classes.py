@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from transformers import PretrainedConfig
 
 from gkd_core.errors import ConfigError
+from gkd_core.plugins import registry
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
@@ -21,8 +22,13 @@ def teacher_classes(config: PretrainedConfig) -> tuple[str, ...] | None:
 
     Names such as `LABEL_0` or `0`, which only repeat the id, count as none.
     """
-    names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
-    return None if _generic(names) else names
+    names = output_names(config)
+    return None if names_count(names) else names
+
+
+def output_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the names of a model's outputs in the order of their ids, whatever they are."""
+    return tuple(str(config.id2label[index]) for index in sorted(config.id2label))
 
 
 def check_classes(
@@ -44,9 +50,9 @@ def check_classes(
     """
     expected = kind.outputs(classes) or config.num_labels
     theirs = teacher_classes(config)
-    named = kind.has_classes and theirs is not None and not _generic(classes)
+    named = kind.has_classes and theirs is not None and not names_count(classes)
     if config.num_labels == expected and (not named or theirs == tuple(classes)):
-        return
+        return _check_problem_type(config, kind, origin)
     if not kind.has_classes:
         problem = f"has {config.num_labels} outputs, but {kind} needs {expected}"
     elif named and set(theirs or ()) == set(classes):
@@ -54,13 +60,33 @@ def check_classes(
     else:
         mine = f"the classes {listed(theirs)}" if theirs else f"{config.num_labels} unnamed outputs"
         problem = f"has {mine}, but the task has the classes {listed(classes)}"
+    made = _made_for(config)
+    hint = f"set task.kind={made[0]}, for which it was made, " if made and kind not in made else ""
     raise ConfigError(
-        f"the teacher ({origin}) {problem}; choose a teacher trained on this task, or train one "
-        "with `gkd run --method hard`"
+        f"the teacher ({origin}) {problem}; {hint}choose a teacher trained on this task, or train "
+        "one with `gkd run --method hard`"
     )
 
 
-def _generic(names: Sequence[str]) -> bool:
+def _check_problem_type(config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
+    """Reject a teacher whose outputs mean something else, although their number is right."""
+    theirs = config.problem_type
+    if None in (theirs, kind.problem_type) or theirs == kind.problem_type:
+        return
+    advice = " or ".join(f"task.kind={made}" for made in _made_for(config))
+    raise ConfigError(
+        f"the teacher ({origin}) has problem_type = '{theirs}' in its config.json, but task.kind = "
+        f"'{kind}' needs '{kind.problem_type}'. "
+        f"{f'Set {advice}, or choose' if advice else 'Choose'} another teacher"
+    )
+
+
+def _made_for(config: PretrainedConfig) -> list[TaskKind]:
+    return [kind for kind in registry().kinds.values() if kind.made(config)]
+
+
+def names_count(names: Sequence[str]) -> bool:
+    """Return whether names only repeat the ids, as `LABEL_0` and `0` do."""
     return all(
         GENERIC_CLASS.fullmatch(name) or name == str(index) for index, name in enumerate(names)
     )

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from gkd_core.parallel.layers import VocabularyHead
     from gkd_core.parallel.tp_plans import Style
 
+EXPERTS = "experts"
+"""Transformers' name for the feed-forward parts of a block among which a router chooses."""
+
+RELATIVE = "norm_rel_ebd"
+"""Attribute of the encoders of DeBERTa, whose norm is one of relative positions."""
+
 PLUGIN_HINT = "A plugin can name them with a `Sites` class, registered through gkd_register_sites"
 
 
@@ -122,7 +128,12 @@ class Sites:
         return [modules[0] for modules in found] if all(len(m) == 1 for m in found) else []
 
     def find_ffns(self) -> Sequence[nn.Module]:
-        """Return the last linear layer of each block's feed-forward part, or nothing."""
+        """Return the last linear layer of each block's feed-forward part.
+
+        Nothing if some block has none, or several experts.
+        """
+        if any(EXPERTS in name for block in self.blocks for name, _ in block.named_modules()):
+            return []
         width = self.model.config.hidden_size
         sizes = Widths.read(self.model.config).neurons
         pairs = zip(self.blocks, sizes, strict=True)
@@ -152,7 +163,7 @@ class Sites:
             name: child
             for parent in self._parents(self.blocks[0])
             for name, child in parent.named_children()
-            if type(child).__name__.lower().endswith("norm")
+            if type(child).__name__.lower().endswith("norm") and not hasattr(parent, RELATIVE)
         }
         if len(norms) > 1:
             norms = {name: child for name, child in norms.items() if "emb" not in name}
@@ -191,6 +202,8 @@ class Sites:
             return False
         if any(getattr(module, "is_causal", False) for module in modules):
             return True
+        if getattr(self.model.config, "use_bidirectional_attention", False):
+            return False
         return family in CAUSAL_FAMILIES and family not in MASKED_FAMILIES
 
     def _find_obstacle(self) -> str | None:

@@ -12,6 +12,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
+from gkd_core.contract.architectures import adapter_of
+from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError, suggest
 from gkd_core.models.quiet import quiet
 
@@ -43,18 +45,53 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
         config = copy.deepcopy(_read_config(place, trust_remote_code, _stamp(place)))
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise unreadable(model, origin, error) from error
-    if config.is_encoder_decoder:
-        raise ConfigError(
-            f"{origin} = {model!r} is an encoder-decoder ({config.model_type}); "
-            "choose an encoder such as BERT or a decoder such as GPT-2"
-        )
-    if getattr(config, "vocab_size", None) is None:
-        raise ConfigError(
-            f"{origin} = {model!r} ({config.model_type}) is not a text model: it has no "
-            "vocabulary; choose a text encoder or decoder"
-        )
+    problem = _unsupported(config)
+    if problem is not None:
+        raise ConfigError(f"{origin} = {model!r} {problem}")
     _refuse_quantized(config, place, model, origin)
     return config
+
+
+def _unsupported(config: PretrainedConfig) -> str | None:
+    """Return what is wrong with an architecture; None if its configuration has all that is needed.
+
+    What an adapter describes is supported.
+    """
+    family = config.model_type
+    if config.is_encoder_decoder:
+        return (
+            f"is an encoder-decoder ({family}); choose an encoder such as BERT or a decoder such "
+            "as GPT-2"
+        )
+    if getattr(config, "vocab_size", None) is None:
+        return (
+            f"({family}) is not a text model: it has no vocabulary; choose a text encoder or "
+            "decoder"
+        )
+    if adapter_of(family) is not None:
+        return None
+    if not _has_equal_blocks(config):
+        return (
+            f"({family}) is not a transformer of equal blocks with attention heads: its "
+            "configuration does not give their numbers and widths; choose an encoder such as BERT "
+            "or a decoder such as GPT-2"
+        )
+    if getattr(config, "num_hidden_groups", config.num_hidden_layers) < config.num_hidden_layers:
+        return (
+            f"({family}) runs the same block several times, so that its layers cannot be told "
+            "apart; choose a model with a block for each layer, such as BERT"
+        )
+    return None
+
+
+def _has_equal_blocks(config: PretrainedConfig) -> bool:
+    """Return whether a configuration describes blocks of one shape, with attention heads."""
+    try:
+        info = ModelInfo.read("", config, 0)
+    except (AttributeError, RuntimeError, TypeError):  # there are no heads, or layers differ
+        return False
+    sizes = (info.layers, info.hidden_size, info.heads, info.kv_heads, info.head_size)
+    return all(isinstance(size, int) for size in (*sizes, info.ffn_size, info.vocab_size))
 
 
 def _refuse_quantized(config: PretrainedConfig, place: str, model: str, origin: str) -> None:

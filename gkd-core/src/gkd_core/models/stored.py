@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.conversion import name_tensors
 from gkd_core.models.load import check_safetensors, no_trained_head
-from gkd_core.models.quiet import quiet
+from gkd_core.models.meta import shape_model
 from gkd_core.models.source import locate, unreadable
 
 WRAPPERS = {
@@ -69,20 +69,16 @@ def check_trained_head(model: str, config: PretrainedConfig, kind: TaskKind, ori
     directory = Path(locate(model, origin))
     if not directory.is_dir() or type(config) not in kind.configs:
         return
-    heads = set(_head_modules(config, kind))
-    stored = {name.partition(".")[0] for name in _stored_names(directory, origin)}
-    if heads and not heads & stored:
+    shape = shape_model(kind, config, trust_remote_code=False)
+    heads = _heads(shape, (name for name, _ in shape.named_parameters()))
+    stored = name_tensors(shape, _stored_names(directory, origin))
+    if heads and not heads & _heads(shape, (tensor.weight for tensor in stored)):
         raise no_trained_head(model, kind, origin, sorted(heads))
 
 
-def _head_modules(config: PretrainedConfig, kind: TaskKind) -> Iterator[str]:
-    """Yield the modules beside the body that have their own weights (tied ones have none)."""
-    with torch.device("meta"), quiet():
-        model = kind.auto.from_config(config)
-    for name, _ in model.named_parameters():
-        module = name.partition(".")[0]
-        if module != model.base_model_prefix:
-            yield module
+def _heads(model: PreTrainedModel, weights: Iterable[str]) -> set[str]:
+    """Return the modules beside the body that have weights of their own (tied ones have none)."""
+    return {name.partition(".")[0] for name in weights} - {model.base_model_prefix}
 
 
 def _wrapper(names: Sequence[str], body: str) -> str | None:

@@ -33,8 +33,9 @@ KEY: AxisPart = ("kv_heads", "head_size")
 FFN: AxisPart = ("ffn_size",)
 
 OUTPUTS: dict[str, tuple[AxisPart, ...]] = {
-    **dict.fromkeys(("query", "q_proj", "q_lin"), (QUERY,)),
-    **dict.fromkeys(("key", "k_proj", "k_lin", "value", "v_proj", "v_lin"), (KEY,)),
+    **dict.fromkeys(("query", "query_proj", "q_proj", "q_lin"), (QUERY,)),
+    **dict.fromkeys(("key", "key_proj", "k_proj", "k_lin"), (KEY,)),
+    **dict.fromkeys(("value", "value_proj", "v_proj", "v_lin"), (KEY,)),
     **dict.fromkeys(("c_attn", "Wqkv"), (QUERY, QUERY, QUERY)),
     "qkv_proj": (QUERY, KEY, KEY),
     "query_key_value": (("heads", 3, "head_size"),),
@@ -142,10 +143,13 @@ def _sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[ModelInf
 def _layout(model: PreTrainedModel, name: str) -> dict[int, tuple[AxisPart, ...]]:
     """Return the parts along the axes of a parameter, for axes with known parts."""
     path, _, kind = name.rpartition(".")
-    outputs, inputs = axis_parts(model.config.model_type, path)
+    is_stack = kind not in ("weight", "bias")  # of the matrices of all experts
+    outputs, inputs = axis_parts(model.config.model_type, name if is_stack else path)
     transposed = isinstance(model.get_submodule(path), Conv1D)
     if kind == "bias":
         axes = {0: outputs}
+    elif is_stack:
+        axes = {1: outputs, 2: inputs}
     else:
         axes = {0: inputs, 1: outputs} if transposed else {0: outputs, 1: inputs}
     return {axis: parts for axis, parts in axes.items() if parts is not None}
@@ -182,10 +186,13 @@ def _cut(
 ) -> Tensor:
     """Return the part of a teacher's tensor that a student's tensor starts from."""
     for axis, (old, new) in enumerate(zip(weight.shape, target.shape, strict=True)):
-        olds, news = (_shapes(layout.get(axis, ()), size) for size in sizes)
-        # A name may have another meaning in some architecture; its axis is then cut as a whole.
+        parts = layout.get(axis, ())
+        olds, news = (_shapes(parts, size) for size in sizes)
         if (sum(map(prod, olds)), sum(map(prod, news))) != (old, new):
-            olds, news = [(old,)], [(new,)]
+            # Experts have another width than the feed-forward part of `ModelInfo`. Any other name
+            # has another meaning in this architecture: its axis is then cut as a whole.
+            count = len(parts) if set(parts) == {FFN} else 1
+            olds, news = [(old // count,)] * count, [(new // count,)] * count
         if any(mine > theirs for mine, theirs in zip(chain(*news), chain(*olds), strict=True)):
             raise ConfigError(
                 f"the student is wider than the teacher: {name} is {tuple(target.shape)} in the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from json import JSONDecodeError
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
-from gkd_core.distributed.shards import ShardSpec, sharding_of, weights_of
+from gkd_core.distributed.shards import ShardSpec, Sliceable, sharding_of, weights_of
 from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.models.conversion import Shape, StoredWeight, find_weights
 from gkd_core.models.finite import is_finite, not_finite
 from gkd_core.models.load import check_safetensors, in_body
-from gkd_core.models.quiet import quiet
-from gkd_core.models.slicing.select import narrow
+from gkd_core.models.meta import meta_model
 from gkd_core.models.source import locate, unreadable
 from gkd_core.parallel.sharding import mark_parameters, shard_model
 
@@ -32,15 +31,15 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PATTERNS = ["model*.safetensors", INDEX]
-LEGACY = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
 
 class ShardReader:
     """Checkpoint reader for `load_teacher` and `load_model`: pass it as `read`.
 
     The model is built without weights, divided, and filled from slices of the files. Besides its
-    shards, a process holds at most one whole tensor in memory at a time. Weights missing from the
-    checkpoint are drawn whole, as transformers draws them, and then divided.
+    shards, a process holds at most one whole weight in memory at a time, and the tensors it is made
+    of. Weights missing from the checkpoint are drawn whole, as transformers draws them, and then
+    divided.
 
     Args:
         group: The tensor group the model is divided over; every rank reads.
@@ -93,7 +92,7 @@ class ShardReader:
         return built, sorted(missing), sorted(misfit)
 
     def _fill(
-        self, model: PreTrainedModel, checkpoint: _Checkpoint, found: Mapping[str, str]
+        self, model: PreTrainedModel, checkpoint: _Checkpoint, found: Mapping[str, StoredWeight]
     ) -> None:
         """Put every weight on the device: those found are read, those drawn are moved."""
         sharding = sharding_of(model)
@@ -132,28 +131,13 @@ class StoredWeights(Mapping[str, Tensor]):
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._checkpoint.whole(self._stored[name])
+        return self._stored[name].read(self._checkpoint.whole)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 
     def __len__(self) -> int:
         return len(self._stored)
-
-
-def meta_model(
-    kind: TaskKind,
-    config: PretrainedConfig,
-    trust_remote_code: bool,
-    dtype: torch.dtype = torch.float32,
-) -> PreTrainedModel:
-    """Return a model on the meta device: its modules, and the shapes of its weights."""
-    with torch.device("meta"), quiet():
-        built: PreTrainedModel = kind.auto.from_config(
-            copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    narrow(built)
-    return built
 
 
 class _Checkpoint:
@@ -174,7 +158,7 @@ class _Checkpoint:
             files = sorted({directory / name for name in names})
         else:
             files = [directory / WEIGHTS]
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, Shape] = {}
         self._files: dict[str, Path] = {}
         for path in files:
             with safe_open(path, "pt") as file:
@@ -189,15 +173,15 @@ class _Checkpoint:
         self._check(name, tensor)
         return tensor
 
-    def read(self, name: str, split: ShardSpec | None, rank: int, shard: Tensor) -> None:
-        """Copy a rank's share of a tensor into its shard, or all of it if it is not divided."""
-        with safe_open(self._files[name], "pt") as file, torch.no_grad():
-            whole = file.get_slice(name)
-            if split is None:
-                shard.copy_(whole[...])
-            else:
-                split.read(whole, rank, shard)
-        self._check(name, shard)
+    @torch.no_grad()
+    def read(self, weight: StoredWeight, split: ShardSpec | None, rank: int, shard: Tensor) -> None:
+        """Copy a rank's share of a weight into its shard, or all of it if it is not divided."""
+        if weight.conversion is not None:
+            _copy_share(weight.read(self.whole), split, rank, shard)
+            return
+        with safe_open(self._files[weight.tensor], "pt") as file:
+            _copy_share(file.get_slice(weight.tensor), split, rank, shard)
+        self._check(weight.tensor, shard)
 
     def _check(self, name: str, read: Tensor) -> None:
         """Reject a tensor, or a part of one, that is not finite."""
@@ -211,31 +195,29 @@ def _directory(place: str) -> Path:
     return path if path.is_dir() else Path(snapshot_download(place, allow_patterns=PATTERNS))
 
 
+def _copy_share(whole: Sliceable, split: ShardSpec | None, rank: int, shard: Tensor) -> None:
+    """Copy a rank's share of a weight into its shard, or all of it if it is not divided."""
+    if split is None:
+        shard.copy_(whole[...])
+    else:
+        split.read(whole, rank, shard)
+
+
 def _match(
     model: PreTrainedModel, checkpoint: _Checkpoint
-) -> tuple[dict[str, str], list[str], list[str]]:
-    """Return stored names by weight, and the missing weights and those of another shape."""
+) -> tuple[dict[str, StoredWeight], list[str], list[str]]:
+    """Return the stored weights, the missing ones and those of another shape, by first name."""
     found, missing, misfit = {}, [], []
+    known = find_weights(model, checkpoint.shapes)
     for names, weight in weights_of(model):
-        known = _known_names(names, model.base_model_prefix)
-        stored = next((name for name in known if name in checkpoint.shapes), None)
+        stored = next((known[name] for name in names if name in known), None)
         if stored is None:
             missing.append(names[0])
-        elif checkpoint.shapes[stored] != tuple(weight.shape):
+        elif stored.shape != tuple(weight.shape):
             misfit.append(names[0])
         else:
             found[names[0]] = stored
     return found, missing, misfit
-
-
-def _known_names(names: Sequence[str], prefix: str) -> Iterator[str]:
-    """Yield the possible stored names of a weight: with and without head, before and after 2019."""
-    for name in names:
-        for variant in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
-            yield variant
-            for now, before in LEGACY.items():
-                if variant.endswith(now):
-                    yield variant.removesuffix(now) + before
 
 
 def _draw(model: PreTrainedModel, missing: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from gkd_core.distributed.megatron import set_tensor_model_parallel_attributes
 from gkd_core.distributed.rng import RngTracker
 from gkd_core.distributed.shards import Sharding, ShardSpec
 from gkd_core.errors import ConfigError
+from gkd_core.models.slicing.select import COUNTS
 from gkd_core.parallel.divisibility import check_divisible
 from gkd_core.parallel.layers import (
     ColumnLinear,
@@ -27,7 +28,6 @@ from gkd_core.parallel.layers import (
     VocabularyHead,
 )
 from gkd_core.parallel.tp_plans import (
-    DIVIDED,
     GROUPS,
     KEYS_AND_VALUES,
     ColumnParallel,
@@ -98,7 +98,7 @@ class _Sharder:
         self.summed: set[Parameter] = set()
         self.rng = RngTracker(group.rank())
         adapter = adapter_of(model.config.model_type)
-        self.counts = dict.fromkeys((*DIVIDED, *(adapter.counts if adapter else ())))
+        self.counts = dict.fromkeys((*COUNTS, *(adapter.counts if adapter else ())))
 
     def divide_blocks(self) -> None:
         """Divide the modules named in the architecture's plan."""

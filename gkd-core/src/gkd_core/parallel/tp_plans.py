@@ -76,11 +76,41 @@ GLM: Plan = {
     "layers.*.mlp.gate_up_proj": ColumnParallel(parts=2),
     "layers.*.mlp.down_proj": RowParallel(),
 }
+OPT: Plan = {
+    "decoder.layers.*.self_attn.q_proj": ColumnParallel(),
+    "decoder.layers.*.self_attn.k_proj": ColumnParallel(),
+    "decoder.layers.*.self_attn.v_proj": ColumnParallel(),
+    "decoder.layers.*.self_attn.out_proj": RowParallel(),
+    "decoder.layers.*.fc1": ColumnParallel(),
+    "decoder.layers.*.fc2": RowParallel(),
+}
+MODERNBERT: Plan = {
+    "layers.*.attn.Wqkv": ColumnParallel(parts=3),
+    "layers.*.attn.Wo": RowParallel(),
+    "layers.*.mlp.Wi": ColumnParallel(parts=2),
+    "layers.*.mlp.Wo": RowParallel(),
+}
+# Transformers' plan divides the experts, too, which every rank holds whole here.
+QWEN3_MOE: Plan = {
+    "layers.*.self_attn.q_proj": ColumnParallel(),
+    "layers.*.self_attn.k_proj": ColumnParallel(),
+    "layers.*.self_attn.v_proj": ColumnParallel(),
+    "layers.*.self_attn.q_norm": Summed(),
+    "layers.*.self_attn.k_norm": Summed(),
+    "layers.*.self_attn.o_proj": RowParallel(),
+    "layers.*.mlp.gate_proj": ColumnParallel(),
+    "layers.*.mlp.up_proj": ColumnParallel(),
+    "layers.*.mlp.down_proj": RowParallel(),
+}
 PLANS: Mapping[str, Plan] = {
     "bert": ENCODER,
     "roberta": ENCODER,
+    "electra": ENCODER,
     "distilbert": DISTILBERT,
     "gpt2": GPT2,
+    "opt": OPT,
+    "modernbert": MODERNBERT,
+    "qwen3_moe": QWEN3_MOE,
     "glm": GLM,
     "glm4": GLM,
 }
@@ -93,9 +123,6 @@ STYLES: Mapping[str, Style] = {
 
 KEYS_AND_VALUES = ("k_proj", "v_proj")
 """Projections that every rank may hold whole, if there are fewer heads than ranks."""
-
-DIVIDED = ("split_size",)
-"""Attributes of modules that count the outputs of a divided layer (GPT-2's attention)."""
 
 GROUPS = "num_key_value_groups"
 """Attribute of attention modules: number of query heads per key head."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -117,7 +118,7 @@ def _named_places(installed: Distribution, root: Path) -> Iterator[Path]:
     Of a namespace package, which other distributions share, only what is in `root`.
     """
     for name in (installed.read_text("top_level.txt") or "").split():
-        found = find_spec(name)
+        found = _find_spec(name)
         if found is None:
             continue
         folders = [Path(place).resolve() for place in found.submodule_search_locations or ()]
@@ -125,6 +126,13 @@ def _named_places(installed: Distribution, root: Path) -> Iterator[Path]:
             yield from (folder for folder in folders if folder.parent == root)
         else:
             yield from folders or [Path(found.origin).resolve()]
+
+
+def _find_spec(name: str) -> ModuleSpec | None:
+    try:
+        return find_spec(name)
+    except (ImportError, ValueError):  # its module, already imported, says nothing of itself
+        return None
 
 
 def _files_in(place: Path) -> dict[str, Path]:

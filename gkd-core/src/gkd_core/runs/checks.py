@@ -6,27 +6,24 @@ from typing import TYPE_CHECKING
 
 from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
+from gkd_core.data.classes import refuse_one_class
 from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
 from gkd_core.errors import ConfigError, MethodError
-from gkd_core.hooks.paths import ATTENTION_SITES, Capture
 from gkd_core.models.classes import check_classes
 from gkd_core.models.load import check_kind
-from gkd_core.models.slicing.widths import Widths
 from gkd_core.models.stored import check_stored, check_trained_head
 from gkd_core.models.tokenizer import check_vocabulary
-from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
+from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
 from gkd_core.training.augmentation import check_augmentation, copies
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from gkd_core.objective.ensemble import TeacherEnsemble
-    from gkd_core.objective.step_plan import ActiveMethod, Side
+    from gkd_core.objective.step_plan import ActiveMethod
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
 
@@ -70,7 +67,19 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
         _check_method(spec, member)
         _check_borrowed(spec, member)
     _check_judge(spec)
-    _check_heads(spec, spec.first_step)
+    check_architectures(spec, registry)
+
+
+def check_labels_differ(spec: StageSpec) -> None:
+    """Reject rows to train on that all have one label; a model can be evaluated on such rows.
+
+    Raises:
+        DataError: There is only one.
+    """
+    data = spec.data
+    if data.train.labels is not None:
+        labels = [*data.train.labels, *(data.validation.labels or ())]
+        refuse_one_class(labels, data.classes, spec.kind, data.source)
 
 
 def _check_layout(spec: StageSpec) -> None:
@@ -162,36 +171,6 @@ def _check_length(spec: StageSpec, info: ModelInfo) -> None:
             f"{'the student' if info is spec.student else f'the teacher {info.name!r}'} reads "
             f"at most {info.max_length} tokens. Set task.max_length={info.max_length} or less"
         )
-
-
-def _check_heads(spec: StageSpec, plan: StepPlan) -> None:
-    """Reject attention captures from blocks that have lost heads."""
-    teachers = [(number, source.config) for number, source in enumerate(spec.teachers)]
-    models: list[tuple[Side, int | None, PretrainedConfig, float | None]] = [
-        ("student", None, spec.student_config, spec.scale),
-        *(("teacher", number, config, None) for number, config in teachers),
-    ]
-    for side, number, config, scale in models:
-        for planned in plan.passes:
-            for capture in sorted(planned.captures(side, number)):
-                lost = _lost_heads(config, scale, capture)
-                if lost:
-                    readers = " and ".join(planned.readers(capture, side, number))
-                    raise ConfigError(
-                        f"{readers} reads {side}.{capture}, but {lost}. Use a method that reads "
-                        "hidden states or logits"
-                    )
-
-
-def _lost_heads(config: PretrainedConfig, scale: float | None, capture: Capture) -> str:
-    """Return why the captured block lacks heads; empty if it has all or its heads are not read."""
-    if capture.site not in ATTENTION_SITES or capture.layer is None:
-        return ""
-    if scale is not None:
-        return f"student.scale = {scale:g} removes heads from its blocks"
-    kept, whole = Widths.read(config).heads, ModelInfo.read("", config, 0).kv_heads
-    left = kept[capture.layer - 1]
-    return "" if left == whole else f"that block has {left} of {whole} heads left: it was pruned"
 
 
 def _check_scale(spec: StageSpec) -> None:

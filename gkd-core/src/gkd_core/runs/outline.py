@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import MAIN, Capture
 from gkd_core.models.parts import part_name
-from gkd_core.training.augmentation import copies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -174,6 +173,7 @@ class StageOutline:
         lr_factors: Parts of the student with their own learning rate in the first step.
         rollout: The text that models write; None if all text is the data's.
         other_tokenizers: Names of the teachers whose tokenizer is not the student's.
+        notes: What was assumed of the rows and models, in sentences.
     """
 
     name: str
@@ -193,6 +193,7 @@ class StageOutline:
     lr_factors: tuple[LrFactorOutline, ...]
     rollout: RolloutOutline | None = None
     other_tokenizers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def outline_stage(spec: StageSpec) -> StageOutline:
         name=spec.name,
         method=str(spec.expression),
         method_origin=spec.origin("method"),
-        task=_task(spec),
+        task=spec.about,
         batch=batch,
         student=spec.student,
         scale=spec.scale,
@@ -243,14 +244,8 @@ def outline_stage(spec: StageSpec) -> StageOutline:
         other_tokenizers=tuple(
             t.info.name for _, teachers in spec.other_tokenizers for t in teachers
         ),
+        notes=spec.notes,
     )
-
-
-def _task(spec: StageSpec) -> str:
-    """Return what is predicted and on which rows, as text."""
-    number = copies(spec.config, spec.kind)
-    added = f", with {number} augmented copies of each row" if number else ""
-    return f"{spec.kind} on {spec.data.source}{added}"
 
 
 def _rollout(spec: StageSpec) -> RolloutOutline | None:

@@ -43,7 +43,7 @@ class Replay:
     @property
     def differences(self) -> list[str]:
         """What is not bit for bit as it was; the norm is compared only if one process ran."""
-        pairs = {name: (was, self.losses[name]) for name, was in self.saved.losses.items()}
+        pairs = {name: (was, self.losses.get(name)) for name, was in self.saved.losses.items()}
         if self.saved.processes == 1:
             pairs["gradient norm"] = self.saved.gradient_norm, self.gradient_norm
         return [name for name, pair in pairs.items() if not _equal(*pair)]
@@ -66,7 +66,10 @@ def replay(directory: Path, registry: Registry, rank: int) -> Replay:
     saved = SavedStep.load(folder, suffix)
     resolved = _alone(resolve(registry, files=[directory / CONFIG]))
     run = Run(resolved, registry, prepare_run(resolved, registry), directory, Recorder([]))
-    stage = run.build(next(spec for spec in run.specs if spec.name == saved.stage))
+    spec = next((spec for spec in run.specs if spec.name == saved.stage), None)
+    if spec is None:
+        raise ConfigError(f"{directory / CONFIG} no longer has the stage '{saved.stage}'")
+    stage = run.build(spec)
     saved.restore(stage, folder)
     run.hooks.methods_start(stage)
     saved.restore(stage, folder)
@@ -105,7 +108,9 @@ def _whole(config: RunConfig) -> RunConfig:
     return config.model_copy(update=update)
 
 
-def _equal(was: Tensor, now: Tensor) -> bool:
+def _equal(was: Tensor, now: Tensor | None) -> bool:
     """Return whether two losses are the same bits, or both nan."""
+    if now is None:
+        return False
     was, now = was.cpu(), now.cpu()
     return bool(was.isnan() & now.isnan()) or torch.equal(was, now)

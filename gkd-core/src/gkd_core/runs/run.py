@@ -11,7 +11,7 @@ from types import MappingProxyType
 from transformers import PreTrainedModel
 
 from gkd_core.config.resolve import Resolved, ResolvedStage
-from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig, task_name
+from gkd_core.config.schema import RunConfig, StudentConfig, TaskConfig, TrainingConfig, task_name
 from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.run_info import RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
@@ -20,6 +20,7 @@ from gkd_core.models.content import ModelContents
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
+from gkd_core.runs.checks import check_labels_differ
 from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
 from gkd_core.runs.inputs import InputReader
@@ -37,6 +38,7 @@ from gkd_core.training.manifest import MANIFEST, Difference, Manifest
 from gkd_core.training.plugin_hooks import PluginHooks
 from gkd_core.training.stage import Stage, build_stage
 from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSpec
+from gkd_core.training.teacher_quality import doubtful_teachers
 
 
 @dataclass
@@ -215,7 +217,7 @@ class Run:
         target, folder = self.locations.student(spec), self.locations.folder(spec)
         stage = self.build(spec)
         stage.manifest = self._manifests[spec.name]
-        for line in stage.describe():
+        for line in (*stage.describe(), *doubtful_teachers(stage)):
             self.recorder.say(line)
         hooks = self.hooks
         error: BaseException | None = None
@@ -281,6 +283,8 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
     built = build_specs(resolved, builder)
     specs = list(built.values())
+    for spec in specs:
+        check_labels_differ(spec)
     if _wants_baseline(resolved, specs[-1]):
         first, last = _origin(specs[-1]), specs[-1]
         # A student built from a model of another kind must be built by the stage of that kind.
@@ -348,6 +352,7 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     """Return a stage that trains the first stage's student like the last, but on labels alone."""
     own = {
         "method": "hard",
+        "task": _settled(last),
         "student": first.config.student,
         "teachers": first.config.teachers,
         "rollout": None,
@@ -355,6 +360,14 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
     origins = {**last.settings.origins, "method": Origin(Level.DEFAULT, "the baseline")}
     config = last.config.model_copy(update=own)
     return replace(last.settings, name=BASELINE, config=config, origins=origins)
+
+
+def _settled(spec: StageSpec) -> TaskConfig:
+    """Return the task of a stage with the kind and the classes that were found for it."""
+    task = spec.config.task
+    kind = task.kind or spec.kind.name
+    classes = spec.data.classes if spec.kind.has_classes else task.classes
+    return task.model_copy(update={"kind": kind, "classes": classes})
 
 
 def _default_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:

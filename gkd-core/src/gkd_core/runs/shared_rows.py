@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gkd_core.config.resolve import ResolvedStage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 ELSEWHERE = (
     "rows",
+    "classes",
     "max_length",
     "mask_share",
     "augment",
@@ -29,6 +31,22 @@ ELSEWHERE = (
     "default_teacher",
 )
 """Settings of a task that do not change which rows are read."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of the models at the start of a stage.
+
+    Attributes:
+        kind: Name of the kind that they were made for; None if they do not say.
+        classes: Names of their classes.
+    """
+
+    kind: str | None = None
+    classes: tuple[str, ...] = ()
+
+
+NOTHING_KNOWN = ModelFacts()
 
 
 class SharedRows:
@@ -47,14 +65,17 @@ class SharedRows:
         self._plain = {name for name, kind in registry.kinds.items() if kind.is_lm}
         labeled = (task for task in tasks if task.kind not in {LM, *self._plain})
         self._labeled = list(dict.fromkeys(_rows(task, task.kind) for task in labeled))
-        self._data: dict[tuple[TaskConfig, str, str, str | None], TaskData] = {}
+        self._data: dict[tuple[TaskConfig, str, str, ModelFacts], TaskData] = {}
 
-    def load(self, settings: ResolvedStage, relative: StageSpec | None) -> TaskData:
+    def load(
+        self, settings: ResolvedStage, relative: StageSpec | None, model: ModelFacts
+    ) -> TaskData:
         """Return the rows of a stage.
 
         Args:
             settings: Its configuration.
             relative: A stage whose student belongs to the same family as its models, if any.
+            model: What is known of its models; their kind decides only if it is not configured.
 
         Raises:
             GkdError: The task or one of its rows is invalid.
@@ -68,38 +89,32 @@ class SharedRows:
             if name in self._plain and _rows(task, labeled.kind) == labeled:
                 data = self._read(settings.config, labeled, plain)
                 return data if data.kind == name else without_labels(data, name)
-        made_for = self._made_for(settings, relative) if name is None else None
-        return self._read(settings.config, _rows(task, name), plain, made_for)
+        known = model if name is None else replace(model, kind=None)
+        return self._read(settings.config, _rows(task, name), plain, known)
 
-    def task(self, config: RunConfig, task: TaskConfig, made_for: str | None = None) -> Task:
+    def task(self, config: RunConfig, task: TaskConfig, model: ModelFacts = NOTHING_KNOWN) -> Task:
         """Return a task with its options.
 
         Args:
             config: The configuration, with the options.
             task: The configuration of the task.
-            made_for: Name of the kind that the model at the start was made for, if it is known.
+            model: What is known of the models at the start.
         """
         name = task_name(task)
         options = config.options.get(name)
-        return self.registry.task(name)(task, self.registry.kinds, options, made_for)
+        return self.registry.task(name)(
+            task, self.registry.kinds, options, model.kind, model.classes
+        )
 
     def _read(
-        self, config: RunConfig, rows: TaskConfig, plain: str, made_for: str | None = None
+        self, config: RunConfig, rows: TaskConfig, plain: str, model: ModelFacts = NOTHING_KNOWN
     ) -> TaskData:
         # Stages that share rows must share the split: the seed of the first to read them applies.
-        task = self.task(config, rows, made_for)
-        key = (rows, plain, task.options.model_dump_json(), made_for)
+        task = self.task(config, rows, model)
+        key = (rows, plain, task.options.model_dump_json(), model)
         if key not in self._data:
             self._data[key] = task.load(plain, config.seed)
         return self._data[key]
-
-    def _made_for(self, settings: ResolvedStage, relative: StageSpec | None) -> str | None:
-        """Return the kind that the model at the start was made for; None if it does not say."""
-        config = _start(settings, relative)
-        if config is None:
-            return None
-        kinds = self.registry.kinds.items()
-        return next((n for n, kind in kinds if not kind.is_lm and kind.made(config)), None)
 
 
 def _rows(task: TaskConfig, kind: str | None) -> TaskConfig:

@@ -20,13 +20,11 @@ from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, Teacher
 from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.contract.task import DefaultTeacher, TaskData
-from gkd_core.data.classes import order_classes
 from gkd_core.data.holdout import fewer
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.architectures import register_architectures
-from gkd_core.models.classes import teacher_classes
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
 from gkd_core.objective.ensemble import TeacherEnsemble
@@ -34,8 +32,9 @@ from gkd_core.objective.objective import name_seed
 from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import Registry
 from gkd_core.runs.checks import check_here, check_spec
+from gkd_core.runs.classes import ClassOrder, Outputs
 from gkd_core.runs.default_teacher import default_teacher_store
-from gkd_core.runs.shared_rows import SharedRows
+from gkd_core.runs.shared_rows import ModelFacts, SharedRows
 from gkd_core.students.shape import student_config
 from gkd_core.teachers.source import AnswerSource
 from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSpec
@@ -85,17 +84,19 @@ class SpecBuilder:
         expression = parse_expression(config.method, settings.origin("method"))
         stages = [(earlier or {}).get(stage_of(t.model) or "") for t in config.teachers]
         relative = follows if follows or config.student.model else stages[0]
-        data = self.rows.load(settings, relative)
-        kind = self.registry.kind(data.kind)
+        start = follows.student_config if follows else _checkpoint(config)
+        taught = self._is_taught(config, expression, start)
+        models = [*_outputs(settings, stages if taught else (), start)]
+        order = ClassOrder(config.task.classes, models)
+        facts = ModelFacts(self._made_for(models), order.names)
+        found = self.rows.load(settings, relative, facts)
+        kind = self.registry.kind(found.kind)
+        data = order.apply(found, kind)
         tokenizer, teachers = self.assign_tokenizers(
-            config, self._teachers(settings, expression, data, follows, stages), follows
+            config, self._teachers(settings, data, follows, stages if taught else ()), follows
         )
         if config.task.rows is not None:
-            data = replace(data, train=fewer(data.train, config.task.rows))
-        start = follows.student_config if follows else _checkpoint(config)
-        if kind.has_classes:
-            models = [*(t.config for t in teachers), *([start] if start else [])]
-            data = _agree_on_classes(data, kind, models)
+            data = order.apply(replace(found, train=fewer(found.train, config.task.rows)), kind)
         shape = _student_shape(config, teachers, data, kind, start)
         student = self._info("student", shape, data)
         spec = StageSpec(
@@ -111,6 +112,7 @@ class SpecBuilder:
             student_config=shape,
             members=tuple(self._members(config, expression, data, student, teachers)),
             follows=follows,
+            notes=tuple(order.notes(data, kind, found.classes)),
         )
         self.check(spec)
         return spec
@@ -149,27 +151,37 @@ class SpecBuilder:
         check_spec(spec, self.registry)
         check_here(spec)
 
+    def _made_for(self, models: Iterable[Outputs]) -> str | None:
+        """Return the kind that the first model was made for that says so."""
+        kinds = [(name, kind) for name, kind in self.registry.kinds.items() if not kind.is_lm]
+        return next((n for model in models for n, kind in kinds if kind.made(model.config)), None)
+
+    def _is_taught(
+        self, config: RunConfig, expression: Expression, start: PretrainedConfig | None
+    ) -> bool:
+        """Return whether a method reads teachers, or the student is made from one."""
+        methods = [self.registry.method(member.name) for member in expression.members]
+        reads = bool(expression.groups) or any(method.teachers == "one" for method in methods)
+        writes = config.rollout is not None and config.rollout.uses_teacher
+        return start is None or reads or writes
+
     def _teachers(
         self,
         settings: ResolvedStage,
-        expression: Expression,
         data: TaskData,
         follows: StageSpec | None,
         stages: Sequence[StageSpec | None],
     ) -> list[TeacherSpec]:
-        """Return the teachers, or none if no method reads one and the student needs none."""
+        """Return the teachers, given the stages that they come from; none if there are no stages.
+
+        Teachers that no stage has made come from None.
+        """
         config = settings.config
-        methods = [self.registry.method(member.name) for member in expression.members]
-        starts = config.student.model is not None or follows is not None
-        reads = expression.groups or any(method.teachers == "one" for method in methods)
-        reads = reads or (config.rollout is not None and config.rollout.uses_teacher)
-        if starts and not reads:
-            return []
         found = [
             self._teacher(teacher, settings, data, follows)
             if stage is None
             else self._taught_before(teacher, stage, settings, data)
-            for teacher, stage in zip(config.teachers, stages, strict=True)
+            for teacher, stage in zip(config.teachers, stages, strict=False)
         ]
         return [
             replace(
@@ -178,7 +190,7 @@ class SpecBuilder:
                 placement=teacher.placement,
                 source=self._answer_source(teacher, source.info),
             )
-            for source, teacher in zip(found, config.teachers, strict=True)
+            for source, teacher in zip(found, config.teachers, strict=False)
         ]
 
     def _teacher(
@@ -253,7 +265,8 @@ class SpecBuilder:
     def _info(self, name: str, config: PretrainedConfig, data: TaskData) -> ModelInfo:
         """Return the shape of a model with a head for the task."""
         kind = self.registry.kind(data.kind)
-        return ModelInfo.read(name, config, kind.width(data.classes, config), kind.predicted)
+        width = kind.width(data.classes, config)
+        return ModelInfo.read(name, config, width, kind.predicted, kind.is_lm)
 
     def _members(
         self,
@@ -340,17 +353,19 @@ def _checkpoint(config: RunConfig) -> PretrainedConfig | None:
     return load_config(config.student.model, config.student.trust_remote_code, "student.model")
 
 
-def _agree_on_classes(
-    data: TaskData, kind: TaskKind, models: Sequence[PretrainedConfig]
-) -> TaskData:
-    """Put the classes in the order of the first model's outputs."""
-    if not data.classes and models:  # rows without labels
-        labels = models[0].id2label
-        return replace(data, classes=tuple(str(labels[index]) for index in sorted(labels)))
-    order = teacher_classes(models[0]) if models else None
-    if order is None or order == data.classes:
-        return data
-    return order_classes(data, order, kind) if set(order) == set(data.classes) else data
+def _outputs(
+    settings: ResolvedStage, stages: Sequence[StageSpec | None], start: PretrainedConfig | None
+) -> Iterable[Outputs]:
+    """Yield the outputs of the teachers, given the stages that they come from, and of the start."""
+    for teacher, stage in zip(settings.config.teachers, stages, strict=False):
+        setting = _setting(teacher, settings)
+        if stage is not None:
+            yield Outputs(setting, stage.student_config, teaches=True)
+        elif teacher.model is not None:
+            found = load_config(teacher.model, teacher.trust_remote_code, setting)
+            yield Outputs(setting, found, teaches=True)
+    if start is not None:
+        yield Outputs("student.model", start, teaches=False)
 
 
 def _student_shape(

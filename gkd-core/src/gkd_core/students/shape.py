@@ -18,6 +18,9 @@ from gkd_core.models.slicing.widths import SLICES_KEY, WIDTHS_KEY, Widths, is_sl
 HIDDEN_SIZES = ("embedding_size", "word_embed_proj_dim", "pooler_hidden_size")
 """Widths that follow hidden_size in a student if they equal it in the teacher."""
 
+EXPERT_SIZE = "moe_intermediate_size"
+"""Width of the experts among which a router chooses."""
+
 DERIVED = ("true_hidden_size",)
 """Settings that a configuration derives from others, and does not derive again once stored."""
 
@@ -135,6 +138,11 @@ def _ffn_size(
         raise ConfigError(
             f"student.ffn_size = {spec.ffn_size} cannot be set: {teacher.family} models have no "
             "separate setting of the feed-forward width; leave it out"
+        )
+    if spec.ffn_size is not None and EXPERT_SIZE in data:
+        raise ConfigError(
+            f"student.ffn_size = {spec.ffn_size} cannot be set: {teacher.family} models have "
+            f"experts, whose width is student.config.{EXPERT_SIZE}; set that"
         )
     # GPT-2 leaves the width unset to mean four times the hidden size.
     if key is None or (spec.ffn_size is None and data[key] is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,6 @@ PAD = 0
 DECODER = "llama"
 """Architecture of the tiny decoder."""
 
-FAMILY = {"causal-lm": DECODER}
-"""Architecture of the tiny model of a kind, unless it is a BERT."""
-
 
 def tiny_model(kind: str, layers: int, seed: int, family: str = "") -> Model:
     """Return a random fp64 model in eval mode, of width 32 with 4 heads.
@@ -37,7 +35,22 @@ def tiny_model(kind: str, layers: int, seed: int, family: str = "") -> Model:
         seed: Seed of the weights.
         family: Another architecture than that of the kind.
     """
-    family = family or FAMILY.get(kind, "bert")
+    return model_for(registry().kind(kind), NAMES, layers, seed, family)
+
+
+def model_for(
+    kind: TaskKind, classes: Sequence[str], layers: int, seed: int, family: str = ""
+) -> Model:
+    """Return a random model as `tiny_model` does.
+
+    Args:
+        kind: The kind of task.
+        classes: Its classes.
+        layers: Number of blocks.
+        seed: Seed of the weights.
+        family: Another architecture than that of the kind.
+    """
+    family = family or (DECODER if kind.generates else "bert")
     config = AutoConfig.for_model(
         family,
         vocab_size=VOCABULARY,
@@ -46,17 +59,16 @@ def tiny_model(kind: str, layers: int, seed: int, family: str = "") -> Model:
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=64,
-        num_labels=CLASSES,
+        num_labels=len(classes),
         pad_token_id=PAD,
         initializer_range=0.2,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = registry().kind(kind)
-        found.configure(config, NAMES)
-        model: Model = found.auto.from_config(config)
-    follow_mask(model, pads_left=family == DECODER, reads_rows=found.predicted == "sample")
-    found.prepare(model, NAMES)
+        kind.configure(config, classes)
+        model: Model = kind.auto.from_config(config)
+    follow_mask(model, pads_left=family == DECODER, reads_rows=kind.predicted == "sample")
+    kind.prepare(model, classes)
     return model.double().eval()
 
 

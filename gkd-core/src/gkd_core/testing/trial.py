@@ -256,7 +256,7 @@ def _extractor(
 def _info(name: str, extractor: Extractor, kind: str) -> ModelInfo:
     config, found = extractor.model.config, registry().kind(kind)
     width = found.width(NAMES, config)
-    return ModelInfo.read(name, config, width, found.predicted)
+    return ModelInfo.read(name, config, width, found.predicted, found.is_lm)
 
 
 def _check(trial: TinyStage) -> None:

@@ -24,7 +24,7 @@ from gkd_core.optim.engine import autocast
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher
 from gkd_core.training.finding import STUDENT, Finding, Owner
 from gkd_core.training.random_states import random_states, restore_random
-from gkd_core.training.step import StepResult, accumulate
+from gkd_core.training.step import StepResult, accumulate, declare_items
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
@@ -63,6 +63,7 @@ def examine(
         backward: Whether to compute the gradient too.
     """
     watch = Watch(stage)
+    declare_items(stage, batches)
     with watch.on(), torch.set_grad_enabled(backward):
         plan = stage.objective.plan(step)
         losses = accumulate(stage, batches, step, plan, counts, watch, backward)
@@ -199,7 +200,9 @@ class Watch:
         """
         mask = self._mask(kinds.shape[1:])
         if mask is not None:
-            kinds = kinds & mask.reshape(1, *mask.shape, *(1 for _ in kinds.shape[3:]))
+            kinds = kinds & mask.reshape(
+                1, *mask.shape, *(1 for _ in kinds.shape[1 + mask.dim() :])
+            )
         if bool(kinds.any()):
             values = tuple(name for name, where in zip(KINDS, kinds, strict=True) if where.any())
             rows = self._rows(kinds.any(0))
@@ -210,7 +213,11 @@ class Watch:
         forward = current_forward()
         inputs = {} if self._batch is None else self._batch.inputs
         mask = inputs.get("attention_mask") if forward is None else forward.mask
-        return mask.bool() if mask is not None and mask.shape == shape[:2] else None
+        if mask is None:
+            return None
+        # Some blocks join the rows of all samples.
+        fitting = (one for one in (mask, mask.flatten()) if one.shape == shape[: one.dim()])
+        return next((one.bool() for one in fitting), None)
 
     def _rows(self, broken: Tensor) -> tuple[int, ...]:
         """Return the numbers of the rows in which a tensor is not finite, if it has rows."""

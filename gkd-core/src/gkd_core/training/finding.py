@@ -56,7 +56,7 @@ class Finding:
     def __str__(self) -> str:
         contains = f"contains {' and '.join(self.values)}"
         if not self.place:
-            return f"{self.owner} {contains}, though the outputs of all models are finite"
+            return f"{self.owner} {contains}, though the models compute no nan or inf"
         what = "the gradient at the output" if self.is_gradient else "the output"
         return f"in {self.owner}, {what} of {self.place} is the first that {contains}{self._where}"
 

@@ -12,6 +12,7 @@ import torch
 from gkd_core.contract.batch import Batch
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
+from gkd_core.distributed.ranks import world_size
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.objective.passes import evaluation_changes
 from gkd_core.training.checkpoint import (
@@ -53,7 +54,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     guard, meter = NonFiniteGuard(stage), _Meter()
     begun = time.perf_counter()
     for step, batches in () if skipped else _steps(stage, progress):
-        result = train_step(stage, batches, step)
+        result = _take_step(stage, batches, step, progress, guard)
         progress.step += 1
         guard.add(step, result)
         meter.add(result.samples)
@@ -91,6 +92,32 @@ def _steps(stage: Stage, progress: Progress) -> Iterator[tuple[Step, Sequence[Ba
     while not progress.stopped and progress.step < stage.total_steps:
         _, micro_batches = next(batches)
         yield _step(stage, progress.step), micro_batches
+
+
+def _take_step(
+    stage: Stage, batches: Sequence[Batch], step: Step, progress: Progress, guard: NonFiniteGuard
+) -> StepResult:
+    """Run a step; if it fails, save a checkpoint of the steps before it."""
+    try:
+        return train_step(stage, batches, step)
+    except Exception:
+        if progress.step > 0 and _undo(stage):
+            guard.check()
+            save_checkpoint(stage, progress)
+        raise
+
+
+def _undo(stage: Stage) -> bool:
+    """Bring a stage back to the start of a step that failed; return whether that is possible.
+
+    It is not if the step has changed weights or, in place, the state of a method, if the state of a
+    rollout engine has advanced, or if other ranks still compute it.
+    """
+    start = stage.begun
+    if start is None or stage.rollouts is not None or world_size() > 1:
+        return False
+    start.restore(stage)
+    return all(state.is_whole for state in start.kept.values())
 
 
 def _step(stage: Stage, index: int) -> Step:

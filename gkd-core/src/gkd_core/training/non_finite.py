@@ -16,7 +16,7 @@ from gkd_core.optim.engine import LocalEngine
 from gkd_core.training.examination import examine, examine_teachers
 from gkd_core.training.finding import Finding
 from gkd_core.training.saved_step import save_step
-from gkd_core.training.step import StepResult, count_step_items
+from gkd_core.training.step import StepResult
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
@@ -114,11 +114,10 @@ class NonFiniteGuard:
 
     def _examine(self, step: Step, result: StepResult) -> Finding | None:
         """Repeat a step and return what is not finite first in it."""
-        stage, start = self._stage, result.start
-        start.restore(stage)
-        counts = count_step_items(stage, start.batches)
+        stage, batches = self._stage, result.start.batches
+        result.start.restore(stage)
         alone = isinstance(stage.engine, LocalEngine) and world_size() == 1
-        return examine(stage, start.batches, step, counts, backward=alone).found
+        return examine(stage, batches, step, result.counts, backward=alone).found
 
 
 def _problem(step: Step, result: StepResult) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gkd_core.plugins import Plugin, Registry
     from gkd_core.training.stage_spec import StageSpec
 
-CORE = ("gkd_core", "gkd-core")
+CORE_MODULE, CORE = "gkd_core", "gkd-core"
 """The module and the distribution whose code trains every stage."""
 
 STAGE_HOOKS = [
@@ -37,11 +37,11 @@ def stage_code(spec: StageSpec, registry: Registry) -> dict[str, dict[str, str]]
     Returns:
         The hash of each file by its name, by the name of the distribution.
     """
-    found = {CORE[1]: code_digests(*CORE)}
+    found = {CORE: code_digests(CORE_MODULE, CORE)}
     for plugin in participants(spec, registry):
-        found.setdefault(plugin.distribution, {}).update(
-            code_digests(registry.module_of(plugin), plugin.distribution) or {"": plugin.version}
-        )
+        if plugin.distribution != CORE:
+            files = code_digests(registry.module_of(plugin), plugin.distribution)
+            found.setdefault(plugin.distribution, {}).update(files or {"": plugin.version})
     return found
 
 

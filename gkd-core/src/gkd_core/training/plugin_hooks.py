@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gkd_core.distributed.ranks import any_rank, tell, wait
 from gkd_core.objective.objective import name_seed
@@ -34,6 +34,8 @@ class Event:
     values: Mapping[str, float]
     told: list[str] = field(default_factory=list)
 
+
+T = TypeVar("T")
 
 HOOKS = {"step_end": ("gkd_step_end", "losses"), "evaluate": ("gkd_evaluate", "metrics")}
 """The hook of plugins for each event, and its argument with the values."""
@@ -156,8 +158,8 @@ class PluginHooks:
 
 
 def _of_methods(
-    stage: Stage, call: Callable[[MethodBase], object]
-) -> Iterator[tuple[str, Callable[[], object]]]:
+    stage: Stage, call: Callable[[MethodBase], T]
+) -> Iterator[tuple[str, Callable[[], T]]]:
     """Yield the name of every combiner and method, each with a call of it.
 
     What a method draws at random in the call changes no training.
@@ -166,7 +168,7 @@ def _of_methods(
         yield name, partial(_call_seeded, stage, name, partial(call, method))
 
 
-def _call_seeded(stage: Stage, name: str, call: Callable[[], object]) -> object:
+def _call_seeded(stage: Stage, name: str, call: Callable[[], T]) -> T:
     with seeded(name_seed(stage.config.seed, f"{stage.name} {name}"), stage.engine.device):
         return call()
 

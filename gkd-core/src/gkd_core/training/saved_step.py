@@ -33,7 +33,7 @@ from gkd_core.training.checkpoint import (
 )
 from gkd_core.training.method_state import put_tensors, take_tensors
 from gkd_core.training.random_states import restore_random
-from gkd_core.training.step import StepResult, count_step_items
+from gkd_core.training.step import StepResult
 
 if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
@@ -96,7 +96,7 @@ class SavedStep:
             processes=world_size(),
             torch=torch.__version__,
             device=stage.engine.device.type,
-            counts=count_step_items(stage, start.batches),
+            counts=result.counts,
             losses=result.own,
             gradient_norm=result.gradient_norm,
             loss_scale=start.loss_scale,

@@ -29,6 +29,7 @@ from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.generation import adopt_generation_config
 from gkd_core.models.load import WeightReader, load_model, load_teacher
+from gkd_core.models.meta import meta_model
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.tokenizer import set_padding
@@ -48,6 +49,7 @@ from gkd_core.training.checkpoint import BEST
 from gkd_core.training.manifest import Manifest
 from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
+from gkd_core.training.step_start import StepStart
 
 
 @dataclass
@@ -72,6 +74,7 @@ class Stage:
         total_steps: Optimizer steps of the stage.
         readings: Training rows in the tokens of teachers with other tokenizers.
         rollouts: Writes text in place of rows' own; None if nothing does.
+        begun: What the step that is being computed began with; None once it changes the weights.
         manifest: What determines the student; it is written with every checkpoint.
     """
 
@@ -92,6 +95,7 @@ class Stage:
     total_steps: int
     readings: Sequence[Reading] = ()
     rollouts: Rollouts | None = None
+    begun: StepStart | None = None
     manifest: Manifest = field(default_factory=Manifest)
 
     @property
@@ -130,11 +134,12 @@ class Stage:
         return self.config.training.checkpoint_every or self.evaluate_every
 
     def describe(self) -> list[str]:
-        """Return lines that describe the student and the rows it learns from."""
+        """Return lines that describe the task, the student and the rows it learns from."""
         cut = self.train.num_truncated
         limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
-        facts = [*self.origin.summary, ("rows", rows), *self._judge()]
+        facts = [("task", self.spec.about), *(("", note) for note in self.spec.notes)]
+        facts += [*self.origin.summary, ("rows", rows), *self._judge()]
         for reading in self.readings:
             cut = reading.encoded.num_truncated
             limit = f"; {cut:,} rows cut" if cut else ""
@@ -393,7 +398,7 @@ def _from_teacher(
     if groups is None:
         teacher = _load_teacher(spec, source, registry, None) if first is None else first
     else:
-        from gkd_core.parallel.loading import StoredWeights, meta_model
+        from gkd_core.parallel.loading import StoredWeights
 
         whole = meta_model(spec.kind, source.config, source.trust_remote_code)
         teacher = find_sites(whole, registry.sites)

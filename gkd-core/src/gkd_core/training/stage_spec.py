@@ -30,6 +30,7 @@ from gkd_core.models.layer_map import init_layers
 from gkd_core.models.tokenizer import other_special_tokens
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step, sample_steps
+from gkd_core.training.augmentation import copies
 
 if TYPE_CHECKING:
     from gkd_core.runs.default_teacher import DefaultTeacherStore
@@ -117,6 +118,7 @@ class StageSpec:
         follows: The stage whose student this one continues with, if any; the baseline starts from
             that student as it was before training.
         store: Where the student is kept, if it is a task's default teacher.
+        notes: What was assumed of the rows and models, in sentences for the user to check.
     """
 
     name: str
@@ -132,6 +134,7 @@ class StageSpec:
     members: tuple[ActiveMethod, ...]
     follows: StageSpec | None = None
     store: DefaultTeacherStore | None = None
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def first_step(self) -> StepPlan:
@@ -152,6 +155,13 @@ class StageSpec:
             MethodError: A path or pass does not exist, or two methods change the same place.
         """
         return sample_steps(self.members, self.name, self.naming_options)
+
+    @property
+    def about(self) -> str:
+        """What is predicted and on which rows, as text."""
+        number = copies(self.config, self.kind)
+        added = f", with {number} augmented copies of each row" if number else ""
+        return f"{self.kind} on {self.data.source}{added}"
 
     @property
     def needs_byte_offsets(self) -> bool:

@@ -32,7 +32,7 @@ class StepResult:
     Attributes:
         losses: Every term, unweighted and averaged over the step, and the weighted `total`.
         gradient_norm: The norm of the gradient before clipping.
-        samples: The number of samples.
+        counts: The number of items of each kind, over all ranks.
         start: What the step began with.
         plan: Its passes.
         own: The share of `losses` that this rank's rows contribute.
@@ -41,11 +41,16 @@ class StepResult:
 
     losses: Mapping[str, Tensor]
     gradient_norm: Tensor
-    samples: int
+    counts: Mapping[ItemKind, int]
     start: StepStart
     plan: StepPlan
     own: Mapping[str, Tensor]
     skipped: bool = False
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return self.counts["sample"]
 
     def read(self) -> dict[str, float]:
         """Return the losses as floats."""
@@ -74,23 +79,24 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
         batches: The micro-batches of this step.
         step: The position in training.
     """
-    start = StepStart.of(stage, stage.rollout(batches, step))
-    counts = count_step_items(stage, start.batches)
+    stage.begun = start = StepStart.of(stage, stage.rollout(batches, step))
+    declare_items(stage, start.batches)
+    counts = count_items(start.batches)
     plan = stage.objective.plan(step)
     own = accumulate(stage, start.batches, step, plan, counts)
     losses = sum_over_ranks(own)
+    stage.begun = None
     stage.engine.note_loss(losses["total"])
     norm = stage.engine.step(step.index)
     scale = stage.engine.scale
     overflowed = scale is not None and scale.overflowed
-    return StepResult(losses, norm, counts["sample"], start, plan, own, overflowed)
+    return StepResult(losses, norm, counts, start, plan, own, overflowed)
 
 
-def count_step_items(stage: Stage, batches: Sequence[Batch]) -> dict[ItemKind, int]:
-    """Return the number of items in a step over all ranks, those that methods declare included."""
+def declare_items(stage: Stage, batches: Sequence[Batch]) -> None:
+    """Add to the micro-batches of a step the items that methods and combiners declare."""
     for batch in batches:
         stage.objective.declare_items(batch)
-    return count_items(batches)
 
 
 def accumulate(

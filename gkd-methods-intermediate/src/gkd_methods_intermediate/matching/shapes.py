@@ -92,9 +92,8 @@ def _check_width(term: MatchTerm, student: ModelInfo, teacher: ModelInfo) -> Non
 
 
 def _check_positions(term: MatchTerm, student: ModelInfo) -> None:
-    is_language_model = student.labels == student.vocab_size
     if term.site == "logits":
-        if term.positions == "tokens" and not is_language_model:
+        if term.positions == "tokens" and not student.is_lm:
             raise MethodError(
                 "positions = 'tokens' requires logits at every position, which a classifier does "
                 "not have. Use positions = 'targets'"
@@ -104,7 +103,7 @@ def _check_positions(term: MatchTerm, student: ModelInfo) -> None:
                 f"distance '{term.distance}' compares distributions, but the models predict one "
                 "value. Use knowledge 'logits-mse'"
             )
-    elif term.positions == "targets" and "positions" in term.options() and not is_language_model:
+    elif term.positions == "targets" and "positions" in term.options() and not student.is_lm:
         raise MethodError(
             "positions = 'targets' selects the labeled positions of a language model, but the "
             "student is not one. Use positions = 'tokens'"

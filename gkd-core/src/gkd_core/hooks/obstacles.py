@@ -1,0 +1,25 @@
+"""What cannot be read or changed in a model, known from its sites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gkd_core.hooks.paths import ATTENTION_SITES, FFN_SITES, POOLED, Capture
+
+if TYPE_CHECKING:
+    from gkd_core.models.sites import Sites
+
+
+def obstacle_at(place: Capture, sites: Sites) -> str | None:
+    """Return why a tensor cannot be captured or changed, or None if it can be."""
+    model = type(sites.model).__name__
+    if place.site in ATTENTION_SITES:
+        return sites.obstacle
+    if place.site in FFN_SITES and not sites.ffns:
+        return (
+            f"the blocks of {model} have no linear map from the feed-forward width to the hidden "
+            "size"
+        )
+    if place == POOLED and sites.classifier is None:
+        return f"{model} has no head that classifies whole rows"
+    return None

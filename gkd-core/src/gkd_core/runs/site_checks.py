@@ -1,0 +1,134 @@
+"""Rejection of models whose parts are not known, and of methods that need parts they lack.
+
+The models are built on the meta device: without weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.errors import ConfigError, MethodError
+from gkd_core.hooks.obstacles import obstacle_at
+from gkd_core.hooks.paths import ATTENTION_SITES, FFN_SITES, POOLED, Capture
+from gkd_core.models.meta import shape_model
+from gkd_core.models.sites import Sites, find_sites
+from gkd_core.models.slicing.maps import find_maps
+from gkd_core.models.slicing.widths import Widths
+
+if TYPE_CHECKING:
+    from gkd_core.objective.step_plan import PlannedPass, Side
+    from gkd_core.plugins import Registry
+    from gkd_core.training.stage_spec import StageSpec
+
+
+def check_architectures(spec: StageSpec, registry: Registry) -> None:
+    """Reject what the architectures of a stage's models do not allow.
+
+    Raises:
+        ConfigError: A method reads or changes a tensor that a model does not have.
+        MethodError: The structure of a model is not understood, or cannot be sliced.
+    """
+    models = list(_models(spec, registry))
+    plans = [spec.first_step]
+    if any(model.obstacles for model in models):
+        plans += spec.sampled_steps
+    for plan in plans:
+        for planned in plan.passes:
+            for model in models:
+                _check_pass(planned, model)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model of a stage.
+
+    Attributes:
+        side: Which model it is.
+        number: Index of a teacher; None for the student.
+        obstacles: Why a tensor cannot be captured or changed, by site and layer.
+    """
+
+    side: Side
+    number: int | None
+    obstacles: Mapping[tuple[str, int | None], str]
+
+    def obstacle(self, place: Capture) -> str | None:
+        """Return why a tensor cannot be captured or changed, or None if it can be."""
+        return self.obstacles.get((place.site, place.layer))
+
+
+def _obstacles(sites: Sites, scale: float | None = None) -> dict[tuple[str, int | None], str]:
+    layers = range(1, len(sites.blocks) + 1)
+    places = [Capture(site, layer) for site in ATTENTION_SITES + FFN_SITES for layer in layers]
+    found = {
+        (place.site, place.layer): obstacle_at(place, sites) or _lost_heads(place, sites, scale)
+        for place in (POOLED, *places)
+    }
+    return {place: obstacle for place, obstacle in found.items() if obstacle is not None}
+
+
+def _lost_heads(place: Capture, sites: Sites, scale: float | None) -> str | None:
+    """Return why the block at a place lacks heads; None if it has all or they do not matter."""
+    if place.site not in ATTENTION_SITES or place.layer is None:
+        return None
+    if scale is not None:
+        return f"student.scale = {scale:g} removes heads from its blocks"
+    config = sites.model.config
+    kept, whole = Widths.read(config).heads, ModelInfo.read("", config, 0).kv_heads
+    left = kept[place.layer - 1]
+    return None if left == whole else f"that block has {left} of {whole} heads left: it was pruned"
+
+
+def _models(spec: StageSpec, registry: Registry) -> Iterator[_Model]:
+    """Yield each teacher whose weights are needed, and the student."""
+    for number, teacher in enumerate(spec.teachers):
+        if spec.reads_weights(number):
+            with _naming(teacher.setting):
+                model = shape_model(spec.kind, teacher.config, teacher.trust_remote_code)
+                yield _Model("teacher", number, _obstacles(find_sites(model, registry.sites)))
+    with _naming("student"):
+        model = shape_model(spec.kind, spec.student_config, _trusts(spec))
+        student = find_sites(model, registry.sites)
+        if spec.scale is not None and spec.follows is None:
+            find_maps(student)
+    yield _Model("student", None, _obstacles(student, spec.scale))
+
+
+def _trusts(spec: StageSpec) -> bool:
+    """Return whether code that comes with the student's configuration may run."""
+    if spec.follows is not None:
+        return _trusts(spec.follows)
+    if spec.config.student.model is not None:
+        return spec.config.student.trust_remote_code
+    return spec.teachers[0].trust_remote_code
+
+
+@contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Add the setting of a model to the error about its structure."""
+    try:
+        yield
+    except MethodError as error:
+        raise MethodError(f"{setting}: {error}") from error
+
+
+def _check_pass(planned: PlannedPass, model: _Model) -> None:
+    side, number = model.side, model.number
+    for capture in sorted(planned.captures(side, number)):
+        obstacle = model.obstacle(capture)
+        if obstacle is not None:
+            readers = " and ".join(planned.readers(capture, side, number))
+            raise _refusal(f"{readers} reads {side}.{capture}", obstacle)
+    for request, write in planned.writes(side, number):
+        for place in write.places:
+            obstacle = model.obstacle(place)
+            if obstacle is not None:
+                raise _refusal(f"{request.member.name} changes {side}.{place}", obstacle)
+
+
+def _refusal(wish: str, obstacle: str) -> ConfigError:
+    return ConfigError(f"{wish}, but {obstacle}. Use a method that reads hidden states or logits")
