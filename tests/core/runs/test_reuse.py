@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
@@ -46,6 +49,9 @@ class Unused(Method):
 
     name = "unused"
     paper = "A test"
+
+    def reads(self, models, step):
+        return []
 
 
 @pytest.fixture
@@ -289,14 +295,23 @@ def test_a_plugin_decides_if_a_hook_is_given_the_stage(keys, registry_with, hook
     assert changed["assistant"].changed(keys()["assistant"]) == parts
 
 
-def test_a_plugin_decides_if_a_method_is_derived_from_its_own(prepare, registry_with):
-    """The method comes from this module, and its base from `classic`."""
+def test_a_plugin_decides_if_a_method_uses_what_is_its_own(prepare, registry_with, monkeypatch):
+    """One method has its base from `classic`, another uses a function of `multiteacher`."""
     soft = registry().methods["soft"]
     derived = type("Derived", (soft,), {"__doc__": "Softer.", "name": "softer"})
-    known = registry_with(Plugin(gkd_register_methods=lambda: [derived]))
+    borrowing = ModuleType("borrowing")
+    borrowing.shrink = import_module("gkd_methods_multiteacher.assistants").shrink
+    monkeypatch.setitem(sys.modules, "borrowing", borrowing)
+    borrows = type(
+        "Borrows", (Unused,), {"__module__": "borrowing", "__doc__": "A test.", "name": "borrows"}
+    )
+    known = registry_with(Plugin(gkd_register_methods=lambda: [derived, borrows]))
     (spec,) = prepare("method=softer", file="", registry=known).specs
-    found = participants.participants(spec, known)
-    assert [plugin.name for plugin in found] == ["classic", "core", "test"]
+    found = [plugin.name for plugin in participants.participants(spec, known)]
+    assert found == ["classic", "core", "test"]
+    (spec,) = prepare("method=borrows", file="", registry=known).specs
+    found = [plugin.name for plugin in participants.participants(spec, known)]
+    assert found == ["core", "multiteacher", "test"]
 
 
 class Weighs(Method):

@@ -275,11 +275,11 @@ def test_a_hook_that_fails_costs_no_step(prepare, at, saved):
 def test_a_method_that_fails_in_a_step_costs_only_that_step(prepare, monkeypatch, call):
     whole = prepare(*RARELY, directory="whole")
     whole.execute()
-    stock, calls = getattr(Listens, call), []
+    stock = getattr(Listens, call)
 
     def fails(self, *arguments):
-        calls.append(arguments)
-        if len(calls) == 5:
+        step = arguments[-1]
+        if (step.index, step.total) == (4, 6):  # and not when a step is only previewed
             raise KeyError("the plugin's own fault")
         return stock(self, *arguments)
 

@@ -71,17 +71,18 @@ class _LastToken:
     def __init__(self, padding: int) -> None:
         self._padding = padding
         self._at: Tensor | None = None
+        self._shape = torch.Size()
 
     def find(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         """Note where the last tokens are, before a pass."""
         ids, mask = _ids(args, inputs), inputs.get("attention_mask")
         self._at = None
         if ids is not None and ids.dim() == 2 and mask is not None and mask.shape == ids.shape:
-            self._at = last_tokens(mask, ids, self._padding)
+            self._at, self._shape = last_tokens(mask, ids, self._padding), ids.shape
 
     def spread(self, head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor | None:
         """Put the logits of the last token at every position; a head of an encoder has no other."""
-        if self._at is None or logits.dim() != 3:
+        if self._at is None or logits.shape[:-1] != self._shape:
             return None
         rows = torch.arange(len(logits), device=logits.device)
         return logits[rows, self._at].unsqueeze(1).expand_as(logits)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 from gkd_core import hookspecs
@@ -48,12 +50,13 @@ def stage_code(spec: StageSpec, registry: Registry) -> dict[str, dict[str, str]]
 def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
     """Return the plugins that take part in a stage, sorted by name.
 
-    These are the plugins of what the stage is made of, those whose classes it is derived from, and
-    those with a hook that is given the stage. A plugin that only refuses an outline, adds to the
-    report, or has recipes and commands does not change a student.
+    These are the plugins of what the stage is made of, those whose classes, functions or modules
+    it uses, and those with a hook that is given the stage. A plugin that only refuses an outline,
+    adds to the report, or has recipes and commands does not change a student.
     """
     bases = {base for made_of in _classes(spec, registry) for base in made_of.__mro__}
-    files = {file for base in bases if (file := module_file(base.__module__)) is not None}
+    used = {module for base in bases for module in _modules(base)}
+    files = {file for module in used if (file := module_file(module)) is not None}
     found = {plugin for hook in STAGE_HOOKS for plugin, _ in registry.implementations(hook)}
     found |= {plugin for base in bases if (plugin := registry.plugin_of(base)) is not None}
     found |= {p for p in registry.plugins.values() if files & _files(p, registry)}
@@ -68,14 +71,22 @@ def _classes(spec: StageSpec, registry: Registry) -> Iterator[type]:
     if spec.config.rollout is not None:
         yield registry.rollout_engine_class(spec.config.rollout.engine)
     yield from (type(owner.methods[0]) for owner in spec.owners)
-    for plan in spec.sampled_steps:
-        for requests in plan.requests.values():
-            yield from (type(write.operation) for one in requests for write in one.writes)
     yield from (type(teacher.source) for teacher in spec.teachers if teacher.source is not None)
     for config in (spec.student_config, *(teacher.config for teacher in spec.teachers)):
         adapter = adapter_of(config.model_type)
         if adapter is not None:
             yield adapter
+
+
+def _modules(cls: type) -> Iterator[str]:
+    """Yield the module of a class, and those from which that module has what it uses."""
+    yield cls.__module__
+    module = sys.modules.get(cls.__module__)
+    for value in [] if module is None else list(vars(module).values()):
+        if isinstance(value, ModuleType):
+            yield value.__name__
+        elif isinstance(value, type | FunctionType):
+            yield value.__module__
 
 
 def _files(plugin: Plugin, registry: Registry) -> set[Path]:
