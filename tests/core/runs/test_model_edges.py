@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gkd_core.analysis.run_summary import summarize_run
-from gkd_core.api import RolloutEngine, hookimpl
+from gkd_core.api import RolloutEngine, Written, hookimpl
 from gkd_core.errors import DataError
 from gkd_core.models.save import save_model
 from gkd_core.training.rollouts import build_rollouts
@@ -129,6 +129,9 @@ class Silent(RolloutEngine):
     """Writes nothing."""
 
     name = "silent"
+
+    def write(self, prompts, writer):
+        return Written([[] for _ in prompts.rows])
 
 
 class Plugin:

@@ -9,10 +9,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gkd_core.errors import GkdError
+
+if TYPE_CHECKING:
+    from gkd_core.plugins import Blame
 
 FAILURE = 1
 USER_ERROR = 2
@@ -39,6 +43,17 @@ class DiskFull(click.ClickException):
     """The disk is full; the message says how to continue."""
 
     exit_code = FAILURE
+
+
+class PluginFailed(click.ClickException):
+    """The code of a plugin has raised an error, or ended the process."""
+
+    exit_code = FAILURE
+
+    def __init__(self, blame: Blame) -> None:
+        super().__init__(
+            f"{blame}. It is a fault of the plugin; GKD_TRACEBACK=1 shows the traceback"
+        )
 
 
 class RankDied(click.ClickException):
@@ -110,7 +125,15 @@ def _told(error: Exception) -> tuple[str, int] | None:
         return f"out of memory: {_first_line(error)}. {SAVE_MEMORY}", USER_ERROR
     if _is_disk_full(error):
         return f"{_disk_full(error)}. Free some space, then try again", FAILURE
-    return None
+    return _told_of_plugin(error)
+
+
+def _told_of_plugin(error: Exception) -> tuple[str, int] | None:
+    """Return which plugin has raised an error, if one has."""
+    from gkd_core.plugins import registry
+
+    blame = registry().blame(error)
+    return None if blame is None else (PluginFailed(blame).message, FAILURE)
 
 
 def _trace(error: Exception) -> None:
