@@ -2,7 +2,9 @@
 
 A plugin is a module registered under the entry-point group `gkd`; each hook it implements is a
 function of the same name marked `@gkd_core.api.hookimpl`. An implementation may take any subset
-of the arguments. Plugins are called in alphabetical order of their entry-point names.
+of the arguments, without defaults. Names that begin with `gkd_` are those of hooks: a function with
+such a name that is not marked is refused. Plugins are called in alphabetical order of their
+entry-point names.
 
 In a run of several processes each of them calls the hooks, at the same time; `run.say` prints in
 the first one only, which is where a plugin should write too (`gkd_core.api.is_first`).

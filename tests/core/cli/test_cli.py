@@ -23,7 +23,7 @@ FLAGS = {
     "--seed --nproc --set --json",
     "methods": "",
     "optimizers": "",
-    "plugins": "",
+    "plugins": "--json",
     "prune": "--data --set --model --output --parameters --width --depth --blocks --even "
     "--multiple --rows",
     "recipes": "",

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from gkd_core.analysis.explanation import explain
-from gkd_core.api import RolloutEngine, hookimpl
+from gkd_core.api import RolloutEngine, Written, hookimpl
 from gkd_core.config.render import to_toml
 from gkd_core.errors import ConfigError, PluginError
 from gkd_core.runs.outline import outline_run
@@ -132,6 +132,9 @@ def test_an_engine_is_constructed_before_the_run(prepare_run, registry_with, wor
         def __init__(self, config=None):
             raise ConfigError("its server is not there")
 
+        def write(self, prompts, writer):
+            return Written([[] for _ in prompts.rows])
+
     class Plugin:
         @hookimpl
         def gkd_register_rollouts(self):
@@ -147,10 +150,14 @@ def test_two_engines_of_one_name_are_refused(registry_with, plugin):
     class Plugin:
         @hookimpl
         def gkd_register_rollouts(self):
-            return plugin("greedy").gkd_register_rollouts() * 2
+            (greedy,) = plugin("greedy").gkd_register_rollouts()
+            return [greedy, type("Second", (greedy,), {})]
 
-    with pytest.raises(PluginError, match="two plugins provide a rollout engine 'greedy'"):
-        _ = registry_with(Plugin()).rollout_engines
+    registry = registry_with(Plugin())
+    with pytest.warns(UserWarning, match=r"rollout engine 'greedy' of plugin 'test' .*has two"):
+        assert "greedy" not in registry.rollout_engines
+    with pytest.raises(ConfigError, match=r"rollout engine 'greedy' of plugin 'test' .*has two"):
+        registry.rollout_engine_class("greedy")
 
 
 def test_a_class_that_breaks_the_contract_is_refused():

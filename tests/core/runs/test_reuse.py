@@ -53,6 +53,9 @@ class Unused(Method):
     def reads(self, models, step):
         return []
 
+    def loss(self, student, teacher, batch, step):
+        return {}
+
 
 @pytest.fixture
 def prepare(prepare_run, monkeypatch, tmp_path):
@@ -329,6 +332,9 @@ class Weighs(Method):
 
     def reads(self, models, step):
         return []
+
+    def loss(self, student, teacher, batch, step):
+        return {}
 
     def fingerprint(self):
         return self.means.get(self.config.words[0], "") if self.config.words else ""

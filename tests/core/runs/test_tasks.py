@@ -119,5 +119,9 @@ def test_a_task_with_options_cannot_share_the_table_of_a_method(prepare_run, reg
     class Both(Plugin):
         task = Soft
 
-    with pytest.raises(PluginError, match=r"'soft' is a method or combiner of .*classic"):
-        prepare_run(registry=registry_with(Both()))
+    registry = registry_with(Both())
+    reason = r"task 'soft' of plugin 'test' .*share a table with 'soft' of plugin 'classic'"
+    with pytest.warns(UserWarning, match=reason):
+        prepare_run(registry=registry)
+    with pytest.raises(ConfigError, match=reason):
+        prepare_run("task.name=soft", registry=registry)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from gkd_core.api import Method, RolloutEngine, TeacherCombiner, hookimpl, kl
+from gkd_core.api import Method, RolloutEngine, TeacherCombiner, Written, hookimpl, kl
 from gkd_core.contract.batch import IGNORE
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
@@ -212,6 +212,9 @@ class Silent(RolloutEngine):
     """Writes nothing."""
 
     name = "silent"
+
+    def write(self, prompts, writer):
+        return Written([[] for _ in prompts.rows])
 
 
 @pytest.fixture

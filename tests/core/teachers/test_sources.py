@@ -21,6 +21,7 @@ from gkd_core.api import (
     PluginError,
     Replace,
     RolloutEngine,
+    Written,
     hookimpl,
 )
 from gkd_core.contract.step import Step
@@ -107,6 +108,9 @@ class Later(Method):
     def reads(self, models, step):
         return ["teacher.hidden[1]|cls" if 2 * step.index >= step.total else "teacher.logits"]
 
+    def loss(self, student, teacher, batch, step):
+        return {}
+
 
 class Doubles(Later):
     """Changes the teacher."""
@@ -121,6 +125,9 @@ class Silent(RolloutEngine):
     """Writes nothing."""
 
     name = "silent"
+
+    def write(self, prompts, writer):
+        return Written([[] for _ in prompts.rows])
 
 
 @pytest.fixture

@@ -5,19 +5,21 @@ torch is imported only when a command that needs it runs, so that `gkd --help` i
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from gkd_core import __version__
-from gkd_core.cli.errors import report
+from gkd_core.cli.errors import PluginFailed, report
 from gkd_core.cli.ranks import ending
 from gkd_core.errors import suggest
-from gkd_core.plugins import registry
+from gkd_core.parallel.launch import started_by_gkd
+from gkd_core.plugins import PluginWarning, registry
 
 BUILT_IN = {
     "config": "gkd_core.cli.config:config",
@@ -48,7 +50,7 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
-        return sorted({*BUILT_IN, *registry().commands})
+        return sorted({*BUILT_IN, *_of_plugins()})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Return a command by name, or None."""
@@ -56,7 +58,7 @@ class Commands(click.Group):
             module, _, attribute = BUILT_IN[name].partition(":")
             command: click.Command = getattr(import_module(module), attribute)
             return command
-        return registry().commands.get(name)
+        return _of_plugins().get(name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -64,9 +66,30 @@ class Commands(click.Group):
         """Return the command that the arguments name, or fail with the nearest known name."""
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not name.startswith("-"):
-            meant = suggest(name, known) or f" There are {', '.join(known)}."
-            ctx.fail(f"No such command {name!r}.{meant}")
+            why = registry().why_missing(f"command {name!r}")
+            meant = why or suggest(name, known).strip() or f"There are {', '.join(known)}."
+            ctx.fail(f"No such command {name!r}. {meant}")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a plugin may end the process in a command of its own only."""
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            blame = registry().blame(error)
+            if blame is None or ctx.invoked_subcommand not in BUILT_IN:
+                raise
+            raise PluginFailed(blame) from error
+
+
+def _of_plugins() -> Mapping[str, click.Command]:
+    """Return the commands of plugins; those with the name of a built-in one are left out."""
+    found = registry().commands
+    for name in found.keys() & BUILT_IN.keys():
+        registry().set_aside(found[name], f"command '{name}'", "gkd has a command of this name")
+    return {name: command for name, command in found.items() if name not in BUILT_IN}
 
 
 @click.group(cls=Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,5 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(status)
 
 
-def _show_warning(message: Warning | str, *_where: object, **_file: object) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], *_where: object, **_file: object
+) -> None:
+    """Print a warning on one line; of several processes, one says what is wrong with plugins."""
+    told = started_by_gkd(os.environ) or os.environ.get("RANK", "0") != "0"
+    if told and issubclass(category, PluginWarning):
+        return
     click.echo(f"Warning: {' '.join(str(message).split())}", err=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gkd_core.cli.json_output import json_option, print_json
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
 
 
 @click.command()
 @run_options
 @click.option("--schema", is_flag=True, help="Print the JSON schema of run files instead.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, without origins.")
+@json_option("Print JSON, without origins.")
 def config(
     files: tuple[Path, ...],
     recipe: str | None,
@@ -22,7 +22,7 @@ def config(
     schema: bool,
     as_json: bool,
     **flags: Any,
-) -> None:
+) -> dict[str, Any] | None:
     """Show all settings of a run and their origins.
 
     FILE is a run file in TOML, YAML or JSON. The output is itself a run file.
@@ -31,11 +31,11 @@ def config(
     from gkd_core.plugins import registry
 
     if schema:
-        click.echo(json.dumps(json_schema(registry()), indent=2))
-        return
+        print_json(lambda: json_schema(registry()))
+        return None
     resolved = RunOptions(files, recipe, settings, flags).resolve()
     show_warnings(resolved)
     if as_json:
-        click.echo(json.dumps(complete(resolved), indent=2))
-    else:
-        click.echo(to_toml(resolved), nl=False)
+        return complete(resolved)
+    click.echo(to_toml(resolved), nl=False)
+    return None

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def entries(rows: Iterable[tuple[str, str, str]]) -> RenderableType:
+def entries(
+    things: Iterable[Any],
+    describe: Callable[[Any], tuple[str, str]],
+    name: Callable[[Any], str] = attrgetter("name"),
+) -> RenderableType:
     """Return a list of names, each with a text and facts.
 
     Args:
-        rows: Name, text and facts of each entry.
+        things: Such as classes of methods.
+        describe: Returns text and facts of one. What it raises is shown instead of them, for one
+            plugin cannot end the list of all.
+        name: Returns the name of one.
     """
     from rich.table import Table
     from rich.text import Text
@@ -22,9 +30,21 @@ def entries(rows: Iterable[tuple[str, str, str]]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text, facts in rows:
-        table.add_row(f"  {name}", Text.assemble(f"{text}\n", (facts, "dim")))
+    for thing in things:
+        try:
+            text, facts = describe(thing)
+        except Exception as error:
+            text, facts = "It cannot be described:", reason(thing, error)
+        table.add_row(f"  {name(thing)}", Text.assemble(f"{text}\n", (facts, "dim")))
     return table
+
+
+def reason(thing: Any, error: Exception) -> str:
+    """Return why something that is registered cannot be described, with its plugin."""
+    from gkd_core.plugins import registry
+
+    found = registry()
+    return str(found.blame(error) or f"plugin {found.owner(thing)}: {error}")
 
 
 def summary(cls: type) -> str:

@@ -6,13 +6,17 @@ import errno
 import os
 import shlex
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gkd_core.errors import GkdError
+
+if TYPE_CHECKING:
+    from gkd_core.plugins import Blame
 
 FAILURE = 1
 USER_ERROR = 2
@@ -41,6 +45,16 @@ class DiskFull(click.ClickException):
     exit_code = FAILURE
 
 
+class PluginFailed(click.ClickException):
+    """The code of a plugin has raised an error, or ended the process."""
+
+    exit_code = FAILURE
+
+    def __init__(self, blame: Blame, notes: Sequence[str] = ()) -> None:
+        advice = "It is a fault of the plugin; GKD_TRACEBACK=1 shows the traceback"
+        super().__init__(". ".join([str(blame), advice, *notes]))
+
+
 class RankDied(click.ClickException):
     """A process of the run ended without reporting an error."""
 
@@ -49,13 +63,14 @@ class RankDied(click.ClickException):
 
 @contextmanager
 def resumable(directory: Path) -> Iterator[None]:
-    """Say how to continue the run in `directory` if it is interrupted or the disk is full."""
+    """Say how to continue the run in `directory` if it is interrupted or fails."""
     try:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted. {_how_to_go_on(directory)}") from error
     except Exception as error:
         if not _is_disk_full(error):
+            error.add_note(_how_to_go_on(directory))
             raise
         message = f"{_disk_full(error)}. Free some space. {_how_to_go_on(directory)}"
         raise DiskFull(message) from error
@@ -110,7 +125,16 @@ def _told(error: Exception) -> tuple[str, int] | None:
         return f"out of memory: {_first_line(error)}. {SAVE_MEMORY}", USER_ERROR
     if _is_disk_full(error):
         return f"{_disk_full(error)}. Free some space, then try again", FAILURE
-    return None
+    return _told_of_plugin(error)
+
+
+def _told_of_plugin(error: Exception) -> tuple[str, int] | None:
+    """Return which plugin has raised an error, if one has."""
+    from gkd_core.plugins import registry
+
+    blame = registry().blame(error)
+    notes = getattr(error, "__notes__", [])
+    return None if blame is None else (PluginFailed(blame, notes).message, FAILURE)
 
 
 def _trace(error: Exception) -> None:

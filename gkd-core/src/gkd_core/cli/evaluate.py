@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from gkd_core.cli.json_output import json_option
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
-from gkd_core.strict_json import json_text
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import ResolvedStage
@@ -22,14 +22,14 @@ SPLITS = ("validation", "test")
 @click.argument("directory")
 @file_options
 @click.option("--data", help="Rows to evaluate on: jsonl, csv, tsv, parquet, txt.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def evaluate(
     directory: str,
     files: tuple[Path, ...],
     data: str | None,
     settings: tuple[str, ...],
     as_json: bool,
-) -> None:
+) -> dict[str, Any] | None:
     """Evaluate the model in DIRECTORY on the test rows of a task.
 
     With --data, all rows of a file are used; with the config.toml of a run as FILE, those of the
@@ -48,9 +48,9 @@ def evaluate(
     compared = [ComparedModel(directory, directory, spec.tokenizer, trusts)]
     comparison = compare_models(spec, compared, None, registry().sites)
     if as_json:
-        click.echo(json_text(asdict(comparison), indent=2))
-    else:
-        Console(highlight=False).print(comparison.table())
+        return asdict(comparison)
+    Console(highlight=False).print(comparison.table())
+    return None
 
 
 def _trusts_code(stage: ResolvedStage) -> bool:

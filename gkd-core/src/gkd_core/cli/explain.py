@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
+from gkd_core.cli.json_output import json_option
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
-from gkd_core.strict_json import json_text
 
 
 @click.command()
 @click.argument("expression", required=False)
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def explain(
     expression: str | None,
     files: tuple[Path, ...],
@@ -22,7 +22,7 @@ def explain(
     settings: tuple[str, ...],
     as_json: bool,
     **flags: Any,
-) -> None:
+) -> dict[str, Any] | None:
     """Print what a run would compute, without loading any weights.
 
     EXPRESSION is a sum of methods such as pkd+soft; all settings of `gkd run` can be given as well.
@@ -46,6 +46,6 @@ def explain(
     stages = tuple(outline_stage(spec) for spec in prepare_run(resolved, registry()))
     outline = RunOutline(stages)
     if as_json:
-        click.echo(json_text(outline.to_json(), indent=2))
-    else:
-        click.echo(as_text(outline, Console().width))
+        return outline.to_json()
+    click.echo(as_text(outline, Console().width))
+    return None

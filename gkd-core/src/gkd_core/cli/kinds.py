@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING
 
 import click
 
 from gkd_core.cli.entries import entries, summary
+
+if TYPE_CHECKING:
+    from gkd_core.kinds.task_kind import TaskKind
 
 
 @click.command()
@@ -17,10 +21,13 @@ def kinds(name: str | None) -> None:
 
     from gkd_core.plugins import registry
 
-    found, rows = registry(), []
-    for kind in found.kinds.values() if name is None else [found.kind(name)]:
+    found = registry()
+
+    def describe(kind: TaskKind) -> tuple[str, str]:
         text = summary(type(kind)) if name is None else inspect.getdoc(type(kind)) or ""
-        plugin = found.kind_provider(kind.name)
-        facts = f"{kind.head}; {', '.join(kind.metrics)}; {plugin.distribution} {plugin.version}"
-        rows.append((kind.name, text, facts))
-    Console(highlight=False).print(entries(rows))
+        plugin = found.owner(kind)
+        metrics = ", ".join(kind.metrics)
+        return text, f"{kind.head}; {metrics}; {plugin.distribution} {plugin.version}"
+
+    shown = found.kinds.values() if name is None else [found.kind(name)]
+    Console(highlight=False).print(entries(shown, describe))

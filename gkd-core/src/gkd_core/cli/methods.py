@@ -6,12 +6,12 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, get_args
 
 import click
 
-from gkd_core.cli.entries import entries, summary
+from gkd_core.cli.entries import entries, reason, summary
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -69,17 +69,17 @@ def _entries(methods: Iterable[type[Method]]) -> RenderableType:
     """Return an entry per method: what it computes, where it was published, what it reads."""
     from gkd_core.analysis.explanation import short_reference
 
-    return entries(
-        (one.name, summary(one), f"{short_reference(one.paper)}; reads {_sites(one)}")
-        for one in methods
-    )
+    def describe(one: type[Method]) -> tuple[str, str]:
+        return summary(one), f"{short_reference(one.paper)}; reads {_sites(one)}"
+
+    return entries(methods, describe)
 
 
 def _combiners(combiners: Iterable[type[TeacherCombiner]]) -> RenderableType:
     """Return an entry per combiner: how it weights the teachers and where it was published."""
     from gkd_core.analysis.explanation import short_reference
 
-    return entries((one.name, summary(one), short_reference(one.paper)) for one in combiners)
+    return entries(combiners, lambda one: (summary(one), short_reference(one.paper)))
 
 
 def _show(console: Console, method: type[Method]) -> None:
@@ -144,20 +144,28 @@ def _facts(method: type[Method]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
-    reads = "\n".join(_layers(method))
+    reads = _told(method, lambda: _layers(method))
     example = f"(student of {STUDENT_LAYERS} blocks, teacher of {TEACHER_LAYERS})"
     table.add_row("reads", Text(f"{reads}\n{example}"))
-    changes = [str(operation) for operation in method().writes(*_example())]
+    changes = _told(method, lambda: map(str, method().writes(*_example())))
     if changes:
-        table.add_row("changes", Text("\n".join(changes)))
+        table.add_row("changes", Text(changes))
     table.add_row("kinds", ", ".join(method.kinds))
     table.add_row("labels", "needed" if method.needs_labels else "not needed")
     table.add_row("teacher", "none" if method.teachers == "none" else "one, or each of several")
-    table.add_row("tokenizer", tokenizer_need(method))
+    table.add_row("tokenizer", _told(method, lambda: [tokenizer_need(method)]))
     coupled = "depend on each other" if method.batch_coupled else "independent of each other"
     least = f", {method.min_samples} or more at a time" if method.min_samples > 1 else ""
     table.add_row("samples", f"{coupled}{least}")
     return table
+
+
+def _told(method: type[Method], tell: Callable[[], Iterable[str]]) -> str:
+    """Return what a method says of itself, a line each, or why it cannot."""
+    try:
+        return "\n".join(tell())
+    except Exception as error:
+        return reason(method, error)
 
 
 def _options(table_name: str, options: type[BaseModel]) -> RenderableType:

@@ -25,7 +25,7 @@ def optimizers(name: str | None) -> None:
     console = Console(highlight=False)
     if name is None:
         found = registry().optimizers.values()
-        console.print(entries((one.name, summary(one), one.paper) for one in found))
+        console.print(entries(found, lambda one: (summary(one), one.paper)))
         console.print(
             "\nChoose one: gkd run --set optim.name=muon\nOptions:    gkd optimizers NAME"
         )
@@ -37,7 +37,7 @@ def _show(console: Console, optimizer: type[OptimizerFactory]) -> None:
     from gkd_core.cli.methods import print_docstring, print_options
     from gkd_core.plugins import registry
 
-    provider = registry().optimizer_provider(optimizer.name)
+    provider = registry().owner(optimizer)
     console.print(f"[bold]{optimizer.name}[/]  ({provider.distribution} {provider.version})")
     console.print(optimizer.paper, markup=False)
     print_docstring(console, optimizer)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gkd_core.analysis.sizes import parse_size, readable
+from gkd_core.cli.json_output import json_option
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
-from gkd_core.strict_json import json_text
 
 if TYPE_CHECKING:
     from gkd_core.planning.estimate import Estimate
@@ -42,7 +42,7 @@ class ByteSize(click.ParamType[int]):
     type=ByteSize(),
     help="With --memory: host memory that all processes may use together: 512GiB. [no limit]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @click.option(
     "--figure", type=click.Path(path_type=Path), help="Also plot the memory by kind to a PNG file."
 )
@@ -55,7 +55,7 @@ def plan(
     as_json: bool,
     figure: Path | None,
     **flags: Any,
-) -> None:
+) -> list[dict[str, Any]] | None:
     """Show the memory, arithmetic and communication of a step.
 
     Takes the settings of `gkd run` and simulates a training step. No weights are read and no GPU is
@@ -80,15 +80,14 @@ def plan(
     for stage in stages:
         _say_what_is_left_out(stage)
     if memory is not None:
-        _search(stages, Limit(memory, host_memory), as_json, figure)
-        return
+        return _search(stages, Limit(memory, host_memory), as_json, figure)
     estimates = [simulate(stage, registry()) for stage in stages]
     if figure is not None:
         _draw(figure, {estimate.stage: estimate for estimate in estimates})
     if as_json:
-        click.echo(json_text([estimate.to_json() for estimate in estimates], indent=2))
-    else:
-        Console(highlight=False).print(memory_table(estimates, resolved.config.parallel.nproc))
+        return [estimate.to_json() for estimate in estimates]
+    Console(highlight=False).print(memory_table(estimates, resolved.config.parallel.nproc))
+    return None
 
 
 def _say_what_is_left_out(stage: StageSpec) -> None:
@@ -107,8 +106,10 @@ def _say_what_is_left_out(stage: StageSpec) -> None:
         )
 
 
-def _search(stages: Sequence[StageSpec], limit: Limit, as_json: bool, figure: Path | None) -> None:
-    """Search for a layout for each stage, and print the trials."""
+def _search(
+    stages: Sequence[StageSpec], limit: Limit, as_json: bool, figure: Path | None
+) -> list[dict[str, Any]] | None:
+    """Search for a layout for each stage; return the trials as JSON, or print them."""
     from functools import partial
 
     from gkd_core.planning.search import Search
@@ -130,9 +131,9 @@ def _search(stages: Sequence[StageSpec], limit: Limit, as_json: bool, figure: Pa
             )
         _draw(figure, bars, limit.device)
     if as_json:
-        click.echo(json_text([one.to_json() for one in found], indent=2))
-    else:
-        _show(found, limit)
+        return [one.to_json() for one in found]
+    _show(found, limit)
+    return None
 
 
 def _show(found: Sequence[Found], limit: Limit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +10,8 @@ import click
 from gkd_core.cli.entries import entries, summary
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console, RenderableType
 
     from gkd_core.analysis.recipes import Recipe
@@ -38,42 +41,42 @@ def recipes(name: str | None) -> None:
 def _list(console: Console) -> None:
     from gkd_core.plugins import registry
 
-    packages: dict[str, list[str]] = {}
-    for name, path in registry().recipes.items():
-        packages.setdefault(_origin(path), []).append(name)
-    for package, names in packages.items():
+    packages: dict[str, list[Path]] = {}
+    for path in registry().recipes.values():
+        packages.setdefault(_origin(path), []).append(path)
+    for package, paths in packages.items():
         console.print(package, style="bold", markup=False)
-        console.print(entries(map(_entry, names)))
+        console.print(entries(paths, _describe, attrgetter("stem")))
         console.print()
     if registry().procedures:
         console.print("procedures, which generate stages", style="bold")
-        console.print(entries(map(_procedure_entry, registry().procedures.values())))
+        console.print(entries(registry().procedures.values(), _describe_procedure))
         console.print()
     console.print("Start from one: gkd run --recipe distilbert\nStages:         gkd recipes NAME")
 
 
-def _entry(name: str) -> tuple[str, str, str]:
-    """Return name, description and facts of a recipe; why it cannot be used, if it is wrong."""
+def _describe(path: Path) -> tuple[str, str]:
+    """Return description and facts of a recipe; why it cannot be used, if it is wrong."""
     from gkd_core.analysis.explanation import short_reference
     from gkd_core.analysis.recipes import read_recipe
     from gkd_core.errors import GkdError
     from gkd_core.plugins import registry
 
     try:
-        found = read_recipe(name, registry())
+        found = read_recipe(path.stem, registry())
     except GkdError as error:
-        return name, "It cannot be used.", str(error)
+        return "It cannot be used.", str(error)
     text = found.about.get("description", "") or found.about.get("title", "")
     reference = short_reference(found.about.get("paper", ""))
     facts = [reference, found.summary, f"needs {', '.join(found.needs)}"]
-    return name, text, "; ".join(filter(None, facts))
+    return text, "; ".join(filter(None, facts))
 
 
-def _procedure_entry(procedure: type[Procedure]) -> tuple[str, str, str]:
+def _describe_procedure(procedure: type[Procedure]) -> tuple[str, str]:
     from gkd_core.analysis.explanation import short_reference
 
     facts = f"{short_reference(procedure.paper)}; {_origin(procedure)}"
-    return procedure.name, summary(procedure), facts
+    return summary(procedure), facts
 
 
 def _show_recipe(console: Console, name: str) -> None:
@@ -121,6 +124,5 @@ def _origin(thing: object) -> str:
     """Return the distribution and version that a recipe file or a procedure is from."""
     from gkd_core.plugins import registry
 
-    plugin = registry().plugin_of(thing)
-    assert plugin is not None, f"{thing} is registered"
+    plugin = registry().owner(thing)
     return f"{plugin.distribution} {plugin.version}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from gkd_core.config.build import as_tree
@@ -66,18 +67,27 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     }
     properties |= {name: text | {"description": f"The {name} of the recipe."} for name in ABOUT}
     for name, options in registry.options.items():
-        template = f"#/properties/{name}/$defs/{{model}}"
-        properties[name] = options.model_json_schema(
-            ref_template=template, schema_generator=_SchemaWriter
-        )
+        properties[name] = _schema_of(options, f"#/properties/{name}", registry)
     optim = schema["$defs"]["OptimConfig"]["properties"]
     del optim["options"]
     for name, optimizer in registry.optimizers.items():
-        template = f"#/$defs/OptimConfig/properties/{name}/$defs/{{model}}"
-        optim[name] = optimizer.Config.model_json_schema(
-            ref_template=template, schema_generator=_SchemaWriter
-        )
+        place = f"#/$defs/OptimConfig/properties/{name}"
+        optim[name] = _schema_of(optimizer.Config, place, registry)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _schema_of(options: type[BaseModel], place: str, registry: Registry) -> dict[str, Any]:
+    """Return the schema of a plugin's options; of those that have none, that of any table."""
+    try:
+        return options.model_json_schema(
+            ref_template=f"{place}/$defs/{{model}}", schema_generator=_SchemaWriter
+        )
+    except Exception as error:
+        warnings.warn(
+            f"the options of plugin {registry.plugin_of(options)} have no JSON schema: {error}",
+            stacklevel=2,
+        )
+        return {"type": "object"}
 
 
 class _SchemaWriter(GenerateJsonSchema):

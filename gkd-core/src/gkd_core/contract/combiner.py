@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -64,6 +65,7 @@ class TeacherCombiner(MethodBase):
         """Return trainable auxiliary modules by name; they become `self.modules`. Default: none."""
         return {}
 
+    @abstractmethod
     def weight(
         self, number: int, student: View, teacher: View, batch: Batch, step: Step
     ) -> float | Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -74,6 +75,7 @@ class Method(MethodBase):
         """
         return student
 
+    @abstractmethod
     def loss(
         self, student: View, teacher: View, batch: Batch, step: Step
     ) -> Mapping[str, Term | Tensor]:

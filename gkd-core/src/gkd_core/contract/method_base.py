@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -137,6 +138,7 @@ class MethodBase:
             step: The training step. Drawing from its generator gives the same on all ranks.
         """
 
+    @abstractmethod
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Return the paths to capture in this step, such as `teacher.hidden[last]|cls`.
 
@@ -289,7 +291,7 @@ def check_options(config: type[BaseModel], base: type[BaseModel], where: str, na
     Raises:
         PluginError: An option lacks a default or a description, or its default is invalid.
     """
-    if not issubclass(config, base):
+    if not (isinstance(config, type) and issubclass(config, base)):
         raise PluginError(f"{where}: `Config` must be a subclass of `{name}.Config`")
     for option, field in config.model_fields.items():
         if field.is_required():

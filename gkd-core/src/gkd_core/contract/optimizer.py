@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -152,6 +153,7 @@ class OptimizerFactory:
         """
         return ""
 
+    @abstractmethod
     def build(self, groups: Sequence[dict[str, Any]]) -> Optimizer:
         """Return the optimizer of some weights; it need not be called with all.
 
@@ -162,6 +164,7 @@ class OptimizerFactory:
         """
         raise NotImplementedError
 
+    @abstractmethod
     def state(self, weight: TrainedWeight) -> Mapping[str, StateTensor]:
         """Return the tensors that the optimizer keeps for a weight, by their names in its state.
 

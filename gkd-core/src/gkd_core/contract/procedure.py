@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
+
+from gkd_core.contract.method_base import check_options
+from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import RunConfig
@@ -35,9 +39,18 @@ class Procedure:
 
     config: Config
 
+    def __init_subclass__(cls) -> None:
+        """Reject a subclass that violates the contract when its class is defined."""
+        super().__init_subclass__()
+        where = f"procedure class {cls.__module__}.{cls.__qualname__}"
+        check_options(cls.Config, Procedure.Config, where, "Procedure")
+        if "name" in cls.Config.model_fields:
+            raise PluginError(f"{where}: option `name` is the name of the procedure; rename it")
+
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
 
+    @abstractmethod
     def stages(self, config: RunConfig, models: Models) -> Iterable[Mapping[str, Any]]:
         """Return the stages in order, each as a table of a run file.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -109,6 +110,7 @@ class RolloutEngine:
         """
         return ""
 
+    @abstractmethod
     def write(self, prompts: Prompts, writer: Writer) -> Written:
         """Continue the prompts.
 
@@ -136,6 +138,8 @@ class RolloutEngine:
 def _validate(cls: type[RolloutEngine]) -> None:
     where = f"rollout engine class {cls.__module__}.{cls.__qualname__}"
     validate_name(getattr(cls, "name", None), where)
+    if not (isinstance(cls.Config, type) and issubclass(cls.Config, RolloutEngine.Config)):
+        raise PluginError(f"{where}: `Config` must be a subclass of `RolloutEngine.Config`")
     for option, field in cls.Config.model_fields.items():
         if option in RolloutConfig.model_fields:
             raise PluginError(

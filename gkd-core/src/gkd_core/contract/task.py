@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -173,6 +174,7 @@ class Task:
     def check(self) -> None:
         """Raise `DataError` or `ConfigError` for problems that show before any row is read."""
 
+    @abstractmethod
     def load(self, kind: str, seed: int) -> TaskData:
         """Read the rows.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gkd_core import digest
@@ -15,6 +16,7 @@ from gkd_core.data.columns import check_label, refuse_unlabeled
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError
+from gkd_core.plugins import ask
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import ReadRows, TaskKind
@@ -104,7 +106,7 @@ def infer_kind(
         DataError: The rows have no labels, and there is no such model.
     """
     table.check_filled()
-    fits = {name: kind.fit(table, config) for name, kind in kinds.items()}
+    fits = {name: ask(partial(kind.fit, table, config), Fit.NO) for name, kind in kinds.items()}
     best = max(fits, key=lambda name: fits[name])
     if model_kind is not None and fits[model_kind] and fits[best] < Fit.CERTAIN:
         best = model_kind

@@ -13,6 +13,20 @@ from gkd_core.models.sites import Sites
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.plugins import Registry
+
+
+def register_installed(registry: Registry) -> None:
+    """Make the model types of all plugins known; what cannot be registered is left out.
+
+    Args:
+        registry: The plugins.
+    """
+    for adapter in registry.sites:
+        try:
+            register_architectures([adapter], registry.kinds)
+        except Exception as error:
+            registry.set_aside(adapter, f"adapter for {', '.join(adapter.families)}", str(error))
 
 
 def register_architectures(adapters: Iterable[type[Sites]], kinds: Mapping[str, TaskKind]) -> None:

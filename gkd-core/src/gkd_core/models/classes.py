@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from transformers import PretrainedConfig
 
 from gkd_core.errors import ConfigError
-from gkd_core.plugins import registry
+from gkd_core.plugins import ask, registry
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
@@ -82,7 +83,7 @@ def _check_problem_type(config: PretrainedConfig, kind: TaskKind, origin: str) -
 
 
 def _made_for(config: PretrainedConfig) -> list[TaskKind]:
-    return [kind for kind in registry().kinds.values() if kind.made(config)]
+    return [k for k in registry().kinds.values() if ask(partial(k.made, config), False)]
 
 
 def names_count(names: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +25,7 @@ from gkd_core.models.quiet import quiet
 from gkd_core.models.slicing.select import narrowed
 from gkd_core.models.slicing.widths import is_sliced
 from gkd_core.models.source import load_config, locate, unreadable
-from gkd_core.plugins import registry
+from gkd_core.plugins import ask, registry
 
 WeightReader: TypeAlias = Callable[
     [str, TaskKind, PretrainedConfig, bool, str], tuple[PreTrainedModel, list[str], list[str]]
@@ -57,13 +58,18 @@ def check_kind(config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
     family = config.model_type
     if kind.auto.__name__ in (getattr(config, "auto_map", None) or {}):
         return
-    if type(config) not in kind.configs:
-        able = [str(other) for other in registry().kinds.values() if type(config) in other.configs]
+    if not _has_head(config, kind):
+        kinds = registry().kinds.values()
+        able = [str(other) for other in kinds if ask(partial(_has_head, config, other), False)]
         raise ConfigError(
             f"{origin}: {family} models have no {kind.head}, which task.kind = '{kind}' "
             f"needs; {family} can do {', '.join(able) or 'none of the kinds'}"
         )
     kind.check_model(config, origin)
+
+
+def _has_head(config: PretrainedConfig, kind: TaskKind) -> bool:
+    return type(config) in kind.configs
 
 
 def load_teacher(

@@ -172,6 +172,13 @@ class AnswerShapes(AnswerSource):
     def __init__(self, teacher: ModelInfo) -> None:
         super().__init__(self.Config(), teacher)
 
+    def missing(self, capture: Capture) -> None:
+        """Return that nothing is missing: the source that it stands for was asked."""
+
+    def fingerprint(self) -> str:
+        """Return nothing: no student is made of its answers."""
+        return ""
+
     def answer(
         self, captures: Collection[Capture], batch: Batch, step: Step
     ) -> Mapping[Capture, Answer]:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import ModuleType
 
 from gkd_core.errors import GkdError
 from gkd_core.plugins.provenance import Plugin
 
-CORE = "gkd_core"
+CORE_PACKAGE = "gkd_core"
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,17 @@ class Owners:
     """The plugins that code belongs to."""
 
     def __init__(self) -> None:
-        self._objects: dict[int, Plugin] = {}
+        self._objects: dict[int, tuple[Plugin, object]] = {}
         self._packages: dict[str, Plugin] = {}
 
-    def add_plugin(self, plugin: Plugin, module: object) -> None:
-        """Let the package of a plugin's module, or the module itself, belong to the plugin."""
-        name = _module_of(module)
-        self._packages[name] = plugin
-        self._packages.setdefault(_own_package(name), plugin)
+    def add_plugin(self, plugin: Plugin, module: str) -> None:
+        """Let a module, and once it is imported its whole package, belong to a plugin."""
+        for name in (module, _own_package(module)):
+            self._packages.setdefault(name, plugin)
 
     def add(self, plugin: Plugin, item: object) -> None:
         """Let something that a plugin has registered belong to it, wherever its code is."""
-        self._objects[id(item)] = plugin
+        self._objects[id(item)] = (plugin, item)  # kept alive: its id stays its own
 
     def of(self, thing: object) -> Plugin | None:
         """Return the plugin that a class, an object, a function or a module belongs to.
@@ -57,35 +57,40 @@ class Owners:
         Args:
             thing: An object belongs to the plugin of its class.
         """
-        known = self._objects.get(id(thing)) or self._objects.get(id(type(thing)))
-        return known or self._of_module(_module_of(thing))
+        for known in (thing, type(thing)):
+            if id(known) in self._objects:
+                return self._objects[id(known)][0]
+        module = module_of(thing)
+        return self._of_module(module) or self._of_distribution(module)
 
     def blame(self, error: BaseException) -> Blame | None:
         """Return whose code raised an error, or called what raised it; None if it was not a plugin.
 
         The innermost code of a plugin counts. Core is no plugin here.
         """
-        for cause in _causes(error):
-            for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
-                plugin = self._of_module(str(frame.f_globals.get("__name__")))
+        for owner in (self._of_module, self._of_distribution):
+            for module, cause, place in _places(error):
+                plugin = owner(module)
                 if plugin is not None:
-                    code = frame.f_code
-                    place = f"{Path(code.co_filename).name}, line {line}, in {code.co_name}"
                     return Blame(plugin, cause, place)
         return None
 
     def _of_module(self, name: str) -> Plugin | None:
-        parts = name.split(".")
-        if parts[0] == CORE:
-            return None
+        parts = [] if is_core_module(name) else name.split(".")
         packages = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-        found = next((self._packages[p] for p in packages if p in self._packages), None)
-        return found or self._of_distribution(parts[0])
+        return next((self._packages[p] for p in packages if p in self._packages), None)
 
-    def _of_distribution(self, package: str) -> Plugin | None:
-        """Return the plugin of a distribution that installs several packages or modules."""
-        names = _distributions().get(package, ())
+    def _of_distribution(self, name: str) -> Plugin | None:
+        """Return the plugin of the distribution that a module is of, if it has several packages."""
+        if is_core_module(name):
+            return None
+        names = _distributions().get(name.partition(".")[0], ())
         return next((p for p in self._packages.values() if p.distribution in names), None)
+
+
+def is_core_module(name: str) -> bool:
+    """Return whether a module is of core itself."""
+    return name.partition(".")[0] == CORE_PACKAGE
 
 
 @functools.cache
@@ -104,13 +109,11 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _module_of(thing: object) -> str:
-    name = getattr(thing, "__name__", "") if _is_module(thing) else None
-    return str(name or getattr(thing, "__module__", None) or type(thing).__module__)
-
-
-def _is_module(thing: object) -> bool:
-    return isinstance(thing, type(sys))
+def module_of(thing: object) -> str:
+    """Return the name of the module that something is defined in; of a module, its own."""
+    if isinstance(thing, ModuleType):
+        return thing.__name__
+    return str(getattr(thing, "__module__", None) or type(thing).__module__)
 
 
 def _own_package(name: str) -> str:
@@ -123,11 +126,17 @@ def _own_package(name: str) -> str:
     return name
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and what it was raised from."""
+def _places(error: BaseException) -> Iterator[tuple[str, BaseException, str]]:
+    """Yield the module and the place of each frame, innermost first, also of what caused an error.
+
+    With each comes the error that was raised there.
+    """
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        yield cause
+        for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
+            code = frame.f_code
+            place = f"{Path(code.co_filename).name}, line {line}, in {code.co_name}"
+            yield str(frame.f_globals.get("__name__")), cause, place
         cause = cause.__cause__

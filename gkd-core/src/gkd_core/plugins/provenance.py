@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 
 DISABLE = "GKD_DISABLE_PLUGINS"
+
+CORE = "gkd-core"
+"""The distribution whose names no other plugin can take."""
+
+
+class PluginWarning(UserWarning):
+    """Something is wrong with a plugin, and gkd goes on without it."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +32,37 @@ class Plugin:
     def __str__(self) -> str:
         return f"'{self.name}' ({self.distribution} {self.version})"
 
+    @property
+    def is_core(self) -> bool:
+        """Whether it is what core itself provides."""
+        return self.distribution == CORE
+
 
 @dataclass(frozen=True)
 class Skipped:
-    """A plugin that could not be loaded, and why."""
+    """A plugin, or something of it, that is not used, and why.
+
+    Attributes:
+        plugin: The plugin.
+        reason: What is wrong.
+        part: What of it is not used, such as `method 'training'`; empty for the whole plugin.
+    """
 
     plugin: Plugin
     reason: str
+    part: str = ""
 
     def __str__(self) -> str:
-        return f"plugin {self.plugin} was skipped: {self.reason}"
+        of = f"{self.part} of " if self.part else ""
+        return f"{of}plugin {self.plugin} was skipped: {self.reason}"
+
+
+def provenance(entry: EntryPoint) -> Plugin:
+    """Return where the plugin of an entry point comes from, as far as it can be read."""
+    try:
+        assert entry.dist is not None
+        metadata = entry.dist.metadata
+        name, version = metadata["Name"], metadata["Version"]
+    except Exception:
+        name, version = None, None
+    return Plugin(entry.name, name or entry.value, version or "unknown version")

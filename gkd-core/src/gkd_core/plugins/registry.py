@@ -1,25 +1,39 @@
-"""`Registry`: what the installed plugins provide."""
+"""`Registry`: what the installed plugins provide, by name."""
 
 from __future__ import annotations
 
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pluggy
-
-from gkd_core import hookspecs
-from gkd_core.errors import ConfigError, MethodError, PluginError, suggest
-from gkd_core.plugins.owners import Blame, Owners
-from gkd_core.plugins.provenance import DISABLE, Plugin, Skipped
+from gkd_core.errors import ConfigError, GkdError, MethodError, suggest
+from gkd_core.plugins.contributions import (
+    ANSWER_SOURCE,
+    COMBINER,
+    COMMAND,
+    KIND,
+    METHOD,
+    OPTIMIZER,
+    PROCEDURE,
+    RECIPE,
+    ROLLOUT_ENGINE,
+    SITES,
+    TASK,
+    Contribution,
+)
+from gkd_core.plugins.discovery import installed
+from gkd_core.plugins.loaded import LoadedPlugins
+from gkd_core.plugins.owners import Blame, module_of
+from gkd_core.plugins.provenance import DISABLE, Plugin, PluginWarning
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import click
+    import pluggy
     from pydantic import BaseModel
 
     from gkd_core.config.schema import RolloutConfig, RunConfig
@@ -33,9 +47,6 @@ if TYPE_CHECKING:
     from gkd_core.models.sites import Sites
     from gkd_core.teachers.source import AnswerSource
 
-VERSION = "GKD_API_VERSION"
-"""Where a plugin module may say which version of the contract it is written for."""
-
 T = TypeVar("T")
 
 
@@ -43,223 +54,91 @@ class Registry:
     """Everything the installed plugins provide.
 
     Registration hooks are called when their kind of thing is first asked for, so that `gkd --help`
-    imports no method.
+    imports no method. What is broken is left out with a warning (see `LoadedPlugins`); asking for
+    it raises an error that says why.
 
     Attributes:
         manager: pluggy's manager; `manager.hook.gkd_step_end(...)` calls the plugins in name order.
-        plugins: The loaded plugins by entry-point name.
-        skipped: The broken ones.
+        plugins: The loaded plugins in the order of loading, by a name of their own.
+        skipped: What was left out.
     """
 
     def __init__(self, found: Iterable[EntryPoint]) -> None:
-        self.manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self.manager.add_hookspecs(hookspecs)
-        self.plugins: dict[str, Plugin] = {}
-        self.skipped: list[Skipped] = []
-        self._owners = Owners()
-        # pluggy calls the last registered first, so that registering from Z to A calls A to Z.
-        for entry in sorted(_enabled(found), key=lambda entry: entry.name, reverse=True):
-            self._load(entry)
-        self._refuse_unknown_hooks()
-
-    def _load(self, entry: EntryPoint) -> None:
-        plugin = _provenance(entry)
-        if plugin.name in self.plugins:
-            raise PluginError(
-                f"two plugins are called '{plugin.name}': {self.plugins[plugin.name]} and "
-                f"{plugin}. "
-                f"Uninstall one, or set {DISABLE} to the name of its distribution."
-            )
-        try:
-            module = entry.load()
-        except Exception as error:
-            self._skip(plugin, error)
-            return
-        _refuse_other_contract(plugin, module)
-        try:
-            self.manager.register(module, plugin.name)
-        except pluggy.PluginValidationError as error:
-            raise PluginError(f"plugin {plugin} has a wrong hook. {error}") from error
-        self.plugins[plugin.name] = plugin
-        self._owners.add_plugin(plugin, module)
-
-    def _skip(self, plugin: Plugin, error: Exception) -> None:
-        skipped = Skipped(plugin, f"{type(error).__name__}: {error}")
-        self.skipped.append(skipped)
-        warnings.warn(f"{skipped}. What it provides is unavailable.", stacklevel=2)
-
-    def _refuse_unknown_hooks(self) -> None:
-        try:
-            self.manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            plugin = self.plugins[self.manager.get_name(error.plugin) or ""]
-            known = [name for name in dir(hookspecs) if name.startswith("gkd_")]
-            wrong = next(
-                name
-                for name in dir(error.plugin)
-                if name not in known and self.manager.parse_hookimpl_opts(error.plugin, name)
-            )
-            renamed = hookspecs.RENAMED.get(wrong)
-            meant = f" It is called '{renamed}' since version 0.2 of gkd." if renamed else ""
-            raise PluginError(
-                f"plugin {plugin} implements the unknown hook '{wrong}'."
-                f"{meant or suggest(wrong, known)} "
-                f"Mend the plugin, or set {DISABLE}={plugin.name}."
-            ) from error
-
-    def _collect(self, hook: str) -> Iterator[tuple[Plugin, Any]]:
-        """Yield what each plugin returns from a registration hook, with its provenance."""
-        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
-            plugin = self.plugins[implementation.plugin_name]
-            try:
-                items = list(implementation.function())
-            except PluginError:
-                raise
-            except Exception as error:
-                self._skip(plugin, error)
-                continue
-            for item in items:
-                self._owners.add(plugin, item)
-                yield plugin, item
-
-    def _named(
-        self,
-        hook: str,
-        kind: str,
-        key: Callable[[T], str],
-        belongs: Callable[[Any], bool] = lambda item: True,
-    ) -> dict[str, tuple[Plugin, T]]:
-        """Collect things of a kind that have a name, refusing two of the same name."""
-        found: dict[str, tuple[Plugin, T]] = {}
-        for plugin, item in filter(lambda pair: belongs(pair[1]), self._collect(hook)):
-            name = key(item)
-            if name in found:
-                raise PluginError(
-                    f"two plugins provide a {kind} '{name}': {found[name][0]} and {plugin}. "
-                    f"Uninstall one of them, or set {DISABLE} to its name."
-                )
-            found[name] = (plugin, item)
-        return dict(sorted(found.items()))
-
-    @functools.cached_property
-    def _methods(self) -> dict[str, tuple[Plugin, type[Method]]]:
-        return self._named("gkd_register_methods", "method", lambda method: method.name)
-
-    @functools.cached_property
-    def _combiners(self) -> dict[str, tuple[Plugin, type[TeacherCombiner]]]:
-        found: dict[str, tuple[Plugin, type[TeacherCombiner]]] = self._named(
-            "gkd_register_combiners", "combiner", lambda combiner: combiner.name
-        )
-        for name in found.keys() & self._methods.keys():
-            raise PluginError(
-                f"'{name}' is a method of {self._methods[name][0]} and a combiner of "
-                f"{found[name][0]}; their options would share a table. Uninstall one of them, or "
-                f"set {DISABLE} to its name."
-            )
-        return found
-
-    @functools.cached_property
-    def _recipes(self) -> dict[str, tuple[Plugin, Path]]:
-        return self._named(
-            "gkd_register_recipes",
-            "recipe",
-            lambda path: path.stem,
-            lambda item: not isinstance(item, type),
-        )
+        self._loaded = LoadedPlugins(found)
+        self.manager = self._loaded.manager
+        self.plugins = self._loaded.plugins
+        self.skipped = self._loaded.skipped
 
     @functools.cached_property
     def methods(self) -> Mapping[str, type[Method]]:
         """Every method by name."""
-        return {name: method for name, (_, method) in self._methods.items()}
-
-    @functools.cached_property
-    def options(self) -> Mapping[str, type[BaseModel]]:
-        """The options of every method, of every combiner, and of tasks that have some, by name."""
-        found = {name: cls.Config for name, cls in {**self.methods, **self.combiners}.items()}
-        tasks = {name: cls.Config for name, cls in self.tasks.items() if cls.Config.model_fields}
-        for name in tasks.keys() & found.keys():
-            raise PluginError(
-                f"'{name}' is a method or combiner of {self.provider(name)} and a task with "
-                f"options; these would share a table. Uninstall one of them, or set {DISABLE} to "
-                "its name."
-            )
-        return found | tasks
-
-    @functools.cached_property
-    def recipes(self) -> Mapping[str, Path]:
-        """Every recipe file by name."""
-        return {name: path for name, (_, path) in self._recipes.items()}
-
-    @functools.cached_property
-    def procedures(self) -> Mapping[str, type[Procedure]]:
-        """Every procedure by name."""
-        found: dict[str, tuple[Plugin, type[Procedure]]] = self._named(
-            "gkd_register_recipes",
-            "procedure",
-            lambda procedure: procedure.name,
-            lambda item: isinstance(item, type),
-        )
-        return {name: procedure for name, (_, procedure) in found.items()}
+        return self._loaded.named(METHOD)
 
     @functools.cached_property
     def combiners(self) -> Mapping[str, type[TeacherCombiner]]:
         """Every teacher combiner by name."""
-        return {name: combiner for name, (_, combiner) in self._combiners.items()}
+        return self._with_own_table(COMBINER, self._loaded.named(COMBINER), self.methods)
 
     @functools.cached_property
     def tasks(self) -> Mapping[str, type[Task]]:
         """Every task by name."""
-        found: dict[str, tuple[Plugin, type[Task]]] = self._named(
-            "gkd_register_tasks", "task", lambda task: task.name
-        )
-        return {name: task for name, (_, task) in found.items()}
+        found: Mapping[str, type[Task]] = self._loaded.named(TASK)
+        optional = {name: task for name, task in found.items() if task.Config.model_fields}
+        taken = {**self.methods, **self.combiners}
+        kept = self._with_own_table(TASK, optional, taken)
+        return {name: task for name, task in found.items() if name in kept or name not in optional}
+
+    @functools.cached_property
+    def options(self) -> Mapping[str, type[BaseModel]]:
+        """The options of every method, of every combiner, and of tasks that have some, by name."""
+        tasks = {name: cls for name, cls in self.tasks.items() if cls.Config.model_fields}
+        classes: dict[str, Any] = {**self.methods, **self.combiners, **tasks}
+        return {name: cls.Config for name, cls in classes.items()}
+
+    @functools.cached_property
+    def recipes(self) -> Mapping[str, Path]:
+        """Every recipe file by name."""
+        return self._loaded.named(RECIPE)
+
+    @functools.cached_property
+    def procedures(self) -> Mapping[str, type[Procedure]]:
+        """Every procedure by name."""
+        return self._loaded.named(PROCEDURE)
 
     @functools.cached_property
     def answer_sources(self) -> Mapping[str, type[AnswerSource]]:
         """Every source of teachers' answers by name."""
-        found: dict[str, tuple[Plugin, type[AnswerSource]]] = self._named(
-            "gkd_register_teachers", "source of answers", lambda source: source.name
-        )
-        return {name: source for name, (_, source) in found.items()}
-
-    @functools.cached_property
-    def _optimizers(self) -> dict[str, tuple[Plugin, type[OptimizerFactory]]]:
-        return self._named("gkd_register_optimizers", "optimizer", lambda optimizer: optimizer.name)
+        return self._loaded.named(ANSWER_SOURCE)
 
     @functools.cached_property
     def optimizers(self) -> Mapping[str, type[OptimizerFactory]]:
         """Every optimizer by name."""
-        return {name: optimizer for name, (_, optimizer) in self._optimizers.items()}
+        return self._loaded.named(OPTIMIZER)
 
     @functools.cached_property
     def rollout_engines(self) -> Mapping[str, type[RolloutEngine]]:
         """Every rollout engine by name."""
-        found: dict[str, tuple[Plugin, type[RolloutEngine]]] = self._named(
-            "gkd_register_rollouts", "rollout engine", lambda engine: engine.name
-        )
-        return {name: engine for name, (_, engine) in found.items()}
-
-    @functools.cached_property
-    def _kinds(self) -> dict[str, tuple[Plugin, type[TaskKind]]]:
-        return self._named("gkd_register_kinds", "kind of task", lambda kind: kind.name)
+        return self._loaded.named(ROLLOUT_ENGINE)
 
     @functools.cached_property
     def kinds(self) -> Mapping[str, TaskKind]:
         """Every kind of task by name."""
-        return {name: kind() for name, (_, kind) in self._kinds.items()}
+        return {name: kind() for name, kind in self._loaded.named(KIND).items()}
 
     @functools.cached_property
+    def _sites(self) -> Mapping[str, type[Sites]]:
+        """Every adapter for an architecture, by the model types that it is for."""
+        return self._loaded.named(SITES)
+
+    @property
     def sites(self) -> tuple[type[Sites], ...]:
         """Every adapter for an architecture."""
-        return tuple(adapter for _, adapter in self._collect("gkd_register_sites"))
+        return tuple(self._sites.values())
 
     @functools.cached_property
     def commands(self) -> Mapping[str, click.Command]:
         """Every command that plugins add to `gkd`."""
-        found: dict[str, tuple[Plugin, click.Command]] = self._named(
-            "gkd_register_commands", "command", lambda command: command.name or ""
-        )
-        return {name: command for name, (_, command) in found.items()}
+        return self._loaded.named(COMMAND)
 
     def method(self, name: str) -> type[Method]:
         """Return a method by name.
@@ -272,23 +151,15 @@ class Registry:
                 f"'{name}' combines several teachers, and is no method by itself. Write the "
                 f"methods in its parentheses: {name}(soft)"
             )
-        if name not in self.methods:
-            raise MethodError(
-                self._missing("method", name, self.methods) + " `gkd methods` lists all."
-            )
-        return self.methods[name]
+        return self._find(METHOD, name, self.methods, MethodError, " `gkd methods` lists all.")
 
     def recipe(self, name: str) -> Path:
         """Return a recipe file by name, or raise `ConfigError`."""
-        if name not in self.recipes:
-            raise ConfigError(self._missing("recipe", name, self.recipes))
-        return self.recipes[name]
+        return self._find(RECIPE, name, self.recipes)
 
     def procedure(self, name: str) -> type[Procedure]:
         """Return a procedure by name, or raise `ConfigError`."""
-        if name not in self.procedures:
-            raise ConfigError(self._missing("procedure", name, self.procedures))
-        return self.procedures[name]
+        return self._find(PROCEDURE, name, self.procedures)
 
     def combiner(self, name: str) -> type[TeacherCombiner]:
         """Return a teacher combiner by name.
@@ -301,33 +172,20 @@ class Registry:
                 f"'{name}' is a method, and combines no teachers; only combiners have parentheses: "
                 f"{', '.join(self.combiners) or 'none is installed'}"
             )
-        if name not in self.combiners:
-            raise MethodError(self._missing("combiner", name, self.combiners))
-        return self.combiners[name]
+        return self._find(COMBINER, name, self.combiners, MethodError)
 
     def task(self, name: str) -> type[Task]:
         """Return a task by name, or raise `ConfigError`."""
-        if name not in self.tasks:
-            raise ConfigError(self._missing("task", name, self.tasks))
-        return self.tasks[name]
+        return self._find(TASK, name, self.tasks)
 
     def answer_source(self, name: str) -> type[AnswerSource]:
         """Return a source of teachers' answers by name, or raise `ConfigError`."""
-        if name not in self.answer_sources:
-            raise ConfigError(self._missing("source of answers", name, self.answer_sources))
-        return self.answer_sources[name]
+        return self._find(ANSWER_SOURCE, name, self.answer_sources)
 
     def optimizer(self, name: str) -> type[OptimizerFactory]:
         """Return an optimizer by name, or raise `ConfigError`."""
-        if name not in self.optimizers:
-            raise ConfigError(
-                self._missing("optimizer", name, self.optimizers) + " `gkd optimizers` lists all."
-            )
-        return self.optimizers[name]
-
-    def optimizer_provider(self, name: str) -> Plugin:
-        """Return the plugin that provides an optimizer."""
-        return self._optimizers[name][0]
+        more = " `gkd optimizers` lists all."
+        return self._find(OPTIMIZER, name, self.optimizers, ConfigError, more)
 
     def make_optimizer(self, config: RunConfig) -> OptimizerFactory:
         """Return the optimizer of a stage with its options, or raise `ConfigError`."""
@@ -342,32 +200,29 @@ class Registry:
 
     def rollout_engine_class(self, name: str) -> type[RolloutEngine]:
         """Return a rollout engine by name, or raise `ConfigError`."""
-        if name not in self.rollout_engines:
-            raise ConfigError(self._missing("rollout engine", name, self.rollout_engines))
-        return self.rollout_engines[name]
+        return self._find(ROLLOUT_ENGINE, name, self.rollout_engines)
 
     def kind(self, name: str) -> TaskKind:
         """Return a kind of task by name, or raise `ConfigError`."""
-        if name not in self.kinds:
-            known = ", ".join(self.kinds)
-            raise ConfigError(
-                f"{self._missing('kind of task', name, self.kinds)} There are {known}"
-            )
-        return self.kinds[name]
-
-    def kind_provider(self, name: str) -> Plugin:
-        """Return the plugin that provides a kind of task."""
-        return self._kinds[name][0]
+        more = f" There are {', '.join(self.kinds)}"
+        return self._find(KIND, name, self.kinds, ConfigError, more)
 
     def provider(self, method: str) -> Plugin:
         """Return the plugin that provides a method or combiner."""
-        return (self._methods[method] if method in self._methods else self._combiners[method])[0]
+        return self.owner(
+            self.methods[method] if method in self.methods else self.combiners[method]
+        )
+
+    def owner(self, thing: object) -> Plugin:
+        """Return the plugin of something that is registered, such as a kind of task."""
+        plugin = self.plugin_of(thing)
+        assert plugin is not None, f"{thing!r} is registered"
+        return plugin
 
     def module_of(self, plugin: Plugin) -> str:
         """Return the name of a plugin's module."""
         key = next(key for key, known in self.plugins.items() if known == plugin)
-        found = self.manager.get_plugin(key)
-        return str(getattr(found, "__name__", type(found).__module__))
+        return module_of(self.manager.get_plugin(key))
 
     def implementations(self, hook: str) -> list[tuple[Plugin, pluggy.HookCaller]]:
         """Return the plugins that implement a hook in the order of calls, each with its call."""
@@ -388,7 +243,7 @@ class Registry:
         Returns:
             Name, distribution and version; None if it is no plugin's.
         """
-        return self._owners.of(thing)
+        return self._loaded.owners.of(thing)
 
     def blame(self, error: BaseException) -> Blame | None:
         """Return the plugin whose code raised an error, or called what raised it.
@@ -397,12 +252,81 @@ class Registry:
             The plugin, and where in it; as text it says both, and the error. None if no code of a
             plugin is in the traceback.
         """
-        return self._owners.blame(error)
+        return self._loaded.owners.blame(error)
 
-    def _missing(self, kind: str, name: str, known: Mapping[str, object]) -> str:
-        message = f"unknown {kind} '{name}'.{suggest(name, known)}"
+    def set_aside(self, thing: object, part: str, reason: str) -> None:
+        """Leave out something that is registered, with a warning that names its plugin.
+
+        Args:
+            thing: What is registered.
+            part: What it is called, such as `command 'run'`.
+            reason: What is wrong with it.
+        """
+        self._loaded.skip(self.owner(thing), reason, part)
+
+    def why_missing(self, part: str) -> str:
+        """Return why something that a plugin registers is left out; empty if nothing says so."""
+        return "; ".join(str(skipped) for skipped in self.skipped if skipped.part == part)
+
+    def hooks_of(self, name: str) -> list[str]:
+        """Return the names of the hooks that a plugin implements."""
+        callers = self.manager.get_hookcallers(self.manager.get_plugin(name)) or []
+        return sorted(caller.name for caller in callers)
+
+    def seconds_of(self, name: str) -> float:
+        """Return how long a plugin took so far to be imported and to say what it provides."""
+        return self._loaded.seconds.get(self.plugins[name], 0.0)
+
+    def provided(self) -> dict[Plugin, dict[str, list[str]]]:
+        """Return the names of everything that is registered, by plugin and kind of thing."""
+        everything: Mapping[Contribution, Mapping[str, object]] = {
+            METHOD: self.methods,
+            COMBINER: self.combiners,
+            TASK: self.tasks,
+            KIND: self.kinds,
+            SITES: self._sites,
+            RECIPE: self.recipes,
+            PROCEDURE: self.procedures,
+            OPTIMIZER: self.optimizers,
+            ROLLOUT_ENGINE: self.rollout_engines,
+            ANSWER_SOURCE: self.answer_sources,
+            COMMAND: self.commands,
+        }
+        found: dict[Plugin, dict[str, list[str]]] = {p: {} for p in self.plugins.values()}
+        for kind, things in everything.items():
+            for name, thing in things.items():
+                found[self.owner(thing)].setdefault(kind.plural, []).append(name)
+        return found
+
+    def _with_own_table(
+        self, kind: Contribution, found: Mapping[str, T], taken: Mapping[str, object]
+    ) -> dict[str, T]:
+        """Leave out what has the name of a method or combiner, whose options are in its table."""
+        for name in found.keys() & taken.keys():
+            reason = (
+                f"its options would share a table with '{name}' of plugin "
+                f"{self.owner(taken[name])}. Uninstall one of them, or set {DISABLE} to its name"
+            )
+            self.set_aside(found[name], f"{kind.noun} '{name}'", reason)
+        return {name: thing for name, thing in found.items() if name not in taken}
+
+    def _find(
+        self,
+        kind: Contribution,
+        name: str,
+        known: Mapping[str, T],
+        error: type[GkdError] = ConfigError,
+        more: str = "",
+    ) -> T:
+        if name in known:
+            return known[name]
+        why = self.why_missing(f"{kind.noun} '{name}'")
+        raise error(why or self._unknown(kind.noun, name, known) + more)
+
+    def _unknown(self, noun: str, name: str, known: Mapping[str, object]) -> str:
+        message = f"unknown {noun} '{name}'.{suggest(name, known)}"
         if not known:
-            message += f" No installed plugin provides a {kind}."
+            message += f" No installed plugin provides a {noun}."
         reasons = [str(skipped) for skipped in self.skipped]
         if os.environ.get(DISABLE):
             reasons.append(f"{DISABLE} leaves out {os.environ[DISABLE]}")
@@ -410,39 +334,25 @@ class Registry:
             message += f" It may belong to a plugin that is unavailable: {'; '.join(reasons)}."
         return message
 
-    def hooks_of(self, plugin: Plugin) -> list[str]:
-        """Return the names of the hooks a plugin implements."""
-        callers = self.manager.get_hookcallers(self.manager.get_plugin(plugin.name)) or []
-        return sorted(caller.name for caller in callers)
-
 
 @functools.cache
 def registry() -> Registry:
     """Return the registry of the installed plugins, loaded once per process."""
-    return Registry(entry_points(group=hookspecs.PROJECT))
+    return Registry(installed())
 
 
-def _refuse_other_contract(plugin: Plugin, module: object) -> None:
-    """Refuse a plugin that says it is written for another version of the contract."""
-    wanted = getattr(module, VERSION, hookspecs.API_VERSION)
-    if wanted != hookspecs.API_VERSION:
-        raise PluginError(
-            f"plugin {plugin} is written for version {wanted} of gkd's plugin contract "
-            f"({VERSION}), and this gkd has version {hookspecs.API_VERSION}. Install a version of "
-            f"the plugin for it, or set {DISABLE}={plugin.name}"
-        )
+def ask(question: Callable[[], T], otherwise: T) -> T:
+    """Return the answer to a question that core asks of every plugin, whichever the run uses.
 
-
-def _provenance(entry: EntryPoint) -> Plugin:
-    distribution = entry.dist
-    if distribution is None:
-        return Plugin(entry.name, entry.value, "unknown version")
-    return Plugin(entry.name, distribution.name, distribution.version)
-
-
-def _enabled(found: Iterable[EntryPoint]) -> Iterator[EntryPoint]:
-    """Leave out what `GKD_DISABLE_PLUGINS` names, by plugin or distribution, comma-separated."""
-    disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
-    for entry in found:
-        if not disabled & {entry.name, _provenance(entry).distribution}:
-            yield entry
+    Args:
+        question: Asks one plugin.
+        otherwise: The answer of a plugin that raises an error, which is only a warning.
+    """
+    try:
+        return question()
+    except Exception as error:
+        blame = registry().blame(error)
+        if blame is None:
+            raise
+        warnings.warn(f"{blame}; the run goes on without it", PluginWarning, stacklevel=2)
+        return otherwise

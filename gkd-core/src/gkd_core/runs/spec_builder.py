@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -24,13 +25,13 @@ from gkd_core.data.holdout import fewer
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.kinds.task_kind import TaskKind
-from gkd_core.models.architectures import register_architectures
+from gkd_core.models.architectures import register_installed
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
 from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import name_seed
 from gkd_core.objective.step_plan import ActiveMethod
-from gkd_core.plugins import Registry
+from gkd_core.plugins import Registry, ask
 from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.classes import ClassOrder, Outputs
 from gkd_core.runs.default_teacher import default_teacher_store
@@ -61,7 +62,7 @@ class SpecBuilder:
 
     def __init__(self, registry: Registry, tasks: Iterable[TaskConfig] = ()) -> None:
         self.registry = registry
-        register_architectures(registry.sites, registry.kinds)
+        register_installed(registry)
         self.rows = SharedRows(registry, tasks)
 
     def build(
@@ -154,7 +155,9 @@ class SpecBuilder:
     def _made_for(self, models: Iterable[Outputs]) -> str | None:
         """Return the kind that the first model was made for that says so."""
         kinds = [(name, kind) for name, kind in self.registry.kinds.items() if not kind.is_lm]
-        return next((n for model in models for n, kind in kinds if kind.made(model.config)), None)
+        pairs = ((model, name, kind) for model in models for name, kind in kinds)
+        made = (name for m, name, kind in pairs if ask(partial(kind.made, m.config), False))
+        return next(made, None)
 
     def _is_taught(
         self, config: RunConfig, expression: Expression, start: PretrainedConfig | None

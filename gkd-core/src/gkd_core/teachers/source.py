@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,9 +56,11 @@ class AnswerSource:
         super().__init_subclass__()
         where = f"source of answers {cls.__module__}.{cls.__qualname__}"
         validate_name(getattr(cls, "name", None), where)
-        if not issubclass(cls.Config, AnswerSource.Config):
+        if not (isinstance(cls.Config, type) and issubclass(cls.Config, AnswerSource.Config)):
             raise PluginError(f"{where}: `Config` must be a subclass of `AnswerSource.Config`")
         for option, field in cls.Config.model_fields.items():
+            if option == "name":
+                raise PluginError(f"{where}: option `name` is the name of the source; rename it")
             if not field.description:
                 raise PluginError(f"{where}: option `{option}` needs a description")
 
@@ -67,6 +70,7 @@ class AnswerSource:
         Called before any weight is loaded.
         """
 
+    @abstractmethod
     def missing(self, capture: Capture) -> str | None:
         """Return why it cannot give a tensor of the teacher; None if it can.
 
@@ -77,6 +81,7 @@ class AnswerSource:
         """
         raise NotImplementedError
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Return a text that is the same only for the same answers, such as a hash of a file.
 
@@ -84,6 +89,7 @@ class AnswerSource:
         """
         raise NotImplementedError
 
+    @abstractmethod
     def answer(
         self, captures: Collection[Capture], batch: Batch, step: Step
     ) -> Mapping[Capture, Answer]:

@@ -2,7 +2,7 @@ import re
 import subprocess
 import sys
 import warnings
-from importlib.metadata import distributions, packages_distributions
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -10,74 +10,17 @@ import pytest
 from gkd_core import api, hookspecs
 from gkd_core.api import API_VERSION, Method, Task
 from gkd_core.errors import ConfigError, MethodError, PluginError
-from gkd_core.plugins import Registry, owners
-
-METHOD = '''
-from gkd_core.api import Method, hookimpl
+from gkd_core.plugins import owners
 
 
-class {cls}(Method):
-    """A method."""
-
-    name = "{name}"
-    paper = "Nobody, 2026"
-
-    def reads(self, models, step):
-        return []
-
-
-@hookimpl
-def gkd_register_methods():
-    return [{cls}]
-'''
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Install plugins into an empty folder: `install("dist", entry="module source")`."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def _install(distribution, **plugins):
-        info = tmp_path / f"{distribution.replace('-', '_')}-1.2.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
-        )
-        lines = ["[gkd]"]
-        for entry, source in plugins.items():
-            module = f"plugin_{distribution.replace('-', '_')}_{entry}_{tmp_path.name}"
-            module = module.replace("-", "_")
-            (tmp_path / f"{module}.py").write_text(source)
-            lines.append(f"{entry} = {module}")
-        (info / "entry_points.txt").write_text("\n".join(lines))
-
-    return _install
-
-
-@pytest.fixture
-def load(tmp_path):
-    def _load():
-        return Registry(
-            entry
-            for distribution in distributions(path=[str(tmp_path)])
-            for entry in distribution.entry_points
-        )
-
-    return _load
-
-
-def method(name, cls="Some"):
-    return METHOD.format(name=name, cls=cls)
-
-
-def test_methods_are_found_with_their_distribution(install, load):
+def test_methods_are_found_with_their_distribution(install, load, method):
     install("gkd-method-x", x=method("x"))
     registry = load()
     assert list(registry.methods) == ["x"]
     assert str(registry.provider("x")) == "'x' (gkd-method-x 1.2)"
 
 
-def test_code_belongs_to_the_plugin_that_registers_it_or_contains_it(install, load):
+def test_code_belongs_to_the_plugin_that_registers_it_or_contains_it(install, load, method):
     install("gkd-x", x=method("x"))
     install("gkd-y", y=method("y"))
     registry = load()
@@ -90,7 +33,7 @@ def test_code_belongs_to_the_plugin_that_registers_it_or_contains_it(install, lo
 
 
 def test_code_belongs_to_a_plugin_also_in_another_module_of_its_distribution(
-    install, load, tmp_path, monkeypatch
+    install, load, tmp_path, monkeypatch, method
 ):
     monkeypatch.setattr(owners, "_distributions", lambda: packages_distributions())
     (tmp_path / "inner_of_x.py").write_text("def fail():\n    raise ValueError('inner')\n")
@@ -134,7 +77,7 @@ def test_plugins_are_called_in_alphabetical_order(install, load):
     assert calls == ["a", "m", "z"]
 
 
-def test_a_broken_plugin_is_skipped_and_its_reason_repeated(install, load):
+def test_a_broken_plugin_is_skipped_and_its_reason_repeated(install, load, method):
     install("gkd-broken", broken="import no_such_module\n")
     install("gkd-fine", fine=method("fine"))
     with pytest.warns(
@@ -148,7 +91,7 @@ def test_a_broken_plugin_is_skipped_and_its_reason_repeated(install, load):
         registry.method("other")
 
 
-def test_a_plugin_whose_methods_fail_to_import_loses_only_them(install, load):
+def test_a_plugin_whose_methods_fail_to_import_loses_only_them(install, load, method):
     source = (
         "from gkd_core.api import hookimpl\n@hookimpl\n"
         "def gkd_register_methods():\n    import nowhere\n"
@@ -160,36 +103,36 @@ def test_a_plugin_whose_methods_fail_to_import_loses_only_them(install, load):
         assert list(registry.methods) == ["fine"]
 
 
-def test_a_misspelt_hook_is_an_error_that_suggests_the_right_one(install, load):
+def test_a_misspelt_hook_is_named_with_the_right_one(install, load):
     source = (
         "from gkd_core.api import hookimpl\n@hookimpl\ndef gkd_register_method():\n    return []\n"
     )
     install("gkd-typo", typo=source)
-    with pytest.raises(PluginError, match=r"gkd-typo 1.2.*Did you mean 'gkd_register_methods'"):
+    with pytest.warns(UserWarning, match=r"gkd-typo 1.2.*Did you mean 'gkd_register_methods'"):
         load()
 
 
-def test_a_hook_with_an_unknown_argument_is_an_error(install, load):
+def test_a_hook_with_an_unknown_argument_is_named(install, load):
     source = "from gkd_core import hookimpl\n@hookimpl\ndef gkd_check_outline(nope):\n    pass\n"
     install("gkd-argument", argument=source)
-    with pytest.raises(PluginError, match=r"gkd-argument 1.2(.|\n)*nope"):
+    with pytest.warns(UserWarning, match=r"gkd-argument 1.2.*nope"):
         load()
 
 
-def test_a_hook_of_version_0_1_is_an_error_that_names_the_new_one(install, load):
+def test_a_hook_of_version_0_1_is_named_with_the_new_one(install, load):
     source = "from gkd_core import hookimpl\n@hookimpl\ndef gkd_check_plan(plan):\n    pass\n"
     install("gkd-old", old=source)
-    with pytest.raises(PluginError, match=r"'gkd_check_plan'. It is called 'gkd_check_outline'"):
+    with pytest.warns(UserWarning, match=r"'gkd_check_plan'. It is called 'gkd_check_outline'"):
         load()
 
 
 def test_a_plugin_for_another_contract_is_refused_with_both_numbers(install, load):
     install("gkd-new", new="GKD_API_VERSION = 3\n")
-    with pytest.raises(PluginError, match=r"gkd-new 1.2.* version 3 of .* this gkd has version 2"):
+    with pytest.warns(UserWarning, match=r"gkd-new 1.2.* version 3 of .* this gkd has version 2"):
         load()
 
 
-def test_a_plugin_for_this_contract_is_loaded(install, load):
+def test_a_plugin_for_this_contract_is_loaded(install, load, method):
     install("gkd-now", now=f"GKD_API_VERSION = {API_VERSION}\n{method('now')}")
     assert list(load().methods) == ["now"]
 
@@ -229,29 +172,36 @@ def test_the_api_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_two_methods_of_one_name_name_both_distributions(install, load):
+def test_a_method_of_two_plugins_is_refused_and_names_both(install, load, method):
     install("gkd-one", one=method("same"))
-    install("gkd-two", two=method("same", "Other"))
-    with pytest.raises(PluginError, match=r"'same'.*gkd-one 1.2.*gkd-two 1.2"):
-        _ = load().methods
+    install("gkd-two", two=method("same", "Other"), fine=method("fine"))
+    registry = load()
+    with pytest.warns(UserWarning, match=r"'same'.*gkd-(one|two) 1.2.*gkd-(one|two) 1.2"):
+        assert list(registry.methods) == ["fine"]
+    with pytest.raises(MethodError, match=r"'same'.*gkd-one 1.2.*gkd-two 1.2"):
+        registry.method("same")
 
 
-def test_two_plugins_of_one_name_name_both_distributions(install, load):
+def test_two_plugins_of_one_name_are_both_loaded(install, load, method):
     install("gkd-one", same=method("a"))
     install("gkd-two", same=method("b"))
-    with pytest.raises(PluginError, match="two plugins are called 'same'"):
-        load()
+    registry = load()
+    assert [str(plugin) for plugin in registry.plugins.values()] == [
+        "'same' (gkd-one 1.2)",
+        "'same' (gkd-two 1.2)",
+    ]
+    assert registry.provider("b").distribution == "gkd-two"
 
 
 @pytest.mark.parametrize("name", ["x", "gkd-x"])
-def test_plugins_can_be_disabled_by_name_or_distribution(install, load, monkeypatch, name):
+def test_plugins_can_be_disabled_by_name_or_distribution(install, load, monkeypatch, name, method):
     install("gkd-x", x=method("x"))
     install("gkd-y", y=method("y"))
     monkeypatch.setenv("GKD_DISABLE_PLUGINS", name)
     assert list(load().methods) == ["y"]
 
 
-def test_an_unknown_method_suggests_the_nearest(install, load):
+def test_an_unknown_method_suggests_the_nearest(install, load, method):
     install("gkd-x", x=method("cosine"))
     with pytest.raises(MethodError, match="Did you mean 'cosine'"):
         load().method("cosin")
@@ -281,7 +231,7 @@ def test_each_hook_is_documented_and_has_a_user(hook):
     spec = getattr(hookspecs, hook)
     assert spec.__doc__
     assert "return" in spec.__annotations__
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     places = (
         "gkd-*/src/**/plugin.py",
         "gkd-core/src/**/builtin.py",
