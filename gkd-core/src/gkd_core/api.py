@@ -137,6 +137,7 @@ if TYPE_CHECKING:
     from gkd_core.teachers.source import AnswerSource as AnswerSource
     from gkd_core.training.checkpoint import load_weights as load_weights
     from gkd_core.training.checkpoint import save_weights as save_weights
+    from gkd_core.training.manifest import Difference as Difference
 
 _HOME = {
     "API_VERSION": "hookspecs",
@@ -154,6 +155,7 @@ _HOME = {
     "DataInfo": "contract.model_info",
     "Decoding": "rollouts.writer",
     "DefaultTeacher": "contract.task",
+    "Difference": "training.manifest",
     "Divergence": "losses.soft_labels",
     "DivergenceRule": "losses.own_divergence",
     "Encoded": "data.encode",

@@ -14,6 +14,8 @@ TEXTS = ([5, 6, 7, 8, 9, 10], [11, 12], [13, 14, END], [15, END, 16, 17])
 
 POSITIONED = ["gpt2", "opt", "llama", "gpt_neox"]
 UNNUMBERED = ["bloom"]
+OWN = {"roberta": {"is_decoder": True}}
+"""Families whose positions are counted from the padding token."""
 
 
 def padded(side, token):
@@ -53,9 +55,9 @@ def test_a_decoder_classifies_padded_rows_as_each_text_alone(
     torch.testing.assert_close(features.head(features.tensors[POOLED]), expected)
 
 
-@pytest.mark.parametrize("family", POSITIONED + UNNUMBERED)
+@pytest.mark.parametrize("family", POSITIONED + UNNUMBERED + list(OWN))
 def test_hidden_states_of_left_padded_rows_are_those_of_each_text_alone(build_model, family):
-    model = build_model(family, "causal-lm")
+    model = build_model(family, "causal-lm", **OWN.get(family, {}))
     last = alone(model, lambda model, ids: model.base_model(input_ids=ids).last_hidden_state[0])
     follow_mask(model, pads_left=True, reads_rows=False)
     inputs = padded("left", PAD)
@@ -92,3 +94,4 @@ def test_given_positions_stay_and_a_second_call_changes_nothing(build_model):
 def test_positions_are_counted_from_the_first_token():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
     assert positions_of(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+    assert positions_of(mask, first=2).tolist() == [[2, 2, 2, 3], [2, 3, 4, 4]]

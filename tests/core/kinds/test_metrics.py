@@ -14,6 +14,7 @@ from gkd_core.kinds.metrics import Metric, f1_of_counts
 from gkd_core.kinds.multi_label import MultiLabel
 from gkd_core.kinds.span_extraction import normalized, squad_scores
 from gkd_core.kinds.token_classification import entity_scores
+from gkd_core.plugins import registry
 
 
 def test_f1_without_anything_is_zero():
@@ -124,3 +125,21 @@ def test_exact_match_and_f1_take_the_best_answer():
     f1 = [1, 2 * 1 * 0.5 / 1.5, 1, 0, 0]
     assert found["exact_match"] == pytest.approx(100 * 2 / 5)
     assert found["f1"] == pytest.approx(100 * sum(f1) / 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "expected"),
+    [
+        ("classification", [0, 2, 2, 1], 0.5),
+        ("multi-label", [[1, 0], [1, 1], [0, 1], [1, 0]], 2 * 3 / (4 + 5)),
+        ("multiple-choice", [0, 0, 1], 2 / 3),
+        ("regression", [0.5, 1.0], 0),
+        ("similarity", [0.5, 1.0], 0),
+        ("embedding", [0.5, 1.0], 0),
+        ("causal-lm", None, None),
+        ("classification", None, None),
+    ],
+)
+def test_a_guess_ignores_the_text(kind, labels, expected):
+    found = registry().kind(kind).guess(labels)
+    assert found == (None if expected is None else pytest.approx(expected))

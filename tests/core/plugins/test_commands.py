@@ -205,13 +205,18 @@ def test_a_hook_that_raises_is_named(code, error, invoke, install, settings, mon
     assert "Traceback" in invoke("explain", "soft", *settings).err
 
 
-def test_a_loss_that_raises_is_named(invoke, install, settings):
-    install("gkd-loud", loud=loud(loss="return {'a': student.logits @ student.logits}"))
+def test_a_loss_that_raises_is_named_and_the_run_can_be_resumed(
+    invoke, install, settings, tmp_path
+):
+    logits = "student.logits @ student.logits if step.index == 2 else student.logits.sum(-1)"
+    install("gkd-loud", loud=loud(loss=f"return {{'a': {logits}}}"))
     done = invoke("run", "--method", "loud", "--output", "out", *settings)
     assert done.code == 1
     said = done.err.splitlines()[-1]
     assert said.startswith("Error: plugin 'loud' (gkd-loud 1.2) raised RuntimeError: ")
     assert "in loss)" in said
+    assert said.endswith(". Continue with: gkd run --resume --output out")
+    assert (tmp_path / "out/stages/distil/checkpoints/step-00000002").is_dir()
 
 
 def test_commands_of_plugins_that_cannot_be_used_are_named(invoke, install):

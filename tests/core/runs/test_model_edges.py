@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from gkd_core.analysis.comparison import ComparedModel, compare_models
 from gkd_core.analysis.run_summary import summarize_run
 from gkd_core.api import RolloutEngine, Written, hookimpl
-from gkd_core.errors import DataError
+from gkd_core.errors import ConfigError, DataError
 from gkd_core.models.save import save_model
 from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage import build_stage
@@ -66,6 +67,23 @@ def test_rows_of_a_decoder_are_compared_as_each_text_alone(
     found = {row.name.partition(",")[0]: row.metrics["loss"] for row in told.comparison.rows}
     for name, folder in (("copy", teacher), ("student", run.student)):
         assert found[name] == pytest.approx(loss_alone(folder, rows), rel=1e-5)
+
+
+def test_xlnet_reads_the_last_column_and_shows_no_hidden_states(copy_of, prepare_run, world):
+    teacher = copy_of("teacher", padding_side="right")
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    shape = {"d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 64, "vocab_size": 29}
+    config = AutoConfig.for_model("xlnet", **shape, **names, pad_token_id=0)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(teacher)
+    run = prepare_run("method=soft", "training.steps=2", teachers=(teacher,))
+    run.execute()
+    rows = [json.loads(line) for line in (world / "test.jsonl").read_text().splitlines()]
+    models = [ComparedModel(str(m), str(m), run.last.tokenizer) for m in (teacher, run.student)]
+    for row in compare_models(run.last, models, None).rows:
+        assert row.metrics["loss"] == pytest.approx(loss_alone(row.model, rows), rel=1e-5)
+    with pytest.raises(ConfigError, match="positions before rows"):
+        prepare_run("method=pkd", teachers=(teacher,))
 
 
 def test_a_student_pads_like_its_tokenizer(copy_of, prepare_run):

@@ -266,4 +266,4 @@ def test_only_a_gradient_overflows(fails, prepare_run, registry, monkeypatch, sp
     else:
         run, error = fails(*settings, registry=registry)
         assert "the loss of stage 'distil' at step 4 of 6 is not finite" in error
-        assert replay(run.directory, registry, 0).saved.loss_scale["value"] == 2**16
+        assert replay(run.directory, registry, 0).differences == []

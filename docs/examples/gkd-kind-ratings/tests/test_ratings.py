@@ -20,6 +20,10 @@ def test_kappa_counts_squared_errors_against_chance() -> None:
     assert found["mean_error"] == pytest.approx(0.5)
 
 
+def test_the_most_frequent_rating_is_no_better_than_chance() -> None:
+    assert Ratings().guess([0, 1, 2, 2]) == pytest.approx(0)
+
+
 def test_its_models_are_classifiers() -> None:
     config = tiny_model("classification", 2, seed=0).config
     Ratings().configure(config, ("1", "2", "3"))

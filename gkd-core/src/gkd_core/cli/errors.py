@@ -6,7 +6,7 @@ import errno
 import os
 import shlex
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,10 +50,9 @@ class PluginFailed(click.ClickException):
 
     exit_code = FAILURE
 
-    def __init__(self, blame: Blame) -> None:
-        super().__init__(
-            f"{blame}. It is a fault of the plugin; GKD_TRACEBACK=1 shows the traceback"
-        )
+    def __init__(self, blame: Blame, notes: Sequence[str] = ()) -> None:
+        advice = "It is a fault of the plugin; GKD_TRACEBACK=1 shows the traceback"
+        super().__init__(". ".join([str(blame), advice, *notes]))
 
 
 class RankDied(click.ClickException):
@@ -64,13 +63,14 @@ class RankDied(click.ClickException):
 
 @contextmanager
 def resumable(directory: Path) -> Iterator[None]:
-    """Say how to continue the run in `directory` if it is interrupted or the disk is full."""
+    """Say how to continue the run in `directory` if it is interrupted or fails."""
     try:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted. {_how_to_go_on(directory)}") from error
     except Exception as error:
         if not _is_disk_full(error):
+            error.add_note(_how_to_go_on(directory))
             raise
         message = f"{_disk_full(error)}. Free some space. {_how_to_go_on(directory)}"
         raise DiskFull(message) from error
@@ -133,7 +133,8 @@ def _told_of_plugin(error: Exception) -> tuple[str, int] | None:
     from gkd_core.plugins import registry
 
     blame = registry().blame(error)
-    return None if blame is None else (PluginFailed(blame).message, FAILURE)
+    notes = getattr(error, "__notes__", [])
+    return None if blame is None else (PluginFailed(blame, notes).message, FAILURE)
 
 
 def _trace(error: Exception) -> None:

@@ -32,14 +32,14 @@ NUMBERED_AFTER_PADDING = frozenset(
 """Model types whose first token has the position `pad_token_id + 1`, as in RoBERTa."""
 
 
-def numbered_after_padding(config: PretrainedConfig) -> bool:
-    """Return whether positions are counted from `pad_token_id + 1`, and not from 0.
+def first_position(config: PretrainedConfig) -> int:
+    """Return the position of the first token: 0, or `pad_token_id + 1` as in RoBERTa.
 
     Args:
         config: The model's configuration; it may be derived from one that transformers has.
     """
     families = {getattr(base, "model_type", "") for base in type(config).__mro__}
-    return not families.isdisjoint(NUMBERED_AFTER_PADDING)
+    return 0 if families.isdisjoint(NUMBERED_AFTER_PADDING) else (config.pad_token_id or 0) + 1
 
 
 def longest_sequence(config: PretrainedConfig) -> int:
@@ -51,5 +51,4 @@ def longest_sequence(config: PretrainedConfig) -> int:
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None or positions < 1:
         return NO_LIMIT
-    unused = (config.pad_token_id or 0) + 1 if numbered_after_padding(config) else 0
-    return positions - unused
+    return positions - first_position(config)

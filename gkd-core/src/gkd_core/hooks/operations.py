@@ -188,7 +188,7 @@ class Perturb(Operation):
     """Add Gaussian noise, drawn anew in every step from the method's generator.
 
     The noise of a row depends on the row alone: not on the others of its micro-batch and, on a CPU,
-    not on padding after its end.
+    not on padding before or after it.
 
     Attributes:
         std: Standard deviation.
@@ -200,11 +200,12 @@ class Perturb(Operation):
     def bind(self, context: OperationContext) -> Callable[[Tensor], Tensor]:
         """Fix the seed of each row; the noise itself is drawn where it is added."""
         seeds = [context.seed + row for row in context.batch.rows.tolist()]
+        mask = context.batch.inputs.get("attention_mask")
+        starts = [0] * len(seeds) if mask is None else mask.argmax(1).tolist()
 
         def perturbed(tensor: Tensor) -> Tensor:
-            noise = torch.stack(
-                [_noise(row, seed) for row, seed in zip(tensor, seeds, strict=True)]
-            )
+            rows = zip(tensor, seeds, starts, strict=True)
+            noise = torch.stack([_noise(row, seed, start) for row, seed, start in rows])
             return tensor + self.std * noise
 
         return perturbed
@@ -288,15 +289,21 @@ class Swap(Operation):
         return f" for {by}"
 
 
-def _noise(row: Tensor, seed: int) -> Tensor:
-    """Return noise of the shape of a row, `[S, D]` or `[A, S, D]`, drawn position by position."""
+def _noise(row: Tensor, seed: int, start: int) -> Tensor:
+    """Return noise of the shape of a row, `[S, D]` or `[A, S, D]`.
+
+    Args:
+        row: The row.
+        seed: The seed.
+        start: The first position with a token. Noise is drawn position by position from here on.
+    """
     positions = row.dim() - 2
     shape = row.movedim(positions, 0).shape
     generator = torch.Generator(row.device).manual_seed(seed)
     # `rand` draws sequentially on a CPU; `normal_` draws the end of a tensor differently.
     uniform = torch.rand(shape, generator=generator, device=row.device, dtype=torch.float64)
     normal: Tensor = torch.special.ndtri(uniform.clamp(min=torch.finfo(torch.float64).tiny))
-    return normal.to(row.dtype).movedim(0, positions)
+    return normal.roll(start, 0).to(row.dtype).movedim(0, positions)
 
 
 def chain(blocks: Sequence[nn.Module]) -> Callable[..., Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from gkd_core.contract.positions import numbered_after_padding
+from gkd_core.contract.positions import first_position
 from gkd_core.hooks.forward import last_tokens
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def follow_mask(model: PreTrainedModel, pads_left: bool, reads_rows: bool) -> No
         return
     setattr(model, FOLLOWS, True)
     body = model.base_model
-    takes = "position_ids" in inspect.signature(body.forward).parameters
-    if pads_left and takes and not numbered_after_padding(model.config):
-        body.register_forward_pre_hook(_number_tokens, with_kwargs=True)
+    if pads_left and "position_ids" in inspect.signature(body.forward).parameters:
+        number = partial(_number_tokens, first_position(model.config))
+        body.register_forward_pre_hook(number, with_kwargs=True)
     head = _last_linear(model) if reads_rows else None
     if head is not None:
         if getattr(model.config, "pad_token_id", None) is None:
@@ -52,13 +53,14 @@ def follow_mask(model: PreTrainedModel, pads_left: bool, reads_rows: bool) -> No
         head.register_forward_hook(reader.spread)
 
 
-def positions_of(mask: Tensor) -> Tensor:
-    """Return the position of each token, counted from 0 in each row: int64, as the mask.
+def positions_of(mask: Tensor, first: int = 0) -> Tensor:
+    """Return the position of each token in its row: int64, as the mask.
 
     Args:
-        mask: 1 at tokens and 0 at padding, which has the position of the token before it, or 0.
+        mask: 1 at tokens and 0 at padding, which has the position of the token before it.
+        first: The position of a row's first token, and of padding before it.
     """
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return (mask.long().cumsum(-1) - 1).clamp(min=0) + first
 
 
 class _LastToken:
@@ -89,13 +91,13 @@ class _LastToken:
 
 
 def _number_tokens(
-    body: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
+    first: int, body: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Number the positions of a pass by its mask, unless they are given."""
     ids, mask = _ids(args, inputs), inputs.get("attention_mask")
     if ids is None or mask is None or mask.dim() != 2 or inputs.get("position_ids") is not None:
         return None
-    return args, {**inputs, "position_ids": positions_of(mask)[:, -ids.shape[1] :]}
+    return args, {**inputs, "position_ids": positions_of(mask, first)[:, -ids.shape[1] :]}
 
 
 def _ids(args: tuple[Any, ...], inputs: Mapping[str, Any]) -> Tensor | None:

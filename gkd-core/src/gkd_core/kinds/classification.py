@@ -69,5 +69,10 @@ class Classification(TaskKind):
         }
 
     def guess(self, labels: Sequence[Any] | None) -> float | None:
-        """Return the share of the most frequent class."""
-        return max(Counter(labels).values()) / len(labels) if labels else None
+        """Return the metric of the most frequent class; in accuracy, its share."""
+        if not labels:
+            return None
+        truth = torch.tensor(list(labels))
+        guessed = torch.full_like(truth, Counter(labels).most_common(1)[0][0])
+        logits = torch.zeros(len(truth), int(truth.max()) + 1)
+        return self.measure(logits, guessed, truth)[self.metric.name]

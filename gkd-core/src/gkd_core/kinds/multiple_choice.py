@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,10 @@ class MultipleChoice(TaskKind):
             "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
             "accuracy": float((predictions == labels).double().mean()),
         }
+
+    def guess(self, labels: Sequence[Any] | None) -> float | None:
+        """Return the share of the most frequent place of the right choice."""
+        return max(Counter(labels).values()) / len(labels) if labels else None
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows with a sequence per choice."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from gkd_core.contract.positions import numbered_after_padding
+from gkd_core.contract.positions import first_position
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.models.quiet import quiet
@@ -140,5 +140,5 @@ def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> N
     if token == tokenizer.eos_token_id or getattr(embedding, "padding_idx", None) != token:
         # The padding row of an embedding gets no gradient, but a token of the text has to learn.
         embedding.padding_idx = None
-    if not numbered_after_padding(model.config):
+    if first_position(model.config) == 0:
         model.config.pad_token_id = token

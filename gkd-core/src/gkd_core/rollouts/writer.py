@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gkd_core.contract.batch import RowSource
+from gkd_core.contract.positions import first_position
 from gkd_core.contract.rollout import Prompts
 from gkd_core.distributed.data_parallel import any_of
 from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.padding import positions_of
 from gkd_core.losses.logits import Logits
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ class Decoding:
         self._mask = inputs["attention_mask"]
         self._typed = "token_type_ids" in inputs
         model = extractor.model
+        self._first = first_position(model.config)
         self._known = inspect.signature(model.forward).parameters
         self._cache = DynamicCache(config=model.config)
         self._read(inputs["input_ids"])
@@ -120,7 +123,7 @@ class Decoding:
             inputs["token_type_ids"] = torch.zeros_like(ids)
         if "position_ids" in self._known:
             # Padding on the left must not shift the positions.
-            positions = (self._mask.cumsum(1) - 1).clamp(min=0)
+            positions = positions_of(self._mask, self._first)
             inputs["position_ids"] = positions[:, -ids.shape[1] :]
         options: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
         if "logits_to_keep" in self._known:

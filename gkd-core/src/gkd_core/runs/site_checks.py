@@ -63,7 +63,8 @@ class _Model:
 
 def _obstacles(sites: Sites, scale: float | None = None) -> dict[tuple[str, int | None], str]:
     layers = range(1, len(sites.blocks) + 1)
-    places = [Capture(site, layer) for site in ATTENTION_SITES + FFN_SITES for layer in layers]
+    inside = ("hidden", "block", *ATTENTION_SITES, *FFN_SITES)
+    places = [Capture("hidden", 0), *(Capture(site, layer) for site in inside for layer in layers)]
     found = {
         (place.site, place.layer): obstacle_at(place, sites) or _lost_heads(place, sites, scale)
         for place in (POOLED, *places)
@@ -91,20 +92,11 @@ def _models(spec: StageSpec, registry: Registry) -> Iterator[_Model]:
                 model = shape_model(spec.kind, teacher.config, teacher.trust_remote_code)
                 yield _Model("teacher", number, _obstacles(find_sites(model, registry.sites)))
     with _naming("student"):
-        model = shape_model(spec.kind, spec.student_config, _trusts(spec))
+        model = shape_model(spec.kind, spec.student_config, spec.trusts_student)
         student = find_sites(model, registry.sites)
         if spec.scale is not None and spec.follows is None:
             find_maps(student)
     yield _Model("student", None, _obstacles(student, spec.scale))
-
-
-def _trusts(spec: StageSpec) -> bool:
-    """Return whether code that comes with the student's configuration may run."""
-    if spec.follows is not None:
-        return _trusts(spec.follows)
-    if spec.config.student.model is not None:
-        return spec.config.student.trust_remote_code
-    return spec.teachers[0].trust_remote_code
 
 
 @contextmanager
@@ -131,4 +123,4 @@ def _check_pass(planned: PlannedPass, model: _Model) -> None:
 
 
 def _refusal(wish: str, obstacle: str) -> ConfigError:
-    return ConfigError(f"{wish}, but {obstacle}. Use a method that reads hidden states or logits")
+    return ConfigError(f"{wish}, but {obstacle}. Use a method that reads what it has, such as soft")

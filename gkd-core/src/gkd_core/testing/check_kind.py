@@ -57,8 +57,8 @@ def check_kind(
         kind: The class.
         rows: At least four rows, as they stand in a file: values by column.
         settings: Settings of the table `task`, such as `label`.
-        ranks: Number of processes. With 2, the logits of a model that they share and the evaluation
-            of rows that they share out must be the same; the class stands at the top of a module.
+        ranks: Number of processes. With 2, those that share the model, and those that share out the
+            rows, must measure the same as one; the class stands at the top of a module.
 
     Raises:
         AssertionError: A property does not hold; the message says which.

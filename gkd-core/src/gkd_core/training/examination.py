@@ -35,7 +35,7 @@ KINDS = ("nan", "inf", "-inf")
 
 
 class Examination(NamedTuple):
-    """A step that was computed under watch.
+    """A step that was computed under inspection.
 
     Attributes:
         found: What is not finite first, on any rank; None if all is finite.
@@ -62,12 +62,12 @@ def examine(
         counts: The number of items in the step.
         backward: Whether to compute the gradient too.
     """
-    watch = Watch(stage)
+    inspector = Inspector(stage)
     declare_items(stage, batches)
-    with watch.on(), torch.set_grad_enabled(backward):
+    with inspector.on(), torch.set_grad_enabled(backward):
         plan = stage.objective.plan(step)
-        losses = accumulate(stage, batches, step, plan, counts, watch, backward)
-    return Examination(_of_any_rank(watch.first), losses)
+        losses = accumulate(stage, batches, step, plan, counts, inspector, backward)
+    return Examination(_of_any_rank(inspector.first), losses)
 
 
 def examine_teachers(stage: Stage, result: StepResult, step: Step) -> Finding | None:
@@ -80,21 +80,21 @@ def examine_teachers(stage: Stage, result: StepResult, step: Step) -> Finding | 
         result: The step.
         step: Its position in training.
     """
-    before, watch = random_states(stage), Watch(stage)
+    before, inspector = random_states(stage), Inspector(stage)
     device = stage.engine.device
-    with watch.on(), torch.no_grad(), autocast(stage.config.training, device):
+    with inspector.on(), torch.no_grad(), autocast(stage.config.training, device):
         for batch in result.start.batches:
             batches = gather_teacher_batches(batch).to(device)
             own = batches.batches[batches.own]
             models = stage.student, stage.teachers, own, step, batches
-            watch.see_batch(own)
-            watch.see_features(run_passes(result.plan, *models, teachers_only=True))
+            inspector.see_batch(own)
+            inspector.see_features(run_passes(result.plan, *models, teachers_only=True))
     restore_random(stage, before)
-    found = _of_any_rank(watch.first)
+    found = _of_any_rank(inspector.first)
     return None if found is None or found.is_only_negative else found
 
 
-class Watch:
+class Inspector:
     """Notes in order what is not finite while a step is computed: an `Observer` of the step.
 
     Padding is left out: what a model computes there is of no use.
@@ -121,7 +121,7 @@ class Watch:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Watch every module of the stage inside the context."""
+        """Look at the output of every module of the stage inside the context."""
         handles = [
             # Before the hooks of an `Extractor`, which may end the pass.
             module.register_forward_hook(partial(self._see_output, owner, path), prepend=True)
