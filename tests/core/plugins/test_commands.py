@@ -62,6 +62,72 @@ def gkd_register_commands():
     return [stop, fail, click.Command("{name}", help="Mine.")]
 """
 
+ODD = '''
+from collections.abc import Callable
+
+from pydantic import Field
+from transformers import PretrainedConfig
+
+from gkd_core.api import Classification, Method, Sites, hookimpl
+
+
+class Odd(Method):
+    """A method with an option that JSON has no type for."""
+
+    name = "odd"
+    paper = "Nobody, 2026"
+
+    class Config(Method.Config):
+        call: Callable = Field(print, description="A function.")
+
+    def reads(self, models, step):
+        return []
+
+    def loss(self, student, teacher, batch, step):
+        return {}
+
+
+class Sour(Classification):
+    """A kind that raises whatever it is asked."""
+
+    name = "sour"
+
+    def fit(self, table, config):
+        raise ValueError("no fit")
+
+    def made(self, config):
+        raise ValueError("not made")
+
+
+class StrangeConfig(PretrainedConfig):
+    """Its configuration."""
+
+    model_type = "strange"
+
+
+class Strange(Sites):
+    """An architecture with a head for a kind that there is not."""
+
+    families = ("strange",)
+    config_class = StrangeConfig
+    heads = {"nowhere": None}
+
+
+@hookimpl
+def gkd_register_methods():
+    return [Odd]
+
+
+@hookimpl
+def gkd_register_kinds():
+    return [Sour]
+
+
+@hookimpl
+def gkd_register_sites():
+    return [Strange]
+'''
+
 
 @pytest.fixture(autouse=True)
 def fresh():
@@ -110,6 +176,18 @@ def test_the_output_as_json_is_only_that(invoke, install, settings):
     assert json.loads(done.out)["stages"]
     assert {"imported", "registered", "asked", "checked"} <= set(done.err.splitlines())
     assert json.loads(invoke("config", "--schema").out)["properties"]["loud"]
+
+
+def test_what_gkd_asks_of_every_plugin_stops_no_run(invoke, install, settings):
+    install("gkd-odd", odd=ODD)
+    done = invoke("explain", "soft", *settings)
+    assert done.code == 0
+    assert "Warning: plugin 'odd' (gkd-odd 1.2) raised ValueError: no fit" in done.err
+    assert "Warning: adapter for strange of plugin 'odd' (gkd-odd 1.2) was skipped: " in done.err
+    schema = invoke("config", "--schema")
+    assert schema.code == 0
+    assert "Warning: the options of plugin 'odd' (gkd-odd 1.2) have no JSON schema" in schema.err
+    assert json.loads(schema.out)["properties"]["odd"] == {"type": "object"}
 
 
 @pytest.mark.parametrize(
