@@ -173,7 +173,8 @@ class Inspector:
         elif features.deferred is not None:
             head = next(n for n, m in model.model.named_modules() if m is model.sites.head)
             rows = features.deferred.hidden.detach()  # one at a time: all logits take much memory
-            found = [_kinds(replace(features.deferred, hidden=row).dense()) for row in rows]
+            logits = (replace(features.deferred, hidden=row).dense() for row in rows)
+            found = [_kinds(each).any(-1) for each in logits]
             self._note(owner, head, torch.stack(found, 1))
 
     def _see_output(
@@ -200,9 +201,7 @@ class Inspector:
         """
         mask = self._mask(kinds.shape[1:])
         if mask is not None:
-            kinds = kinds & mask.reshape(
-                1, *mask.shape, *(1 for _ in kinds.shape[1 + mask.dim() :])
-            )
+            kinds = kinds & mask.reshape(1, *mask.shape, *(1,) * (kinds.dim() - 1 - mask.dim()))
         if bool(kinds.any()):
             values = tuple(name for name, where in zip(KINDS, kinds, strict=True) if where.any())
             rows = self._rows(kinds.any(0))
