@@ -365,7 +365,7 @@ CHANGES = {
         lambda: [one for one in warnings.filters if one[0] == "error"],
     ),
     "how signals are handled": (
-        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "import signal\nsignal.signal(signal.SIGINT, lambda number, frame: None)",
         lambda: signal.getsignal(signal.SIGINT),
     ),
     "the data type or the gradients of torch": (
