@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from gkd_core.api import hookimpl
 from gkd_core.config.render import to_toml
@@ -152,6 +152,18 @@ def test_broken_teacher_is_named_and_never_a_lower_rate(
     assert done.differences == []
     assert (done.found.owner.side, done.found.place) == ("teacher", place)
     assert not run.student.exists()
+
+
+def test_logits_that_only_the_losses_compute_are_looked_at(fails, world, tmp_path):
+    folder = tmp_path / "loud"
+    shutil.copytree(world / "lm-decoder", folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[5:7] = 3e38
+    model.save_pretrained(folder)
+    settings = ("method=soft", "task.kind=causal-lm", f"student.model={world / 'lm-decoder'}")
+    _, error = fails(*settings, teachers=(folder,))
+    assert "In the teacher 'loud', the output of lm_head is the first that contains" in error
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
