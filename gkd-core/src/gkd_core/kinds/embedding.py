@@ -168,6 +168,6 @@ def scored_rows(table: Table, config: TaskConfig) -> Split:
 def _score(value: Any) -> float | None:
     try:
         score = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return score if math.isfinite(score) else None

@@ -18,6 +18,7 @@ from gkd_core.contract.batch import UNKNOWN
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, check_room, join_rows
+from gkd_core.data.labels import is_missing
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, mean_loss
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of, whole
@@ -103,9 +104,7 @@ class SpanExtraction(TaskKind):
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table has answers."""
         label = _column(train, config, "label") or _column(table, config, "label")
-        return any(
-            (_answers(value) or {}).get("text") for value in table.columns.get(label or "", ())
-        )
+        return any(map(_has_answers, table.columns.get(label or "", ())))
 
     def encode(
         self,
@@ -306,6 +305,12 @@ def _column(table: Table, config: TaskConfig, role: str) -> str | None:
     return pick_column(table, getattr(config, role), usual[role])
 
 
+def _has_answers(value: Any) -> bool:
+    """Return whether a row has an answer, or anything in the place of its answers."""
+    answers = _answers(value)
+    return bool(answers["text"]) if answers is not None else bool(value) and not is_missing(value)
+
+
 def _answers(value: Any) -> dict[str, list[Any]] | None:
     """Return texts and places of the answers; None if the value does not have that form."""
     if isinstance(value, (list, tuple)):  # one object per answer, as in the SQuAD files
@@ -314,7 +319,11 @@ def _answers(value: Any) -> dict[str, list[Any]] | None:
         value = {key: [one.get(key) for one in value] for key in ("text", "answer_start")}
     if not isinstance(value, Mapping) or not {"text", "answer_start"} <= value.keys():
         return None
-    return {"text": list(value["text"]), "start": list(value["answer_start"])}
+    texts, starts = value["text"], value["answer_start"]
+    if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)):
+        return None
+    suits = all(isinstance(t, str) for t in texts) and all(isinstance(s, int) for s in starts)
+    return {"text": [*texts], "start": [*starts]} if suits and len(texts) == len(starts) else None
 
 
 def _rows(table: Table, config: TaskConfig, labeled: bool) -> Split:
@@ -352,7 +361,7 @@ def _problem(question: Any, context: Any, answers: dict[str, list[Any]] | None) 
         if not isinstance(value, str) or not value.strip():
             return f"the {name} is empty"
     if answers is None:
-        return "the answers are not `text` and `answer_start`"
+        return "the answers are not `text` and `answer_start`: strings, and as many numbers"
     for text, start in zip(answers["text"], answers["start"], strict=True):
         if context[start : start + len(text)] != text:
             return f"the answer {text!r} is not at character {start} of its context"

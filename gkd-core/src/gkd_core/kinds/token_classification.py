@@ -13,7 +13,14 @@ from gkd_core.contract.batch import IGNORE, UNKNOWN
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, check_room, join_rows
-from gkd_core.data.labels import known_classes, label_name, label_names, shown_label, sorted_classes
+from gkd_core.data.labels import (
+    is_missing,
+    known_classes,
+    label_name,
+    label_names,
+    shown_label,
+    sorted_classes,
+)
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, f1_of_counts, mean_loss
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of, whole
@@ -85,8 +92,7 @@ class TokenClassification(TaskKind):
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table has tags."""
         tags = pick_column(train, config.label, TAGS)
-        rows = table.columns.get(tags or "", ())
-        return any(any(tag is not None for tag in row or ()) for row in rows)
+        return any(map(_has_tags, table.columns.get(tags or "", ())))
 
     def renumber(self, label: Any, ids: Sequence[int], count: int = 0) -> list[int]:
         """Return the tags of a row in another order of the classes."""
@@ -237,11 +243,19 @@ def _named(rows: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[str
     return [[names[tag] for tag in row] for row in rows]
 
 
+def _has_tags(row: Any) -> bool:
+    """Return whether a row has a tag, or anything in the place of its tags."""
+    if isinstance(row, (list, tuple)):
+        return any(tag is not None for tag in row)
+    return not is_missing(row)
+
+
 def _classes(table: Table, tags: str | None) -> tuple[str, ...]:
     """Return the tags of a table in the order of their ids; none if it has no column of them."""
     if tags is None:
         return ()
-    found = label_names(tag for row in table.columns[tags] for tag in row or ())
+    rows = (row for row in table.columns[tags] if isinstance(row, (list, tuple)))
+    found = label_names(tag for row in rows for tag in row)
     return table.classes.get(tags) or known_classes(found, table.known) or sorted_classes(found)
 
 
