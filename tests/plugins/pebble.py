@@ -45,7 +45,7 @@ class PebbleAttention(nn.Module):
     def __init__(self, config: PebbleConfig) -> None:
         super().__init__()
         self.config = config
-        self.num_heads, self.head_size = config.n_heads, config.width // config.n_heads
+        self.head_count, self.head_size = config.n_heads, config.width // config.n_heads
         self.to_query = nn.Linear(config.width, config.width)
         self.to_key = nn.Linear(config.width, config.width)
         self.to_value = nn.Linear(config.width, config.width)
@@ -55,7 +55,7 @@ class PebbleAttention(nn.Module):
         """Attend to the positions that are not masked."""
         rows, length, _ = hidden.shape
         query, key, value = (
-            layer(hidden).view(rows, length, self.num_heads, self.head_size).transpose(1, 2)
+            layer(hidden).view(rows, length, self.head_count, self.head_size).transpose(1, 2)
             for layer in (self.to_query, self.to_key, self.to_value)
         )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
@@ -155,7 +155,7 @@ class PebbleSites(Sites):
     }
     outputs: ClassVar = dict.fromkeys(("to_query", "to_key", "to_value"), (("heads", "head_size"),))
     inputs: ClassVar = {"attention.back": (("heads", "head_size"),)}
-    counts = ("num_heads",)
+    counts = ("head_count",)
 
     @classmethod
     def read_info(cls, name: str, config: PretrainedConfig, labels: int) -> ModelInfo:
