@@ -113,7 +113,7 @@ class _Entry:
     """An entry point without an installed package."""
 
     def __init__(self, plugin, name):
-        self.name = self.value = name
+        self.name, self.value = name, name.replace("-", "_")
         self.dist = None
         self.plugin = plugin
 
