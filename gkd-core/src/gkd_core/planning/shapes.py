@@ -20,6 +20,7 @@ from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.runs.checks import check_spec
+from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
@@ -55,6 +56,7 @@ class ShapeSpecBuilder(SpecBuilder):
     def check(self, spec: StageSpec) -> None:
         """Reject a stage that could not be trained on any machine."""
         check_spec(spec, self.registry)
+        check_architectures(spec, self.registry)
 
 
 def build_shape(

@@ -16,7 +16,6 @@ from gkd_core.models.stored import check_stored, check_trained_head
 from gkd_core.models.tokenizer import check_vocabulary
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
-from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
 from gkd_core.training.augmentation import check_augmentation, copies
@@ -67,7 +66,6 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
         _check_method(spec, member)
         _check_borrowed(spec, member)
     _check_judge(spec)
-    check_architectures(spec, registry)
 
 
 def check_labels_differ(spec: StageSpec) -> None:

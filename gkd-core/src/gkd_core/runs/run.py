@@ -28,6 +28,7 @@ from gkd_core.runs.locations import Locations
 from gkd_core.runs.outline import RunOutline, outline_run
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import recall, remember, take_over
+from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary
 from gkd_core.runs.weight_checks import check_later_weights
@@ -294,6 +295,9 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     specs = [*_default_teachers(builder, specs), *specs]
     outline = outline_run(specs)
     registry.manager.hook.gkd_check_outline(outline=outline)
+    # Plugins first: they know which setting of theirs asks for what an architecture cannot do.
+    for spec in specs:
+        check_architectures(spec, registry)
     return specs
 
 
