@@ -84,10 +84,11 @@ class _LastToken:
 
     def spread(self, head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor | None:
         """Put the logits of the last token at every position; a head of an encoder has no other."""
-        if self._at is None or logits.shape[:-1] != self._shape:
+        at, self._at = self._at, None  # nothing of a model stays in memory after its pass
+        if at is None or logits.shape[:-1] != self._shape:
             return None
         rows = torch.arange(len(logits), device=logits.device)
-        return logits[rows, self._at].unsqueeze(1).expand_as(logits)
+        return logits[rows, at].unsqueeze(1).expand_as(logits)
 
 
 def _number_tokens(
