@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from gkd_core.contract.task import Split
-from gkd_core.data.columns import find_text, pick_column, select_texts
 from gkd_core.data.encode import Encoded, encode_samples
-from gkd_core.data.labels import is_unlabeled
 from gkd_core.errors import DataError
-from gkd_core.kinds.metrics import Metric, correlations
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, whole
+from gkd_core.kinds.metrics import correlations
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, whole
+from gkd_core.kinds.vector_kind import VectorKind, interleaved, mean_vectors, scored_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -26,10 +24,8 @@ if TYPE_CHECKING:
     from gkd_core.data.table import Table
     from gkd_core.losses.logits import Logits
 
-SCORES = ("score", "similarity_score", "similarity", "label")
 
-
-class Embedding(TaskKind):
+class Embedding(VectorKind):
     """A vector for each text: the mean of the last hidden states over its tokens.
 
     Teachers are plain encoders or decoders, such as MiniLM sentence embedders; training needs texts
@@ -40,29 +36,15 @@ class Embedding(TaskKind):
     """
 
     name = "embedding"
-    head = "body"
-    metric = Metric("spearman", True)
-    metrics = ("spearman", "pearson")
     predicted = "vector"
     splits_rows = True
     output = "vector"
     augments = True
 
-    @property
-    def auto(self) -> Any:
-        """The Auto class of models without a head."""
-        from transformers import AutoModel
-
-        return AutoModel
-
     def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
         """Return the width of the vectors."""
         size: int = config.hidden_size
         return size
-
-    def unused(self, name: str) -> bool:
-        """Return whether a weight is that of a pooler, which the mean over the tokens replaces."""
-        return name.startswith("pooler.")
 
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return texts or pairs, with the scores where there are any."""
@@ -75,11 +57,6 @@ class Embedding(TaskKind):
                 "file or split with them in task.validation, or the column in task.label"
             )
         return ReadRows(splits)
-
-    def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
-        """Return whether a test table has scores."""
-        column = pick_column(table, config.label, SCORES)
-        return column is not None and not is_unlabeled(table.columns[column])
 
     def encode(
         self,
@@ -114,10 +91,6 @@ class Embedding(TaskKind):
         loss = float((_scaled(cosines) - _scaled(scores)).square().mean())
         return Evaluation({"loss": loss, **correlations(cosines, scores)}, cosines)
 
-    def guess(self, labels: Sequence[Any] | None) -> float | None:
-        """Return 0: a constant does not correlate with anything."""
-        return 0.0 if labels else None
-
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows without labels."""
         return super().planned(rows, length, token, classes).with_labels(None)
@@ -128,46 +101,3 @@ def _scaled(values: Tensor) -> Tensor:
     centered = values - values.mean()
     norm = centered.norm()
     return centered / norm if norm > 0 else centered
-
-
-def mean_vectors(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return the mean of the last hidden states over the tokens that are not padding, `[B, D]`.
-
-    Args:
-        output: What the forward pass of a model without a head returned.
-        inputs: Its inputs.
-    """
-    hidden: Tensor = output.last_hidden_state
-    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-
-def interleaved(split: Split) -> list[str]:
-    """Return both texts of each pair, one after the other."""
-    return [text for both in zip(split.text, split.pair or (), strict=True) for text in both]
-
-
-def scored_rows(table: Table, config: TaskConfig) -> Split:
-    """Return texts or pairs, with the scores where there are any.
-
-    Raises:
-        DataError: A column is missing, or a row is invalid.
-    """
-    table.check_filled()
-    column = pick_column(table, config.label, SCORES)
-    text, pair = find_text(table, config, excluded=() if column is None else (column,))
-    if column is None:
-        return select_texts(table, text, pair, None)
-    scores = [_score(value) for value in table.columns[column]]
-    for number, score, value in zip(table.numbers, scores, table.columns[column], strict=True):
-        if score is None:
-            table.faults.add(number, f"the score is {value!r}, not a number (column {column!r})")
-    return select_texts(table, text, pair, scores)
-
-
-def _score(value: Any) -> float | None:
-    try:
-        score = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return score if math.isfinite(score) else None

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
 from gkd_core.contract.task import Fit
 from gkd_core.data.columns import CheckedRows, label_columns
-from gkd_core.data.encode import Encoded
 from gkd_core.data.labels import label_name, label_values, numbers_among
-from gkd_core.kinds.metrics import Metric, correlations
-from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.value_kind import ValueKind
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from gkd_core.config.schema import TaskConfig
-    from gkd_core.contract.task import Split
     from gkd_core.data.table import Table
 
 
-class Regression(TaskKind):
+class Regression(ValueKind):
     """A value for each text or pair of texts."""
 
     name = "regression"
     head = "regression head"
     metric = Metric("pearson", True)
     metrics = ("pearson", "spearman")
-    output = "value"
     problem_type = "regression"
     augments = True
 
@@ -45,10 +37,6 @@ class Regression(TaskKind):
         """Write the single output."""
         super().configure(config, classes)
         config.num_labels = 1
-
-    def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
-        """Return 1: the value."""
-        return 1
 
     def made(self, config: PretrainedConfig) -> bool:
         """Recognize a model by its problem type and number of outputs."""
@@ -79,25 +67,3 @@ class Regression(TaskKind):
     def label_problem(self, label: Any, classes: Sequence[str]) -> str:
         """Expect a finite value."""
         return "" if isfinite(label) else f"the value {label!r}"
-
-    def label_array(self, split: Split) -> NDArray[Any] | None:
-        """Return the values in fp32."""
-        return None if split.labels is None else np.array(split.labels, np.float32)
-
-    def score(self, logits: Tensor) -> Tensor:
-        """Return the value of each row."""
-        return logits.squeeze(-1)
-
-    def measure(self, logits: Tensor, predictions: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return the correlations of Pearson and Spearman."""
-        loss = float((predictions - labels).square().mean())
-        return {"loss": loss, **correlations(predictions, labels)}
-
-    def guess(self, labels: Sequence[Any] | None) -> float | None:
-        """Return 0: a constant does not correlate with anything."""
-        return 0.0 if labels else None
-
-    def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
-        """Return rows with a value each."""
-        made = super().planned(rows, length, token, classes)
-        return replace(made, labels=np.zeros(rows, np.float32))

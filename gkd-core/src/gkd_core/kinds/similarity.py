@@ -7,33 +7,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from gkd_core.data.columns import pick_column
 from gkd_core.data.encode import Encoded, encode_samples
-from gkd_core.data.labels import is_unlabeled
 from gkd_core.errors import DataError
-from gkd_core.kinds.embedding import (
-    SCORES,
-    Embedding,
-    interleaved,
-    mean_vectors,
-    scored_rows,
-)
-from gkd_core.kinds.metrics import Metric, correlations
-from gkd_core.kinds.task_kind import ReadRows, TaskKind
+from gkd_core.kinds.task_kind import ReadRows
+from gkd_core.kinds.value_kind import ValueKind
+from gkd_core.kinds.vector_kind import VectorKind, interleaved, mean_vectors, scored_rows
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from gkd_core.config.schema import TaskConfig
     from gkd_core.contract.task import Split
     from gkd_core.data.table import Table
 
 
-class Similarity(TaskKind):
+class Similarity(VectorKind, ValueKind):
     """How similar two texts are: the cosine of their vectors.
 
     The models are those of `embedding`, which this kind fine-tunes: every row is a pair with a
@@ -43,23 +34,6 @@ class Similarity(TaskKind):
     """
 
     name = "similarity"
-    head = "body"
-    metric = Metric("spearman", True)
-    metrics = ("spearman", "pearson")
-    output = "value"
-
-    @property
-    def auto(self) -> Any:
-        """The Auto class of models without a head."""
-        return Embedding().auto
-
-    def unused(self, name: str) -> bool:
-        """Return whether a weight is that of a pooler."""
-        return Embedding().unused(name)
-
-    def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
-        """Return 1: the cosine."""
-        return 1
 
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return the pairs, with scores that a cosine can reach."""
@@ -72,11 +46,6 @@ class Similarity(TaskKind):
                 )
         largest = max(1.0, *map(abs, splits["train"].labels or ()))
         return ReadRows({name: _scaled(split, largest) for name, split in splits.items()})
-
-    def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
-        """Return whether a test table has scores."""
-        column = pick_column(table, config.label, SCORES)
-        return column is not None and not is_unlabeled(table.columns[column])
 
     def label_problem(self, label: Any, classes: Sequence[str]) -> str:
         """Expect a finite score."""
@@ -98,27 +67,10 @@ class Similarity(TaskKind):
         encoded = encode_samples(texts, tokenizer, max_length, self.label_array(split))
         return replace(encoded, per_row=2)
 
-    def label_array(self, split: Split) -> NDArray[Any] | None:
-        """Return the scores in fp32."""
-        return None if split.labels is None else np.array(split.labels, np.float32)
-
     def logits(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the cosine of each pair, `[B, 1]`."""
         vectors = mean_vectors(output, inputs)
         return cosine_similarity(vectors[::2], vectors[1::2]).unsqueeze(-1)
-
-    def score(self, logits: Tensor) -> Tensor:
-        """Return the cosine of each row."""
-        return logits.squeeze(-1)
-
-    def measure(self, logits: Tensor, predictions: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return the correlations of the cosines with the scores."""
-        loss = float((predictions - labels).square().mean())
-        return {"loss": loss, **correlations(predictions, labels)}
-
-    def guess(self, labels: Sequence[Any] | None) -> float | None:
-        """Return 0: a constant does not correlate with anything."""
-        return 0.0 if labels else None
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return pairs with a score each."""
