@@ -30,8 +30,7 @@ def check_later_weights(specs: Sequence[StageSpec]) -> None:
 def _models(spec: StageSpec) -> Iterator[tuple[str, str]]:
     """Yield the checkpoints that a stage reads, with their settings; not those a stage makes."""
     for number, teacher in enumerate(spec.teachers):
-        is_made = teacher.stage is not None or teacher.store is not None
-        if spec.reads_weights(number) and not is_made:
+        if spec.reads_weights(number) and not teacher.is_made:
             yield teacher.setting, teacher.model
     if spec.follows is None and spec.config.student.model is not None:
         yield spec.settings.path("student.model"), spec.config.student.model

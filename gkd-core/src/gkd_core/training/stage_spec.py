@@ -88,6 +88,11 @@ class TeacherSpec:
         return self.info.name if self.stage is None else self.stage.name
 
     @property
+    def is_made(self) -> bool:
+        """Whether gkd trains it: in a stage, or as a task's default teacher."""
+        return self.stage is not None or self.store is not None
+
+    @property
     def special_tokens(self) -> list[str]:
         """The special tokens of the model that are others in the rows it reads, as text."""
         own = self.own_tokenizer

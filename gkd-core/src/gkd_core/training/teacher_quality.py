@@ -39,8 +39,7 @@ def doubtful_teachers(stage: Stage) -> Iterator[str]:
         return
     layout = spec.layout
     for source, teacher in zip(spec.teachers, stage.teachers, strict=True):
-        own = source.stage is not None or source.store is not None
-        if own or not isinstance(teacher, Extractor):
+        if source.is_made or not isinstance(teacher, Extractor):
             continue
         if layout.teachers[source.info.name] > layout.tensor:
             continue
