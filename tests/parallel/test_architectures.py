@@ -83,7 +83,7 @@ def test_a_slice_is_saved_and_loaded_with_widths_of_its_own(pebbles, tmp_path):
     loaded = load_teacher(name, kind, ("neg", "pos"), False, "teacher.model")
     rows = torch.arange(4, 24).view(2, 10)
     torch.testing.assert_close(loaded(rows).logits, sliced(rows).logits, rtol=0, atol=0)
-    assert loaded.base_model.blocks[3].attention.num_heads == 3
+    assert loaded.base_model.blocks[3].attention.head_count == 3
     assert loaded.base_model.blocks[3].fall.weight.shape == (32, 1)
 
 
