@@ -11,7 +11,6 @@ from gkd_core.plugins import registry
 
 KINDS = registry().kinds
 
-slow = pytest.mark.slow
 rest = [pytest.mark.slow, pytest.mark.exhaustive]
 CASES = [
     ("hard", "teacher", ["method=hard"]),
@@ -45,22 +44,17 @@ LAYOUTS = {
     "ZeRO 2": (4, ["parallel.tensor=2", "parallel.zero=2"]),
     "ZeRO 3 and a wider teacher": (4, ["parallel.tensor=2", "parallel.zero=3", "teacher.tensor=4"]),
 }
-QUICK = ("student and teacher",)
-LONG = ("ZeRO 3 and a wider teacher",)
-"""The layout that has all parts of the others."""
+QUICK = "student and teacher"
 FEW = ("pkd", "minilm", "causal-lm")
 
 
 @pytest.mark.parametrize(
     "layout",
-    [
-        pytest.param(name, marks=() if name in QUICK else slow if name in LONG else rest)
-        for name in LAYOUTS
-    ],
+    [pytest.param(name, marks=() if name == QUICK else rest) for name in LAYOUTS],
 )
 def test_divided_models_train_as_whole_ones_do(still, on_ranks, runs, alone, tmp_path, layout):
     ranks, settings = LAYOUTS[layout]
-    chosen = CASES if layout == "student and teacher" else [c for c in CASES if c[0] in FEW]
+    chosen = CASES if layout == QUICK else [c for c in CASES if c[0] in FEW]
     on_ranks(ranks, runs.train_on_shares, still, tmp_path, _with(chosen, *settings))
     for name, *_ in chosen:
         runs.assert_equal(tmp_path / name, alone / name)
