@@ -33,12 +33,13 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
 
 @hookimpl
 def gkd_register_tasks() -> Iterable[type[Task]]:
-    """Return the built-in tasks."""
+    """Return the built-in tasks: sources of data, and the tasks of benchmarks."""
+    from gkd_core.benchmarks.superglue import TASKS
     from gkd_core.data.embedded import Embedded
     from gkd_core.data.files import Files
     from gkd_core.data.hub import Hub
 
-    return [Embedded, Files, Hub]
+    return [Embedded, Files, Hub, *TASKS]
 
 
 @hookimpl
