@@ -26,6 +26,7 @@ FLAGS: Mapping[str, tuple[str, str]] = {
     "student_layers": ("--student-layers", "student.layers"),
     "data": ("--data", "task.train"),
     "output": ("--output", "output.dir"),
+    "track": ("--track", "tracking.sinks"),
     "baseline": ("--baseline", "baseline"),
     "seed": ("--seed", "seed"),
     "nproc": ("--nproc", "parallel.nproc"),
@@ -141,6 +142,12 @@ _RUN: Sequence[Decorator] = (
     ),
     click.option("--data", help="Training file: jsonl, csv, tsv, parquet, txt."),
     click.option("--output", help="Run directory. [runs/NAME-N]"),
+    click.option(
+        "--track",
+        multiple=True,
+        metavar="NAME",
+        help="Record the run with this tracker as well, such as wandb or mlflow; repeatable.",
+    ),
     click.option(
         "--baseline/--no-baseline",
         default=None,
