@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from gkd_core.contract.step import Step
 
 FLAGS = {
-    "config": "--method --recipe --teacher --student --student-layers --task --data --output "
+    "config": "--method --recipe --teacher --student --student-layers --task --data --output --track "
     "--baseline --seed --nproc --set --schema --json",
     "eval": "--data --set --json",
-    "explain": "--method --recipe --teacher --student --student-layers --task --data --output "
+    "explain": "--method --recipe --teacher --student --student-layers --task --data --output --track "
     "--baseline --seed --nproc --set --json",
     "methods": "",
     "optimizers": "",
@@ -28,7 +28,7 @@ FLAGS = {
     "--multiple --rows",
     "recipes": "",
     "replay": "--rank",
-    "run": "--method --recipe --teacher --student --student-layers --task --data --output "
+    "run": "--method --recipe --teacher --student --student-layers --task --data --output --track "
     "--baseline --seed --nproc --set --overwrite --resume --accept-changes",
 }
 
