@@ -1,4 +1,4 @@
-"""What core itself gives to gkd: kinds of task, sources of data, optimizers."""
+"""What core itself gives to gkd: kinds of task, sources of data, optimizers, sinks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from gkd_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from gkd_core.contract.optimizer import OptimizerFactory
+    from gkd_core.contract.sink import Sink
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
 
@@ -24,11 +25,12 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     from gkd_core.kinds.multiple_choice import MultipleChoice
     from gkd_core.kinds.regression import Regression
     from gkd_core.kinds.similarity import Similarity
+    from gkd_core.kinds.span_classification import SpanClassification
     from gkd_core.kinds.span_extraction import SpanExtraction
     from gkd_core.kinds.token_classification import TokenClassification
 
     rows = [Classification, MultiLabel, Regression, MultipleChoice, Embedding, Similarity]
-    return [*rows, TokenClassification, SpanExtraction, MaskedLM, CausalLM]
+    return [*rows, TokenClassification, SpanClassification, SpanExtraction, MaskedLM, CausalLM]
 
 
 @hookimpl
@@ -50,3 +52,11 @@ def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
     from gkd_core.optim.optimizers.muon import Muon
 
     return [Adafactor, AdamW, Muon]
+
+
+@hookimpl
+def gkd_register_sinks() -> Iterable[type[Sink]]:
+    """Return the built-in sinks."""
+    from gkd_core.tracking.sinks.tensorboard import TensorBoard
+
+    return [TensorBoard]

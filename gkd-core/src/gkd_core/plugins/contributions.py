@@ -86,6 +86,12 @@ def _settings_of_optim(item: Any) -> Collection[str]:
     return OptimConfig.model_fields
 
 
+def _settings_of_tracking(item: Any) -> Collection[str]:
+    from gkd_core.config.schema import TrackingConfig
+
+    return TrackingConfig.model_fields
+
+
 def _lm(item: Any) -> Collection[str]:
     from gkd_core.config.schema import LM
 
@@ -195,6 +201,13 @@ ROLLOUT_ENGINE = Contribution(
     "gkd_register_rollouts",
     "gkd_core.contract.rollout.RolloutEngine",
 )
+SINK = Contribution(
+    "tracker",
+    "trackers",
+    "gkd_register_sinks",
+    "gkd_core.contract.sink.Sink",
+    reserved=_settings_of_tracking,
+)
 KIND = Contribution(
     "kind of task",
     "kinds of task",
@@ -221,6 +234,7 @@ CONTRIBUTIONS = (
     ANSWER_SOURCE,
     OPTIMIZER,
     ROLLOUT_ENGINE,
+    SINK,
     KIND,
     COMMAND,
 )
