@@ -145,6 +145,10 @@ class SpanExtraction(TaskKind):
             for text, context in zip(predictions, split.pair or (), strict=True)
         ]
 
+    def shown(self, labels: Tensor | Sequence[Any], classes: Sequence[str]) -> list[Any]:
+        """Return the texts of the answers: all true ones of a label, or the predicted one."""
+        return [one["text"] if isinstance(one, Mapping) else one for one in labels]
+
     def collate(self, rows: Uncollated) -> tuple[Sequence[NDArray[np.int64]], Tensor | None]:
         """Return the windows, and first and last token of each answer."""
         labels = rows.encoded.labels

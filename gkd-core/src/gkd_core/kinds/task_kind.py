@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gkd_core.contract.batch import Items
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import CheckedRows, find_columns, find_label, has_labels, select
 from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.data.holdout import take
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.metrics import Metric
+from gkd_core.losses import hard_labels
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -53,10 +55,13 @@ class Evaluation:
     Attributes:
         metrics: Values by name; `loss` is always present.
         predictions: The prediction for each row of the split, in order; None in language modeling.
+        columns: What else is known of each row, in the same order, by name: `scores` and `loss`, or
+            sums over its tokens. Never logits over a vocabulary.
     """
 
     metrics: Mapping[str, float]
     predictions: Tensor | Sequence[Any] | None
+    columns: Mapping[str, Tensor | Sequence[Any]] = field(default_factory=dict)
 
 
 class TaskKind:
@@ -312,6 +317,16 @@ class TaskKind:
         """
         return predictions.tolist() if isinstance(predictions, Tensor) else list(predictions)
 
+    def shown(self, labels: Tensor | Sequence[Any], classes: Sequence[str]) -> list[Any]:
+        """Return labels or predictions as files have them: with names in the place of class ids.
+
+        Args:
+            labels: Labels of rows, or predictions of an `Evaluation`.
+            classes: The task's classes.
+        """
+        values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+        return [_named(value, classes) for value in values] if self.has_classes else values
+
     # Predictions
 
     def logits(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -360,7 +375,15 @@ class TaskKind:
         order = rows.argsort()
         logits, labels = logits[order], labels[order]
         predictions = self.score(logits)
-        return Evaluation(self.measure(logits, predictions, labels), predictions)
+        columns = {"scores": logits} | self._losses(logits, labels)
+        return Evaluation(self.measure(logits, predictions, labels), predictions, columns)
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the loss of each row; that of a vector is not known here."""
+        if self.output == "vector":
+            return {}
+        every = Items.where("sample", torch.ones(len(logits), dtype=torch.bool), self.output)
+        return {"loss": hard_labels(logits, labels, every).values}
 
     def score(self, logits: Tensor) -> Tensor:
         """Return the prediction for each row, given all logits `[N, C]`."""
@@ -439,6 +462,15 @@ def is_prepared(model: PreTrainedModel) -> bool:
     before = hasattr(model, PREPARED)
     setattr(model, PREPARED, True)
     return before
+
+
+def _named(value: Any, classes: Sequence[str]) -> Any:
+    """Return the names of class ids; an id that no class has is None."""
+    if isinstance(value, list):
+        return [_named(each, classes) for each in value]
+    if isinstance(value, int):
+        return classes[value] if 0 <= value < len(classes) else None
+    return value
 
 
 def _equal(mine: object, theirs: object) -> bool:
