@@ -29,6 +29,9 @@ from gkd_core.training.stage_spec import StageSpec
 INTERVALS = ("log_every", "evaluate_every", "checkpoint_every")
 """Settings of `training` that may change in the course of a run."""
 
+OBSERVING = "probe"
+"""Table of settings that do not affect the student."""
+
 PLACES = (
     "output.dir",
     "student.model",
@@ -216,7 +219,7 @@ def changed_settings(before: Mapping[str, Any], resolved: Resolved) -> Iterator[
         # The version of gkd that began the run may not have had all settings that there are now.
         is_new = key not in before and resolved.origin(key) == str(DEFAULT)
         if was != now and not is_new and not _may_differ(key):
-            yield Difference(key, _shown(was), _shown(now), free=_is_interval(key))
+            yield Difference(key, _shown(was), _shown(now), free=_is_free(key))
 
 
 def changed_inputs(before: Inputs, now: Inputs) -> Iterator[Difference]:
@@ -256,9 +259,10 @@ def _may_differ(key: str) -> bool:
     return of_teacher or parts[0] == "parallel" or ".".join(parts) in PLACES
 
 
-def _is_interval(key: str) -> bool:
+def _is_free(key: str) -> bool:
+    """Return whether a setting does not affect the student."""
     table, *names = _in_stage(key)
-    return table == "training" and names[-1] in INTERVALS
+    return table == OBSERVING or (table == "training" and names[-1] in INTERVALS)
 
 
 def _in_stage(key: str) -> list[str]:

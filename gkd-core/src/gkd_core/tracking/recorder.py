@@ -91,6 +91,12 @@ class Recorder:
         for sink in self.sinks:
             sink.log_evaluation(step, metrics)
 
+    def track(self, step: Step, values: Mapping[str, float]) -> None:
+        """Log numbers that only TensorBoard shows, by the names of their curves."""
+        for sink in self.sinks:
+            if isinstance(sink, TensorBoard):
+                sink.track(step, values)
+
     def end_stage(self) -> None:
         """End the stage."""
         for sink in self.sinks:
@@ -166,6 +172,10 @@ class TensorBoard:
     def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
         """Add a point to each curve."""
         self._add(step, {f"validation/{name}": value for name, value in metrics.items()})
+
+    def track(self, step: Step, values: Mapping[str, float]) -> None:
+        """Add a point to each curve, by its name."""
+        self._add(step, values)
 
     def end_stage(self) -> None:
         """Close the writer."""
