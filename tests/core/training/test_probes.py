@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.errors import MethodError
 from gkd_core.losses.similarity import unbiased_cka
-from gkd_core.tracking.recorder import TensorBoard
+from gkd_core.tracking.sinks.tensorboard import TensorBoard
 from gkd_core.training import loop
 from gkd_core.training.probe_file import PROBES, ProbedValue, ProbeFile, read_probes
 from gkd_core.training.stage import build_stage
@@ -47,7 +48,8 @@ def execute(prepare_run):
 
 def test_run_is_bit_equal_with_and_without_probes(execute, tmp_path):
     """`minilm` reads neither logits nor hidden states, and its teacher stops before the head."""
-    board = TensorBoard(tmp_path / "board")
+    board = TensorBoard()
+    board.start(SimpleNamespace(directory=tmp_path), {})
     settings = ("method=minilm", DROPOUT, "training.precision=bf16")
     probed = execute("with", *settings, ALL, "probe.every=2", sinks=[board])
     plain = execute("without", *settings)
@@ -62,7 +64,7 @@ def test_run_is_bit_equal_with_and_without_probes(execute, tmp_path):
     assert {value.step for value in values(probed, "validation")} == {6}
     features = {(value.feature, value.teacher_feature) for value in found}
     assert features >= {("logits", "logits"), ("hidden[0]", "hidden[0]"), ("value[1]", "value[2]")}
-    events = EventAccumulator(str(tmp_path / "board" / "distil"))
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "distil"))
     events.Reload()
     curve = events.Scalars("probe/hidden[2]/mse")
     expected = [(v.step, pytest.approx(v.value)) for v in found if v.name == "hidden[2]/mse"]

@@ -29,9 +29,6 @@ from gkd_core.training.stage_spec import StageSpec
 INTERVALS = ("log_every", "evaluate_every", "checkpoint_every")
 """Settings of `training` that may change in the course of a run."""
 
-OBSERVING = "probe"
-"""Table of settings that do not affect the student."""
-
 PLACES = (
     "output.dir",
     "student.model",
@@ -207,7 +204,7 @@ def _changed_inputs(
 
 
 def changed_settings(before: Mapping[str, Any], resolved: Resolved) -> Iterator[Difference]:
-    """Yield the settings that are not as before, except places and the layout.
+    """Yield the settings that are not as before, except places, the layout and trackers.
 
     Args:
         before: Their values by dotted key.
@@ -219,7 +216,7 @@ def changed_settings(before: Mapping[str, Any], resolved: Resolved) -> Iterator[
         # The version of gkd that began the run may not have had all settings that there are now.
         is_new = key not in before and resolved.origin(key) == str(DEFAULT)
         if was != now and not is_new and not _may_differ(key):
-            yield Difference(key, _shown(was), _shown(now), free=_is_free(key))
+            yield Difference(key, _shown(was), _shown(now), free=_is_interval(key))
 
 
 def changed_inputs(before: Inputs, now: Inputs) -> Iterator[Difference]:
@@ -253,16 +250,15 @@ def _changed_code(name: str, before: Inputs, now: Inputs) -> Iterator[Difference
 
 
 def _may_differ(key: str) -> bool:
-    """Return whether a setting only says where something is, or is computed."""
+    """Return whether a setting only says where something is, is computed or is observed."""
     parts = _in_stage(key)
     of_teacher = parts[0] == "teachers" and parts[-1] in ("model", "tensor", "placement")
-    return of_teacher or parts[0] == "parallel" or ".".join(parts) in PLACES
+    return of_teacher or parts[0] in ("parallel", "tracking", "probe") or ".".join(parts) in PLACES
 
 
-def _is_free(key: str) -> bool:
-    """Return whether a setting does not affect the student."""
+def _is_interval(key: str) -> bool:
     table, *names = _in_stage(key)
-    return table == OBSERVING or (table == "training" and names[-1] in INTERVALS)
+    return table == "training" and names[-1] in INTERVALS
 
 
 def _in_stage(key: str) -> list[str]:
