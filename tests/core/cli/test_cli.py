@@ -17,10 +17,10 @@ from gkd_core.contract.step import Step
 
 FLAGS = {
     "config": "--method --recipe --teacher --student --student-layers --task --data --output "
-    "--track --baseline --seed --nproc --set --schema --json",
+    "--track --probe --baseline --seed --nproc --set --schema --json",
     "eval": "--data --set --json",
     "explain": "--method --recipe --teacher --student --student-layers --task --data --output "
-    "--track --baseline --seed --nproc --set --json",
+    "--track --probe --baseline --seed --nproc --set --json",
     "methods": "",
     "optimizers": "",
     "plugins": "--json",
@@ -29,7 +29,7 @@ FLAGS = {
     "recipes": "",
     "replay": "--rank",
     "run": "--method --recipe --teacher --student --student-layers --task --data --output "
-    "--track --baseline --seed --nproc --set --overwrite --resume --accept-changes",
+    "--track --probe --baseline --seed --nproc --set --overwrite --resume --accept-changes",
 }
 
 
