@@ -88,8 +88,9 @@ class Embedding(VectorKind):
         vectors = vectors[rows.argsort()]
         cosines = cosine_similarity(vectors[::2].double(), vectors[1::2].double())
         scores = torch.tensor(split.extra["scores"], dtype=torch.float64)
-        loss = float((_scaled(cosines) - _scaled(scores)).square().mean())
-        return Evaluation({"loss": loss, **correlations(cosines, scores)}, cosines)
+        losses = (_scaled(cosines) - _scaled(scores)).square()
+        metrics = {"loss": float(losses.mean()), **correlations(cosines, scores)}
+        return Evaluation(metrics, cosines, {"loss": losses})
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows without labels."""

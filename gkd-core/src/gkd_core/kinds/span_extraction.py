@@ -170,17 +170,24 @@ class SpanExtraction(TaskKind):
         losses = cross_entropy(found, labels_of(batch), batch.targets).values
         shift = (batch.inputs["attention_mask"].long().argmax(1)).tolist()
         rows = [row[:, start:].float().cpu() for row, start in zip(found, shift, strict=True)]
-        return float(losses.sum()), batch.targets.count, batch.rows.tolist(), rows
+        each = losses.double().mean(1).tolist()
+        return float(losses.sum()), batch.targets.count, batch.rows.tolist(), rows, each
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return exact match and F1, as the SQuAD script computes them."""
-        found = {n: x for *_, numbers, many in parts for n, x in zip(numbers, many, strict=True)}
+        found = {
+            number: (logits, loss)
+            for _, _, *observed in parts
+            for number, logits, loss in zip(*observed, strict=True)
+        }
         loss = mean_loss(part[:2] for part in parts)
         rows: Split = split.extra["split"]
         best: list[tuple[float, str]] = [(-np.inf, "")] * len(rows)
         nothing = [np.inf] * len(rows)
+        losses: list[list[float]] = [[] for _ in range(len(rows))]
         for number, window in enumerate(split.extra["windows"]):
-            row, logits = window.row, found[number]
+            row, (logits, own) = window.row, found[number]
+            losses[row].append(own)
             context = (rows.pair or ())[row]
             nothing[row] = min(nothing[row], float(logits[0, 0] + logits[1, 0]))
             best[row] = max(best[row], _best_answer(logits, window, context))
@@ -188,9 +195,8 @@ class SpanExtraction(TaskKind):
             "" if split.extra["unanswerable"] and none > score else answer
             for (score, answer), none in zip(best, nothing, strict=True)
         ]
-        return Evaluation(
-            {"loss": loss, **squad_scores(predictions, rows.labels or ())}, predictions
-        )
+        metrics = {"loss": loss, **squad_scores(predictions, rows.labels or ())}
+        return Evaluation(metrics, predictions, {"loss": [sum(x) / len(x) for x in losses]})
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return windows without an answer."""

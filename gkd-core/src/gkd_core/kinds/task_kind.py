@@ -61,7 +61,7 @@ class Evaluation:
 
     metrics: Mapping[str, float]
     predictions: Tensor | Sequence[Any] | None
-    columns: Mapping[str, Tensor | Sequence[Any]] = field(default_factory=dict)
+    columns: Mapping[str, Tensor | NDArray[Any] | Sequence[Any]] = field(default_factory=dict)
 
 
 class TaskKind:

@@ -160,32 +160,39 @@ class TokenClassification(TaskKind):
         return made.with_labels(np.zeros(rows * length, np.int64))
 
     def observe(self, logits: Logits, batch: Batch) -> Any:
-        """Return the sum of the losses, and the predicted tags of each row."""
+        """Return the sum of the losses; of each row the predicted tags, the logits, and losses."""
         found = whole(logits)
         losses = cross_entropy(found, labels_of(batch), batch.targets).values
+        of_words = (
+            [
+                row[mask].float().tolist()
+                for row, mask in zip(values, batch.targets.mask, strict=True)
+            ]
+            for values in (found, losses)
+        )
         tags = [
             row[mask].tolist()
             for row, mask in zip(found.argmax(-1), batch.targets.mask, strict=True)
         ]
-        return float(losses.sum()), batch.targets.count, batch.rows.tolist(), tags
+        return float(losses.sum()), batch.targets.count, batch.rows.tolist(), tags, *of_words
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return F1, precision and recall of the entities, and the accuracy of the tags."""
-        found = {
-            row: tags for _, _, rows, many in parts for row, tags in zip(rows, many, strict=True)
-        }
+        found = {row: own for _, _, *observed in parts for row, *own in zip(*observed, strict=True)}
+        tags, scores, losses = zip(*(found[row] for row in range(len(found))), strict=True)
         loss = mean_loss(part[:2] for part in parts)
         golds = [[tag for tag in row if tag != IGNORE] for row in split.extra["gold"]]
         classes = split.extra["classes"]
         names = [*classes, NOTHING]
         # Words beyond the last token have no prediction.
         predictions = [
-            [*found[row], *[len(classes)] * (len(gold) - len(found[row]))]
-            for row, gold in enumerate(golds)
+            [*own, *[len(classes)] * (len(gold) - len(own))]
+            for own, gold in zip(tags, golds, strict=True)
         ]
         gold_names, predicted = _named(golds, names), _named(predictions, names)
         metrics = {"loss": loss, **entity_scores(gold_names, predicted)}
-        return Evaluation(metrics, predicted)
+        means = [sum(row) / len(row) if row else None for row in losses]
+        return Evaluation(metrics, predicted, {"scores": scores, "loss": means})
 
 
 def entity_scores(
