@@ -38,6 +38,7 @@ from gkd_core.models.sites import find_sites
 from gkd_core.parallel.placement import place_teacher
 from gkd_core.strict_json import json_text
 from gkd_core.training.agreement import answered
+from gkd_core.training.row_measure import row_measure
 from gkd_core.training.stage import prepare_model, shard_reader
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.task import Split
     from gkd_core.data.encode import Encoded
+    from gkd_core.evaluation.statistics import Statistic
     from gkd_core.kinds.metrics import Metric
     from gkd_core.kinds.task_kind import Evaluation, TaskKind
     from gkd_core.models.sites import Sites
@@ -206,6 +208,22 @@ class Comparison:
         return [(n, show) for n, show in columns if any(show(row) != NONE for row in self.rows)]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A comparison with what it was made from.
+
+    Attributes:
+        comparison: The comparison.
+        predictions: What each model says of each row.
+        measures: The main metric of each model for some of the rows, by the name of its file; a
+            model is missing if it cannot be computed for a part of them.
+    """
+
+    comparison: Comparison
+    predictions: Predictions
+    measures: Mapping[str, Statistic]
+
+
 def compare_models(
     spec: StageSpec,
     compared: Sequence[ComparedModel],
@@ -225,7 +243,7 @@ def compare_models(
     Raises:
         DataError: The rows have no labels, and no teacher is compared that could answer for them.
     """
-    return predict_and_compare(spec, compared, teacher, adapters)[0]
+    return predict_and_compare(spec, compared, teacher, adapters).comparison
 
 
 def predict_and_compare(
@@ -233,7 +251,7 @@ def predict_and_compare(
     compared: Sequence[ComparedModel],
     teacher: str | None,
     adapters: Iterable[type[Sites]] = (),
-) -> tuple[Comparison, Predictions]:
+) -> Compared:
     """Compare models as `compare_models` does; also return what each says of every row."""
     data = spec.data
     split = data.validation if data.test is None else data.test
@@ -278,24 +296,29 @@ def predict_and_compare(
     judged_by = spec.agreement_with(judge.name) if unlabeled and judge is not None else None
     comparison = Comparison(metric.name, name, count, rows, guessed, judged_by)
     about = About(name, spec.kind.name, data.classes, metric.name)
-    return comparison, _predictions(about, spec, split, compared, found)
+    files = file_names(one.called or Path(one.model).name for one in compared)
+    evaluations = dict(zip(files, found, strict=True))
+    names = {file: one.name for file, one in zip(files, compared, strict=True)}
+    measures = {f: row_measure(spec, split, one) for f, one in evaluations.items()}
+    return Compared(
+        comparison,
+        _predictions(about, spec, split, evaluations, names),
+        {file: measure for file, measure in measures.items() if measure is not None},
+    )
 
 
 def _predictions(
     about: About,
     spec: StageSpec,
     split: Split,
-    compared: Sequence[ComparedModel],
-    found: Sequence[Evaluation],
+    evaluations: Mapping[str, Evaluation],
+    names: Mapping[str, str],
 ) -> Predictions:
     """Return what each model says of the rows."""
-    rows = rows_table(split, spec.kind, spec.data.classes)
-    files = file_names(one.called or Path(one.model).name for one in compared)
-    tables = [model_table(one, rows, spec.kind, spec.data.classes) for one in found]
-    names = [one.name for one in compared]
-    return Predictions(
-        about, rows, dict(zip(files, tables, strict=True)), dict(zip(files, names, strict=True))
-    )
+    kind, classes = spec.kind, spec.data.classes
+    rows = rows_table(split, kind, classes)
+    tables = {file: model_table(one, rows, kind, classes) for file, one in evaluations.items()}
+    return Predictions(about, rows, tables, names)
 
 
 class _Exam:

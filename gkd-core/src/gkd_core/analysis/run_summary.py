@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core.analysis.comparison import ComparedModel, Comparison, predict_and_compare
+from gkd_core.analysis.comparison import Compared, ComparedModel, Comparison, predict_and_compare
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
 from gkd_core.atomic import write_file
 from gkd_core.distributed.ranks import is_first
 from gkd_core.errors import PluginError
-from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
+from gkd_core.evaluation.predictions import PREDICTIONS
 from gkd_core.plugins.owners import described
 from gkd_core.training.stage_spec import BASELINE
 
@@ -52,14 +52,13 @@ def summarize_run(run: Run) -> RunSummary | None:
     If `needs_all_ranks`, every process must call this; only the first writes files and returns a
     summary.
     """
-    compared, failure = _comparison(run)
+    compared, failure = _compared(run)
     if not is_first():
         return None
-    comparison = None
+    comparison = None if compared is None else compared.comparison
     if compared is not None:
-        comparison, predictions = compared
-        comparison.save(run.directory / "results.json")
-        predictions.write(run.directory / PREDICTIONS)
+        compared.comparison.save(run.directory / "results.json")
+        compared.predictions.write(run.directory / PREDICTIONS)
     outline = explain(run.outline)
     write_file(run.directory / "outline.txt", outline)
     files, failures = _added_by_plugins(run)
@@ -71,7 +70,7 @@ def summarize_run(run: Run) -> RunSummary | None:
     return RunSummary(comparison, report, failure)
 
 
-def _comparison(run: Run) -> tuple[tuple[Comparison, Predictions] | None, Exception | None]:
+def _compared(run: Run) -> tuple[Compared | None, Exception | None]:
     """Return the comparison of a run's models, or the error of a plugin that made it impossible."""
     first = next((teacher.called for teacher in _live_teachers(run)), None)
     models = list(_compared_models(run))

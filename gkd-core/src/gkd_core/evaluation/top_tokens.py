@@ -66,9 +66,9 @@ def _likeliest(logits: Logits, batch: Batch) -> Iterator[tuple[int, NDArray[np.i
     index, mask = batch.targets.index, batch.targets.mask
     states = logits if isinstance(logits, Tensor) else logits.hidden
     flat = states.flatten(0, -2)
-    found = [_top(logits, flat[part]).cpu() for part in index.split(CHUNK)]
+    found = [_top(logits, flat[part]).cpu() for part in torch.split(index, CHUNK)]
     counts = mask.sum(1).tolist()
-    rows = torch.cat([index.new_empty(0, device="cpu"), *found]).split(counts)
+    rows = torch.split(torch.cat([index.new_empty(0, device="cpu"), *found]), counts)
     return zip(batch.rows.tolist(), (row.numpy() for row in rows), strict=True)
 
 

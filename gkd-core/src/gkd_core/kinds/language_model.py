@@ -14,7 +14,7 @@ from gkd_core.contract.task import Split
 from gkd_core.data.columns import CheckedRows, find_columns, select
 from gkd_core.data.encode import BYTES, TEXTS, Encoded, encode_blocks
 from gkd_core.kinds.metrics import Metric, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, labels_of
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -83,9 +83,16 @@ class LanguageModel(TaskKind):
             columns["nll"] = sum_by_text(nll, split)
             columns["tokens"] = sum_by_text(tokens, split)
             columns["bytes"] = split.extra[BYTES]
-        # `math.exp` raises OverflowError above 709.
-        metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        return Evaluation(metrics, None, columns)
+        return Evaluation(_metrics(loss), None, columns)
+
+    def remeasure(
+        self, evaluation: Evaluation, split: Split, classes: Sequence[str]
+    ) -> RowMeasure | None:
+        """Return a function that computes loss and perplexity of some of the texts."""
+        nll, tokens = evaluation.columns.get("nll"), evaluation.columns.get("tokens")
+        if not isinstance(nll, np.ndarray) or not isinstance(tokens, np.ndarray):
+            return None
+        return lambda rows: _metrics(float(nll[rows].sum()) / max(int(tokens[rows].sum()), 1))
 
     def one_row(self, split: Split) -> Split:
         """Return a row with enough tokens, which the first one may lack."""
@@ -102,6 +109,11 @@ def sum_by_text(values: NDArray[Any], split: Encoded) -> NDArray[Any]:
     sums = np.zeros(len(split.extra[BYTES]), values.dtype)
     np.add.at(sums, split.extra[TEXTS], values)
     return sums
+
+
+def _metrics(loss: float) -> dict[str, float]:
+    # `math.exp` raises OverflowError above 709.
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
 
 def sees_both_sides(config: PretrainedConfig) -> bool:

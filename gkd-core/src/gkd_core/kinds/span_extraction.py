@@ -21,7 +21,7 @@ from gkd_core.data.encode import Encoded, check_room, join_rows
 from gkd_core.data.labels import is_missing
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of, whole
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, labels_of, whole
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -197,6 +197,25 @@ class SpanExtraction(TaskKind):
         ]
         metrics = {"loss": loss, **squad_scores(predictions, rows.labels or ())}
         return Evaluation(metrics, predictions, {"loss": [sum(x) / len(x) for x in losses]})
+
+    def remeasure(
+        self, evaluation: Evaluation, split: Split, classes: Sequence[str]
+    ) -> RowMeasure | None:
+        """Return a function that computes F1 and exact match of some of the questions."""
+        predictions = evaluation.predictions or ()
+        found = [
+            squad_scores([answer], [gold])
+            for answer, gold in zip(predictions, split.labels or (), strict=True)
+        ]
+        scores = {name: np.array([row[name] for row in found]) for name in self.metrics}
+        return lambda rows: {name: float(each[rows].mean()) for name, each in scores.items()}
+
+    def right(self, predictions: Sequence[Any], gold: Sequence[Any]) -> list[bool]:
+        """Return whether each answer is one of the true ones, as exact match counts it."""
+        return [
+            squad_scores([answer], [{"text": texts}])["exact_match"] == 100
+            for answer, texts in zip(predictions, gold, strict=True)
+        ]
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return windows without an answer."""
