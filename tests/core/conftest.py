@@ -144,7 +144,7 @@ def prepare_run(world, tmp_path):
     """Prepare a run on the world that takes 6 steps: `prepare_run("method=soft", ...)`.
 
     Keywords: `directory` (its folder), `file` (text of a TOML file on top), `teachers` (folders of
-    the world), `registry`, `sinks` (who is told beside `metrics.jsonl`).
+    the world), `registry`, `listeners` and `sinks` (who is told beside `metrics.jsonl`).
     """
     from gkd_core.config.resolve import resolve
     from gkd_core.plugins import registry as installed
@@ -152,7 +152,13 @@ def prepare_run(world, tmp_path):
     from gkd_core.tracking.recorder import JsonLines, Recorder
 
     def _prepare(
-        *settings, directory="run", file="", teachers=("teacher",), registry=None, sinks=()
+        *settings,
+        directory="run",
+        file="",
+        teachers=("teacher",),
+        registry=None,
+        listeners=(),
+        sinks=(),
     ):
         registry = registry or installed()
         for name, text in (("quick", QUICK.format(world=world)), ("own", file)):
@@ -167,7 +173,9 @@ def prepare_run(world, tmp_path):
         specs = prepare_run(resolved, registry)
         folder = tmp_path / directory
         folder.mkdir(exist_ok=True)
-        recorder = Recorder([JsonLines(folder / "metrics.jsonl"), *sinks])
+        recorder = Recorder(
+            [JsonLines(folder / "metrics.jsonl"), *listeners], sinks, registry.blame
+        )
         return Run(resolved, registry, specs, folder, recorder)
 
     return _prepare

@@ -1,4 +1,4 @@
-"""What core itself gives to gkd: kinds of task, sources of data, optimizers."""
+"""What core itself gives to gkd: kinds of task, sources of data, optimizers, sinks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from gkd_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from gkd_core.contract.optimizer import OptimizerFactory
+    from gkd_core.contract.sink import Sink
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
 
@@ -33,12 +34,13 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
 
 @hookimpl
 def gkd_register_tasks() -> Iterable[type[Task]]:
-    """Return the built-in tasks."""
+    """Return the built-in tasks: sources of data, and the tasks of benchmarks."""
+    from gkd_core.benchmarks.superglue import TASKS
     from gkd_core.data.embedded import Embedded
     from gkd_core.data.files import Files
     from gkd_core.data.hub import Hub
 
-    return [Embedded, Files, Hub]
+    return [Embedded, Files, Hub, *TASKS]
 
 
 @hookimpl
@@ -49,3 +51,11 @@ def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
     from gkd_core.optim.optimizers.muon import Muon
 
     return [Adafactor, AdamW, Muon]
+
+
+@hookimpl
+def gkd_register_sinks() -> Iterable[type[Sink]]:
+    """Return the built-in sinks."""
+    from gkd_core.tracking.sinks.tensorboard import TensorBoard
+
+    return [TensorBoard]

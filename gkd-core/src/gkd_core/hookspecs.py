@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.procedure import Procedure
     from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.run_info import RunInfo, StageInfo
+    from gkd_core.contract.sink import Sink
     from gkd_core.contract.step import Step
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
@@ -95,6 +96,11 @@ def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
 @hookspec
 def gkd_register_rollouts() -> Iterable[type[RolloutEngine]]:
     """Return engines that write text during training, chosen by `rollout.engine`."""
+
+
+@hookspec
+def gkd_register_sinks() -> Iterable[type[Sink]]:
+    """Return what keeps a record of a run, chosen by `tracking.sinks`, or `--track NAME`."""
 
 
 @hookspec

@@ -48,6 +48,7 @@ class Registry:
         self.methods = {"pkd": Pkd, "soft": Soft}
         self.options = {name: method.Config for name, method in self.methods.items()}
         self.optimizers = {"adamw": AdamW, "muon": Muon}
+        self.sinks = {}
         self.recipes = recipes or {}
         self.kinds = {"classification": None, "causal-lm": None}
 
@@ -55,6 +56,9 @@ class Registry:
         if name not in self.optimizers:
             raise ConfigError(f"unknown optimizer '{name}'.{suggest(name, self.optimizers)}")
         return self.optimizers[name]
+
+    def sink(self, name):
+        return self.sinks[name]
 
     def method(self, name):
         if name not in self.methods:

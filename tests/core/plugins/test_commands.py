@@ -273,7 +273,12 @@ def test_plugins_tell_all_that_they_provide_in_the_order_of_loading(invoke, inst
         "provides": {"commands": ["fail", "stop", "top"]},
     }
     assert all(plugin["seconds"] > 0 for plugin in found["plugins"])
-    assert by_name["core"]["provides"].keys() == {"tasks", "kinds of task", "optimizers"}
+    assert by_name["core"]["provides"].keys() == {
+        "tasks",
+        "kinds of task",
+        "optimizers",
+        "trackers",
+    }
     assert {"methods", "recipes"} == by_name["classic"]["provides"].keys()
     assert "takd" in by_name["multiteacher"]["provides"]["procedures"]
     assert [line[:40] for line in found["skipped"]] == ["plugin 'bad' (gkd-bad 1.2) was skipped: "]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gkd_core.contract.step import Step
 from gkd_core.tracking.display import PlainLines, ProgressBar, display
-from gkd_core.tracking.recorder import JsonLines, Recorder, TensorBoard, TextLog
+from gkd_core.tracking.recorder import JsonLines, Recorder, TextLog
+from gkd_core.tracking.sinks.tensorboard import TensorBoard
 
 
 def _step(index, total=8, stage="distil", epoch=0):
@@ -42,12 +45,22 @@ def _tell(recorder, steps, *, losses=None, total=8, done=0):
         )
 
 
+@contextmanager
+def _on_board(directory):
+    """Record a run in a folder with TensorBoard."""
+    recorder = Recorder([], [TensorBoard()])
+    with recorder.record(SimpleNamespace(directory=directory), {}):
+        yield recorder
+
+
 @pytest.fixture
 def recorded(prepare_run, tmp_path):
     """A finished run that told every sink; its folder."""
-    sinks = (TensorBoard(tmp_path / "board"), TextLog(tmp_path / "log.txt"))
-    run = prepare_run("method=pkd+soft+hard", "training.epochs=2", sinks=sinks)
-    run.execute()
+    log = TextLog(tmp_path / "log.txt")
+    settings = ("method=pkd+soft+hard", "training.epochs=2")
+    run = prepare_run(*settings, listeners=[log], sinks=[TensorBoard()])
+    with run.recorder.record(run.info, run.resolved.values()):
+        run.execute()
     return run
 
 
@@ -74,8 +87,8 @@ def test_metrics_hold_every_term_and_every_evaluation(recorded):
     }  # fmt: skip
 
 
-def test_tensorboard_shows_what_the_metrics_hold(recorded, tmp_path):
-    curves = _curves(tmp_path / "board" / "distil")
+def test_tensorboard_shows_what_the_metrics_hold(recorded):
+    curves = _curves(recorded.directory / "tensorboard" / "distil")
     lines = (recorded.directory / "metrics.jsonl").read_text().splitlines()
     expected: dict[str, dict[int, float]] = {}
     for entry in map(json.loads, lines):
@@ -116,22 +129,24 @@ def test_metrics_of_steps_to_be_done_again_are_dropped(tmp_path):
 
 @pytest.mark.parametrize("done", [0, 3])
 def test_curves_of_steps_to_be_done_again_are_hidden(tmp_path, done):
-    before, after = (Recorder([TensorBoard(tmp_path)]) for _ in range(2))
-    _tell(before, range(6), losses={"total": 1.0})
-    before.end_stage()
-    _tell(after, range(done, 8), losses={"total": 2.0}, done=done)
-    after.end_stage()
+    with _on_board(tmp_path) as before:
+        _tell(before, range(6), losses={"total": 1.0})
+        before.end_stage()
+    with _on_board(tmp_path) as after:
+        _tell(after, range(done, 8), losses={"total": 2.0}, done=done)
+        after.end_stage()
     expected = {step: 1.0 if step <= done else 2.0 for step in range(1, 9)}
-    assert _curves(tmp_path / "distil")["loss/total"] == expected
+    assert _curves(tmp_path / "tensorboard" / "distil")["loss/total"] == expected
 
 
 def test_stages_have_curves_of_their_own(tmp_path):
-    recorder = Recorder([TensorBoard(tmp_path)])
-    for name in ("first", "second"):
-        recorder.start_stage(name, 1, 0)
-        recorder.log_evaluation(_step(0, stage=name), {"accuracy": 0.5})
-        recorder.end_stage()
-    assert _curves(tmp_path / "first") == _curves(tmp_path / "second")
+    with _on_board(tmp_path) as recorder:
+        for name in ("first", "second"):
+            recorder.start_stage(name, 1, 0)
+            recorder.log_evaluation(_step(0, stage=name), {"accuracy": 0.5})
+            recorder.end_stage()
+    first, second = (tmp_path / "tensorboard" / name for name in ("first", "second"))
+    assert _curves(first) == _curves(second)
 
 
 def test_output_that_is_no_terminal_gets_plain_lines():
@@ -176,14 +191,14 @@ def test_resumed_bar_starts_where_the_stage_stands():
     assert "5/8" in console.file.getvalue()
 
 
-def test_failed_stage_leaves_the_terminal_and_the_files_closed(prepare_run, monkeypatch, tmp_path):
+def test_failed_stage_leaves_the_terminal_and_the_files_closed(prepare_run, monkeypatch):
     from gkd_core.training import loop
 
     console = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
-    bar, board = ProgressBar(console), TensorBoard(tmp_path / "board")
-    run = prepare_run("method=soft", sinks=(bar, board))
+    bar, board = ProgressBar(console), TensorBoard()
+    run = prepare_run("method=soft", listeners=[bar], sinks=[board])
     monkeypatch.setattr(loop, "train_step", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), run.recorder.record(run.info, {}):
         run.execute()
     assert bar.progress is None
     assert board.writer is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +67,7 @@ def summarize_run(run: Run) -> RunSummary | None:
     for failed in failures:
         run.recorder.say(failed)
     report = write_report(run, comparison, outline, files, failures)
+    _track(run, comparison, [report, *files])
     return RunSummary(comparison, report, failure)
 
 
@@ -93,6 +94,20 @@ def _added_by_plugins(run: Run) -> tuple[list[Path], list[str]]:
             blame = run.registry.blame(error) or f"plugin {plugin}: {described(error)}"
             failures.append(f"nothing was added to the report: {blame}")
     return files, failures
+
+
+def _track(run: Run, comparison: Comparison | None, files: Iterable[Path]) -> None:
+    """Give the results and the report to the run's trackers."""
+    if comparison is not None:
+        run.recorder.summarize(
+            {
+                f"{comparison.split}/{metric}/{row.name}": value
+                for row in comparison.rows
+                for metric, value in row.metrics.items()
+            }
+        )
+    for file in files:
+        run.recorder.add_file(file)
 
 
 def _existing(path: object) -> Path:

@@ -24,8 +24,10 @@ FLAGS: Mapping[str, tuple[str, str]] = {
     "teacher": ("--teacher", "teachers"),
     "student": ("--student", "student.model"),
     "student_layers": ("--student-layers", "student.layers"),
+    "task": ("--task", "task.name"),
     "data": ("--data", "task.train"),
     "output": ("--output", "output.dir"),
+    "track": ("--track", "tracking.sinks"),
     "baseline": ("--baseline", "baseline"),
     "seed": ("--seed", "seed"),
     "nproc": ("--nproc", "parallel.nproc"),
@@ -139,8 +141,15 @@ _RUN: Sequence[Decorator] = (
     click.option(
         "--student-layers", type=int, help="Blocks of a student derived from the teacher."
     ),
-    click.option("--data", help="Training file: jsonl, csv, tsv, parquet, txt."),
+    click.option("--task", help="Task by name, such as superglue/rte."),
+    click.option("--data", help="Training file (jsonl, csv, tsv, parquet, txt) or directory."),
     click.option("--output", help="Run directory. [runs/NAME-N]"),
+    click.option(
+        "--track",
+        multiple=True,
+        metavar="NAME",
+        help="Record the run with this tracker as well, such as wandb or mlflow; repeatable.",
+    ),
     click.option(
         "--baseline/--no-baseline",
         default=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
+    from gkd_core.contract.sink import Sink
     from gkd_core.runs.directory import Mode
     from gkd_core.runs.resumption import Resumption
     from gkd_core.runs.run import Run
@@ -60,8 +61,7 @@ def run(
 
 
 def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -> None:
-    from gkd_core.analysis.run_summary import needs_all_ranks
-    from gkd_core.distributed.ranks import is_first, leave
+    from gkd_core.distributed.ranks import is_first
     from gkd_core.parallel.launch import started_by_gkd
     from gkd_core.plugins import registry
     from gkd_core.runs.run import Run, prepare_run
@@ -69,21 +69,32 @@ def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -
     if is_first() and not started_by_gkd(os.environ):
         show_warnings(resolved)
     specs = prepare_run(resolved, registry())
+    sinks = registry().make_sinks(resolved.config) if is_first() else []
     count = ranks_to_start(resolved)
     differences = () if resumption is None else _check(resolved, resumption, specs)
     with _directory(resolved, mode) as directory:
         if count:
             start_ranks(count, directory, resumption is not None and resumption.accepts)
             return
-        run = Run(resolved, registry(), specs, directory, _recorder(resolved, directory))
+        recorder = _recorder(resolved, directory, sinks)
+        run = Run(resolved, registry(), specs, directory, recorder)
         if resumption is not None:
             run.contents, run.differences = resumption.contents, differences
-        run.execute()
-        speaks, together = is_first(), needs_all_ranks(run)
-        if not together:
-            leave()
-        if speaks or together:
-            _print_summary(run)
+        with recorder.record(run.info, resolved.values()):
+            _execute(run)
+
+
+def _execute(run: Run) -> None:
+    """Train the stages of a run, and summarize it."""
+    from gkd_core.analysis.run_summary import needs_all_ranks
+    from gkd_core.distributed.ranks import is_first, leave
+
+    run.execute()
+    speaks, together = is_first(), needs_all_ranks(run)
+    if not together:
+        leave()
+    if speaks or together:
+        _print_summary(run)
 
 
 def _check(
@@ -164,29 +175,21 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     return now, resumption
 
 
-def _recorder(resolved: Resolved, directory: Path) -> Recorder:
+def _recorder(resolved: Resolved, directory: Path, sinks: Sequence[Sink]) -> Recorder:
     """Return the recorder; on ranks other than the first, it writes at most a log."""
     from rich.console import Console
 
     from gkd_core.distributed.ranks import is_first, rank
+    from gkd_core.plugins import registry
     from gkd_core.tracking.display import display
-    from gkd_core.tracking.recorder import (
-        METRICS,
-        JsonLines,
-        Recorder,
-        Sink,
-        TensorBoard,
-        TextLog,
-    )
+    from gkd_core.tracking.recorder import METRICS, JsonLines, Recorder, TextLog
 
     if not is_first():
         own = TextLog(directory / f"log-{rank()}.txt")
         return Recorder([own] if resolved.config.output.every_log else [])
-    sinks: list[Sink] = [
+    listeners = (
         display(Console()),
         TextLog(directory / "log.txt"),
         JsonLines(directory / METRICS),
-    ]
-    if resolved.config.output.tensorboard:
-        sinks.append(TensorBoard(directory / "tensorboard"))
-    return Recorder(sinks)
+    )
+    return Recorder(listeners, sinks, registry().blame)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError, create_model
@@ -12,7 +13,15 @@ from gkd_core.config.expression import parse_expression, pointer
 from gkd_core.config.formats import SettingKey
 from gkd_core.config.overlay import Values, below, nested
 from gkd_core.config.problems import from_validation, origins, unknown_key, written
-from gkd_core.config.schema import LM, OptimConfig, RolloutConfig, RunConfig, task_name
+from gkd_core.config.schema import (
+    LM,
+    OptimConfig,
+    RolloutConfig,
+    RunConfig,
+    Section,
+    TrackingConfig,
+    task_name,
+)
 from gkd_core.config.settings import DEFAULT
 from gkd_core.errors import ConfigError, MethodError, suggest
 
@@ -39,18 +48,20 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
         each table.
     """
     tree = nested(values)
-    tables = {name: table for name, table in tree.items() if name in registry.options}
-    for name in tree.keys() - tables.keys() - SETTINGS:
+    given = {name: table for name, table in tree.items() if name in registry.options}
+    for name in tree.keys() - given.keys() - SETTINGS:
         known = SETTINGS | registry.options.keys()
         problems.append(unknown_key((name,), values, known, "is neither a setting nor a method"))
     settings = {name: value for name, value in tree.items() if name in SETTINGS}
-    optimizers = _optimizer_options(registry, settings, values, problems)
+    optimizers, sinks = (
+        owners.take_options(settings, values, problems) for owners in _owners(registry)
+    )
     config = _validate(RunConfig, settings, values, (), problems)
-    names = dict.fromkeys([*_option_tables(registry, values, problems), *tables])
+    names = dict.fromkeys([*_option_tables(registry, values, problems), *given])
     if config is not None and task_name(config.task) in registry.options:
         names[task_name(config.task)] = None
     options = {
-        name: _validate(registry.options[name], tables.get(name, {}), values, (name,), problems)
+        name: _validate(registry.options[name], given.get(name, {}), values, (name,), problems)
         for name in names
     }
     if config is None:
@@ -59,8 +70,10 @@ def build(registry: Registry, values: Values, problems: list[str]) -> RunConfig 
     _check_accumulation(config, values, problems)
     _check_sources(registry, config, values, problems)
     optim = config.optim.model_copy(update={"options": optimizers})
+    tracking = config.tracking.model_copy(update={"options": sinks})
     rollout = config.rollout and _with_engine_options(registry, config.rollout, values, problems)
-    return config.model_copy(update={"options": options, "optim": optim, "rollout": rollout})
+    tables = {"options": options, "optim": optim, "tracking": tracking, "rollout": rollout}
+    return config.model_copy(update=tables)
 
 
 def build_procedure(
@@ -108,9 +121,10 @@ def as_tree(config: RunConfig) -> dict[str, Any]:
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_none=True, exclude={"stages"})
     for name, options in config.options.items():
         tree[name] = options.model_dump(mode="json", exclude_none=True)
-    for name, options in config.optim.options.items():
-        if type(options).model_fields:
-            tree["optim"][name] = options.model_dump(mode="json", exclude_none=True)
+    for table, inner in (("optim", config.optim.options), ("tracking", config.tracking.options)):
+        for name, options in inner.items():
+            if type(options).model_fields:
+                tree[table][name] = options.model_dump(mode="json", exclude_none=True)
     return tree
 
 
@@ -171,46 +185,71 @@ def _check_sources(
         _validate(source.Config, teacher.source.model_extra or {}, values, key, problems)
 
 
-def _optimizer_options(
-    registry: Registry, settings: dict[str, Any], values: Values, problems: list[str]
-) -> dict[str, BaseModel | None]:
-    """Take the tables of optimizers out of the `optim` table of `settings`, and validate them.
+@dataclass(frozen=True)
+class _Owners:
+    """Things that plugins register, whose options are tables within another table of settings.
 
-    Returns:
-        The options of the optimizer that is named, and of each that has a table.
+    Attributes:
+        table: The name of that table.
+        section: Its own settings.
+        chosen: The one of these that names what is used.
+        noun: What one thing is called, with its article.
+        known: Everything that is registered, by name.
+        find: Returns one by name, or raises `ConfigError`.
     """
-    table = settings.get("optim", {})
-    if not isinstance(table, dict):
-        return {}
-    own = OptimConfig.model_fields.keys() - {"options"}
-    known = own | registry.optimizers.keys()
-    for name in table.keys() - known:
-        what = "is neither a setting nor an optimizer"
-        problems.append(unknown_key(("optim", name), values, known, what))
-    if table:
-        settings["optim"] = {name: value for name, value in table.items() if name in own}
-    used = {name: table[name] for name in registry.optimizers if name in table}
-    named = _named_optimizer(registry, table, values, problems)
-    if named is not None:
-        used.setdefault(named, {})
-    return {
-        name: _validate(registry.optimizers[name].Config, given, values, ("optim", name), problems)
-        for name, given in used.items()
-    }
+
+    table: str
+    section: type[Section]
+    chosen: str
+    noun: str
+    known: Mapping[str, Any]
+    find: Callable[[str], Any]
+
+    def take_options(
+        self, settings: dict[str, Any], values: Values, problems: list[str]
+    ) -> dict[str, BaseModel | None]:
+        """Take their tables out of `settings`, and validate them.
+
+        Returns:
+            The options of everything that is used, and of each that has a table.
+        """
+        table = settings.get(self.table, {})
+        if not isinstance(table, dict):
+            return {}
+        own = self.section.model_fields.keys() - {"options"}
+        for name in table.keys() - (own | self.known.keys()):
+            what = f"is neither a setting nor {self.noun}"
+            known = own | self.known.keys()
+            problems.append(unknown_key((self.table, name), values, known, what))
+        if table:
+            settings[self.table] = {name: value for name, value in table.items() if name in own}
+        given = {name: table[name] for name in self.known if name in table}
+        used = {name: {} for name in self._used(table, values, problems)} | given
+        return {
+            name: _validate(self.known[name].Config, options, values, (self.table, name), problems)
+            for name, options in used.items()
+        }
+
+    def _used(self, table: Mapping[str, Any], values: Values, problems: list[str]) -> Iterator[str]:
+        """Yield the names that the table chooses and that are registered."""
+        named = table.get(self.chosen, self.section.model_fields[self.chosen].default)
+        key = (self.table, self.chosen)
+        for name in named if isinstance(named, list) else [named]:
+            try:
+                if isinstance(name, str):
+                    yield self.find(name).name
+            except ConfigError as error:
+                problems.append(f"{'.'.join(key)}{origins(below(values, key))}: {error}")
 
 
-def _named_optimizer(
-    registry: Registry, table: Mapping[str, Any], values: Values, problems: list[str]
-) -> str | None:
-    """Return the optimizer that an `optim` table names; None if there is no such optimizer."""
-    name = table.get("name", OptimConfig.model_fields["name"].default)
-    if not isinstance(name, str):
-        return None
-    try:
-        return registry.optimizer(name).name
-    except ConfigError as error:
-        problems.append(f"optim.name{origins(below(values, ('optim', 'name')))}: {error}")
-        return None
+def _owners(registry: Registry) -> tuple[_Owners, _Owners]:
+    """Return the optimizers and the sinks."""
+    return (
+        _Owners(
+            "optim", OptimConfig, "name", "an optimizer", registry.optimizers, registry.optimizer
+        ),
+        _Owners("tracking", TrackingConfig, "sinks", "a tracker", registry.sinks, registry.sink),
+    )
 
 
 def _check_kind(registry: Registry, config: RunConfig, values: Values, problems: list[str]) -> None:

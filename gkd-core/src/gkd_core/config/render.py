@@ -68,11 +68,13 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     properties |= {name: text | {"description": f"The {name} of the recipe."} for name in ABOUT}
     for name, options in registry.options.items():
         properties[name] = _schema_of(options, f"#/properties/{name}", registry)
-    optim = schema["$defs"]["OptimConfig"]["properties"]
-    del optim["options"]
-    for name, optimizer in registry.optimizers.items():
-        place = f"#/$defs/OptimConfig/properties/{name}"
-        optim[name] = _schema_of(optimizer.Config, place, registry)
+    tables = (("OptimConfig", registry.optimizers), ("TrackingConfig", registry.sinks))
+    for table, owners in tables:
+        inner = schema["$defs"][table]["properties"]
+        del inner["options"]
+        for name, owner in owners.items():
+            place = f"#/$defs/{table}/properties/{name}"
+            inner[name] = _schema_of(owner.Config, place, registry)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -24,7 +24,7 @@ from gkd_core.config.settings import (
     read_flag,
     read_table,
 )
-from gkd_core.config.unused import unused_optimizers, unused_shape, unused_stages, unused_tables
+from gkd_core.config.unused import unused_options, unused_shape, unused_stages, unused_tables
 from gkd_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ Shapes = Callable[["ResolvedStage"], "Models"]
 ABOUT = ("title", "paper", "description")
 """Keys with which a run file or a recipe describes itself."""
 
-WHOLE_RUN = ("recipe", "procedure", "stages", "output", "baseline", *ABOUT)
+WHOLE_RUN = ("recipe", "procedure", "stages", "output", "tracking", "baseline", *ABOUT)
 """Keys that cannot differ between stages."""
 
 ONLY_STAGE = "distil"
@@ -197,9 +197,15 @@ def resolve(
     assert config is not None, "settings that build nothing have a problem"
     given_by = _origins(values)
     resolved = tuple(filter(None, done)) or (ResolvedStage(ONLY_STAGE, config, given_by),)
+    parts = [run, *stages]
     warnings = [
-        *unused_tables(registry, [run, *stages], resolved),
-        *unused_optimizers(registry, [run, *stages], resolved),
+        *unused_tables(registry, parts, resolved),
+        *unused_options(
+            "optim", registry.optimizers, lambda config: [config.optim.name], parts, resolved
+        ),
+        *unused_options(
+            "tracking", registry.sinks, lambda config: config.trackers, parts, resolved
+        ),
         *unused_shape(run, values),
         *unused_stages(config, resolved),
     ]

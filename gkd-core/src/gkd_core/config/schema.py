@@ -24,6 +24,8 @@ LrSchedule = Literal[
 ZERO = Schedule("constant", 0.0, 0.0)
 LM = "lm"
 """The `task.kind` that stands for masked or causal language modeling, whichever fits the model."""
+TENSORBOARD = "tensorboard"
+"""The tracker that every run has unless `output.tensorboard` is false."""
 
 
 class Section(BaseModel):
@@ -433,6 +435,17 @@ class OutputConfig(Section):
     )
 
 
+class TrackingConfig(Section):
+    """Trackers: what keeps a record of the run besides its own directory."""
+
+    sinks: list[str] = Field(
+        [], description="Registered sinks that record the run as well, such as wandb or mlflow."
+    )
+    options: dict[str, Any] = Field(
+        {}, exclude=True, description="Options by sink; written as `tracking.NAME.OPTION`."
+    )
+
+
 class ProcedureConfig(BaseModel):
     """The procedure that generates the stages of a run, with its options."""
 
@@ -472,6 +485,7 @@ class RunConfig(Section):
         None, description="Text that models write during training. Default: none."
     )
     output: OutputConfig = Field(OutputConfig(), description="Files.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="Trackers.")
     baseline: bool | None = Field(
         None,
         description="Also train the same student on labels alone, for comparison. "
@@ -489,6 +503,12 @@ class RunConfig(Section):
     options: dict[str, Any] = Field(
         {}, exclude=True, description="Method options by method name; written at the top level."
     )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the sinks that record the run."""
+        usual = [TENSORBOARD] if self.output.tensorboard else []
+        return tuple(dict.fromkeys([*usual, *self.tracking.sinks]))
 
     @model_validator(mode="after")
     def _unique_names(self) -> RunConfig:

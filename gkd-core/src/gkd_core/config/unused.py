@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from gkd_core.config.expression import AVERAGE, parse_expression
@@ -35,23 +35,37 @@ def unused_tables(
             yield f"[{method}] is set ({setting.origin}), but {who} {method}"
 
 
-def unused_optimizers(
-    registry: Registry, parts: list[list[Setting]], stages: tuple[ResolvedStage, ...]
+def unused_options(
+    place: str,
+    known: Collection[str],
+    used_by: Callable[[RunConfig], Collection[str]],
+    parts: list[list[Setting]],
+    stages: tuple[ResolvedStage, ...],
 ) -> Iterator[str]:
-    """Warn about tables of optimizers that no stage they apply to uses."""
-    used = {stage.name: stage.config.optim.name for stage in stages}
+    """Warn about tables of options within another table, such as `optim.muon`, without effect.
+
+    Args:
+        place: The table that they are in.
+        known: What has options there.
+        used_by: Returns which of it a stage uses.
+        parts: The settings of the run, and those of each stage.
+        stages: The stages.
+    """
+    used = {stage.name: used_by(stage.config) for stage in stages}
     tables = {
         (setting.stage, setting.key[1]): setting
         for part in parts
         for setting in reversed(part)
-        if setting.key[0] == "optim"
-        and setting.key[1] in registry.optimizers
+        if setting.key[0] == place
+        and setting.key[1:2]
+        and setting.key[1] in known
         and setting.origin.level >= Level.FILE
     }
     for (stage, name), setting in tables.items():
-        if name not in ([used[stage]] if stage else used.values()):
+        names = used[stage] if stage else [name for names in used.values() for name in names]
+        if name not in names:
             who = f"stage {stage} does not use" if stage else "no stage uses"
-            yield f"[optim.{name}] is set ({setting.origin}), but {who} {name}"
+            yield f"[{place}.{name}] is set ({setting.origin}), but {who} {name}"
 
 
 def _used(config: RunConfig) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from gkd_core.contract.task import Fit
 from gkd_core.data.columns import CheckedRows
 from gkd_core.data.labels import class_ids, find_classes, known_classes
-from gkd_core.kinds.metrics import Metric, macro_f1
+from gkd_core.kinds.metrics import Metric, accuracy, macro_f1
 from gkd_core.kinds.task_kind import TaskKind
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Classification(TaskKind):
         """Return accuracy and macro F1."""
         return {
             "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
-            "accuracy": float((predictions == labels).double().mean()),
+            "accuracy": accuracy(predictions, labels),
             "macro_f1": macro_f1(predictions, labels),
         }
 

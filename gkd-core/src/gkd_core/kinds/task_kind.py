@@ -90,6 +90,8 @@ class TaskKind:
         masks: Whether the model's inputs hide the tokens that it predicts.
         generates: Whether its models continue a text, so that they can write rollouts.
         augments: Whether words of its training rows can be replaced (`task.augment`).
+        markers: Names of the inputs of a batch that say where `logits` looks, such as the places of
+            spans; the model's forward pass does not see them. See `mark`.
     """
 
     name: ClassVar[str]
@@ -105,6 +107,7 @@ class TaskKind:
     masks: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     augments: ClassVar[bool] = False
+    markers: ClassVar[tuple[str, ...]] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -299,6 +302,14 @@ class TaskKind:
         labels = rows.encoded.labels
         return rows.ids, None if labels is None else torch.from_numpy(labels[list(rows.numbers)])
 
+    def mark(self, rows: Uncollated) -> Mapping[str, Tensor]:
+        """Return the markers of a micro-batch by name, with one entry per row or per sequence.
+
+        Args:
+            rows: The rows of the micro-batch.
+        """
+        return {}
+
     # Rows without labels
 
     def any_labels(self, split: Split, classes: Sequence[str]) -> Sequence[Any]:
@@ -337,7 +348,7 @@ class TaskKind:
 
         Args:
             output: What the model's forward pass returned.
-            inputs: The inputs of the forward pass.
+            inputs: The inputs of the forward pass, and the markers.
         """
         logits: Tensor = output.logits
         return logits
@@ -350,13 +361,7 @@ class TaskKind:
             classes: The task's classes.
         """
         if type(self).logits is not TaskKind.logits and not is_prepared(model):
-            model.register_forward_hook(self._set_logits, with_kwargs=True)
-
-    def _set_logits(
-        self, model: PreTrainedModel, args: tuple[Any, ...], inputs: dict[str, Any], output: Any
-    ) -> Any:
-        output.logits = self.logits(output, inputs)
-        return output
+            read_output(model, self.logits, self.markers)
 
     def observe(self, logits: Logits, batch: Batch) -> Any:
         """Return what the evaluation keeps of a batch, on the CPU.
@@ -468,6 +473,53 @@ class TaskKind:
             labels=np.zeros(rows, np.int64),
             num_truncated=0,
         )
+
+
+def read_output(
+    model: PreTrainedModel,
+    read: Callable[[Any, Mapping[str, Tensor]], Tensor],
+    markers: Sequence[str] = (),
+) -> None:
+    """Let a function make the `logits` of a model's output; arguments as for `TaskKind.logits`.
+
+    Args:
+        model: The model.
+        read: The function.
+        markers: Names of the inputs that it sees, but not the model.
+    """
+    marked = _MarkedPass(markers)
+    if markers:
+        model.register_forward_pre_hook(marked.begin, with_kwargs=True)
+        if model.base_model is not model:  # which also runs alone, for its hidden states
+            model.base_model.register_forward_pre_hook(marked.hide, with_kwargs=True)
+
+    def set_logits(module: Any, args: Any, inputs: dict[str, Any], output: Any) -> Any:
+        output.logits = read(output, {**inputs, **marked.end()})
+        return output
+
+    model.register_forward_hook(set_logits, with_kwargs=True)
+
+
+class _MarkedPass:
+    """Keeps the markers of a forward pass from the model, for what reads its output."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = frozenset(names)
+        self._found: dict[str, Tensor] = {}
+
+    def begin(self, model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Note the markers, and hide them."""
+        self._found = {name: inputs[name] for name in self._names & inputs.keys()}
+        return self.hide(model, args, inputs)
+
+    def hide(self, model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the inputs without the markers."""
+        return args, {name: x for name, x in inputs.items() if name not in self._names}
+
+    def end(self) -> dict[str, Tensor]:
+        """Return the markers, and forget them."""
+        found, self._found = self._found, {}
+        return found
 
 
 def whole(logits: Logits) -> Tensor:

@@ -23,6 +23,15 @@ def _name(item: Any) -> str:
     return name
 
 
+def _name_of_task(item: Any) -> str:
+    from gkd_core.contract.method_base import validate_name
+
+    name: str = item.name
+    for part in str(name).split("/", 1):  # the benchmark that it belongs to, if any
+        validate_name(part, f"class {called(item)}")
+    return name
+
+
 def _name_of_kind(item: Any) -> str:
     item()  # an object without state, which is what core uses
     return _name(item)
@@ -75,6 +84,12 @@ def _settings_of_optim(item: Any) -> Collection[str]:
     from gkd_core.config.schema import OptimConfig
 
     return OptimConfig.model_fields
+
+
+def _settings_of_tracking(item: Any) -> Collection[str]:
+    from gkd_core.config.schema import TrackingConfig
+
+    return TrackingConfig.model_fields
 
 
 def _lm(item: Any) -> Collection[str]:
@@ -164,6 +179,7 @@ TASK = Contribution(
     "tasks",
     "gkd_register_tasks",
     "gkd_core.contract.task.Task",
+    name=_name_of_task,
     reserved=_settings_if_options,
 )
 ANSWER_SOURCE = Contribution(
@@ -184,6 +200,13 @@ ROLLOUT_ENGINE = Contribution(
     "rollout engines",
     "gkd_register_rollouts",
     "gkd_core.contract.rollout.RolloutEngine",
+)
+SINK = Contribution(
+    "tracker",
+    "trackers",
+    "gkd_register_sinks",
+    "gkd_core.contract.sink.Sink",
+    reserved=_settings_of_tracking,
 )
 KIND = Contribution(
     "kind of task",
@@ -211,6 +234,7 @@ CONTRIBUTIONS = (
     ANSWER_SOURCE,
     OPTIMIZER,
     ROLLOUT_ENGINE,
+    SINK,
     KIND,
     COMMAND,
 )

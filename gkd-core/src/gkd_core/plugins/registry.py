@@ -20,6 +20,7 @@ from gkd_core.plugins.contributions import (
     PROCEDURE,
     RECIPE,
     ROLLOUT_ENGINE,
+    SINK,
     SITES,
     TASK,
     Contribution,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.optimizer import OptimizerFactory
     from gkd_core.contract.procedure import Procedure
     from gkd_core.contract.rollout import RolloutEngine
+    from gkd_core.contract.sink import Sink
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.models.sites import Sites
@@ -119,6 +121,11 @@ class Registry:
     def rollout_engines(self) -> Mapping[str, type[RolloutEngine]]:
         """Every rollout engine by name."""
         return self._loaded.named(ROLLOUT_ENGINE)
+
+    @functools.cached_property
+    def sinks(self) -> Mapping[str, type[Sink]]:
+        """Every sink by name."""
+        return self._loaded.named(SINK)
 
     @functools.cached_property
     def kinds(self) -> Mapping[str, TaskKind]:
@@ -201,6 +208,23 @@ class Registry:
     def rollout_engine_class(self, name: str) -> type[RolloutEngine]:
         """Return a rollout engine by name, or raise `ConfigError`."""
         return self._find(ROLLOUT_ENGINE, name, self.rollout_engines)
+
+    def sink(self, name: str) -> type[Sink]:
+        """Return a sink by name, or raise `ConfigError`."""
+        more = f" There are {', '.join(self.sinks)}"
+        return self._find(SINK, name, self.sinks, ConfigError, more)
+
+    def make_sinks(self, config: RunConfig) -> list[Sink]:
+        """Return the sinks of a run with their options.
+
+        Raises:
+            ConfigError: One lacks something that it needs.
+        """
+        options = config.tracking.options
+        sinks = [self.sink(name)(options.get(name)) for name in config.trackers]
+        for sink in sinks:
+            sink.check()
+        return sinks
 
     def kind(self, name: str) -> TaskKind:
         """Return a kind of task by name, or raise `ConfigError`."""
@@ -289,6 +313,7 @@ class Registry:
             PROCEDURE: self.procedures,
             OPTIMIZER: self.optimizers,
             ROLLOUT_ENGINE: self.rollout_engines,
+            SINK: self.sinks,
             ANSWER_SOURCE: self.answer_sources,
             COMMAND: self.commands,
         }

@@ -204,7 +204,7 @@ def _changed_inputs(
 
 
 def changed_settings(before: Mapping[str, Any], resolved: Resolved) -> Iterator[Difference]:
-    """Yield the settings that are not as before, except places and the layout.
+    """Yield the settings that are not as before, except places, the layout and trackers.
 
     Args:
         before: Their values by dotted key.
@@ -250,10 +250,10 @@ def _changed_code(name: str, before: Inputs, now: Inputs) -> Iterator[Difference
 
 
 def _may_differ(key: str) -> bool:
-    """Return whether a setting only says where something is, or is computed."""
+    """Return whether a setting only says where something is, is computed or is recorded."""
     parts = _in_stage(key)
     of_teacher = parts[0] == "teachers" and parts[-1] in ("model", "tensor", "placement")
-    return of_teacher or parts[0] == "parallel" or ".".join(parts) in PLACES
+    return of_teacher or parts[0] in ("parallel", "tracking") or ".".join(parts) in PLACES
 
 
 def _is_interval(key: str) -> bool:

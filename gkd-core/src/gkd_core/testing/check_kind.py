@@ -8,6 +8,7 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -254,9 +255,10 @@ def _check_collation(trial: _KindTrial) -> None:
     width = batch.inputs["input_ids"].shape[1]
     for row in range(len(encoded)):
         alone = trial.batch([row], width)
-        own = slice(row * encoded.per_row, (row + 1) * encoded.per_row)
+        own = encoded.sequences([row])
         for key, value in alone.inputs.items():
-            assert torch.equal(value, batch.inputs[key][own]), (
+            of_rows = len(batch.inputs[key]) == len(batch)
+            assert torch.equal(value, batch.inputs[key][[row] if of_rows else own]), (
                 f"{name}: `{key}` of a row depends on the other rows of its batch"
             )
         if alone.labels is not None and batch.labels is not None:
@@ -356,7 +358,8 @@ def _check_planning(trial: _KindTrial) -> None:
     """Check that rows which are only imagined have the form of real ones."""
     name, kind = trial.name, trial.kind
     assert len(trial.encode(kind.one_row(trial.split))) > 0, f"{name}: `one_row` has no row"
-    real = trial.batch(range(2), LENGTH)
+    order = np.argsort(-np.diff(trial.encoded.starts), kind="stable")
+    real = trial.batch(order[:2].tolist(), LENGTH)
     made = kind.planned(2, LENGTH, SPECIAL.index("[MASK]"), trial.classes)
     planned = trial.collator.collate(made, [0, 1], EVALUATION_EPOCH)
     forms = [(b.mask.shape, b.labels is None, len(b)) for b in (real, planned)]

@@ -1,1 +1,1 @@
-"""Recording of a run's progress: recorder, sinks and display."""
+"""Recording of a run's progress: recorder, display, and sinks that keep a record elsewhere."""

@@ -15,7 +15,7 @@ from rich.progress import (
 from rich.table import Column
 
 from gkd_core.contract.step import Step
-from gkd_core.tracking.recorder import Sink, format_values
+from gkd_core.tracking.recorder import Listener, format_values
 
 BAR_WIDTH = 12
 
@@ -108,8 +108,8 @@ class PlainLines:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def display(console: Console) -> Sink:
-    """Return the sink that suits the output."""
+def display(console: Console) -> Listener:
+    """Return the listener that suits the output."""
     return ProgressBar(console) if console.is_terminal else PlainLines(console)
 
 

@@ -1,23 +1,27 @@
-"""`Recorder`: forwards the progress of a run to sinks that display or store it."""
+"""`Recorder`: forwards the progress of a run to those who display or store it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gkd_core.atomic import write_file
 from gkd_core.contract.step import Step
+from gkd_core.plugins.owners import described
 from gkd_core.strict_json import json_text
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from gkd_core.contract.run_info import RunInfo
+    from gkd_core.contract.sink import Sink
+    from gkd_core.plugins import Blame
 
 
-class Sink(Protocol):
-    """Displays or stores the progress of a run."""
+class Listener(Protocol):
+    """Displays or stores the progress of a run for gkd itself: the screen, the log, the report."""
 
     def start_stage(self, name: str, total: int, done: int) -> None:
         """Start a stage of `total` steps, or continue it after `done` of them."""
@@ -39,19 +43,49 @@ class Sink(Protocol):
 
 
 class Recorder:
-    """Forwards everything to all sinks.
+    """Forwards everything to all listeners and sinks.
+
+    A sink that raises an error is named, and left out from then on; the run goes on.
 
     Args:
-        sinks: The sinks.
+        listeners: Those that the run needs.
+        sinks: Those that keep a record of it.
+        blame: Returns the plugin that raised an error, if it was one.
     """
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self.sinks = sinks
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        sinks: Sequence[Sink] = (),
+        blame: Callable[[BaseException], Blame | None] = lambda error: None,
+    ) -> None:
+        self._listeners = listeners
+        self._sinks = list(sinks)
+        self._blame = blame
+
+    @contextmanager
+    def record(self, run: RunInfo, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Tell the sinks when a run begins, and how it ends.
+
+        Args:
+            run: The run.
+            settings: Its settings by dotted key.
+        """
+        self._track(lambda sink: sink.start(run, settings))
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            self._track(lambda sink: sink.finish(error))
 
     def start_stage(self, name: str, total: int, done: int) -> None:
         """Start a stage of `total` steps, or continue it after `done` of them."""
-        for sink in self.sinks:
-            sink.start_stage(name, total, done)
+        for listener in self._listeners:
+            listener.start_stage(name, total, done)
+        self._track(lambda sink: sink.start_stage(name, total, done))
 
     def log_step(
         self,
@@ -83,23 +117,53 @@ class Recorder:
         }
         if scaling:
             values = {name: value for name, value in values.items() if math.isfinite(value)}
-        for sink in self.sinks:
-            sink.log_step(step, values)
+        for listener in self._listeners:
+            listener.log_step(step, values)
+        self.track(step, {k if "/" in k else f"train/{k}": v for k, v in values.items()})
 
     def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
         """Log an evaluation of the student."""
-        for sink in self.sinks:
-            sink.log_evaluation(step, metrics)
+        for listener in self._listeners:
+            listener.log_evaluation(step, metrics)
+        self.track(step, in_validation(metrics))
+
+    def track(self, step: Step, values: Mapping[str, float]) -> None:
+        """Log numbers of a step in the sinks only.
+
+        Args:
+            step: The step.
+            values: The numbers by full name, such as `validation/accuracy`.
+        """
+        self._track(lambda sink: sink.log(step, values))
 
     def end_stage(self) -> None:
         """End the stage."""
-        for sink in self.sinks:
-            sink.end_stage()
+        for listener in self._listeners:
+            listener.end_stage()
+        self._track(lambda sink: sink.end_stage())
 
     def say(self, text: str) -> None:
         """Show a message to the user."""
-        for sink in self.sinks:
-            sink.say(text)
+        for listener in self._listeners:
+            listener.say(text)
+        self._track(lambda sink: sink.say(text))
+
+    def summarize(self, values: Mapping[str, float]) -> None:
+        """Log numbers of the whole run in the sinks."""
+        self._track(lambda sink: sink.summarize(values))
+
+    def add_file(self, path: Path) -> None:
+        """Give a file of the run to the sinks."""
+        self._track(lambda sink: sink.add_file(path))
+
+    def _track(self, event: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                event(sink)
+            except (Exception, SystemExit) as error:
+                self._sinks.remove(sink)
+                reason = self._blame(error) or described(error)
+                self.say(f"tracker {sink.name} records no more of this run: {reason}")
 
 
 METRICS = "metrics.jsonl"
@@ -128,7 +192,7 @@ class JsonLines:
 
     def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
         """Append a line."""
-        self._append(step, {f"validation/{name}": value for name, value in metrics.items()})
+        self._append(step, in_validation(metrics))
 
     def end_stage(self) -> None:
         """Do nothing."""
@@ -140,46 +204,6 @@ class JsonLines:
         entry = {"stage": step.stage, "step": step.index + 1, "epoch": step.epoch, **values}
         with self.path.open("a") as file:
             file.write(json_text(entry) + "\n")
-
-
-class TensorBoard:
-    """Writes the curves of each stage to a separate TensorBoard directory.
-
-    Args:
-        directory: Parent directory of the stages' directories.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.writer: SummaryWriter | None = None
-
-    def start_stage(self, name: str, total: int, done: int) -> None:
-        """Open the stage's directory; steps that will be repeated are hidden."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(self.directory / name), purge_step=done + 1)
-
-    def log_step(self, step: Step, values: Mapping[str, float]) -> None:
-        """Add a point to each curve."""
-        self._add(step, {k if "/" in k else f"train/{k}": v for k, v in values.items()})
-
-    def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
-        """Add a point to each curve."""
-        self._add(step, {f"validation/{name}": value for name, value in metrics.items()})
-
-    def end_stage(self) -> None:
-        """Close the writer."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-
-    def say(self, text: str) -> None:
-        """Do nothing."""
-
-    def _add(self, step: Step, values: Mapping[str, float]) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step.index + 1)
 
 
 class TextLog:
@@ -211,6 +235,11 @@ class TextLog:
         """Write lines."""
         with self.path.open("a") as file:
             file.write(f"{text}\n")
+
+
+def in_validation(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics of the validation rows by full name."""
+    return {f"validation/{name}": value for name, value in metrics.items()}
 
 
 def format_values(step: Step, values: Mapping[str, float]) -> str:

@@ -295,7 +295,8 @@ def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]
         limit = min(teacher.info.max_length for teacher in teachers)
         # The student cuts long texts into blocks, which may take more of another's tokens.
         longest = min(limit, (2 if spec.kind.is_lm else 1) * spec.max_length)
-        encoded = encode_again(spec.kind, rows, train, tokenizer, longest)
+        classes = spec.data.classes
+        encoded = encode_again(spec.kind, rows, train, tokenizer, longest, classes)
         spec.check_ids(encoded, tokenizer)
         yield Reading(
             models=tuple(teacher.info.name for teacher in teachers),
