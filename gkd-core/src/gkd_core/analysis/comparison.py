@@ -30,6 +30,7 @@ from gkd_core.evaluation.predictions import (
     model_table,
     rows_table,
 )
+from gkd_core.evaluation.samples import Sampling, write_samples
 from gkd_core.evaluation.top_tokens import TopTokens, TopTokenWatch, same_tokens
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
@@ -251,13 +252,18 @@ def predict_and_compare(
     compared: Sequence[ComparedModel],
     teacher: str | None,
     adapters: Iterable[type[Sites]] = (),
+    sampling: Sampling | None = None,
 ) -> Compared:
-    """Compare models as `compare_models` does; also return what each says of every row."""
+    """Compare models as `compare_models` does; also return what each says of every row.
+
+    With `sampling`, predictions have what language models write, in the columns `prompt` and
+    `generated`.
+    """
     data = spec.data
     split = data.validation if data.test is None else data.test
     judge = next((one for one in compared if one.name == teacher), None)
     unlabeled = spec.is_unlabeled(split)
-    exam = _Exam(spec, compared, split, judge, tuple(adapters))
+    exam = _Exam(spec, compared, split, judge, tuple(adapters), sampling)
     timed = all(one.is_whole for one in compared)
     models, sizes, found = [], [], []
     for one in compared:
@@ -335,8 +341,10 @@ class _Exam:
         split: Split,
         judge: ComparedModel | None,
         adapters: Sequence[type[Sites]],
+        sampling: Sampling | None,
     ) -> None:
         self._spec = spec
+        self._sampling = sampling
         self._split = split
         self._judge = judge
         self._adapters = adapters
@@ -363,6 +371,9 @@ class _Exam:
         found = evaluate(model, encoded, collator, kind, self._device, predict)
         if watch is not None:
             found = self._with_top_tokens(found, watch.tokens(), encoded, compared)
+        if self._sampling is not None:
+            written = write_samples(model.eval(), compared.tokenizer, encoded, self._sampling)
+            found = replace(found, columns={**found.columns, **written})
         return self._spec.measured(found, self._split)
 
     def samples(self, compared: ComparedModel) -> list[Batch]:

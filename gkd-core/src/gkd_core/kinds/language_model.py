@@ -116,6 +116,17 @@ def _metrics(loss: float) -> dict[str, float]:
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
 
+def bits_per_byte(nll: NDArray[np.float64], sizes: NDArray[np.int64]) -> float:
+    """Return the bits that a byte of text takes, which tokenizers do not change; NaN without text.
+
+    Args:
+        nll: Negative log-likelihood of each text, in nats.
+        sizes: The bytes of each text that its tokens stand for.
+    """
+    total = int(sizes.sum())
+    return float(nll.sum()) / math.log(2) / total if total else math.nan
+
+
 def sees_both_sides(config: PretrainedConfig) -> bool:
     """Return whether a model is an encoder, whose positions see the tokens after them."""
     own = getattr(config, "auto_map", None) or {}
