@@ -19,7 +19,8 @@ from gkd_core.contract.step import Step
 FLAGS = {
     "config": "--method --recipe --teacher --student --student-layers --task --data --output --track "
     "--baseline --seed --nproc --set --schema --json",
-    "eval": "--task --data --against --samples --output --set --json",
+    "eval": "--task --data --against --samples --output --set --json --tasks --num-fewshot --limit "
+    "--apply-chat-template --include-path",
     "explain": "--method --recipe --teacher --student --student-layers --task --data --output --track "
     "--baseline --seed --nproc --set --json",
     "methods": "",

@@ -35,8 +35,8 @@ class Findings:
         found = asdict(self.compared.comparison)
         if bits := self._bits_per_byte():
             found["bits_per_byte"] = bits
-        if samples := list(self._samples()):
-            found["samples"] = samples
+        if written := list(self._written()):
+            found["written"] = written
         if self.pair is not None:
             found["against"] = asdict(self.pair)
         return found
@@ -47,14 +47,14 @@ class Findings:
         console.print(self.compared.comparison.table())
         for name, bits in self._bits_per_byte().items():
             console.print(f"{bits:.4f} bits per byte: {name}", markup=False, soft_wrap=True)
-        for sample in self._samples():
+        for sample in self._written():
             prompt, *written = sample.items()
             console.print(f"\n{prompt[1]}", markup=False)
             for name, text in written:
                 console.print(f"  {name}: {text}", markup=False)
         if self.pair is not None:
             console.print()
-            console.print(_pair_table(self.pair))
+            console.print(_pair_table(self.pair, self.kind))
 
     def _bits_per_byte(self) -> dict[str, float]:
         """Return the bits per byte of each model that predicts every token of its texts."""
@@ -69,7 +69,7 @@ class Findings:
             if "nll" in table.column_names
         }
 
-    def _samples(self) -> Iterator[dict[str, str]]:
+    def _written(self) -> Iterator[dict[str, str]]:
         """Yield a prompt and what each model has written after it, by its name."""
         predictions = self.compared.predictions
         tables = predictions.models
@@ -82,7 +82,7 @@ class Findings:
                 yield {"prompt": prompt} | {predictions.names[f]: t[row] for f, t in texts.items()}
 
 
-def _pair_table(pair: ModelPair) -> Table:
+def _pair_table(pair: ModelPair, kind: TaskKind) -> Table:
     """Return what is known of two models as lines of a name and a value."""
     table = Table(
         title=f"{pair.model} against {pair.against}, {pair.rows:,} rows",
@@ -95,12 +95,12 @@ def _pair_table(pair: ModelPair) -> Table:
     )
     table.add_column()
     table.add_column(overflow="fold")
-    for name, value in _pair_lines(pair):
+    for name, value in _pair_lines(pair, kind):
         table.add_row(name, value)
     return table
 
 
-def _pair_lines(pair: ModelPair) -> Iterator[tuple[str, str]]:
+def _pair_lines(pair: ModelPair, kind: TaskKind) -> Iterator[tuple[str, str]]:
     if pair.difference is not None:
         found = pair.difference
         inside = ""
@@ -109,7 +109,8 @@ def _pair_lines(pair: ModelPair) -> Iterator[tuple[str, str]]:
             inside = f" ({found.interval.level:.0%} interval {low:+.4f} to {high:+.4f})"
         yield f"difference in {pair.metric}", f"{found.value:+.4f}{inside}"
     if pair.agreement is not None:
-        yield "same answer", f"{pair.agreement:.1%}"
+        what = "likeliest token" if kind.is_lm else "answer"
+        yield f"same {what}", f"{pair.agreement:.1%}"
     if pair.kl is not None:
         yield "KL divergence", f"{pair.kl:.4f} nats from the other's distribution"
     for name, calibration in pair.calibration.items():

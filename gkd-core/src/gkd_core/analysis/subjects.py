@@ -13,6 +13,7 @@ from gkd_core.config.resolve import resolve
 from gkd_core.config.schema import StudentConfig, TeacherConfig
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
+from gkd_core.models.tokenizer import load_tokenizer
 from gkd_core.runs.directory import CONFIG, DONE
 from gkd_core.runs.run import Run, prepare_run
 from gkd_core.tracking.recorder import Recorder
@@ -155,6 +156,27 @@ def alone(builder: SpecBuilder, stage: ResolvedStage, models: Sequence[str]) -> 
     ]
     spec = replace(first, teachers=tuple(teachers))
     return Subjects(spec, compared, models[0] if len(models) > 1 else None)
+
+
+def language_models(named: Sequence[Named], registry: Registry) -> list[ComparedModel]:
+    """Return models that need no rows: those of the table of a run, or each by itself.
+
+    Args:
+        named: What the user named.
+        registry: The plugins.
+    """
+    alone = named[0]
+    if len(named) == 1 and alone.run is not None and alone.is_run:
+        resolved = resolve(registry, files=alone.config)
+        return list(compared_models(open_run(alone.run, resolved, registry)))
+    found = []
+    for each in named:
+        stages = resolve(registry, files=each.config).stages
+        trusts = any(map(_trusts_code, stages))
+        model = each.model(registry)
+        tokenizer = load_tokenizer(model, trusts, "the model to evaluate")
+        found.append(ComparedModel(model, model, tokenizer, trusts))
+    return found
 
 
 def _is_run(place: Path) -> bool:

@@ -29,6 +29,15 @@ SPLITS = ("validation", "test")
 @click.option("--data", help="Rows to evaluate on: jsonl, csv, tsv, parquet, txt.")
 @click.option("--against", metavar="MODEL", help="Compare with another model, row by row.")
 @click.option("--samples", type=click.IntRange(1), help="Texts to let a language model continue.")
+@click.option(
+    "--tasks",
+    metavar="NAMES",
+    help="Tasks of lm-evaluation-harness, or YAML files of such, with commas between.",
+)
+@click.option("--num-fewshot", type=click.IntRange(0), help="With --tasks: examples in a prompt.")
+@click.option("--limit", type=click.IntRange(1), help="With --tasks: rows of each task.")
+@click.option("--apply-chat-template", is_flag=True, help="With --tasks: ask in conversations.")
+@click.option("--include-path", help="With --tasks: folder of further tasks.")
 @click.option("--output", help="New directory for what each model says of each row.")
 @json_option()
 def evaluate(
@@ -41,6 +50,7 @@ def evaluate(
     samples: int | None,
     output: str | None,
     as_json: bool,
+    **harness: Any,
 ) -> dict[str, Any] | None:
     """Evaluate a model on the test rows of a task.
 
@@ -49,6 +59,8 @@ def evaluate(
     other rows; of a file that --data names, all are used. Without test rows, the validation rows
     are. Nothing is written without --output.
     """
+    if _asks_harness(harness, files or settings or data or task or samples):
+        return _run_harness(model, against, harness, output, as_json)
     from gkd_core.analysis.comparison import predict_and_compare
     from gkd_core.analysis.findings import Findings
     from gkd_core.analysis.subjects import find_named
@@ -75,6 +87,44 @@ def evaluate(
     if as_json:
         return findings.as_json()
     findings.show()
+    return None
+
+
+def _asks_harness(harness: dict[str, Any], rows: object) -> bool:
+    """Return whether tasks of lm-evaluation-harness are asked for, which bring their own rows."""
+    if harness["tasks"] is None:
+        given = [name for name, value in harness.items() if value]
+        if given:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} belongs to --tasks")
+        return False
+    if rows:
+        raise click.UsageError(
+            "--tasks brings rows and settings of its own: omit FILE, --task, --data, --set and "
+            "--samples"
+        )
+    return True
+
+
+def _run_harness(
+    model: str, against: str | None, harness: dict[str, Any], output: str | None, as_json: bool
+) -> dict[str, Any] | None:
+    """Evaluate language models on tasks of lm-evaluation-harness."""
+    from rich.console import Console
+
+    from gkd_core.analysis.lm_harness import HarnessOptions, run_harness
+    from gkd_core.analysis.subjects import find_named, language_models
+    from gkd_core.plugins import registry
+
+    place = _new_directory(output)
+    options = HarnessOptions(**harness | {"tasks": harness["tasks"].split(",")})
+    named = [find_named(name) for name in (against, model) if name is not None]
+    kind = next(kind for kind in registry().kinds.values() if kind.generates)
+    findings = run_harness(language_models(named, registry()), kind, options)
+    if place is not None:
+        findings.write(place)
+    if as_json:
+        return findings.as_json()
+    Console(highlight=False).print(findings.table())
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,13 +55,14 @@ def write_samples(
     columns: dict[str, list[str | None]] = {
         name: [None] * len(split.extra[BYTES]) for name in ("prompt", "generated")
     }
+    longest = getattr(model.config, "max_position_embeddings", None) or math.inf
     for row, prompt in _prompts(split, sampling.rows):
         ids = torch.from_numpy(prompt.astype(np.int64))[None].to(model.device)
         with torch.no_grad():
             written = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=sampling.new_tokens,
+                max_new_tokens=max(1, min(sampling.new_tokens, longest - len(prompt))),
                 do_sample=False,
                 pad_token_id=_padding(tokenizer),
             )
