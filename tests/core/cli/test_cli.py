@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from gkd_core.contract.step import Step
 
 FLAGS = {
-    "config": "--method --recipe --teacher --student --student-layers --task --data --output --track "
-    "--baseline --seed --nproc --set --schema --json",
+    "config": "--method --recipe --teacher --student --student-layers --task --data --output "
+    "--track --probe --baseline --seed --nproc --set --schema --json",
     "eval": "--task --data --against --samples --output --set --json --tasks --num-fewshot --limit "
     "--apply-chat-template --include-path",
-    "explain": "--method --recipe --teacher --student --student-layers --task --data --output --track "
-    "--baseline --seed --nproc --set --json",
+    "explain": "--method --recipe --teacher --student --student-layers --task --data --output "
+    "--track --probe --baseline --seed --nproc --set --json",
     "methods": "",
     "optimizers": "",
     "plugins": "--json",
@@ -30,8 +30,8 @@ FLAGS = {
     "--multiple --rows",
     "recipes": "",
     "replay": "--rank",
-    "run": "--method --recipe --teacher --student --student-layers --task --data --output --track "
-    "--baseline --seed --nproc --set --overwrite --resume --accept-changes",
+    "run": "--method --recipe --teacher --student --student-layers --task --data --output "
+    "--track --probe --baseline --seed --nproc --set --overwrite --resume --accept-changes",
 }
 
 

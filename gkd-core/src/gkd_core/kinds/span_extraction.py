@@ -61,6 +61,7 @@ class SpanExtraction(TaskKind):
     metrics = ("f1", "exact_match")
     predicted = "span"
     splits_rows = True
+    pools = False
 
     @property
     def auto(self) -> Any:

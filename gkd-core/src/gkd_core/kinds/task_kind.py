@@ -90,6 +90,7 @@ class TaskKind:
         masks: Whether the model's inputs hide the tokens that it predicts.
         generates: Whether its models continue a text, so that they can write rollouts.
         augments: Whether words of its training rows can be replaced (`task.augment`).
+        pools: Whether its head classifies one vector of each row, which methods read as `pooled`.
         markers: Names of the inputs of a batch that say where `logits` looks, such as the places of
             spans; the model's forward pass does not see them. See `mark`.
     """
@@ -107,6 +108,7 @@ class TaskKind:
     masks: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     augments: ClassVar[bool] = False
+    pools: ClassVar[bool] = True
     markers: ClassVar[tuple[str, ...]] = ()
 
     def __str__(self) -> str:
