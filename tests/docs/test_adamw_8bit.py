@@ -12,7 +12,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "gkd-optimizer-adamw-8bit"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_its_own_tests_pass():
     path = os.pathsep.join([str(EXAMPLE), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

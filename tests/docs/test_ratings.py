@@ -27,6 +27,7 @@ def test_it_is_listed_with_its_origin(gkd, installed):
     assert "Cohen's kappa" in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_its_own_tests_pass(installed):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", EXAMPLE / "tests"],

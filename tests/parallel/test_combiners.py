@@ -76,7 +76,7 @@ def test_two_ranks_train_as_one_process_does(several, on_ranks, runs, alone, tmp
             runs.assert_equal(tmp_path / f"{layout} {name}", alone / name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_resumed_policy_ends_bit_equal_under_zero_2(several, on_ranks, runs, tmp_path):
     settings = [
         *METHODS["rl-kd, tmkd"],

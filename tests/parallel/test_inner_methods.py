@@ -77,7 +77,7 @@ def test_the_case_of_sid_unlocks_when_the_loss_is_small(alone):
     assert learnt == [False] * 4 + [True] * 4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_ranks_decided_survives_a_resume(still, on_ranks, runs, tmp_path):
     cases = []
     for name in ("sid", "rail-kd"):

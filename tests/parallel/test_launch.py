@@ -168,19 +168,19 @@ def test_ranks_are_started_and_end_as_one_process_does(gkd, arguments, alone, tm
     assert "[" not in ranks.stderr.replace("00:00", "").split("Writing")[0]
 
 
-def test_mistake_is_told_once_before_ranks_are_started(gkd, arguments, tmp_path):
-    done = gkd(*arguments, "--output", "run", "--nproc", 2, "--method", "sfot")
-    assert done.returncode == 2
-    assert done.stderr.count("unknown method 'sfot'") == 1
+def test_mistake_is_told_once_before_ranks_are_started(invoke, arguments, tmp_path):
+    done = invoke(*arguments, "--output", "run", "--nproc", 2, "--method", "sfot")
+    assert done.code == 2
+    assert done.err.count("unknown method 'sfot'") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_directory_of_a_run_is_left_alone(gkd, arguments, tmp_path):
+def test_directory_of_a_run_is_left_alone(invoke, arguments, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("")
-    done = gkd(*arguments, "--output", "run", "--nproc", 2)
-    assert done.returncode == 2
-    assert done.stderr.count("run already exists") == 1
+    done = invoke(*arguments, "--output", "run", "--nproc", 2)
+    assert done.code == 2
+    assert done.err.count("run already exists") == 1
 
 
 def _fails(gkd, arguments, faulty, folder, fault, said):
@@ -238,7 +238,7 @@ def _under_torchrun(arguments, folder, **environment):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_same_command_works_under_torchrun(arguments, alone, tmp_path):
     done = _under_torchrun(arguments, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -261,7 +261,7 @@ def test_number_that_differs_from_that_of_the_launcher_is_refused(arguments, tmp
     assert done.stderr.count("parallel.nproc is 4 (--set), but 2 processes were started") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_interrupted_ranks_say_once_how_to_go_on(gkd, arguments, tmp_path):
     command = [sys.executable, "-m", "gkd_core.cli", *map(str, arguments), "--output", "run"]
     process = subprocess.Popen(

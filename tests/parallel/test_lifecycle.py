@@ -8,13 +8,18 @@ from safetensors.torch import load_file
 QUEUES = ["method=pkd+queues", "training.checkpoint_every=3"]
 
 
+rest = pytest.mark.exhaustive
+
+
 @pytest.mark.parametrize(
     ("ranks", "layout", "files"),
     [
         (1, [], {"methods.safetensors"}),
-        (2, [], {"methods.safetensors", "methods-1.safetensors"}),
+        pytest.param(2, [], {"methods.safetensors", "methods-1.safetensors"}, marks=rest),
         (2, ["parallel.tensor=2"], {"methods.safetensors"}),
-        pytest.param(2, ["parallel.zero=3"], {"methods.safetensors", "methods-1.safetensors"}),
+        pytest.param(
+            2, ["parallel.zero=3"], {"methods.safetensors", "methods-1.safetensors"}, marks=rest
+        ),
     ],
     ids=["alone", "data", "tensor", "zero"],
 )

@@ -108,7 +108,9 @@ FAMILIES = [("bert", "masked-lm"), ("gpt2", "causal-lm")]
 """A vocabulary that two ranks do not divide; transposed and fused matrices."""
 
 
-@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "ranks", [2, *(pytest.param(ranks, marks=pytest.mark.exhaustive) for ranks in (3, 4))]
+)
 def test_layouts_give_the_same_bits(checkpoint, on_ranks, ranks):
     layouts = {
         2: [(1, 0), (2, 0), (1, 1), (1, 2)],
@@ -139,7 +141,10 @@ def test_training_goes_on_under_another_layout(checkpoint, on_ranks, name):
     _same(state, steps(*case, (1, 0), range(4)))
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw", "muon"])
+@pytest.mark.parametrize(
+    "name",
+    ["muon", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("adafactor", "adamw"))],
+)
 def test_frozen_parts_stay_bit_equal_in_every_layout(checkpoint, on_ranks, name):
     path = checkpoint("bert", "classification")
     cases = [
@@ -154,7 +159,7 @@ def test_frozen_parts_stay_bit_equal_in_every_layout(checkpoint, on_ranks, name)
             assert (weight == before[key]).all() == frozen, key
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adafactor", pytest.param("muon", marks=pytest.mark.exhaustive)])
 def test_interrupted_runs_end_bit_equal(world, on_ranks, runs, tmp_path, name):
     cases = []
     for layout in ("tensor", "zero"):

@@ -34,7 +34,7 @@ def test_two_ranks_train_as_one_process_does(still, on_ranks, runs, alone, tmp_p
         runs.assert_equal(tmp_path / name, alone / name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_queue_of_two_ranks_is_resumed_bit_equal(still, on_ranks, runs, tmp_path):
     settings = [*CASES["memory-queue"][1], *SETTINGS, "training.checkpoint_every=2"]
     settings = [*settings, "parallel.tensor=2"]

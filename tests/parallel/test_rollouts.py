@@ -99,7 +99,7 @@ def test_logits_of_a_divided_vocabulary_stay_divided(ending, alone, on_ranks, ru
     runs.assert_equal(tmp_path / "tensor", alone[0])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_resumed_run_writes_the_same(ending, on_ranks, runs, tmp_path):
     settings = ("parallel.tensor=2", "method=minilm+soft", "training.steps=8")
     on_ranks(2, runs.train, ending, tmp_path / "whole", *_with(*settings))

@@ -42,7 +42,7 @@ def test_offloaded_teacher_teaches_the_same(still, runs, replicated, tmp_path):
         runs.assert_same(tmp_path / name, replicated / name)
 
 
-@pytest.mark.parametrize("zero", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("zero", [0, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_divided_teacher_teaches_the_same(still, on_ranks, runs, replicated, tmp_path, zero):
     cases = _placed("zero3", f"parallel.zero={zero}")
     on_ranks(2, runs.train_all, still, tmp_path, cases)

@@ -11,7 +11,6 @@ from gkd_core.plugins import registry
 
 KINDS = registry().kinds
 
-slow = pytest.mark.slow
 rest = [pytest.mark.slow, pytest.mark.exhaustive]
 CASES = [
     ("hard", "teacher", ["method=hard"]),
@@ -45,22 +44,17 @@ LAYOUTS = {
     "ZeRO 2": (4, ["parallel.tensor=2", "parallel.zero=2"]),
     "ZeRO 3 and a wider teacher": (4, ["parallel.tensor=2", "parallel.zero=3", "teacher.tensor=4"]),
 }
-QUICK = ("student and teacher", "teacher alone", "student alone")
-REST = ("two copies", "ZeRO 2", "a wider teacher")
-"""Layouts of which the last one has all parts."""
+QUICK = "student and teacher"
 FEW = ("pkd", "minilm", "causal-lm")
 
 
 @pytest.mark.parametrize(
     "layout",
-    [
-        pytest.param(name, marks=() if name in QUICK else rest if name in REST else slow)
-        for name in LAYOUTS
-    ],
+    [pytest.param(name, marks=() if name == QUICK else rest) for name in LAYOUTS],
 )
 def test_divided_models_train_as_whole_ones_do(still, on_ranks, runs, alone, tmp_path, layout):
     ranks, settings = LAYOUTS[layout]
-    chosen = CASES if layout == "student and teacher" else [c for c in CASES if c[0] in FEW]
+    chosen = CASES if layout == QUICK else [c for c in CASES if c[0] in FEW]
     on_ranks(ranks, runs.train_on_shares, still, tmp_path, _with(chosen, *settings))
     for name, *_ in chosen:
         runs.assert_equal(tmp_path / name, alone / name)
@@ -134,7 +128,9 @@ def _students(still):
     ]
 
 
-@pytest.mark.parametrize("layout", [["parallel.tensor=2"], ["teacher.tensor=2"]])
+@pytest.mark.parametrize(
+    "layout", [["parallel.tensor=2"], pytest.param(["teacher.tensor=2"], marks=rest)]
+)
 def test_every_start_of_a_student_is_divided(still, on_ranks, runs, tmp_path, layout):
     cases = _students(still)
     runs.train_all(still, tmp_path / "alone", cases)

@@ -30,7 +30,13 @@ def cases(tongues):
     return _cases
 
 
-@pytest.mark.parametrize("settings", [["teacher.tensor=2"], ["teacher.placement=zero3"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["teacher.tensor=2"],
+        pytest.param(["teacher.placement=zero3"], marks=pytest.mark.exhaustive),
+    ],
+)
 def test_shared_teacher_teaches_the_same(still, on_ranks, runs, cases, tmp_path, settings):
     runs.train_all(still, tmp_path / "alone", cases())
     on_ranks(2, runs.train_all, still, tmp_path / "ranks", cases(*settings))

@@ -25,21 +25,23 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     from gkd_core.kinds.multiple_choice import MultipleChoice
     from gkd_core.kinds.regression import Regression
     from gkd_core.kinds.similarity import Similarity
+    from gkd_core.kinds.span_classification import SpanClassification
     from gkd_core.kinds.span_extraction import SpanExtraction
     from gkd_core.kinds.token_classification import TokenClassification
 
     rows = [Classification, MultiLabel, Regression, MultipleChoice, Embedding, Similarity]
-    return [*rows, TokenClassification, SpanExtraction, MaskedLM, CausalLM]
+    return [*rows, TokenClassification, SpanClassification, SpanExtraction, MaskedLM, CausalLM]
 
 
 @hookimpl
 def gkd_register_tasks() -> Iterable[type[Task]]:
-    """Return the built-in tasks."""
+    """Return the built-in tasks: sources of data, and the tasks of benchmarks."""
+    from gkd_core.benchmarks.superglue import TASKS
     from gkd_core.data.embedded import Embedded
     from gkd_core.data.files import Files
     from gkd_core.data.hub import Hub
 
-    return [Embedded, Files, Hub]
+    return [Embedded, Files, Hub, *TASKS]
 
 
 @hookimpl

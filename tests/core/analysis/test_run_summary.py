@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from gkd_core.analysis.run_summary import summarize_run
 from gkd_core.api import hookimpl
 from gkd_core.data.files import Files
+from gkd_core.evaluation.predictions import Predictions
 
 
 class Late(Files):
@@ -68,6 +70,27 @@ def test_the_report_names_the_plugins_that_add_nothing_and_has_what_others_add(s
     assert "curve.svg" in page
     assert "table.csv</a>" in page
     assert "accuracy on 40 test rows" in page
+    _check_predictions(run, found.comparison)
+
+
+def _check_predictions(run, comparison):
+    """Check that the table of a run follows from what each model says of each row."""
+    found = Predictions.read(run.directory / "predictions")
+    assert list(found.names.values()) == ["student, soft", "teacher"]
+    gold = found.rows["gold"].to_pylist()
+    answers = {file: table["prediction"].to_pylist() for file, table in found.models.items()}
+    for row, file in zip(comparison.rows, ("teacher", "student"), strict=True):
+        right = [a == b for a, b in zip(answers[file], gold, strict=True)]
+        assert row.metrics["accuracy"] == pytest.approx(sum(right) / 40)
+        same = [a == b for a, b in zip(answers[file], answers["teacher"], strict=True)]
+        assert row.agreement == pytest.approx(sum(same) / 40)
+        losses = found.models[file]["loss"].to_pylist()
+        assert row.metrics["loss"] == pytest.approx(sum(losses) / 40, rel=1e-5)
+        scores = torch.tensor(found.models[file]["scores"].to_pylist())
+        labels = torch.tensor([found.about.classes.index(name) for name in gold])
+        assert torch.nn.functional.cross_entropy(scores, labels) == pytest.approx(
+            row.metrics["loss"], rel=1e-5
+        )
 
 
 def test_without_a_comparison_there_is_a_report_that_says_why(summary):

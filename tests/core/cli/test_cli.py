@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from gkd_core.contract.step import Step
 
 FLAGS = {
-    "config": "--method --recipe --teacher --student --student-layers --data --output --track "
-    "--baseline --seed --nproc --set --schema --json",
+    "config": "--method --recipe --teacher --student --student-layers --task --data --output "
+    "--track --baseline --seed --nproc --set --schema --json",
     "eval": "--data --set --json",
-    "explain": "--method --recipe --teacher --student --student-layers --data --output --track "
-    "--baseline --seed --nproc --set --json",
+    "explain": "--method --recipe --teacher --student --student-layers --task --data --output "
+    "--track --baseline --seed --nproc --set --json",
     "methods": "",
     "optimizers": "",
     "plugins": "--json",
@@ -28,8 +28,8 @@ FLAGS = {
     "--multiple --rows",
     "recipes": "",
     "replay": "--rank",
-    "run": "--method --recipe --teacher --student --student-layers --data --output --track "
-    "--baseline --seed --nproc --set --overwrite --resume --accept-changes",
+    "run": "--method --recipe --teacher --student --student-layers --task --data --output "
+    "--track --baseline --seed --nproc --set --overwrite --resume --accept-changes",
 }
 
 

@@ -1,7 +1,4 @@
-"""Official metrics of the kinds against values worked out by hand.
-
-Neither scikit-learn nor seqeval is needed: the values are those that their definitions give.
-"""
+"""Official metrics of the kinds against values worked out by hand."""
 
 from __future__ import annotations
 

@@ -228,9 +228,16 @@ def test_choices_are_sequences_and_rows_stay_rows(tokenizer):
     assert (batch.rows.tolist(), batch.samples.count, batch.targets.count) == ([1, 0], 2, 2)
 
 
-def test_rows_need_the_same_number_of_choices(tmp_path):
-    rows = [{"question": "q", "choices": list("xyz"[:n]), "label": 0} for n in (3, 2)]
-    with pytest.raises(DataError, match="there are 2 choices, but 3 in the first row"):
+def test_rows_may_have_different_numbers_of_choices(tmp_path):
+    rows = [{"question": "q", "choices": list("xyz"[:n]), "label": 0} for n in (2, 3, 1)]
+    data = load(tmp_path / "rows.jsonl", rows)
+    assert data.train.pair == [["x", "y"], ["x", "y", "z"], ["x"]]
+    assert data.classes == ("0", "1", "2")
+
+
+def test_the_right_choice_is_one_of_its_row(tmp_path):
+    rows = [{"question": "q", "choices": list("xyz"[:n]), "label": 2} for n in (3, 2)]
+    with pytest.raises(DataError, match="the answer 2 is none of the 2 choices"):
         load(tmp_path / "rows.jsonl", rows)
 
 

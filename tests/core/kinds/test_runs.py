@@ -19,6 +19,7 @@ CHANCE = {
     "span-extraction": 45.0,
 }
 """What a guess does not reach."""
+QUICK = ("multiple-choice", "span-extraction")
 
 
 def _settings(folder, output, *more):
@@ -36,8 +37,10 @@ def _comparison(output):
     return json.loads((output / "results.json").read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.exhaustive) for kind in MODELS],
+)
 def test_a_teacher_is_fine_tuned_and_a_student_distilled(kind, task, invoke, tmp_path):
     folder = task(kind)
     teacher, student = tmp_path / "teacher", tmp_path / "student"

@@ -91,15 +91,15 @@ def test_every_kind_says_what_it_is():
         assert kind.configs
 
 
-def test_kinds_are_listed_with_their_plugin(gkd):
-    done = gkd("kinds")
-    assert done.returncode == 0, done.stderr
-    assert "regression" in done.stdout
-    assert "gkd-core" in done.stdout
+def test_kinds_are_listed_with_their_plugin(invoke):
+    done = invoke("kinds")
+    assert done.code == 0, done.err
+    assert "regression" in done.out
+    assert "gkd-core" in done.out
 
 
-def test_an_unknown_kind_in_the_configuration_is_refused(gkd):
-    done = gkd("explain", "--set", "task.kind=clasification")
-    assert done.returncode == 2
-    assert "task.kind must be 'lm', 'causal-lm'" in done.stderr
-    assert "got 'clasification' (--set). Did you mean 'classification'?" in done.stderr
+def test_an_unknown_kind_in_the_configuration_is_refused(invoke):
+    done = invoke("explain", "--set", "task.kind=clasification")
+    assert done.code == 2
+    assert "task.kind must be 'lm', 'causal-lm'" in done.err
+    assert "got 'clasification' (--set). Did you mean 'classification'?" in done.err

@@ -11,7 +11,7 @@ from gkd_core.contract.method import Method
 from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.schedule import Schedule
 from gkd_core.contract.step import Step
-from gkd_core.errors import ConfigError
+from gkd_core.errors import ConfigError, PluginError
 from gkd_core.objective.objective import Objective, name_seed
 from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import Registry, registry
@@ -201,3 +201,33 @@ def test_mean_over_samples_may_be_given_as_a_number_or_per_sample(first_losses, 
         assert first_losses("method=soft")["soft"] == pytest.approx(exact["soft"])
         parts = first_losses("method=soft", "training.accumulation=2")
         assert parts["soft"] == pytest.approx(exact["soft"])
+
+
+class Builds(Draws):
+    """Builds what a test wants."""
+
+    name = "builds"
+    built: object = None
+
+    def build_modules(self, models):
+        return type(self).built
+
+
+@pytest.mark.parametrize(
+    ("built", "message"),
+    [
+        (torch.nn.Linear(1, 1), "returned a Linear; return a mapping of names"),
+        ({"fit": torch.ones(2)}, "returned a Tensor as 'fit'; each value is"),
+        (
+            {"fit.a": torch.nn.Linear(1, 1)},
+            "returned a module named 'fit.a'; a name",
+        ),
+    ],
+)
+def test_modules_that_a_method_may_not_build_are_refused(monkeypatch, built, message):
+    info = ModelInfo("student", "bert", 2, 8, 2, 2, 4, 16, 32, 2, 8)
+    monkeypatch.setattr(Builds, "built", built)
+    methods, models = (Builds(),), (Models(info, info),)
+    member = ActiveMethod("builds", Schedule.parse(1), methods, models, torch.Generator())
+    with pytest.raises(PluginError, match=rf"Builds.build_modules {message}"):
+        Objective([member]).build_modules(0)

@@ -69,3 +69,16 @@ def test_numbers_that_json_cannot_hold_come_back(tmp_path):
 def test_the_reserved_key_is_refused():
     with pytest.raises(PluginError, match=r"reserved key 'tensor of a gkd method' \(methods.a.0\)"):
         take_tensors({"a": [{TENSOR: "b"}]}, {})
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": [{3: 1.0}]}, r"key 3 \(methods.a.0\), which would be read again as '3'"),
+        ({"a": {"seen": {1, 2}}}, r"has a set \(methods.a.seen\)"),
+        ({"a": [torch.nn.Linear(1, 1)]}, r"has a Linear \(methods.a.0\)"),
+    ],
+)
+def test_what_a_checkpoint_cannot_hold_is_refused(state, message):
+    with pytest.raises(PluginError, match=message):
+        take_tensors(state, {})

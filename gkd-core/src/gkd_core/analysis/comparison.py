@@ -23,6 +23,13 @@ from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import DataError, MethodError
 from gkd_core.evaluation.evaluate import Predict, evaluate
+from gkd_core.evaluation.predictions import (
+    About,
+    Predictions,
+    file_names,
+    model_table,
+    rows_table,
+)
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
@@ -63,6 +70,7 @@ class ComparedModel:
         trust_remote_code: Whether code that comes with it may run.
         tensor: Processes that share one copy of it.
         placement: Where its weights are kept between uses.
+        called: Its short name, of the file of its predictions. Default: the last part of `model`.
     """
 
     name: str
@@ -71,6 +79,7 @@ class ComparedModel:
     trust_remote_code: bool = False
     tensor: int = 1
     placement: Placement = "replicated"
+    called: str = ""
 
     @property
     def is_whole(self) -> bool:
@@ -215,6 +224,16 @@ def compare_models(
     Raises:
         DataError: The rows have no labels, and no teacher is compared that could answer for them.
     """
+    return predict_and_compare(spec, compared, teacher, adapters)[0]
+
+
+def predict_and_compare(
+    spec: StageSpec,
+    compared: Sequence[ComparedModel],
+    teacher: str | None,
+    adapters: Iterable[type[Sites]] = (),
+) -> tuple[Comparison, Predictions]:
+    """Compare models as `compare_models` does; also return what each says of every row."""
     data, config = spec.data, spec.config
     device = pick_device(config.parallel.device)
     adapters = tuple(adapters)
@@ -266,7 +285,26 @@ def compare_models(
     guessed = spec.kind.guess(split.labels) if metric == spec.kind.metric else None
     count = min(len(encoded) for encoded, _ in readings.values())
     judged_by = spec.agreement_with(judge.name) if unlabeled and judge is not None else None
-    return Comparison(metric.name, name, count, rows, guessed, judged_by)
+    comparison = Comparison(metric.name, name, count, rows, guessed, judged_by)
+    about = About(name, spec.kind.name, data.classes, metric.name)
+    return comparison, _predictions(about, spec, split, compared, found)
+
+
+def _predictions(
+    about: About,
+    spec: StageSpec,
+    split: Split,
+    compared: Sequence[ComparedModel],
+    found: Sequence[Evaluation],
+) -> Predictions:
+    """Return what each model says of the rows."""
+    rows = rows_table(split, spec.kind, spec.data.classes)
+    files = file_names(one.called or Path(one.model).name for one in compared)
+    tables = [model_table(one, rows, spec.kind, spec.data.classes) for one in found]
+    names = [one.name for one in compared]
+    return Predictions(
+        about, rows, dict(zip(files, tables, strict=True)), dict(zip(files, names, strict=True))
+    )
 
 
 def _answered(

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core.analysis.comparison import ComparedModel, Comparison, compare_models
+from gkd_core.analysis.comparison import ComparedModel, Comparison, predict_and_compare
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
 from gkd_core.atomic import write_file
 from gkd_core.distributed.ranks import is_first
 from gkd_core.errors import PluginError
+from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
 from gkd_core.plugins.owners import described
+from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import Placement
@@ -42,18 +44,22 @@ def needs_all_ranks(run: Run) -> bool:
 
 
 def summarize_run(run: Run) -> RunSummary | None:
-    """Compare the models of a finished run; write `results.json`, `outline.txt` and `report.html`.
+    """Compare the models of a finished run; write `results.json` and the files beside it.
 
-    The report is also written if plugins fail meanwhile, and says so.
+    These are `predictions/`, `outline.txt` and `report.html`. The report is also written if plugins
+    fail meanwhile, and says so.
 
     If `needs_all_ranks`, every process must call this; only the first writes files and returns a
     summary.
     """
-    comparison, failure = _comparison(run)
+    compared, failure = _comparison(run)
     if not is_first():
         return None
-    if comparison is not None:
+    comparison = None
+    if compared is not None:
+        comparison, predictions = compared
         comparison.save(run.directory / "results.json")
+        predictions.write(run.directory / PREDICTIONS)
     outline = explain(run.outline)
     write_file(run.directory / "outline.txt", outline)
     files, failures = _added_by_plugins(run)
@@ -66,12 +72,12 @@ def summarize_run(run: Run) -> RunSummary | None:
     return RunSummary(comparison, report, failure)
 
 
-def _comparison(run: Run) -> tuple[Comparison | None, Exception | None]:
+def _comparison(run: Run) -> tuple[tuple[Comparison, Predictions] | None, Exception | None]:
     """Return the comparison of a run's models, or the error of a plugin that made it impossible."""
     first = next((teacher.called for teacher in _live_teachers(run)), None)
     models = list(_compared_models(run))
     try:
-        return compare_models(run.last, models, first, run.registry.sites), None
+        return predict_and_compare(run.last, models, first, run.registry.sites), None
     except Exception as error:
         if run.registry.blame(error) is None:
             raise
@@ -127,10 +133,12 @@ def _compared_models(run: Run) -> Iterator[ComparedModel]:
             teacher.trust_remote_code,
             teacher.tensor,
             teacher.placement,
+            teacher.called,
         )
-    students = {f"student, {run.methods}": str(run.student)}
-    if "baseline" in run.results:
-        students = {"student, labels only": run.results["baseline"].student, **students}
+    students = {"student": (f"student, {run.methods}", str(run.student))}
+    if BASELINE in run.results:
+        baseline = ("student, labels only", run.results[BASELINE].student)
+        students = {BASELINE: baseline, **students}
     tokenizer, trusts = last.tokenizer, last.trusts_student
-    for name, place in students.items():
-        yield ComparedModel(name, place, tokenizer, trusts, parallel.tensor, placement)
+    for called, (name, place) in students.items():
+        yield ComparedModel(name, place, tokenizer, trusts, parallel.tensor, placement, called)

@@ -24,10 +24,12 @@ FLAGS: Mapping[str, tuple[str, str]] = {
     "teacher": ("--teacher", "teachers"),
     "student": ("--student", "student.model"),
     "student_layers": ("--student-layers", "student.layers"),
+    "task": ("--task", "task.name"),
     "data": ("--data", "task.train"),
     "output": ("--output", "output.dir"),
     "track": ("--track", "tracking.sinks"),
     "baseline": ("--baseline", "baseline"),
+    "probe": ("--probe", "probe.features"),
     "seed": ("--seed", "seed"),
     "nproc": ("--nproc", "parallel.nproc"),
 }
@@ -140,7 +142,8 @@ _RUN: Sequence[Decorator] = (
     click.option(
         "--student-layers", type=int, help="Blocks of a student derived from the teacher."
     ),
-    click.option("--data", help="Training file: jsonl, csv, tsv, parquet, txt."),
+    click.option("--task", help="Task by name, such as superglue/rte."),
+    click.option("--data", help="Training file (jsonl, csv, tsv, parquet, txt) or directory."),
     click.option("--output", help="Run directory. [runs/NAME-N]"),
     click.option(
         "--track",
@@ -152,6 +155,12 @@ _RUN: Sequence[Decorator] = (
         "--baseline/--no-baseline",
         default=None,
         help="Also train the same student on labels alone. [on the embedded task]",
+    ),
+    click.option(
+        "--probe",
+        multiple=True,
+        metavar="all|FEATURE",
+        help="Measure distances of features to the teacher's: all, hidden[*], ...; repeatable.",
     ),
     click.option("--seed", type=int, help="Seed of everything random. [1]"),
     click.option("--nproc", type=int, help="Processes on this machine, one per GPU. [1]"),

@@ -82,7 +82,8 @@ class Collator:
         ids = [row["input_ids"].astype(np.int64) for row in made]
         width = max(width, *map(len, ids))
         words = self.padded(list(map(self._words.number, ids)), -1, width)
-        unpadded, labels = self.kind.collate(Uncollated(self, encoded, rows, ids, epoch, width))
+        uncollated = Uncollated(self, encoded, rows, ids, epoch, width)
+        unpadded, labels = self.kind.collate(uncollated)
         inputs = {
             "input_ids": self.padded(unpadded, self.pad_id, width),
             "attention_mask": self.padded([np.ones_like(row) for row in unpadded], 0, width),
@@ -90,6 +91,7 @@ class Collator:
         if encoded.type_ids is not None:
             types = [row["token_type_ids"] for row in made]
             inputs["token_type_ids"] = self.padded(types, self._pad_type_id, width)
+        inputs |= self.kind.mark(uncollated)
         located = None
         if encoded.byte_offsets is not None:
             located = self.padded([row["byte_offsets"] for row in made], NOWHERE, width)

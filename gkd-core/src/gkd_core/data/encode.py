@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class Encoded:
     Attributes:
         ids: Concatenated token ids of all rows, int32.
         type_ids: Segment ids likewise, or None if the tokenizer has none.
-        offsets: Start of each sequence and the end of the last, int64 `[N * per_row + 1]`.
+        offsets: Start of each sequence and the end of the last, int64, one more than sequences.
         labels: Labels as the kind of task has them, such as class ids int64 `[N]` or values fp32
             `[N]`; or None.
         num_truncated: Number of sequences truncated to `max_length`.
@@ -35,7 +36,8 @@ class Encoded:
         byte_offsets: Start and end of each token in the UTF-8 text of its row, int32 `[T, 2]`; -1
             for special tokens. None unless the split asks for them.
         blocks: The text of each row in language modeling; None without `byte_offsets`.
-        per_row: Sequences per row, such as one for each choice.
+        per_row: Sequences per row, such as one for each choice; the most if `counts` differ.
+        counts: Number of sequences of each row, int64 `[N]`; None if all have `per_row`.
         extra: What else the kind of task needs to know of the split, by name.
     """
 
@@ -48,15 +50,25 @@ class Encoded:
     byte_offsets: NDArray[np.int32] | None = None
     blocks: Sequence[str] | None = None
     per_row: int = 1
+    counts: NDArray[np.int64] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
+        if self.counts is not None:
+            return len(self.counts)
         return (len(self.offsets) - 1) // self.per_row
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Index of the first sequence of each row, and the number of sequences, int64 `[N + 1]`."""
+        if self.counts is not None:
+            return np.cumsum([0, *self.counts], dtype=np.int64)
+        return np.arange(len(self) + 1, dtype=np.int64) * self.per_row
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens of the longest sequence of each row, int64 `[N]`."""
-        longest: NDArray[np.int64] = np.diff(self.offsets).reshape(-1, self.per_row).max(1)
+        longest: NDArray[np.int64] = np.maximum.reduceat(np.diff(self.offsets), self.starts[:-1])
         return longest
 
     def part(self, sequence: int) -> slice:
@@ -65,7 +77,7 @@ class Encoded:
 
     def sequences(self, rows: Sequence[int]) -> list[int]:
         """Return the indices of the sequences of rows."""
-        return [row * self.per_row + number for row in rows for number in range(self.per_row)]
+        return [n for row in rows for n in range(self.starts[row], self.starts[row + 1])]
 
     def with_labels(
         self, labels: NDArray[Any] | None, extra: Mapping[str, Any] | None = None

@@ -46,13 +46,18 @@ class Hub(Task):
         """
         self.check()
         source = str(self.config.train)
-        splits = _load(source)
-        train = _table(splits, "train", source)
+        splits = open_dataset(
+            source,
+            "(task.train)",
+            "Check the name and the network; NAME:CONFIGURATION selects a configuration, and for "
+            "local files set task.name=files",
+        )
+        train = split_table(splits, "train", source)
         chosen = self._kind(train)
         validation = self.config.validation or _default_validation(splits, source)
         tables = Tables(
             train=train,
-            validation=None if validation is None else _table(splits, validation, source),
+            validation=None if validation is None else split_table(splits, validation, source),
             test=self._test(splits, train, source, chosen),
         )
         return assemble(tables, self.config, chosen, seed, source, self.model_classes)
@@ -64,10 +69,10 @@ class Hub(Task):
 
     def _test(self, splits: DatasetDict, train: Table, source: str, kind: TaskKind) -> Table | None:
         if self.config.test is not None:
-            return _table(splits, self.config.test, source)
+            return split_table(splits, self.config.test, source)
         if "test" not in splits:
             return None
-        table = _table(splits, "test", source)
+        table = split_table(splits, "test", source)
         if kind.is_labeled(table, train, self.config):
             return table
         logger.warning("%s has no labels and is ignored", table.source)
@@ -85,7 +90,17 @@ def _address(name: str) -> tuple[str, str | None]:
     return BENCHMARKS.get(path, path), configuration or None
 
 
-def _load(name: str) -> DatasetDict:
+def open_dataset(name: str, what: str, advice: str) -> DatasetDict:
+    """Download a dataset, or open it where it is cached or a local directory.
+
+    Args:
+        name: `NAME` or `NAME:CONFIGURATION`.
+        what: Words that follow its name in an error: who asks for it.
+        advice: What to do if it cannot be loaded.
+
+    Raises:
+        DataError: It cannot be loaded.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -94,9 +109,7 @@ def _load(name: str) -> DatasetDict:
         return load_dataset(path, configuration)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise DataError(
-            f"the dataset {name!r} (task.train) cannot be loaded: {error}. Check the name and the "
-            "network; NAME:CONFIGURATION selects a configuration, and for local files set "
-            "task.name=files"
+            f"the dataset {name!r} {what} cannot be loaded: {error}. {advice}"
         ) from error
 
 
@@ -110,7 +123,17 @@ def _default_validation(splits: DatasetDict, source: str) -> str | None:
     return "validation" if "validation" in found else next(iter(found), None)
 
 
-def _table(splits: DatasetDict, split: str, source: str) -> Table:
+def split_table(splits: DatasetDict, split: str, source: str) -> Table:
+    """Return a split of a dataset as a table, with names in place of class ids.
+
+    Args:
+        splits: The dataset.
+        split: The name of the split.
+        source: User-facing name of the dataset.
+
+    Raises:
+        DataError: There is no such split.
+    """
     if split not in splits:
         raise DataError(
             f"{source} has no split {split!r}.{suggest(split, splits)} "

@@ -204,7 +204,7 @@ def _names(fields: Iterable[str]) -> list[str]:
 
 
 def _parquet(path: Path) -> Table:
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

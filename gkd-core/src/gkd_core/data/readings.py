@@ -65,6 +65,7 @@ def encode_again(
     encoded: Encoded,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    classes: Sequence[str] = (),
 ) -> Encoded:
     """Tokenize rows for a model with another tokenizer.
 
@@ -74,6 +75,7 @@ def encode_again(
         encoded: The split as the student reads it, with `byte_offsets`.
         tokenizer: The other tokenizer.
         max_length: Maximum tokens of a row; longer ones are truncated.
+        classes: The task's classes.
 
     Raises:
         ConfigError: The kind makes rows of the tokens, and other ones of these.
@@ -81,7 +83,7 @@ def encode_again(
     if encoded.blocks is not None:
         blocks = Split(encoded.blocks, byte_offsets=True)
         return encode_samples(blocks, tokenizer, max_length, encoded.labels)
-    found = kind.encode(split, tokenizer, max_length)
+    found = kind.encode(split, tokenizer, max_length, classes)
     if len(found) != len(encoded):
         raise ConfigError(
             f"task.kind = '{kind}' cuts long texts by their tokens, so that a teacher with another "

@@ -44,6 +44,11 @@ def mean_loss(sums: Iterable[tuple[float, int]]) -> float:
     return sum(total for total, _ in found) / max(sum(count for _, count in found), 1)
 
 
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Return the share of the right predictions."""
+    return float((predictions == labels).double().mean())
+
+
 def macro_f1(predictions: Tensor, labels: Tensor) -> float:
     """Return the mean of the F1 scores of the classes that occur."""
     scores = []
@@ -51,6 +56,12 @@ def macro_f1(predictions: Tensor, labels: Tensor) -> float:
         hit = ((predictions == label) & (labels == label)).sum()
         scores.append(2 * hit / ((predictions == label).sum() + (labels == label).sum()))
     return float(torch.stack(scores).double().mean())
+
+
+def f1_of_class(predictions: Tensor, labels: Tensor, index: int) -> float:
+    """Return the F1 score of one class."""
+    found, true = predictions == index, labels == index
+    return f1_of_counts(int((found & true).sum()), int(found.sum() + true.sum()))
 
 
 def f1_of_counts(hits: float | Tensor, marked: float | Tensor) -> float:
@@ -61,6 +72,11 @@ def f1_of_counts(hits: float | Tensor, marked: float | Tensor) -> float:
         marked: Number of predictions plus number of true ones; the score is 0 without any.
     """
     return float(2 * hits / marked) if marked > 0 else 0.0
+
+
+def matthews(predictions: Tensor, labels: Tensor) -> float:
+    """Return Matthews' correlation of two classes; 0 where one side does not vary."""
+    return correlation(predictions.double(), labels.double())
 
 
 def correlation(x: Tensor, y: Tensor) -> float:

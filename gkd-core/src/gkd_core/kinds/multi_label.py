@@ -114,6 +114,10 @@ class MultiLabel(TaskKind):
         """Return no mark for any row."""
         return [[0] * len(classes)] * len(split)
 
+    def shown(self, labels: Tensor | Sequence[Any], classes: Sequence[str]) -> list[Any]:
+        """Return the names of the classes that are marked."""
+        return [[classes[index] for index in self.classes_of(marks)] for marks in labels]
+
     def label_array(self, split: Split) -> NDArray[Any] | None:
         """Return the marks in fp32, `[N, C]`."""
         return None if split.labels is None else np.array(split.labels, np.float32)

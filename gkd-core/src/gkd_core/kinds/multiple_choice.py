@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.data.labels import is_unlabeled
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric
-from gkd_core.kinds.task_kind import ReadRows, TaskKind, is_prepared
+from gkd_core.kinds.task_kind import ReadRows, TaskKind, is_prepared, read_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from gkd_core.config.schema import TaskConfig
+    from gkd_core.data.collate import Uncollated
     from gkd_core.data.table import Table
 
 TEXTS = (
@@ -48,14 +50,16 @@ class MultipleChoice(TaskKind):
     """The right one of several choices, each of which is read together with the text.
 
     A row has a text, a list of choices (or columns `ending0`, `ending1`, ...) and the number,
-    letter or name of the right one. All rows have the same number of choices. A micro-batch of B
-    rows has B x C sequences, and `[B, C]` logits.
+    letter or name of the right one. Rows may have different numbers of choices. A micro-batch of B
+    rows has a sequence for each choice, and `[B, C]` logits, where C is the largest number of
+    choices; those that a row lacks have the logit -inf, which no loss sees.
     """
 
     name = "multiple-choice"
     head = "multiple-choice head"
     metric = Metric("accuracy", True)
     metrics = ("accuracy",)
+    markers = ("choices",)
 
     @property
     def auto(self) -> Any:
@@ -73,15 +77,14 @@ class MultipleChoice(TaskKind):
 
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return the texts, each with its choices as `pair`, and the number of the right one."""
-        splits: dict[str, Split] = {}
-        count = 0
         train = tables["train"]
         must = self.is_labeled(train, train, config)
-        for name, table in tables.items():
-            labeled = must or self.is_labeled(table, train, config)
-            splits[name] = _rows(table, config, count, labeled)
-            count = count or len((splits[name].pair or [()])[0])
-        return ReadRows(splits, tuple(map(str, range(count))))
+        splits = {
+            name: _rows(table, config, must or self.is_labeled(table, train, config))
+            for name, table in tables.items()
+        }
+        most = max(len(choices) for split in splits.values() for choices in split.pair or ())
+        return ReadRows(splits, tuple(map(str, range(most))))
 
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table says which choices are right."""
@@ -103,22 +106,23 @@ class MultipleChoice(TaskKind):
         choices = split.pair or ()
         texts = [text for text, many in zip(split.text, choices, strict=True) for _ in many]
         flat = Split(texts, [choice for many in choices for choice in many])
-        labels = self.label_array(split)
-        encoded = encode_samples(flat, tokenizer, max_length, labels)
-        return replace(encoded, per_row=len(texts) // len(split))
+        encoded = encode_samples(flat, tokenizer, max_length, self.label_array(split))
+        return with_choices(encoded, list(map(len, choices)), len(classes))
+
+    def mark(self, rows: Uncollated) -> Mapping[str, Tensor]:
+        """Return which choices each row has, bool `[B, C]`, unless all have all."""
+        encoded = rows.encoded
+        if encoded.counts is None:
+            return {}
+        counts = torch.from_numpy(encoded.counts[list(rows.numbers)])
+        return {"choices": torch.arange(encoded.per_row) < counts.unsqueeze(1)}
 
     def prepare(self, model: PreTrainedModel, classes: Sequence[str]) -> None:
-        """Let the model read `[B x C, S]` sequences and answer with `[B, C]` logits."""
+        """Let the model read a sequence per choice and answer with `[B, C]` logits."""
         if is_prepared(model):
             return
+        read_output(model, partial(_logits, len(classes)), self.markers)
         model.register_forward_pre_hook(_as_single_choices, with_kwargs=True)
-        count = len(classes)
-
-        def regroup(module: Any, args: Any, inputs: Any, output: Any) -> Any:
-            output.logits = output.logits.reshape(-1, count)
-            return output
-
-        model.register_forward_hook(regroup, with_kwargs=True)
 
     def score(self, logits: Tensor) -> Tensor:
         """Return the number of the likeliest choice of each row."""
@@ -139,6 +143,37 @@ class MultipleChoice(TaskKind):
         """Return rows with a sequence per choice."""
         made = super().planned(rows * len(classes), length, token, classes)
         return replace(made, labels=np.zeros(rows, np.int64), per_row=len(classes))
+
+
+def with_choices(encoded: Encoded, counts: Sequence[int], most: int) -> Encoded:
+    """Return sequences as the choices of rows.
+
+    Args:
+        encoded: A sequence per choice, with the labels of the rows.
+        counts: Number of choices of each row.
+        most: Largest number of choices in any split; at least that of these rows is taken.
+    """
+    most = max(most, *counts)
+    different = None if min(counts) == most else np.array(counts, np.int64)
+    return replace(encoded, per_row=most, counts=different)
+
+
+def by_row(scores: Tensor, width: int, choices: Tensor | None) -> Tensor:
+    """Return the scores of sequences as `[B, C]` logits; a choice that a row lacks has -inf.
+
+    Args:
+        scores: One for each sequence.
+        width: C, the largest number of choices.
+        choices: Which choices each row has, bool `[B, C]`; None if all have all.
+    """
+    if choices is None:
+        return scores.reshape(-1, width)
+    absent = scores.new_full(choices.shape, -torch.inf)
+    return absent.masked_scatter(choices, scores)
+
+
+def _logits(width: int, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    return by_row(output.logits, width, inputs.get("choices"))
 
 
 def _as_single_choices(
@@ -179,15 +214,8 @@ def _text_columns(table: Table, config: TaskConfig) -> tuple[str, str | None]:
     )
 
 
-def _rows(table: Table, config: TaskConfig, count: int, labeled: bool) -> Split:
-    """Return the rows of a table.
-
-    Args:
-        table: The table.
-        config: Names of columns that the user gave.
-        count: Number of choices in training, 0 if unknown.
-        labeled: Whether to read the right choices.
-    """
+def _rows(table: Table, config: TaskConfig, labeled: bool) -> Split:
+    """Return the rows of a table, with the right choices or without."""
     table.check_filled()
     text, stem = _text_columns(table, config)
     lists, numbered = _choice_columns(table)
@@ -202,10 +230,9 @@ def _rows(table: Table, config: TaskConfig, count: int, labeled: bool) -> Split:
     for index, number in enumerate(table.numbers):
         raw = table.columns[lists][index] if lists else None
         options = _options(raw) if lists else [table.columns[name][index] for name in numbered]
-        count = count or len(options or ())
         value = 0 if label is None else table.columns[label][index]
         right = _right(value, raw, len(options or ()))
-        problem = _problem(table.columns[text][index], options, count, right, value)
+        problem = _problem(table.columns[text][index], options, right, value)
         if problem:
             table.faults.add(number, problem)
             continue
@@ -231,14 +258,10 @@ def _right(value: Any, choices: Any, count: int) -> int | None:
     return number if number < count else None
 
 
-def _problem(
-    text: Any, options: list[Any] | None, count: int, right: int | None, value: Any
-) -> str:
+def _problem(text: Any, options: list[Any] | None, right: int | None, value: Any) -> str:
     """Return what is wrong with a row; empty if nothing is."""
     if not isinstance(text, str) or not text.strip():
         return "the text is empty"
     if not options or not all(isinstance(option, str) and option for option in options):
         return "a choice is empty or not a string"
-    if len(options) != count:
-        return f"there are {len(options)} choices, but {count} in the first row"
-    return f"the answer {value!r} is none of the {count} choices" if right is None else ""
+    return f"the answer {value!r} is none of the {len(options)} choices" if right is None else ""

@@ -61,6 +61,7 @@ class SpanExtraction(TaskKind):
     metrics = ("f1", "exact_match")
     predicted = "span"
     splits_rows = True
+    pools = False
 
     @property
     def auto(self) -> Any:
@@ -144,6 +145,10 @@ class SpanExtraction(TaskKind):
             {"text": [text], "start": [context.find(text)]} if text else {"text": [], "start": []}
             for text, context in zip(predictions, split.pair or (), strict=True)
         ]
+
+    def shown(self, labels: Tensor | Sequence[Any], classes: Sequence[str]) -> list[Any]:
+        """Return the texts of the answers: all true ones of a label, or the predicted one."""
+        return [one["text"] if isinstance(one, Mapping) else one for one in labels]
 
     def collate(self, rows: Uncollated) -> tuple[Sequence[NDArray[np.int64]], Tensor | None]:
         """Return the windows, and first and last token of each answer."""

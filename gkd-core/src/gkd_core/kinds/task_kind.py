@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gkd_core.contract.batch import Items
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import CheckedRows, find_columns, find_label, has_labels, select
 from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.data.holdout import take
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.metrics import Metric
+from gkd_core.losses import hard_labels
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -53,10 +55,13 @@ class Evaluation:
     Attributes:
         metrics: Values by name; `loss` is always present.
         predictions: The prediction for each row of the split, in order; None in language modeling.
+        columns: What else is known of each row, in the same order, by name: `scores` and `loss`, or
+            sums over its tokens. Never logits over a vocabulary.
     """
 
     metrics: Mapping[str, float]
     predictions: Tensor | Sequence[Any] | None
+    columns: Mapping[str, Tensor | Sequence[Any]] = field(default_factory=dict)
 
 
 class TaskKind:
@@ -82,6 +87,9 @@ class TaskKind:
         masks: Whether the model's inputs hide the tokens that it predicts.
         generates: Whether its models continue a text, so that they can write rollouts.
         augments: Whether words of its training rows can be replaced (`task.augment`).
+        pools: Whether its head classifies one vector of each row, which methods read as `pooled`.
+        markers: Names of the inputs of a batch that say where `logits` looks, such as the places of
+            spans; the model's forward pass does not see them. See `mark`.
     """
 
     name: ClassVar[str]
@@ -97,6 +105,8 @@ class TaskKind:
     masks: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     augments: ClassVar[bool] = False
+    pools: ClassVar[bool] = True
+    markers: ClassVar[tuple[str, ...]] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -291,6 +301,14 @@ class TaskKind:
         labels = rows.encoded.labels
         return rows.ids, None if labels is None else torch.from_numpy(labels[list(rows.numbers)])
 
+    def mark(self, rows: Uncollated) -> Mapping[str, Tensor]:
+        """Return the markers of a micro-batch by name, with one entry per row or per sequence.
+
+        Args:
+            rows: The rows of the micro-batch.
+        """
+        return {}
+
     # Rows without labels
 
     def any_labels(self, split: Split, classes: Sequence[str]) -> Sequence[Any]:
@@ -312,6 +330,16 @@ class TaskKind:
         """
         return predictions.tolist() if isinstance(predictions, Tensor) else list(predictions)
 
+    def shown(self, labels: Tensor | Sequence[Any], classes: Sequence[str]) -> list[Any]:
+        """Return labels or predictions as files have them: with names in the place of class ids.
+
+        Args:
+            labels: Labels of rows, or predictions of an `Evaluation`.
+            classes: The task's classes.
+        """
+        values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+        return [_named(value, classes) for value in values] if self.has_classes else values
+
     # Predictions
 
     def logits(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -319,7 +347,7 @@ class TaskKind:
 
         Args:
             output: What the model's forward pass returned.
-            inputs: The inputs of the forward pass.
+            inputs: The inputs of the forward pass, and the markers.
         """
         logits: Tensor = output.logits
         return logits
@@ -332,13 +360,7 @@ class TaskKind:
             classes: The task's classes.
         """
         if type(self).logits is not TaskKind.logits and not is_prepared(model):
-            model.register_forward_hook(self._set_logits, with_kwargs=True)
-
-    def _set_logits(
-        self, model: PreTrainedModel, args: tuple[Any, ...], inputs: dict[str, Any], output: Any
-    ) -> Any:
-        output.logits = self.logits(output, inputs)
-        return output
+            read_output(model, self.logits, self.markers)
 
     def observe(self, logits: Logits, batch: Batch) -> Any:
         """Return what the evaluation keeps of a batch, on the CPU.
@@ -360,7 +382,15 @@ class TaskKind:
         order = rows.argsort()
         logits, labels = logits[order], labels[order]
         predictions = self.score(logits)
-        return Evaluation(self.measure(logits, predictions, labels), predictions)
+        columns = {"scores": logits} | self._losses(logits, labels)
+        return Evaluation(self.measure(logits, predictions, labels), predictions, columns)
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the loss of each row; that of a vector is not known here."""
+        if self.output == "vector":
+            return {}
+        every = Items.where("sample", torch.ones(len(logits), dtype=torch.bool), self.output)
+        return {"loss": hard_labels(logits, labels, every).values}
 
     def score(self, logits: Tensor) -> Tensor:
         """Return the prediction for each row, given all logits `[N, C]`."""
@@ -413,6 +443,53 @@ class TaskKind:
         )
 
 
+def read_output(
+    model: PreTrainedModel,
+    read: Callable[[Any, Mapping[str, Tensor]], Tensor],
+    markers: Sequence[str] = (),
+) -> None:
+    """Let a function make the `logits` of a model's output; arguments as for `TaskKind.logits`.
+
+    Args:
+        model: The model.
+        read: The function.
+        markers: Names of the inputs that it sees, but not the model.
+    """
+    marked = _MarkedPass(markers)
+    if markers:
+        model.register_forward_pre_hook(marked.begin, with_kwargs=True)
+        if model.base_model is not model:  # which also runs alone, for its hidden states
+            model.base_model.register_forward_pre_hook(marked.hide, with_kwargs=True)
+
+    def set_logits(module: Any, args: Any, inputs: dict[str, Any], output: Any) -> Any:
+        output.logits = read(output, {**inputs, **marked.end()})
+        return output
+
+    model.register_forward_hook(set_logits, with_kwargs=True)
+
+
+class _MarkedPass:
+    """Keeps the markers of a forward pass from the model, for what reads its output."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = frozenset(names)
+        self._found: dict[str, Tensor] = {}
+
+    def begin(self, model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Note the markers, and hide them."""
+        self._found = {name: inputs[name] for name in self._names & inputs.keys()}
+        return self.hide(model, args, inputs)
+
+    def hide(self, model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the inputs without the markers."""
+        return args, {name: x for name, x in inputs.items() if name not in self._names}
+
+    def end(self) -> dict[str, Tensor]:
+        """Return the markers, and forget them."""
+        found, self._found = self._found, {}
+        return found
+
+
 def whole(logits: Logits) -> Tensor:
     """Return the logits of a kind whose heads are not over a vocabulary: these are never deferred.
 
@@ -439,6 +516,15 @@ def is_prepared(model: PreTrainedModel) -> bool:
     before = hasattr(model, PREPARED)
     setattr(model, PREPARED, True)
     return before
+
+
+def _named(value: Any, classes: Sequence[str]) -> Any:
+    """Return the names of class ids; an id that no class has is None."""
+    if isinstance(value, list):
+        return [_named(each, classes) for each in value]
+    if isinstance(value, int):
+        return classes[value] if 0 <= value < len(classes) else None
+    return value
 
 
 def _equal(mine: object, theirs: object) -> bool:

@@ -27,7 +27,7 @@ from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of, 
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from gkd_core.config.schema import TaskConfig
     from gkd_core.contract.batch import Batch
@@ -54,6 +54,7 @@ class TokenClassification(TaskKind):
     metrics = ("f1", "precision", "recall", "accuracy")
     predicted = "token"
     has_classes = True
+    pools = False
 
     @property
     def auto(self) -> Any:
@@ -61,6 +62,11 @@ class TokenClassification(TaskKind):
         from transformers import AutoModelForTokenClassification
 
         return AutoModelForTokenClassification
+
+    def made(self, config: PretrainedConfig) -> bool:
+        """Recognize a token classifier whose outputs are a class each."""
+        names = config.id2label.values()
+        return super().made(config) and len(set(names)) == len(names)
 
     def fit(self, table: Table, config: TaskConfig) -> Fit:
         """Take a column of words beside a column of tags, both lists."""

@@ -96,12 +96,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> tup
 
 
 def mse(
-    logits: Tensor, target: Tensor, vocabulary: Vocabulary, *, factor: float, columns: int
+    logits: Tensor, target: Tensor, vocabulary: Vocabulary, *, factor: float
 ) -> tuple[Tensor, Slope]:
-    """Mean of (logits - factor target)^2 over the columns with a target, `columns` in number."""
-    difference = torch.where(target == -math.inf, 0.0, logits - factor * target)
+    """Mean of (logits - factor target)^2 over the columns with a target."""
+    absent = target == -math.inf
+    difference = torch.where(absent, 0.0, logits - factor * target)
+    columns = vocabulary.sum((~absent).to(logits.dtype)).clamp_(min=1)
     value = vocabulary.sum(difference.square()) / columns
-    return value, lambda: difference.mul_(2 / columns)
+    return value, lambda: difference.mul_(2 / columns.unsqueeze(-1))
 
 
 def visible_mse(scores: Tensor, target: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Slope]:

@@ -81,10 +81,8 @@ def logits_mse(student: Logits, teacher: Logits, over: Items, factor: float = 1.
         over: The items averaged over.
         factor: Multiplier of the teacher's logits.
     """
-    width = student.shape[-1]
-    rule = partial(rules.mse, factor=factor, columns=min(width, teacher.shape[-1]))
-    known = match_shards(match_vocabulary(teacher, width), student)
-    return rowwise(rule, student, known, over)
+    known = match_shards(match_vocabulary(teacher, student.shape[-1]), student)
+    return rowwise(partial(rules.mse, factor=factor), student, known, over)
 
 
 def _soft_binary(

@@ -16,7 +16,7 @@ from gkd_core import digest
 from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.step import Step
-from gkd_core.errors import MethodError
+from gkd_core.errors import MethodError, PluginError
 from gkd_core.hooks.paths import MAIN
 from gkd_core.losses.term import Term
 from gkd_core.objective.captured import Captured
@@ -75,7 +75,7 @@ class Objective:
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(name_seed(seed, name))
-            modules = nn.ModuleDict(dict(build()))
+            modules = _module_dict(build(), owner)
         owner.modules = modules
         if modules:
             self.modules[name] = modules
@@ -200,6 +200,31 @@ def _named(owner: str, terms: Mapping[str, Term]) -> Iterable[tuple[str, Term]]:
     """Return the terms of a method with their names in the sum."""
     alone = list(terms) == [owner]
     return [(name if alone else f"{owner}.{name}", term) for name, term in terms.items()]
+
+
+def _module_dict(modules: object, owner: MethodBase) -> nn.ModuleDict:
+    """Return what `build_modules` has returned as modules by name.
+
+    Raises:
+        PluginError: It is something else.
+    """
+    where = f"{type(owner).__module__}.{type(owner).__qualname__}.build_modules"
+    if not isinstance(modules, Mapping):
+        raise PluginError(
+            f"{where} returned a {type(modules).__name__}; return a mapping of names to "
+            "torch.nn.Module"
+        )
+    for name, module in modules.items():
+        if not isinstance(module, nn.Module):
+            raise PluginError(
+                f"{where} returned a {type(module).__name__} as {name!r}; each value is a "
+                "torch.nn.Module"
+            )
+        if not isinstance(name, str) or not name or "." in name:
+            raise PluginError(
+                f"{where} returned a module named {name!r}; a name is a string without dots"
+            )
+    return nn.ModuleDict(dict(modules))
 
 
 def name_seed(seed: int, name: str) -> int:

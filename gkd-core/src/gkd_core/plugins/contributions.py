@@ -23,6 +23,15 @@ def _name(item: Any) -> str:
     return name
 
 
+def _name_of_task(item: Any) -> str:
+    from gkd_core.contract.method_base import validate_name
+
+    name: str = item.name
+    for part in str(name).split("/", 1):  # the benchmark that it belongs to, if any
+        validate_name(part, f"class {called(item)}")
+    return name
+
+
 def _name_of_kind(item: Any) -> str:
     item()  # an object without state, which is what core uses
     return _name(item)
@@ -170,6 +179,7 @@ TASK = Contribution(
     "tasks",
     "gkd_register_tasks",
     "gkd_core.contract.task.Task",
+    name=_name_of_task,
     reserved=_settings_if_options,
 )
 ANSWER_SOURCE = Contribution(

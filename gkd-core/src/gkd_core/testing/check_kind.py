@@ -8,9 +8,9 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -26,14 +26,14 @@ from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.kinds.task_kind import Evaluation, TaskKind
 from gkd_core.losses import hard_labels, soft_labels
+from gkd_core.models.classes import output_names
 from gkd_core.models.sites import find_sites
 from gkd_core.testing.ranks import on_ranks
-from gkd_core.testing.tiny import VOCABULARY, model_for
+from gkd_core.testing.tiny import SPECIAL, model_for, word_tokenizer
 
 LENGTH = 32
 """Longest sequence in tokens."""
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
 
@@ -137,7 +137,7 @@ class _KindTrial:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A tokenizer of the words of the rows."""
-        return _tokenizer(_words(self.rows), self.side)
+        return word_tokenizer(_words(self.rows), self.side)
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -191,21 +191,6 @@ def _words(value: Any) -> list[str]:
     return [w for one in value for w in _words(one)] if isinstance(value, (list, tuple)) else []
 
 
-def _tokenizer(words: Iterable[str], side: str) -> PreTrainedTokenizerFast:
-    known = list(dict.fromkeys([*SPECIAL, *words]))[:VOCABULARY]
-    ids = {word: index for index, word in enumerate(known)}
-    made = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL[1]))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    names = ("pad", "unk", "cls", "sep", "mask")
-    tokens = {f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)}
-    return PreTrainedTokenizerFast(tokenizer_object=made, padding_side=side, **tokens)
-
-
 def _check_class(trial: _KindTrial) -> None:
     kind, name = trial.kind, trial.name
     assert type(kind).__doc__, f"{name}: a docstring is needed; `gkd kinds {name}` shows it"
@@ -254,9 +239,10 @@ def _check_collation(trial: _KindTrial) -> None:
     width = batch.inputs["input_ids"].shape[1]
     for row in range(len(encoded)):
         alone = trial.batch([row], width)
-        own = slice(row * encoded.per_row, (row + 1) * encoded.per_row)
+        own = encoded.sequences([row])
         for key, value in alone.inputs.items():
-            assert torch.equal(value, batch.inputs[key][own]), (
+            of_rows = len(batch.inputs[key]) == len(batch)
+            assert torch.equal(value, batch.inputs[key][[row] if of_rows else own]), (
                 f"{name}: `{key}` of a row depends on the other rows of its batch"
             )
         if alone.labels is not None and batch.labels is not None:
@@ -287,8 +273,9 @@ def _check_model(trial: _KindTrial) -> None:
         f"{name}: `outputs` is {expected}, but `configure` writes {config.num_labels}"
     )
     if kind.has_classes:
-        names = tuple(config.id2label[index] for index in range(config.num_labels))
-        assert names == trial.classes, f"{name}: `configure` does not write the class names"
+        assert output_names(config) == trial.classes, (
+            f"{name}: `configure` does not write the class names"
+        )
     config.architectures = [type(model).__name__]
     assert kind.made(config), f"{name}: `made` does not recognize a model of this kind"
     kind.prepare(model, trial.classes)  # again, as for a model that several stages use
@@ -352,7 +339,8 @@ def _check_planning(trial: _KindTrial) -> None:
     """Check that rows which are only imagined have the form of real ones."""
     name, kind = trial.name, trial.kind
     assert len(trial.encode(kind.one_row(trial.split))) > 0, f"{name}: `one_row` has no row"
-    real = trial.batch(range(2), LENGTH)
+    order = np.argsort(-np.diff(trial.encoded.starts), kind="stable")
+    real = trial.batch(order[:2].tolist(), LENGTH)
     made = kind.planned(2, LENGTH, SPECIAL.index("[MASK]"), trial.classes)
     planned = trial.collator.collate(made, [0, 1], EVALUATION_EPOCH)
     forms = [(b.mask.shape, b.labels is None, len(b)) for b in (real, planned)]

@@ -27,7 +27,8 @@ def take_tensors(state: Any, tensors: dict[str, Tensor], path: str = "methods") 
         path: Where the state is from, for the names.
 
     Raises:
-        PluginError: A mapping has a key that stands for something else.
+        PluginError: A mapping has a key that is no string or stands for something else, or a value
+            is of another type.
     """
     if isinstance(state, Tensor):
         name = f"{path} {len(tensors)}"
@@ -35,14 +36,29 @@ def take_tensors(state: Any, tensors: dict[str, Tensor], path: str = "methods") 
         tensors[name] = state.detach().clone(memory_format=torch.contiguous_format)
         return {TENSOR: name}
     if isinstance(state, Mapping):
-        for key in state.keys() & {TENSOR, NUMBER}:
-            raise PluginError(f"`state_dict` has the reserved key {key!r} ({path}); rename it")
+        for key in state:
+            _check_key(key, path)
         return {key: take_tensors(part, tensors, f"{path}.{key}") for key, part in state.items()}
     if isinstance(state, (list, tuple)):
         return [take_tensors(part, tensors, f"{path}.{n}") for n, part in enumerate(state)]
     if isinstance(state, float) and not math.isfinite(state):
         return {NUMBER: str(state)}
-    return state
+    if state is None or isinstance(state, (str, int, float)):
+        return state
+    raise PluginError(
+        f"`state_dict` has a {type(state).__name__} ({path}); a state is made of tensors, numbers, "
+        "strings, booleans, None, lists and mappings of these"
+    )
+
+
+def _check_key(key: object, path: str) -> None:
+    if not isinstance(key, str):
+        raise PluginError(
+            f"`state_dict` has the key {key!r} ({path}), which would be read again as "
+            f"{str(key)!r}: keys are strings"
+        )
+    if key in (TENSOR, NUMBER):
+        raise PluginError(f"`state_dict` has the reserved key {key!r} ({path}); rename it")
 
 
 def put_tensors(state: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -1,0 +1,1 @@
+"""Tasks of benchmarks by name, with their official splits and metrics."""

@@ -1,0 +1,107 @@
+"""Files of predictions: what is written is read, and rows are paired by their content."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from gkd_core.contract.task import Split
+from gkd_core.errors import DataError, PluginError
+from gkd_core.evaluation.predictions import (
+    About,
+    Predictions,
+    file_names,
+    model_table,
+    pair_rows,
+    row_hashes,
+    rows_table,
+)
+from gkd_core.kinds.task_kind import Evaluation
+from gkd_core.plugins import registry
+
+CLASSES = ("neg", "pos")
+
+
+def _predictions(kind="classification"):
+    kind = registry().kind(kind)
+    split = Split(["good", "bad", "good"], labels=[1, 0, 1], group=["a", "a", "b"])
+    rows = rows_table(split, kind, CLASSES)
+    logits = torch.tensor([[0.5, 2.0], [1.0, -1.0], [3.0, 0.0]])
+    found = Evaluation({"loss": 0.0}, logits.argmax(-1), {"scores": logits})
+    about = About("test", kind.name, CLASSES, "accuracy")
+    table = model_table(found, rows, kind, CLASSES)
+    return Predictions(about, rows, {"student": table}, {"student": "student, soft"})
+
+
+def test_what_is_written_is_read(tmp_path):
+    made = _predictions()
+    made.write(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.parquet", "student.parquet"]
+    found = Predictions.read(tmp_path)
+    assert (found.about, found.names) == (made.about, made.names)
+    assert found.rows.equals(made.rows)
+    assert found.models["student"].equals(made.models["student"])
+    rows = found.rows.to_pydict()
+    assert rows["row"] == [0, 1, 2]
+    assert (rows["text"], rows["pair"]) == (["good", "bad", "good"], [None] * 3)
+    assert (rows["gold"], rows["group"]) == (["pos", "neg", "pos"], ["a", "a", "b"])
+    student = found.models["student"].to_pydict()
+    assert student["prediction"] == ["pos", "neg", "neg"]
+    assert student["scores"] == [[0.5, 2.0], [1.0, -1.0], [3.0, 0.0]]
+    assert student["hash"] == rows["hash"]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet is no file of predictions"):
+        Predictions.read(tmp_path)
+    with pytest.raises(DataError, match=r"rows\.parquet is no file of predictions"):
+        Predictions.read(tmp_path / "missing")
+
+
+def test_rows_of_the_same_content_are_paired_in_their_order():
+    found = pair_rows("abcbx", "bbyac")
+    assert found.ours.tolist() == [0, 1, 2, 3]
+    assert found.theirs.tolist() == [3, 0, 4, 1]
+    assert (found.only_ours, found.only_theirs) == (1, 1)
+    assert str(found) == "4 rows in both, 1 only in the first, 1 only in the second"
+    assert str(pair_rows("ab", "ba")) == "2 rows in both"
+    assert len(pair_rows("", "ab")) == 0
+
+
+def test_a_hash_is_of_what_a_model_reads():
+    split = Split(["good", "bad"], ["film", "plot"], labels=[0, 1])
+    same = Split(["bad", "good"], ["plot", "film"], labels=[0, 0], group=["x", "y"])
+    assert row_hashes(split) == row_hashes(same)[::-1]
+    assert row_hashes(Split(["good"])) != row_hashes(split)[:1]
+    choices = [row_hashes(Split(["good"], [pair]))[0] for pair in (["a", "b"], ["b", "a"])]
+    assert choices[0] != choices[1]
+
+
+def test_a_kind_that_loses_rows_is_to_blame():
+    made = _predictions()
+    with pytest.raises(PluginError, match="'classification' gives 1 values in the column"):
+        model_table(
+            Evaluation({}, torch.tensor([1])), made.rows, registry().kind("classification"), CLASSES
+        )
+
+
+def test_every_model_has_a_file_of_its_own():
+    assert file_names(["teacher", "rows", "teacher"]) == ["teacher", "rows-2", "teacher-2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "shown"),
+    [
+        ("classification", [1, 0], ["pos", "neg"]),
+        ("multi-label", [[1, 1], [0, 0]], [["neg", "pos"], []]),
+        ("token-classification", [[1, 0], [-100]], [["pos", "neg"], [None]]),
+        ("multiple-choice", [1, 0], [1, 0]),
+        ("regression", [0.5, 1.5], [0.5, 1.5]),
+        ("span-extraction", [{"text": ["a", "b"], "start": [0, 2]}, "c"], [["a", "b"], "c"]),
+    ],
+)
+def test_labels_are_shown_by_name(kind, labels, shown):
+    assert registry().kind(kind).shown(labels, CLASSES) == shown
