@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gkd_core.distributed.ranks import any_rank, tell, wait
 from gkd_core.objective.objective import name_seed
+from gkd_core.plugins.answers import one_of
 from gkd_core.plugins.owners import described
 from gkd_core.training.live_stage import LiveStageInfo, seeded
 
@@ -82,7 +84,7 @@ class PluginHooks:
     def methods_start(self, stage: Stage) -> str | None:
         """Tell the methods only; return why one of them asks to skip the stage, if one does."""
         info = LiveStageInfo.of(stage, self._run().say)
-        calls = _of_methods(stage, lambda method: method.on_stage_start(info))
+        calls = _of_methods(stage, lambda method: _reason(method, method.on_stage_start(info)))
         reasons = [call() for _, call in calls]
         return tell(next(filter(None, reasons), None))
 
@@ -155,6 +157,13 @@ class PluginHooks:
     ) -> Iterator[tuple[str, Callable[[], object]]]:
         for plugin, call in self._registry.implementations(hook):
             yield f"plugin {plugin.name}", partial(call, **arguments)
+
+
+def _reason(method: MethodBase, answer: Any) -> str | None:
+    """Return why a method skips a stage: True or a number would skip it without a reason."""
+    wanted = "why the stage has nothing to train, or None to train"
+    reason: str | None = one_of(method, "on_stage_start", answer, (str, NoneType), wanted)
+    return reason
 
 
 def _of_methods(
