@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from gkd_core.distributed.ranks import any_rank, tell, wait
 from gkd_core.objective.objective import name_seed
 from gkd_core.plugins.answers import one_of
+from gkd_core.plugins.isolation import set_back
 from gkd_core.plugins.owners import described
 from gkd_core.training.live_stage import LiveStageInfo, seeded
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.method_base import MethodBase
     from gkd_core.contract.run_info import RunInfo
     from gkd_core.contract.step import Step
-    from gkd_core.plugins import Registry
+    from gkd_core.plugins import Plugin, Registry
     from gkd_core.training.stage import Stage
 
 
@@ -77,7 +78,7 @@ class PluginHooks:
         if skipped:
             run.say(f"stage {stage.name}: {skipped}")
         info = LiveStageInfo.of(stage, run.say)
-        for _, call in self._of_plugins("gkd_stage_start", run=run, stage=info):
+        for _, call in self._of_plugins("gkd_stage_start", stage, run=run, stage=info):
             call()
         return skipped is not None
 
@@ -120,7 +121,7 @@ class PluginHooks:
         info = LiveStageInfo.of(stage, run.say)
         calls = [
             *_of_methods(stage, lambda method: method.on_stage_end(info, error)),
-            *self._of_plugins("gkd_stage_end", run=run, stage=info, error=error),
+            *self._of_plugins("gkd_stage_end", stage, run=run, stage=info, error=error),
         ]
         failures = [failure for _, call in calls if (failure := _failure_of(call)) is not None]
         raised = failures[0] if failures and error is None else None
@@ -148,15 +149,30 @@ class PluginHooks:
         run = self._run()
         info = LiveStageInfo.of(stage, run.say)
         if event.name == "evaluate":
-            yield from _of_methods(stage, lambda m: m.on_evaluate(info, step, event.values))
+            yield from _of_methods(stage, lambda m: m.on_evaluate(info, step, dict(event.values)))
         hook, values = HOOKS[event.name]
-        yield from self._of_plugins(hook, run=run, stage=info, step=step, **{values: event.values})
+        told = {"run": run, "stage": info, "step": step, values: event.values}
+        yield from self._of_plugins(hook, stage, **told)
 
     def _of_plugins(
-        self, hook: str, **arguments: Any
+        self, hook: str, trained: Stage, **arguments: Any
     ) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Yield the name of every plugin with a hook, each with a call of it.
+
+        What a plugin draws at random in the call, or changes of the process or of what it is told,
+        changes no training, and reaches no other plugin.
+        """
         for plugin, call in self._registry.implementations(hook):
-            yield f"plugin {plugin.name}", partial(call, **arguments)
+            own = {n: dict(v) if isinstance(v, Mapping) else v for n, v in arguments.items()}
+            alone = partial(self._call_apart, plugin, hook, partial(call, **own))
+            yield f"plugin {plugin.name}", partial(_call_seeded, trained, plugin.name, alone)
+
+    def _call_apart(self, plugin: Plugin, hook: str, call: Callable[[], object]) -> object:
+        def say(changed: str) -> None:
+            self._run().say(f"plugin {plugin} changed {changed} in {hook}; it is set back")
+
+        with set_back(say):
+            return call()
 
 
 def _reason(method: MethodBase, answer: Any) -> str | None:
