@@ -21,6 +21,7 @@ from gkd_core.models.slicing.widths import lost_heads
 from gkd_core.training.probe_choice import choose_probes
 
 if TYPE_CHECKING:
+    from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.objective.step_plan import PlannedPass, Side
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
@@ -63,7 +64,9 @@ class _Model:
         return self.obstacles.get((place.site, place.layer))
 
 
-def _obstacles(sites: Sites, scale: float | None = None) -> dict[tuple[str, int | None], str]:
+def _obstacles(
+    sites: Sites, kind: TaskKind, scale: float | None = None
+) -> dict[tuple[str, int | None], str]:
     layers = range(1, len(sites.blocks) + 1)
     inside = ("hidden", "block", *ATTENTION_SITES, *FFN_SITES)
     places = [Capture("hidden", 0), *(Capture(site, layer) for site in inside for layer in layers)]
@@ -71,6 +74,9 @@ def _obstacles(sites: Sites, scale: float | None = None) -> dict[tuple[str, int 
         (place.site, place.layer): obstacle_at(place, sites) or _lost_heads(place, sites, scale)
         for place in (POOLED, *places)
     }
+    pooled = found["pooled", None]
+    if pooled is None and not kind.pools:
+        found["pooled", None] = f"the head for {kind} reads more than one vector of a row"
     return {place: obstacle for place, obstacle in found.items() if obstacle is not None}
 
 
@@ -89,13 +95,14 @@ def _models(spec: StageSpec, registry: Registry) -> Iterator[_Model]:
         if spec.reads_weights(number):
             with _naming(teacher.setting):
                 model = shape_model(spec.kind, teacher.config, teacher.trust_remote_code)
-                yield _Model("teacher", number, _obstacles(find_sites(model, registry.sites)))
+                sites = find_sites(model, registry.sites)
+                yield _Model("teacher", number, _obstacles(sites, spec.kind))
     with _naming("student"):
         model = shape_model(spec.kind, spec.student_config, spec.trusts_student)
         student = find_sites(model, registry.sites)
         if spec.scale is not None and spec.follows is None:
             find_maps(student)
-    yield _Model("student", None, _obstacles(student, spec.scale))
+    yield _Model("student", None, _obstacles(student, spec.kind, spec.scale))
 
 
 @contextmanager

@@ -320,7 +320,8 @@ def prepare_model(
         spec: The stage.
         tokenizer: The tokenizer whose rows it reads.
     """
-    follow_mask(model, tokenizer.padding_side == "left", spec.kind.predicted == "sample")
+    reads_rows = spec.kind.predicted == "sample" and spec.kind.pools
+    follow_mask(model, tokenizer.padding_side == "left", reads_rows)
     spec.kind.prepare(model, spec.data.classes)
 
 
