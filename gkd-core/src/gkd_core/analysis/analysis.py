@@ -211,13 +211,12 @@ def _shortened(cell: str) -> Text:
 
 
 def _unsaid(found: Sequence[ProbeCorrelation], points: str) -> list[str]:
-    """Say that there are too few points for correlations, if there are."""
-    most = max((each.spearman.n for each in found), default=0)
-    if not found or most >= FEWEST:
+    """Say why no correlation is shown, if none is."""
+    if not found or any(each.spearman.value is not None for each in found):
         return []
-    return [
-        f"no correlation is shown: there are {most} {points}, and below {FEWEST} it says nothing"
-    ]
+    most = max((each.spearman for each in found), key=lambda each: each.n)
+    few = f"{most.n} {points}, and below {FEWEST} it says nothing"
+    return [f"no correlation is shown: {few if most.n < FEWEST else most.reason}"]
 
 
 def _correlation_grid(title: str, found: Sequence[ProbeCorrelation]) -> Grid:

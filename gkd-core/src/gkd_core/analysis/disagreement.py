@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +70,6 @@ def disagreements(predictions: Predictions) -> list[Disagreement]:
         for row, own, known in zip(rows, ours, theirs, strict=True)
     ]
     return sorted(found, key=lambda each: -each.distance)
-
-
-def differing(found: list[Disagreement]) -> Iterator[Disagreement]:
-    """Yield the rows of which student and teacher say different things."""
-    return (each for each in found if each.student != each.teacher)
 
 
 def _distance(student: Any, teacher: Any) -> float:
