@@ -57,6 +57,8 @@ def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
 @hookimpl
 def gkd_register_sinks() -> Iterable[type[Sink]]:
     """Return the built-in sinks."""
+    from gkd_core.tracking.sinks.mlflow import MLflow
     from gkd_core.tracking.sinks.tensorboard import TensorBoard
+    from gkd_core.tracking.sinks.wandb import WandB
 
-    return [TensorBoard]
+    return [MLflow, TensorBoard, WandB]
