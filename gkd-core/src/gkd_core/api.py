@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.schedule import Schedule as Schedule
     from gkd_core.contract.sink import Sink as Sink
     from gkd_core.contract.step import Step as Step
+    from gkd_core.contract.task import BLANK as BLANK
     from gkd_core.contract.task import DefaultTeacher as DefaultTeacher
     from gkd_core.contract.task import Fit as Fit
     from gkd_core.contract.task import Split as Split
@@ -146,6 +147,7 @@ _HOME = {
     "AllSamples": "distributed.samples",
     "Answer": "hooks.features",
     "AnswerSource": "teachers.source",
+    "BLANK": "contract.task",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
     "Classification": "kinds.classification",

@@ -25,11 +25,12 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     from gkd_core.kinds.multiple_choice import MultipleChoice
     from gkd_core.kinds.regression import Regression
     from gkd_core.kinds.similarity import Similarity
+    from gkd_core.kinds.span_classification import SpanClassification
     from gkd_core.kinds.span_extraction import SpanExtraction
     from gkd_core.kinds.token_classification import TokenClassification
 
     rows = [Classification, MultiLabel, Regression, MultipleChoice, Embedding, Similarity]
-    return [*rows, TokenClassification, SpanExtraction, MaskedLM, CausalLM]
+    return [*rows, TokenClassification, SpanClassification, SpanExtraction, MaskedLM, CausalLM]
 
 
 @hookimpl
@@ -56,6 +57,8 @@ def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
 @hookimpl
 def gkd_register_sinks() -> Iterable[type[Sink]]:
     """Return the built-in sinks."""
+    from gkd_core.tracking.sinks.mlflow import MLflow
     from gkd_core.tracking.sinks.tensorboard import TensorBoard
+    from gkd_core.tracking.sinks.wandb import WandB
 
-    return [TensorBoard]
+    return [MLflow, TensorBoard, WandB]

@@ -35,6 +35,12 @@ ROWS = {
         context=[" ".join(TEXTS[n:]) for n in (0, 1, 0, 2, 0, 3)],
         answers=[{"text": ["film"], "answer_start": [11]}, {"text": [], "answer_start": []}] * 3,
     ),
+    "span-classification": _rows(
+        text1=TEXTS,
+        text2=TEXTS[::-1],
+        spans=[[[0, 0, 1], [1, 0, 3]]] * 3 + [[[1, 0, 3], [0, 0, 3]]] * 3,
+        label=NAMES,
+    ),
     "embedding": PAIRS,
     "similarity": PAIRS,
     "masked-lm": _rows(text=TEXTS[:1] * 2 + TEXTS[2:3] * 4),
@@ -48,7 +54,7 @@ def test_every_built_in_kind_passes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["classification", "embedding"])
+@pytest.mark.parametrize("name", ["classification", "span-classification", "embedding"])
 def test_ranks_measure_the_same(name):
     check_kind(type(registry().kind(name)), ROWS[name], ranks=2)
 

@@ -29,6 +29,7 @@ FLAGS: Mapping[str, tuple[str, str]] = {
     "output": ("--output", "output.dir"),
     "track": ("--track", "tracking.sinks"),
     "baseline": ("--baseline", "baseline"),
+    "probe": ("--probe", "probe.features"),
     "seed": ("--seed", "seed"),
     "nproc": ("--nproc", "parallel.nproc"),
 }
@@ -154,6 +155,12 @@ _RUN: Sequence[Decorator] = (
         "--baseline/--no-baseline",
         default=None,
         help="Also train the same student on labels alone. [on the embedded task]",
+    ),
+    click.option(
+        "--probe",
+        multiple=True,
+        metavar="all|FEATURE",
+        help="Measure distances of features to the teacher's: all, hidden[*], ...; repeatable.",
     ),
     click.option("--seed", type=int, help="Seed of everything random. [1]"),
     click.option("--nproc", type=int, help="Processes on this machine, one per GPU. [1]"),

@@ -414,6 +414,29 @@ class RolloutConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class ProbeConfig(Section):
+    """Distances between features of teacher and student, measured while the student trains.
+
+    They change nothing about training.
+    """
+
+    features: Annotated[list[str], Field(min_length=1)] = Field(
+        ["all"],
+        description="The features of the student to compare with the teacher's: `all`, or sites "
+        "such as `hidden[*]`, `attention[last]` and `logits`.",
+    )
+    every: Positive = Field(100, description="Steps between measurements.")
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0, 2.0, 4.0],
+        description="Temperatures of the divergences of attention and logits.",
+    )
+    layers: str | list[tuple[Positive, Positive]] = Field(
+        "spaced",
+        description="The blocks to compare: a layer map such as `spaced` or `last`, or [student, "
+        "teacher] pairs.",
+    )
+
+
 class OutputConfig(Section):
     """Output files and directories."""
 
@@ -483,6 +506,9 @@ class RunConfig(Section):
     parallel: ParallelConfig = Field(ParallelConfig(), description="Devices.")
     rollout: RolloutConfig | None = Field(
         None, description="Text that models write during training. Default: none."
+    )
+    probe: ProbeConfig | None = Field(
+        None, description="Distances measured during training. Default: none."
     )
     output: OutputConfig = Field(OutputConfig(), description="Files.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Trackers.")

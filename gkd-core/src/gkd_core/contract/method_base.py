@@ -66,7 +66,13 @@ class MethodBase:
     batch_coupled: ClassVar[bool] = False
     gradual_unfreezing: ClassVar[bool] = False
     borrows_blocks: ClassVar[bool] = False
-    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression", "masked-lm", "causal-lm")
+    kinds: ClassVar[tuple[str, ...]] = (
+        "classification",
+        "span-classification",
+        "regression",
+        "masked-lm",
+        "causal-lm",
+    )
 
     class Config(BaseModel):
         """Options; each needs a default, which is validated as any value, and a description."""

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
 
 
+BLANK = "[BLANK]"
+"""Stands in a text for what the kinds `masked-cloze` and `causal-cloze` fill in."""
+
+
 class Fit(IntEnum):
     """How well rows fit a kind of task, where the configuration names none."""
 
@@ -47,6 +51,9 @@ class Split:
         target: What a causal language model is to write after each text; None if it learns the
             texts themselves.
         byte_offsets: Whether to encode where each token is in its text (`Batch.byte_offsets`).
+        spans: The parts of each row that a span classifier reads besides the whole, `(part, start,
+            end)` each: part 0 is the text and 1 the second one, `end` the character after the last.
+            None in other kinds of task.
     """
 
     text: Sequence[Any]
@@ -55,6 +62,7 @@ class Split:
     group: Sequence[str] | None = None
     target: Sequence[str] | None = None
     byte_offsets: bool = False
+    spans: Sequence[Sequence[tuple[int, int, int]]] | None = None
 
     def __len__(self) -> int:
         return len(self.text)

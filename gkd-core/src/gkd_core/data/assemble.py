@@ -154,7 +154,9 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
         for column in (split.text, split.pair, split.labels):
             for value in column or ():
                 yield json.dumps(value, default=_plain).encode() + b"\n"
-        for name, column in (("group", split.group), ("target", split.target)):
+        # Columns that came later do not change the hash of rows without them.
+        later = {"group": split.group, "target": split.target, "spans": split.spans}
+        for name, column in later.items():
             if column is not None:
                 yield json.dumps([name, list(column)]).encode()
 

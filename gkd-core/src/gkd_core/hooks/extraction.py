@@ -22,6 +22,7 @@ from gkd_core.hooks.forward import (
 )
 from gkd_core.hooks.obstacles import obstacle_at
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, POOLED, Capture
+from gkd_core.kinds.task_kind import PREPARED
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -81,7 +82,7 @@ class Extractor:
         with under_way(forward), suppress(StopForward):
             self._forward(forward, inputs, options)
         features = forward.finish()
-        if LOGITS in captures and features.head is None:
+        if LOGITS in captures and features.head is None and not hasattr(self.model, PREPARED):
             features.head = self.sites.classifier
         if self.model.dtype == torch.bfloat16:
             features.widen()
@@ -278,6 +279,8 @@ class Extractor:
     def _can_defer(self, forward: Forward, inputs: Mapping[str, Tensor]) -> bool:
         """Whether the logits are read, unchanged, and a linear map of the head's input."""
         if LOGITS not in forward.pending or forward.changes(LOGITS) or self.sites.head is None:
+            return False
+        if hasattr(self.model, PREPARED):  # the kind of task makes its logits of the head's
             return False
         if self._plain_head is None:
             self._override(self.sites.head, self._deferring)

@@ -28,8 +28,11 @@ def teacher_classes(config: PretrainedConfig) -> tuple[str, ...] | None:
 
 
 def output_names(config: PretrainedConfig) -> tuple[str, ...]:
-    """Return the names of a model's outputs in the order of their ids, whatever they are."""
-    return tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    """Return the names of a model's outputs in the order of their ids, whatever they are.
+
+    A class may have several outputs, as in span classification.
+    """
+    return tuple(dict.fromkeys(str(config.id2label[index]) for index in sorted(config.id2label)))
 
 
 def check_classes(

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
-APART = {"recipe", "procedure", "stages", "output", "tracking", "baseline", "parallel", "task"}
+APART = {
+    *("recipe", "procedure", "stages", "output", "tracking", "probe"),
+    *("baseline", "parallel", "task"),
+}
 """Settings that do not affect the student, or that other parts of the fingerprint cover."""
 
 PLACES = {"model", "placement", "source", "tensor", "trust_remote_code", "new_student"}

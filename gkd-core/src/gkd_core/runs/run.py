@@ -189,8 +189,12 @@ class Run:
     def _take_over(
         self, spec: StageSpec, fingerprint: StageFingerprint | None
     ) -> StageResult | None:
-        """Copy the stage's student from a run that has already trained it, if there is one."""
-        found = recall(fingerprint) if fingerprint is not None else None
+        """Copy the stage's student from a run that has already trained it, if there is one.
+
+        With probes, the stage is trained: they are measured on the way.
+        """
+        reusable = None if spec.config.probe is not None else fingerprint
+        found = recall(reusable) if reusable is not None else None
         target = self.locations.student(spec)
         result = take_over(found, self.directory, target) if found is not None else None
         result = tell(result)
@@ -360,6 +364,7 @@ def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
         "student": first.config.student,
         "teachers": first.config.teachers,
         "rollout": None,
+        "probe": None,
     }
     origins = {**last.settings.origins, "method": Origin(Level.DEFAULT, "the baseline")}
     config = last.config.model_copy(update=own)

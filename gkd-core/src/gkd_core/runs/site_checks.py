@@ -5,21 +5,23 @@ The models are built on the meta device: without weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gkd_core.contract.model_info import ModelInfo
+from gkd_core.contract.model_info import Models
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.hooks.obstacles import obstacle_at
 from gkd_core.hooks.paths import ATTENTION_SITES, FFN_SITES, POOLED, Capture
 from gkd_core.models.meta import shape_model
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.slicing.maps import find_maps
-from gkd_core.models.slicing.widths import Widths
+from gkd_core.models.slicing.widths import lost_heads
+from gkd_core.training.probe_choice import choose_probes
 
 if TYPE_CHECKING:
+    from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.objective.step_plan import PlannedPass, Side
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
@@ -40,6 +42,7 @@ def check_architectures(spec: StageSpec, registry: Registry) -> None:
         for planned in plan.passes:
             for model in models:
                 _check_pass(planned, model)
+    _check_probes(spec, models)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class _Model:
         return self.obstacles.get((place.site, place.layer))
 
 
-def _obstacles(sites: Sites, scale: float | None = None) -> dict[tuple[str, int | None], str]:
+def _obstacles(
+    sites: Sites, kind: TaskKind, scale: float | None = None
+) -> dict[tuple[str, int | None], str]:
     layers = range(1, len(sites.blocks) + 1)
     inside = ("hidden", "block", *ATTENTION_SITES, *FFN_SITES)
     places = [Capture("hidden", 0), *(Capture(site, layer) for site in inside for layer in layers)]
@@ -69,6 +74,9 @@ def _obstacles(sites: Sites, scale: float | None = None) -> dict[tuple[str, int 
         (place.site, place.layer): obstacle_at(place, sites) or _lost_heads(place, sites, scale)
         for place in (POOLED, *places)
     }
+    pooled = found["pooled", None]
+    if pooled is None and not kind.pools:
+        found["pooled", None] = f"the head for {kind} reads more than one vector of a row"
     return {place: obstacle for place, obstacle in found.items() if obstacle is not None}
 
 
@@ -78,10 +86,7 @@ def _lost_heads(place: Capture, sites: Sites, scale: float | None) -> str | None
         return None
     if scale is not None:
         return f"student.scale = {scale:g} removes heads from its blocks"
-    config = sites.model.config
-    kept, whole = Widths.read(config).heads, ModelInfo.read("", config, 0).kv_heads
-    left = kept[place.layer - 1]
-    return None if left == whole else f"that block has {left} of {whole} heads left: it was pruned"
+    return lost_heads(sites.model.config, place.layer)
 
 
 def _models(spec: StageSpec, registry: Registry) -> Iterator[_Model]:
@@ -90,13 +95,14 @@ def _models(spec: StageSpec, registry: Registry) -> Iterator[_Model]:
         if spec.reads_weights(number):
             with _naming(teacher.setting):
                 model = shape_model(spec.kind, teacher.config, teacher.trust_remote_code)
-                yield _Model("teacher", number, _obstacles(find_sites(model, registry.sites)))
+                sites = find_sites(model, registry.sites)
+                yield _Model("teacher", number, _obstacles(sites, spec.kind))
     with _naming("student"):
         model = shape_model(spec.kind, spec.student_config, spec.trusts_student)
         student = find_sites(model, registry.sites)
         if spec.scale is not None and spec.follows is None:
             find_maps(student)
-    yield _Model("student", None, _obstacles(student, spec.scale))
+    yield _Model("student", None, _obstacles(student, spec.kind, spec.scale))
 
 
 @contextmanager
@@ -120,6 +126,20 @@ def _check_pass(planned: PlannedPass, model: _Model) -> None:
             obstacle = model.obstacle(place)
             if obstacle is not None:
                 raise _refusal(f"{request.member.name} changes {side}.{place}", obstacle)
+
+
+def _check_probes(spec: StageSpec, models: Sequence[_Model]) -> None:
+    """Reject features that the user wants to compare and that cannot be."""
+    if spec.config.probe is None or not spec.reads_teachers:
+        return
+    sides = {(model.side, model.number): model for model in models}
+    for number, teacher in enumerate(spec.teachers):
+
+        def obstacle(side: Side, place: Capture, number: int = number) -> str | None:
+            model = sides.get((side, number if side == "teacher" else None))
+            return None if model is None else model.obstacle(place)
+
+        choose_probes(spec.config.probe, Models(spec.student, teacher.info), obstacle)
 
 
 def _refusal(wish: str, obstacle: str) -> ConfigError:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -27,14 +26,14 @@ from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.kinds.task_kind import Evaluation, TaskKind
 from gkd_core.losses import hard_labels, soft_labels
+from gkd_core.models.classes import output_names
 from gkd_core.models.sites import find_sites
 from gkd_core.testing.ranks import on_ranks
-from gkd_core.testing.tiny import VOCABULARY, model_for
+from gkd_core.testing.tiny import SPECIAL, model_for, word_tokenizer
 
 LENGTH = 32
 """Longest sequence in tokens."""
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
 
@@ -138,7 +137,7 @@ class _KindTrial:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A tokenizer of the words of the rows."""
-        return _tokenizer(_words(self.rows), self.side)
+        return word_tokenizer(_words(self.rows), self.side)
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -190,21 +189,6 @@ def _words(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         value = list(value.values())
     return [w for one in value for w in _words(one)] if isinstance(value, (list, tuple)) else []
-
-
-def _tokenizer(words: Iterable[str], side: str) -> PreTrainedTokenizerFast:
-    known = list(dict.fromkeys([*SPECIAL, *words]))[:VOCABULARY]
-    ids = {word: index for index, word in enumerate(known)}
-    made = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL[1]))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    names = ("pad", "unk", "cls", "sep", "mask")
-    tokens = {f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)}
-    return PreTrainedTokenizerFast(tokenizer_object=made, padding_side=side, **tokens)
 
 
 def _check_class(trial: _KindTrial) -> None:
@@ -289,8 +273,9 @@ def _check_model(trial: _KindTrial) -> None:
         f"{name}: `outputs` is {expected}, but `configure` writes {config.num_labels}"
     )
     if kind.has_classes:
-        names = tuple(config.id2label[index] for index in range(config.num_labels))
-        assert names == trial.classes, f"{name}: `configure` does not write the class names"
+        assert output_names(config) == trial.classes, (
+            f"{name}: `configure` does not write the class names"
+        )
     config.architectures = [type(model).__name__]
     assert kind.made(config), f"{name}: `made` does not recognize a model of this kind"
     kind.prepare(model, trial.classes)  # again, as for a model that several stages use
@@ -341,10 +326,14 @@ def _check_evaluation(trial: _KindTrial) -> None:
     parts = [kind.observe(trial.logits(batch), batch) for batch in map(trial.single, order)]
     again = kind.summarize(parts, trial.encoded)
     _same_metrics(trial, again.metrics, "batches of one row in another order")
+    rows = len(trial.split)
+    for column, values in found.columns.items():
+        assert len(values) == rows, (
+            f"{name}: the column {column!r} has {len(values)} values for {rows} rows"
+        )
     if found.predictions is None:
         return
     count = len(found.predictions)
-    rows = len(trial.split)
     assert count == rows, f"{name}: there are {count} predictions for {rows} rows"
     agreed = kind.agreement(found.predictions, again.predictions)
     assert agreed in (None, 1.0), f"{name}: a model agrees with itself on {agreed} of the rows"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedTokenizerFast
 from transformers import PreTrainedModel as Model
 
 from gkd_core.contract.batch import IGNORE, Batch
+from gkd_core.data.collate import Collator, Uncollated
+from gkd_core.errors import ConfigError
 from gkd_core.hooks.padding import follow_mask
 from gkd_core.plugins import registry
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 VOCABULARY = 64
 CLASSES = 3
 NAMES = tuple(f"LABEL_{index}" for index in range(CLASSES))
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD = 0
 DECODER = "llama"
 """Architecture of the tiny decoder."""
@@ -50,7 +55,7 @@ def model_for(
         seed: Seed of the weights.
         family: Another architecture than that of the kind.
     """
-    family = family or (DECODER if kind.generates else "bert")
+    family = family or ("bert" if accepts(kind, "bert") else DECODER)
     config = AutoConfig.for_model(
         family,
         vocab_size=VOCABULARY,
@@ -67,9 +72,41 @@ def model_for(
         torch.manual_seed(seed)
         kind.configure(config, classes)
         model: Model = kind.auto.from_config(config)
-    follow_mask(model, pads_left=family == DECODER, reads_rows=kind.predicted == "sample")
+    reads_rows = kind.predicted == "sample" and kind.pools
+    follow_mask(model, pads_left=family == DECODER, reads_rows=reads_rows)
     kind.prepare(model, classes)
     return model.double().eval()
+
+
+def accepts(kind: TaskKind, family: str) -> bool:
+    """Return whether models of an architecture can be used for a kind of task."""
+    config = CONFIG_MAPPING[family]()
+    try:
+        kind.check_model(config, family)
+    except ConfigError:
+        return False
+    return type(config) in kind.configs
+
+
+def word_tokenizer(words: Iterable[str] = (), side: str = "right") -> PreTrainedTokenizerFast:
+    """Return a tokenizer of whole words.
+
+    Args:
+        words: The words.
+        side: The side of the padding.
+    """
+    known = list(dict.fromkeys([*SPECIAL, *words]))[:VOCABULARY]
+    ids = {word: index for index, word in enumerate(known)}
+    made = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL[1]))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    names = ("pad", "unk", "cls", "sep", "mask")
+    tokens = {f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)}
+    return PreTrainedTokenizerFast(tokenizer_object=made, padding_side=side, **tokens)
 
 
 def tiny_batch(kind: str, rows: int = 4, length: int = 10) -> Batch:
@@ -117,13 +154,21 @@ def _batch(kind: str, mask: Tensor, size: int, seed: int) -> Batch:
     words = (places // 2).expand(sequences, -1).masked_fill(~mask, -1)
     spans = torch.stack([places, places + 1], dim=-1) * size
     return Batch(
-        inputs={"input_ids": tokens, "attention_mask": mask.long()},
+        inputs={"input_ids": tokens, "attention_mask": mask.long(), **_markers(found, rows, mask)},
         labels=labels,
         rows=torch.arange(rows),
         words=words,
         byte_offsets=spans.expand(sequences, -1, -1).masked_fill(~mask.unsqueeze(-1), -1),
         output=found.output,
     )
+
+
+def _markers(kind: TaskKind, rows: int, mask: Tensor) -> Mapping[str, Tensor]:
+    """Return the markers of rows to plan with."""
+    ids = [np.ones(count, np.int64) for count in mask.sum(1).tolist()]
+    collator = Collator(word_tokenizer(), kind, mask_share=0.5, seed=0)
+    encoded = kind.planned(rows, mask.shape[1], 1, NAMES)
+    return kind.mark(Uncollated(collator, encoded, range(rows), ids, 0, mask.shape[1]))
 
 
 def _labels(kind: TaskKind, rows: int, mask: Tensor, generator: torch.Generator) -> Tensor | None:

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional
-from transformers import CONFIG_MAPPING
 
 from gkd_core.contract.batch import IGNORE, Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
@@ -32,7 +31,7 @@ from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.plugins import registry
 from gkd_core.testing.queries import check_queries
-from gkd_core.testing.tiny import DECODER, NAMES, tiny_batch, tiny_model, tiny_view
+from gkd_core.testing.tiny import DECODER, NAMES, accepts, tiny_batch, tiny_model, tiny_view
 from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[str] = ("classification", "causal-lm")
@@ -90,7 +89,7 @@ class TinyStage:
         if self.student.sites.causal:
             return self
         kind = registry().kind(self.kind)
-        if kind.predicted != "sample" or CONFIG_MAPPING[DECODER] not in kind.configs:
+        if kind.predicted != "sample" or not accepts(kind, DECODER):
             return None
         decoder = type(self)(self.subject, self.options, self.kind, family=DECODER)
         decoder.first_step = self.first_step
@@ -360,7 +359,11 @@ def _same(found: Tensor, expected: Tensor, message: str) -> None:
 
 def _pad(batch: Batch, columns: int, left: bool = False) -> Batch:
     sides = (columns, 0) if left else (0, columns)
-    inputs = {name: functional.pad(value, sides) for name, value in batch.inputs.items()}
+    length = batch.mask.shape[-1]
+    inputs = {
+        name: functional.pad(value, sides) if value.shape[-1] == length else value
+        for name, value in batch.inputs.items()
+    }
     labels, words, spans = batch.labels, batch.words, batch.byte_offsets
     if labels is not None and labels.shape == batch.inputs["input_ids"].shape:
         labels = functional.pad(labels, sides, value=IGNORE)

@@ -48,12 +48,17 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     config = stage.config.training
     progress = load_checkpoint(stage)
     recorder.start_stage(stage.name, stage.total_steps, progress.step)
+    if stage.probes is not None:
+        stage.probes.file.start(progress.step)
     skipped = hooks.stage_start(stage)
     stage.student.model.train()
     hooks.resume(stage, _step(stage, progress.step - 1), progress.untold)
     guard, meter = NonFiniteGuard(stage), _Meter()
     begun = time.perf_counter()
     for step, batches in () if skipped else _steps(stage, progress):
+        if stage.probes is not None and stage.probes.due(step):
+            with meter.paused():
+                stage.probes.measure(stage, batches[0], step, recorder)
         result = _take_step(stage, batches, step, progress, guard)
         progress.step += 1
         guard.add(step, result)
@@ -74,6 +79,8 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     guard.end(progress.step)
     if config.keep_best and progress.best is not None:
         load_weights(stage.student.model, stage.best)
+    if stage.probes is not None:
+        stage.probes.measure_validation(stage, _step(stage, progress.step - 1), recorder)
     stage.student.model.eval()
     progress.seconds = time.perf_counter() - begun
     return progress

@@ -47,6 +47,7 @@ from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
 from gkd_core.training.manifest import Manifest
+from gkd_core.training.probes import Probes, build_probes
 from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 from gkd_core.training.step_start import StepStart
@@ -76,6 +77,7 @@ class Stage:
         rollouts: Writes text in place of rows' own; None if nothing does.
         begun: What the step that is being computed began with; None once it changes the weights.
         manifest: What determines the student; it is written with every checkpoint.
+        probes: Measures distances to the teachers; None if nobody asked for them.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Stage:
     rollouts: Rollouts | None = None
     begun: StepStart | None = None
     manifest: Manifest = field(default_factory=Manifest)
+    probes: Probes | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -144,6 +147,7 @@ class Stage:
             cut = reading.encoded.num_truncated
             limit = f"; {cut:,} rows cut" if cut else ""
             facts.append(("tokens", f"{', '.join(reading.models)}: another tokenizer{limit}"))
+        facts += [("probe", line) for line in (self.probes.describe() if self.probes else ())]
         for teacher in self.spec.live_teachers:
             if teacher.special_tokens:
                 other = ", ".join(teacher.special_tokens)
@@ -191,6 +195,7 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
         name = teacher.info.name
         settle_teacher(live[name], teacher, dtypes[name], groups, device)
     stage = assemble_stage(spec, registry, directory, student, live)
+    stage.probes = build_probes(stage)
     return _judged_by_teacher(stage) if spec.is_unlabeled(spec.data.validation) else stage
 
 
@@ -315,7 +320,8 @@ def prepare_model(
         spec: The stage.
         tokenizer: The tokenizer whose rows it reads.
     """
-    follow_mask(model, tokenizer.padding_side == "left", spec.kind.predicted == "sample")
+    reads_rows = spec.kind.predicted == "sample" and spec.kind.pools
+    follow_mask(model, tokenizer.padding_side == "left", reads_rows)
     spec.kind.prepare(model, spec.data.classes)
 
 

@@ -119,3 +119,14 @@ def write_slices(config: PretrainedConfig, slices: Mapping[float, Widths]) -> No
     setattr(
         config, SLICES_KEY, {f"{scale:g}": widths.as_tree() for scale, widths in slices.items()}
     )
+
+
+def lost_heads(config: PretrainedConfig, layer: int) -> str | None:
+    """Return why a block's attention differs from that of a whole model; None if it does not.
+
+    Args:
+        config: The model's configuration.
+        layer: Number of the block.
+    """
+    left, whole = Widths.read(config).heads[layer - 1], ModelInfo.read("", config, 0).kv_heads
+    return None if left == whole else f"that block has {left} of {whole} heads left: it was pruned"
