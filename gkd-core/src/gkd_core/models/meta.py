@@ -44,8 +44,8 @@ def meta_model(
     except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{config.model_type} with {config.num_hidden_layers} blocks cannot be built of its "
-            f"configuration: {error or type(error).__name__}. If it is the student's, set what "
-            "follows the number of blocks under `student.config`"
+            f"configuration: {str(error) or type(error).__name__}. If it is the student's, set "
+            "what follows the number of blocks under `student.config`"
         ) from error
     narrow(built)
     return built
