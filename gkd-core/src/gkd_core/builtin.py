@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 @hookimpl
 def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     """Return the built-in kinds of task."""
+    from gkd_core.kinds.causal_cloze import CausalCloze
     from gkd_core.kinds.causal_lm import CausalLM
     from gkd_core.kinds.classification import Classification
     from gkd_core.kinds.embedding import Embedding
+    from gkd_core.kinds.masked_cloze import MaskedCloze
     from gkd_core.kinds.masked_lm import MaskedLM
     from gkd_core.kinds.multi_label import MultiLabel
     from gkd_core.kinds.multiple_choice import MultipleChoice
@@ -30,7 +32,8 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
     from gkd_core.kinds.token_classification import TokenClassification
 
     rows = [Classification, MultiLabel, Regression, MultipleChoice, Embedding, Similarity]
-    return [*rows, TokenClassification, SpanClassification, SpanExtraction, MaskedLM, CausalLM]
+    spans = [TokenClassification, SpanClassification, SpanExtraction]
+    return [*rows, *spans, MaskedCloze, CausalCloze, MaskedLM, CausalLM]
 
 
 @hookimpl
