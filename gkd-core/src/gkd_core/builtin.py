@@ -39,12 +39,12 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
 @hookimpl
 def gkd_register_tasks() -> Iterable[type[Task]]:
     """Return the built-in tasks: sources of data, and the tasks of benchmarks."""
-    from gkd_core.benchmarks.superglue import TASKS
+    from gkd_core.benchmarks import glue, superglue
     from gkd_core.data.embedded import Embedded
     from gkd_core.data.files import Files
     from gkd_core.data.hub import Hub
 
-    return [Embedded, Files, Hub, *TASKS]
+    return [Embedded, Files, Hub, *glue.TASKS, *superglue.TASKS]
 
 
 @hookimpl
