@@ -105,7 +105,18 @@ def settings() -> str:
         # The options of optimizers are on a page of their own.
         own = {n: field for n, field in table["properties"].items() if "properties" not in field}
         lines += [*_settings(own, schema, name), ""]
+        if name == "tracking":
+            lines += _tracker_options(table, schema)
     return "\n".join(lines)
+
+
+def _tracker_options(table: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the options of each tracker that has some."""
+    for name in registry().sinks:
+        options = table["properties"][name]["properties"]
+        if options:
+            yield from (f"### `[tracking.{name}]`", "")
+            yield from (*_settings(options, schema, f"tracking.{name}"), "")
 
 
 def hooks() -> str:

@@ -68,8 +68,8 @@ def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -
 
     if is_first() and not started_by_gkd(os.environ):
         show_warnings(resolved)
-    specs = prepare_run(resolved, registry())
     sinks = registry().make_sinks(resolved.config) if is_first() else []
+    specs = prepare_run(resolved, registry())
     count = ranks_to_start(resolved)
     differences = () if resumption is None else _check(resolved, resumption, specs)
     with _directory(resolved, mode) as directory:

@@ -7,6 +7,7 @@ from gkd_core.testing.check_kind import check_kind
 from gkd_core.testing.check_method import check_method
 from gkd_core.testing.check_optimizer import check_optimizer
 from gkd_core.testing.check_rollouts import check_rollouts
+from gkd_core.testing.check_sink import check_sink
 from gkd_core.testing.check_sites import check_sites
 from gkd_core.testing.check_task import check_task
 from gkd_core.testing.ranks import on_ranks
@@ -18,6 +19,7 @@ __all__ = [
     "check_method",
     "check_optimizer",
     "check_rollouts",
+    "check_sink",
     "check_sites",
     "check_task",
     "on_ranks",
