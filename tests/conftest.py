@@ -288,7 +288,7 @@ def brief(monkeypatch):
     def undrawn(make):
         def _make(*arguments):
             with monkeypatch.context() as context:
-                context.setattr(figures, "_png", lambda figure: pyplot.close(figure) or b"")
+                context.setattr(figures, "svg", lambda figure: pyplot.close(figure) or "")
                 return make(*arguments)
 
         return _make

@@ -55,9 +55,8 @@ def summarize_run(run: Run) -> RunSummary | None:
     compared, failure = _comparison(run)
     if not is_first():
         return None
-    comparison = None
-    if compared is not None:
-        comparison, predictions = compared
+    comparison, predictions = compared or (None, None)
+    if comparison is not None and predictions is not None:
         comparison.save(run.directory / "results.json")
         predictions.write(run.directory / PREDICTIONS)
     outline = explain(run.outline)
@@ -67,7 +66,7 @@ def summarize_run(run: Run) -> RunSummary | None:
         failures.insert(0, f"the models could not be compared: {run.registry.blame(failure)}")
     for failed in failures:
         run.recorder.say(failed)
-    report = write_report(run, comparison, outline, files, failures)
+    report = write_report(run, comparison, predictions, outline, files, failures)
     _track(run, comparison, [report, *files])
     return RunSummary(comparison, report, failure)
 
