@@ -278,11 +278,12 @@ class Outcome:
 def brief(monkeypatch):
     """Make the summary of a run brief, which takes longer than to train a tiny model.
 
-    Models are timed on two samples, and the figures of the report are made but not drawn.
+    Models are timed on two samples, the figures of the report are made but not drawn, and its
+    intervals are from few draws.
     """
     from matplotlib import pyplot
 
-    from gkd_core.analysis import comparison, figures
+    from gkd_core.analysis import comparison, figures, report
     from gkd_core.deploy import latency
 
     def undrawn(make):
@@ -294,6 +295,7 @@ def brief(monkeypatch):
         return _make
 
     monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(report, "RESAMPLES", 20)
     monkeypatch.setattr(comparison, "TIMED_SAMPLES", 2)
     for name in ("losses", "validation", "quality_over_size"):
         monkeypatch.setattr(figures, name, undrawn(getattr(figures, name)))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -17,10 +18,11 @@ from gkd_core.contract.step import Step
 
 FLAGS = {
     "config": "--method --recipe --teacher --student --student-layers --task --data --output "
-    "--track --baseline --seed --nproc --set --schema --json",
-    "eval": "--data --set --json",
+    "--track --probe --baseline --seed --nproc --set --schema --json",
+    "eval": "--task --data --against --samples --output --set --json --tasks --num-fewshot --limit "
+    "--apply-chat-template --include-path",
     "explain": "--method --recipe --teacher --student --student-layers --task --data --output "
-    "--track --baseline --seed --nproc --set --json",
+    "--track --probe --baseline --seed --nproc --set --json",
     "methods": "",
     "optimizers": "",
     "plugins": "--json",
@@ -29,7 +31,7 @@ FLAGS = {
     "recipes": "",
     "replay": "--rank",
     "run": "--method --recipe --teacher --student --student-layers --task --data --output "
-    "--track --baseline --seed --nproc --set --overwrite --resume --accept-changes",
+    "--track --probe --baseline --seed --nproc --set --overwrite --resume --accept-changes",
 }
 
 
@@ -250,6 +252,60 @@ def test_eval_gives_the_figures_of_the_run(invoke, copied, finished, folder, row
     assert (found["split"], found["samples"]) == ("test", 40)
     for figure in ("metrics", "parameters", "bytes"):
         assert found["rows"][0][figure] == results["rows"][row][figure]
+
+
+def test_eval_of_a_run_gives_its_table_again(invoke, copied, finished, tmp_path):
+    results = json.loads((finished / copied / "results.json").read_text())
+    before = contents(tmp_path)
+    found = json.loads(invoke("eval", copied, "--json").out)
+    assert contents(tmp_path) == before
+    for row in (*found["rows"], *results["rows"]):
+        del row["milliseconds"]
+    assert found == results
+
+
+@pytest.mark.parametrize(("name", "row"), [("student", 2), ("baseline", 1), ("teacher", 0)])
+def test_eval_takes_the_rows_of_the_run_that_a_model_is_of(invoke, copied, finished, name, row):
+    results = json.loads((finished / copied / "results.json").read_text())
+    found = json.loads(invoke("eval", f"{copied}/{name}", "--json").out)
+    assert found["samples"] == 40
+    assert [one["metrics"] for one in found["rows"]] == [results["rows"][row]["metrics"]]
+
+
+def test_eval_sets_a_run_against_another_model(invoke, copied, finished, world, tmp_path):
+    results = json.loads((finished / copied / "results.json").read_text())
+    teacher, _, student = (row["metrics"]["accuracy"] for row in results["rows"])
+    flags = ["--against", world / "teacher", "--output", "rows"]
+    found = json.loads(invoke("eval", copied, *flags, "--json").out)
+    pair = found["against"]
+    assert pair["agreement"] == results["rows"][2]["agreement"]
+    assert pair["difference"]["value"] == pytest.approx(student - teacher)
+    test = pair["mcnemar"]
+    assert (test["only_first"] - test["only_second"]) / 40 == pytest.approx(student - teacher)
+    assert pair["kl"] > 0
+    assert set(pair["calibration"]) == {f"{copied}/student", str(world / "teacher")}
+    written = {path.name for path in (tmp_path / "rows").iterdir()}
+    assert written == {"rows.parquet", "student.parquet", "teacher.parquet"}
+    for name in written:
+        kept = pq.read_table(tmp_path / copied / "predictions" / name)
+        assert pq.read_table(tmp_path / "rows" / name).equals(kept)
+    shown = invoke("eval", copied, "--against", f"{copied}/teacher").out
+    assert "McNemar's test" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs/pkd+soft-1/other"], "has no model 'other'; it has teacher, baseline, student"),
+        (["runs/pkd+soft-1", "--samples", 2], "--samples lets a model continue texts"),
+        (["runs/pkd+soft-1", "--output", "runs"], "--output runs already exists"),
+    ],
+)
+def test_eval_refuses_what_there_is_not(invoke, copied, arguments, message):
+    done = invoke("eval", *arguments)
+    assert done.code == 2
+    assert message in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize("file", [[], ["config.toml"]])

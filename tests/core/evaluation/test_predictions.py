@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from gkd_core.analysis.comparison import ComparedModel, predict_and_compare
 from gkd_core.contract.task import Split
 from gkd_core.errors import DataError, PluginError
 from gkd_core.evaluation.predictions import (
@@ -105,3 +109,46 @@ def test_every_model_has_a_file_of_its_own():
 )
 def test_labels_are_shown_by_name(kind, labels, shown):
     assert registry().kind(kind).shown(labels, CLASSES) == shown
+
+
+def test_texts_of_a_language_model_have_their_sums(prepare_run, world, tmp_path):
+    """Blocks of a text are summed, and perplexity and agreement follow from the sums."""
+    corpus = tmp_path / "texts.txt"
+    long, short = "the movie was good and " * 12, "a bad film"
+    corpus.write_text(f"{long.strip()}\n{short}\n{short}\n")
+    data = [f"task.{split}={corpus}" for split in ("train", "validation", "test")]
+    settings = ("method=soft", "task.kind=causal-lm", "task.max_length=16", "training.steps=1")
+    run = prepare_run(*settings, *data, teachers=("lm-decoder",))
+    run.execute()
+    student = ComparedModel("student", str(run.student), run.last.tokenizer)
+    teacher = ComparedModel("teacher", str(world / "lm-decoder"), run.last.tokenizer)
+    compared = predict_and_compare(run.last, [teacher, student], "teacher")
+    comparison, found = compared.comparison, compared.predictions
+    columns = found.models["student"].to_pydict()
+    perplexity = math.exp(sum(columns["nll"]) / sum(columns["tokens"]))
+    assert comparison.rows[1].metrics["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+    # [CLS] precedes the first token of every block, so all are predicted, and [SEP] too.
+    assert columns["tokens"] == [60 + 5, 3 + 1, 3 + 1]
+    assert columns["bytes"] == [len(long.strip()), len(short), len(short)]
+    own = found.models["lm-decoder"].to_pydict()
+    assert own["same_top1"] == own["tokens"]
+    assert columns["same_top1"] == _same_top_tokens(run, corpus.read_text().splitlines())
+
+
+def _same_top_tokens(run, texts):
+    """Count the positions with the same top token one block at a time, with plain models."""
+    models = [
+        AutoModelForCausalLM.from_pretrained(place).eval()
+        for place in (run.student, run.last.teachers[0].model)
+    ]
+    counts = []
+    for text in texts:
+        words = text.split()
+        blocks = [" ".join(words[start : start + 14]) for start in range(0, len(words), 14)]
+        counts.append(0)
+        for block in blocks:
+            ids = run.last.tokenizer(block, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                mine, theirs = (model(ids).logits[0, :-1].argmax(-1) for model in models)
+            counts[-1] += int((mine == theirs).sum())
+    return counts

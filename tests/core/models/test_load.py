@@ -24,7 +24,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.classes import check_classes, teacher_classes
 from gkd_core.models.load import check_kind, load_model, load_teacher
 from gkd_core.models.source import load_config
-from gkd_core.models.stored import check_stored
+from gkd_core.models.stored import check_stored, check_stored_weights
 from gkd_core.models.tokenizer import (
     check_vocabulary,
     load_tokenizer,
@@ -213,6 +213,34 @@ def test_weights_of_a_wrapped_model_are_refused(save, family, rename, message):
         check_stored(str(directory), config, kind, "teacher.model")
 
 
+def _to_integers(weights):
+    return {name: (100 * weight).to(torch.int8) for name, weight in weights.items()}
+
+
+def _with_another_block(weights):
+    last = {name: weight for name, weight in weights.items() if ".2." in name}
+    return weights | {name.replace(".2.", ".3."): w.clone() for name, w in last.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_to_integers, r"is stored in integers \(I8\).*Give the checkpoint"),
+        (_with_another_block, r"layers?\.3\..*is part of no block that its config.json counts"),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "gpt_neox", "qwen3_moe"])
+def test_weights_that_would_be_read_otherwise_than_meant_are_refused(save, family, change, message):
+    directory = Path(save(family))
+    config = load_config(str(directory), False, "teacher.model")
+    kind = KINDS["classification"]
+    check_stored_weights(str(directory), config, kind, "teacher.model")
+    file = directory / "model.safetensors"
+    save_file(change(load_file(file)), file)
+    with pytest.raises(ConfigError, match=message):
+        check_stored_weights(str(directory), config, kind, "teacher.model")
+
+
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(save, tmp_path):
     directory = save()
     (tmp_path / "bert" / "model.safetensors").unlink()
@@ -300,6 +328,17 @@ def test_names_that_only_count_match_any_classes(build_model, names):
 def test_teacher_of_another_task_is_refused(save, kind, classes, message):
     with pytest.raises(ConfigError, match=message):
         teacher(save(), kind, classes)
+
+
+@pytest.mark.parametrize("ids", [{"no": 1, "yes": 0}, {"no": "1", "yes": "0"}])
+def test_names_of_outputs_that_contradict_each_other_are_refused(build_model, ids):
+    config = build_model("bert", "classification").config
+    KINDS["classification"].configure(config, CLASSES)
+    config.label2id = {"LABEL_0": 0, "LABEL_1": 1}  # never set
+    check_classes(config, KINDS["classification"], CLASSES, "teacher.model")
+    config.label2id = ids
+    with pytest.raises(ConfigError, match=r"output 0 is 'no' in id2label, and 'no' is output 1 in"):
+        check_classes(config, KINDS["classification"], CLASSES, "teacher.model")
 
 
 def test_checkpoint_without_a_head_gets_a_seeded_one(save):

@@ -238,6 +238,48 @@ def test_a_file_that_cannot_be_loaded_is_named_though_changes_are_accepted(inter
     assert "step-00000002 cannot be loaded: " in done.err
 
 
+def lacks_a_weight(file):
+    weights = load_file(file)
+    del weights[min(weights)]
+    save_file(weights, file)
+
+
+def has_a_weight_that_would_be_broadcast(file):
+    weights = load_file(file)
+    first = min(weights)
+    save_file(weights | {first: weights[first][:1].clone()}, file)
+
+
+def has_another_key(file):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"speed": 1}))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "student.safetensors",
+            lacks_a_weight,
+            "weight bert.embeddings.LayerNorm.bias is missing",
+        ),
+        (
+            "student.safetensors",
+            has_a_weight_that_would_be_broadcast,
+            "the weight bert.embeddings.LayerNorm.bias has the shape (1,), not (32,)",
+        ),
+        ("progress.json", has_another_key, "unexpected keyword argument 'speed'"),
+    ],
+)
+def test_a_file_that_fits_no_stage_is_named_though_changes_are_accepted(
+    interrupted, invoke, name, change, message
+):
+    change(checkpoint(interrupted) / name)
+    done = invoke(*RESUME, "--accept-changes")
+    assert done.code == 2
+    assert "cannot be loaded: " in done.err
+    assert message in " ".join(done.err.split())
+
+
 def test_an_unchanged_run_goes_on_and_serves_others(interrupted, invoke):
     done = invoke(*RESUME)
     assert done.code == 0, done.err

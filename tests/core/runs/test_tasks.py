@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from pydantic import Field
 
@@ -90,6 +93,15 @@ def test_a_metric_that_is_missing_is_told(prepare, monkeypatch):
         prepare("training.steps=1").execute()
 
 
+@pytest.mark.parametrize("measured", [None, {"all_right": "much"}])
+def test_metrics_that_are_no_numbers_are_told(prepare, monkeypatch, measured):
+    monkeypatch.setattr(Numbers, "measure", lambda *arguments: measured)
+    with pytest.raises(
+        PluginError, match=r"Numbers\.measure returned .*; return a mapping of names"
+    ):
+        prepare("training.steps=1").execute()
+
+
 def test_options_that_violate_the_contract_are_refused_with_the_class():
     def task(field):
         class Wrong(Task):
@@ -125,3 +137,54 @@ def test_a_task_with_options_cannot_share_the_table_of_a_method(prepare_run, reg
         prepare_run(registry=registry)
     with pytest.raises(ConfigError, match=reason):
         prepare_run("task.name=soft", registry=registry)
+
+
+def odd(**changes):
+    """A task whose rows are changed."""
+
+    class Odd(Numbers):
+        def load(self, kind, seed):
+            data = super().load(kind, seed)
+            return replace(data, **{name: make(data) for name, make in changes.items()})
+
+    return Odd
+
+
+class Nothing(Numbers):
+    """Returns no rows."""
+
+    def load(self, kind, seed):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Nothing, "Nothing.load returned None; return a `TaskData`"),
+        (odd(kind=lambda data: "clasification"), "there is no kind 'clasification'. Did you mean"),
+        (odd(rows_hash=lambda data: None), "`rows_hash` is None, not a string"),
+        (odd(validation=lambda data: None), "validation is a NoneType, not a `Split`"),
+        (odd(train=lambda data: Split(WORDS, labels=[0, 1])), "train has 2 values in `labels` for"),
+        (odd(train=lambda data: Split(WORDS[:2], labels=[0, -1])), "train has the label -1, which"),
+        (odd(train=lambda data: Split(WORDS[:2], labels=[0, None])), "train has the label None"),
+        (odd(train=lambda data: Split([3], labels=[0])), "train: `text` is text, not 3"),
+        (odd(train=lambda data: Split(iter(WORDS), labels=[0])), "is a list_iterator, not a list"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_refused_with_the_task(prepare, task, message):
+    class Own(Plugin):
+        pass
+
+    Own.task = task
+    with pytest.raises(PluginError, match=re.escape(message)):
+        prepare(plugin=Own)
+
+
+def test_labels_may_be_numbers_of_numpy(prepare):
+    class Own(Plugin):
+        task = odd(
+            train=lambda data: replace(data.train, labels=np.asarray(data.train.labels)),
+        )
+
+    (spec,) = prepare(plugin=Own).specs
+    assert len(spec.data.train) == 24

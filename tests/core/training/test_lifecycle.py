@@ -209,6 +209,49 @@ def test_what_a_method_draws_meanwhile_changes_no_training(prepare, monkeypatch,
     assert drawn[again:] == drawn[:again], "a resumed run draws the same"
 
 
+class Meddles:
+    """Draws at random, changes the process, and what it is told."""
+
+    def meddle(self, values):
+        torch.rand(())
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        values.clear()
+
+    @hookimpl
+    def gkd_stage_start(self):
+        self.meddle({})
+
+    @hookimpl
+    def gkd_step_end(self, losses):
+        self.meddle(losses)
+
+    @hookimpl
+    def gkd_evaluate(self, metrics):
+        self.meddle(metrics)
+
+
+class Sees:
+    """Notes the losses that it is told."""
+
+    @hookimpl
+    def gkd_step_end(self, losses):
+        EVENTS.append(("sees", "losses", sorted(losses)))
+
+
+def test_what_a_hook_changes_reaches_no_other_and_no_training(prepare, monkeypatch):
+    prepare(directory="plain").execute()
+    lines = []
+    run = prepare(directory="meddled", plugins=[Meddles(), Sees()])
+    monkeypatch.setattr(run.recorder, "say", lines.append)
+    run.execute()
+    one, other = student(run), load_file(run.directory.parent / "plain/student/model.safetensors")
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+    assert ("sees", "losses", ["listens", "total"]) in EVENTS
+    changed = "the data type or the gradients of torch in gkd_step_end; it is set back"
+    assert any(line.startswith("plugin 'test-2'") and line.endswith(changed) for line in lines)
+
+
 def test_an_error_of_a_method_ends_the_run(prepare, monkeypatch):
     def refuses(self, stage):
         raise ConfigError("no such device")

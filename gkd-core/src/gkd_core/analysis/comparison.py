@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gkd_core.analysis.sizes import readable
 from gkd_core.atomic import write_file
-from gkd_core.data.collate import Collator
+from gkd_core.data.encode import TEXTS
 from gkd_core.deploy.arithmetic import forward_flops
 from gkd_core.deploy.latency import latencies
 from gkd_core.distributed.device import pick_device
@@ -23,7 +23,7 @@ from gkd_core.distributed.groups import arrange
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import DataError, MethodError
-from gkd_core.evaluation.evaluate import Predict, evaluate
+from gkd_core.evaluation.evaluate import Predict, calling, evaluate
 from gkd_core.evaluation.predictions import (
     About,
     Predictions,
@@ -31,6 +31,8 @@ from gkd_core.evaluation.predictions import (
     model_table,
     rows_table,
 )
+from gkd_core.evaluation.samples import Sampling, write_samples
+from gkd_core.evaluation.top_tokens import TopTokens, TopTokenWatch, same_tokens
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
@@ -38,6 +40,7 @@ from gkd_core.models.sites import find_sites
 from gkd_core.parallel.placement import place_teacher
 from gkd_core.strict_json import json_text
 from gkd_core.training.agreement import answered
+from gkd_core.training.row_measure import row_measure
 from gkd_core.training.stage import prepare_model, shard_reader
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.task import Split
     from gkd_core.data.encode import Encoded
+    from gkd_core.evaluation.statistics import Statistic
     from gkd_core.kinds.metrics import Metric
     from gkd_core.kinds.task_kind import Evaluation, TaskKind
     from gkd_core.models.sites import Sites
@@ -236,6 +240,22 @@ class _Column:
         return NONE if value is None else self.shown(value)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A comparison with what it was made from.
+
+    Attributes:
+        comparison: The comparison.
+        predictions: What each model says of each row.
+        measures: The main metric of each model for some of the rows, by the name of its file; a
+            model is missing if it cannot be computed for a part of them.
+    """
+
+    comparison: Comparison
+    predictions: Predictions
+    measures: Mapping[str, Statistic]
+
+
 def compare_models(
     spec: StageSpec,
     compared: Sequence[ComparedModel],
@@ -255,7 +275,7 @@ def compare_models(
     Raises:
         DataError: The rows have no labels, and no teacher is compared that could answer for them.
     """
-    return predict_and_compare(spec, compared, teacher, adapters)[0]
+    return predict_and_compare(spec, compared, teacher, adapters).comparison
 
 
 def predict_and_compare(
@@ -263,41 +283,36 @@ def predict_and_compare(
     compared: Sequence[ComparedModel],
     teacher: str | None,
     adapters: Iterable[type[Sites]] = (),
-) -> tuple[Comparison, Predictions]:
-    """Compare models as `compare_models` does; also return what each says of every row."""
-    data, config = spec.data, spec.config
-    device = pick_device(config.parallel.device)
-    adapters = tuple(adapters)
+    sampling: Sampling | None = None,
+) -> Compared:
+    """Compare models as `compare_models` does; also return what each says of every row.
+
+    With `sampling`, predictions have what language models write, in the columns `prompt` and
+    `generated`.
+    """
+    data = spec.data
     split = data.validation if data.test is None else data.test
     judge = next((one for one in compared if one.name == teacher), None)
-    judged = split
-    if unlabeled := spec.is_unlabeled(split):
-        judged = _answered(spec, split, judge, device, adapters)
-    readings = {
-        one.tokenizer: (spec.encode(judged, one.tokenizer), spec.collator(one.tokenizer))
-        for one in compared
-    }
+    unlabeled = spec.is_unlabeled(split)
+    exam = _Exam(spec, compared, split, judge, tuple(adapters), sampling)
     timed = all(one.is_whole for one in compared)
     models, sizes, found = [], [], []
     for one in compared:
-        model, size = _load(one, spec, device, adapters)
+        model, size = exam.load(one)
         sizes.append(size)
-        predict = _predict(model, spec.kind, adapters)
-        evaluated = evaluate(model, *readings[one.tokenizer], spec.kind, device, predict)
-        found.append(spec.measured(evaluated, split))
+        found.append(exam.evaluate(one, model))
         models += [model] if timed else []
         del model
     times: list[float | None] = [None] * len(compared)
     flops, tokens = list(times), list(times)
     if timed:
-        read = {key: _samples(*reading, device) for key, reading in readings.items()}
-        samples = [read[one.tokenizer] for one in compared]
+        samples = [exam.samples(one) for one in compared]
         times[:] = latencies(models, samples)
         counted = [own[:COUNTED_SAMPLES] for own in samples]
         flops[:] = map(forward_flops, models, counted)
         tokens[:] = map(_mean_tokens, counted)
     reference = next((e for c, e in zip(compared, found, strict=True) if c is judge), None)
-    if unlabeled or (spec.kind.is_lm and len(readings) > 1):
+    if unlabeled or (spec.kind.is_lm and len(exam.readings) > 1):
         # A teacher's agreement with itself is no quality, and perplexities per token of different
         # tokenizers are not comparable.
         reference = None
@@ -321,52 +336,112 @@ def predict_and_compare(
     ]
     name = "validation" if data.test is None else "test"
     guessed = spec.kind.guess(split.labels) if metric == spec.kind.metric else None
-    count = min(len(encoded) for encoded, _ in readings.values())
+    count = min(len(encoded) for encoded, _ in exam.readings.values())
     judged_by = spec.agreement_with(judge.name) if unlabeled and judge is not None else None
     comparison = Comparison(metric.name, name, count, rows, guessed, judged_by)
     about = About(name, spec.kind.name, data.classes, metric.name)
-    return comparison, _predictions(about, spec, split, compared, found)
+    files = file_names(one.called or Path(one.model).name for one in compared)
+    evaluations = dict(zip(files, found, strict=True))
+    names = {file: one.name for file, one in zip(files, compared, strict=True)}
+    measures = {f: row_measure(spec, split, one) for f, one in evaluations.items()}
+    return Compared(
+        comparison,
+        _predictions(about, spec, split, evaluations, names),
+        {file: measure for file, measure in measures.items() if measure is not None},
+    )
 
 
 def _predictions(
     about: About,
     spec: StageSpec,
     split: Split,
-    compared: Sequence[ComparedModel],
-    found: Sequence[Evaluation],
+    evaluations: Mapping[str, Evaluation],
+    names: Mapping[str, str],
 ) -> Predictions:
     """Return what each model says of the rows."""
-    rows = rows_table(split, spec.kind, spec.data.classes)
-    files = file_names(one.called or Path(one.model).name for one in compared)
-    tables = [model_table(one, rows, spec.kind, spec.data.classes) for one in found]
-    names = [one.name for one in compared]
-    return Predictions(
-        about, rows, dict(zip(files, tables, strict=True)), dict(zip(files, names, strict=True))
-    )
+    kind, classes = spec.kind, spec.data.classes
+    rows = rows_table(split, kind, classes)
+    tables = {file: model_table(one, rows, kind, classes) for file, one in evaluations.items()}
+    return Predictions(about, rows, tables, names)
 
 
-def _answered(
-    spec: StageSpec,
-    split: Split,
-    judge: ComparedModel | None,
-    device: torch.device,
-    adapters: Sequence[type[Sites]],
-) -> Split:
-    """Return rows without labels with the answers of the model that judges the others."""
-    if judge is None:
-        raise DataError(
-            f"the rows of {spec.data.source} have no labels to evaluate by. Name the column "
-            "(task.label), or give labeled rows"
-        )
-    model, _ = _load(judge, spec, device, adapters)
-    predict = _predict(model, spec.kind, adapters)
-    return answered(spec, split, model, judge.tokenizer, device, predict)
+class _Exam:
+    """Models that are evaluated on the same rows, one after the other.
 
+    Attributes:
+        readings: The rows, and what makes batches of them, by tokenizer.
+    """
 
-def _samples(encoded: Encoded, collator: Collator, device: torch.device) -> list[Batch]:
-    """Return the first rows as batches of one sample each."""
-    first = range(min(TIMED_SAMPLES, len(encoded)))
-    return [collator.collate(encoded, [row], epoch=0).to(device) for row in first]
+    def __init__(
+        self,
+        spec: StageSpec,
+        compared: Sequence[ComparedModel],
+        split: Split,
+        judge: ComparedModel | None,
+        adapters: Sequence[type[Sites]],
+        sampling: Sampling | None,
+    ) -> None:
+        self._spec = spec
+        self._sampling = sampling
+        self._split = split
+        self._judge = judge
+        self._adapters = adapters
+        self._device = pick_device(spec.config.parallel.device)
+        self._top: TopTokens | None = None
+        judged = self._answered() if spec.is_unlabeled(split) else split
+        self.readings = {
+            one.tokenizer: (spec.encode(judged, one.tokenizer), spec.collator(one.tokenizer))
+            for one in compared
+        }
+
+    def load(self, compared: ComparedModel) -> tuple[PreTrainedModel, int]:
+        """Return a model, or this process's shard of it, and its number of weights."""
+        return _load(compared, self._spec, self._device, self._adapters)
+
+    def evaluate(self, compared: ComparedModel, model: PreTrainedModel) -> Evaluation:
+        """Return the evaluation of a model; one that is judged also by its most likely tokens."""
+        kind, judge = self._spec.kind, self._judge
+        encoded, collator = self.readings[compared.tokenizer]
+        predict = _predict(model, kind, self._adapters)
+        watch = None
+        if kind.is_lm and judge is not None and compared.tokenizer is judge.tokenizer:
+            predict = watch = TopTokenWatch(predict or calling(model))
+        found = evaluate(model, encoded, collator, kind, self._device, predict)
+        if watch is not None:
+            found = self._with_top_tokens(found, watch.tokens(), encoded, compared)
+        if self._sampling is not None:
+            written = write_samples(model.eval(), compared.tokenizer, encoded, self._sampling)
+            found = replace(found, columns={**found.columns, **written})
+        return self._spec.measured(found, self._split)
+
+    def samples(self, compared: ComparedModel) -> list[Batch]:
+        """Return the first rows as a model reads them, as batches of one sample each."""
+        encoded, collator = self.readings[compared.tokenizer]
+        first = range(min(TIMED_SAMPLES, len(encoded)))
+        return [collator.collate(encoded, [row], epoch=0).to(self._device) for row in first]
+
+    def _with_top_tokens(
+        self, found: Evaluation, tokens: TopTokens, encoded: Encoded, compared: ComparedModel
+    ) -> Evaluation:
+        """Return an evaluation with the positions at which the judge has the same top token."""
+        if compared is self._judge:
+            self._top = tokens
+        if self._top is None or TEXTS not in encoded.extra:
+            return found
+        same = same_tokens(tokens, self._top, encoded)
+        return replace(found, columns={**found.columns, "same_top1": same})
+
+    def _answered(self) -> Split:
+        """Return rows without labels with the answers of the model that judges the others."""
+        if self._judge is None:
+            raise DataError(
+                f"the rows of {self._spec.data.source} have no labels to evaluate by. Name the "
+                "column (task.label), or give labeled rows"
+            )
+        model, _ = self.load(self._judge)
+        predict = _predict(model, self._spec.kind, self._adapters)
+        tokenizer = self._judge.tokenizer
+        return answered(self._spec, self._split, model, tokenizer, self._device, predict)
 
 
 def _mean_tokens(samples: Sequence[Batch]) -> float:

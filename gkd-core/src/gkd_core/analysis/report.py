@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,25 +18,24 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 
 from gkd_core.analysis import figures
-from gkd_core.analysis.comparison import NONE, Comparison, Row
+from gkd_core.analysis.comparison import NONE, Compared, Comparison, Row
 from gkd_core.analysis.cost import StageCost, stage_costs
-from gkd_core.analysis.row_differences import (
-    Disagreement,
-    ModelDifference,
-    disagreements,
-    model_differences,
-)
+from gkd_core.analysis.disagreement import Disagreement, disagreements
 from gkd_core.atomic import write_file
-from gkd_core.evaluation.statistics import LEVEL, Interval
+from gkd_core.errors import DataError
+from gkd_core.evaluation.pairs import ModelPair, compare_pair
+from gkd_core.evaluation.statistics import LEVEL, RESAMPLES, Interval
 from gkd_core.tracking.recorder import METRICS
 
 if TYPE_CHECKING:
-    from gkd_core.evaluation.predictions import Predictions
     from gkd_core.runs.result import StageResult
     from gkd_core.runs.run import Run
     from gkd_core.training.stage_spec import StageSpec
 
 REPORT = "report.html"
+STUDENT = "student"
+"""Name of the file with the student's predictions."""
+
 SHOWN_ROWS = 8
 """Rows on which student and teacher differ that are shown."""
 
@@ -80,8 +79,7 @@ class _Fact:
 
 def write_report(
     run: Run,
-    comparison: Comparison | None,
-    predictions: Predictions | None,
+    compared: Compared | None,
     outline: str,
     extra: Sequence[Path],
     failures: Sequence[str],
@@ -90,8 +88,7 @@ def write_report(
 
     Args:
         run: The finished run.
-        comparison: The comparison of its models, if there is one.
-        predictions: What they say of each row, if they were compared.
+        compared: The comparison of its models, if there is one.
         outline: The outline of the run, as `gkd explain` prints it.
         extra: Files that plugins add, to be linked.
         failures: What plugins failed to do for the report.
@@ -102,7 +99,7 @@ def write_report(
         source=run.last.data.source,
         summary=_summary(run),
         failures=failures,
-        **_compared(run, comparison, predictions),
+        **_compared(run, compared),
         snippet=_snippet(run),
         stages=_stages(run),
         stages_note="time: since the stage began or was last resumed; best: on the validation rows",
@@ -147,29 +144,37 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def _compared(
-    run: Run, comparison: Comparison | None, predictions: Predictions | None
-) -> dict[str, Any]:
+def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
     """Return what the template needs of the comparison."""
-    if comparison is None or predictions is None:
+    if compared is None:
         nothing = ("facts", "models", "differences", "disagreements", "costs")
         return dict.fromkeys(nothing)
-    found = model_differences(comparison, predictions)
+    comparison, pairs = compared.comparison, _pairs(run, compared)
     return {
-        "facts": list(_facts(run, comparison, found)),
+        "facts": list(_facts(run, comparison, pairs)),
         "models": _models(comparison),
         "models_note": f"{comparison.title()}; {comparison.legend()}.",
-        "differences": _differences(comparison, found) if found else None,
-        "differences_note": _about_differences(found),
+        "differences": _differences(comparison, pairs),
+        "differences_note": ABOUT_DIFFERENCES,
         "quality_over_size": figures.quality_over_size(comparison),
         "costs": _costs(stage_costs(run, comparison)),
-        "disagreements": _disagreements(disagreements(predictions, SHOWN_ROWS)),
+        "disagreements": _disagreements(compared),
     }
 
 
-def _facts(
-    run: Run, comparison: Comparison, differences: Sequence[ModelDifference]
-) -> Iterator[_Fact]:
+def _pairs(run: Run, compared: Compared) -> list[ModelPair]:
+    """Return the student against every other model."""
+    found, measures = compared.predictions, compared.measures
+    pairs = []
+    for file in found.models:
+        known = STUDENT in measures and file in measures
+        both = (measures[STUDENT], measures[file]) if known else None
+        if file != STUDENT:
+            pairs.append(compare_pair(found, (STUDENT, file), run.last.kind, both, RESAMPLES))
+    return pairs
+
+
+def _facts(run: Run, comparison: Comparison, pairs: Sequence[ModelPair]) -> Iterator[_Fact]:
     """Yield what a stranger wants to know first: how good, how small, how fast, was it worth it."""
     metric, student = comparison.metric, comparison.rows[-1]
     value = student.metrics[metric]
@@ -183,8 +188,8 @@ def _facts(
     baseline = next((row for row in comparison.rows if row.model == _baseline(run)), None)
     if baseline is not None:
         gain = value - baseline.metrics[metric]
-        found = next((d for d in differences if d.other == baseline.name), None)
-        interval = None if found is None else found.estimate.interval
+        found = next((p.difference for p in pairs if p.against == baseline.name), None)
+        interval = None if found is None else found.interval
         sure = "" if interval is None else f"; {LEVEL:.0%} from {_range(interval)}"
         yield _Fact("gained by distillation", f"{gain:+.4f}", f"over labels alone{sure}")
 
@@ -220,21 +225,44 @@ def _number(value: str | float | None) -> float | None:
     return None if isinstance(value, str) else value
 
 
-def _differences(comparison: Comparison, found: Sequence[ModelDifference]) -> _Table:
-    headings = ["student minus", comparison.metric, f"{LEVEL:.0%} interval"]
-    tested = any(difference.test for difference in found)
-    rows = []
-    for difference in found:
-        estimate, interval = difference.estimate, difference.estimate.interval
-        cells = [
-            _Cell(difference.other),
-            _Cell(f"{estimate.value:+.4f}", estimate.value),
-            _Cell(NONE if interval is None else _range(interval)),
-        ]
-        if tested:
-            cells.append(_Cell(NONE) if difference.test is None else _p_value(difference.test.p))
-        rows.append(_Line(cells))
-    return _Table([*headings, "p"] if tested else headings, rows)
+ABOUT_DIFFERENCES = (
+    "Interval: bootstrap over the rows, the same rows for both models; one that contains 0 means "
+    "that other rows might have shown the opposite. Same: share of the answers that are the same. "
+    "KL: divergence from the other's probabilities, in nats. p: McNemar's exact test of which "
+    "model errs more often."
+)
+
+
+def _differences(comparison: Comparison, pairs: Sequence[ModelPair]) -> _Table | None:
+    """Return the table of the student against the others; columns that are empty are left out."""
+    headings = ["student minus", comparison.metric, f"{LEVEL:.0%} interval", "same", "KL", "p"]
+    table = _without_empty(headings, [list(_pair_cells(pair)) for pair in pairs], NONE)
+    return table if len(table.headings) > 1 else None
+
+
+def _without_empty(
+    headings: Sequence[str],
+    cells: Sequence[Sequence[_Cell]],
+    empty: str,
+    texts: Collection[str] = (),
+) -> _Table:
+    """Return a table without the columns that have nothing in any row."""
+    kept = [n for n in range(len(headings)) if any(row[n].text != empty for row in cells)]
+    names = [headings[n] for n in kept]
+    running = [number for number, name in enumerate(names) if name in texts]
+    return _Table(names, [_Line([row[n] for n in kept]) for row in cells], running)
+
+
+def _pair_cells(pair: ModelPair) -> Iterator[_Cell]:
+    yield _Cell(pair.against)
+    found = pair.difference
+    interval = None if found is None else found.interval
+    yield _Cell(NONE) if found is None else _Cell(f"{found.value:+.4f}", found.value)
+    yield _Cell(NONE if interval is None else _range(interval))
+    same, kl = pair.agreement, pair.kl
+    yield _Cell(NONE) if same is None else _Cell(f"{same:.1%}", same)
+    yield _Cell(NONE) if kl is None else _Cell(f"{kl:.4f}", kl)
+    yield _Cell(NONE) if pair.mcnemar is None else _p_value(pair.mcnemar.p)
 
 
 def _range(interval: Interval) -> str:
@@ -245,16 +273,7 @@ def _p_value(p: float) -> _Cell:
     return _Cell("< 0.0001" if p < 1e-4 else f"{p:.4f}", p)
 
 
-def _about_differences(found: Sequence[ModelDifference]) -> str:
-    note = (
-        "Interval: bootstrap over the rows, the same rows for both models. One that contains 0 "
-        "means that other rows might have shown the opposite"
-    )
-    tested = any(difference.test for difference in found)
-    return f"{note}. p: McNemar's exact test of which model errs more often." if tested else note
-
-
-COST_COLUMNS = ("stage", "rows", "tokens", "student", "teachers")
+COST_COLUMNS = ("stage", "rows", "tokens", "FLOP, student", "FLOP, teachers")
 
 
 def _costs(found: Sequence[StageCost]) -> _Table | None:
@@ -277,22 +296,24 @@ def _amount(value: float | None) -> _Cell:
     return _Cell(NONE) if value is None else _Cell(f"{value:.3g}", value)
 
 
-def _disagreements(found: Sequence[Disagreement]) -> _Table | None:
-    if not found:
+def _disagreements(compared: Compared) -> _Table | None:
+    """Return the rows on which student and teacher differ most; None if nothing tells."""
+    try:
+        found = disagreements(compared.predictions)[:SHOWN_ROWS]
+    except DataError:
         return None
-    rows = [
-        _Line(
-            [
-                _Cell(_shortened(one.text)),
-                _Cell(one.gold),
-                _Cell(one.teacher),
-                _Cell(one.student),
-                _Cell(f"{one.distance:.3f}", one.distance),
-            ]
-        )
-        for one in found
-    ]
-    return _Table(["row", "label", "teacher", "student", "distance"], rows, texts=[0])
+    rows = [_Line(list(_disagreement_cells(one))) for one in found]
+    headings = ("row", "label", "teacher", "student", "distance")
+    return _Table(headings, rows, texts=[0]) if rows else None
+
+
+def _disagreement_cells(one: Disagreement) -> Iterator[_Cell]:
+    pair = "" if one.pair is None else f" / {one.pair}"
+    yield _Cell(_shortened(f"{one.text}{pair}"))
+    yield _Cell("" if one.gold is None else str(one.gold))
+    yield _Cell(str(one.teacher))
+    yield _Cell(str(one.student))
+    yield _Cell(f"{one.distance:.4f}", one.distance)
 
 
 def _shortened(text: str) -> str:
@@ -322,10 +343,10 @@ STAGE_COLUMNS = ("stage", "methods", "taught by", "goes on with", "best", "steps
 
 
 def _stages(run: Run) -> _Table:
-    """Return the table of the stages, in order."""
+    """Return the table of the stages, in order; columns that are empty are left out."""
     pairs = zip(run.specs, run.results.values(), strict=True)
-    rows = [_Line(list(_stage_cells(spec, result))) for spec, result in pairs]
-    return _Table(STAGE_COLUMNS, rows, texts=[1, 2, 3])
+    cells = [list(_stage_cells(spec, result)) for spec, result in pairs]
+    return _without_empty(STAGE_COLUMNS, cells, "", texts=("methods", "taught by", "goes on with"))
 
 
 def _stage_cells(spec: StageSpec, result: StageResult) -> Iterator[_Cell]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core.analysis.comparison import ComparedModel, Comparison, predict_and_compare
+from gkd_core.analysis.comparison import Compared, ComparedModel, Comparison, predict_and_compare
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
 from gkd_core.atomic import write_file
 from gkd_core.distributed.ranks import is_first
 from gkd_core.errors import PluginError
-from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
+from gkd_core.evaluation.predictions import PREDICTIONS
 from gkd_core.plugins.owners import described
 from gkd_core.training.stage_spec import BASELINE
 
@@ -40,7 +40,7 @@ class RunSummary:
 
 def needs_all_ranks(run: Run) -> bool:
     """Tell whether several processes share a model of a finished run."""
-    return not all(model.is_whole for model in _compared_models(run))
+    return not all(model.is_whole for model in compared_models(run))
 
 
 def summarize_run(run: Run) -> RunSummary | None:
@@ -52,13 +52,13 @@ def summarize_run(run: Run) -> RunSummary | None:
     If `needs_all_ranks`, every process must call this; only the first writes files and returns a
     summary.
     """
-    compared, failure = _comparison(run)
+    compared, failure = _compared(run)
     if not is_first():
         return None
-    comparison, predictions = compared or (None, None)
-    if comparison is not None and predictions is not None:
-        comparison.save(run.directory / "results.json")
-        predictions.write(run.directory / PREDICTIONS)
+    comparison = None if compared is None else compared.comparison
+    if compared is not None:
+        compared.comparison.save(run.directory / "results.json")
+        compared.predictions.write(run.directory / PREDICTIONS)
     outline = explain(run.outline)
     write_file(run.directory / "outline.txt", outline)
     files, failures = _added_by_plugins(run)
@@ -66,17 +66,16 @@ def summarize_run(run: Run) -> RunSummary | None:
         failures.insert(0, f"the models could not be compared: {run.registry.blame(failure)}")
     for failed in failures:
         run.recorder.say(failed)
-    report = write_report(run, comparison, predictions, outline, files, failures)
+    report = write_report(run, compared, outline, files, failures)
     _track(run, comparison, [report, *files])
     return RunSummary(comparison, report, failure)
 
 
-def _comparison(run: Run) -> tuple[tuple[Comparison, Predictions] | None, Exception | None]:
+def _compared(run: Run) -> tuple[Compared | None, Exception | None]:
     """Return the comparison of a run's models, or the error of a plugin that made it impossible."""
-    first = next((teacher.called for teacher in _live_teachers(run)), None)
-    models = list(_compared_models(run))
+    models = list(compared_models(run))
     try:
-        return predict_and_compare(run.last, models, first, run.registry.sites), None
+        return predict_and_compare(run.last, models, first_teacher(run), run.registry.sites), None
     except Exception as error:
         if run.registry.blame(error) is None:
             raise
@@ -121,7 +120,13 @@ def _live_teachers(run: Run) -> list[TeacherSpec]:
     return [teacher for teacher in run.teachers if teacher.source is None]
 
 
-def _compared_models(run: Run) -> Iterator[ComparedModel]:
+def first_teacher(run: Run) -> str | None:
+    """Return the name of the teacher with which the models of a run are compared."""
+    return next((teacher.called for teacher in _live_teachers(run)), None)
+
+
+def compared_models(run: Run) -> Iterator[ComparedModel]:
+    """Yield the models of a run: its teachers, the baseline if there is one, and the student."""
     last, parallel = run.last, run.last.config.parallel
     placement: Placement = "zero3" if parallel.zero == 3 else "replicated"
     for teacher in _live_teachers(run):
@@ -135,9 +140,10 @@ def _compared_models(run: Run) -> Iterator[ComparedModel]:
             teacher.called,
         )
     students = {"student": (f"student, {run.methods}", str(run.student))}
-    if BASELINE in run.results:
-        baseline = ("student, labels only", run.results[BASELINE].student)
-        students = {BASELINE: baseline, **students}
+    for spec in run.specs:
+        if spec.name == BASELINE:
+            baseline = ("student, labels only", str(run.locations.student(spec)))
+            students = {BASELINE: baseline, **students}
     tokenizer, trusts = last.tokenizer, last.trusts_student
     for called, (name, place) in students.items():
         yield ComparedModel(name, place, tokenizer, trusts, parallel.tensor, placement, called)

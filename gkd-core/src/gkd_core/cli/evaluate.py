@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,74 +12,197 @@ from gkd_core.cli.json_output import json_option
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
 if TYPE_CHECKING:
-    from gkd_core.config.resolve import ResolvedStage
+    from gkd_core.analysis.comparison import Compared
+    from gkd_core.analysis.subjects import Named, Subjects
+    from gkd_core.config.resolve import Resolved, ResolvedStage
     from gkd_core.config.schema import TaskConfig
+    from gkd_core.evaluation.pairs import ModelPair
+    from gkd_core.kinds.task_kind import TaskKind
 
 SPLITS = ("validation", "test")
 
 
 @click.command(name="eval")
-@click.argument("directory")
+@click.argument("model")
 @file_options
+@click.option("--task", help="Task by name, such as superglue/rte.")
 @click.option("--data", help="Rows to evaluate on: jsonl, csv, tsv, parquet, txt.")
+@click.option("--against", metavar="MODEL", help="Compare with another model, row by row.")
+@click.option("--samples", type=click.IntRange(1), help="Texts to let a language model continue.")
+@click.option(
+    "--tasks",
+    metavar="NAMES",
+    help="Tasks of lm-evaluation-harness, or YAML files of such, with commas between.",
+)
+@click.option("--num-fewshot", type=click.IntRange(0), help="With --tasks: examples in a prompt.")
+@click.option("--limit", type=click.IntRange(1), help="With --tasks: rows of each task.")
+@click.option("--apply-chat-template", is_flag=True, help="With --tasks: ask in conversations.")
+@click.option("--include-path", help="With --tasks: folder of further tasks.")
+@click.option("--output", help="New directory for what each model says of each row.")
 @json_option()
 def evaluate(
-    directory: str,
+    model: str,
     files: tuple[Path, ...],
-    data: str | None,
     settings: tuple[str, ...],
+    data: str | None,
+    task: str | None,
+    against: str | None,
+    samples: int | None,
+    output: str | None,
     as_json: bool,
+    **harness: Any,
 ) -> dict[str, Any] | None:
-    """Evaluate the model in DIRECTORY on the test rows of a task.
+    """Evaluate a model on the test rows of a task.
 
-    With --data, all rows of a file are used; with the config.toml of a run as FILE, those of the
-    run. Without test rows, the validation rows are used. Nothing is written.
+    MODEL is a directory, a hub id, or a run: then its models are evaluated on its rows again, as
+    RUN/student or RUN/teacher is alone. FILE (the configuration of a run), --task and --set name
+    other rows; of a file that --data names, all are used. Without test rows, the validation rows
+    are. Nothing is written without --output.
     """
-    from rich.console import Console
-
-    from gkd_core.analysis.comparison import ComparedModel, compare_models
+    if _asks_harness(harness, files or settings or data or task or samples):
+        return _run_harness(model, against, harness, output, as_json)
+    from gkd_core.analysis.comparison import predict_and_compare
+    from gkd_core.analysis.findings import Findings
+    from gkd_core.analysis.subjects import find_named
+    from gkd_core.evaluation.samples import Sampling
     from gkd_core.plugins import registry
-    from gkd_core.runs.spec_builder import SpecBuilder
 
-    resolved = RunOptions(files, None, settings, {"data": data}).resolve()
+    place = _new_directory(output)
+    named = find_named(model)
+    resolved = _resolve(named, files, settings, data, task)
     show_warnings(resolved)
-    trusts = any(map(_trusts_code, resolved.stages))
-    spec = SpecBuilder(registry()).build(_alone(resolved.stages[-1], directory, data, trusts))
-    compared = [ComparedModel(directory, directory, spec.tokenizer, trusts)]
-    comparison = compare_models(spec, compared, None, registry().sites)
+    subjects = _subjects(named, resolved, against, bool(files))
+    kind = subjects.spec.kind
+    _check_samples(samples, kind)
+    compared = predict_and_compare(
+        subjects.spec,
+        subjects.models,
+        subjects.judge,
+        registry().sites,
+        None if samples is None else Sampling(samples),
+    )
+    if place is not None:
+        compared.predictions.write(place)
+    findings = Findings(compared, kind, None if against is None else _pair(compared, kind))
     if as_json:
-        return asdict(comparison)
-    Console(highlight=False).print(comparison.table())
+        return findings.as_json()
+    findings.show()
     return None
 
 
-def _trusts_code(stage: ResolvedStage) -> bool:
-    """Return whether code that comes with a model of a stage may run: its student may have it."""
-    config = stage.config
-    return config.student.trust_remote_code or any(t.trust_remote_code for t in config.teachers)
+def _asks_harness(harness: dict[str, Any], rows: object) -> bool:
+    """Return whether tasks of lm-evaluation-harness are asked for, which bring their own rows."""
+    if harness["tasks"] is None:
+        given = [name for name, value in harness.items() if value]
+        if given:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} belongs to --tasks")
+        return False
+    if rows:
+        raise click.UsageError(
+            "--tasks brings rows and settings of its own: omit FILE, --task, --data, --set and "
+            "--samples"
+        )
+    return True
 
 
-def _alone(stage: ResolvedStage, directory: str, data: str | None, trusts: bool) -> ResolvedStage:
-    """Return a stage with a single model, and a method that is right for every task."""
-    from gkd_core.config.schema import StudentConfig, TeacherConfig
+def _run_harness(
+    model: str, against: str | None, harness: dict[str, Any], output: str | None, as_json: bool
+) -> dict[str, Any] | None:
+    """Evaluate language models on tasks of lm-evaluation-harness."""
+    from rich.console import Console
 
-    alone = {
-        "method": "soft",  # needs no labels, which the rows to train on may lack
-        "teachers": [TeacherConfig(model=directory, trust_remote_code=trusts)],
-        "student": StudentConfig(),
-        "task": _task(stage, data),
-    }
-    return replace(stage, config=stage.config.model_copy(update=alone))
+    from gkd_core.analysis.lm_harness import HarnessOptions, run_harness
+    from gkd_core.analysis.subjects import find_named, language_models
+    from gkd_core.plugins import registry
+
+    place = _new_directory(output)
+    options = HarnessOptions(**harness | {"tasks": harness["tasks"].split(",")})
+    named = [find_named(name) for name in (against, model) if name is not None]
+    kind = next(kind for kind in registry().kinds.values() if kind.generates)
+    findings = run_harness(language_models(named, registry()), kind, options)
+    if place is not None:
+        findings.write(place)
+    if as_json:
+        return findings.as_json()
+    Console(highlight=False).print(findings.table())
+    return None
 
 
-def _task(stage: ResolvedStage, data: str | None) -> TaskConfig:
-    """Return the task, with test rows from the file `data` unless --set names others."""
+def _new_directory(output: str | None) -> Path | None:
+    """Return the directory of `--output`, which must not have anything in it."""
+    from gkd_core.errors import ConfigError
+
+    if output is None:
+        return None
+    place = Path(output)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise ConfigError(f"--output {output} already exists; name a new directory")
+    return place
+
+
+def _resolve(
+    named: Named,
+    files: tuple[Path, ...],
+    settings: tuple[str, ...],
+    data: str | None,
+    task: str | None,
+) -> Resolved:
+    """Return the configuration of the rows: that of the files, or else of the run."""
+    base = [] if files else named.config
+    flags = {"data": data, "task": task}
+    if base and data is not None and Path(data).is_file():
+        del flags["data"]  # the rows to train on, which name the classes, stay those of the run
+    resolved = RunOptions(files, None, settings, flags).resolve(base=base)
+    *before, last = resolved.stages
+    config = last.config.model_copy(update={"task": _task(last, data, bool(base))})
+    return replace(resolved, stages=(*before, replace(last, config=config)))
+
+
+def _task(stage: ResolvedStage, data: str | None, in_run: bool) -> TaskConfig:
+    """Return the task, with test rows from the file `data` unless --set names others.
+
+    The rows of a run give way to those of a data set that `data` names.
+    """
     from gkd_core.config.settings import DEFAULT, Level
 
     task = stage.config.task
-    if data is None or not Path(data).is_file():
+    is_file = data is not None and Path(data).is_file()
+    if data is None or not (is_file or in_run):
         return task
     levels = {name: stage.origins.get(f"task.{name}", DEFAULT).level for name in SPLITS}
+    rows = data if is_file else None
     return task.model_copy(
-        update={name: data for name, level in levels.items() if level < Level.COMMAND_LINE}
+        update={name: rows for name, level in levels.items() if level < Level.COMMAND_LINE}
     )
+
+
+def _subjects(named: Named, resolved: Resolved, against: str | None, configured: bool) -> Subjects:
+    """Return what to evaluate: all models of a run, or a model, perhaps against another."""
+    from gkd_core.analysis.subjects import alone, find_named, of_run
+    from gkd_core.plugins import registry
+    from gkd_core.runs.spec_builder import SpecBuilder
+
+    if named.run is not None and named.is_run and against is None and not configured:
+        return of_run(named.run, resolved, registry())
+    both = [named] if against is None else [find_named(against), named]
+    models = [each.model(registry()) for each in both]
+    return alone(SpecBuilder(registry()), resolved.stages[-1], models)
+
+
+def _check_samples(samples: int | None, kind: TaskKind) -> None:
+    from gkd_core.errors import ConfigError
+
+    if samples is not None and not kind.generates:
+        raise ConfigError(
+            f"--samples lets a model continue texts, which those for {kind} do not. Omit it"
+        )
+
+
+def _pair(compared: Compared, kind: TaskKind) -> ModelPair:
+    """Return the comparison of the model with the one it is set against, which comes first."""
+    from gkd_core.evaluation.pairs import compare_pair
+
+    other, own = compared.predictions.models
+    measures = compared.measures
+    known = (measures[own], measures[other]) if len(measures) == 2 else None
+    return compare_pair(compared.predictions, (own, other), kind, known)

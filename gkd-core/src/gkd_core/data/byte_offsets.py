@@ -45,6 +45,22 @@ def byte_positions(text: str) -> NDArray[np.int64]:
     return np.cumsum([0, *(len(character.encode()) for character in text)])
 
 
+def unpreceded(text: str, encoding: Encoding, block: Sequence[int] | NDArray[np.int64]) -> int:
+    """Return the bytes of the first token of a block, which no token precedes.
+
+    Args:
+        text: The text.
+        encoding: Its tokens.
+        block: Positions of the tokens of the block; if the first is a special token, the answer
+            is 0.
+    """
+    first, *following = [encoding.token_to_chars(int(at)) for at in block[:2]]
+    if first is None:
+        return 0
+    end = next((start for start, _ in filter(None, following)), first[1])
+    return len(text[first[0] : end].encode())
+
+
 def cut_blocks(
     text: str, located: NDArray[np.int32], blocks: Sequence[NDArray[np.int64]]
 ) -> list[tuple[str, NDArray[np.int32]]]:

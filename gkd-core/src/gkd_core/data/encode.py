@@ -11,13 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.contract.task import Split
-from gkd_core.data.byte_offsets import cut_blocks, locate_tokens
+from gkd_core.data.byte_offsets import cut_blocks, locate_tokens, unpreceded
 from gkd_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 1000
+
+TEXTS, BYTES = "texts", "bytes"
+"""In `Encoded.extra` of language modeling: the row of the split that each row is from, int64 `[N]`,
+and the bytes of text that the tokens to predict stand for, int64, one for each row of the split."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +127,25 @@ def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: 
     """Tokenize texts for language modeling.
 
     Long texts are split into blocks of at most `max_length` tokens, each with the tokenizer's
-    special tokens; each block is a row, and single-token blocks are dropped.
+    special tokens; each block is a row, and single-token blocks are dropped. `extra` has the text
+    that each block is from, `TEXTS`, and the bytes of each text, `BYTES`, without those of tokens
+    that no token precedes in their block.
 
     Raises:
         ConfigError: `max_length` leaves no room besides the special tokens.
         DataError: No text has two tokens.
     """
     check_room(tokenizer, max_length, pair=split.pair is not None)
-    rows = _blocks(split, tokenizer, max_length)
+    blocks = _blocks(split, tokenizer, max_length)
+    rows = [row for row in blocks if len(row.ids) > 1]
     if not rows:
         raise DataError(
             "no text has two or more tokens, so there is nothing to model; give longer texts"
         )
-    return _joined(rows, None, 0)
+    sizes = np.array([len(text.encode()) for text in split.text])
+    np.subtract.at(sizes, [row.text for row in blocks], [row.unpreceded for row in blocks])
+    sources = np.array([row.text for row in rows])
+    return replace(_joined(rows, None, 0), extra={TEXTS: sources, BYTES: sizes})
 
 
 def encode_targets(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
@@ -155,13 +165,17 @@ def encode_targets(split: Split, tokenizer: PreTrainedTokenizerBase, max_length:
     before = _ids(list(map(" ".join, zip(*parts, strict=True))), tokenizer, special=True)
     after = _ids(split.target, tokenizer, special=False)
     rows, prompts, cut = [], [], 0
-    for text, target in zip(before, after, strict=True):
+    sizes = np.array([len(target.encode()) for target in split.target])
+    for number, (text, target) in enumerate(zip(before, after, strict=True)):
         room = max_length - min(len(target), max_length - 1)
         kept = np.concatenate([text[-room:], target])[:max_length]
         cut += len(kept) < len(text) + len(target)
         prompts.append(min(len(text), room))
         rows.append(_Row(kept, None))
-    return replace(_joined(rows, None, cut), prompts=np.array(prompts, np.int64))
+        if len(kept) - prompts[-1] < len(target):
+            sizes[number] = len(tokenizer.decode(kept[prompts[-1] :]).encode())
+    extra = {TEXTS: np.arange(len(rows)), BYTES: sizes}
+    return replace(_joined(rows, None, cut), prompts=np.array(prompts, np.int64), extra=extra)
 
 
 def _ids(
@@ -233,6 +247,8 @@ class _Row(NamedTuple):
     type_ids: NDArray[np.int32] | None
     block: str | None = None
     byte_offsets: NDArray[np.int32] | None = None
+    text: int = 0
+    unpreceded: int = 0
 
 
 def _samples(
@@ -304,7 +320,11 @@ def _blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -
                 found = [
                     _Row(row.ids, row.type_ids, *own) for row, own in zip(found, cut, strict=True)
                 ]
-            rows += [row for row in found if len(row.ids) > 1]
+            encoding, text = made.encodings[number], texts[number]
+            rows += [
+                row._replace(text=start + number, unpreceded=unpreceded(text, encoding, block))
+                for row, block in zip(found, positions, strict=True)
+            ]
     return rows
 
 

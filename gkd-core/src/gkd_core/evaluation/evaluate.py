@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -48,15 +47,20 @@ def evaluate(
     model.eval()
     try:
         with torch.no_grad():
-            parts = _observe(predict or partial(_call, model), split, collator, kind, device)
+            parts = _observe(predict or calling(model), split, collator, kind, device)
     finally:
         model.train(was_training)
     return kind.summarize(collect(parts), split)
 
 
-def _call(model: PreTrainedModel, batch: Batch) -> Tensor:
-    logits: Tensor = model(**batch.inputs).logits
-    return logits
+def calling(model: PreTrainedModel) -> Predict:
+    """Return a function that computes logits by calling a model."""
+
+    def call(batch: Batch) -> Tensor:
+        logits: Tensor = model(**batch.inputs).logits
+        return logits
+
+    return call
 
 
 def _observe(

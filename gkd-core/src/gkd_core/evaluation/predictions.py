@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.atomic import draft
+from gkd_core.contract.task import Split
 from gkd_core.digest import of_value
 from gkd_core.errors import DataError, PluginError
 
 if TYPE_CHECKING:
-    from gkd_core.contract.task import Split
     from gkd_core.kinds.task_kind import Evaluation, TaskKind
 
 PREDICTIONS = "predictions"
@@ -216,7 +216,7 @@ def file_names(models: Iterable[str]) -> list[str]:
 
 def _content(split: Split) -> dict[str, Sequence[Any]]:
     """Return what a model reads of each row, by the field of the split."""
-    found = {f.name: getattr(split, f.name) for f in fields(split) if f.name not in UNHASHED}
+    found = {f.name: getattr(split, f.name) for f in fields(Split) if f.name not in UNHASHED}
     return {name: column for name, column in found.items() if column is not None}
 
 

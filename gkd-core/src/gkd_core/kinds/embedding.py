@@ -13,7 +13,7 @@ from gkd_core.contract.task import Split
 from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import correlations
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, whole
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, whole
 from gkd_core.kinds.vector_kind import VectorKind, interleaved, mean_vectors, scored_rows
 
 if TYPE_CHECKING:
@@ -88,8 +88,18 @@ class Embedding(VectorKind):
         vectors = vectors[rows.argsort()]
         cosines = cosine_similarity(vectors[::2].double(), vectors[1::2].double())
         scores = torch.tensor(split.extra["scores"], dtype=torch.float64)
-        loss = float((_scaled(cosines) - _scaled(scores)).square().mean())
-        return Evaluation({"loss": loss, **correlations(cosines, scores)}, cosines)
+        losses = (_scaled(cosines) - _scaled(scores)).square()
+        metrics = {"loss": float(losses.mean()), **correlations(cosines, scores)}
+        return Evaluation(metrics, cosines, {"loss": losses})
+
+    def remeasure(
+        self, evaluation: Evaluation, split: Split, classes: Sequence[str]
+    ) -> RowMeasure | None:
+        """Return a function that computes the correlations of some of the pairs."""
+        if not isinstance(evaluation.predictions, Tensor):
+            return None
+        both = evaluation.predictions, torch.tensor(split.labels, dtype=torch.float64)
+        return lambda rows: correlations(*(side[torch.from_numpy(rows)] for side in both))
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return rows without labels."""

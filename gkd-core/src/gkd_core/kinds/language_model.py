@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 
 from gkd_core.contract.task import Split
 from gkd_core.data.columns import CheckedRows, find_columns, select
-from gkd_core.data.encode import Encoded, encode_blocks
+from gkd_core.data.encode import BYTES, TEXTS, Encoded, encode_blocks
 from gkd_core.kinds.metrics import Metric, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, labels_of
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -62,20 +64,67 @@ class LanguageModel(TaskKind):
         """Tokenize texts and split long ones into blocks; see `encode_blocks`."""
         return encode_blocks(split, tokenizer, max_length)
 
-    def observe(self, logits: Logits, batch: Batch) -> tuple[float, int]:
-        """Return the sum of the losses of a batch, and how many there are."""
+    def observe(self, logits: Logits, batch: Batch) -> Any:
+        """Return the sum of the losses of a batch and how many there are; the same of each row."""
         losses = cross_entropy(logits, labels_of(batch), batch.targets).values
-        return float(losses.sum()), batch.targets.count
+        sums, counts = losses.double().sum(1).tolist(), batch.targets.mask.sum(1).tolist()
+        return float(losses.sum()), batch.targets.count, batch.rows.tolist(), sums, counts
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return the mean loss over all predicted tokens, and its perplexity."""
-        loss = mean_loss(parts)
-        # `math.exp` raises OverflowError above 709.
-        return Evaluation({"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, None)
+        loss = mean_loss(part[:2] for part in parts)
+        columns: dict[str, Any] = {}
+        if TEXTS in split.extra:
+            rows, sums, counts = (
+                np.array([value for part in parts for value in part[place]]) for place in (2, 3, 4)
+            )
+            nll, tokens = np.zeros(len(split)), np.zeros(len(split), np.int64)
+            nll[rows], tokens[rows] = sums, counts
+            columns["nll"] = sum_by_text(nll, split)
+            columns["tokens"] = sum_by_text(tokens, split)
+            columns["bytes"] = split.extra[BYTES]
+        return Evaluation(_metrics(loss), None, columns)
+
+    def remeasure(
+        self, evaluation: Evaluation, split: Split, classes: Sequence[str]
+    ) -> RowMeasure | None:
+        """Return a function that computes loss and perplexity of some of the texts."""
+        nll, tokens = evaluation.columns.get("nll"), evaluation.columns.get("tokens")
+        if not isinstance(nll, np.ndarray) or not isinstance(tokens, np.ndarray):
+            return None
+        return lambda rows: _metrics(float(nll[rows].sum()) / max(int(tokens[rows].sum()), 1))
 
     def one_row(self, split: Split) -> Split:
         """Return a row with enough tokens, which the first one may lack."""
         return Split(("a row to plan with",))
+
+
+def sum_by_text(values: NDArray[Any], split: Encoded) -> NDArray[Any]:
+    """Return the sums of values over the blocks of each text.
+
+    Args:
+        values: A value of each block, `[N]`.
+        split: The blocks.
+    """
+    sums = np.zeros(len(split.extra[BYTES]), values.dtype)
+    np.add.at(sums, split.extra[TEXTS], values)
+    return sums
+
+
+def _metrics(loss: float) -> dict[str, float]:
+    # `math.exp` raises OverflowError above 709.
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def bits_per_byte(nll: NDArray[np.float64], sizes: NDArray[np.int64]) -> float:
+    """Return the bits that a byte of text takes, which tokenizers do not change; NaN without text.
+
+    Args:
+        nll: Negative log-likelihood of each text, in nats.
+        sizes: The bytes of each text that its tokens stand for.
+    """
+    total = int(sizes.sum())
+    return float(nll.sum()) / math.log(2) / total if total else math.nan
 
 
 def sees_both_sides(config: PretrainedConfig) -> bool:

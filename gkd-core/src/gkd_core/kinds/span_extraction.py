@@ -21,7 +21,7 @@ from gkd_core.data.encode import Encoded, check_room, join_rows
 from gkd_core.data.labels import is_missing
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of, whole
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, labels_of, whole
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -171,17 +171,24 @@ class SpanExtraction(TaskKind):
         losses = cross_entropy(found, labels_of(batch), batch.targets).values
         shift = (batch.inputs["attention_mask"].long().argmax(1)).tolist()
         rows = [row[:, start:].float().cpu() for row, start in zip(found, shift, strict=True)]
-        return float(losses.sum()), batch.targets.count, batch.rows.tolist(), rows
+        each = losses.double().mean(1).tolist()
+        return float(losses.sum()), batch.targets.count, batch.rows.tolist(), rows, each
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return exact match and F1, as the SQuAD script computes them."""
-        found = {n: x for *_, numbers, many in parts for n, x in zip(numbers, many, strict=True)}
+        found = {
+            number: (logits, loss)
+            for _, _, *observed in parts
+            for number, logits, loss in zip(*observed, strict=True)
+        }
         loss = mean_loss(part[:2] for part in parts)
         rows: Split = split.extra["split"]
         best: list[tuple[float, str]] = [(-np.inf, "")] * len(rows)
         nothing = [np.inf] * len(rows)
+        losses: list[list[float]] = [[] for _ in range(len(rows))]
         for number, window in enumerate(split.extra["windows"]):
-            row, logits = window.row, found[number]
+            row, (logits, own) = window.row, found[number]
+            losses[row].append(own)
             context = (rows.pair or ())[row]
             nothing[row] = min(nothing[row], float(logits[0, 0] + logits[1, 0]))
             best[row] = max(best[row], _best_answer(logits, window, context))
@@ -189,9 +196,27 @@ class SpanExtraction(TaskKind):
             "" if split.extra["unanswerable"] and none > score else answer
             for (score, answer), none in zip(best, nothing, strict=True)
         ]
-        return Evaluation(
-            {"loss": loss, **squad_scores(predictions, rows.labels or ())}, predictions
-        )
+        metrics = {"loss": loss, **squad_scores(predictions, rows.labels or ())}
+        return Evaluation(metrics, predictions, {"loss": [sum(x) / len(x) for x in losses]})
+
+    def remeasure(
+        self, evaluation: Evaluation, split: Split, classes: Sequence[str]
+    ) -> RowMeasure | None:
+        """Return a function that computes F1 and exact match of some of the questions."""
+        predictions = evaluation.predictions or ()
+        found = [
+            squad_scores([answer], [gold])
+            for answer, gold in zip(predictions, split.labels or (), strict=True)
+        ]
+        scores = {name: np.array([row[name] for row in found]) for name in self.metrics}
+        return lambda rows: {name: float(each[rows].mean()) for name, each in scores.items()}
+
+    def right(self, predictions: Sequence[Any], gold: Sequence[Any]) -> list[bool]:
+        """Return whether each answer is one of the true ones, as exact match counts it."""
+        return [
+            squad_scores([answer], [{"text": texts}])["exact_match"] == 100
+            for answer, texts in zip(predictions, gold, strict=True)
+        ]
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
         """Return windows without an answer."""

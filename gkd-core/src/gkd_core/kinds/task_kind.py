@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from gkd_core.data.table import Table
     from gkd_core.losses.logits import Logits
 
+
+RowMeasure: TypeAlias = Callable[[NDArray[np.int64]], Mapping[str, float]]
+"""Returns the metrics by name of some rows, given their numbers; a row may occur several times."""
 
 PREPARED = "_gkd_prepared"
 """Attribute of a model whose output has the logits of its kind; copies of the model have it too."""
@@ -61,7 +64,7 @@ class Evaluation:
 
     metrics: Mapping[str, float]
     predictions: Tensor | Sequence[Any] | None
-    columns: Mapping[str, Tensor | Sequence[Any]] = field(default_factory=dict)
+    columns: Mapping[str, Tensor | NDArray[Any] | Sequence[Any]] = field(default_factory=dict)
 
 
 class TaskKind:
@@ -405,6 +408,37 @@ class TaskKind:
             labels: The labels of all rows.
         """
         raise NotImplementedError
+
+    def remeasure(
+        self, evaluation: Evaluation, split: Split, classes: Sequence[str]
+    ) -> RowMeasure | None:
+        """Return a function that computes the metrics of some of the rows, by their numbers.
+
+        It is called very often, to draw samples of the rows. None if an evaluation does not have
+        what is needed.
+
+        Args:
+            evaluation: An evaluation of the split.
+            split: The rows, with labels.
+            classes: The task's classes.
+        """
+        scores, predictions = evaluation.columns.get("scores"), evaluation.predictions
+        labels = self.label_array(split)
+        if not isinstance(scores, Tensor) or not isinstance(predictions, Tensor) or labels is None:
+            return None
+        columns = scores, predictions, torch.from_numpy(labels)
+        return lambda rows: self.measure(*(column[torch.from_numpy(rows)] for column in columns))
+
+    def right(self, predictions: Sequence[Any], gold: Sequence[Any]) -> Sequence[bool] | None:
+        """Return whether each prediction is right; None if that is a matter of degree.
+
+        Args:
+            predictions: The predictions, as `shown` returns them.
+            gold: The labels likewise.
+        """
+        if self.output in ("value", "vector"):
+            return None
+        return list(map(_equal, predictions, gold))
 
     def guess(self, labels: Sequence[Any] | None) -> float | None:
         """Return what the main metric is without looking at the text; None if it is not known."""

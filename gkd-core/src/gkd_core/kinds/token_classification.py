@@ -23,7 +23,7 @@ from gkd_core.data.labels import (
 )
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, f1_of_counts, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, TaskKind, labels_of, whole
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, labels_of, whole
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -166,32 +166,65 @@ class TokenClassification(TaskKind):
         return made.with_labels(np.zeros(rows * length, np.int64))
 
     def observe(self, logits: Logits, batch: Batch) -> Any:
-        """Return the sum of the losses, and the predicted tags of each row."""
+        """Return the sum of the losses; of each row the predicted tags, the logits, and losses."""
         found = whole(logits)
         losses = cross_entropy(found, labels_of(batch), batch.targets).values
+        of_words = (
+            [
+                row[mask].float().tolist()
+                for row, mask in zip(values, batch.targets.mask, strict=True)
+            ]
+            for values in (found, losses)
+        )
         tags = [
             row[mask].tolist()
             for row, mask in zip(found.argmax(-1), batch.targets.mask, strict=True)
         ]
-        return float(losses.sum()), batch.targets.count, batch.rows.tolist(), tags
+        return float(losses.sum()), batch.targets.count, batch.rows.tolist(), tags, *of_words
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return F1, precision and recall of the entities, and the accuracy of the tags."""
-        found = {
-            row: tags for _, _, rows, many in parts for row, tags in zip(rows, many, strict=True)
-        }
+        found = {row: own for _, _, *observed in parts for row, *own in zip(*observed, strict=True)}
+        tags, scores, losses = zip(*(found[row] for row in range(len(found))), strict=True)
         loss = mean_loss(part[:2] for part in parts)
         golds = [[tag for tag in row if tag != IGNORE] for row in split.extra["gold"]]
         classes = split.extra["classes"]
         names = [*classes, NOTHING]
         # Words beyond the last token have no prediction.
         predictions = [
-            [*found[row], *[len(classes)] * (len(gold) - len(found[row]))]
-            for row, gold in enumerate(golds)
+            [*own, *[len(classes)] * (len(gold) - len(own))]
+            for own, gold in zip(tags, golds, strict=True)
         ]
         gold_names, predicted = _named(golds, names), _named(predictions, names)
         metrics = {"loss": loss, **entity_scores(gold_names, predicted)}
-        return Evaluation(metrics, predicted)
+        means = [sum(row) / len(row) if row else None for row in losses]
+        return Evaluation(metrics, predicted, {"scores": scores, "loss": means})
+
+    def remeasure(
+        self, evaluation: Evaluation, split: Split, classes: Sequence[str]
+    ) -> RowMeasure | None:
+        """Return a function that computes the scores of some of the sentences."""
+        golds = self.shown(split.labels or (), classes)
+        counts = entity_counts(golds, list(evaluation.predictions or ()))
+        return lambda rows: _scores(counts[rows])
+
+
+def entity_counts(
+    golds: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
+) -> NDArray[np.int64]:
+    """Return what scores of entities and tags are made of, for each sentence: int64 `[N, 5]`.
+
+    These are the entities that are right, predicted and true, and the tags that are right and all.
+    Arguments as for `entity_scores`.
+    """
+    counts = np.zeros((len(golds), 5), np.int64)
+    true, found = set(_entities(golds)), set(_entities(predictions))
+    for place, entities in enumerate((true & found, found, true)):
+        np.add.at(counts[:, place], [sentence for sentence, *_ in entities], 1)
+    for row, gold, predicted in zip(counts, golds, predictions, strict=True):
+        row[3] = sum(a == b for a, b in zip(gold, predicted, strict=True))
+        row[4] = len(gold)
+    return counts
 
 
 def entity_scores(
@@ -203,17 +236,15 @@ def entity_scores(
         golds: The true tags of each sentence, such as `B-PER`.
         predictions: The predicted tags.
     """
-    true, found = set(_entities(golds)), set(_entities(predictions))
-    hits, tags = len(true & found), sum(map(len, golds))
-    right = sum(
-        a == b
-        for gold, predicted in zip(golds, predictions, strict=True)
-        for a, b in zip(gold, predicted, strict=True)
-    )
+    return _scores(entity_counts(golds, predictions))
+
+
+def _scores(counts: NDArray[np.int64]) -> dict[str, float]:
+    hits, found, true, right, tags = counts.sum(0).tolist()
     return {
-        "f1": f1_of_counts(hits, len(true) + len(found)),
-        "precision": hits / len(found) if found else 0.0,
-        "recall": hits / len(true) if true else 0.0,
+        "f1": f1_of_counts(hits, true + found),
+        "precision": hits / found if found else 0.0,
+        "recall": hits / true if true else 0.0,
         "accuracy": right / max(tags, 1),
     }
 

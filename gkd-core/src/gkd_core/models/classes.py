@@ -52,6 +52,7 @@ def check_classes(
     Raises:
         ConfigError: The number, names or order of the classes differ.
     """
+    _check_names(config, origin)
     expected = kind.outputs(classes) or config.num_labels
     theirs = teacher_classes(config)
     named = kind.has_classes and theirs is not None and not names_count(classes)
@@ -66,10 +67,26 @@ def check_classes(
         problem = f"has {mine}, but the task has the classes {listed(classes)}"
     made = _made_for(config)
     hint = f"set task.kind={made[0]}, for which it was made, " if made and kind not in made else ""
+    if named and len(theirs or ()) == len(classes) and set(theirs or ()) != set(classes):
+        hint = "rename the labels of the rows or id2label in its config.json if they are the same, "
     raise ConfigError(
         f"the teacher ({origin}) {problem}; {hint}choose a teacher trained on this task, or train "
         "one with `gkd run --method hard`"
     )
+
+
+def _check_names(config: PretrainedConfig, origin: str) -> None:
+    """Reject outputs whose names depend on which of two tables is read."""
+    names, ids = config.id2label, config.label2id or {}
+    if set(ids) != set(names.values()):
+        return  # `label2id` was never set, or lists other spellings
+    for index, name in names.items():
+        if str(ids[name]) != str(index) and len(ids) == len(names):
+            raise ConfigError(
+                f"{origin}: config.json contradicts itself: output {index} is {name!r} in "
+                f"id2label, and {name!r} is output {ids[name]} in label2id. Correct the one that "
+                "is wrong"
+            )
 
 
 def _check_problem_type(config: PretrainedConfig, kind: TaskKind, origin: str) -> None:

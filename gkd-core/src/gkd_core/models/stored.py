@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,12 @@ WRAPPERS = {
     "base_model": "peft",
 }
 """What wraps a model, by the name that the weights then begin with."""
+
+
+NUMBER = re.compile(r"\.\d+(?=\.)")
+
+INTEGERS = ("I", "U")
+"""How the names of types of integers begin in a safetensors file."""
 
 
 def check_stored(model: str, config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
@@ -52,6 +59,45 @@ def check_stored(model: str, config: PretrainedConfig, kind: TaskKind, origin: s
             f"of its weights begin with '{wrapper}.' ('{names[0]}', ...). Save the model inside "
             f"the wrapper, or remove '{wrapper}.' from the names"
         )
+
+
+def check_stored_weights(model: str, config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
+    """Reject a directory with weights that the model would not read as they are meant.
+
+    These are further blocks than its configuration counts, which transformers leaves out, and
+    integers, which stand for other values.
+
+    Args:
+        model: Directory or hub id, with readable weights.
+        config: Its Hugging Face configuration.
+        kind: The kind of task.
+        origin: Setting that named the model.
+
+    Raises:
+        ConfigError: There are such weights; one is named.
+    """
+    directory = Path(locate(model, origin))
+    if not directory.is_dir() or type(config) not in kind.configs:
+        return
+    shape = shape_model(kind, config, trust_remote_code=False)
+    types = _stored_types(directory, origin)
+    known, weights = set(shape.state_dict()), dict(shape.named_parameters())
+    patterns = {_unnumbered(name) for name in known}
+    unread = [re.compile(one) for one in shape._keys_to_ignore_on_load_unexpected or ()]
+    for tensor in name_tensors(shape, types):
+        if tensor.weight in weights and types[tensor.name][0] in INTEGERS:
+            raise ConfigError(
+                f"{origin} = {model!r}: {tensor.name} is stored in integers "
+                f"({types[tensor.name]}), as in a quantized model, and what they stand for is not "
+                "known. Give the checkpoint that it was made from"
+            )
+        further = tensor.weight not in known and _unnumbered(tensor.weight) in patterns
+        if further and not any(one.search(tensor.weight) for one in unread):
+            raise ConfigError(
+                f"{origin} = {model!r} holds {tensor.name}, which is part of no block that its "
+                "config.json counts, so that the model would be another one. Correct the number of "
+                "blocks in config.json, or give the checkpoint that belongs to it"
+            )
 
 
 def check_trained_head(model: str, config: PretrainedConfig, kind: TaskKind, origin: str) -> None:
@@ -96,12 +142,22 @@ def _wrapper(names: Sequence[str], body: str) -> str | None:
     return module if inside or module in WRAPPERS else None
 
 
+def _unnumbered(name: str) -> str:
+    """Return the name that a weight has in every block."""
+    return NUMBER.sub(".#", name)
+
+
 def _stored_names(directory: Path, origin: str) -> list[str]:
-    names: list[str] = []
+    return list(_stored_types(directory, origin))
+
+
+def _stored_types(directory: Path, origin: str) -> dict[str, str]:
+    """Return the data types of the tensors, such as `BF16`, by name."""
+    types: dict[str, str] = {}
     for path in sorted(directory.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
-                names += file.keys()
+                types |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError) as error:
             raise unreadable(str(directory), origin, error) from error
-    return names
+    return types

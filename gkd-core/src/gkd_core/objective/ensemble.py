@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from gkd_core.contract.step import Step
 from gkd_core.hooks.features import View
 from gkd_core.hooks.paths import Capture
 from gkd_core.losses.term import Term
+from gkd_core.plugins.answers import one_of, refused
 
 if TYPE_CHECKING:
     from gkd_core.objective.captured import Captured
@@ -94,7 +96,10 @@ class EnsembleStep:
         self._learned = [captured.learned(one) for one in requests]
         with torch.no_grad():
             self.weights = [
-                self.combiner.weight(number, learned, captured.known(one), batch, step)
+                self._checked(
+                    "weight",
+                    self.combiner.weight(number, learned, captured.known(one), batch, step),
+                )
                 for number, (one, learned) in enumerate(zip(requests, self._learned, strict=True))
             ]
 
@@ -113,7 +118,8 @@ class EnsembleStep:
             reads: What the method reads from a teacher.
         """
         with torch.no_grad():
-            term_scale = self.combiner.term_scale(reads, self._learned[0], self._batch, self._step)
+            scale = self.combiner.term_scale(reads, self._learned[0], self._batch, self._step)
+            term_scale = self._checked("term_scale", scale)
         weights = [weight * term_scale for weight in self.weights]
         first, *others = answers
         return {
@@ -123,6 +129,19 @@ class EnsembleStep:
             )
             for name, term in first.items()
         }
+
+    def _checked(self, member: str, answer: float | Tensor) -> float | Tensor:
+        """Return a weight, after checking that it is a number, or one for each sample.
+
+        Raises:
+            PluginError: It is something else. A tensor of another shape would be broadcast.
+        """
+        wanted = "a number, or a tensor with one for each sample"
+        one_of(self.combiner, member, answer, (Real, Tensor), wanted)
+        if isinstance(answer, Tensor) and answer.shape not in ((), (len(self._batch),)):
+            shape = f"returned a tensor of shape {tuple(answer.shape)}"
+            raise refused(self.combiner, member, shape, wanted)
+        return answer
 
     def own_terms(self, terms: Mapping[str, Term]) -> Mapping[str, Term | Tensor]:
         """Return the combiner's own terms.

@@ -22,6 +22,7 @@ from gkd_core.losses.term import Term
 from gkd_core.objective.captured import Captured
 from gkd_core.objective.ensemble import EnsembleStep, TeacherEnsemble, ensembles
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan, StepRequest, plan_step
+from gkd_core.plugins.answers import mapping_of
 
 
 class Objective:
@@ -97,7 +98,10 @@ class Objective:
             batch: The micro-batch, on the CPU.
         """
         for owner in self._owners:
-            batch.declare(owner.name, owner.methods[0].items(batch))
+            method = owner.methods[0]
+            wanted = "a mapping of names to bool tensors"
+            masks = mapping_of(method, "items", method.items(batch), Tensor, wanted)
+            batch.declare(owner.name, masks)
 
     def terms(
         self, captured: Captured, batch: Batch, step: Step, plan: StepPlan
@@ -133,7 +137,7 @@ class Objective:
             inside = [m.name for m in self.members if m.ensemble and m.ensemble.name == name]
             given = {key: term for part in inside for key, term in _named(part, found[part])}
             own = ensemble_step.own_terms(given)
-            found[name] = {key: _as_term(name, key, t, batch) for key, t in own.items()}
+            found[name] = _as_terms(ensemble_step.combiner, own, batch)
         named = (pair for name in sorted(found) for pair in _named(name, found[name]))
         # A batch that does not count keeps its graph: all ranks take part in the backward pass.
         return {name: term if batch.counted else 0 * term for name, term in named}
@@ -148,6 +152,12 @@ class Objective:
             for name in sorted(terms)
             if name.partition(".")[0] == owner.name
         ]
+        if not parts:
+            names = " and ".join(owner.name for owner in self._owners)
+            raise MethodError(
+                f"there is no loss to train on in step {step.index + 1} of stage '{step.stage}': "
+                f"{names} returned none. Return one in every step, such as a loss of 0"
+            )
         return torch.stack(parts).sum()
 
     def finalize_student(self, student: PreTrainedModel, directory: Path) -> PreTrainedModel:
@@ -159,8 +169,8 @@ class Objective:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every method and combiner: JSON values and tensors."""
-        states = {m.name: [method.state_dict() for method in m.methods] for m in self.members}
-        return states | {c.name: [c.combiner.state_dict()] for c in self.ensembles}
+        states = {m.name: [_state(method) for method in m.methods] for m in self.members}
+        return states | {c.name: [_state(c.combiner)] for c in self.ensembles}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
@@ -176,6 +186,12 @@ class Objective:
         return {owner.name: owner.generator for owner in self._owners}
 
 
+def _state(method: MethodBase) -> Mapping[str, Any]:
+    """Return the state of a method, after checking that it is a mapping."""
+    wanted = "a mapping of names to values, {} without a state"
+    return mapping_of(method, "state_dict", method.state_dict(), object, wanted)
+
+
 def _combined(
     member: ActiveMethod,
     ensemble_step: EnsembleStep | None,
@@ -189,11 +205,27 @@ def _combined(
     for number, (method, one) in enumerate(zip(member.methods, requests, strict=True)):
         learned = captured.learned(one)
         seen = learned if ensemble_step is None else ensemble_step.student(number, learned)
-        terms = method.loss(seen, captured.known(one), batch, step)
-        answers.append({key: _as_term(member.name, key, t, batch) for key, t in terms.items()})
+        losses = method.loss(seen, captured.known(one), batch, step)
+        answers.append(_as_terms(method, losses, batch))
     if ensemble_step is None:
         return answers[0]
+    _refuse_other_terms(member.name, answers)
     return ensemble_step.combine(answers, requests[0].captures("teacher", MAIN))
+
+
+def _refuse_other_terms(owner: str, answers: Sequence[Mapping[str, Term]]) -> None:
+    """Reject a method that returns other terms for one teacher than for another."""
+    first, *others = ([*answer] for answer in answers)
+    for other in others:
+        if set(other) != set(first):
+            raise MethodError(
+                f"{owner} returned the losses {_quoted(first)} for one teacher and "
+                f"{_quoted(other)} for another, which cannot be combined. Return the same for each"
+            )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
 
 
 def _named(owner: str, terms: Mapping[str, Term]) -> Iterable[tuple[str, Term]]:
@@ -232,9 +264,27 @@ def name_seed(seed: int, name: str) -> int:
     return int(digest.of_bytes([f"{seed}:{name}".encode()])[:12], 16)
 
 
+def _as_terms(method: MethodBase, losses: Any, batch: Batch) -> dict[str, Term]:
+    """Return the losses of a method or combiner as terms by name."""
+    wanted = "a mapping of names to losses, such as {'soft': kl(...)}, each a Term or a tensor"
+    found = mapping_of(method, "loss", losses, (Term, Tensor), wanted)
+    return {name: _as_term(method.name, name, value, batch) for name, value in found.items()}
+
+
+def _check_shape(owner: str, name: str, term: Term) -> None:
+    """Reject values of another shape than their items: the sum of them would be no mean."""
+    if term.values.shape != term.over.mask.shape:
+        raise MethodError(
+            f"{owner} returned the loss '{name}' with values of shape {tuple(term.values.shape)} "
+            f"for items of shape {tuple(term.over.mask.shape)}; return one value per item. What "
+            "a Term is multiplied by must not add dimensions to it"
+        )
+
+
 def _as_term(owner: str, name: str, value: Term | Tensor, batch: Batch) -> Term:
     """Return a loss as a `Term`; it may be given per sample or as a mean over the samples."""
     if isinstance(value, Term):
+        _check_shape(owner, name, value)
         if batch.has_counted(value.over):
             return value
         raise MethodError(

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 import torch
 
 from gkd_core.contract.method import Method
+from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.model_info import Models
 from gkd_core.contract.schedule import ALWAYS_1, Schedule
 from gkd_core.contract.step import Step
@@ -21,8 +23,16 @@ from gkd_core.models.parts import Part
 from gkd_core.objective.conflicts import refuse_passes, refuse_two_writers, refuse_undeclared
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.lr_factors import check_factors, join_factors
+from gkd_core.plugins.answers import list_of, mapping_of
 
 Side = Literal["student", "teacher"]
+
+REQUESTED = {
+    "reads": (str, "a list of paths, such as ['student.hidden[last]']"),
+    "passes": (Pass, "a list of `Pass`"),
+    "writes": (Operation, "a list of operations, such as `Swap`"),
+}
+"""What methods request in a step: the type of each thing, and what they return."""
 
 SAMPLED = 16
 """Steps in which methods are asked what they will read, before a stage begins."""
@@ -257,20 +267,34 @@ def _request(
     for number, (method, models) in enumerate(zip(member.methods, member.models, strict=True)):
         if training and (number == 0 or isinstance(member, ActiveMethod)):
             method.begin_step(step)  # a combiner is one object for all teachers
-        passes = tuple(method.passes(models, step))
-        operations = [o for o in method.writes(models, step) if o.when.holds(step, training)]
+        passes = tuple(_asked(method, "passes", models, step))
+        asked_writes = _asked(method, "writes", models, step)
+        operations = [o for o in asked_writes if o.when.holds(step, training)]
         refuse_undeclared(method, operations)
-        paths = [*method.reads(models, step), *(p for o in operations for p in o.reads)]
+        asked_reads = _asked(method, "reads", models, step)
+        paths = [*asked_reads, *(p for o in operations for p in o.reads)]
         check_teachers([*paths, *(o.site for o in operations)], known, member.name)
         reads = resolve_paths(paths, models, member.name)
         found_writes = (_write(o, models, member.name, step.generator) for o in operations)
-        writes = [write for write in found_writes if write is not None]
-        factors = method.lr_factors(models, step)
-        factors = check_factors(factors, models.student.layers, member.name)
-        request = StepRequest(member, number, reads, passes, tuple(writes), factors)
+        writes = tuple(write for write in found_writes if write is not None)
+        factors = _factors(method, models, step)
+        request = StepRequest(member, number, reads, passes, writes, factors)
         refuse_passes(request)
         found.append(request)
     return found
+
+
+def _asked(method: MethodBase, member: str, models: Models, step: Step) -> list[Any]:
+    """Return what a method requests by `reads`, `passes` or `writes`, after checking its type."""
+    kind, wanted = REQUESTED[member]
+    return list_of(method, member, getattr(method, member)(models, step), kind, wanted)
+
+
+def _factors(method: MethodBase, models: Models, step: Step) -> Mapping[Part, float]:
+    """Return the learning-rate factors that a method requests, after checking them."""
+    wanted = "a mapping of parts to numbers, such as {'embedding': 0}"
+    factors = mapping_of(method, "lr_factors", method.lr_factors(models, step), Real, wanted)
+    return check_factors(factors, models.student.layers, method.name)
 
 
 def _write(

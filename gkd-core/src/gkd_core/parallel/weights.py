@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gkd_core.distributed.ranks import is_first
 from gkd_core.distributed.shards import Sharding, Sliceable, sharding_of
+from gkd_core.errors import ConfigError
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -38,14 +39,29 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_whole(model: nn.Module, tensors: Mapping[str, Sliceable]) -> None:
-    """Copy whole weights into a model; each rank reads its shards. All ranks call this."""
+    """Copy whole weights into a model; each rank reads its shards. All ranks call this.
+
+    Raises:
+        ConfigError: A weight is missing, or has another shape.
+    """
     sharding = sharding_of(model)
     for name, weight in named_weights(model):
+        stored = tensors.get(name)
+        if stored is None:
+            raise ConfigError(f"the weight {name} is missing")
         with gathered(weight), torch.no_grad():
             if sharding is None:
-                weight.copy_(tensors[name][...])
+                _copy(name, weight, stored[...])
             else:
-                sharding.read(name, tensors[name], weight)
+                sharding.read(name, stored, weight)
+
+
+def _copy(name: str, weight: Tensor, value: Tensor) -> None:
+    if value.shape != weight.shape:  # it may be one that would be broadcast
+        raise ConfigError(
+            f"the weight {name} has the shape {tuple(value.shape)}, not {tuple(weight.shape)}"
+        )
+    weight.copy_(value)
 
 
 def is_partitioned(weight: Tensor) -> bool:

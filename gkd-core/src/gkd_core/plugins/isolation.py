@@ -37,15 +37,26 @@ def isolated(say: Callable[[str], None]) -> Iterator[None]:
     Args:
         say: Called with the name of each thing that was changed and is set back.
     """
-    before = [(state, state.read()) for state in _STATES]
-    with stdout_as_stderr(), redirect_stderr(sys.stderr):
-        try:
-            yield
-        finally:
-            for state, value in before:
-                if state.read() != value:
-                    state.restore(value)
-                    say(state.name)
+    with stdout_as_stderr(), redirect_stderr(sys.stderr), set_back(say, _ALL):
+        yield
+
+
+@contextmanager
+def set_back(say: Callable[[str], None], states: Sequence[_State] | None = None) -> Iterator[None]:
+    """Run code of a plugin, and set back afterwards what it has changed of the process.
+
+    Args:
+        say: Called with the name of each thing that is set back.
+        states: What is set back. Default: all but the handlers of signals, which a plugin may need.
+    """
+    before = [(state, state.read()) for state in (_STATES if states is None else states)]
+    try:
+        yield
+    finally:
+        for state, value in before:
+            if state.read() != value:
+                state.restore(value)
+                say(state.name)
 
 
 @contextmanager
@@ -122,6 +133,6 @@ def _set_numbers(numbers: tuple[str, bool]) -> None:
 _STATES = (
     _State("the working directory", _directory, _enter),
     _State("how warnings are treated", _errors, _keep_errors),
-    _State("how signals are handled", _handlers, _handle),
     _State("the data type or the gradients of torch", _numbers, _set_numbers),
 )
+_ALL = (*_STATES, _State("how signals are handled", _handlers, _handle))

@@ -12,7 +12,7 @@ from gkd_core.distributed.device import check_devices
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.models.classes import check_classes
 from gkd_core.models.load import check_kind
-from gkd_core.models.stored import check_stored, check_trained_head
+from gkd_core.models.stored import check_stored, check_stored_weights, check_trained_head
 from gkd_core.models.tokenizer import check_vocabulary
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
@@ -155,10 +155,14 @@ def _check_weights(spec: StageSpec) -> None:
         if teacher.stage is not None or not spec.reads_weights(number):
             continue
         check_stored(teacher.model, teacher.config, spec.kind, teacher.setting)
+        check_stored_weights(teacher.model, teacher.config, spec.kind, teacher.setting)
         if teacher.store is None:
             check_trained_head(teacher.model, teacher.config, spec.kind, teacher.setting)
     if spec.config.student.model is not None and spec.follows is None:
         check_stored(spec.config.student.model, spec.student_config, spec.kind, "student.model")
+        check_stored_weights(
+            spec.config.student.model, spec.student_config, spec.kind, "student.model"
+        )
 
 
 def _check_length(spec: StageSpec, info: ModelInfo) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_core import digest
+from gkd_core.plugins.answers import one_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -42,8 +43,14 @@ def named_content(spec: StageSpec, registry: Registry) -> dict[str, str]:
         for name, table in tables.items()
         for file, content in _contents(table).items()
     }
-    told = {f"{name}: fingerprint": one.fingerprint() for name, one in chosen.items()}
+    told = {f"{name}: fingerprint": _told(one) for name, one in chosen.items()}
     return found | {name: text for name, text in told.items() if text}
+
+
+def _told(method: MethodBase | RolloutEngine) -> str:
+    """Return what a method says itself: the text of any other object may tell of its address."""
+    told: str = one_of(method, "fingerprint", method.fingerprint(), str, "a string, such as a hash")
+    return told
 
 
 def _contents(options: BaseModel) -> Mapping[str, str]:

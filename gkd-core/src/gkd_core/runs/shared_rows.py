@@ -12,6 +12,7 @@ from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import without_labels
 from gkd_core.kinds.language_model import language_model_kind
 from gkd_core.models.source import load_config
+from gkd_core.runs.task_checks import check_loaded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -113,7 +114,7 @@ class SharedRows:
         task = self.task(config, rows, model)
         key = (rows, plain, task.options.model_dump_json(), model)
         if key not in self._data:
-            self._data[key] = task.load(plain, config.seed)
+            self._data[key] = check_loaded(task, task.load(plain, config.seed))
         return self._data[key]
 
 

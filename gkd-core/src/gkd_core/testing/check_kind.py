@@ -326,10 +326,14 @@ def _check_evaluation(trial: _KindTrial) -> None:
     parts = [kind.observe(trial.logits(batch), batch) for batch in map(trial.single, order)]
     again = kind.summarize(parts, trial.encoded)
     _same_metrics(trial, again.metrics, "batches of one row in another order")
+    rows = len(trial.split)
+    for column, values in found.columns.items():
+        assert len(values) == rows, (
+            f"{name}: the column {column!r} has {len(values)} values for {rows} rows"
+        )
     if found.predictions is None:
         return
     count = len(found.predictions)
-    rows = len(trial.split)
     assert count == rows, f"{name}: there are {count} predictions for {rows} rows"
     agreed = kind.agreement(found.predictions, again.predictions)
     assert agreed in (None, 1.0), f"{name}: a model agrees with itself on {agreed} of the rows"

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 
 from gkd_core.config.schema import RunConfig, TaskConfig
-from gkd_core.contract.task import Split, Task, TaskData
+from gkd_core.contract.task import Task, TaskData
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer
 from gkd_core.plugins import registry
+from gkd_core.runs.task_checks import COLUMNS, SPLITS, problems
 from gkd_core.testing.ranks import on_ranks
-
-COLUMNS = ("text", "pair", "labels", "group", "target")
-"""What a split has for each row."""
 
 
 def check_task(
@@ -83,35 +81,8 @@ def _check_data(task: Task, data: TaskData) -> None:
     name, wanted = task.name, task.kind
     assert wanted in (None, data.kind), f"{name}: task.kind = {wanted!r}, but rows of {data.kind!r}"
     assert data.source, f"{name}: `source` does not describe the data"
-    has_classes = registry().kind(data.kind).has_classes
-    assert data.classes or not has_classes, f"{name}: {data.kind} needs classes"
-    assert len(set(data.classes)) == len(data.classes), f"{name}: two classes have one name"
-    for part in ("train", "validation", "test"):
-        split = getattr(data, part)
-        if split is not None:
-            _check_split(f"{name}: {part}", split, data)
-
-
-def _check_split(where: str, split: Split, data: TaskData) -> None:
-    assert len(split) > 0, f"{where} has no rows"
-    for name in COLUMNS:
-        column = getattr(split, name)
-        if column is not None:
-            assert len(column) == len(split), f"{where} has {len(column)} values in `{name}`"
-            if name != "labels":
-                assert all(map(_is_text, column)), f"{where}: `{name}` is text"
-    if split.labels is None:
-        return
-    for label in split.labels:
-        problem = registry().kind(data.kind).label_problem(label, data.classes)
-        assert not problem, f"{where} has {problem}"
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a value is a text, or a list of words or choices."""
-    return isinstance(value, str) or (
-        isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
-    )
+    problem = next(problems(data, registry().kinds), None)
+    assert problem is None, f"{name}: {problem}"
 
 
 def _check_hash(task: type[Task], one: TaskData, other: TaskData, when: str) -> None:
@@ -125,7 +96,7 @@ def _check_hash(task: type[Task], one: TaskData, other: TaskData, when: str) -> 
 
 
 def _rows(data: TaskData) -> list[Any]:
-    splits = [split for split in (data.train, data.validation, data.test) if split is not None]
+    splits = [split for name in SPLITS if (split := getattr(data, name)) is not None]
     columns = ((getattr(split, name) for name in COLUMNS) for split in splits)
     return [[None if column is None else list(column) for column in each] for each in columns]
 

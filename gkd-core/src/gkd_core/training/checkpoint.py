@@ -34,7 +34,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.models.content import FileContent, read_files
 from gkd_core.parallel.weights import load_whole, whole_weights
 from gkd_core.strict_json import json_text
-from gkd_core.training.manifest import MANIFEST, Difference
+from gkd_core.training.manifest import MANIFEST, Difference, Manifest
 from gkd_core.training.method_state import put_tensors, take_tensors
 from gkd_core.training.plugin_hooks import Event
 from gkd_core.training.random_states import random_states, restore_random
@@ -166,11 +166,22 @@ def load_checkpoint(stage: Stage) -> Progress:
         return Progress()
     try:
         return _load(stage, newest)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        unreadable = isinstance(error, (OSError, SafetensorError, json.JSONDecodeError))
+        if not unreadable and not _is_altered(newest):
+            raise  # it is not the files that are wrong, but perhaps a plugin
         raise ConfigError(
             f"the checkpoint {newest} cannot be loaded: {error}. Restore its files, or remove it "
             f"to start the stage '{stage.name}' again"
         ) from error
+
+
+def _is_altered(checkpoint: Path) -> bool:
+    """Return whether the files of a checkpoint are not those that were written."""
+    manifest = checkpoint / MANIFEST
+    if not manifest.exists():
+        return False
+    return any(Manifest.load(manifest).altered(checkpoint_files(checkpoint), checkpoint.name))
 
 
 def _load(stage: Stage, checkpoint: Path) -> Progress:
@@ -222,9 +233,16 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Copy weights written by `save_weights` into a model of the same shape."""
+    """Copy weights written by `save_weights` into a model of the same shape.
+
+    Raises:
+        ConfigError: They are not those of the model.
+    """
     with _opened(path) as tensors:
-        load_whole(model, tensors)
+        try:
+            load_whole(model, tensors)
+        except ConfigError as error:
+            raise ConfigError(f"{path} cannot be loaded: {error}. Restore the file") from error
 
 
 def _name(step: int) -> str:

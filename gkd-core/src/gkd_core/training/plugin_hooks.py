@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gkd_core.distributed.ranks import any_rank, tell, wait
 from gkd_core.objective.objective import name_seed
+from gkd_core.plugins.answers import one_of
+from gkd_core.plugins.isolation import set_back
 from gkd_core.plugins.owners import described
 from gkd_core.training.live_stage import LiveStageInfo, seeded
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.method_base import MethodBase
     from gkd_core.contract.run_info import RunInfo
     from gkd_core.contract.step import Step
-    from gkd_core.plugins import Registry
+    from gkd_core.plugins import Plugin, Registry
     from gkd_core.training.stage import Stage
 
 
@@ -75,14 +78,14 @@ class PluginHooks:
         if skipped:
             run.say(f"stage {stage.name}: {skipped}")
         info = LiveStageInfo.of(stage, run.say)
-        for _, call in self._of_plugins("gkd_stage_start", run=run, stage=info):
+        for _, call in self._of_plugins("gkd_stage_start", stage, run=run, stage=info):
             call()
         return skipped is not None
 
     def methods_start(self, stage: Stage) -> str | None:
         """Tell the methods only; return why one of them asks to skip the stage, if one does."""
         info = LiveStageInfo.of(stage, self._run().say)
-        calls = _of_methods(stage, lambda method: method.on_stage_start(info))
+        calls = _of_methods(stage, lambda method: _reason(method, method.on_stage_start(info)))
         reasons = [call() for _, call in calls]
         return tell(next(filter(None, reasons), None))
 
@@ -118,7 +121,7 @@ class PluginHooks:
         info = LiveStageInfo.of(stage, run.say)
         calls = [
             *_of_methods(stage, lambda method: method.on_stage_end(info, error)),
-            *self._of_plugins("gkd_stage_end", run=run, stage=info, error=error),
+            *self._of_plugins("gkd_stage_end", stage, run=run, stage=info, error=error),
         ]
         failures = [failure for _, call in calls if (failure := _failure_of(call)) is not None]
         raised = failures[0] if failures and error is None else None
@@ -146,15 +149,37 @@ class PluginHooks:
         run = self._run()
         info = LiveStageInfo.of(stage, run.say)
         if event.name == "evaluate":
-            yield from _of_methods(stage, lambda m: m.on_evaluate(info, step, event.values))
+            yield from _of_methods(stage, lambda m: m.on_evaluate(info, step, dict(event.values)))
         hook, values = HOOKS[event.name]
-        yield from self._of_plugins(hook, run=run, stage=info, step=step, **{values: event.values})
+        told = {"run": run, "stage": info, "step": step, values: event.values}
+        yield from self._of_plugins(hook, stage, **told)
 
     def _of_plugins(
-        self, hook: str, **arguments: Any
+        self, hook: str, trained: Stage, **arguments: Any
     ) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Yield the name of every plugin with a hook, each with a call of it.
+
+        What a plugin draws at random in the call, or changes of the process or of what it is told,
+        changes no training, and reaches no other plugin.
+        """
         for plugin, call in self._registry.implementations(hook):
-            yield f"plugin {plugin.name}", partial(call, **arguments)
+            own = {n: dict(v) if isinstance(v, Mapping) else v for n, v in arguments.items()}
+            alone = partial(self._call_apart, plugin, hook, partial(call, **own))
+            yield f"plugin {plugin.name}", partial(_call_seeded, trained, plugin.name, alone)
+
+    def _call_apart(self, plugin: Plugin, hook: str, call: Callable[[], object]) -> object:
+        def say(changed: str) -> None:
+            self._run().say(f"plugin {plugin} changed {changed} in {hook}; it is set back")
+
+        with set_back(say):
+            return call()
+
+
+def _reason(method: MethodBase, answer: Any) -> str | None:
+    """Return why a method skips a stage: True or a number would skip it without a reason."""
+    wanted = "why the stage has nothing to train, or None to train"
+    reason: str | None = one_of(method, "on_stage_start", answer, (str, NoneType), wanted)
+    return reason
 
 
 def _of_methods(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ from gkd_core.models.layer_map import init_layers
 from gkd_core.models.tokenizer import other_special_tokens
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step, sample_steps
+from gkd_core.plugins.answers import mapping_of
 from gkd_core.training.augmentation import copies
 
 if TYPE_CHECKING:
@@ -271,7 +273,8 @@ class StageSpec:
             agreement = metrics[self.kind.metric.name]
             return replace(evaluation, metrics={"loss": metrics["loss"], AGREEMENT: agreement})
         if evaluation.predictions is not None:
-            metrics |= self.task.measure(split, evaluation.predictions, self.data)
+            own = self.task.measure(split, evaluation.predictions, self.data)
+            metrics |= mapping_of(self.task, "measure", own, Real, "a mapping of names to numbers")
         metric = self.metric_on(split)
         if metric.name not in metrics:
             raise PluginError(

@@ -15,6 +15,7 @@ from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.step import Step
 from gkd_core.distributed.data_parallel import sum_over_ranks
 from gkd_core.distributed.teacher_batches import TeacherBatches, gather_teacher_batches
+from gkd_core.errors import MethodError
 from gkd_core.objective.captured import Captured
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import StepPlan
@@ -126,9 +127,22 @@ def accumulate(
         work = partial(_loss, stage, plan, teacher_batches, step, counts, losses, observer)
         loss = stage.engine.forward(work)
         if backward:
+            _refuse_constant(stage, loss, step)
             stage.engine.backward(loss, last=number == len(batches))
         del loss
     return losses
+
+
+def _refuse_constant(stage: Stage, loss: Tensor, step: Step) -> None:
+    """Reject a loss that nothing can be learned from."""
+    if loss.requires_grad:
+        return
+    names = " and ".join(member.name for member in stage.objective.members)
+    raise MethodError(
+        f"the loss of {names} in step {step.index + 1} of stage '{stage.name}' depends on no "
+        "weight that is trained. Compute it from the student's tensors, without `detach` or "
+        "`no_grad`"
+    )
 
 
 def _loss(

@@ -1,0 +1,124 @@
+"""`Findings`: what `gkd eval` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from gkd_core.analysis.comparison import Compared
+from gkd_core.evaluation.pairs import ModelPair
+from gkd_core.kinds.language_model import bits_per_byte
+from gkd_core.kinds.task_kind import TaskKind
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The result of an evaluation.
+
+    Attributes:
+        compared: The models, and what they say of each row.
+        kind: The kind of task.
+        pair: The model against another; None if there is none.
+    """
+
+    compared: Compared
+    kind: TaskKind
+    pair: ModelPair | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        found = asdict(self.compared.comparison)
+        if bits := self._bits_per_byte():
+            found["bits_per_byte"] = bits
+        if written := list(self._written()):
+            found["written"] = written
+        if self.pair is not None:
+            found["against"] = asdict(self.pair)
+        return found
+
+    def show(self) -> None:
+        """Print the table of the models, and what else there is."""
+        console = Console(highlight=False)
+        console.print(self.compared.comparison.table())
+        for name, bits in self._bits_per_byte().items():
+            console.print(f"{bits:.4f} bits per byte: {name}", markup=False, soft_wrap=True)
+        for sample in self._written():
+            prompt, *written = sample.items()
+            console.print(f"\n{prompt[1]}", markup=False)
+            for name, text in written:
+                console.print(f"  {name}: {text}", markup=False)
+        if self.pair is not None:
+            console.print()
+            console.print(_pair_table(self.pair, self.kind))
+
+    def _bits_per_byte(self) -> dict[str, float]:
+        """Return the bits per byte of each model that predicts every token of its texts."""
+        predictions = self.compared.predictions
+        if not self.kind.generates:
+            return {}
+        return {
+            predictions.names[file]: bits_per_byte(
+                table["nll"].to_numpy(), table["bytes"].to_numpy()
+            )
+            for file, table in predictions.models.items()
+            if "nll" in table.column_names
+        }
+
+    def _written(self) -> Iterator[dict[str, str]]:
+        """Yield a prompt and what each model has written after it, by its name."""
+        predictions = self.compared.predictions
+        tables = predictions.models
+        if any("generated" not in table.column_names for table in tables.values()):
+            return
+        prompts = next(iter(tables.values()))["prompt"].to_pylist()
+        texts = {file: table["generated"].to_pylist() for file, table in tables.items()}
+        for row, prompt in enumerate(prompts):
+            if prompt is not None:
+                yield {"prompt": prompt} | {predictions.names[f]: t[row] for f, t in texts.items()}
+
+
+def _pair_table(pair: ModelPair, kind: TaskKind) -> Table:
+    """Return what is known of two models as lines of a name and a value."""
+    table = Table(
+        title=f"{pair.model} against {pair.against}, {pair.rows:,} rows",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        show_header=False,
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in _pair_lines(pair, kind):
+        table.add_row(name, value)
+    return table
+
+
+def _pair_lines(pair: ModelPair, kind: TaskKind) -> Iterator[tuple[str, str]]:
+    if pair.difference is not None:
+        found = pair.difference
+        inside = ""
+        if found.interval is not None:
+            low, high = found.interval.low, found.interval.high
+            inside = f" ({found.interval.level:.0%} interval {low:+.4f} to {high:+.4f})"
+        yield f"difference in {pair.metric}", f"{found.value:+.4f}{inside}"
+    if pair.agreement is not None:
+        what = "likeliest token" if kind.is_lm else "answer"
+        yield f"same {what}", f"{pair.agreement:.1%}"
+    if pair.kl is not None:
+        yield "KL divergence", f"{pair.kl:.4f} nats from the other's distribution"
+    for name, calibration in pair.calibration.items():
+        yield "calibration error", f"{calibration.error:.4f} {name}"
+    if pair.mcnemar is not None:
+        test = pair.mcnemar
+        yield (
+            "McNemar's test",
+            f"p = {test.p:.4g}; {test.only_first} rows are right here only, {test.only_second} "
+            "there only",
+        )

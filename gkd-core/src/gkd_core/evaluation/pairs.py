@@ -1,0 +1,249 @@
+"""Two models on the same rows: how much they agree, how sure they are, and which is better."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from gkd_core.evaluation.statistics import (
+    RESAMPLES,
+    McNemar,
+    SampleEstimate,
+    mcnemar,
+    paired_bootstrap,
+)
+
+if TYPE_CHECKING:
+    from gkd_core.evaluation.predictions import Predictions
+    from gkd_core.evaluation.statistics import Statistic
+    from gkd_core.kinds.task_kind import TaskKind
+
+BINS = 15
+"""Bins of the calibration error (Guo et al., ICML 2017)."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions that are about equally sure.
+
+    Attributes:
+        low: Lowest confidence, exclusive.
+        high: Highest confidence, inclusive.
+        count: Number of predictions.
+        confidence: Their mean confidence; 0 without any.
+        accuracy: Share of them that are right; 0 without any.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether a model is as often right as it is sure.
+
+    Attributes:
+        error: The expected calibration error: the mean over all predictions of the distance of
+            confidence and accuracy in their bin.
+        bins: The bins of equal width.
+    """
+
+    error: float
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A model against another on the same rows.
+
+    Attributes:
+        model: Name of the model.
+        against: Name of the other.
+        rows: Number of rows.
+        metric: Name of the main metric.
+        difference: The metric of the model minus that of the other, with a paired bootstrap
+            interval; None if it cannot be computed for a part of the rows.
+        agreement: Share of the rows, or of the tokens of a language model, with the same answer.
+        kl: Mean Kullback-Leibler divergence of the model's predictive distribution from that of the
+            other, in nats; None if they are not known.
+        calibration: Calibration of both, by name; empty if it is not defined.
+        mcnemar: McNemar's exact test; None if no prediction is simply right or wrong. The first is
+            the model.
+    """
+
+    model: str
+    against: str
+    rows: int
+    metric: str
+    difference: SampleEstimate | None
+    agreement: float | None
+    kl: float | None
+    calibration: dict[str, Calibration]
+    mcnemar: McNemar | None
+
+
+def compare_pair(
+    predictions: Predictions,
+    files: tuple[str, str],
+    kind: TaskKind,
+    measures: tuple[Statistic, Statistic] | None,
+    resamples: int = RESAMPLES,
+) -> ModelPair:
+    """Compare two models by what they say of each row.
+
+    Args:
+        predictions: The predictions of both.
+        files: Names of the files of the model and of the other.
+        kind: The kind of task.
+        measures: The main metric of each for some of the rows; None if it is not known.
+        resamples: Number of bootstrap samples.
+    """
+    rows, classes = predictions.rows, predictions.about.classes
+    tables = [predictions.models[file] for file in files]
+    names = [predictions.names[file] for file in files]
+    scores = [_scores(table, kind) for table in tables]
+    labeled = rows["gold"].null_count == 0
+    truths = _truths(rows["gold"].to_pylist(), classes, kind) if labeled else None
+    return ModelPair(
+        model=names[0],
+        against=names[1],
+        rows=len(rows),
+        metric=predictions.about.metric,
+        difference=_difference(measures, rows, resamples),
+        agreement=_agreement(tables, kind),
+        kl=_kl(*scores),
+        calibration=_calibration(names, scores, truths),
+        mcnemar=_mcnemar(tables, rows, kind) if labeled else None,
+    )
+
+
+def mean_kl(reference: Floats, model: Floats) -> float:
+    """Return the mean Kullback-Leibler divergence of distributions from those of a reference.
+
+    Args:
+        reference: Logits `[N, C]`.
+        model: Logits `[N, C]`.
+    """
+    p, q = log_softmax(reference, -1), log_softmax(model, -1)
+    apart = np.subtract(p, q, out=np.zeros_like(p), where=np.isfinite(p))
+    return float((np.exp(p) * apart).sum(-1).mean())
+
+
+def calibrate(logits: Floats, truths: NDArray[np.int64], bins: int = BINS) -> Calibration:
+    """Return the expected calibration error of predictions.
+
+    Args:
+        logits: `[N, C]`.
+        truths: The right class of each, int64 `[N]`.
+        bins: Number of bins of equal width.
+    """
+    sure = np.exp(log_softmax(logits, -1)).max(-1)
+    right = logits.argmax(-1) == truths
+    place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    found = tuple(_bin(number, bins, sure, right, place == number) for number in range(bins))
+    error = sum(one.count * abs(one.confidence - one.accuracy) for one in found)
+    return Calibration(error / max(len(sure), 1), found)
+
+
+def _bin(
+    number: int, bins: int, sure: Floats, right: NDArray[np.bool_], inside: NDArray[np.bool_]
+) -> Bin:
+    count = int(inside.sum())
+    means = [float(x[inside].mean()) if count else 0.0 for x in (sure, right)]
+    return Bin(number / bins, (number + 1) / bins, count, *means)
+
+
+def _scores(table: pa.Table, kind: TaskKind) -> list[Floats] | None:
+    """Return the logits of the items of each row, `[items, C]`; None if it has no distribution."""
+    if "scores" not in table.column_names or kind.output in ("value", "vector"):
+        return None
+    rows = table["scores"].to_pylist()
+    if kind.output == "binary":  # a sigmoid is a softmax over 0 and the logit
+        return [np.array([[0.0, score] for score in row]) for row in rows]
+    # A row without items, such as a sentence of which no word was read, has the width of others.
+    width = max((np.shape(row)[-1] for row in rows if row), default=0)
+    return [np.array(row, np.float64).reshape(-1, width) for row in rows]
+
+
+def _truths(
+    gold: Iterable[Any], classes: Sequence[str], kind: TaskKind
+) -> list[NDArray[np.int64]] | None:
+    """Return the right class of the items of each row; None if labels are no classes."""
+    ids = {name: index for index, name in enumerate(classes)}
+    if kind.output == "binary":
+        return [np.isin(list(ids), row).astype(np.int64) for row in gold]
+    rows = [row if isinstance(row, list) else [row] for row in gold]
+    found = [[ids.get(value, value) for value in row] for row in rows]
+    if not all(isinstance(value, int) for row in found for value in row):
+        return None
+    return [np.array(row, np.int64) for row in found]
+
+
+def _joined(*columns: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return the items of all rows, one after the other, that every column has."""
+    counts = [min(map(len, row)) for row in zip(*columns, strict=True)]
+    return [
+        np.concatenate([row[:count] for row, count in zip(column, counts, strict=True)])
+        for column in columns
+    ]
+
+
+def _kl(model: list[Floats] | None, against: list[Floats] | None) -> float | None:
+    if model is None or against is None:
+        return None
+    return mean_kl(*_joined(against, model))
+
+
+def _calibration(
+    names: Sequence[str],
+    scores: Sequence[list[Floats] | None],
+    truths: list[NDArray[np.int64]] | None,
+) -> dict[str, Calibration]:
+    if truths is None:
+        return {}
+    found = {}
+    for name, own in zip(names, scores, strict=True):
+        if own is not None:
+            logits, right = _joined(own, truths)
+            found[name] = calibrate(logits, right)
+    return found
+
+
+def _difference(
+    measures: tuple[Statistic, Statistic] | None, rows: pa.Table, resamples: int
+) -> SampleEstimate | None:
+    if measures is None:
+        return None
+    known = rows["group"].null_count < len(rows)
+    groups: list[Hashable] | None = rows["group"].to_pylist() if known else None
+    return paired_bootstrap(*measures, len(rows), groups=groups, resamples=resamples)
+
+
+def _agreement(tables: Sequence[pa.Table], kind: TaskKind) -> float | None:
+    mine, theirs = tables
+    if "same_top1" in mine.column_names:
+        same, tokens = (int(np.sum(mine[name].to_numpy())) for name in ("same_top1", "tokens"))
+        return same / max(tokens, 1)
+    if "prediction" not in mine.column_names or kind.output in ("value", "vector"):
+        return None
+    answers = zip(mine["prediction"].to_pylist(), theirs["prediction"].to_pylist(), strict=True)
+    return sum(bool(one == other) for one, other in answers) / max(len(mine), 1)
+
+
+def _mcnemar(tables: Sequence[pa.Table], rows: pa.Table, kind: TaskKind) -> McNemar | None:
+    if any("prediction" not in table.column_names for table in tables):
+        return None
+    gold = rows["gold"].to_pylist()
+    one, other = (kind.right(table["prediction"].to_pylist(), gold) for table in tables)
+    return None if one is None or other is None else mcnemar(one, other)
