@@ -41,6 +41,12 @@ ROWS = {
         spans=[[[0, 0, 1], [1, 0, 3]]] * 3 + [[[1, 0, 3], [0, 0, 3]]] * 3,
         label=NAMES,
     ),
+    "masked-cloze": _rows(
+        text=[f"{text} [BLANK] good" for text in TEXTS],
+        choices=[["a film", "old", "bad"], ["plot", "a"], ["bad old film"]] * 2,
+        label=[2, 1, 0, 1, 0, 0],
+    ),
+    "causal-cloze": _rows(text=[f"{text} is [BLANK]" for text in TEXTS], label=["good", "bad"] * 3),
     "embedding": PAIRS,
     "similarity": PAIRS,
     "masked-lm": _rows(text=TEXTS[:1] * 2 + TEXTS[2:3] * 4),

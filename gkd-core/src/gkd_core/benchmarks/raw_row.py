@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,32 @@ class RawRow:
         if not isinstance(value, str):
             raise ValueError(f"{name!r} is {value!r}, not a text")
         return value
+
+    def texts(self, name: str) -> list[str]:
+        """Return a list of texts.
+
+        Raises:
+            ValueError: The value is none.
+        """
+        value = self.value(name)
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise ValueError(f"{name!r} is not a list of texts")
+        return list(value)
+
+    def decimal(self, name: str) -> float:
+        """Return a finite number.
+
+        Raises:
+            ValueError: The value is none.
+        """
+        value = self.value(name)
+        try:
+            found = float(value)
+        except (TypeError, ValueError):
+            found = math.nan
+        if isinstance(value, bool) or not math.isfinite(found):
+            raise ValueError(f"{name!r} is {value!r}, not a number")
+        return found
 
     def number(self, name: str) -> int:
         """Return a whole number.

@@ -127,7 +127,7 @@ def without_labels(data: TaskData, kind: str) -> TaskData:
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     # Pairs have no meaning in language modeling, so both texts become rows.
     splits = {
-        name: Split([*split.text, *(split.pair or ())])
+        name: Split([*split.text, *_second_texts(split)])
         for name, split in parts.items()
         if split is not None
     }
@@ -140,6 +140,12 @@ def without_labels(data: TaskData, kind: str) -> TaskData:
         rows_hash=hash_rows(kind, (), splits),
         source=data.source,
     )
+
+
+def _second_texts(split: Split) -> Iterator[str]:
+    """Yield the second text of each row, or each of its choices."""
+    for pair in split.pair or ():
+        yield from [pair] if isinstance(pair, str) else pair
 
 
 def hash_rows(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -> str:

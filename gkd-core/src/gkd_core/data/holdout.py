@@ -11,7 +11,9 @@ from gkd_core.contract.task import Split
 from gkd_core.errors import DataError
 
 
-def hold_out(split: Split, share: float, seed: int, source: str) -> tuple[Split, Split]:
+def hold_out(
+    split: Split, share: float, seed: int, source: str, together: Sequence[str] | None = None
+) -> tuple[Split, Split]:
     """Split rows into training rows and about `share` of them for validation.
 
     Rows with equal texts and rows of one group are never separated. With class ids as labels, the
@@ -23,12 +25,13 @@ def hold_out(split: Split, share: float, seed: int, source: str) -> tuple[Split,
         share: Share of validation rows, between 0 and 1.
         seed: Seed of the selection.
         source: User-facing name of the rows, for the error.
+        together: Names of larger groups of rows that are not separated. Default: those of the rows.
 
     Raises:
         DataError: There are too few distinct rows.
     """
     strata = _strata(split)
-    groups = _equal_rows(split)
+    groups = _equal_rows(split, split.group if together is None else together)
     random.Random(f"hold out {seed}").shuffle(groups)
     groups.sort(key=lambda rows: strata[rows[0]])
     free: list[list[int]] = []
@@ -79,16 +82,16 @@ def take(split: Split, rows: Sequence[int]) -> Split:
     return replace(split, **taken)
 
 
-def _equal_rows(split: Split) -> list[list[int]]:
+def _equal_rows(split: Split, names: Sequence[str] | None) -> list[list[int]]:
     """Return the rows that must not be separated: with equal texts, or of one group."""
     pairs = split.pair or [""] * len(split)
     equal: dict[Hashable, list[int]] = {}
     for row, (text, pair) in enumerate(zip(split.text, pairs, strict=True)):
         equal.setdefault((str(text).strip(), str(pair).strip()), []).append(row)
-    if split.group is None:
+    if names is None:
         return list(equal.values())
     grouped: dict[Hashable, list[int]] = {}
-    for row, group in enumerate(split.group):
+    for row, group in enumerate(names):
         grouped.setdefault(group, []).append(row)
     return _connected([*equal.values(), *grouped.values()], len(split))
 

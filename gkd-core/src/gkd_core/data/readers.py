@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
+logger = logging.getLogger(__name__)
+
 
 def read(path: Path) -> Table:
     """Read a file according to its suffix. Bad rows are recorded in the table's faults.
@@ -49,6 +52,23 @@ def read(path: Path) -> Table:
     check_suffix(path)
     try:
         return READERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_tsv(path: Path, header: Sequence[str] = (), ragged: bool = False) -> Table:
+    """Read a tsv file of any suffix.
+
+    Args:
+        path: The file.
+        header: Names of the columns, if the first line does not have them.
+        ragged: Whether rows with another number of fields are left out, with a warning.
+
+    Raises:
+        DataError: The file cannot be opened.
+    """
+    try:
+        return _delimited(path, "\t", csv.QUOTE_NONE, header, ragged)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -143,25 +163,33 @@ def _tsv(path: Path) -> Table:
     return _delimited(path, "\t", csv.QUOTE_NONE)
 
 
-def _delimited(path: Path, delimiter: str, quoting: int) -> Table:
+def _delimited(
+    path: Path, delimiter: str, quoting: int, header: Sequence[str] = (), ragged: bool = False
+) -> Table:
     faults = Faults(str(path))
     text = (line for _, line in _lines(path, faults))
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
-    header: list[str] = []
-    numbers, rows = [], []
+    expected = f"a row has {len(header)}"
+    header = list(header)
+    numbers, rows, left_out = [], [], []
     with _any_length():
         for number, fields in _records(reader, faults):
             if not header:
                 faults.check()  # the line with the names may be one that could not be read
                 header = _header(path, fields)
+                expected = f"the header has {len(header)}"
+            elif len(fields) != len(header) and ragged:
+                left_out.append(number)
             elif len(fields) != len(header):
-                fault = f"{len(fields)} fields, but the header has {len(header)}"
-                faults.add(number, fault)
+                faults.add(number, f"{len(fields)} fields, but {expected}")
             elif len(header) > 1 and _names(fields) == header:
                 faults.add(number, "the names of the columns again, as where files were joined")
             else:
                 numbers.append(number)
                 rows.append(fields)
+    if left_out:
+        count, first = len(left_out), left_out[0]
+        logger.warning("%s:%d: %d rows have too few or too many fields", path, first, count)
     columns = zip(*rows, strict=True) if rows else [()] * len(header)
     return Table(dict(zip(header, columns, strict=True)), numbers, faults)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class ClassKind(TaskKind):
     """The common base of the kinds with one class per row."""
 
     metric = Metric("accuracy", True)
-    metrics = ("accuracy", "macro_f1")
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
     has_classes = True
 
     def find_classes(self, rows: CheckedRows, declared: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,8 +58,8 @@ class MultipleChoice(TaskKind):
     name = "multiple-choice"
     head = "multiple-choice head"
     metric = Metric("accuracy", True)
-    metrics = ("accuracy",)
-    markers = ("choices",)
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    markers: ClassVar[tuple[str, ...]] = ("choices",)
 
     @property
     def auto(self) -> Any:
@@ -70,7 +70,7 @@ class MultipleChoice(TaskKind):
 
     def fit(self, table: Table, config: TaskConfig) -> Fit:
         """Take a list of choices, or numbered columns of them, beside the right one."""
-        lists, numbered = _choice_columns(table)
+        lists, numbered = choice_columns(table)
         if pick_column(table, config.label, ANSWERS) is None:
             return Fit.NO
         return Fit.CERTAIN if lists is not None or len(numbered) > 1 else Fit.NO
@@ -80,11 +80,53 @@ class MultipleChoice(TaskKind):
         train = tables["train"]
         must = self.is_labeled(train, train, config)
         splits = {
-            name: _rows(table, config, must or self.is_labeled(table, train, config))
+            name: self._rows(table, config, must or self.is_labeled(table, train, config))
             for name, table in tables.items()
         }
         most = max(len(choices) for split in splits.values() for choices in split.pair or ())
         return ReadRows(splits, tuple(map(str, range(most))))
+
+    def text_columns(self, table: Table, config: TaskConfig) -> tuple[str, str | None]:
+        """Return the columns of the text and of what stands before each choice."""
+        if config.text is not None:
+            return find_text(table, config, excluded=())
+        lower = {name.lower(): name for name in table.columns}
+        for text, stem in TEXTS:
+            if text in lower and (stem is None or stem in lower):
+                return lower[text], None if stem is None else lower[stem]
+        raise DataError(
+            f"{table.source} has no text column: the columns are "
+            f"{', '.join(map(repr, table.columns))}. Name it with --set task.text=COLUMN"
+        )
+
+    def _rows(self, table: Table, config: TaskConfig, labeled: bool) -> Split:
+        """Return the rows of a table, with the right choices or without."""
+        table.check_filled()
+        text, stem = self.text_columns(table, config)
+        lists, numbered = choice_columns(table)
+        label = pick_column(table, config.label, ANSWERS) if labeled else None
+        if (labeled and label is None) or (lists is None and len(numbered) < 2):
+            raise DataError(
+                f"{table.source} needs a list of choices ({', '.join(LISTS)}, or ending0, ending1, "
+                f"...) and the right one ({', '.join(ANSWERS)}); the columns are "
+                f"{', '.join(map(repr, table.columns))}"
+            )
+        texts, pairs, labels = [], [], []
+        for index, number in enumerate(table.numbers):
+            raw = table.columns[lists][index] if lists else None
+            options = _options(raw) if lists else [table.columns[name][index] for name in numbered]
+            value = 0 if label is None else table.columns[label][index]
+            right = _right(value, raw, len(options or ()))
+            problem = _problem(table.columns[text][index], options, right, value)
+            if problem:
+                table.faults.add(number, problem)
+                continue
+            start = f"{table.columns[stem][index] or ''} ".lstrip() if stem else ""
+            texts.append(table.columns[text][index])
+            pairs.append([f"{start}{option}" for option in options or ()])
+            labels.append(right)
+        table.faults.check()
+        return Split(texts, pairs, None if label is None else labels)
 
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return whether a test table says which choices are right."""
@@ -158,14 +200,15 @@ def with_choices(encoded: Encoded, counts: Sequence[int], most: int) -> Encoded:
     return replace(encoded, per_row=most, counts=different)
 
 
-def by_row(scores: Tensor, width: int, choices: Tensor | None) -> Tensor:
+def by_row(scores: Tensor, width: int, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the scores of sequences as `[B, C]` logits; a choice that a row lacks has -inf.
 
     Args:
         scores: One for each sequence.
         width: C, the largest number of choices.
-        choices: Which choices each row has, bool `[B, C]`; None if all have all.
+        inputs: Inputs with the marker `choices`, unless all rows have all choices.
     """
+    choices = inputs.get("choices")
     if choices is None:
         return scores.reshape(-1, width)
     absent = scores.new_full(choices.shape, -torch.inf)
@@ -173,7 +216,7 @@ def by_row(scores: Tensor, width: int, choices: Tensor | None) -> Tensor:
 
 
 def _logits(width: int, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    return by_row(output.logits, width, inputs.get("choices"))
+    return by_row(output.logits, width, inputs)
 
 
 def _as_single_choices(
@@ -184,7 +227,7 @@ def _as_single_choices(
     return args, tensors
 
 
-def _choice_columns(table: Table) -> tuple[str | None, list[str]]:
+def choice_columns(table: Table) -> tuple[str | None, list[str]]:
     """Return the column with lists of choices, or the numbered columns of a choice each."""
     for name in table.columns:
         values = table.columns[name][:1]
@@ -198,50 +241,6 @@ def _options(value: Any) -> list[Any] | None:
     if isinstance(value, Mapping) and "answer_start" not in value:
         value = value.get("text")
     return list(value) if isinstance(value, (list, tuple)) else None
-
-
-def _text_columns(table: Table, config: TaskConfig) -> tuple[str, str | None]:
-    """Return the columns of the text and of what stands before each choice."""
-    if config.text is not None:
-        return find_text(table, config, excluded=())
-    lower = {name.lower(): name for name in table.columns}
-    for text, stem in TEXTS:
-        if text in lower and (stem is None or stem in lower):
-            return lower[text], None if stem is None else lower[stem]
-    raise DataError(
-        f"{table.source} has no text column: the columns are "
-        f"{', '.join(map(repr, table.columns))}. Name it with --set task.text=COLUMN"
-    )
-
-
-def _rows(table: Table, config: TaskConfig, labeled: bool) -> Split:
-    """Return the rows of a table, with the right choices or without."""
-    table.check_filled()
-    text, stem = _text_columns(table, config)
-    lists, numbered = _choice_columns(table)
-    label = pick_column(table, config.label, ANSWERS) if labeled else None
-    if (labeled and label is None) or (lists is None and len(numbered) < 2):
-        raise DataError(
-            f"{table.source} needs a list of choices ({', '.join(LISTS)}, or ending0, ending1, "
-            f"...) and the right one ({', '.join(ANSWERS)}); the columns are "
-            f"{', '.join(map(repr, table.columns))}"
-        )
-    texts, pairs, labels = [], [], []
-    for index, number in enumerate(table.numbers):
-        raw = table.columns[lists][index] if lists else None
-        options = _options(raw) if lists else [table.columns[name][index] for name in numbered]
-        value = 0 if label is None else table.columns[label][index]
-        right = _right(value, raw, len(options or ()))
-        problem = _problem(table.columns[text][index], options, right, value)
-        if problem:
-            table.faults.add(number, problem)
-            continue
-        start = f"{table.columns[stem][index] or ''} ".lstrip() if stem else ""
-        texts.append(table.columns[text][index])
-        pairs.append([f"{start}{option}" for option in options or ()])
-        labels.append(right)
-    table.faults.check()
-    return Split(texts, pairs, None if label is None else labels)
 
 
 def _right(value: Any, choices: Any, count: int) -> int | None:

@@ -481,15 +481,18 @@ def read_output(
     model: PreTrainedModel,
     read: Callable[[Any, Mapping[str, Tensor]], Tensor],
     markers: Sequence[str] = (),
-) -> None:
+) -> MarkedPass:
     """Let a function make the `logits` of a model's output; arguments as for `TaskKind.logits`.
 
     Args:
         model: The model.
         read: The function.
         markers: Names of the inputs that it sees, but not the model.
+
+    Returns:
+        The markers of the pass under way.
     """
-    marked = _MarkedPass(markers)
+    marked = MarkedPass(markers)
     if markers:
         model.register_forward_pre_hook(marked.begin, with_kwargs=True)
         if model.base_model is not model:  # which also runs alone, for its hidden states
@@ -500,27 +503,35 @@ def read_output(
         return output
 
     model.register_forward_hook(set_logits, with_kwargs=True)
+    return marked
 
 
-class _MarkedPass:
-    """Keeps the markers of a forward pass from the model, for what reads its output."""
+class MarkedPass:
+    """Keeps the markers of a forward pass from the model, for what reads its output.
+
+    Args:
+        names: Their names.
+
+    Attributes:
+        found: Those of the pass under way, by name.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = frozenset(names)
-        self._found: dict[str, Tensor] = {}
+        self.found: Mapping[str, Tensor] = {}
 
     def begin(self, model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Note the markers, and hide them."""
-        self._found = {name: inputs[name] for name in self._names & inputs.keys()}
+        self.found = {name: inputs[name] for name in self._names & inputs.keys()}
         return self.hide(model, args, inputs)
 
     def hide(self, model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return the inputs without the markers."""
         return args, {name: x for name, x in inputs.items() if name not in self._names}
 
-    def end(self) -> dict[str, Tensor]:
+    def end(self) -> Mapping[str, Tensor]:
         """Return the markers, and forget them."""
-        found, self._found = self._found, {}
+        found, self.found = self.found, {}
         return found
 
 

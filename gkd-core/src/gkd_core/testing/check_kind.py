@@ -28,6 +28,7 @@ from gkd_core.kinds.task_kind import Evaluation, TaskKind
 from gkd_core.losses import hard_labels, soft_labels
 from gkd_core.models.classes import output_names
 from gkd_core.models.sites import find_sites
+from gkd_core.plugins import registry
 from gkd_core.testing.ranks import on_ranks
 from gkd_core.testing.tiny import SPECIAL, model_for, word_tokenizer
 
@@ -277,7 +278,10 @@ def _check_model(trial: _KindTrial) -> None:
             f"{name}: `configure` does not write the class names"
         )
     config.architectures = [type(model).__name__]
-    assert kind.made(config), f"{name}: `made` does not recognize a model of this kind"
+    languages = [other for other in registry().kinds.values() if other.is_lm]
+    assert any(each.made(config) for each in (kind, *languages)), (
+        f"{name}: `made` does not recognize a model of this kind"
+    )
     kind.prepare(model, trial.classes)  # again, as for a model that several stages use
     batch = trial.whole
     width, (sequences, length) = kind.width(trial.classes, config), batch.mask.shape

@@ -13,3 +13,5 @@ class BoolQ(SuperGLUE):
     hub = "aps/super_glue:boolq"
     text, pair = "question", "passage"
     classes = ("false", "true")
+    pattern = "{pair} Question: {bare_text}? Answer: {blank}."
+    words = ("No", "Yes")

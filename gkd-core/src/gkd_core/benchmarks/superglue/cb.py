@@ -25,6 +25,8 @@ class CB(SuperGLUE):
     hub = "aps/super_glue:cb"
     text, pair = "premise", "hypothesis"
     classes = ("entailment", "contradiction", "neutral")
+    pattern = "{text} Question: {bare_pair}? Answer: {blank}."
+    words = ("Yes", "No", "Maybe")
     official = ("macro_f1", "accuracy")
     metric = SCORE
 

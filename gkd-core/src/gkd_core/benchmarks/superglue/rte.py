@@ -13,3 +13,5 @@ class RTE(SuperGLUE):
     hub = "aps/super_glue:rte"
     text, pair = "premise", "hypothesis"
     classes = ("entailment", "not_entailment")
+    pattern = "{text} Question: {bare_pair}? Answer: {blank}."
+    words = ("Yes", "No")
