@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from gkd_core.kinds.regression import Regression as Regression
     from gkd_core.kinds.task_kind import Evaluation as Evaluation
     from gkd_core.kinds.task_kind import ReadRows as ReadRows
+    from gkd_core.kinds.task_kind import RowMeasure as RowMeasure
     from gkd_core.kinds.task_kind import TaskKind as TaskKind
     from gkd_core.losses.angles import angles as angles
     from gkd_core.losses.angles import windows as windows
@@ -192,6 +193,7 @@ _HOME = {
     "Procedure": "contract.procedure",
     "Prompts": "contract.rollout",
     "ReadRows": "kinds.task_kind",
+    "RowMeasure": "kinds.task_kind",
     "Regression": "kinds.regression",
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",

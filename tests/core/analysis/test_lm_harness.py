@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -76,11 +77,12 @@ def test_the_harness_is_named_where_it_is_missing(invoke, world, monkeypatch):
     ("flags", "message"),
     [
         (["--limit", 3], "--limit belongs to --tasks"),
+        (["--against", "lm-decoder"], "--against must name another model"),
         (["--tasks", "hellaswag", "--data", "x"], "--tasks brings rows and settings of its own"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused(invoke, world, flags, message):
-    done = invoke("eval", world / "lm-decoder", *flags)
+def test_flags_that_do_not_go_together_are_refused(invoke, flags, message):
+    done = invoke("eval", "lm-decoder", *flags)
     assert done.code == 2
     assert message in done.err
 
@@ -94,13 +96,15 @@ def test_a_task_in_a_local_file_is_asked_of_two_models(invoke, world, tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     (tmp_path / "task.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
     flags = ["--tasks", "task.yaml", "--limit", 3, "--num-fewshot", 0, "--output", "found"]
-    done = invoke("eval", world / "lm-decoder", "--against", world / "lm-decoder", *flags, "--json")
+    shutil.copytree(world / "lm-decoder", tmp_path / "other")
+    done = invoke("eval", world / "lm-decoder", "--against", "other", *flags, "--json")
     assert done.code == 0, done.err
     (metric,) = json.loads(done.out)["metrics"]
     assert (metric["task"], metric["metric"]) == ("tiny_sentiment", "acc,none")
     kept = Predictions.read(tmp_path / "found" / "tiny_sentiment")
     assert len(kept.rows) == 3
     assert kept.rows["text"].to_pylist()[0] == "a good film is"
+    assert metric["differences"][str(world / "lm-decoder")]["value"] == 0
     right = kept.models["lm-decoder"]["acc"].to_pylist()
     assert metric["values"][str(world / "lm-decoder")] == pytest.approx(sum(right) / 3)
     missing = invoke("eval", world / "lm-decoder", "--tasks", "no_such_task")

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from gkd_core.hooks.extraction import Extractor
@@ -77,6 +79,31 @@ def test_fewer_blocks_are_an_ordinary_model(prune, tmp_path, world):
     for mine, theirs in blocks:
         pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_fewer_blocks_read_padded_rows_like_the_whole_model(prune, tmp_path, world):
+    model = tmp_path / "ends"
+    shutil.copytree(world / "decoder", model)
+    changes = {
+        "config.json": {"pad_token_id": None},  # the end of a text pads
+        "tokenizer_config.json": {"eos_token": "[SEP]", "sep_token": None, "pad_token": None},
+    }
+    for name, change in changes.items():
+        tree = json.loads((model / name).read_text()) | change
+        (model / name).write_text(json.dumps({k: v for k, v in tree.items() if v is not None}))
+    less, narrower = ("--depth", "2", "--blocks", "last"), ("--width", "0.5")
+    for start, arguments, output in (
+        (model, (*less, *narrower), "at-once"),
+        (model, less, "less"),
+        (tmp_path / "less", narrower, "in-two"),
+    ):
+        done = prune(*arguments, "--output", output, model=start)
+        assert done.code == 0, done.err
+    one, other = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("at-once", "in-two")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
 def test_even_language_model_is_an_ordinary_model(prune, tmp_path):

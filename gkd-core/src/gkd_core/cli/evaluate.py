@@ -59,6 +59,8 @@ def evaluate(
     other rows; of a file that --data names, all are used. Without test rows, the validation rows
     are. Nothing is written without --output.
     """
+    if against == model:
+        raise click.UsageError("--against must name another model")
     if _asks_harness(harness, files or settings or data or task or samples):
         return _run_harness(model, against, harness, output, as_json)
     from gkd_core.analysis.comparison import predict_and_compare
