@@ -278,22 +278,24 @@ class Outcome:
 def brief(monkeypatch):
     """Make the summary of a run brief, which takes longer than to train a tiny model.
 
-    Models are timed on two samples, and the figures of the report are made but not drawn.
+    Models are timed on two samples, the figures of the report are made but not drawn, and its
+    intervals are from few draws.
     """
     from matplotlib import pyplot
 
-    from gkd_core.analysis import comparison, figures
+    from gkd_core.analysis import comparison, figures, report
     from gkd_core.deploy import latency
 
     def undrawn(make):
         def _make(*arguments):
             with monkeypatch.context() as context:
-                context.setattr(figures, "_png", lambda figure: pyplot.close(figure) or b"")
+                context.setattr(figures, "svg", lambda figure: pyplot.close(figure) or "")
                 return make(*arguments)
 
         return _make
 
     monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(report, "RESAMPLES", 20)
     monkeypatch.setattr(comparison, "TIMED_SAMPLES", 2)
     for name in ("losses", "validation", "quality_over_size"):
         monkeypatch.setattr(figures, name, undrawn(getattr(figures, name)))

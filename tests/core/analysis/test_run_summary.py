@@ -65,8 +65,8 @@ def test_the_report_names_the_plugins_that_add_nothing_and_has_what_others_add(s
     assert (run.directory / "results.json").exists()
     assert found.failure is None
     page = found.report.read_text()
-    assert "plugin &#x27;test&#x27; (test unknown version) raised ZeroDivisionError" in page
-    assert "plugin &#x27;test-2&#x27;" in page
+    assert "plugin &#39;test&#39; (test unknown version) raised ZeroDivisionError" in page
+    assert "plugin &#39;test-2&#39;" in page
     assert "curve.svg" in page
     assert "table.csv</a>" in page
     assert "accuracy on 40 test rows" in page
@@ -98,6 +98,6 @@ def test_without_a_comparison_there_is_a_report_that_says_why(summary):
     assert isinstance(found.failure, KeyError)
     assert (found.comparison, (run.directory / "results.json").exists()) == (None, False)
     page = found.report.read_text()
-    assert "the models could not be compared: plugin &#x27;test&#x27;" in page
+    assert "the models could not be compared: plugin &#39;test&#39;" in page
     assert "no such row" in page
     assert (run.student / "model.safetensors").exists()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -15,6 +15,7 @@ from rich.table import Table
 from gkd_core.analysis.sizes import readable
 from gkd_core.atomic import write_file
 from gkd_core.data.encode import TEXTS
+from gkd_core.deploy.arithmetic import forward_flops
 from gkd_core.deploy.latency import latencies
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import arrange
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from gkd_core.training.stage_spec import StageSpec
 
 TIMED_SAMPLES = 32
+COUNTED_SAMPLES = 8
 NONE = "-"
 WIDTH, GAP = 80, 3
 """Characters in a line of the table, and between its columns."""
@@ -103,6 +105,8 @@ class Row:
         milliseconds: Median time for one sample; None if several processes share a model.
         kept: Share of the (first) teacher's quality; None without a teacher.
         agreement: Share of the rows on which it predicts the teacher's class; None if undefined.
+        flops: Floating-point operations for one sample, the mean of some; None if not counted.
+        tokens: Tokens of one of these samples, the mean.
     """
 
     name: str
@@ -113,6 +117,8 @@ class Row:
     milliseconds: float | None
     kept: float | None
     agreement: float | None
+    flops: float | None = None
+    tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,25 +193,50 @@ class Comparison:
 
     def columns(self) -> list[str]:
         """Return the column headings."""
-        return [name for name, _ in self._columns()]
+        return [column.name for column in self._columns()]
 
     def cells(self) -> Iterator[list[str]]:
         """Yield the cells of each row."""
         columns = self._columns()
-        return ([show(row) for _, show in columns] for row in self.rows)
+        return ([column.show(row) for column in columns] for row in self.rows)
 
-    def _columns(self) -> list[tuple[str, Callable[[Row], str]]]:
-        """Return headings with functions that format their cells; empty columns are left out."""
-        columns: list[tuple[str, Callable[[Row], str]]] = [
-            ("model", lambda row: row.name),
-            (self.metric, lambda row: f"{row.metrics[self.metric]:.4f}"),
-            ("kept", lambda row: _percent(row.kept)),
-            ("agrees", lambda row: _percent(row.agreement)),
-            ("weights", lambda row: _count(row.parameters)),
-            ("disk", lambda row: readable(row.bytes)),
-            ("ms", lambda row: NONE if row.milliseconds is None else f"{row.milliseconds:.2f}"),
+    def values(self) -> Iterator[list[str | float | None]]:
+        """Yield the values of each row by which the cells of a column are ordered."""
+        columns = self._columns()
+        return ([column.value(row) for column in columns] for row in self.rows)
+
+    def _columns(self) -> list[_Column]:
+        """Return the columns; empty ones are left out."""
+        columns = [
+            _Column("model", lambda row: row.name, str),
+            _Column(self.metric, lambda row: row.metrics[self.metric], lambda v: f"{v:.4f}"),
+            _Column("kept", lambda row: row.kept, lambda v: f"{v:.1%}"),
+            _Column("agrees", lambda row: row.agreement, lambda v: f"{v:.1%}"),
+            _Column("weights", lambda row: row.parameters, _count),
+            _Column("disk", lambda row: row.bytes, readable),
+            _Column("ms", lambda row: row.milliseconds, lambda v: f"{v:.2f}"),
         ]
-        return [(n, show) for n, show in columns if any(show(row) != NONE for row in self.rows)]
+        return [c for c in columns if any(c.value(row) is not None for row in self.rows)]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the comparison.
+
+    Attributes:
+        name: Its heading.
+        value: Returns the value of a model; None if there is none.
+        shown: Formats a value.
+    """
+
+    name: str
+    value: Callable[[Row], str | float | None]
+    shown: Callable[[Any], str]
+
+    def show(self, row: Row) -> str:
+        """Return the cell of a model."""
+        value = self.value(row)
+        return NONE if value is None else self.shown(value)
 
 
 @dataclass(frozen=True)
@@ -272,8 +303,13 @@ def predict_and_compare(
         models += [model] if timed else []
         del model
     times: list[float | None] = [None] * len(compared)
+    flops, tokens = list(times), list(times)
     if timed:
-        times[:] = latencies(models, [exam.samples(one) for one in compared])
+        samples = [exam.samples(one) for one in compared]
+        times[:] = latencies(models, samples)
+        counted = [own[:COUNTED_SAMPLES] for own in samples]
+        flops[:] = map(forward_flops, models, counted)
+        tokens[:] = map(_mean_tokens, counted)
     reference = next((e for c, e in zip(compared, found, strict=True) if c is judge), None)
     if unlabeled or (spec.kind.is_lm and len(exam.readings) > 1):
         # A teacher's agreement with itself is no quality, and perplexities per token of different
@@ -290,9 +326,11 @@ def predict_and_compare(
             milliseconds=milliseconds,
             kept=_kept(metric, evaluation, reference),
             agreement=_agreement(spec.kind, evaluation, reference),
+            flops=operations,
+            tokens=length,
         )
-        for one, parameters, evaluation, milliseconds in zip(
-            compared, sizes, found, times, strict=True
+        for one, parameters, evaluation, milliseconds, operations, length in zip(
+            compared, sizes, found, times, flops, tokens, strict=True
         )
     ]
     name = "validation" if data.test is None else "test"
@@ -422,6 +460,11 @@ class _Exam:
         return answered(self._spec, self._split, model, tokenizer, self._device, predict)
 
 
+def _mean_tokens(samples: Sequence[Batch]) -> float:
+    counts = [int(sample.inputs["attention_mask"].sum()) for sample in samples]
+    return sum(counts) / len(counts)
+
+
 def _predict(
     model: PreTrainedModel, kind: TaskKind, adapters: Iterable[type[Sites]]
 ) -> Predict | None:
@@ -470,10 +513,6 @@ def _folded(name: str, width: int) -> str:
             lines.append("")
         lines[-1] += piece
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _percent(share: float | None) -> str:
-    return NONE if share is None else f"{share:.1%}"
 
 
 def _count(number: int) -> str:

@@ -1,8 +1,12 @@
-"""Figures of a run, drawn from its recorded metrics."""
+"""Figures of a run, drawn from its recorded metrics.
+
+Those of the report are SVG whose ink is `currentColor`, so that they follow light and dark.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
@@ -32,14 +36,20 @@ STACK = (
 """Colors distinct in print and for color-blind readers, after Paul Tol's bright scheme."""
 
 
-def losses(entries: Entries) -> dict[str, bytes]:
-    """Return a PNG per stage with the curves of its loss terms."""
+HEAD = re.compile(r"^.*?(?=<svg)", re.S)
+"""What stands before an SVG in a file of its own."""
+
+METADATA = re.compile(r"<metadata>.*?</metadata>", re.S)
+
+
+def losses(entries: Entries) -> dict[str, str]:
+    """Return an SVG per stage with the curves of its loss terms."""
     figures = {}
     for stage in _stages(entries):
         mine = [e for e in entries if e["stage"] == stage]
         names = sorted({key for e in mine for key in e if key.startswith("loss/")})
         names = names if len(names) > 2 else ["loss/total"]  # one term of weight 1 is the total
-        figure, axes = _axes("step", "loss")
+        figure, axes = axes_of("step", "loss")
         for name in names:
             points = [(e["step"], e[name]) for e in mine if e.get(name) is not None]
             width = 2.2 if name == "loss/total" else 1.2
@@ -47,13 +57,13 @@ def losses(entries: Entries) -> dict[str, bytes]:
         if all(e[name] > 0 for e in mine for name in names if e.get(name) is not None):
             axes.set_yscale("log")
         axes.legend(frameon=False)
-        figures[stage] = _png(figure)
+        figures[stage] = svg(figure)
     return figures
 
 
-def validation(entries: Entries, metric: str) -> bytes:
-    """Return a PNG of the validation metric of every stage over its progress."""
-    figure, axes = _axes("share of the stage", metric)
+def validation(entries: Entries, metric: str) -> str:
+    """Return an SVG of the validation metric of every stage over its progress."""
+    figure, axes = axes_of("share of the stage", metric)
     for stage in _stages(entries):
         key = f"validation/{metric}"
         mine = [e for e in entries if e["stage"] == stage and e.get(key) is not None]
@@ -62,7 +72,7 @@ def validation(entries: Entries, metric: str) -> bytes:
             last = max(step for step, _ in points)
             axes.plot([s / last for s, _ in points], [v for _, v in points], "o-", label=stage)
     axes.legend(frameon=False)
-    return _png(figure)
+    return svg(figure)
 
 
 def curves(x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
@@ -73,16 +83,16 @@ def curves(x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
         y: Label of the vertical axis.
         series: The (x, y) points of each line, by its name in the legend; at least one point each.
     """
-    figure, axes = _axes(x, y)
+    figure, axes = axes_of(x, y)
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), "o-", label=name)
     axes.legend(frameon=False)
     return _png(figure)
 
 
-def quality_over_size(comparison: Comparison) -> bytes:
-    """Return a PNG of the models' quality over their number of parameters; area is latency."""
-    figure, axes = _axes("parameters", comparison.metric)
+def quality_over_size(comparison: Comparison) -> str:
+    """Return an SVG of the models' quality over their number of parameters; area is latency."""
+    figure, axes = axes_of("parameters", comparison.metric)
     slowest = max(row.milliseconds or 1.0 for row in comparison.rows)
     for row in comparison.rows:
         place = (row.parameters, row.metrics[comparison.metric])
@@ -94,9 +104,10 @@ def quality_over_size(comparison: Comparison) -> bytes:
             textcoords="offset points",
             xytext=(12, -4),
             fontsize=9,
+            color=INK,
         )
     axes.margins(x=0.35, y=0.25)
-    return _png(figure)
+    return svg(figure)
 
 
 def memory(
@@ -111,7 +122,7 @@ def memory(
     """
     totals = [sum(bar.values()) for bar in bars.values()]
     unit, size = ("GiB", 2**30) if max(totals) >= 2**30 else ("MiB", 2**20)
-    figure, axes = _axes(f"{unit} per GPU", "")
+    figure, axes = axes_of(f"{unit} per GPU", "")
     places = range(len(bars))
     below = [0.0] * len(bars)
     for number, kind in enumerate(kinds):
@@ -169,13 +180,39 @@ def _stages(entries: Entries) -> list[str]:
     return list(dict.fromkeys(entry["stage"] for entry in entries))
 
 
-def _axes(x: str, y: str) -> tuple[Figure, Axes]:
+def axes_of(x: str, y: str) -> tuple[Figure, Axes]:
+    """Return a figure and its axes in the style of the report.
+
+    Args:
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+    """
     figure, axes = plt.subplots(figsize=(6.4, 3.6), dpi=130, layout="constrained")
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    axes.spines[["bottom", "left"]].set_color(INK)
+    axes.tick_params(which="both", color=INK, labelcolor=INK)
+    axes.grid(color=INK, alpha=0.15)
+    axes.set_prop_cycle(color=STACK)
     return figure, axes
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as an SVG for a page: its ink is the color of the text there.
+
+    Args:
+        figure: The figure, which is closed.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "text.color": INK, "svg.hashsalt": "gkd"}):
+        for legend in (each.get_legend() for each in figure.axes):
+            for text in () if legend is None else legend.get_texts():
+                text.set_color(INK)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    found = METADATA.sub("", HEAD.sub("", buffer.getvalue(), count=1))
+    return found.replace(INK, "currentColor")
 
 
 def _png(figure: Figure) -> bytes:

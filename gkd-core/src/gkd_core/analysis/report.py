@@ -1,17 +1,30 @@
-"""`report.html`: a finished run on one self-contained page."""
+"""`report.html`: a finished run on one self-contained page.
+
+The page is a template (`report.html.jinja`) and a script that sorts tables (`report.js`). Nothing
+in it makes a request, which its content security policy also forbids.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from html import escape
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
 
 from gkd_core.analysis import figures
-from gkd_core.analysis.comparison import Comparison
+from gkd_core.analysis.comparison import NONE, Compared, Comparison, Row
+from gkd_core.analysis.cost import StageCost, stage_costs
+from gkd_core.analysis.disagreement import Disagreement, disagreements
 from gkd_core.atomic import write_file
+from gkd_core.errors import DataError
+from gkd_core.evaluation.pairs import ModelPair, compare_pair
+from gkd_core.evaluation.statistics import LEVEL, RESAMPLES, Interval
 from gkd_core.tracking.recorder import METRICS
 
 if TYPE_CHECKING:
@@ -19,23 +32,54 @@ if TYPE_CHECKING:
     from gkd_core.runs.run import Run
     from gkd_core.training.stage_spec import StageSpec
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 60rem;
-       margin: 2.5rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse } th, td { padding: .35rem .9rem; text-align: right }
-th { border-bottom: 2px solid #1f2937; font-weight: 600 } td { border-bottom: 1px solid #e5e7eb }
-th:first-child, td:first-child { text-align: left } tr:last-child td { font-weight: 600 }
-.stages th, .stages td { text-align: left; padding: .35rem .6rem; font-size: .9rem }
-figure { display: inline-block; margin: 0 1rem 1rem 0 } img { max-width: 29rem; width: 100% }
-figcaption, .note { color: #6b7280; font-size: .9rem }
-pre { background: #f6f7f9; padding: 1rem; overflow-x: auto; font-size: .85rem }
-"""
+REPORT = "report.html"
+STUDENT = "student"
+"""Name of the file with the student's predictions."""
+
+SHOWN_ROWS = 8
+"""Rows on which student and teacher differ that are shown."""
+
+LONGEST_TEXT = 240
+"""Characters that are shown of such a row."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell of a table: its text, and the number by which a column is sorted, if it has one."""
+
+    text: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row of a table; the row of the student is marked."""
+
+    cells: Sequence[_Cell]
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table; `texts` are the numbers of its columns of running text."""
+
+    headings: Sequence[str]
+    rows: Sequence[_Line]
+    texts: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """A number at the top of the page."""
+
+    name: str
+    value: str
+    note: str
 
 
 def write_report(
     run: Run,
-    comparison: Comparison | None,
+    compared: Compared | None,
     outline: str,
     extra: Sequence[Path],
     failures: Sequence[str],
@@ -44,106 +88,291 @@ def write_report(
 
     Args:
         run: The finished run.
-        comparison: The comparison of its models, if there is one.
+        compared: The comparison of its models, if there is one.
         outline: The outline of the run, as `gkd explain` prints it.
         extra: Files that plugins add, to be linked.
         failures: What plugins failed to do for the report.
     """
-    lines = (run.directory / METRICS).read_text().splitlines()
-    entries = [json.loads(line) for line in lines]
-    method = escape(run.methods)
-    parts = [
-        f"<h1>{method} on {escape(run.last.data.source)}</h1>",
-        f"<p class=note>{escape(_summary(run))}</p>",
-        *(f"<p><strong>{escape(failed)}</strong></p>" for failed in failures),
-        *_compared(comparison),
-        "<h2>Stages</h2>",
-        _stages(run),
-        *_differences(run),
-        "<h2>Training</h2>",
-        _figure(figures.validation(entries, run.last.metric.name), "on the validation rows"),
-        *(_figure(png, f"losses of stage {s}") for s, png in figures.losses(entries).items()),
-        f"<h2>What was computed</h2><pre>{escape(outline)}</pre>",
-        f"<h2>Configuration</h2><pre>{escape((run.directory / 'config.toml').read_text())}</pre>",
-        *_links(extra),
-    ]
-    path = run.directory / "report.html"
-    write_file(path, _page(run.methods, parts))
+    script = _resource("report.js")
+    page = _template(_resource("report.html.jinja")).render(
+        title=run.methods,
+        source=run.last.data.source,
+        summary=_summary(run),
+        failures=failures,
+        **_compared(run, compared),
+        snippet=_snippet(run),
+        stages=_stages(run),
+        stages_note="time: since the stage began or was last resumed; best: on the validation rows",
+        resumed=list(_resumed(run)),
+        figures=list(_figures(run)),
+        links=extra,
+        outline=outline,
+        config=(run.directory / "config.toml").read_text(),
+        script=script,
+        script_hash=_hash(script),
+    )
+    path = run.directory / REPORT
+    write_file(path, page)
     return path
+
+
+def _resource(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _template(text: str) -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string(text)
+
+
+def _hash(script: str) -> str:
+    """Return what the content security policy knows a script by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _summary(run: Run) -> str:
     count = len(run.results)
     seconds = sum(result.seconds for result in run.results.values() if not result.reused)
-    return (
-        f"Seed {run.resolved.config.seed}. {count} {'stage' if count == 1 else 'stages'}, trained "
-        f"in {seconds:.0f} s."
+    stages = f"{count} {'stage' if count == 1 else 'stages'}"
+    return f"Seed {run.resolved.config.seed}. {stages}, trained in {_duration(seconds)}."
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
+    """Return what the template needs of the comparison."""
+    if compared is None:
+        nothing = ("facts", "models", "differences", "disagreements", "costs")
+        return dict.fromkeys(nothing)
+    comparison, pairs = compared.comparison, _pairs(run, compared)
+    return {
+        "facts": list(_facts(run, comparison, pairs)),
+        "models": _models(comparison),
+        "models_note": f"{comparison.title()}; {comparison.legend()}.",
+        "differences": _differences(comparison, pairs),
+        "differences_note": ABOUT_DIFFERENCES,
+        "quality_over_size": figures.quality_over_size(comparison),
+        "costs": _costs(stage_costs(run, comparison)),
+        "disagreements": _disagreements(compared),
+    }
+
+
+def _pairs(run: Run, compared: Compared) -> list[ModelPair]:
+    """Return the student against every other model."""
+    found, measures = compared.predictions, compared.measures
+    pairs = []
+    for file in found.models:
+        known = STUDENT in measures and file in measures
+        both = (measures[STUDENT], measures[file]) if known else None
+        if file != STUDENT:
+            pairs.append(compare_pair(found, (STUDENT, file), run.last.kind, both, RESAMPLES))
+    return pairs
+
+
+def _facts(run: Run, comparison: Comparison, pairs: Sequence[ModelPair]) -> Iterator[_Fact]:
+    """Yield what a stranger wants to know first: how good, how small, how fast, was it worth it."""
+    metric, student = comparison.metric, comparison.rows[-1]
+    value = student.metrics[metric]
+    kept = "" if student.kept is None else f"{student.kept:.1%} of the teacher's"
+    yield _Fact(f"student's {metric}", f"{value:.4f}", kept or comparison.title())
+    teacher = next((row for row in comparison.rows if row.name in _teachers(run)), None)
+    if teacher is not None:
+        share = student.parameters / teacher.parameters
+        yield _Fact("size", f"{share:.0%}", "of the teacher's weights")
+        yield from _speed(student, teacher)
+    baseline = next((row for row in comparison.rows if row.model == _baseline(run)), None)
+    if baseline is not None:
+        gain = value - baseline.metrics[metric]
+        found = next((p.difference for p in pairs if p.against == baseline.name), None)
+        interval = None if found is None else found.interval
+        sure = "" if interval is None else f"; {LEVEL:.0%} from {_range(interval)}"
+        yield _Fact("gained by distillation", f"{gain:+.4f}", f"over labels alone{sure}")
+
+
+def _speed(student: Row, teacher: Row) -> Iterator[_Fact]:
+    if student.milliseconds and teacher.milliseconds:
+        factor = teacher.milliseconds / student.milliseconds
+        yield _Fact("speed", f"{factor:.1f}x", "the teacher's, one sample at a time")
+
+
+def _teachers(run: Run) -> list[str]:
+    return [teacher.called for teacher in run.teachers]
+
+
+def _baseline(run: Run) -> str | None:
+    result = run.results.get("baseline")
+    return None if result is None else result.student
+
+
+def _models(comparison: Comparison) -> _Table:
+    last = len(comparison.rows) - 1
+    rows = zip(comparison.cells(), comparison.values(), strict=True)
+    return _Table(
+        comparison.columns(),
+        [
+            _Line([_Cell(t, _number(v)) for t, v in zip(*row, strict=True)], number == last)
+            for number, row in enumerate(rows)
+        ],
     )
+
+
+def _number(value: str | float | None) -> float | None:
+    return None if isinstance(value, str) else value
+
+
+ABOUT_DIFFERENCES = (
+    "Interval: bootstrap over the rows, the same rows for both models; one that contains 0 means "
+    "that other rows might have shown the opposite. Same: share of the answers that are the same. "
+    "KL: divergence from the other's probabilities, in nats. p: McNemar's exact test of which "
+    "model errs more often."
+)
+
+
+def _differences(comparison: Comparison, pairs: Sequence[ModelPair]) -> _Table | None:
+    """Return the table of the student against the others; columns that are empty are left out."""
+    headings = ["student minus", comparison.metric, f"{LEVEL:.0%} interval", "same", "KL", "p"]
+    table = _without_empty(headings, [list(_pair_cells(pair)) for pair in pairs], NONE)
+    return table if len(table.headings) > 1 else None
+
+
+def _without_empty(
+    headings: Sequence[str],
+    cells: Sequence[Sequence[_Cell]],
+    empty: str,
+    texts: Collection[str] = (),
+) -> _Table:
+    """Return a table without the columns that have nothing in any row."""
+    kept = [n for n in range(len(headings)) if any(row[n].text != empty for row in cells)]
+    names = [headings[n] for n in kept]
+    running = [number for number, name in enumerate(names) if name in texts]
+    return _Table(names, [_Line([row[n] for n in kept]) for row in cells], running)
+
+
+def _pair_cells(pair: ModelPair) -> Iterator[_Cell]:
+    yield _Cell(pair.against)
+    found = pair.difference
+    interval = None if found is None else found.interval
+    yield _Cell(NONE) if found is None else _Cell(f"{found.value:+.4f}", found.value)
+    yield _Cell(NONE if interval is None else _range(interval))
+    same, kl = pair.agreement, pair.kl
+    yield _Cell(NONE) if same is None else _Cell(f"{same:.1%}", same)
+    yield _Cell(NONE) if kl is None else _Cell(f"{kl:.4f}", kl)
+    yield _Cell(NONE) if pair.mcnemar is None else _p_value(pair.mcnemar.p)
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:+.4f} to {interval.high:+.4f}"
+
+
+def _p_value(p: float) -> _Cell:
+    return _Cell("< 0.0001" if p < 1e-4 else f"{p:.4f}", p)
+
+
+COST_COLUMNS = ("stage", "rows", "tokens", "FLOP, student", "FLOP, teachers")
+
+
+def _costs(found: Sequence[StageCost]) -> _Table | None:
+    """Return the table of what the stages took; None if the arithmetic is not known of any."""
+    if all(cost.student is None for cost in found):
+        return None
+    on_known = any(cost.peak_share is not None for cost in found)
+    rows = []
+    for cost in found:
+        cells = [_Cell(cost.stage), _Cell(f"{cost.rows:,}", cost.rows)]
+        cells += [_amount(value) for value in (cost.tokens, cost.student, cost.teachers)]
+        share = cost.peak_share
+        cells += [_Cell(NONE) if share is None else _Cell(f"{share:.1%}", share)] * on_known
+        rows.append(_Line(cells))
+    return _Table([*COST_COLUMNS, *["of the peak"] * on_known], rows)
+
+
+def _amount(value: float | None) -> _Cell:
+    """Return a large number with its power of ten, as in `1.2e+15`."""
+    return _Cell(NONE) if value is None else _Cell(f"{value:.3g}", value)
+
+
+def _disagreements(compared: Compared) -> _Table | None:
+    """Return the rows on which student and teacher differ most; None if nothing tells."""
+    try:
+        found = disagreements(compared.predictions)[:SHOWN_ROWS]
+    except DataError:
+        return None
+    rows = [_Line(list(_disagreement_cells(one))) for one in found]
+    headings = ("row", "label", "teacher", "student", "distance")
+    return _Table(headings, rows, texts=[0]) if rows else None
+
+
+def _disagreement_cells(one: Disagreement) -> Iterator[_Cell]:
+    pair = "" if one.pair is None else f" / {one.pair}"
+    yield _Cell(_shortened(f"{one.text}{pair}"))
+    yield _Cell("" if one.gold is None else str(one.gold))
+    yield _Cell(str(one.teacher))
+    yield _Cell(str(one.student))
+    yield _Cell(f"{one.distance:.4f}", one.distance)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT].rstrip()} ..."
+
+
+def _snippet(run: Run) -> str:
+    """Return code that loads the student and asks it something."""
+    auto = run.last.kind.auto
+    is_usual = auto.__module__.startswith("transformers.")
+    module = "transformers" if is_usual else auto.__module__
+    trust = ", trust_remote_code=True" if run.last.trusts_student else ""
+    lines = [
+        "from transformers import AutoTokenizer",
+        f"from {module} import {auto.__name__}",
+        "",
+        f"student = {str(run.student)!r}",
+        f"tokenizer = AutoTokenizer.from_pretrained(student{trust})",
+        f"model = {auto.__name__}.from_pretrained(student{trust}).eval()",
+        'inputs = tokenizer("A text.", return_tensors="pt")',
+        "print(model(**inputs))",
+    ]
+    return "\n".join(lines)
 
 
 STAGE_COLUMNS = ("stage", "methods", "taught by", "goes on with", "best", "steps", "time", "key")
 
 
-def _stages(run: Run) -> str:
-    """Return the table of the stages, in order."""
-    head = "".join(f"<th>{name}</th>" for name in STAGE_COLUMNS)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(spec, result)) + "</tr>"
-        for spec, result in zip(run.specs, run.results.values(), strict=True)
-    )
-    return f"<table class=stages><tr>{head}</tr>{rows}</table>"
+def _stages(run: Run) -> _Table:
+    """Return the table of the stages, in order; columns that are empty are left out."""
+    pairs = zip(run.specs, run.results.values(), strict=True)
+    cells = [list(_stage_cells(spec, result)) for spec, result in pairs]
+    return _without_empty(STAGE_COLUMNS, cells, "", texts=("methods", "taught by", "goes on with"))
 
 
-def _cells(spec: StageSpec, result: StageResult) -> Iterator[str]:
-    yield spec.name
-    yield str(spec.expression)
-    yield ", ".join(spec.taught_by)
-    yield spec.follows.name if spec.follows else ""
-    yield "" if result.best is None else f"{result.metric} {result.best:.4f}"
-    yield str(result.steps)
-    yield f"from {result.reused}" if result.reused else f"{result.seconds:.0f} s"
-    yield "" if result.fingerprint is None else str(result.fingerprint)
+def _stage_cells(spec: StageSpec, result: StageResult) -> Iterator[_Cell]:
+    yield _Cell(spec.name)
+    yield _Cell(str(spec.expression))
+    yield _Cell(", ".join(spec.taught_by))
+    yield _Cell(spec.follows.name if spec.follows else "")
+    yield _Cell("" if result.best is None else f"{result.metric} {result.best:.4f}", result.best)
+    yield _Cell(str(result.steps), result.steps)
+    reused = f"from {result.reused}"
+    yield _Cell(reused if result.reused else _duration(result.seconds), result.seconds)
+    yield _Cell("" if result.fingerprint is None else str(result.fingerprint))
 
 
-def _differences(run: Run) -> Iterator[str]:
+def _resumed(run: Run) -> Iterator[str]:
     """Yield what was not as before when the run was resumed, stage by stage."""
     for name, result in run.results.items():
         for difference in result.differences:
-            yield f"<p class=note>stage {escape(name)} was resumed: {escape(str(difference))}</p>"
+            yield f"stage {name} was resumed: {difference}"
 
 
-def _page(title: str, parts: Iterable[str]) -> str:
-    head = f"<meta charset=utf-8><title>gkd: {escape(title)}</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
-
-
-def _compared(comparison: Comparison | None) -> Iterator[str]:
-    if comparison is not None:
-        yield _table(comparison)
-        yield "<h2>Quality over size</h2>"
-        yield _figure(figures.quality_over_size(comparison), "area: time for one sample")
-
-
-def _table(comparison: Comparison) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in comparison.columns())
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        for cells in comparison.cells()
-    )
-    note = f"{comparison.title()}; {comparison.legend()}"
-    return f"<table><tr>{head}</tr>{rows}</table><p class=note>{escape(note)}</p>"
-
-
-def _figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    return (
-        f"<figure><img alt='{escape(caption)}' src='data:image/png;base64,{data}'>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _links(files: Sequence[Path]) -> Iterable[str]:
-    if files:
-        yield "<h2>From plugins</h2><ul>"
-        yield from (f"<li><a href='{escape(str(f))}'>{escape(f.name)}</a></li>" for f in files)
-        yield "</ul>"
+def _figures(run: Run) -> Iterable[tuple[str, str]]:
+    """Yield the figures of the training, with captions."""
+    lines = (run.directory / METRICS).read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    metric = run.last.metric.name
+    yield figures.validation(entries, metric), f"{metric} on the validation rows"
+    for stage, svg in figures.losses(entries).items():
+        yield svg, f"losses of stage {stage}"

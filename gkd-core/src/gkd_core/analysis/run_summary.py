@@ -66,7 +66,7 @@ def summarize_run(run: Run) -> RunSummary | None:
         failures.insert(0, f"the models could not be compared: {run.registry.blame(failure)}")
     for failed in failures:
         run.recorder.say(failed)
-    report = write_report(run, comparison, outline, files, failures)
+    report = write_report(run, compared, outline, files, failures)
     _track(run, comparison, [report, *files])
     return RunSummary(comparison, report, failure)
 

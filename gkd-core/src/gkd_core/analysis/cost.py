@@ -1,0 +1,103 @@
+"""The cost of the stages of a run: rows, tokens, arithmetic, and how much of the device it used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from gkd_core.analysis.comparison import Comparison, Row
+    from gkd_core.runs.result import StageResult
+    from gkd_core.runs.run import Run
+    from gkd_core.training.stage_spec import StageSpec
+
+TRAINED = 3
+"""Arithmetic of a training step, in forward passes: backward is twice forward."""
+
+PEAKS: Mapping[str, tuple[float, float]] = {
+    "H200": (989e12, 67e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+}
+"""Floating-point operations per second of devices: in 16 bits on tensor cores, and in fp32.
+
+From the makers' data sheets (SXM versions, without sparsity).
+"""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage took.
+
+    Attributes:
+        stage: Its name.
+        rows: Rows that the student learned from, each as often as it came.
+        tokens: Tokens that the student read, estimated from test rows; None if these were not
+            counted.
+        student: Floating-point operations of the student, estimated likewise.
+        teachers: Floating-point operations of the teachers; 0 without any.
+        peak_share: Share of what the devices could have computed; None if their peak is not known.
+    """
+
+    stage: str
+    rows: int
+    tokens: float | None
+    student: float | None
+    teachers: float | None
+    peak_share: float | None
+
+
+def stage_costs(run: Run, comparison: Comparison) -> list[StageCost]:
+    """Return the cost of every stage that the run trained itself.
+
+    Args:
+        run: The finished run.
+        comparison: The comparison of its models, whose arithmetic was counted on test rows.
+    """
+    rows = {row.name: row for row in comparison.rows}
+    pairs = zip(run.specs, run.results.values(), strict=True)
+    return [
+        _cost(spec, result, comparison.rows[-1] if spec.student == run.last.student else None, rows)
+        for spec, result in pairs
+        if not result.reused
+    ]
+
+
+def _cost(
+    spec: StageSpec, result: StageResult, student: Row | None, rows: Mapping[str, Row]
+) -> StageCost:
+    seen = result.steps * spec.config.training.batch_size
+    if student is None or student.flops is None or student.tokens is None:
+        return StageCost(spec.name, seen, None, None, None, None)
+    mine = TRAINED * student.flops * seen
+    theirs = _of_teachers(spec, rows, seen)
+    peak = _peak(spec)
+    share = None
+    if peak is not None and theirs is not None and result.seconds > 0:
+        share = (mine + theirs) / (result.seconds * peak)
+    return StageCost(spec.name, seen, student.tokens * seen, mine, theirs, share)
+
+
+def _of_teachers(spec: StageSpec, rows: Mapping[str, Row], seen: int) -> float | None:
+    """Return the arithmetic of the teachers' forward passes; None if one was not counted."""
+    if not spec.taught_by:
+        return 0.0
+    found = [rows[t.called].flops if t.called in rows else None for t in spec.teachers]
+    counted = [flops for flops in found if flops is not None]
+    return sum(counted) * seen if len(counted) == len(found) else None
+
+
+def _peak(spec: StageSpec) -> float | None:
+    """Return the operations per second of all devices of a stage, if they are known."""
+    config = spec.config
+    if config.parallel.device == "cpu" or not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    number = 1 if config.training.precision == "fp32" else 0
+    peaks = (peak[number] for device, peak in PEAKS.items() if device in name)
+    peak = next(peaks, None)
+    return None if peak is None else peak * spec.layout.world

@@ -1,0 +1,252 @@
+"""The report as a reader sees it: in a browser, on a desk and on a phone, by day and by night."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+QUIET = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+SIZES = {"desktop": (1280, 900), "phone": (375, 812)}
+CONTRAST = 4.5
+"""Ratio of luminances that the guidelines for accessibility ask of text (WCAG 2, AA)."""
+
+
+@pytest.fixture(scope="module")
+def report(world, tmp_path_factory):
+    """The report of a run with a baseline and several loss terms."""
+    from gkd_core.cli import main
+
+    folder = tmp_path_factory.mktemp("shown")
+    settings = {
+        "task.validation": world / "validation.jsonl",
+        "task.test": world / "test.jsonl",
+        "task.max_length": 32,
+        "training.steps": 8,
+        "training.log_every": 2,
+        "training.lr": 1e-3,
+        "output.reuse": "false",
+    }
+    words = ["run", "--method", "pkd+soft+0.5*hard", "--baseline", "--student-layers", "2"]
+    words += ["--teacher", str(world / "teacher"), "--data", str(world / "train.jsonl")]
+    words += ["--output", str(folder / "run")]
+    words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GKD_CACHE", str(folder / "cache"))
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+    assert not ended.value.code
+    return folder / "run" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def show(browser, report):
+    """Open the report, or another page: `show("phone", "dark")` -> what is in it."""
+
+    def _show(size="desktop", scheme="light", page=report):
+        width, height = SIZES[size]
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1}
+        metrics["mobile"] = size == "phone"
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        browser.get_log("performance")
+        browser.get(page.as_uri())
+        return SimpleNamespace(run=browser.execute_script, browser=browser)
+
+    return _show
+
+
+def requests(browser):
+    """Return the addresses that a page has asked for since it was opened."""
+    messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
+    return [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+
+
+def luminance(color):
+    """Return the relative luminance of `rgb(R, G, B)`."""
+    channels = [int(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+# Width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_is_cut_off(show, size, scheme):
+    page = show(size, scheme)
+    page.run("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    wide, visible = page.run(
+        "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
+    )
+    assert wide <= visible
+    cut = page.run(
+        """return [...document.querySelectorAll("td, th, dd, p, figure, pre")].filter((each) => {
+             const box = each.getBoundingClientRect();
+             const around = each.closest(".scroll, pre");
+             const scrolls = around && getComputedStyle(around).overflowX === "auto" &&
+               (around.tagName === "PRE" || around.tabIndex === 0);
+             return box.right > document.documentElement.clientWidth + 1 && !scrolls;
+           }).map((each) => each.textContent)"""
+    )
+    assert cut == []
+
+
+def test_tables_need_no_scrolling_on_a_phone(show):
+    page = show("phone")
+    wide = page.run(
+        """return [...document.querySelectorAll(".scroll, pre")]
+             .filter((each) => each.scrollWidth > each.clientWidth)
+             .map((each) => each.textContent)"""
+    )
+    assert wide == []
+    headings = page.run(
+        """return [...document.querySelectorAll("tbody tr:first-child td")].slice(0, 3)
+             .map((each) => getComputedStyle(each, "::before").content)"""
+    )
+    assert headings == ['"model"', '"accuracy"', '"kept"'], "a value says what it is"
+
+
+# Color
+
+
+@pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
+def test_text_and_figures_can_be_read(show, scheme, is_dark):
+    page = show(scheme=scheme)
+    paper = page.run("return getComputedStyle(document.body).backgroundColor")
+    assert (luminance(paper) < 0.2) is is_dark
+    inks = page.run(
+        """return ["h1", ".note", "td", "a, summary", "figcaption", "dt", "code"].map((name) =>
+             getComputedStyle(document.querySelector(name)).color)"""
+    )
+    drawn = page.run(
+        """return [...document.querySelectorAll("figure svg text")]
+             .map((each) => getComputedStyle(each).fill)"""
+    )
+    assert len(drawn) > 20, "figures have labels"
+    assert {ink: round(contrast(ink, paper), 1) for ink in (*inks, *drawn)} == {
+        ink: pytest.approx(21, abs=21 - CONTRAST) for ink in (*inks, *drawn)
+    }
+
+
+# Tables
+
+
+def column(page, number):
+    return page.run(
+        """return [...document.querySelector("table").tBodies[0].rows]
+             .map((row) => Number(row.cells[arguments[0]].dataset.value))""",
+        number,
+    )
+
+
+def sorting(page):
+    return page.run(
+        """return [...document.querySelector("table").tHead.rows[0].cells]
+             .map((cell) => cell.getAttribute("aria-sort"))"""
+    )
+
+
+def test_tables_sort_by_click_and_by_key(show):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    page = show()
+    buttons = page.browser.find_elements(By.CSS_SELECTOR, "table:first-of-type th button")
+    names = [button.text for button in buttons]
+    weights, time = names.index("weights"), names.index("ms")
+    before = column(page, weights)
+    assert before != sorted(before), "the teacher is first and largest"
+    buttons[weights].click()
+    assert column(page, weights) == sorted(before)
+    assert {n: way for n, way in zip(names, sorting(page), strict=False) if way} == {
+        "weights": "ascending"
+    }
+    buttons[weights].click()
+    assert column(page, weights) == sorted(before, reverse=True)
+    assert sorting(page)[weights] == "descending"
+    buttons[time].send_keys(Keys.ENTER)
+    assert column(page, time) == sorted(column(page, time))
+    assert sorting(page)[weights] is None
+    marked = page.run("return [...document.querySelectorAll('tr.student')].map((r) => r.innerText)")
+    assert len(marked) == 1
+    assert marked[0].startswith("student, pkd"), "a row keeps its mark wherever it goes"
+
+
+def test_tables_are_whole_without_script(show, browser):
+    with_script = show().run("return document.querySelector('table').innerText")
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        page = show()
+        assert page.run("return document.querySelectorAll('th button').length") == 0
+        assert page.run("return document.querySelector('table').innerText") == with_script
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+# Requests
+
+
+def test_page_asks_for_nothing_but_itself(show, report):
+    page = show()
+    assert requests(page.browser) == [report.as_uri()]
+    assert page.browser.get_log("browser") == []
+
+
+def test_a_request_would_be_seen(show, tmp_path):
+    other = tmp_path / "other.html"
+    other.write_text("<!doctype html><img src='http://127.0.0.1:9/pixel.png'>")
+    page = show(page=other)
+    assert "http://127.0.0.1:9/pixel.png" in requests(page.browser)
+    page.browser.get_log("browser")
+
+
+def test_page_forbids_requests(show):
+    refused = show().browser.execute_async_script(
+        """const done = arguments[0];
+           document.addEventListener("securitypolicyviolation", (e) => done(e.blockedURI));
+           document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/a.png"}));"""
+    )
+    assert refused == "http://127.0.0.1:9/a.png"
