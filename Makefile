@@ -51,6 +51,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/kd_overhead.py
 	$(BIN)/python tests/benchmarks/capture_speed.py
 	$(BIN)/python tests/benchmarks/fused_head.py
+	$(BIN)/python tests/benchmarks/probe_cost.py
 
 clean:
 	rm -rf .venv docs/_build

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForMaskedLM
 
 from gkd_core.config.schema import TaskConfig
 from gkd_core.plugins import registry
@@ -53,18 +53,12 @@ def load():
 
 
 @pytest.fixture
-def teacher(world, tmp_path):
-    """Make a teacher: `teacher(3)` -> directory of an untrained classifier with 3 outputs."""
-
-    def _teacher(outputs):
-        settings = json.loads((world / "teacher" / "config.json").read_text())
-        shape = {name: settings[name] for name in SHAPE}
-        directory = tmp_path / "teacher"
-        torch.manual_seed(0)
-        model = BertForSequenceClassification(BertConfig(**shape, num_labels=outputs))
-        model.save_pretrained(directory)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(world / "teacher" / file, directory)
-        return directory
-
-    return _teacher
+def start(world, tmp_path):
+    """The directory of an untrained encoder, from which a student of any kind of task starts."""
+    settings = json.loads((world / "teacher" / "config.json").read_text())
+    shape = {name: settings[name] for name in SHAPE} | {"max_position_embeddings": 64}
+    torch.manual_seed(0)
+    BertForMaskedLM(BertConfig(**shape)).save_pretrained(tmp_path / "start")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(world / "teacher" / file, tmp_path / "start")
+    return tmp_path / "start"

@@ -112,16 +112,3 @@ def test_the_file_of_another_task_is_told(folder, load):
     directory = folder(**{"train.jsonl": entailments(12)})
     with pytest.raises(DataError, match=r"train.jsonl:1: there is no 'question', which rows of"):
         load("superglue/boolq", directory)
-
-
-def test_a_run_on_a_task_by_name(folder, teacher, invoke):
-    rows = [
-        {"question": f"is it {word}", "passage": f"the film is {word}", "label": word == "good"}
-        for word in ("good", "bad", "sad", "good", "dark", "good")
-    ]
-    directory = folder(**{"train.jsonl": rows * 4, "val.jsonl": rows})
-    arguments = ("--task", "superglue/boolq", "--data", directory, "--teacher", teacher(2))
-    settings = ("--set", "task.max_length=32", "--set", "training.steps=2")
-    done = invoke("run", "--method", "soft+hard", *arguments, *settings, "--output", "run")
-    assert done.code == 0, done.err
-    assert "accuracy on 6 test rows" in done.out

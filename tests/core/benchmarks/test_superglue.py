@@ -148,7 +148,7 @@ def measure(data, split, predictions):
     return task.measure(split, torch.tensor(predictions), data)
 
 
-@pytest.mark.parametrize("kind", [None])
+@pytest.mark.parametrize("kind", [None, "masked-cloze"])
 @pytest.mark.parametrize("name", ROWS)
 def test_tasks_pass_the_check_of_tasks(read, name, kind, folder):
     read(name)
@@ -410,3 +410,25 @@ def test_rows_of_the_hub_are_those_of_the_files(read, load, monkeypatch, name):
         expected.train,
         expected.classes,
     )
+
+
+GRID = [
+    pytest.param(name, form, marks=[] if name in quick else pytest.mark.exhaustive)
+    for form, quick in ((None, ("wsc",)), ("masked-cloze", ("record",)))
+    for name in ROWS
+]
+
+
+@pytest.mark.parametrize(("name", "form"), GRID)
+def test_a_student_is_trained_on_a_task_by_name(read, folder, start, invoke, name, form):
+    read(name)
+    arguments = ["--task", f"superglue/{name}", "--data", folder(), "--student", start]
+    settings = ["training.steps=2", "training.batch_size=4", "output.tensorboard=false"]
+    settings += [] if form is None else [f"task.kind={form}"]
+    given = [part for one in settings for part in ("--set", one)]
+    done = invoke("run", "--method", "hard", *arguments, *given, "--output", "run")
+    assert done.code == 0, done.err
+    metric = registry().task(f"superglue/{name}").metric
+    counted = {"multirc": 32, "record": 16}.get(name, 8)
+    name = "accuracy" if metric is None else metric.name
+    assert f"{name} on {counted} test rows" in done.out

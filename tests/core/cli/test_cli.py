@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from gkd_core.contract.step import Step
 
 FLAGS = {
+    "analyze": "--output --json",
     "config": "--method --recipe --teacher --student --student-layers --task --data --output "
     "--track --probe --baseline --seed --nproc --set --schema --json",
     "eval": "--task --data --against --samples --output --set --json --tasks --num-fewshot --limit "

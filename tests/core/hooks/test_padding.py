@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.padding import follow_mask, positions_of
@@ -95,3 +96,17 @@ def test_positions_are_counted_from_the_first_token():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
     assert positions_of(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
     assert positions_of(mask, first=2).tolist() == [[2, 2, 2, 3], [2, 3, 4, 4]]
+
+
+@pytest.mark.parametrize("pooling", ["late", "mean", "bos"])
+def test_a_mean_over_logits_is_not_taken_for_those_of_the_last_token(pooling):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    tokens = {"vocab_size": 100, "pad_token_id": PAD, "mask_token_id": 4}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("eurobert", **shape, **tokens, classifier_pooling=pooling)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    expected = torch.cat(alone(model, lambda model, ids: model(input_ids=ids).logits))
+    follow_mask(model, False, reads_rows=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**padded("right", PAD)).logits, expected)

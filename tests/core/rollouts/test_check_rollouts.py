@@ -21,6 +21,15 @@ class Constant(RolloutEngine):
         return [5, 5]
 
 
+class Nothing(RolloutEngine):
+    """Returns nothing."""
+
+    name = "nothing"
+
+    def write(self, prompts, writer):
+        return None
+
+
 class Short(Constant):
     """Loses a row."""
 
@@ -134,6 +143,7 @@ def test_engines_that_keep_the_contract_pass(plugin, name, options):
 @pytest.mark.parametrize(
     ("engine", "error", "message"),
     [
+        (Nothing, PluginError, "Nothing.write returned None; return a `Written`"),
         (Short, PluginError, "wrote 3 texts for 4 prompts"),
         (Foreign, PluginError, r"wrote \[1000\].*from 0 to 63"),
         (Endless, PluginError, "at most rollout.max_new_tokens = 8"),

@@ -217,3 +217,32 @@ def test_a_token_of_the_rows_beyond_an_embedding_is_named(copy_of, prepare_run):
     run = prepare_run("method=hard", teachers=(teacher,))
     with pytest.raises(DataError, match=r"the token 'plot' \(id 29\), but the embedding of"):
         build_stage(run.last, run.registry, run.directory / "stage", None)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("longformer", {"attention_window": [4, 4, 4]}, "longformer with 2 blocks cannot be built"),
+        ("llama", {"num_key_value_heads": 8, "head_dim": 8}, "4 query heads, which 8 key/value"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    copy_of, prepare_run, family, settings, message
+):
+    teacher = copy_of("teacher")
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = AutoConfig.for_model(family, **shape, **names, **settings, vocab_size=29)
+    config.save_pretrained(teacher)
+    with pytest.raises(ConfigError, match=message):
+        prepare_run("method=soft", teachers=(teacher,))
+
+
+def test_hidden_states_of_the_first_gpt_can_be_read(copy_of, prepare_run):
+    teacher = copy_of("decoder")
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    shape = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32, "vocab_size": 29}
+    config = AutoConfig.for_model("openai-gpt", **shape, **names, pad_token_id=0)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(teacher)
+    prepare_run("method=pkd", "training.steps=1", teachers=(teacher,)).execute()

@@ -5,7 +5,13 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
@@ -77,6 +83,30 @@ def test_fewer_blocks_are_an_ordinary_model(prune, tmp_path, world):
     for mine, theirs in blocks:
         pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_fewer_blocks_read_padded_rows_like_the_whole_model(prune, tmp_path, world):
+    model = tmp_path / "left"
+    AutoTokenizer.from_pretrained(world / "decoder", padding_side="left").save_pretrained(model)
+    # Its positions are counted from the first column, unless they follow the mask.
+    shape = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 32, "vocab_size": 29}
+    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {"neg": 0, "pos": 1}}
+    config = AutoConfig.for_model("gpt2", **shape, **names, pad_token_id=0, initializer_range=0.2)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(model)
+    less, narrower = ("--depth", "2", "--blocks", "last"), ("--width", "0.5")
+    for start, arguments, output in (
+        (model, (*less, *narrower), "at-once"),
+        (model, less, "less"),
+        (tmp_path / "less", narrower, "in-two"),
+    ):
+        done = prune(*arguments, "--output", output, model=start)
+        assert done.code == 0, done.err
+    one, other = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("at-once", "in-two")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
 def test_even_language_model_is_an_ordinary_model(prune, tmp_path):

@@ -99,6 +99,15 @@ class Forgetful(FromFile):
         return {}
 
 
+class One(Forgetful):
+    """Answers for the first row only, which would be broadcast to all."""
+
+    name = "one"
+
+    def answer(self, captures, batch, step):
+        return {capture: torch.zeros(1, 2) for capture in captures}
+
+
 class Later(Method):
     """Reads hidden states in the second half of a stage."""
 
@@ -146,7 +155,7 @@ def plugin(registry_with):
         @staticmethod
         @hookimpl
         def gkd_register_teachers():
-            return [FromFile, Factored, Forgetful]
+            return [FromFile, Factored, Forgetful, One]
 
     return registry_with(Plugin())
 
@@ -326,6 +335,13 @@ def test_a_source_that_leaves_out_what_it_promised_is_named(prepare, tmp_path):
     save_file({"logits": torch.zeros(96, 2)}, tmp_path / "answers")
     stage = build(prepare("forgetful", "method=soft"), tmp_path / "stage")
     with pytest.raises(PluginError, match="'forgetful' returned no logits of the teacher"):
+        losses_of(stage, 1)
+
+
+def test_answers_for_another_number_of_rows_are_refused(prepare, tmp_path):
+    save_file({"logits": torch.zeros(96, 2)}, tmp_path / "answers")
+    stage = build(prepare("one", "method=soft"), tmp_path / "stage")
+    with pytest.raises(PluginError, match=r"One\.answer returned logits of shape \(1, 2\) for 16"):
         losses_of(stage, 1)
 
 

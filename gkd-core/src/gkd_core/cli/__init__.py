@@ -22,6 +22,7 @@ from gkd_core.parallel.launch import started_by_gkd
 from gkd_core.plugins import PluginWarning, registry
 
 BUILT_IN = {
+    "analyze": "gkd_core.cli.analyze:analyze",
     "config": "gkd_core.cli.config:config",
     "eval": "gkd_core.cli.evaluate:evaluate",
     "explain": "gkd_core.cli.explain:explain",

@@ -11,6 +11,8 @@ import click
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from gkd_core.training.stage_spec import StageSpec
 
 
@@ -87,8 +89,12 @@ def prune(
     spec = _draw(files, model, data, settings)
     source = spec.teachers[0]
     whole = load_teacher(model, spec.kind, spec.data.classes, source.trust_remote_code, "--model")
-    set_padding(whole, spec.tokenizer)
-    prepare_model(whole, spec, spec.tokenizer)
+
+    def prepare(loaded: PreTrainedModel) -> None:
+        set_padding(loaded, spec.tokenizer)
+        prepare_model(loaded, spec, spec.tokenizer)
+
+    prepare(whole)
     made = pruned(
         whole,
         calibration_batches(spec, rows),
@@ -96,6 +102,7 @@ def prune(
         spec.kind,
         spec.data.classes,
         registry().sites,
+        prepare,
     )
     adopt_generation_config(made, model, "--model")
     save_model(made, spec.tokenizer, place)

@@ -188,6 +188,8 @@ class Extractor:
                 return None
             if isinstance(output, tuple):
                 return (forward.visit(place, output[0]), *output[1:])
+            if isinstance(output, list):  # as in the first GPT
+                return [forward.visit(place, output[0]), *output[1:]]
             return _visit(forward, place, output)
 
         return module.register_forward_hook(see)

@@ -313,7 +313,7 @@ def chain(blocks: Sequence[nn.Module]) -> Callable[..., Any]:
         output: Any = hidden
         for block in blocks:
             output = block(hidden, *args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, (tuple, list)) else output
         return output
 
     return run

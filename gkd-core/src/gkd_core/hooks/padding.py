@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 NO_TOKEN = -1
 """The padding token of a model that has none: no id is equal to it."""
 
+PADDING = "pad_token_id"
+"""The name of the padding token in configurations."""
+
 FOLLOWS = "_gkd_follows_mask"
 
 
@@ -44,9 +47,9 @@ def follow_mask(model: PreTrainedModel, pads_left: bool, reads_rows: bool) -> No
     if pads_left and "position_ids" in inspect.signature(body.forward).parameters:
         number = partial(_number_tokens, first_position(model.config))
         body.register_forward_pre_hook(number, with_kwargs=True)
-    head = _last_linear(model) if reads_rows else None
+    head = _last_linear(model) if reads_rows and _looks_for_padding(model) else None
     if head is not None:
-        if getattr(model.config, "pad_token_id", None) is None:
+        if getattr(model.config, PADDING, None) is None:
             model.config.pad_token_id = NO_TOKEN  # without one, transformers takes single rows only
         reader = _LastToken(model.config.pad_token_id)
         model.register_forward_pre_hook(reader.find, with_kwargs=True)
@@ -104,6 +107,16 @@ def _number_tokens(
 def _ids(args: tuple[Any, ...], inputs: Mapping[str, Any]) -> Tensor | None:
     ids: Tensor | None = args[0] if args else inputs.get("input_ids")
     return ids
+
+
+def _looks_for_padding(model: PreTrainedModel) -> bool:
+    """Return whether a model finds the token that it classifies by the id of padding.
+
+    Others may have logits at every position too, such as the mean of them in EuroBERT.
+    """
+    classes = (vars(each) for each in type(model).__mro__)  # a pass may call that of its base
+    passes = (inspect.unwrap(each["forward"]) for each in classes if "forward" in each)
+    return any(PADDING in one.__code__.co_names for one in passes)
 
 
 def _last_linear(model: PreTrainedModel) -> nn.Module | None:

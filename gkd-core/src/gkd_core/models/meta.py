@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gkd_core.errors import ConfigError
 from gkd_core.models.quiet import quiet
 from gkd_core.models.slicing.select import narrow
 
@@ -31,11 +32,21 @@ def meta_model(
         config: The model's configuration.
         trust_remote_code: Whether to run code that comes with the configuration.
         dtype: Type of the weights.
+
+    Raises:
+        ConfigError: The settings contradict each other.
     """
-    with torch.device("meta"), quiet():
-        built: PreTrainedModel = kind.auto.from_config(
-            copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
-        )
+    try:
+        with torch.device("meta"), quiet():
+            built: PreTrainedModel = kind.auto.from_config(
+                copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
+            )
+    except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{config.model_type} with {config.num_hidden_layers} blocks cannot be built of its "
+            f"configuration: {str(error) or type(error).__name__}. If it is the student's, set "
+            "what follows the number of blocks under `student.config`"
+        ) from error
     narrow(built)
     return built
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from gkd_core.config.schema import RolloutConfig
 from gkd_core.contract.batch import Batch, RowSource
-from gkd_core.contract.rollout import Prompts, RolloutEngine
+from gkd_core.contract.rollout import Prompts, RolloutEngine, Written
 from gkd_core.contract.step import Step
 from gkd_core.distributed.data_parallel import any_of, max_over_ranks
 from gkd_core.errors import PluginError
+from gkd_core.plugins.answers import one_of
 from gkd_core.rollouts.rows import RowWriter, prompts_of, split_prompts
 from gkd_core.rollouts.writer import Writer
 
@@ -128,7 +129,8 @@ class Rollouts:
             typed=typed,
         )
         with writer.writing(prompts.seeds[0]):
-            written = self.engine.write(prompts, writer)
+            answer = self.engine.write(prompts, writer)
+        written: Written = one_of(self.engine, "write", answer, Written, "a `Written`")
         return [self._checked(text, writer) for text in self._counted(written.tokens, prompts)]
 
     def _counted(self, texts: Sequence[Sequence[int]], prompts: Prompts) -> Sequence[Sequence[int]]:

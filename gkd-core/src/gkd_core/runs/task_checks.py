@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
 
-COLUMNS = ("text", "pair", "labels", "group", "target")
+TEXTS = ("text", "pair", "group", "target")
+COLUMNS = (*TEXTS, "labels", "spans")
 """What a split has for each row."""
 
 SPLITS = ("train", "validation", "test")
@@ -74,7 +75,7 @@ def _of_split(name: str, split: Any, data: TaskData, kind: TaskKind) -> Iterator
     for column, values in columns.items():
         if values is not None and len(values) != len(split):
             yield f"{name} has {len(values)} values in `{column}` for {len(split)} texts"
-        if values is not None and column != "labels":
+        if values is not None and column in TEXTS:
             others = (value for value in values if not _is_text(value))
             yield from (f"{name}: `{column}` is text, not {other!r}" for other in others)
     labels: Iterable[Any] = () if split.labels is None else split.labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -57,16 +57,18 @@ def prune(
     kind: TaskKind,
     classes: Sequence[str],
     adapters: Iterable[type[Sites]] = (),
+    prepare: Callable[[PreTrainedModel], None] | None = None,
 ) -> PreTrainedModel:
     """Return a smaller copy of a trained model: blocks are removed first, then widths are reduced.
 
     Args:
-        model: The model, in eval mode.
+        model: The model, in eval mode, prepared for the batches.
         batches: Labeled calibration rows, on the model's device.
         target: The size to prune to.
         kind: The kind of task.
         classes: The classes in the order of their ids; empty unless classification.
         adapters: Site adapters registered by plugins.
+        prepare: Prepares the model with fewer blocks for the batches, as `model` is.
 
     Raises:
         ConfigError: The target cannot be reached.
@@ -77,6 +79,8 @@ def prune(
         model = _shallower(find_sites(model, adapters), batches, target, kind, classes, adapters)
     if target.width is None and target.parameters is None:
         return model
+    if target.depth is not None and prepare is not None:
+        prepare(model)
     sites = find_sites(model, adapters)
     slicer = _slicer(model, sites, batches, target)
     widths = slicer.widths

@@ -121,7 +121,12 @@ def _heads(spec: StudentConfig, teacher: ModelInfo, hidden_size: int) -> int:
 
 
 def _kv_heads(heads: int, teacher: ModelInfo) -> int:
-    group = teacher.heads // teacher.kv_heads
+    group, rest = divmod(teacher.heads, teacher.kv_heads)
+    if rest or not group:
+        raise ConfigError(
+            f"the teacher's configuration has {teacher.heads} query heads, which "
+            f"{teacher.kv_heads} key/value heads cannot share evenly; correct its config.json"
+        )
     if heads > group and heads % group:
         raise ConfigError(
             f"student.heads = {heads} must be a multiple of {group}, or less: in the teacher "

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from torch import Tensor
+
 from gkd_core.errors import PluginError
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.hooks.features import Features
+from gkd_core.hooks.features import Answer, Features
+from gkd_core.plugins.answers import mapping_of, refused
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
@@ -38,16 +41,25 @@ class SourcedTeacher:
             step: The training step.
 
         Raises:
-            PluginError: The source leaves one out.
+            PluginError: The source leaves one out, or answers for another number of rows.
         """
-        found = self.source.answer(captures, batch, step)
+        wanted = "a mapping of each capture to a tensor"
+        answers = self.source.answer(captures, batch, step)
+        found = mapping_of(self.source, "answer", answers, object, wanted)
         for capture in captures:
             if capture not in found:
                 raise PluginError(
                     f"the source of answers '{self.source.name}' returned no {capture} of the "
                     f"teacher {self.name!r}, and did not name it as missing"
                 )
+            self._check_rows(capture, found[capture], len(batch))
         return Features.of({capture: found[capture] for capture in captures})
+
+    def _check_rows(self, capture: Capture, answer: Answer, rows: int) -> None:
+        """Reject a tensor for another number of rows: a single one would be broadcast to all."""
+        if isinstance(answer, Tensor) and answer.shape[:1] != (rows,):
+            did = f"returned {capture} of shape {tuple(answer.shape)} for {rows} rows"
+            raise refused(self.source, "answer", did, "the tensor of each row, in their order")
 
 
 Teacher: TypeAlias = Extractor | SourcedTeacher

@@ -120,8 +120,8 @@ def _check_metrics(task: Task, data: TaskData) -> None:
     """Measure the labels as if they were predictions, where they have the same form."""
     kind, rows = registry().kind(data.kind), data.validation
     found: Mapping[str, float] = {}
-    # Labels are predictions, too, where each row has a class.
-    is_class = kind.output == "classes" and kind.predicted == "sample"
+    # Labels are predictions, too, where each row has a class or a value.
+    is_class = kind.output in ("classes", "value") and kind.predicted == "sample"
     if is_class and rows.labels is not None:
         found = task.measure(rows, torch.tensor(list(rows.labels)), data)
         for name, value in found.items():

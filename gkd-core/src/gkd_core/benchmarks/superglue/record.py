@@ -92,13 +92,12 @@ class ReCoRD(SuperGLUE):
                 kept.append([n for n in range(len(entities)) if n == number or n not in right])
         made = take(split, rows)
         assert isinstance(made, QuerySplit), "a split like the one it is taken from"
-        pair, entities = (_chosen(values, kept) for values in (made.pair or (), made.entities))
-        answers = made.answers
+        pair, choices = (_chosen(values, kept) for values in (made.pair or (), made.entities))
         labels = [
             next(n for n, entity in enumerate(several) if entity in right)
-            for several, right in zip(entities, answers, strict=True)
+            for several, right in zip(choices, made.answers, strict=True)
         ]
-        return replace(made, pair=pair, labels=labels, entities=entities)
+        return replace(made, pair=pair, labels=labels, entities=choices)
 
     def hash(self, data: TaskData) -> str:
         """Return a hash of the rows and of all right answers."""

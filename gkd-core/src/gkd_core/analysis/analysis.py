@@ -1,0 +1,271 @@
+"""`Analysis`: what the probes and predictions of finished runs say, as tables and figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from gkd_core.analysis import probe_figures
+from gkd_core.analysis.analysis_page import page
+from gkd_core.analysis.correlations import (
+    ProbeCorrelation,
+    correlations_over_runs,
+    correlations_within,
+)
+from gkd_core.analysis.disagreement import Disagreement, disagreements
+from gkd_core.analysis.finished_run import FinishedRun
+from gkd_core.analysis.layer_similarity import LayerSimilarity, layer_similarity
+from gkd_core.atomic import write_file
+from gkd_core.errors import GkdError
+from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
+from gkd_core.evaluation.statistics import FEWEST, Correlation
+from gkd_core.plugins import Registry
+from gkd_core.strict_json import json_text
+
+SHOWN = 20
+"""Correlations and rows that the console shows."""
+
+LONGEST = 60
+"""Characters of a cell that the console shows."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text.
+
+    Attributes:
+        name: Its name, which is that of its file.
+        title: What it shows.
+        columns: Headings.
+        rows: Cells.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def shown(self) -> Table:
+        """Return its first rows for the console."""
+        title = self.title
+        if len(self.rows) > SHOWN:
+            title += f" (the first {SHOWN} of {len(self.rows)})"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+        for number, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        for row in self.rows[:SHOWN]:
+            table.add_row(*map(_shortened, row))
+        return table
+
+    def as_csv(self) -> str:
+        """Return it as CSV."""
+        buffer = io.StringIO()
+        csv.writer(buffer).writerows([self.columns, *self.rows])
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An analysis of one run, or of several.
+
+    Attributes:
+        runs: The runs.
+        correlations: How probes go with quality: over the runs, or within a single one.
+        similarity: Similarity of the layers of student and teacher, of a single run.
+        rows: The test rows, sorted by how much student and teacher disagree, of a single run.
+        notes: What there is not, with the reason.
+    """
+
+    runs: Sequence[FinishedRun]
+    correlations: Sequence[ProbeCorrelation]
+    similarity: LayerSimilarity | None
+    rows: Sequence[Disagreement]
+    notes: Sequence[str]
+
+    @property
+    def scope(self) -> str:
+        """What the points of the correlations are."""
+        if len(self.runs) == 1:
+            return "changes between evaluations within one run"
+        return f"final distance and {self.runs[0].judged_by}, a run each"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        runs = [
+            {
+                "run": str(run.directory),
+                "method": run.method,
+                "seed": run.resolved.config.seed,
+                "metric": run.metric,
+                "quality": run.quality,
+            }
+            for run in self.runs
+        ]
+        correlations = [
+            {**each.probe._asdict(), **asdict(each), "probe": str("/".join(each.probe))}
+            for each in self.correlations
+        ]
+        return {
+            "runs": runs,
+            "points": self.scope,
+            "correlations": correlations,
+            "layer_similarity": None if self.similarity is None else asdict(self.similarity),
+            "disagreements": [asdict(row) for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+    def grids(self) -> Iterator[Grid]:
+        """Yield its tables."""
+        yield self._runs()
+        shown = [each for each in self.correlations if each.spearman.value is not None]
+        if shown:
+            yield _correlation_grid(f"Correlation with quality: {self.scope}", shown)
+        if self.similarity is not None:
+            yield _layer_grid(self.similarity)
+        if self.rows:
+            yield _row_grid(self.rows)
+
+    def figures(self) -> Mapping[str, Figure]:
+        """Return its figures, by the names of their files."""
+        found = {}
+        if len(self.runs) > 1 and any(run.probes for run in self.runs):
+            found["distances"] = probe_figures.distances_by_method(self.runs)
+        if any(each.spearman.value is not None for each in self.correlations):
+            found["correlations"] = probe_figures.correlations_by_feature(self.correlations)
+        if self.similarity is not None:
+            found["layer-similarity"] = probe_figures.layers(self.similarity)
+        found["losses"] = probe_figures.loss_curves(self.runs)
+        return found
+
+    def _runs(self) -> Grid:
+        columns = ("run", "method", "seed", self.runs[0].metric)
+        ranked = sorted(self.runs, key=lambda run: -run.quality)
+        rows = [
+            (run.name, run.method, str(run.resolved.config.seed), f"{run.quality:.4f}")
+            for run in ranked
+        ]
+        return Grid("runs", f"Students, {self.runs[0].judged_by}", columns, rows)
+
+
+def analyze(runs: Sequence[FinishedRun], registry: Registry) -> Analysis:
+    """Analyze runs: one by itself, or what several have in common.
+
+    Args:
+        runs: The runs, at least one.
+        registry: The plugins.
+
+    Raises:
+        DataError: Several runs are judged by different metrics or rows.
+    """
+    notes = [f"{run.name} has no probes (gkd run --probe all)" for run in runs if not run.probes]
+    if len(runs) > 1:
+        found = correlations_over_runs(runs)
+        return Analysis(runs, found, None, (), [*notes, *_unsaid(found, "runs with probes")])
+    (run,) = runs
+    found = correlations_within(run)
+    notes += _unsaid(found, "changes between evaluations")
+    layers = layer_similarity(run, registry)
+    if isinstance(layers, str):
+        notes.append(f"no similarity of layers: {layers}")
+    similarity = None if isinstance(layers, str) else layers
+    rows: Sequence[Disagreement] = ()
+    try:
+        rows = disagreements(Predictions.read(run.directory / PREDICTIONS))
+    except GkdError as error:
+        notes.append(f"no rows sorted by disagreement: {error}")
+    return Analysis(runs, found, similarity, rows, notes)
+
+
+def write_analysis(analysis: Analysis, folder: Path) -> Path:
+    """Write an analysis as a page, figures, tables and JSON; return the page.
+
+    Args:
+        analysis: The analysis.
+        folder: Where to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pngs = {name: _png(figure) for name, figure in analysis.figures().items()}
+    for name, png in pngs.items():
+        (folder / f"{name}.png").write_bytes(png)
+    for grid in analysis.grids():
+        write_file(folder / f"{grid.name}.csv", grid.as_csv())
+    write_file(folder / "analysis.json", json_text(analysis.to_json(), indent=1))
+    path = folder / "analysis.html"
+    write_file(path, page(analysis, pngs))
+    return path
+
+
+def _shortened(cell: str) -> Text:
+    """Return a cell for the console, where brackets are no markup."""
+    return Text(cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}…")
+
+
+def _unsaid(found: Sequence[ProbeCorrelation], points: str) -> list[str]:
+    """Say why no correlation is shown, if none is."""
+    if not found or any(each.spearman.value is not None for each in found):
+        return []
+    most = max((each.spearman for each in found), key=lambda each: each.n)
+    few = f"{most.n} {points}, and below {FEWEST} it says nothing"
+    return [f"no correlation is shown: {few if most.n < FEWEST else most.reason}"]
+
+
+def _correlation_grid(title: str, found: Sequence[ProbeCorrelation]) -> Grid:
+    several = len({each.probe.teacher for each in found}) > 1
+    columns = ("feature", "distance", "spearman, 95%", "pearson, 95%", "n")
+    rows = []
+    for each in found:
+        teacher = f"{each.probe.teacher} " if several else ""
+        both = _cell(each.spearman), _cell(each.pearson)
+        name = teacher + each.probe.feature
+        rows.append((name, each.probe.distance, *both, str(each.spearman.n)))
+    return Grid("correlations", title, columns, rows)
+
+
+def _cell(found: Correlation) -> str:
+    if found.value is None:
+        return found.reason
+    interval = found.interval
+    span = "" if interval is None else f" [{interval.low:+.2f}, {interval.high:+.2f}]"
+    return f"{found.value:+.2f}{span}"
+
+
+def _layer_grid(similarity: LayerSimilarity) -> Grid:
+    title = (
+        f"Unbiased CKA of the layers of student and {similarity.teacher} on {similarity.rows} "
+        f"{similarity.split} rows (0: embedding)"
+    )
+    columns = ("student", *(str(layer) for layer in range(len(similarity.values[0]))))
+    rows = [
+        (str(layer), *(f"{value:.3f}" for value in values))
+        for layer, values in enumerate(similarity.values)
+    ]
+    return Grid("layer-similarity", title, columns, rows)
+
+
+def _row_grid(rows: Sequence[Disagreement]) -> Grid:
+    differ = sum(row.student != row.teacher for row in rows)
+    title = f"Rows by disagreement; student and teacher differ on {differ} of {len(rows)}"
+    columns = ("text", "gold", "teacher", "student", "distance")
+    cells = []
+    for row in rows:
+        pair = "" if row.pair is None else f" | {row.pair}"
+        said = (str(row.gold), str(row.teacher), str(row.student))
+        cells.append((f"{row.text}{pair}", *said, f"{row.distance:.3f}"))
+    return Grid("disagreements", title, columns, cells)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,130 @@
+"""Figures of what `gkd analyze` finds: heat maps of distances, correlations and layers; losses."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, pstdev
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from gkd_core.analysis.correlations import ProbeCorrelation, final_distances
+from gkd_core.analysis.finished_run import FinishedRun
+from gkd_core.analysis.layer_similarity import LayerSimilarity
+
+Cells = Sequence[Sequence[float]]
+
+
+def distances_by_method(runs: Sequence[FinishedRun]) -> Figure:
+    """Draw the final distances of each method, from the best method to the worst.
+
+    A cell is the mean over the runs of a method and over the layers of a site, in standard
+    deviations from the mean of the methods.
+    """
+    methods: dict[str, list[FinishedRun]] = defaultdict(list)
+    for run in runs:
+        methods[run.method].append(run)
+    quality = {method: fmean(run.quality for run in own) for method, own in methods.items()}
+    ranked = sorted(methods, key=lambda method: -quality[method])
+    means = {method: _mean_by_site(methods[method]) for method in ranked}
+    columns = list(dict.fromkeys(name for found in means.values() for name in found))
+    standard = [_standardized([means[m].get(name, math.nan) for m in ranked]) for name in columns]
+    cells = [list(row) for row in zip(*standard, strict=True)]
+    rows = [f"{method}  {quality[method]:.3f}" for method in ranked]
+    label = "standardized distance"
+    return _heat_map(cells, rows, columns, label, limit=2.5)
+
+
+def correlations_by_feature(found: Sequence[ProbeCorrelation]) -> Figure:
+    """Draw Spearman's correlation of each feature and distance with quality."""
+    features = sorted({each.probe.feature for each in found}, key=_natural)
+    distances = sorted({each.probe.distance for each in found}, key=_natural)
+    values = {
+        (each.probe.feature, each.probe.distance): each.spearman.value
+        for each in found
+        if each.spearman.value is not None
+    }
+    cells = [[values.get((f, d), math.nan) for d in distances] for f in features]
+    return _heat_map(cells, features, distances, "Spearman's correlation with quality", limit=1)
+
+
+def layers(similarity: LayerSimilarity) -> Figure:
+    """Draw the similarity of each layer of the student to each of the teacher."""
+    rows = [f"student {layer}" for layer in range(len(similarity.values))]
+    columns = [f"{layer}" for layer in range(len(similarity.values[0]))]
+    figure = _heat_map(similarity.values, rows, columns, "unbiased CKA of hidden states", limit=1)
+    figure.axes[0].set_xlabel(f"layer of {similarity.teacher} (0: embedding)")
+    return figure
+
+
+def loss_curves(runs: Sequence[FinishedRun]) -> Figure:
+    """Draw the loss of the last stage of each run; runs of a method share a color."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), dpi=130, layout="constrained")
+    colors: dict[str, str] = {}
+    for run in runs:
+        points = [(e["step"], e["loss/total"]) for e in run.entries if e.get("loss/total")]
+        if points:
+            known = run.method in colors
+            color = colors.setdefault(run.method, f"C{len(colors) % 10}")
+            label = None if known else run.method
+            axes.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_yscale("log")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _mean_by_site(runs: Iterable[FinishedRun]) -> Mapping[str, float]:
+    """Return the mean distance over runs and over the layers of a site."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        for probe, value in final_distances(run).items():
+            site = re.sub(r"\[.*?\]", "", probe.feature)
+            found[f"{site} {probe.distance}"].append(value)
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def _standardized(values: Sequence[float]) -> list[float]:
+    known = [value for value in values if math.isfinite(value)]
+    spread = pstdev(known) if known else 0.0
+    return [(value - fmean(known)) / spread if spread else math.nan for value in values]
+
+
+def _natural(name: str) -> list[tuple[bool, str | int]]:
+    """Return a key that sorts numbers in names by their value."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]
+
+
+def _heat_map(
+    cells: Cells, rows: Sequence[str], columns: Sequence[str], label: str, limit: float
+) -> Figure:
+    """Draw cells with their values; one that is NaN is empty."""
+    size = 2.6 + 0.52 * len(columns), 1.4 + 0.34 * len(rows)
+    figure, axes = plt.subplots(figsize=size, dpi=130, layout="constrained")
+    lowest = -limit if any(value < 0 for row in cells for value in row) else 0.0
+    image = axes.imshow(
+        cells, cmap="RdBu_r" if lowest else "Blues", vmin=lowest, vmax=limit, aspect="auto"
+    )
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=60, ha="right")
+    for row, values in enumerate(cells):
+        for column, value in enumerate(values):
+            if math.isfinite(value):
+                color = "white" if abs(value) > 0.65 * limit else "black"
+                text = f"{value:.2f}" if limit == 1 else f"{value:.1f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, label=label, shrink=0.9)
+    return figure
