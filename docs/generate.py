@@ -27,6 +27,7 @@ import click
 
 from gkd_core import hookspecs
 from gkd_core.api import Method, Procedure
+from gkd_core.benchmarks.benchmark import Benchmark
 from gkd_core.cli import gkd
 from gkd_core.config.render import json_schema
 from gkd_core.config.schema import RunConfig
@@ -214,6 +215,19 @@ def kinds() -> str:
     return "\n".join(_table(["`task.kind`", "what is predicted", "model", "metrics"], rows))
 
 
+def benchmarks() -> str:
+    """Every task of a benchmark in one line each."""
+    rows = []
+    for name, cls in registry().tasks.items():
+        if issubclass(cls, Benchmark):
+            files = [file for names in cls.layouts[0].values() for file in names]
+            form = [f"`{cls.pattern}`" if cls.pattern else "", ", ".join(cls.words)]
+            row = [f"`{name}`", _escape(_first_line(cls)), f"`{cls.as_encoder}`"]
+            rows.append([*row, ", ".join(map(_escape, cls.official)), ", ".join(files), *form])
+    heads = ["task", "what is predicted", "`task.kind`", "metrics", "files", "cloze", "words"]
+    return "\n".join(_table(heads, rows))
+
+
 def procedures() -> str:
     """Every procedure in one line each."""
     return "\n".join(_index(registry().procedures, "procedure"))
@@ -300,6 +314,7 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
         hooks,
         sites,
         kinds,
+        benchmarks,
         families,
         method,
         methods,

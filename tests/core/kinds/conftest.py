@@ -71,7 +71,44 @@ def embedding(draw):
     }
 
 
+def choices(draw):
+    """A row as of `multiple_choice`, with two to four choices."""
+    row = multiple_choice(draw)
+    row["choices"] += [f"{draw.choice(NOUNS)} yellow"] * draw.randrange(2)
+    if row["label"] < 2:
+        row["choices"] = row["choices"][: draw.randint(2, len(row["choices"]))]
+    return row
+
+
+def spans(draw):
+    """Two words of a text; the first is a person or not."""
+    words = [draw.choice(PEOPLE), draw.choice(PLACES), *_filler(draw, 3)]
+    label, second = draw.randrange(2), draw.randrange(2, 5)
+    places = [[len(" ".join([*words[:n], ""])), len(" ".join(words[: n + 1]))] for n in range(5)]
+    row = {"text": " ".join(words), "spans": [places[label], places[second]]}
+    return {**row, "label": ("yes", "no")[label]}
+
+
+def shared_cloze(draw):
+    """A question whose answer is one of two words."""
+    color = draw.choice(COLORS)
+    label = "yes" if color == "red" else "no"
+    return {"text": f"the {color} {draw.choice(NOUNS)} is red ? [BLANK]", "label": label}
+
+
+def own_cloze(draw):
+    """A question whose answer is one of the names in it."""
+    who, others = draw.choice(PEOPLE), draw.sample(PLACES, draw.randint(1, 3))
+    label = draw.randrange(len(others) + 1)
+    text = f"{who} saw {' '.join(others)} . who saw ? [BLANK]"
+    return {"text": text, "choices": [*others[:label], who, *others[label:]], "label": label}
+
+
 MAKERS = {
+    "choices": choices,
+    "span-classification": spans,
+    "masked-cloze": shared_cloze,
+    "causal-cloze": own_cloze,
     "multi-label": multi_label,
     "token-classification": token_classification,
     "multiple-choice": multiple_choice,
@@ -115,7 +152,7 @@ def tokenizer():
 def task(tmp_path_factory, tokenizer):
     """`task(kind)`: a folder with rows of a kind and an untrained BERT, `untrained`."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig, BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM
 
     folders = {}
 
@@ -126,6 +163,19 @@ def task(tmp_path_factory, tokenizer):
         for name, count in (("train", 256), ("validation", 48), ("test", 64)):
             write_rows(folder / f"{name}.jsonl", kind, count, f"{kind} {name}")
         torch.manual_seed(0)
+        if kind == "causal-cloze":
+            config = LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                intermediate_size=64,
+                max_position_embeddings=64,
+                pad_token_id=0,
+            )
+            LlamaForCausalLM(config).save_pretrained(folder / "untrained")
+            tokenizer.save_pretrained(folder / "untrained")
+            return folder
         config = BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=32,
@@ -136,7 +186,8 @@ def task(tmp_path_factory, tokenizer):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        BertModel(config).save_pretrained(folder / "untrained")
+        model = BertForMaskedLM if kind == "masked-cloze" else BertModel
+        model(config).save_pretrained(folder / "untrained")
         tokenizer.save_pretrained(folder / "untrained")
         return folder
 

@@ -61,6 +61,45 @@ def test_a_teacher_is_fine_tuned_and_a_student_distilled(kind, task, invoke, tmp
     assert 0 <= last["agreement"] <= 1
 
 
+CLASSES = {
+    "choices": "BertForMultipleChoice",
+    "span-classification": "BertForTokenClassification",
+    "masked-cloze": "BertForMaskedLM",
+    "causal-cloze": "LlamaForCausalLM",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "masked-cloze",
+        pytest.param("choices", marks=pytest.mark.exhaustive),
+        pytest.param("span-classification", marks=pytest.mark.exhaustive),
+        pytest.param("causal-cloze", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_kinds_of_superglue_are_planned_trained_and_distilled(rows, task, invoke, tmp_path):
+    folder = task(rows)
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    kind = [f"task.kind={rows}"] if rows.endswith("cloze") else []  # columns show the others
+    flags = ["--method", "hard", "--student", folder / "untrained"]
+    done = invoke("run", *flags, *_settings(folder, teacher, "training.epochs=4", *kind))
+    assert done.code == 0, done.err
+    trained = json.loads((teacher / "student" / "config.json").read_text())
+    assert trained["architectures"] == [CLASSES[rows]]
+    flags = ["--method", "soft+minilm", "--teacher", teacher / "student", "--student-layers", 2]
+    settings = _settings(folder, student, "training.epochs=2", *kind)
+    for command in ("explain", "plan"):
+        done = invoke(command, *flags, *settings)
+        assert done.code == 0, done.err
+    done = invoke("run", *flags, *settings)
+    assert done.code == 0, done.err
+    first, last = _comparison(student)["rows"][0], _comparison(student)["rows"][-1]
+    assert first["metrics"]["accuracy"] > (0.35 if rows == "choices" else 0.6)
+    assert 0 <= last["agreement"] <= 1
+
+
 @pytest.mark.slow
 def test_embeddings_are_distilled_without_labels(task, invoke, tmp_path):
     folder, output = task("embedding"), tmp_path / "student"

@@ -2,12 +2,16 @@
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
@@ -82,15 +86,14 @@ def test_fewer_blocks_are_an_ordinary_model(prune, tmp_path, world):
 
 
 def test_fewer_blocks_read_padded_rows_like_the_whole_model(prune, tmp_path, world):
-    model = tmp_path / "ends"
-    shutil.copytree(world / "decoder", model)
-    changes = {
-        "config.json": {"pad_token_id": None},  # the end of a text pads
-        "tokenizer_config.json": {"eos_token": "[SEP]", "sep_token": None, "pad_token": None},
-    }
-    for name, change in changes.items():
-        tree = json.loads((model / name).read_text()) | change
-        (model / name).write_text(json.dumps({k: v for k, v in tree.items() if v is not None}))
+    model = tmp_path / "left"
+    AutoTokenizer.from_pretrained(world / "decoder", padding_side="left").save_pretrained(model)
+    # Its positions are counted from the first column, unless they follow the mask.
+    shape = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 32, "vocab_size": 29}
+    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {"neg": 0, "pos": 1}}
+    config = AutoConfig.for_model("gpt2", **shape, **names, pad_token_id=0, initializer_range=0.2)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(model)
     less, narrower = ("--depth", "2", "--blocks", "last"), ("--width", "0.5")
     for start, arguments, output in (
         (model, (*less, *narrower), "at-once"),

@@ -60,7 +60,16 @@ def test_every_built_in_kind_passes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["classification", "span-classification", "embedding"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "classification",
+        "span-classification",
+        "embedding",
+        pytest.param("masked-cloze", marks=pytest.mark.exhaustive),
+        pytest.param("causal-cloze", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_ranks_measure_the_same(name):
     check_kind(type(registry().kind(name)), ROWS[name], ranks=2)
 

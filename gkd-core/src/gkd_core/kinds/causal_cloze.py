@@ -9,7 +9,8 @@ import numpy as np
 
 from gkd_core.contract.task import BLANK
 from gkd_core.errors import ConfigError, DataError
-from gkd_core.kinds.cloze import Cloze, Filled, Scored
+from gkd_core.kinds.cloze import Cloze, Scored
+from gkd_core.kinds.filled import Filled
 from gkd_core.kinds.language_model import sees_both_sides
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.contract.batch import IGNORE, Items
-from gkd_core.contract.task import BLANK, Fit, Split
+from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import find_text
-from gkd_core.data.encode import CHUNK, Encoded, join_rows
+from gkd_core.data.encode import Encoded, join_rows
 from gkd_core.errors import DataError
 from gkd_core.kinds.class_kind import ClassKind
+from gkd_core.kinds.filled import Filled, blank_problem, differ_in_one_token, filled_rows
 from gkd_core.kinds.multiple_choice import MultipleChoice, by_row, choice_columns, with_choices
 from gkd_core.kinds.task_kind import (
     MarkedPass,
@@ -127,7 +128,7 @@ class Cloze(MultipleChoice, ClassKind):
             DataError: A text has no blank or several, or a candidate has no tokens, or too many.
         """
         candidates = [classes] * len(split) if split.pair is None else split.pair
-        rows = list(_filled_rows(split.text, candidates, tokenizer, max_length))
+        rows = list(filled_rows(split.text, candidates, tokenizer, max_length))
         cut = sum(filled.is_cut for row in rows for filled in row)
         shared = None if split.pair is not None else self._shared(rows, tokenizer)
         if shared is not None:
@@ -142,7 +143,7 @@ class Cloze(MultipleChoice, ClassKind):
         """Return one sequence per row that scores all label words, if every row allows it."""
         found: list[Scored] = []
         for row in rows:
-            scored = self.score_words(row, tokenizer) if _differ_in_one_token(row) else None
+            scored = self.score_words(row, tokenizer) if differ_in_one_token(row) else None
             if scored is None:
                 return None
             found.append(scored)
@@ -184,27 +185,6 @@ class Cloze(MultipleChoice, ClassKind):
         words = np.full((rows * many, tokens, 1 if own else len(classes)), token, np.int64)
         labels, extra = np.zeros(rows, np.int64), {"blank": blank.flatten(), "words": words}
         return replace(made.with_labels(labels, extra), per_row=many)
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A text with a candidate in its blank, cut to the longest length.
-
-    Attributes:
-        ids: Its tokens, int64.
-        type_ids: Segment ids, or None.
-        first: Position of the candidate's first token.
-        last: Position of its last token.
-        end: Position after the last token that is not special.
-        is_cut: Whether context was cut off.
-    """
-
-    ids: NDArray[np.int64]
-    type_ids: NDArray[np.int64] | None
-    first: int
-    last: int
-    end: int
-    is_cut: bool
 
 
 @dataclass(frozen=True)
@@ -276,108 +256,6 @@ def _mean_log_probability(logits: Tensor, words: Tensor) -> Tensor:
     return -(losses * there).sum(1) / there.sum(1).clamp(min=1)
 
 
-def _filled_rows(
-    texts: Sequence[str],
-    candidates: Sequence[Sequence[str]],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-) -> Iterator[list[Filled]]:
-    """Yield the texts with each of their candidates."""
-    for start in range(0, len(texts), CHUNK):
-        rows = range(start, min(start + CHUNK, len(texts)))
-        for row in rows:
-            if problem := _blank_problem(texts[row]):
-                raise DataError(f"{problem} (row {row + 1} of its split)")
-        flat = [texts[row].replace(BLANK, one) for row in rows for one in candidates[row]]
-        made = tokenizer(
-            flat,
-            add_special_tokens=True,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            verbose=False,
-        )
-        number = 0
-        for row in rows:
-            begin, found = texts[row].index(BLANK), []
-            for one in candidates[row]:
-                place = begin, begin + len(one)
-                found.append(_Uncut.find(made, number, place, f"{one!r} (row {row + 1})"))
-                number += 1
-            yield _cut(found, max_length)
-
-
-@dataclass(frozen=True)
-class _Uncut:
-    """A text with a candidate: tokens, and the positions of its parts.
-
-    Attributes:
-        ids: Its tokens, int64.
-        type_ids: Segment ids, or None.
-        inner: Positions of the tokens that are not special, ascending.
-        blank: Positions of the candidate's tokens, ascending.
-    """
-
-    ids: NDArray[np.int64]
-    type_ids: NDArray[np.int64] | None
-    inner: NDArray[np.int64]
-    blank: NDArray[np.int64]
-
-    @classmethod
-    def find(cls, made: Any, number: int, place: tuple[int, int], shown: str) -> _Uncut:
-        """Return a text of a tokenized batch whose candidate has the given characters."""
-        inner = np.flatnonzero(np.array(made["special_tokens_mask"][number]) == 0)
-        offsets = np.array(made["offset_mapping"][number]).reshape(-1, 2)[inner]
-        blank = inner[(offsets[:, 0] < place[1]) & (offsets[:, 1] > place[0])]
-        if not len(blank):
-            raise DataError(f"the tokenizer yields no tokens for the candidate {shown}")
-        types = np.array(made["token_type_ids"][number]) if "token_type_ids" in made else None
-        return cls(np.array(made["input_ids"][number], np.int64), types, inner, blank)
-
-
-def _cut(row: Sequence[_Uncut], max_length: int) -> list[Filled]:
-    """Return the candidates of a row with the same context, so that the longest one fits."""
-    special = max(len(one.ids) - len(one.inner) for one in row)
-    longest = max(len(one.blank) for one in row)
-    room = max_length - special - longest
-    if room < 1:
-        raise DataError(
-            f"a candidate has {longest} tokens, which leave no room for its context in "
-            f"task.max_length={max_length}; increase it"
-        )
-    return [_cut_one(one, room) for one in row]
-
-
-def _cut_one(one: _Uncut, room: int) -> Filled:
-    """Return a text whose candidate has at most `room` tokens around it, the nearest ones."""
-    before, after = one.inner[one.inner < one.blank[0]], one.inner[one.inner > one.blank[-1]]
-    kept = min(len(before), max(room - len(after), room - room // 2))
-    before, after = before[len(before) - kept :], after[: room - kept]
-    start, stop = np.arange(one.inner[0]), np.arange(one.inner[-1] + 1, len(one.ids))
-    positions = np.concatenate([start, before, one.blank, after, stop])
-    first = len(start) + len(before)
-    return Filled(
-        ids=one.ids[positions],
-        type_ids=None if one.type_ids is None else one.type_ids[positions],
-        first=first,
-        last=first + len(one.blank) - 1,
-        end=first + len(one.blank) + len(after),
-        is_cut=len(positions) < len(one.ids),
-    )
-
-
-def _differ_in_one_token(row: Sequence[Filled]) -> bool:
-    """Return whether the candidates have one token each, in the same place of the same context."""
-    first = row[0]
-    rest = np.arange(len(first.ids)) != first.first
-    return all(
-        one.first == one.last == first.first
-        and len(one.ids) == len(first.ids)
-        and np.array_equal(one.ids[rest], first.ids[rest])
-        for one in row
-    )
-
-
 def _joined(scored: Sequence[Scored], cut: int) -> Encoded:
     types = [one.type_ids.tolist() for one in scored if one.type_ids is not None]
     return join_rows([one.ids.tolist() for one in scored], types or None, cut)
@@ -399,15 +277,9 @@ def _counts(classes: Sequence[str]) -> bool:
     return list(classes) == list(map(str, range(len(classes))))
 
 
-def _blank_problem(text: str) -> str:
-    """Return what is wrong with the blank of a text; empty if nothing is."""
-    count = text.count(BLANK)
-    return "" if count == 1 else f"the text {text!r} has {count} times {BLANK}, not once"
-
-
 def _check_texts(split: Split, table: Table) -> None:
     """Raise `DataError` for texts without a blank."""
     for number, text in zip(table.numbers, split.text, strict=True):
-        if problem := _blank_problem(text):
+        if problem := blank_problem(text):
             table.faults.add(number, problem)
     table.faults.check()

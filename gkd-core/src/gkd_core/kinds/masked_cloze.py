@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gkd_core.errors import DataError
-from gkd_core.kinds.cloze import Cloze, Filled, Scored
+from gkd_core.kinds.cloze import Cloze, Scored
+from gkd_core.kinds.filled import Filled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

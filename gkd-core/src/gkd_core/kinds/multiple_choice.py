@@ -18,7 +18,7 @@ from gkd_core.data.columns import find_text, pick_column
 from gkd_core.data.encode import Encoded, encode_samples
 from gkd_core.data.labels import is_unlabeled
 from gkd_core.errors import DataError
-from gkd_core.kinds.metrics import Metric
+from gkd_core.kinds.metrics import Metric, accuracy
 from gkd_core.kinds.task_kind import ReadRows, TaskKind, is_prepared, read_output
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class MultipleChoice(TaskKind):
         """Return the accuracy."""
         return {
             "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
-            "accuracy": float((predictions == labels).double().mean()),
+            "accuracy": accuracy(predictions, labels),
         }
 
     def guess(self, labels: Sequence[Any] | None) -> float | None:
