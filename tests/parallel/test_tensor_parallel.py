@@ -7,6 +7,7 @@ import json
 import pytest
 
 from gkd_core.errors import ConfigError
+from gkd_core.evaluation.predictions import Predictions
 from gkd_core.plugins import registry
 
 KINDS = registry().kinds
@@ -191,3 +192,15 @@ def test_models_that_no_process_holds_alone_are_compared_by_all(still, on_ranks,
             assert (mine["parameters"], mine["bytes"]) == (theirs["parameters"], theirs["bytes"])
             assert mine["milliseconds"] is None
             assert theirs["milliseconds"] > 0
+        _same_predictions(tmp_path / name, tmp_path / "alone")
+
+
+def _same_predictions(one, other):
+    """Check that two runs say the same of each row."""
+    mine, theirs = (Predictions.read(run / "predictions") for run in (one, other))
+    assert mine.rows.equals(theirs.rows)
+    assert list(mine.models) == ["student", "teacher"]
+    for file, table in mine.models.items():
+        assert table["prediction"].equals(theirs.models[file]["prediction"])
+        losses = [each["loss"].to_pylist() for each in (table, theirs.models[file])]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3, abs=1e-5)

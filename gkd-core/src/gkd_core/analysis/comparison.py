@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -396,7 +395,24 @@ class _Exam:
 
     def load(self, compared: ComparedModel) -> tuple[PreTrainedModel, int]:
         """Return a model, or this process's shard of it, and its number of weights."""
-        return _load(compared, self._spec, self._device, self._adapters)
+        spec, placement = self._spec, compared.placement
+        groups = arrange(Layout(processes(1), compared.tensor))
+        model = load_teacher(
+            compared.model,
+            spec.kind,
+            spec.data.classes,
+            compared.trust_remote_code,
+            compared.name,
+            None if groups is None else shard_reader(groups.tensor),
+        )
+        prepare_model(model, spec, compared.tokenizer)
+        size = count_parameters(model)
+        if placement == "replicated":
+            return model.to(self._device), size
+        blocks = find_sites(model, self._adapters).blocks
+        copies = None if groups is None else groups.data
+        place_teacher(model, blocks, placement, self._device, copies)
+        return model, size
 
     def evaluate(self, compared: ComparedModel, model: PreTrainedModel) -> Evaluation:
         """Return the evaluation of a model; one that is judged also by its most likely tokens."""
@@ -447,31 +463,6 @@ class _Exam:
 def _mean_tokens(samples: Sequence[Batch]) -> float:
     counts = [int(sample.inputs["attention_mask"].sum()) for sample in samples]
     return sum(counts) / len(counts)
-
-
-def _load(
-    compared: ComparedModel,
-    spec: StageSpec,
-    device: torch.device,
-    adapters: Sequence[type[Sites]],
-) -> tuple[PreTrainedModel, int]:
-    """Return a model, or this process's shard of it, and its number of weights."""
-    groups = arrange(Layout(processes(1), compared.tensor))
-    model = load_teacher(
-        compared.model,
-        spec.kind,
-        spec.data.classes,
-        compared.trust_remote_code,
-        compared.name,
-        None if groups is None else shard_reader(groups.tensor),
-    )
-    prepare_model(model, spec, compared.tokenizer)
-    size = count_parameters(model)
-    copies = None if groups is None else groups.data
-    if compared.placement == "replicated":
-        return model.to(device), size
-    place_teacher(model, find_sites(model, adapters).blocks, compared.placement, device, copies)
-    return model, size
 
 
 def _predict(

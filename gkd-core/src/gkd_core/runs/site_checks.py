@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gkd_core.contract.model_info import Models
@@ -18,7 +19,7 @@ from gkd_core.models.meta import shape_model
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.slicing.maps import find_maps
 from gkd_core.models.slicing.widths import lost_heads
-from gkd_core.training.probe_choice import choose_probes
+from gkd_core.training.probe_choice import OTHER_TOKENS, choose_probes
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
@@ -134,12 +135,24 @@ def _check_probes(spec: StageSpec, models: Sequence[_Model]) -> None:
         return
     sides = {(model.side, model.number): model for model in models}
     for number, teacher in enumerate(spec.teachers):
+        taught = Models(spec.student, teacher.info, spec.data.kind)
+        choose_probes(spec.config.probe, taught, partial(_probe_obstacle, spec, sides, number))
 
-        def obstacle(side: Side, place: Capture, number: int = number) -> str | None:
-            model = sides.get((side, number if side == "teacher" else None))
-            return None if model is None else model.obstacle(place)
 
-        choose_probes(spec.config.probe, Models(spec.student, teacher.info), obstacle)
+def _probe_obstacle(
+    spec: StageSpec,
+    models: Mapping[tuple[Side, int | None], _Model],
+    number: int,
+    side: Side,
+    place: Capture,
+) -> str | None:
+    """Return why a tensor of the student or of teacher `number` cannot be compared, or None."""
+    teacher = spec.teachers[number]
+    if teacher.tokenizer is not spec.tokenizer:
+        return OTHER_TOKENS
+    if side == "teacher" and teacher.source is not None:
+        return teacher.source.missing(place)
+    return models[side, number if side == "teacher" else None].obstacle(place)
 
 
 def _refusal(wish: str, obstacle: str) -> ConfigError:

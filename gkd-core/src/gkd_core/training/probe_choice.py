@@ -21,6 +21,8 @@ ALL = "all"
 EVERYTHING = ("logits", "hidden[*]", "attention[*]", "query[*]", "key[*]", "value[*]")
 """What `all` stands for."""
 
+OTHER_TOKENS = "the teacher reads other tokens"
+
 Obstacle = Callable[["Side", Capture], str | None]
 """Returns why a tensor of the student or the teacher cannot be read, or None if it can be."""
 

@@ -32,7 +32,12 @@ from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, Side, StepPlan, plan_step
 from gkd_core.optim.engine import autocast
 from gkd_core.teachers.teacher import SourcedTeacher
-from gkd_core.training.probe_choice import ProbeChoice, ProbedPair, choose_probes
+from gkd_core.training.probe_choice import (
+    OTHER_TOKENS,
+    ProbeChoice,
+    ProbedPair,
+    choose_probes,
+)
 from gkd_core.training.probe_distances import Sides
 from gkd_core.training.probe_file import (
     PROBES,
@@ -212,7 +217,7 @@ def _plan(pairs: Sequence[Sequence[ProbedPair]], taught: Sequence[Models]) -> St
 def _obstacle(stage: Stage, number: int, side: Side, capture: Capture) -> str | None:
     """Return why a tensor of the student or of a teacher cannot be compared, or None."""
     if stage.spec.teachers[number].tokenizer is not stage.spec.tokenizer:
-        return "the teacher reads other tokens"
+        return OTHER_TOKENS
     teacher = stage.teachers[number]
     if side == "teacher" and isinstance(teacher, SourcedTeacher):
         return teacher.source.missing(capture)
