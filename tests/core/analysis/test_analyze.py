@@ -169,6 +169,8 @@ def test_command_writes_page_figures_and_tables_of_a_real_run(world, tmp_path):
     ):
         result = CliRunner().invoke(gkd, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.output
+    report = (run / "report.html").read_text()
+    assert "mse to teacher in stage distil" in report
     found = json.loads((output / "analysis.json").read_text())
     assert found["points"] == "changes between evaluations within one run"
     assert {each["feature"] for each in found["correlations"]} >= {"logits", "hidden[0]"}

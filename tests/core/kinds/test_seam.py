@@ -101,5 +101,5 @@ def test_kinds_are_listed_with_their_plugin(invoke):
 def test_an_unknown_kind_in_the_configuration_is_refused(invoke):
     done = invoke("explain", "--set", "task.kind=clasification")
     assert done.code == 2
-    assert "task.kind must be 'lm', 'causal-lm'" in done.err
+    assert "task.kind must be 'lm', 'causal-cloze', 'causal-lm'" in done.err
     assert "got 'clasification' (--set). Did you mean 'classification'?" in done.err

@@ -52,7 +52,7 @@ class Sides(NamedTuple):
 
     def items(self, vectors: Tensor) -> Items:
         """Return the items that vectors belong to: tokens that are not padding, or rows."""
-        if vectors.dim() == 3:
+        if not _is_of_rows(self.of):
             return self.batch.tokens
         rows = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
         return Items.where("sample", rows)
@@ -94,8 +94,13 @@ def distances_of(capture: Capture, temperatures: Sequence[float]) -> Iterator[Pr
         yield ProbeDistance("mse", _mse, _unequal_widths)
         yield ProbeDistance("cosine", _cosine, _unequal_widths)
         yield ProbeDistance("1-cka", _cka, _nothing)
-        if capture != POOLED and not capture.reduce:
+        if not _is_of_rows(capture):
             yield ProbeDistance("relation", _relation, _nothing)
+
+
+def _is_of_rows(capture: Capture) -> bool:
+    """Return whether there is one vector per row, not one per position."""
+    return capture == POOLED or bool(capture.reduce)
 
 
 def _divergences(
