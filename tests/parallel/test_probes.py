@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gkd_core.training.probe_file import PROBES, read_probes
+from gkd_core.probes.probe_file import PROBES, read_probes
 
 rest = [pytest.mark.slow, pytest.mark.exhaustive]
 PROBED = ["probe.every=4", "training.batch_size=12"]

@@ -16,7 +16,7 @@ from gkd_core.cli import gkd
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.evaluation.predictions import About, Predictions
 from gkd_core.plugins import registry
-from gkd_core.training.probe_file import PROBES, ProbedValue, ProbeFile
+from gkd_core.probes.probe_file import PROBES, ProbedValue, ProbeFile
 
 HALVES = "hidden[1]"
 """The feature of hand-made probes."""

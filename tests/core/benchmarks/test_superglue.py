@@ -432,3 +432,13 @@ def test_a_student_is_trained_on_a_task_by_name(read, folder, start, invoke, nam
     counted = {"multirc": 32, "record": 16}.get(name, 8)
     name = "accuracy" if metric is None else metric.name
     assert f"{name} on {counted} test rows" in done.out
+
+
+def test_explain_shows_rows_metric_and_classes(read, folder, start, invoke):
+    read("cb")
+    data = ("--task", "superglue/cb", "--data", folder())
+    done = invoke("explain", "hard", *data, "--student", start)
+    assert done.code == 0, done.err
+    assert "rows       22 train, 2 validation, 8 test" in done.out
+    assert "metric     score" in done.out
+    assert "classes    entailment, contradiction, neutral" in done.out

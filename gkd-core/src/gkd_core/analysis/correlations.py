@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.errors import DataError
 from gkd_core.evaluation.statistics import Correlation, pearson, spearman
-from gkd_core.training.probe_file import TRAINING, VALIDATION, ProbedValue
+from gkd_core.probes.probe_file import TRAINING, VALIDATION, ProbedValue
 
 
 class ProbeKey(NamedTuple):

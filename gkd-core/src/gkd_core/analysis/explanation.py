@@ -26,6 +26,7 @@ from gkd_core.runs.outline import (
 from gkd_core.runs.summary import stage_summary
 
 YEAR = re.compile(r"(?<!:)\b(?:19|20)\d\d\b(?!\.)")
+MOST_CLASSES = 20
 WIDTH = 80
 INDENT = 13
 """Column at which the values start."""
@@ -65,6 +66,7 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
         ("methods", f"{stage.method}  ({stage.method_origin})"),
         ("task", stage.task),
         *(("", note) for note in stage.notes),
+        *_rows(stage),
         ("batch", f"{size} samples of up to {length} tokens"),
         *_rollout(stage.rollout),
         ("student", f"{_model(stage.student)}{_kept(stage.scale)}"),
@@ -77,6 +79,16 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
     ]
     for name, value in entries:
         yield _entry(name, value, width)
+
+
+def _rows(stage: StageOutline) -> Iterator[tuple[str, str]]:
+    """Yield the numbers of rows, the metric and the first classes."""
+    yield "rows", ", ".join(f"{count:,} {name}" for name, count in stage.rows.items())
+    yield "metric", stage.metric
+    if stage.classes:
+        more = len(stage.classes) - MOST_CLASSES
+        shown = ", ".join(stage.classes[:MOST_CLASSES])
+        yield "classes", f"{shown} and {more} more" if more > 0 else shown
 
 
 def _entry(name: str, value: str, width: int) -> str:

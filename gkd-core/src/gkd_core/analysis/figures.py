@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gkd_core.analysis.comparison import Comparison
+from gkd_core.probes.probe_file import ProbedValue
 
 Entries = Sequence[Mapping[str, Any]]
 INK = "#1f2937"
@@ -73,6 +74,24 @@ def validation(entries: Entries, metric: str) -> str:
             axes.plot([s / last for s, _ in points], [v for _, v in points], "o-", label=stage)
     axes.legend(frameon=False)
     return svg(figure)
+
+
+def probed(values: Sequence[ProbedValue]) -> dict[str, str]:
+    """Return an SVG per distance with its curves: one of each feature over the steps.
+
+    Args:
+        values: What the probes of a stage have measured.
+    """
+    drawn = {}
+    for distance in dict.fromkeys(value.distance for value in values):
+        figure, axes = axes_of("step", distance)
+        mine = [value for value in values if value.distance == distance]
+        for feature in dict.fromkeys(value.feature for value in mine):
+            points = [(v.step, v.value) for v in mine if v.feature == feature]
+            axes.plot(*zip(*points, strict=True), "o-", label=feature, linewidth=1.2, markersize=3)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        drawn[distance] = svg(figure)
+    return drawn
 
 
 def curves(x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:

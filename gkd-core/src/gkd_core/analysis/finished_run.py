@@ -13,9 +13,9 @@ from gkd_core.config.resolve import Resolved, resolve
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
+from gkd_core.probes.probe_file import PROBES, ProbedValue, read_probes
 from gkd_core.runs.directory import CONFIG
 from gkd_core.tracking.recorder import METRICS
-from gkd_core.training.probe_file import PROBES, ProbedValue, read_probes
 
 RESULTS = "results.json"
 

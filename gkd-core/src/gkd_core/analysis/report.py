@@ -22,9 +22,11 @@ from gkd_core.analysis.comparison import NONE, Compared, Comparison, Row
 from gkd_core.analysis.cost import StageCost, stage_costs
 from gkd_core.analysis.disagreement import Disagreement, disagreements
 from gkd_core.atomic import write_file
+from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
 from gkd_core.evaluation.pairs import ModelPair, compare_pair
 from gkd_core.evaluation.statistics import LEVEL, RESAMPLES, Interval
+from gkd_core.probes.probe_file import PROBES, TRAINING, read_probes
 from gkd_core.tracking.recorder import METRICS
 
 if TYPE_CHECKING:
@@ -376,3 +378,15 @@ def _figures(run: Run) -> Iterable[tuple[str, str]]:
     yield figures.validation(entries, metric), f"{metric} on the validation rows"
     for stage, svg in figures.losses(entries).items():
         yield svg, f"losses of stage {stage}"
+    yield from _probe_figures(run)
+
+
+def _probe_figures(run: Run) -> Iterable[tuple[str, str]]:
+    """Yield the figures of what probes have measured, stage by stage and teacher by teacher."""
+    for stage in run.results:
+        path = run.directory / STAGES / stage / PROBES
+        values = read_probes(path) if path.exists() else ()
+        for teacher in dict.fromkeys(value.teacher for value in values):
+            mine = [v for v in values if (v.teacher, v.rows) == (teacher, TRAINING)]
+            for distance, svg in figures.probed(mine).items():
+                yield svg, f"{distance} to {teacher} in stage {stage}"

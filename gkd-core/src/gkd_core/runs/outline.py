@@ -13,6 +13,7 @@ from gkd_core.models.parts import part_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from gkd_core.contract.task import TaskData
     from gkd_core.objective.ensemble import TeacherEnsemble
     from gkd_core.objective.step_plan import ActiveMethod, PlannedPass, Side, StepPlan
     from gkd_core.teachers.source import AnswerSource
@@ -158,6 +159,9 @@ class StageOutline:
         method: The method expression.
         method_origin: Where the expression was set.
         task: What is predicted and from which data, as text.
+        rows: Number of rows by the name of their split.
+        metric: The metric that selects the best student.
+        classes: Names of the classes in the order of their ids; empty if there are none.
         batch: Rows of a micro-batch, and tokens of the longest sequence.
         student: Shape of the student.
         scale: Share of heads and neurons that `student.scale` keeps; None for all.
@@ -180,6 +184,9 @@ class StageOutline:
     method: str
     method_origin: str
     task: str
+    rows: Mapping[str, int]
+    metric: str
+    classes: tuple[str, ...]
     batch: tuple[int, int]
     student: ModelInfo
     scale: float | None
@@ -229,6 +236,9 @@ def outline_stage(spec: StageSpec) -> StageOutline:
         method=str(spec.expression),
         method_origin=spec.origin("method"),
         task=spec.about,
+        rows=_rows(spec.data),
+        metric=spec.metric.name,
+        classes=spec.data.classes if spec.kind.has_classes else (),
         batch=batch,
         student=spec.student,
         scale=spec.scale,
@@ -277,6 +287,11 @@ def _options(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> dict[str
         name: OptionOutline(value, spec.origin(f"{owner.name}.{name}"))
         for name, value in values.items()
     }
+
+
+def _rows(data: TaskData) -> dict[str, int]:
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {name: len(split) for name, split in splits.items() if split is not None}
 
 
 def _lr_factors(step: StepPlan) -> Iterable[LrFactorOutline]:

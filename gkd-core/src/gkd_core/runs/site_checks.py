@@ -19,7 +19,7 @@ from gkd_core.models.meta import shape_model
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.slicing.maps import find_maps
 from gkd_core.models.slicing.widths import lost_heads
-from gkd_core.training.probe_choice import OTHER_TOKENS, choose_probes
+from gkd_core.probes.choice import OTHER_TOKENS, choose_probes
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind

@@ -38,6 +38,7 @@ from gkd_core.optim.engine import Engine, EngineMaker, build_engine
 from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.parallel.placement import place_teacher
 from gkd_core.plugins import Registry
+from gkd_core.probes.probes import Probes, build_probes
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
 from gkd_core.students.scale import scale_student
@@ -47,7 +48,6 @@ from gkd_core.training.augmentation import augmented
 from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
 from gkd_core.training.manifest import Manifest
-from gkd_core.training.probes import Probes, build_probes
 from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 from gkd_core.training.step_start import StepStart

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import Capture, parse_path
 from gkd_core.models.layer_map import layer_pairs
-from gkd_core.training.probe_distances import ProbeDistance, distances_of
+from gkd_core.probes.distances import ProbeDistance, distances_of
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import ProbeConfig

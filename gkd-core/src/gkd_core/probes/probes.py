@@ -31,21 +31,21 @@ from gkd_core.models.slicing.widths import lost_heads
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, Side, StepPlan, plan_step
 from gkd_core.optim.engine import autocast
-from gkd_core.teachers.teacher import SourcedTeacher
-from gkd_core.training.probe_choice import (
+from gkd_core.probes.choice import (
     OTHER_TOKENS,
     ProbeChoice,
     ProbedPair,
     choose_probes,
 )
-from gkd_core.training.probe_distances import Sides
-from gkd_core.training.probe_file import (
+from gkd_core.probes.distances import Sides
+from gkd_core.probes.probe_file import (
     PROBES,
     TRAINING,
     VALIDATION,
     ProbedValue,
     ProbeFile,
 )
+from gkd_core.teachers.teacher import SourcedTeacher
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import ProbeConfig

@@ -15,9 +15,9 @@ from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.errors import MethodError
 from gkd_core.losses.similarity import unbiased_cka
+from gkd_core.probes.probe_file import PROBES, ProbedValue, ProbeFile, read_probes
 from gkd_core.tracking.sinks.tensorboard import TensorBoard
 from gkd_core.training import loop
-from gkd_core.training.probe_file import PROBES, ProbedValue, ProbeFile, read_probes
 from gkd_core.training.stage import build_stage
 
 ALL = 'probe.features=["all"]'

@@ -1,0 +1,1 @@
+"""Distances between features of student and teachers, measured while a stage trains."""
