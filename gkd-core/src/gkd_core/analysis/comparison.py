@@ -305,9 +305,8 @@ def predict_and_compare(
     times: list[float | None] = [None] * len(compared)
     flops, tokens = list(times), list(times)
     if timed:
-        samples = [exam.samples(one) for one in compared]
-        times[:] = latencies(models, samples)
-        counted = [own[:COUNTED_SAMPLES] for own in samples]
+        times[:] = latencies(models, [exam.samples(one, TIMED_SAMPLES) for one in compared])
+        counted = [exam.samples(one, COUNTED_SAMPLES) for one in compared]
         flops[:] = map(forward_flops, models, counted)
         tokens[:] = map(_mean_tokens, counted)
     reference = next((e for c, e in zip(compared, found, strict=True) if c is judge), None)
@@ -430,10 +429,10 @@ class _Exam:
             found = replace(found, columns={**found.columns, **written})
         return self._spec.measured(found, self._split)
 
-    def samples(self, compared: ComparedModel) -> list[Batch]:
+    def samples(self, compared: ComparedModel, most: int) -> list[Batch]:
         """Return the first rows as a model reads them, as batches of one sample each."""
         encoded, collator = self.readings[compared.tokenizer]
-        first = range(min(TIMED_SAMPLES, len(encoded)))
+        first = range(min(most, len(encoded)))
         return [collator.collate(encoded, [row], epoch=0).to(self._device) for row in first]
 
     def _with_top_tokens(
