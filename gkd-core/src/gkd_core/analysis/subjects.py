@@ -129,18 +129,20 @@ def of_run(directory: Path, resolved: Resolved, registry: Registry) -> Subjects:
     return Subjects(run.last, list(compared_models(run)), first_teacher(run))
 
 
-def alone(builder: SpecBuilder, stage: ResolvedStage, models: Sequence[str]) -> Subjects:
+def alone(
+    builder: SpecBuilder, stage: ResolvedStage, models: Sequence[str], trusts: bool
+) -> Subjects:
     """Return models by themselves; the first of several judges the others.
 
     Args:
         builder: Reads the rows and the configurations of the models.
         stage: A stage with the task.
         models: Directories or hub ids.
+        trusts: Whether code that comes with them may run.
 
     Raises:
         ConfigError: The models are not for the same kind of task.
     """
-    trusts = _trusts_code(stage)
     specs = [builder.build(_with_model(stage, model, trusts)) for model in models]
     first = specs[0]
     for model, spec in zip(models, specs, strict=True):
@@ -172,7 +174,7 @@ def language_models(named: Sequence[Named], registry: Registry) -> list[Compared
     found = []
     for each in named:
         stages = resolve(registry, files=each.config).stages
-        trusts = any(map(_trusts_code, stages))
+        trusts = any(map(trusts_code, stages))
         model = each.model(registry)
         tokenizer = load_tokenizer(model, trusts, "the model to evaluate")
         found.append(ComparedModel(model, model, tokenizer, trusts))
@@ -183,7 +185,7 @@ def _is_run(place: Path) -> bool:
     return (place / CONFIG).is_file() and (place / STAGES).is_dir()
 
 
-def _trusts_code(stage: ResolvedStage) -> bool:
+def trusts_code(stage: ResolvedStage) -> bool:
     """Return whether code that comes with a model of a stage may run: its student may have it."""
     config = stage.config
     return config.student.trust_remote_code or any(t.trust_remote_code for t in config.teachers)

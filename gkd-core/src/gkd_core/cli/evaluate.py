@@ -188,7 +188,27 @@ def _subjects(named: Named, resolved: Resolved, against: str | None, configured:
         return of_run(named.run, resolved, registry())
     both = [named] if against is None else [find_named(against), named]
     models = [each.model(registry()) for each in both]
-    return alone(SpecBuilder(registry()), resolved.stages[-1], models)
+    trusts = _trusts(resolved, configured or named.run is None)
+    return alone(SpecBuilder(registry()), resolved.stages[-1], models, trusts)
+
+
+def _trusts(resolved: Resolved, configured: bool) -> bool:
+    """Return whether the user lets code of models run; what a run says of it, others may have said.
+
+    Args:
+        resolved: The configuration.
+        configured: Whether all of it is the user's.
+    """
+    from gkd_core.analysis.subjects import trusts_code
+    from gkd_core.config.settings import Level
+
+    least = Level.FILE if configured else Level.COMMAND_LINE
+    return any(
+        origin.level >= least
+        for stage in filter(trusts_code, resolved.stages)
+        for name, origin in stage.origins.items()
+        if name.endswith(".trust_remote_code")
+    )
 
 
 def _check_samples(samples: int | None, kind: TaskKind) -> None:
