@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -224,9 +225,9 @@ def test_explain_and_the_report_show_who_teaches_whom(prepare_run):
     )
     run.execute()
     (run.directory / "config.toml").write_text(to_toml(run.resolved))
-    page = summarize_run(run).report.read_text()
+    page = re.sub(r"<td[^>]*>", "<td>", summarize_run(run).report.read_text())
     assert "<td>both</td><td>soft</td><td>left, right</td>" in page
-    assert page.count("base64,iVBOR") == 5  # PNG: quality, validation and the losses of each stage
+    assert page.count("</svg>") == 5  # quality, validation and the losses of each stage
 
 
 class Killed(BaseException):
