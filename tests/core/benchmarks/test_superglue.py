@@ -302,8 +302,8 @@ def test_a_span_of_wsc_that_is_elsewhere_is_refused(read):
 
 def test_candidates_of_wsc_compete_with_the_noun_phrase(read):
     data = read("wsc", kind="masked-cloze")
-    asked = f" In the text above, the pronoun 'it' refers to {BLANK}."
-    assert data.test.text[0] == f"{FIT} 0{asked}"
+    prompt = f" In the text above, the pronoun 'it' refers to {BLANK}."
+    assert data.test.text[0] == f"{FIT} 0{prompt}"
     assert data.test.pair[0] == ["trophy", "the brown case"]
     assert data.test.pair[1] == ["the brown case", "The trophy"]
     assert data.test.labels[:2] == [0, 1]
@@ -389,10 +389,10 @@ def on_the_hub(name, row):
 
 @pytest.mark.parametrize("name", ["copa", "multirc", "record", "wsc"])
 def test_rows_of_the_hub_are_those_of_the_files(read, load, monkeypatch, name):
-    asked = []
+    opened = []
 
     def load_dataset(*place):
-        asked.append(place)
+        opened.append(place)
         parts = {"train": range(8, 32), "validation": range(8)}
         rows = {
             part: [made for number in numbers for made in on_the_hub(name, ROWS[name](number))]
@@ -402,9 +402,9 @@ def test_rows_of_the_hub_are_those_of_the_files(read, load, monkeypatch, name):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     expected = read(name)
-    assert asked == []
+    assert opened == []
     found = load(f"superglue/{name}", None)
-    assert asked == [("aps/super_glue", "wsc.fixed" if name == "wsc" else name)]
+    assert opened == [("aps/super_glue", "wsc.fixed" if name == "wsc" else name)]
     assert (found.test, found.train, found.classes) == (
         expected.test,
         expected.train,

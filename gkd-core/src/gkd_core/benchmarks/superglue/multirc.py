@@ -49,8 +49,8 @@ class MultiRC(SuperGLUE):
         for question in passage.objects("questions"):
             group = f"{row.number('idx')}-{question.number('idx')}"
             for answer in question.objects("answers"):
-                asked = question.text("question")
-                yield self._example(passage.text("text"), asked, answer, "text", group)
+                wording = question.text("question")
+                yield self._example(passage.text("text"), wording, answer, "text", group)
 
     def together(self, split: Split) -> list[str]:
         """Return the passages, which are not divided either."""

@@ -57,7 +57,7 @@ class WSC(SuperGLUE):
         target = row.object("target") if "target" in row.values else row
         noun, pronoun = (_place(text, target, name) for name in ("span1", "span2"))
         meant = row.class_id("label", self.classes)
-        asked, referring = text[slice(*noun)], text[slice(*pronoun)]
+        phrase, referring = text[slice(*noun)], text[slice(*pronoun)]
         own = "candidates" in row.values and row.values["candidates"] is not None
         others = row.texts("candidates") if own else noun_phrases(text)
         yield Example(
@@ -65,7 +65,7 @@ class WSC(SuperGLUE):
             label=1 - meant if self.is_cloze else meant,
             spans=[(0, *noun), (0, *pronoun)],
             prompt=self.fill(text=text, pronoun=referring),
-            candidates=[asked, *(_different(others, asked, referring) or [OTHER])],
+            candidates=[phrase, *(_different(others, phrase, referring) or [OTHER])],
         )
 
     def taught(self, split: Split) -> Split:
@@ -109,12 +109,12 @@ def _place(text: str, target: RawRow, name: str) -> tuple[int, int]:
     raise ValueError(f"{name}_text is {wanted!r}, but word {index} of the text is {shown!r}")
 
 
-def _different(candidates: Sequence[str], asked: str, pronoun: str) -> list[str]:
+def _different(candidates: Sequence[str], phrase: str, pronoun: str) -> list[str]:
     """Return the candidates that name something else than a noun phrase and a pronoun do.
 
     One whose words are among those of the other, such as a surname, may well mean the same.
     """
-    taken = [_words(asked), _words(pronoun)]
+    taken = [_words(phrase), _words(pronoun)]
     found = {frozenset(_words(candidate)): candidate for candidate in candidates}
     return [
         candidate
