@@ -9,10 +9,8 @@ import numpy as np
 from scipy.special import log_softmax
 
 from gkd_core.errors import DataError
-from gkd_core.evaluation.predictions import Predictions, pair_rows
-
-STUDENT, BASELINE = "student", "baseline"
-"""Files of predictions that are not of a teacher."""
+from gkd_core.evaluation.predictions import STUDENT, Predictions, pair_rows
+from gkd_core.training.stage_spec import BASELINE
 
 
 @dataclass(frozen=True)

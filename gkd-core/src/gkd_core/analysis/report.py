@@ -25,9 +25,11 @@ from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
 from gkd_core.evaluation.pairs import ModelPair, compare_pair
+from gkd_core.evaluation.predictions import STUDENT
 from gkd_core.evaluation.statistics import LEVEL, RESAMPLES, Interval
 from gkd_core.probes.probe_file import PROBES, TRAINING, read_probes
 from gkd_core.tracking.recorder import METRICS
+from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
     from gkd_core.runs.result import StageResult
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from gkd_core.training.stage_spec import StageSpec
 
 REPORT = "report.html"
-STUDENT = "student"
-"""Name of the file with the student's predictions."""
 
 SHOWN_ROWS = 8
 """Rows on which student and teacher differ that are shown."""
@@ -207,7 +207,7 @@ def _teachers(run: Run) -> list[str]:
 
 
 def _baseline(run: Run) -> str | None:
-    result = run.results.get("baseline")
+    result = run.results.get(BASELINE)
     return None if result is None else result.student
 
 

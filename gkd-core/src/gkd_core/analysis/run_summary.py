@@ -13,7 +13,7 @@ from gkd_core.analysis.report import write_report
 from gkd_core.atomic import write_file
 from gkd_core.distributed.ranks import is_first
 from gkd_core.errors import PluginError
-from gkd_core.evaluation.predictions import PREDICTIONS
+from gkd_core.evaluation.predictions import PREDICTIONS, STUDENT
 from gkd_core.plugins.owners import described
 from gkd_core.training.stage_spec import BASELINE
 
@@ -139,7 +139,7 @@ def compared_models(run: Run) -> Iterator[ComparedModel]:
             teacher.placement,
             teacher.called,
         )
-    students = {"student": (f"student, {run.methods}", str(run.student))}
+    students = {STUDENT: (f"student, {run.methods}", str(run.student))}
     for spec in run.specs:
         if spec.name == BASELINE:
             baseline = ("student, labels only", str(run.locations.student(spec)))

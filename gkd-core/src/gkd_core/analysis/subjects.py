@@ -13,6 +13,7 @@ from gkd_core.config.resolve import resolve
 from gkd_core.config.schema import StudentConfig, TeacherConfig
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
+from gkd_core.evaluation.predictions import STUDENT
 from gkd_core.models.tokenizer import load_tokenizer
 from gkd_core.runs.directory import CONFIG, DONE
 from gkd_core.runs.run import Run, prepare_run
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from gkd_core.plugins import Registry
     from gkd_core.runs.spec_builder import SpecBuilder
     from gkd_core.training.stage_spec import StageSpec
-
-STUDENT = "student"
-"""Name of the final student in the table of a run, and of its directory."""
 
 
 @dataclass(frozen=True)

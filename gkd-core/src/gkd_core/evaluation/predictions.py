@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 PREDICTIONS = "predictions"
 """Folder of a run with its predictions."""
 
+STUDENT = "student"
+"""Name of a run's student among its predictions; other names are those of teachers and baseline."""
+
 ROWS = "rows"
 """Name of the file with the rows, which no model can have."""
 
