@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
+from gkd_core.contract.optimizer import OptimizerFactory
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
@@ -66,6 +67,7 @@ class Stage:
         teachers: The teachers, in the order of the configuration.
         objective: The objective that is minimized.
         engine: The engine that runs forward, backward and optimizer steps.
+        optimizer: Makes the optimizer.
         feature_offload: Host memory for the features of several teachers; None if not used.
         train: Training rows as token ids.
         validation: Validation rows as token ids.
@@ -88,6 +90,7 @@ class Stage:
     teachers: Sequence[Teacher]
     objective: Objective
     engine: Engine
+    optimizer: OptimizerFactory
     feature_offload: FeatureOffload | None
     train: Encoded
     validation: Encoded
@@ -282,6 +285,7 @@ def assemble_stage(
         teachers=teachers,
         objective=objective,
         engine=make_engine(student.model, objective.modules, config, total, device, parts, chosen),
+        optimizer=chosen.factory,
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
         validation=spec.encode(data.validation, spec.tokenizer),
