@@ -193,6 +193,12 @@ class TaskConfig(Section):
         description="Column with what causal-lm is to write after the text; only this is learned. "
         "Default: the model learns the texts themselves.",
     )
+    chat: bool | None = Field(
+        None,
+        description="Whether causal-lm writes texts and targets as turns of a conversation, with "
+        "the tokenizer's chat template. Default: messages always; prompts and answers that are "
+        "found by name if there is a template; columns that are named here never.",
+    )
     group: str | None = Field(
         None,
         description="Column with equal values in rows that belong together, such as the answers "
@@ -407,6 +413,15 @@ class RolloutConfig(BaseModel):
     def uses_teacher(self) -> bool:
         """Whether the teacher ever writes."""
         return self.teacher.start > 0 or self.teacher.end > 0
+
+    @property
+    def written(self) -> float:
+        """The smallest share of the rows that models write."""
+        start, end = (
+            getattr(self.student, moment) + getattr(self.teacher, moment)
+            for moment in ("start", "end")
+        )
+        return float(min(start, end))
 
     @property
     def options(self) -> dict[str, Any]:

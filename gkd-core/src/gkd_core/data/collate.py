@@ -101,24 +101,16 @@ class Collator:
             labels,
             numbers,
             words=words,
-            loss_mask=self._loss_mask(encoded, rows, unpadded, width),
+            loss_mask=self._loss_mask(encoded, rows, width),
             byte_offsets=located,
             output=self.kind.output,
         )
 
-    def _loss_mask(
-        self,
-        encoded: Encoded,
-        rows: Sequence[int],
-        ids: Sequence[NDArray[np.int64]],
-        width: int,
-    ) -> torch.Tensor | None:
-        """Return where the target texts are, bool `[B, S]`; None if there are none."""
-        if encoded.prompts is None:
+    def _loss_mask(self, encoded: Encoded, rows: Sequence[int], width: int) -> torch.Tensor | None:
+        """Return which tokens are learned, bool `[B, S]`; None if all are."""
+        if encoded.learned is None:
             return None
-        counts = [
-            np.arange(len(own)) >= encoded.prompts[row] for row, own in zip(rows, ids, strict=True)
-        ]
+        counts = [encoded.learned[encoded.part(row)] for row in rows]
         return self.padded(counts, 0, width).bool()
 
     @cached_property

@@ -32,6 +32,7 @@ from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import name_seed
 from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import Registry, ask
+from gkd_core.runs.chat_format import compare_tokens, follow_chat_format
 from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.classes import ClassOrder, Outputs
 from gkd_core.runs.default_teacher import default_teacher_store
@@ -96,6 +97,8 @@ class SpecBuilder:
         tokenizer, teachers = self.assign_tokenizers(
             config, self._teachers(settings, data, follows, stages if taught else ()), follows
         )
+        before = tokenizer.eos_token
+        said = follow_chat_format(tokenizer, teachers, data, config) if kind.generates else []
         if config.task.rows is not None:
             data = order.apply(replace(found, train=fewer(found.train, config.task.rows)), kind)
         shape = _student_shape(config, teachers, data, kind, start)
@@ -113,10 +116,12 @@ class SpecBuilder:
             student_config=shape,
             members=tuple(self._members(config, expression, data, student, teachers)),
             follows=follows,
-            notes=tuple(order.notes(data, kind, found.classes)),
+            notes=(*order.notes(data, kind, found.classes), *said),
+            end_token=tokenizer.eos_token if tokenizer.eos_token != before else None,
         )
         self.check(spec)
-        return spec
+        differences = tuple(compare_tokens(spec))
+        return replace(spec, notes=(*spec.notes, *differences)) if differences else spec
 
     def assign_tokenizers(
         self, config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None

@@ -28,7 +28,7 @@ from gkd_core.hooks.forward import checkpoint_contexts
 from gkd_core.hooks.padding import follow_mask
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import TaskKind
-from gkd_core.models.generation import adopt_generation_config
+from gkd_core.models.generation import adopt_generation_config, end_with
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.meta import meta_model
 from gkd_core.models.parts import find_parts
@@ -141,11 +141,12 @@ class Stage:
 
     def describe(self) -> list[str]:
         """Return lines that describe the task, the student and the rows it learns from."""
-        cut = self.train.num_truncated
+        cut, out = self.train.num_truncated, self.train.num_left_out
         limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
+        limit += f"; {out:,} without an answer left out" if out else ""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
         facts = [("task", self.spec.about), *(("", note) for note in self.spec.notes)]
-        facts += [*self.origin.summary, ("rows", rows), *self._judge()]
+        facts += [*self.origin.summary, ("rows", rows), *self._learned(), *self._judge()]
         for reading in self.readings:
             cut = reading.encoded.num_truncated
             limit = f"; {cut:,} rows cut" if cut else ""
@@ -192,6 +193,8 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     student = _student(spec, first, registry, start, groups)
     source = spec.config.student.model if start is None else str(start)
     adopt_generation_config(student.model, source or spec.teachers[0].trained, "student.model")
+    if spec.end_token is not None:
+        end_with(student.model, spec.tokenizer.eos_token_id)
     device = pick_device(config.parallel.device)
     dtypes = {teacher.name: teacher.dtype for teacher in config.teachers}
     for teacher in spec.live_teachers:

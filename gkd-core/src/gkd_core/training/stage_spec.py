@@ -126,6 +126,7 @@ class StageSpec:
             that student as it was before training.
         store: Where the student is kept, if it is a task's default teacher.
         notes: What was assumed of the rows and models, in sentences for the user to check.
+        end_token: The token that ends the student's answers, if its checkpoint has another.
     """
 
     name: str
@@ -142,6 +143,7 @@ class StageSpec:
     follows: StageSpec | None = None
     store: DefaultTeacherStore | None = None
     notes: tuple[str, ...] = ()
+    end_token: str | None = None
 
     @functools.cached_property
     def first_step(self) -> StepPlan:
