@@ -6,6 +6,7 @@ fields. The options of a method are in its own `Method.Config`, under the method
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -170,7 +171,8 @@ class TaskConfig(Section):
     )
     train: str | None = Field(
         None,
-        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset. If a stage "
+        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset; several with "
+        "their shares as in `a.jsonl:0.7,b.jsonl:0.3`. If a stage "
         "names its own, the run's validation, test and columns do not apply to it.",
     )
     validation: str | None = Field(
@@ -238,8 +240,23 @@ class TaskConfig(Section):
     )
 
 
+SHARES = re.compile(r"[^,]+:\d+(\.\d+)?(,[^,]+:\d+(\.\d+)?)+")
+"""Several sources of rows with a weight each."""
+
+
+def data_shares(train: str | None) -> dict[str, float]:
+    """Return the sources in a `task.train` with their shares; empty if it names a single one."""
+    if train is None or SHARES.fullmatch(train) is None:
+        return {}
+    pairs = [one.rpartition(":") for one in train.split(",")]
+    total = sum(float(weight) for _, _, weight in pairs)
+    return {place: float(weight) / total for place, _, weight in pairs}
+
+
 def task_name(task: TaskConfig) -> str:
     """Return the name of the configured task."""
+    if data_shares(task.train):
+        return "mixture"
     return task.name or ("embedded" if task.train is None else "files")
 
 

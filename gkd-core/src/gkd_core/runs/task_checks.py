@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
 
 TEXTS = ("text", "pair", "group", "target")
-COLUMNS = (*TEXTS, "labels", "spans")
+COLUMNS = (*TEXTS, "labels", "spans", "tools", "source")
 """What a split has for each row."""
 
 SPLITS = ("train", "validation", "test")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
@@ -270,7 +271,7 @@ class StageSpec:
         Raises:
             PluginError: The task's main metric is not among them.
         """
-        metrics = dict(evaluation.metrics)
+        metrics = {**evaluation.metrics, **self._by_source(evaluation, split)}
         if self.is_unlabeled(split):
             agreement = metrics[self.kind.metric.name]
             return replace(evaluation, metrics={"loss": metrics["loss"], AGREEMENT: agreement})
@@ -284,6 +285,19 @@ class StageSpec:
                 f"{self.kind} on {self.data.source} does not have: {', '.join(metrics)}"
             )
         return replace(evaluation, metrics=metrics)
+
+    def _by_source(self, evaluation: Evaluation, split: Split) -> dict[str, float]:
+        """Return the main metric on the rows of each source, if there are several."""
+        if split.source is None:
+            return {}
+        name, sources = self.kind.metric.name, np.array(split.source)
+        measure = self.kind.remeasure(evaluation, split, self.data.classes)
+        if measure is None:
+            return {}
+        return {
+            f"{name}.{source}": measure(np.flatnonzero(sources == source))[name]
+            for source in dict.fromkeys(split.source)
+        }
 
     @property
     def max_length(self) -> int:
