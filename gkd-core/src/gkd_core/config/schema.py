@@ -218,6 +218,12 @@ class TaskConfig(Section):
         description="Maximum sequence length in tokens; longer rows are truncated. Default: 128, "
         "or the models' limit if that is less.",
     )
+    packing: bool = Field(
+        False,
+        description="Put several training rows into one of `max_length` tokens, where no token "
+        "sees another row; causal-lm only. Texts fill every block; texts with targets and "
+        "conversations stay whole.",
+    )
     mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="Share of tokens that masked-lm predicts."
     )

@@ -91,6 +91,9 @@ class Collator:
         if encoded.type_ids is not None:
             types = [row["token_type_ids"] for row in made]
             inputs["token_type_ids"] = self.padded(types, self._pad_type_id, width)
+        if encoded.positions is not None:
+            places = [encoded.positions[encoded.part(row)] for row in rows]
+            inputs["position_ids"] = self.padded(places, 0, width)
         inputs |= self.kind.mark(uncollated)
         located = None
         if encoded.byte_offsets is not None:

@@ -35,8 +35,12 @@ class Encoded:
         labels: Labels as the kind of task has them, such as class ids int64 `[N]` or values fp32
             `[N]`; or None.
         num_truncated: Number of sequences truncated to `max_length`.
-        prompts: Number of tokens before the target text of each row, int64 `[N]`; None without
-            target texts.
+        num_left_out: Number of rows of the split of which no token is left to be learned.
+        learned: Whether each token is learned, rather than part of a prompt, bool like `ids`; None
+            if all are.
+        positions: Place of each token in its own row if several rows are packed into one, int32
+            like `ids`; or None.
+        num_packed: Number of the rows that are packed.
         byte_offsets: Start and end of each token in the UTF-8 text of its row, int32 `[T, 2]`; -1
             for special tokens. None unless the split asks for them.
         blocks: The text of each row in language modeling; None without `byte_offsets`.
@@ -50,7 +54,10 @@ class Encoded:
     offsets: NDArray[np.int64]
     labels: NDArray[Any] | None
     num_truncated: int
-    prompts: NDArray[np.int64] | None = None
+    num_left_out: int = 0
+    learned: NDArray[np.bool_] | None = None
+    positions: NDArray[np.int32] | None = None
+    num_packed: int = 0
     byte_offsets: NDArray[np.int32] | None = None
     blocks: Sequence[str] | None = None
     per_row: int = 1

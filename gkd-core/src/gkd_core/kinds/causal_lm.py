@@ -117,8 +117,10 @@ class CausalLM(LanguageModel):
         following = [np.append(row[1:], IGNORE) for row in rows.ids]
         encoded = rows.encoded
         for row, number in zip(following, rows.numbers, strict=True):
-            if prompts is not None:
-                row[: prompts[number] - 1] = IGNORE
+            if encoded.learned is not None:
+                row[:-1][~encoded.learned[encoded.part(number)][1:]] = IGNORE
+            if encoded.positions is not None:
+                row[:-1][encoded.positions[encoded.part(number)][1:] == 0] = IGNORE
         return rows.ids, rows.padded(following, IGNORE)
 
 

@@ -17,6 +17,7 @@ from gkd_core.models.stored import check_stored, check_stored_weights, check_tra
 from gkd_core.models.tokenizer import check_vocabulary
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
+from gkd_core.runs.packing_checks import check_packing
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
 from gkd_core.training.augmentation import check_augmentation, copies
@@ -50,6 +51,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     registry.make_optimizer(config).check(config.parallel)
     check_tokenizers(spec)
     check_sources(spec)
+    check_packing(spec)
     for tokenizer in (spec.tokenizer, *(tokenizer for tokenizer, _ in spec.other_tokenizers)):
         spec.collator(tokenizer)
     _check_models(spec)

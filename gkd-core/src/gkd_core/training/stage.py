@@ -18,6 +18,7 @@ from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
+from gkd_core.data.pack import pack
 from gkd_core.data.readings import Reading, encode_again
 from gkd_core.data.sampler import Sampler
 from gkd_core.distributed.device import pick_device
@@ -159,6 +160,18 @@ class Stage:
         width = max(len(name) for name, _ in facts)
         return [f"{name:<{width}}  {value}" for name, value in facts]
 
+    def _learned(self) -> Iterator[tuple[str, str]]:
+        """Yield how many tokens are learned, if not all are."""
+        packed = self.train.num_packed
+        if packed:
+            full = len(self.train.ids) / (len(self.train) * self.spec.max_length)
+            yield "", f"{packed:,} packed into {len(self.train):,} blocks, {full:.0%} full"
+        learned = self.train.learned
+        if learned is not None:
+            share, longest = learned.mean(), int(self.train.lengths.max())
+            counted = f"{int(learned.sum()):,} of {len(learned):,} tokens are learned"
+            yield "", f"{counted} ({share:.0%}); the longest row has {longest:,}"
+
     def _judge(self) -> Iterator[tuple[str, str]]:
         """Yield how students are judged, if not by labels."""
         spec = self.spec
@@ -261,6 +274,8 @@ def assemble_stage(
     rows = augmented(data.train, config, spec.kind, device)
     rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
     train = spec.encode(rows, spec.tokenizer)
+    if config.task.packing:
+        train = pack(train, spec.max_length, whole=rows.chat or rows.target is not None)
     sampler = Sampler(
         train.lengths,
         config.training.batch_size,
