@@ -12,6 +12,7 @@ import torch.distributed as dist
 from gkd_core.contract.batch import Items
 from gkd_core.losses import (
     LinearLogits,
+    adaptive_kl,
     chunked,
     cross_entropy,
     divergence,
@@ -21,6 +22,7 @@ from gkd_core.losses import (
     logits_mse,
     reverse_kl,
     skew_kl,
+    skew_reverse_kl,
     soft_cross_entropy,
     soft_labels,
     total_variation,
@@ -37,6 +39,8 @@ DIVERGENCES = {
     "reverse_kl": reverse_kl,
     "js": partial(js, beta=0.3),
     "skew_kl": partial(skew_kl, alpha=0.2),
+    "skew_reverse_kl": partial(skew_reverse_kl, alpha=0.2),
+    "adaptive_kl": adaptive_kl,
     "total_variation": total_variation,
     "soft_cross_entropy": soft_cross_entropy,
 }
