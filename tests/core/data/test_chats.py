@@ -227,6 +227,14 @@ def test_usual_columns_are_found(columns, text, target):
     assert split.target == (None if target is None else [target])
 
 
+def test_tools_are_lists_or_json_and_a_text_may_begin_like_messages():
+    code = '[{"a": 1}]'
+    split = read(prompt=[code, "b"], response=["[]", "d"], tools=['[{"name": "add"}]', ""])
+    assert split.text == [code, "b"]
+    assert split.target == ["[]", "d"]
+    assert split.tools == [[{"name": "add"}], None]
+
+
 def test_named_columns_are_a_conversation_if_so_set_or_if_they_are_messages():
     columns = {"ask": ["2+2?"], "say": ["four"], "turns": [TURNS]}
     named = TaskConfig(text="ask", target="say")
@@ -243,6 +251,11 @@ def test_named_columns_are_a_conversation_if_so_set_or_if_they_are_messages():
         ({"messages": [[{"role": "user"}]]}, {}, "rows.jsonl:1: message 1 is {'role': 'user'}"),
         ({"messages": [TURNS, []]}, {}, "rows.jsonl:2: the list of messages is empty"),
         ({"messages": [TURNS, 3]}, {}, "rows.jsonl:2: neither a text nor a list of messages"),
+        (
+            {"messages": [TURNS], "tools": ["[1"]},
+            {},
+            r"rows.jsonl:1: the tools are not JSON: .*\(column 'tools'\)",
+        ),
         ({"prompt": ["a", ""], "response": ["b", "c"]}, {}, "rows.jsonl:2: the text is empty"),
         (
             {"messages": [TURNS], "text": ["a"]},

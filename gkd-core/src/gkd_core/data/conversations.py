@@ -100,8 +100,8 @@ def read_conversations(table: Table, columns: ChatColumns, config: TaskConfig) -
                 "file with the same columns"
             )
     rows = [_row(table, columns, place) for place in range(len(table))]
+    tools = None if columns.tools is None else _tools(table, columns.tools)
     table.faults.check()
-    tools = None if columns.tools is None else [_parsed(v) for v in table.columns[columns.tools]]
     target = None if columns.target is None else [answer for _, answer in rows]
     texts = [text for text, _ in rows]
     if target is not None and not all(isinstance(one, str) for one in target):
@@ -210,11 +210,24 @@ def _turns(value: Any, role: str) -> list[Any]:
 
 
 def _parsed(value: Any) -> Any:
-    """Return a value, or what a JSON text says if it is a list."""
+    """Return a value, or what a JSON text says if that is a list of messages."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
         found = json.loads(value)
     except ValueError:
         return value
-    return found if isinstance(found, list) and all(isinstance(v, dict) for v in found) else value
+    every = found if isinstance(found, list) else []
+    spoken = [isinstance(one, dict) and not {"role", "from"}.isdisjoint(one) for one in every]
+    return found if spoken and all(spoken) else value
+
+
+def _tools(table: Table, column: str) -> list[Any]:
+    """Return the tools of each row as a list, or None if it has none; JSON texts are read."""
+    made = []
+    for number, value in zip(table.numbers, table.columns[column], strict=True):
+        try:
+            made.append((json.loads(value) if isinstance(value, str) and value else value) or None)
+        except ValueError as error:
+            table.faults.add(number, f"the tools are not JSON: {error} (column {column!r})")
+    return made
