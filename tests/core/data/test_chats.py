@@ -37,7 +37,7 @@ PLAIN = (
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Without marks, as SmolLM2's."""
+"""Without marks."""
 
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
@@ -46,6 +46,15 @@ MARKED = (
     "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""That of SmolLM2-135M-Instruct, which marks nothing."""
+
 FORGETS = PLAIN.replace(
     "m.content +", "(m.content.split('>')[-1] if not loop.last else m.content) +"
 )
@@ -93,7 +102,7 @@ def learned(tokenizer, encoded, row=0):
     return [tokenizer.decode(one) for one in parts]
 
 
-@pytest.mark.parametrize("template", [PLAIN, MARKED])
+@pytest.mark.parametrize("template", [PLAIN, MARKED, SMOLLM2])
 def test_only_what_the_assistant_says_is_learned(template):
     tokenizer = make_tokenizer(template)
     encoded = CAUSAL.encode(chats(TURNS), tokenizer, 512)
