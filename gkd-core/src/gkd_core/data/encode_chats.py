@@ -52,7 +52,7 @@ def encode_chats(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: i
         )
     sizes = np.array([row.answered(max_length) for row in rows])
     made = join_rows(
-        [rows[n].ids[:max_length] for n in kept],
+        [rows[n].ids[:max_length].tolist() for n in kept],
         None,
         cut=sum(len(rows[n].ids) > max_length for n in kept),
     )
