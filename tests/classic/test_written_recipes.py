@@ -50,6 +50,11 @@ def test_a_recipe_runs_and_says_who_writes(invoke, given, tmp_path, recipe):
     assert done.code == 0, done.err
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     assert rows[-1]["name"] == f"student, {method}"
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    written = [line for line in lines if "rollout/tokens" in line]
+    assert [line["step"] for line in written] == [1, 2]
+    assert all(line["rollout/tokens"] == 6 for line in written)
+    assert all(line["rollout/truncated"] == 1 for line in written), "the world has no end token"
 
 
 @pytest.mark.parametrize("method", ["opd", "minillm"])

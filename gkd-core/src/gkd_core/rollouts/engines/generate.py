@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -79,8 +79,8 @@ class Generate(RolloutEngine):
         return found
 
 
-class GumbelNoise(LogitsProcessor):
-    """Adds noise to scores, so that their maximum is a draw from their softmax.
+class GumbelNoise:
+    """A logits processor: adds noise, so that the maximum of scores is a draw from their softmax.
 
     `generate` draws all rows from one generator. Here each row has its own, so that its text does
     not depend on the rows that are written with it, nor on the number of ranks.
