@@ -25,10 +25,10 @@ def test_it_keeps_the_contract_of_engines(options):
 def test_noise_draws_from_the_softmax():
     scores = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]]).double()
     noise = GumbelNoise([7])
-    draws = torch.cat([noise(torch.tensor([[0]]), scores).argmax(-1) for _ in range(20_000)])
-    shares = torch.bincount(draws, minlength=4) / len(draws)
+    drawn = torch.cat([noise(torch.tensor([[0]]), scores).argmax(-1) for _ in range(20_000)])
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
     expected = scores[0].softmax(-1)
-    deviation = (expected * (1 - expected) / len(draws)).sqrt()
+    deviation = (expected * (1 - expected) / len(drawn)).sqrt()
     assert ((shares - expected).abs() <= 4 * deviation).all()
 
 
