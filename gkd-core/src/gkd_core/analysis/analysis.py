@@ -254,7 +254,8 @@ def _unsaid(found: Sequence[ProbeCorrelation], points: str) -> list[str]:
     if not found or any(each.spearman.value is not None for each in found):
         return []
     most = max((each.spearman for each in found), key=lambda each: each.n)
-    few = f"{most.n} {points}, and below {FEWEST} it says nothing"
+    what = points if most.n != 1 else points.replace("runs", "run").replace("changes", "change")
+    few = f"{most.n} {what}, and below {FEWEST} it says nothing"
     return [f"no correlation is shown: {few if most.n < FEWEST else most.reason}"]
 
 

@@ -27,8 +27,11 @@ from gkd_core.kinds.task_kind import Evaluation
 from gkd_core.training.row_measure import row_measure
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gkd_core.analysis.comparison import Compared
     from gkd_core.evaluation.pairs import ModelPair
+    from gkd_core.evaluation.statistics import Statistic
     from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.training.stage_spec import StageSpec
 
@@ -113,9 +116,15 @@ def compare_with_kept(
     split = take(data.validation if data.test is None else data.test, pairing.ours.tolist())
     theirs = row_measure(spec, split, _evaluation(other, spec.kind, classes))
     mine = compared.measures.get(file)
-    known = mine is not None and theirs is not None
-    measures = (lambda rows: mine(pairing.ours[rows]), theirs) if known else None
+    measures = None
+    if mine is not None and theirs is not None:
+        measures = (_among(pairing.ours, mine), theirs)
     return compare_pair(both, (OWN, OTHER), spec.kind, measures), pairing
+
+
+def _among(numbers: NDArray[np.int64], measure: Statistic) -> Statistic:
+    """Return a function that measures some of the rows with the given numbers."""
+    return lambda rows: measure(numbers[rows])
 
 
 def _only_file(folder: Path) -> Path:

@@ -131,4 +131,5 @@ def _add_scale(figure: Figure, mesh: QuadMesh, label: str) -> None:
     scale.set_label(label, color=INK)
     scale.ax.tick_params(color=INK, labelcolor=INK)
     scale.outline.set_edgecolor(INK)
-    scale.solids.set_rasterized(False)
+    if scale.solids is not None:
+        scale.solids.set_rasterized(False)
