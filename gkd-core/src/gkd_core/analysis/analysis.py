@@ -191,10 +191,12 @@ def analyze(runs: Sequence[FinishedRun], registry: Registry) -> Analysis:
     notes = [f"{run.name} has no probes (gkd run --probe all)" for run in runs if not run.probes]
     if len(runs) > 1:
         found = correlations_over_runs(runs)
-        return Analysis(runs, found, None, (), [*notes, *_unsaid(found, "runs with probes")])
+        return Analysis(
+            runs, found, None, (), [*notes, *_unsaid(found, "run with probes", "runs with probes")]
+        )
     (run,) = runs
     found = correlations_within(run)
-    notes += _unsaid(found, "changes between evaluations")
+    notes += _unsaid(found, "change between evaluations", "changes between evaluations")
     layers = layer_similarity(run, registry)
     if isinstance(layers, str):
         notes.append(f"no similarity of layers: {layers}")
@@ -249,13 +251,12 @@ def _page_cell(text: str) -> Cell:
     return Cell(text, None if number is None else float(number[0]))
 
 
-def _unsaid(found: Sequence[ProbeCorrelation], points: str) -> list[str]:
-    """Say why no correlation is shown, if none is."""
+def _unsaid(found: Sequence[ProbeCorrelation], one: str, several: str) -> list[str]:
+    """Say why no correlation is shown, if none is, given what a point and what several are."""
     if not found or any(each.spearman.value is not None for each in found):
         return []
     most = max((each.spearman for each in found), key=lambda each: each.n)
-    what = points if most.n != 1 else points.replace("runs", "run").replace("changes", "change")
-    few = f"{most.n} {what}, and below {FEWEST} it says nothing"
+    few = f"{most.n} {one if most.n == 1 else several}, and below {FEWEST} it says nothing"
     return [f"no correlation is shown: {few if most.n < FEWEST else most.reason}"]
 
 

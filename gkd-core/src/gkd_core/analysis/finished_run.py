@@ -139,4 +139,4 @@ def _read_json(path: Path, texts: Sequence[str]) -> list[Any]:
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    return DataError(f"{path} is damaged: {why}. Name another run, or evaluate this one again")
+    return DataError(f"{path} is damaged: {why}. Name another run")
