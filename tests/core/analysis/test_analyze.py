@@ -128,7 +128,7 @@ def test_runs_with_different_metrics_are_refused(tmp_path):
 def test_a_run_counts_once_and_its_rows_are_those_of_the_others(tmp_path):
     run = _write_run(tmp_path / "run", 0.5, [])
     with pytest.raises(DataError, match="run is named more than once"):
-        correlations_over_runs([run, FinishedRun.read(tmp_path / "x/../run", registry())])
+        correlations_over_runs([run, FinishedRun.read(tmp_path / "run/../run", registry())])
     others = [_write_run(tmp_path / name, 0.5, []) for name in ("one", "two")]
     for number, other in enumerate(others):
         rows = pa.table({"row": [0], "hash": [f"row {number}"]})

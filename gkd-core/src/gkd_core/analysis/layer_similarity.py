@@ -143,7 +143,7 @@ def _states(
     captures = [Capture("hidden", layer) for layer in range(len(reader.sites.blocks) + 1)]
     collator = spec.collator(spec.tokenizer)
     rows = range(min(ROWS, len(encoded)))
-    every = -(-int(encoded.offsets[encoded.starts[len(rows)]]) // TOKENS)
+    every = max(1, -(-int(encoded.offsets[encoded.starts[len(rows)]]) // TOKENS))
     parts: list[list[Tensor]] = [[] for _ in captures]
     with torch.no_grad():
         for start in rows[::BATCH]:

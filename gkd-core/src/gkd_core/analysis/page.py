@@ -19,7 +19,7 @@ TEMPLATES = "templates"
 
 
 @dataclass(frozen=True)
-class Cell:
+class PageCell:
     """A cell of a table: its text, and the number by which a column is sorted, if it has one."""
 
     text: str
@@ -27,10 +27,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class PageLine:
     """A row of a table; the row of the student is marked."""
 
-    cells: Sequence[Cell]
+    cells: Sequence[PageCell]
     marked: bool = False
 
 
@@ -39,7 +39,7 @@ class PageTable:
     """A table; `texts` are the numbers of its columns of running text."""
 
     headings: Sequence[str]
-    rows: Sequence[Line]
+    rows: Sequence[PageLine]
     texts: Sequence[int] = ()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
@@ -246,7 +247,7 @@ def _same_tokens(tables: Sequence[pa.Table], comparable: bool) -> float | None:
     """Return the share of the positions with the same likeliest token; None if it is not known."""
     mine, theirs = tables
     if comparable and all(COLUMN in table.column_names for table in tables):
-        own, other = (np.concatenate([[], *table[COLUMN].to_pylist()]) for table in tables)
+        own, other = (pc.list_flatten(table[COLUMN]).to_numpy() for table in tables)
         return float((own == other).mean()) if len(own) == len(other) > 0 else None
     if "same_top1" in mine.column_names and _is_judge(theirs):
         same, tokens = (int(np.sum(mine[name].to_numpy())) for name in ("same_top1", "tokens"))
