@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 
 import pyarrow as pa
 import pytest
@@ -226,3 +227,8 @@ def test_command_writes_page_figures_and_tables_of_a_real_run(world, tmp_path):
     assert _headings(report) & _headings(page) >= {"teacher", "student", "distance"}
     shown = [value for row in layers for value in row if f">{value:.2f}<" in report]
     assert len(shown) == 15, "the report has the layers too"
+    shutil.rmtree(run / "student")
+    result = CliRunner().invoke(gkd, ["analyze", str(run)], catch_exceptions=False)
+    said = " ".join(result.output.split())
+    assert "no similarity of layers: " in said
+    assert "Rows by disagreement" in said

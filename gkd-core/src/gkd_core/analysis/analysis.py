@@ -197,11 +197,12 @@ def analyze(runs: Sequence[FinishedRun], registry: Registry) -> Analysis:
     (run,) = runs
     found = correlations_within(run)
     notes += _unsaid(found, "change between evaluations", "changes between evaluations")
-    layers = layer_similarity(run, registry)
-    if isinstance(layers, str):
-        notes.append(f"no similarity of layers: {layers}")
-    similarity = None if isinstance(layers, str) else layers
+    similarity: LayerSimilarity | None = None
     rows: Sequence[Disagreement] = ()
+    try:
+        similarity = layer_similarity(run, registry)
+    except GkdError as error:
+        notes.append(f"no similarity of layers: {error}")
     try:
         rows = disagreements(Predictions.read(run.directory / PREDICTIONS))
     except GkdError as error:
