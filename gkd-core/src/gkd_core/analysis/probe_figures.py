@@ -104,7 +104,7 @@ def _heat_map(
     cells: Cells, rows: Sequence[str], columns: Sequence[str], label: str, limit: float
 ) -> Figure:
     """Draw cells with their values; one that is NaN is empty."""
-    size = 2.6 + 0.52 * len(columns), 1.4 + 0.34 * len(rows)
+    size = 2.6 + 0.52 * len(columns), max(3.2, 1.4 + 0.34 * len(rows))  # the scale has a label
     figure, axes = plt.subplots(figsize=size, dpi=130, layout="constrained")
     lowest = -limit if any(value < 0 for row in cells for value in row) else 0.0
     # A mesh and not an image, which the policy of a page forbids.
@@ -112,7 +112,8 @@ def _heat_map(
     axes.invert_yaxis()
     axes.set_yticks([row + 0.5 for row in range(len(rows))], rows, fontsize=8)
     places = [column + 0.5 for column in range(len(columns))]
-    axes.set_xticks(places, columns, fontsize=8, rotation=60, ha="right")
+    turn, side = (60, "right") if max(map(len, columns)) > 3 else (0, "center")
+    axes.set_xticks(places, columns, fontsize=8, rotation=turn, ha=side)
     for row, values in enumerate(cells):
         for place, value in zip(places, values, strict=True):
             if math.isfinite(value):
@@ -128,8 +129,8 @@ def _heat_map(
 def _add_scale(figure: Figure, mesh: QuadMesh, label: str) -> None:
     """Add the scale of the colors to a heat map."""
     scale = figure.colorbar(mesh, shrink=0.9)
-    scale.set_label(label, color=INK)
-    scale.ax.tick_params(color=INK, labelcolor=INK)
+    scale.set_label(label, color=INK, fontsize=8)
+    scale.ax.tick_params(color=INK, labelcolor=INK, labelsize=8)
     scale.outline.set_edgecolor(INK)
     if scale.solids is not None:
         scale.solids.set_rasterized(False)
