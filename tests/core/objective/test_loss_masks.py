@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from gkd_core.contract.batch import ROW_SOURCES
 from gkd_core.errors import MethodError
 from gkd_core.plugins import registry
 from gkd_core.rollouts.rows import split_prompts
@@ -38,7 +40,9 @@ def test_logits_of_a_prompt_do_not_matter(name):
     trial = trial_of(name)
     if not reads_logits(trial):
         pytest.skip("it reads no logits")
-    batch = split_prompts(replace(tiny_batch("causal-lm"), loss_mask=None), 4)
+    batch = tiny_batch("causal-lm")
+    written = torch.full_like(batch.rows, ROW_SOURCES.index("student"))
+    batch = split_prompts(replace(batch, loss_mask=None, sources=written), 4)
     free = ~(batch.targets.mask | batch.tokens.mask)
     losses = []
     for change in (0.0, 7.0):
