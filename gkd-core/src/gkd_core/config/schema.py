@@ -451,6 +451,11 @@ class OutputConfig(Section):
         description="Write a log for every process, log-RANK.txt, in addition to the first one's "
         "log.txt.",
     )
+    checkpoints: Positive = Field(
+        2,
+        description="Checkpoints of a stage to keep: the newest, and those before it in case it is "
+        "damaged. Each holds the best student so far.",
+    )
     reuse: bool = Field(
         True,
         description="Copy the student of a stage that an earlier run trained with the same "
