@@ -36,6 +36,13 @@ SAVE_MEMORY = (
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
+INPUT_OUTPUT = (
+    *(errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOENT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.EFBIG),
+)
+"""Errors of the system about a file that are no mistake in gkd."""
+
+
 class Interrupted(click.ClickException):
     """The run was interrupted; the message says how to continue."""
 
@@ -136,7 +143,15 @@ def _told(error: Exception) -> tuple[str, int] | None:
         return f"out of memory: {_first_line(error)}. {SAVE_MEMORY}", USER_ERROR
     if _is_disk_full(error):
         return f"{_disk_full(error)}. Free some space, then try again", FAILURE
-    return _told_of_plugin(error)
+    return _told_of_plugin(error) or _told_of_file(error)
+
+
+def _told_of_file(error: Exception) -> tuple[str, int] | None:
+    """Return which file could not be read or written."""
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in INPUT_OUTPUT:
+        return None
+    notes = getattr(error, "__notes__", [])
+    return ". ".join([f"{error.filename}: {error.strerror}", *notes]), FAILURE
 
 
 def _told_of_plugin(error: Exception) -> tuple[str, int] | None:
