@@ -36,9 +36,15 @@ SAVE_MEMORY = (
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
+LONGEST = 2000
+"""Characters of a message."""
+
+LEFT_OUT = " [...] "
+
 INPUT_OUTPUT = (
     *(errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOENT),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
 )
 """Errors of the system about a file that are no mistake in gkd."""
 
@@ -112,6 +118,7 @@ def report(error: Exception) -> int | None:
     """
     if isinstance(error, click.ClickException):
         _trace(error)
+        error.message = printable(error.message)
         error.show()
         return error.exit_code
     told = _told(error)
@@ -119,8 +126,20 @@ def report(error: Exception) -> int | None:
         return None
     message, status = told
     _trace(error)
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"Error: {printable(message)}", err=True)
     return status
+
+
+def printable(message: str) -> str:
+    """Return a message without control characters, and without the middle if it is very long.
+
+    It may quote data, settings and models, which must not steer the terminal.
+    """
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    if len(shown) <= LONGEST:
+        return shown
+    half = LONGEST // 2 - len(LEFT_OUT)
+    return f"{shown[:half]}{LEFT_OUT}{shown[-half:]}"
 
 
 def exit_status(error: BaseException) -> int:
@@ -151,7 +170,8 @@ def _told_of_file(error: Exception) -> tuple[str, int] | None:
     if not isinstance(error, OSError) or error.filename is None or error.errno not in INPUT_OUTPUT:
         return None
     notes = getattr(error, "__notes__", [])
-    return ". ".join([f"{error.filename}: {error.strerror}", *notes]), FAILURE
+    status = USER_ERROR if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else FAILURE
+    return ". ".join([f"{error.filename}: {error.strerror}", *notes]), status
 
 
 def _told_of_plugin(error: Exception) -> tuple[str, int] | None:
