@@ -7,7 +7,7 @@ import os
 import pytest
 
 from gkd_core.errors import ConfigError, GkdError
-from gkd_core.runs.directory import free_directory, open_directory
+from gkd_core.runs.directory import free_directory, open_directory, restore_replaced
 from gkd_core.training import loop
 
 
@@ -160,6 +160,16 @@ def test_run_that_has_been_replaced_but_not_removed_is_named(old_run):
     with pytest.warns(UserWarning, match=f"{aside} is the run that {old_run} has replaced"):
         _open(old_run, "resume")
     assert (aside / "student" / "weights").read_text() == "precious"
+
+
+def test_a_rank_leaves_alone_what_its_launcher_has_set_aside(old_run, monkeypatch):
+    with open_directory(old_run, "overwrite", "seed = 2\n") as lease:
+        monkeypatch.setenv("GKD_LEASE", lease.token)
+        restore_replaced(old_run)
+        with open_directory(old_run, "resume", "seed = 2\n"):
+            pass
+        assert (old_run / "config.toml").read_text() == "seed = 2\n"
+    assert _files(old_run.parent) == {"run/config.toml": b"seed = 2\n"}
 
 
 def test_run_comes_back_if_the_disk_is_full(old_run, monkeypatch):

@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: Arguments after `gkd`; None: those of the process.
 
     Raises:
-        SystemExit: Always: 0; 2 for invalid input; 1 for a full disk; 130 if interrupted.
+        SystemExit: Always: 0; 2 for invalid input; 1 for a full disk; 75 or 130 if interrupted.
     """
     with ending(), warnings.catch_warnings():
         warnings.showwarning = _show_warning

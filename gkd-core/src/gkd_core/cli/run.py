@@ -166,6 +166,7 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
         ConfigError: There is no such run, or it was begun with other settings.
     """
     from gkd_core.config.resolve import resolve
+    from gkd_core.distributed.ranks import is_first, wait
     from gkd_core.errors import ConfigError
     from gkd_core.lease import refuse_held
     from gkd_core.plugins import registry
@@ -175,8 +176,10 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     chosen = options.flags.get("output")
     if chosen is None:
         raise ConfigError("--resume needs the directory of the run: add --output DIR")
-    refuse_held(Path(chosen))
-    restore_replaced(Path(chosen))
+    if is_first():
+        refuse_held(Path(chosen))
+        restore_replaced(Path(chosen))
+    wait()
     stored = Path(chosen) / CONFIG
     if not stored.exists():
         raise ConfigError(f"{chosen} contains no run to resume. Omit --resume to start one")

@@ -16,7 +16,7 @@ from typing import Literal
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
-from gkd_core.lease import Lease, LeaseLost, hold
+from gkd_core.lease import Lease, LeaseLost, hold, is_inherited
 from gkd_core.training.checkpoint import BEST, CHECKPOINT, CHECKPOINTS, NOT_FINITE
 
 Mode = Literal["new", "overwrite", "resume"]
@@ -74,8 +74,8 @@ def restore_replaced(directory: Path) -> None:
     Raises:
         ConfigError: Another process holds the directory.
     """
-    if not _set_aside_before(directory):
-        return
+    if is_inherited(directory) or not _set_aside_before(directory):
+        return  # what the launcher has set aside is its own
     with hold(directory):
         _restore(directory)
 
