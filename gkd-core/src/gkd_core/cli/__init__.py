@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from gkd_core import __version__
-from gkd_core.cli.errors import PluginFailed, report
+from gkd_core.cli.errors import PluginFailed, printable, report
 from gkd_core.cli.ranks import ending
 from gkd_core.errors import suggest
 from gkd_core.parallel.launch import started_by_gkd
@@ -127,4 +127,4 @@ def _show_warning(
     told = started_by_gkd(os.environ) or os.environ.get("RANK", "0") != "0"
     if told and issubclass(category, PluginWarning):
         return
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    click.echo(f"Warning: {printable(' '.join(str(message).split()))}", err=True)

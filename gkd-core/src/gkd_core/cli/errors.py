@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, escape_controls
 from gkd_core.lease import LeaseLost
 
 if TYPE_CHECKING:
@@ -131,11 +131,8 @@ def report(error: Exception) -> int | None:
 
 
 def printable(message: str) -> str:
-    """Return a message without control characters, and without the middle if it is very long.
-
-    It may quote data, settings and models, which must not steer the terminal.
-    """
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    """Return a message without control characters, and without the middle if it is very long."""
+    shown = escape_controls(message)
     if len(shown) <= LONGEST:
         return shown
     half = LONGEST // 2 - len(LEFT_OUT)
