@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shlex
 import traceback
@@ -52,9 +53,13 @@ INPUT_OUTPUT = (
 class Interrupted(click.ClickException):
     """The run was interrupted; the message says how to continue."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = INTERRUPTED
+
+
+class Stopped(Interrupted):
+    """The run was interrupted, and what it has done is saved."""
+
+    exit_code = RESUMABLE
 
 
 class DiskFull(click.ClickException):
@@ -87,9 +92,9 @@ def resumable(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        status = RESUMABLE if has_trained(directory) else INTERRUPTED
+        interrupted = Stopped if has_trained(directory) else Interrupted
         message = f"{str(error) or 'interrupted'}. {_how_to_go_on(directory)}"
-        raise Interrupted(message, status) from error
+        raise interrupted(message) from error
     except LeaseLost:
         raise  # another process goes on
     except Exception as error:
@@ -118,8 +123,9 @@ def report(error: Exception) -> int | None:
     """
     if isinstance(error, click.ClickException):
         _trace(error)
-        error.message = printable(error.message)
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     told = _told(error)
     if told is None:

@@ -100,7 +100,7 @@ def start_ranks(
         None if all succeeded, else how the first failed rank exited.
     """
     with tempfile.TemporaryDirectory(prefix="gkd-ranks-") as folder:
-        common = _environment(count, Path(folder)) | environment
+        common = {**_environment(count, Path(folder)), **environment}
         ranks: list[subprocess.Popen[bytes]] = []
         with _passed_on(ranks) as signals:
             try:
