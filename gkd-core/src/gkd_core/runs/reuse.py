@@ -6,14 +6,13 @@ directory is gone or the student has changed, the stage counts as never trained.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from gkd_core.atomic import draft, write_file
+from gkd_core.atomic import draft
 from gkd_core.contract.run_info import STAGES
-from gkd_core.data.cache import cache_dir
+from gkd_core.data.cache import cache_dir, read_entry, write_entry
 from gkd_core.models.content import model_digest
 from gkd_core.models.save import copy_model
 from gkd_core.runs.directory import DONE
@@ -56,13 +55,15 @@ def remember(fingerprint: StageFingerprint, run: Path, result: StageResult) -> N
     """
     student = Path(result.student).resolve()
     entry = Finished(str(run.resolve()), result.name, str(student), model_digest(student))
-    write_file(_entry(fingerprint), json.dumps(asdict(entry), indent=1))
+    write_entry(_entry(fingerprint), asdict(entry))
 
 
 def recall(fingerprint: StageFingerprint) -> Finished | None:
     """Return the finished stage with a fingerprint, if its student is unchanged."""
+    entry = read_entry(_entry(fingerprint), lambda content: Finished(**content))
+    if entry is None:
+        return None
     try:
-        entry = Finished(**json.loads(_entry(fingerprint).read_text()))
         there = StageResult.load(entry.done).fingerprint == fingerprint
         same = model_digest(Path(entry.student)) == entry.content
     except (OSError, ValueError, TypeError):
