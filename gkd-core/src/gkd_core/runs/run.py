@@ -16,6 +16,7 @@ from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.run_info import RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
+from gkd_core.lease import Lease
 from gkd_core.models.content import ModelContents
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
@@ -52,6 +53,7 @@ class Run:
         specs: Its stages in order; a task's default teacher and the baseline come first.
         directory: The directory to which everything is written.
         recorder: Receives metrics and messages.
+        lease: The lease of the directory; the first rank of a command has it.
         results: Results of the finished stages, by name.
         contents: Reads the files of models.
         differences: What is not as it was when the run began, if it goes on nevertheless. Its
@@ -63,6 +65,7 @@ class Run:
     specs: Sequence[StageSpec]
     directory: Path
     recorder: Recorder
+    lease: Lease | None = None
     results: dict[str, StageResult] = field(default_factory=dict)
     contents: ModelContents = field(default_factory=ModelContents)
     differences: tuple[Difference, ...] = ()
@@ -137,6 +140,7 @@ class Run:
             self.recorder.say(f"resumed: {difference}")
         self._say_outline()
         for number, spec in enumerate(self.specs, start=1):
+            self.check_lease()
             folder = self.locations.folder(spec)
             done = folder / DONE
             fingerprint = fingerprints.of(spec) if is_first() and self._reuses else None
@@ -167,6 +171,15 @@ class Run:
         With probes, the stage is trained: they are measured on the way.
         """
         return None if spec.config.probe is not None else fingerprint
+
+    def check_lease(self) -> None:
+        """Make sure that the directory may still be written.
+
+        Raises:
+            LeaseLost: Another process has taken it.
+        """
+        if self.lease is not None:
+            self.lease.check()
 
     @property
     def _reuses(self) -> bool:
@@ -232,13 +245,14 @@ class Run:
     def _train(self, spec: StageSpec) -> StageResult:
         target, folder = self.locations.student(spec), self.locations.folder(spec)
         stage = self.build(spec)
-        stage.manifest = self._manifests[spec.name]
+        stage.manifest, stage.lease = self._manifests[spec.name], self.lease
         for line in (*stage.describe(), *doubtful_teachers(stage)):
             self.recorder.say(line)
         hooks = self.hooks
         error: BaseException | None = None
         try:
             progress = train(stage, self.recorder, hooks)
+            self.check_lease()
             _save(stage.objective.finalize_student(stage.student.model, folder), spec, target)
         except BaseException as failure:
             error = failure
