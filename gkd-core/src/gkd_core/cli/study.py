@@ -110,6 +110,40 @@ def run(
     progress.finish(folder)
 
 
+@study.command()
+@_study_command
+@click.option("--jobs", type=click.IntRange(1), help="Cells at a time. [as many as fit]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of a cell. [cores / jobs]")
+def plan(
+    name: str,
+    output: Path | None,
+    axes: tuple[str, ...],
+    settings: tuple[str, ...],
+    jobs: int | None,
+    threads: int | None,
+    **flags: Any,
+) -> None:
+    """Show the cells of a study, and what they will cost on this machine.
+
+    For each method and shape a few steps are run and timed; what that shows is kept with the study.
+    """
+    from rich.console import Console
+
+    from gkd_core.cli.study_progress import StudyProgress, forecast_table
+    from gkd_core.plugins import registry
+    from gkd_core.stop_signals import heeded
+    from gkd_core.studies.execution import Room
+    from gkd_core.studies.forecast import forecast, time_cells
+
+    found = _find(name, output, axes, settings, flags)
+    progress, room = StudyProgress(), Room(jobs, threads)
+    folder = found.open()
+    progress.start(folder, found.unknown(folder))
+    with heeded():
+        time_cells(found, registry().make_launcher("local", {}), room, progress)
+    Console(highlight=False).print(forecast_table(forecast(found, folder), folder.config.keep))
+
+
 @study.command(hidden=True)
 @click.argument("path", metavar="FOLDER", type=click.Path(path_type=Path))
 @click.argument("name")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Protocol
 
-from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
+from gkd_core.contract.launcher import CellJob, Launch, Launcher
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.keeping import remove_students
@@ -86,23 +86,51 @@ class Execution:
         return [cell for cell in own if folder.state(cell) in wanted]
 
     def _launch(self, folder: StudyFolder, cells: Sequence[Cell]) -> None:
-        by_name = {cell.name: cell for cell in cells}
-        memory = max((a.memory for c in folder.cells if (a := folder.attempt(c))), default=0)
-        jobs = [self._job(folder, cell, memory or MEMORY) for cell in cells]
-        launch = Launch(folder.path, jobs, self.jobs, self.watcher.say)
-        with closing(self.launcher.launch(launch)) as events:
-            for event in events:
-                self._follow(folder, by_name[event.job.name], event)
+        room = Room(self.jobs, self.threads)
+        for _ in launch_cells(folder, cells, self.launcher, room, self.watcher):
+            remove_students(folder, self.study.registry)
 
-    def _job(self, folder: StudyFolder, cell: Cell, memory: int) -> CellJob:
-        command = (sys.executable, "-m", "gkd_core.cli", "study", "cell")
-        arguments = (str(folder.path), cell.name)
-        return CellJob(cell.name, cell.label, (*command, *arguments), self.threads, memory, 0.0)
 
-    def _follow(self, folder: StudyFolder, cell: Cell, event: JobEvent) -> None:
-        if event.status is None:
-            self.watcher.begin(cell)
-            return
-        attempt = settle(folder, cell, event.status)
-        self.watcher.end(folder, cell, attempt)
-        remove_students(folder, self.study.registry)
+@dataclass(frozen=True)
+class Room:
+    """What cells may take.
+
+    Attributes:
+        jobs: How many run at a time; None for as many as fit.
+        threads: Threads of each; None if the launcher decides.
+    """
+
+    jobs: int | None
+    threads: int | None
+
+
+def launch_cells(
+    folder: StudyFolder, cells: Sequence[Cell], launcher: Launcher, room: Room, watcher: Watcher
+) -> Iterator[Cell]:
+    """Run cells once; yield each when it has ended.
+
+    Args:
+        folder: Their folder.
+        cells: The cells.
+        launcher: Starts them.
+        room: What they may take.
+        watcher: Sees how they proceed.
+    """
+    by_name = {cell.name: cell for cell in cells}
+    memory = max((a.memory for c in folder.cells if (a := folder.attempt(c))), default=0)
+    jobs = [_job(folder, cell, room, memory or MEMORY) for cell in cells]
+    launch = Launch(folder.path, jobs, room.jobs, watcher.say)
+    with closing(launcher.launch(launch)) as events:
+        for event in events:
+            cell = by_name[event.job.name]
+            if event.status is None:
+                watcher.begin(cell)
+            else:
+                watcher.end(folder, cell, settle(folder, cell, event.status))
+                yield cell
+
+
+def _job(folder: StudyFolder, cell: Cell, room: Room, memory: int) -> CellJob:
+    command = (sys.executable, "-m", "gkd_core.cli", "study", "cell")
+    arguments = (str(folder.path), cell.name)
+    return CellJob(cell.name, cell.label, (*command, *arguments), room.threads, memory, 0.0)
