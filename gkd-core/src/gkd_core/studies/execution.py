@@ -40,6 +40,19 @@ class Watcher(Protocol):
         """See a cell end."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """What cells may take.
+
+    Attributes:
+        jobs: How many run at a time; None for as many as fit.
+        threads: Threads of each; None if the launcher decides.
+    """
+
+    jobs: int | None
+    threads: int | None
+
+
 @dataclass
 class Execution:
     """The execution of a study by one command.
@@ -48,8 +61,7 @@ class Execution:
         study: The study.
         launcher: Starts its cells.
         shard: The share of the cells that this command runs.
-        jobs: How many cells run at a time; None for as many as fit.
-        threads: Threads of each; None if the launcher decides.
+        room: What cells may take.
         rerun_stale: Whether to run cells of older code again.
         watcher: Sees how it proceeds.
     """
@@ -57,8 +69,7 @@ class Execution:
     study: Study
     launcher: Launcher
     shard: Shard
-    jobs: int | None
-    threads: int | None
+    room: Room
     rerun_stale: bool
     watcher: Watcher
 
@@ -82,26 +93,13 @@ class Execution:
     def _to_run(self, folder: StudyFolder) -> list[Cell]:
         states = {CellState.WAITING, CellState.FAILED}
         wanted = states | {CellState.STALE} if self.rerun_stale else states
-        own = self.shard.of(folder.cells, folder.config.tune is not None)
+        possible = [cell for cell in folder.cells if not cell.reason]
+        own = self.shard.of(possible, folder.config.tune is not None)
         return [cell for cell in own if folder.state(cell) in wanted]
 
     def _launch(self, folder: StudyFolder, cells: Sequence[Cell]) -> None:
-        room = Room(self.jobs, self.threads)
-        for _ in launch_cells(folder, cells, self.launcher, room, self.watcher):
+        for _ in launch_cells(folder, cells, self.launcher, self.room, self.watcher):
             remove_students(folder, self.study.registry)
-
-
-@dataclass(frozen=True)
-class Room:
-    """What cells may take.
-
-    Attributes:
-        jobs: How many run at a time; None for as many as fit.
-        threads: Threads of each; None if the launcher decides.
-    """
-
-    jobs: int | None
-    threads: int | None
 
 
 def launch_cells(
