@@ -323,6 +323,7 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
     for function in (
         commands,
         settings,
+        study,
         hooks,
         sites,
         kinds,

@@ -4,9 +4,8 @@ import pytest
 
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import registry
-from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import CellState
-from gkd_core.studies.study import Study, to_run
+from gkd_core.studies.study import Study
 from gkd_core.studies.study_config import parse_study
 from gkd_core.studies.tuning import better_half
 
@@ -67,14 +66,6 @@ def test_what_gkd_refuses_is_dropped_with_its_message(study):
 def test_study_without_a_possible_cell_is_refused(study):
     with pytest.raises(ConfigError, match=r"every cell of the study is dropped: .*nonesuch"):
         study(axes={"method": ["nonesuch"]}).open()
-
-
-def test_failed_cells_run_again_but_not_in_the_same_command(study):
-    folder = study().open()
-    first, second = folder.cells
-    Attempt(1, 1, "Error: boom").save(folder.attempt_file(first))
-    assert to_run(folder, (), False) == [first, second]
-    assert to_run(folder, {first.name}, False) == [second]
 
 
 def test_better_half_of_equals_is_the_smaller():
