@@ -36,6 +36,7 @@ BUILT_IN = {
     "replay": "gkd_core.cli.replay:replay",
     "run": "gkd_core.cli.run:run",
     "study": "gkd_core.cli.study:study",
+    "tasks": "gkd_core.cli.tasks:tasks",
 }
 
 HELP = """Distill large language models: a small student learns from one or several large teachers.
