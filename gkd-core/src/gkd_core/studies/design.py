@@ -96,12 +96,12 @@ def _designed(
     if config.design == "list":
         yield from config.cells
     elif config.design == "grid":
-        for chosen in itertools.product(*own.values()):
-            yield dict(zip(own, chosen, strict=True))
+        for values in itertools.product(*own.values()):
+            yield dict(zip(own, values, strict=True))
     else:
         yield config.center
-        for axis, values in own.items():
-            for value in values:
+        for axis, choices in own.items():
+            for value in choices:
                 if value != config.center[axis]:
                     yield config.center | {axis: value}
 
