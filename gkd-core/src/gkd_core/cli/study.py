@@ -191,13 +191,16 @@ def status(name: str, output: Path | None) -> None:
     """Show what has become of the cells of a study."""
     from rich.console import Console
 
-    from gkd_core.cli.study_progress import status_table
+    from gkd_core.cli.study_progress import status_notes, status_table
     from gkd_core.plugins import registry
     from gkd_core.studies.study_folder import StudyFolder
     from gkd_core.training.participants import installed_code
 
     folder = StudyFolder.read(output or folder_of(name), installed_code(registry()))
-    Console(highlight=False).print(status_table(folder))
+    console = Console(highlight=False)
+    console.print(status_table(folder))
+    for note in status_notes(folder):
+        console.print(note, markup=False, soft_wrap=True)
 
 
 def folder_of(name: str) -> Path:
