@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import pyarrow as pa
 import pytest
@@ -47,6 +48,10 @@ def _write_run(folder, quality, probes, evaluations=(), metric="accuracy", metho
     if probes:
         ProbeFile(stage / PROBES).append(probes)
     return FinishedRun.read(folder, registry())
+
+
+def _headings(page):
+    return set(re.findall(r'data-heading="([^"]*)"', page))
 
 
 def _runs(folder, qualities, **distances):
@@ -185,5 +190,9 @@ def test_command_writes_page_figures_and_tables_of_a_real_run(world, tmp_path):
     page = (output / "analysis.html").read_text()
     figures = {path.stem for path in output.glob("*.png")}
     assert figures >= {"layer-similarity", "losses"}
-    assert page.count("data:image/png") == len(figures)
-    assert "http" not in page
+    assert page.count("<figure") == len(figures)
+    assert "<image" not in page, "its policy forbids images"
+    assert "default-src 'none'" in page
+    assert _headings(report) & _headings(page) >= {"teacher", "student", "distance"}
+    shown = [value for row in layers for value in row if f">{value:.2f}<" in report]
+    assert len(shown) == 15, "the report has the layers too"

@@ -292,7 +292,27 @@ def test_eval_sets_a_run_against_another_model(invoke, copied, finished, world, 
         assert pq.read_table(tmp_path / "rows" / name).equals(kept)
     shown = invoke("eval", copied, "--against", f"{copied}/teacher").out
     assert "McNemar's test" in shown
+    assert "kept: share of the first model's quality" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_eval_sets_a_run_against_kept_predictions(invoke, copied, world, tmp_path):
+    live = json.loads(invoke("eval", copied, "--against", f"{copied}/teacher", "--json").out)
+    kept = f"{copied}/predictions/teacher.parquet"
+    pair = json.loads(invoke("eval", copied, "--against", kept, "--json").out)["against"]
+    assert pair["unpaired"] == [0, 0]
+    assert pair["against"] == f"teacher ({kept})"
+    for figure in ("rows", "difference", "agreement", "kl", "mcnemar"):
+        assert pair[figure] == pytest.approx(live["against"][figure]), figure
+    calibrations = [list(found["calibration"].values()) for found in (pair, live["against"])]
+    assert calibrations[0] == calibrations[1]
+    # A part of the rows, in another order.
+    rows = (world / "test.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "part.jsonl").write_text("".join(rows[:29:-1]))
+    folder = ["--data", "part.jsonl", "--against", f"{copied}/predictions"]
+    said = " ".join(invoke("eval", copied, *folder).out.split())
+    assert "same answer 100.0%" in said
+    assert "the rows of both; the model has 0 others, the predictions have 30" in said
 
 
 @pytest.mark.parametrize(
@@ -301,6 +321,10 @@ def test_eval_sets_a_run_against_another_model(invoke, copied, finished, world, 
         (["runs/pkd+soft-1/other"], "has no model 'other'; it has teacher, baseline, student"),
         (["runs/pkd+soft-1", "--samples", 2], "--samples lets a model continue texts"),
         (["runs/pkd+soft-1", "--output", "runs"], "--output runs already exists"),
+        (
+            ["runs/pkd+soft-1", "--against", "runs/pkd+soft-1/predictions/rows.parquet"],
+            "rows.parquet has the rows, and not what a model says of them",
+        ),
     ],
 )
 def test_eval_refuses_what_there_is_not(invoke, copied, arguments, message):

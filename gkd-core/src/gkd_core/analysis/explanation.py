@@ -19,6 +19,7 @@ from gkd_core.runs.outline import (
     MethodOutline,
     OptionOutline,
     PassOutline,
+    ProbeOutline,
     RolloutOutline,
     RunOutline,
     StageOutline,
@@ -26,6 +27,7 @@ from gkd_core.runs.outline import (
 from gkd_core.runs.summary import stage_summary
 
 YEAR = re.compile(r"(?<!:)\b(?:19|20)\d\d\b(?!\.)")
+LAYER = re.compile(r"\[(\d+)\]")
 MOST_CLASSES = 20
 WIDTH = 80
 INDENT = 13
@@ -76,6 +78,7 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
         *(entry for combiner in stage.combiners for entry in _combiner(combiner)),
         *_lr_factors(stage.lr_factors),
         *(entry for one in stage.passes for entry in _pass(one)),
+        *(() if stage.probes is None else _probes(stage.probes, stage.passes)),
     ]
     for name, value in entries:
         yield _entry(name, value, width)
@@ -165,6 +168,38 @@ def _pass(one: PassOutline) -> Iterator[tuple[str, str]]:
         yield "", f"{capture.path:<{path}}  {_shape(capture):<{shape}}  {size:>9}  for {readers}"
     for operation in one.operations:
         yield "", f"{operation.text}  by {operation.method}"
+
+
+def _probes(probes: ProbeOutline, passes: Sequence[PassOutline]) -> Iterator[tuple[str, str]]:
+    """Yield what probes compare, when, and what that costs."""
+    when = f"every {probes.every} steps, and at the end on {probes.rows} validation rows"
+    yield "probe", f"{when}, with passes of their own, without gradient"
+    for teacher, pairs in probes.pairs.items():
+        yield "", f"{_pairs(pairs)} of {teacher}" if pairs else f"nothing of {teacher}"
+        yield from (("", f"left out: {note}") for note in probes.left_out[teacher])
+    usual = {one.model: one.stops_after for one in passes if one.name == MAIN}
+    for one in probes.passes:
+        if one.captures:
+            size = readable(sum(capture.bytes for capture in one.captures))
+            before = usual.get(one.model, one.stops_after)
+            known = f" (in other steps {before})" if before != one.stops_after else ""
+            how = f"answers from {one.source}" if one.source else f"up to {one.stops_after}{known}"
+            yield "", f"{one.model}: {how}, keeps {size}"
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return pairs of features, those of a site together: `hidden[1,2] to hidden[2,4]`."""
+    sites: dict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
+    for pair in pairs:
+        sites[tuple(LAYER.sub("", feature) for feature in pair)].append(pair)
+    sides = ([_layers(side) for side in zip(*found, strict=True)] for found in sites.values())
+    return ", ".join(" to ".join(dict.fromkeys(both)) for both in sides)
+
+
+def _layers(features: Sequence[str]) -> str:
+    """Return features of a site as one, with all layers."""
+    layers = ",".join(layer for feature in features for layer in LAYER.findall(feature))
+    return LAYER.sub(f"[{layers}]", features[0])
 
 
 def _shape(capture: CaptureOutline) -> str:
