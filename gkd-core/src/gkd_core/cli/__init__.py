@@ -35,6 +35,7 @@ BUILT_IN = {
     "recipes": "gkd_core.cli.recipes:recipes",
     "replay": "gkd_core.cli.replay:replay",
     "run": "gkd_core.cli.run:run",
+    "study": "gkd_core.cli.study:study",
     "tasks": "gkd_core.cli.tasks:tasks",
 }
 

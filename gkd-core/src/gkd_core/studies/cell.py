@@ -34,6 +34,8 @@ class Cell:
         task: What the study calls the task.
         role: Whether it is reported, or serves to tune a setting of other cells.
         reason: Why it is dropped; empty if it is not.
+        lr_factor: Factor of its learning rates: the one that is tried, or that was chosen.
+        share: Share of the steps of a reported cell that it is trained for.
     """
 
     name: str
@@ -42,11 +44,16 @@ class Cell:
     task: str
     role: Role = "report"
     reason: str = ""
+    lr_factor: float = 1.0
+    share: float = 1.0
 
     @property
     def label(self) -> str:
         """Its values as people read them, as in `method=kd, seed=1`."""
-        return ", ".join(f"{axis}={value}" for axis, value in self.coordinates.items())
+        values = self.coordinates
+        if self.role == "tuning":
+            values |= {"lr_factor": self.lr_factor, "share": self.share}
+        return ", ".join(f"{axis}={value}" for axis, value in values.items())
 
     @property
     def coordinates(self) -> dict[str, AxisValue]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -51,6 +52,28 @@ class Constraint(Table):
         )
 
 
+class TuneConfig(Table):
+    """How the learning rate of each cell is chosen, on validation rows, before cells are run.
+
+    Halving: all factors are tried for a part of the steps, and the better half for twice as many,
+    until one is left.
+    """
+
+    lr_factors: list[Annotated[float, Field(gt=0)]] = Field(
+        min_length=2,
+        description="Factors to try, of the learning rates of all stages.",
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        1000, description="The seed to try them with; it cannot be among those of the cells."
+    )
+
+    @property
+    def shares(self) -> list[float]:
+        """The share of the steps in each rung, as in 1/4, 1/2 for three or four factors."""
+        rungs = math.ceil(math.log2(len(self.lr_factors)))
+        return [2.0 ** (rung - rungs) for rung in range(rungs)]
+
+
 class StudyConfig(Table):
     """A study: the axes, how cells are made of them, and the settings that all cells share."""
 
@@ -81,6 +104,9 @@ class StudyConfig(Table):
     )
     constraints: list[Constraint] = Field([], description="Cells to drop, with a reason.")
     settings: dict[str, Any] = Field({}, description="Settings of `gkd run` for all cells.")
+    tune: TuneConfig | None = Field(
+        None, description="Tune the learning rate of each cell, for all its seeds. Default: no."
+    )
     keep: Keep = Field(
         "best",
         description="Which students stay on the disk: the best of each task on validation rows, "
@@ -104,6 +130,11 @@ class StudyConfig(Table):
             raise ValueError(f"axes.seed needs whole numbers, got {self.axes[SEED]}")
         if (self.design == "list") != bool(self.cells):
             raise ValueError("`cells` and design = 'list' belong together")
+        if self.tune is not None and self.tune.seed in self.seeds:
+            raise ValueError(
+                f"tune.seed = {self.tune.seed} is among the seeds of the cells: what is chosen by "
+                "a seed cannot be judged by it. Choose another"
+            )
         self._refuse_unknown_axes()
         return self
 

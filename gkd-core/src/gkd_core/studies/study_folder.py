@@ -95,7 +95,7 @@ class StudyFolder:
         if cell.reason:
             return CellState.DROPPED
         if self._is_over(cell):
-            return CellState.STALE if self._is_of_other_code(cell) else CellState.FINISHED
+            return CellState.STALE if self.is_of_other_code(cell) else CellState.FINISHED
         attempt = self.attempt(cell)
         if attempt is None or attempt.may_go_on:
             return CellState.WAITING
@@ -128,21 +128,26 @@ class StudyFolder:
         found = {inputs.get(VERSIONS, {}).get(CORE, "") for inputs in self._inputs(cell)}
         return ", ".join(sorted(filter(None, found)))
 
+    def is_of_other_code(self, cell: Cell) -> bool:
+        """Tell whether a stage of a cell was trained, or begun, by other code than the installed.
+
+        Args:
+            cell: The cell.
+        """
+        if self.code is None:
+            return False
+        return any(
+            self.code.get(distribution, {}).get(file) != content
+            for inputs in self._inputs(cell)
+            for distribution, files in inputs.get(CODE, {}).items()
+            for file, content in files.items()
+        )
+
     def _is_over(self, cell: Cell) -> bool:
         directory = self.run_directory(cell)
         return all((directory / name).exists() for name in WRITTEN_LAST)
 
-    def _is_of_other_code(self, cell: Cell) -> bool:
-        if self.code is None:
-            return False
-        then = [inputs[CODE] for inputs in self._inputs(cell) if CODE in inputs]
-        return any(
-            self.code.get(distribution) != files
-            for each in then
-            for distribution, files in each.items()
-        )
-
     def _inputs(self, cell: Cell) -> list[Inputs]:
-        """Return what determined the student of each stage of a finished cell."""
-        found = sorted((self.run_directory(cell) / STAGES).glob(f"*/{MANIFEST}"))
+        """Return what determines the student of each stage of a cell, as far as it was begun."""
+        found = sorted((self.run_directory(cell) / STAGES).rglob(MANIFEST))
         return [Manifest.load(path).inputs for path in found]

@@ -1,0 +1,168 @@
+"""`gkd study`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gkd_core.cli.options import RunOptions, study_options
+
+if TYPE_CHECKING:
+    from gkd_core.studies.study import Study
+    from gkd_core.studies.study_config import StudyConfig
+
+FOLDER = Path("studies")
+
+
+@click.group()
+def study() -> None:
+    """Compare methods, recipes or settings over seeds and tasks.
+
+    A study is a file of axes (toml, yaml, json). Each of its cells is a run of its own; a finished
+    one never runs again.
+    """
+
+
+def _study_command(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what names a study, and what its cells share, to a command."""
+    for decorate in reversed(
+        (
+            click.argument("name", metavar="STUDY"),
+            click.option(
+                "--output",
+                type=click.Path(path_type=Path),
+                help="Folder of the study. [studies/NAME]",
+            ),
+            click.option(
+                "--axis",
+                "axes",
+                multiple=True,
+                metavar="NAME=[VALUE, ...]",
+                help="Replace the values of an axis: seed=[1,2]; repeatable.",
+            ),
+            study_options,
+        )
+    ):
+        command = decorate(command)
+    return command
+
+
+@study.command()
+@_study_command
+@click.option("--jobs", type=click.IntRange(1), help="Cells at a time. [as many as fit]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of a cell. [cores / jobs]")
+@click.option("--rerun-stale", is_flag=True, help="Run cells of older code again.")
+def run(
+    name: str,
+    output: Path | None,
+    axes: tuple[str, ...],
+    settings: tuple[str, ...],
+    jobs: int | None,
+    threads: int | None,
+    rerun_stale: bool,
+    **flags: Any,
+) -> None:
+    """Run the cells of a study that are not finished.
+
+    STUDY is a file, or the folder of a study. Whatever stopped, the same command goes on.
+    """
+    from gkd_core.cli.study_progress import StudyProgress
+    from gkd_core.studies.capacity import Capacity
+    from gkd_core.studies.local import LocalLauncher
+    from gkd_core.studies.study import to_run
+
+    found = _find(name, output, axes, settings, flags)
+    folder = found.open()
+    progress = StudyProgress(folder, found.unknown(folder))
+    tried: set[str] = set()
+    while cells := to_run(folder, tried, rerun_stale):
+        capacity = Capacity.of_machine(len(cells), jobs, threads)
+        with progress.of(cells, capacity):
+            for event in LocalLauncher(capacity.jobs, capacity.threads).launch(folder, cells):
+                progress.show(event)
+        tried |= {cell.name for cell in cells}
+        folder = found.open()
+    progress.conclude(folder)
+
+
+@study.command()
+@click.argument("name", metavar="STUDY")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder of the study. [studies/NAME]"
+)
+def status(name: str, output: Path | None) -> None:
+    """Show what has become of the cells of a study."""
+    from rich.console import Console
+
+    from gkd_core.cli.study_progress import status_table
+    from gkd_core.plugins import registry
+    from gkd_core.studies.study_folder import StudyFolder
+    from gkd_core.training.participants import installed_code
+
+    folder = StudyFolder.read(output or _folder(name), installed_code(registry()))
+    Console(highlight=False).print(status_table(folder))
+
+
+def _folder(name: str) -> Path:
+    """Return the folder of a study that is named, or that a file has."""
+    return Path(name) if _is_folder(name) else FOLDER / Path(name).stem
+
+
+def _is_folder(name: str) -> bool:
+    from gkd_core.studies.study_folder import CELLS
+
+    return (Path(name) / CELLS).exists()
+
+
+def _find(
+    name: str,
+    output: Path | None,
+    axes: tuple[str, ...],
+    settings: tuple[str, ...],
+    flags: Mapping[str, Any],
+) -> Study:
+    from gkd_core.plugins import registry
+    from gkd_core.studies.study import Study
+
+    config = _with_axes(_read(name), axes)
+    given = dict(_assignment(text, "--set") for text in settings)
+    shared = {key: value for key, (value, _) in RunOptions((), None, (), flags).flagged.items()}
+    config = config.model_copy(update={"settings": {**config.settings, **shared, **given}})
+    return Study(output or _folder(name), config, registry())
+
+
+def _read(name: str) -> StudyConfig:
+    from gkd_core.config.formats import READERS
+    from gkd_core.studies.shipped import shipped_study
+    from gkd_core.studies.study_config import read_study
+    from gkd_core.studies.study_folder import STUDY
+
+    if _is_folder(name):
+        return read_study(Path(name) / STUDY)
+    if Path(name).suffix in READERS:
+        return read_study(Path(name))
+    return read_study(shipped_study(name))
+
+
+def _with_axes(config: StudyConfig, axes: tuple[str, ...]) -> StudyConfig:
+    from gkd_core.studies.study_config import parse_study
+
+    if not axes:
+        return config
+    tree = config.model_dump(exclude_unset=True)
+    for axis, value in (_assignment(text, "--axis") for text in axes):
+        tree.setdefault("axes", {})[axis] = value if isinstance(value, list) else [value]
+    return parse_study(tree, "--axis")
+
+
+def _assignment(text: str, flag: str) -> tuple[str, Any]:
+    from gkd_core.config.formats import toml_value
+    from gkd_core.errors import ConfigError
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{flag} {text}: expected NAME=VALUE, such as `{flag} training.lr=1e-4`")
+    return key.strip(), toml_value(value.strip())

@@ -1,0 +1,197 @@
+"""What a person sees of a study that is running, and of one that has run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gkd_core.cli.errors import FAILURE
+from gkd_core.studies.attempt import Attempt
+from gkd_core.studies.capacity import Capacity
+from gkd_core.studies.cell import Cell, CellState
+from gkd_core.studies.local import CellEvent
+from gkd_core.studies.study_folder import StudyFolder
+
+STYLES = {
+    CellState.FINISHED: "green",
+    CellState.FAILED: "red",
+    CellState.STALE: "yellow",
+    CellState.DROPPED: "dim",
+}
+UNTIL_ERROR = "Error: "
+
+
+class StudyProgress:
+    """Shows the progress of a study on the screen: a line for each cell that ends, and a bar.
+
+    Args:
+        folder: The folder of the study.
+        unknown: Number of cells that become known once trials are over.
+    """
+
+    def __init__(self, folder: StudyFolder, unknown: int) -> None:
+        self._folder = folder
+        self._console = Console(highlight=False)
+        self._done: Counter[CellState] = Counter()
+        self._bar = Bar(self._console)
+        self._total = 0
+        self._say_begin(unknown)
+
+    @contextmanager
+    def of(self, cells: Sequence[Cell], capacity: Capacity) -> Iterator[None]:
+        """Show cells while they run.
+
+        Args:
+            cells: The cells.
+            capacity: How many run at a time.
+        """
+        self._total += len(cells)
+        threads = capacity.threads
+        self._console.print(
+            f"{len(cells)} to run, {capacity.jobs} at a time, {threads} thread"
+            f"{'' if threads == 1 else 's'} each"
+        )
+        with self._bar.up_to(self._total):
+            yield
+
+    def show(self, event: CellEvent) -> None:
+        """Show that a cell has begun, or how it ended."""
+        if event.attempt is None:
+            self._bar.begin(event.cell)
+        else:
+            self._bar.end(event.cell)
+            self._say_end(event.cell, event.attempt)
+
+    def conclude(self, folder: StudyFolder) -> None:
+        """Say what has become of the cells and what to do next.
+
+        Args:
+            folder: The folder of the study as it is now.
+
+        Raises:
+            SystemExit: Some have failed.
+        """
+        self._console.print(f"study {folder.path}: {counted(folder)}")
+        place = shlex.quote(str(folder.path))
+        if self._done[CellState.FAILED]:
+            self._console.print(f"What failed, and why: gkd study status {place}")
+            sys.exit(FAILURE)
+
+    def _say_begin(self, unknown: int) -> None:
+        more = f"; {unknown} more once their learning rates are tuned" if unknown else ""
+        self._console.print(f"study {self._folder.path}: {counted(self._folder)}{more}")
+        for reason, count in Counter(c.reason for c in self._folder.cells if c.reason).items():
+            self._console.print(f"dropped ({count}): {reason}", style="dim", markup=False)
+
+    def _say_end(self, cell: Cell, attempt: Attempt) -> None:
+        state = self._folder.state(cell)
+        self._done[state] += 1
+        number, width = sum(self._done.values()), len(str(self._total))
+        took = timedelta(seconds=round(attempt.seconds))
+        about = quality(self._folder, cell) if state is CellState.FINISHED else first_line(attempt)
+        self._console.print(
+            f"[dim]{number:>{width}}/{self._total}[/]  [{STYLES.get(state, 'none')}]"
+            f"{state:<8}[/]  {took}  {cell.label}  {about}",
+            soft_wrap=True,
+        )
+
+
+class Bar:
+    """The progress bar of a study, with the cells that are running.
+
+    Args:
+        console: The screen; nothing is shown if it is not a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._running: list[Cell] = []
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("cells", total=0)
+
+    @contextmanager
+    def up_to(self, total: int) -> Iterator[None]:
+        """Show the bar for a number of cells, those that have ended included."""
+        self._bar.update(self._task, total=total)
+        with self._bar:
+            yield
+
+    def begin(self, cell: Cell) -> None:
+        """Show that a cell is running."""
+        self._running.append(cell)
+        self._describe()
+
+    def end(self, cell: Cell) -> None:
+        """Show that a cell has ended."""
+        self._running.remove(cell)
+        self._bar.advance(self._task)
+        self._describe()
+
+    def _describe(self) -> None:
+        labels = "; ".join(cell.label for cell in self._running)
+        self._bar.update(self._task, description=labels or "cells")
+
+
+def counted(folder: StudyFolder) -> str:
+    """Return how many cells of a study are in which state, as in `3 finished, 2 waiting`."""
+    states = Counter(folder.state(cell) for cell in folder.cells)
+    found = ", ".join(f"{states[state]} {state}" for state in CellState if states[state])
+    return f"{len(folder.cells)} cells: {found}"
+
+
+def status_table(folder: StudyFolder) -> Table:
+    """Return the table of the cells of a study."""
+    table = Table(caption=counted(folder), caption_justify="left", box=None, padding=(0, 2, 0, 0))
+    axes = list(dict.fromkeys(axis for cell in folder.cells for axis in cell.coordinates))
+    for column in (*axes, "state", "", "cell"):
+        table.add_column(column, overflow="fold")
+    for cell in folder.cells:
+        state = folder.state(cell)
+        values = (str(cell.coordinates.get(axis, "")) for axis in axes)
+        about = _about(folder, cell, state)
+        table.add_row(*values, f"[{STYLES.get(state, 'none')}]{state}[/]", about, cell.name)
+    return table
+
+
+def _about(folder: StudyFolder, cell: Cell, state: CellState) -> str:
+    attempt = folder.attempt(cell)
+    if state is CellState.DROPPED:
+        return cell.reason
+    if state is CellState.FAILED and attempt is not None:
+        return first_line(attempt)
+    if state is CellState.STALE:
+        return f"of gkd {folder.version(cell)}, other code; --rerun-stale runs it again"
+    return quality(folder, cell) if state is CellState.FINISHED else ""
+
+
+def quality(folder: StudyFolder, cell: Cell) -> str:
+    """Return the main metric of the student of a finished cell, as in `accuracy 0.52`."""
+    results = json.loads((folder.run_directory(cell) / "results.json").read_text())
+    value = results["rows"][-1]["metrics"].get(results["metric"])
+    return f"{results['metric']} {'none' if value is None else f'{value:.3f}'}"
+
+
+def first_line(attempt: Attempt) -> str:
+    """Return the line of a cell's output that says why it failed."""
+    if attempt.may_go_on:
+        return "stopped; it goes on with the same command"
+    lines = attempt.error.splitlines()
+    said = next((line for line in lines if line.startswith(UNTIL_ERROR)), lines[-1:] or [""])
+    text = said if isinstance(said, str) else said[0]
+    return text.removeprefix(UNTIL_ERROR) or f"ended with {attempt.status}"
