@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gkd_core.cli.options import RunOptions, study_options
+from gkd_core.cli.study_report import report
 
 if TYPE_CHECKING:
     from gkd_core.studies.study import Study
@@ -24,6 +25,9 @@ def study() -> None:
     A study is a file of axes (toml, yaml, json). Each of its cells is a run of its own; a finished
     one never runs again.
     """
+
+
+study.add_command(report)
 
 
 def _study_command(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,11 +106,11 @@ def status(name: str, output: Path | None) -> None:
     from gkd_core.studies.study_folder import StudyFolder
     from gkd_core.training.participants import installed_code
 
-    folder = StudyFolder.read(output or _folder(name), installed_code(registry()))
+    folder = StudyFolder.read(output or folder_of(name), installed_code(registry()))
     Console(highlight=False).print(status_table(folder))
 
 
-def _folder(name: str) -> Path:
+def folder_of(name: str) -> Path:
     """Return the folder of a study that is named, or that a file has."""
     return Path(name) if _is_folder(name) else FOLDER / Path(name).stem
 
@@ -128,10 +132,10 @@ def _find(
     from gkd_core.studies.study import Study
 
     config = _with_axes(_read(name), axes)
-    given = dict(_assignment(text, "--set") for text in settings)
+    given = dict(assignment(text, "--set") for text in settings)
     shared = {key: value for key, (value, _) in RunOptions((), None, (), flags).flagged.items()}
     config = config.model_copy(update={"settings": {**config.settings, **shared, **given}})
-    return Study(output or _folder(name), config, registry())
+    return Study(output or folder_of(name), config, registry())
 
 
 def _read(name: str) -> StudyConfig:
@@ -153,12 +157,17 @@ def _with_axes(config: StudyConfig, axes: tuple[str, ...]) -> StudyConfig:
     if not axes:
         return config
     tree = config.model_dump(exclude_unset=True)
-    for axis, value in (_assignment(text, "--axis") for text in axes):
+    for axis, value in (assignment(text, "--axis") for text in axes):
         tree.setdefault("axes", {})[axis] = value if isinstance(value, list) else [value]
     return parse_study(tree, "--axis")
 
 
-def _assignment(text: str, flag: str) -> tuple[str, Any]:
+def assignment(text: str, flag: str) -> tuple[str, Any]:
+    """Return the key and the value of `NAME=VALUE`.
+
+    Raises:
+        ConfigError: It is none; the message names the flag.
+    """
     from gkd_core.config.formats import toml_value
     from gkd_core.errors import ConfigError
 

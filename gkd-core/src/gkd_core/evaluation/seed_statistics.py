@@ -170,11 +170,10 @@ def seed_difference(
         ValueError: There are no pairs.
     """
     random = np.random.default_rng(seed)
-    found = [
-        each
-        for name in sorted(tasks)
-        for each in _drawn(tasks[name], len(tasks), resamples, random)
-    ]
+    found: list[_DrawnSetting] = []
+    for task, settings in tasks.items():
+        prior = priors.get(task, UNKNOWN)
+        found += _drawn(settings, prior, len(tasks), resamples, random)
     if not found:
         raise ValueError("there are no pairs of models to compare")
     value = math.fsum(each.weight * each.by_seed.mean() for each in found)
@@ -249,7 +248,7 @@ class _DrawnSetting:
     prior: SeedPrior
     weight: float
     by_seed: Floats
-    draws: Floats
+    drawn: Floats
     units: int
 
 
@@ -299,8 +298,8 @@ def _differences_by_seed(
 
 def _row_variance(found: Sequence[_DrawnSetting]) -> float:
     """Return the variance of the whole difference under other rows."""
-    draws = sum(each.weight * each.draws.mean(1) for each in found)
-    return float(np.nanvar(draws))
+    total = sum(each.weight * each.drawn.mean(1) for each in found)
+    return float(np.nanvar(total))
 
 
 def _variances(found: Sequence[_DrawnSetting], random: np.random.Generator) -> Floats:
@@ -316,7 +315,7 @@ def _variances(found: Sequence[_DrawnSetting], random: np.random.Generator) -> F
         freedom = count - 1 + prior.freedom
         squares = (count - 1) * each.by_seed.var(ddof=1) + prior.freedom * prior.variance
         levels = (random.permutation(SCALES) + 0.5) / SCALES
-        apart, together = np.nanvar(each.draws, 0).mean(), np.nanvar(each.draws.mean(1))
+        apart, together = np.nanvar(each.drawn, 0).mean(), np.nanvar(each.drawn.mean(1))
         twice = max(0.0, apart - together) / (count - 1)
         seeds += each.weight**2 * (squares / stats.chi2.ppf(levels, freedom) / count - twice)
     variances: Floats = _row_variance(found) + np.maximum(0.0, seeds)
