@@ -422,7 +422,7 @@ OFTEN = ["--output", "my run", "--set", "training.checkpoint_every=2"]
 def test_interrupted_run_says_how_to_go_on_and_does(invoke, settings, fail_at):
     fail_at(4, KeyboardInterrupt())
     done = invoke("run", *settings, *OFTEN)
-    assert done.code == 130
+    assert done.code == 75
     assert "Traceback" not in done.err
     message, _, command = done.err.partition(" Continue with: ")
     assert message == "Error: interrupted."

@@ -1,11 +1,11 @@
-from gkd_core.studies.design import combinations
+from gkd_core.studies.design import axis_points
 from gkd_core.studies.study_config import parse_study
 
 AXES = {"method": ["kd", "hard"], "student.layers": [1, 2, 3], "seed": [1, 2]}
 
 
 def _made(installed=None, **tree):
-    return combinations(parse_study(tree, "test"), installed or {})
+    return axis_points(parse_study(tree, "test"), installed or {})
 
 
 def _axes(found):
@@ -55,7 +55,7 @@ def test_later_axis_wins_over_an_earlier_one_and_the_settings():
         },
         "test",
     )
-    (found,) = combinations(config, {})
+    (found,) = axis_points(config, {})
     assert found.settings(config) == {
         "training": ({"epochs": 2}, "[settings]"),
         "student.layers": (1, "axis size"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gkd_core.errors import GkdError
+from gkd_core.lease import LeaseLost
 
 if TYPE_CHECKING:
     from gkd_core.plugins import Blame
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 FAILURE = 1
 USER_ERROR = 2
 INTERRUPTED = 130
-SPOKEN = (FAILURE, USER_ERROR, INTERRUPTED)
+RESUMABLE = 75
+"""EX_TEMPFAIL: the run was stopped, and what it has done is saved."""
+SPOKEN = (FAILURE, USER_ERROR, RESUMABLE, INTERRUPTED)
 """Exit statuses of a process that has reported its error."""
 
 FULL = "no space left on device"
@@ -36,7 +39,9 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 class Interrupted(click.ClickException):
     """The run was interrupted; the message says how to continue."""
 
-    exit_code = INTERRUPTED
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class DiskFull(click.ClickException):
@@ -64,10 +69,16 @@ class RankDied(click.ClickException):
 @contextmanager
 def resumable(directory: Path) -> Iterator[None]:
     """Say how to continue the run in `directory` if it is interrupted or fails."""
+    from gkd_core.runs.directory import has_trained
+
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted(f"interrupted. {_how_to_go_on(directory)}") from error
+        status = RESUMABLE if has_trained(directory) else INTERRUPTED
+        message = f"{str(error) or 'interrupted'}. {_how_to_go_on(directory)}"
+        raise Interrupted(message, status) from error
+    except LeaseLost:
+        raise  # another process goes on
     except Exception as error:
         if not _is_disk_full(error):
             error.add_note(_how_to_go_on(directory))

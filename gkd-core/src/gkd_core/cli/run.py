@@ -17,6 +17,7 @@ from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
     from gkd_core.contract.sink import Sink
+    from gkd_core.lease import Lease
     from gkd_core.runs.directory import Mode
     from gkd_core.runs.resumption import Resumption
     from gkd_core.runs.run import Run
@@ -72,12 +73,12 @@ def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -
     specs = prepare_run(resolved, registry())
     count = ranks_to_start(resolved)
     differences = () if resumption is None else _check(resolved, resumption, specs)
-    with _directory(resolved, mode) as directory:
-        if count:
-            start_ranks(count, directory, resumption is not None and resumption.accepts)
+    with _directory(resolved, mode) as (directory, lease):
+        if count and lease is not None:
+            start_ranks(count, lease, resumption is not None and resumption.accepts)
             return
         recorder = _recorder(resolved, directory, sinks)
-        run = Run(resolved, registry(), specs, directory, recorder)
+        run = Run(resolved, registry(), specs, directory, recorder, lease)
         if resumption is not None:
             run.contents, run.differences = resumption.contents, differences
         with recorder.record(run.info, resolved.values()):
@@ -108,8 +109,8 @@ def _check(
 
 
 @contextmanager
-def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
-    """Lock the run directory, which the first rank creates and broadcasts to the others."""
+def _directory(resolved: Resolved, mode: Mode) -> Iterator[tuple[Path, Lease | None]]:
+    """Hold the run directory, which the first rank creates and broadcasts to the others."""
     from gkd_core.config.render import to_toml
     from gkd_core.distributed.ranks import is_first, tell
     from gkd_core.runs.directory import free_directory, open_directory
@@ -118,10 +119,10 @@ def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
     name = resolved.recipe or resolved.stages[-1].config.method
     directory = Path(chosen) if chosen else free_directory(name)
     held = open_directory(directory, mode, to_toml(resolved)) if is_first() else nullcontext()
-    with held:
+    with held as lease:
         directory = tell(directory)
         with resumable(directory):
-            yield directory
+            yield directory, lease
 
 
 def _print_summary(run: Run) -> None:
@@ -158,13 +159,16 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     """
     from gkd_core.config.resolve import resolve
     from gkd_core.errors import ConfigError
+    from gkd_core.lease import refuse_held
     from gkd_core.plugins import registry
-    from gkd_core.runs.directory import CONFIG
+    from gkd_core.runs.directory import CONFIG, restore_replaced
     from gkd_core.runs.resumption import Resumption
 
     chosen = options.flags.get("output")
     if chosen is None:
         raise ConfigError("--resume needs the directory of the run: add --output DIR")
+    refuse_held(Path(chosen))
+    restore_replaced(Path(chosen))
     stored = Path(chosen) / CONFIG
     if not stored.exists():
         raise ConfigError(f"{chosen} contains no run to resume. Omit --resume to start one")

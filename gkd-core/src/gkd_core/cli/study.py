@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gkd_core.cli.errors import RESUMABLE, Interrupted
 from gkd_core.cli.options import RunOptions, study_options
 from gkd_core.cli.study_report import report
 
@@ -56,40 +59,89 @@ def _study_command(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @study.command()
 @_study_command
+@click.option("--launcher", default="local", show_default=True, help="What starts the cells.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set an option of the launcher; repeatable.",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Cells at a time. [as many as fit]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of a cell. [cores / jobs]")
+@click.option("--shard", metavar="INDEX/COUNT", help="Run a share of the cells only: 0/4.")
+@click.option(
+    "--shards",
+    type=click.IntRange(1),
+    help="Run a share of the cells, numbered by SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX.",
+)
 @click.option("--rerun-stale", is_flag=True, help="Run cells of older code again.")
 def run(
     name: str,
     output: Path | None,
     axes: tuple[str, ...],
     settings: tuple[str, ...],
+    launcher: str,
+    options: tuple[str, ...],
     jobs: int | None,
     threads: int | None,
+    shard: str | None,
+    shards: int | None,
     rerun_stale: bool,
     **flags: Any,
 ) -> None:
     """Run the cells of a study that are not finished.
 
-    STUDY is a file, or the folder of a study. Whatever stopped, the same command goes on.
+    STUDY is a file, the folder of a study, or a study that comes with gkd. Whatever stopped, the
+    same command goes on.
     """
     from gkd_core.cli.study_progress import StudyProgress
-    from gkd_core.studies.capacity import Capacity
-    from gkd_core.studies.local import LocalLauncher
-    from gkd_core.studies.study import to_run
+    from gkd_core.plugins import registry
+    from gkd_core.stop_signals import heeded
+    from gkd_core.studies.execution import Execution
+    from gkd_core.studies.shard import read_shard
 
     found = _find(name, output, axes, settings, flags)
-    folder = found.open()
-    progress = StudyProgress(folder, found.unknown(folder))
-    tried: set[str] = set()
-    while cells := to_run(folder, tried, rerun_stale):
-        capacity = Capacity.of_machine(len(cells), jobs, threads)
-        with progress.of(cells, capacity):
-            for event in LocalLauncher(capacity.jobs, capacity.threads).launch(folder, cells):
-                progress.show(event)
-        tried |= {cell.name for cell in cells}
-        folder = found.open()
-    progress.conclude(folder)
+    starter = registry().make_launcher(launcher, dict(assignment(o, "--option") for o in options))
+    share = read_shard(shard, shards, os.environ)
+    progress = StudyProgress()
+    execution = Execution(found, starter, share, jobs, threads, rerun_stale, progress)
+    try:
+        with heeded():
+            folder = execution.run()
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped; the same command goes on", RESUMABLE) from error
+    progress.finish(folder)
+
+
+@study.command(hidden=True)
+@click.argument("path", metavar="FOLDER", type=click.Path(path_type=Path))
+@click.argument("name")
+def cell(path: Path, name: str) -> None:
+    """Run one cell in this process; this is what launchers start."""
+    from gkd_core.errors import ConfigError
+    from gkd_core.plugins import registry
+    from gkd_core.studies.run_cell import run_cell
+    from gkd_core.studies.study_folder import StudyFolder
+    from gkd_core.training.participants import installed_code
+
+    folder = StudyFolder.read(path, installed_code(registry()))
+    named = [each for each in folder.cells if each.name == name]
+    if not named:
+        raise ConfigError(f"{path} has no cell {name!r}")
+    if folder.holder(named[0]) is not None:
+        sys.exit(RESUMABLE)
+    sys.exit(run_cell(folder, named[0], _status_of))
+
+
+def _status_of(arguments: Sequence[str]) -> int:
+    """Run `gkd` with arguments in this process, and return its exit status."""
+    from gkd_core.cli import main
+
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 @study.command()
@@ -112,10 +164,10 @@ def status(name: str, output: Path | None) -> None:
 
 def folder_of(name: str) -> Path:
     """Return the folder of a study that is named, or that a file has."""
-    return Path(name) if _is_folder(name) else FOLDER / Path(name).stem
+    return Path(name) if _isfolder_of(name) else FOLDER / Path(name).stem
 
 
-def _is_folder(name: str) -> bool:
+def _isfolder_of(name: str) -> bool:
     from gkd_core.studies.study_folder import CELLS
 
     return (Path(name) / CELLS).exists()
@@ -144,7 +196,7 @@ def _read(name: str) -> StudyConfig:
     from gkd_core.studies.study_config import read_study
     from gkd_core.studies.study_folder import STUDY
 
-    if _is_folder(name):
+    if _isfolder_of(name):
         return read_study(Path(name) / STUDY)
     if Path(name).suffix in READERS:
         return read_study(Path(name))
@@ -163,10 +215,10 @@ def _with_axes(config: StudyConfig, axes: tuple[str, ...]) -> StudyConfig:
 
 
 def assignment(text: str, flag: str) -> tuple[str, Any]:
-    """Return the key and the value of `NAME=VALUE`.
+    """Return the name and the value of an argument `NAME=VALUE` of a flag.
 
     Raises:
-        ConfigError: It is none; the message names the flag.
+        ConfigError: It is none.
     """
     from gkd_core.config.formats import toml_value
     from gkd_core.errors import ConfigError

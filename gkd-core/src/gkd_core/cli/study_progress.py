@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gkd_core.cli.errors import FAILURE
 from gkd_core.studies.attempt import Attempt
-from gkd_core.studies.capacity import Capacity
 from gkd_core.studies.cell import Cell, CellState
-from gkd_core.studies.local import CellEvent
 from gkd_core.studies.study_folder import StudyFolder
 
 STYLES = {
@@ -31,47 +30,56 @@ UNTIL_ERROR = "Error: "
 
 
 class StudyProgress:
-    """Shows the progress of a study on the screen: a line for each cell that ends, and a bar.
+    """Shows the progress of a study on the screen: a line for each cell that ends, and a bar."""
 
-    Args:
-        folder: The folder of the study.
-        unknown: Number of cells that become known once trials are over.
-    """
-
-    def __init__(self, folder: StudyFolder, unknown: int) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
         self._console = Console(highlight=False)
         self._done: Counter[CellState] = Counter()
         self._bar = Bar(self._console)
         self._total = 0
-        self._say_begin(unknown)
 
-    @contextmanager
-    def of(self, cells: Sequence[Cell], capacity: Capacity) -> Iterator[None]:
-        """Show cells while they run.
+    def start(self, folder: StudyFolder, unknown: int) -> None:
+        """Show the cells of a study, and which were dropped.
 
         Args:
-            cells: The cells.
-            capacity: How many run at a time.
+            folder: The folder of the study.
+            unknown: Number of cells that become known once trials are over.
         """
+        more = f"; {unknown} more once their learning rates are tuned" if unknown else ""
+        self.say(f"study {folder.path}: {counted(folder)}{more}")
+        for reason, count in Counter(c.reason for c in folder.cells if c.reason).items():
+            self.say(f"dropped ({count}): {reason}")
+
+    def say(self, text: str) -> None:
+        """Show a line about the whole."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def of(self, cells: Sequence[Cell]) -> Iterator[None]:
+        """Show cells while they run."""
         self._total += len(cells)
-        threads = capacity.threads
-        self._console.print(
-            f"{len(cells)} to run, {capacity.jobs} at a time, {threads} thread"
-            f"{'' if threads == 1 else 's'} each"
-        )
+        self.say(f"{len(cells)} to run")
         with self._bar.up_to(self._total):
             yield
 
-    def show(self, event: CellEvent) -> None:
-        """Show that a cell has begun, or how it ended."""
-        if event.attempt is None:
-            self._bar.begin(event.cell)
-        else:
-            self._bar.end(event.cell)
-            self._say_end(event.cell, event.attempt)
+    def begin(self, cell: Cell) -> None:
+        """Show that a cell has begun."""
+        self._bar.begin(cell)
 
-    def conclude(self, folder: StudyFolder) -> None:
+    def end(self, folder: StudyFolder, cell: Cell, attempt: Attempt | None) -> None:
+        """Show how a cell ended."""
+        self._bar.end(cell)
+        state = folder.state(cell)
+        self._done[state] += 1
+        number, width = sum(self._done.values()), len(str(self._total))
+        took = timedelta(seconds=round(attempt.seconds if attempt else 0))
+        self._console.print(
+            f"[dim]{number:>{width}}/{self._total}[/]  [{STYLES.get(state, 'none')}]{state:<8}[/]"
+            f"  {took}  {escape(cell.label)}  {escape(_about(folder, cell, state))}",
+            soft_wrap=True,
+        )
+
+    def finish(self, folder: StudyFolder) -> None:
         """Say what has become of the cells and what to do next.
 
         Args:
@@ -80,29 +88,10 @@ class StudyProgress:
         Raises:
             SystemExit: Some have failed.
         """
-        self._console.print(f"study {folder.path}: {counted(folder)}")
-        place = shlex.quote(str(folder.path))
+        self.say(f"study {folder.path}: {counted(folder)}")
         if self._done[CellState.FAILED]:
-            self._console.print(f"What failed, and why: gkd study status {place}")
+            self.say(f"what failed, and why: gkd study status {shlex.quote(str(folder.path))}")
             sys.exit(FAILURE)
-
-    def _say_begin(self, unknown: int) -> None:
-        more = f"; {unknown} more once their learning rates are tuned" if unknown else ""
-        self._console.print(f"study {self._folder.path}: {counted(self._folder)}{more}")
-        for reason, count in Counter(c.reason for c in self._folder.cells if c.reason).items():
-            self._console.print(f"dropped ({count}): {reason}", style="dim", markup=False)
-
-    def _say_end(self, cell: Cell, attempt: Attempt) -> None:
-        state = self._folder.state(cell)
-        self._done[state] += 1
-        number, width = sum(self._done.values()), len(str(self._total))
-        took = timedelta(seconds=round(attempt.seconds))
-        about = quality(self._folder, cell) if state is CellState.FINISHED else first_line(attempt)
-        self._console.print(
-            f"[dim]{number:>{width}}/{self._total}[/]  [{STYLES.get(state, 'none')}]"
-            f"{state:<8}[/]  {took}  {cell.label}  {about}",
-            soft_wrap=True,
-        )
 
 
 class Bar:
@@ -165,19 +154,23 @@ def status_table(folder: StudyFolder) -> Table:
         state = folder.state(cell)
         values = (str(cell.coordinates.get(axis, "")) for axis in axes)
         about = _about(folder, cell, state)
-        table.add_row(*values, f"[{STYLES.get(state, 'none')}]{state}[/]", about, cell.name)
+        table.add_row(*values, f"[{STYLES.get(state, 'none')}]{state}[/]", escape(about), cell.name)
     return table
 
 
 def _about(folder: StudyFolder, cell: Cell, state: CellState) -> str:
-    attempt = folder.attempt(cell)
+    """Return what a person wants to know of a cell in its state."""
     if state is CellState.DROPPED:
         return cell.reason
-    if state is CellState.FAILED and attempt is not None:
-        return first_line(attempt)
+    if state is CellState.FAILED:
+        return reason(folder.failure(cell))
+    if state is CellState.RUNNING:
+        return f"by {folder.holder(cell)}"
     if state is CellState.STALE:
         return f"of gkd {folder.version(cell)}, other code; --rerun-stale runs it again"
-    return quality(folder, cell) if state is CellState.FINISHED else ""
+    if state is CellState.WAITING:
+        return "stopped; the same command goes on" if folder.attempt(cell) else ""
+    return quality(folder, cell)
 
 
 def quality(folder: StudyFolder, cell: Cell) -> str:
@@ -187,11 +180,8 @@ def quality(folder: StudyFolder, cell: Cell) -> str:
     return f"{results['metric']} {'none' if value is None else f'{value:.3f}'}"
 
 
-def first_line(attempt: Attempt) -> str:
+def reason(error: str) -> str:
     """Return the line of a cell's output that says why it failed."""
-    if attempt.may_go_on:
-        return "stopped; it goes on with the same command"
-    lines = attempt.error.splitlines()
-    said = next((line for line in lines if line.startswith(UNTIL_ERROR)), lines[-1:] or [""])
-    text = said if isinstance(said, str) else said[0]
-    return text.removeprefix(UNTIL_ERROR) or f"ended with {attempt.status}"
+    lines = error.splitlines() or [""]
+    said = next((line for line in lines if line.startswith(UNTIL_ERROR)), lines[-1])
+    return said.removeprefix(UNTIL_ERROR)

@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+STORE = "GKD_STORE"
+"""Variable with the file in which ranks of one machine meet."""
+
 FIRST_PORT = 20000
 PORTS = 20000
 """SLURM gives no port: it is derived from the job, so that jobs on one node do not collide."""
@@ -22,6 +25,7 @@ class RankInfo:
         local_rank: Rank on this machine.
         address: Host name of the machine of rank 0.
         port: Port that rank 0 listens on.
+        store: The file in which ranks of one machine meet instead; they listen on no port.
     """
 
     rank: int
@@ -29,6 +33,7 @@ class RankInfo:
     local_rank: int
     address: str
     port: int
+    store: str | None = None
 
     def export(self) -> None:
         """Set the environment variables of torchrun, which PyTorch and DeepSpeed read."""
@@ -54,6 +59,7 @@ def read_launcher_env(environment: Mapping[str, str]) -> RankInfo | None:
             local_rank=int(environment.get("LOCAL_RANK", 0)),
             address=environment["MASTER_ADDR"],
             port=int(environment["MASTER_PORT"]),
+            store=environment.get(STORE),
         )
     # An sbatch script is not itself a task of a step: it has SLURM_NTASKS but no step node list.
     if {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NODELIST"} <= environment.keys():

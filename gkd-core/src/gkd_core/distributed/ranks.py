@@ -71,7 +71,11 @@ def init_process_group(info: RankInfo) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    _store, number, size = next(rendezvous("env://"))
+    if info.store is None:
+        _store, number, size = next(rendezvous("env://"))
+    else:
+        number, size = info.rank, info.world
+        _store = dist.FileStore(info.store, size)
     dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=PATIENCE)
 
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from gkd_core.atomic import draft, write_file
 from gkd_core.contract.run_info import STAGES
@@ -44,6 +48,31 @@ class Finished:
     def done(self) -> Path:
         """File that holds the result of the stage."""
         return Path(self.run) / STAGES / self.stage / DONE
+
+
+@contextmanager
+def alone(fingerprint: StageFingerprint | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Train a stage while no other process trains the same; it can be taken over afterwards.
+
+    Args:
+        fingerprint: The fingerprint of the stage; None of one that is not reused.
+        say: Tells the user what the run waits for.
+    """
+    if fingerprint is None:
+        yield
+        return
+    entry = _entry(fingerprint)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(entry.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another run is training this stage; waiting for its student")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remember(fingerprint: StageFingerprint, run: Path, result: StageResult) -> None:

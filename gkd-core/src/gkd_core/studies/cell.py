@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
+from gkd_core import digest
 from gkd_core.studies.study_config import AxisValue
 
 Role = Literal["report", "tuning"]
@@ -59,6 +60,11 @@ class Cell:
     def coordinates(self) -> dict[str, AxisValue]:
         """Its value on each axis, with task and seed."""
         return {**self.axes, "task": self.task, "seed": self.seed}
+
+    @property
+    def group(self) -> str:
+        """A hash of what it shares with cells that differ by seed, or serve to tune it."""
+        return digest.of_value([dict(self.axes), self.task])
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as JSON can hold it."""

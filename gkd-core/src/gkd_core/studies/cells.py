@@ -1,4 +1,4 @@
-"""The cells of a study: combinations whose configuration is complete and checked."""
+"""The cells of a study: points whose configuration is complete and checked."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from gkd_core.plugins import Registry
 from gkd_core.runs.run import prepare_run
 from gkd_core.runs.spec_builder import read_shapes
 from gkd_core.studies.cell import Cell
-from gkd_core.studies.design import Combination, Settings
+from gkd_core.studies.design import AxisPoint, Settings
+from gkd_core.studies.equal_size import equal_width
 from gkd_core.studies.study_config import StudyConfig
 from gkd_core.training.augmentation import copies
 from gkd_core.training.stage_spec import StageSpec
 
 NOT_NAMED = {"output", "tracking", "parallel", "stages", "recipe"}
 """Settings that do not tell one cell from another."""
+
+TIMED = 3
+"""Steps that are timed, after a first one that is slower."""
 
 MODELS = ("model", "augment_model")
 FILES = ("train", "validation", "test")
@@ -75,59 +79,89 @@ class CellMaker:
         self._contents = ModelContents()
         self._prepared: dict[str, Prepared] = {}
 
-    def make(self, combination: Combination, lr_factor: float = 1.0) -> CheckedCell:
+    def make(self, point: AxisPoint, lr_factor: float = 1.0) -> CheckedCell:
         """Return a cell that is reported; one that gkd refuses is dropped, with its message.
 
         Args:
-            combination: Its value on each axis.
+            point: Its value on each axis.
             lr_factor: The factor of its learning rates.
         """
-        if combination.reason:
-            return self._dropped(combination, combination.reason)
+        if point.reason:
+            return self._dropped(point, point.reason)
         try:
-            settings = combination.settings(self._config)
+            settings = self._settings(point)
             resolved = self._faster(settings, self._resolve(settings), lr_factor)
         except GkdError as error:
-            return self._dropped(combination, str(error))
-        cell = self._cell(combination, resolved, lr_factor)
-        if cell.name not in self._known and (refusal := self.prepare(combination).refusal):
-            return self._dropped(combination, refusal)
+            return self._dropped(point, str(error))
+        cell = self._cell(point, resolved, lr_factor)
+        if cell.name not in self._known and (refusal := self.prepare(point).refusal):
+            return self._dropped(point, refusal)
         return CheckedCell(cell, resolved)
 
-    def make_trial(self, combination: Combination, lr_factor: float, share: float) -> CheckedCell:
+    def make_trial(self, point: AxisPoint, lr_factor: float, share: float) -> CheckedCell:
         """Return a cell that tries a factor of the learning rates.
 
         Args:
-            combination: Its value on each axis, which is not refused.
+            point: Its value on each axis, which is not refused.
             lr_factor: The factor.
             share: The share of the steps that it is trained for.
         """
-        settings = combination.settings(self._config)
+        settings = self._settings(point)
         shorter = {
             spec.settings.path("training.steps"): (math.ceil(share * total_steps(spec)), "tune")
-            for spec in self.prepare(combination).specs
+            for spec in self.prepare(point).specs
         }
         resolved = self._resolve(settings | shorter)
         resolved = self._faster(settings | shorter, resolved, lr_factor)
-        cell = self._cell(combination, resolved, lr_factor)
+        cell = self._cell(point, resolved, lr_factor)
         return CheckedCell(replace(cell, role="tuning", share=share), resolved)
 
-    def prepare(self, combination: Combination) -> Prepared:
-        """Return what is known of the run of a combination, whatever its seed."""
-        if combination.group not in self._prepared:
-            self._prepared[combination.group] = self._prepare(combination)
-        return self._prepared[combination.group]
+    def make_timing(self, point: AxisPoint) -> CheckedCell:
+        """Return a short run that shows what a point costs, whatever its seed and rate.
 
-    def _prepare(self, combination: Combination) -> Prepared:
-        if combination.reason:
-            return Prepared(refusal=combination.reason)
+        Args:
+            point: Its value on each axis, which is not refused.
+        """
+        settings = self._settings(point)
+        own = {name: "training." + name for name in ("steps", "log_every", "evaluate_every", "lr")}
+        values = {"steps": TIMED + 1, "log_every": 1, "evaluate_every": TIMED + 1, "lr": 1e-5}
+        short = {
+            spec.settings.path(own[name]): (value, "timing")
+            for spec in self.prepare(point).specs
+            for name, value in values.items()
+        }
+        alone = {"seed": (1, "timing"), "output.reuse": (False, "timing")}
+        resolved = self._resolve(settings | alone | short)
+        return CheckedCell(replace(self._cell(point, resolved, 1.0), seed=1), resolved)
+
+    def prepare(self, point: AxisPoint) -> Prepared:
+        """Return what is known of the run of a point, whatever its seed."""
+        if point.group not in self._prepared:
+            self._prepared[point.group] = self._prepare(point)
+        return self._prepared[point.group]
+
+    def _prepare(self, point: AxisPoint) -> Prepared:
+        if point.reason:
+            return Prepared(refusal=point.reason)
         try:
-            resolved = self._resolve(combination.settings(self._config))
+            resolved = self._resolve(self._settings(point))
             names = {stage.name for stage in resolved.stages}
             specs = prepare_run(resolved, self._registry)
         except GkdError as error:
             return Prepared(refusal=str(error))
         return Prepared(tuple(spec for spec in specs if spec.name in names))
+
+    def _settings(self, point: AxisPoint) -> dict[str, tuple[Any, str]]:
+        """Return the settings of a point, with the width that makes sizes equal."""
+        settings, axis = point.settings(self._config), self._config.equal_size
+        if axis is None or point.axes.get(axis) == (center := self._config.center[axis]):
+            return settings
+        alike = self.prepare(point.with_value(axis, center))
+        if not alike.specs:
+            return settings
+        layers = self._resolve(settings).stages[0].config.student.layers
+        width = equal_width(alike.specs[0], layers)
+        return settings | {key: (value, "equal_size") for key, value in width.items()}
 
     def _resolve(self, settings: Settings) -> Resolved:
         return resolve(
@@ -151,20 +185,20 @@ class CellMaker:
     def _shapes(self, stage: ResolvedStage) -> Models:
         return read_shapes(stage, self._registry)
 
-    def _cell(self, combination: Combination, resolved: Resolved, lr_factor: float) -> Cell:
-        task = combination.task or task_name(resolved.stages[-1].config.task)
+    def _cell(self, point: AxisPoint, resolved: Resolved, lr_factor: float) -> Cell:
+        task = point.task or task_name(resolved.stages[-1].config.task)
         return Cell(
             self._fingerprint(resolved),
-            combination.axes,
-            combination.seed,
+            point.axes,
+            point.seed,
             str(task),
             lr_factor=lr_factor,
         )
 
-    def _dropped(self, combination: Combination, reason: str) -> CheckedCell:
-        task, seed = str(combination.task or ""), combination.seed
-        name = digest.of_value([combination.group, seed])
-        return CheckedCell(Cell(name, combination.axes, seed, task, reason=reason), None)
+    def _dropped(self, point: AxisPoint, reason: str) -> CheckedCell:
+        task, seed = str(point.task or ""), point.seed
+        name = digest.of_value([point.group, seed])
+        return CheckedCell(Cell(name, point.axes, seed, task, reason=reason), None)
 
     def _fingerprint(self, resolved: Resolved) -> str:
         """Return the hash of what a configuration says otherwise than the defaults.

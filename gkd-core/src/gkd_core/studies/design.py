@@ -18,7 +18,7 @@ Settings: TypeAlias = Mapping[str, tuple[Any, str]]
 
 
 @dataclass(frozen=True)
-class Combination:
+class AxisPoint:
     """A value for each axis.
 
     Attributes:
@@ -35,7 +35,7 @@ class Combination:
 
     @property
     def group(self) -> str:
-        """A hash of what it shares with combinations that differ by seed only."""
+        """A hash of what it shares with points that differ by seed only."""
         return digest.of_value([dict(self.axes), self.task])
 
     @property
@@ -44,9 +44,13 @@ class Combination:
         crossed = {} if self.task is None else {TASK: self.task}
         return {**self.axes, **crossed, SEED: self.seed}
 
-    def with_seed(self, seed: int) -> Combination:
+    def with_seed(self, seed: int) -> AxisPoint:
         """Return the same with another seed."""
         return replace(self, seed=seed)
+
+    def with_value(self, axis: str, value: AxisValue) -> AxisPoint:
+        """Return the same with another value on an axis."""
+        return replace(self, axes={**self.axes, axis: value}, reason="")
 
     def settings(self, config: StudyConfig) -> dict[str, tuple[Any, str]]:
         """Return its settings; of an axis that sets what another one sets, the later counts.
@@ -62,8 +66,8 @@ class Combination:
         return found
 
 
-def combinations(config: StudyConfig, installed: Mapping[str, Sequence[str]]) -> list[Combination]:
-    """Return all combinations of a study, also those that constraints drop.
+def axis_points(config: StudyConfig, installed: Mapping[str, Sequence[str]]) -> list[AxisPoint]:
+    """Return all points of a study, for each task and seed, also those that constraints drop.
 
     Args:
         config: The study.
@@ -71,7 +75,7 @@ def combinations(config: StudyConfig, installed: Mapping[str, Sequence[str]]) ->
     """
     axes = {axis: _named(values, installed.get(axis, ())) for axis, values in config.axes.items()}
     found = [
-        Combination(values, task, seed)
+        AxisPoint(values, task, seed)
         for values in _designed(config, axes)
         for task in axes.get(TASK, [None])
         for seed in config.seeds
@@ -102,6 +106,6 @@ def _designed(
                     yield config.center | {axis: value}
 
 
-def _reason(combination: Combination, config: StudyConfig) -> str:
-    holding = (c.reason for c in config.constraints if c.holds(combination.values))
+def _reason(point: AxisPoint, config: StudyConfig) -> str:
+    holding = (c.reason for c in config.constraints if c.holds(point.values))
     return next(holding, "")

@@ -1,16 +1,17 @@
-"""Running one cell: a child process `gkd run`, and a record of how it ended."""
+"""Running one cell in this process, with a record of how it ended."""
 
 from __future__ import annotations
 
 import os
-import subprocess
+import resource
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
+from gkd_core.lease import hold
 from gkd_core.runs.directory import CONFIG, has_trained
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell
@@ -20,56 +21,53 @@ TAIL = 2000
 """Characters of its output that are kept as the error of a cell."""
 
 
-@dataclass
-class CellProcess:
-    """A cell that is running, or has run, in a child process.
+def run_cell(folder: StudyFolder, cell: Cell, run: Callable[[Sequence[str]], int]) -> int:
+    """Run a cell, or continue it where it was stopped; one that is finished is left alone.
 
-    Attributes:
+    Args:
         folder: The folder of the study.
         cell: The cell.
-        process: The process.
+        run: Runs `gkd` with arguments, and returns its exit status.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigError: Another process runs the cell.
     """
-
-    folder: StudyFolder
-    cell: Cell
-    process: subprocess.Popen[bytes]
-    _output: IO[bytes]
-    _count: int
-    _began: float = field(default_factory=time.monotonic)
-
-    @classmethod
-    def start(cls, folder: StudyFolder, cell: Cell, environment: Mapping[str, str]) -> CellProcess:
-        """Start a cell, or continue it where it was stopped.
-
-        Args:
-            folder: The folder of the study.
-            cell: The cell.
-            environment: Variables that its process has besides those of this process.
-        """
+    with hold(folder.attempt_file(cell)):
+        if folder.is_over(cell) and not folder.is_of_other_code(cell):
+            return 0
         before = folder.attempt(cell)
         count = 1 if before is None else before.count + 1
         Attempt(count).save(folder.attempt_file(cell))
-        output = log_file(folder, cell).open("wb")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gkd_core.cli", *arguments(folder, cell)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C reaches the launcher, which stops its cells
-        )
-        return cls(folder, cell, process, output, count)
+        began = time.monotonic()
+        with _output_to(folder.log_file(cell)):
+            status = _guarded(run, arguments(folder, cell))
+        error = "" if status == 0 else tail(folder.log_file(cell))
+        seconds, memory = time.monotonic() - began, _peak_memory()
+        Attempt(count, status, error, seconds, memory).save(folder.attempt_file(cell))
+        return status
 
-    def ended(self) -> Attempt | None:
-        """Return how the cell ended; None while it runs."""
-        status = self.process.poll()
-        if status is None:
-            return None
-        self._output.close()
-        error = "" if status == 0 else tail(log_file(self.folder, self.cell))
-        attempt = Attempt(self._count, status, error, time.monotonic() - self._began)
-        attempt.save(self.folder.attempt_file(self.cell))
+
+def settle(folder: StudyFolder, cell: Cell, status: int) -> Attempt | None:
+    """Note how a cell ended whose process could not do so, because it was killed.
+
+    Args:
+        folder: The folder of the study.
+        cell: The cell.
+        status: Exit status of its process, or minus the number of the signal that killed it.
+
+    Returns:
+        How the cell ended.
+    """
+    attempt = folder.attempt(cell)
+    if attempt is None or attempt.status is not None or folder.holder(cell) is not None:
         return attempt
+    error = "" if status == 0 else f"{tail(folder.log_file(cell))}\nended with {status}".strip()
+    settled = Attempt(attempt.count, status, error)
+    settled.save(folder.attempt_file(cell))
+    return settled
 
 
 def arguments(folder: StudyFolder, cell: Cell) -> list[str]:
@@ -85,12 +83,47 @@ def arguments(folder: StudyFolder, cell: Cell) -> list[str]:
     return ["run", str(config), "--overwrite", "--output", str(directory)]
 
 
-def log_file(folder: StudyFolder, cell: Cell) -> Path:
-    """Return the file with what a cell prints."""
-    return folder.attempt_file(cell).with_suffix(".log")
-
-
 def tail(path: Path) -> str:
     """Return the end of what a cell has printed."""
+    if not path.exists():
+        return ""
     text = path.read_bytes().decode(errors="replace").strip()
     return text if len(text) <= TAIL else f"...{text[-TAIL:]}"
+
+
+def _guarded(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Return the exit status; errors that only a developer can fix are printed."""
+    try:
+        return run(arguments)
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Write to a file what this process and its children print."""
+    _flush()
+    before = [os.dup(number) for number in (1, 2)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        _flush()
+        for number, old in zip((1, 2), before, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _peak_memory() -> int:
+    """Return the bytes that this process has taken at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

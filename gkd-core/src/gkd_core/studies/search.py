@@ -17,7 +17,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.cells import CellMaker, CheckedCell, configs
-from gkd_core.studies.design import Combination
+from gkd_core.studies.design import AxisPoint
 from gkd_core.studies.outcome import Outcome
 from gkd_core.studies.proposals import Candidate, Proposals, Tried
 from gkd_core.studies.run_cell import CellProcess

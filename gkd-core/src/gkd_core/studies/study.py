@@ -1,21 +1,25 @@
-"""Opening a study: its folder, with the cells that it has now; and which of them are to run."""
+"""Opening a study: its folder, with the cells that it has now."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
-from gkd_core.studies.cell import Cell, CellState
+from gkd_core.studies.cell import Cell
 from gkd_core.studies.cells import CellMaker, configs
-from gkd_core.studies.design import Combination, combinations
+from gkd_core.studies.design import AxisPoint, axis_points
 from gkd_core.studies.study_config import StudyConfig
 from gkd_core.studies.study_folder import CELLS, StudyFolder
 from gkd_core.studies.tuning import cells_of
 from gkd_core.studies.validation import score
 from gkd_core.training.participants import installed_code
+
+TIMING = "timing"
+"""The folder within that of a study for runs that show what cells cost."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,13 @@ class Study:
         Raises:
             ConfigError: The folder holds something else, or every cell is dropped.
         """
-        code = installed_code(self.registry)
-        there = (self.path / CELLS).exists()
-        before = StudyFolder.read(self.path, code) if there else None
-        known = {} if before is None else _by_name([*before.cells, *before.former])
-        maker = CellMaker(
-            self.config, self.registry, {n for n, cell in known.items() if not cell.reason}
-        )
-        empty = StudyFolder(self.path, self.config, (), (), code)
+        known = {} if self._before is None else _by_name(self._before.cells, self._before.former)
+        empty = StudyFolder(self.path, self.config, (), (), self._code)
         made = {
             each.cell.name: each
             for each in cells_of(
-                self.combinations,
-                maker,
+                self.points,
+                self.maker,
                 self.config.tune,
                 lambda cell: score(empty, cell, self.registry),
             )
@@ -61,18 +59,50 @@ class Study:
         if all(cell.reason for cell in cells):
             raise ConfigError(f"every cell of the study is dropped: {cells[0].reason}")
         former = [c for name, c in known.items() if name not in made and not c.reason]
-        folder = StudyFolder(self.path, self.config, cells, former, code)
+        folder = replace(empty, cells=cells, former=former)
+        folder.write(configs(made.values()))
+        return folder
+
+    @functools.cached_property
+    def maker(self) -> CellMaker:
+        """Makes its cells."""
+        before = [] if self._before is None else [*self._before.cells, *self._before.former]
+        valid = {cell.name for cell in before if not cell.reason}
+        return CellMaker(self.config, self.registry, valid)
+
+    @functools.cached_property
+    def _code(self) -> Mapping[str, Mapping[str, str]]:
+        return installed_code(self.registry)
+
+    @property
+    def _before(self) -> StudyFolder | None:
+        there = (self.path / CELLS).exists()
+        return StudyFolder.read(self.path, self._code) if there else None
+
+    def open_timing(self) -> StudyFolder:
+        """Write the folder of short runs that show what cells cost, and return it."""
+        timings = (self.maker.make_timing(each) for each in self.possible)
+        made = {each.cell.name: each for each in timings}
+        folder = StudyFolder(
+            self.path / TIMING, self.config, [each.cell for each in made.values()], (), self._code
+        )
         folder.write(configs(made.values()))
         return folder
 
     @property
-    def combinations(self) -> list[Combination]:
-        """All combinations of values, also those whose cells are dropped or not known yet."""
+    def possible(self) -> list[AxisPoint]:
+        """A point for each group that differs by more than the seed and is not dropped."""
+        first = {each.group: each for each in reversed(self.points)}
+        return [c for c in reversed(first.values()) if not self.maker.prepare(c).refusal]
+
+    @property
+    def axis_points(self) -> list[AxisPoint]:
+        """All points on its axes, also those whose cells are dropped or not known yet."""
         installed = {
             "method": sorted(self.registry.methods),
             "recipe": sorted(self.registry.recipes),
         }
-        return combinations(self.config, installed)
+        return axis_points(self.config, installed)
 
     def unknown(self, folder: StudyFolder) -> int:
         """Return how many cells become known once trials are over.
@@ -81,21 +111,8 @@ class Study:
             folder: The folder as it was opened.
         """
         reported = sum(cell.role == "report" for cell in folder.cells)
-        return len(self.combinations) - reported
+        return len(self.points) - reported
 
 
-def to_run(folder: StudyFolder, without: Collection[str], rerun_stale: bool) -> list[Cell]:
-    """Return the cells that are to run: those that are waiting or have failed.
-
-    Args:
-        folder: The folder of the study.
-        without: Names of cells to leave out.
-        rerun_stale: Whether to return those that older code has finished as well.
-    """
-    states = {CellState.WAITING, CellState.FAILED}
-    wanted = states | {CellState.STALE} if rerun_stale else states
-    return [c for c in folder.cells if c.name not in without and folder.state(c) in wanted]
-
-
-def _by_name(cells: Iterable[Cell]) -> Mapping[str, Cell]:
-    return {cell.name: cell for cell in cells}
+def _by_name(*cells: Iterable[Cell]) -> Mapping[str, Cell]:
+    return {cell.name: cell for some in cells for cell in some}

@@ -102,6 +102,11 @@ class StudyConfig(Table):
         description="The cell that others are compared with, as the value on each axis. Default: "
         "the first value of each.",
     )
+    equal_size: str | None = Field(
+        None,
+        description="An axis of depths, such as student.layers: students of other depths than the "
+        "baseline's are made wider or thinner, so that they have as many weights. Default: none.",
+    )
     constraints: list[Constraint] = Field([], description="Cells to drop, with a reason.")
     settings: dict[str, Any] = Field({}, description="Settings of `gkd run` for all cells.")
     tune: TuneConfig | None = Field(
@@ -140,7 +145,9 @@ class StudyConfig(Table):
 
     def _refuse_unknown_axes(self) -> None:
         known = {*self.axes, *(axis for cell in self.cells for axis in cell)}
-        named = {"values": self.values, "baseline": self.baseline}
+        named: dict[str, Mapping[str, Any]] = {"values": self.values, "baseline": self.baseline}
+        if self.equal_size is not None:
+            named["equal_size"] = {self.equal_size: None}
         named |= {f"constraints.{i}.when": c.when for i, c in enumerate(self.constraints)}
         for place, axes in named.items():
             for axis in axes:

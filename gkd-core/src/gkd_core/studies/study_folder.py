@@ -19,6 +19,7 @@ import tomli_w
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
+from gkd_core.lease import Holder, holder
 from gkd_core.runs.inputs import CODE, CORE, VERSIONS
 from gkd_core.strict_json import json_text
 from gkd_core.studies.attempt import Attempt
@@ -94,7 +95,9 @@ class StudyFolder:
         """Return what has become of a cell."""
         if cell.reason:
             return CellState.DROPPED
-        if self._is_over(cell):
+        if self.holder(cell) is not None:
+            return CellState.RUNNING
+        if self.is_over(cell):
             return CellState.STALE if self.is_of_other_code(cell) else CellState.FINISHED
         attempt = self.attempt(cell)
         if attempt is None or attempt.may_go_on:
@@ -110,8 +113,16 @@ class StudyFolder:
         return self.path / "configs" / f"{name}.toml"
 
     def attempt_file(self, cell: Cell) -> Path:
-        """Return the file that says how a cell went; what it printed is beside it."""
+        """Return the file that says how a cell went; who holds its lease runs the cell."""
         return self.path / "attempts" / f"{cell.name}.json"
+
+    def log_file(self, cell: Cell) -> Path:
+        """Return the file with what a cell has printed the last time."""
+        return self.attempt_file(cell).with_suffix(".log")
+
+    def holder(self, cell: Cell) -> Holder | None:
+        """Return the process that runs a cell, if one does."""
+        return holder(self.attempt_file(cell))
 
     def attempt(self, cell: Cell) -> Attempt | None:
         """Return how a cell went; None if it was never started."""
@@ -143,7 +154,8 @@ class StudyFolder:
             for file, content in files.items()
         )
 
-    def _is_over(self, cell: Cell) -> bool:
+    def is_over(self, cell: Cell) -> bool:
+        """Tell whether a cell is finished, by whatever code."""
         directory = self.run_directory(cell)
         return all((directory / name).exists() for name in WRITTEN_LAST)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.cells import CellMaker, CheckedCell
-from gkd_core.studies.design import Combination
+from gkd_core.studies.design import AxisPoint
 from gkd_core.studies.study_config import TuneConfig
 
 Score = Callable[[Cell], float | None]
@@ -15,7 +15,7 @@ Score = Callable[[Cell], float | None]
 
 
 class Halving:
-    """The trials of one combination: what is to be tried next, and what is best.
+    """The trials of one point: what is to be tried next, and what is best.
 
     Attributes:
         trials: The trials so far; some may not be over.
@@ -23,11 +23,11 @@ class Halving:
     """
 
     def __init__(
-        self, config: TuneConfig, combination: Combination, maker: CellMaker, score: Score
+        self, config: TuneConfig, point: AxisPoint, maker: CellMaker, score: Score
     ) -> None:
         self.trials: list[CheckedCell] = []
         self.best: float | None = None
-        own = combination.with_seed(config.seed)
+        own = point.with_seed(config.seed)
         left = list(config.lr_factors)
         for share in config.shares:
             rung = {factor: maker.make_trial(own, factor, share) for factor in left}
@@ -52,25 +52,25 @@ def better_half(factors: Sequence[float], scores: Mapping[float, float]) -> list
 
 
 def cells_of(
-    combinations: Sequence[Combination], maker: CellMaker, tune: TuneConfig | None, score: Score
+    points: Sequence[AxisPoint], maker: CellMaker, tune: TuneConfig | None, score: Score
 ) -> Iterator[CheckedCell]:
     """Yield the cells that can be named: trials, and cells whose learning rate is settled.
 
     Args:
-        combinations: All combinations of the study.
+        points: All points of the study.
         maker: Makes the cells.
         tune: How learning rates are tuned, if they are.
         score: Returns the score of a trial.
     """
     halvings: dict[str, Halving] = {}
-    for combination in combinations:
-        if tune is None or maker.prepare(combination).refusal:
-            yield maker.make(combination)
+    for point in points:
+        if tune is None or maker.prepare(point).refusal:
+            yield maker.make(point)
             continue
-        if combination.group not in halvings:
-            halving = Halving(tune, combination, maker, score)
-            halvings[combination.group] = halving
+        if point.group not in halvings:
+            halving = Halving(tune, point, maker, score)
+            halvings[point.group] = halving
             yield from halving.trials
-        best = halvings[combination.group].best
+        best = halvings[point.group].best
         if best is not None:
-            yield maker.make(combination, best)
+            yield maker.make(point, best)

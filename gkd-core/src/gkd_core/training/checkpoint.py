@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
 
 CHECKPOINTS = "checkpoints"
+CHECKPOINT = "step-????????"
+"""Names of finished checkpoints, as a pattern."""
 BEST = "best.safetensors"
 PROGRESS = "progress.json"
 WRITTEN = (
@@ -90,6 +92,7 @@ class Progress:
 
 def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     """Write a checkpoint of the stage and remove older ones."""
+    stage.check_lease()
     folder = stage.directory / CHECKPOINTS
     target = folder / _name(progress.step)
     draft = folder / f"{target.name}.tmp"
@@ -128,7 +131,7 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
 
 def newest_checkpoint(directory: Path) -> Path | None:
     """Return the newest checkpoint in the directory of a stage, if there is one."""
-    return max((directory / CHECKPOINTS).glob("step-????????"), default=None)
+    return max((directory / CHECKPOINTS).glob(CHECKPOINT), default=None)
 
 
 def checkpoint_files(checkpoint: Path) -> dict[str, FileContent]:

@@ -1,0 +1,108 @@
+"""Running a study: wave by wave, until nothing is left to run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from typing import Protocol
+
+from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
+from gkd_core.studies.attempt import Attempt
+from gkd_core.studies.cell import Cell, CellState
+from gkd_core.studies.keeping import remove_students
+from gkd_core.studies.run_cell import settle
+from gkd_core.studies.shard import Shard
+from gkd_core.studies.study import Study
+from gkd_core.studies.study_folder import StudyFolder
+
+MEMORY = 3 * 2**29
+"""Bytes that a cell takes as long as none has shown what it takes."""
+
+
+class Watcher(Protocol):
+    """Sees how a study proceeds."""
+
+    def start(self, folder: StudyFolder, unknown: int) -> None:
+        """See the study as it is at the beginning, and how many cells are not known yet."""
+
+    def of(self, cells: Sequence[Cell]) -> AbstractContextManager[None]:
+        """Watch some cells that are about to run."""
+
+    def say(self, text: str) -> None:
+        """Say something about the whole."""
+
+    def begin(self, cell: Cell) -> None:
+        """See a cell begin."""
+
+    def end(self, folder: StudyFolder, cell: Cell, attempt: Attempt | None) -> None:
+        """See a cell end."""
+
+
+@dataclass
+class Execution:
+    """The execution of a study by one command.
+
+    Attributes:
+        study: The study.
+        launcher: Starts its cells.
+        shard: The share of the cells that this command runs.
+        jobs: How many cells run at a time; None for as many as fit.
+        threads: Threads of each; None if the launcher decides.
+        rerun_stale: Whether to run cells of older code again.
+        watcher: Sees how it proceeds.
+    """
+
+    study: Study
+    launcher: Launcher
+    shard: Shard
+    jobs: int | None
+    threads: int | None
+    rerun_stale: bool
+    watcher: Watcher
+
+    def run(self) -> StudyFolder:
+        """Run cells until none is left that this command has not tried.
+
+        Returns:
+            The folder of the study as it is then.
+        """
+        self.launcher.check()
+        tried: set[str] = set()
+        folder = self.study.open()
+        self.watcher.start(folder, self.study.unknown(folder))
+        while cells := [cell for cell in self._to_run(folder) if cell.name not in tried]:
+            with self.watcher.of(cells):
+                self._launch(folder, cells)
+            tried |= {cell.name for cell in cells}
+            folder = self.study.open()
+        return folder
+
+    def _to_run(self, folder: StudyFolder) -> list[Cell]:
+        states = {CellState.WAITING, CellState.FAILED}
+        wanted = states | {CellState.STALE} if self.rerun_stale else states
+        own = self.shard.of(folder.cells, folder.config.tune is not None)
+        return [cell for cell in own if folder.state(cell) in wanted]
+
+    def _launch(self, folder: StudyFolder, cells: Sequence[Cell]) -> None:
+        by_name = {cell.name: cell for cell in cells}
+        memory = max((a.memory for c in folder.cells if (a := folder.attempt(c))), default=0)
+        jobs = [self._job(folder, cell, memory or MEMORY) for cell in cells]
+        launch = Launch(folder.path, jobs, self.jobs, self.watcher.say)
+        with closing(self.launcher.launch(launch)) as events:
+            for event in events:
+                self._follow(folder, by_name[event.job.name], event)
+
+    def _job(self, folder: StudyFolder, cell: Cell, memory: int) -> CellJob:
+        command = (sys.executable, "-m", "gkd_core.cli", "study", "cell")
+        arguments = (str(folder.path), cell.name)
+        return CellJob(cell.name, cell.label, (*command, *arguments), self.threads, memory, 0.0)
+
+    def _follow(self, folder: StudyFolder, cell: Cell, event: JobEvent) -> None:
+        if event.status is None:
+            self.watcher.begin(cell)
+            return
+        attempt = settle(folder, cell, event.status)
+        self.watcher.end(folder, cell, attempt)
+        remove_students(folder, self.study.registry)
