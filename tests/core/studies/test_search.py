@@ -29,18 +29,19 @@ class PretendedRun:
     started: list[str]
 
     def __init__(self, folder, cell):
-        self.folder, self.cell, self.process = folder, cell, self
+        self.folder, self.cell = folder, cell
         self.status = None
         self.quality = QUALITIES[cell.axes["method"]] - 0.05 * (cell.axes["student.init"] != "last")
 
     @classmethod
-    def start(cls, folder, cell, environment):
+    def start(cls, folder, cell, threads):
         """Start, or go on."""
         cls.started.append(cell.name)
         assert folder.config_file(cell.name).exists()
         return cls(folder, cell)
 
-    def ended(self):
+    @property
+    def is_over(self):
         """Evaluate, and end after 3 evaluations."""
         if self.status is None:
             directory = self.folder.run_directory(self.cell)
@@ -54,11 +55,12 @@ class PretendedRun:
                 right = np.arange(300) < 300 * self.quality
                 type(self).finish_run(directory, self.cell, right, self.quality)
                 self._end(0)
-        return None if self.status is None else self.folder.attempt(self.cell)
+        return self.status is not None
 
-    def terminate(self):
-        """Stop with a checkpoint."""
-        self._end(75)
+    def stop(self):
+        """Stop with a checkpoint, unless it is over."""
+        if self.status is None:
+            self._end(75)
 
     def _end(self, status):
         self.status = status

@@ -73,7 +73,7 @@ def search(
         output or Path("searches/search"),
         space,
         registry(),
-        {"OMP_NUM_THREADS": str(threads)},
+        threads,
         lambda line: console.print(line, markup=False, soft_wrap=True),
     )
     found.run(until)

@@ -88,16 +88,11 @@ class Execution:
     def _launch(self, folder: StudyFolder, cells: Sequence[Cell]) -> None:
         by_name = {cell.name: cell for cell in cells}
         memory = max((a.memory for c in folder.cells if (a := folder.attempt(c))), default=0)
-        jobs = [self._job(folder, cell, memory or MEMORY) for cell in cells]
+        jobs = [job_of(folder, cell, self.threads, memory or MEMORY) for cell in cells]
         launch = Launch(folder.path, jobs, self.jobs, self.watcher.say)
         with closing(self.launcher.launch(launch)) as events:
             for event in events:
                 self._follow(folder, by_name[event.job.name], event)
-
-    def _job(self, folder: StudyFolder, cell: Cell, memory: int) -> CellJob:
-        command = (sys.executable, "-m", "gkd_core.cli", "study", "cell")
-        arguments = (str(folder.path), cell.name)
-        return CellJob(cell.name, cell.label, (*command, *arguments), self.threads, memory, 0.0)
 
     def _follow(self, folder: StudyFolder, cell: Cell, event: JobEvent) -> None:
         if event.status is None:
@@ -106,3 +101,16 @@ class Execution:
         attempt = settle(folder, cell, event.status)
         self.watcher.end(folder, cell, attempt)
         remove_students(folder, self.study.registry)
+
+
+def job_of(folder: StudyFolder, cell: Cell, threads: int | None, memory: int) -> CellJob:
+    """Return the job that runs a cell.
+
+    Args:
+        folder: The folder of the study.
+        cell: The cell.
+        threads: Threads that it may use; None if the launcher decides.
+        memory: Bytes that it takes.
+    """
+    command = (sys.executable, "-m", "gkd_core.cli", "study", "cell", str(folder.path), cell.name)
+    return CellJob(cell.name, cell.label, command, threads, memory, 0.0)

@@ -102,14 +102,17 @@ class Candidate:
     """A candidate that is being tried.
 
     Attributes:
-        axes: Its value on each axis.
+        axes: Its value on each axis; rates have two digits.
         evaluations: Its metric at each evaluation so far.
     """
 
     def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
         self._study = study
         self._trial = trial
-        self.axes: Mapping[str, AxisValue] = trial.params
+        self.axes: Mapping[str, AxisValue] = {
+            axis: float(f"{value:.2g}") if isinstance(value, float) else value
+            for axis, value in trial.params.items()
+        }
         self.evaluations: list[float] = []
 
     def report(self, value: float) -> bool:

@@ -16,19 +16,17 @@ from pathlib import Path
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
 from gkd_core.studies.cell import Cell, CellState
+from gkd_core.studies.cell_process import CellProcess
 from gkd_core.studies.cells import CellMaker, CheckedCell, configs
 from gkd_core.studies.design import AxisPoint
 from gkd_core.studies.outcome import Outcome
 from gkd_core.studies.proposals import Candidate, Proposals, Tried
-from gkd_core.studies.run_cell import CellProcess
 from gkd_core.studies.search_space import SearchSpace
 from gkd_core.studies.study_config import AxisValue
 from gkd_core.studies.study_folder import CELLS, StudyFolder
 from gkd_core.studies.validation import score
 
 POLL = 0.2
-GRACE = 120.0
-"""Seconds that a candidate has to save a checkpoint before it is killed."""
 
 MOST_REPEATED = 20
 """Proposals in a row that are known already, after which nothing new is expected."""
@@ -60,7 +58,7 @@ class Search:
         path: The folder of the search.
         space: What candidates may be like.
         registry: The plugins.
-        environment: Variables for the processes of candidates.
+        threads: Threads of each candidate.
         say: Tells a person what happens.
 
     Raises:
@@ -72,12 +70,12 @@ class Search:
         path: Path,
         space: SearchSpace,
         registry: Registry,
-        environment: Mapping[str, str],
+        threads: int,
         say: Say,
     ) -> None:
         self.space = space
         self._registry = registry
-        self._environment = environment
+        self._threads = threads
         self._say = say
         self._maker = CellMaker(space.study([{}]), registry, ())
         self._proposals = Proposals(space.choices, space.rates, space.metric.higher_is_better, 1)
@@ -142,10 +140,7 @@ class Search:
         return sorted(found, key=lambda each: -sign * each.worth)
 
     def _made(self, axes: Mapping[str, AxisValue], seed: int) -> CheckedCell:
-        values = {
-            axis: value for axis, value in axes.items() if isinstance(value, (str, int, float))
-        }
-        return self._maker.make(Combination(values, None, seed))
+        return self._maker.make(AxisPoint(axes, None, seed))
 
     def _try(self, candidate: Candidate, checked: CheckedCell, until: float) -> None:
         """Train a candidate until it is finished, falls behind, or time is up."""
@@ -155,15 +150,17 @@ class Search:
             self._say(f"refused  {cell.label}: {cell.reason}")
             candidate.fail()
             return
-        running = self._start(cell)
-        behind = ""
-        while running.ended() is None:
-            behind = behind or self._falls_behind(candidate, cell)
-            if behind or (time.monotonic() > until and self._has_finished()):
-                _stop(running)
-                break
-            time.sleep(POLL)
+        running, behind = self._start(cell), ""
+        try:
+            while not (running.is_over or behind or self._is_late(until)):
+                behind = self._falls_behind(candidate, cell)
+                time.sleep(POLL)
+        finally:
+            running.stop()
         self._conclude(candidate, cell, behind)
+
+    def _is_late(self, until: float) -> bool:
+        return time.monotonic() > until and self._has_finished()
 
     def _falls_behind(self, candidate: Candidate, cell: Cell) -> str:
         """Report new evaluations of a candidate; say why it is not to go on, if it is not."""
@@ -207,14 +204,14 @@ class Search:
         self._wait(self._start(max(open_cells, key=lambda c: done[c.name])))
 
     def _start(self, cell: Cell) -> CellProcess:
-        return CellProcess.start(self.folder, cell, self._environment)
+        return CellProcess.start(self.folder, cell, self._threads)
 
     def _wait(self, running: CellProcess) -> None:
         try:
-            while running.ended() is None:
+            while not running.is_over:
                 time.sleep(POLL)
         finally:
-            _stop(running)
+            running.stop()
 
     def _has_finished(self) -> bool:
         folder = self.folder
@@ -282,15 +279,3 @@ def _parsed(line: str) -> dict[str, object]:
     except ValueError:  # the run is just writing it
         return {}
     return entry if isinstance(entry, dict) else {}
-
-
-def _stop(running: CellProcess) -> None:
-    """Ask a candidate to save a checkpoint and end; kill it if it does not."""
-    if running.ended() is not None:
-        return
-    running.process.terminate()
-    until = time.monotonic() + GRACE
-    while running.ended() is None:
-        if time.monotonic() > until:
-            running.process.kill()
-        time.sleep(POLL)

@@ -13,7 +13,7 @@ from gkd_core.analysis.page import render
 from gkd_core.atomic import write_file
 from gkd_core.plugins import Registry
 from gkd_core.strict_json import json_text
-from gkd_core.studies.cell import Cell, CellState
+from gkd_core.studies.cell import Cell
 from gkd_core.studies.comparisons import Comparison, Verdict, compare, spread
 from gkd_core.studies.search import Finalist, Search
 from gkd_core.studies.search_space import LABELS, METHOD, SHAPE
@@ -196,7 +196,7 @@ class SearchResult:
         if own is None:
             failure = self.search.folder.failure(cell).strip().splitlines()[-1:]
             why = cell.reason or (failure[0] if failure else "not finished in time")
-            return [str(CellState.WAITING if cell.reason else state), NONE, NONE, why]
+            return ["stopped" if cell.reason else str(state), NONE, NONE, why]
         time = own.outcome.milliseconds
         value = own.outcome.validation or 0.0
         behind = f"{abs(best.worth - own.worth):.4f} behind the best"
