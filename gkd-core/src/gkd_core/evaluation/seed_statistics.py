@@ -129,7 +129,8 @@ def mean_metric(values: ArrayLike) -> RowMetric:
 
     def measure(counts: Counts) -> Floats:
         sums, sizes = counts @ known, counts.sum(1)
-        return np.divide(sums, sizes, out=np.full(len(counts), math.nan), where=sizes > 0)
+        means: Floats = np.divide(sums, sizes, out=np.full(len(counts), math.nan), where=sizes > 0)
+        return means
 
     return measure
 

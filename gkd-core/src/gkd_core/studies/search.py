@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
@@ -273,7 +274,7 @@ def evaluations(directory: Path, metric: str) -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
-def _parsed(line: str) -> dict[str, object]:
+def _parsed(line: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
     except ValueError:  # the run is just writing it

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from transformers import PreTrainedTokenizerFast
+
 from gkd_core.analysis.comparison import ComparedModel, compare_models
 from gkd_core.config.schema import StudentConfig
 from gkd_core.contract.batch import Batch
@@ -141,9 +143,9 @@ def _measured(
     return MeasuredShape(shape, weights, time, reason)
 
 
-def _rows(spec: StageSpec, tokenizer: object) -> list[Batch]:
-    encoded = spec.encode(spec.data.validation, tokenizer)  # type: ignore[arg-type]
-    collator = spec.collator(tokenizer)  # type: ignore[arg-type]
+def _rows(spec: StageSpec, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
+    encoded = spec.encode(spec.data.validation, tokenizer)
+    collator = spec.collator(tokenizer)
     first = range(min(TIMED_ROWS, len(encoded)))
     return [collator.collate(encoded, [row], epoch=0) for row in first]
 

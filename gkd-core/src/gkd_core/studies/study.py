@@ -96,7 +96,7 @@ class Study:
         return [c for c in reversed(first.values()) if not self.maker.prepare(c).refusal]
 
     @property
-    def axis_points(self) -> list[AxisPoint]:
+    def points(self) -> list[AxisPoint]:
         """All points on its axes, also those whose cells are dropped or not known yet."""
         installed = {
             "method": sorted(self.registry.methods),

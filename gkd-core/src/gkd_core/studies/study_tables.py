@@ -167,7 +167,7 @@ def _duel_grid(choice: Choice) -> Grid:
 
 def _failed_grid(results: StudyResults) -> Grid:
     rows = [
-        (each.cell.label, str(each.state), each.why_missing if each.failure else each.cell.reason)
+        (each.cell.label, str(each.state), each.cell.reason or each.failure.splitlines()[-1])
         for each in results.cells
         if each.failure or each.cell.reason
     ]
