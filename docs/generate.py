@@ -398,14 +398,17 @@ def _text_below(module: str, name: str) -> str:
     return ""
 
 
-def _command(name: str, command: click.Command) -> Iterator[str]:
+def _command(name: str, command: click.Command, level: str = "##") -> Iterator[str]:
     context = click.Context(command, info_name=f"gkd {name}", terminal_width=WIDTH)
-    yield from (f"## gkd {name}", "", "```text", command.get_usage(context), "```", "")
+    yield from (f"{level} gkd {name}", "", "```text", command.get_usage(context), "```", "")
     yield from (_escape(inspect.cleandoc(command.help or "")), "")
     options = [p for p in command.params if isinstance(p, click.Option)]
     rows = ([f"`{_flags(option, context)}`", _escape(option.help or "")] for option in options)
     if options:
         yield from (*_table(["option", "meaning"], rows), "")
+    for own, each in command.commands.items() if isinstance(command, click.Group) else ():
+        if not each.hidden:
+            yield from _command(f"{name} {own}", each, f"{level}#")
 
 
 def _flags(option: click.Option, context: click.Context) -> str:

@@ -24,7 +24,7 @@ from gkd_core.analysis.correlations import (
 from gkd_core.analysis.disagreement import Disagreement, disagreements
 from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.analysis.layer_similarity import LayerSimilarity, layer_similarity
-from gkd_core.analysis.page import Cell, Line, PageTable, render
+from gkd_core.analysis.page import Line, PageCell, PageTable, render
 from gkd_core.atomic import write_file
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
@@ -254,10 +254,10 @@ def _shortened(cell: str) -> Text:
     return Text(cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}…")
 
 
-def _page_cell(text: str) -> Cell:
+def _page_cell(text: str) -> PageCell:
     """Return a cell for a page, which is sorted by the number at its beginning."""
     number = LEADING_NUMBER.match(text)
-    return Cell(text, None if number is None else float(number[0]))
+    return PageCell(text, None if number is None else float(number[0]))
 
 
 def _unsaid(found: Sequence[ProbeCorrelation], points: str) -> list[str]:

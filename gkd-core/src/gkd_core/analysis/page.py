@@ -19,7 +19,7 @@ TEMPLATES = "templates"
 
 
 @dataclass(frozen=True)
-class Cell:
+class PageCell:
     """A cell of a table: its text, and the number by which a column is sorted, if it has one."""
 
     text: str
@@ -30,7 +30,7 @@ class Cell:
 class Line:
     """A row of a table; the row of the student is marked."""
 
-    cells: Sequence[Cell]
+    cells: Sequence[PageCell]
     marked: bool = False
 
 

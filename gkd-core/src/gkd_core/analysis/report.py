@@ -12,7 +12,7 @@ from gkd_core.analysis import figures, probe_figures
 from gkd_core.analysis.comparison import NONE, Compared, Comparison, Row
 from gkd_core.analysis.cost import StageCost, stage_costs
 from gkd_core.analysis.disagreement import Disagreement, disagreements
-from gkd_core.analysis.page import Cell, Line, PageTable, render
+from gkd_core.analysis.page import Line, PageCell, PageTable, render
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
@@ -170,7 +170,7 @@ def _models(comparison: Comparison) -> PageTable:
     return PageTable(
         comparison.columns(),
         [
-            Line([Cell(t, _number(v)) for t, v in zip(*row, strict=True)], number == last)
+            Line([PageCell(t, _number(v)) for t, v in zip(*row, strict=True)], number == last)
             for number, row in enumerate(rows)
         ],
     )
@@ -197,7 +197,7 @@ def _differences(comparison: Comparison, pairs: Sequence[ModelPair]) -> PageTabl
 
 def _without_empty(
     headings: Sequence[str],
-    cells: Sequence[Sequence[Cell]],
+    cells: Sequence[Sequence[PageCell]],
     empty: str,
     texts: Collection[str] = (),
 ) -> PageTable:
@@ -208,24 +208,24 @@ def _without_empty(
     return PageTable(names, [Line([row[n] for n in kept]) for row in cells], running)
 
 
-def _pair_cells(pair: ModelPair) -> Iterator[Cell]:
-    yield Cell(pair.against)
+def _pair_cells(pair: ModelPair) -> Iterator[PageCell]:
+    yield PageCell(pair.against)
     found = pair.difference
     interval = None if found is None else found.interval
-    yield Cell(NONE) if found is None else Cell(f"{found.value:+.4f}", found.value)
-    yield Cell(NONE if interval is None else _range(interval))
+    yield PageCell(NONE) if found is None else PageCell(f"{found.value:+.4f}", found.value)
+    yield PageCell(NONE if interval is None else _range(interval))
     same, kl = pair.agreement, pair.kl
-    yield Cell(NONE) if same is None else Cell(f"{same:.1%}", same)
-    yield Cell(NONE) if kl is None else Cell(f"{kl:.4f}", kl)
-    yield Cell(NONE) if pair.mcnemar is None else _p_value(pair.mcnemar.p)
+    yield PageCell(NONE) if same is None else PageCell(f"{same:.1%}", same)
+    yield PageCell(NONE) if kl is None else PageCell(f"{kl:.4f}", kl)
+    yield PageCell(NONE) if pair.mcnemar is None else _p_value(pair.mcnemar.p)
 
 
 def _range(interval: Interval) -> str:
     return f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
-def _p_value(p: float) -> Cell:
-    return Cell("< 0.0001" if p < 1e-4 else f"{p:.4f}", p)
+def _p_value(p: float) -> PageCell:
+    return PageCell("< 0.0001" if p < 1e-4 else f"{p:.4f}", p)
 
 
 COST_COLUMNS = ("stage", "rows", "tokens", "FLOP, student", "FLOP, teachers")
@@ -238,17 +238,17 @@ def _costs(found: Sequence[StageCost]) -> PageTable | None:
     on_known = any(cost.peak_share is not None for cost in found)
     rows = []
     for cost in found:
-        cells = [Cell(cost.stage), Cell(f"{cost.rows:,}", cost.rows)]
+        cells = [PageCell(cost.stage), PageCell(f"{cost.rows:,}", cost.rows)]
         cells += [_amount(value) for value in (cost.tokens, cost.student, cost.teachers)]
         share = cost.peak_share
-        cells += [Cell(NONE) if share is None else Cell(f"{share:.1%}", share)] * on_known
+        cells += [PageCell(NONE) if share is None else PageCell(f"{share:.1%}", share)] * on_known
         rows.append(Line(cells))
     return PageTable([*COST_COLUMNS, *["of the peak"] * on_known], rows)
 
 
-def _amount(value: float | None) -> Cell:
+def _amount(value: float | None) -> PageCell:
     """Return a large number with its power of ten, as in `1.2e+15`."""
-    return Cell(NONE) if value is None else Cell(f"{value:.3g}", value)
+    return PageCell(NONE) if value is None else PageCell(f"{value:.3g}", value)
 
 
 def _layers(similarity: LayerSimilarity | None) -> tuple[str, str] | None:
@@ -269,13 +269,13 @@ def _disagreements(compared: Compared) -> PageTable | None:
     return PageTable(headings, rows, texts=[0]) if rows else None
 
 
-def _disagreement_cells(one: Disagreement) -> Iterator[Cell]:
+def _disagreement_cells(one: Disagreement) -> Iterator[PageCell]:
     pair = "" if one.pair is None else f" / {one.pair}"
-    yield Cell(_shortened(f"{one.text}{pair}"))
-    yield Cell("" if one.gold is None else str(one.gold))
-    yield Cell(str(one.teacher))
-    yield Cell(str(one.student))
-    yield Cell(f"{one.distance:.4f}", one.distance)
+    yield PageCell(_shortened(f"{one.text}{pair}"))
+    yield PageCell("" if one.gold is None else str(one.gold))
+    yield PageCell(str(one.teacher))
+    yield PageCell(str(one.student))
+    yield PageCell(f"{one.distance:.4f}", one.distance)
 
 
 def _shortened(text: str) -> str:
@@ -311,16 +311,16 @@ def _stages(run: Run) -> PageTable:
     return _without_empty(STAGE_COLUMNS, cells, "", texts=("methods", "taught by", "goes on with"))
 
 
-def _stage_cells(spec: StageSpec, result: StageResult) -> Iterator[Cell]:
-    yield Cell(spec.name)
-    yield Cell(str(spec.expression))
-    yield Cell(", ".join(spec.taught_by))
-    yield Cell(spec.follows.name if spec.follows else "")
-    yield Cell("" if result.best is None else f"{result.metric} {result.best:.4f}", result.best)
-    yield Cell(str(result.steps), result.steps)
+def _stage_cells(spec: StageSpec, result: StageResult) -> Iterator[PageCell]:
+    yield PageCell(spec.name)
+    yield PageCell(str(spec.expression))
+    yield PageCell(", ".join(spec.taught_by))
+    yield PageCell(spec.follows.name if spec.follows else "")
+    yield PageCell("" if result.best is None else f"{result.metric} {result.best:.4f}", result.best)
+    yield PageCell(str(result.steps), result.steps)
     reused = f"from {result.reused}"
-    yield Cell(reused if result.reused else _duration(result.seconds), result.seconds)
-    yield Cell("" if result.fingerprint is None else str(result.fingerprint))
+    yield PageCell(reused if result.reused else _duration(result.seconds), result.seconds)
+    yield PageCell("" if result.fingerprint is None else str(result.fingerprint))
 
 
 def _resumed(run: Run) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,11 @@ from gkd_core.cli.json_output import json_option
 from gkd_core.cli.options import RunOptions, study_options
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gkd_core.studies.budget import Budget
+    from gkd_core.studies.search_space import SearchSpace
+    from gkd_core.studies.shapes import MeasuredShape
     from gkd_core.training.stage_spec import StageSpec
 
 
@@ -57,7 +62,7 @@ def search(
 
     from gkd_core.plugins import registry
     from gkd_core.studies.budget import SECONDS, Budget, amount
-    from gkd_core.studies.search import Search
+    from gkd_core.studies.search import StudentSearch
     from gkd_core.studies.search_result import SearchResult
     from gkd_core.studies.shapes import measure_shapes, shapes_of
 
@@ -69,7 +74,7 @@ def search(
     before = measure_shapes(spec, shapes_of(spec.teachers[0].info), budget)
     _say_shapes(console, before[0], before[1])
     space = _space(spec, before, budget, methods, shared)
-    found = Search(
+    found = StudentSearch(
         output or Path("searches/search"),
         space,
         registry(),
@@ -119,39 +124,54 @@ def _stage(flags: dict[str, Any], settings: tuple[str, ...]) -> tuple[dict[str, 
 
 
 def _space(
-    spec: StageSpec, before: Any, budget: Budget, methods: tuple[str, ...], shared: dict[str, Any]
-) -> Any:
+    spec: StageSpec,
+    before: tuple[float, Sequence[MeasuredShape]],
+    budget: Budget,
+    methods: Sequence[str],
+    shared: Mapping[str, Any],
+) -> SearchSpace:
+    """Return what candidates may be like.
+
+    Raises:
+        ConfigError: No shape is within the budget, or there is no floor of such a metric.
+    """
     from gkd_core.errors import ConfigError
     from gkd_core.studies.cells import total_steps
     from gkd_core.studies.search_space import METHODS, SearchSpace
-    from gkd_core.studies.shapes import teacher_quality
 
     teacher, shapes = before
-    floor = None
-    if budget.kept is not None:
-        quality, metric = teacher_quality(spec)
-        if not metric.higher_is_better:
-            raise ConfigError(f"--min-kept needs a metric that rises, which {metric.name} does not")
-        floor = budget.kept * quality
-    space = SearchSpace(
+    if all(each.reason for each in shapes):
+        smallest = min(shapes, key=lambda each: each.weights)
+        raise ConfigError(
+            f"no shape is within the budget; the smallest, {smallest.shape}, has {smallest.reason}"
+        )
+    return SearchSpace(
         shapes,
         methods or METHODS,
         shared,
         spec.metric_on(spec.data.validation),
         spec.config.training.lr,
         total_steps(spec),
-        floor,
+        None if budget.kept is None else _floor(spec, budget.kept),
         teacher,
     )
-    if not space.fitting:
-        cheapest = min(shapes, key=lambda each: each.weights)
+
+
+def _floor(spec: StageSpec, kept: float) -> float:
+    """Return the metric from which on only the latency of a student counts."""
+    from gkd_core.errors import ConfigError
+    from gkd_core.studies.shapes import teacher_quality
+
+    quality, metric = teacher_quality(spec)
+    if not metric.higher_is_better:
         raise ConfigError(
-            f"no shape is within the budget; the smallest, {cheapest.shape}, has {cheapest.reason}"
+            f"--min-kept needs a metric that is better the larger it is, which {metric.name} is "
+            "not; limit the latency, the size or the weights instead"
         )
-    return space
+    return kept * quality
 
 
-def _say_shapes(console: Any, teacher: float, shapes: Any) -> None:
+def _say_shapes(console: Console, teacher: float, shapes: Sequence[MeasuredShape]) -> None:
     fitting = [each for each in shapes if not each.reason]
     console.print(
         f"teacher: {teacher:.2f} ms for one sample; {len(fitting)} of {len(shapes)} shapes are "

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from gkd_core.config.expression import parse_expression
 from gkd_core.errors import ConfigError
-from gkd_core.studies.comparisons import Comparison, adjust, compare, rises, seed_priors
+from gkd_core.studies.comparisons import SeedComparison, adjust, compare, rises, seed_priors
 from gkd_core.studies.study_results import Axes, CellResult, StudyResults, axes_of
 
 METHOD = "method"
@@ -58,7 +58,7 @@ class Duel:
 
     first: Chosen
     second: str
-    comparison: Comparison
+    comparison: SeedComparison
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SeedComparison:
     """The students of one value against those of another, all else being equal.
 
     Attributes:
@@ -78,7 +78,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Level:
+class ComparedValue:
     """A value of an axis.
 
     Attributes:
@@ -91,7 +91,7 @@ class Level:
 
     value: AxisValue
     spreads: Mapping[str, Spread]
-    comparison: Comparison | None
+    comparison: SeedComparison | None
     milliseconds: float | None
     parameters: float | None
 
@@ -114,7 +114,7 @@ class AxisTable:
 
     axis: str
     baseline: AxisValue
-    levels: Sequence[Level]
+    levels: Sequence[ComparedValue]
 
 
 def axis_table(results: StudyResults, axis: str) -> AxisTable:
@@ -178,7 +178,7 @@ def compare(
     against: Iterable[CellResult],
     priors: Mapping[str, SeedPrior],
     axis: str | None = None,
-) -> Comparison:
+) -> SeedComparison:
     """Compare cells with others that have the same task and seed; the p-value is not adjusted.
 
     Args:
@@ -197,9 +197,9 @@ def compare(
     settings = {task: list(own.values()) for task, own in paired.settings.items()}
     if not settings:
         nothing = SeedTest(0, reason="there are no pairs")
-        return Comparison(None, None, Verdict.UNKNOWN, {}, nothing, paired.left_out)
+        return SeedComparison(None, None, Verdict.UNKNOWN, {}, nothing, paired.left_out)
     difference = seed_difference(settings, priors, resamples=DRAWS)
-    return Comparison(
+    return SeedComparison(
         difference,
         difference.p,
         judge(difference, difference.p, paired.rising),
@@ -209,7 +209,7 @@ def compare(
     )
 
 
-def adjust(comparisons: Sequence[Comparison], rising: bool) -> list[Comparison]:
+def adjust(comparisons: Sequence[SeedComparison], rising: bool) -> list[SeedComparison]:
     """Return comparisons with p-values and verdicts that take their number into account.
 
     Args:
@@ -271,15 +271,15 @@ def _level(
     axis: str,
     value: AxisValue,
     cells: Sequence[CellResult],
-    comparison: Comparison | None,
-) -> Level:
+    comparison: SeedComparison | None,
+) -> ComparedValue:
     by_task: dict[str, list[CellResult]] = defaultdict(list)
     for each in cells:
         by_task[each.cell.task].append(each)
     outcomes = [each.outcome for each in cells if each.outcome is not None]
     times = [each.milliseconds for each in outcomes if each.milliseconds is not None]
     sizes = [each.parameters for each in outcomes if each.parameters is not None]
-    return Level(
+    return ComparedValue(
         value,
         {task: spread(own, axis) for task, own in by_task.items()},
         comparison,
@@ -288,7 +288,7 @@ def _level(
     )
 
 
-def _adjusted(levels: Sequence[Level], rising: bool) -> list[Level]:
+def _adjusted(levels: Sequence[ComparedValue], rising: bool) -> list[ComparedValue]:
     """Return levels with p-values that take their number into account."""
     compared = [each.comparison for each in levels if each.comparison is not None]
     adjusted = iter(adjust(compared, rising))

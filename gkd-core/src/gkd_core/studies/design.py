@@ -100,8 +100,8 @@ def _designed(
             yield dict(zip(own, values, strict=True))
     else:
         yield config.center
-        for axis, values in own.items():
-            for value in values:
+        for axis, choices in own.items():
+            for value in choices:
                 if value != config.center[axis]:
                     yield config.center | {axis: value}
 

@@ -1,4 +1,4 @@
-"""`Search`: looks for the best student within a budget.
+"""`StudentSearch`: looks for the best student within a budget.
 
 Candidates are cells of a study folder of their own, each a run of full length. At each evaluation,
 one that is not among the better half of those that came so far is stopped.
@@ -52,7 +52,7 @@ class Finalist:
     outcome: Outcome
 
 
-class Search:
+class StudentSearch:
     """A search for the best student.
 
     Args:

@@ -14,8 +14,8 @@ from gkd_core.atomic import write_file
 from gkd_core.plugins import Registry
 from gkd_core.strict_json import json_text
 from gkd_core.studies.cell import Cell
-from gkd_core.studies.comparisons import Comparison, Verdict, compare, spread
-from gkd_core.studies.search import Finalist, Search
+from gkd_core.studies.comparisons import SeedComparison, Verdict, compare, spread
+from gkd_core.studies.search import Finalist, StudentSearch
 from gkd_core.studies.search_space import LABELS, METHOD, SHAPE
 from gkd_core.studies.shapes import MeasuredShape
 from gkd_core.studies.study_figures import pareto
@@ -39,17 +39,17 @@ class SearchResult:
         after: Latency of the teacher, and the costs of the best shape, at the end.
     """
 
-    search: Search
+    search: StudentSearch
     finalists: Sequence[Finalist]
     students: Sequence[CellResult]
-    against_labels: Comparison | None
+    against_labels: SeedComparison | None
     before: tuple[float, Sequence[MeasuredShape]]
     after: tuple[float, MeasuredShape]
 
     @classmethod
     def of(
         cls,
-        search: Search,
+        search: StudentSearch,
         seeds: Sequence[int],
         registry: Registry,
         before: tuple[float, Sequence[MeasuredShape]],

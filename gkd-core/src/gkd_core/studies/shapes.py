@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.analysis.comparison import ComparedModel, compare_models
 from gkd_core.config.schema import StudentConfig
@@ -98,56 +99,71 @@ def measure_shapes(
 ) -> tuple[float, list[MeasuredShape]]:
     """Return the latency of the teacher, and what each shape costs.
 
-    The median is over validation rows, one at a time. All models alternate, so that changes in the
-    speed of the machine affect them equally.
+    The median is over validation rows, one at a time. Each shape alternates with the teacher, so
+    that changes in the speed of the machine affect both equally.
 
     Args:
         spec: The stage that students are to be trained in.
         shapes: The shapes.
         budget: What they may cost.
     """
-    teacher = spec.teachers[0]
-    device = pick_device(spec.config.parallel.device)
-    models = [
-        load_teacher(
-            teacher.model, spec.kind, spec.data.classes, teacher.trust_remote_code, teacher.called
-        )
-    ]
-    own, weights = models[0].config, {}
-    prepare_model(models[0], spec, teacher.tokenizer)
-    timed = []
+    teacher = _TimedModel.teacher(spec)
+    found, times = [], [latencies([teacher.model], [teacher.rows])[0]]
     for shape in shapes:
+        student = _TimedModel.student(spec, shape, teacher.model.config)
+        weights, own = count_parameters(student.model), None
+        if not budget.too_large(weights):
+            both = latencies([teacher.model, student.model], [teacher.rows, student.rows])
+            times.append(both[0])
+            own = both[1]
+        found.append((shape, weights, own))
+    reference = statistics.median(times)
+    return reference, [_judged(*each, reference, budget) for each in found]
+
+
+@dataclass(frozen=True)
+class _TimedModel:
+    """A model that is ready to be timed, and rows as it reads them, one in each batch."""
+
+    model: PreTrainedModel
+    rows: Sequence[Batch]
+
+    @classmethod
+    def teacher(cls, spec: StageSpec) -> _TimedModel:
+        """Return the teacher of a stage."""
+        own, classes = spec.teachers[0], spec.data.classes
+        model = load_teacher(own.model, spec.kind, classes, own.trust_remote_code, own.called)
+        return cls.ready(spec, model, own.tokenizer)
+
+    @classmethod
+    def student(cls, spec: StageSpec, shape: Shape, teacher: PretrainedConfig) -> _TimedModel:
+        """Return a student of a shape, with random weights."""
         wanted = StudentConfig(
             layers=shape.layers, hidden_size=shape.hidden_size, heads=shape.heads, init="random"
         )
-        config = student_config(wanted, own, spec.kind, spec.data.classes)
-        model = fresh_student(config, spec.kind, 0, teacher.trust_remote_code).model
-        weights[shape] = count_parameters(model)
-        if not budget.too_large(weights[shape]):
-            prepare_model(model, spec, spec.tokenizer)
-            models.append(model)
-            timed.append(shape)
-    ready = [model.eval().to(device) for model in models]
-    rows = [_rows(spec, teacher.tokenizer)] + [_rows(spec, spec.tokenizer)] * len(timed)
-    first, *others = latencies(ready, [[row.to(device) for row in own] for own in rows])
-    times = dict(zip(timed, others, strict=True))
-    return first, [_measured(s, weights[s], times, first, budget) for s in shapes]
+        config = student_config(wanted, teacher, spec.kind, spec.data.classes)
+        trusts = spec.teachers[0].trust_remote_code
+        model = fresh_student(config, spec.kind, 0, trusts).model
+        return cls.ready(spec, model, spec.tokenizer)
+
+    @classmethod
+    def ready(
+        cls, spec: StageSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    ) -> _TimedModel:
+        """Return a model on its device, with rows."""
+        prepare_model(model, spec, tokenizer)
+        device = pick_device(spec.config.parallel.device)
+        encoded, collator = spec.encode(spec.data.validation, tokenizer), spec.collator(tokenizer)
+        first = range(min(TIMED_ROWS, len(encoded)))
+        rows = [collator.collate(encoded, [row], epoch=0).to(device) for row in first]
+        return cls(model.eval().to(device), rows)
 
 
-def _measured(
-    shape: Shape, weights: int, times: Mapping[Shape, float], teacher: float, budget: Budget
+def _judged(
+    shape: Shape, weights: int, milliseconds: float | None, teacher: float, budget: Budget
 ) -> MeasuredShape:
-    reason, time = budget.too_large(weights), times.get(shape)
-    if time is not None:
-        reason = reason or budget.too_slow(time, teacher)
-    return MeasuredShape(shape, weights, time, reason)
-
-
-def _rows(spec: StageSpec, tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
-    encoded = spec.encode(spec.data.validation, tokenizer)
-    collator = spec.collator(tokenizer)
-    first = range(min(TIMED_ROWS, len(encoded)))
-    return [collator.collate(encoded, [row], epoch=0) for row in first]
+    slow = "" if milliseconds is None else budget.too_slow(milliseconds, teacher)
+    return MeasuredShape(shape, weights, milliseconds, budget.too_large(weights) or slow)
 
 
 def teacher_quality(spec: StageSpec) -> tuple[float, Metric]:

@@ -17,7 +17,7 @@ from gkd_core.config.expression import parse_expression
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
 from gkd_core.studies.choice import METHOD
-from gkd_core.studies.comparisons import AxisTable, Level, Verdict, rises
+from gkd_core.studies.comparisons import AxisTable, ComparedValue, Verdict, rises
 from gkd_core.studies.declared import Declared, declared
 from gkd_core.studies.study_results import CellResult, StudyResults
 
@@ -152,12 +152,12 @@ def _bars(table: AxisTable) -> Figure:
     return figure
 
 
-def _color(level: Level) -> str:
+def _color(level: ComparedValue) -> str:
     comparison = level.comparison
     return STACK[0] if comparison is None else COLORS.get(comparison.verdict, STACK[7])
 
 
-def _interval(level: Level, mean: float) -> tuple[float, float] | None:
+def _interval(level: ComparedValue, mean: float) -> tuple[float, float] | None:
     """Return the interval of a difference where the mean of the baseline is its zero."""
     difference = None if level.comparison is None else level.comparison.difference
     if difference is None or difference.interval is None:

@@ -15,7 +15,7 @@ from gkd_core.plugins import Registry
 from gkd_core.strict_json import json_text
 from gkd_core.studies.cell import CellState
 from gkd_core.studies.choice import Choice, Duel, choose
-from gkd_core.studies.comparisons import AxisTable, Level, Verdict, axis_table
+from gkd_core.studies.comparisons import AxisTable, ComparedValue, Verdict, axis_table
 from gkd_core.studies.study_figures import study_figures
 from gkd_core.studies.study_results import StudyResults
 from gkd_core.studies.study_tables import ABOUT_AXES, interval_text, p_text, study_grids
@@ -200,7 +200,7 @@ def _said(table: AxisTable) -> Iterator[str]:
             yield f"{table.axis}: {', '.join(names)} {'is' if len(names) == 1 else 'are'} {text}"
 
 
-def _verdict(level: Level) -> Verdict | None:
+def _verdict(level: ComparedValue) -> Verdict | None:
     return None if level.comparison is None else level.comparison.verdict
 
 
@@ -238,7 +238,7 @@ def _axis_json(table: AxisTable) -> dict[str, Any]:
     return {"axis": table.axis, "baseline": table.baseline, "values": levels}
 
 
-def _comparison_json(of: Level | Duel) -> Mapping[str, Any]:
+def _comparison_json(of: ComparedValue | Duel) -> Mapping[str, Any]:
     found = of.comparison
     assert found is not None
     return {

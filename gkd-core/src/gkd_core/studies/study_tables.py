@@ -8,7 +8,7 @@ from gkd_core.analysis.analysis import Grid
 from gkd_core.evaluation.statistics import LEVEL, Interval
 from gkd_core.studies.cell import CellState
 from gkd_core.studies.choice import Choice
-from gkd_core.studies.comparisons import AxisTable, Comparison, Level, Spread
+from gkd_core.studies.comparisons import AxisTable, ComparedValue, SeedComparison, Spread
 from gkd_core.studies.study_results import StudyResults
 
 NONE = "-"
@@ -59,7 +59,7 @@ def p_text(p: float | None) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def verdict_text(comparison: Comparison) -> str:
+def verdict_text(comparison: SeedComparison) -> str:
     """Return what a comparison says, and of how many seeds if that is one."""
     difference = comparison.difference
     one = difference is not None and difference.seeds == 1
@@ -111,14 +111,14 @@ def _spread_text(spread: Spread | None) -> str:
     return f"{spread.mean:.4f}{deviation}"
 
 
-def _count(level: Level) -> str:
+def _count(level: ComparedValue) -> str:
     """Return the number of students, and of those that failed."""
     failed = sum(spread.failed for spread in level.spreads.values())
     count = sum(spread.n for spread in level.spreads.values())
     return f"{count}, {failed} failed" if failed else str(count)
 
 
-def _comparison_cells(level: Level, tested: bool) -> list[str]:
+def _comparison_cells(level: ComparedValue, tested: bool) -> list[str]:
     comparison = level.comparison
     if comparison is None:
         return [NONE, NONE, NONE, "baseline", NONE, *[NONE] * tested]
@@ -131,7 +131,7 @@ def _comparison_cells(level: Level, tested: bool) -> list[str]:
     ]
 
 
-def _difference_cells(comparison: Comparison) -> list[str]:
+def _difference_cells(comparison: SeedComparison) -> list[str]:
     difference = comparison.difference
     if difference is None:
         return [NONE, NONE, NONE, str(comparison.verdict)]
@@ -139,7 +139,7 @@ def _difference_cells(comparison: Comparison) -> list[str]:
     return [f"{difference.value:+.4f}", interval, p_text(comparison.p), verdict_text(comparison)]
 
 
-def _cost_cells(level: Level) -> list[str]:
+def _cost_cells(level: ComparedValue) -> list[str]:
     time, size = level.milliseconds, level.parameters
     return [
         NONE if time is None else f"{time:.2f}",
