@@ -87,6 +87,7 @@ class ComparedValue:
         comparison: Against the value of the baseline; None for that itself.
         milliseconds: Median time of its students for one sample, the mean; None if not measured.
         parameters: Weights of its students, the mean; None if there are none.
+        lr_factors: Factors of the learning rate that its students were tuned to; 1 untuned.
     """
 
     value: AxisValue
@@ -94,6 +95,7 @@ class ComparedValue:
     comparison: SeedComparison | None
     milliseconds: float | None
     parameters: float | None
+    lr_factors: Sequence[float]
 
     @property
     def mean(self) -> float | None:
@@ -285,6 +287,7 @@ def _level(
         comparison,
         fmean(times) if times else None,
         fmean(sizes) if sizes else None,
+        sorted({each.cell.lr_factor for each in cells}),
     )
 
 

@@ -18,6 +18,7 @@ from gkd_core.studies.comparisons import SeedComparison, Verdict, compare, sprea
 from gkd_core.studies.search import Finalist, StudentSearch
 from gkd_core.studies.search_space import LABELS, METHOD, SHAPE
 from gkd_core.studies.shapes import MeasuredShape
+from gkd_core.studies.study_config import AxisValue
 from gkd_core.studies.study_figures import pareto
 from gkd_core.studies.study_results import CellResult, StudyResults
 from gkd_core.studies.study_tables import NONE, interval_text, p_text
@@ -33,8 +34,8 @@ class SearchResult:
         search: The search.
         finalists: The candidates that were trained in full, the best first.
         students: The best one, with each seed that it was trained with.
-        against_labels: It against the same student that learned from labels alone; None if that is
-            what is best.
+        against_labels: It against a student of the same shape that learned from labels alone; None
+            if that is what is best.
         before: Latency of the teacher, and the costs of the shapes, before the first candidate.
         after: Latency of the teacher, and the costs of the best shape, at the end.
     """
@@ -67,7 +68,7 @@ class SearchResult:
         finalists = search.finalists()
         axes = finalists[0].cell.axes
         own = search.train(axes, seeds)
-        plain = search.train({**axes, METHOD: LABELS}, seeds)
+        plain = search.train(_on_labels(finalists), seeds)
         known = {each.cell.name: each for each in StudyResults.read(search.folder, registry).cells}
         students, others = ([known[cell.name] for cell in cells] for cells in (own, plain))
         comparison = None if axes[METHOD] == LABELS else compare(students, others, {})
@@ -155,7 +156,7 @@ class SearchResult:
             sentences=list(self.sentences()),
             notes=[],
             about="",
-            figures=[(figures.svg(self._pareto()), caption)],
+            figures=[(figures.svg(drawn), caption)],
             tables=[grid.on_page() for grid in self.grids()],
         )
         write_file(folder / PAGE, page)
@@ -221,6 +222,17 @@ class SearchResult:
         if outcome.teacher is not None and outcome.teacher_milliseconds is not None:
             teacher = outcome.teacher_milliseconds, outcome.teacher
         return pareto(points, rising, teacher)
+
+
+def _on_labels(finalists: Sequence[Finalist]) -> Mapping[str, AxisValue]:
+    """Return the student of the best one's shape that learns from labels alone.
+
+    It is the best of those that were tried, or else the same with another method.
+    """
+    best = finalists[0].cell.axes
+    tried = (each.cell.axes for each in finalists)
+    plain = (axes for axes in tried if (axes[SHAPE], axes[METHOD]) == (best[SHAPE], LABELS))
+    return next(plain, {**best, METHOD: LABELS})
 
 
 def _shown(cell: Cell) -> list[str]:

@@ -20,7 +20,8 @@ ABOUT_AXES = (
     "whose variance is estimated from all comparisons of the study as far as they agree. p: "
     "adjusted for the number of comparisons in the table (Holm); better and worse: below "
     f"{1 - LEVEL:.2g}, otherwise tied, which means that they were not told apart, not that they "
-    "are equal. McNemar: pairs of one seed that err on different rows more often than by chance "
+    "are equal. lr: the factor of the learning rates that was tuned on validation rows. McNemar: "
+    "pairs of one seed that err on different rows more often than by chance "
     f"(p below {1 - LEVEL:.2g}, each by itself)."
 )
 
@@ -69,6 +70,7 @@ def verdict_text(comparison: SeedComparison) -> str:
 def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
     tasks = results.tasks
     several = len(tasks) > 1
+    tuned = any(level.lr_factors != [1] for level in table.levels)
     tested = any(
         level.comparison is not None and level.comparison.wilcoxon.p is not None
         for level in table.levels
@@ -84,6 +86,7 @@ def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
         "verdict",
         "McNemar",
         *["Wilcoxon"] * tested,
+        *["lr"] * tuned,
         "ms",
         "weights",
     ]
@@ -92,7 +95,8 @@ def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
         means = [_spread_text(level.spreads.get(task)) for task in tasks]
         means += [NONE if level.mean is None else f"{level.mean:.4f}"] * several
         cells = [str(level.value), *means, _count(level), *_comparison_cells(level, tested)]
-        rows.append([*cells, *_cost_cells(level)])
+        rate = ", ".join(f"x {factor:g}" for factor in level.lr_factors)
+        rows.append([*cells, *[rate] * tuned, *_cost_cells(level)])
     return Grid(
         f"axis-{table.axis}", f"{table.axis}: each value against {table.baseline}", columns, rows
     )
