@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 ACCURACY = "accuracy"
 """The metric that is the mean of whether a row is right."""
 
-CLOSE = 1e-6
-"""Largest difference of a metric that was computed again to the one of the run."""
+CLOSE = 1e-5
+"""Largest relative difference of a metric that was computed again to the one of the run."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ def judge_rows(
     units = [own if group is None else group for own, group in zip(ids, groups, strict=True)]
     right = _right(student, rows, kind)
     is_mean = right is not None and predictions.about.metric == ACCURACY
-    if right is not None and is_mean and abs(right.mean() - expected) < CLOSE:
+    if right is not None and is_mean and _same(right.mean(), expected):
         return JudgedRows(ids, units, lambda chosen: mean_metric(right[chosen]), right)
     measure = _measure(predictions, student, kind, task)
-    if measure is None or abs(measure(np.arange(len(rows))) - expected) > CLOSE:
+    if measure is None or not _same(measure(np.arange(len(rows))), expected):
         return None
     known = measure
     return JudgedRows(
@@ -76,6 +77,10 @@ def judge_rows(
         lambda chosen: drawn_metric(lambda drawn: known(chosen[drawn])),
         right,
     )
+
+
+def _same(again: float, expected: float) -> bool:
+    return math.isclose(again, expected, rel_tol=CLOSE, abs_tol=CLOSE)
 
 
 def _numbered(hashes: Sequence[str]) -> list[str]:
@@ -99,13 +104,7 @@ def _measure(
     predictions: Predictions, student: pa.Table, kind: TaskKind, task: Task
 ) -> Statistic | None:
     """Return a function that computes the main metric of some rows."""
-    rows, (metric, classes) = (
-        predictions.rows,
-        (
-            predictions.about.metric,
-            predictions.about.classes,
-        ),
-    )
+    rows, metric, classes = predictions.rows, predictions.about.metric, predictions.about.classes
     split = _split(rows, classes)
     evaluation = _evaluation(student, classes)
     if metric in kind.metrics:
