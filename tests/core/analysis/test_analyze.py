@@ -5,14 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 
+from gkd_core.analysis import probe_figures
 from gkd_core.analysis.correlations import correlations_over_runs, correlations_within
 from gkd_core.analysis.disagreement import disagreements
 from gkd_core.analysis.finished_run import FinishedRun
+from gkd_core.analysis.layer_similarity import LayerSimilarity
 from gkd_core.cli import gkd
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.evaluation.predictions import About, Predictions
@@ -117,12 +123,62 @@ def test_within_a_run_changes_are_correlated_and_not_what_falls_together(tmp_pat
     assert found["steady"].pearson.reason == "one side does not vary"
 
 
+def test_values_can_be_read_on_the_cells_of_a_heat_map():
+    values = [[number / 20 - low for number in range(21)] for low in (0, 1)]
+    figure = probe_figures.layers(LayerSimilarity("teacher", values, 9, "test"))
+    axes = figure.axes[0]
+    (mesh,) = axes.collections
+    cells = mesh.to_rgba([value for row in values for value in row])
+    inks = [text.get_color() for text in axes.texts]
+    contrasts = [_contrast(ink, cell) for ink, cell in zip(inks, cells, strict=True)]
+    plt.close(figure)
+    assert min(contrasts) >= 4.5, "as the guidelines for accessibility ask of text (WCAG 2)"
+
+
+def _contrast(ink, paper):
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    channels = np.stack([to_rgb(ink), paper[:3]])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    low, high = sorted(linear @ weights)
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_runs_with_different_metrics_are_refused(tmp_path):
     runs = [_write_run(tmp_path / name, 0.5, [], metric=name) for name in ("accuracy", "matthews")]
     with pytest.raises(
         DataError, match=r"is judged by accuracy on 40 test rows, but .* by matthews"
     ):
         correlations_over_runs(runs)
+
+
+def test_a_run_counts_once_and_its_rows_are_those_of_the_others(tmp_path):
+    run = _write_run(tmp_path / "run", 0.5, [])
+    with pytest.raises(DataError, match="run is named more than once"):
+        correlations_over_runs([run, FinishedRun.read(tmp_path / "run/../run", registry())])
+    others = [_write_run(tmp_path / name, 0.5, []) for name in ("one", "two")]
+    for number, other in enumerate(others):
+        rows = pa.table({"row": [0], "hash": [f"row {number}"]})
+        about = About("test", "classification", ("x", "y"), "accuracy")
+        Predictions(about, rows, {}, {}).write(other.directory / "predictions")
+    with pytest.raises(DataError, match=r"one and .*two are judged on different rows"):
+        correlations_over_runs(others)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("results.json", b'{"metric": "acc', "results.json is damaged: Unterminated string"),
+        ("results.json", b"[]", "results.json is damaged: it lacks one of metric, rows"),
+        ("metrics.jsonl", b'{"stage": "distil"}\n{"sta', "metrics.jsonl is damaged"),
+        ("stages/distil/probes.parquet", b"PAR1 and no more", "probes.parquet is damaged, or no"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(tmp_path, invoke, file, content, message):
+    run = _write_run(tmp_path / "run", 0.5, [_value(9, "mse", 1.0)])
+    (run.directory / file).write_bytes(content)
+    found = invoke("analyze", run.directory)
+    assert found.code == 2
+    assert message in " ".join(found.err.split())
 
 
 def test_directory_without_results_is_refused(tmp_path):
@@ -196,3 +252,8 @@ def test_command_writes_page_figures_and_tables_of_a_real_run(world, tmp_path):
     assert _headings(report) & _headings(page) >= {"teacher", "student", "distance"}
     shown = [value for row in layers for value in row if f">{value:.2f}<" in report]
     assert len(shown) == 15, "the report has the layers too"
+    shutil.rmtree(run / "student")
+    result = CliRunner().invoke(gkd, ["analyze", str(run)], catch_exceptions=False)
+    said = " ".join(result.output.split())
+    assert "no similarity of layers: " in said
+    assert "Rows by disagreement" in said

@@ -64,8 +64,9 @@ def test_probes_are_explained_with_what_they_cost(explain):
     assert "hidden[0,1,2] to hidden[0,2,4]" in said
     assert "teacher: up to the logits (in other steps block 2 of 4), keeps" in said
     assert "probe" not in explain("pkd")
+    assert "probes compare nothing, because no method reads" in explain("hard", "--probe", "all")
     named = " ".join(explain("pkd", "--probe", "hidden[1]").split())
-    assert "hidden[1] to hidden[2] of teacher teacher: up to block 2 of 4, keeps" in named
+    assert "of student and teacher: hidden[1] to hidden[2] teacher: up to block 2 of 4" in named
 
 
 def test_every_stage_is_explained_with_its_own_settings(explain, tmp_path):

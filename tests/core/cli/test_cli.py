@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -305,7 +306,7 @@ def test_eval_sets_a_run_against_kept_predictions(invoke, copied, world, tmp_pat
     assert pair["unpaired"] == [0, 0]
     assert pair["against"] == f"teacher ({kept})"
     for figure in ("rows", "difference", "agreement", "kl", "mcnemar"):
-        assert pair[figure] == pytest.approx(live["against"][figure]), figure
+        assert pair[figure] == live["against"][figure], figure
     calibrations = [list(found["calibration"].values()) for found in (pair, live["against"])]
     assert calibrations[0] == calibrations[1]
     # A part of the rows, in another order.
@@ -346,6 +347,18 @@ def test_eval_on_a_file_takes_all_its_rows(invoke, copied, finished, world, file
     more = [*more, "--data", world / "validation.jsonl", "--set", "task.max_length=32"]
     other = json.loads(invoke("eval", f"{copied}/student", *more, "--json").out)
     assert other["rows"][0]["metrics"] != found["rows"][0]["metrics"]
+
+
+def test_eval_on_a_file_needs_no_rows_that_the_run_was_trained_on(invoke, copied, world):
+    config = Path(copied, "config.toml")
+    text = config.read_text()
+    rows = ["--data", world / "test.jsonl", "--json"]
+    found = json.loads(invoke("eval", f"{copied}/student", *rows).out)
+    config.write_text(text.replace(str(world / "train.jsonl"), "gone/train.jsonl"))
+    assert "gone" in config.read_text()
+    assert "gone/train.jsonl" in invoke("eval", f"{copied}/student").err
+    moved = json.loads(invoke("eval", f"{copied}/student", *rows).out)
+    assert moved["rows"][0]["metrics"] == found["rows"][0]["metrics"]
 
 
 def test_eval_shows_a_table_and_writes_nothing(invoke, copied, world, tmp_path):

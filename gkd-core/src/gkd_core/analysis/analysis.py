@@ -24,7 +24,7 @@ from gkd_core.analysis.correlations import (
 from gkd_core.analysis.disagreement import Disagreement, disagreements
 from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.analysis.layer_similarity import LayerSimilarity, layer_similarity
-from gkd_core.analysis.page import Line, PageCell, PageTable, render
+from gkd_core.analysis.page import PageCell, PageLine, PageTable, render
 from gkd_core.atomic import write_file
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
@@ -80,7 +80,7 @@ class Grid:
 
     def on_page(self) -> tuple[str, PageTable]:
         """Return its title and its first rows for a page."""
-        rows = [Line([_page_cell(cell) for cell in row]) for row in self.rows[:MOST_ROWS]]
+        rows = [PageLine([_page_cell(cell) for cell in row]) for row in self.rows[:MOST_ROWS]]
         return self._title(MOST_ROWS), PageTable(self.columns, rows, texts=[0])
 
     def _title(self, most: int) -> str:
@@ -197,15 +197,18 @@ def analyze(runs: Sequence[FinishedRun], registry: Registry) -> Analysis:
     notes = [f"{run.name} has no probes (gkd run --probe all)" for run in runs if not run.probes]
     if len(runs) > 1:
         found = correlations_over_runs(runs)
-        return Analysis(runs, found, None, (), [*notes, *_unsaid(found, "runs with probes")])
+        return Analysis(
+            runs, found, None, (), [*notes, *_unsaid(found, "run with probes", "runs with probes")]
+        )
     (run,) = runs
     found = correlations_within(run)
-    notes += _unsaid(found, "changes between evaluations")
-    layers = layer_similarity(run, registry)
-    if isinstance(layers, str):
-        notes.append(f"no similarity of layers: {layers}")
-    similarity = None if isinstance(layers, str) else layers
+    notes += _unsaid(found, "change between evaluations", "changes between evaluations")
+    similarity: LayerSimilarity | None = None
     rows: Sequence[Disagreement] = ()
+    try:
+        similarity = layer_similarity(run, registry)
+    except GkdError as error:
+        notes.append(f"no similarity of layers: {error}")
     try:
         rows = disagreements(Predictions.read(run.directory / PREDICTIONS))
     except GkdError as error:
@@ -260,12 +263,12 @@ def _page_cell(text: str) -> PageCell:
     return PageCell(text, None if number is None else float(number[0]))
 
 
-def _unsaid(found: Sequence[ProbeCorrelation], points: str) -> list[str]:
-    """Say why no correlation is shown, if none is."""
+def _unsaid(found: Sequence[ProbeCorrelation], one: str, several: str) -> list[str]:
+    """Say why no correlation is shown, if none is, given what a point and what several are."""
     if not found or any(each.spearman.value is not None for each in found):
         return []
     most = max((each.spearman for each in found), key=lambda each: each.n)
-    few = f"{most.n} {points}, and below {FEWEST} it says nothing"
+    few = f"{most.n} {one if most.n == 1 else several}, and below {FEWEST} it says nothing"
     return [f"no correlation is shown: {few if most.n < FEWEST else most.reason}"]
 
 

@@ -441,8 +441,8 @@ class _Exam:
         most = max(
             (encoded for encoded, _ in self.readings.values()), key=attrgetter("num_truncated")
         )
-        limit = f"{self._spec.max_length} tokens (task.max_length)"
-        return f"{most.cut} were cut at {limit}" if most.cut else ""
+        limit = f"cut at {self._spec.max_length} tokens (task.max_length)"
+        return f"{limit}: {most.cut}" if most.cut else ""
 
     def load(self, compared: ComparedModel) -> tuple[PreTrainedModel, int]:
         """Return a model, or this process's shard of it, and its number of weights."""

@@ -12,6 +12,7 @@ from typing import Any
 from gkd_core.analysis.sizes import readable
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import MAIN
+from gkd_core.probes.choice import name_pairs
 from gkd_core.runs.outline import (
     CaptureOutline,
     CombinerOutline,
@@ -27,7 +28,6 @@ from gkd_core.runs.outline import (
 from gkd_core.runs.summary import stage_summary
 
 YEAR = re.compile(r"(?<!:)\b(?:19|20)\d\d\b(?!\.)")
-LAYER = re.compile(r"\[(\d+)\]")
 MOST_CLASSES = 20
 WIDTH = 80
 INDENT = 13
@@ -175,7 +175,7 @@ def _probes(probes: ProbeOutline, passes: Sequence[PassOutline]) -> Iterator[tup
     when = f"every {probes.every} steps, and at the end on {probes.rows} validation rows"
     yield "probe", f"{when}, with passes of their own, without gradient"
     for teacher, pairs in probes.pairs.items():
-        yield "", f"{_pairs(pairs)} of {teacher}" if pairs else f"nothing of {teacher}"
+        yield "", f"of student and {teacher}: {name_pairs(pairs)}"
         yield from (("", f"left out: {note}") for note in probes.left_out[teacher])
     usual = {one.model: one.stops_after for one in passes if one.name == MAIN}
     for one in probes.passes:
@@ -185,21 +185,6 @@ def _probes(probes: ProbeOutline, passes: Sequence[PassOutline]) -> Iterator[tup
             known = f" (in other steps {before})" if before != one.stops_after else ""
             how = f"answers from {one.source}" if one.source else f"up to {one.stops_after}{known}"
             yield "", f"{one.model}: {how}, keeps {size}"
-
-
-def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
-    """Return pairs of features, those of a site together: `hidden[1,2] to hidden[2,4]`."""
-    sites: dict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
-    for pair in pairs:
-        sites[tuple(LAYER.sub("", feature) for feature in pair)].append(pair)
-    sides = ([_layers(side) for side in zip(*found, strict=True)] for found in sites.values())
-    return ", ".join(" to ".join(dict.fromkeys(both)) for both in sides)
-
-
-def _layers(features: Sequence[str]) -> str:
-    """Return features of a site as one, with all layers."""
-    layers = ",".join(layer for feature in features for layer in LAYER.findall(feature))
-    return LAYER.sub(f"[{layers}]", features[0])
 
 
 def _shape(capture: CaptureOutline) -> str:

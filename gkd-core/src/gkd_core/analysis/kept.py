@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -27,13 +28,19 @@ from gkd_core.kinds.task_kind import Evaluation
 from gkd_core.training.row_measure import row_measure
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gkd_core.analysis.comparison import Compared
     from gkd_core.evaluation.pairs import ModelPair
+    from gkd_core.evaluation.statistics import Statistic
     from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.training.stage_spec import StageSpec
 
 SUFFIX = ".parquet"
 OWN, OTHER = "own", "other"
+
+COMPARED = ("prediction", "scores", "nll", "tokens")
+"""Columns that are compared, if a kind of task has them."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ def compare_with_kept(
     predictions = compared.predictions
     (file, own) = next(iter(predictions.models.items()))
     _check_about(kept, predictions)
+    _check_columns(kept, own)
     pairing = pair_rows(own["hash"].to_pylist(), kept.found.table["hash"].to_pylist())
     if not len(pairing):
         raise DataError(
@@ -113,9 +121,15 @@ def compare_with_kept(
     split = take(data.validation if data.test is None else data.test, pairing.ours.tolist())
     theirs = row_measure(spec, split, _evaluation(other, spec.kind, classes))
     mine = compared.measures.get(file)
-    known = mine is not None and theirs is not None
-    measures = (lambda rows: mine(pairing.ours[rows]), theirs) if known else None
+    measures = None
+    if mine is not None and theirs is not None:
+        measures = (_among(pairing.ours, mine), theirs)
     return compare_pair(both, (OWN, OTHER), spec.kind, measures), pairing
+
+
+def _among(numbers: NDArray[np.int64], measure: Statistic) -> Statistic:
+    """Return a function that measures some of the rows with the given numbers."""
+    return lambda rows: measure(numbers[rows])
 
 
 def _only_file(folder: Path) -> Path:
@@ -140,6 +154,33 @@ def _check_about(kept: KeptPredictions, predictions: Predictions) -> None:
     ):
         if one != other:
             raise DataError(f"{what} of {kept.path} is {one}, but that of the model is {other}")
+
+
+def _check_columns(kept: KeptPredictions, own: pa.Table) -> None:
+    """Refuse predictions that have not the form of the model's."""
+    other, classes = kept.found.table, kept.found.about.classes
+    for name in COMPARED:
+        if name not in own.column_names:
+            continue
+        there = other[name].type if name in other.column_names else "missing"
+        if there != own[name].type or _widths(other[name]) != _widths(own[name]):
+            raise DataError(
+                f"the column {name!r} of {kept.path} is not like that of the model "
+                f"({there} instead of {own[name].type}, or of another width)"
+            )
+    if "prediction" in other.column_names and classes:
+        unknown = {v for v in other["prediction"].to_pylist() if isinstance(v, str)} - {*classes}
+        if unknown:
+            raise DataError(
+                f"{kept.path} predicts {min(unknown)!r}, but the classes are {', '.join(classes)}"
+            )
+
+
+def _widths(column: pa.ChunkedArray) -> set[int]:
+    """Return the lengths of the lists in a column of scores; of nested ones, the innermost."""
+    while pa.types.is_list(column.type) and pa.types.is_list(column.type.value_type):
+        column = pc.list_flatten(column)
+    return set(pc.list_value_length(column).to_pylist()) if pa.types.is_list(column.type) else set()
 
 
 def _in_order(table: pa.Table, given: Sequence[str], wanted: Sequence[str]) -> pa.Table:

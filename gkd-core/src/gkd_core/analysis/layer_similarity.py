@@ -13,6 +13,7 @@ from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.data.holdout import take
 from gkd_core.distributed.device import pick_device
+from gkd_core.errors import DataError
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.paths import Capture
 from gkd_core.losses.similarity import unbiased_cka_table
@@ -63,7 +64,7 @@ class LayerSimilarity:
         )
 
 
-def layer_similarity(run: FinishedRun, registry: Registry) -> LayerSimilarity | str:
+def layer_similarity(run: FinishedRun, registry: Registry) -> LayerSimilarity:
     """Compare the layers of a run's student with those of its first teacher.
 
     Args:
@@ -71,15 +72,18 @@ def layer_similarity(run: FinishedRun, registry: Registry) -> LayerSimilarity | 
         registry: The plugins.
 
     Returns:
-        The similarities on the first test rows (validation rows if there are none), or why there
-        are none.
+        The similarities on the first test rows (validation rows if there are none).
+
+    Raises:
+        DataError: The run has no teacher whose layers could be compared.
+        GkdError: Its rows or models are no longer there.
     """
     builder = SpecBuilder(registry, [stage.config.task for stage in run.resolved.stages])
     specs = list(build_specs(run.resolved, builder).values())
     places = Locations(run.directory, specs)
     spec = places.ready(specs[-1])
     if reason := no_similarity(spec):
-        return reason
+        raise DataError(reason)
     teacher = spec.teachers[0]
     models = [
         _load(spec, str(places.final), spec.trusts_student),
@@ -143,7 +147,7 @@ def _states(
     captures = [Capture("hidden", layer) for layer in range(len(reader.sites.blocks) + 1)]
     collator = spec.collator(spec.tokenizer)
     rows = range(min(ROWS, len(encoded)))
-    every = -(-int(encoded.offsets[encoded.starts[len(rows)]]) // TOKENS)
+    every = max(1, -(-int(encoded.offsets[encoded.starts[len(rows)]]) // TOKENS))
     parts: list[list[Tensor]] = [[] for _ in captures]
     with torch.no_grad():
         for start in rows[::BATCH]:

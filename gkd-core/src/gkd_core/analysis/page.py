@@ -27,7 +27,7 @@ class PageCell:
 
 
 @dataclass(frozen=True)
-class Line:
+class PageLine:
     """A row of a table; the row of the student is marked."""
 
     cells: Sequence[PageCell]
@@ -39,7 +39,7 @@ class PageTable:
     """A table; `texts` are the numbers of its columns of running text."""
 
     headings: Sequence[str]
-    rows: Sequence[Line]
+    rows: Sequence[PageLine]
     texts: Sequence[int] = ()
 
 

@@ -12,7 +12,7 @@ from gkd_core.analysis import figures, probe_figures
 from gkd_core.analysis.comparison import NONE, Compared, Comparison, Row
 from gkd_core.analysis.cost import StageCost, stage_costs
 from gkd_core.analysis.disagreement import Disagreement, disagreements
-from gkd_core.analysis.page import Line, PageCell, PageTable, render
+from gkd_core.analysis.page import PageCell, PageLine, PageTable, render
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
@@ -170,7 +170,7 @@ def _models(comparison: Comparison) -> PageTable:
     return PageTable(
         comparison.columns(),
         [
-            Line([PageCell(t, _number(v)) for t, v in zip(*row, strict=True)], number == last)
+            PageLine([PageCell(t, _number(v)) for t, v in zip(*row, strict=True)], number == last)
             for number, row in enumerate(rows)
         ],
     )
@@ -205,7 +205,7 @@ def _without_empty(
     kept = [n for n in range(len(headings)) if any(row[n].text != empty for row in cells)]
     names = [headings[n] for n in kept]
     running = [number for number, name in enumerate(names) if name in texts]
-    return PageTable(names, [Line([row[n] for n in kept]) for row in cells], running)
+    return PageTable(names, [PageLine([row[n] for n in kept]) for row in cells], running)
 
 
 def _pair_cells(pair: ModelPair) -> Iterator[PageCell]:
@@ -242,7 +242,7 @@ def _costs(found: Sequence[StageCost]) -> PageTable | None:
         cells += [_amount(value) for value in (cost.tokens, cost.student, cost.teachers)]
         share = cost.peak_share
         cells += [PageCell(NONE) if share is None else PageCell(f"{share:.1%}", share)] * on_known
-        rows.append(Line(cells))
+        rows.append(PageLine(cells))
     return PageTable([*COST_COLUMNS, *["of the peak"] * on_known], rows)
 
 
@@ -264,7 +264,7 @@ def _disagreements(compared: Compared) -> PageTable | None:
         found = disagreements(compared.predictions)[:SHOWN_ROWS]
     except DataError:
         return None
-    rows = [Line(list(_disagreement_cells(one))) for one in found]
+    rows = [PageLine(list(_disagreement_cells(one))) for one in found]
     headings = ("row", "label", "teacher", "student", "distance")
     return PageTable(headings, rows, texts=[0]) if rows else None
 

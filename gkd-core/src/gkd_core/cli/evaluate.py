@@ -196,9 +196,19 @@ def _task(stage: ResolvedStage, data: str | None, in_run: bool) -> TaskConfig:
         return task
     levels = {name: stage.origins.get(f"task.{name}", DEFAULT).level for name in SPLITS}
     rows = data if is_file else None
-    return task.model_copy(
-        update={name: rows for name, level in levels.items() if level < Level.COMMAND_LINE}
-    )
+    given = {name: rows for name, level in levels.items() if level < Level.COMMAND_LINE}
+    if is_file and _is_gone(task):
+        given["train"] = data  # the model names the classes
+    return task.model_copy(update=given)
+
+
+def _is_gone(task: TaskConfig) -> bool:
+    """Return whether the rows that a run was trained on are no longer where they were."""
+    from gkd_core.config.schema import task_name
+    from gkd_core.data.hub import Hub
+
+    is_local = task.train is not None and task_name(task) != Hub.name
+    return is_local and not Path(str(task.train)).expanduser().exists()
 
 
 def _subjects(named: Named, others: Sequence[Named], resolved: Resolved, whole: bool) -> Subjects:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name", required=False)
 def tasks(name: str | None) -> None:
-    """List the tasks, or show one with the data it expects and its options."""
+    """List the tasks, or show one with its data and options."""
     from rich.console import Console
 
     from gkd_core.plugins import registry

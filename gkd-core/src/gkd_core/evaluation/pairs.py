@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
@@ -125,7 +126,7 @@ def compare_pair(
         metric=predictions.about.metric,
         # A loss per token of one tokenizer says nothing about one of another.
         difference=_difference(measures if comparable else None, rows, resamples),
-        agreement=_same_tokens(*tables, comparable) if kind.is_lm else _agreement(tables, kind),
+        agreement=_same_tokens(tables, comparable) if kind.is_lm else _agreement(tables, kind),
         kl=_kl(*scores),
         calibration=_calibration(names, scores, truths),
         mcnemar=_mcnemar(tables, rows, kind) if labeled else None,
@@ -242,10 +243,11 @@ def _agreement(tables: Sequence[pa.Table], kind: TaskKind) -> float | None:
     return sum(bool(one == other) for one, other in answers) / max(len(mine), 1)
 
 
-def _same_tokens(mine: pa.Table, theirs: pa.Table, comparable: bool) -> float | None:
+def _same_tokens(tables: Sequence[pa.Table], comparable: bool) -> float | None:
     """Return the share of the positions with the same likeliest token; None if it is not known."""
-    if comparable and {COLUMN} <= {*mine.column_names} & {*theirs.column_names}:
-        own, other = (np.concatenate([[], *t[COLUMN].to_pylist()]) for t in (mine, theirs))
+    mine, theirs = tables
+    if comparable and all(COLUMN in table.column_names for table in tables):
+        own, other = (pc.list_flatten(table[COLUMN]).to_numpy() for table in tables)
         return float((own == other).mean()) if len(own) == len(other) > 0 else None
     if "same_top1" in mine.column_names and _is_judge(theirs):
         same, tokens = (int(np.sum(mine[name].to_numpy())) for name in ("same_top1", "tokens"))

@@ -52,17 +52,17 @@ class TopTokenWatch:
         return {row: own for part in collect(self._parts) for row, own in part}
 
 
-def by_text(tokens: TopTokens, split: Encoded) -> list[list[int]]:
+def by_text(tokens: TopTokens, split: Encoded) -> list[NDArray[np.int64]]:
     """Return the tokens of each text, those of its blocks one after the other.
 
     Args:
         tokens: The tokens of a model.
         split: The rows.
     """
-    found: list[list[int]] = [[] for _ in split.extra[BYTES]]
+    blocks: list[list[NDArray[np.int64]]] = [[np.zeros(0, np.int64)] for _ in split.extra[BYTES]]
     for row, text in enumerate(split.extra[TEXTS].tolist()):
-        found[text] += tokens[row].tolist()
-    return found
+        blocks[text].append(tokens[row])
+    return [np.concatenate(own) for own in blocks]
 
 
 def same_tokens(mine: TopTokens, theirs: TopTokens, split: Encoded) -> NDArray[np.int64]:

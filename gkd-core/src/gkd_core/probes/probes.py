@@ -30,6 +30,7 @@ from gkd_core.optim.engine import autocast
 from gkd_core.probes.choice import (
     ProbeChoice,
     ProbedPair,
+    name_pairs,
 )
 from gkd_core.probes.distances import Sides
 from gkd_core.probes.probe_file import (
@@ -97,7 +98,7 @@ class Probes:
     def describe(self) -> Iterator[str]:
         """Yield what is compared, and what is left out."""
         for teacher, choice in self.choices.items():
-            named = ", ".join(f"{p.student} to {p.teacher}" for p in choice.pairs) or "nothing"
+            named = name_pairs((str(pair.student), str(pair.teacher)) for pair in choice.pairs)
             yield f"every {self.config.every} steps, of student and {teacher}: {named}"
             yield from (f"left out: {note}" for note in choice.left_out)
 

@@ -41,6 +41,8 @@ from gkd_core.students.shape import student_config
 from gkd_core.teachers.source import AnswerSource
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
+NOTHING_PROBED = "probes compare nothing, because no method reads a teacher"
+
 
 def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
     """Return the shapes of a stage's student and, if it has one, its (first) teacher.
@@ -117,8 +119,11 @@ class SpecBuilder:
             notes=tuple(order.notes(data, kind, found.classes)),
         )
         self.check(spec)
+        if config.probe is None:
+            return spec
         probed = tuple(chosen_probes(spec, self.registry))
-        return replace(spec, probed=probed) if probed else spec
+        notes = spec.notes if probed else (*spec.notes, NOTHING_PROBED)
+        return replace(spec, probed=probed, notes=notes)
 
     def assign_tokenizers(
         self, config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None

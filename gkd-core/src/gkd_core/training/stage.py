@@ -168,8 +168,7 @@ class Stage:
     def _cut(self) -> Iterator[tuple[str, str]]:
         """Yield how many of the texts to train on are too long, if any are."""
         if cut := self.train.cut:
-            limit = f"{self.spec.max_length} tokens (task.max_length)"
-            yield "", f"{cut} to train on are cut at {limit}"
+            yield "", f"cut at {self.spec.max_length} tokens (task.max_length): {cut}"
 
     def _judge(self) -> Iterator[tuple[str, str]]:
         """Yield how students are judged, if not by labels."""
