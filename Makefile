@@ -1,5 +1,5 @@
-# make demo | make test | make test-all | make test-browser | make lint | make reference | make docs |
-# make benchmarks: each sets itself up first.
+# make demo | make test | make test-all | make test-browser | make test-cluster | make lint |
+# make reference | make docs | make benchmarks: each sets itself up first.
 # Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
 # anywhere, also in a folder with spaces in its name.
 
@@ -8,7 +8,7 @@ BIN := .venv/bin
 PACKAGES := gkd-core gkd-methods-classic gkd-methods-multiteacher gkd-methods-intermediate
 INSTALLED := .venv/installed
 
-.PHONY: install demo test test-exhaustive test-all test-browser lint format reference docs benchmarks clean
+.PHONY: install demo test test-exhaustive test-all test-browser test-cluster lint format reference docs benchmarks clean
 
 install: $(INSTALLED)
 
@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 	$(BIN)/gkd run
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not exhaustive and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not exhaustive and not browser and not cluster"
 
 test-exhaustive: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m exhaustive
@@ -32,6 +32,9 @@ test-all: test test-exhaustive
 
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser tests/browser
+
+test-cluster: $(INSTALLED)
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

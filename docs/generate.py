@@ -36,6 +36,7 @@ from gkd_core.contract.model_info import ModelInfo, Predicted
 from gkd_core.hooks.paths import LAYERED_SITES, REDUCERS, REDUCIBLE_SITES, SITES, Capture
 from gkd_core.plugins import DISABLE, registry
 from gkd_core.runs.token_checks import tokenizer_need
+from gkd_core.studies.study_config import StudyConfig
 
 DOCS = Path(__file__).resolve().parent
 PACKAGES = {folder.name for folder in DOCS.parent.glob("gkd-*")}
@@ -118,6 +119,17 @@ def _tracker_options(table: Mapping[str, Any], schema: Mapping[str, Any]) -> Ite
         if options:
             yield from (f"### `[tracking.{name}]`", "")
             yield from (*_settings(options, schema, f"tracking.{name}"), "")
+
+
+def study() -> str:
+    """Every key of a study file, by table."""
+    schema = StudyConfig.model_json_schema()
+    lines = ["## Top level", "", *_settings(schema["properties"], schema), ""]
+    for heading, table in (("[tune]", "TuneConfig"), ("[[constraints]]", "Constraint")):
+        own = schema["$defs"][table]
+        lines += [f"## `{heading}`", "", own["description"], ""]
+        lines += [*_settings(own["properties"], schema), ""]
+    return "\n".join(lines)
 
 
 def hooks() -> str:
@@ -313,6 +325,7 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
     for function in (
         commands,
         settings,
+        study,
         hooks,
         sites,
         kinds,

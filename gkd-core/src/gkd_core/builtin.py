@@ -72,6 +72,7 @@ def gkd_register_sinks() -> Iterable[type[Sink]]:
 def gkd_register_launchers() -> Iterable[type[Launcher]]:
     """Return the built-in launchers."""
     from gkd_core.studies.launchers.local import Local
+    from gkd_core.studies.launchers.ray import Ray
     from gkd_core.studies.launchers.slurm import Slurm
 
-    return [Local, Slurm]
+    return [Local, Ray, Slurm]

@@ -49,7 +49,7 @@ def test_star_stands_for_what_is_installed():
 def test_later_axis_wins_over_an_earlier_one_and_the_settings():
     config = parse_study(
         {
-            "settings": {"seed": 9, "training.lr": 1.0, "training": {"epochs": 2}},
+            "settings": {"seed": 9, "training": {"epochs": 2, "lr": 1.0}},
             "axes": {"size": ["small"], "training.lr": [0.1]},
             "values": {"size": {"small": {"training.lr": 0.5, "student.layers": 1}}},
         },
@@ -57,7 +57,7 @@ def test_later_axis_wins_over_an_earlier_one_and_the_settings():
     )
     (found,) = axis_points(config, {})
     assert found.settings(config) == {
-        "training": ({"epochs": 2}, "[settings]"),
+        "training.epochs": (2, "[settings]"),
         "student.layers": (1, "axis size"),
         "training.lr": (0.1, "axis training.lr"),
         "seed": (1, "axis seed"),

@@ -4,9 +4,8 @@ import pytest
 
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import registry
-from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import CellState
-from gkd_core.studies.study import Study, to_run
+from gkd_core.studies.study import Study
 from gkd_core.studies.study_config import parse_study
 from gkd_core.studies.tuning import better_half
 
@@ -38,21 +37,21 @@ def test_new_seed_adds_cells_and_keeps_the_others(study):
 
 
 def test_name_is_that_of_content_and_of_what_differs_from_the_defaults(study, world, tmp_path):
-    def names(**settings):
+    def names(settings=None):
         made = study(axes={"method": ["kd"]})
-        config = made.config.model_copy(update={"settings": made.config.settings | settings})
+        both = made.config.settings | (settings or {})
+        config = made.config.model_copy(update={"settings": both})
         return [cell.name for cell in Study(tmp_path / "x", config, registry()).open().cells]
 
-    copied = tmp_path / "rows.jsonl"
-    copied.write_bytes((world / "train.jsonl").read_bytes())
-    moved = {"train": str(copied), "max_length": 16}
-    assert names() == names(**{"training.lr": 5e-5}) == names(**{"output.tensorboard": False})
-    assert names()[0] != names(**{"training.lr": 1e-4})[0]
-    (copied.with_name("train.jsonl")).write_bytes(copied.read_bytes())
-    same = names(task=moved | {"train": str(copied.with_name("train.jsonl"))})
-    assert names() == same
-    copied.write_text(copied.read_text().replace("good", "bad"))
-    assert names() != names(task=moved)
+    assert names() == names({"training.lr": 5e-5}) == names({"output.tensorboard": False})
+    assert names() != names({"training.lr": 1e-4})
+    moved = tmp_path / "train.jsonl"
+    moved.write_bytes((world / "train.jsonl").read_bytes())
+    assert names() == names({"task.train": str(moved)})
+    changed = tmp_path / "changed" / "train.jsonl"
+    changed.parent.mkdir()
+    changed.write_text(moved.read_text().replace("good", "bad"))
+    assert names() != names({"task.train": str(changed)})
 
 
 def test_what_gkd_refuses_is_dropped_with_its_message(study):
@@ -67,14 +66,6 @@ def test_what_gkd_refuses_is_dropped_with_its_message(study):
 def test_study_without_a_possible_cell_is_refused(study):
     with pytest.raises(ConfigError, match=r"every cell of the study is dropped: .*nonesuch"):
         study(axes={"method": ["nonesuch"]}).open()
-
-
-def test_failed_cells_run_again_but_not_in_the_same_command(study):
-    folder = study().open()
-    first, second = folder.cells
-    Attempt(1, 1, "Error: boom").save(folder.attempt_file(first))
-    assert to_run(folder, (), False) == [first, second]
-    assert to_run(folder, {first.name}, False) == [second]
 
 
 def test_better_half_of_equals_is_the_smaller():

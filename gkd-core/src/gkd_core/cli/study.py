@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,21 +98,62 @@ def run(
     """
     from gkd_core.cli.study_progress import StudyProgress
     from gkd_core.plugins import registry
-    from gkd_core.stop_signals import heeded
-    from gkd_core.studies.execution import Execution
+    from gkd_core.studies.execution import Execution, Room
     from gkd_core.studies.shard import read_shard
 
     found = _find(name, output, axes, settings, flags)
     starter = registry().make_launcher(launcher, dict(assignment(o, "--option") for o in options))
     share = read_shard(shard, shards, os.environ)
     progress = StudyProgress()
-    execution = Execution(found, starter, share, jobs, threads, rerun_stale, progress)
+    execution = Execution(found, starter, share, Room(jobs, threads), rerun_stale, progress)
+    with _stoppable():
+        folder = execution.run()
+    progress.finish(folder)
+
+
+@study.command()
+@_study_command
+@click.option("--jobs", type=click.IntRange(1), help="Cells at a time. [as many as fit]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of a cell. [cores / jobs]")
+def plan(
+    name: str,
+    output: Path | None,
+    axes: tuple[str, ...],
+    settings: tuple[str, ...],
+    jobs: int | None,
+    threads: int | None,
+    **flags: Any,
+) -> None:
+    """Show the cells of a study, and what they will cost on this machine.
+
+    For each method and shape a few steps are run and timed; what that shows is kept with the study.
+    """
+    from rich.console import Console
+
+    from gkd_core.cli.study_progress import StudyProgress, forecast_table
+    from gkd_core.plugins import registry
+    from gkd_core.studies.execution import Room
+    from gkd_core.studies.forecast import forecast, time_cells
+
+    found = _find(name, output, axes, settings, flags)
+    progress, room = StudyProgress(), Room(jobs, threads)
+    folder = found.open()
+    progress.start(folder, found.unknown(folder))
+    with _stoppable():
+        time_cells(found, registry().make_launcher("local", {}), room, progress)
+    Console(highlight=False).print(forecast_table(forecast(found, folder), folder.config.keep))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Stop cells in order when the command is asked to stop, and say how to go on."""
+    from gkd_core.stop_signals import heeded
+
     try:
         with heeded():
-            folder = execution.run()
+            yield
     except KeyboardInterrupt as error:
         raise Interrupted("stopped; the same command goes on", RESUMABLE) from error
-    progress.finish(folder)
 
 
 @study.command(hidden=True)
@@ -164,10 +206,10 @@ def status(name: str, output: Path | None) -> None:
 
 def folder_of(name: str) -> Path:
     """Return the folder of a study that is named, or that a file has."""
-    return Path(name) if _isfolder_of(name) else FOLDER / Path(name).stem
+    return Path(name) if _is_folder(name) else FOLDER / Path(name).stem
 
 
-def _isfolder_of(name: str) -> bool:
+def _is_folder(name: str) -> bool:
     from gkd_core.studies.study_folder import CELLS
 
     return (Path(name) / CELLS).exists()
@@ -182,11 +224,13 @@ def _find(
 ) -> Study:
     from gkd_core.plugins import registry
     from gkd_core.studies.study import Study
+    from gkd_core.studies.study_config import flat
 
     config = _with_axes(_read(name), axes)
     given = dict(assignment(text, "--set") for text in settings)
     shared = {key: value for key, (value, _) in RunOptions((), None, (), flags).flagged.items()}
-    config = config.model_copy(update={"settings": {**config.settings, **shared, **given}})
+    settings_of_all = {**config.settings, **flat({**shared, **given})}
+    config = config.model_copy(update={"settings": settings_of_all})
     return Study(output or folder_of(name), config, registry())
 
 
@@ -196,7 +240,7 @@ def _read(name: str) -> StudyConfig:
     from gkd_core.studies.study_config import read_study
     from gkd_core.studies.study_folder import STUDY
 
-    if _isfolder_of(name):
+    if _is_folder(name):
         return read_study(Path(name) / STUDY)
     if Path(name).suffix in READERS:
         return read_study(Path(name))

@@ -15,9 +15,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gkd_core.analysis.sizes import readable
 from gkd_core.cli.errors import FAILURE
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell, CellState
+from gkd_core.studies.forecast import GroupForecast, disk
+from gkd_core.studies.study_config import Keep
 from gkd_core.studies.study_folder import StudyFolder
 
 STYLES = {
@@ -155,6 +158,33 @@ def status_table(folder: StudyFolder) -> Table:
         values = (str(cell.coordinates.get(axis, "")) for axis in axes)
         about = _about(folder, cell, state)
         table.add_row(*values, f"[{STYLES.get(state, 'none')}]{state}[/]", escape(about), cell.name)
+    return table
+
+
+def forecast_table(groups: Sequence[GroupForecast], keep: Keep) -> Table:
+    """Return the table of what the cells of a study will cost.
+
+    Args:
+        groups: What cells cost that differ by seed only.
+        keep: Which students stay on the disk.
+    """
+    total = timedelta(seconds=round(sum(group.seconds for group in groups)))
+    caption = (
+        f"{sum(group.cells for group in groups)} cells, {total} one after the other with the "
+        f"trials of learning rates; {readable(disk(groups, keep))} on the disk"
+    )
+    table = Table(caption=caption, caption_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("cells of", overflow="fold")
+    for column in ("number", "each", "all", "memory"):
+        table.add_column(column, justify="right")
+    for group in groups:
+        if group.cost is None:
+            table.add_row(escape(group.label), str(group.cells), "?", "?", "?")
+            table.add_row(f"  [red]{escape(reason(group.failure))}[/]")
+            continue
+        times = (str(timedelta(seconds=round(t))) for t in (group.each, group.seconds))
+        memory = readable(group.cost.memory)
+        table.add_row(escape(group.label), str(group.cells), *times, memory)
     return table
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.contract.run_info import STAGES
@@ -60,6 +61,16 @@ class Cost:
     memory: int
     disk: int
     student: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cost as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Cost:
+        """Return the cost that `to_json` returned."""
+        stages = {name: StageCost(**each) for name, each in content["stages"].items()}
+        return cls(**{**content, "stages": stages})
 
     def seconds(self, specs: Iterable[StageSpec], share: float = 1.0) -> float:
         """Return the duration of a cell.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Protocol
 
-from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
+from gkd_core.contract.launcher import CellJob, Launch, Launcher
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.keeping import remove_students
@@ -40,6 +40,19 @@ class Watcher(Protocol):
         """See a cell end."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """What cells may take.
+
+    Attributes:
+        jobs: How many run at a time; None for as many as fit.
+        threads: Threads of each; None if the launcher decides.
+    """
+
+    jobs: int | None
+    threads: int | None
+
+
 @dataclass
 class Execution:
     """The execution of a study by one command.
@@ -48,8 +61,7 @@ class Execution:
         study: The study.
         launcher: Starts its cells.
         shard: The share of the cells that this command runs.
-        jobs: How many cells run at a time; None for as many as fit.
-        threads: Threads of each; None if the launcher decides.
+        room: What cells may take.
         rerun_stale: Whether to run cells of older code again.
         watcher: Sees how it proceeds.
     """
@@ -57,8 +69,7 @@ class Execution:
     study: Study
     launcher: Launcher
     shard: Shard
-    jobs: int | None
-    threads: int | None
+    room: Room
     rerun_stale: bool
     watcher: Watcher
 
@@ -82,25 +93,39 @@ class Execution:
     def _to_run(self, folder: StudyFolder) -> list[Cell]:
         states = {CellState.WAITING, CellState.FAILED}
         wanted = states | {CellState.STALE} if self.rerun_stale else states
-        own = self.shard.of(folder.cells, folder.config.tune is not None)
+        possible = [cell for cell in folder.cells if not cell.reason]
+        own = self.shard.of(possible, folder.config.tune is not None)
         return [cell for cell in own if folder.state(cell) in wanted]
 
     def _launch(self, folder: StudyFolder, cells: Sequence[Cell]) -> None:
-        by_name = {cell.name: cell for cell in cells}
-        memory = max((a.memory for c in folder.cells if (a := folder.attempt(c))), default=0)
-        jobs = [job_of(folder, cell, self.threads, memory or MEMORY) for cell in cells]
-        launch = Launch(folder.path, jobs, self.jobs, self.watcher.say)
-        with closing(self.launcher.launch(launch)) as events:
-            for event in events:
-                self._follow(folder, by_name[event.job.name], event)
+        for _ in launch_cells(folder, cells, self.launcher, self.room, self.watcher):
+            remove_students(folder, self.study.registry)
 
-    def _follow(self, folder: StudyFolder, cell: Cell, event: JobEvent) -> None:
-        if event.status is None:
-            self.watcher.begin(cell)
-            return
-        attempt = settle(folder, cell, event.status)
-        self.watcher.end(folder, cell, attempt)
-        remove_students(folder, self.study.registry)
+
+def launch_cells(
+    folder: StudyFolder, cells: Sequence[Cell], launcher: Launcher, room: Room, watcher: Watcher
+) -> Iterator[Cell]:
+    """Run cells once; yield each when it has ended.
+
+    Args:
+        folder: Their folder.
+        cells: The cells.
+        launcher: Starts them.
+        room: What they may take.
+        watcher: Sees how they proceed.
+    """
+    by_name = {cell.name: cell for cell in cells}
+    memory = max((a.memory for c in folder.cells if (a := folder.attempt(c))), default=0)
+    jobs = [job_of(folder, cell, room.threads, memory or MEMORY) for cell in cells]
+    launch = Launch(folder.path, jobs, room.jobs, watcher.say)
+    with closing(launcher.launch(launch)) as events:
+        for event in events:
+            cell = by_name[event.job.name]
+            if event.status is None:
+                watcher.begin(cell)
+            else:
+                watcher.end(folder, cell, settle(folder, cell, event.status))
+                yield cell
 
 
 def job_of(folder: StudyFolder, cell: Cell, threads: int | None, memory: int) -> CellJob:

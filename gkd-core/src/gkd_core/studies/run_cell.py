@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from gkd_core.lease import hold
@@ -103,19 +103,20 @@ def _guarded(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
     """Write to a file what this process and its children print."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     _flush()
     before = [os.dup(number) for number in (1, 2)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with path.open("w", buffering=1) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
-    try:
-        yield
-    finally:
-        _flush()
-        for number, old in zip((1, 2), before, strict=True):
-            os.dup2(old, number)
-            os.close(old)
+        try:
+            with redirect_stdout(file), redirect_stderr(file):
+                yield
+        finally:
+            _flush()
+            for number, old in zip((1, 2), before, strict=True):
+                os.dup2(old, number)
+                os.close(old)
 
 
 def _flush() -> None:

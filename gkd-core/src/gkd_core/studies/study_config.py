@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gkd_core.config.formats import READERS, dotted
-from gkd_core.config.settings import DEFAULT, read_table
+from gkd_core.config.formats import READERS
 from gkd_core.errors import ConfigError
 
 AxisValue = str | int | float | bool
@@ -122,9 +121,13 @@ class StudyConfig(Table):
     @classmethod
     def _dotted_axes(cls, axes: Any) -> Any:
         """Take `axes.training.lr = [...]` for the axis `training.lr`."""
-        if not isinstance(axes, dict):
-            return axes
-        return {dotted(leaf.key): leaf.value for leaf in read_table(axes, DEFAULT)}
+        return flat(axes) if isinstance(axes, dict) else axes
+
+    @field_validator("settings")
+    @classmethod
+    def _dotted_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Hold each setting under one key, however its table is written."""
+        return flat(settings)
 
     @model_validator(mode="after")
     def _is_whole(self) -> StudyConfig:
@@ -169,8 +172,23 @@ class StudyConfig(Table):
         """Return the settings that a value of an axis stands for, by key."""
         named = self.values.get(axis, {}).get(str(value))
         if named is not None:
-            return named
+            return flat(named)
         return {"task.name" if axis == TASK else axis: value}
+
+
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return the values of nested tables by dotted key; lists of tables are values.
+
+    Args:
+        tree: The tables.
+        above: Key of the table that they are in, with a dot at its end.
+    """
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{above}{name}"
+        inner = flat(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
+        found |= inner
+    return found
 
 
 def read_study(path: Path) -> StudyConfig:
