@@ -34,6 +34,8 @@ FLAGS = {
     "replay": "--rank",
     "run": "--method --recipe --teacher --student --student-layers --task --data --output "
     "--track --probe --baseline --seed --nproc --set --overwrite --resume --accept-changes",
+    "search": "--teacher --student --student-layers --task --data --set --max-latency --max-size "
+    "--max-weights --min-kept --time --method --seeds --threads --output --json",
 }
 
 
