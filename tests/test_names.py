@@ -49,14 +49,11 @@ def identifiers(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_identifier_or_module_has_an_old_name(path):
-    assert sorted(OLD & set(identifiers(path))) == []
+def test_identifiers_and_modules_have_no_old_name_and_are_american_english(path):
+    found = set(identifiers(path))
+    assert sorted(OLD & found) == []
     assert path.stem not in OLD | MODULES or "cli" in path.parts
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_identifiers_are_american_english(path):
-    assert sorted(name for name in set(identifiers(path)) if BRITISH.search(name)) == []
+    assert sorted(name for name in found if BRITISH.search(name)) == []
 
 
 def test_no_setting_has_an_old_name():

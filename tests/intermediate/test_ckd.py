@@ -178,8 +178,8 @@ def test_the_gradient_is_exact(ckd):
 
 
 @pytest.mark.parametrize("options", [{"window": 3, "layers": "last"}, {"layers": [[1, 1], [2, 3]]}])
-def test_other_options_keep_what_every_method_must(options):
-    check_method(CKD, options)
+def test_other_options_keep_what_every_method_must(options, kinds):
+    check_method(CKD, options, kinds)
 
 
 def test_widths_may_differ_but_not_layers_that_are_missing():

@@ -225,8 +225,8 @@ def test_lower_layers_are_read_whole_and_upper_ones_as_means(trial):
         {"sample_weight": "linear(0 -> 1)"},
     ],
 )
-def test_other_options_keep_what_every_method_must(options):
-    check_method(MGSKD, options)
+def test_other_options_keep_what_every_method_must(options, kinds):
+    check_method(MGSKD, options, kinds)
 
 
 def test_heads_that_do_not_divide_a_width_are_refused():
