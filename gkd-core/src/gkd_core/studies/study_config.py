@@ -1,0 +1,173 @@
+"""`StudyConfig`: what a study file says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gkd_core.config.formats import READERS, dotted
+from gkd_core.config.settings import DEFAULT, read_table
+from gkd_core.errors import ConfigError
+
+AxisValue = str | int | float | bool
+"""A value of an axis: that of a setting, or a name for several settings."""
+
+SEED = "seed"
+TASK = "task"
+CROSSED = (TASK, SEED)
+"""Axes along which every cell is repeated, whatever the design."""
+
+Design = Literal["grid", "one-factor-at-a-time", "list"]
+Keep = Literal["best", "all", "none"]
+
+
+class Table(BaseModel):
+    """A frozen table of a study file that rejects unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Constraint(Table):
+    """Cells that make no sense, and why."""
+
+    when: dict[str, AxisValue | list[AxisValue]] = Field(
+        min_length=1,
+        description="Values of axes, or lists of values; a cell that has one of each is dropped.",
+    )
+    reason: str = Field(description="Why, as it is shown.")
+
+    def holds(self, axes: Mapping[str, AxisValue]) -> bool:
+        """Tell whether it drops a cell.
+
+        Args:
+            axes: The value of the cell on each axis.
+        """
+        return all(
+            axis in axes and axes[axis] in (value if isinstance(value, list) else [value])
+            for axis, value in self.when.items()
+        )
+
+
+class StudyConfig(Table):
+    """A study: the axes, how cells are made of them, and the settings that all cells share."""
+
+    title: str = Field("", description="Title of the report.")
+    description: str = Field("", description="What the study asks.")
+    design: Design = Field(
+        "grid",
+        description="`grid`: every combination; `one-factor-at-a-time`: the baseline, and every "
+        "cell that differs from it on one axis; `list`: those in `cells`.",
+    )
+    axes: dict[str, list[AxisValue]] = Field(
+        {},
+        description="Values by axis. An axis is a configuration key, such as method or "
+        "training.lr, or a name whose values stand in `values`. Every cell is repeated for each "
+        "`seed` and each `task`.",
+    )
+    values: dict[str, dict[str, dict[str, Any]]] = Field(
+        {},
+        description="Settings of named values, by axis and name: [values.knowledge.attention].",
+    )
+    cells: list[dict[str, AxisValue]] = Field(
+        [], description="The cells of a `list`: the value of each on every axis that it names."
+    )
+    baseline: dict[str, AxisValue] = Field(
+        {},
+        description="The cell that others are compared with, as the value on each axis. Default: "
+        "the first value of each.",
+    )
+    constraints: list[Constraint] = Field([], description="Cells to drop, with a reason.")
+    settings: dict[str, Any] = Field({}, description="Settings of `gkd run` for all cells.")
+    keep: Keep = Field(
+        "best",
+        description="Which students stay on the disk: the best of each task on validation rows, "
+        "all, or none. Predictions always stay.",
+    )
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _dotted_axes(cls, axes: Any) -> Any:
+        """Take `axes.training.lr = [...]` for the axis `training.lr`."""
+        if not isinstance(axes, dict):
+            return axes
+        return {dotted(leaf.key): leaf.value for leaf in read_table(axes, DEFAULT)}
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> StudyConfig:
+        for axis, values in self.axes.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"axes.{axis} needs values that all differ, got {values}")
+        if any(type(seed) is not int for seed in self.seeds):
+            raise ValueError(f"axes.seed needs whole numbers, got {self.axes[SEED]}")
+        if (self.design == "list") != bool(self.cells):
+            raise ValueError("`cells` and design = 'list' belong together")
+        self._refuse_unknown_axes()
+        return self
+
+    def _refuse_unknown_axes(self) -> None:
+        known = {*self.axes, *(axis for cell in self.cells for axis in cell)}
+        named = {"values": self.values, "baseline": self.baseline}
+        named |= {f"constraints.{i}.when": c.when for i, c in enumerate(self.constraints)}
+        for place, axes in named.items():
+            for axis in axes:
+                if axis not in known:
+                    raise ValueError(f"{place} names the axis {axis!r}, which `axes` does not have")
+
+    @property
+    def seeds(self) -> list[Any]:
+        """The seeds with which every cell is repeated."""
+        return self.axes.get(SEED, [1])
+
+    @property
+    def center(self) -> dict[str, AxisValue]:
+        """The baseline, with a value for each axis but seed and task."""
+        first = {axis: values[0] for axis, values in self.axes.items() if axis not in CROSSED}
+        return first | self.baseline
+
+    def settings_of(self, axis: str, value: AxisValue) -> dict[str, Any]:
+        """Return the settings that a value of an axis stands for, by key."""
+        named = self.values.get(axis, {}).get(str(value))
+        if named is not None:
+            return named
+        return {"task.name" if axis == TASK else axis: value}
+
+
+def read_study(path: Path) -> StudyConfig:
+    """Read a study file.
+
+    Raises:
+        ConfigError: It cannot be read, or a value is wrong; the message lists all problems.
+    """
+    try:
+        reader = READERS[path.suffix.lower()]
+        tree, _ = reader(path.read_text(encoding="utf-8-sig"), str(path))
+    except KeyError as error:
+        raise ConfigError(
+            f"{path}: the name of a study file ends in {', '.join(READERS)}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the study file: {error.strerror}") from error
+    return parse_study(tree, str(path))
+
+
+def parse_study(tree: Any, source: str) -> StudyConfig:
+    """Return the study of a parsed file.
+
+    Args:
+        tree: What the file holds.
+        source: Its name in messages.
+
+    Raises:
+        ConfigError: A value is wrong; the message lists all problems.
+    """
+    try:
+        return StudyConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, each['loc'])) or 'the study'}: {each['msg']}"
+            for each in error.errors()
+        ]
+        raise ConfigError("\n  ".join([f"{source} is no study:", *problems])) from error

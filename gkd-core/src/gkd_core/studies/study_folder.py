@@ -1,0 +1,148 @@
+"""`StudyFolder`: what a study has on the disk.
+
+study.toml        the study
+cells.json        every cell that the study has ever had
+configs/NAME.toml the complete configuration of a cell
+cells/NAME/       the directory of its run
+attempts/NAME.*   how it went: a record, and what it printed
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from gkd_core.atomic import write_file
+from gkd_core.contract.run_info import STAGES
+from gkd_core.errors import ConfigError
+from gkd_core.runs.inputs import CODE, CORE, VERSIONS
+from gkd_core.strict_json import json_text
+from gkd_core.studies.attempt import Attempt
+from gkd_core.studies.cell import Cell, CellState
+from gkd_core.studies.study_config import StudyConfig, read_study
+from gkd_core.training.manifest import MANIFEST, Inputs, Manifest
+
+STUDY = "study.toml"
+CELLS = "cells.json"
+
+WRITTEN_LAST = ("results.json", "report.html")
+"""Files that a run has when it is over."""
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder of a study.
+
+    Attributes:
+        path: The folder.
+        config: The study.
+        cells: Its cells, also those that were dropped.
+        former: Cells that the study had before its file was changed.
+        code: The hash of each file of the installed code, by distribution; with it, finished
+            cells of other code are stale.
+    """
+
+    path: Path
+    config: StudyConfig
+    cells: Sequence[Cell]
+    former: Sequence[Cell] = ()
+    code: Mapping[str, Mapping[str, str]] | None = None
+
+    @classmethod
+    def read(cls, path: Path, code: Mapping[str, Mapping[str, str]] | None = None) -> StudyFolder:
+        """Read a folder that `write` has written.
+
+        Args:
+            path: The folder.
+            code: The hashes of the installed code, by which cells of older code are found.
+
+        Raises:
+            ConfigError: It is not the folder of a study.
+        """
+        try:
+            content = json.loads((path / CELLS).read_text())
+            listed = [(Cell(**each), current) for each, current in content["cells"]]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"{path} is not the folder of a study ({error}); `gkd study run` makes one"
+            ) from error
+        current = tuple(cell for cell, is_current in listed if is_current)
+        former = tuple(cell for cell, is_current in listed if not is_current)
+        return cls(path, read_study(path / STUDY), current, former, code)
+
+    def write(self, configs: Mapping[str, str]) -> None:
+        """Write the study, the list of its cells, and their configurations.
+
+        Args:
+            configs: The configuration of each new cell by its name, as TOML.
+        """
+        for name, config in configs.items():
+            write_file(self.config_file(name), config)
+        given = self.config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        write_file(self.path / STUDY, tomli_w.dumps(given))
+        listed = [
+            *((cell.to_json(), True) for cell in self.cells),
+            *((cell.to_json(), False) for cell in self.former),
+        ]
+        write_file(self.path / CELLS, json_text({"cells": listed}, indent=1))
+
+    def state(self, cell: Cell) -> CellState:
+        """Return what has become of a cell."""
+        if cell.reason:
+            return CellState.DROPPED
+        if self._is_over(cell):
+            return CellState.STALE if self._is_of_other_code(cell) else CellState.FINISHED
+        attempt = self.attempt(cell)
+        if attempt is None or attempt.may_go_on:
+            return CellState.WAITING
+        return CellState.FAILED
+
+    def run_directory(self, cell: Cell) -> Path:
+        """Return the directory of a cell's run."""
+        return self.path / "cells" / cell.name
+
+    def config_file(self, name: str) -> Path:
+        """Return the file with the configuration of the cell of this name."""
+        return self.path / "configs" / f"{name}.toml"
+
+    def attempt_file(self, cell: Cell) -> Path:
+        """Return the file that says how a cell went; what it printed is beside it."""
+        return self.path / "attempts" / f"{cell.name}.json"
+
+    def attempt(self, cell: Cell) -> Attempt | None:
+        """Return how a cell went; None if it was never started."""
+        return Attempt.load(self.attempt_file(cell))
+
+    def failure(self, cell: Cell) -> str:
+        """Return the end of the error of a cell that failed, else an empty string."""
+        attempt = self.attempt(cell)
+        failed = attempt is not None and self.state(cell) is CellState.FAILED
+        return attempt.error if attempt is not None and failed else ""
+
+    def version(self, cell: Cell) -> str:
+        """Return the version of gkd that trained a finished cell; empty if that is unknown."""
+        found = {inputs.get(VERSIONS, {}).get(CORE, "") for inputs in self._inputs(cell)}
+        return ", ".join(sorted(filter(None, found)))
+
+    def _is_over(self, cell: Cell) -> bool:
+        directory = self.run_directory(cell)
+        return all((directory / name).exists() for name in WRITTEN_LAST)
+
+    def _is_of_other_code(self, cell: Cell) -> bool:
+        if self.code is None:
+            return False
+        then = [inputs[CODE] for inputs in self._inputs(cell) if CODE in inputs]
+        return any(
+            self.code.get(distribution) != files
+            for each in then
+            for distribution, files in each.items()
+        )
+
+    def _inputs(self, cell: Cell) -> list[Inputs]:
+        """Return what determined the student of each stage of a finished cell."""
+        found = sorted((self.run_directory(cell) / STAGES).glob(f"*/{MANIFEST}"))
+        return [Manifest.load(path).inputs for path in found]
