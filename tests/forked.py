@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -33,11 +34,35 @@ class Ended:
 
 def run(code, *arguments, cwd, **environment):
     """Run code with arguments and changes of the environment to its end."""
+    (ended,) = _run_all(code, arguments, cwd, [environment])
+    return ended
+
+
+def run_ranks(count, *arguments, cwd, **environment):
+    """Run the command line on several ranks, started as torchrun starts them: how each ended."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    ranks = ({"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(count))
+    return _run_all(GKD, arguments, cwd, [environment | common | world | own for own in ranks])
+
+
+def _run_all(code, arguments, cwd, environments):
     with tempfile.TemporaryDirectory(prefix="gkd-forked-") as folder:
-        said = Path(folder, "out"), Path(folder, "err")
-        process = start(code, *arguments, cwd=cwd, said=said, **environment)
-        process.join()
-        return Ended(process.exitcode, *(path.read_text() for path in said))
+        numbers = range(len(environments))
+        said = [(Path(folder, f"out{number}"), Path(folder, f"err{number}")) for number in numbers]
+        processes = [
+            start(code, *arguments, cwd=cwd, said=files, **own)
+            for files, own in zip(said, environments, strict=True)
+        ]
+        for process in processes:
+            process.join()
+        return [
+            Ended(process.exitcode, *(path.read_text() for path in files))
+            for process, files in zip(processes, said, strict=True)
+        ]
 
 
 def start(code, *arguments, cwd, said=(os.devnull, os.devnull), **environment):

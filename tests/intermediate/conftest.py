@@ -259,6 +259,17 @@ def kinds(request):
     return request.param
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(True, id="in one direction"),
+        pytest.param(False, id="in each element", marks=pytest.mark.exhaustive),
+    ]
+)
+def fast(request):
+    """How a gradient is compared with differences."""
+    return request.param
+
+
 class Killed(BaseException):
     """The process dies here; unlike SIGKILL a test can catch it."""
 
