@@ -1,5 +1,5 @@
-# make demo | make test | make test-all | make test-isa | make test-browser | make lint | make reference | make docs |
-# make benchmarks: each sets itself up first.
+# make demo | make test | make test-all | make test-isa | make test-browser | make lint | make reference |
+# make docs | make benchmarks: each sets itself up first. TESTS=tests/core/losses tests a part.
 # Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
 # anywhere, also in a folder with spaces in its name.
 
