@@ -272,12 +272,13 @@ class Outcome:
 
 @pytest.fixture
 def untimed(monkeypatch):
-    """Time models on two samples, once."""
+    """Time models on two samples, once, and count the operations of one."""
     from gkd_core.analysis import comparison
     from gkd_core.deploy import latency
 
     monkeypatch.setattr(latency, "ROUNDS", 1)
     monkeypatch.setattr(comparison, "TIMED_SAMPLES", 2)
+    monkeypatch.setattr(comparison, "COUNTED_SAMPLES", 1)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from rich.console import Console
 from safetensors import SafetensorError
 from tests import forked
 
+from gkd_core.analysis import comparison
+from gkd_core.analysis.comparison import COUNTED_SAMPLES
 from gkd_core.contract.step import Step
 
 FLAGS = {
@@ -250,7 +252,8 @@ def test_eval_gives_the_figures_of_the_run(invoke, copied, finished, folder, row
         assert found["rows"][0][figure] == results["rows"][row][figure]
 
 
-def test_eval_of_a_run_gives_its_table_again(invoke, copied, finished, tmp_path):
+def test_eval_of_a_run_gives_its_table_again(invoke, copied, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "COUNTED_SAMPLES", COUNTED_SAMPLES)
     results = json.loads((finished / copied / "results.json").read_text())
     before = contents(tmp_path)
     found = json.loads(invoke("eval", copied, "--json").out)
