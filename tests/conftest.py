@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -35,6 +36,11 @@ def pytest_report_header():
 def pytest_collection_modifyitems(items):
     """Start with tests on several ranks, so that no worker ends alone with a long one."""
     items.sort(key=lambda item: "parallel" not in item.path.parts)
+
+
+def pytest_collection_finish():
+    """Leave out of garbage collection what stays: it looks at a million objects each time."""
+    gc.freeze()
 
 
 def _row(draw):

@@ -6,6 +6,7 @@ folder from which the plugin is imported.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -64,8 +65,13 @@ def code_files(module: str, distribution: str) -> dict[str, Path]:
 def module_file(module: str) -> Path | None:
     """Return the file of an imported module, if it has one."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    path = Path(file).resolve() if file else None
+    path = _resolved(file) if file else None
     return path if path is not None and path.is_file() else None
+
+
+@functools.cache  # a stage asks for hundreds of modules
+def _resolved(file: str) -> Path:
+    return Path(file).resolve()
 
 
 def _find_distribution(name: str) -> Distribution | None:
