@@ -67,7 +67,8 @@ def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
     files = {file for module in used if (file := module_file(module)) is not None}
     found = {plugin for hook in STAGE_HOOKS for plugin, _ in registry.implementations(hook)}
     found |= {plugin for base in bases if (plugin := registry.plugin_of(base)) is not None}
-    found |= {p for p in registry.plugins.values() if files & _files(p, registry)}
+    others = [plugin for plugin in registry.plugins.values() if plugin not in found]
+    found |= {plugin for plugin in others if files & _files(plugin, registry)}
     return sorted(found, key=lambda plugin: plugin.name)
 
 
