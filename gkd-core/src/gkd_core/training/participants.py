@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gkd_core import hookspecs
 from gkd_core.contract.architectures import adapter_of
-from gkd_core.plugins.code import code_digests, code_files, module_file
+from gkd_core.plugins.code import code_digests, code_files, imported_modules, module_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +51,9 @@ def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
     """Return the plugins that take part in a stage, sorted by name.
 
     These are the plugins of what the stage is made of, those whose classes, functions or modules
-    it uses, and those with a hook that is given the stage. A plugin that only refuses an outline,
-    adds to the report, or has recipes and commands does not change a student.
+    it uses, those with a hook that is given the stage, and those whose modules the code of these
+    imports. A plugin that only refuses an outline, adds to the report, or has recipes and commands
+    does not change a student.
     """
     bases = {base for made_of in _classes(spec, registry) for base in made_of.__mro__}
     used = {module for base in bases for module in _modules(base)}
@@ -60,7 +61,20 @@ def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
     found = {plugin for hook in STAGE_HOOKS for plugin, _ in registry.implementations(hook)}
     found |= {plugin for base in bases if (plugin := registry.plugin_of(base)) is not None}
     found |= {p for p in registry.plugins.values() if files & _files(p, registry)}
-    return sorted(found, key=lambda plugin: plugin.name)
+    return sorted(_with_imported(found, registry), key=lambda plugin: plugin.name)
+
+
+def _with_imported(plugins: set[Plugin], registry: Registry) -> set[Plugin]:
+    """Return plugins, those whose modules they import, those whose modules these import ..."""
+    found, left = set(plugins), [p for p in plugins if p.distribution != CORE]
+    while left:
+        plugin = left.pop()
+        for name in imported_modules(registry.module_of(plugin), plugin.distribution):
+            owner = registry.plugin_of(ModuleType(name))
+            if owner is not None and owner not in found:
+                found.add(owner)
+                left.append(owner)
+    return found
 
 
 def _classes(spec: StageSpec, registry: Registry) -> Iterator[type]:
