@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -78,7 +79,8 @@ def imported_modules(module: str, distribution: str) -> set[str]:
 
 def _imports(file: Path) -> Iterator[str]:
     try:
-        tree = ast.parse(file.read_bytes())
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # such as a template, which is never imported
         return
     for node in ast.walk(tree):
