@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gkd_core.plugins.code import code_digests, code_files, imported_modules
+from gkd_core.plugins.code import code_digests, code_files, code_modules, imported_modules
 
 INFO = "acme_gkd-1.2.dist-info"
 
@@ -136,6 +136,8 @@ def test_modules_are_imported_anywhere_in_the_code(install):
     )
     (installed.root / "acme/deep/template.py").write_text("{{ no code }} x\n")
     assert imported_modules("acme.plugin", "acme-gkd") == {"other.two", "third", "third.four"}
+    modules = {"acme", "acme.plugin", "acme.deep.helper", "acme.deep.template"}
+    assert code_modules("acme.plugin", "acme-gkd") == modules
 
 
 def test_metadata_and_what_python_writes_are_no_code(install):

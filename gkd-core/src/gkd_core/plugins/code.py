@@ -63,8 +63,20 @@ def code_files(module: str, distribution: str) -> dict[str, Path]:
     }
 
 
+def code_modules(module: str, distribution: str) -> set[str]:
+    """Return the names of the modules of a plugin's code.
+
+    Args:
+        module: The plugin's module, which is imported.
+        distribution: The distribution that ships it.
+    """
+    files = (name for name in code_files(module, distribution) if name.endswith(".py"))
+    modules = (name.removesuffix(".py").removesuffix("/__init__") for name in files)
+    return {name.replace("/", ".") for name in modules}
+
+
 def imported_modules(module: str, distribution: str) -> set[str]:
-    """Return the names of the modules that a plugin's code imports anywhere, except its own.
+    """Return the names of the modules that a plugin's code imports anywhere by their full names.
 
     Args:
         module: The plugin's module, which is imported.

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from gkd_core import hookspecs
 from gkd_core.contract.architectures import adapter_of
-from gkd_core.plugins.code import code_digests, code_files, imported_modules, module_file
+from gkd_core.plugins.code import (
+    code_digests,
+    code_files,
+    code_modules,
+    imported_modules,
+    module_file,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,14 +72,19 @@ def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
 
 def _with_imported(plugins: set[Plugin], registry: Registry) -> set[Plugin]:
     """Return plugins, those whose modules they import, those whose modules these import ..."""
-    found, left = set(plugins), [p for p in plugins if p.distribution != CORE]
+    others = [plugin for plugin in registry.plugins.values() if plugin.distribution != CORE]
+    owners = {
+        name: plugin
+        for plugin in others
+        for name in code_modules(registry.module_of(plugin), plugin.distribution)
+    }
+    found, left = set(plugins), [plugin for plugin in plugins if plugin in others]
     while left:
         plugin = left.pop()
-        for name in imported_modules(registry.module_of(plugin), plugin.distribution):
-            owner = registry.plugin_of(ModuleType(name))
-            if owner is not None and owner not in found:
-                found.add(owner)
-                left.append(owner)
+        imported = imported_modules(registry.module_of(plugin), plugin.distribution)
+        new = {owners[name] for name in imported & owners.keys()} - found
+        found |= new
+        left += new
     return found
 
 
