@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from gkd_core.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import nn
     from transformers import PreTrainedModel
@@ -64,6 +65,17 @@ def _shapes(
     Returns:
         One for each call; None if the model does not run on the meta device.
     """
+    tokens = torch.ones(ROWS, TOKENS, dtype=torch.long, device="meta")
+    # Some models look at the values of a mask, others look for padding where there is none.
+    for inputs in ({"input_ids": tokens}, {"input_ids": tokens, "attention_mask": tokens}):
+        with suppress(Exception):  # the code of any model: what it needs is not known
+            return tuple(_seen(model, module, of_input, inputs))
+    return None
+
+
+def _seen(
+    model: PreTrainedModel, module: nn.Module, of_input: bool, inputs: Mapping[str, torch.Tensor]
+) -> list[Shape]:
     found: list[Shape] = []
 
     def see(module: nn.Module, args: Any, output: Any = None) -> None:
@@ -77,9 +89,7 @@ def _shapes(
     handle = register(see)
     try:
         with torch.no_grad(), quiet():
-            model(torch.ones(ROWS, TOKENS, dtype=torch.long, device="meta"))
-    except Exception:  # the code of any model: what it needs is not known
-        return None
+            model(**inputs)
     finally:
         handle.remove()
-    return tuple(found)
+    return found
