@@ -148,6 +148,7 @@ def method(name: str) -> str:
         ["teacher", "none" if cls.teachers == "none" else "one; asked for each if there are more"],
         ["tokenizer of a teacher", tokenizer_need(cls)],
         ["samples", _samples(cls)],
+        *([["text", "the student's own (`rollout.student`)"]] if cls.on_policy else []),
     ]
     return "\n".join([*_table(["fact", "value"], facts), "", *_options(name)])
 
@@ -223,8 +224,10 @@ def benchmarks() -> str:
             files = [file for names in cls.layouts[0].values() for file in names]
             form = [f"`{cls.pattern}`" if cls.pattern else "", ", ".join(cls.words)]
             row = [f"`{name}`", _escape(_first_line(cls)), f"`{cls.as_encoder}`"]
-            rows.append([*row, ", ".join(map(_escape, cls.official)), ", ".join(files), *form])
-    heads = ["task", "what is predicted", "`task.kind`", "metrics", "files", "cloze", "words"]
+            row += [", ".join(map(_escape, cls.official)), str(cls.max_length), ", ".join(files)]
+            rows.append([*row, *form])
+    heads = ["task", "what is predicted", "`task.kind`", "metrics", "tokens", "files"]
+    heads += ["cloze", "words"]
     return "\n".join(_table(heads, rows))
 
 

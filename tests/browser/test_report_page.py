@@ -54,6 +54,18 @@ def report(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def analysis(report, tmp_path_factory):
+    """The analysis of the same run."""
+    from gkd_core.cli import main
+
+    folder = tmp_path_factory.mktemp("analyzed")
+    with pytest.raises(SystemExit) as ended:
+        main(["analyze", str(report.parent), "--output", str(folder)])
+    assert not ended.value.code
+    return folder / "analysis.html"
+
+
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("chromium and chromedriver are not installed")
@@ -232,6 +244,22 @@ def test_tables_are_whole_without_script(show, browser):
 def test_page_asks_for_nothing_but_itself(show, report):
     page = show()
     assert requests(page.browser) == [report.as_uri()]
+    assert page.browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_analysis_is_whole_and_asks_for_nothing(show, analysis, size):
+    page = show(size, "dark", page=analysis)
+    wide, visible = page.run(
+        "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
+    )
+    assert wide <= visible
+    assert page.run("return document.querySelectorAll('figure svg').length") == 2
+    assert page.run("return document.querySelectorAll('th button').length") > 10
+    paper = page.run("return getComputedStyle(document.body).backgroundColor")
+    ink = page.run("return getComputedStyle(document.querySelector('svg text')).fill")
+    assert contrast(ink, paper) >= CONTRAST
+    assert requests(page.browser) == [analysis.as_uri()]
     assert page.browser.get_log("browser") == []
 
 

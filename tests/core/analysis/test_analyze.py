@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 
 import pyarrow as pa
 import pytest
@@ -47,6 +49,10 @@ def _write_run(folder, quality, probes, evaluations=(), metric="accuracy", metho
     if probes:
         ProbeFile(stage / PROBES).append(probes)
     return FinishedRun.read(folder, registry())
+
+
+def _headings(page):
+    return set(re.findall(r'data-heading="([^"]*)"', page))
 
 
 def _runs(folder, qualities, **distances):
@@ -120,6 +126,36 @@ def test_runs_with_different_metrics_are_refused(tmp_path):
         correlations_over_runs(runs)
 
 
+def test_a_run_counts_once_and_its_rows_are_those_of_the_others(tmp_path):
+    run = _write_run(tmp_path / "run", 0.5, [])
+    with pytest.raises(DataError, match="run is named more than once"):
+        correlations_over_runs([run, FinishedRun.read(tmp_path / "run/../run", registry())])
+    others = [_write_run(tmp_path / name, 0.5, []) for name in ("one", "two")]
+    for number, other in enumerate(others):
+        rows = pa.table({"row": [0], "hash": [f"row {number}"]})
+        about = About("test", "classification", ("x", "y"), "accuracy")
+        Predictions(about, rows, {}, {}).write(other.directory / "predictions")
+    with pytest.raises(DataError, match=r"one and .*two are judged on different rows"):
+        correlations_over_runs(others)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("results.json", b'{"metric": "acc', "results.json is damaged: Unterminated string"),
+        ("results.json", b"[]", "results.json is damaged: it lacks one of metric, rows"),
+        ("metrics.jsonl", b'{"stage": "distil"}\n{"sta', "metrics.jsonl is damaged"),
+        ("stages/distil/probes.parquet", b"PAR1 and no more", "probes.parquet is damaged, or no"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(tmp_path, invoke, file, content, message):
+    run = _write_run(tmp_path / "run", 0.5, [_value(9, "mse", 1.0)])
+    (run.directory / file).write_bytes(content)
+    found = invoke("analyze", run.directory)
+    assert found.code == 2
+    assert message in " ".join(found.err.split())
+
+
 def test_directory_without_results_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config.toml. Name another, or finish it"):
         FinishedRun.read(tmp_path, registry())
@@ -185,5 +221,14 @@ def test_command_writes_page_figures_and_tables_of_a_real_run(world, tmp_path):
     page = (output / "analysis.html").read_text()
     figures = {path.stem for path in output.glob("*.png")}
     assert figures >= {"layer-similarity", "losses"}
-    assert page.count("data:image/png") == len(figures)
-    assert "http" not in page
+    assert page.count("<figure") == len(figures)
+    assert "<image" not in page, "its policy forbids images"
+    assert "default-src 'none'" in page
+    assert _headings(report) & _headings(page) >= {"teacher", "student", "distance"}
+    shown = [value for row in layers for value in row if f">{value:.2f}<" in report]
+    assert len(shown) == 15, "the report has the layers too"
+    shutil.rmtree(run / "student")
+    result = CliRunner().invoke(gkd, ["analyze", str(run)], catch_exceptions=False)
+    said = " ".join(result.output.split())
+    assert "no similarity of layers: " in said
+    assert "Rows by disagreement" in said

@@ -57,6 +57,18 @@ def test_teacher_pass_stops_after_the_last_block_that_is_read(explain):
     assert "teacher: up to block 2 of 4, keeps 2.0 KiB" in explain("pkd")
 
 
+def test_probes_are_explained_with_what_they_cost(explain):
+    text = explain("pkd", "--probe", "all", "--set", "probe.every=7")
+    said = " ".join(text.split())
+    assert "probe every 7 steps, and at the end on" in said
+    assert "hidden[0,1,2] to hidden[0,2,4]" in said
+    assert "teacher: up to the logits (in other steps block 2 of 4), keeps" in said
+    assert "probe" not in explain("pkd")
+    assert "probes compare nothing, because no method reads" in explain("hard", "--probe", "all")
+    named = " ".join(explain("pkd", "--probe", "hidden[1]").split())
+    assert "of student and teacher: hidden[1] to hidden[2] teacher: up to block 2 of 4" in named
+
+
 def test_every_stage_is_explained_with_its_own_settings(explain, tmp_path):
     (tmp_path / "stages.toml").write_text(STAGES)
     graph, first, second = explain("stages.toml").split("\n\n")

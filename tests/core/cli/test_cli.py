@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -292,7 +293,27 @@ def test_eval_sets_a_run_against_another_model(invoke, copied, finished, world, 
         assert pq.read_table(tmp_path / "rows" / name).equals(kept)
     shown = invoke("eval", copied, "--against", f"{copied}/teacher").out
     assert "McNemar's test" in shown
+    assert "kept: share of the first model's quality" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_eval_sets_a_run_against_kept_predictions(invoke, copied, world, tmp_path):
+    live = json.loads(invoke("eval", copied, "--against", f"{copied}/teacher", "--json").out)
+    kept = f"{copied}/predictions/teacher.parquet"
+    pair = json.loads(invoke("eval", copied, "--against", kept, "--json").out)["against"]
+    assert pair["unpaired"] == [0, 0]
+    assert pair["against"] == f"teacher ({kept})"
+    for figure in ("rows", "difference", "agreement", "kl", "mcnemar"):
+        assert pair[figure] == live["against"][figure], figure
+    calibrations = [list(found["calibration"].values()) for found in (pair, live["against"])]
+    assert calibrations[0] == calibrations[1]
+    # A part of the rows, in another order.
+    rows = (world / "test.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "part.jsonl").write_text("".join(rows[:29:-1]))
+    folder = ["--data", "part.jsonl", "--against", f"{copied}/predictions"]
+    said = " ".join(invoke("eval", copied, *folder).out.split())
+    assert "same answer 100.0%" in said
+    assert "the rows of both; the model has 0 others, the predictions have 30" in said
 
 
 @pytest.mark.parametrize(
@@ -301,6 +322,10 @@ def test_eval_sets_a_run_against_another_model(invoke, copied, finished, world, 
         (["runs/pkd+soft-1/other"], "has no model 'other'; it has teacher, baseline, student"),
         (["runs/pkd+soft-1", "--samples", 2], "--samples lets a model continue texts"),
         (["runs/pkd+soft-1", "--output", "runs"], "--output runs already exists"),
+        (
+            ["runs/pkd+soft-1", "--against", "runs/pkd+soft-1/predictions/rows.parquet"],
+            "rows.parquet has the rows, and not what a model says of them",
+        ),
     ],
 )
 def test_eval_refuses_what_there_is_not(invoke, copied, arguments, message):
@@ -320,6 +345,18 @@ def test_eval_on_a_file_takes_all_its_rows(invoke, copied, finished, world, file
     more = [*more, "--data", world / "validation.jsonl", "--set", "task.max_length=32"]
     other = json.loads(invoke("eval", f"{copied}/student", *more, "--json").out)
     assert other["rows"][0]["metrics"] != found["rows"][0]["metrics"]
+
+
+def test_eval_on_a_file_needs_no_rows_that_the_run_was_trained_on(invoke, copied, world):
+    config = Path(copied, "config.toml")
+    text = config.read_text()
+    rows = ["--data", world / "test.jsonl", "--json"]
+    found = json.loads(invoke("eval", f"{copied}/student", *rows).out)
+    config.write_text(text.replace(str(world / "train.jsonl"), "gone/train.jsonl"))
+    assert "gone" in config.read_text()
+    assert "gone/train.jsonl" in invoke("eval", f"{copied}/student").err
+    moved = json.loads(invoke("eval", f"{copied}/student", *rows).out)
+    assert moved["rows"][0]["metrics"] == found["rows"][0]["metrics"]
 
 
 def test_eval_shows_a_table_and_writes_nothing(invoke, copied, world, tmp_path):

@@ -159,3 +159,23 @@ def test_language_models_are_compared_by_text():
     predictions = Predictions(about, rows, tables, {"one": "one", "other": "other"})
     pair = compare_pair(predictions, ("one", "other"), kind, None)
     assert (pair.agreement, pair.mcnemar, pair.difference) == (0.7, None, None)
+    # Both have been compared with a third: nothing tells how far they agree with each other.
+    assert compare_pair(predictions, ("other", "one"), kind, None).agreement is None
+
+
+@pytest.mark.parametrize(("tokenizer", "agreement"), [("same", 0.75), ("another", None)])
+def test_students_agree_where_they_have_the_same_likeliest_token(tokenizer, agreement):
+    """The first agrees with its teacher at 1 of 4 tokens, and with the other student at 3."""
+    made = partial(dict, nll=np.ones(2), tokens=np.array([3, 1]), same_top1=np.array([1, 0]))
+    one = Evaluation({}, None, made(top_tokens=[[5, 6, 7], [8]]))
+    other = Evaluation({}, None, made(top_tokens=[[5, 6, 9], [8]]))
+    kind = registry().kind("causal-lm")
+    rows = rows_table(Split(["text a", "text b"]), kind, ())
+    tables = {n: model_table(e, rows, kind, ()) for n, e in (("one", one), ("other", other))}
+    about = About("test", "causal-lm", (), "perplexity")
+    names = {"one": "one", "other": "other"}
+    predictions = Predictions(about, rows, tables, names, {"one": "same", "other": tokenizer})
+    measures = (lambda rows: 2.0, lambda rows: 1.0)
+    pair = compare_pair(predictions, ("one", "other"), kind, measures, 20)
+    assert pair.agreement == agreement
+    assert (pair.difference is None) is (tokenizer == "another"), "losses are per token"

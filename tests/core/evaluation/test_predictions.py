@@ -132,6 +132,12 @@ def test_texts_of_a_language_model_have_their_sums(prepare_run, world, tmp_path)
     assert columns["bytes"] == [len(long.strip()), len(short), len(short)]
     own = found.models["lm-decoder"].to_pydict()
     assert own["same_top1"] == own["tokens"]
+    same = [
+        sum(one == other for one, other in zip(*both, strict=True))
+        for both in zip(columns["top_tokens"], own["top_tokens"], strict=True)
+    ]
+    assert same == columns["same_top1"]
+    assert len(set(found.tokenizers.values())) == 1
     assert columns["same_top1"] == _same_top_tokens(run, corpus.read_text().splitlines())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gkd_core.losses.similarity import unbiased_cka
+from gkd_core.losses.similarity import unbiased_cka, unbiased_cka_table
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(40, 6, generator=GENERATOR, dtype=torch.float64) + 3
@@ -46,6 +46,13 @@ def test_equal_sides_have_1_and_unrelated_ones_about_0_however_wide():
     torch.testing.assert_close(unbiased_cka(X, X), torch.ones((), dtype=torch.float64))
     wide = [torch.randn(50, 400, generator=GENERATOR) for _ in range(2)]
     assert abs(unbiased_cka(*wide)) < 0.05  # the biased estimator gives about 0.9
+
+
+def test_table_has_the_value_of_each_pair():
+    found = unbiased_cka_table([X, Y[:, :2]], [Y, X, X[:, :1]])
+    pairs = [[unbiased_cka(x, y) for y in (Y, X, X[:, :1])] for x in (X, Y[:, :2])]
+    torch.testing.assert_close(found, torch.tensor(pairs), rtol=1e-9, atol=1e-12)
+    assert unbiased_cka_table([X[:3]], [Y[:3]]).isnan().all()
 
 
 @pytest.mark.parametrize("x", [X[:3], torch.ones(9, 2, dtype=torch.float64)])

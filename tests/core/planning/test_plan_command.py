@@ -63,6 +63,17 @@ def test_plan_needs_no_weights_and_counts_what_is_known_exactly(plan):
     assert (found["sent"], found["host"]) == ({}, 0)
 
 
+def test_a_measurement_of_probes_has_arithmetic_of_its_own(plan):
+    without, one = plan(), plan("--probe", "hidden[1]", "--set", "probe.layers=first")
+    assert (without["probe_flops"], one["flops"]) == (0, without["flops"])
+    block = 4 * 8192**2 + 3 * 8192 * 22016
+    # A block of each model for 4 rows of 16 tokens, and the three products of the alignment.
+    computed = 2 * 2 * block * 4 * 16 + 3 * 2 * 8192**2 * 4 * 16
+    assert one["probe_flops"] == pytest.approx(computed, rel=0.01)
+    both = plan("--probe", "hidden[1]", "--set", "probe.layers=last")
+    assert both["probe_flops"] - one["probe_flops"] == pytest.approx(2 * block * 64, rel=0.01)
+
+
 def test_teacher_in_host_memory_leaves_the_gpu(plan):
     held, waiting = plan(), plan("--set", "teacher.placement=offload")
     assert waiting["host"] == pytest.approx(held["memory"]["teacher weights"], rel=1e-3)

@@ -133,6 +133,8 @@ def test_code_that_is_trusted_runs_in_every_stage_and_command(
         assert "teacher.trust_remote_code" in invoke("eval", model, *rows).err
         assert invoke("eval", model, *rows, *trust).code == 0
     assert invoke("eval", "run/student", "run/config.toml").code == 0
+    assert "trust_remote_code" in invoke("eval", "run").err
+    assert invoke("eval", "run", *trust).code == 0
     pruned = ["--model", teacher, "--output", "pruned", "--depth", "2"]
     assert invoke("prune", *pruned, *rows, *trust).code == 0
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from gkd_core.analysis import probe_figures
-from gkd_core.analysis.analysis_page import page
+from gkd_core.analysis import figures, probe_figures
 from gkd_core.analysis.correlations import (
     ProbeCorrelation,
     correlations_over_runs,
@@ -25,6 +24,7 @@ from gkd_core.analysis.correlations import (
 from gkd_core.analysis.disagreement import Disagreement, disagreements
 from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.analysis.layer_similarity import LayerSimilarity, layer_similarity
+from gkd_core.analysis.page import PageCell, PageLine, PageTable, render
 from gkd_core.atomic import write_file
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
@@ -37,6 +37,19 @@ SHOWN = 20
 
 LONGEST = 60
 """Characters of a cell that the console shows."""
+
+MOST_ROWS = 200
+"""Rows of a table that a page shows; its CSV file has all."""
+
+CAPTIONS = {
+    "distances": "Final distances to the teacher by method, best method first",
+    "correlations": "Correlation of each distance with quality",
+    "layer-similarity": "Similarity of the layers of student and teacher",
+    "losses": "Loss of the last stage",
+}
+"""Captions of the figures."""
+
+LEADING_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -57,15 +70,23 @@ class Grid:
 
     def shown(self) -> Table:
         """Return its first rows for the console."""
-        title = self.title
-        if len(self.rows) > SHOWN:
-            title += f" (the first {SHOWN} of {len(self.rows)})"
+        title = self._title(SHOWN)
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
         for number, column in enumerate(self.columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in self.rows[:SHOWN]:
             table.add_row(*map(_shortened, row))
         return table
+
+    def on_page(self) -> tuple[str, PageTable]:
+        """Return its title and its first rows for a page."""
+        rows = [PageLine([_page_cell(cell) for cell in row]) for row in self.rows[:MOST_ROWS]]
+        return self._title(MOST_ROWS), PageTable(self.columns, rows, texts=[0])
+
+    def _title(self, most: int) -> str:
+        """Return its title, which says whether rows are left out."""
+        count = len(self.rows)
+        return self.title if count <= most else f"{self.title} (the first {most} of {count:,})"
 
     def as_csv(self) -> str:
         """Return it as CSV."""
@@ -170,15 +191,18 @@ def analyze(runs: Sequence[FinishedRun], registry: Registry) -> Analysis:
     notes = [f"{run.name} has no probes (gkd run --probe all)" for run in runs if not run.probes]
     if len(runs) > 1:
         found = correlations_over_runs(runs)
-        return Analysis(runs, found, None, (), [*notes, *_unsaid(found, "runs with probes")])
+        return Analysis(
+            runs, found, None, (), [*notes, *_unsaid(found, "run with probes", "runs with probes")]
+        )
     (run,) = runs
     found = correlations_within(run)
-    notes += _unsaid(found, "changes between evaluations")
-    layers = layer_similarity(run, registry)
-    if isinstance(layers, str):
-        notes.append(f"no similarity of layers: {layers}")
-    similarity = None if isinstance(layers, str) else layers
+    notes += _unsaid(found, "change between evaluations", "changes between evaluations")
+    similarity: LayerSimilarity | None = None
     rows: Sequence[Disagreement] = ()
+    try:
+        similarity = layer_similarity(run, registry)
+    except GkdError as error:
+        notes.append(f"no similarity of layers: {error}")
     try:
         rows = disagreements(Predictions.read(run.directory / PREDICTIONS))
     except GkdError as error:
@@ -194,15 +218,27 @@ def write_analysis(analysis: Analysis, folder: Path) -> Path:
         folder: Where to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pngs = {name: _png(figure) for name, figure in analysis.figures().items()}
-    for name, png in pngs.items():
-        (folder / f"{name}.png").write_bytes(png)
+    drawn = analysis.figures()
+    for name, figure in drawn.items():
+        (folder / f"{name}.png").write_bytes(figures.png(figure))
     for grid in analysis.grids():
         write_file(folder / f"{grid.name}.csv", grid.as_csv())
     write_file(folder / "analysis.json", json_text(analysis.to_json(), indent=1))
     path = folder / "analysis.html"
-    write_file(path, page(analysis, pngs))
+    write_file(path, _page(analysis, drawn))
     return path
+
+
+def _page(analysis: Analysis, drawn: Mapping[str, Figure]) -> str:
+    """Return the page of an analysis with its figures."""
+    methods = ", ".join(dict.fromkeys(run.method for run in analysis.runs))
+    return render(
+        "analysis.html.jinja",
+        title=f"Analysis of {methods}",
+        notes=analysis.notes,
+        figures=[(figures.svg(figure), CAPTIONS[name]) for name, figure in drawn.items()],
+        tables=[grid.on_page() for grid in analysis.grids()],
+    )
 
 
 def _shortened(cell: str) -> Text:
@@ -210,12 +246,18 @@ def _shortened(cell: str) -> Text:
     return Text(cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}…")
 
 
-def _unsaid(found: Sequence[ProbeCorrelation], points: str) -> list[str]:
-    """Say why no correlation is shown, if none is."""
+def _page_cell(text: str) -> PageCell:
+    """Return a cell for a page, which is sorted by the number at its beginning."""
+    number = LEADING_NUMBER.match(text)
+    return PageCell(text, None if number is None else float(number[0]))
+
+
+def _unsaid(found: Sequence[ProbeCorrelation], one: str, several: str) -> list[str]:
+    """Say why no correlation is shown, if none is, given what a point and what several are."""
     if not found or any(each.spearman.value is not None for each in found):
         return []
     most = max((each.spearman for each in found), key=lambda each: each.n)
-    few = f"{most.n} {points}, and below {FEWEST} it says nothing"
+    few = f"{most.n} {one if most.n == 1 else several}, and below {FEWEST} it says nothing"
     return [f"no correlation is shown: {few if most.n < FEWEST else most.reason}"]
 
 
@@ -240,16 +282,12 @@ def _cell(found: Correlation) -> str:
 
 
 def _layer_grid(similarity: LayerSimilarity) -> Grid:
-    title = (
-        f"Unbiased CKA of the layers of student and {similarity.teacher} on {similarity.rows} "
-        f"{similarity.split} rows (0: embedding)"
-    )
     columns = ("student", *(str(layer) for layer in range(len(similarity.values[0]))))
     rows = [
         (str(layer), *(f"{value:.3f}" for value in values))
         for layer, values in enumerate(similarity.values)
     ]
-    return Grid("layer-similarity", title, columns, rows)
+    return Grid("layer-similarity", similarity.title, columns, rows)
 
 
 def _row_grid(rows: Sequence[Disagreement]) -> Grid:
@@ -262,10 +300,3 @@ def _row_grid(rows: Sequence[Disagreement]) -> Grid:
         said = (str(row.gold), str(row.teacher), str(row.student))
         cells.append((f"{row.text}{pair}", *said, f"{row.distance:.3f}"))
     return Grid("disagreements", title, columns, cells)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()

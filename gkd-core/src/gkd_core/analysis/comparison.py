@@ -6,12 +6,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from gkd_core import digest
+from gkd_core.analysis.layer_similarity import LayerSimilarity, compare_layers, no_similarity
 from gkd_core.analysis.sizes import readable
 from gkd_core.atomic import write_file
 from gkd_core.data.encode import TEXTS
@@ -22,6 +25,7 @@ from gkd_core.distributed.groups import arrange
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import DataError, MethodError
+from gkd_core.evaluation import top_tokens
 from gkd_core.evaluation.evaluate import Predict, calling, evaluate
 from gkd_core.evaluation.predictions import (
     About,
@@ -31,12 +35,13 @@ from gkd_core.evaluation.predictions import (
     rows_table,
 )
 from gkd_core.evaluation.samples import Sampling, write_samples
-from gkd_core.evaluation.top_tokens import TopTokens, TopTokenWatch, same_tokens
+from gkd_core.evaluation.top_tokens import TopTokens, TopTokenWatch
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.parallel.placement import place_teacher
+from gkd_core.runs.fingerprint import vocabulary
 from gkd_core.strict_json import json_text
 from gkd_core.training.agreement import answered
 from gkd_core.training.row_measure import row_measure
@@ -133,6 +138,9 @@ class Comparison:
         guessed: Share of the most frequent class, the accuracy of always predicting it; None
             without classes.
         judged_by: What takes the place of labels, if the rows have none.
+        cut: How many texts were too long for a model, and at what length they were cut; empty if
+            none was.
+        judge: What the model is with which the others are compared.
     """
 
     metric: str
@@ -141,6 +149,8 @@ class Comparison:
     rows: Sequence[Row]
     guessed: float | None = None
     judged_by: str | None = None
+    cut: str = ""
+    judge: str = "teacher"
 
     def save(self, path: Path) -> None:
         """Write the comparison as JSON."""
@@ -180,8 +190,8 @@ class Comparison:
     def legend(self) -> str:
         """Return the meaning of the column headings."""
         meanings = {
-            "kept": "share of the teacher's quality",
-            "agrees": "share of the rows with the teacher's answer",
+            "kept": f"share of the {self.judge}'s quality",
+            "agrees": f"share of the rows with the {self.judge}'s answer",
             "ms": "median time for one sample",
         }
         if self.judged_by is not None:
@@ -189,7 +199,8 @@ class Comparison:
         if self.guessed:
             meanings = {self.metric: f"{self.guessed:.4f} by the most frequent class"} | meanings
         shown = self.columns()
-        return "; ".join(f"{name}: {words}" for name, words in meanings.items() if name in shown)
+        said = [f"{name}: {words}" for name, words in meanings.items() if name in shown]
+        return "; ".join([*said, *filter(None, [self.cut])])
 
     def columns(self) -> list[str]:
         """Return the column headings."""
@@ -248,11 +259,14 @@ class Compared:
         predictions: What each model says of each row.
         measures: The main metric of each model for some of the rows, by the name of its file; a
             model is missing if it cannot be computed for a part of them.
+        layers: Similarity of the layers of student and teacher; None unless it was asked for and
+            is defined.
     """
 
     comparison: Comparison
     predictions: Predictions
     measures: Mapping[str, Statistic]
+    layers: LayerSimilarity | None = None
 
 
 def compare_models(
@@ -283,11 +297,13 @@ def predict_and_compare(
     teacher: str | None,
     adapters: Iterable[type[Sites]] = (),
     sampling: Sampling | None = None,
+    layers: bool = False,
 ) -> Compared:
     """Compare models as `compare_models` does; also return what each says of every row.
 
     With `sampling`, predictions have what language models write, in the columns `prompt` and
-    `generated`.
+    `generated`. With `layers`, the layers of the last model are compared with those of `teacher`,
+    if one process does it all.
     """
     data = spec.data
     split = data.validation if data.test is None else data.test
@@ -309,6 +325,9 @@ def predict_and_compare(
         counted = [exam.samples(one, COUNTED_SAMPLES) for one in compared]
         flops[:] = map(forward_flops, models, counted)
         tokens[:] = map(_mean_tokens, counted)
+    alike = None
+    if layers and timed and processes(1) == 1:
+        alike = _layers(spec, compared, models, teacher, adapters)
     reference = next((e for c, e in zip(compared, found, strict=True) if c is judge), None)
     if unlabeled or (spec.kind.is_lm and len(exam.readings) > 1):
         # A teacher's agreement with itself is no quality, and perplexities per token of different
@@ -336,17 +355,38 @@ def predict_and_compare(
     guessed = spec.kind.guess(split.labels) if metric == spec.kind.metric else None
     count = min(len(encoded) for encoded, _ in exam.readings.values())
     judged_by = spec.agreement_with(judge.name) if unlabeled and judge is not None else None
-    comparison = Comparison(metric.name, name, count, rows, guessed, judged_by)
+    called = "teacher" if judge is None or judge.called else "first model"
+    comparison = Comparison(
+        metric.name, name, count, rows, guessed, judged_by, cut=exam.cut, judge=called
+    )
     about = About(name, spec.kind.name, data.classes, metric.name)
     files = file_names(one.called or Path(one.model).name for one in compared)
     evaluations = dict(zip(files, found, strict=True))
-    names = {file: one.name for file, one in zip(files, compared, strict=True)}
+    named = dict(zip(files, compared, strict=True))
     measures = {f: row_measure(spec, split, one) for f, one in evaluations.items()}
     return Compared(
         comparison,
-        _predictions(about, spec, split, evaluations, names),
+        _predictions(about, spec, split, evaluations, named),
         {file: measure for file, measure in measures.items() if measure is not None},
+        alike,
     )
+
+
+def _layers(
+    spec: StageSpec,
+    compared: Sequence[ComparedModel],
+    models: Sequence[PreTrainedModel],
+    teacher: str | None,
+    adapters: Iterable[type[Sites]],
+) -> LayerSimilarity | None:
+    """Return the similarity of the layers of the last model and the teacher, if it is defined."""
+    known = next((m for c, m in zip(compared, models, strict=True) if c.name == teacher), None)
+    if known is None or no_similarity(spec):
+        return None
+    try:
+        return compare_layers(spec, models[-1], known, adapters)
+    except MethodError:
+        return None  # an architecture whose layers are not known can be distilled from its logits
 
 
 def _predictions(
@@ -354,13 +394,16 @@ def _predictions(
     spec: StageSpec,
     split: Split,
     evaluations: Mapping[str, Evaluation],
-    names: Mapping[str, str],
+    named: Mapping[str, ComparedModel],
 ) -> Predictions:
     """Return what each model says of the rows."""
     kind, classes = spec.kind, spec.data.classes
     rows = rows_table(split, kind, classes)
     tables = {file: model_table(one, rows, kind, classes) for file, one in evaluations.items()}
-    return Predictions(about, rows, tables, names)
+    names = {file: one.name for file, one in named.items()}
+    tokenizers = named if kind.is_lm else {}
+    digests = {file: digest.of_value(vocabulary(named[file].tokenizer)) for file in tokenizers}
+    return Predictions(about, rows, tables, names, digests)
 
 
 class _Exam:
@@ -392,6 +435,15 @@ class _Exam:
             for one in compared
         }
 
+    @property
+    def cut(self) -> str:
+        """How many texts are cut, and where, by the tokenizer that cuts most."""
+        most = max(
+            (encoded for encoded, _ in self.readings.values()), key=attrgetter("num_truncated")
+        )
+        limit = f"cut at {self._spec.max_length} tokens (task.max_length)"
+        return f"{limit}: {most.cut}" if most.cut else ""
+
     def load(self, compared: ComparedModel) -> tuple[PreTrainedModel, int]:
         """Return a model, or this process's shard of it, and its number of weights."""
         spec, placement = self._spec, compared.placement
@@ -415,11 +467,11 @@ class _Exam:
 
     def evaluate(self, compared: ComparedModel, model: PreTrainedModel) -> Evaluation:
         """Return the evaluation of a model; one that is judged also by its most likely tokens."""
-        kind, judge = self._spec.kind, self._judge
+        kind = self._spec.kind
         encoded, collator = self.readings[compared.tokenizer]
         predict = _predict(model, kind, self._adapters)
         watch = None
-        if kind.is_lm and judge is not None and compared.tokenizer is judge.tokenizer:
+        if kind.is_lm and TEXTS in encoded.extra:
             predict = watch = TopTokenWatch(predict or calling(model))
         found = evaluate(model, encoded, collator, kind, self._device, predict)
         if watch is not None:
@@ -438,13 +490,13 @@ class _Exam:
     def _with_top_tokens(
         self, found: Evaluation, tokens: TopTokens, encoded: Encoded, compared: ComparedModel
     ) -> Evaluation:
-        """Return an evaluation with the positions at which the judge has the same top token."""
+        """Return an evaluation with the top tokens, and where they are those of the judge."""
+        columns = {**found.columns, top_tokens.COLUMN: top_tokens.by_text(tokens, encoded)}
         if compared is self._judge:
             self._top = tokens
-        if self._top is None or TEXTS not in encoded.extra:
-            return found
-        same = same_tokens(tokens, self._top, encoded)
-        return replace(found, columns={**found.columns, "same_top1": same})
+        if self._top is not None and compared.tokenizer is getattr(self._judge, "tokenizer", None):
+            columns["same_top1"] = top_tokens.same_tokens(tokens, self._top, encoded)
+        return replace(found, columns=columns)
 
     def _answered(self) -> Split:
         """Return rows without labels with the answers of the model that judges the others."""

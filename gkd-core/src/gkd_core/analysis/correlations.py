@@ -63,6 +63,20 @@ def correlations_over_runs(runs: Sequence[FinishedRun]) -> list[ProbeCorrelation
     Raises:
         DataError: The runs are judged by different metrics or rows.
     """
+    _check_comparable(runs)
+    points: dict[ProbeKey, list[tuple[float, float]]] = defaultdict(list)
+    for run in runs:
+        for probe, value in final_distances(run).items():
+            points[probe].append((value, run.quality))
+    return _correlated(points)
+
+
+def _check_comparable(runs: Sequence[FinishedRun]) -> None:
+    """Reject runs whose qualities cannot be compared, and a run that would count twice."""
+    places = [run.directory.resolve() for run in runs]
+    twice = [run for run, place in zip(runs, places, strict=True) if places.count(place) > 1]
+    if twice:
+        raise DataError(f"{twice[0].directory} is named more than once; a run is one point")
     judged = {run.judged_by: run for run in runs}
     if len(judged) > 1:
         (one, first), (other, second), *_ = judged.items()
@@ -70,11 +84,13 @@ def correlations_over_runs(runs: Sequence[FinishedRun]) -> list[ProbeCorrelation
             f"{first.directory} is judged by {one}, but {second.directory} by {other}: their "
             "qualities cannot be compared. Analyze runs on the same test rows together"
         )
-    points: dict[ProbeKey, list[tuple[float, float]]] = defaultdict(list)
-    for run in runs:
-        for probe, value in final_distances(run).items():
-            points[probe].append((value, run.quality))
-    return _correlated(points)
+    read = {run.rows_digest: run for run in runs if run.rows_digest is not None}
+    if len(read) > 1:
+        first, second, *_ = read.values()
+        raise DataError(
+            f"{first.directory} and {second.directory} are judged on different rows: their "
+            "qualities cannot be compared. Analyze runs on the same test rows together"
+        )
 
 
 def correlations_within(run: FinishedRun) -> list[ProbeCorrelation]:

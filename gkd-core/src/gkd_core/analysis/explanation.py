@@ -12,6 +12,7 @@ from typing import Any
 from gkd_core.analysis.sizes import readable
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import MAIN
+from gkd_core.probes.choice import name_pairs
 from gkd_core.runs.outline import (
     CaptureOutline,
     CombinerOutline,
@@ -19,6 +20,7 @@ from gkd_core.runs.outline import (
     MethodOutline,
     OptionOutline,
     PassOutline,
+    ProbeOutline,
     RolloutOutline,
     RunOutline,
     StageOutline,
@@ -75,7 +77,8 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
         *(entry for method in stage.methods for entry in _method(method)),
         *(entry for combiner in stage.combiners for entry in _combiner(combiner)),
         *_lr_factors(stage.lr_factors),
-        *(entry for one in stage.passes for entry in _pass(one)),
+        *(entry for one in stage.passes for entry in _pass(one, _writing_teacher(stage))),
+        *(() if stage.probes is None else _probes(stage.probes, stage.passes)),
     ]
     for name, value in entries:
         yield _entry(name, value, width)
@@ -150,9 +153,16 @@ def _lr_factors(factors: Sequence[LrFactorOutline]) -> Iterator[tuple[str, str]]
         yield "" if number else "rate", f"{', '.join(parts)}: {what}, for {', '.join(methods)}"
 
 
-def _pass(one: PassOutline) -> Iterator[tuple[str, str]]:
+def _writing_teacher(stage: StageOutline) -> str | None:
+    """Return the name of the teacher that writes rows, or None if none does."""
+    writes = stage.rollout is not None and stage.rollout.teacher != "0"
+    return stage.teachers[0].name if writes else None
+
+
+def _pass(one: PassOutline, writer: str | None) -> Iterator[tuple[str, str]]:
     if not one.captures:
-        yield "pass", f"{one.model}: not run, nothing reads it"
+        use = "only writes" if one.model == writer else "not run"
+        yield "pass", f"{one.model}: {use}, nothing reads it"
         return
     total = sum(capture.bytes for capture in one.captures)
     model = one.model if one.name == MAIN else f"{one.model} in {one.name}"
@@ -165,6 +175,23 @@ def _pass(one: PassOutline) -> Iterator[tuple[str, str]]:
         yield "", f"{capture.path:<{path}}  {_shape(capture):<{shape}}  {size:>9}  for {readers}"
     for operation in one.operations:
         yield "", f"{operation.text}  by {operation.method}"
+
+
+def _probes(probes: ProbeOutline, passes: Sequence[PassOutline]) -> Iterator[tuple[str, str]]:
+    """Yield what probes compare, when, and what that costs."""
+    when = f"every {probes.every} steps, and at the end on {probes.rows} validation rows"
+    yield "probe", f"{when}, with passes of their own, without gradient"
+    for teacher, pairs in probes.pairs.items():
+        yield "", f"of student and {teacher}: {name_pairs(pairs)}"
+        yield from (("", f"left out: {note}") for note in probes.left_out[teacher])
+    usual = {one.model: one.stops_after for one in passes if one.name == MAIN}
+    for one in probes.passes:
+        if one.captures:
+            size = readable(sum(capture.bytes for capture in one.captures))
+            before = usual.get(one.model, one.stops_after)
+            known = f" (in other steps {before})" if before != one.stops_after else ""
+            how = f"answers from {one.source}" if one.source else f"up to {one.stops_after}{known}"
+            yield "", f"{one.model}: {how}, keeps {size}"
 
 
 def _shape(capture: CaptureOutline) -> str:

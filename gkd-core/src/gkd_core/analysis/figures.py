@@ -111,7 +111,7 @@ def curves(x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), "o-", label=name)
     axes.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def quality_over_size(comparison: Comparison) -> str:
@@ -197,7 +197,7 @@ def memory(
     figure.set_dpi(200)
     figure.set_size_inches(7.2, 1.6 + 0.45 * len(bars))
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=4)
-    return _png(figure)
+    return png(figure)
 
 
 def _stages(entries: Entries) -> list[str]:
@@ -239,7 +239,12 @@ def svg(figure: Figure) -> str:
     return found.replace(INK, "currentColor")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG file.
+
+    Args:
+        figure: The figure, which is closed.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)

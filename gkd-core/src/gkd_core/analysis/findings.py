@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gkd_core.analysis.comparison import Compared
 from gkd_core.evaluation.pairs import ModelPair
+from gkd_core.evaluation.predictions import Pairing
 from gkd_core.kinds.language_model import bits_per_byte
 from gkd_core.kinds.task_kind import TaskKind
 
@@ -24,11 +25,13 @@ class Findings:
         compared: The models, and what they say of each row.
         kind: The kind of task.
         pair: The model against another; None if there is none.
+        pairing: The rows of the pair, if the other had rows of its own.
     """
 
     compared: Compared
     kind: TaskKind
     pair: ModelPair | None
+    pairing: Pairing | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
@@ -39,6 +42,8 @@ class Findings:
             found["written"] = written
         if self.pair is not None:
             found["against"] = asdict(self.pair)
+        if (pairing := self.pairing) is not None:
+            found["against"]["unpaired"] = [pairing.only_ours, pairing.only_theirs]
         return found
 
     def show(self) -> None:
@@ -55,6 +60,12 @@ class Findings:
         if self.pair is not None:
             console.print()
             console.print(_pair_table(self.pair, self.kind))
+        if (pairing := self.pairing) is not None and pairing.only_ours + pairing.only_theirs:
+            console.print(
+                f"compared on the rows of both; the model has {pairing.only_ours:,} others, the "
+                f"predictions have {pairing.only_theirs:,}",
+                markup=False,
+            )
 
     def _bits_per_byte(self) -> dict[str, float]:
         """Return the bits per byte of each model that predicts every token of its texts."""

@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gkd_core import digest
 from gkd_core.config.resolve import Resolved, resolve
 from gkd_core.contract.run_info import STAGES
-from gkd_core.errors import ConfigError
+from gkd_core.errors import ConfigError, DataError
+from gkd_core.evaluation.predictions import PREDICTIONS, ROWS, ModelPredictions
 from gkd_core.plugins import Registry
 from gkd_core.probes.probe_file import PROBES, ProbedValue, read_probes
 from gkd_core.runs.directory import CONFIG
 from gkd_core.tracking.recorder import METRICS
 
 RESULTS = "results.json"
+
+NEEDED = {"metric", "split", "samples", "rows"}
+"""What the results of a run have at least."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class FinishedRun:
 
         Raises:
             ConfigError: There is no finished run.
+            DataError: Its results are damaged.
         """
         for name in (CONFIG, RESULTS):
             if not (directory / name).exists():
@@ -51,7 +57,9 @@ class FinishedRun:
                     f"{directory} is not the directory of a finished run: it has no {name}. Name "
                     f"another, or finish it (gkd run --resume --output {directory})"
                 )
-        results = json.loads((directory / RESULTS).read_text())
+        (results,) = _read_json(directory / RESULTS, [(directory / RESULTS).read_text()])
+        if not isinstance(results, dict) or not results.keys() >= NEEDED:
+            raise _damaged(directory / RESULTS, f"it lacks one of {', '.join(sorted(NEEDED))}")
         return cls(directory, resolve(registry, files=[directory / CONFIG]), results)
 
     @property
@@ -94,13 +102,41 @@ class FinishedRun:
 
     @functools.cached_property
     def entries(self) -> Sequence[Mapping[str, Any]]:
-        """What `metrics.jsonl` has of the last stage: steps and evaluations."""
-        lines = (self.directory / METRICS).read_text().splitlines()
-        every = [json.loads(line) for line in lines]
-        return [entry for entry in every if entry["stage"] == self.stage]
+        """What `metrics.jsonl` has of the last stage: steps and evaluations.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        path = self.directory / METRICS
+        try:
+            lines = path.read_text().splitlines()
+        except OSError as error:
+            raise _damaged(path, error.strerror or "it cannot be read") from error
+        every = _read_json(path, lines)
+        return [entry for entry in every if entry.get("stage") == self.stage]
+
+    @functools.cached_property
+    def rows_digest(self) -> str | None:
+        """A digest of the content of the rows that its models were judged on; None if unknown."""
+        path = self.directory / PREDICTIONS / f"{ROWS}.parquet"
+        if not path.exists():
+            return None
+        hashes = ModelPredictions.read(path).table["hash"].to_pylist()
+        return digest.of_value(sorted(hashes))
 
     @property
     def evaluations(self) -> Sequence[tuple[int, float]]:
         """The step and the metric of each evaluation on the validation rows."""
         key = f"validation/{self.metric}"
         return [(e["step"], e[key]) for e in self.entries if e.get(key) is not None]
+
+
+def _read_json(path: Path, texts: Sequence[str]) -> list[Any]:
+    try:
+        return [json.loads(text) for text in texts]
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is damaged: {why}. Name another run")

@@ -33,11 +33,13 @@ def memory_table(estimates: Sequence[Estimate], processes: int) -> Table:
     for name, values in (
         ("peak", [readable(estimate.peak) for estimate in estimates]),
         ("host memory", [_size(estimate.host) for estimate in estimates]),
-        ("TFLOP a step", [f"{estimate.flops / 1e12:,.2f}" for estimate in estimates]),
+        ("TFLOP a step", [_tera(estimate.flops) for estimate in estimates]),
+        ("TFLOP a probe", [_tera(estimate.probe_flops) for estimate in estimates]),
         ("sent a step", [_size(sum(estimate.sent.values())) for estimate in estimates]),
         ("simulated in", [f"{estimate.seconds:.0f} s" for estimate in estimates]),
     ):
-        table.add_row(name, *values)
+        if any(values):
+            table.add_row(name, *values)
     return table
 
 
@@ -65,6 +67,10 @@ def trials_table(found: Found, limit: Limit) -> Table:
     table.caption_justify = "left"
     table.caption_style = ""
     return table
+
+
+def _tera(flops: int) -> str:
+    return f"{flops / 1e12:,.2f}" if flops else ""
 
 
 def _size(size: int) -> str:

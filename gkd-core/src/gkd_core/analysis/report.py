@@ -1,26 +1,18 @@
-"""`report.html`: a finished run on one self-contained page.
-
-The page is a template (`report.html.jinja`) and a script that sorts tables (`report.js`). Nothing
-in it makes a request, which its content security policy also forbids.
-"""
+"""`report.html`: a finished run on one self-contained page."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined
-
-from gkd_core.analysis import figures
+from gkd_core.analysis import figures, probe_figures
 from gkd_core.analysis.comparison import NONE, Compared, Comparison, Row
 from gkd_core.analysis.cost import StageCost, stage_costs
 from gkd_core.analysis.disagreement import Disagreement, disagreements
+from gkd_core.analysis.page import PageCell, PageLine, PageTable, render
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
@@ -32,6 +24,7 @@ from gkd_core.tracking.recorder import METRICS
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
+    from gkd_core.analysis.layer_similarity import LayerSimilarity
     from gkd_core.runs.result import StageResult
     from gkd_core.runs.run import Run
     from gkd_core.training.stage_spec import StageSpec
@@ -43,31 +36,6 @@ SHOWN_ROWS = 8
 
 LONGEST_TEXT = 240
 """Characters that are shown of such a row."""
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A cell of a table: its text, and the number by which a column is sorted, if it has one."""
-
-    text: str
-    value: float | None = None
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A row of a table; the row of the student is marked."""
-
-    cells: Sequence[_Cell]
-    marked: bool = False
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A table; `texts` are the numbers of its columns of running text."""
-
-    headings: Sequence[str]
-    rows: Sequence[_Line]
-    texts: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +63,8 @@ def write_report(
         extra: Files that plugins add, to be linked.
         failures: What plugins failed to do for the report.
     """
-    script = _resource("report.js")
-    page = _template(_resource("report.html.jinja")).render(
+    page = render(
+        "report.html.jinja",
         title=run.methods,
         source=run.last.data.source,
         summary=_summary(run),
@@ -110,26 +78,10 @@ def write_report(
         links=extra,
         outline=outline,
         config=(run.directory / "config.toml").read_text(),
-        script=script,
-        script_hash=_hash(script),
     )
     path = run.directory / REPORT
     write_file(path, page)
     return path
-
-
-def _resource(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _template(text: str) -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(text)
-
-
-def _hash(script: str) -> str:
-    """Return what the content security policy knows a script by."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _summary(run: Run) -> str:
@@ -149,7 +101,7 @@ def _duration(seconds: float) -> str:
 def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
     """Return what the template needs of the comparison."""
     if compared is None:
-        nothing = ("facts", "models", "differences", "disagreements", "costs")
+        nothing = ("facts", "models", "differences", "disagreements", "costs", "layers")
         return dict.fromkeys(nothing)
     comparison, pairs = compared.comparison, _pairs(run, compared)
     return {
@@ -161,6 +113,7 @@ def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
         "quality_over_size": figures.quality_over_size(comparison),
         "costs": _costs(stage_costs(run, comparison)),
         "disagreements": _disagreements(compared),
+        "layers": _layers(compared.layers),
     }
 
 
@@ -211,13 +164,13 @@ def _baseline(run: Run) -> str | None:
     return None if result is None else result.student
 
 
-def _models(comparison: Comparison) -> _Table:
+def _models(comparison: Comparison) -> PageTable:
     last = len(comparison.rows) - 1
     rows = zip(comparison.cells(), comparison.values(), strict=True)
-    return _Table(
+    return PageTable(
         comparison.columns(),
         [
-            _Line([_Cell(t, _number(v)) for t, v in zip(*row, strict=True)], number == last)
+            PageLine([PageCell(t, _number(v)) for t, v in zip(*row, strict=True)], number == last)
             for number, row in enumerate(rows)
         ],
     )
@@ -235,7 +188,7 @@ ABOUT_DIFFERENCES = (
 )
 
 
-def _differences(comparison: Comparison, pairs: Sequence[ModelPair]) -> _Table | None:
+def _differences(comparison: Comparison, pairs: Sequence[ModelPair]) -> PageTable | None:
     """Return the table of the student against the others; columns that are empty are left out."""
     headings = ["student minus", comparison.metric, f"{LEVEL:.0%} interval", "same", "KL", "p"]
     table = _without_empty(headings, [list(_pair_cells(pair)) for pair in pairs], NONE)
@@ -244,78 +197,85 @@ def _differences(comparison: Comparison, pairs: Sequence[ModelPair]) -> _Table |
 
 def _without_empty(
     headings: Sequence[str],
-    cells: Sequence[Sequence[_Cell]],
+    cells: Sequence[Sequence[PageCell]],
     empty: str,
     texts: Collection[str] = (),
-) -> _Table:
+) -> PageTable:
     """Return a table without the columns that have nothing in any row."""
     kept = [n for n in range(len(headings)) if any(row[n].text != empty for row in cells)]
     names = [headings[n] for n in kept]
     running = [number for number, name in enumerate(names) if name in texts]
-    return _Table(names, [_Line([row[n] for n in kept]) for row in cells], running)
+    return PageTable(names, [PageLine([row[n] for n in kept]) for row in cells], running)
 
 
-def _pair_cells(pair: ModelPair) -> Iterator[_Cell]:
-    yield _Cell(pair.against)
+def _pair_cells(pair: ModelPair) -> Iterator[PageCell]:
+    yield PageCell(pair.against)
     found = pair.difference
     interval = None if found is None else found.interval
-    yield _Cell(NONE) if found is None else _Cell(f"{found.value:+.4f}", found.value)
-    yield _Cell(NONE if interval is None else _range(interval))
+    yield PageCell(NONE) if found is None else PageCell(f"{found.value:+.4f}", found.value)
+    yield PageCell(NONE if interval is None else _range(interval))
     same, kl = pair.agreement, pair.kl
-    yield _Cell(NONE) if same is None else _Cell(f"{same:.1%}", same)
-    yield _Cell(NONE) if kl is None else _Cell(f"{kl:.4f}", kl)
-    yield _Cell(NONE) if pair.mcnemar is None else _p_value(pair.mcnemar.p)
+    yield PageCell(NONE) if same is None else PageCell(f"{same:.1%}", same)
+    yield PageCell(NONE) if kl is None else PageCell(f"{kl:.4f}", kl)
+    yield PageCell(NONE) if pair.mcnemar is None else _p_value(pair.mcnemar.p)
 
 
 def _range(interval: Interval) -> str:
     return f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
-def _p_value(p: float) -> _Cell:
-    return _Cell("< 0.0001" if p < 1e-4 else f"{p:.4f}", p)
+def _p_value(p: float) -> PageCell:
+    return PageCell("< 0.0001" if p < 1e-4 else f"{p:.4f}", p)
 
 
 COST_COLUMNS = ("stage", "rows", "tokens", "FLOP, student", "FLOP, teachers")
 
 
-def _costs(found: Sequence[StageCost]) -> _Table | None:
+def _costs(found: Sequence[StageCost]) -> PageTable | None:
     """Return the table of what the stages took; None if the arithmetic is not known of any."""
     if all(cost.student is None for cost in found):
         return None
     on_known = any(cost.peak_share is not None for cost in found)
     rows = []
     for cost in found:
-        cells = [_Cell(cost.stage), _Cell(f"{cost.rows:,}", cost.rows)]
+        cells = [PageCell(cost.stage), PageCell(f"{cost.rows:,}", cost.rows)]
         cells += [_amount(value) for value in (cost.tokens, cost.student, cost.teachers)]
         share = cost.peak_share
-        cells += [_Cell(NONE) if share is None else _Cell(f"{share:.1%}", share)] * on_known
-        rows.append(_Line(cells))
-    return _Table([*COST_COLUMNS, *["of the peak"] * on_known], rows)
+        cells += [PageCell(NONE) if share is None else PageCell(f"{share:.1%}", share)] * on_known
+        rows.append(PageLine(cells))
+    return PageTable([*COST_COLUMNS, *["of the peak"] * on_known], rows)
 
 
-def _amount(value: float | None) -> _Cell:
+def _amount(value: float | None) -> PageCell:
     """Return a large number with its power of ten, as in `1.2e+15`."""
-    return _Cell(NONE) if value is None else _Cell(f"{value:.3g}", value)
+    return PageCell(NONE) if value is None else PageCell(f"{value:.3g}", value)
 
 
-def _disagreements(compared: Compared) -> _Table | None:
+def _layers(similarity: LayerSimilarity | None) -> tuple[str, str] | None:
+    """Return the figure of the layers of student and teacher, and its caption."""
+    if similarity is None:
+        return None
+    return figures.svg(probe_figures.layers(similarity)), similarity.title
+
+
+def _disagreements(compared: Compared) -> PageTable | None:
     """Return the rows on which student and teacher differ most; None if nothing tells."""
     try:
         found = disagreements(compared.predictions)[:SHOWN_ROWS]
     except DataError:
         return None
-    rows = [_Line(list(_disagreement_cells(one))) for one in found]
+    rows = [PageLine(list(_disagreement_cells(one))) for one in found]
     headings = ("row", "label", "teacher", "student", "distance")
-    return _Table(headings, rows, texts=[0]) if rows else None
+    return PageTable(headings, rows, texts=[0]) if rows else None
 
 
-def _disagreement_cells(one: Disagreement) -> Iterator[_Cell]:
+def _disagreement_cells(one: Disagreement) -> Iterator[PageCell]:
     pair = "" if one.pair is None else f" / {one.pair}"
-    yield _Cell(_shortened(f"{one.text}{pair}"))
-    yield _Cell("" if one.gold is None else str(one.gold))
-    yield _Cell(str(one.teacher))
-    yield _Cell(str(one.student))
-    yield _Cell(f"{one.distance:.4f}", one.distance)
+    yield PageCell(_shortened(f"{one.text}{pair}"))
+    yield PageCell("" if one.gold is None else str(one.gold))
+    yield PageCell(str(one.teacher))
+    yield PageCell(str(one.student))
+    yield PageCell(f"{one.distance:.4f}", one.distance)
 
 
 def _shortened(text: str) -> str:
@@ -344,23 +304,23 @@ def _snippet(run: Run) -> str:
 STAGE_COLUMNS = ("stage", "methods", "taught by", "goes on with", "best", "steps", "time", "key")
 
 
-def _stages(run: Run) -> _Table:
+def _stages(run: Run) -> PageTable:
     """Return the table of the stages, in order; columns that are empty are left out."""
     pairs = zip(run.specs, run.results.values(), strict=True)
     cells = [list(_stage_cells(spec, result)) for spec, result in pairs]
     return _without_empty(STAGE_COLUMNS, cells, "", texts=("methods", "taught by", "goes on with"))
 
 
-def _stage_cells(spec: StageSpec, result: StageResult) -> Iterator[_Cell]:
-    yield _Cell(spec.name)
-    yield _Cell(str(spec.expression))
-    yield _Cell(", ".join(spec.taught_by))
-    yield _Cell(spec.follows.name if spec.follows else "")
-    yield _Cell("" if result.best is None else f"{result.metric} {result.best:.4f}", result.best)
-    yield _Cell(str(result.steps), result.steps)
+def _stage_cells(spec: StageSpec, result: StageResult) -> Iterator[PageCell]:
+    yield PageCell(spec.name)
+    yield PageCell(str(spec.expression))
+    yield PageCell(", ".join(spec.taught_by))
+    yield PageCell(spec.follows.name if spec.follows else "")
+    yield PageCell("" if result.best is None else f"{result.metric} {result.best:.4f}", result.best)
+    yield PageCell(str(result.steps), result.steps)
     reused = f"from {result.reused}"
-    yield _Cell(reused if result.reused else _duration(result.seconds), result.seconds)
-    yield _Cell("" if result.fingerprint is None else str(result.fingerprint))
+    yield PageCell(reused if result.reused else _duration(result.seconds), result.seconds)
+    yield PageCell("" if result.fingerprint is None else str(result.fingerprint))
 
 
 def _resumed(run: Run) -> Iterator[str]:

@@ -75,7 +75,9 @@ def _compared(run: Run) -> tuple[Compared | None, Exception | None]:
     """Return the comparison of a run's models, or the error of a plugin that made it impossible."""
     models = list(compared_models(run))
     try:
-        return predict_and_compare(run.last, models, first_teacher(run), run.registry.sites), None
+        adapters = run.registry.sites
+        compared = predict_and_compare(run.last, models, first_teacher(run), adapters, layers=True)
+        return compared, None
     except Exception as error:
         if run.registry.blame(error) is None:
             raise

@@ -48,7 +48,7 @@ class Named:
         """The configuration of its run, if it has one."""
         return [] if self.run is None else [self.run / CONFIG]
 
-    def model(self, registry: Registry) -> str:
+    def model(self, registry: Registry, trusts: bool) -> str:
         """Return the model that it stands for: of a run, its student.
 
         `RUN/NAME` is also the model that is called so in the table of the run, such as
@@ -56,6 +56,7 @@ class Named:
 
         Args:
             registry: The plugins.
+            trusts: Whether code that comes with models may run.
 
         Raises:
             ConfigError: A run is not finished, or has no such model.
@@ -65,7 +66,8 @@ class Named:
         place = Path(self.name) / STUDENT if self.is_run else Path(self.name)
         if place.exists():
             return str(place)
-        run = open_run(self.run, resolve(registry, files=self.config), registry)
+        resolved = resolve(registry, files=self.config)
+        run = open_run(self.run, resolved if trusts else without_trust(resolved), registry)
         models = {one.called: one.model for one in compared_models(run)}
         if place.name not in models:
             raise ConfigError(
@@ -127,20 +129,19 @@ def of_run(directory: Path, resolved: Resolved, registry: Registry) -> Subjects:
     return Subjects(run.last, list(compared_models(run)), first_teacher(run))
 
 
-def alone(
-    builder: SpecBuilder, stage: ResolvedStage, models: Sequence[str], trusts: bool
-) -> Subjects:
+def alone(builder: SpecBuilder, resolved: Resolved, models: Sequence[str]) -> Subjects:
     """Return models by themselves; the first of several judges the others.
 
     Args:
         builder: Reads the rows and the configurations of the models.
-        stage: A stage with the task.
+        resolved: The configuration, whose last stage has the task; it says whether code of models
+            may run.
         models: Directories or hub ids.
-        trusts: Whether code that comes with them may run.
 
     Raises:
         ConfigError: The models are not for the same kind of task.
     """
+    stage, trusts = resolved.stages[-1], any(map(trusts_code, resolved.stages))
     specs = [builder.build(_with_model(stage, model, trusts)) for model in models]
     first = specs[0]
     for model, spec in zip(models, specs, strict=True):
@@ -158,22 +159,23 @@ def alone(
     return Subjects(spec, compared, models[0] if len(models) > 1 else None)
 
 
-def language_models(named: Sequence[Named], registry: Registry) -> list[ComparedModel]:
+def language_models(
+    named: Sequence[Named], resolved: Sequence[Resolved], registry: Registry
+) -> list[ComparedModel]:
     """Return models that need no rows: those of the table of a run, or each by itself.
 
     Args:
         named: What the user named.
+        resolved: The configuration of each, which says whether its code may run.
         registry: The plugins.
     """
     alone = named[0]
     if len(named) == 1 and alone.run is not None and alone.is_run:
-        resolved = resolve(registry, files=alone.config)
-        return list(compared_models(open_run(alone.run, resolved, registry)))
+        return list(compared_models(open_run(alone.run, resolved[0], registry)))
     found = []
-    for each in named:
-        stages = resolve(registry, files=each.config).stages
-        trusts = any(map(trusts_code, stages))
-        model = each.model(registry)
+    for each, its in zip(named, resolved, strict=True):
+        trusts = any(map(trusts_code, its.stages))
+        model = each.model(registry, trusts)
         tokenizer = load_tokenizer(model, trusts, "the model to evaluate")
         found.append(ComparedModel(model, model, tokenizer, trusts))
     return found
@@ -189,6 +191,21 @@ def trusts_code(stage: ResolvedStage) -> bool:
     return config.student.trust_remote_code or any(t.trust_remote_code for t in config.teachers)
 
 
+def without_trust(resolved: Resolved) -> Resolved:
+    """Return a configuration in which code of models may not run."""
+    return replace(resolved, stages=tuple(map(_without_trust, resolved.stages)))
+
+
+def _without_trust(stage: ResolvedStage) -> ResolvedStage:
+    config = stage.config
+    untrusted = {"trust_remote_code": False}
+    own = {
+        "teachers": [teacher.model_copy(update=untrusted) for teacher in config.teachers],
+        "student": config.student.model_copy(update=untrusted),
+    }
+    return replace(stage, config=config.model_copy(update=own))
+
+
 def _with_model(stage: ResolvedStage, model: str, trusts: bool) -> ResolvedStage:
     """Return a stage with a single model, and a method that is right for every task."""
     own = {
@@ -196,5 +213,6 @@ def _with_model(stage: ResolvedStage, model: str, trusts: bool) -> ResolvedStage
         "teachers": [TeacherConfig(model=model, trust_remote_code=trusts)],
         "student": StudentConfig(),
         "rollout": None,
+        "probe": None,
     }
     return replace(stage, config=stage.config.model_copy(update=own))

@@ -154,6 +154,21 @@ class Benchmark(Task):
             )
         self._paths()
 
+    @classmethod
+    def facts(cls) -> dict[str, str]:
+        """Return what `gkd tasks` says of it: also how it reads as a cloze."""
+        files = " or ".join(
+            ", ".join(name for names in layout.values() for name in names) for layout in cls.layouts
+        )
+        metrics = " and ".join(cls.official)
+        found = super().facts() | {
+            "kind": ", ".join(cls.forms()),
+            "metric": f"{SCORE.name} (the mean of {metrics})" if cls.metric == SCORE else metrics,
+            "data": f"{files}, or {cls.hub} from the hub",
+        }
+        form = {"cloze": cls.pattern, "words": ", ".join(cls.words)}
+        return found | {name: value for name, value in form.items() if value}
+
     def load(self, kind: str, seed: int) -> TaskData:
         """Read the rows. `kind` is not used, because the task decides it.
 

@@ -35,6 +35,7 @@ BUILT_IN = {
     "recipes": "gkd_core.cli.recipes:recipes",
     "replay": "gkd_core.cli.replay:replay",
     "run": "gkd_core.cli.run:run",
+    "tasks": "gkd_core.cli.tasks:tasks",
 }
 
 HELP = """Distill large language models: a small student learns from one or several large teachers.

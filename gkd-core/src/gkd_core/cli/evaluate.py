@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
 
 SPLITS = ("validation", "test")
+TRUST = ".trust_remote_code"
 
 
 @click.command(name="eval")
@@ -27,7 +29,7 @@ SPLITS = ("validation", "test")
 @file_options
 @click.option("--task", help="Task by name, such as superglue/rte.")
 @click.option("--data", help="Rows to evaluate on: jsonl, csv, tsv, parquet, txt.")
-@click.option("--against", metavar="MODEL", help="Compare with another model, row by row.")
+@click.option("--against", metavar="MODEL", help="Compare with another model, or kept predictions.")
 @click.option("--samples", type=click.IntRange(1), help="Texts to let a language model continue.")
 @click.option(
     "--tasks",
@@ -61,19 +63,23 @@ def evaluate(
     """
     if against == model:
         raise click.UsageError("--against must name another model")
-    if _asks_harness(harness, files or settings or data or task or samples):
-        return _run_harness(model, against, harness, output, as_json)
+    if _asks_harness(harness, settings, files or data or task or samples):
+        return _run_harness(model, against, settings, harness, output, as_json)
     from gkd_core.analysis.comparison import predict_and_compare
     from gkd_core.analysis.findings import Findings
+    from gkd_core.analysis.kept import compare_with_kept, find_kept
     from gkd_core.analysis.subjects import find_named
     from gkd_core.evaluation.samples import Sampling
     from gkd_core.plugins import registry
 
     place = _new_directory(output)
     named = find_named(model)
+    kept = None if against is None else find_kept(against)
     resolved = _resolve(named, files, settings, data, task)
     show_warnings(resolved)
-    subjects = _subjects(named, resolved, against, bool(files))
+    others = [find_named(against)] if against is not None and kept is None else []
+    whole = named.is_run and against is None and not files
+    subjects = _subjects(named, others, resolved, whole)
     kind = subjects.spec.kind
     _check_samples(samples, kind)
     compared = predict_and_compare(
@@ -85,30 +91,39 @@ def evaluate(
     )
     if place is not None:
         compared.predictions.write(place)
-    findings = Findings(compared, kind, None if against is None else _pair(compared, kind))
+    if kept is not None:
+        findings = Findings(compared, kind, *compare_with_kept(compared, subjects.spec, kept))
+    else:
+        findings = Findings(compared, kind, None if against is None else _pair(compared, kind))
     if as_json:
         return findings.as_json()
     findings.show()
     return None
 
 
-def _asks_harness(harness: dict[str, Any], rows: object) -> bool:
+def _asks_harness(harness: dict[str, Any], settings: Sequence[str], rows: object) -> bool:
     """Return whether tasks of lm-evaluation-harness are asked for, which bring their own rows."""
     if harness["tasks"] is None:
         given = [name for name, value in harness.items() if value]
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} belongs to --tasks")
         return False
-    if rows:
+    others = [text for text in settings if not text.partition("=")[0].endswith(TRUST)]
+    if rows or others:
         raise click.UsageError(
-            "--tasks brings rows and settings of its own: omit FILE, --task, --data, --set and "
-            "--samples"
+            "--tasks brings rows and settings of its own: omit FILE, --task, --data, --samples and "
+            f"--set, except of {TRUST.removeprefix('.')}"
         )
     return True
 
 
 def _run_harness(
-    model: str, against: str | None, harness: dict[str, Any], output: str | None, as_json: bool
+    model: str,
+    against: str | None,
+    settings: tuple[str, ...],
+    harness: dict[str, Any],
+    output: str | None,
+    as_json: bool,
 ) -> dict[str, Any] | None:
     """Evaluate language models on tasks of lm-evaluation-harness."""
     from rich.console import Console
@@ -121,7 +136,8 @@ def _run_harness(
     options = HarnessOptions(**harness | {"tasks": harness["tasks"].split(",")})
     named = [find_named(name) for name in (against, model) if name is not None]
     kind = next(kind for kind in registry().kinds.values() if kind.generates)
-    findings = run_harness(language_models(named, registry()), kind, options)
+    resolved = [_resolve(each, (), settings, None, None) for each in named]
+    findings = run_harness(language_models(named, resolved, registry()), kind, options)
     if place is not None:
         findings.write(place)
     if as_json:
@@ -149,12 +165,19 @@ def _resolve(
     data: str | None,
     task: str | None,
 ) -> Resolved:
-    """Return the configuration of the rows: that of the files, or else of the run."""
+    """Return the configuration of the rows: that of the files, or else of the run.
+
+    Code of models runs only where the user says so now: the run may be somebody else's.
+    """
+    from gkd_core.analysis.subjects import without_trust
+
     base = [] if files else named.config
     flags = {"data": data, "task": task}
     if base and data is not None and Path(data).is_file():
         del flags["data"]  # the rows to train on, which name the classes, stay those of the run
     resolved = RunOptions(files, None, settings, flags).resolve(base=base)
+    if not _trusts(resolved, bool(files) or named.run is None):
+        resolved = without_trust(resolved)
     *before, last = resolved.stages
     config = last.config.model_copy(update={"task": _task(last, data, bool(base))})
     return replace(resolved, stages=(*before, replace(last, config=config)))
@@ -173,27 +196,36 @@ def _task(stage: ResolvedStage, data: str | None, in_run: bool) -> TaskConfig:
         return task
     levels = {name: stage.origins.get(f"task.{name}", DEFAULT).level for name in SPLITS}
     rows = data if is_file else None
-    return task.model_copy(
-        update={name: rows for name, level in levels.items() if level < Level.COMMAND_LINE}
-    )
+    given = {name: rows for name, level in levels.items() if level < Level.COMMAND_LINE}
+    if is_file and _is_gone(task):
+        given["train"] = data  # the model names the classes
+    return task.model_copy(update=given)
 
 
-def _subjects(named: Named, resolved: Resolved, against: str | None, configured: bool) -> Subjects:
+def _is_gone(task: TaskConfig) -> bool:
+    """Return whether the rows that a run was trained on are no longer where they were."""
+    from gkd_core.config.schema import task_name
+    from gkd_core.data.hub import Hub
+
+    is_local = task.train is not None and task_name(task) != Hub.name
+    return is_local and not Path(str(task.train)).expanduser().exists()
+
+
+def _subjects(named: Named, others: Sequence[Named], resolved: Resolved, whole: bool) -> Subjects:
     """Return what to evaluate: all models of a run, or a model, perhaps against another."""
-    from gkd_core.analysis.subjects import alone, find_named, of_run
+    from gkd_core.analysis.subjects import alone, of_run, trusts_code
     from gkd_core.plugins import registry
     from gkd_core.runs.spec_builder import SpecBuilder
 
-    if named.run is not None and named.is_run and against is None and not configured:
+    if whole and named.run is not None:
         return of_run(named.run, resolved, registry())
-    both = [named] if against is None else [find_named(against), named]
-    models = [each.model(registry()) for each in both]
-    trusts = _trusts(resolved, configured or named.run is None)
-    return alone(SpecBuilder(registry()), resolved.stages[-1], models, trusts)
+    trusts = any(map(trusts_code, resolved.stages))
+    models = [each.model(registry(), trusts) for each in (*others, named)]
+    return alone(SpecBuilder(registry()), resolved, models)
 
 
 def _trusts(resolved: Resolved, configured: bool) -> bool:
-    """Return whether the user lets code of models run; what a run says of it, others may have said.
+    """Return whether the user lets code of models run.
 
     Args:
         resolved: The configuration.
@@ -207,7 +239,7 @@ def _trusts(resolved: Resolved, configured: bool) -> bool:
         origin.level >= least
         for stage in filter(trusts_code, resolved.stages)
         for name, origin in stage.origins.items()
-        if name.endswith(".trust_remote_code")
+        if name.endswith(TRUST)
     )
 
 

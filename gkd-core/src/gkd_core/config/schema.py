@@ -207,8 +207,8 @@ class TaskConfig(Section):
     )
     max_length: Positive | None = Field(
         None,
-        description="Maximum sequence length in tokens; longer rows are truncated. Default: 128, "
-        "or the models' limit if that is less.",
+        description="Maximum sequence length in tokens; longer rows are truncated. Default: "
+        "that of the task, usually 128, or the models' limit if that is less.",
     )
     mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="Share of tokens that masked-lm predicts."
@@ -402,6 +402,11 @@ class RolloutConfig(BaseModel):
                     f"{sum(shares.values()):g} at the {moment} of the stage"
                 )
         return self
+
+    @property
+    def uses_student(self) -> bool:
+        """Whether the student ever writes."""
+        return self.student.start > 0 or self.student.end > 0
 
     @property
     def uses_teacher(self) -> bool:

@@ -120,6 +120,8 @@ class Task:
         name: The value of `task.name` that selects it.
         metric: The metric that selects the best student and is compared, one of those of the kind
             of task or of `measure`. Default: that of the kind.
+        max_length: Longest sequence in tokens, unless `task.max_length` is set or a model allows
+            less.
         config: The `task` table of the configuration. `lm` is already resolved to `masked-lm` or
             `causal-lm`, and `default_teacher` to the architecture of an existing student.
         kinds: Every kind of task by name, which parses the rows of its kind.
@@ -132,6 +134,7 @@ class Task:
 
     name: ClassVar[str]
     metric: ClassVar[Metric | None] = None
+    max_length: ClassVar[int] = 128
 
     class Config(BaseModel):
         """Options; each needs a default, which is validated as any value, and a description."""
@@ -178,6 +181,21 @@ class Task:
             Nested tables, as in a run file.
         """
         return {}
+
+    @classmethod
+    def facts(cls) -> dict[str, str]:
+        """Return what `gkd tasks` says of it besides its docstring, by name.
+
+        Returns:
+            `kind` (of the rows), `metric` (that selects the best student), `data` (what the user
+            provides) and `tokens` (the longest sequence); a subclass may change or add some.
+        """
+        return {
+            "kind": "any that the rows fit",
+            "metric": "that of the kind" if cls.metric is None else cls.metric.name,
+            "data": "its own",
+            "tokens": f"at most {cls.max_length}",
+        }
 
     def check(self) -> None:
         """Raise `DataError` or `ConfigError` for problems that show before any row is read."""

@@ -45,6 +45,12 @@ class Embedded(Task):
     name = "embedded"
 
     @classmethod
+    def facts(cls) -> dict[str, str]:
+        """Return what `gkd tasks` says of it."""
+        own = {"kind": ", ".join([LABELED, *PLAIN]), "tokens": f"at most {MAX_LENGTH}"}
+        return super().facts() | own | {"data": "none: that of the running Python"}
+
+    @classmethod
     def defaults(cls, kind: str | None) -> Mapping[str, Any]:
         """Return settings for a few labeled rows, or for all of the text without labels."""
         student = {"layers": 2, "init": "spaced"}

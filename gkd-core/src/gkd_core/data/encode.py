@@ -70,6 +70,15 @@ class Encoded:
         return np.arange(len(self) + 1, dtype=np.int64) * self.per_row
 
     @property
+    def cut(self) -> str:
+        """How many sequences are truncated, such as `3 of 8 texts (37.5%)`; empty if none is."""
+        if not self.num_truncated:
+            return ""
+        total = len(self.offsets) - 1
+        share = self.num_truncated / total
+        return f"{self.num_truncated:,} of {total:,} texts ({share:.1%})"
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens of the longest sequence of each row, int64 `[N]`."""
         longest: NDArray[np.int64] = np.maximum.reduceat(np.diff(self.offsets), self.starts[:-1])

@@ -35,6 +35,11 @@ class Files(Task):
 
     name = "files"
 
+    @classmethod
+    def facts(cls) -> dict[str, str]:
+        """Return what `gkd tasks` says of it."""
+        return super().facts() | {"data": f"files ({', '.join(READERS)}), or a directory of them"}
+
     def check(self) -> None:
         """Check that the files exist.
 

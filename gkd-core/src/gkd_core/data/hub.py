@@ -33,6 +33,11 @@ class Hub(Task):
 
     name = "hub"
 
+    @classmethod
+    def facts(cls) -> dict[str, str]:
+        """Return what `gkd tasks` says of it."""
+        return super().facts() | {"data": "a dataset of the hub"}
+
     def check(self) -> None:
         """Raise `ConfigError` if no dataset is named."""
         if self.config.train is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
@@ -18,6 +19,7 @@ from gkd_core.evaluation.statistics import (
     mcnemar,
     paired_bootstrap,
 )
+from gkd_core.evaluation.top_tokens import COLUMN
 
 if TYPE_CHECKING:
     from gkd_core.evaluation.predictions import Predictions
@@ -115,13 +117,16 @@ def compare_pair(
     scores = [_scores(table, kind) for table in tables]
     labeled = rows["gold"].null_count == 0
     truths = _truths(rows["gold"].to_pylist(), classes, kind) if labeled else None
+    known = [predictions.tokenizers.get(file, "") for file in files]
+    comparable = len({*known}) == 1
     return ModelPair(
         model=names[0],
         against=names[1],
         rows=len(rows),
         metric=predictions.about.metric,
-        difference=_difference(measures, rows, resamples),
-        agreement=_agreement(tables, kind),
+        # A loss per token of one tokenizer says nothing about one of another.
+        difference=_difference(measures if comparable else None, rows, resamples),
+        agreement=_same_tokens(tables, comparable) if kind.is_lm else _agreement(tables, kind),
         kl=_kl(*scores),
         calibration=_calibration(names, scores, truths),
         mcnemar=_mcnemar(tables, rows, kind) if labeled else None,
@@ -232,13 +237,27 @@ def _difference(
 
 def _agreement(tables: Sequence[pa.Table], kind: TaskKind) -> float | None:
     mine, theirs = tables
-    if "same_top1" in mine.column_names:
-        same, tokens = (int(np.sum(mine[name].to_numpy())) for name in ("same_top1", "tokens"))
-        return same / max(tokens, 1)
     if "prediction" not in mine.column_names or kind.output in ("value", "vector"):
         return None
     answers = zip(mine["prediction"].to_pylist(), theirs["prediction"].to_pylist(), strict=True)
     return sum(bool(one == other) for one, other in answers) / max(len(mine), 1)
+
+
+def _same_tokens(tables: Sequence[pa.Table], comparable: bool) -> float | None:
+    """Return the share of the positions with the same likeliest token; None if it is not known."""
+    mine, theirs = tables
+    if comparable and all(COLUMN in table.column_names for table in tables):
+        own, other = (pc.list_flatten(table[COLUMN]).to_numpy() for table in tables)
+        return float((own == other).mean()) if len(own) == len(other) > 0 else None
+    if "same_top1" in mine.column_names and _is_judge(theirs):
+        same, tokens = (int(np.sum(mine[name].to_numpy())) for name in ("same_top1", "tokens"))
+        return same / max(tokens, 1)
+    return None
+
+
+def _is_judge(table: pa.Table) -> bool:
+    """Return whether a model is the one with which the likeliest tokens of others were compared."""
+    return "same_top1" in table.column_names and table["same_top1"].equals(table["tokens"])
 
 
 def _mcnemar(tables: Sequence[pa.Table], rows: pa.Table, kind: TaskKind) -> McNemar | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +72,15 @@ class Predictions:
         models: What each model says of the same rows, by the name of its file: `hash`,
             `prediction`, and the columns of its `Evaluation`, such as `scores` and `loss`.
         names: The name of each model in the tables that gkd shows.
+        tokenizers: The digest of what each language model's tokens are, if it is known: token ids
+            and losses per token can be compared where it is the same.
     """
 
     about: About
     rows: pa.Table
     models: Mapping[str, pa.Table]
     names: Mapping[str, str]
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write a file for the rows and one for each model.
@@ -85,9 +88,10 @@ class Predictions:
         Raises:
             OSError: A file cannot be written.
         """
-        _write(folder, ROWS, self.rows, self.about, "")
+        _write(folder / f"{ROWS}.parquet", self.rows, {**asdict(self.about), "model": ""})
         for file, table in self.models.items():
-            _write(folder, file, table, self.about, self.names[file])
+            own = {"model": self.names[file], "tokenizer": self.tokenizers.get(file, "")}
+            _write(folder / f"{file}.parquet", table, {**asdict(self.about), **own})
 
     @classmethod
     def read(cls, folder: Path) -> Predictions:
@@ -96,12 +100,53 @@ class Predictions:
         Raises:
             DataError: A file is missing, or is none of predictions.
         """
-        rows, about, _ = _read(folder / f"{ROWS}.parquet")
-        models, names = {}, {}
-        for path in sorted(folder.glob("*.parquet")):
-            if path.stem != ROWS:
-                models[path.stem], _, names[path.stem] = _read(path)
-        return cls(about, rows, models, names)
+        rows = ModelPredictions.read(folder / f"{ROWS}.parquet")
+        paths = [path for path in sorted(folder.glob("*.parquet")) if path.stem != ROWS]
+        found = {path.stem: ModelPredictions.read(path) for path in paths}
+        return cls(
+            rows.about,
+            rows.table,
+            {file: one.table for file, one in found.items()},
+            {file: one.model for file, one in found.items()},
+            {file: one.tokenizer for file, one in found.items()},
+        )
+
+
+@dataclass(frozen=True)
+class ModelPredictions:
+    """The file of a model.
+
+    Attributes:
+        table: What it says of each row.
+        about: What the predictions are about.
+        model: The name of the model; empty in the file of the rows.
+        tokenizer: The digest of what its tokens are; empty if it is not known.
+    """
+
+    table: pa.Table
+    about: About
+    model: str
+    tokenizer: str
+
+    @classmethod
+    def read(cls, path: Path) -> ModelPredictions:
+        """Read a file.
+
+        Raises:
+            DataError: It is missing or damaged, or has no predictions.
+        """
+        try:
+            table = pq.read_table(path)
+            said = json.loads(table.schema.metadata[KEY])
+            known = {f.name: said[f.name] for f in fields(About)}
+            about = About(**known | {"classes": tuple(said["classes"])})
+            table["hash"]
+            return cls(table, about, said["model"], said.get("tokenizer", ""))
+        except (OSError, pa.ArrowException, TypeError, KeyError, ValueError) as error:
+            raise DataError(
+                f"{path} is no file of predictions ({error}); name a run, or a folder that "
+                "gkd eval --output has written"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -239,21 +284,7 @@ def _array(column: Any) -> Any:
     return pa.ListArray.from_arrays(ends, flat)
 
 
-def _write(folder: Path, file: str, table: pa.Table, about: About, name: str) -> None:
-    said = json.dumps({**asdict(about), "model": name})
-    with draft(folder / f"{file}.parquet") as aside:
-        pq.write_table(table.replace_schema_metadata({KEY: said}), aside)
-
-
-def _read(path: Path) -> tuple[pa.Table, About, str]:
-    """Return a table, what it is about, and the name of its model."""
-    try:
-        table = pq.read_table(path)
-        said = json.loads(table.schema.metadata[KEY])
-    except (OSError, pa.ArrowException, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path} is no file of predictions ({error}); name a run, or a folder that "
-            "gkd eval --output has written"
-        ) from error
-    about = {f.name: said[f.name] for f in fields(About)} | {"classes": tuple(said["classes"])}
-    return table, About(**about), said["model"]
+def _write(path: Path, table: pa.Table, said: Mapping[str, Any]) -> None:
+    """Write a table with what it says about itself."""
+    with draft(path) as aside:
+        pq.write_table(table.replace_schema_metadata({KEY: json.dumps(said)}), aside)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.contract.batch import Batch
-from gkd_core.data.encode import Encoded
+from gkd_core.data.encode import BYTES, TEXTS, Encoded
 from gkd_core.distributed.data_parallel import collect
 from gkd_core.evaluation.evaluate import Predict
 from gkd_core.kinds.language_model import sum_by_text
@@ -20,6 +20,9 @@ from gkd_core.losses.logits import Logits, most_likely
 
 CHUNK = 256
 """Positions whose logits are held at once."""
+
+COLUMN = "top_tokens"
+"""Column of predictions with the likeliest tokens of a text."""
 
 TopTokens: TypeAlias = dict[int, NDArray[np.int64]]
 """The likeliest token at each predicted position of a row, by row."""
@@ -47,6 +50,19 @@ class TopTokenWatch:
     def tokens(self) -> TopTokens:
         """Return what was remembered; every rank must call this, and all return the same."""
         return {row: own for part in collect(self._parts) for row, own in part}
+
+
+def by_text(tokens: TopTokens, split: Encoded) -> list[NDArray[np.int64]]:
+    """Return the tokens of each text, those of its blocks one after the other.
+
+    Args:
+        tokens: The tokens of a model.
+        split: The rows.
+    """
+    blocks: list[list[NDArray[np.int64]]] = [[np.zeros(0, np.int64)] for _ in split.extra[BYTES]]
+    for row, text in enumerate(split.extra[TEXTS].tolist()):
+        blocks[text].append(tokens[row])
+    return [np.concatenate(own) for own in blocks]
 
 
 def same_tokens(mine: TopTokens, theirs: TopTokens, split: Encoded) -> NDArray[np.int64]:

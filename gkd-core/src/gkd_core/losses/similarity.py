@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -39,8 +41,6 @@ def unbiased_cka(x: Tensor, y: Tensor) -> Tensor:
         torch.stack([torch.ones_like(a), a, b, a * b, a * a, b * b], -1).sum(0)
     )
     n, sum_a, sum_b, ab, aa, bb = scalars.unbind()
-    if n < FEWEST_ITEMS:
-        return n.new_tensor(math.nan)
 
     def hsic(product: Tensor, diagonal: Tensor, first: Tensor, second: Tensor) -> Tensor:
         # With centered vectors the rows of a kernel matrix add up to 0, so that all sums over the
@@ -50,7 +50,59 @@ def unbiased_cka(x: Tensor, y: Tensor) -> Tensor:
 
     both = hsic(_product(x, y), ab, sum_a, sum_b)
     own, other = hsic(_product(x, x), aa, sum_a, sum_a), hsic(_product(y, y), bb, sum_b, sum_b)
-    return both / (own * other).sqrt()
+    return torch.where(n < FEWEST_ITEMS, math.nan, both / (own * other).sqrt())
+
+
+def unbiased_cka_table(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    """Return the unbiased CKA of several representations with each of several others, `[X, Y]`.
+
+    Each kernel matrix is computed once: of few items with wide vectors, many pairs cost little. All
+    items are those of this process.
+
+    Args:
+        xs: Vectors of the items, `[N, D]` each.
+        ys: Vectors of the same items by the other model, `[N, E]` each.
+
+    Returns:
+        As `unbiased_cka` does, in fp64.
+    """
+    left, right = (_Kernels.of(vectors) for vectors in (xs, ys))
+    both = left.products(right)
+    own, other = (side.products(side).diagonal() for side in (left, right))
+    return both / (own.unsqueeze(1) * other).sqrt()
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """Kernel matrices without their diagonals, in fp64.
+
+    Attributes:
+        matrices: `[X, N * N]`.
+        rows: Sums of their rows, `[X, N]`.
+    """
+
+    matrices: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, vectors: Sequence[Tensor]) -> _Kernels:
+        wide = [
+            each.detach().to(torch.promote_types(each.dtype, torch.float32)) for each in vectors
+        ]
+        centered = [each - each.mean(0) for each in wide]
+        kernels = torch.stack([each @ each.T for each in centered]).double()
+        kernels.diagonal(dim1=1, dim2=2).zero_()
+        return cls(kernels.flatten(1), kernels.sum(1))
+
+    def products(self, other: _Kernels) -> Tensor:
+        """Return HSIC_1 of each with each of the other side, up to a factor that all share."""
+        n = self.rows.shape[1]
+        sums = self.rows.sum(1, keepdim=True) * other.rows.sum(1)
+        inner = self.rows @ other.rows.T
+        found = self.matrices @ other.matrices.T
+        if n < FEWEST_ITEMS:
+            return torch.full_like(found, math.nan)
+        return found + sums / ((n - 1) * (n - 2)) - 2 * inner / (n - 2)
 
 
 def _centered(vectors: Tensor) -> Tensor:

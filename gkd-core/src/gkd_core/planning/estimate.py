@@ -18,6 +18,7 @@ class Estimate:
         memory: Bytes on each GPU by kind, at the moment of peak use.
         host: Bytes of host memory that each process needs for what is offloaded.
         flops: Floating-point operations of a step on each GPU: matrix products and attention.
+        probe_flops: Those of a measurement of the probes, which some steps have besides.
         sent: Bytes that each GPU sends in a step, by collective operation.
         parameters: Number of weights by model.
         seconds: Duration of the simulation.
@@ -30,6 +31,7 @@ class Estimate:
     sent: Mapping[str, int]
     parameters: Mapping[str, int]
     seconds: float
+    probe_flops: int = 0
 
     @property
     def peak(self) -> int:

@@ -54,6 +54,7 @@ from gkd_core.planning.memory_tracker import HOST, ON_DEVICE, MemoryKind, Memory
 from gkd_core.planning.shapes import build_shape
 from gkd_core.planning.zero import ZeroEngine
 from gkd_core.plugins import Registry
+from gkd_core.probes.probes import build_probes
 from gkd_core.students.build import Student
 from gkd_core.teachers.source import AnswerSource
 from gkd_core.training.stage import Stage, assemble_stage, settle_teacher
@@ -104,16 +105,32 @@ def _simulate(spec: StageSpec, registry: Registry, every: bool) -> Estimate:
         _watch(stage, tracker)
         for index in range(STEPS):
             tracker.begin()
-            train_step(stage, batches, Step(index, STEPS, 0, stage.name, torch.default_generator))
+            step = Step(index, STEPS, 0, stage.name, torch.default_generator)
+            train_step(stage, batches, step)
+        flops, sent = tracker.flops, dict(tracker.sent)
         return Estimate(
             stage=spec.name,
+            probe_flops=_probe(stage, batches[0], step, tracker),
             memory={kind: tracker.peak[kind] for kind in ON_DEVICE if tracker.peak[kind]},
             host=tracker.host_peak,
-            flops=tracker.flops,
-            sent=dict(tracker.sent),
+            flops=flops,
+            sent=sent,
             parameters=counts,
             seconds=time.perf_counter() - begun,
         )
+
+
+def _probe(stage: Stage, batch: Batch, step: Step, tracker: MemoryTracker) -> int:
+    """Return the floating-point operations of a measurement of the probes; 0 without probes.
+
+    Its memory counts for the peak.
+    """
+    probes = build_probes(stage)
+    if probes is None or not probes.compares:
+        return 0
+    tracker.begin()
+    probes.compare(stage, batch, step)
+    return tracker.flops
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ ALL = "all"
 EVERYTHING = ("logits", "hidden[*]", "attention[*]", "query[*]", "key[*]", "value[*]")
 """What `all` stands for."""
 
+LAYER = re.compile(r"\[(\d+)\]")
 OTHER_TOKENS = "the teacher reads other tokens"
 
 Obstacle = Callable[["Side", Capture], str | None]
@@ -79,6 +81,25 @@ def choose_probes(config: ProbeConfig, models: Models, obstacle: Obstacle) -> Pr
                 left_out.setdefault((distances, reason), []).append(str(pair.student))
     notes = [f"{what} of {_joined(of)}: {why}" for (what, why), of in left_out.items()]
     return ProbeChoice(tuple(pairs.values()), notes)
+
+
+def name_pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return the names of pairs, those of a site together: `hidden[1,2] to hidden[2,4]`.
+
+    Args:
+        pairs: The names of a feature of the student and of the teacher each.
+    """
+    sites: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for pair in pairs:
+        sites.setdefault(tuple(LAYER.sub("", name) for name in pair), []).append(pair)
+    sides = ([_layers_of(side) for side in zip(*found, strict=True)] for found in sites.values())
+    return ", ".join(" to ".join(dict.fromkeys(both)) for both in sides) or "nothing"
+
+
+def _layers_of(names: Sequence[str]) -> str:
+    """Return features of a site as one, with all layers."""
+    layers = ",".join(layer for name in names for layer in LAYER.findall(name))
+    return LAYER.sub(f"[{layers}]", names[0])
 
 
 def _features(config: ProbeConfig) -> Iterator[tuple[str, bool]]:

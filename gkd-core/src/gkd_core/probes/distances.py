@@ -54,8 +54,8 @@ class Sides(NamedTuple):
         """Return the items that vectors belong to: tokens that are not padding, or rows."""
         if not _is_of_rows(self.of):
             return self.batch.tokens
-        rows = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
-        return Items.where("sample", rows)
+        rows = torch.arange(len(vectors), device=vectors.device)
+        return Items("sample", torch.ones_like(rows, dtype=torch.bool), rows)
 
 
 Measure: TypeAlias = Callable[[Sides], Term | Tensor]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gkd_core.atomic import draft
+from gkd_core.errors import DataError
 
 PROBES = "probes.parquet"
 """Name of the file in the directory of a stage."""
@@ -89,5 +90,15 @@ class ProbeFile:
 
 
 def read_probes(path: Path) -> Sequence[ProbedValue]:
-    """Return the values in a file, in the order in which they were measured."""
-    return [ProbedValue(**row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
+    """Return the values in a file, in the order in which they were measured.
+
+    Raises:
+        DataError: The file is damaged, or another one.
+    """
+    try:
+        return [ProbedValue(**row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} is damaged, or no file of probes ({error}); remove it to go on without what "
+            "it had"
+        ) from error

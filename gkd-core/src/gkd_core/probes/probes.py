@@ -10,8 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +23,14 @@ from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.distributed.data_parallel import share, sum_over_ranks
 from gkd_core.distributed.ranks import is_first
 from gkd_core.distributed.teacher_batches import gather_teacher_batches
-from gkd_core.hooks.obstacles import obstacle_at
-from gkd_core.hooks.paths import ATTENTION_SITES, Capture
 from gkd_core.losses.term import Term
-from gkd_core.models.slicing.widths import lost_heads
 from gkd_core.objective.passes import run_passes
-from gkd_core.objective.step_plan import ActiveMethod, Side, StepPlan, plan_step
+from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step
 from gkd_core.optim.engine import autocast
 from gkd_core.probes.choice import (
-    OTHER_TOKENS,
     ProbeChoice,
     ProbedPair,
-    choose_probes,
+    name_pairs,
 )
 from gkd_core.probes.distances import Sides
 from gkd_core.probes.probe_file import (
@@ -52,7 +47,6 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
     from gkd_core.distributed.teacher_batches import TeacherBatches
     from gkd_core.hooks.features import View
-    from gkd_core.models.sites import Sites
     from gkd_core.tracking.recorder import Recorder
     from gkd_core.training.stage import Stage
 
@@ -60,6 +54,9 @@ ROWS = 64
 """Validation rows on which the student of a stage is measured when it is trained."""
 
 NAME = "probe"
+
+Compared: TypeAlias = tuple[str, str, str, str]
+"""Teacher, feature, feature of the teacher, and distance."""
 
 
 class ProbeReader(Method):
@@ -101,7 +98,7 @@ class Probes:
     def describe(self) -> Iterator[str]:
         """Yield what is compared, and what is left out."""
         for teacher, choice in self.choices.items():
-            named = ", ".join(f"{p.student} to {p.teacher}" for p in choice.pairs) or "nothing"
+            named = name_pairs((str(pair.student), str(pair.teacher)) for pair in choice.pairs)
             yield f"every {self.config.every} steps, of student and {teacher}: {named}"
             yield from (f"left out: {note}" for note in choice.left_out)
 
@@ -128,14 +125,7 @@ class Probes:
         """
         if not self.compares:
             return
-        config, device = stage.config, stage.engine.device
-        caches = config.parallel.zero < 3
-        with (
-            torch.no_grad(),
-            _evaluating(stage.student.model),
-            autocast(config.training, device, caches),
-        ):
-            compared, parts = self._compare(stage, gather_teacher_batches(batch).to(device), step)
+        compared, parts = self.compare(stage, batch, step)
         sums, counts = sum_over_ranks({NAME: parts})[NAME].tolist()
         found = [
             ProbedValue(step.index + 1, step.epoch, rows, *names, total / count)
@@ -165,10 +155,26 @@ class Probes:
 
         return {name(value): value.value for value in values}
 
+    def compare(self, stage: Stage, batch: Batch, step: Step) -> tuple[list[Compared], Tensor]:
+        """Return what is compared, and of each distance the sum and the number of its items.
+
+        Args:
+            stage: The stage.
+            batch: This rank's share of the micro-batch, on the CPU.
+            step: The step.
+        """
+        config, device = stage.config, stage.engine.device
+        caches = config.parallel.zero < 3
+        with (
+            torch.no_grad(),
+            _evaluating(stage.student.model),
+            autocast(config.training, device, caches),
+        ):
+            return self._compare(stage, gather_teacher_batches(batch).to(device), step)
+
     def _compare(
         self, stage: Stage, batches: TeacherBatches, step: Step
-    ) -> tuple[list[tuple[str, str, str, str]], Tensor]:
-        """Return what is compared, and of each distance the sum and the number of its items."""
+    ) -> tuple[list[Compared], Tensor]:
         batch = batches.batches[batches.own]
         captured = run_passes(
             self.plan, stage.student, stage.teachers, batch, step, batches, stage.feature_offload
@@ -187,49 +193,27 @@ class Probes:
 
 
 def build_probes(stage: Stage) -> Probes | None:
-    """Return the probes of a stage; None if it asks for none or reads no teacher.
-
-    Raises:
-        MethodError: A feature that the user names cannot be compared.
-    """
+    """Return the probes of a stage; None if it asks for none or reads no teacher."""
     spec, config = stage.spec, stage.config.probe
-    if config is None or not stage.teachers:
+    if config is None or not spec.probed:
         return None
-    taught = [Models(spec.student, teacher.info, spec.data.kind) for teacher in spec.teachers]
-    choices = [
-        choose_probes(config, models, partial(_obstacle, stage, number))
-        for number, models in enumerate(taught)
-    ]
-    plan = _plan([choice.pairs for choice in choices], taught)
-    named = {t.info.name: choice for t, choice in zip(spec.teachers, choices, strict=True)}
+    plan = plan_probes(spec.probed, spec.taught)
+    named = {t.info.name: choice for t, choice in zip(spec.teachers, spec.probed, strict=True)}
     return Probes(config, named, plan, ProbeFile(stage.directory / PROBES))
 
 
-def _plan(pairs: Sequence[Sequence[ProbedPair]], taught: Sequence[Models]) -> StepPlan:
-    """Return the passes in which the pairs of each teacher are captured: the same in every step."""
+def plan_probes(choices: Sequence[ProbeChoice], taught: Sequence[Models]) -> StepPlan:
+    """Return the passes of a measurement, which are the same in every step.
+
+    Args:
+        choices: What is compared with each teacher.
+        taught: The shapes of the student and each teacher.
+    """
     readers = tuple(ProbeReader() for _ in taught)
-    for reader, own in zip(readers, pairs, strict=True):
-        reader.pairs = own
+    for reader, choice in zip(readers, choices, strict=True):
+        reader.pairs = choice.pairs
     member = ActiveMethod(NAME, ALWAYS_1, readers, tuple(taught), torch.Generator())
     return plan_step([member], Step(0, 1, 0, NAME, member.generator))
-
-
-def _obstacle(stage: Stage, number: int, side: Side, capture: Capture) -> str | None:
-    """Return why a tensor of the student or of a teacher cannot be compared, or None."""
-    if stage.spec.teachers[number].tokenizer is not stage.spec.tokenizer:
-        return OTHER_TOKENS
-    teacher = stage.teachers[number]
-    if side == "teacher" and isinstance(teacher, SourcedTeacher):
-        return teacher.source.missing(capture)
-    model = stage.student if side == "student" else teacher
-    assert not isinstance(model, SourcedTeacher), "the student is a live model"
-    sites = model.sites
-    return obstacle_at(capture, sites) or _lost_heads(capture, sites)
-
-
-def _lost_heads(capture: Capture, sites: Sites) -> str | None:
-    inside = capture.site in ATTENTION_SITES and capture.layer is not None
-    return lost_heads(sites.model.config, capture.layer or 0) if inside else None
 
 
 def _parts(value: Term | Tensor, counted: bool) -> Tensor:

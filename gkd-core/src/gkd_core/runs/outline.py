@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import MAIN, Capture
 from gkd_core.models.parts import part_name
+from gkd_core.probes.probes import ROWS, plan_probes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -151,6 +152,25 @@ class RolloutOutline:
 
 
 @dataclass(frozen=True)
+class ProbeOutline:
+    """What probes compare, and what a measurement computes.
+
+    Attributes:
+        every: Steps from one measurement to the next.
+        rows: Validation rows of the measurement at the end of the stage.
+        pairs: Features of the student, each with the teacher's, by the name of the teacher.
+        left_out: What cannot be compared although `all` was asked for, by the name of the teacher.
+        passes: The forward passes of a measurement; they are not those of the step.
+    """
+
+    every: int
+    rows: int
+    pairs: Mapping[str, tuple[tuple[str, str], ...]]
+    left_out: Mapping[str, tuple[str, ...]]
+    passes: tuple[PassOutline, ...]
+
+
+@dataclass(frozen=True)
 class StageOutline:
     """The outline of one stage, known before any weight is loaded.
 
@@ -178,6 +198,7 @@ class StageOutline:
         rollout: The text that models write; None if all text is the data's.
         other_tokenizers: Names of the teachers whose tokenizer is not the student's.
         notes: What was assumed of the rows and models, in sentences.
+        probes: What probes compare; None without probes.
     """
 
     name: str
@@ -201,6 +222,7 @@ class StageOutline:
     rollout: RolloutOutline | None = None
     other_tokenizers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    probes: ProbeOutline | None = None
 
 
 @dataclass(frozen=True)
@@ -255,6 +277,24 @@ def outline_stage(spec: StageSpec) -> StageOutline:
             t.info.name for _, teachers in spec.other_tokenizers for t in teachers
         ),
         notes=spec.notes,
+        probes=_probes(spec, batch),
+    )
+
+
+def _probes(spec: StageSpec, batch: tuple[int, int]) -> ProbeOutline | None:
+    config = spec.config.probe
+    if config is None or not spec.probed:
+        return None
+    named = {t.info.name: choice for t, choice in zip(spec.teachers, spec.probed, strict=True)}
+    return ProbeOutline(
+        every=config.every,
+        rows=min(ROWS, len(spec.data.validation)),
+        pairs={
+            name: tuple((str(pair.student), str(pair.teacher)) for pair in choice.pairs)
+            for name, choice in named.items()
+        },
+        left_out={name: tuple(choice.left_out) for name, choice in named.items()},
+        passes=tuple(_passes(spec, plan_probes(spec.probed, spec.taught), batch)),
     )
 
 

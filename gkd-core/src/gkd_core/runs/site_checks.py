@@ -5,13 +5,12 @@ The models are built on the meta device: without weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gkd_core.contract.model_info import Models
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.hooks.obstacles import obstacle_at
 from gkd_core.hooks.paths import ATTENTION_SITES, FFN_SITES, POOLED, Capture
@@ -20,7 +19,7 @@ from gkd_core.models.meta import shape_model
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.slicing.maps import find_maps
 from gkd_core.models.slicing.widths import lost_heads
-from gkd_core.probes.choice import OTHER_TOKENS, choose_probes
+from gkd_core.probes.choice import OTHER_TOKENS, ProbeChoice, choose_probes
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
@@ -44,7 +43,20 @@ def check_architectures(spec: StageSpec, registry: Registry) -> None:
         for planned in plan.passes:
             for model in models:
                 _check_pass(planned, model)
-    _check_probes(spec, models)
+
+
+def chosen_probes(spec: StageSpec, registry: Registry) -> Iterator[ProbeChoice]:
+    """Yield what the probes of a stage compare with each teacher; nothing without probes.
+
+    Raises:
+        MethodError: A feature that the user names cannot be compared.
+    """
+    if spec.config.probe is None or not spec.reads_teachers:
+        return
+    models = {(model.side, model.number): model for model in _models(spec, registry)}
+    for number, taught in enumerate(spec.taught):
+        obstacle = partial(_probe_obstacle, spec, models, number)
+        yield choose_probes(spec.config.probe, taught, obstacle)
 
 
 @dataclass(frozen=True)
@@ -135,16 +147,6 @@ def _check_pass(planned: PlannedPass, model: _Model) -> None:
             obstacle = model.obstacle(place)
             if obstacle is not None:
                 raise _refusal(f"{request.member.name} changes {side}.{place}", obstacle)
-
-
-def _check_probes(spec: StageSpec, models: Sequence[_Model]) -> None:
-    """Reject features that the user wants to compare and that cannot be."""
-    if spec.config.probe is None or not spec.reads_teachers:
-        return
-    sides = {(model.side, model.number): model for model in models}
-    for number, teacher in enumerate(spec.teachers):
-        taught = Models(spec.student, teacher.info, spec.data.kind)
-        choose_probes(spec.config.probe, taught, partial(_probe_obstacle, spec, sides, number))
 
 
 def _probe_obstacle(

@@ -36,9 +36,12 @@ from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.classes import ClassOrder, Outputs
 from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.runs.shared_rows import ModelFacts, SharedRows
+from gkd_core.runs.site_checks import chosen_probes
 from gkd_core.students.shape import student_config
 from gkd_core.teachers.source import AnswerSource
-from gkd_core.training.stage_spec import MAX_LENGTH, StageSpec, TeacherSpec
+from gkd_core.training.stage_spec import StageSpec, TeacherSpec
+
+NOTHING_PROBED = "probes compare nothing, because no method reads a teacher"
 
 
 def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
@@ -116,7 +119,11 @@ class SpecBuilder:
             notes=tuple(order.notes(data, kind, found.classes)),
         )
         self.check(spec)
-        return spec
+        if config.probe is None:
+            return spec
+        probed = tuple(chosen_probes(spec, self.registry))
+        notes = spec.notes if probed else (*spec.notes, NOTHING_PROBED)
+        return replace(spec, probed=probed, notes=notes)
 
     def assign_tokenizers(
         self, config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None
@@ -217,7 +224,7 @@ class SpecBuilder:
             store = default_teacher_store(
                 self._default_teacher(config, teacher.size, data, follows, setting),
                 data,
-                config.task.max_length or MAX_LENGTH,
+                config.task.max_length or self.rows.task(config, config.task).max_length,
             )
             model = str(store.trained if store.ready else store.untrained)
         found = load_config(model, teacher.trust_remote_code, setting)

@@ -56,6 +56,7 @@ def take(batch: Batch, rows: Tensor) -> Batch:
         words=some_or_none(batch.words),
         byte_offsets=some_or_none(batch.byte_offsets),
         loss_mask=some_or_none(batch.loss_mask),
+        sources=None if batch.sources is None else batch.sources[rows],
         views={name: take(view, rows) for name, view in batch.views.items()},
         _declared={},
     )

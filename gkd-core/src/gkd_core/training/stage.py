@@ -138,14 +138,12 @@ class Stage:
 
     def describe(self) -> list[str]:
         """Return lines that describe the task, the student and the rows it learns from."""
-        cut = self.train.num_truncated
-        limit = f"; {cut:,} cut at {self.spec.max_length} tokens" if cut else ""
-        rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate{limit}"
+        rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate"
         facts = [("task", self.spec.about), *(("", note) for note in self.spec.notes)]
-        facts += [*self.origin.summary, ("rows", rows), *self._judge()]
+        facts += [*self.origin.summary, ("rows", rows), *self._cut(), *self._judge()]
         for reading in self.readings:
-            cut = reading.encoded.num_truncated
-            limit = f"; {cut:,} rows cut" if cut else ""
+            cut = reading.encoded.cut
+            limit = f"; cut: {cut}" if cut else ""
             facts.append(("tokens", f"{', '.join(reading.models)}: another tokenizer{limit}"))
         facts += [("probe", line) for line in (self.probes.describe() if self.probes else ())]
         for teacher in self.spec.live_teachers:
@@ -154,6 +152,11 @@ class Stage:
                 facts.append(("tokens", f"{teacher.info.name}: the student's ids; its {other}"))
         width = max(len(name) for name, _ in facts)
         return [f"{name:<{width}}  {value}" for name, value in facts]
+
+    def _cut(self) -> Iterator[tuple[str, str]]:
+        """Yield how many of the texts to train on are too long, if any are."""
+        if cut := self.train.cut:
+            yield "", f"cut at {self.spec.max_length} tokens (task.max_length): {cut}"
 
     def _judge(self) -> Iterator[tuple[str, str]]:
         """Yield how students are judged, if not by labels."""

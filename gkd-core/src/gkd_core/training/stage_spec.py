@@ -17,7 +17,7 @@ from gkd_core.config.expression import Expression
 from gkd_core.config.resolve import ResolvedStage
 from gkd_core.config.schema import Placement, RunConfig
 from gkd_core.config.settings import DEFAULT
-from gkd_core.contract.model_info import ModelInfo
+from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split, Task, TaskData
 from gkd_core.data.collate import Collator
@@ -32,6 +32,7 @@ from gkd_core.models.tokenizer import other_special_tokens
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step, sample_steps
 from gkd_core.plugins.answers import mapping_of
+from gkd_core.probes.choice import ProbeChoice
 from gkd_core.training.augmentation import copies
 
 if TYPE_CHECKING:
@@ -44,9 +45,6 @@ BASELINE = "baseline"
 
 AGREEMENT = "agreement"
 """The main metric of the kind of task, with a teacher's answers in the place of labels."""
-
-MAX_LENGTH = 128
-"""Longest sequence in tokens, unless the configuration sets another or a model allows less."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +124,7 @@ class StageSpec:
             that student as it was before training.
         store: Where the student is kept, if it is a task's default teacher.
         notes: What was assumed of the rows and models, in sentences for the user to check.
+        probed: What probes compare with each teacher; empty without probes.
     """
 
     name: str
@@ -142,6 +141,7 @@ class StageSpec:
     follows: StageSpec | None = None
     store: DefaultTeacherStore | None = None
     notes: tuple[str, ...] = ()
+    probed: tuple[ProbeChoice, ...] = ()
 
     @functools.cached_property
     def first_step(self) -> StepPlan:
@@ -288,7 +288,7 @@ class StageSpec:
         """Longest sequence in tokens."""
         models = (self.student, *(teacher.info for teacher in self.teachers))
         shortest = min(info.max_length for info in models)
-        return self.config.task.max_length or min(MAX_LENGTH, shortest)
+        return self.config.task.max_length or min(self.task.max_length, shortest)
 
     @property
     def ensembles(self) -> list[TeacherEnsemble]:
@@ -310,6 +310,11 @@ class StageSpec:
     def writes_with_teacher(self) -> bool:
         """Whether the (first) teacher ever writes text."""
         return self.config.rollout is not None and self.config.rollout.uses_teacher
+
+    @property
+    def taught(self) -> list[Models]:
+        """The shapes of the student and each teacher."""
+        return [Models(self.student, teacher.info, self.data.kind) for teacher in self.teachers]
 
     @property
     def live_teachers(self) -> tuple[TeacherSpec, ...]:

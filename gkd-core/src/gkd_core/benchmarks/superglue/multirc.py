@@ -34,6 +34,7 @@ class MultiRC(SuperGLUE):
     words = ("No", "Yes")
     official = ("f1a", "exact_match")
     metric = SCORE
+    max_length = 512
 
     def read(self, row: RawRow) -> Iterator[Example]:
         """Yield the passage with each answer to each of its questions.

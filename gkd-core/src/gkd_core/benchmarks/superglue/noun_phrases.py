@@ -19,14 +19,25 @@ _OTHERS = (
     "may might must not n't very too also just only even still always never often soon now there "
     "here more most much less least such"
 )
+_VERBS = (
+    "began bit blew broke brought built bought burst came caught chose cut did drew drank drove "
+    "ate fell fed felt fled flew forgot fought found froze gave got grew heard held hid hit hung "
+    "hurt kept knew laid lay led left lent let lit lost made meant met paid put ran rang read "
+    "rode rose said sang sank sat saw sent set shook shot shut slept slid sold spent spoke spun "
+    "stood stole struck stuck swam swept swore taught tore thought threw told took understood "
+    "went woke won wore wrote"
+)
 DETERMINERS = frozenset(_DETERMINERS.split())
 """Words with which a noun phrase begins."""
 
 FUNCTION_WORDS = DETERMINERS | frozenset(_OTHERS.split())
 """Words that do not belong to a noun phrase after its determiner."""
 
+PAST = frozenset(_VERBS.split())
+"""Irregular verbs, which follow a noun phrase, as regular ones do."""
+
 CONTRACTION = re.compile(r"(n't|'(ll|ve|re|d|m))$", re.IGNORECASE)
-VERB = re.compile(r".{3}(ed|ing|ly)$")
+VERB = re.compile(r".{2,}(ed|ing|ly)$")
 """Usual ends of words that follow a noun phrase, as opposed to those that are part of it."""
 
 EDGES = ".,;:!?\"'()"
@@ -37,7 +48,9 @@ LONGEST = 3
 def noun_phrases(text: str) -> list[str]:
     """Return what may be the noun phrases of a text, in their order, each once."""
     words = text.split()
-    found = (words[start:end] for start, end in sorted({*_determined(words), *_names(words)}))
+    places = sorted({*_determined(words), *_names(words)})
+    longer = (place for one in places for place in _longer(words, *one))
+    found = (words[start:end] for start, end in sorted({*places, *longer}))
     phrases = (" ".join(part).strip(EDGES) for part in found)
     return list(dict.fromkeys(_without_possessive(phrase) for phrase in phrases if phrase))
 
@@ -54,10 +67,23 @@ def _determined(words: Sequence[str]) -> Iterator[tuple[int, int]]:
             yield start, end
 
 
+def _longer(words: Sequence[str], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the places of longer phrases: a bag `of flour`, Ann's `parents`."""
+    last = words[end - 1]
+    if last.endswith("'s") and end < len(words) and _continues(words, end - 1, end):
+        yield start, end + 1
+    if last[-1] in EDGES or words[end : end + 1] != ["of"] or end + 1 == len(words):
+        return
+    ends = [found for begin, found in _determined(words) if begin == end + 1]
+    if not ends and _continues(words, end, end + 1):
+        ends = [end + 2]
+    yield from ((start, found) for found in ends)
+
+
 def _continues(words: Sequence[str], start: int, end: int) -> bool:
     """Return whether a noun phrase that began at `start` goes on with the word at `end`."""
     word, before = words[end].strip(EDGES).lower(), words[end - 1]
-    if end > start + 1 and (before[-1] in EDGES or VERB.match(word)):
+    if end > start + 1 and (before[-1] in EDGES or word in PAST or VERB.match(word)):
         return False
     return bool(word) and word not in FUNCTION_WORDS and not CONTRACTION.search(word)
 

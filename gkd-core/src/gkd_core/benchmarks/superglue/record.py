@@ -52,6 +52,7 @@ class ReCoRD(SuperGLUE):
     pattern = "{passage} {query}"
     official = ("f1", "exact_match")
     metric = SCORE
+    max_length = 512
 
     def read(self, row: RawRow) -> Iterator[Example]:
         """Yield each query with the entities of its article."""

@@ -46,6 +46,7 @@ class WSC(SuperGLUE):
     hub = "aps/super_glue:wsc.fixed"
     as_encoder = "span-classification"
     classes = ("false", "true")
+    max_length = 128
     pattern = "{text} In the text above, the pronoun '{pronoun}' refers to {blank}."
 
     def read(self, row: RawRow) -> Iterator[Example]:
