@@ -11,8 +11,11 @@ INSTALLED := .venv/installed
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 TESTS ?= tests
-OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2
-AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2
+
+# Threads that wait do not spin: ranks and workers have more of them than there are cores.
+TWO_THREADS := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE
+OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(TWO_THREADS)
+AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 $(TWO_THREADS)
 
 # Tests start processes, each of which would compile all code again.
 unexport PYTHONDONTWRITEBYTECODE
