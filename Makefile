@@ -10,6 +10,7 @@ PACKAGES := gkd-core gkd-methods-classic gkd-methods-multiteacher gkd-methods-in
 INSTALLED := .venv/installed
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+QUICK := -m "not exhaustive and not browser and not cluster"
 TESTS ?= tests
 
 # Threads that wait do not spin: ranks and workers have more of them than there are cores.
@@ -35,7 +36,7 @@ demo: $(INSTALLED)
 	$(BIN)/gkd run
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not exhaustive and not browser and not cluster" $(TESTS)
+	$(PYTEST) $(QUICK) $(TESTS)
 
 test-exhaustive: $(INSTALLED)
 	$(PYTEST) -m exhaustive $(TESTS)
@@ -44,8 +45,8 @@ test-all: test test-exhaustive
 
 # With the instructions and threads of other machines; the first lines of pytest say what is in force.
 test-isa: $(INSTALLED)
-	$(OLD_CPU) $(PYTEST) -m "not exhaustive and not browser" $(TESTS)
-	$(AVX2_CPU) $(PYTEST) -m "not exhaustive and not browser" $(TESTS)
+	$(OLD_CPU) $(PYTEST) $(QUICK) $(TESTS)
+	$(AVX2_CPU) $(PYTEST) $(QUICK) $(TESTS)
 
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser tests/browser
