@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -85,8 +85,9 @@ def keeps_inputs(name: str, captured: Captured, batch: Batch) -> Iterator[None]:
 
 
 def _passes(captured: Captured) -> Iterator[tuple[str, Features]]:
-    sides = [("student", captured.student), *(("teacher", found) for found in captured.teachers)]
-    for side, found in sides:
+    models: Sequence[Mapping[str, object]] = [captured.student, *captured.teachers]
+    for number, found in enumerate(models):
+        side = "teacher" if number else "student"
         for features in found.values():
             assert isinstance(features, Features), "features of a trial stay on the device"
             yield side, features
