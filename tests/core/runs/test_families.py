@@ -189,6 +189,7 @@ def test_family_can_be_used_as_the_table_says(teacher, prepare_run, tmp_path, fa
 @pytest.mark.parametrize(
     ("family", "method", "reason"),
     [
+        ("squeezebert", "pkd", "does not call its blocks as modules"),
         ("eurobert", "match", "classifies more than one vector of a row"),
     ],
 )

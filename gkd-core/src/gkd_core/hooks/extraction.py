@@ -21,6 +21,7 @@ from gkd_core.hooks.forward import (
     under_way,
 )
 from gkd_core.hooks.obstacles import obstacle_at
+from gkd_core.hooks.packing import without_mask
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, POOLED, Capture
 from gkd_core.kinds.task_kind import PREPARED
 
@@ -136,9 +137,10 @@ class Extractor:
     ) -> None:
         # Where nothing is generated, a key-value cache would only take memory.
         options = ({"use_cache": False} if self.sites.causal else {}) | dict(given)
+        read = without_mask(inputs)
         runs = self.model.base_model if {LOGITS, POOLED}.isdisjoint(forward.places) else self.model
         try:
-            runs(**inputs, **options)
+            runs(**read, **options)
         except (GkdError, StopForward):
             raise
         except Exception as error:
