@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -85,12 +85,11 @@ def keeps_inputs(name: str, captured: Captured, batch: Batch) -> Iterator[None]:
 
 
 def _passes(captured: Captured) -> Iterator[tuple[str, Features]]:
-    models: Sequence[Mapping[str, object]] = [captured.student, *captured.teachers]
-    for number, found in enumerate(models):
-        side = "teacher" if number else "student"
+    yield from (("student", features) for features in captured.student.values())
+    for found in captured.teachers:
         for features in found.values():
             assert isinstance(features, Features), "features of a trial stay on the device"
-            yield side, features
+            yield "teacher", features
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
