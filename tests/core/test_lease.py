@@ -13,7 +13,7 @@ import pytest
 
 from gkd_core import lease
 from gkd_core.errors import ConfigError
-from gkd_core.lease import LeaseLost, hold, holder, refuse_held
+from gkd_core.lease import LeaseLost, hold, holder, is_inherited, refuse_held
 
 SINCE = r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
@@ -95,6 +95,8 @@ def test_a_rank_takes_part_in_the_lease_of_its_launcher(tmp_path, monkeypatch):
         with hold(tmp_path / "run") as mine:
             mine.check()
         held.check()
+        assert is_inherited(tmp_path / "run")
+        assert not is_inherited(tmp_path / "other")
         with hold(tmp_path / "other") as other:
             assert other.token != held.token
 

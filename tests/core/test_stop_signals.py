@@ -2,20 +2,22 @@
 
 import os
 import signal
+import time
 
 import pytest
 
 from gkd_core import stop_signals
-from gkd_core.stop_signals import SIGNALS, heeded, patience, requested, stop
+from gkd_core.stop_signals import SIGNALS, heeded, patience, requested, stop, time_limit
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_waits_for_the_end_of_the_step(number):
+    name = "the time limit" if number == signal.SIGALRM else number.name
     with heeded(), patience():
         assert not requested()
         os.kill(os.getpid(), number)
         assert requested()
-        with pytest.raises(KeyboardInterrupt, match=f"stopped by {number.name} after step 3"):
+        with pytest.raises(KeyboardInterrupt, match=f"stopped by {name} after step 3"):
             stop("after step 3")
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
@@ -38,6 +40,15 @@ def _signaled(*numbers):
     with patience():
         for number in numbers:
             os.kill(os.getpid(), number)
+
+
+def test_a_run_stops_when_its_time_is_up():
+    with heeded(), time_limit(0.02), patience():
+        while not requested():
+            time.sleep(0.001)
+        with pytest.raises(KeyboardInterrupt, match="stopped by the time limit after step 1"):
+            stop("after step 1")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_signal_stops_at_once_where_no_steps_are_taken():

@@ -204,7 +204,7 @@ def _fails(gkd, arguments, faulty, folder, fault, said):
 def test_rank_that_fails_ends_all(gkd, arguments, faulty, tmp_path, fault, status, said):
     assert _fails(gkd, arguments, faulty, tmp_path, fault, said) == status
     checkpoints = tmp_path / "run" / "stages" / "distil" / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == ["step-00000005"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000004", "step-00000005"]
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_interrupted_ranks_stop_at_one_step_and_say_once_how_to_go_on(arguments,
     with _long_run(arguments, tmp_path) as process:
         send(process.pid, signal.SIGINT)
         status, said = _ended(process)
-    (checkpoint,) = (tmp_path / "run" / "stages" / "distil" / "checkpoints").iterdir()
+    checkpoint = max((tmp_path / "run" / "stages" / "distil" / "checkpoints").iterdir())
     assert status == 75
     assert said == (
         f"Error: stopped by SIGINT after step {int(checkpoint.name[5:])} of stage distil. "
@@ -328,7 +328,7 @@ def test_run_whose_launcher_was_killed_goes_on_at_once(gkd, arguments, tmp_path)
 
 LAUNCHER = """
 import os, subprocess, sys
-rank = "import os, time; from gkd_core.parallel.launch import die_with_launcher as die; " \\
+rank = "import os, time; from gkd_core.parallel.launch import obey_launcher as die; " \\
     "die(os.environ); print(os.getpid(), flush=True); time.sleep(60)"
 subprocess.run([sys.executable, "-c", rank], env=os.environ | {"GKD_LAUNCHER": str(os.getpid())})
 """

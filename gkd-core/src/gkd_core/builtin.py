@@ -1,4 +1,4 @@
-"""What core itself gives to gkd: kinds of task, sources of data, optimizers, sinks, launchers."""
+"""What core itself gives: kinds, tasks, optimizers, rollout engines, sinks, launchers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gkd_core.hookspecs import hookimpl
 if TYPE_CHECKING:
     from gkd_core.contract.launcher import Launcher
     from gkd_core.contract.optimizer import OptimizerFactory
+    from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.sink import Sink
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
@@ -44,8 +45,9 @@ def gkd_register_tasks() -> Iterable[type[Task]]:
     from gkd_core.data.embedded import Embedded
     from gkd_core.data.files import Files
     from gkd_core.data.hub import Hub
+    from gkd_core.data.mixture import MixedData
 
-    return [Embedded, Files, Hub, *glue.TASKS, *superglue.TASKS]
+    return [Embedded, Files, Hub, MixedData, *glue.TASKS, *superglue.TASKS]
 
 
 @hookimpl
@@ -56,6 +58,14 @@ def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
     from gkd_core.optim.optimizers.muon import Muon
 
     return [Adafactor, AdamW, Muon]
+
+
+@hookimpl
+def gkd_register_rollouts() -> Iterable[type[RolloutEngine]]:
+    """Return the built-in rollout engine."""
+    from gkd_core.rollouts.engines.generate import Generate
+
+    return [Generate]
 
 
 @hookimpl

@@ -99,11 +99,10 @@ def hold(path: Path) -> Iterator[Lease]:
         ConfigError: Another process holds it.
         OSError: The marker cannot be written.
     """
-    inherited = os.environ.get(TOKEN)
-    claim = _claim(path)
-    if inherited is not None and claim.owner is not None and claim.owner.token == inherited:
-        yield Lease(path, inherited)
+    if is_inherited(path):
+        yield Lease(path, os.environ[TOKEN])
         return
+    claim = _claim(path)
     if path.parent.is_file():  # filelock would say that it exists
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,12 +130,15 @@ def refuse_held(path: Path) -> None:
     Raises:
         ConfigError: Another process holds it.
     """
-    owner = _claim(path).owner
-    if owner is not None and owner.token == os.environ.get(TOKEN):
-        return
     found = holder(path)
-    if found is not None:
+    if found is not None and not is_inherited(path):
         raise _held(path, found)
+
+
+def is_inherited(path: Path) -> bool:
+    """Return whether the launcher of this rank holds the lease of a file or directory."""
+    owner = _claim(path).owner
+    return owner is not None and owner.token == os.environ.get(TOKEN, "")
 
 
 def _held(path: Path, found: Holder | None) -> ConfigError:
@@ -164,7 +166,8 @@ def _acquire(claim: SoftFileLease, path: Path) -> None:
     if owner is not None and _is_here(owner):
         raise _held(path, found)
     seen = _refreshed(marker)
-    warnings.warn(f"{path} was being written by {found}: waiting for a sign of life", stacklevel=2)
+    by = found or "another process"
+    warnings.warn(f"{path} was being written by {by}: waiting for a sign of life", stacklevel=2)
     try:
         claim.acquire(
             timeout=DURATION * 1.5,

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
+"""Those that ask for an end; the last one when the time of a run is up."""
 
 ECHO = 0.5
 """Seconds after a signal in which others are taken for the same one.
@@ -41,7 +42,7 @@ class _State:
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
         """Take note of a signal, or stop at once."""
-        now, name = time.monotonic(), signal.Signals(number).name
+        now, name = time.monotonic(), _name(number)
         if self.request is not None and now - self.at < ECHO:
             return
         if self.stopping and number != signal.SIGINT:
@@ -77,6 +78,23 @@ def heeded() -> Iterator[None]:
 
 
 @contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Ask this process to stop when a time is up.
+
+    Args:
+        seconds: The time from now on; None: no limit.
+    """
+    if seconds is None:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextmanager
 def patience() -> Iterator[None]:
     """Let the first signal wait until `stop` is called, at the latest at the end.
 
@@ -108,3 +126,7 @@ def stop(where: str) -> None:
     """
     _state.stopping = True
     raise KeyboardInterrupt(f"stopped by {_state.request or 'another process of the run'} {where}")
+
+
+def _name(number: int) -> str:
+    return "the time limit" if number == signal.SIGALRM else signal.Signals(number).name

@@ -18,11 +18,15 @@ def gkd_register_methods() -> Iterable[type[Method]]:
     from gkd_methods_classic.annealing_kd import AnnealingKD
     from gkd_methods_classic.continuation_kd import ContinuationKD
     from gkd_methods_classic.distilbert import DistilBERT
+    from gkd_methods_classic.dpkd import DPKD
     from gkd_methods_classic.glmd import GLMD
     from gkd_methods_classic.hard import Hard
     from gkd_methods_classic.kd import KD
+    from gkd_methods_classic.mft import MFT
+    from gkd_methods_classic.minillm import MiniLLM
     from gkd_methods_classic.minilm import MiniLM
     from gkd_methods_classic.minilmv2 import MiniLMv2
+    from gkd_methods_classic.opd import OPD
     from gkd_methods_classic.pd import PD
     from gkd_methods_classic.pkd import PKD
     from gkd_methods_classic.soft import Soft
@@ -31,11 +35,15 @@ def gkd_register_methods() -> Iterable[type[Method]]:
         AnnealingKD,
         ContinuationKD,
         DistilBERT,
+        DPKD,
         GLMD,
         Hard,
         KD,
+        MFT,
+        MiniLLM,
         MiniLM,
         MiniLMv2,
+        OPD,
         PD,
         PKD,
         Soft,

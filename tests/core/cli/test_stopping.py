@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -31,7 +32,7 @@ def before_step(monkeypatch):
 
 
 def _checkpoints(folder):
-    return [path.name for path in (folder / "stages" / "distil" / "checkpoints").iterdir()]
+    return sorted(path.name for path in (folder / "stages" / "distil" / "checkpoints").iterdir())
 
 
 def _logged(folder):
@@ -49,14 +50,20 @@ def test_signal_ends_the_step_and_the_run_goes_on_as_if_never_stopped(
         "Error: stopped by SIGTERM after step 3 of stage distil. Continue with: gkd run --resume "
         "--output out\n"
     )
-    assert _checkpoints(tmp_path / "out") == ["step-00000003"]
-    assert invoke("run", "--resume", "--output", "out").code == 0
+    assert _checkpoints(tmp_path / "out") == ["step-00000002", "step-00000003"]
+    shutil.copytree(tmp_path / "out", tmp_path / "hurt")
+    newest = tmp_path / "hurt" / "stages" / "distil" / "checkpoints" / "step-00000003"
+    os.truncate(newest / "optimizer.safetensors", 100)
+    for name in ("out", "hurt"):
+        assert invoke("run", "--resume", "--output", name).code == 0
+    log = (tmp_path / "hurt" / "log.txt").read_text()
+    assert "step-00000003 is damaged (step-00000003: optimizer.safetensors: was " in log
+    assert "): going on from step-00000002\n" in log
     before_step(0, None)
     assert invoke("run", *settings, *OFTEN, "--output", "whole").code == 0
-    stopped, whole = (
-        load_file(tmp_path / name / "student" / "model.safetensors") for name in ("out", "whole")
-    )
-    assert all((stopped[name] == whole[name]).all() for name in whole)
+    students = (tmp_path / name / "student/model.safetensors" for name in ("whole", "out", "hurt"))
+    whole, *others = map(load_file, students)
+    assert all((other[name] == whole[name]).all() for other in others for name in whole)
 
 
 def test_run_whose_directory_was_taken_writes_nothing_more(invoke, settings, tmp_path, before_step):

@@ -14,7 +14,7 @@ from gkd_core.cli.errors import SPOKEN, Interrupted, RankDied, exit_status
 from gkd_core.distributed.rank_info import RankInfo, read_launcher_env
 from gkd_core.errors import ConfigError
 from gkd_core.lease import TOKEN, Lease
-from gkd_core.parallel.launch import die_with_launcher
+from gkd_core.parallel.launch import obey_launcher
 from gkd_core.stop_signals import heeded
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def among_ranks() -> Iterator[None]:
         SystemExit: Another rank failed first and has reported the error.
         RankDied: Another rank is gone without having reported an error.
     """
-    die_with_launcher(os.environ)
+    obey_launcher(os.environ)
     info = read_launcher_env(os.environ)
     with heeded():
         if info is None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gkd_core.cli.duration import Duration
 from gkd_core.cli.errors import resumable
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
 from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
+from gkd_core.stop_signals import time_limit
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="With --resume: go on although rows, models, settings or plugins have changed.",
 )
+@click.option(
+    "--max-time",
+    type=Duration(),
+    help="Stop after this time, such as 3h30m, with a checkpoint and exit status 75.",
+)
 def run(
     files: tuple[Path, ...],
     recipe: str | None,
@@ -42,6 +49,7 @@ def run(
     overwrite: bool,
     resume: bool,
     accept_changes: bool,
+    max_time: float | None,
     **flags: Any,
 ) -> None:
     """Distill a student.
@@ -54,7 +62,7 @@ def run(
     if accept_changes and not resume:
         raise click.UsageError("--accept-changes belongs to --resume")
     options = RunOptions(files, recipe, settings, flags)
-    with among_ranks():
+    with among_ranks(), time_limit(max_time):
         if resume:
             _run("resume", *_resume(options, accept_changes))
         else:
@@ -158,6 +166,7 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
         ConfigError: There is no such run, or it was begun with other settings.
     """
     from gkd_core.config.resolve import resolve
+    from gkd_core.distributed.ranks import is_first, wait
     from gkd_core.errors import ConfigError
     from gkd_core.lease import refuse_held
     from gkd_core.plugins import registry
@@ -167,8 +176,10 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     chosen = options.flags.get("output")
     if chosen is None:
         raise ConfigError("--resume needs the directory of the run: add --output DIR")
-    refuse_held(Path(chosen))
-    restore_replaced(Path(chosen))
+    if is_first():
+        refuse_held(Path(chosen))
+        restore_replaced(Path(chosen))
+    wait()
     stored = Path(chosen) / CONFIG
     if not stored.exists():
         raise ConfigError(f"{chosen} contains no run to resume. Omit --resume to start one")

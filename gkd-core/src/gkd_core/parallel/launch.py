@@ -7,6 +7,7 @@ the network can reach them. They do not outlive their launcher.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import socket
@@ -25,6 +26,12 @@ from gkd_core.stop_signals import SIGNALS
 
 GRACE = 30
 """Seconds that ranks have to exit after one has failed, before they are killed."""
+
+SHOW = signal.SIGUSR2
+"""The signal on which a rank shows the stack of each thread."""
+
+SHOWING = 1
+"""Seconds that it may take."""
 
 LAUNCHER = "GKD_LAUNCHER"
 """Variable with the process number of the launcher, by which a rank knows that gkd started it."""
@@ -61,10 +68,15 @@ def started_by_gkd(environment: Mapping[str, str]) -> bool:
     return LAUNCHER in environment
 
 
-def die_with_launcher(environment: Mapping[str, str]) -> None:
-    """Have the system kill this rank once the launcher is gone, however that ended."""
+def obey_launcher(environment: Mapping[str, str]) -> None:
+    """Prepare this process for its launcher, if gkd started it.
+
+    The system kills it once the launcher is gone, however that ended. On `SHOW`, it shows where it
+    hangs.
+    """
     if not started_by_gkd(environment):
         return
+    faulthandler.register(SHOW, all_threads=True)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != int(environment[LAUNCHER]):
@@ -88,7 +100,7 @@ def start_ranks(
         None if all succeeded, else how the first failed rank exited.
     """
     with tempfile.TemporaryDirectory(prefix="gkd-ranks-") as folder:
-        common = _environment(count, Path(folder)) | environment
+        common = {**_environment(count, Path(folder)), **environment}
         ranks: list[subprocess.Popen[bytes]] = []
         with _passed_on(ranks) as signals:
             try:
@@ -157,13 +169,21 @@ def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] 
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Terminate the ranks that still run, and kill those that do not exit."""
+    """Terminate the ranks that still run; those that do not exit show where they hang, and die."""
     for rank in ranks:
         rank.terminate()
-    end = time.monotonic() + GRACE
+    if not _wait(ranks, GRACE):
+        for rank in ranks:
+            rank.send_signal(SHOW)
+        _wait(ranks, SHOWING)
     for rank in ranks:
-        try:
-            rank.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            rank.kill()
-            rank.wait()
+        rank.kill()
+        rank.wait()
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:
+    """Wait until the ranks have exited; return whether they have."""
+    end = time.monotonic() + seconds
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
+        time.sleep(POLL)
+    return all(rank.poll() is not None for rank in ranks)

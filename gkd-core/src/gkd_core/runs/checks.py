@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.data.classes import refuse_one_class
+from gkd_core.data.encode_chats import has_answers
 from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
 from gkd_core.errors import ConfigError, MethodError
@@ -16,6 +17,7 @@ from gkd_core.models.stored import check_stored, check_stored_weights, check_tra
 from gkd_core.models.tokenizer import check_vocabulary
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
+from gkd_core.runs.packing_checks import check_packing
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
 from gkd_core.training.augmentation import check_augmentation, copies
@@ -49,11 +51,13 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     registry.make_optimizer(config).check(config.parallel)
     check_tokenizers(spec)
     check_sources(spec)
+    check_packing(spec)
     for tokenizer in (spec.tokenizer, *(tokenizer for tokenizer, _ in spec.other_tokenizers)):
         spec.collator(tokenizer)
     _check_models(spec)
     check_augmentation(config, spec.kind)
     _check_scale(spec)
+    _check_prompts(spec)
     _check_rollout(spec, registry)
     for ensemble in spec.ensembles:
         _check_kind(spec, ensemble)
@@ -63,6 +67,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
         _check_kind(spec, member)
         _check_labels(spec, member)
         _check_samples(spec, member)
+        _check_on_policy(spec, member)
         _check_method(spec, member)
         _check_borrowed(spec, member)
     _check_judge(spec)
@@ -224,6 +229,22 @@ def _check_rollout(spec: StageSpec, registry: Registry) -> None:
     registry.rollout_engine(config)
 
 
+def _check_prompts(spec: StageSpec) -> None:
+    """Refuse prompts without answers where no model writes one for every row."""
+    data, config = spec.data, spec.config.rollout
+    if not has_answers(data.train) and (config is None or config.written < 1 - 1e-9):
+        raise ConfigError(
+            f"{data.source} has prompts without answers, so that a row that no model writes has "
+            "nothing to learn. Let models write every row (rollout.student and rollout.teacher "
+            "add up to 1), or give a column of answers (task.target)"
+        )
+    if not has_answers(data.validation):
+        raise ConfigError(
+            f"the rows to validate of {data.source} have prompts without answers, by which no "
+            "student can be judged. Name rows with answers (task.validation)"
+        )
+
+
 def _check_writing_teacher(spec: StageSpec) -> None:
     """Refuse a teacher whose ranks see different rows, each of which would be written alone."""
     layout, teacher = spec.layout, spec.teachers[0].info.name
@@ -232,6 +253,17 @@ def _check_writing_teacher(spec: StageSpec) -> None:
             f"rollout.teacher ({spec.origin('rollout.teacher')}) lets the teacher {teacher!r} "
             f"write, but {layout.teachers[teacher]} processes share it and {layout.tensor} the "
             "student. Set the teacher's tensor to that of the student (parallel.tensor)"
+        )
+
+
+def _check_on_policy(spec: StageSpec, member: ActiveMethod) -> None:
+    """Refuse a method that learns from the student's text where the student writes none."""
+    rollout = spec.config.rollout
+    if member.methods[0].on_policy and (rollout is None or not rollout.uses_student):
+        raise ConfigError(
+            f"{member.name} learns from text that the student writes, and the student writes none. "
+            "Set rollout.engine=generate and rollout.student=1, or a lower share, or use the "
+            f"recipe {member.name}"
         )
 
 

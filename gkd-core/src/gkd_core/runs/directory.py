@@ -16,7 +16,7 @@ from typing import Literal
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
-from gkd_core.lease import Lease, LeaseLost, hold
+from gkd_core.lease import Lease, LeaseLost, hold, is_inherited
 from gkd_core.training.checkpoint import BEST, CHECKPOINT, CHECKPOINTS, NOT_FINITE
 
 Mode = Literal["new", "overwrite", "resume"]
@@ -46,6 +46,7 @@ def open_directory(directory: Path, mode: Mode, config: str) -> Iterator[Lease]:
         ConfigError: The directory already exists, is not a run, is held by another process, or
             cannot be written.
     """
+    restore_replaced(directory)
     _refuse_occupied(directory, mode)
     with ExitStack() as stack:
         try:
@@ -73,14 +74,16 @@ def restore_replaced(directory: Path) -> None:
     Raises:
         ConfigError: Another process holds the directory.
     """
-    if _set_aside_before(directory):
-        with hold(directory):
-            _restore_replaced(directory)
+    if is_inherited(directory) or not _set_aside_before(directory):
+        return  # what the launcher has set aside is its own
+    with hold(directory):
+        _restore(directory)
 
 
-def _restore_replaced(directory: Path) -> None:
+def _restore(directory: Path) -> None:
+    is_kept = has_trained(directory)
     for aside in _set_aside_before(directory):
-        if has_trained(directory):
+        if is_kept:
             warnings.warn(
                 f"{aside} is the run that {directory} has replaced; the process that did so was "
                 "killed. Remove it, or move it to keep it",
@@ -88,6 +91,7 @@ def _restore_replaced(directory: Path) -> None:
             )
         else:
             _put_back(aside, directory)
+            is_kept = True
             warnings.warn(
                 f"{directory} is again the run that --overwrite had set aside: the one that was to "
                 "replace it was killed before it had a checkpoint",
@@ -97,7 +101,6 @@ def _restore_replaced(directory: Path) -> None:
 
 def _begin(directory: Path, mode: Mode, config: str) -> Path | None:
     """Write the configuration of a run; return where the one that it replaces is."""
-    _restore_replaced(directory)
     aside = _set_aside(directory) if mode == "overwrite" and directory.exists() else None
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gkd_core.atomic import write_file
 from gkd_core.contract.step import Step
+from gkd_core.errors import escape_controls
 from gkd_core.plugins.owners import described
 from gkd_core.strict_json import json_text
 
@@ -96,6 +97,7 @@ class Recorder:
         gradient_norm: float,
         samples_per_second: float,
         scaling: Mapping[str, float] | None = None,
+        written: Mapping[str, float] | None = None,
     ) -> None:
         """Log a step.
 
@@ -107,6 +109,7 @@ class Recorder:
             samples_per_second: Throughput since the last logged step.
             scaling: State of the loss scaler, if any; values that are not finite, as in a step that
                 overflowed, are then omitted.
+            written: Numbers about the text that models wrote since the last logged step, if any.
         """
         values = {f"loss/{name}": value for name, value in losses.items()}
         values |= {
@@ -114,6 +117,7 @@ class Recorder:
             "gradient_norm": gradient_norm,
             "samples_per_second": samples_per_second,
             **(scaling or {}),
+            **(written or {}),
         }
         if scaling:
             values = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -143,10 +147,11 @@ class Recorder:
         self._track(lambda sink: sink.end_stage())
 
     def say(self, text: str) -> None:
-        """Show a message to the user."""
+        """Show a message to the user, without control characters."""
+        shown = escape_controls(text)
         for listener in self._listeners:
-            listener.say(text)
-        self._track(lambda sink: sink.say(text))
+            listener.say(shown)
+        self._track(lambda sink: sink.say(shown))
 
     def summarize(self, values: Mapping[str, float]) -> None:
         """Log numbers of the whole run in the sinks."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
-    """Train the student of a stage, resuming from the newest checkpoint.
+    """Train the student of a stage, resuming from the newest whole checkpoint.
 
     Args:
         stage: The stage.
@@ -47,7 +47,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
         GkdError: The loss or the gradient is not finite, or overflowed in every step.
         KeyboardInterrupt: A signal asked a rank to stop; a checkpoint has been saved.
     """
-    progress = load_checkpoint(stage)
+    progress = load_checkpoint(stage, recorder.say)
     recorder.start_stage(stage.name, stage.total_steps, progress.step)
     if stage.probes is not None:
         stage.probes.file.start(progress.step)
@@ -162,6 +162,7 @@ def _log(
         gradient_norm=float(result.gradient_norm),
         samples_per_second=samples_per_second,
         scaling=None if stage.engine.scale is None else stage.engine.scale.read(),
+        written=None if stage.rollouts is None else stage.rollouts.tally.read(),
     )
     hooks.step_end(stage, step, losses)
 
