@@ -6,9 +6,11 @@ import time
 import pytest
 
 from gkd_core.cli.errors import LONGEST, printable
+from gkd_core.config.resolve import resolve
 from gkd_core.config.settings import read_assignment, read_file
 from gkd_core.distributed.rank_info import read_launcher_env
 from gkd_core.errors import ConfigError
+from gkd_core.plugins import Registry
 
 
 def _bomb(join):
@@ -55,8 +57,16 @@ def test_lines_of_a_long_text_are_not_searched_for_ever(tmp_path):
 
 def test_pipe_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
-    with pytest.raises(ConfigError, match="is not a file"):
+    with pytest.raises(ConfigError, match="cannot read the configuration file: it is not"):
         read_file(tmp_path / "pipe.toml")
+
+
+@pytest.mark.parametrize(
+    "setting", ["seed=9223372036854775808", "training.beta1=1", "training.beta2=1.0"]
+)
+def test_value_that_no_generator_or_optimizer_takes_is_refused(setting):
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        resolve(Registry(), settings=[setting])
 
 
 @pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000])
