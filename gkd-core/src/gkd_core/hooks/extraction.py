@@ -21,6 +21,7 @@ from gkd_core.hooks.forward import (
     under_way,
 )
 from gkd_core.hooks.obstacles import obstacle_at
+from gkd_core.hooks.packing import without_mask
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, POOLED, Capture
 from gkd_core.kinds.task_kind import PREPARED
 
@@ -136,10 +137,11 @@ class Extractor:
     ) -> None:
         # Where nothing is generated, a key-value cache would only take memory.
         options = ({"use_cache": False} if self.sites.causal else {}) | dict(given)
+        read = without_mask(inputs)
         if {LOGITS, POOLED}.isdisjoint(forward.places):
-            self.model.base_model(**inputs, **options)
+            self.model.base_model(**read, **options)
         else:
-            self.model(**inputs, **options)
+            self.model(**read, **options)
 
     def _mine(self) -> Forward | None:
         """Return the current pass if it is one of this model."""

@@ -7,8 +7,12 @@ directory is gone or the student has changed, the stage counts as never trained.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from gkd_core.atomic import draft
 from gkd_core.contract.run_info import STAGES
@@ -43,6 +47,38 @@ class Finished:
     def done(self) -> Path:
         """File that holds the result of the stage."""
         return Path(self.run) / STAGES / self.stage / DONE
+
+
+@contextmanager
+def alone(fingerprint: StageFingerprint | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Train a stage while no other process trains the same; it can be taken over afterwards.
+
+    Args:
+        fingerprint: The fingerprint of the stage; None of one that is not reused.
+        say: Tells the user what the run waits for.
+    """
+    lock = None if fingerprint is None else _locked(fingerprint, say)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _locked(fingerprint: StageFingerprint, say: Callable[[str], None]) -> FileLock | None:
+    """Lock the entry of a stage; None if the cache cannot be written, which then serves nobody."""
+    entry = _entry(fingerprint)
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(entry.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("another run is training this stage; waiting for its student")
+            lock.acquire()
+    except OSError:
+        return None
+    return lock
 
 
 def remember(fingerprint: StageFingerprint, run: Path, result: StageResult) -> None:

@@ -28,7 +28,7 @@ from gkd_core.runs.inputs import InputReader
 from gkd_core.runs.locations import Locations
 from gkd_core.runs.outline import RunOutline, outline_run
 from gkd_core.runs.result import StageResult
-from gkd_core.runs.reuse import recall, remember, take_over
+from gkd_core.runs.reuse import alone, recall, remember, take_over
 from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary
@@ -148,15 +148,29 @@ class Run:
                 self._say_finished(spec.name, done, fingerprint)
             else:
                 self._say_next(number, spec.name, fingerprint)
-                manifest = self._manifests[spec.name] = self._manifest(spec)
-                result = self._take_over(spec, fingerprint) or self._train(spec)
-                result = replace(result, fingerprint=fingerprint, differences=self.differences)
-                self._finish(spec, result, manifest)
+                with alone(self._reusable(spec, fingerprint), self.recorder.say):
+                    self._make(spec, fingerprint)
             if is_first():
                 remove_checkpoints(folder)
             wait()
             self.results[spec.name] = result = StageResult.load(done)
             fingerprints.settle(spec.name, result.fingerprint)
+
+    def _make(self, spec: StageSpec, fingerprint: StageFingerprint | None) -> None:
+        """Take over the student of a stage, or train it."""
+        manifest = self._manifests[spec.name] = self._manifest(spec)
+        result = self._take_over(spec, fingerprint) or self._train(spec)
+        result = replace(result, fingerprint=fingerprint, differences=self.differences)
+        self._finish(spec, result, manifest)
+
+    def _reusable(
+        self, spec: StageSpec, fingerprint: StageFingerprint | None
+    ) -> StageFingerprint | None:
+        """Return the fingerprint by which a stage is taken over, if it may be.
+
+        With probes, the stage is trained: they are measured on the way.
+        """
+        return None if spec.config.probe is not None else fingerprint
 
     def check_lease(self) -> None:
         """Make sure that the directory may still be written.
@@ -202,11 +216,8 @@ class Run:
     def _take_over(
         self, spec: StageSpec, fingerprint: StageFingerprint | None
     ) -> StageResult | None:
-        """Copy the stage's student from a run that has already trained it, if there is one.
-
-        With probes, the stage is trained: they are measured on the way.
-        """
-        reusable = None if spec.config.probe is not None else fingerprint
+        """Copy the stage's student from a run that has already trained it, if there is one."""
+        reusable = self._reusable(spec, fingerprint)
         found = recall(reusable) if reusable is not None else None
         target = self.locations.student(spec)
         result = take_over(found, self.directory, target) if found is not None else None
