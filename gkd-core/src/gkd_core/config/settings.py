@@ -11,7 +11,15 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from gkd_core.config.formats import HEADING, READERS, SettingKey, dotted, line_of, toml_value
+from gkd_core.config.formats import (
+    DEEPEST,
+    HEADING,
+    READERS,
+    SettingKey,
+    dotted,
+    line_of,
+    toml_value,
+)
 from gkd_core.config.renamed import renew
 from gkd_core.errors import ConfigError, suggest
 
@@ -126,6 +134,8 @@ def read_assignment(text: str) -> list[Setting]:
             f"--set {text}: expected key=value, such as `--set training.lr=1e-5` or "
             "`--set method=pkd+soft`"
         )
+    if len(key) > DEEPEST:
+        raise ConfigError(f"--set {text}: the key has more than {DEEPEST} parts")
     origin = Origin(Level.COMMAND_LINE, "--set")
     return list(_flatten(key, toml_value(value.strip()), lambda key: origin))
 
