@@ -283,7 +283,7 @@ def brief(monkeypatch):
     """
     from matplotlib import pyplot
 
-    from gkd_core.analysis import comparison, figures, report
+    from gkd_core.analysis import comparison, figures
     from gkd_core.deploy import latency
 
     def undrawn(make):
@@ -295,7 +295,7 @@ def brief(monkeypatch):
         return _make
 
     monkeypatch.setattr(latency, "ROUNDS", 1)
-    monkeypatch.setattr(report, "RESAMPLES", 20)
+    monkeypatch.setattr(comparison, "RESAMPLES", 20)
     monkeypatch.setattr(comparison, "TIMED_SAMPLES", 2)
     for name in ("losses", "validation", "quality_over_size"):
         monkeypatch.setattr(figures, name, undrawn(getattr(figures, name)))
@@ -363,7 +363,7 @@ def settings(world):
         *("--set", f"task.test={world / 'test.jsonl'}", "--set", "task.max_length=32"),
         *("--set", "training.batch_size=16", "--set", "training.lr=1e-3"),
         *("--set", "training.epochs=1", "--set", "training.log_every=2"),
-        *("--set", "output.reuse=false"),
+        *("--set", "output.reuse=false", "--no-baseline"),
     ]
 
 
