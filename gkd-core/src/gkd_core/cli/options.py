@@ -56,6 +56,15 @@ class RunOptions:
     settings: Sequence[str]
     flags: Mapping[str, Any]
 
+    @property
+    def flagged(self) -> dict[str, tuple[Any, str]]:
+        """The settings that named flags give, by dotted key, each with its flag."""
+        return {
+            setting: (self._value(name), flag)
+            for name, (flag, setting) in FLAGS.items()
+            if self.flags.get(name) not in (None, ())
+        }
+
     def resolve(self, base: Sequence[Path] = (), before: Resolved | None = None) -> Resolved:
         """Return the configuration, on top of other files.
 
@@ -69,17 +78,12 @@ class RunOptions:
         from gkd_core.config.resolve import resolve
         from gkd_core.plugins import registry
 
-        given = {
-            setting: (self._value(name), flag)
-            for name, (flag, setting) in FLAGS.items()
-            if self.flags.get(name) not in (None, ())
-        }
         return resolve(
             registry(),
             files=[*base, *self.files],
             recipe=self.recipe,
             settings=self.settings,
-            flags=given,
+            flags=self.flagged,
             task_defaults=lambda name, kind: registry().task(name).defaults(kind),
             task_adjustments=lambda name, recipe, stage, settings: (
                 registry().task(name).adjustments(recipe, stage, settings)
@@ -123,6 +127,11 @@ def file_options(command: Command) -> Command:
     return _decorated(command, (_FILES, _SET))
 
 
+def study_options(command: Command) -> Command:
+    """Add the options for what all cells of a study share to a command."""
+    return _decorated(command, (*_MODELS_AND_DATA, _SET))
+
+
 def show_warnings(resolved: Resolved) -> None:
     """Print the warnings of a configuration, one per line."""
     for warning in resolved.warnings:
@@ -146,18 +155,7 @@ _FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path), meta
 _SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any setting; repeatable."
 )
-_RUN: Sequence[Decorator] = (
-    click.option(
-        "--method",
-        help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft+hard; pkd+soft without labels]",
-    ),
-    click.option("--recipe", help="Start from a shipped recipe."),
-    click.option(
-        "--paper-values",
-        is_flag=True,
-        default=None,
-        help="Train as the recipe says, even where the task adjusts recipes.",
-    ),
+_MODELS_AND_DATA: Sequence[Decorator] = (
     click.option(
         "--teacher",
         multiple=True,
@@ -175,6 +173,20 @@ _RUN: Sequence[Decorator] = (
         metavar="PATH[:WEIGHT]",
         help="Training file (jsonl, csv, tsv, parquet, txt) or directory; repeat to mix several.",
     ),
+)
+_RUN: Sequence[Decorator] = (
+    click.option(
+        "--method",
+        help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft+hard; pkd+soft without labels]",
+    ),
+    click.option("--recipe", help="Start from a shipped recipe."),
+    click.option(
+        "--paper-values",
+        is_flag=True,
+        default=None,
+        help="Train as the recipe says, even where the task adjusts recipes.",
+    ),
+    *_MODELS_AND_DATA,
     click.option("--output", help="Run directory. [runs/NAME-N]"),
     click.option(
         "--track",
