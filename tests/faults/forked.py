@@ -82,7 +82,7 @@ def _make_brief() -> None:
     from gkd_core.analysis import comparison, figures
     from gkd_core.deploy import latency
 
-    latency.ROUNDS, comparison.TIMED_SAMPLES = 1, 2
+    latency.ROUNDS, comparison.RESAMPLES, comparison.TIMED_SAMPLES = 1, 20, 2
     figures.svg = lambda figure: ""
 
 

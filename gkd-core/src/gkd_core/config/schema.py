@@ -220,8 +220,9 @@ class TaskConfig(Section):
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
         None,
         description="Names of the classes in the order of the outputs of models that do not name "
-        "theirs (LABEL_0, LABEL_1); rows may lack some of them. Default: those of the teacher or "
-        "checkpoint; else the labels of the rows, in numeric or alphabetical order.",
+        "theirs (LABEL_0, LABEL_1); rows may lack some of them, or only count them (0, 1). "
+        "Default: those of the teacher or checkpoint; else the labels of the rows, in numeric or "
+        "alphabetical order.",
     )
     max_length: Positive | None = Field(
         None,
@@ -549,10 +550,16 @@ class RunConfig(Section):
     method: str = Field(
         "pkd+soft",
         description="Methods to sum, with weights: `pkd+soft`, `2*pkd+0.5*soft`; several teachers "
-        "are averaged, or combined as in `mt-bert(soft)+hard`.",
+        "are averaged, or combined as in `mt-bert(soft)+hard`. Default: `pkd+soft+hard` for rows "
+        "with labels.",
     )
     recipe: str | None = Field(
         None, description="A shipped recipe; the values in this file override its values."
+    )
+    paper_values: bool = Field(
+        False,
+        description="Train as the recipe says, even where the task adjusts recipes because its "
+        "rows and models are far smaller than those of the papers.",
     )
     teachers: list[TeacherConfig] = Field(
         [TeacherConfig()], min_length=1, description="The teachers."
@@ -572,8 +579,9 @@ class RunConfig(Section):
     tracking: TrackingConfig = Field(TrackingConfig(), description="Trackers.")
     baseline: bool | None = Field(
         None,
-        description="Also train the same student on labels alone, for comparison. "
-        "Default: on the embedded task only.",
+        description="Also train the same student on labels alone, for comparison. Default: if the "
+        "rows have labels and it adds at most half to the cost of the run, and on the embedded "
+        "task.",
     )
     procedure: ProcedureConfig | None = Field(
         None, description="Generates the stages from options, in recipes such as `takd`."

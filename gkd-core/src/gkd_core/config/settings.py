@@ -31,8 +31,9 @@ class Level(IntEnum):
     TASK = 1
     PROCEDURE = 2
     RECIPE = 3
-    FILE = 4
-    COMMAND_LINE = 5
+    ADJUSTMENT = 4
+    FILE = 5
+    COMMAND_LINE = 6
 
 
 @dataclass(frozen=True)
