@@ -169,7 +169,7 @@ class Adversarial(Declared):
     def _direction(self, context):
         loss = self._loss(context.student, context.teacher, context.batch).values.sum()
         gradient = context.gradient(loss, context.student.embedding)
-        return 1e-3 * gradient / gradient.norm(dim=(1, 2), keepdim=True)
+        return 1e-3 * gradient / gradient.norm(dim=(1, 2), keepdim=True).clamp(min=1e-9)
 
     def _loss(self, student, teacher, batch):
         return soft_labels(student.logits, teacher.logits, batch.targets, 1.0)
