@@ -148,6 +148,7 @@ def method(name: str) -> str:
         ["teacher", "none" if cls.teachers == "none" else "one; asked for each if there are more"],
         ["tokenizer of a teacher", tokenizer_need(cls)],
         ["samples", _samples(cls)],
+        *([["text", "the student's own (`rollout.student`)"]] if cls.on_policy else []),
     ]
     return "\n".join([*_table(["fact", "value"], facts), "", *_options(name)])
 

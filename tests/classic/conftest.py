@@ -38,6 +38,22 @@ def terms(view_of):
 
 
 @pytest.fixture
+def term_of(view_of):
+    """`term_of(method, batch, student, teacher)`: terms by name, given the logits of both."""
+
+    def _term_of(method, batch, student, teacher):
+        batch.declare(method.name, method.items(batch))
+        step = Step(0, 10, 0, "test", torch.Generator())
+        views = (
+            view_of(name, {"logits": logits}, 4)
+            for name, logits in (("student", student), ("teacher", teacher))
+        )
+        return method.loss(*views, batch.seen_by(method.name), step)
+
+    return _term_of
+
+
+@pytest.fixture
 def info():
     """`info("student", layers=6)`: the shape of a BERT-base with other sizes where given."""
 

@@ -1,4 +1,4 @@
-"""What core itself gives to gkd: kinds of task, sources of data, optimizers, sinks."""
+"""What core itself gives to gkd: kinds of task, tasks, optimizers, rollout engines, sinks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from gkd_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from gkd_core.contract.optimizer import OptimizerFactory
+    from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.sink import Sink
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
@@ -55,6 +56,14 @@ def gkd_register_optimizers() -> Iterable[type[OptimizerFactory]]:
     from gkd_core.optim.optimizers.muon import Muon
 
     return [Adafactor, AdamW, Muon]
+
+
+@hookimpl
+def gkd_register_rollouts() -> Iterable[type[RolloutEngine]]:
+    """Return the built-in rollout engine."""
+    from gkd_core.rollouts.engines.generate import Generate
+
+    return [Generate]
 
 
 @hookimpl

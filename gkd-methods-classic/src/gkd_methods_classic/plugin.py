@@ -21,8 +21,10 @@ def gkd_register_methods() -> Iterable[type[Method]]:
     from gkd_methods_classic.glmd import GLMD
     from gkd_methods_classic.hard import Hard
     from gkd_methods_classic.kd import KD
+    from gkd_methods_classic.minillm import MiniLLM
     from gkd_methods_classic.minilm import MiniLM
     from gkd_methods_classic.minilmv2 import MiniLMv2
+    from gkd_methods_classic.opd import OPD
     from gkd_methods_classic.pd import PD
     from gkd_methods_classic.pkd import PKD
     from gkd_methods_classic.soft import Soft
@@ -34,8 +36,10 @@ def gkd_register_methods() -> Iterable[type[Method]]:
         GLMD,
         Hard,
         KD,
+        MiniLLM,
         MiniLM,
         MiniLMv2,
+        OPD,
         PD,
         PKD,
         Soft,

@@ -23,7 +23,7 @@ WHOLE_ROWS = {"alp-kd", "hard", "pkd", "rail-kd", "universal-kd"}
 PREDICTIONS = {"annealing-kd", "continuation-kd", "glmd", "kd", "pd", "soft"}
 """Methods that compare the logits, which belong to a row in classification."""
 
-METHODS = sorted(registry().methods)
+METHODS = sorted(name for name, method in registry().methods.items() if not method.on_policy)
 
 ELSEWHERE = {"theseus": "the student's architecture is roberta"}
 """Why methods that compare no tokens are refused for these models."""

@@ -33,7 +33,11 @@ from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
 CLASSIC = [name for name in registry().methods if registry().provider(name).name == "classic"]
-READERS = [name for name in CLASSIC if name not in ("hard", "minilm", "minilmv2", "pkd")]
+READERS = [
+    name
+    for name in CLASSIC
+    if name not in ("hard", "minilm", "minilmv2", "pkd") and not registry().method(name).on_policy
+]
 """The classic methods that read logits of a teacher."""
 KINDS = {"classification": ("teacher", []), "causal-lm": ("lm-decoder", ["task.kind=causal-lm"])}
 KINDS["masked-lm"] = ("lm-teacher", ["task.kind=masked-lm"])

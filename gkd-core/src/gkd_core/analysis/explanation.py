@@ -77,7 +77,7 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
         *(entry for method in stage.methods for entry in _method(method)),
         *(entry for combiner in stage.combiners for entry in _combiner(combiner)),
         *_lr_factors(stage.lr_factors),
-        *(entry for one in stage.passes for entry in _pass(one)),
+        *(entry for one in stage.passes for entry in _pass(one, _writing_teacher(stage))),
         *(() if stage.probes is None else _probes(stage.probes, stage.passes)),
     ]
     for name, value in entries:
@@ -153,9 +153,16 @@ def _lr_factors(factors: Sequence[LrFactorOutline]) -> Iterator[tuple[str, str]]
         yield "" if number else "rate", f"{', '.join(parts)}: {what}, for {', '.join(methods)}"
 
 
-def _pass(one: PassOutline) -> Iterator[tuple[str, str]]:
+def _writing_teacher(stage: StageOutline) -> str | None:
+    """Return the name of the teacher that writes rows, or None if none does."""
+    writes = stage.rollout is not None and stage.rollout.teacher != "0"
+    return stage.teachers[0].name if writes else None
+
+
+def _pass(one: PassOutline, writer: str | None) -> Iterator[tuple[str, str]]:
     if not one.captures:
-        yield "pass", f"{one.model}: not run, nothing reads it"
+        use = "only writes" if one.model == writer else "not run"
+        yield "pass", f"{one.model}: {use}, nothing reads it"
         return
     total = sum(capture.bytes for capture in one.captures)
     model = one.model if one.name == MAIN else f"{one.model} in {one.name}"

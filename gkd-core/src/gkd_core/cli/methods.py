@@ -154,6 +154,7 @@ def _facts(method: type[Method]) -> RenderableType:
     table.add_row("labels", "needed" if method.needs_labels else "not needed")
     table.add_row("teacher", "none" if method.teachers == "none" else "one, or each of several")
     table.add_row("tokenizer", _told(method, lambda: [tokenizer_need(method)]))
+    table.add_row("text", "the student's own (rollout.student)" if method.on_policy else "any")
     coupled = "depend on each other" if method.batch_coupled else "independent of each other"
     least = f", {method.min_samples} or more at a time" if method.min_samples > 1 else ""
     table.add_row("samples", f"{coupled}{least}")

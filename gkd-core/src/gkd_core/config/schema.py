@@ -404,6 +404,11 @@ class RolloutConfig(BaseModel):
         return self
 
     @property
+    def uses_student(self) -> bool:
+        """Whether the student ever writes."""
+        return self.student.start > 0 or self.student.end > 0
+
+    @property
     def uses_teacher(self) -> bool:
         """Whether the teacher ever writes."""
         return self.teacher.start > 0 or self.teacher.end > 0

@@ -33,12 +33,15 @@ class Method(MethodBase):
         min_samples: Minimum number of samples in a micro-batch, over all ranks that divide it; a
             run with fewer is rejected.
         teachers: `one` (with several, there is a separate instance for each) or `none`.
+        on_policy: It learns from text that the student writes; a run in which the student never
+            writes (`rollout.student`) is rejected.
         models: Shapes of the student and its teacher; set before `check` is called.
     """
 
     models: Models
     min_samples: ClassVar[int] = 1
     teachers: ClassVar[Literal["one", "none"]] = "one"
+    on_policy: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         """Reject a subclass that violates the contract when its class is defined."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from gkd_core.distributed.data_parallel import any_of, max_over_ranks
 from gkd_core.errors import PluginError
 from gkd_core.plugins.answers import one_of
 from gkd_core.rollouts.rows import RowWriter, prompts_of, split_prompts
+from gkd_core.rollouts.tally import Tally
 from gkd_core.rollouts.writer import Writer
 
 
@@ -52,6 +54,9 @@ class Rollouts:
         rows: Puts the text into the batches.
         end_ids: Tokens that end a text.
         seed: Seed of the draws.
+
+    Attributes:
+        tally: Counts what is written.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Rollouts:
         self.rows = rows
         self.end_ids = tuple(end_ids)
         self.seed = seed
+        self.tally = Tally()
 
     def apply(self, batches: Sequence[Batch], step: Step) -> Sequence[Batch]:
         """Return the micro-batches with rows that models have written.
@@ -87,7 +93,9 @@ class Rollouts:
         for source in self._writing(every, step):
             own = [row for row in every if row.source == source]
             # A rank without a row to write still takes part, and drops the text.
+            begun = time.perf_counter()
             found = self._write(own or every[:1], source, typed)
+            self.tally.add(found[: len(own)], self.end_ids, time.perf_counter() - begun)
             for row, written in zip(own, found, strict=False):
                 texts[row.batch][row.place] = row.prompt, written
         widths = max_over_ranks(map(self.rows.width, split, texts))

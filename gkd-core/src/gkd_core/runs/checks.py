@@ -63,6 +63,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
         _check_kind(spec, member)
         _check_labels(spec, member)
         _check_samples(spec, member)
+        _check_on_policy(spec, member)
         _check_method(spec, member)
         _check_borrowed(spec, member)
     _check_judge(spec)
@@ -232,6 +233,17 @@ def _check_writing_teacher(spec: StageSpec) -> None:
             f"rollout.teacher ({spec.origin('rollout.teacher')}) lets the teacher {teacher!r} "
             f"write, but {layout.teachers[teacher]} processes share it and {layout.tensor} the "
             "student. Set the teacher's tensor to that of the student (parallel.tensor)"
+        )
+
+
+def _check_on_policy(spec: StageSpec, member: ActiveMethod) -> None:
+    """Refuse a method that learns from the student's text where the student writes none."""
+    rollout = spec.config.rollout
+    if member.methods[0].on_policy and (rollout is None or not rollout.uses_student):
+        raise ConfigError(
+            f"{member.name} learns from text that the student writes, and the student writes none. "
+            "Set rollout.engine=generate and rollout.student=1, or a lower share, or use the "
+            f"recipe {member.name}"
         )
 
 

@@ -112,6 +112,8 @@ def word_tokenizer(words: Iterable[str] = (), side: str = "right") -> PreTrained
 def tiny_batch(kind: str, rows: int = 4, length: int = 10) -> Batch:
     """Return a batch of random tokens whose rows have different lengths, padded on the right.
 
+    In a kind that generates text, every other row is the student's own.
+
     Args:
         kind: Name of the kind of task; the labels are those of the kind.
         rows: Number of rows.
@@ -160,6 +162,7 @@ def _batch(kind: str, mask: Tensor, size: int, seed: int) -> Batch:
         words=words,
         byte_offsets=spans.expand(sequences, -1, -1).masked_fill(~mask.unsqueeze(-1), -1),
         output=found.output,
+        sources=torch.arange(rows) % 2 if found.generates else None,
     )
 
 

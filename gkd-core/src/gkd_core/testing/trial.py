@@ -369,8 +369,15 @@ def _pad(batch: Batch, columns: int, left: bool = False) -> Batch:
         labels = functional.pad(labels, sides, value=IGNORE)
     words = None if words is None else functional.pad(words, sides, value=-1)
     spans = None if spans is None else functional.pad(spans, (0, 0, *sides), value=-1)
-    views = {name: _pad(view, columns, left) for name, view in batch.views.items()}
-    return _with(batch, inputs, labels, batch.rows, words, spans, views)
+    return replace(
+        batch,
+        inputs=inputs,
+        labels=labels,
+        words=words,
+        byte_offsets=spans,
+        views={name: _pad(view, columns, left) for name, view in batch.views.items()},
+        _declared={},
+    )
 
 
 def _take(batch: Batch, rows: Tensor) -> Batch:
@@ -378,28 +385,15 @@ def _take(batch: Batch, rows: Tensor) -> Batch:
         # A row may have several sequences.
         return values.reshape(len(batch), -1, *values.shape[1:])[rows].flatten(0, 1)
 
-    inputs = {name: some(value) for name, value in batch.inputs.items()}
-    labels = None if batch.labels is None else batch.labels[rows]
     words, spans = (None if x is None else some(x) for x in (batch.words, batch.byte_offsets))
-    views = {name: _take(view, rows) for name, view in batch.views.items()}
-    return _with(batch, inputs, labels, batch.rows[rows], words, spans, views)
-
-
-def _with(
-    batch: Batch,
-    inputs: Mapping[str, Tensor],
-    labels: Tensor | None,
-    rows: Tensor,
-    words: Tensor | None,
-    spans: Tensor | None,
-    views: Mapping[str, Batch],
-) -> Batch:
-    return Batch(
-        inputs,
-        labels,
-        rows,
+    return replace(
+        batch,
+        inputs={name: some(value) for name, value in batch.inputs.items()},
+        labels=None if batch.labels is None else batch.labels[rows],
+        rows=batch.rows[rows],
         words=words,
         byte_offsets=spans,
-        views=views,
-        output=batch.output,
+        views={name: _take(view, rows) for name, view in batch.views.items()},
+        sources=None if batch.sources is None else batch.sources[rows],
+        _declared={},
     )

@@ -96,6 +96,7 @@ class Recorder:
         gradient_norm: float,
         samples_per_second: float,
         scaling: Mapping[str, float] | None = None,
+        written: Mapping[str, float] | None = None,
     ) -> None:
         """Log a step.
 
@@ -107,6 +108,7 @@ class Recorder:
             samples_per_second: Throughput since the last logged step.
             scaling: State of the loss scaler, if any; values that are not finite, as in a step that
                 overflowed, are then omitted.
+            written: Numbers about the text that models wrote since the last logged step, if any.
         """
         values = {f"loss/{name}": value for name, value in losses.items()}
         values |= {
@@ -114,6 +116,7 @@ class Recorder:
             "gradient_norm": gradient_norm,
             "samples_per_second": samples_per_second,
             **(scaling or {}),
+            **(written or {}),
         }
         if scaling:
             values = {name: value for name, value in values.items() if math.isfinite(value)}

@@ -148,6 +148,7 @@ def _log(
         gradient_norm=float(result.gradient_norm),
         samples_per_second=samples_per_second,
         scaling=None if stage.engine.scale is None else stage.engine.scale.read(),
+        written=None if stage.rollouts is None else stage.rollouts.tally.read(),
     )
     hooks.step_end(stage, step, losses)
 

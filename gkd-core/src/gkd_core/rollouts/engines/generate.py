@@ -1,0 +1,110 @@
+"""`Generate`: the rollout engine that calls Hugging Face's `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from gkd_core.contract.rollout import Prompts, RolloutEngine, Written
+from gkd_core.distributed.ranks import world_size
+from gkd_core.rollouts.writer import Writer
+
+
+class Generate(RolloutEngine):
+    """Writes with `generate` of transformers: samples, or takes the most likely token.
+
+    Settings that the model itself has for generation, such as a repetition penalty, do not apply:
+    on-policy losses need text drawn from the distribution that they compare.
+    """
+
+    name = "generate"
+
+    class Config(RolloutEngine.Config):
+        """Options of `generate`."""
+
+        temperature: float = Field(
+            1.0, ge=0, description="Divides the logits; 0 takes the most likely token each time."
+        )
+        top_k: int = Field(
+            0, ge=0, description="Draw from the K most likely tokens only; 0 for all."
+        )
+        top_p: float = Field(
+            1.0,
+            gt=0,
+            le=1,
+            description="Draw from the most likely tokens that together have this probability.",
+        )
+
+    config: Config
+
+    def write(self, prompts: Prompts, writer: Writer) -> Written:
+        """Continue all prompts at once."""
+        model = writer.model
+        inputs = {name: value.to(writer.device) for name, value in prompts.padded().items()}
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            rows = model.generate(
+                **inputs,
+                generation_config=_greedy(prompts),
+                logits_processor=self._processors(prompts.seeds),
+                # Weights may be sharded: a rank whose rows have ended runs the model for others.
+                synced_gpus=world_size() > 1,
+            )
+        finally:
+            model.generation_config = own
+        assert isinstance(rows, Tensor), "nothing else is asked for"
+        return Written(rows[:, inputs["input_ids"].shape[1] :].tolist())
+
+    def _processors(self, seeds: Sequence[int]) -> LogitsProcessorList:
+        """Return what turns logits into scores whose maximum is the next token."""
+        found = LogitsProcessorList()
+        if self.config.temperature == 0:
+            return found
+        if self.config.temperature != 1:
+            found.append(TemperatureLogitsWarper(self.config.temperature))
+        if self.config.top_k:
+            found.append(TopKLogitsWarper(self.config.top_k))
+        if self.config.top_p < 1:
+            found.append(TopPLogitsWarper(self.config.top_p))
+        found.append(GumbelNoise(seeds))
+        return found
+
+
+class GumbelNoise:
+    """A logits processor: adds noise, so that the maximum of scores is a draw from their softmax.
+
+    `generate` draws all rows from one generator. Here each row has its own, so that its text does
+    not depend on the rows that are written with it, nor on the number of ranks.
+
+    Args:
+        seeds: A seed for each row.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores `[N, V]` with noise of the standard Gumbel distribution."""
+        noise = [
+            torch.empty(scores.shape[1], dtype=torch.float64).exponential_(generator=generator)
+            for generator in self._generators
+        ]
+        return scores - torch.stack(noise).log_().to(scores)
+
+
+def _greedy(prompts: Prompts) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=prompts.max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(prompts.end_ids) or None,
+        pad_token_id=prompts.pad_id,
+    )

@@ -1,0 +1,20 @@
+"""Numbers about written text, counted by hand."""
+
+from __future__ import annotations
+
+import torch
+
+from gkd_core.rollouts.tally import Tally
+
+
+def test_lengths_truncation_and_speed():
+    tally = Tally()
+    texts = [torch.tensor(text) for text in ([5, 1], [5, 5, 5, 5], [1])]
+    tally.add(texts, [1], seconds=0.5)
+    tally.add([torch.tensor([5])], [1], seconds=0.5)
+    assert tally.read() == {
+        "rollout/tokens": 2,
+        "rollout/truncated": 0.5,
+        "rollout/tokens_per_second": 8,
+    }
+    assert tally.read() == {}, "a reading starts anew"
