@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Items as Items
     from gkd_core.contract.batch import RowSource as RowSource
     from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
+    from gkd_core.contract.launcher import CellJob as CellJob
+    from gkd_core.contract.launcher import JobEvent as JobEvent
+    from gkd_core.contract.launcher import Launch as Launch
+    from gkd_core.contract.launcher import Launcher as Launcher
     from gkd_core.contract.method import Method as Method
     from gkd_core.contract.method_base import MethodBase as MethodBase
     from gkd_core.contract.model_info import DataInfo as DataInfo
@@ -93,15 +97,18 @@ if TYPE_CHECKING:
     from gkd_core.losses.distances import huber as huber
     from gkd_core.losses.distances import mse as mse
     from gkd_core.losses.distances import normalized_mse as normalized_mse
+    from gkd_core.losses.divergences import adaptive_kl as adaptive_kl
     from gkd_core.losses.divergences import cross_entropy as cross_entropy
     from gkd_core.losses.divergences import js as js
     from gkd_core.losses.divergences import kl as kl
     from gkd_core.losses.divergences import reverse_kl as reverse_kl
     from gkd_core.losses.divergences import skew_kl as skew_kl
+    from gkd_core.losses.divergences import skew_reverse_kl as skew_reverse_kl
     from gkd_core.losses.divergences import soft_cross_entropy as soft_cross_entropy
     from gkd_core.losses.divergences import total_variation as total_variation
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
+    from gkd_core.losses.logits import match_vocabulary as match_vocabulary
     from gkd_core.losses.logits import most_likely as most_likely
     from gkd_core.losses.own_divergence import CustomDivergence as CustomDivergence
     from gkd_core.losses.own_divergence import DivergenceRule as DivergenceRule
@@ -151,6 +158,7 @@ _HOME = {
     "BLANK": "contract.task",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
+    "CellJob": "contract.launcher",
     "Classification": "kinds.classification",
     "ColumnParallel": "parallel.tp_plans",
     "ConfigError": "errors",
@@ -170,8 +178,11 @@ _HOME = {
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
     "Items": "contract.batch",
+    "JobEvent": "contract.launcher",
     "JoinedOptimizer": "optim.joined",
     "LOGITS": "hooks.paths",
+    "Launch": "contract.launcher",
+    "Launcher": "contract.launcher",
     "LayerMap": "models.layer_map",
     "LinearLogits": "losses.logits",
     "LoadedModel": "contract.run_info",
@@ -193,14 +204,14 @@ _HOME = {
     "Procedure": "contract.procedure",
     "Prompts": "contract.rollout",
     "ReadRows": "kinds.task_kind",
-    "RowMeasure": "kinds.task_kind",
     "Regression": "kinds.regression",
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",
     "Replace": "hooks.operations",
     "RolloutEngine": "contract.rollout",
-    "RowSource": "contract.batch",
+    "RowMeasure": "kinds.task_kind",
     "RowParallel": "parallel.tp_plans",
+    "RowSource": "contract.batch",
     "RunConfig": "config.schema",
     "RunInfo": "contract.run_info",
     "RunOutline": "runs.outline",
@@ -232,6 +243,7 @@ _HOME = {
     "Widths": "models.slicing.widths",
     "Writer": "rollouts.writer",
     "Written": "contract.rollout",
+    "adaptive_kl": "losses.divergences",
     "all_samples": "distributed.samples",
     "angles": "losses.angles",
     "contrast": "losses.contrast",
@@ -254,6 +266,7 @@ _HOME = {
     "layer_segments": "models.layer_map",
     "load_weights": "training.checkpoint",
     "logits_mse": "losses.soft_labels",
+    "match_vocabulary": "losses.logits",
     "measure_importance": "students.importance",
     "most_likely": "losses.logits",
     "mse": "losses.distances",
@@ -266,6 +279,7 @@ _HOME = {
     "save_weights": "training.checkpoint",
     "self_relation": "losses.relation",
     "skew_kl": "losses.divergences",
+    "skew_reverse_kl": "losses.divergences",
     "soft_cross_entropy": "losses.divergences",
     "soft_labels": "losses.soft_labels",
     "sum_over_ranks": "distributed.data_parallel",

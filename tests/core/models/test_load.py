@@ -192,6 +192,19 @@ def test_adapters_are_refused(save, tmp_path, kept, message):
         load_config(str(directory), False, "teacher.model")
 
 
+def test_an_adapter_of_the_hub_is_told_from_a_name_that_does_not_exist(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--some--lora"
+    (kept / "snapshots/1a").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("1a")
+    (kept / "snapshots/1a/adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    with pytest.raises(ConfigError, match=r"'some/lora' holds an adapter of 'base'.* Merge it"):
+        load_config("some/lora", False, "teacher.model")
+    with pytest.raises(ConfigError, match="'some/other' is neither a directory here nor a model"):
+        load_config("some/other", False, "teacher.model")
+
+
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
@@ -248,6 +261,26 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(save, tmp_path
         teacher(directory)
     torch.save({}, tmp_path / "bert" / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"pickle only \(pytorch_model.bin\).*save_pretrained"):
+        teacher(directory)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "../other/model.safetensors", "a\\b.bin"])
+def test_index_that_names_other_files_is_refused(save, tmp_path, file):
+    directory = save()
+    index = tmp_path / "bert" / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": {"a": "model.safetensors", "b": file}})
+    )
+    with pytest.raises(ConfigError, match=r"index\.json names .*, which is no safetensors file of"):
+        teacher(directory)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_that_would_be_fetched_as_code_is_refused(save, tmp_path, key):
+    directory = save()
+    path = tmp_path / "bert" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "somebody/attention"}))
+    with pytest.raises(ConfigError, match=r"asks for the attention kernel 'somebody/attention'"):
         teacher(directory)
 
 

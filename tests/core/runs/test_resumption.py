@@ -14,6 +14,7 @@ from gkd_core import digest
 from gkd_core.cli import ranks
 from gkd_core.contract.task import DefaultTeacher
 from gkd_core.data.files import Files
+from gkd_core.lease import Lease
 from gkd_core.parallel import launch
 from gkd_core.plugins import registry
 from gkd_core.runs import inputs
@@ -85,8 +86,7 @@ def interrupted(interrupt, interrupted_once, tmp_path, tmp_path_factory):
 
 
 def checkpoint(run):
-    (found,) = run.glob("stages/*/checkpoints/*")
-    return found
+    return max(run.glob("stages/*/checkpoints/*"))
 
 
 def remembered(run):
@@ -267,6 +267,7 @@ def has_another_key(file):
             has_a_weight_that_would_be_broadcast,
             "the weight bert.embeddings.LayerNorm.bias has the shape (1,), not (32,)",
         ),
+        ("optimizer.safetensors", lacks_a_weight, "the tensor 0.exp_avg is missing"),
         ("progress.json", has_another_key, "unexpected keyword argument 'speed'"),
     ],
 )
@@ -278,6 +279,15 @@ def test_a_file_that_fits_no_stage_is_named_though_changes_are_accepted(
     assert done.code == 2
     assert "cannot be loaded: " in done.err
     assert message in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("rest", ["", 'method = "soft"\n'])
+def test_a_run_does_not_go_on_with_what_is_left_of_its_configuration(interrupted, invoke, rest):
+    (interrupted / "config.toml").write_text(rest)
+    done = invoke(*RESUME, "--accept-changes")
+    assert done.code == 2
+    assert "config.toml has been cut off: it lacks " in done.err
+    assert "task, training, which gkd has written" in done.err
 
 
 def test_an_unchanged_run_goes_on_and_serves_others(interrupted, invoke):
@@ -309,10 +319,12 @@ def test_intervals_and_layout_may_change(interrupted, invoke):
 @pytest.mark.parametrize("accepts", [False, True])
 def test_ranks_are_told_whether_changes_are_accepted(monkeypatch, accepts):
     commands = []
-    monkeypatch.setattr(launch, "start_ranks", lambda count, command: commands.append(command))
+    monkeypatch.setattr(launch, "start_ranks", lambda *given: commands.append(given))
     monkeypatch.setattr(ranks, "_distributed", False)
-    ranks.start_ranks(2, Path("run"), accepts)
-    assert [command.count("--accept-changes") for command in commands] == [accepts]
+    ranks.start_ranks(2, Lease(Path("run"), "mine"), accepts)
+    (given,) = commands
+    assert given[1].count("--accept-changes") == accepts
+    assert given[2] == {"GKD_LEASE": "mine"}
 
 
 def test_a_new_version_is_noted(interrupted, invoke, monkeypatch):

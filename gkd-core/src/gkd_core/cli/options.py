@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 NAMED_TEACHER = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)=(?P<model>.+)")
 
+WEIGHTED = re.compile(r".+:\d+(\.\d+)?")
+"""A source of rows with its weight, such as `a.jsonl:0.7`."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
@@ -52,6 +55,15 @@ class RunOptions:
     settings: Sequence[str]
     flags: Mapping[str, Any]
 
+    @property
+    def flagged(self) -> dict[str, tuple[Any, str]]:
+        """The settings that named flags give, by dotted key, each with its flag."""
+        return {
+            setting: (self._value(name), flag)
+            for name, (flag, setting) in FLAGS.items()
+            if self.flags.get(name) not in (None, ())
+        }
+
     def resolve(self, base: Sequence[Path] = (), before: Resolved | None = None) -> Resolved:
         """Return the configuration, on top of other files.
 
@@ -65,23 +77,20 @@ class RunOptions:
         from gkd_core.config.resolve import resolve
         from gkd_core.plugins import registry
 
-        given = {
-            setting: (self._value(name), flag)
-            for name, (flag, setting) in FLAGS.items()
-            if self.flags.get(name) not in (None, ())
-        }
         return resolve(
             registry(),
             files=[*base, *self.files],
             recipe=self.recipe,
             settings=self.settings,
-            flags=given,
+            flags=self.flagged,
             task_defaults=lambda name, kind: registry().task(name).defaults(kind),
             shapes=_shapes,
             before=before,
         )
 
     def _value(self, name: str) -> Any:
+        if name == "data":
+            return _sources(self.flags[name])
         if name != "teacher":
             return self.flags[name]
         models = self.flags[name]
@@ -96,6 +105,14 @@ def _teacher(text: str, number: int | None) -> dict[str, str]:
     return {"model": text} | ({} if number is None else {"name": f"teacher{number}"})
 
 
+def _sources(given: str | Sequence[str]) -> str:
+    """Return one source as it is, and several with a weight each."""
+    places = [given] if isinstance(given, str) else given
+    if len(places) == 1:
+        return places[0]
+    return ",".join(place if WEIGHTED.fullmatch(place) else f"{place}:1" for place in places)
+
+
 def run_options(command: Command) -> Command:
     """Add the options of a run to a command."""
     return _decorated(command, (_FILES, *_RUN, _SET))
@@ -104,6 +121,11 @@ def run_options(command: Command) -> Command:
 def file_options(command: Command) -> Command:
     """Add configuration files and `--set` to a command."""
     return _decorated(command, (_FILES, _SET))
+
+
+def study_options(command: Command) -> Command:
+    """Add the options for what all cells of a study share to a command."""
+    return _decorated(command, (*_MODELS_AND_DATA, _SET))
 
 
 def show_warnings(resolved: Resolved) -> None:
@@ -129,9 +151,7 @@ _FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path), meta
 _SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any setting; repeatable."
 )
-_RUN: Sequence[Decorator] = (
-    click.option("--method", help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft]"),
-    click.option("--recipe", help="Start from a shipped recipe."),
+_MODELS_AND_DATA: Sequence[Decorator] = (
     click.option(
         "--teacher",
         multiple=True,
@@ -143,7 +163,17 @@ _RUN: Sequence[Decorator] = (
         "--student-layers", type=int, help="Blocks of a student derived from the teacher."
     ),
     click.option("--task", help="Task by name, such as superglue/rte."),
-    click.option("--data", help="Training file (jsonl, csv, tsv, parquet, txt) or directory."),
+    click.option(
+        "--data",
+        multiple=True,
+        metavar="PATH[:WEIGHT]",
+        help="Training file (jsonl, csv, tsv, parquet, txt) or directory; repeat to mix several.",
+    ),
+)
+_RUN: Sequence[Decorator] = (
+    click.option("--method", help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft]"),
+    click.option("--recipe", help="Start from a shipped recipe."),
+    *_MODELS_AND_DATA,
     click.option("--output", help="Run directory. [runs/NAME-N]"),
     click.option(
         "--track",

@@ -6,6 +6,7 @@ fields. The options of a method are in its own `Method.Config`, under the method
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,6 +16,7 @@ from gkd_core.contract.schedule import Schedule
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Offload = Literal["none", "cpu", "nvme"]
 TeacherSize = Literal["large", "small"]
 Placement = Literal["replicated", "offload", "zero3"]
@@ -170,7 +172,8 @@ class TaskConfig(Section):
     )
     train: str | None = Field(
         None,
-        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset. If a stage "
+        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset; several with "
+        "their shares as in `a.jsonl:0.7,b.jsonl:0.3`. If a stage "
         "names its own, the run's validation, test and columns do not apply to it.",
     )
     validation: str | None = Field(
@@ -193,6 +196,12 @@ class TaskConfig(Section):
         description="Column with what causal-lm is to write after the text; only this is learned. "
         "Default: the model learns the texts themselves.",
     )
+    chat: bool | None = Field(
+        None,
+        description="Whether causal-lm writes texts and targets as turns of a conversation, with "
+        "the tokenizer's chat template. Default: messages always; prompts and answers that are "
+        "found by name if there is a template; columns that are named here never.",
+    )
     group: str | None = Field(
         None,
         description="Column with equal values in rows that belong together, such as the answers "
@@ -209,6 +218,12 @@ class TaskConfig(Section):
         None,
         description="Maximum sequence length in tokens; longer rows are truncated. Default: "
         "that of the task, usually 128, or the models' limit if that is less.",
+    )
+    packing: bool = Field(
+        False,
+        description="Put several training rows into one of `max_length` tokens, where no token "
+        "sees another row; causal-lm only. Texts fill every block; texts with targets and "
+        "conversations stay whole.",
     )
     mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="Share of tokens that masked-lm predicts."
@@ -232,8 +247,23 @@ class TaskConfig(Section):
     )
 
 
+SHARES = re.compile(r"[^,]+:\d+(\.\d+)?(,[^,]+:\d+(\.\d+)?)+")
+"""Several sources of rows with a weight each."""
+
+
+def data_shares(train: str | None) -> dict[str, float]:
+    """Return the sources in a `task.train` with their shares; empty if it names a single one."""
+    if train is None or SHARES.fullmatch(train) is None:
+        return {}
+    pairs = [one.rpartition(":") for one in train.split(",")]
+    total = sum(float(weight) for _, _, weight in pairs)
+    return {place: float(weight) / total for place, _, weight in pairs}
+
+
 def task_name(task: TaskConfig) -> str:
     """Return the name of the configured task."""
+    if data_shares(task.train):
+        return "mixture"
     return task.name or ("embedded" if task.train is None else "files")
 
 
@@ -267,8 +297,8 @@ class TrainingConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01, description="Weight decay, not applied to biases and normalization layers."
     )
-    beta1: Share = Field(0.9, description="AdamW beta 1.")
-    beta2: Share = Field(0.999, description="AdamW beta 2.")
+    beta1: Beta = Field(0.9, description="AdamW beta 1.")
+    beta2: Beta = Field(0.999, description="AdamW beta 2.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
     clip: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Maximum gradient norm; 0 disables clipping."
@@ -414,6 +444,15 @@ class RolloutConfig(BaseModel):
         return self.teacher.start > 0 or self.teacher.end > 0
 
     @property
+    def written(self) -> float:
+        """The smallest share of the rows that models write."""
+        start, end = (
+            getattr(self.student, moment) + getattr(self.teacher, moment)
+            for moment in ("start", "end")
+        )
+        return float(min(start, end))
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options of the engine."""
         return dict(self.model_extra or {})
@@ -455,6 +494,11 @@ class OutputConfig(Section):
         False,
         description="Write a log for every process, log-RANK.txt, in addition to the first one's "
         "log.txt.",
+    )
+    checkpoints: Positive = Field(
+        2,
+        description="Checkpoints of a stage to keep: the newest, and those before it in case it is "
+        "damaged. Each holds the best student so far.",
     )
     reuse: bool = Field(
         True,
@@ -525,7 +569,7 @@ class RunConfig(Section):
     procedure: ProcedureConfig | None = Field(
         None, description="Generates the stages from options, in recipes such as `takd`."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(1, description="Seed of everything random.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="Seed of everything random.")
     stages: list[StageConfig] = Field(
         [],
         description="Stages, run in order; each continues with the previous one's student unless "

@@ -14,7 +14,7 @@ from typing import Any
 
 from gkd_core import digest
 from gkd_core.config.resolve import Resolved
-from gkd_core.config.settings import DEFAULT
+from gkd_core.config.settings import DEFAULT, read_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.models.content import ModelContents
@@ -22,7 +22,7 @@ from gkd_core.plugins import Registry
 from gkd_core.runs.directory import DONE
 from gkd_core.runs.inputs import CODE, CONTENT, CORE, SETTINGS, VERSIONS, InputReader
 from gkd_core.runs.locations import Locations
-from gkd_core.training.checkpoint import checkpoint_files, damages, newest_checkpoint
+from gkd_core.training.checkpoint import checkpoint_files, damages, find_checkpoint
 from gkd_core.training.manifest import MANIFEST, Difference, Inputs, Manifest
 from gkd_core.training.stage_spec import StageSpec
 
@@ -30,6 +30,7 @@ INTERVALS = ("log_every", "evaluate_every", "checkpoint_every")
 """Settings of `training` that may change in the course of a run."""
 
 PLACES = (
+    "output.checkpoints",
     "output.dir",
     "student.model",
     "task.train",
@@ -37,7 +38,10 @@ PLACES = (
     "task.test",
     "task.augment_model",
 )
-"""Settings that say where something is: what is there must be as before."""
+"""Settings that say what is kept, or where something is: what is there must be as before."""
+
+WRITTEN = ("method", "task", "training")
+"""Settings and tables that every configuration of a run has, or its stages."""
 
 NONE = "not set"
 
@@ -51,7 +55,7 @@ class Begun:
 
     Attributes:
         name: Its name.
-        checkpoint: Its newest checkpoint; None if it is finished.
+        checkpoint: The checkpoint that it goes on from; None if it is finished.
         path: Where its manifest is.
         manifest: What it was begun with; None if an earlier version of gkd noted nothing.
     """
@@ -69,7 +73,8 @@ class Begun:
             ConfigError: Its manifest cannot be read.
         """
         finished = (folder / DONE).exists()
-        checkpoint = None if finished else newest_checkpoint(folder)
+        found = None if finished else find_checkpoint(folder)
+        checkpoint = None if found is None else found.path
         if checkpoint is None and not finished:
             return None
         path = (checkpoint or folder) / MANIFEST
@@ -178,6 +183,23 @@ class Resumption:
             f"differ: {names}{lines}\nRestore what was there, start a new run with another "
             "--output, or go on with --accept-changes: the changes are then noted in the run, and "
             "its student is never reused"
+        )
+
+
+def refuse_cut(config: Path) -> None:
+    """Reject the configuration of a run that lacks the end, or all, of what gkd wrote.
+
+    Settings that it lacks would be the defaults: without a task, those of another one.
+
+    Raises:
+        ConfigError: A table that every configuration has is missing.
+    """
+    given = {setting.key[0] for setting in read_file(config)}
+    missing = [name for name in WRITTEN if name not in given]
+    if missing:
+        raise ConfigError(
+            f"{config} has been cut off: it lacks {', '.join(missing)}, which gkd has written. "
+            "Restore it, or start a new run with another --output"
         )
 
 
