@@ -19,6 +19,7 @@ STAGES = {
     "annealing-kd": [("annealing", "task", "annealing-kd"), ("labels", "task", "hard")],
     "continuation-kd": [("distil", "task", "continuation-kd")],
     "distilbert": [("pretrain", "text", "distilbert"), ("task", "task", "hard")],
+    "dpkd": [("distil", "task", "dpkd")],
     "glmd": [
         ("pretrain", "text", "glmd"),
         ("task-intermediate", "text", "glmd"),
@@ -26,6 +27,7 @@ STAGES = {
     ],
     "hard": [("distil", "task", "hard")],
     "kd": [("distil", "task", "kd")],
+    "mft": [("distil", "task", "mft")],
     "minilm": [("pretrain", "text", "minilm"), ("task", "task", "hard")],
     "minilmv2": [("pretrain", "text", "minilmv2"), ("task", "task", "hard")],
     "pd": [("pretrain", "text", "hard"), ("distil", "task", "pd")],
@@ -61,7 +63,7 @@ def test_a_recipe_has_the_stages_of_its_paper(draw, recipe, family):
         assert spec.follows is before
 
 
-HALF = [recipe for recipe in RECIPES if recipe not in ("hard", "kd", "soft")]
+HALF = [recipe for recipe in RECIPES if recipe not in ("hard", "kd", "mft", "soft")]
 
 
 @pytest.mark.parametrize("recipe", HALF)
@@ -76,6 +78,8 @@ def test_the_student_has_half_the_blocks(draw, recipe):
         ("annealing-kd", "blocks 2, 4 of teacher"),
         ("continuation-kd", "blocks 2, 4 of teacher"),
         ("distilbert", "blocks 2, 4 of teacher"),
+        ("dpkd", "blocks 2, 4 of teacher"),
+        ("mft", "blocks 1, 2, 3, 4 of teacher"),
         ("glmd", "random weights"),
         ("minilm", "random weights"),
         ("minilmv2", "random weights"),
@@ -130,7 +134,11 @@ ON_TEXT = [recipe for recipe in RECIPES if any(what == "text" for _, what, _ in 
 
 @pytest.mark.parametrize(
     ("recipe", "family"),
-    [*((recipe, "encoder") for recipe in RECIPES), *((recipe, "decoder") for recipe in ON_TEXT)],
+    [
+        *((recipe, "encoder") for recipe in RECIPES),
+        (ON_TEXT[0], "decoder"),
+        *(pytest.param(other, "decoder", marks=pytest.mark.exhaustive) for other in ON_TEXT[1:]),
+    ],
 )
 def test_a_recipe_runs_from_the_command_line(invoke, settings, teachers, tmp_path, recipe, family):
     given = settings[4:]  # without the teacher and the depth, which the recipe says

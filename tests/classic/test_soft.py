@@ -40,6 +40,13 @@ def test_soft_is_scaled_by_the_squared_temperature(soft, temperature, expected):
         ({"divergence": "js"}, (0.75 * log(6 / 5) + 0.25 * log(2 / 3) + 0.5 * log(16 / 15)) / 2),
         # With a tenth of the teacher it is (0.525, 0.475).
         ({"divergence": "skew-kl"}, 0.75 * log(0.75 / 0.525) + 0.25 * log(0.25 / 0.475)),
+        # With a tenth of the student it is (0.725, 0.275).
+        ({"divergence": "skew-reverse-kl"}, 0.5 * log(0.5 / 0.725) + 0.5 * log(0.5 / 0.275)),
+        # The head is the first class, with half of the distance.
+        ({"divergence": "adaptive-kl"}, (KL + 0.5 * log(2 / 3) + 0.5 * log(2)) / 2),
+        # The ends of the range of beta have names of their own.
+        ({"divergence": "js", "beta": 0}, KL),
+        ({"divergence": "js", "beta": 1}, 0.5 * log(2 / 3) + 0.5 * log(2)),
         ({"divergence": "total-variation"}, 0.25),
         ({"divergence": "soft-cross-entropy"}, log(2)),
     ],

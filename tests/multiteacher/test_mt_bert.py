@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
+from gkd_core.optim.engine import LocalEngine
 from gkd_core.testing.tiny import tiny_batch, tiny_model
 from gkd_methods_multiteacher import cofinetuning
 from gkd_methods_multiteacher.mt_bert import MTBERT
@@ -128,3 +129,29 @@ def test_teachers_that_cannot_be_tuned_together_are_refused(
     done = invoke("run", *named, *changes, "--set", "mt-bert.cofinetuning=1")
     assert done.code == 2
     assert said in " ".join(done.err.split())
+
+
+@pytest.fixture
+def optimizers(monkeypatch):
+    """The optimizers that engines make, in order."""
+    found = []
+    make = LocalEngine._make_optimizer
+
+    def note(engine, groups):
+        make(engine, groups)
+        found.append(engine.optimizer)
+
+    monkeypatch.setattr(LocalEngine, "_make_optimizer", note)
+    return found
+
+
+def test_teachers_learn_with_the_optimizer_of_the_stage(invoke, settings, alike, optimizers):
+    given = [*alike, *settings[2:], "--no-baseline", "--set", "training.steps=1"]
+    given += ["--set", "mt-bert.cofinetuning=1", "--set", "optim.name=muon"]
+    done = invoke("run", *given)
+    assert done.code == 0, done.err
+    assert len(optimizers) == 2
+    for optimizer in optimizers:
+        rules = {group["rule"]: group["params"] for group in optimizer.param_groups}
+        assert {*rules} == {"muon", "adamw"}
+        assert all(weight.dim() == 2 for weight in rules["muon"])

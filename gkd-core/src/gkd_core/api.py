@@ -97,15 +97,18 @@ if TYPE_CHECKING:
     from gkd_core.losses.distances import huber as huber
     from gkd_core.losses.distances import mse as mse
     from gkd_core.losses.distances import normalized_mse as normalized_mse
+    from gkd_core.losses.divergences import adaptive_kl as adaptive_kl
     from gkd_core.losses.divergences import cross_entropy as cross_entropy
     from gkd_core.losses.divergences import js as js
     from gkd_core.losses.divergences import kl as kl
     from gkd_core.losses.divergences import reverse_kl as reverse_kl
     from gkd_core.losses.divergences import skew_kl as skew_kl
+    from gkd_core.losses.divergences import skew_reverse_kl as skew_reverse_kl
     from gkd_core.losses.divergences import soft_cross_entropy as soft_cross_entropy
     from gkd_core.losses.divergences import total_variation as total_variation
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
+    from gkd_core.losses.logits import match_vocabulary as match_vocabulary
     from gkd_core.losses.logits import most_likely as most_likely
     from gkd_core.losses.own_divergence import CustomDivergence as CustomDivergence
     from gkd_core.losses.own_divergence import DivergenceRule as DivergenceRule
@@ -240,6 +243,7 @@ _HOME = {
     "Widths": "models.slicing.widths",
     "Writer": "rollouts.writer",
     "Written": "contract.rollout",
+    "adaptive_kl": "losses.divergences",
     "all_samples": "distributed.samples",
     "angles": "losses.angles",
     "contrast": "losses.contrast",
@@ -262,6 +266,7 @@ _HOME = {
     "layer_segments": "models.layer_map",
     "load_weights": "training.checkpoint",
     "logits_mse": "losses.soft_labels",
+    "match_vocabulary": "losses.logits",
     "measure_importance": "students.importance",
     "most_likely": "losses.logits",
     "mse": "losses.distances",
@@ -274,6 +279,7 @@ _HOME = {
     "save_weights": "training.checkpoint",
     "self_relation": "losses.relation",
     "skew_kl": "losses.divergences",
+    "skew_reverse_kl": "losses.divergences",
     "soft_cross_entropy": "losses.divergences",
     "soft_labels": "losses.soft_labels",
     "sum_over_ranks": "distributed.data_parallel",

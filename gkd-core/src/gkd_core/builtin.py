@@ -45,8 +45,9 @@ def gkd_register_tasks() -> Iterable[type[Task]]:
     from gkd_core.data.embedded import Embedded
     from gkd_core.data.files import Files
     from gkd_core.data.hub import Hub
+    from gkd_core.data.mixture import MixedData
 
-    return [Embedded, Files, Hub, *glue.TASKS, *superglue.TASKS]
+    return [Embedded, Files, Hub, MixedData, *glue.TASKS, *superglue.TASKS]
 
 
 @hookimpl

@@ -18,9 +18,11 @@ def gkd_register_methods() -> Iterable[type[Method]]:
     from gkd_methods_classic.annealing_kd import AnnealingKD
     from gkd_methods_classic.continuation_kd import ContinuationKD
     from gkd_methods_classic.distilbert import DistilBERT
+    from gkd_methods_classic.dpkd import DPKD
     from gkd_methods_classic.glmd import GLMD
     from gkd_methods_classic.hard import Hard
     from gkd_methods_classic.kd import KD
+    from gkd_methods_classic.mft import MFT
     from gkd_methods_classic.minillm import MiniLLM
     from gkd_methods_classic.minilm import MiniLM
     from gkd_methods_classic.minilmv2 import MiniLMv2
@@ -33,9 +35,11 @@ def gkd_register_methods() -> Iterable[type[Method]]:
         AnnealingKD,
         ContinuationKD,
         DistilBERT,
+        DPKD,
         GLMD,
         Hard,
         KD,
+        MFT,
         MiniLLM,
         MiniLM,
         MiniLMv2,

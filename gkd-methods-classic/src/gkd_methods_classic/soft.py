@@ -18,11 +18,13 @@ from gkd_core.api import (
     Temperature,
     Term,
     View,
+    adaptive_kl,
     js,
     kl,
     reverse_kl,
     same_width,
     skew_kl,
+    skew_reverse_kl,
     soft_cross_entropy,
     soft_labels,
     total_variation,
@@ -59,18 +61,40 @@ class Soft(Method):
             True, description="Multiply by T^2, so that T does not change the gradient scale."
         )
         divergence: Literal[
-            "kl", "reverse-kl", "js", "skew-kl", "total-variation", "soft-cross-entropy"
+            "kl",
+            "reverse-kl",
+            "js",
+            "skew-kl",
+            "skew-reverse-kl",
+            "adaptive-kl",
+            "total-variation",
+            "soft-cross-entropy",
         ] = Field(
             "kl",
             description="Divergence between the teacher's distribution p and the student's q: KL(p "
-            "|| q), KL(q || p), Jensen-Shannon, KL(p || mixture), total variation or "
-            "cross-entropy.",
+            "|| q), KL(q || p), Jensen-Shannon, KL(p || mixture), KL(q || mixture), both KL in "
+            "shares that follow their distance, total variation or cross-entropy.",
         )
         beta: float = Field(
-            0.5, gt=0, lt=1, description="For `js`: share of the teacher in the mixture."
+            0.5,
+            ge=0,
+            le=1,
+            description="For `js`: share of the teacher in the mixture. 0 stands for `kl` and 1 "
+            "for `reverse-kl`, as in TRL, although `js` itself tends to 0 there.",
         )
         alpha: float = Field(
-            0.1, gt=0, lt=1, description="For `skew-kl`: share of the teacher in the mixture."
+            0.1,
+            gt=0,
+            lt=1,
+            description="Share in the mixture: of the teacher for `skew-kl`, of the student for "
+            "`skew-reverse-kl`.",
+        )
+        mu: float = Field(
+            0.5,
+            gt=0,
+            lt=1,
+            description="For `adaptive-kl`: probability of the teacher's likeliest classes, whose "
+            "share in the distance is the weight of KL(p || q).",
         )
 
     config: Config
@@ -97,11 +121,15 @@ class Soft(Method):
         return {"soft": term}
 
     def _divergence(self) -> Divergence:
+        beta, alpha = self.config.beta, self.config.alpha
+        ends: Mapping[float, Divergence] = {0: kl, 1: reverse_kl}
         divergences: Mapping[str, Divergence] = {
             "kl": kl,
             "reverse-kl": reverse_kl,
-            "js": partial(js, beta=self.config.beta),
-            "skew-kl": partial(skew_kl, alpha=self.config.alpha),
+            "js": ends.get(beta, partial(js, beta=beta)),
+            "skew-kl": partial(skew_kl, alpha=alpha),
+            "skew-reverse-kl": partial(skew_reverse_kl, alpha=alpha),
+            "adaptive-kl": partial(adaptive_kl, mu=self.config.mu),
             "total-variation": total_variation,
             "soft-cross-entropy": soft_cross_entropy,
         }

@@ -10,12 +10,14 @@ from torch.nn import functional
 from gkd_core.contract.batch import Items
 from gkd_core.losses import (
     LinearLogits,
+    adaptive_kl,
     chunked,
     cross_entropy,
     js,
     kl,
     reverse_kl,
     skew_kl,
+    skew_reverse_kl,
     soft_cross_entropy,
     soft_labels,
     total_variation,
@@ -31,9 +33,13 @@ NEAR_ZERO = {
     "reverse_kl": reverse_kl,
     "js": partial(js, beta=0.3),
     "skew_kl": partial(skew_kl, alpha=0.2),
+    "skew_reverse_kl": partial(skew_reverse_kl, alpha=0.2),
+    "adaptive_kl": partial(adaptive_kl, mu=0.6),
     "total_variation": total_variation,
 }
 DIVERGENCES = NEAR_ZERO | {"soft_cross_entropy": soft_cross_entropy}
+SMOOTH = sorted(set(DIVERGENCES) - {"adaptive_kl"})
+"""Those whose gradient is all of the derivative: the shares of the adaptive one are constant."""
 
 
 def plain(name, student, teacher, temperature):
@@ -49,9 +55,21 @@ def plain(name, student, teacher, temperature):
         "reverse_kl": lambda: divergence(q, p),
         "js": lambda: 0.3 * divergence(p, mixture) + 0.7 * divergence(q, mixture),
         "skew_kl": lambda: divergence(p, 0.2 * p + 0.8 * q),
+        "skew_reverse_kl": lambda: divergence(q, 0.8 * p + 0.2 * q),
+        "adaptive_kl": lambda: adaptive(p, q, divergence(p, q), divergence(q, p)),
         "total_variation": lambda: (p - q).abs().sum(-1) / 2,
         "soft_cross_entropy": lambda: -(p * q.log()).sum(-1),
     }[name]()
+
+
+def adaptive(p, q, forward, reverse):
+    """Sum both by the share of the head in the distance, as the published code finds it."""
+    ordered, order = p.sort(-1, descending=True)
+    gaps = (ordered - q.detach().gather(-1, order)).abs()
+    tail = ordered.cumsum(-1) > 0.6
+    tail[..., 0] = False
+    share = gaps.masked_fill(tail, 0.0).sum(-1) / gaps.sum(-1)
+    return share * forward + (1 - share) * reverse
 
 
 def logits(*shape, seed=0):
@@ -83,7 +101,7 @@ def test_value_and_gradient_are_those_of_the_plain_formula(name, scale):
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_of_logits_are_exact(name):
     teacher = logits(2, 3, 5, seed=1)
     assert torch.autograd.gradcheck(
@@ -92,7 +110,7 @@ def test_gradients_of_logits_are_exact(name):
     )
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("weights", [WEIGHTS, None], ids=["weighted", "mean"])
 def test_gradients_of_hidden_states_weight_and_bias_are_exact(name, bias, weights):
@@ -281,6 +299,10 @@ def test_the_ends_of_js_and_skew_are_refused(share):
         js(STUDENT, TEACHER, ONE, beta=share)
     with pytest.raises(ValueError, match="alpha must be above 0 and below 1"):
         skew_kl(STUDENT, TEACHER, ONE, alpha=share)
+    with pytest.raises(ValueError, match="alpha must be above 0 and below 1"):
+        skew_reverse_kl(STUDENT, TEACHER, ONE, alpha=share)
+    with pytest.raises(ValueError, match="mu must be above 0 and below 1"):
+        adaptive_kl(STUDENT, TEACHER, ONE, mu=share)
 
 
 def test_skew_kl_is_bounded_even_where_the_student_excludes_columns():
@@ -294,6 +316,38 @@ def test_skew_kl_tends_to_kl():
     student, teacher = logits(2, 3, 5), logits(2, 3, 5, seed=1)
     value = skew_kl(student, teacher, OVER, alpha=1e-9).values
     torch.testing.assert_close(value, kl(student, teacher, OVER).values)
+
+
+def test_skew_reverse_kl_is_bounded_even_where_the_teacher_excludes_columns():
+    student, teacher = 1000 * logits(50, 6), 1000 * logits(50, 6, seed=1)
+    teacher[:, 0] = -math.inf
+    values = skew_reverse_kl(student, teacher, rows(50), alpha=0.2).values
+    assert (values <= -math.log(0.2) + 1e-12).all()
+
+
+def test_skew_reverse_kl_tends_to_reverse_kl():
+    student, teacher = logits(2, 3, 5), logits(2, 3, 5, seed=1)
+    value = skew_reverse_kl(student, teacher, OVER, alpha=1e-9).values
+    torch.testing.assert_close(value, reverse_kl(student, teacher, OVER).values)
+
+
+def test_adaptive_kl_is_the_kl_where_only_the_head_differs_and_reverse_where_only_the_tail_does():
+    teacher = torch.tensor([[0.5, 0.3, 0.1, 0.1]], dtype=torch.float64)
+    for q, limit in (([0.3, 0.5, 0.1, 0.1], kl), ([0.5, 0.3, 0.15, 0.05], reverse_kl)):
+        student = torch.tensor([q], dtype=torch.float64)
+        found, expected = (
+            loss(student.log(), teacher.log(), ONE).mean().item()
+            for loss in (partial(adaptive_kl, mu=0.8 + 1e-9), limit)
+        )
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_head_of_adaptive_kl_has_one_column_at_least():
+    """0.9 alone exceeds mu: the head is this column, whose gap is half of the distance."""
+    p, q = [0.9, 0.06, 0.04], [0.6, 0.2, 0.2]
+    both = [torch.tensor([values], dtype=torch.float64).log() for values in (q, p)]
+    mean = (kl(*both, ONE).mean() + reverse_kl(*both, ONE).mean()) / 2
+    assert adaptive_kl(*both, ONE).mean().item() == pytest.approx(mean.item(), abs=1e-12)
 
 
 def test_total_variation_is_symmetric_and_at_most_one():

@@ -1,6 +1,7 @@
 """What methods and combiners return is refused where it is wrong, with the place in their code."""
 
 import itertools
+import json
 import re
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ GIVEN: dict[str, object] = {}
 """What the method and the combiner return, by what is called; a function is called."""
 
 
-NUMBERS = itertools.count()
+NUMBERS, FOLDERS = itertools.count(), itertools.count()
 
 
 def given(name, usual, *arguments):
@@ -67,6 +68,9 @@ class Weighs(TeacherCombiner):
     def weight(self, number, student, teacher, batch, step):
         return given("weight", 0.5)
 
+    def normalize(self, weights):
+        return given("normalize", weights, weights)
+
     def term_scale(self, reads, student, batch, step):
         return given("term_scale", 1.0)
 
@@ -91,7 +95,11 @@ def run_odd(prepare_run, registry_with):
         GIVEN.clear()
         GIVEN.update(answers)
         steps = ("training.steps=2", "training.evaluate_every=2", f"method={method}")
-        prepare_run(*steps, registry=registry_with(plugin), teachers=teachers).execute()
+        directory = f"run-{next(FOLDERS)}"
+        known = registry_with(plugin)
+        run = prepare_run(*steps, registry=known, teachers=teachers, directory=directory)
+        run.execute()
+        return (run.directory / "metrics.jsonl").read_text()
 
     yield _run
     GIVEN.clear()
@@ -143,6 +151,9 @@ def test_what_a_method_may_not_return_is_refused(run_odd, answers, message):
         ({"weight": "0.5"}, "Weighs.weight returned '0.5'; return a number, or a tensor with one"),
         ({"weight": torch.ones(16, 1)}, "Weighs.weight returned a tensor of shape (16, 1); return"),
         ({"term_scale": None}, "Weighs.term_scale returned None; return a number"),
+        ({"normalize": [1]}, "Weighs.normalize returned 1; return 2 weights, one for each teacher"),
+        ({"normalize": None}, "Weighs.normalize returned None; return 2 weights"),
+        ({"normalize": ["1", 0]}, "Weighs.normalize returned '1'; return a number, or a tensor"),
         (
             {"loss": lambda values: {f"odd-{next(NUMBERS)}": values}},
             "odd returned the losses 'odd-0' for one teacher and 'odd-1' for another",
@@ -152,3 +163,17 @@ def test_what_a_method_may_not_return_is_refused(run_odd, answers, message):
 def test_what_a_combiner_may_not_return_is_refused(run_odd, answers, message):
     with pytest.raises(GkdError, match=re.escape(message)):
         run_odd(method="weighs(odd)", teachers=("teacher", "decoder"), **answers)
+
+
+def test_a_combiner_can_normalize_the_weights_over_the_teachers(run_odd):
+    def share(weights):
+        return [weight / sum(weights) for weight in weights]
+
+    setting = {"method": "weighs(odd)", "teachers": ("teacher", "decoder")}
+    names = ("loss/odd", "loss/total", "gradient_norm")
+    halves, shared = (
+        [{name: line.get(name) for name in names} for line in map(json.loads, log.splitlines())]
+        for log in (run_odd(**setting), run_odd(**setting, weight=7.0, normalize=share))
+    )
+    assert any(line["loss/total"] for line in halves)
+    assert halves == shared

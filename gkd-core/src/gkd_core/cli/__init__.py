@@ -35,6 +35,7 @@ BUILT_IN = {
     "recipes": "gkd_core.cli.recipes:recipes",
     "replay": "gkd_core.cli.replay:replay",
     "run": "gkd_core.cli.run:run",
+    "search": "gkd_core.cli.search:search",
     "study": "gkd_core.cli.study:study",
     "tasks": "gkd_core.cli.tasks:tasks",
 }

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 NAMED_TEACHER = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)=(?P<model>.+)")
 
+WEIGHTED = re.compile(r".+:\d+(\.\d+)?")
+"""A source of rows with its weight, such as `a.jsonl:0.7`."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
@@ -86,6 +89,8 @@ class RunOptions:
         )
 
     def _value(self, name: str) -> Any:
+        if name == "data":
+            return _sources(self.flags[name])
         if name != "teacher":
             return self.flags[name]
         models = self.flags[name]
@@ -98,6 +103,14 @@ def _teacher(text: str, number: int | None) -> dict[str, str]:
     if named is not None:
         return {"model": named["model"], "name": named["name"]}
     return {"model": text} | ({} if number is None else {"name": f"teacher{number}"})
+
+
+def _sources(given: str | Sequence[str]) -> str:
+    """Return one source as it is, and several with a weight each."""
+    places = [given] if isinstance(given, str) else given
+    if len(places) == 1:
+        return places[0]
+    return ",".join(place if WEIGHTED.fullmatch(place) else f"{place}:1" for place in places)
 
 
 def run_options(command: Command) -> Command:
@@ -150,7 +163,12 @@ _MODELS_AND_DATA: Sequence[Decorator] = (
         "--student-layers", type=int, help="Blocks of a student derived from the teacher."
     ),
     click.option("--task", help="Task by name, such as superglue/rte."),
-    click.option("--data", help="Training file (jsonl, csv, tsv, parquet, txt) or directory."),
+    click.option(
+        "--data",
+        multiple=True,
+        metavar="PATH[:WEIGHT]",
+        help="Training file (jsonl, csv, tsv, parquet, txt) or directory; repeat to mix several.",
+    ),
 )
 _RUN: Sequence[Decorator] = (
     click.option("--method", help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft]"),

@@ -13,6 +13,7 @@ import click
 
 from gkd_core.cli.errors import RESUMABLE, Stopped
 from gkd_core.cli.options import RunOptions, study_options
+from gkd_core.cli.study_report import report
 
 if TYPE_CHECKING:
     from gkd_core.studies.study import Study
@@ -28,6 +29,9 @@ def study() -> None:
     A study is a file of axes (toml, yaml, json). Each of its cells is a run of its own; a finished
     one never runs again.
     """
+
+
+study.add_command(report)
 
 
 def _study_command(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ fields. The options of a method are in its own `Method.Config`, under the method
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -171,7 +172,8 @@ class TaskConfig(Section):
     )
     train: str | None = Field(
         None,
-        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset. If a stage "
+        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset; several with "
+        "their shares as in `a.jsonl:0.7,b.jsonl:0.3`. If a stage "
         "names its own, the run's validation, test and columns do not apply to it.",
     )
     validation: str | None = Field(
@@ -194,6 +196,12 @@ class TaskConfig(Section):
         description="Column with what causal-lm is to write after the text; only this is learned. "
         "Default: the model learns the texts themselves.",
     )
+    chat: bool | None = Field(
+        None,
+        description="Whether causal-lm writes texts and targets as turns of a conversation, with "
+        "the tokenizer's chat template. Default: messages always; prompts and answers that are "
+        "found by name if there is a template; columns that are named here never.",
+    )
     group: str | None = Field(
         None,
         description="Column with equal values in rows that belong together, such as the answers "
@@ -210,6 +218,12 @@ class TaskConfig(Section):
         None,
         description="Maximum sequence length in tokens; longer rows are truncated. Default: "
         "that of the task, usually 128, or the models' limit if that is less.",
+    )
+    packing: bool = Field(
+        False,
+        description="Put several training rows into one of `max_length` tokens, where no token "
+        "sees another row; causal-lm only. Texts fill every block; texts with targets and "
+        "conversations stay whole.",
     )
     mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="Share of tokens that masked-lm predicts."
@@ -233,8 +247,23 @@ class TaskConfig(Section):
     )
 
 
+SHARES = re.compile(r"[^,]+:\d+(\.\d+)?(,[^,]+:\d+(\.\d+)?)+")
+"""Several sources of rows with a weight each."""
+
+
+def data_shares(train: str | None) -> dict[str, float]:
+    """Return the sources in a `task.train` with their shares; empty if it names a single one."""
+    if train is None or SHARES.fullmatch(train) is None:
+        return {}
+    pairs = [one.rpartition(":") for one in train.split(",")]
+    total = sum(float(weight) for _, _, weight in pairs)
+    return {place: float(weight) / total for place, _, weight in pairs}
+
+
 def task_name(task: TaskConfig) -> str:
     """Return the name of the configured task."""
+    if data_shares(task.train):
+        return "mixture"
     return task.name or ("embedded" if task.train is None else "files")
 
 
@@ -413,6 +442,15 @@ class RolloutConfig(BaseModel):
     def uses_teacher(self) -> bool:
         """Whether the teacher ever writes."""
         return self.teacher.start > 0 or self.teacher.end > 0
+
+    @property
+    def written(self) -> float:
+        """The smallest share of the rows that models write."""
+        start, end = (
+            getattr(self.student, moment) + getattr(self.teacher, moment)
+            for moment in ("start", "end")
+        )
+        return float(min(start, end))
 
     @property
     def options(self) -> dict[str, Any]:

@@ -82,7 +82,8 @@ class Batch:
 
     Attributes:
         inputs: Inputs of the model's forward pass: `input_ids`, `attention_mask` and, if the
-            tokenizer returns them, `token_type_ids`; int64 `[B, S]`.
+            tokenizer returns them, `token_type_ids`; `position_ids` if several rows are packed into
+            one; int64 `[B, S]`.
         labels: Class ids int64 `[B]`, values fp32 `[B]` (regression), marks fp32 `[B, C]`
             (multi-label), first and last token int64 `[B, 2]` (span extraction), or classes or
             next/masked token ids int64 `[B, S]` with `IGNORE` where there is no target (position s

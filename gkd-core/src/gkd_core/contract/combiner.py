@@ -85,6 +85,17 @@ class TeacherCombiner(MethodBase):
         """
         raise NotImplementedError
 
+    def normalize(self, weights: Sequence[float | Tensor]) -> Sequence[float | Tensor]:
+        """Return the weights of all teachers, given those of `weight`. Default: unchanged.
+
+        For weights that depend on each other, such as a softmax over the teachers. No gradient
+        flows through it. Called once in every micro-batch.
+
+        Args:
+            weights: A number or a tensor `[B]` for each teacher, in the order of `models`.
+        """
+        return weights
+
     def term_scale(
         self, reads: Collection[Capture], student: View, batch: Batch, step: Step
     ) -> float | Tensor:

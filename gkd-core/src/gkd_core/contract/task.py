@@ -54,6 +54,12 @@ class Split:
         spans: The parts of each row that a span classifier reads besides the whole, `(part, start,
             end)` each: part 0 is the text and 1 the second one, `end` the character after the last.
             None in other kinds of task.
+        chat: Whether text and target are turns of a conversation: a text is then what the user
+            says, or a list of messages (`role`, `content`), and a target what the assistant
+            answers.
+        tools: What the assistant may call in each conversation, as a list that the chat template
+            understands; None without.
+        source: Names of the sources of the rows, if they come from several.
     """
 
     text: Sequence[Any]
@@ -63,6 +69,9 @@ class Split:
     target: Sequence[str] | None = None
     byte_offsets: bool = False
     spans: Sequence[Sequence[tuple[int, int, int]]] | None = None
+    chat: bool = False
+    tools: Sequence[Any] | None = None
+    source: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.text)

@@ -161,7 +161,10 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
             for value in column or ():
                 yield json.dumps(value, default=_plain).encode() + b"\n"
         # Columns that came later do not change the hash of rows without them.
-        later = {"group": split.group, "target": split.target, "spans": split.spans}
+        names = ("group", "target", "spans", "tools")
+        later = {name: getattr(split, name) for name in names}
+        if split.chat:
+            yield b"chat"
         for name, column in later.items():
             if column is not None:
                 yield json.dumps([name, list(column)]).encode()

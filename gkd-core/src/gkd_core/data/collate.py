@@ -91,6 +91,9 @@ class Collator:
         if encoded.type_ids is not None:
             types = [row["token_type_ids"] for row in made]
             inputs["token_type_ids"] = self.padded(types, self._pad_type_id, width)
+        if encoded.positions is not None:
+            places = [encoded.positions[encoded.part(row)] for row in rows]
+            inputs["position_ids"] = self.padded(places, 0, width)
         inputs |= self.kind.mark(uncollated)
         located = None
         if encoded.byte_offsets is not None:
@@ -101,24 +104,16 @@ class Collator:
             labels,
             numbers,
             words=words,
-            loss_mask=self._loss_mask(encoded, rows, unpadded, width),
+            loss_mask=self._loss_mask(encoded, rows, width),
             byte_offsets=located,
             output=self.kind.output,
         )
 
-    def _loss_mask(
-        self,
-        encoded: Encoded,
-        rows: Sequence[int],
-        ids: Sequence[NDArray[np.int64]],
-        width: int,
-    ) -> torch.Tensor | None:
-        """Return where the target texts are, bool `[B, S]`; None if there are none."""
-        if encoded.prompts is None:
+    def _loss_mask(self, encoded: Encoded, rows: Sequence[int], width: int) -> torch.Tensor | None:
+        """Return which tokens are learned, bool `[B, S]`; None if all are."""
+        if encoded.learned is None:
             return None
-        counts = [
-            np.arange(len(own)) >= encoded.prompts[row] for row, own in zip(rows, ids, strict=True)
-        ]
+        counts = [encoded.learned[encoded.part(row)] for row in rows]
         return self.padded(counts, 0, width).bool()
 
     @cached_property

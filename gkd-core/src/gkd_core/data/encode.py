@@ -35,8 +35,12 @@ class Encoded:
         labels: Labels as the kind of task has them, such as class ids int64 `[N]` or values fp32
             `[N]`; or None.
         num_truncated: Number of sequences truncated to `max_length`.
-        prompts: Number of tokens before the target text of each row, int64 `[N]`; None without
-            target texts.
+        num_left_out: Number of rows of the split of which no token is left to be learned.
+        learned: Whether each token is learned, rather than part of a prompt, bool like `ids`; None
+            if all are.
+        positions: Place of each token in its own row if several rows are packed into one, int32
+            like `ids`; or None.
+        num_packed: Number of the rows that are packed.
         byte_offsets: Start and end of each token in the UTF-8 text of its row, int32 `[T, 2]`; -1
             for special tokens. None unless the split asks for them.
         blocks: The text of each row in language modeling; None without `byte_offsets`.
@@ -50,7 +54,10 @@ class Encoded:
     offsets: NDArray[np.int64]
     labels: NDArray[Any] | None
     num_truncated: int
-    prompts: NDArray[np.int64] | None = None
+    num_left_out: int = 0
+    learned: NDArray[np.bool_] | None = None
+    positions: NDArray[np.int32] | None = None
+    num_packed: int = 0
     byte_offsets: NDArray[np.int32] | None = None
     blocks: Sequence[str] | None = None
     per_row: int = 1
@@ -69,12 +76,20 @@ class Encoded:
             return np.cumsum([0, *self.counts], dtype=np.int64)
         return np.arange(len(self) + 1, dtype=np.int64) * self.per_row
 
+    @cached_property
+    def prompts(self) -> NDArray[np.int64] | None:
+        """Number of tokens before the first that is learned in each row, int64 `[N]`; or None."""
+        if self.learned is None:
+            return None
+        rows = np.split(self.learned, self.offsets[1:-1])
+        return np.array([int(row.argmax()) if row.any() else len(row) for row in rows], np.int64)
+
     @property
     def cut(self) -> str:
         """How many sequences are truncated, such as `3 of 8 texts (37.5%)`; empty if none is."""
         if not self.num_truncated:
             return ""
-        total = len(self.offsets) - 1
+        total = self.num_packed or len(self.offsets) - 1
         share = self.num_truncated / total
         return f"{self.num_truncated:,} of {total:,} texts ({share:.1%})"
 
@@ -162,29 +177,29 @@ def encode_targets(split: Split, tokenizer: PreTrainedTokenizerBase, max_length:
 
     A row is the text (or pair), with the special tokens that come before it, the target and the
     tokenizer's end token. A long row loses the beginning of its text first, then the end of its
-    target; a token of each is always kept.
+    target; a token of each is always kept. Without targets, a row is a prompt: nothing is learned.
 
     Raises:
         ConfigError: `max_length` leaves no room besides the special tokens.
         DataError: A text or a target yields no tokens.
     """
     check_room(tokenizer, max_length, pair=split.pair is not None)
-    assert split.target is not None, "encoded only if there are targets"
     parts = [split.text] if split.pair is None else [split.text, split.pair]
     before = _ids(list(map(" ".join, zip(*parts, strict=True))), tokenizer, special=True)
-    after = _ids(split.target, tokenizer, special=False)
-    rows, prompts, cut = [], [], 0
-    sizes = np.array([len(target.encode()) for target in split.target])
+    targets = [""] * len(split) if split.target is None else split.target
+    nothing = [np.array([], np.int32)] * len(split)
+    after = nothing if split.target is None else _ids(targets, tokenizer, special=False)
+    rows, cut = [], 0
+    sizes = np.array([len(target.encode()) for target in targets])
     for number, (text, target) in enumerate(zip(before, after, strict=True)):
         room = max_length - min(len(target), max_length - 1)
         kept = np.concatenate([text[-room:], target])[:max_length]
         cut += len(kept) < len(text) + len(target)
-        prompts.append(min(len(text), room))
-        rows.append(_Row(kept, None))
-        if len(kept) - prompts[-1] < len(target):
-            sizes[number] = len(tokenizer.decode(kept[prompts[-1] :]).encode())
-    extra = {TEXTS: np.arange(len(rows)), BYTES: sizes}
-    return replace(_joined(rows, None, cut), prompts=np.array(prompts, np.int64), extra=extra)
+        prompt = min(len(text), room)
+        rows.append(_Row(kept, None, learned=np.arange(len(kept)) >= prompt))
+        if len(kept) - prompt < len(target):
+            sizes[number] = len(tokenizer.decode(kept[prompt:]).encode())
+    return replace(_joined(rows, None, cut), extra={TEXTS: np.arange(len(rows)), BYTES: sizes})
 
 
 def _ids(
@@ -240,12 +255,14 @@ def _joined(rows: Sequence[_Row], labels: NDArray[Any] | None, cut: int) -> Enco
     type_ids = [row.type_ids for row in rows if row.type_ids is not None]
     byte_offsets = [row.byte_offsets for row in rows if row.byte_offsets is not None]
     blocks = [row.block for row in rows if row.block is not None]
+    learned = [row.learned for row in rows if row.learned is not None]
     return Encoded(
         ids=np.concatenate([row.ids for row in rows]),
         type_ids=np.concatenate(type_ids) if type_ids else None,
         offsets=np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
         labels=labels,
         num_truncated=cut,
+        learned=np.concatenate(learned) if learned else None,
         byte_offsets=np.concatenate(byte_offsets) if byte_offsets else None,
         blocks=blocks or None,
     )
@@ -258,6 +275,7 @@ class _Row(NamedTuple):
     byte_offsets: NDArray[np.int32] | None = None
     text: int = 0
     unpreceded: int = 0
+    learned: NDArray[np.bool_] | None = None
 
 
 def _samples(

@@ -40,7 +40,7 @@ ROWS = "rows"
 KEY = b"gkd"
 """Key of what a file says about itself, in the metadata of its schema."""
 
-UNHASHED = ("labels", "group", "byte_offsets")
+UNHASHED = ("labels", "group", "byte_offsets", "chat", "source")
 """Fields of a `Split` that are not what a model reads."""
 
 
@@ -276,12 +276,20 @@ def _table(columns: Mapping[str, Any]) -> pa.Table:
 def _array(column: Any) -> Any:
     """Return a column of a table; a row of a matrix becomes a list."""
     if not isinstance(column, Tensor):
-        return column if isinstance(column, pa.ChunkedArray) else pa.array(column)
+        return column if isinstance(column, pa.ChunkedArray) else _values(column)
     flat = pa.array(column.flatten().numpy())
     if column.dim() == 1:
         return flat
     ends = np.arange(len(column) + 1, dtype=np.int32) * column.shape[1]
     return pa.ListArray.from_arrays(ends, flat)
+
+
+def _values(column: Sequence[Any]) -> Any:
+    """Return values as a column; those of different shapes, such as messages, as JSON."""
+    try:
+        return pa.array(column)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([json.dumps(value) for value in column])
 
 
 def _write(path: Path, table: pa.Table, said: Mapping[str, Any]) -> None:

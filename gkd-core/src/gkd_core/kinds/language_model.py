@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 
 from gkd_core.contract.task import Split
-from gkd_core.data.columns import CheckedRows, find_columns, select
+from gkd_core.data.columns import CheckedRows, Columns, find_columns, select
 from gkd_core.data.encode import BYTES, TEXTS, Encoded, encode_blocks
 from gkd_core.kinds.metrics import Metric, mean_loss
 from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, labels_of
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from gkd_core.config.schema import TaskConfig
     from gkd_core.contract.batch import Batch
     from gkd_core.data.table import Table
+
+logger = logging.getLogger(__name__)
 
 
 class LanguageModel(TaskKind):
@@ -42,12 +45,22 @@ class LanguageModel(TaskKind):
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:
         """Return the texts."""
         columns = find_columns(tables["train"], config, labeled=False)
+        self.check_pair(tables["train"], columns)
         rows = {name: select(table, columns) for name, table in tables.items()}
         return ReadRows({name: self.split(r) for name, r in rows.items()})
 
+    def check_pair(self, table: Table, columns: Columns) -> None:
+        """Say that the two texts of a row are texts of their own."""
+        if columns.pair is not None and columns.target is None:
+            logger.warning(
+                "%s has two texts in a row, %r and %r: each is a text of its own",
+                table.source,
+                columns.text,
+                columns.pair,
+            )
+
     def split(self, rows: CheckedRows) -> Split:
-        """Return the rows of a split."""
-        # Pairs have no meaning in language modeling, so both texts become rows.
+        """Return the rows of a split; both texts of a pair become rows."""
         return Split(rows.text + (rows.pair or []))
 
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:

@@ -10,11 +10,13 @@ from gkd_core.losses.angles import angles, windows
 from gkd_core.losses.contrast import contrast
 from gkd_core.losses.distances import cosine, huber, mse, normalized_mse
 from gkd_core.losses.divergences import (
+    adaptive_kl,
     cross_entropy,
     js,
     kl,
     reverse_kl,
     skew_kl,
+    skew_reverse_kl,
     soft_cross_entropy,
     total_variation,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "Logits",
     "Relation",
     "Term",
+    "adaptive_kl",
     "angles",
     "contrast",
     "cosine",
@@ -50,6 +53,7 @@ __all__ = [
     "reverse_kl",
     "self_relation",
     "skew_kl",
+    "skew_reverse_kl",
     "soft_cross_entropy",
     "soft_labels",
     "total_variation",

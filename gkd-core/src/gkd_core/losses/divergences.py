@@ -131,6 +131,68 @@ def skew_kl(
     return compare(rule, student, teacher, over, temperature, scale)
 
 
+def skew_reverse_kl(
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float = 1.0,
+    scale: bool = True,
+    *,
+    alpha: float = 0.1,
+) -> Term:
+    """Skew reverse divergence KL(q || (1 - alpha) p + alpha q) (DistiLLM, Ko et al., 2024).
+
+    At T = 1 it is at most -ln alpha, also where the teacher excludes columns, and it tends to
+    KL(q || p) as alpha tends to 0.
+
+    Args:
+        student: Logits `[*items, V]`.
+        teacher: Logits `[*items, V]`, constant.
+        over: The items averaged over.
+        temperature: T; both logits are divided by it.
+        scale: Whether to multiply by T^2.
+        alpha: Share of q in the mixture, above 0 and below 1.
+
+    Raises:
+        ValueError: `alpha` is not between 0 and 1.
+    """
+    _check_share("alpha", alpha, "use reverse_kl for 0")
+    rule = partial(rules.skew_reverse_kl, alpha=alpha)
+    return compare(rule, student, teacher, over, temperature, scale)
+
+
+def adaptive_kl(
+    student: Logits,
+    teacher: Logits,
+    over: Items,
+    temperature: float = 1.0,
+    scale: bool = True,
+    *,
+    mu: float = 0.5,
+) -> Term:
+    """Adaptive divergence g KL(p || q) + (1 - g) KL(q || p) (AKL, Wu et al., 2025).
+
+    g is the share of the teacher's head in the distance between p and q: the sum of abs(p - q)
+    over the head, divided by that over all columns. The head are the likeliest columns of p that
+    have at most the probability mu together, and in any case the likeliest. No gradient flows
+    through g.
+
+    Args:
+        student: Logits `[*items, V]`.
+        teacher: Logits `[*items, V]`, constant.
+        over: The items averaged over.
+        temperature: T; both logits are divided by it.
+        scale: Whether to multiply by T^2.
+        mu: Probability of the head, above 0 and below 1.
+
+    Raises:
+        ValueError: `mu` is not between 0 and 1.
+    """
+    _check_share("mu", mu, "use reverse_kl or kl for a fixed direction")
+    rule = partial(rules.adaptive_kl, mu=mu)
+    return compare(rule, student, teacher, over, temperature, scale)
+
+
 def total_variation(
     student: Logits,
     teacher: Logits,

@@ -20,6 +20,12 @@ from gkd_core.losses.vocabulary import Vocabulary
 MASKED = -1e4
 """Scores this low are masked: additive masks in half precision reach only -65504."""
 
+LEAST = -128.0
+"""A log-probability that no column of a head has."""
+
+HALVINGS = 48
+"""Steps of a bisection from `LEAST` to 0, beyond the precision of fp32."""
+
 Slope = Callable[[], Tensor]
 """Computes the gradients `[..., V]`; called at most once, because it may reuse memory."""
 
@@ -87,6 +93,38 @@ def skew_kl(
     )
 
 
+def skew_reverse_kl(
+    logits: Tensor, target: Tensor, vocabulary: Vocabulary, *, alpha: float
+) -> tuple[Tensor, Slope]:
+    """KL(q || m), m = (1 - alpha) p + alpha q."""
+    log_q, log_p = vocabulary.log_softmax(logits, target)
+    difference = log_q - _log_mixture(log_q, log_p, alpha)
+    q = log_q.exp_()
+    value = vocabulary.sum(q * difference)
+    return value, lambda: _through_softmax(difference - difference.exp().mul_(alpha), q, vocabulary)
+
+
+def adaptive_kl(
+    logits: Tensor, target: Tensor, vocabulary: Vocabulary, *, mu: float
+) -> tuple[Tensor, Slope]:
+    """Share KL(p || q) + (1 - share) KL(q || p), with the constant share of p's head in |p - q|."""
+    allowed = logits.masked_fill(target == -math.inf, -math.inf)
+    log_q, log_r, log_p = vocabulary.log_softmax(logits, allowed, target)
+    p, q, r = log_p.exp(), log_q.exp(), log_r.exp()
+    gaps = (p - q).abs_()
+    in_head = vocabulary.sum(gaps * _likeliest(log_p, mu, vocabulary))
+    share = in_head / vocabulary.sum(gaps).clamp_(min=torch.finfo(gaps.dtype).tiny)
+    forward = vocabulary.sum((log_p - log_q).mul_(p))
+    difference = log_r.sub_(log_p)
+    reverse = vocabulary.sum(r * difference)
+
+    def slope() -> Tensor:
+        backward = difference.sub_(reverse.unsqueeze(-1)).mul_(r)
+        return q.sub_(p).mul_(share.unsqueeze(-1)).add_(backward.mul_((1 - share).unsqueeze(-1)))
+
+    return share * forward + (1 - share) * reverse, slope
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Slope]:
     """Minus log q of the label."""
     (log_q,) = vocabulary.log_softmax(logits)
@@ -113,6 +151,23 @@ def visible_mse(scores: Tensor, target: Tensor, vocabulary: Vocabulary) -> tuple
     count = vocabulary.sum(visible.to(scores.dtype)).clamp_(min=1)
     value = vocabulary.sum(difference.square()) / count
     return value, lambda: difference.mul_(2 / count.unsqueeze(-1))
+
+
+def _likeliest(log_p: Tensor, share: float, vocabulary: Vocabulary) -> Tensor:
+    """Return the likeliest columns that have at most a share of p together, or else the first.
+
+    The lowest of their log-probabilities is found by bisection, which needs sums only, wherever the
+    columns are.
+    """
+    p = log_p.exp()
+    low = torch.full_like(log_p[..., 0], LEAST)
+    high = torch.full_like(low, 1.0)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        exceeds = vocabulary.sum(p * (log_p >= middle.unsqueeze(-1))) > share
+        low, high = middle.where(exceeds, low), high.where(exceeds, middle)
+    empty = vocabulary.sum(p * (log_p >= high.unsqueeze(-1))) == 0
+    return log_p >= low.where(empty, high).unsqueeze(-1)
 
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:

@@ -30,3 +30,9 @@ def adopt_generation_config(model: PreTrainedModel, source: str, origin: str) ->
             model.generation_config = GenerationConfig.from_pretrained(locate(source, origin))
     except OSError:  # it has none; the one made from the configuration stays
         return
+
+
+def end_with(model: PreTrainedModel, token: int) -> None:
+    """Let a model's generated text end with a token."""
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = token

@@ -92,9 +92,22 @@ def tokenizer_mismatch(
     if first.mask_token != second.mask_token:
         mine, theirs = first.mask_token, second.mask_token
         return f"the mask token is {mine!r} in one and {theirs!r} in the other"
-    if first(PROBE)["input_ids"] != second(PROBE)["input_ids"]:
+    one, other = (tokenizer(PROBE)["input_ids"] for tokenizer in (first, second))
+    if one == other:
+        return None
+    inner = [t(PROBE, add_special_tokens=False)["input_ids"] for t in (first, second)]
+    if inner[0] != inner[1]:
         return f"the same tokens, but they split {PROBE!r} differently"
-    return None
+    frames = [" ".join(map(str, _frame(*pair))) for pair in ((first, one), (second, other))]
+    return f"the same tokens, but a text is {frames[0]} in one and {frames[1]} in the other"
+
+
+def _frame(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
+    """Return the special tokens around a text."""
+    text = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    before = next((n for n in range(len(ids)) if ids[n : n + len(text)] == text), 0)
+    tokens = tokenizer.convert_ids_to_tokens
+    return [*tokens(ids[:before]), "TEXT", *tokens(ids[before + len(text) :])]
 
 
 def other_special_tokens(

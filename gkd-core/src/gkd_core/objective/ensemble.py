@@ -95,13 +95,14 @@ class EnsembleStep:
         self._batch, self._step = batch, step
         self._learned = [captured.learned(one) for one in requests]
         with torch.no_grad():
-            self.weights = [
+            alone = [
                 self._checked(
                     "weight",
                     self.combiner.weight(number, learned, captured.known(one), batch, step),
                 )
                 for number, (one, learned) in enumerate(zip(requests, self._learned, strict=True))
             ]
+            self.weights = self._normalized(alone)
 
     def student(self, number: int, view: View) -> View:
         """Return a method's view of the student when it learns from teacher `number`."""
@@ -129,6 +130,16 @@ class EnsembleStep:
             )
             for name, term in first.items()
         }
+
+    def _normalized(self, alone: Sequence[float | Tensor]) -> list[float | Tensor]:
+        """Return the weights after the combiner has normalized them over the teachers."""
+        wanted = f"{len(alone)} weights, one for each teacher"
+        together = one_of(
+            self.combiner, "normalize", self.combiner.normalize(alone), Sequence, wanted
+        )
+        if len(together) != len(alone):
+            raise refused(self.combiner, "normalize", f"returned {len(together)}", wanted)
+        return [self._checked("normalize", weight) for weight in together]
 
     def _checked(self, member: str, answer: float | Tensor) -> float | Tensor:
         """Return a weight, after checking that it is a number, or one for each sample.

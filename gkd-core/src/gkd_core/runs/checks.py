@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.data.classes import refuse_one_class
+from gkd_core.data.encode_chats import has_answers
 from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
 from gkd_core.errors import ConfigError, MethodError
@@ -16,6 +17,7 @@ from gkd_core.models.stored import check_stored, check_stored_weights, check_tra
 from gkd_core.models.tokenizer import check_vocabulary
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
+from gkd_core.runs.packing_checks import check_packing
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
 from gkd_core.training.augmentation import check_augmentation, copies
@@ -49,11 +51,13 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     registry.make_optimizer(config).check(config.parallel)
     check_tokenizers(spec)
     check_sources(spec)
+    check_packing(spec)
     for tokenizer in (spec.tokenizer, *(tokenizer for tokenizer, _ in spec.other_tokenizers)):
         spec.collator(tokenizer)
     _check_models(spec)
     check_augmentation(config, spec.kind)
     _check_scale(spec)
+    _check_prompts(spec)
     _check_rollout(spec, registry)
     for ensemble in spec.ensembles:
         _check_kind(spec, ensemble)
@@ -223,6 +227,22 @@ def _check_rollout(spec: StageSpec, registry: Registry) -> None:
     if config.uses_teacher:
         _check_writing_teacher(spec)
     registry.rollout_engine(config)
+
+
+def _check_prompts(spec: StageSpec) -> None:
+    """Refuse prompts without answers where no model writes one for every row."""
+    data, config = spec.data, spec.config.rollout
+    if not has_answers(data.train) and (config is None or config.written < 1 - 1e-9):
+        raise ConfigError(
+            f"{data.source} has prompts without answers, so that a row that no model writes has "
+            "nothing to learn. Let models write every row (rollout.student and rollout.teacher "
+            "add up to 1), or give a column of answers (task.target)"
+        )
+    if not has_answers(data.validation):
+        raise ConfigError(
+            f"the rows to validate of {data.source} have prompts without answers, by which no "
+            "student can be judged. Name rows with answers (task.validation)"
+        )
 
 
 def _check_writing_teacher(spec: StageSpec) -> None:

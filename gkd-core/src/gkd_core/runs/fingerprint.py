@@ -171,6 +171,8 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
             del table[name]
     names = (*LEARNT_FROM, *AUGMENTATION) if copies(config, spec.kind) else LEARNT_FROM
     task = {name: getattr(config.task, name) for name in names}
+    if config.task.packing:
+        task["packing"] = True
     shape = {k: v for k, v in spec.student_config.to_dict().items() if not k.startswith("_")}
     shape.pop("transformers_version", None)
     return tree | {

@@ -25,6 +25,7 @@ ELSEWHERE = (
     "classes",
     "max_length",
     "mask_share",
+    "packing",
     "augment",
     "augment_model",
     "augment_share",

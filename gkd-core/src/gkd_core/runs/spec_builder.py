@@ -32,6 +32,7 @@ from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import name_seed
 from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import Registry, ask
+from gkd_core.runs.chat_format import compare_tokens, follow_chat_format
 from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.classes import ClassOrder, Outputs
 from gkd_core.runs.default_teacher import default_teacher_store
@@ -99,6 +100,8 @@ class SpecBuilder:
         tokenizer, teachers = self.assign_tokenizers(
             config, self._teachers(settings, data, follows, stages if taught else ()), follows
         )
+        before = tokenizer.eos_token
+        said = follow_chat_format(tokenizer, teachers, data, config) if kind.generates else []
         if config.task.rows is not None:
             data = order.apply(replace(found, train=fewer(found.train, config.task.rows)), kind)
         shape = _student_shape(config, teachers, data, kind, start)
@@ -116,14 +119,16 @@ class SpecBuilder:
             student_config=shape,
             members=tuple(self._members(config, expression, data, student, teachers)),
             follows=follows,
-            notes=tuple(order.notes(data, kind, found.classes)),
+            notes=(*order.notes(data, kind, found.classes), *said),
+            end_token=tokenizer.eos_token if tokenizer.eos_token != before else None,
         )
         self.check(spec)
+        notes = [*spec.notes, *compare_tokens(spec)]
         if config.probe is None:
-            return spec
+            return replace(spec, notes=tuple(notes)) if len(notes) > len(spec.notes) else spec
         probed = tuple(chosen_probes(spec, self.registry))
-        notes = spec.notes if probed else (*spec.notes, NOTHING_PROBED)
-        return replace(spec, probed=probed, notes=notes)
+        notes += [] if probed else [NOTHING_PROBED]
+        return replace(spec, probed=probed, notes=tuple(notes))
 
     def assign_tokenizers(
         self, config: RunConfig, teachers: Sequence[TeacherSpec], follows: StageSpec | None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
 
 TEXTS = ("text", "pair", "group", "target")
-COLUMNS = (*TEXTS, "labels", "spans")
+COLUMNS = (*TEXTS, "labels", "spans", "tools", "source")
 """What a split has for each row."""
 
 SPLITS = ("train", "validation", "test")
@@ -76,7 +76,10 @@ def _of_split(name: str, split: Any, data: TaskData, kind: TaskKind) -> Iterator
         if values is not None and len(values) != len(split):
             yield f"{name} has {len(values)} values in `{column}` for {len(split)} texts"
         if values is not None and column in TEXTS:
-            others = (value for value in values if not _is_text(value))
+            spoken = split.chat and column == "text"
+            others = (
+                value for value in values if not (_is_text(value) or (spoken and _is_chat(value)))
+            )
             yield from (f"{name}: `{column}` is text, not {other!r}" for other in others)
     labels: Iterable[Any] = () if split.labels is None else split.labels
     for number, label in enumerate(labels):
@@ -91,4 +94,11 @@ def _is_text(value: Any) -> bool:
     """Whether a value is a text, or a list of words or choices."""
     return isinstance(value, str) or (
         isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+    )
+
+
+def _is_chat(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(one, Mapping) and isinstance(one.get("role"), str) for one in value
     )

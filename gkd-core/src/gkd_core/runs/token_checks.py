@@ -36,6 +36,12 @@ def check_tokenizers(spec: StageSpec) -> None:
         ConfigError: Says which method, what it compares, and how the tokenizers differ.
     """
     _check_aligned(spec)
+    if spec.data.train.chat and spec.needs_byte_offsets:
+        raise ConfigError(
+            f"{spec.data.source} has conversations, which the chat template of each tokenizer "
+            "writes, so that their tokens cannot be aligned with those of another. Choose a "
+            "student with the teacher's tokenizer, and methods that do not align tokens"
+        )
     others = {n: t for n, t in enumerate(spec.teachers) if t.tokenizer is not spec.tokenizer}
     if not others or not spec.reads_teachers:
         return

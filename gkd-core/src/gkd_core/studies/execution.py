@@ -116,7 +116,7 @@ def launch_cells(
     """
     by_name = {cell.name: cell for cell in cells}
     memory = max((a.memory for c in folder.cells if (a := folder.attempt(c))), default=0)
-    jobs = [_job(folder, cell, room, memory or MEMORY) for cell in cells]
+    jobs = [job_of(folder, cell, room.threads, memory or MEMORY) for cell in cells]
     launch = Launch(folder.path, jobs, room.jobs, watcher.say)
     with closing(launcher.launch(launch)) as events:
         for event in events:
@@ -128,7 +128,14 @@ def launch_cells(
                 yield cell
 
 
-def _job(folder: StudyFolder, cell: Cell, room: Room, memory: int) -> CellJob:
-    command = (sys.executable, "-m", "gkd_core.cli", "study", "cell")
-    arguments = (str(folder.path), cell.name)
-    return CellJob(cell.name, cell.label, (*command, *arguments), room.threads, memory, 0.0)
+def job_of(folder: StudyFolder, cell: Cell, threads: int | None, memory: int) -> CellJob:
+    """Return the job that runs a cell.
+
+    Args:
+        folder: The folder of the study.
+        cell: The cell.
+        threads: Threads that it may use; None if the launcher decides.
+        memory: Bytes that it takes.
+    """
+    command = (sys.executable, "-m", "gkd_core.cli", "study", "cell", str(folder.path), cell.name)
+    return CellJob(cell.name, cell.label, command, threads, memory, 0.0)

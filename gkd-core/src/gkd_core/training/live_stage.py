@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.run_info import GradientEngine, LoadedModel, Modules, StageInfo
@@ -19,8 +19,10 @@ from gkd_core.errors import ConfigError, GkdError
 from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.hooks.forward import Change
 from gkd_core.hooks.paths import WRITABLE_SITES, parse_path
+from gkd_core.models.parts import Part, Parts, find_parts
 from gkd_core.objective.objective import name_seed
 from gkd_core.optim.engine import LocalEngine, count_items
+from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.students.importance import Importance, measure_importance
 from gkd_core.teachers.teacher import SourcedTeacher
 from gkd_core.training.calibration import calibration_batches
@@ -123,6 +125,14 @@ class LiveStageInfo(StageInfo):
         stage = self._stage
         return measure_importance(stage.student, calibration_batches(stage.spec, rows), self.device)
 
+    def _parts(self) -> Parts:
+        """Return the weights of all loaded models by part."""
+        found: dict[Part, list[nn.Parameter]] = {}
+        for model in (self.loaded_student, *self.loaded_teachers):
+            for part, weights in find_parts(model.sites).items():
+                found.setdefault(part, []).extend(weights)
+        return found
+
     def train(
         self,
         modules: Modules,
@@ -134,7 +144,8 @@ class LiveStageInfo(StageInfo):
         stage = self._stage
         total = epochs * stage.sampler.steps_per_epoch
         with seeded(name_seed(self.config.seed, f"{name} {data_rank()}"), self.device):
-            engine = LocalEngine([modules], self.config.training, total, self.device)
+            chosen = ChosenOptimizer(stage.optimizer, self._parts())
+            engine = LocalEngine([modules], self.config.training, total, self.device, chosen=chosen)
             steps = iterate(stage.train, stage.collator, stage.sampler, 0, total)
             for index, (_, batches) in enumerate(steps):
                 counts = count_items(batches)

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
+from gkd_core.contract.optimizer import OptimizerFactory
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
+from gkd_core.data.pack import pack
 from gkd_core.data.readings import Reading, encode_again
 from gkd_core.data.sampler import Sampler
 from gkd_core.distributed.device import pick_device
@@ -28,7 +30,7 @@ from gkd_core.hooks.padding import follow_mask
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.lease import Lease
-from gkd_core.models.generation import adopt_generation_config
+from gkd_core.models.generation import adopt_generation_config, end_with
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.meta import meta_model
 from gkd_core.models.parts import find_parts
@@ -67,6 +69,7 @@ class Stage:
         teachers: The teachers, in the order of the configuration.
         objective: The objective that is minimized.
         engine: The engine that runs forward, backward and optimizer steps.
+        optimizer: Makes the optimizer.
         feature_offload: Host memory for the features of several teachers; None if not used.
         train: Training rows as token ids.
         validation: Validation rows as token ids.
@@ -90,6 +93,7 @@ class Stage:
     teachers: Sequence[Teacher]
     objective: Objective
     engine: Engine
+    optimizer: OptimizerFactory
     feature_offload: FeatureOffload | None
     train: Encoded
     validation: Encoded
@@ -152,7 +156,13 @@ class Stage:
         """Return lines that describe the task, the student and the rows it learns from."""
         rows = f"{len(self.train):,} to train on, {len(self.validation):,} to validate"
         facts = [("task", self.spec.about), *(("", note) for note in self.spec.notes)]
-        facts += [*self.origin.summary, ("rows", rows), *self._cut(), *self._judge()]
+        facts += [
+            *self.origin.summary,
+            ("rows", rows),
+            *self._cut(),
+            *self._learned(),
+            *self._judge(),
+        ]
         for reading in self.readings:
             cut = reading.encoded.cut
             limit = f"; cut: {cut}" if cut else ""
@@ -169,6 +179,20 @@ class Stage:
         """Yield how many of the texts to train on are too long, if any are."""
         if cut := self.train.cut:
             yield "", f"cut at {self.spec.max_length} tokens (task.max_length): {cut}"
+        if out := self.train.num_left_out:
+            yield "", f"{out:,} without an answer are left out"
+
+    def _learned(self) -> Iterator[tuple[str, str]]:
+        """Yield how many tokens are learned, if not all are."""
+        packed = self.train.num_packed
+        if packed:
+            full = len(self.train.ids) / (len(self.train) * self.spec.max_length)
+            yield "", f"{packed:,} packed into {len(self.train):,} blocks, {full:.0%} full"
+        learned = self.train.learned
+        if learned is not None:
+            share, longest = learned.mean(), int(self.train.lengths.max())
+            counted = f"{int(learned.sum()):,} of {len(learned):,} tokens are learned"
+            yield "", f"{counted} ({share:.0%}); the longest row has {longest:,}"
 
     def _judge(self) -> Iterator[tuple[str, str]]:
         """Yield how students are judged, if not by labels."""
@@ -204,6 +228,8 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     student = _student(spec, first, registry, start, groups)
     source = spec.config.student.model if start is None else str(start)
     adopt_generation_config(student.model, source or spec.teachers[0].trained, "student.model")
+    if spec.end_token is not None:
+        end_with(student.model, spec.tokenizer.eos_token_id)
     device = pick_device(config.parallel.device)
     dtypes = {teacher.name: teacher.dtype for teacher in config.teachers}
     for teacher in spec.live_teachers:
@@ -270,6 +296,8 @@ def assemble_stage(
     rows = augmented(data.train, config, spec.kind, device)
     rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
     train = spec.encode(rows, spec.tokenizer)
+    if config.task.packing:
+        train = pack(train, spec.max_length, whole=rows.chat or rows.target is not None)
     sampler = Sampler(
         train.lengths,
         config.training.batch_size,
@@ -297,6 +325,7 @@ def assemble_stage(
         teachers=teachers,
         objective=objective,
         engine=make_engine(student.model, objective.modules, config, total, device, parts, chosen),
+        optimizer=chosen.factory,
         feature_offload=FeatureOffload(device) if offloads else None,
         train=train,
         validation=spec.encode(data.validation, spec.tokenizer),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
@@ -124,6 +125,7 @@ class StageSpec:
             that student as it was before training.
         store: Where the student is kept, if it is a task's default teacher.
         notes: What was assumed of the rows and models, in sentences for the user to check.
+        end_token: The token that ends the student's answers, if its checkpoint has another.
         probed: What probes compare with each teacher; empty without probes.
     """
 
@@ -141,6 +143,7 @@ class StageSpec:
     follows: StageSpec | None = None
     store: DefaultTeacherStore | None = None
     notes: tuple[str, ...] = ()
+    end_token: str | None = None
     probed: tuple[ProbeChoice, ...] = ()
 
     @functools.cached_property
@@ -268,7 +271,7 @@ class StageSpec:
         Raises:
             PluginError: The task's main metric is not among them.
         """
-        metrics = dict(evaluation.metrics)
+        metrics = {**evaluation.metrics, **self._by_source(evaluation, split)}
         if self.is_unlabeled(split):
             agreement = metrics[self.kind.metric.name]
             return replace(evaluation, metrics={"loss": metrics["loss"], AGREEMENT: agreement})
@@ -282,6 +285,19 @@ class StageSpec:
                 f"{self.kind} on {self.data.source} does not have: {', '.join(metrics)}"
             )
         return replace(evaluation, metrics=metrics)
+
+    def _by_source(self, evaluation: Evaluation, split: Split) -> dict[str, float]:
+        """Return the main metric on the rows of each source, if there are several."""
+        if split.source is None:
+            return {}
+        name, sources = self.kind.metric.name, np.array(split.source)
+        measure = self.kind.remeasure(evaluation, split, self.data.classes)
+        if measure is None:
+            return {}
+        return {
+            f"{name}.{source}": measure(np.flatnonzero(sources == source))[name]
+            for source in dict.fromkeys(split.source)
+        }
 
     @property
     def max_length(self) -> int:

@@ -1,0 +1,143 @@
+"""Packing: blocks of several rows, whose tokens see their own row only."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gkd_core.contract.batch import IGNORE
+from gkd_core.contract.task import Split
+from gkd_core.data.collate import Collator
+from gkd_core.data.pack import best_fit, pack
+from gkd_core.errors import ConfigError
+from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.paths import LOGITS
+from gkd_core.kinds.causal_lm import CausalLM
+from gkd_core.losses import cross_entropy, kl
+from gkd_core.models.sites import find_sites
+from gkd_core.models.tokenizer import load_tokenizer
+from gkd_core.training.stage import build_stage
+
+CAUSAL = CausalLM()
+
+
+def test_best_fit_leaves_the_least_room():
+    assert best_fit([5, 3, 6, 2, 4], 8) == [[2, 3], [0, 1], [4]]
+    assert best_fit([8, 8, 1], 8) == [[0], [1], [2]]
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 65, 500).tolist()
+    blocks = best_fit(lengths, 64)
+    assert sorted(row for block in blocks for row in block) == list(range(500))
+    assert all(sum(lengths[row] for row in block) <= 64 for block in blocks)
+    assert len(blocks) <= 11 / 9 * sum(lengths) / 64 + 1
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world):
+    return load_tokenizer(str(world / "lm-decoder"), False, "teacher.model")
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    lines = (world / "corpus.txt").read_text().splitlines()[:12]
+    return {
+        "texts": Split(lines),
+        "targets": Split(lines, target=[line.split()[0] for line in lines]),
+    }
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_packing_keeps_every_token_once(rows, tokenizer, whole):
+    plain = CAUSAL.encode(rows["texts"], tokenizer, 24)
+    packed = pack(plain, 24, whole)
+    assert packed.num_packed == len(plain) > len(packed)
+    assert sorted(packed.ids.tolist()) == sorted(plain.ids.tolist())
+    if not whole:
+        assert packed.ids.tolist() == plain.ids.tolist()
+        assert set(packed.lengths[:-1].tolist()) == {24}
+    assert packed.lengths.max() <= 24
+    for block in range(len(packed)):
+        positions = packed.positions[packed.part(block)]
+        assert positions[0] == 0
+        steps = np.diff(positions)
+        assert np.all((steps == 1) | (positions[1:] == 0))
+
+
+FAMILIES = ["llama", "gpt2", "mistral", "qwen3", "gemma3_text", "opt", "gpt_neox"]
+
+
+@pytest.mark.parametrize("content", ["texts", "targets"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "mistral", *(pytest.param(f, marks=pytest.mark.exhaustive) for f in FAMILIES[1:])],
+)
+def test_a_packed_row_gives_the_losses_of_its_parts(build_model, rows, tokenizer, family, content):
+    """Values, in whatever order, and their gradients; also where attention sees a window only."""
+    model = build_model(family, "causal-lm").double()
+    other = build_model(family, "causal-lm", num_hidden_layers=2).double()
+    plain = CAUSAL.encode(rows[content], tokenizer, 24)
+    packed = pack(plain, 24, whole=True)
+    collator = Collator(tokenizer, CAUSAL, 0.15, 1)
+    found = {}
+    for name, encoded in (("plain", plain), ("packed", packed)):
+        batch = collator.collate(encoded, range(len(encoded)), 0)
+        logits, known = (
+            Extractor(each, find_sites(each)).run({LOGITS}, batch.inputs).prediction
+            for each in (model, other)
+        )
+        losses = kl(logits, known, batch.targets) + cross_entropy(
+            logits, batch.labels, batch.targets
+        )
+        model.zero_grad()
+        losses.mean().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        counted = losses.values[batch.targets.mask].sort().values
+        found[name] = counted, losses.mean(), gradient
+    for one, other_one in zip(found["plain"], found["packed"], strict=True):
+        torch.testing.assert_close(one, other_one, rtol=1e-9, atol=1e-9)
+
+
+def test_labels_end_with_each_row(rows, tokenizer):
+    plain = CAUSAL.encode(rows["texts"], tokenizer, 24)
+    collator = Collator(tokenizer, CAUSAL, 0.15, 1)
+    counts = [
+        collator.collate(each, range(len(each)), 0).targets.count
+        for each in (plain, pack(plain, 24, whole=True))
+    ]
+    assert counts[0] == counts[1] == len(plain.ids) - len(plain)
+    batch = collator.collate(pack(plain, 24, whole=True), [0], 0)
+    ends = batch.inputs["position_ids"][0].roll(-1) == 0
+    assert (batch.labels[0][ends] == IGNORE).all()
+
+
+def given(world):
+    return [f"task.{name}={world / 'corpus.txt'}" for name in ("train", "validation", "test")]
+
+
+def test_a_packed_run_says_how_full_its_blocks_are(prepare_run, world):
+    run = prepare_run(
+        *given(world), "method=soft+hard", "task.packing=true", teachers=("lm-decoder",)
+    )
+    stage = build_stage(run.last, run.registry, run.directory / "stage", None)
+    told = "\n".join(stage.describe())
+    assert f"96 packed into {len(stage.train):,} blocks, 9" in told
+    assert stage.validation.positions is None
+    run.execute()
+    logged = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+    assert any("validation/perplexity" in line for line in logged)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "settings", "reason"),
+    [
+        ("lm-decoder", ["method=minilm"], r"minilm reads student\.\w+\[\d\], which relates all"),
+        ("lm-decoder", ["method=pkd"], "pkd reads student.hidden"),
+        ("lm-teacher", ["method=soft"], "task.kind is masked-lm, and only causal-lm reads them"),
+    ],
+)
+def test_what_packing_does_not_go_with_is_refused(prepare_run, world, teacher, settings, reason):
+    with pytest.raises(ConfigError, match=f"puts several rows into one, but .*{reason}"):
+        prepare_run(*given(world), *settings, "task.packing=true", teachers=(teacher,))
