@@ -296,7 +296,7 @@ def brief(untimed, monkeypatch):
     """
     from matplotlib import pyplot
 
-    from gkd_core.analysis import figures, report
+    from gkd_core.analysis import comparison, figures
 
     def undrawn(make):
         def _make(*arguments):
@@ -306,7 +306,7 @@ def brief(untimed, monkeypatch):
 
         return _make
 
-    monkeypatch.setattr(report, "RESAMPLES", 20)
+    monkeypatch.setattr(comparison, "RESAMPLES", 20)
     for name in ("losses", "validation", "quality_over_size"):
         monkeypatch.setattr(figures, name, undrawn(getattr(figures, name)))
 
@@ -373,7 +373,7 @@ def settings(world):
         *("--set", f"task.test={world / 'test.jsonl'}", "--set", "task.max_length=32"),
         *("--set", "training.batch_size=16", "--set", "training.lr=1e-3"),
         *("--set", "training.epochs=1", "--set", "training.log_every=2"),
-        *("--set", "output.reuse=false"),
+        *("--set", "output.reuse=false", "--no-baseline"),
     ]
 
 

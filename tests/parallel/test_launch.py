@@ -128,7 +128,7 @@ def faulty(tmp_path):
 def arguments(still):
     """Arguments of a run of 18 steps without dropout."""
     return [
-        *("run", "--teacher", still / "teacher", "--student-layers", 2),
+        *("run", "--method", "pkd+soft", "--teacher", still / "teacher", "--student-layers", 2),
         *("--data", still / "train.jsonl", "--set", f"task.validation={still}/validation.jsonl"),
         *("--set", "task.max_length=32", "--set", "training.batch_size=16"),
         *("--set", "training.lr=1e-3", "--set", "training.eps=1e-4"),

@@ -21,7 +21,7 @@ def explain(invoke, settings, tmp_path):
     """Run `gkd explain` with the arguments of a quick run; return the lines printed."""
 
     def _explain(*arguments):
-        done = invoke("explain", *arguments, *settings)
+        done = invoke("explain", *settings, *arguments)
         assert (done.code, done.err) == (0, "")
         assert not (tmp_path / "runs").exists()
         return done.out

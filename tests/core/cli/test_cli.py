@@ -22,12 +22,12 @@ from gkd_core.contract.step import Step
 
 FLAGS = {
     "analyze": "--output --json",
-    "config": "--method --recipe --teacher --student --student-layers --task --data --output "
-    "--track --probe --baseline --seed --nproc --set --schema --json",
+    "config": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
+    "--output --track --probe --baseline --seed --nproc --set --schema --json",
     "eval": "--task --data --against --samples --output --set --json --tasks --num-fewshot --limit "
     "--apply-chat-template --include-path",
-    "explain": "--method --recipe --teacher --student --student-layers --task --data --output "
-    "--track --probe --baseline --seed --nproc --set --json",
+    "explain": "--method --recipe --paper-values --teacher --student --student-layers --task "
+    "--data --output --track --probe --baseline --seed --nproc --set --json",
     "methods": "",
     "optimizers": "",
     "plugins": "--json",
@@ -35,8 +35,9 @@ FLAGS = {
     "--multiple --rows",
     "recipes": "",
     "replay": "--rank",
-    "run": "--method --recipe --teacher --student --student-layers --task --data --output "
-    "--track --probe --baseline --seed --nproc --set --overwrite --resume --accept-changes",
+    "run": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
+    "--output --track --probe --baseline --seed --nproc --set --seeds --overwrite --resume "
+    "--accept-changes",
     "search": "--teacher --student --student-layers --task --data --set --max-latency --max-size "
     "--max-weights --min-kept --time --method --seeds --threads --output --json",
 }
@@ -47,6 +48,7 @@ def finished(world, tmp_path_factory):
     """A run with its baseline, made in a process of its own; do not change it."""
     folder = tmp_path_factory.mktemp("finished")
     arguments = ["--teacher", world / "teacher", "--data", world / "train.jsonl", "--baseline"]
+    arguments += ["--method", "pkd+soft"]
     (folder / "quick.toml").write_text(
         "student.layers = 2\n"
         f"[task]\nvalidation = '{world}/validation.jsonl'\ntest = '{world}/test.jsonl'\n"

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from gkd_core.cli.config import config as config_command
 from gkd_core.config.render import complete, json_schema, to_toml
-from gkd_core.config.resolve import resolve, task_name
-from gkd_core.config.schema import TaskConfig
+from gkd_core.config.resolve import resolve
+from gkd_core.config.schema import TaskConfig, task_name
 from gkd_core.contract.method import Method
 from gkd_core.contract.schedule import Schedule
 from gkd_core.contract.task import Task

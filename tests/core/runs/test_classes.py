@@ -59,7 +59,8 @@ def explain(invoke):
 
     def _explain(model, data, *settings):
         flags = [part for setting in settings for part in ("--set", setting)]
-        return invoke("explain", "soft", "--teacher", model, "--data", data, "--json", *flags)
+        given = ("--teacher", model, "--data", data, "--no-baseline", "--json")
+        return invoke("explain", "soft", *given, *flags)
 
     return _explain
 
@@ -74,7 +75,8 @@ def student_names(invoke, model, data, *flags):
     out = data.parent / f"run-{data.stem}"
     done = invoke(
         *("run", "--teacher", model, "--student-layers", 1, "--data", data, "--output", out),
-        *("--set", "training.steps=1", "--set", "output.tensorboard=false", *flags),
+        *("--set", "training.steps=1", "--set", "output.tensorboard=false", "--no-baseline"),
+        *flags,
     )
     assert done.code == 0, done.err
     config = json.loads((out / "student" / "config.json").read_text())
@@ -150,6 +152,22 @@ def test_labels_that_count_get_the_names_of_the_teacher(invoke, teacher, tmp_pat
     names, log = student_names(invoke, teacher(("awful", "fine")), data, "--method", "soft")
     assert names == ["awful", "fine"]
     assert "the labels [0, 1] are taken as [awful, fine], as in teacher.model" in log
+
+
+def test_labels_that_count_get_the_names_of_the_user(invoke, teacher, tmp_path):
+    data = rows(tmp_path / "rows.jsonl", [0, 1] * 8)
+    flags = ("--method", "soft", "--set", 'task.classes=["awful", "fine"]')
+    names, log = student_names(invoke, teacher(), data, *flags)
+    assert names == ["awful", "fine"]
+    assert "the labels [0, 1] are taken as [awful, fine], as in task.classes" in log
+
+
+def test_the_baseline_has_the_names_of_the_teacher_too(invoke, teacher, tmp_path):
+    data = rows(tmp_path / "rows.jsonl", [0, 1] * 8)
+    names, _ = student_names(
+        invoke, teacher(("awful", "fine")), data, "--baseline", "--method=soft"
+    )
+    assert names == ["awful", "fine"]
 
 
 @pytest.mark.parametrize(

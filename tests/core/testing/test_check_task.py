@@ -54,6 +54,14 @@ class Plain(Words):
         return {"trainings": {"epochs": 3}}
 
 
+class Adjusts(Words):
+    """Changes settings of recipes that no run has."""
+
+    @classmethod
+    def adjustments(cls, recipe, stage, settings):
+        return {"lr": 3e-4}
+
+
 class Process(Words):
     """Has a hash that differs from process to process."""
 
@@ -137,6 +145,7 @@ def split_of(text, labels):
         ),
         (Drawn, "read again"),
         (Plain, r"`defaults` has \['trainings'\], no tables of a run file"),
+        (Adjusts, r"`adjustments` has \['lr'\], no tables of a run file"),
     ],
 )
 def test_what_breaks_the_contract_is_named(task, message):

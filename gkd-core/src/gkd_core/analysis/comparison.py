@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,9 @@ from gkd_core.distributed.ranks import processes
 from gkd_core.errors import DataError, MethodError
 from gkd_core.evaluation import top_tokens
 from gkd_core.evaluation.evaluate import Predict, calling, evaluate
+from gkd_core.evaluation.pairs import ModelPair, compare_pair, row_difference
 from gkd_core.evaluation.predictions import (
+    STUDENT,
     About,
     Predictions,
     file_names,
@@ -35,6 +38,7 @@ from gkd_core.evaluation.predictions import (
     rows_table,
 )
 from gkd_core.evaluation.samples import Sampling, write_samples
+from gkd_core.evaluation.statistics import RESAMPLES, SampleEstimate, Statistic
 from gkd_core.evaluation.top_tokens import TopTokens, TopTokenWatch
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.load import load_teacher
@@ -54,7 +58,6 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.task import Split
     from gkd_core.data.encode import Encoded
-    from gkd_core.evaluation.statistics import Statistic
     from gkd_core.kinds.metrics import Metric
     from gkd_core.kinds.task_kind import Evaluation, TaskKind
     from gkd_core.models.sites import Sites
@@ -141,6 +144,7 @@ class Comparison:
         cut: How many texts were too long for a model, and at what length they were cut; empty if
             none was.
         judge: What the model is with which the others are compared.
+        higher_is_better: Whether larger values of the main metric are better.
     """
 
     metric: str
@@ -151,6 +155,7 @@ class Comparison:
     judged_by: str | None = None
     cut: str = ""
     judge: str = "teacher"
+    higher_is_better: bool = True
 
     def save(self, path: Path) -> None:
         """Write the comparison as JSON."""
@@ -259,6 +264,7 @@ class Compared:
         predictions: What each model says of each row.
         measures: The main metric of each model for some of the rows, by the name of its file; a
             model is missing if it cannot be computed for a part of them.
+        kind: The kind of task.
         layers: Similarity of the layers of student and teacher; None unless it was asked for and
             is defined.
     """
@@ -266,7 +272,34 @@ class Compared:
     comparison: Comparison
     predictions: Predictions
     measures: Mapping[str, Statistic]
+    kind: TaskKind
     layers: LayerSimilarity | None = None
+
+    @functools.cached_property
+    def pairs(self) -> Mapping[str, ModelPair]:
+        """The student of a run against every other model, by the name of its file."""
+        others = [file for file in self.predictions.models if file != STUDENT]
+        return {
+            file: compare_pair(
+                self.predictions, (STUDENT, file), self.kind, self._both(STUDENT, file), RESAMPLES
+            )
+            for file in others
+        }
+
+    def difference(self, first: str, second: str) -> SampleEstimate | None:
+        """Return the main metric of a model minus that of another; None if it is not known.
+
+        Args:
+            first: The name of the file of the one.
+            second: That of the other.
+        """
+        if first == STUDENT and second in self.pairs:
+            return self.pairs[second].difference
+        return row_difference(self._both(first, second), self.predictions.rows, RESAMPLES)
+
+    def _both(self, first: str, second: str) -> tuple[Statistic, Statistic] | None:
+        known = first in self.measures and second in self.measures
+        return (self.measures[first], self.measures[second]) if known else None
 
 
 def compare_models(
@@ -357,7 +390,15 @@ def predict_and_compare(
     judged_by = spec.agreement_with(judge.name) if unlabeled and judge is not None else None
     called = "teacher" if judge is None or judge.called else "first model"
     comparison = Comparison(
-        metric.name, name, count, rows, guessed, judged_by, cut=exam.cut, judge=called
+        metric.name,
+        name,
+        count,
+        rows,
+        guessed,
+        judged_by,
+        cut=exam.cut,
+        judge=called,
+        higher_is_better=metric.higher_is_better,
     )
     about = About(name, spec.kind.name, data.classes, metric.name)
     files = file_names(one.called or Path(one.model).name for one in compared)
@@ -368,6 +409,7 @@ def predict_and_compare(
         comparison,
         _predictions(about, spec, split, evaluations, named),
         {file: measure for file, measure in measures.items() if measure is not None},
+        spec.kind,
         alike,
     )
 

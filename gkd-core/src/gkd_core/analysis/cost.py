@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gkd_core.runs.training_cost import TRAINED
+
 if TYPE_CHECKING:
     from gkd_core.analysis.comparison import Comparison, Row
     from gkd_core.runs.result import StageResult
     from gkd_core.runs.run import Run
     from gkd_core.training.stage_spec import StageSpec
-
-TRAINED = 3
-"""Arithmetic of a training step, in forward passes: backward is twice forward."""
 
 PEAKS: Mapping[str, tuple[float, float]] = {
     "H200": (989e12, 67e12),

@@ -16,9 +16,8 @@ from gkd_core.analysis.page import PageCell, PageLine, PageTable, render
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
-from gkd_core.evaluation.pairs import ModelPair, compare_pair
-from gkd_core.evaluation.predictions import STUDENT
-from gkd_core.evaluation.statistics import LEVEL, RESAMPLES, Interval
+from gkd_core.evaluation.pairs import ModelPair
+from gkd_core.evaluation.statistics import LEVEL, Interval
 from gkd_core.probes.probe_file import PROBES, TRAINING, read_probes
 from gkd_core.tracking.recorder import METRICS
 from gkd_core.training.stage_spec import BASELINE
@@ -103,7 +102,7 @@ def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
     if compared is None:
         nothing = ("facts", "models", "differences", "disagreements", "costs", "layers")
         return dict.fromkeys(nothing)
-    comparison, pairs = compared.comparison, _pairs(run, compared)
+    comparison, pairs = compared.comparison, list(compared.pairs.values())
     return {
         "facts": list(_facts(run, comparison, pairs)),
         "models": _models(comparison),
@@ -115,18 +114,6 @@ def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
         "disagreements": _disagreements(compared),
         "layers": _layers(compared.layers),
     }
-
-
-def _pairs(run: Run, compared: Compared) -> list[ModelPair]:
-    """Return the student against every other model."""
-    found, measures = compared.predictions, compared.measures
-    pairs = []
-    for file in found.models:
-        known = STUDENT in measures and file in measures
-        both = (measures[STUDENT], measures[file]) if known else None
-        if file != STUDENT:
-            pairs.append(compare_pair(found, (STUDENT, file), run.last.kind, both, RESAMPLES))
-    return pairs
 
 
 def _facts(run: Run, comparison: Comparison, pairs: Sequence[ModelPair]) -> Iterator[_Fact]:

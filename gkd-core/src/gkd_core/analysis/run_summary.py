@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gkd_core.analysis.comparison import Compared, ComparedModel, Comparison, predict_and_compare
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
+from gkd_core.analysis.verdict import verdict
 from gkd_core.atomic import write_file
 from gkd_core.distributed.ranks import is_first
 from gkd_core.errors import PluginError
@@ -31,11 +32,13 @@ class RunSummary:
         comparison: The comparison of its models; None if a plugin failed in it.
         report: Path of its report.
         failure: The error that ended the comparison.
+        verdict: Whether distillation paid, and what to try, in sentences.
     """
 
     comparison: Comparison | None
     report: Path
     failure: Exception | None = None
+    verdict: Sequence[str] = ()
 
 
 def needs_all_ranks(run: Run) -> bool:
@@ -56,6 +59,7 @@ def summarize_run(run: Run) -> RunSummary | None:
     if not is_first():
         return None
     comparison = None if compared is None else compared.comparison
+    said = [] if compared is None else verdict(run, compared)
     if compared is not None:
         compared.comparison.save(run.directory / "results.json")
         compared.predictions.write(run.directory / PREDICTIONS)
@@ -68,7 +72,7 @@ def summarize_run(run: Run) -> RunSummary | None:
         run.recorder.say(failed)
     report = write_report(run, compared, outline, files, failures)
     _track(run, comparison, [report, *files])
-    return RunSummary(comparison, report, failure)
+    return RunSummary(comparison, report, failure, said)
 
 
 def _compared(run: Run) -> tuple[Compared | None, Exception | None]:

@@ -24,6 +24,7 @@ Decorator = Callable[[Any], Any]
 
 FLAGS: Mapping[str, tuple[str, str]] = {
     "method": ("--method", "method"),
+    "paper_values": ("--paper-values", "paper_values"),
     "teacher": ("--teacher", "teachers"),
     "student": ("--student", "student.model"),
     "student_layers": ("--student-layers", "student.layers"),
@@ -84,6 +85,9 @@ class RunOptions:
             settings=self.settings,
             flags=self.flagged,
             task_defaults=lambda name, kind: registry().task(name).defaults(kind),
+            task_adjustments=lambda name, recipe, stage, settings: (
+                registry().task(name).adjustments(recipe, stage, settings)
+            ),
             shapes=_shapes,
             before=before,
         )
@@ -171,8 +175,17 @@ _MODELS_AND_DATA: Sequence[Decorator] = (
     ),
 )
 _RUN: Sequence[Decorator] = (
-    click.option("--method", help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft]"),
+    click.option(
+        "--method",
+        help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft+hard; pkd+soft without labels]",
+    ),
     click.option("--recipe", help="Start from a shipped recipe."),
+    click.option(
+        "--paper-values",
+        is_flag=True,
+        default=None,
+        help="Train as the recipe says, even where the task adjusts recipes.",
+    ),
     *_MODELS_AND_DATA,
     click.option("--output", help="Run directory. [runs/NAME-N]"),
     click.option(
@@ -184,7 +197,7 @@ _RUN: Sequence[Decorator] = (
     click.option(
         "--baseline/--no-baseline",
         default=None,
-        help="Also train the same student on labels alone. [on the embedded task]",
+        help="Also train the same student on labels alone. [if that adds at most half the cost]",
     ),
     click.option(
         "--probe",

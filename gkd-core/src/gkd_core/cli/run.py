@@ -14,6 +14,7 @@ from gkd_core.cli.duration import Duration
 from gkd_core.cli.errors import resumable
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
 from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
+from gkd_core.cli.seeds import run_seeds
 from gkd_core.stop_signals import time_limit
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @run_options
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=2),
+    help="Run with this many seeds, from --seed on, each in a directory of its own.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the run in the run directory.")
 @click.option("--resume", is_flag=True, help="Continue the run in the run directory.")
 @click.option(
@@ -46,6 +52,7 @@ def run(
     files: tuple[Path, ...],
     recipe: str | None,
     settings: tuple[str, ...],
+    seeds: int | None,
     overwrite: bool,
     resume: bool,
     accept_changes: bool,
@@ -54,31 +61,47 @@ def run(
 ) -> None:
     """Distill a student.
 
-    Without arguments, a student is distilled with pkd+soft on text that comes with Python. FILE
-    (toml, yaml, json) contains settings; flags and --set override it.
+    Without arguments, a student is distilled with pkd+soft+hard on text that comes with Python.
+    FILE (toml, yaml, json) contains settings; flags and --set override it.
     """
     if overwrite and resume:
         raise click.UsageError("--overwrite and --resume are mutually exclusive")
     if accept_changes and not resume:
         raise click.UsageError("--accept-changes belongs to --resume")
     options = RunOptions(files, recipe, settings, flags)
-    with among_ranks(), time_limit(max_time):
-        if resume:
+
+    def run_once(options: RunOptions) -> None:
+        if resume and not (seeds and _is_new(options)):
             _run("resume", *_resume(options, accept_changes))
         else:
             _run("overwrite" if overwrite else "new", options.resolve())
+
+    with among_ranks(), time_limit(max_time):
+        if seeds is None:
+            run_once(options)
+        else:
+            run_seeds(options, seeds, run_once)
+
+
+def _is_new(options: RunOptions) -> bool:
+    """Return whether a run has not been begun: of several seeds, the first may be finished."""
+    from gkd_core.runs.directory import CONFIG
+
+    return not (Path(options.flags["output"]) / CONFIG).exists()
 
 
 def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -> None:
     from gkd_core.distributed.ranks import is_first
     from gkd_core.parallel.launch import started_by_gkd
     from gkd_core.plugins import registry
+    from gkd_core.runs.default_method import as_built
     from gkd_core.runs.run import Run, prepare_run
 
     if is_first() and not started_by_gkd(os.environ):
         show_warnings(resolved)
     sinks = registry().make_sinks(resolved.config) if is_first() else []
     specs = prepare_run(resolved, registry())
+    resolved = as_built(resolved, specs)
     count = ranks_to_start(resolved)
     differences = () if resumption is None else _check(resolved, resumption, specs)
     with _directory(resolved, mode) as (directory, lease):
@@ -121,11 +144,10 @@ def _directory(resolved: Resolved, mode: Mode) -> Iterator[tuple[Path, Lease | N
     """Hold the run directory, which the first rank creates and broadcasts to the others."""
     from gkd_core.config.render import to_toml
     from gkd_core.distributed.ranks import is_first, tell
-    from gkd_core.runs.directory import free_directory, open_directory
+    from gkd_core.runs.directory import free_directory, open_directory, run_name
 
     chosen = resolved.config.output.dir
-    name = resolved.recipe or resolved.stages[-1].config.method
-    directory = Path(chosen) if chosen else free_directory(name)
+    directory = Path(chosen) if chosen else free_directory(run_name(resolved))
     held = open_directory(directory, mode, to_toml(resolved)) if is_first() else nullcontext()
     with held as lease:
         directory = tell(directory)
@@ -149,6 +171,8 @@ def _print_summary(run: Run) -> None:
         return
     if summary.comparison is not None:
         console.print(summary.comparison.table())
+    for sentence in summary.verdict:
+        console.print(sentence, highlight=False, markup=False)
     for name, path in (
         ("student", run.student),
         ("report", summary.report),

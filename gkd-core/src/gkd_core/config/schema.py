@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from gkd_core.config.graph import stage_of
 from gkd_core.contract.schedule import Schedule
@@ -28,6 +28,15 @@ LM = "lm"
 """The `task.kind` that stands for masked or causal language modeling, whichever fits the model."""
 TENSORBOARD = "tensorboard"
 """The tracker that every run has unless `output.tensorboard` is false."""
+
+
+def _fits(seed: int) -> int:
+    if seed >= 2**63:
+        raise ValueError(f"{seed} does not fit into the 63 bits that generators take")
+    return seed
+
+
+Seed = Annotated[int, Field(ge=0), AfterValidator(_fits)]
 
 
 class Section(BaseModel):
@@ -211,8 +220,9 @@ class TaskConfig(Section):
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
         None,
         description="Names of the classes in the order of the outputs of models that do not name "
-        "theirs (LABEL_0, LABEL_1); rows may lack some of them. Default: those of the teacher or "
-        "checkpoint; else the labels of the rows, in numeric or alphabetical order.",
+        "theirs (LABEL_0, LABEL_1); rows may lack some of them, or only count them (0, 1). "
+        "Default: those of the teacher or checkpoint; else the labels of the rows, in numeric or "
+        "alphabetical order.",
     )
     max_length: Positive | None = Field(
         None,
@@ -540,10 +550,16 @@ class RunConfig(Section):
     method: str = Field(
         "pkd+soft",
         description="Methods to sum, with weights: `pkd+soft`, `2*pkd+0.5*soft`; several teachers "
-        "are averaged, or combined as in `mt-bert(soft)+hard`.",
+        "are averaged, or combined as in `mt-bert(soft)+hard`. Default: `pkd+soft+hard` for rows "
+        "with labels.",
     )
     recipe: str | None = Field(
         None, description="A shipped recipe; the values in this file override its values."
+    )
+    paper_values: bool = Field(
+        False,
+        description="Train as the recipe says, even where the task adjusts recipes because its "
+        "rows and models are far smaller than those of the papers.",
     )
     teachers: list[TeacherConfig] = Field(
         [TeacherConfig()], min_length=1, description="The teachers."
@@ -563,13 +579,14 @@ class RunConfig(Section):
     tracking: TrackingConfig = Field(TrackingConfig(), description="Trackers.")
     baseline: bool | None = Field(
         None,
-        description="Also train the same student on labels alone, for comparison. "
-        "Default: on the embedded task only.",
+        description="Also train the same student on labels alone, for comparison. Default: if the "
+        "rows have labels and it adds at most half to the cost of the run, and on the embedded "
+        "task.",
     )
     procedure: ProcedureConfig | None = Field(
         None, description="Generates the stages from options, in recipes such as `takd`."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="Seed of everything random.")
+    seed: Seed = Field(1, description="Seed of everything random.")
     stages: list[StageConfig] = Field(
         [],
         description="Stages, run in order; each continues with the previous one's student unless "

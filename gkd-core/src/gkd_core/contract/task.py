@@ -206,6 +206,23 @@ class Task:
             "tokens": f"at most {cls.max_length}",
         }
 
+    @classmethod
+    def adjustments(cls, recipe: str, stage: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return settings that replace those of a recipe, so that it learns on this task.
+
+        For tasks whose rows or models are far smaller than those of the papers. Users are told what
+        differs from the recipe; they can override it, or keep the recipe with `--paper-values`.
+
+        Args:
+            recipe: Name of the recipe, perhaps of a plugin.
+            stage: Name of the stage.
+            settings: The settings of the stage that have been given, with the defaults of the task.
+
+        Returns:
+            Nested tables, as in a run file, for this stage. Default: none.
+        """
+        return {}
+
     def check(self) -> None:
         """Raise `DataError` or `ConfigError` for problems that show before any row is read."""
 

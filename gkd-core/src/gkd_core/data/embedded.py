@@ -64,6 +64,14 @@ class Embedded(Task):
             "task": {"rows": STUDENT_ROWS, "max_length": MAX_LENGTH},
         }
 
+    @classmethod
+    def adjustments(cls, recipe: str, stage: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the task's own learning rate and number of steps.
+
+        Those of papers are for models a hundred times as large and for thousands of rows.
+        """
+        return {"training": cls.defaults(settings.get("task", {}).get("kind"))["training"]}
+
     def check(self) -> None:
         """Reject settings that belong to other tasks or contradict each other.
 

@@ -125,12 +125,29 @@ def compare_pair(
         rows=len(rows),
         metric=predictions.about.metric,
         # A loss per token of one tokenizer says nothing about one of another.
-        difference=_difference(measures if comparable else None, rows, resamples),
+        difference=row_difference(measures if comparable else None, rows, resamples),
         agreement=_same_tokens(tables, comparable) if kind.is_lm else _agreement(tables, kind),
         kl=_kl(*scores),
         calibration=_calibration(names, scores, truths),
         mcnemar=_mcnemar(tables, rows, kind) if labeled else None,
     )
+
+
+def row_difference(
+    measures: tuple[Statistic, Statistic] | None, rows: pa.Table, resamples: int = RESAMPLES
+) -> SampleEstimate | None:
+    """Return the metric of a model minus that of another, with a paired bootstrap interval.
+
+    Args:
+        measures: The metric of each for some of the rows; None if it is not known.
+        rows: The rows, whose groups are drawn together.
+        resamples: Number of bootstrap samples.
+    """
+    if measures is None:
+        return None
+    known = rows["group"].null_count < len(rows)
+    groups: list[Hashable] | None = rows["group"].to_pylist() if known else None
+    return paired_bootstrap(*measures, len(rows), groups=groups, resamples=resamples)
 
 
 def mean_kl(reference: Floats, model: Floats) -> float:
@@ -223,16 +240,6 @@ def _calibration(
             logits, right = _joined(own, truths)
             found[name] = calibrate(logits, right)
     return found
-
-
-def _difference(
-    measures: tuple[Statistic, Statistic] | None, rows: pa.Table, resamples: int
-) -> SampleEstimate | None:
-    if measures is None:
-        return None
-    known = rows["group"].null_count < len(rows)
-    groups: list[Hashable] | None = rows["group"].to_pylist() if known else None
-    return paired_bootstrap(*measures, len(rows), groups=groups, resamples=resamples)
 
 
 def _agreement(tables: Sequence[pa.Table], kind: TaskKind) -> float | None:

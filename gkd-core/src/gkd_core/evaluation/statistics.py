@@ -49,8 +49,8 @@ class SampleEstimate:
 
     Attributes:
         value: Its value on the sample.
-        interval: Its bootstrap interval; None if too few draws have a value.
-        n: Number of rows, or of groups of rows, that were drawn from.
+        interval: Its interval; None if too few draws have a value.
+        n: Number of rows, of groups of rows that were drawn from, or of runs.
     """
 
     value: float
@@ -151,6 +151,21 @@ def paired_bootstrap(
     )
 
 
+def mean_of_runs(values: Sequence[float], *, level: float = LEVEL) -> SampleEstimate:
+    """Return the mean of a number that several runs gave, with Student's t interval.
+
+    Args:
+        values: The number of each run; of one run there is no interval.
+        level: Level of the interval.
+    """
+    array = np.asarray(values, np.float64)
+    mean = float(array.mean())
+    if len(array) < 2:
+        return SampleEstimate(mean, None, len(array))
+    half = float(stats.t.ppf((1 + level) / 2, len(array) - 1) * stats.sem(array))
+    return SampleEstimate(mean, Interval(mean - half, mean + half, level), len(array))
+
+
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
     """Return McNemar's exact test of two models on the same rows.
 
@@ -168,6 +183,19 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
     unequal = only_first + only_second
     p = float(stats.binomtest(only_first, unequal).pvalue) if unequal else 1.0
     return McNemar(only_first, only_second, one.size, p)
+
+
+def beats_chance(right: int, rows: int, chance: float, *, level: float = LEVEL) -> bool:
+    """Return whether more rows are right than chance explains (one-sided binomial test).
+
+    Args:
+        right: Number of rows that are right.
+        rows: Number of rows.
+        chance: Share of the rows that are right by chance.
+        level: Level of the test.
+    """
+    test = stats.binomtest(right, rows, chance, alternative="greater")
+    return bool(test.pvalue < 1 - level)
 
 
 def pearson(x: ArrayLike, y: ArrayLike, *, level: float = LEVEL, seed: int = 0) -> Correlation:

@@ -85,13 +85,14 @@ class ClassOrder:
         data = replace(data, classes=tuple(spelled_as(data.classes, self.names)))
         if set(data.classes) <= set(map(label_name, self.names)):
             return order_classes(data, self.names, kind)
-        if self.given is not None:
+        if self.given is not None and not self._names_numbers(data.classes):
             missing = [name for name in data.classes if name not in map(label_name, self.given)]
             raise DataError(
                 f"task.classes is {listed(self.given)}, but {data.source} also has the labels "
                 f"{listed(missing)}. Add them in the order of the models' outputs"
             )
-        if names_count(data.classes) and self._agree(len(data.classes)):
+        agree = self._agree(len(data.classes))
+        if self._names_numbers(data.classes) or (names_count(data.classes) and agree):
             return replace(data, classes=self.names)
         return data
 
@@ -107,8 +108,8 @@ class ClassOrder:
             return
         classes = data.classes
         counted = bool(labels) and names_count(labels) and not names_count(classes)
-        if counted and self.reference is not None:
-            setting = self.reference.setting
+        setting = self._named_by
+        if counted and setting is not None:
             yield f"the labels {listed(labels)} are taken as {listed(classes)}, as in {setting}"
         for model in self.models if self.given is None and not names_count(classes) else ():
             if model.teaches and not model.named:
@@ -119,6 +120,18 @@ class ClassOrder:
         missing = _missing(data, kind)
         if missing:
             yield f"no row to train on has a label of {listed(missing)}"
+
+    @property
+    def _named_by(self) -> str | None:
+        """The setting that names the classes, if there is one."""
+        if self.given is not None:
+            return "task.classes"
+        return None if self.reference is None else self.reference.setting
+
+    def _names_numbers(self, labels: Sequence[str]) -> bool:
+        """Whether the user names the classes that the rows only count."""
+        given = self.given is not None and not names_count(self.given)
+        return given and names_count(labels) and len(labels) == len(self.names)
 
     def _agree(self, count: int) -> bool:
         """Whether the models name that many classes, and name the same ones."""

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
@@ -19,9 +19,17 @@ from gkd_core.errors import ConfigError
 from gkd_core.lease import Lease, LeaseLost, hold, is_inherited
 from gkd_core.training.checkpoint import BEST, CHECKPOINT, CHECKPOINTS, NOT_FINITE
 
+if TYPE_CHECKING:
+    from gkd_core.config.resolve import Resolved
+
 Mode = Literal["new", "overwrite", "resume"]
 CONFIG = "config.toml"
 DONE = "done.json"
+
+
+def run_name(resolved: Resolved) -> str:
+    """Return what a run is called unless the user names its directory: the recipe or the method."""
+    return resolved.recipe or resolved.stages[-1].config.method
 
 
 def free_directory(name: str, parent: Path = Path("runs")) -> Path:

@@ -10,9 +10,8 @@ from types import MappingProxyType
 
 from transformers import PreTrainedModel
 
-from gkd_core.config.resolve import Resolved, ResolvedStage
-from gkd_core.config.schema import RunConfig, StudentConfig, TaskConfig, TrainingConfig, task_name
-from gkd_core.config.settings import Level, Origin
+from gkd_core.config.resolve import Resolved
+from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig
 from gkd_core.contract.run_info import RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
@@ -21,6 +20,7 @@ from gkd_core.models.content import ModelContents
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
+from gkd_core.runs.baseline import with_baseline
 from gkd_core.runs.checks import check_labels_differ
 from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
@@ -312,15 +312,9 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     assert resolved.config.procedure is None, "a procedure must be expanded into stages first"
     builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
     built = build_specs(resolved, builder)
-    specs = list(built.values())
-    for spec in specs:
+    for spec in built.values():
         check_labels_differ(spec)
-    if _wants_baseline(resolved, specs[-1]):
-        first, last = _origin(specs[-1]), specs[-1]
-        # A student built from a model of another kind must be built by the stage of that kind.
-        before = None if first.kind == last.kind else first
-        baseline = builder.build(_baseline(first, last), before, built)
-        specs.insert(list(built).index(first.name), baseline)
+    specs = with_baseline(resolved, built, builder)
     specs = [*_default_teachers(builder, specs), *specs]
     outline = outline_run(specs)
     registry.manager.hook.gkd_check_outline(outline=outline)
@@ -356,52 +350,12 @@ def _lineage(teachers: Iterable[TeacherSpec], last: StageSpec) -> Iterator[Teach
         yield teacher
 
 
-def _origin(spec: StageSpec) -> StageSpec:
-    """Return the stage that creates the student with which a stage continues."""
-    return spec if spec.follows is None else _origin(spec.follows)
-
-
 def _refuse_reserved(name: str) -> None:
     if name in (TEACHER, BASELINE):
         raise ConfigError(
             f"a stage cannot be named '{name}': that name is reserved for the stage that gkd adds "
             f"to train {'a teacher' if name == TEACHER else 'on labels alone'}. Choose another name"
         )
-
-
-def _wants_baseline(resolved: Resolved, last: StageSpec) -> bool:
-    wanted = resolved.config.baseline
-    if wanted is None:
-        wanted = task_name(resolved.stages[-1].config.task) == "embedded"
-    if wanted and last.is_unlabeled(last.data.train):
-        raise ConfigError(
-            f"baseline = true ({resolved.origin('baseline')}) trains a student on labels alone, "
-            f"but {last.data.source} has none. Set baseline = false"
-        )
-    return wanted
-
-
-def _baseline(first: StageSpec, last: StageSpec) -> ResolvedStage:
-    """Return a stage that trains the first stage's student like the last, but on labels alone."""
-    own = {
-        "method": "hard",
-        "task": _settled(last),
-        "student": first.config.student,
-        "teachers": first.config.teachers,
-        "rollout": None,
-        "probe": None,
-    }
-    origins = {**last.settings.origins, "method": Origin(Level.DEFAULT, "the baseline")}
-    config = last.config.model_copy(update=own)
-    return replace(last.settings, name=BASELINE, config=config, origins=origins)
-
-
-def _settled(spec: StageSpec) -> TaskConfig:
-    """Return the task of a stage with the kind and the classes that were found for it."""
-    task = spec.config.task
-    kind = task.kind or spec.kind.name
-    classes = spec.data.classes if spec.kind.has_classes else task.classes
-    return task.model_copy(update={"kind": kind, "classes": classes})
 
 
 def _default_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Iterator[StageSpec]:
@@ -426,5 +380,5 @@ def _default_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Itera
             )
             name = f"{TEACHER}-{len(seen) + 1}" if seen else TEACHER
             seen.add(store.trained)
-            settings = replace(spec.settings, name=name, config=config)
+            settings = replace(spec.settings, name=name, config=config, adjusted=())
             yield replace(builder.build(settings), store=store)

@@ -35,6 +35,7 @@ from gkd_core.plugins import Registry, ask
 from gkd_core.runs.chat_format import compare_tokens, follow_chat_format
 from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.classes import ClassOrder, Outputs
+from gkd_core.runs.default_method import with_labels
 from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.runs.shared_rows import ModelFacts, SharedRows
 from gkd_core.runs.site_checks import chosen_probes
@@ -85,8 +86,7 @@ class SpecBuilder:
         Raises:
             GkdError: The stage is invalid.
         """
-        config = settings.config
-        expression = parse_expression(config.method, settings.origin("method"))
+        config, expression = settings.config, _expression(settings)
         stages = [(earlier or {}).get(stage_of(t.model) or "") for t in config.teachers]
         relative = follows if follows or config.student.model else stages[0]
         start = follows.student_config if follows else _checkpoint(config)
@@ -97,6 +97,8 @@ class SpecBuilder:
         found = self.rows.load(settings, relative, facts)
         kind = self.registry.kind(found.kind)
         data = order.apply(found, kind)
+        settings = with_labels(settings, data, kind, self.registry)
+        config, expression = settings.config, _expression(settings)
         tokenizer, teachers = self.assign_tokenizers(
             config, self._teachers(settings, data, follows, stages if taught else ()), follows
         )
@@ -119,7 +121,7 @@ class SpecBuilder:
             student_config=shape,
             members=tuple(self._members(config, expression, data, student, teachers)),
             follows=follows,
-            notes=(*order.notes(data, kind, found.classes), *said),
+            notes=(*settings.notes, *order.notes(data, kind, found.classes), *said),
             end_token=tokenizer.eos_token if tokenizer.eos_token != before else None,
         )
         self.check(spec)
@@ -334,6 +336,10 @@ class SpecBuilder:
             )
             for name, weight in weights.items()
         }
+
+
+def _expression(settings: ResolvedStage) -> Expression:
+    return parse_expression(settings.config.method, settings.origin("method"))
 
 
 def _data_info(data: TaskData) -> DataInfo:

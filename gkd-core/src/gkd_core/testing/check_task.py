@@ -102,8 +102,14 @@ def _rows(data: TaskData) -> list[Any]:
 
 
 def _check_defaults(task: type[Task], kind: str) -> None:
-    unknown = set(task.defaults(kind)) - set(RunConfig.model_fields)
-    assert not unknown, f"{task.name}: `defaults` has {sorted(unknown)}, no tables of a run file"
+    tables = {
+        "defaults": task.defaults(kind),
+        "adjustments": task.adjustments("recipe", "stage", {"task": {"kind": kind}}),
+    }
+    for source, found in tables.items():
+        unknown = set(found) - set(RunConfig.model_fields)
+        wrong = f"`{source}` has {sorted(unknown)}, no tables of a run file"
+        assert not unknown, f"{task.name}: {wrong}"
 
 
 def _check_teacher(task: Task, data: TaskData) -> None:

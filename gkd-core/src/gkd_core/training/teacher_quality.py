@@ -1,4 +1,4 @@
-"""Teachers that do not do better on labeled rows than a guess."""
+"""Teachers that hardly do better on labeled rows than a guess."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gkd_core.data.holdout import fewer
 from gkd_core.evaluation.evaluate import evaluate
+from gkd_core.evaluation.statistics import beats_chance
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.classes import listed, names_count, teacher_classes
 
@@ -22,9 +23,29 @@ if TYPE_CHECKING:
 ROWS = 256
 """Validation rows that are enough to tell a teacher from a guess."""
 
+ACCURACY = "accuracy"
+"""The metric that is a share of right rows."""
+
+ENOUGH = 50
+"""Rows from which on a share of right answers near that of a guess is told from chance."""
+
+
+def hardly_better(value: float, guess: float, metric: str, rows: int) -> bool:
+    """Return whether the metric of a model may well be that of a guess.
+
+    Args:
+        value: The metric.
+        guess: What a guess reaches.
+        metric: Its name; an accuracy must be higher than chance explains.
+        rows: Number of rows that it was measured on.
+    """
+    if metric == ACCURACY and rows >= ENOUGH:
+        return not beats_chance(round(value * rows), rows, guess)
+    return value <= guess
+
 
 def doubtful_teachers(stage: Stage) -> Iterator[str]:
-    """Yield a warning for each teacher that is not better than a guess on validation rows.
+    """Yield a warning for each teacher that is hardly better than a guess on validation rows.
 
     Teachers that gkd has trained for the same rows are trusted, and so are those that more
     processes share than the student. Every rank must call this.
@@ -45,7 +66,8 @@ def doubtful_teachers(stage: Stage) -> Iterator[str]:
             continue
         encoded, collator = spec.encode(rows, source.tokenizer), spec.collator(source.tokenizer)
         found = evaluate(teacher.model, encoded, collator, spec.kind, stage.engine.device)
-        if found.metrics[spec.kind.metric.name] <= guess:
+        name = spec.kind.metric.name
+        if hardly_better(found.metrics[name], guess, name, len(rows)):
             yield _warning(spec, source, rows, found, guess)
 
 

@@ -1,0 +1,73 @@
+"""`SeedSummary`: one run with several seeds, side by side."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from gkd_core.analysis.verdict import GAIN, Lead
+from gkd_core.contract.run_info import STAGES
+from gkd_core.evaluation.statistics import mean_of_runs
+from gkd_core.runs.directory import DONE
+from gkd_core.training.stage_spec import BASELINE
+
+if TYPE_CHECKING:
+    from gkd_core.analysis.finished_run import FinishedRun
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """Finished runs that differ in their seed only.
+
+    Attributes:
+        runs: The runs, in the order of their seeds.
+    """
+
+    runs: Sequence[FinishedRun]
+
+    @functools.cached_property
+    def values(self) -> Mapping[str, Sequence[float]]:
+        """The main metric of each model in every run, by its name in the table."""
+        first = self.runs[0]
+        found: dict[str, list[float]] = {row["name"]: [] for row in first.results["rows"]}
+        for run in self.runs:
+            for row in run.results["rows"]:
+                found[row["name"]].append(row["metrics"][first.metric])
+        return found
+
+    def table(self) -> Table:
+        """Return the mean and the standard deviation of each model, and its value of each seed."""
+        first, seeds = self.runs[0], [run.resolved.config.seed for run in self.runs]
+        title = f"{first.metric} on {first.results['samples']:,} {first.results['split']} rows"
+        table = Table(
+            title=f"{title}, {len(seeds)} seeds",
+            title_justify="left",
+            title_style="bold",
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+        )
+        table.add_column("model", overflow="fold")
+        for name in ("mean", "sd", *(f"seed {seed}" for seed in seeds)):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, values in self.values.items():
+            figures = (np.mean(values), np.std(values, ddof=1), *values)
+            table.add_row(name, *(f"{value:.4f}" for value in figures))
+        return table
+
+    def verdict(self) -> str | None:
+        """Return whether distillation is better than labels alone; None without a baseline."""
+        first = self.runs[0]
+        if not (first.directory / STAGES / BASELINE / DONE).exists():
+            return None
+        *_, baseline, student = self.values.values()
+        gains = [one - other for one, other in zip(student, baseline, strict=True)]
+        up = first.results.get("higher_is_better", True)
+        lead = Lead(first.metric, up, f"{len(gains)} seeds", mean_of_runs(gains))
+        return f"{GAIN[lead.sign]}: {lead}"

@@ -1,0 +1,75 @@
+"""The method of stages for which none is set: it learns from labels, too, where rows have some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gkd_core.config.settings import Level, Origin
+
+if TYPE_CHECKING:
+    from gkd_core.config.resolve import Resolved, ResolvedStage
+    from gkd_core.contract.task import TaskData
+    from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.plugins import Registry
+    from gkd_core.training.stage_spec import StageSpec
+
+METHOD = "method"
+LABELS = "hard"
+"""The method whose term is added: it learns from labels alone."""
+
+
+def with_labels(
+    settings: ResolvedStage, data: TaskData, kind: TaskKind, registry: Registry
+) -> ResolvedStage:
+    """Return the settings of a stage; if its method is the default, with the term of the labels.
+
+    Without a term of labels, a student of a weak teacher can be far worse than one that has no
+    teacher.
+
+    Args:
+        settings: The configuration of the stage.
+        data: Its rows.
+        kind: Their kind.
+        registry: The plugins.
+    """
+    if METHOD in settings.origins or not learns_from_labels(data, kind, registry):
+        return settings
+    config = settings.config
+    named = {METHOD: f"{config.method}+{LABELS}"}
+    origin = Origin(Level.DEFAULT, "default for rows with labels")
+    return replace(
+        settings,
+        config=config.model_copy(update=named),
+        origins={**settings.origins, METHOD: origin},
+    )
+
+
+def learns_from_labels(data: TaskData, kind: TaskKind, registry: Registry) -> bool:
+    """Return whether rows have labels that a student can learn from alone; text has none."""
+    if kind.is_lm or data.train.labels is None:
+        return False
+    return kind.counts_as(registry.method(LABELS).kinds)
+
+
+def as_built(resolved: Resolved, specs: Sequence[StageSpec]) -> Resolved:
+    """Return the configuration of a run with the methods that its specs have.
+
+    Args:
+        resolved: The configuration.
+        specs: The specs of its stages, and perhaps of others that gkd adds.
+    """
+    built = {spec.name: spec.settings for spec in specs}
+    stages = tuple(
+        replace(
+            stage,
+            config=stage.config.model_copy(update={METHOD: built[stage.name].config.method}),
+            origins=built[stage.name].origins,
+        )
+        for stage in resolved.stages
+    )
+    if resolved.config.stages:
+        return replace(resolved, stages=stages)
+    (only,) = stages
+    return replace(resolved, config=only.config, stages=stages, origins=only.origins)
