@@ -15,7 +15,6 @@ baseline = {{ method = "hard" }}
 method = ["kd", "hard"]
 
 [settings]
-baseline = false
 teacher = "{world}/teacher"
 student.layers = 2
 training = {{ steps = 4, batch_size = 16, lr = 1e-3 }}
