@@ -18,7 +18,6 @@ method = ["kd", "soft", "hard"]
 seed = [1, 2, 3]
 
 [settings]
-baseline = false
 teacher = "{world}/teacher"
 student.layers = 2
 training = {{ steps = 6, batch_size = 16, lr = 1e-3, checkpoint_every = 2 }}

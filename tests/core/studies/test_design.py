@@ -57,6 +57,7 @@ def test_later_axis_wins_over_an_earlier_one_and_the_settings():
     )
     (found,) = axis_points(config, {})
     assert found.settings(config) == {
+        "baseline": (False, "every study"),
         "training.epochs": (2, "[settings]"),
         "student.layers": (1, "axis size"),
         "training.lr": (0.1, "axis training.lr"),

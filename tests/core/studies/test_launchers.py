@@ -43,11 +43,13 @@ class Deaf(registry().launcher("local")):
 
     def launch(self, launch):
         for job in launch.jobs:
-            process = subprocess.Popen(job.command)
-            yield JobEvent(job)
-            if launch.limit == 1:
-                process.kill()
-            yield JobEvent(job, process.wait())
+            with subprocess.Popen(job.command) as process:
+                try:
+                    yield JobEvent(job)
+                except GeneratorExit:
+                    process.kill()
+                    raise
+                yield JobEvent(job, process.wait())
 
 
 @pytest.mark.parametrize(

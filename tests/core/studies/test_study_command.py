@@ -1,11 +1,13 @@
 """`gkd study` from the command line; cells run in this process, which costs no import of torch."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from gkd_core.contract.launcher import JobEvent
 from gkd_core.plugins import registry
+from gkd_core.training.manifest import Manifest
 
 STUDY = """
 title = "Two methods"
@@ -15,7 +17,6 @@ baseline = {{ method = "hard" }}
 method = ["kd", "hard"]
 
 [settings]
-baseline = false
 teacher = "{world}/teacher"
 student.layers = 2
 training = {{ steps = 4, batch_size = 16, lr = 1e-3 }}
@@ -92,10 +93,9 @@ def test_study_runs_each_cell_once(study, folder):
 
 def _make_stale(folder, name):
     (path,) = (folder / "cells" / name / "stages").glob("*/manifest.json")
-    content = json.loads(path.read_text())
-    file = next(iter(content["inputs"]["code"]["gkd-core"]))
-    content["inputs"]["code"]["gkd-core"][file] = "of another time"
-    path.write_text(json.dumps(content))
+    manifest = Manifest.load(path)
+    code = {"gkd-core": {"gkd_core/api.py": "of another time"}}
+    replace(manifest, inputs={**manifest.inputs, "code": code}).save(path)
 
 
 def test_failed_cell_is_recorded_with_the_end_of_its_error(study, folder):

@@ -69,3 +69,11 @@ def test_other_directory_is_refused(tmp_path):
     (tmp_path / "cells.json").write_text(json.dumps({"cells": [[{"name": "x"}, True]]}))
     with pytest.raises(ConfigError, match="is not the folder of a study"):
         StudyFolder.read(tmp_path)
+
+
+def test_cell_with_a_damaged_manifest_is_stale(folder):
+    _finish(folder, "finished", "1")
+    cell = folder.cells[0]
+    (folder.run_directory(cell) / STAGES / "distil" / MANIFEST).write_text("{")
+    assert folder.state(cell) is CellState.STALE
+    assert folder.version(cell) == ""

@@ -58,7 +58,9 @@ class AxisPoint:
         Args:
             config: The study.
         """
-        found = {key: (value, "[settings]") for key, value in config.settings.items()}
+        # A cell that learns from labels alone serves all others as their baseline.
+        found: dict[str, tuple[Any, str]] = {"baseline": (False, "every study")}
+        found |= {key: (value, "[settings]") for key, value in config.settings.items()}
         for axis, value in self.values.items():
             for key, setting in config.settings_of(axis, value).items():
                 found.pop(key, None)

@@ -162,4 +162,12 @@ class StudyFolder:
     def _inputs(self, cell: Cell) -> list[Inputs]:
         """Return what determines the student of each stage of a cell, as far as it was begun."""
         found = sorted((self.run_directory(cell) / STAGES).rglob(MANIFEST))
-        return [Manifest.load(path).inputs for path in found]
+        return [_inputs_of(path) for path in found]
+
+
+def _inputs_of(path: Path) -> Inputs:
+    """Return the inputs in a manifest; those of a damaged one count as of other code."""
+    try:
+        return Manifest.load(path).inputs
+    except ConfigError:
+        return {CODE: {"": {path.name: "damaged"}}}
