@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import forked
 
 from gkd_core.distributed.rank_info import RankInfo, first_node, read_launcher_env
 from gkd_core.parallel.launch import Failure
@@ -140,8 +141,8 @@ def arguments(still):
 def alone(arguments, tmp_path_factory):
     """The directory of the run in one process, and what it said."""
     folder = tmp_path_factory.mktemp("one")
-    command = [sys.executable, "-m", "gkd_core.cli", *map(str, arguments), "--output", "alone"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    done = forked.run(forked.GKD, *arguments, "--output", "alone", cwd=folder)
+    assert done.returncode == 0, done.stderr
     return folder / "alone", done.stdout
 
 

@@ -276,6 +276,7 @@ def test_plugins_tell_all_that_they_provide_in_the_order_of_loading(invoke, inst
     assert by_name["core"]["provides"].keys() == {
         "tasks",
         "kinds of task",
+        "launchers",
         "optimizers",
         "trackers",
     }

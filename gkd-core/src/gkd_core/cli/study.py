@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gkd_core.cli.errors import RESUMABLE, Interrupted
+from gkd_core.cli.errors import RESUMABLE, Stopped
 from gkd_core.cli.options import RunOptions, study_options
 from gkd_core.cli.study_report import report
 
@@ -153,7 +153,7 @@ def _stoppable() -> Iterator[None]:
         with heeded():
             yield
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped; the same command goes on", RESUMABLE) from error
+        raise Stopped("stopped; the same command goes on") from error
 
 
 @study.command(hidden=True)
@@ -195,13 +195,16 @@ def status(name: str, output: Path | None) -> None:
     """Show what has become of the cells of a study."""
     from rich.console import Console
 
-    from gkd_core.cli.study_progress import status_table
+    from gkd_core.cli.study_progress import status_notes, status_table
     from gkd_core.plugins import registry
     from gkd_core.studies.study_folder import StudyFolder
     from gkd_core.training.participants import installed_code
 
     folder = StudyFolder.read(output or folder_of(name), installed_code(registry()))
-    Console(highlight=False).print(status_table(folder))
+    console = Console(highlight=False)
+    console.print(status_table(folder))
+    for note in status_notes(folder):
+        console.print(note, markup=False, soft_wrap=True)
 
 
 def folder_of(name: str) -> Path:

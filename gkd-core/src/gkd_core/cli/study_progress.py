@@ -50,8 +50,8 @@ class StudyProgress:
         """
         more = f"; {unknown} more once their learning rates are tuned" if unknown else ""
         self.say(f"study {folder.path}: {counted(folder)}{more}")
-        for reason, count in Counter(c.reason for c in folder.cells if c.reason).items():
-            self.say(f"dropped ({count}): {reason}")
+        for note in status_notes(folder):
+            self.say(note)
 
     def say(self, text: str) -> None:
         """Show a line about the whole."""
@@ -156,9 +156,21 @@ def status_table(folder: StudyFolder) -> Table:
     for cell in folder.cells:
         state = folder.state(cell)
         values = (str(cell.coordinates.get(axis, "")) for axis in axes)
-        about = _about(folder, cell, state)
-        table.add_row(*values, f"[{STYLES.get(state, 'none')}]{state}[/]", escape(about), cell.name)
+        shown = quality(folder, cell) if state is CellState.FINISHED else ""
+        table.add_row(*values, f"[{STYLES.get(state, 'none')}]{state}[/]", shown, cell.name)
     return table
+
+
+def status_notes(folder: StudyFolder) -> Iterator[str]:
+    """Yield what is to say of the cells of a study that are not simply finished or waiting."""
+    dropped = Counter(cell.reason for cell in folder.cells if cell.reason)
+    yield from (f"dropped ({count}): {why}" for why, count in dropped.items())
+    for cell in folder.cells:
+        state = folder.state(cell)
+        if state not in (CellState.FINISHED, CellState.DROPPED) and (
+            about := _about(folder, cell, state)
+        ):
+            yield f"{state} {cell.name} ({cell.label}): {about}"
 
 
 def forecast_table(groups: Sequence[GroupForecast], keep: Keep) -> Table:

@@ -6,7 +6,12 @@ folder from which the plugin is imported.
 
 from __future__ import annotations
 
+import ast
+import functools
+import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -60,11 +65,56 @@ def code_files(module: str, distribution: str) -> dict[str, Path]:
     }
 
 
+def code_modules(module: str, distribution: str) -> set[str]:
+    """Return the names of the modules of a plugin's code.
+
+    Args:
+        module: The plugin's module, which is imported.
+        distribution: The distribution that ships it.
+    """
+    files = (name for name in code_files(module, distribution) if name.endswith(".py"))
+    modules = (name.removesuffix(".py").removesuffix("/__init__") for name in files)
+    return {name.replace("/", ".") for name in modules}
+
+
+def imported_modules(module: str, distribution: str) -> set[str]:
+    """Return the names of the modules that a plugin's code imports anywhere by their full names.
+
+    Args:
+        module: The plugin's module, which is imported.
+        distribution: The distribution that ships it.
+    """
+    found: set[str] = set()
+    for path in code_files(module, distribution).values():
+        if path.suffix == ".py":
+            found.update(_imports(path))
+    return found
+
+
+def _imports(file: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # such as a template, which is never imported
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def module_file(module: str) -> Path | None:
     """Return the file of an imported module, if it has one."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    path = Path(file).resolve() if file else None
+    path = _resolved(file) if file else None
     return path if path is not None and path.is_file() else None
+
+
+@functools.cache  # a stage asks for hundreds of modules
+def _resolved(file: str) -> Path:
+    return Path(file).resolve()
 
 
 def _find_distribution(name: str) -> Distribution | None:
@@ -82,7 +132,8 @@ def _listed_files(installed: Distribution) -> dict[str, Path]:
     for listed in installed.files or ():
         is_script = listed.parts[0] == ".." and listed.parent.name in SCRIPTS
         path = Path(str(installed.locate_file(listed))).resolve()
-        if not is_script and _is_code(Path(listed)) and path.is_file():
+        is_code = all(part == ".." or _is_code_name(part) for part in listed.parts)
+        if is_code and not is_script and path.is_file():
             found[listed.as_posix()] = path
     return found
 
@@ -91,7 +142,8 @@ def _places(module: str, file: Path, installed: Distribution) -> Iterator[Path]:
     """Yield the modules and folders of a distribution that lists no files.
 
     A folder into which several distributions are installed shows only what is named. All else is
-    the plugin's own; from the root of a project, modules and packages.
+    the plugin's own; from the root of a project, modules and packages, and the data that the
+    modules name.
     """
     own = _own_place(module, file)
     root = own.parent
@@ -100,9 +152,17 @@ def _places(module: str, file: Path, installed: Distribution) -> Iterator[Path]:
     if any(root.glob("*.dist-info")):
         return
     is_project = any((root / name).exists() for name in PROJECT_FILES)
+    modules = [path for path in root.glob("*.py") if path.name not in PROJECT_FILES]
+    code = "".join(path.read_text(encoding="utf-8", errors="replace") for path in modules)
     for path in root.iterdir():
-        if not is_project or path.suffix == ".py" or (path / "__init__.py").exists():
+        is_code = path.suffix == ".py" or (path / "__init__.py").exists()
+        if not is_project or is_code or _names(code, path.name):
             yield path
+
+
+def _names(code: str, file: str) -> bool:
+    """Return whether code has the name of a file or folder in a string, perhaps in a path."""
+    return re.search(rf"""["'/]{re.escape(file)}["'/]""", code) is not None
 
 
 def _own_place(module: str, file: Path) -> Path:
@@ -137,14 +197,25 @@ def _find_spec(name: str) -> ModuleSpec | None:
 
 def _files_in(place: Path) -> dict[str, Path]:
     """Return the files of a module or folder by their names relative to where it is."""
-    paths = place.rglob("*") if place.is_dir() else [place]
-    names = {path.relative_to(place.parent): path for path in paths if path.is_file()}
-    return {name.as_posix(): path for name, path in names.items() if _is_code(name)}
+    if not _is_code_name(place.name):
+        return {}
+    found = _walk(place) if place.is_dir() else [str(place)]
+    start = len(str(place.parent / "_")) - 1
+    return {path[start:].replace(os.sep, "/"): Path(path) for path in found}
 
 
-def _is_code(name: Path) -> bool:
-    """Tell whether a file is neither metadata nor hidden nor compiled by Python."""
-    return name.suffix != ".pyc" and not any(
-        part.endswith(METADATA) or part == "__pycache__" or (part.startswith(".") and part != "..")
-        for part in name.parts
-    )
+def _walk(folder: str | Path) -> Iterator[str]:
+    """Yield the files of code in a folder and those below it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not _is_code_name(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
+            elif entry.is_file():
+                yield entry.path
+
+
+def _is_code_name(name: str) -> bool:
+    """Tell whether a file or folder is neither metadata nor hidden nor compiled by Python."""
+    return not name.endswith((".pyc", *METADATA)) and name != "__pycache__" and name[0] != "."

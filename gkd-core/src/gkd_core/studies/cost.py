@@ -25,7 +25,7 @@ STUDENT = "student"
 
 
 @dataclass(frozen=True)
-class StageCost:
+class StageTiming:
     """What a stage costs.
 
     Attributes:
@@ -57,7 +57,7 @@ class Cost:
     """
 
     fixed: float
-    stages: Mapping[str, StageCost]
+    stages: Mapping[str, StageTiming]
     memory: int
     disk: int
     student: int
@@ -69,7 +69,7 @@ class Cost:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Cost:
         """Return the cost that `to_json` returned."""
-        stages = {name: StageCost(**each) for name, each in content["stages"].items()}
+        stages = {name: StageTiming(**each) for name, each in content["stages"].items()}
         return cls(**{**content, "stages": stages})
 
     def seconds(self, specs: Iterable[StageSpec], share: float = 1.0) -> float:
@@ -101,7 +101,7 @@ def read_cost(folder: StudyFolder, cell: Cell, registry: Registry) -> Cost:
         speeds = [e["samples_per_second"] for e in entries if _is_step(e, stage.name)]
         steps = [stage.config.training.batch_size / speed for speed in speeds]
         seconds = StageResult.load(run.directory / STAGES / stage.name / DONE).seconds
-        stages[stage.name] = StageCost(median(steps[1:]), max(0.0, seconds - sum(steps)))
+        stages[stage.name] = StageTiming(median(steps[1:]), max(0.0, seconds - sum(steps)))
     student = _bytes(run.directory / STUDENT)
     fixed = max(0.0, attempt.seconds - _trained(run.directory))
     return Cost(fixed, stages, attempt.memory, _bytes(run.directory) - student, student)

@@ -96,8 +96,8 @@ def _designed(
     if config.design == "list":
         yield from config.cells
     elif config.design == "grid":
-        for chosen in itertools.product(*own.values()):
-            yield dict(zip(own, chosen, strict=True))
+        for values in itertools.product(*own.values()):
+            yield dict(zip(own, values, strict=True))
     else:
         yield config.center
         for axis, choices in own.items():

@@ -24,13 +24,13 @@ Design = Literal["grid", "one-factor-at-a-time", "list"]
 Keep = Literal["best", "all", "none"]
 
 
-class Table(BaseModel):
+class StudyTable(BaseModel):
     """A frozen table of a study file that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Constraint(Table):
+class Constraint(StudyTable):
     """Cells that make no sense, and why."""
 
     when: dict[str, AxisValue | list[AxisValue]] = Field(
@@ -51,7 +51,7 @@ class Constraint(Table):
         )
 
 
-class TuneConfig(Table):
+class TuneConfig(StudyTable):
     """How the learning rate of each cell is chosen, on validation rows, before cells are run.
 
     Halving: all factors are tried for a part of the steps, and the better half for twice as many,
@@ -73,7 +73,7 @@ class TuneConfig(Table):
         return [2.0 ** (rung - rungs) for rung in range(rungs)]
 
 
-class StudyConfig(Table):
+class StudyConfig(StudyTable):
     """A study: the axes, how cells are made of them, and the settings that all cells share."""
 
     title: str = Field("", description="Title of the report.")

@@ -6,7 +6,7 @@ import math
 
 from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.contract.run_info import STAGES
-from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
+from gkd_core.evaluation.predictions import PREDICTIONS, ROWS, ModelPredictions
 from gkd_core.plugins import Registry
 from gkd_core.runs.directory import DONE
 from gkd_core.runs.result import StageResult
@@ -39,5 +39,7 @@ def score(folder: StudyFolder, cell: Cell, registry: Registry) -> float | None:
 
 def _rises(run: FinishedRun, registry: Registry) -> bool:
     """Tell whether larger values of a run's metric are better."""
-    kind = registry.kind(Predictions.read(run.directory / PREDICTIONS).about.kind)
+    kind = registry.kind(
+        ModelPredictions.read(run.directory / PREDICTIONS / f"{ROWS}.parquet").about.kind
+    )
     return kind.metric.name != run.metric or kind.metric.higher_is_better

@@ -50,7 +50,9 @@ def _check_statuses(launcher: Launcher, folder: Path) -> None:
     launcher.check()
     events = list(launcher.launch(_launch(folder, jobs, 2)))
     begun = Counter(event.job.name for event in events if event.status is None)
-    assert begun == Counter(wanted), f"each job must begin once, but these began: {dict(begun)}"
+    assert begun == Counter(list(wanted)), (
+        f"each job must begin once, but these began: {dict(begun)}"
+    )
     ended = {event.job.name: event.status for event in events if event.status is not None}
     assert ended == wanted, f"the jobs ended with {wanted}, but the events say {ended}"
     for name in wanted:
