@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gkd_core.config.render import to_toml
-from gkd_core.runs.default_method import as_built
+from gkd_core.runs.default_method import as_begun_before, as_built
 from gkd_core.runs.fingerprint import Fingerprints
 from gkd_core.runs.training_cost import forward_cost, training_cost
 
@@ -49,6 +49,14 @@ def test_otherwise_one_line_says_how_to_train_it(prepare):
         "with --baseline to see what distillation gains"
     )
     assert names(prepare("baseline=true")[1]) == ["baseline", "distil"]
+
+
+def test_a_run_that_goes_on_does_not_decide_again(prepare):
+    for settings, layers, wanted in (((), 1, True), ((), 2, False), (("baseline=true",), 2, True)):
+        resolved, specs = prepare("method=soft", *settings, layers=layers)
+        assert as_built(resolved, specs).config.baseline is wanted
+    resolved, _ = prepare("method=soft", layers=1)
+    assert as_begun_before(resolved).config.baseline is False
 
 
 def test_labels_alone_have_no_baseline(prepare):

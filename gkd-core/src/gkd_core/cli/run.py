@@ -194,6 +194,7 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     from gkd_core.errors import ConfigError
     from gkd_core.lease import refuse_held
     from gkd_core.plugins import registry
+    from gkd_core.runs.default_method import as_begun_before
     from gkd_core.runs.directory import CONFIG, restore_replaced
     from gkd_core.runs.resumption import Resumption, refuse_cut
 
@@ -208,7 +209,7 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     if not stored.exists():
         raise ConfigError(f"{chosen} contains no run to resume. Omit --resume to start one")
     before = resolve(registry(), files=[stored])  # complete, so task defaults are not needed
-    now = options.resolve(base=[stored], before=before)
+    now = as_begun_before(options.resolve(base=[stored], before=before))
     resumption = Resumption(Path(chosen), before, accepts)
     resumption.check_settings(now)  # other settings may name other rows and models
     if accepts:

@@ -1,4 +1,7 @@
-"""The method of stages for which none is set: it learns from labels, too, where rows have some."""
+"""What a run settles once its rows are known: methods that are not set, and the baseline.
+
+A method that is not set learns from labels, too, where rows have some.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gkd_core.config.schema import task_name
 from gkd_core.config.settings import Level, Origin
+from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved, ResolvedStage
@@ -54,11 +59,14 @@ def learns_from_labels(data: TaskData, kind: TaskKind, registry: Registry) -> bo
 
 
 def as_built(resolved: Resolved, specs: Sequence[StageSpec]) -> Resolved:
-    """Return the configuration of a run with the methods that its specs have.
+    """Return the configuration of a run with what its specs have settled.
+
+    That is the method of each stage and whether there is a baseline, so that a resumed run does not
+    decide again.
 
     Args:
         resolved: The configuration.
-        specs: The specs of its stages, and perhaps of others that gkd adds.
+        specs: The specs of its stages, and of others that gkd adds.
     """
     built = {spec.name: spec.settings for spec in specs}
     stages = tuple(
@@ -69,7 +77,20 @@ def as_built(resolved: Resolved, specs: Sequence[StageSpec]) -> Resolved:
         )
         for stage in resolved.stages
     )
-    if resolved.config.stages:
-        return replace(resolved, stages=stages)
-    (only,) = stages
-    return replace(resolved, config=only.config, stages=stages, origins=only.origins)
+    settled = replace(resolved, stages=stages)
+    if not resolved.config.stages:
+        (only,) = stages
+        settled = replace(settled, config=only.config, origins=only.origins)
+    return settled if resolved.config.baseline is not None else _with(settled, BASELINE in built)
+
+
+def as_begun_before(resolved: Resolved) -> Resolved:
+    """Return the configuration of a run that goes on: earlier versions settled no baseline."""
+    if resolved.config.baseline is not None:
+        return resolved
+    return _with(resolved, task_name(resolved.stages[-1].config.task) == "embedded")
+
+
+def _with(resolved: Resolved, baseline: bool) -> Resolved:
+    config = resolved.config.model_copy(update={"baseline": baseline})
+    return replace(resolved, config=config)
