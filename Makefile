@@ -1,5 +1,6 @@
-# make demo | make test | make test-all | make test-browser | make lint | make reference | make docs |
-# make benchmarks: each sets itself up first.
+# make demo | make test | make test-all | make test-isa | make test-browser | make test-cluster |
+# make lint | make reference | make docs | make benchmarks: each sets itself up first.
+# TESTS=tests/core/losses tests a part.
 # Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
 # anywhere, also in a folder with spaces in its name.
 
@@ -8,7 +9,15 @@ BIN := .venv/bin
 PACKAGES := gkd-core gkd-methods-classic gkd-methods-multiteacher gkd-methods-intermediate
 INSTALLED := .venv/installed
 
-.PHONY: install demo test test-exhaustive test-all test-browser lint format reference docs benchmarks clean
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+TESTS ?= tests
+OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2
+AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2
+
+# Tests start processes, each of which would compile all code again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-cluster lint format reference docs benchmarks clean
 
 install: $(INSTALLED)
 
@@ -23,15 +32,23 @@ demo: $(INSTALLED)
 	$(BIN)/gkd run
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not exhaustive and not browser"
+	$(PYTEST) -m "not exhaustive and not browser and not cluster" $(TESTS)
 
 test-exhaustive: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m exhaustive
+	$(PYTEST) -m exhaustive $(TESTS)
 
 test-all: test test-exhaustive
 
+# With the instructions and threads of other machines; the first lines of pytest say what is in force.
+test-isa: $(INSTALLED)
+	$(OLD_CPU) $(PYTEST) -m "not exhaustive and not browser" $(TESTS)
+	$(AVX2_CPU) $(PYTEST) -m "not exhaustive and not browser" $(TESTS)
+
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser tests/browser
+
+test-cluster: $(INSTALLED)
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

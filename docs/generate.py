@@ -36,6 +36,7 @@ from gkd_core.contract.model_info import ModelInfo, Predicted
 from gkd_core.hooks.paths import LAYERED_SITES, REDUCERS, REDUCIBLE_SITES, SITES, Capture
 from gkd_core.plugins import DISABLE, registry
 from gkd_core.runs.token_checks import tokenizer_need
+from gkd_core.studies.study_config import StudyConfig
 
 DOCS = Path(__file__).resolve().parent
 PACKAGES = {folder.name for folder in DOCS.parent.glob("gkd-*")}
@@ -118,6 +119,17 @@ def _tracker_options(table: Mapping[str, Any], schema: Mapping[str, Any]) -> Ite
         if options:
             yield from (f"### `[tracking.{name}]`", "")
             yield from (*_settings(options, schema, f"tracking.{name}"), "")
+
+
+def study() -> str:
+    """Every key of a study file, by table."""
+    schema = StudyConfig.model_json_schema()
+    lines = ["## Top level", "", *_settings(schema["properties"], schema), ""]
+    for heading, table in (("[tune]", "TuneConfig"), ("[[constraints]]", "Constraint")):
+        own = schema["$defs"][table]
+        lines += [f"## `{heading}`", "", own["description"], ""]
+        lines += [*_settings(own["properties"], schema), ""]
+    return "\n".join(lines)
 
 
 def hooks() -> str:
@@ -314,6 +326,7 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
     for function in (
         commands,
         settings,
+        study,
         hooks,
         sites,
         kinds,
@@ -399,14 +412,17 @@ def _text_below(module: str, name: str) -> str:
     return ""
 
 
-def _command(name: str, command: click.Command) -> Iterator[str]:
+def _command(name: str, command: click.Command, level: str = "##") -> Iterator[str]:
     context = click.Context(command, info_name=f"gkd {name}", terminal_width=WIDTH)
-    yield from (f"## gkd {name}", "", "```text", command.get_usage(context), "```", "")
+    yield from (f"{level} gkd {name}", "", "```text", command.get_usage(context), "```", "")
     yield from (_escape(inspect.cleandoc(command.help or "")), "")
     options = [p for p in command.params if isinstance(p, click.Option)]
     rows = ([f"`{_flags(option, context)}`", _escape(option.help or "")] for option in options)
     if options:
         yield from (*_table(["option", "meaning"], rows), "")
+    for own, each in command.commands.items() if isinstance(command, click.Group) else ():
+        if not each.hidden:
+            yield from _command(f"{name} {own}", each, f"{level}#")
 
 
 def _flags(option: click.Option, context: click.Context) -> str:

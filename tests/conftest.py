@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -24,9 +23,12 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def pytest_report_header():
+    """Say what is in force if anything was set; to ask torch takes seconds."""
+    given = [f"{name}={os.environ[name]}" for name in CPU_SETTINGS if name in os.environ]
+    if given == ["OMP_NUM_THREADS=1"]:
+        return None
     import torch
 
-    given = [f"{name}={os.environ[name]}" for name in CPU_SETTINGS if name in os.environ]
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     return f"cpu: {capability}, threads: {threads}, {' '.join(given)}"
 
@@ -34,6 +36,11 @@ def pytest_report_header():
 def pytest_collection_modifyitems(items):
     """Start with tests on several ranks, so that no worker ends alone with a long one."""
     items.sort(key=lambda item: "parallel" not in item.path.parts)
+
+
+def pytest_collection_finish():
+    """Leave out of garbage collection what stays: it looks at a million objects each time."""
+    gc.freeze()
 
 
 def _row(draw):
@@ -226,17 +233,12 @@ def embedded_rows(tmp_path_factory):
 
 @pytest.fixture
 def gkd(tmp_path):
-    """Run the command line in an empty folder: `gkd("run", ...)` -> CompletedProcess."""
+    """Run the command line in an empty folder, in a process: `gkd("run", ...)` -> Ended."""
+    from tests import forked
 
     def _gkd(*arguments, cwd=tmp_path, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "gkd_core.cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=cwd,
-            env=os.environ | {"GKD_CACHE": str(tmp_path / "cache"), "COLUMNS": "120"} | environment,
-        )
+        own = {"GKD_CACHE": str(tmp_path / "cache"), "COLUMNS": "120"}
+        return forked.run(forked.GKD, *arguments, cwd=cwd, **own | environment)
 
     return _gkd
 
@@ -275,16 +277,26 @@ class Outcome:
 
 
 @pytest.fixture
-def brief(monkeypatch):
+def untimed(monkeypatch):
+    """Time models on two samples, once, and count the operations of one."""
+    from gkd_core.analysis import comparison
+    from gkd_core.deploy import latency
+
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(comparison, "TIMED_SAMPLES", 2)
+    monkeypatch.setattr(comparison, "COUNTED_SAMPLES", 1)
+
+
+@pytest.fixture
+def brief(untimed, monkeypatch):
     """Make the summary of a run brief, which takes longer than to train a tiny model.
 
-    Models are timed on two samples, the figures of the report are made but not drawn, and its
-    intervals are from few draws.
+    Models are hardly timed, the figures of the report are made but not drawn, and its intervals
+    are from few draws.
     """
     from matplotlib import pyplot
 
-    from gkd_core.analysis import comparison, figures, report
-    from gkd_core.deploy import latency
+    from gkd_core.analysis import figures, report
 
     def undrawn(make):
         def _make(*arguments):
@@ -294,9 +306,7 @@ def brief(monkeypatch):
 
         return _make
 
-    monkeypatch.setattr(latency, "ROUNDS", 1)
     monkeypatch.setattr(report, "RESAMPLES", 20)
-    monkeypatch.setattr(comparison, "TIMED_SAMPLES", 2)
     for name in ("losses", "validation", "quality_over_size"):
         monkeypatch.setattr(figures, name, undrawn(getattr(figures, name)))
 
@@ -344,11 +354,11 @@ main(arguments)
 @pytest.fixture
 def kill(tmp_path):
     """Run the command line until it kills itself: `kill("task", 5, "run", ...)`, before step 5."""
+    from tests import forked
 
     def _kill(stage, index, *arguments):
-        command = [sys.executable, "-c", SUICIDE, stage, str(index), *map(str, arguments)]
-        env = os.environ | {"GKD_CACHE": str(tmp_path / "cache")}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        cache = str(tmp_path / "cache")
+        done = forked.run(SUICIDE, stage, index, *arguments, cwd=tmp_path, GKD_CACHE=cache)
         assert done.returncode == -signal.SIGKILL, done.stderr
 
     return _kill

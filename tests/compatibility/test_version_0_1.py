@@ -10,6 +10,7 @@ import pytest
 import torch
 from make_runs import machine
 from safetensors.torch import load_file
+from tests import forked
 
 HERE = Path(__file__).parent
 RUNS = HERE / "v0.1"
@@ -103,9 +104,10 @@ def test_a_checkpoint_without_a_manifest_is_not_loaded_in_part(runs, invoke, dam
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_of_two_ranks_goes_on(runs, gkd):
-    done = gkd("run", "--resume", "--nproc", 2, "--output", "killed/ranks", OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
+def test_an_interrupted_run_of_two_ranks_goes_on(runs):
+    command = ("run", "--resume", "--nproc", 2, "--output", "killed/ranks")
+    for done in forked.run_ranks(2, *command, cwd=runs, GKD_CACHE=str(runs / "cache")):
+        assert done.returncode == 0, done.stderr
     assert "stage distil: steps 4 to 6" in (runs / "killed/ranks/log.txt").read_text()
     _assert_same_student(runs / "killed/ranks", runs / "ended/ranks")
     _assert_same_ending(runs / "killed/ranks", runs / "ended/ranks", "distil")

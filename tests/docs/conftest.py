@@ -80,19 +80,21 @@ def example(tmp_path, monkeypatch):
     registry.cache_clear()
 
 
+CHOSEN = {
+    "page": lambda page: True,
+    "lesson": lambda page: any(not block.skip for block in blocks(page, "python")),
+    "console": lambda page: "$ gkd " in page.read_text(),
+}
+"""Which pages a test is given, by the name that it asks for."""
+
+
 def pytest_generate_tests(metafunc):
     """Give tests the pages they ask for: `page` all of them, `lesson` those with code to run."""
-    written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-    written = [page for page in written if "_build" not in page.parts]
-    chosen = {
-        "page": written,
-        "lesson": [page for page in written if any(not b.skip for b in blocks(page, "python"))],
-        "console": [page for page in written if "$ gkd " in page.read_text()],
-    }
-    for name, pages in chosen.items():
-        if name in metafunc.fixturenames:
-            ids = [str(page.relative_to(ROOT)) for page in pages]
-            metafunc.parametrize(name, pages, ids=ids)
+    for name in (name for name in CHOSEN if name in metafunc.fixturenames):
+        written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+        built = (page for page in written if "_build" not in page.parts)
+        pages = [page for page in built if CHOSEN[name](page)]
+        metafunc.parametrize(name, pages, ids=[str(page.relative_to(ROOT)) for page in pages])
 
 
 @pytest.fixture

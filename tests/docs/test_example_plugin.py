@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from tests import forked
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "gkd-method-cosine"
 
@@ -36,14 +36,9 @@ def copy(tmp_path_factory):
 
 
 def test_its_own_tests_pass(copy):
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=copy,
-        env=os.environ | {"PYTHONPATH": str(copy / "site")},
-    )
+    code = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+    flags = ["-p", "no:cacheprovider", "-q", "tests"]
+    done = forked.run(code, *flags, cwd=copy, PYTHONPATH=str(copy / "site"))
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests import forked
 
 DOCS = Path(__file__).parents[2] / "docs"
 HOOKS = DOCS / "reference" / "hooks.md"
@@ -23,19 +21,9 @@ def test_check_names_the_stale_page_and_no_other_whatever_is_installed(tmp_path)
     page = copy / "reference" / "cli.md"
     stale = page.read_text().replace("`--seed INTEGER`", "`--sow INTEGER`", 1)
     page.write_text(stale)
-    done = subprocess.run(
-        [sys.executable, DOCS / "generate.py", "--check", copy],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "GKD_DISABLE_PLUGINS": "gkd-methods-classic",
-            "COLUMNS": "40",
-        },
-    )
+    code = f"import runpy; runpy.run_path({str(DOCS / 'generate.py')!r}, run_name='__main__')"
+    settings = {"GKD_DISABLE_PLUGINS": "gkd-methods-classic", "COLUMNS": "40"}
+    done = forked.run(code, "--check", copy, cwd=tmp_path, **settings)
     assert done.returncode == 1, done.stderr
     told = done.stderr.splitlines()
     named = [line for line in told if line.endswith(" is stale")]

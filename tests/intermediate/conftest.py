@@ -248,6 +248,28 @@ def terms(view_of):
     return _terms
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(("classification", "causal-lm"), id="encoder and decoder"),
+        pytest.param(None, id="all kinds", marks=pytest.mark.exhaustive),
+    ]
+)
+def kinds(request):
+    """The kinds of task on which a method is checked."""
+    return request.param
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(True, id="in one direction"),
+        pytest.param(False, id="in each element", marks=pytest.mark.exhaustive),
+    ]
+)
+def fast(request):
+    """How a gradient is compared with differences."""
+    return request.param
+
+
 class Killed(BaseException):
     """The process dies here; unlike SIGKILL a test can catch it."""
 

@@ -168,18 +168,19 @@ def test_short_texts_have_no_triples_and_finite_gradients(ckd, length):
     assert all(layer.grad.isfinite().all() for layer in student)
 
 
-def test_the_gradient_is_exact(ckd):
+def test_the_gradient_is_exact(ckd, fast):
     teacher = three(3, 10)
 
     def total(*student):
         return sum(ckd(student, teacher, window=3))
 
-    assert torch.autograd.gradcheck(total, [layer.requires_grad_() for layer in three(2, 0)])
+    layers = [layer.requires_grad_() for layer in three(2, 0)]
+    assert torch.autograd.gradcheck(total, layers, fast_mode=fast)
 
 
 @pytest.mark.parametrize("options", [{"window": 3, "layers": "last"}, {"layers": [[1, 1], [2, 3]]}])
-def test_other_options_keep_what_every_method_must(options):
-    check_method(CKD, options)
+def test_other_options_keep_what_every_method_must(options, kinds):
+    check_method(CKD, options, kinds)
 
 
 def test_widths_may_differ_but_not_layers_that_are_missing():

@@ -205,8 +205,8 @@ def test_the_first_stage_reads_no_logits_and_the_second_all(trial):
         {"alpha": "linear(0 -> 1)", "temperature": "linear(4 -> 1)"},
     ],
 )
-def test_other_options_keep_what_every_method_must(options):
-    check_method(LRCBERT, options)
+def test_other_options_keep_what_every_method_must(options, kinds):
+    check_method(LRCBERT, options, kinds)
 
 
 def test_layers_that_are_not_there_are_refused():

@@ -31,8 +31,8 @@ def test_it_has_them_on_all_its_kinds_with_each_option_at_its_edges(name):
 
 
 @pytest.mark.parametrize("knowledge", KNOWLEDGE)
-def test_every_knowledge_type_has_them_and_keeps_samples_apart(knowledge):
-    check_method(FixedMatch, {"terms": [{"knowledge": knowledge}]})
+def test_every_knowledge_type_has_them_and_keeps_samples_apart(knowledge, kinds):
+    check_method(FixedMatch, {"terms": [{"knowledge": knowledge}]}, kinds)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_every_knowledge_type_has_them_and_keeps_samples_apart(knowledge):
     ],
     ids=lambda term: "-".join(map(str, term.values())),
 )
-def test_other_terms_have_them_too(term):
-    check_method(FixedMatch, {"terms": [term]})
+def test_other_terms_have_them_too(term, kinds):
+    check_method(FixedMatch, {"terms": [term]}, kinds)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_terms_of_language_models_have_them(term):
 
 @pytest.mark.parametrize("layers", ["emd", "monotone"])
 @pytest.mark.parametrize("knowledge", ["hidden-mse", "attention-mse", "key-relation"])
-def test_terms_with_assigned_layers_have_them(knowledge, layers):
-    check_method(Match, {"terms": [{"knowledge": knowledge, "layers": layers}]})
+def test_terms_with_assigned_layers_have_them(knowledge, layers, kinds):
+    check_method(Match, {"terms": [{"knowledge": knowledge, "layers": layers}]}, kinds)
 
 
 def test_assigned_layers_couple_the_samples():
@@ -85,5 +85,5 @@ def test_assigned_layers_couple_the_samples():
         check_method(FixedMatch, options)
 
 
-def test_several_terms_add_up():
-    check_method(FixedMatch, {"terms": [{"knowledge": name} for name in KNOWLEDGE]})
+def test_several_terms_add_up(kinds):
+    check_method(FixedMatch, {"terms": [{"knowledge": name} for name in KNOWLEDGE]}, kinds)

@@ -198,14 +198,15 @@ def test_equal_models_have_nothing_to_learn(mgskd):
 
 
 @pytest.mark.parametrize("level", ["texts", "samples"])
-def test_the_gradient_is_exact(mgskd, level):
+def test_the_gradient_is_exact(mgskd, level, fast):
     shape, mask = ((2, 6, 4), MASK) if level == "texts" else ((4, 4), torch.ones(4, 1).bool())
     teacher = three(*shape, seed=10)
 
     def total(*student):
         return sum(mgskd(student, teacher, level, mask, heads=2, salient=3).values())
 
-    assert torch.autograd.gradcheck(total, [layer.requires_grad_() for layer in three(*shape)])
+    layers = [layer.requires_grad_() for layer in three(*shape)]
+    assert torch.autograd.gradcheck(total, layers, fast_mode=fast)
 
 
 def test_lower_layers_are_read_whole_and_upper_ones_as_means(trial):
@@ -225,8 +226,8 @@ def test_lower_layers_are_read_whole_and_upper_ones_as_means(trial):
         {"sample_weight": "linear(0 -> 1)"},
     ],
 )
-def test_other_options_keep_what_every_method_must(options):
-    check_method(MGSKD, options)
+def test_other_options_keep_what_every_method_must(options, kinds):
+    check_method(MGSKD, options, kinds)
 
 
 def test_heads_that_do_not_divide_a_width_are_refused():

@@ -168,8 +168,8 @@ def test_a_bottlenecked_student_learns_from_one_with_inverted_bottlenecks(trial)
 
 
 @pytest.mark.parametrize("options", [{}, {"below": 0, "budget": 1}, {"layers": "last"}])
-def test_it_has_the_properties_every_method_must_have(options):
-    check_method(MobileBERT, options)
+def test_it_has_the_properties_every_method_must_have(options, kinds):
+    check_method(MobileBERT, options, kinds)
 
 
 @pytest.fixture

@@ -198,8 +198,8 @@ def test_weights_of_layers_have_no_meaning_for_all_layers_in_one():
         {"projection_size": 3},
     ],
 )
-def test_other_options_keep_what_every_method_must(options):
-    check_method(RAILKD, options)
+def test_other_options_keep_what_every_method_must(options, kinds):
+    check_method(RAILKD, options, kinds)
 
 
 def test_only_means_are_kept(invoke, settings):

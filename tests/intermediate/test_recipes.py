@@ -105,7 +105,19 @@ def test_the_student_starts_as_in_the_paper(draw, recipe):
     assert first.start == START[recipe]
 
 
-@pytest.mark.parametrize("recipe", STAGES)
+OWN_RUN = {
+    *("ckd", "diito", "lrc-bert", "match", "mgskd", "mobilebert", "tinybert", "universal-kd")
+}
+"""Recipes that a test of their method runs."""
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(recipe, marks=[pytest.mark.exhaustive] if recipe in OWN_RUN else [])
+        for recipe in STAGES
+    ],
+)
 def test_a_recipe_runs_from_the_command_line(invoke, settings, teachers, tmp_path, recipe):
     given = settings[4:]  # without the teacher and the depth, which the recipe says
     given += [text for setting in teachers(recipe) for text in ("--set", setting)]

@@ -250,8 +250,8 @@ def test_models_that_cannot_be_compared_are_refused(student, message):
         {"layers": [[2, 3]], "threshold": 0.1},
     ],
 )
-def test_other_options_keep_what_every_method_must(options):
-    check_method(SID, options)
+def test_other_options_keep_what_every_method_must(options, kinds):
+    check_method(SID, options, kinds)
 
 
 def test_the_recipe_runs_through_all_phases(invoke, settings, tmp_path):

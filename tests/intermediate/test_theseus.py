@@ -136,8 +136,8 @@ def test_the_student_is_evaluated_alone(trial):
 
 
 @pytest.mark.parametrize("rate", [0, 0.4, 1])
-def test_it_has_the_properties_every_method_must_have(rate):
-    check_method(Theseus, {"rate": rate})
+def test_it_has_the_properties_every_method_must_have(rate, kinds):
+    check_method(Theseus, {"rate": rate}, kinds)
 
 
 def test_blocks_are_recomputed_as_they_were(trial):

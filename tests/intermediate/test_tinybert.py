@@ -214,8 +214,8 @@ def test_models_that_cannot_be_compared_are_refused(student, message):
 @pytest.mark.parametrize(
     "options", [{"projection": "shared"}, {"layers": "top"}, {"layers": [[1, 3], [2, 4]]}]
 )
-def test_other_options_keep_what_every_method_must(options):
-    check_method(TinyBERT, options)
+def test_other_options_keep_what_every_method_must(options, kinds):
+    check_method(TinyBERT, options, kinds)
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import forked
 
 from gkd_core.distributed.rank_info import RankInfo, first_node, read_launcher_env
 from gkd_core.parallel.launch import Failure
@@ -119,7 +121,7 @@ def faulty(tmp_path):
     (folder / "faulty.py").write_text(FAULTY)
     (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
     (distribution / "entry_points.txt").write_text("[gkd]\nfaulty = faulty\n")
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +141,8 @@ def arguments(still):
 def alone(arguments, tmp_path_factory):
     """The directory of the run in one process, and what it said."""
     folder = tmp_path_factory.mktemp("one")
-    command = [sys.executable, "-m", "gkd_core.cli", *map(str, arguments), "--output", "alone"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    done = forked.run(forked.GKD, *arguments, "--output", "alone", cwd=folder)
+    assert done.returncode == 0, done.stderr
     return folder / "alone", done.stdout
 
 
@@ -188,7 +190,6 @@ def _fails(gkd, arguments, faulty, folder, fault, said):
     done = gkd(*arguments, "--output", "run", "--nproc", 2, FAULT=fault, **faulty)
     assert done.stderr.count(said) == 1
     assert "rank0" not in done.stderr
-    assert "torch/distributed/elastic" not in done.stderr
     assert time.time() - (folder / "run" / "failed").stat().st_mtime < 60
     return done.returncode
 
@@ -204,7 +205,7 @@ def _fails(gkd, arguments, faulty, folder, fault, said):
 def test_rank_that_fails_ends_all(gkd, arguments, faulty, tmp_path, fault, status, said):
     assert _fails(gkd, arguments, faulty, tmp_path, fault, said) == status
     checkpoints = tmp_path / "run" / "stages" / "distil" / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == ["step-00000005"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000004", "step-00000005"]
 
 
 @pytest.mark.slow
@@ -261,25 +262,89 @@ def test_number_that_differs_from_that_of_the_launcher_is_refused(arguments, tmp
     assert done.stderr.count("parallel.nproc is 4 (--set), but 2 processes were started") == 1
 
 
-@pytest.mark.exhaustive
-def test_interrupted_ranks_say_once_how_to_go_on(gkd, arguments, tmp_path):
+@contextmanager
+def _long_run(arguments, folder):
+    """Two ranks of a long run that has a checkpoint."""
     command = [sys.executable, "-m", "gkd_core.cli", *map(str, arguments), "--output", "run"]
     process = subprocess.Popen(
-        [*command, "--nproc", "2", "--set", "training.epochs=500"],
-        cwd=tmp_path,
+        [*command, "--nproc", "2", "--set", "training.epochs=60"],
+        cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    folder = tmp_path / "run" / "stages" / "distil" / "checkpoints"
+    found = folder / "run" / "stages" / "distil" / "checkpoints"
     end = time.monotonic() + 120
-    while not folder.exists() and time.monotonic() < end:
+    while not any(found.glob("step-????????")) and time.monotonic() < end:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def _ended(process):
+    """The status of a process and what it said."""
     _, said = process.communicate(timeout=180)
-    assert process.returncode == 130
-    said = "".join(line for line in said.splitlines() if not line.startswith("Writing"))
-    assert said == "Error: interrupted. Continue with: gkd run --resume --output run"
+    return process.returncode, "".join(
+        line for line in said.splitlines() if not line.startswith("Writing")
+    )
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["launcher", "all"])
+def test_interrupted_ranks_stop_at_one_step_and_say_once_how_to_go_on(arguments, tmp_path, send):
+    with _long_run(arguments, tmp_path) as process:
+        send(process.pid, signal.SIGINT)
+        status, said = _ended(process)
+    checkpoint = max((tmp_path / "run" / "stages" / "distil" / "checkpoints").iterdir())
+    assert status == 75
+    assert said == (
+        f"Error: stopped by SIGINT after step {int(checkpoint.name[5:])} of stage distil. "
+        "Continue with: gkd run --resume --output run"
+    )
+
+
+def _ranks_of(launcher):
+    """The processes that a launcher has started."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(launcher)], capture_output=True, text=True, check=False
+    )
+    return [int(line) for line in found.stdout.split()]
+
+
+@pytest.mark.exhaustive
+def test_run_whose_launcher_was_killed_goes_on_at_once(gkd, arguments, tmp_path):
+    with _long_run(arguments, tmp_path) as process:
+        ranks = _ranks_of(process.pid)
+        assert len(ranks) == 2
+        process.kill()
+        process.wait()
+        rarely = ("--set", "training.checkpoint_every=90")
+        again = gkd("run", "--resume", "--output", "run", "--nproc", 1, *rarely)
+    assert again.returncode == 0, again.stderr
+    assert not any(os.path.exists(f"/proc/{rank}") for rank in ranks)
+
+
+LAUNCHER = """
+import os, subprocess, sys
+rank = "import os, time; from gkd_core.parallel.launch import obey_launcher as die; " \\
+    "die(os.environ); print(os.getpid(), flush=True); time.sleep(60)"
+subprocess.run([sys.executable, "-c", rank], env=os.environ | {"GKD_LAUNCHER": str(os.getpid())})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends the ranks")
+def test_rank_dies_with_its_launcher():
+    command = [sys.executable, "-c", LAUNCHER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        rank = int(launcher.stdout.readline())
+        launcher.kill()
+        # The rank had the pipe open: the end of the file is its end.
+        assert launcher.stdout.read() == ""
+    with pytest.raises(ProcessLookupError):
+        os.kill(rank, 0)
 
 
 STARVED = """

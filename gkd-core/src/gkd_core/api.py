@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Items as Items
     from gkd_core.contract.batch import RowSource as RowSource
     from gkd_core.contract.combiner import TeacherCombiner as TeacherCombiner
+    from gkd_core.contract.launcher import CellJob as CellJob
+    from gkd_core.contract.launcher import JobEvent as JobEvent
+    from gkd_core.contract.launcher import Launch as Launch
+    from gkd_core.contract.launcher import Launcher as Launcher
     from gkd_core.contract.method import Method as Method
     from gkd_core.contract.method_base import MethodBase as MethodBase
     from gkd_core.contract.model_info import DataInfo as DataInfo
@@ -154,6 +158,7 @@ _HOME = {
     "BLANK": "contract.task",
     "Batch": "contract.batch",
     "Capture": "hooks.paths",
+    "CellJob": "contract.launcher",
     "Classification": "kinds.classification",
     "ColumnParallel": "parallel.tp_plans",
     "ConfigError": "errors",
@@ -173,8 +178,11 @@ _HOME = {
     "Interchange": "hooks.operations",
     "ItemKind": "contract.batch",
     "Items": "contract.batch",
+    "JobEvent": "contract.launcher",
     "JoinedOptimizer": "optim.joined",
     "LOGITS": "hooks.paths",
+    "Launch": "contract.launcher",
+    "Launcher": "contract.launcher",
     "LayerMap": "models.layer_map",
     "LinearLogits": "losses.logits",
     "LoadedModel": "contract.run_info",
@@ -196,14 +204,14 @@ _HOME = {
     "Procedure": "contract.procedure",
     "Prompts": "contract.rollout",
     "ReadRows": "kinds.task_kind",
-    "RowMeasure": "kinds.task_kind",
     "Regression": "kinds.regression",
     "Relation": "losses.relation",
     "RelationBlock": "losses.relation",
     "Replace": "hooks.operations",
     "RolloutEngine": "contract.rollout",
-    "RowSource": "contract.batch",
+    "RowMeasure": "kinds.task_kind",
     "RowParallel": "parallel.tp_plans",
+    "RowSource": "contract.batch",
     "RunConfig": "config.schema",
     "RunInfo": "contract.run_info",
     "RunOutline": "runs.outline",

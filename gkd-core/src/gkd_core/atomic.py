@@ -54,9 +54,9 @@ def publish(aside: Path, path: Path) -> None:
     Raises:
         OSError: It cannot be renamed.
     """
-    for file in aside.rglob("*") if aside.is_dir() else [aside]:
-        if file.is_file():
-            _flush(file)
+    for written in (aside, *aside.rglob("*")):
+        if written.is_file() or written.is_dir():
+            _flush(written)
     os.replace(aside, path)
     _flush(path.parent)
 

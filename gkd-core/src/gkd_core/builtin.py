@@ -1,4 +1,4 @@
-"""What core itself gives to gkd: kinds of task, tasks, optimizers, rollout engines, sinks."""
+"""What core itself gives: kinds, tasks, optimizers, rollout engines, sinks, launchers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gkd_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from gkd_core.contract.launcher import Launcher
     from gkd_core.contract.optimizer import OptimizerFactory
     from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.contract.sink import Sink
@@ -75,3 +76,13 @@ def gkd_register_sinks() -> Iterable[type[Sink]]:
     from gkd_core.tracking.sinks.wandb import WandB
 
     return [MLflow, TensorBoard, WandB]
+
+
+@hookimpl
+def gkd_register_launchers() -> Iterable[type[Launcher]]:
+    """Return the built-in launchers."""
+    from gkd_core.studies.launchers.local import Local
+    from gkd_core.studies.launchers.ray import Ray
+    from gkd_core.studies.launchers.slurm import Slurm
+
+    return [Local, Ray, Slurm]

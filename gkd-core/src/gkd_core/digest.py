@@ -35,15 +35,21 @@ def of_files(paths: Iterable[Path]) -> str:
 
 def of_each_file(paths: Iterable[Path]) -> dict[Path, str]:
     """Return the hash of the content of each file, in 64 digits."""
-    found = list(paths)
-    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        return dict(zip(found, pool.map(lambda path: of_bytes(_blocks(path)), found), strict=True))
+    found = dict.fromkeys(paths, "")
+    large = [path for path in found if path.stat().st_size > BLOCK]
+    with ThreadPoolExecutor() as pool:  # hashing large blocks releases the GIL
+        found |= zip(large, pool.map(_of_file, large), strict=True)
+    return {path: known or _of_file(path) for path, known in found.items()}
 
 
 def of_each_named(files: Mapping[str, Path]) -> dict[str, str]:
     """Return the hash of the content of each file by its name, in 64 digits."""
     hashes = of_each_file(files.values())
     return {name: hashes[files[name]] for name in sorted(files)}
+
+
+def _of_file(path: Path) -> str:
+    return of_bytes(_blocks(path))
 
 
 def _content(path: Path) -> Iterator[bytes]:

@@ -30,6 +30,14 @@ class PluginError(GkdError):
     """A plugin violates the contract, or two plugins conflict."""
 
 
+def escape_controls(text: str) -> str:
+    """Return a text in which characters that would steer a terminal are shown as escapes.
+
+    Messages quote data, settings and models. Ends of lines stay.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the nearest known name, or an empty string."""
     nearest = difflib.get_close_matches(name, list(known), n=1)

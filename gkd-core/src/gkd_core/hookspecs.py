@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import click
 
     from gkd_core.contract.combiner import TeacherCombiner
+    from gkd_core.contract.launcher import Launcher
     from gkd_core.contract.method import Method
     from gkd_core.contract.optimizer import OptimizerFactory
     from gkd_core.contract.procedure import Procedure
@@ -101,6 +102,11 @@ def gkd_register_rollouts() -> Iterable[type[RolloutEngine]]:
 @hookspec
 def gkd_register_sinks() -> Iterable[type[Sink]]:
     """Return what keeps a record of a run, chosen by `tracking.sinks`, or `--track NAME`."""
+
+
+@hookspec
+def gkd_register_launchers() -> Iterable[type[Launcher]]:
+    """Return what starts the cells of a study, chosen by `gkd study run --launcher NAME`."""
 
 
 @hookspec

@@ -7,13 +7,18 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 
+from gkd_core.analysis import probe_figures
 from gkd_core.analysis.correlations import correlations_over_runs, correlations_within
 from gkd_core.analysis.disagreement import disagreements
 from gkd_core.analysis.finished_run import FinishedRun
+from gkd_core.analysis.layer_similarity import LayerSimilarity
 from gkd_core.cli import gkd
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.evaluation.predictions import About, Predictions
@@ -116,6 +121,26 @@ def test_within_a_run_changes_are_correlated_and_not_what_falls_together(tmp_pat
     assert found["bound"].pearson.value == pytest.approx(-1)
     assert found["bound"].pearson.n == 9
     assert found["steady"].pearson.reason == "one side does not vary"
+
+
+def test_values_can_be_read_on_the_cells_of_a_heat_map():
+    values = [[number / 20 - low for number in range(21)] for low in (0, 1)]
+    figure = probe_figures.layers(LayerSimilarity("teacher", values, 9, "test"))
+    axes = figure.axes[0]
+    (mesh,) = axes.collections
+    cells = mesh.to_rgba([value for row in values for value in row])
+    inks = [text.get_color() for text in axes.texts]
+    contrasts = [_contrast(ink, cell) for ink, cell in zip(inks, cells, strict=True)]
+    plt.close(figure)
+    assert min(contrasts) >= 4.5, "as the guidelines for accessibility ask of text (WCAG 2)"
+
+
+def _contrast(ink, paper):
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    channels = np.stack([to_rgb(ink), paper[:3]])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    low, high = sorted(linear @ weights)
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_runs_with_different_metrics_are_refused(tmp_path):

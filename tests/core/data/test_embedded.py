@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from gkd_core.config.schema import RunConfig, TaskConfig, TrainingConfig
-from gkd_core.data import docstrings
+from gkd_core.data import docstrings, embedded
 from gkd_core.data.assemble import without_labels
 from gkd_core.data.docstrings import Passage, collect, groups, paragraphs, split, unique, words
 from gkd_core.data.embedded import MAX_LENGTH, STUDENT_ROWS, Embedded
@@ -106,13 +107,25 @@ def test_second_load_reads_the_cache(data, monkeypatch):
     assert Embedded(TaskConfig()).load("classification", 0).rows_hash == data.rows_hash
 
 
-def test_damaged_cache_names_the_file(embedded_rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:1000], lambda text: text.replace("the", "teh", 1)]
+)
+def test_damaged_cache_is_named_and_made_again(data, embedded_rows, tmp_path, monkeypatch, damage):
     monkeypatch.setenv("GKD_CACHE", str(tmp_path))
     shutil.copytree(embedded_rows, tmp_path / "embedded")
     (file,) = (tmp_path / "embedded").iterdir()
-    file.write_text(file.read_text()[:1000])
-    with pytest.raises(DataError, match=file.name):
-        Embedded(TaskConfig()).load("classification", 0)
+    rows = json.loads(file.read_text())["content"]
+    file.write_text(damage(file.read_text()))
+    monkeypatch.setattr(embedded, "_make_rows", lambda library: rows)  # it takes seconds
+    said = f"{file.name} in the cache is damaged .* what was there is {file.name}.damaged"
+    with pytest.warns(UserWarning, match=said):
+        made = Embedded(TaskConfig()).load("classification", 0)
+    assert made.rows_hash == data.rows_hash
+    assert sorted(path.name for path in file.parent.iterdir()) == [
+        file.name,
+        f"{file.name}.damaged",
+    ]
+    assert Embedded(TaskConfig()).load("classification", 0) == data
 
 
 @pytest.mark.parametrize("kind", ["masked-lm", "causal-lm"])

@@ -31,6 +31,24 @@ GOES_ON = Split([f"{text} near paris ." for text in TEXTS], CANDIDATES, [2, 0, 1
 NUMBERS = ("0", "1", "2")
 
 
+@pytest.mark.parametrize(
+    ("kind", "split", "per_row", "shape"),
+    [
+        (MASKED, SHARED, 1, (1, 2)),
+        (MASKED, OWN, 3, (4, 1)),  # "the old blue door"
+        (CAUSAL, GOES_ON, 3, (7, 1)),  # and what follows it
+    ],
+)
+def test_a_step_is_planned_with_as_many_scored_tokens_as_rows_have(
+    tokenizer, kind, split, per_row, shape
+):
+    known = split, tokenizer
+    planned = kind.planned_for(*known, 2, 24, 7, classes_of(split))
+    assert (len(planned), planned.per_row) == (2, per_row)
+    assert planned.extra["words"].shape == (2 * per_row, *shape)
+    assert planned.extra["blank"].sum() == 2 * per_row * shape[0]
+
+
 def classes_of(split):
     return WORDS if split.pair is None else NUMBERS
 

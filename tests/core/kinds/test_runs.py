@@ -19,7 +19,7 @@ CHANCE = {
     "span-extraction": 45.0,
 }
 """What a guess does not reach."""
-QUICK = ("multiple-choice",)
+QUICK = ("token-classification",)
 
 
 def _settings(folder, output, *more):

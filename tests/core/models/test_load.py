@@ -251,6 +251,26 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(save, tmp_path
         teacher(directory)
 
 
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "../other/model.safetensors", "a\\b.bin"])
+def test_index_that_names_other_files_is_refused(save, tmp_path, file):
+    directory = save()
+    index = tmp_path / "bert" / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": {"a": "model.safetensors", "b": file}})
+    )
+    with pytest.raises(ConfigError, match=r"index\.json names .*, which is no safetensors file of"):
+        teacher(directory)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_that_would_be_fetched_as_code_is_refused(save, tmp_path, key):
+    directory = save()
+    path = tmp_path / "bert" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "somebody/attention"}))
+    with pytest.raises(ConfigError, match=r"asks for the attention kernel 'somebody/attention'"):
+        teacher(directory)
+
+
 def test_damaged_weights_are_refused(save, tmp_path):
     directory = save()
     weights = tmp_path / "bert" / "model.safetensors"

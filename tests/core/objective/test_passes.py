@@ -191,9 +191,10 @@ def test_a_discarded_backward_gives_a_direction_and_no_parameter_a_gradient():
 
 
 def test_a_method_with_a_pass_of_its_own_keeps_what_every_method_must():
-    check_method(Adversarial)
+    kinds = ["classification", "causal-lm"]
+    check_method(Adversarial, kinds=kinds)
     noisy = [Perturb("student.embedding", std=0.1)]
-    check_method(declare(written=noisy))
+    check_method(declare(written=noisy), kinds=kinds)
 
 
 def test_the_student_with_all_blocks_swapped_is_the_teachers_body():

@@ -173,7 +173,10 @@ def test_method_that_decides_by_content_is_refused_by_name(prepare_run, registry
         simulate(run.last, registry)
 
 
-@pytest.mark.parametrize("method", ["diito", "lrc-bert", "mgskd"])
+@pytest.mark.parametrize(
+    "method",
+    ["diito", *(pytest.param(m, marks=pytest.mark.exhaustive) for m in ("lrc-bert", "mgskd"))],
+)
 def test_methods_may_look_at_the_batch_and_count_its_samples_over_ranks(invoke, settings, method):
     two = ("--nproc", 2, "--set", "parallel.zero=2")
     done = invoke("plan", "--json", *settings, "--method", method, *two)

@@ -233,7 +233,7 @@ def test_commands_of_plugins_that_cannot_be_used_are_named(invoke, install):
 
 def test_of_several_processes_one_names_what_is_left_out(invoke, install, monkeypatch):
     install("gkd-one", one=COMMANDS.format(name="run"))
-    for name, value in (("RANK", "1"), ("TORCHELASTIC_RUN_ID", "gkd-1")):
+    for name, value in (("RANK", "1"), ("GKD_LAUNCHER", "1")):
         with monkeypatch.context() as context:
             context.setenv(name, value)
             registry.cache_clear()
@@ -276,6 +276,7 @@ def test_plugins_tell_all_that_they_provide_in_the_order_of_loading(invoke, inst
     assert by_name["core"]["provides"].keys() == {
         "tasks",
         "kinds of task",
+        "launchers",
         "optimizers",
         "trackers",
     }

@@ -14,6 +14,7 @@ from gkd_core import digest
 from gkd_core.cli import ranks
 from gkd_core.contract.task import DefaultTeacher
 from gkd_core.data.files import Files
+from gkd_core.lease import Lease
 from gkd_core.parallel import launch
 from gkd_core.plugins import registry
 from gkd_core.runs import inputs
@@ -85,8 +86,7 @@ def interrupted(interrupt, interrupted_once, tmp_path, tmp_path_factory):
 
 
 def checkpoint(run):
-    (found,) = run.glob("stages/*/checkpoints/*")
-    return found
+    return max(run.glob("stages/*/checkpoints/*"))
 
 
 def remembered(run):
@@ -309,10 +309,12 @@ def test_intervals_and_layout_may_change(interrupted, invoke):
 @pytest.mark.parametrize("accepts", [False, True])
 def test_ranks_are_told_whether_changes_are_accepted(monkeypatch, accepts):
     commands = []
-    monkeypatch.setattr(launch, "start_ranks", lambda count, command: commands.append(command))
+    monkeypatch.setattr(launch, "start_ranks", lambda *given: commands.append(given))
     monkeypatch.setattr(ranks, "_distributed", False)
-    ranks.start_ranks(2, Path("run"), accepts)
-    assert [command.count("--accept-changes") for command in commands] == [accepts]
+    ranks.start_ranks(2, Lease(Path("run"), "mine"), accepts)
+    (given,) = commands
+    assert given[1].count("--accept-changes") == accepts
+    assert given[2] == {"GKD_LEASE": "mine"}
 
 
 def test_a_new_version_is_noted(interrupted, invoke, monkeypatch):

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from gkd_core.errors import ConfigError, GkdError
-from gkd_core.runs.directory import free_directory, open_directory
+from gkd_core.runs.directory import free_directory, open_directory, restore_replaced
 from gkd_core.training import loop
 
 
@@ -123,6 +123,79 @@ def test_new_run_that_fails_later_is_kept_to_be_resumed(old_run, trained):
         fails()
     assert (old_run / "config.toml").read_text() == "seed = 2\n"
     assert os.listdir(old_run.parent) == ["run"]
+
+
+def _killed_while_replacing(run, *begun):
+    """Leave what a process leaves that was killed when it had written some files."""
+    aside = run.parent / ".run.abc123.old"
+    aside.mkdir()
+    os.replace(run, aside / "run")
+    for name in begun:
+        path = run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("new")
+
+
+@pytest.mark.parametrize("begun", [(), ("log.txt",), ("config.toml", "stages/distil/x")])
+@pytest.mark.parametrize("mode", ["new", "overwrite", "resume"])
+def test_run_comes_back_whose_replacement_was_killed_too_early(old_run, begun, mode):
+    before = _files(old_run.parent)
+    _killed_while_replacing(old_run, *begun)
+    with pytest.warns(UserWarning, match="is again the run that --overwrite had set aside"):
+        restored = _restored(old_run, mode)
+    assert restored == before
+    assert os.listdir(old_run.parent) == ["run"]
+
+
+def _restored(run, mode):
+    """What is there when a command has looked at a run in a mode, and failed."""
+    with pytest.raises((ConfigError, KeyboardInterrupt)), open_directory(run, mode, "seed = 1\n"):
+        raise KeyboardInterrupt
+    return _files(run.parent)
+
+
+def test_run_that_has_been_replaced_but_not_removed_is_named(old_run):
+    _killed_while_replacing(old_run, "config.toml", "stages/distil/checkpoints/step-00000002/x")
+    aside = old_run.parent / ".run.abc123.old" / "run"
+    with pytest.warns(UserWarning, match=f"{aside} is the run that {old_run} has replaced"):
+        _open(old_run, "resume")
+    assert (aside / "student" / "weights").read_text() == "precious"
+
+
+def test_a_rank_leaves_alone_what_its_launcher_has_set_aside(old_run, monkeypatch):
+    with open_directory(old_run, "overwrite", "seed = 2\n") as lease:
+        monkeypatch.setenv("GKD_LEASE", lease.token)
+        restore_replaced(old_run)
+        with open_directory(old_run, "resume", "seed = 2\n"):
+            pass
+        assert (old_run / "config.toml").read_text() == "seed = 2\n"
+    assert _files(old_run.parent) == {"run/config.toml": b"seed = 2\n"}
+
+
+def test_run_comes_back_if_the_disk_is_full(old_run, monkeypatch):
+    before = _files(old_run.parent)
+
+    def full(path, content):
+        path.write_text("")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gkd_core.runs.directory.write_file", full)
+    with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
+        _open(old_run, "overwrite")
+    assert _files(old_run.parent) == before
+
+
+def test_unfinished_checkpoint_is_nothing_to_keep(old_run):
+    before = _files(old_run.parent)
+
+    def fails():
+        with open_directory(old_run, "overwrite", "seed = 2\n"):
+            (old_run / "stages/distil/checkpoints/step-00000002.tmp").mkdir(parents=True)
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fails()
+    assert _files(old_run.parent) == before
 
 
 def test_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):

@@ -78,6 +78,7 @@ def test_a_stage_learns_from_the_student_of_another(prepare_run, monkeypatch):
     assert len(_weights(run, "small")) < len(_weights(run, "assistant"))
 
 
+@pytest.mark.usefixtures("brief")
 def test_the_comparison_names_every_model_on_the_way(prepare_run):
     run = prepare_run("baseline=true", file=CHAIN)
     assert [spec.name for spec in run.specs] == ["assistant", "baseline", "small"]
@@ -214,6 +215,7 @@ def test_progress_shows_the_whole_plan(prepare_run, monkeypatch):
     ]
 
 
+@pytest.mark.usefixtures("untimed")
 def test_explain_and_the_report_show_who_teaches_whom(prepare_run):
     run = prepare_run(file=DIAMOND)
     outline = explain(RunOutline(tuple(outline_stage(spec) for spec in run.specs)))

@@ -186,7 +186,7 @@ def test_finished_stages_are_skipped_and_told(prepare_run, pretrain_then_classif
 def test_stage_without_a_checkpoint_starts_at_its_beginning(prepare_run, tmp_path):
     run = prepare_run("method=soft")
     stage = build_stage(run.last, run.registry, tmp_path / "stage", None)
-    assert load_checkpoint(stage).step == 0
+    assert load_checkpoint(stage, print).step == 0
 
 
 class WithTeacher(Files):

@@ -14,7 +14,8 @@ def test_values_stand_for_settings():
     values = {"knowledge": {"attention": {"method": "tinybert", "tinybert": {"x": 1}}}}
     axes = {"knowledge": ["attention"], "task": ["glue/rte"], "seed": [3]}
     config = parse_study({"axes": axes, "values": values}, "test")
-    assert config.settings_of("knowledge", "attention") == values["knowledge"]["attention"]
+    found = config.settings_of("knowledge", "attention")
+    assert found == {"method": "tinybert", "tinybert.x": 1}
     assert config.settings_of("task", "glue/rte") == {"task.name": "glue/rte"}
     assert config.settings_of("seed", 3) == {"seed": 3}
 

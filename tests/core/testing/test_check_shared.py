@@ -38,9 +38,14 @@ class Local(Soft):
 
 
 def test_methods_and_combiners_pass_on_two_ranks():
+    check_method(Soft, {}, ["classification"], ranks=2)
+    check_method(MiniLM, {}, ["causal-lm"], ranks=2)
+    check_combiner(Average, {}, ["classification"], ranks=2)
+
+
+@pytest.mark.exhaustive
+def test_a_method_passes_on_two_ranks_on_every_kind():
     check_method(Soft, ranks=2)
-    check_method(MiniLM, kinds=["causal-lm"], ranks=2)
-    check_combiner(Average, kinds=["classification"], ranks=2)
 
 
 @pytest.mark.parametrize("name", ["skewed", "projected_head"])
@@ -59,6 +64,6 @@ def test_the_skewed_divergence_of_a_plugin_is_the_built_in_one(view_of):
 
 
 def test_a_method_that_differs_between_ranks_is_named():
-    check_method(Local)
+    check_method(Local, {}, ["classification"])
     with pytest.raises(AssertionError, match=r"local on .*: on 2 ranks that share .* differs"):
-        check_method(Local, ranks=2)
+        check_method(Local, {}, ["classification"], ranks=2)

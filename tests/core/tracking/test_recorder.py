@@ -203,3 +203,12 @@ def test_failed_stage_leaves_the_terminal_and_the_files_closed(prepare_run, monk
     assert bar.progress is None
     assert board.writer is None
     assert "\x1b[?25h" in console.file.getvalue(), "the cursor is shown again"
+
+
+def test_log_and_terminal_show_control_characters_as_escapes(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
+    recorder = Recorder([TextLog(tmp_path / "log.txt"), PlainLines(console)])
+    recorder.say("class \x1b[2Jbad\u202e\nnext")
+    expected = "class \\x1b[2Jbad\\u202e\nnext\n"
+    assert (tmp_path / "log.txt").read_text() == expected
+    assert console.file.getvalue() == expected

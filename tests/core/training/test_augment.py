@@ -157,7 +157,7 @@ def test_a_run_learns_from_the_copies_which_are_made_once(invoke, given, tmp_pat
     assert done.code == 0, done.err
     assert "rows 288 to train on, 40 to validate" in " ".join(done.out.split())
     (kept,) = (tmp_path / "cache" / "augmented").iterdir()
-    rows = json.loads(kept.read_text())
+    rows = json.loads(kept.read_text())["content"]
     original, copies = rows["text"][:96], rows["text"][96:]
     assert rows["labels"] == rows["labels"][:96] * 3
     changed = [

@@ -46,7 +46,7 @@ def test_newest_checkpoint_brings_everything_back(stage):
             parameter.normal_()
     for generator in stage.objective.generators().values():
         torch.rand(3, generator=generator)
-    found = load_checkpoint(stage)
+    found = load_checkpoint(stage, print)
     assert found == progress
     assert all(torch.equal(p, weights[n]) for n, p in stage.student.model.named_parameters())
     assert torch.equal(torch.get_rng_state(), torch_state)
@@ -63,10 +63,13 @@ def test_older_checkpoints_are_removed_after_the_new_one_is_whole(stage, monkeyp
     with pytest.raises(OSError, match="full"):
         save_checkpoint(stage, Progress(step=4))
     assert _names(stage) == ["step-00000002", "step-00000004.tmp"]
-    assert load_checkpoint(stage).step == 2
+    assert load_checkpoint(stage, print).step == 2
     monkeypatch.undo()
     save_checkpoint(stage, Progress(step=4))
-    assert _names(stage) == ["step-00000004"]
+    assert _names(stage) == ["step-00000002", "step-00000004"]
+    (stage.directory / "checkpoints" / "notes.txt").write_text("mine")
+    save_checkpoint(stage, Progress(step=6))
+    assert _names(stage) == ["notes.txt", "step-00000004", "step-00000006"]
 
 
 def test_newest_is_chosen_where_removal_was_interrupted(stage, monkeypatch):
@@ -74,7 +77,7 @@ def test_newest_is_chosen_where_removal_was_interrupted(stage, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *a, **k: None)
     save_checkpoint(stage, Progress(step=10))
     assert _names(stage) == ["step-00000009", "step-00000010"]
-    assert load_checkpoint(stage).step == 10
+    assert load_checkpoint(stage, print).step == 10
 
 
 def test_checkpoint_is_safetensors_and_json(stage):

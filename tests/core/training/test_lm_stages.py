@@ -292,7 +292,9 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("teacher", BODY)
+@pytest.mark.parametrize(
+    "teacher", ["lm-decoder", pytest.param("lm-teacher", marks=pytest.mark.exhaustive)]
+)
 def test_resumed_run_ends_bit_equal(prepare, monkeypatch, teacher):
     often = ("baseline=true", "training.checkpoint_every=2", "training.log_every=1")
     whole = prepare(*often, teacher=teacher, directory="whole")

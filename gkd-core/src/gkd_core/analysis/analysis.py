@@ -94,6 +94,12 @@ class Grid:
         csv.writer(buffer).writerows([self.columns, *self.rows])
         return buffer.getvalue()
 
+    def as_markdown(self) -> str:
+        """Return it as a table in Markdown."""
+        below = ["---", *["---:"] * (len(self.columns) - 1)]
+        lines = (self.columns, below, *self.rows)
+        return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -239,6 +245,11 @@ def _page(analysis: Analysis, drawn: Mapping[str, Figure]) -> str:
         figures=[(figures.svg(figure), CAPTIONS[name]) for name, figure in drawn.items()],
         tables=[grid.on_page() for grid in analysis.grids()],
     )
+
+
+def _escaped(cell: str) -> str:
+    """Return a cell for Markdown, where a bar ends it."""
+    return " ".join(cell.replace("|", "\\|").split())
 
 
 def _shortened(cell: str) -> Text:

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 
 from gkd_core.analysis.correlations import ProbeCorrelation, final_distances
@@ -18,6 +20,12 @@ from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.analysis.layer_similarity import LayerSimilarity
 
 Cells = Sequence[Sequence[float]]
+
+CELL = "cell"
+"""Beginning of the ids of the values in a heat map, which are not in the ink of the page."""
+
+EVEN_LUMINANCE = 0.179
+"""The relative luminance from which black and white are equally easy to tell (WCAG 2)."""
 
 
 def distances_by_method(runs: Sequence[FinishedRun]) -> Figure:
@@ -115,15 +123,36 @@ def _heat_map(
     turn, side = (60, "right") if max(map(len, columns)) > 3 else (0, "center")
     axes.set_xticks(places, columns, fontsize=8, rotation=turn, ha=side)
     for row, values in enumerate(cells):
-        for place, value in zip(places, values, strict=True):
+        for column, value in enumerate(values):
             if math.isfinite(value):
-                color = "white" if abs(value) > 0.65 * limit else "black"
-                text = f"{value:.2f}" if limit == 1 else f"{value:.1f}"
-                axes.text(place, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
+                _write_value(axes, mesh, (row, column), value, places=2 if limit == 1 else 1)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelcolor=INK)
     _add_scale(figure, mesh, label)
     return figure
+
+
+def _write_value(
+    axes: Axes, mesh: QuadMesh, cell: tuple[int, int], value: float, places: int
+) -> None:
+    """Write a value into a cell, in the ink that is easier to read on its color."""
+    row, column = cell
+    red, green, blue, _ = to_rgba_array(mesh.to_rgba(value))[0]
+    luminance = 0.2126 * _linear(red) + 0.7152 * _linear(green) + 0.0722 * _linear(blue)
+    axes.text(
+        column + 0.5,
+        row + 0.5,
+        f"{value:.{places}f}",
+        ha="center",
+        va="center",
+        fontsize=7,
+        color="white" if luminance < EVEN_LUMINANCE else "black",
+        gid=f"{CELL}-{row}-{column}",
+    )
+
+
+def _linear(channel: float) -> float:
+    return channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
 
 
 def _add_scale(figure: Figure, mesh: QuadMesh, label: str) -> None:

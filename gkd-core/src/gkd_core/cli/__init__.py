@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from gkd_core import __version__
-from gkd_core.cli.errors import PluginFailed, report
+from gkd_core.cli.errors import PluginFailed, printable, report
 from gkd_core.cli.ranks import ending
 from gkd_core.errors import suggest
 from gkd_core.parallel.launch import started_by_gkd
@@ -35,6 +35,8 @@ BUILT_IN = {
     "recipes": "gkd_core.cli.recipes:recipes",
     "replay": "gkd_core.cli.replay:replay",
     "run": "gkd_core.cli.run:run",
+    "search": "gkd_core.cli.search:search",
+    "study": "gkd_core.cli.study:study",
     "tasks": "gkd_core.cli.tasks:tasks",
 }
 
@@ -107,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: Arguments after `gkd`; None: those of the process.
 
     Raises:
-        SystemExit: Always: 0; 2 for invalid input; 1 for a full disk; 130 if interrupted.
+        SystemExit: Always: 0; 2 for invalid input; 1 for a full disk; 75 or 130 if interrupted.
     """
     with ending(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -128,4 +130,4 @@ def _show_warning(
     told = started_by_gkd(os.environ) or os.environ.get("RANK", "0") != "0"
     if told and issubclass(category, PluginWarning):
         return
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    click.echo(f"Warning: {printable(' '.join(str(message).split()))}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shlex
 import traceback
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, escape_controls
+from gkd_core.lease import LeaseLost
 
 if TYPE_CHECKING:
     from gkd_core.plugins import Blame
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 FAILURE = 1
 USER_ERROR = 2
 INTERRUPTED = 130
-SPOKEN = (FAILURE, USER_ERROR, INTERRUPTED)
+RESUMABLE = 75
+"""EX_TEMPFAIL: the run was stopped, and what it has done is saved."""
+SPOKEN = (FAILURE, USER_ERROR, RESUMABLE, INTERRUPTED)
 """Exit statuses of a process that has reported its error."""
 
 FULL = "no space left on device"
@@ -33,10 +37,29 @@ SAVE_MEMORY = (
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
+LONGEST = 2000
+"""Characters of a message."""
+
+LEFT_OUT = " [...] "
+
+INPUT_OUTPUT = (
+    *(errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOENT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""Errors of the system about a file that are no mistake in gkd."""
+
+
 class Interrupted(click.ClickException):
     """The run was interrupted; the message says how to continue."""
 
     exit_code = INTERRUPTED
+
+
+class Stopped(Interrupted):
+    """The run was interrupted, and what it has done is saved."""
+
+    exit_code = RESUMABLE
 
 
 class DiskFull(click.ClickException):
@@ -64,10 +87,16 @@ class RankDied(click.ClickException):
 @contextmanager
 def resumable(directory: Path) -> Iterator[None]:
     """Say how to continue the run in `directory` if it is interrupted or fails."""
+    from gkd_core.runs.directory import has_trained
+
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted(f"interrupted. {_how_to_go_on(directory)}") from error
+        interrupted = Stopped if has_trained(directory) else Interrupted
+        message = f"{str(error) or 'interrupted'}. {_how_to_go_on(directory)}"
+        raise interrupted(message) from error
+    except LeaseLost:
+        raise  # another process goes on
     except Exception as error:
         if not _is_disk_full(error):
             error.add_note(_how_to_go_on(directory))
@@ -94,15 +123,26 @@ def report(error: Exception) -> int | None:
     """
     if isinstance(error, click.ClickException):
         _trace(error)
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     told = _told(error)
     if told is None:
         return None
     message, status = told
     _trace(error)
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"Error: {printable(message)}", err=True)
     return status
+
+
+def printable(message: str) -> str:
+    """Return a message without control characters, and without the middle if it is very long."""
+    shown = escape_controls(message)
+    if len(shown) <= LONGEST:
+        return shown
+    half = LONGEST // 2 - len(LEFT_OUT)
+    return f"{shown[:half]}{LEFT_OUT}{shown[-half:]}"
 
 
 def exit_status(error: BaseException) -> int:
@@ -125,7 +165,16 @@ def _told(error: Exception) -> tuple[str, int] | None:
         return f"out of memory: {_first_line(error)}. {SAVE_MEMORY}", USER_ERROR
     if _is_disk_full(error):
         return f"{_disk_full(error)}. Free some space, then try again", FAILURE
-    return _told_of_plugin(error)
+    return _told_of_plugin(error) or _told_of_file(error)
+
+
+def _told_of_file(error: Exception) -> tuple[str, int] | None:
+    """Return which file could not be read or written."""
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in INPUT_OUTPUT:
+        return None
+    notes = getattr(error, "__notes__", [])
+    status = USER_ERROR if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else FAILURE
+    return ". ".join([f"{error.filename}: {error.strerror}", *notes]), status
 
 
 def _told_of_plugin(error: Exception) -> tuple[str, int] | None:

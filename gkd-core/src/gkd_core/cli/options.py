@@ -55,6 +55,15 @@ class RunOptions:
     settings: Sequence[str]
     flags: Mapping[str, Any]
 
+    @property
+    def flagged(self) -> dict[str, tuple[Any, str]]:
+        """The settings that named flags give, by dotted key, each with its flag."""
+        return {
+            setting: (self._value(name), flag)
+            for name, (flag, setting) in FLAGS.items()
+            if self.flags.get(name) not in (None, ())
+        }
+
     def resolve(self, base: Sequence[Path] = (), before: Resolved | None = None) -> Resolved:
         """Return the configuration, on top of other files.
 
@@ -68,17 +77,12 @@ class RunOptions:
         from gkd_core.config.resolve import resolve
         from gkd_core.plugins import registry
 
-        given = {
-            setting: (self._value(name), flag)
-            for name, (flag, setting) in FLAGS.items()
-            if self.flags.get(name) not in (None, ())
-        }
         return resolve(
             registry(),
             files=[*base, *self.files],
             recipe=self.recipe,
             settings=self.settings,
-            flags=given,
+            flags=self.flagged,
             task_defaults=lambda name, kind: registry().task(name).defaults(kind),
             shapes=_shapes,
             before=before,
@@ -119,6 +123,11 @@ def file_options(command: Command) -> Command:
     return _decorated(command, (_FILES, _SET))
 
 
+def study_options(command: Command) -> Command:
+    """Add the options for what all cells of a study share to a command."""
+    return _decorated(command, (*_MODELS_AND_DATA, _SET))
+
+
 def show_warnings(resolved: Resolved) -> None:
     """Print the warnings of a configuration, one per line."""
     for warning in resolved.warnings:
@@ -142,9 +151,7 @@ _FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path), meta
 _SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any setting; repeatable."
 )
-_RUN: Sequence[Decorator] = (
-    click.option("--method", help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft]"),
-    click.option("--recipe", help="Start from a shipped recipe."),
+_MODELS_AND_DATA: Sequence[Decorator] = (
     click.option(
         "--teacher",
         multiple=True,
@@ -162,6 +169,11 @@ _RUN: Sequence[Decorator] = (
         metavar="PATH[:WEIGHT]",
         help="Training file (jsonl, csv, tsv, parquet, txt) or directory; repeat to mix several.",
     ),
+)
+_RUN: Sequence[Decorator] = (
+    click.option("--method", help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft]"),
+    click.option("--recipe", help="Start from a shipped recipe."),
+    *_MODELS_AND_DATA,
     click.option("--output", help="Run directory. [runs/NAME-N]"),
     click.option(
         "--track",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import atexit
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from gkd_core.cli.errors import INTERRUPTED, SPOKEN, Interrupted, RankDied, exit_status
-from gkd_core.distributed.rank_info import read_launcher_env
+from gkd_core.cli.errors import SPOKEN, Interrupted, RankDied, exit_status
+from gkd_core.distributed.rank_info import RankInfo, read_launcher_env
 from gkd_core.errors import ConfigError
-from gkd_core.parallel.launch import started_by_gkd
+from gkd_core.lease import TOKEN, Lease
+from gkd_core.parallel.launch import obey_launcher
+from gkd_core.stop_signals import heeded
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
@@ -56,18 +56,25 @@ def _end_process(status: int) -> NoReturn:
 
 @contextmanager
 def among_ranks() -> Iterator[None]:
-    """Join the process group if a launcher started several ranks.
-
-    A rank that receives SIGTERM exits like one that fails, so that its resources are cleaned up.
+    """Join the process group if a launcher started several ranks; heed signals.
 
     Raises:
         SystemExit: Another rank failed first and has reported the error.
         RankDied: Another rank is gone without having reported an error.
     """
+    obey_launcher(os.environ)
     info = read_launcher_env(os.environ)
-    if info is None:
-        yield
-        return
+    with heeded():
+        if info is None:
+            yield
+        else:
+            with _in_group(info):
+                yield
+
+
+@contextmanager
+def _in_group(info: RankInfo) -> Iterator[None]:
+    """Join the process group; of several ranks that fail, the first reports why."""
     from gkd_core.distributed.ranks import (
         first_failure,
         init_process_group,
@@ -78,16 +85,15 @@ def among_ranks() -> Iterator[None]:
 
     global _distributed
     _distributed = True
-    before = signal.signal(signal.SIGTERM, _end)
     try:
         init_process_group(info)
         yield
         leave()
     except (KeyboardInterrupt, Interrupted) as error:
         # The others, whose connection breaks, wait for this note.
-        noted = first_failure(INTERRUPTED)
-        if noted is not None or started_by_gkd(os.environ):
-            raise SystemExit(INTERRUPTED) from error
+        status = first_failure(exit_status(error))
+        if status is not None:
+            raise SystemExit(status) from error
         raise
     except Exception as error:
         unexplained = lost_connection(error) and not wait_for_reason()
@@ -97,8 +103,6 @@ def among_ranks() -> Iterator[None]:
         if unexplained:
             raise RankDied(f"another process of the run is gone ({error})") from error
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def ranks_to_start(resolved: Resolved) -> int:
@@ -120,16 +124,17 @@ def ranks_to_start(resolved: Resolved) -> int:
     return count if zero or count > 1 else 0
 
 
-def start_ranks(count: int, directory: Path, accepts: bool) -> None:
+def start_ranks(count: int, lease: Lease, accepts: bool) -> None:
     """Run the configuration of a run directory in several processes.
 
     Args:
         count: Number of processes.
-        directory: The run directory.
+        lease: The lease of the run directory.
         accepts: Whether the run goes on although something has changed.
 
     Raises:
         SystemExit: A process failed and has reported the error.
+        KeyboardInterrupt: The processes were asked to stop before they could say so.
         RankDied: A process was killed.
     """
     from gkd_core.parallel.launch import start_ranks
@@ -137,19 +142,18 @@ def start_ranks(count: int, directory: Path, accepts: bool) -> None:
     global _distributed
     _distributed = True
     accept = ["--accept-changes"] if accepts else []
-    failure = start_ranks(count, ["run", "--resume", *accept, "--output", str(directory)])
+    arguments = ["run", "--resume", *accept, "--output", str(lease.path)]
+    failure = start_ranks(count, arguments, {TOKEN: lease.token})
     if failure is None:
         return
     if failure.status in SPOKEN:
         raise SystemExit(failure.status)
+    if failure.asked:
+        raise KeyboardInterrupt
     how = f"was killed by {failure.killer}" if failure.killer else f"ended with {failure.status}"
-    place = shlex.quote(str(directory))
+    place = shlex.quote(str(lease.path))
     raise RankDied(
         f"process {failure.rank} of {count} {how}, so the others were terminated. If it ran out "
         "of memory, use smaller micro-batches (training.accumulation). Continue with: gkd run "
         f"--resume --output {place}"
     )
-
-
-def _end(number: int, _frame: object) -> None:
-    sys.exit(128 + number)

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gkd_core.cli.duration import Duration
 from gkd_core.cli.errors import resumable
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
 from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
+from gkd_core.stop_signals import time_limit
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
     from gkd_core.contract.sink import Sink
+    from gkd_core.lease import Lease
     from gkd_core.runs.directory import Mode
     from gkd_core.runs.resumption import Resumption
     from gkd_core.runs.run import Run
@@ -34,6 +37,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="With --resume: go on although rows, models, settings or plugins have changed.",
 )
+@click.option(
+    "--max-time",
+    type=Duration(),
+    help="Stop after this time, such as 3h30m, with a checkpoint and exit status 75.",
+)
 def run(
     files: tuple[Path, ...],
     recipe: str | None,
@@ -41,6 +49,7 @@ def run(
     overwrite: bool,
     resume: bool,
     accept_changes: bool,
+    max_time: float | None,
     **flags: Any,
 ) -> None:
     """Distill a student.
@@ -53,7 +62,7 @@ def run(
     if accept_changes and not resume:
         raise click.UsageError("--accept-changes belongs to --resume")
     options = RunOptions(files, recipe, settings, flags)
-    with among_ranks():
+    with among_ranks(), time_limit(max_time):
         if resume:
             _run("resume", *_resume(options, accept_changes))
         else:
@@ -72,12 +81,12 @@ def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -
     specs = prepare_run(resolved, registry())
     count = ranks_to_start(resolved)
     differences = () if resumption is None else _check(resolved, resumption, specs)
-    with _directory(resolved, mode) as directory:
-        if count:
-            start_ranks(count, directory, resumption is not None and resumption.accepts)
+    with _directory(resolved, mode) as (directory, lease):
+        if count and lease is not None:
+            start_ranks(count, lease, resumption is not None and resumption.accepts)
             return
         recorder = _recorder(resolved, directory, sinks)
-        run = Run(resolved, registry(), specs, directory, recorder)
+        run = Run(resolved, registry(), specs, directory, recorder, lease)
         if resumption is not None:
             run.contents, run.differences = resumption.contents, differences
         with recorder.record(run.info, resolved.values()):
@@ -108,8 +117,8 @@ def _check(
 
 
 @contextmanager
-def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
-    """Lock the run directory, which the first rank creates and broadcasts to the others."""
+def _directory(resolved: Resolved, mode: Mode) -> Iterator[tuple[Path, Lease | None]]:
+    """Hold the run directory, which the first rank creates and broadcasts to the others."""
     from gkd_core.config.render import to_toml
     from gkd_core.distributed.ranks import is_first, tell
     from gkd_core.runs.directory import free_directory, open_directory
@@ -118,10 +127,10 @@ def _directory(resolved: Resolved, mode: Mode) -> Iterator[Path]:
     name = resolved.recipe or resolved.stages[-1].config.method
     directory = Path(chosen) if chosen else free_directory(name)
     held = open_directory(directory, mode, to_toml(resolved)) if is_first() else nullcontext()
-    with held:
+    with held as lease:
         directory = tell(directory)
         with resumable(directory):
-            yield directory
+            yield directory, lease
 
 
 def _print_summary(run: Run) -> None:
@@ -157,14 +166,20 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
         ConfigError: There is no such run, or it was begun with other settings.
     """
     from gkd_core.config.resolve import resolve
+    from gkd_core.distributed.ranks import is_first, wait
     from gkd_core.errors import ConfigError
+    from gkd_core.lease import refuse_held
     from gkd_core.plugins import registry
-    from gkd_core.runs.directory import CONFIG
+    from gkd_core.runs.directory import CONFIG, restore_replaced
     from gkd_core.runs.resumption import Resumption
 
     chosen = options.flags.get("output")
     if chosen is None:
         raise ConfigError("--resume needs the directory of the run: add --output DIR")
+    if is_first():
+        refuse_held(Path(chosen))
+        restore_replaced(Path(chosen))
+    wait()
     stored = Path(chosen) / CONFIG
     if not stored.exists():
         raise ConfigError(f"{chosen} contains no run to resume. Omit --resume to start one")

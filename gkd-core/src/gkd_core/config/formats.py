@@ -12,6 +12,15 @@ import yaml
 
 from gkd_core.errors import ConfigError
 
+LONGEST = 1_000_000
+"""Characters of a file of settings."""
+
+MOST_VALUES = 100_000
+"""Values of a YAML document, those repeated by aliases included."""
+
+MOST_PARSED = 20_000_000
+"""Characters that are parsed at most to find the lines of keys in TOML."""
+
 HEADING = (
     "# Every setting of the run, and where each came from. `gkd run` with this file repeats it."
 )
@@ -35,11 +44,17 @@ def line_of(key: SettingKey, lines: Lines) -> int | None:
 
 
 def toml_value(text: str) -> Any:
-    """Parse a TOML value; text that is not one, or has no JSON equivalent, stays a string."""
+    """Parse a TOML value; text that is not one, or has no JSON equivalent, stays a string.
+
+    Raises:
+        ConfigError: It is nested too deeply, or has too many digits.
+    """
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"--set {text}: the value cannot be read: {error}") from error
     value = table["value"]
     if len(table) > 1 or not isinstance(value, (bool, int, float, str, list, dict)):
         return text
@@ -64,10 +79,14 @@ def _toml_lines(text: str) -> Lines:
     lines: Lines = {}
     entries: dict[SettingKey, int] = {}
     table: SettingKey = ()
-    start, rows = 0, text.replace("\r\n", "\n").split("\n")
+    start, rows, parsed = 0, text.replace("\r\n", "\n").split("\n"), 0
     for end in range(1, len(rows) + 1):
+        tried = "\n".join(rows[start:end])
+        parsed += len(tried)
+        if parsed > MOST_PARSED:
+            break  # lines are for messages only
         try:
-            statement = tomllib.loads("\n".join(rows[start:end]))
+            statement = tomllib.loads(tried)
         except tomllib.TOMLDecodeError:
             continue
         if rows[start].lstrip().startswith("["):
@@ -131,8 +150,8 @@ _YamlLoader.add_implicit_resolver(
 
 def _read_yaml(text: str, source: str) -> tuple[Any, Lines]:
     try:
+        lines = _node_lines(text, source)  # first, because it counts what aliases repeat
         tree = yaml.load(text, Loader=_YamlLoader)
-        lines = _node_lines(text, source)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = source if mark is None else f"{source}:{mark.line + 1}"
@@ -158,7 +177,8 @@ def _node_lines(text: str, source: str) -> Lines:
     """Find the line of each key in a YAML document.
 
     Raises:
-        ConfigError: A table has a key twice, or an alias is inside the node that it refers to.
+        ConfigError: A table has a key twice, an alias is inside the node that it refers to, or
+            there are too many values.
     """
     lines: Lines = {}
 
@@ -174,6 +194,8 @@ def _node_lines(text: str, source: str) -> Lines:
                     f"{where}: `{dotted(place)}` is an alias of a node that contains it"
                 )
             lines[place] = first.start_mark.line + 1
+            if len(lines) > MOST_VALUES:
+                raise ConfigError(f"{source}: there are more than {MOST_VALUES:,} values")
             visit(inner, place, (*around, inner))
 
     root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -192,10 +214,32 @@ def _parts(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
             yield index, item, item
 
 
-READERS: dict[str, Callable[[str, str], tuple[Any, Lines]]] = {
-    ".toml": _read_toml,
-    ".yaml": _read_yaml,
-    ".yml": _read_yaml,
-    ".json": _read_json,
+Reader = Callable[[str, str], tuple[Any, Lines]]
+
+
+def _guarded(read: Reader) -> Reader:
+    """Return a parser that refuses what Python cannot hold."""
+
+    def guarded(text: str, source: str) -> tuple[Any, Lines]:
+        if len(text) > LONGEST:
+            raise ConfigError(
+                f"{source} has {len(text):,} characters, but settings take at most {LONGEST:,}. "
+                "Give rows with --data"
+            )
+        try:
+            return read(text, source)
+        except RecursionError as error:
+            raise ConfigError(f"{source}: it is nested too deeply") from error
+        except ValueError as error:  # digits, dates
+            raise ConfigError(f"{source}: a value cannot be read: {error}") from error
+
+    return guarded
+
+
+READERS: dict[str, Reader] = {
+    ".toml": _guarded(_read_toml),
+    ".yaml": _guarded(_read_yaml),
+    ".yml": _guarded(_read_yaml),
+    ".json": _guarded(_read_json),
 }
 """Parsers by suffix: they take the text and name of a file, and return the tree and its lines."""

@@ -16,6 +16,7 @@ from gkd_core.contract.schedule import Schedule
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Offload = Literal["none", "cpu", "nvme"]
 TeacherSize = Literal["large", "small"]
 Placement = Literal["replicated", "offload", "zero3"]
@@ -296,8 +297,8 @@ class TrainingConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01, description="Weight decay, not applied to biases and normalization layers."
     )
-    beta1: Share = Field(0.9, description="AdamW beta 1.")
-    beta2: Share = Field(0.999, description="AdamW beta 2.")
+    beta1: Beta = Field(0.9, description="AdamW beta 1.")
+    beta2: Beta = Field(0.999, description="AdamW beta 2.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
     clip: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Maximum gradient norm; 0 disables clipping."
@@ -494,6 +495,11 @@ class OutputConfig(Section):
         description="Write a log for every process, log-RANK.txt, in addition to the first one's "
         "log.txt.",
     )
+    checkpoints: Positive = Field(
+        2,
+        description="Checkpoints of a stage to keep: the newest, and those before it in case it is "
+        "damaged. Each holds the best student so far.",
+    )
     reuse: bool = Field(
         True,
         description="Copy the student of a stage that an earlier run trained with the same "
@@ -563,7 +569,7 @@ class RunConfig(Section):
     procedure: ProcedureConfig | None = Field(
         None, description="Generates the stages from options, in recipes such as `takd`."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(1, description="Seed of everything random.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="Seed of everything random.")
     stages: list[StageConfig] = Field(
         [],
         description="Stages, run in order; each continues with the previous one's student unless "

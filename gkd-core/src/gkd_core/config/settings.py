@@ -86,6 +86,8 @@ def read_file(path: Path, level: Level = Level.FILE) -> list[Setting]:
             f"{path}: unknown kind of configuration file {path.suffix!r}; the name must end in "
             f"{', '.join(READERS)}"
         )
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is not a file, but settings are read from one")
     try:
         # utf-8-sig drops the byte order mark that some editors write.
         text = path.read_text(encoding="utf-8-sig")

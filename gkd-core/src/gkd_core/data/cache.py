@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
+
+from gkd_core import digest
+from gkd_core.atomic import write_file
+
+Entry = TypeVar("Entry")
+
+DIGEST = "digest"
+CONTENT = "content"
+"""Keys of an entry."""
+
+DAMAGED = ".damaged"
+"""Suffix of an entry that was set aside."""
+
+_unwritable: set[str] = set()
+"""Caches of which it has been said."""
 
 
 def cache_dir() -> Path:
@@ -15,3 +36,66 @@ def cache_dir() -> Path:
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gkd"
+
+
+def write_entry(path: Path, content: Any) -> None:
+    """Keep a JSON value in the cache; a cache that cannot be written is one warning."""
+    try:
+        write_file(path, json.dumps({DIGEST: digest.of_value(content), CONTENT: content}))
+    except OSError as error:
+        warn_unwritable(error)
+
+
+def read_entry(path: Path, make: Callable[[Any], Entry]) -> Entry | None:
+    """Return an entry of the cache; None if there is none that can be used.
+
+    One that is damaged is named and set aside.
+
+    Args:
+        path: The file.
+        make: Makes the entry from its JSON value.
+    """
+    try:
+        return make(_content(json.loads(path.read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        warn_unwritable(error)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        set_aside(path, str(error))
+    return None
+
+
+def set_aside(path: Path, problem: str) -> None:
+    """Give a damaged entry of the cache, a file or a directory, another name, and say so."""
+    aside = path.with_name(path.name + DAMAGED)
+    with suppress(OSError):
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+    warnings.warn(
+        f"{path} in the cache is damaged ({problem}): it is made again, and what was there is "
+        f"{aside.name}",
+        stacklevel=3,
+    )
+
+
+def warn_unwritable(error: OSError) -> None:
+    """Say once that the cache cannot be used."""
+    folder = str(cache_dir())
+    if folder in _unwritable:
+        return
+    _unwritable.add(folder)
+    warnings.warn(
+        f"the cache {folder} cannot be used ({error.strerror or error}): what it would hold is "
+        "made again each time. Set GKD_CACHE to another directory",
+        stacklevel=3,
+    )
+
+
+def _content(entry: Any) -> Any:
+    """Return the value of an entry; version 0.1 wrote it alone, without a digest."""
+    if not isinstance(entry, dict) or entry.keys() != {DIGEST, CONTENT}:
+        return entry
+    if entry[DIGEST] != digest.of_value(entry[CONTENT]):
+        raise ValueError("it is not as it was written")
+    return entry[CONTENT]

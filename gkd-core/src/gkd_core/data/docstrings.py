@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,9 @@ FEWEST_WORDS = 5
 SHINGLE = 3
 SIMILAR = 0.5
 SHARES = {"test": 0.2, "validation": 0.1}
+
+BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)
+"""What definitions may stand in."""
 
 Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -94,10 +97,19 @@ def _sources(library: Path, module: str) -> list[Path]:
 
 def _passages(file: Path, library: Path, label: int) -> Iterator[Passage]:
     name = file.relative_to(library).as_posix()
-    nodes = ast.walk(ast.parse(file.read_bytes()))
-    for node in (node for node in nodes if isinstance(node, Definition)):
+    for node in _definitions(ast.parse(file.read_bytes())):
         for text in paragraphs(ast.get_docstring(node) or ""):
             yield Passage(text, label, f"{name}:{getattr(node, 'lineno', 0)}")
+
+
+def _definitions(module: ast.Module) -> Iterator[Definition]:
+    """Yield what may have a docstring, in the order of `ast.walk`; no expression is looked into."""
+    waiting: deque[ast.AST] = deque([module])
+    while waiting:
+        node = waiting.popleft()
+        if isinstance(node, Definition):
+            yield node
+        waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, BLOCKS)]
 
 
 def paragraphs(docstring: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gkd_core import digest
-from gkd_core.atomic import write_file
 from gkd_core.config.schema import LM, TeacherSize
 from gkd_core.contract.task import DefaultTeacher, Split, Task, TaskData
 from gkd_core.data import docstrings
 from gkd_core.data.assemble import hash_rows, without_labels
-from gkd_core.data.cache import cache_dir
-from gkd_core.errors import ConfigError, DataError
+from gkd_core.data.cache import cache_dir, read_entry, write_entry
+from gkd_core.errors import ConfigError
 from gkd_core.models.embedded_teachers import FAMILY, MASK_SHARE, embedded_teacher
 
 STUDENT_ROWS = 200
@@ -122,15 +120,11 @@ def _cached_rows() -> LabeledTexts:
     library = Path(sysconfig.get_path("stdlib"))
     content = f"{sys.version}\n{library}\n{inspect.getsource(docstrings)}"
     key = digest.of_bytes([content.encode()])[: digest.SHORT]
-    path = cache_dir() / "embedded" / f"{key}.json"
-    if not path.exists():
-        write_file(path, json.dumps(_make_rows(library)))
-    try:
-        rows: LabeledTexts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"the cached rows {path} are corrupt ({error}); delete the file to recreate it"
-        ) from error
+    path = cache_dir() / "embedded" / f"{key}-2.json"  # version 0.1 wrote the rows alone
+    rows: LabeledTexts | None = read_entry(path, dict)
+    if rows is None:
+        rows = _make_rows(library)
+        write_entry(path, rows)
     return rows
 
 

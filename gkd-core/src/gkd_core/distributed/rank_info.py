@@ -7,6 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gkd_core.errors import ConfigError
+
+STORE = "GKD_STORE"
+"""Variable with the file in which ranks of one machine meet."""
+
 FIRST_PORT = 20000
 PORTS = 20000
 """SLURM gives no port: it is derived from the job, so that jobs on one node do not collide."""
@@ -22,6 +27,7 @@ class RankInfo:
         local_rank: Rank on this machine.
         address: Host name of the machine of rank 0.
         port: Port that rank 0 listens on.
+        store: The file in which ranks of one machine meet instead; they listen on no port.
     """
 
     rank: int
@@ -29,6 +35,7 @@ class RankInfo:
     local_rank: int
     address: str
     port: int
+    store: str | None = None
 
     def export(self) -> None:
         """Set the environment variables of torchrun, which PyTorch and DeepSpeed read."""
@@ -46,19 +53,35 @@ def read_launcher_env(environment: Mapping[str, str]) -> RankInfo | None:
 
     Args:
         environment: Environment variables.
+
+    Raises:
+        ConfigError: A variable of the launcher has an impossible value.
     """
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        world = _number(environment, "WORLD_SIZE", range(1, 2**31))
         return RankInfo(
-            rank=int(environment["RANK"]),
-            world=int(environment["WORLD_SIZE"]),
-            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            rank=_number(environment, "RANK", range(world)),
+            world=world,
+            local_rank=_number(environment, "LOCAL_RANK", range(world)),
             address=environment["MASTER_ADDR"],
-            port=int(environment["MASTER_PORT"]),
+            port=_number(environment, "MASTER_PORT", range(2**16)),
+            store=environment.get(STORE),
         )
     # An sbatch script is not itself a task of a step: it has SLURM_NTASKS but no step node list.
     if {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NODELIST"} <= environment.keys():
         return _slurm_rank(environment)
     return None
+
+
+def _number(environment: Mapping[str, str], name: str, allowed: range) -> int:
+    """Return the number in a variable of a launcher; 0 if it is not set."""
+    text = environment.get(name, "0")
+    if re.fullmatch("[0-9]{1,10}", text) and int(text) in allowed:
+        return int(text)
+    raise ConfigError(
+        f"{name} = {text!r} in the environment is no number from {allowed[0]} to {allowed[-1]}. "
+        "The launcher sets it; unset RANK and WORLD_SIZE to run without one"
+    )
 
 
 def _slurm_rank(environment: Mapping[str, str]) -> RankInfo | None:

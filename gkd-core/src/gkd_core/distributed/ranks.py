@@ -71,7 +71,10 @@ def init_process_group(info: RankInfo) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    _store, number, size = next(rendezvous("env://"))
+    place = "env://"
+    if info.store is not None:
+        place = f"file://{info.store}?rank={info.rank}&world_size={info.world}"
+    _store, number, size = next(rendezvous(place))
     dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=PATIENCE)
 
 

@@ -17,6 +17,7 @@ from gkd_core.contract.batch import IGNORE, Items
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import find_text
 from gkd_core.data.encode import Encoded, join_rows
+from gkd_core.data.holdout import take
 from gkd_core.errors import DataError
 from gkd_core.kinds.class_kind import ClassKind
 from gkd_core.kinds.filled import Filled, blank_problem, differ_in_one_token, filled_rows
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
     from gkd_core.data.table import Table
 
 PLANNED_TOKENS = 4
-"""Tokens of a candidate in the rows that a step is planned with, if rows have their own."""
+"""Tokens of a candidate in the rows that a step is planned with, where no row is known."""
+
+PLANNED_ROWS = 256
+"""Rows that are encoded to plan a step."""
 
 
 class Cloze(MultipleChoice, ClassKind):
@@ -175,14 +179,34 @@ class Cloze(MultipleChoice, ClassKind):
             head.register_forward_pre_hook(partial(reader.select, marked))
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
-        """Return rows whose blank is their first token."""
+        """Return rows whose blank is their first token, or their first ones."""
         own = _counts(classes)
-        many = len(classes) if own else 1
-        tokens = min(PLANNED_TOKENS, length) if own else 1
+        shape = (min(PLANNED_TOKENS, length), 1) if own else (1, len(classes))
+        return self._planned(rows, length, token, classes, shape)
+
+    def planned_for(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: int,
+        length: int,
+        token: int,
+        classes: Sequence[str],
+    ) -> Encoded:
+        """Return rows of which as many tokens are scored as of the first rows of a split."""
+        first = take(split, range(min(PLANNED_ROWS, len(split))))
+        _, tokens, width = self.encode(first, tokenizer, length, classes).extra["words"].shape
+        return self._planned(rows, length, token, classes, (tokens, width))
+
+    def _planned(
+        self, rows: int, length: int, token: int, classes: Sequence[str], shape: tuple[int, int]
+    ) -> Encoded:
+        """Return rows with so many scored tokens, and so many words for each."""
+        many = 1 if shape[1] > 1 else len(classes)
         made = TaskKind.planned(self, rows * many, length, token, classes)
         blank = np.zeros((rows * many, length), np.int64)
-        blank[:, :tokens] = 1
-        words = np.full((rows * many, tokens, 1 if own else len(classes)), token, np.int64)
+        blank[:, : shape[0]] = 1
+        words = np.full((rows * many, *shape), token, np.int64)
         labels, extra = np.zeros(rows, np.int64), {"blank": blank.flatten(), "words": words}
         return replace(made.with_labels(labels, extra), per_row=many)
 

@@ -6,6 +6,8 @@ user allows it. Everything that `config.json` reveals is checked before any weig
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,9 @@ WeightReader: TypeAlias = Callable[
 ]
 """Reads a model (name, kind, configuration, trust_remote_code, origin); returns it, the weights
 missing from the checkpoint, and those of a different shape."""
+
+SAFE_FILE = re.compile(r"[^/\\]+\.safetensors")
+"""What an index of weights may name."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -195,8 +200,18 @@ def _loader(kind: TaskKind, config: PretrainedConfig) -> Any:
 
 
 def check_safetensors(place: str, kind: TaskKind, origin: str) -> None:
-    """Reject a directory without safetensors; transformers itself rejects such a hub id."""
+    """Reject a directory without safetensors; transformers itself rejects such a hub id.
+
+    An index must not name other files either, because transformers would unpickle them.
+    """
     directory = Path(place)
+    for index in sorted(directory.glob("*.index.json")):
+        foreign = [name for name in _indexed(index) if not SAFE_FILE.fullmatch(name)]
+        if foreign:
+            raise ConfigError(
+                f"{origin} = {place!r}: {index.name} names {foreign[0]!r}, which is no safetensors "
+                "file of this directory. Get the checkpoint again, or correct the index"
+            )
     if not directory.is_dir() or any(directory.glob("*.safetensors")):
         return
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
@@ -209,6 +224,14 @@ def check_safetensors(place: str, kind: TaskKind, origin: str) -> None:
         f"import {auto} as M; M.from_pretrained('{place}').save_pretrained('{place}-safetensors')\""
         ", and copy its tokenizer files too"
     )
+
+
+def _indexed(index: Path) -> list[str]:
+    """Return the files that an index names; none if it cannot be read, which is said later."""
+    try:
+        return sorted(set(map(str, json.loads(index.read_text())["weight_map"].values())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
 
 
 def no_trained_head(model: str, kind: TaskKind, origin: str, missing: Sequence[str]) -> ConfigError:

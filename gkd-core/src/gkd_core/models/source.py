@@ -49,6 +49,7 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
     if problem is not None:
         raise ConfigError(f"{origin} = {model!r} {problem}")
     _refuse_quantized(config, place, model, origin)
+    _refuse_kernel(config, model, origin)
     return config
 
 
@@ -107,6 +108,16 @@ def _refuse_quantized(config: PretrainedConfig, place: str, model: str, origin: 
         "weights are not read; give the checkpoint that it was made from, or a copy converted "
         "back to bf16"
     )
+
+
+def _refuse_kernel(config: PretrainedConfig, model: str, origin: str) -> None:
+    """Reject attention that transformers would fetch as compiled code from the hub."""
+    kernel = getattr(config, "_attn_implementation", None)
+    if isinstance(kernel, str) and "/" in kernel:
+        raise ConfigError(
+            f"{origin} = {model!r} asks for the attention kernel {kernel!r}, which is code from "
+            "the Hugging Face Hub. Remove attn_implementation from its config.json"
+        )
 
 
 @functools.lru_cache(maxsize=64)

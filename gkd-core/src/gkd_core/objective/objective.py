@@ -75,7 +75,7 @@ class Objective:
         seed: int,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(name_seed(seed, name))
+            torch.default_generator.manual_seed(name_seed(seed, name))
             modules = _module_dict(build(), owner)
         owner.modules = modules
         if modules:

@@ -1,21 +1,46 @@
-"""Launching of a run's ranks on this machine; if one fails, all are terminated."""
+"""Launching of a run's ranks on this machine; if one fails, all are terminated.
+
+Ranks meet in a file of a private folder and talk over the loopback interface, so that nothing on
+the network can reach them. They do not outlive their launcher.
+"""
 
 from __future__ import annotations
 
-import logging
+import ctypes
+import faulthandler
 import os
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
-import uuid
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from gkd_core.distributed.rank_info import STORE
+from gkd_core.stop_signals import SIGNALS
 
 GRACE = 30
 """Seconds that ranks have to exit after one has failed, before they are killed."""
 
-RUN = "gkd-"
-"""Prefix of the elastic agent's run id, by which a rank knows that gkd started it."""
+SHOW = signal.SIGUSR2
+"""The signal on which a rank shows the stack of each thread."""
+
+SHOWING = 1
+"""Seconds that it may take."""
+
+LAUNCHER = "GKD_LAUNCHER"
+"""Variable with the process number of the launcher, by which a rank knows that gkd started it."""
+
+POLL = 0.05
+"""Seconds between two looks at the ranks."""
+
+_DIE_WITH_PARENT = 1
+"""PR_SET_PDEATHSIG of Linux."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +50,12 @@ class Failure:
     Attributes:
         rank: Global rank.
         status: Its exit status, or minus the number of the signal that killed it.
+        asked: Whether the ranks were asked to stop.
     """
 
     rank: int
     status: int
+    asked: bool = False
 
     @property
     def killer(self) -> str | None:
@@ -38,57 +65,125 @@ class Failure:
 
 def started_by_gkd(environment: Mapping[str, str]) -> bool:
     """Return whether `start_ranks` launched this process, and reports its failure."""
-    return environment.get("TORCHELASTIC_RUN_ID", "").startswith(RUN)
+    return LAUNCHER in environment
 
 
-def start_ranks(count: int, arguments: Sequence[str]) -> Failure | None:
+def obey_launcher(environment: Mapping[str, str]) -> None:
+    """Prepare this process for its launcher, if gkd started it.
+
+    The system kills it once the launcher is gone, however that ended. On `SHOW`, it shows where it
+    hangs.
+    """
+    if not started_by_gkd(environment):
+        return
+    faulthandler.register(SHOW, all_threads=True)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != int(environment[LAUNCHER]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start_ranks(
+    count: int, arguments: Sequence[str], environment: Mapping[str, str]
+) -> Failure | None:
     """Run `gkd` with the same arguments in several processes, and wait for them.
 
-    PyTorch's elastic agent starts, monitors and terminates them; nothing is restarted. Their output
-    goes where the output of this process goes.
+    Signals that ask for an end are passed on to them. Their output goes where the output of this
+    process goes.
 
     Args:
         count: Number of processes.
         arguments: Command-line arguments after `gkd`.
+        environment: Variables to set in addition.
 
     Returns:
         None if all succeeded, else how the first failed rank exited.
-
-    Raises:
-        KeyboardInterrupt: This process received a termination signal; the ranks have exited.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    _silence_agent()
-    cores = os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     with tempfile.TemporaryDirectory(prefix="gkd-ranks-") as folder:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=count,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-            run_id=f"{RUN}{uuid.uuid4().hex}",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",  # any free port, so that runs can share a machine
-            local_addr="localhost",
-            max_restarts=0,
-            shutdown_timeout=GRACE,
-        )
-        try:
-            elastic_launch(config, sys.executable)("-m", "gkd_core.cli", *arguments)
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            return Failure(rank, failure.exitcode)
-        except SignalException as error:
-            raise KeyboardInterrupt from error
-    return None
+        common = {**_environment(count, Path(folder)), **environment}
+        ranks: list[subprocess.Popen[bytes]] = []
+        with _passed_on(ranks) as signals:
+            try:
+                for number in range(count):
+                    own = {"RANK": str(number), "LOCAL_RANK": str(number)}
+                    command = [sys.executable, "-m", "gkd_core.cli", *arguments]
+                    ranks.append(subprocess.Popen(command, env=common | own))
+                    if signals:
+                        ranks[-1].send_signal(signals[-1])
+                failed = _first_failure(ranks)
+            finally:
+                _end(ranks)
+        return None if failed is None else Failure(*failed, asked=bool(signals))
 
 
-def _silence_agent() -> None:
-    """Silence the agent's loggers: a failing rank reports why, and the agent only repeats it."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+def _environment(count: int, folder: Path) -> dict[str, str]:
+    """Return the variables of all ranks."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "")
+    interface = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} if loopback else {}
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        **interface,
+        LAUNCHER: str(os.getpid()),
+        STORE: str(folder / "store"),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",  # DeepSpeed wants one, though nothing listens there
+    }
+
+
+@contextmanager
+def _passed_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass on signals to the ranks; yield those that have come."""
+    received: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for rank in ranks:
+            rank.send_signal(number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
+    """Wait for the ranks; return the number and status of the first that fails."""
+    while True:
+        statuses = [rank.poll() for rank in ranks]
+        failed = [(number, status) for number, status in enumerate(statuses) if status]
+        if failed:
+            # One that a signal killed can say nothing: that others lost it is a consequence.
+            return min(failed, key=lambda each: each[1] > 0)
+        if all(status == 0 for status in statuses):
+            return None
+        time.sleep(POLL)
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Terminate the ranks that still run; those that do not exit show where they hang, and die."""
+    for rank in ranks:
+        rank.terminate()
+    if not _wait(ranks, GRACE):
+        for rank in ranks:
+            rank.send_signal(SHOW)
+        _wait(ranks, SHOWING)
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:
+    """Wait until the ranks have exited; return whether they have."""
+    end = time.monotonic() + seconds
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
+        time.sleep(POLL)
+    return all(rank.poll() is not None for rank in ranks)

@@ -333,7 +333,8 @@ def _longest_rows(
 ) -> Encoded:
     """Return rows of `length` tokens, each a byte of text where tokenizers differ."""
     token = next(t for t in range(len(tokenizer)) if t not in tokenizer.all_special_ids)
-    encoded = spec.kind.planned(rows, length, token, spec.data.classes)
+    known = spec.data.train, tokenizer
+    encoded = spec.kind.planned_for(*known, rows, length, token, spec.data.classes)
     if not spec.needs_byte_offsets:
         return encoded
     starts = np.arange(len(encoded.ids), dtype=np.int32)

@@ -79,7 +79,7 @@ def _misfits(cls: type) -> Iterator[str]:
     """Yield its methods that cannot be called as core calls those of the base classes."""
     for name, declared in _methods(cls).items():
         given = inspect.getattr_static(cls, name)
-        if isinstance(given, (staticmethod, classmethod, partialmethod)):
+        if given is declared or isinstance(given, (staticmethod, classmethod, partialmethod)):
             continue
         if not inspect.isfunction(given):
             yield f"`{name}` must be a method, not {reprlib.repr(given)}"

@@ -6,6 +6,8 @@ folder from which the plugin is imported.
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
@@ -63,8 +65,13 @@ def code_files(module: str, distribution: str) -> dict[str, Path]:
 def module_file(module: str) -> Path | None:
     """Return the file of an imported module, if it has one."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    path = Path(file).resolve() if file else None
+    path = _resolved(file) if file else None
     return path if path is not None and path.is_file() else None
+
+
+@functools.cache  # a stage asks for hundreds of modules
+def _resolved(file: str) -> Path:
+    return Path(file).resolve()
 
 
 def _find_distribution(name: str) -> Distribution | None:
@@ -82,7 +89,8 @@ def _listed_files(installed: Distribution) -> dict[str, Path]:
     for listed in installed.files or ():
         is_script = listed.parts[0] == ".." and listed.parent.name in SCRIPTS
         path = Path(str(installed.locate_file(listed))).resolve()
-        if not is_script and _is_code(Path(listed)) and path.is_file():
+        is_code = all(part == ".." or _is_code_name(part) for part in listed.parts)
+        if is_code and not is_script and path.is_file():
             found[listed.as_posix()] = path
     return found
 
@@ -137,14 +145,25 @@ def _find_spec(name: str) -> ModuleSpec | None:
 
 def _files_in(place: Path) -> dict[str, Path]:
     """Return the files of a module or folder by their names relative to where it is."""
-    paths = place.rglob("*") if place.is_dir() else [place]
-    names = {path.relative_to(place.parent): path for path in paths if path.is_file()}
-    return {name.as_posix(): path for name, path in names.items() if _is_code(name)}
+    if not _is_code_name(place.name):
+        return {}
+    found = _walk(place) if place.is_dir() else [str(place)]
+    start = len(str(place.parent / "_")) - 1
+    return {path[start:].replace(os.sep, "/"): Path(path) for path in found}
 
 
-def _is_code(name: Path) -> bool:
-    """Tell whether a file is neither metadata nor hidden nor compiled by Python."""
-    return name.suffix != ".pyc" and not any(
-        part.endswith(METADATA) or part == "__pycache__" or (part.startswith(".") and part != "..")
-        for part in name.parts
-    )
+def _walk(folder: str | Path) -> Iterator[str]:
+    """Yield the files of code in a folder and those below it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not _is_code_name(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
+            elif entry.is_file():
+                yield entry.path
+
+
+def _is_code_name(name: str) -> bool:
+    """Tell whether a file or folder is neither metadata nor hidden nor compiled by Python."""
+    return not name.endswith((".pyc", *METADATA)) and name != "__pycache__" and name[0] != "."

@@ -208,6 +208,12 @@ SINK = Contribution(
     "gkd_core.contract.sink.Sink",
     reserved=_settings_of_tracking,
 )
+LAUNCHER = Contribution(
+    "launcher",
+    "launchers",
+    "gkd_register_launchers",
+    "gkd_core.contract.launcher.Launcher",
+)
 KIND = Contribution(
     "kind of task",
     "kinds of task",
@@ -235,6 +241,7 @@ CONTRIBUTIONS = (
     OPTIMIZER,
     ROLLOUT_ENGINE,
     SINK,
+    LAUNCHER,
     KIND,
     COMMAND,
 )

@@ -15,6 +15,7 @@ from gkd_core.plugins.contributions import (
     COMBINER,
     COMMAND,
     KIND,
+    LAUNCHER,
     METHOD,
     OPTIMIZER,
     PROCEDURE,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from gkd_core.config.schema import RolloutConfig, RunConfig
     from gkd_core.contract.combiner import TeacherCombiner
+    from gkd_core.contract.launcher import Launcher
     from gkd_core.contract.method import Method
     from gkd_core.contract.optimizer import OptimizerFactory
     from gkd_core.contract.procedure import Procedure
@@ -121,6 +123,11 @@ class Registry:
     def rollout_engines(self) -> Mapping[str, type[RolloutEngine]]:
         """Every rollout engine by name."""
         return self._loaded.named(ROLLOUT_ENGINE)
+
+    @functools.cached_property
+    def launchers(self) -> Mapping[str, type[Launcher]]:
+        """Every launcher of studies by name."""
+        return self._loaded.named(LAUNCHER)
 
     @functools.cached_property
     def sinks(self) -> Mapping[str, type[Sink]]:
@@ -213,6 +220,25 @@ class Registry:
         """Return a sink by name, or raise `ConfigError`."""
         more = f" There are {', '.join(self.sinks)}"
         return self._find(SINK, name, self.sinks, ConfigError, more)
+
+    def launcher(self, name: str) -> type[Launcher]:
+        """Return a launcher by name, or raise `ConfigError`."""
+        more = f" There are {', '.join(self.launchers)}"
+        return self._find(LAUNCHER, name, self.launchers, ConfigError, more)
+
+    def make_launcher(self, name: str, options: Mapping[str, Any]) -> Launcher:
+        """Return a launcher with its options, or raise `ConfigError`."""
+        from pydantic import ValidationError
+
+        cls = self.launcher(name)
+        try:
+            return cls(cls.Config.model_validate(dict(options)))
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise ConfigError(
+                f"--option of launcher {name}: {'; '.join(problems)}. It has "
+                f"{', '.join(cls.Config.model_fields) or 'none'}"
+            ) from error
 
     def make_sinks(self, config: RunConfig) -> list[Sink]:
         """Return the sinks of a run with their options.
@@ -314,6 +340,7 @@ class Registry:
             OPTIMIZER: self.optimizers,
             ROLLOUT_ENGINE: self.rollout_engines,
             SINK: self.sinks,
+            LAUNCHER: self.launchers,
             ANSWER_SOURCE: self.answer_sources,
             COMMAND: self.commands,
         }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,14 @@ from pathlib import Path
 from gkd_core import digest
 from gkd_core.atomic import publish
 from gkd_core.contract.task import DefaultTeacher, TaskData
-from gkd_core.data.cache import cache_dir
+from gkd_core.data.cache import (
+    cache_dir,
+    read_entry,
+    set_aside,
+    warn_unwritable,
+    write_entry,
+)
+from gkd_core.models.content import model_digest
 
 TRAINED_AS_IN = "0.1.0"
 """The first version that trains default teachers as this one does; later ones reuse its teachers.
@@ -46,7 +55,10 @@ class DefaultTeacherStore:
 
     def keep(self, directory: Path) -> None:
         """Copy a trained teacher into the cache, unless another run has put one there."""
-        _keep(self.trained, lambda aside: shutil.copytree(directory, aside))
+        try:
+            _keep(self.trained, lambda aside: shutil.copytree(directory, aside))
+        except OSError as error:
+            warn_unwritable(error)
 
 
 def default_teacher_store(
@@ -54,7 +66,7 @@ def default_teacher_store(
 ) -> DefaultTeacherStore:
     """Return the teacher's store, named by a hash of everything that determines its weights.
 
-    Writes the untrained model if it does not exist yet.
+    Writes the untrained model if it does not exist yet. A damaged model is set aside.
 
     Args:
         teacher: How the teacher is built and trained.
@@ -64,19 +76,46 @@ def default_teacher_store(
     content = [data.rows_hash, data.kind, data.classes, max_length]
     content += [dict(teacher.training), dict(teacher.shape), teacher.mask_share, TRAINED_AS_IN]
     folder = cache_dir() / "teachers" / digest.of_value(content)
+    try:
+        return _store(teacher, folder)
+    except OSError as error:
+        warn_unwritable(error)
+    place = Path(tempfile.mkdtemp(prefix="gkd-teachers-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return _store(teacher, place / folder.name)
+
+
+def _store(teacher: DefaultTeacher, folder: Path) -> DefaultTeacherStore:
     store = DefaultTeacherStore(teacher, folder / "untrained", folder / "trained")
+    for model in (store.untrained, store.trained):
+        if model.exists() and not _is_whole(model):
+            set_aside(model, "its files are not those that were written")
     if not store.untrained.exists():
         _keep(store.untrained, teacher.build)
     return store
 
 
 def _keep(path: Path, make: Callable[[Path], object]) -> None:
-    """Create a directory in the cache, unless another process has created it meanwhile."""
+    """Create a model in the cache, unless another process has created it meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    make(aside)
     try:
+        make(aside)
         publish(aside, path)
+        write_entry(_digest(path), model_digest(path))
     except OSError:
-        shutil.rmtree(aside)
+        if not path.exists():
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a model is as it was kept; version 0.1 kept no digest."""
+    kept = read_entry(_digest(path), str)
+    return kept is None or kept == model_digest(path)
+
+
+def _digest(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
-from gkd_core.training.checkpoint import BEST, CHECKPOINTS, NOT_FINITE
+from gkd_core.lease import Lease, LeaseLost, hold, is_inherited
+from gkd_core.training.checkpoint import BEST, CHECKPOINT, CHECKPOINTS, NOT_FINITE
 
 Mode = Literal["new", "overwrite", "resume"]
 CONFIG = "config.toml"
@@ -28,11 +31,11 @@ def free_directory(name: str, parent: Path = Path("runs")) -> Path:
 
 
 @contextmanager
-def open_directory(directory: Path, mode: Mode, config: str) -> Iterator[None]:
-    """Prepare the directory of a run and write its configuration; clean up when the run ends.
+def open_directory(directory: Path, mode: Mode, config: str) -> Iterator[Lease]:
+    """Hold the directory of a run and write its configuration; clean up when the run ends.
 
     Under `overwrite`, the existing run is set aside. It is removed at the end, or restored if the
-    new one fails before it has trained anything worth keeping.
+    new one ends before it has trained anything worth keeping.
 
     Args:
         directory: The directory.
@@ -40,28 +43,90 @@ def open_directory(directory: Path, mode: Mode, config: str) -> Iterator[None]:
         config: Content of the run's `config.toml`.
 
     Raises:
-        ConfigError: The directory already exists, is not a run, or cannot be written.
+        ConfigError: The directory already exists, is not a run, is held by another process, or
+            cannot be written.
     """
+    restore_replaced(directory)
     _refuse_occupied(directory, mode)
+    with ExitStack() as stack:
+        try:
+            lease = stack.enter_context(hold(directory))
+            _refuse_occupied(directory, mode)  # it may have been begun by another process
+            aside = _begin(directory, mode, config)
+        except OSError as error:
+            raise ConfigError(
+                f"the run directory {directory} cannot be written: {error.strerror}. Choose "
+                "another with --output"
+            ) from error
+        if aside is not None:
+            stack.enter_context(_replacing(directory, aside))
+        yield lease
+
+
+def restore_replaced(directory: Path) -> None:
+    """Bring back the run that `--overwrite` had set aside, if its process died too early.
+
+    One that was replaced by something worth keeping stays where it is, and is named.
+
+    Args:
+        directory: The directory of the run.
+
+    Raises:
+        ConfigError: Another process holds the directory.
+    """
+    if is_inherited(directory) or not _set_aside_before(directory):
+        return  # what the launcher has set aside is its own
+    with hold(directory):
+        _restore(directory)
+
+
+def _restore(directory: Path) -> None:
+    is_kept = has_trained(directory)
+    for aside in _set_aside_before(directory):
+        if is_kept:
+            warnings.warn(
+                f"{aside} is the run that {directory} has replaced; the process that did so was "
+                "killed. Remove it, or move it to keep it",
+                stacklevel=2,
+            )
+        else:
+            _put_back(aside, directory)
+            is_kept = True
+            warnings.warn(
+                f"{directory} is again the run that --overwrite had set aside: the one that was to "
+                "replace it was killed before it had a checkpoint",
+                stacklevel=2,
+            )
+
+
+def _begin(directory: Path, mode: Mode, config: str) -> Path | None:
+    """Write the configuration of a run; return where the one that it replaces is."""
+    aside = _set_aside(directory) if mode == "overwrite" and directory.exists() else None
     try:
-        aside = _set_aside(directory) if mode == "overwrite" and directory.exists() else None
         directory.mkdir(parents=True, exist_ok=True)
         write_file(directory / CONFIG, config)
-    except OSError as error:
-        raise ConfigError(
-            f"the run directory {directory} cannot be written: {error.strerror}. Choose another "
-            "with --output"
-        ) from error
+    except BaseException:
+        if aside is not None:
+            _put_back(aside, directory)
+        raise
+    return aside
+
+
+@contextmanager
+def _replacing(directory: Path, aside: Path) -> Iterator[None]:
+    """Remove the run that is replaced in the end, or put it back if nothing has replaced it."""
     try:
         yield
+    except LeaseLost:
+        raise  # all that is there belongs to another process
     except BaseException:
-        if aside is not None and not has_trained(directory):
-            shutil.rmtree(directory)
-            os.replace(aside, directory)
+        if not has_trained(directory):
+            _put_back(aside, directory)
+            raise
+        shutil.rmtree(aside.parent)
         raise
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside.parent)
+    else:
+        shutil.rmtree(aside.parent)
 
 
 def _refuse_occupied(directory: Path, mode: Mode) -> None:
@@ -89,7 +154,23 @@ def _set_aside(directory: Path) -> Path:
     return aside
 
 
+def _set_aside_before(directory: Path) -> list[Path]:
+    """Return the runs that were in the place of a directory, the newest first."""
+    name = glob.escape(directory.name)
+    found = directory.parent.glob(f".{name}.*.old/{name}/")
+    return sorted(found, key=lambda path: path.parent.stat().st_mtime, reverse=True)
+
+
+def _put_back(aside: Path, directory: Path) -> None:
+    """Give a run that was set aside its place again; what is there is not worth keeping."""
+    if directory.exists():
+        shutil.rmtree(directory)
+    os.replace(aside, directory)
+    aside.parent.rmdir()
+
+
 def has_trained(directory: Path) -> bool:
     """Tell whether a run has a finished stage, a best student, a checkpoint or a saved step."""
     stages = directory / STAGES
-    return any(any(stages.glob(f"*/{name}")) for name in (DONE, BEST, CHECKPOINTS, NOT_FINITE))
+    kept = (DONE, BEST, f"{CHECKPOINTS}/{CHECKPOINT}", NOT_FINITE)
+    return any(any(stages.glob(f"*/{name}")) for name in kept)

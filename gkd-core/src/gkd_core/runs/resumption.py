@@ -22,7 +22,7 @@ from gkd_core.plugins import Registry
 from gkd_core.runs.directory import DONE
 from gkd_core.runs.inputs import CODE, CONTENT, CORE, SETTINGS, VERSIONS, InputReader
 from gkd_core.runs.locations import Locations
-from gkd_core.training.checkpoint import checkpoint_files, damages, newest_checkpoint
+from gkd_core.training.checkpoint import checkpoint_files, damages, find_checkpoint
 from gkd_core.training.manifest import MANIFEST, Difference, Inputs, Manifest
 from gkd_core.training.stage_spec import StageSpec
 
@@ -30,6 +30,7 @@ INTERVALS = ("log_every", "evaluate_every", "checkpoint_every")
 """Settings of `training` that may change in the course of a run."""
 
 PLACES = (
+    "output.checkpoints",
     "output.dir",
     "student.model",
     "task.train",
@@ -37,7 +38,7 @@ PLACES = (
     "task.test",
     "task.augment_model",
 )
-"""Settings that say where something is: what is there must be as before."""
+"""Settings that say what is kept, or where something is: what is there must be as before."""
 
 NONE = "not set"
 
@@ -51,7 +52,7 @@ class Begun:
 
     Attributes:
         name: Its name.
-        checkpoint: Its newest checkpoint; None if it is finished.
+        checkpoint: The checkpoint that it goes on from; None if it is finished.
         path: Where its manifest is.
         manifest: What it was begun with; None if an earlier version of gkd noted nothing.
     """
@@ -69,7 +70,8 @@ class Begun:
             ConfigError: Its manifest cannot be read.
         """
         finished = (folder / DONE).exists()
-        checkpoint = None if finished else newest_checkpoint(folder)
+        found = None if finished else find_checkpoint(folder)
+        checkpoint = None if found is None else found.path
         if checkpoint is None and not finished:
             return None
         path = (checkpoint or folder) / MANIFEST

@@ -6,14 +6,17 @@ directory is gone or the student has changed, the stage counts as never trained.
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from gkd_core.atomic import draft, write_file
+from filelock import FileLock, Timeout
+
+from gkd_core.atomic import draft
 from gkd_core.contract.run_info import STAGES
-from gkd_core.data.cache import cache_dir
+from gkd_core.data.cache import cache_dir, read_entry, write_entry
 from gkd_core.models.content import model_digest
 from gkd_core.models.save import copy_model
 from gkd_core.runs.directory import DONE
@@ -46,6 +49,38 @@ class Finished:
         return Path(self.run) / STAGES / self.stage / DONE
 
 
+@contextmanager
+def alone(fingerprint: StageFingerprint | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Train a stage while no other process trains the same; it can be taken over afterwards.
+
+    Args:
+        fingerprint: The fingerprint of the stage; None of one that is not reused.
+        say: Tells the user what the run waits for.
+    """
+    lock = None if fingerprint is None else _locked(fingerprint, say)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _locked(fingerprint: StageFingerprint, say: Callable[[str], None]) -> FileLock | None:
+    """Lock the entry of a stage; None if the cache cannot be written, which then serves nobody."""
+    entry = _entry(fingerprint)
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(entry.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("another run is training this stage; waiting for its student")
+            lock.acquire()
+    except OSError:
+        return None
+    return lock
+
+
 def remember(fingerprint: StageFingerprint, run: Path, result: StageResult) -> None:
     """Record the location of a finished stage's student.
 
@@ -56,13 +91,15 @@ def remember(fingerprint: StageFingerprint, run: Path, result: StageResult) -> N
     """
     student = Path(result.student).resolve()
     entry = Finished(str(run.resolve()), result.name, str(student), model_digest(student))
-    write_file(_entry(fingerprint), json.dumps(asdict(entry), indent=1))
+    write_entry(_entry(fingerprint), asdict(entry))
 
 
 def recall(fingerprint: StageFingerprint) -> Finished | None:
     """Return the finished stage with a fingerprint, if its student is unchanged."""
+    entry = read_entry(_entry(fingerprint), lambda content: Finished(**content))
+    if entry is None:
+        return None
     try:
-        entry = Finished(**json.loads(_entry(fingerprint).read_text()))
         there = StageResult.load(entry.done).fingerprint == fingerprint
         same = model_digest(Path(entry.student)) == entry.content
     except (OSError, ValueError, TypeError):

@@ -16,6 +16,7 @@ from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.run_info import RunInfo
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
+from gkd_core.lease import Lease
 from gkd_core.models.content import ModelContents
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
@@ -27,7 +28,7 @@ from gkd_core.runs.inputs import InputReader
 from gkd_core.runs.locations import Locations
 from gkd_core.runs.outline import RunOutline, outline_run
 from gkd_core.runs.result import StageResult
-from gkd_core.runs.reuse import recall, remember, take_over
+from gkd_core.runs.reuse import alone, recall, remember, take_over
 from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary
@@ -52,6 +53,7 @@ class Run:
         specs: Its stages in order; a task's default teacher and the baseline come first.
         directory: The directory to which everything is written.
         recorder: Receives metrics and messages.
+        lease: The lease of the directory; the first rank of a command has it.
         results: Results of the finished stages, by name.
         contents: Reads the files of models.
         differences: What is not as it was when the run began, if it goes on nevertheless. Its
@@ -63,6 +65,7 @@ class Run:
     specs: Sequence[StageSpec]
     directory: Path
     recorder: Recorder
+    lease: Lease | None = None
     results: dict[str, StageResult] = field(default_factory=dict)
     contents: ModelContents = field(default_factory=ModelContents)
     differences: tuple[Difference, ...] = ()
@@ -137,6 +140,7 @@ class Run:
             self.recorder.say(f"resumed: {difference}")
         self._say_outline()
         for number, spec in enumerate(self.specs, start=1):
+            self.check_lease()
             folder = self.locations.folder(spec)
             done = folder / DONE
             fingerprint = fingerprints.of(spec) if is_first() and self._reuses else None
@@ -144,15 +148,38 @@ class Run:
                 self._say_finished(spec.name, done, fingerprint)
             else:
                 self._say_next(number, spec.name, fingerprint)
-                manifest = self._manifests[spec.name] = self._manifest(spec)
-                result = self._take_over(spec, fingerprint) or self._train(spec)
-                result = replace(result, fingerprint=fingerprint, differences=self.differences)
-                self._finish(spec, result, manifest)
+                with alone(self._reusable(spec, fingerprint), self.recorder.say):
+                    self._make(spec, fingerprint)
             if is_first():
                 remove_checkpoints(folder)
             wait()
             self.results[spec.name] = result = StageResult.load(done)
             fingerprints.settle(spec.name, result.fingerprint)
+
+    def _make(self, spec: StageSpec, fingerprint: StageFingerprint | None) -> None:
+        """Take over the student of a stage, or train it."""
+        manifest = self._manifests[spec.name] = self._manifest(spec)
+        result = self._take_over(spec, fingerprint) or self._train(spec)
+        result = replace(result, fingerprint=fingerprint, differences=self.differences)
+        self._finish(spec, result, manifest)
+
+    def _reusable(
+        self, spec: StageSpec, fingerprint: StageFingerprint | None
+    ) -> StageFingerprint | None:
+        """Return the fingerprint by which a stage is taken over, if it may be.
+
+        With probes, the stage is trained: they are measured on the way.
+        """
+        return None if spec.config.probe is not None else fingerprint
+
+    def check_lease(self) -> None:
+        """Make sure that the directory may still be written.
+
+        Raises:
+            LeaseLost: Another process has taken it.
+        """
+        if self.lease is not None:
+            self.lease.check()
 
     @property
     def _reuses(self) -> bool:
@@ -189,11 +216,8 @@ class Run:
     def _take_over(
         self, spec: StageSpec, fingerprint: StageFingerprint | None
     ) -> StageResult | None:
-        """Copy the stage's student from a run that has already trained it, if there is one.
-
-        With probes, the stage is trained: they are measured on the way.
-        """
-        reusable = None if spec.config.probe is not None else fingerprint
+        """Copy the stage's student from a run that has already trained it, if there is one."""
+        reusable = self._reusable(spec, fingerprint)
         found = recall(reusable) if reusable is not None else None
         target = self.locations.student(spec)
         result = take_over(found, self.directory, target) if found is not None else None
@@ -221,13 +245,14 @@ class Run:
     def _train(self, spec: StageSpec) -> StageResult:
         target, folder = self.locations.student(spec), self.locations.folder(spec)
         stage = self.build(spec)
-        stage.manifest = self._manifests[spec.name]
+        stage.manifest, stage.lease = self._manifests[spec.name], self.lease
         for line in (*stage.describe(), *doubtful_teachers(stage)):
             self.recorder.say(line)
         hooks = self.hooks
         error: BaseException | None = None
         try:
             progress = train(stage, self.recorder, hooks)
+            self.check_lease()
             _save(stage.objective.finalize_student(stage.student.model, folder), spec, target)
         except BaseException as failure:
             error = failure

@@ -23,12 +23,14 @@ class Attempt:
             None while it runs, and of one whose launcher was killed too.
         error: The end of what it printed; empty if it succeeded.
         seconds: Duration of the last attempt.
+        memory: Bytes of memory that its process took at most; 0 if the system does not tell.
     """
 
     count: int
     status: int | None = None
     error: str = ""
     seconds: float = 0.0
+    memory: int = 0
 
     @property
     def may_go_on(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
+from gkd_core import digest
 from gkd_core.studies.study_config import AxisValue
 
 Role = Literal["report", "tuning"]
@@ -34,6 +35,8 @@ class Cell:
         task: What the study calls the task.
         role: Whether it is reported, or serves to tune a setting of other cells.
         reason: Why it is dropped; empty if it is not.
+        lr_factor: Factor of its learning rates: the one that is tried, or that was chosen.
+        share: Share of the steps of a reported cell that it is trained for.
     """
 
     name: str
@@ -42,16 +45,26 @@ class Cell:
     task: str
     role: Role = "report"
     reason: str = ""
+    lr_factor: float = 1.0
+    share: float = 1.0
 
     @property
     def label(self) -> str:
         """Its values as people read them, as in `method=kd, seed=1`."""
-        return ", ".join(f"{axis}={value}" for axis, value in self.coordinates.items())
+        values = self.coordinates
+        if self.role == "tuning":
+            values |= {"lr_factor": self.lr_factor, "share": self.share}
+        return ", ".join(f"{axis}={value}" for axis, value in values.items())
 
     @property
     def coordinates(self) -> dict[str, AxisValue]:
         """Its value on each axis, with task and seed."""
         return {**self.axes, "task": self.task, "seed": self.seed}
+
+    @property
+    def group(self) -> str:
+        """A hash of what it shares with cells that differ by seed, or serve to tune it."""
+        return digest.of_value([dict(self.axes), self.task])
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as JSON can hold it."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gkd_core.config.formats import READERS, dotted
-from gkd_core.config.settings import DEFAULT, read_table
+from gkd_core.config.formats import READERS
 from gkd_core.errors import ConfigError
 
 AxisValue = str | int | float | bool
@@ -24,13 +24,13 @@ Design = Literal["grid", "one-factor-at-a-time", "list"]
 Keep = Literal["best", "all", "none"]
 
 
-class Table(BaseModel):
+class StudyTable(BaseModel):
     """A frozen table of a study file that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Constraint(Table):
+class Constraint(StudyTable):
     """Cells that make no sense, and why."""
 
     when: dict[str, AxisValue | list[AxisValue]] = Field(
@@ -51,7 +51,29 @@ class Constraint(Table):
         )
 
 
-class StudyConfig(Table):
+class TuneConfig(StudyTable):
+    """How the learning rate of each cell is chosen, on validation rows, before cells are run.
+
+    Halving: all factors are tried for a part of the steps, and the better half for twice as many,
+    until one is left.
+    """
+
+    lr_factors: list[Annotated[float, Field(gt=0)]] = Field(
+        min_length=2,
+        description="Factors to try, of the learning rates of all stages.",
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        1000, description="The seed to try them with; it cannot be among those of the cells."
+    )
+
+    @property
+    def shares(self) -> list[float]:
+        """The share of the steps in each rung, as in 1/4, 1/2 for three or four factors."""
+        rungs = math.ceil(math.log2(len(self.lr_factors)))
+        return [2.0 ** (rung - rungs) for rung in range(rungs)]
+
+
+class StudyConfig(StudyTable):
     """A study: the axes, how cells are made of them, and the settings that all cells share."""
 
     title: str = Field("", description="Title of the report.")
@@ -79,8 +101,16 @@ class StudyConfig(Table):
         description="The cell that others are compared with, as the value on each axis. Default: "
         "the first value of each.",
     )
+    equal_size: str | None = Field(
+        None,
+        description="An axis of depths, such as student.layers: students of other depths than the "
+        "baseline's are made wider or thinner, so that they have as many weights. Default: none.",
+    )
     constraints: list[Constraint] = Field([], description="Cells to drop, with a reason.")
     settings: dict[str, Any] = Field({}, description="Settings of `gkd run` for all cells.")
+    tune: TuneConfig | None = Field(
+        None, description="Tune the learning rate of each cell, for all its seeds. Default: no."
+    )
     keep: Keep = Field(
         "best",
         description="Which students stay on the disk: the best of each task on validation rows, "
@@ -91,9 +121,13 @@ class StudyConfig(Table):
     @classmethod
     def _dotted_axes(cls, axes: Any) -> Any:
         """Take `axes.training.lr = [...]` for the axis `training.lr`."""
-        if not isinstance(axes, dict):
-            return axes
-        return {dotted(leaf.key): leaf.value for leaf in read_table(axes, DEFAULT)}
+        return flat(axes) if isinstance(axes, dict) else axes
+
+    @field_validator("settings")
+    @classmethod
+    def _dotted_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Hold each setting under one key, however its table is written."""
+        return flat(settings)
 
     @model_validator(mode="after")
     def _is_whole(self) -> StudyConfig:
@@ -104,12 +138,19 @@ class StudyConfig(Table):
             raise ValueError(f"axes.seed needs whole numbers, got {self.axes[SEED]}")
         if (self.design == "list") != bool(self.cells):
             raise ValueError("`cells` and design = 'list' belong together")
+        if self.tune is not None and self.tune.seed in self.seeds:
+            raise ValueError(
+                f"tune.seed = {self.tune.seed} is among the seeds of the cells: what is chosen by "
+                "a seed cannot be judged by it. Choose another"
+            )
         self._refuse_unknown_axes()
         return self
 
     def _refuse_unknown_axes(self) -> None:
         known = {*self.axes, *(axis for cell in self.cells for axis in cell)}
-        named = {"values": self.values, "baseline": self.baseline}
+        named: dict[str, Mapping[str, Any]] = {"values": self.values, "baseline": self.baseline}
+        if self.equal_size is not None:
+            named["equal_size"] = {self.equal_size: None}
         named |= {f"constraints.{i}.when": c.when for i, c in enumerate(self.constraints)}
         for place, axes in named.items():
             for axis in axes:
@@ -131,8 +172,23 @@ class StudyConfig(Table):
         """Return the settings that a value of an axis stands for, by key."""
         named = self.values.get(axis, {}).get(str(value))
         if named is not None:
-            return named
+            return flat(named)
         return {"task.name" if axis == TASK else axis: value}
+
+
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return the values of nested tables by dotted key; lists of tables are values.
+
+    Args:
+        tree: The tables.
+        above: Key of the table that they are in, with a dot at its end.
+    """
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{above}{name}"
+        inner = flat(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
+        found |= inner
+    return found
 
 
 def read_study(path: Path) -> StudyConfig:

@@ -19,6 +19,7 @@ import tomli_w
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
+from gkd_core.lease import Holder, holder
 from gkd_core.runs.inputs import CODE, CORE, VERSIONS
 from gkd_core.strict_json import json_text
 from gkd_core.studies.attempt import Attempt
@@ -94,8 +95,10 @@ class StudyFolder:
         """Return what has become of a cell."""
         if cell.reason:
             return CellState.DROPPED
-        if self._is_over(cell):
-            return CellState.STALE if self._is_of_other_code(cell) else CellState.FINISHED
+        if self.holder(cell) is not None:
+            return CellState.RUNNING
+        if self.is_over(cell):
+            return CellState.STALE if self.is_of_other_code(cell) else CellState.FINISHED
         attempt = self.attempt(cell)
         if attempt is None or attempt.may_go_on:
             return CellState.WAITING
@@ -110,8 +113,16 @@ class StudyFolder:
         return self.path / "configs" / f"{name}.toml"
 
     def attempt_file(self, cell: Cell) -> Path:
-        """Return the file that says how a cell went; what it printed is beside it."""
+        """Return the file that says how a cell went; who holds its lease runs the cell."""
         return self.path / "attempts" / f"{cell.name}.json"
+
+    def log_file(self, cell: Cell) -> Path:
+        """Return the file with what a cell has printed the last time."""
+        return self.attempt_file(cell).with_suffix(".log")
+
+    def holder(self, cell: Cell) -> Holder | None:
+        """Return the process that runs a cell, if one does."""
+        return holder(self.attempt_file(cell))
 
     def attempt(self, cell: Cell) -> Attempt | None:
         """Return how a cell went; None if it was never started."""
@@ -128,21 +139,27 @@ class StudyFolder:
         found = {inputs.get(VERSIONS, {}).get(CORE, "") for inputs in self._inputs(cell)}
         return ", ".join(sorted(filter(None, found)))
 
-    def _is_over(self, cell: Cell) -> bool:
+    def is_of_other_code(self, cell: Cell) -> bool:
+        """Tell whether a stage of a cell was trained, or begun, by other code than the installed.
+
+        Args:
+            cell: The cell.
+        """
+        if self.code is None:
+            return False
+        return any(
+            self.code.get(distribution, {}).get(file) != content
+            for inputs in self._inputs(cell)
+            for distribution, files in inputs.get(CODE, {}).items()
+            for file, content in files.items()
+        )
+
+    def is_over(self, cell: Cell) -> bool:
+        """Tell whether a cell is finished, by whatever code."""
         directory = self.run_directory(cell)
         return all((directory / name).exists() for name in WRITTEN_LAST)
 
-    def _is_of_other_code(self, cell: Cell) -> bool:
-        if self.code is None:
-            return False
-        then = [inputs[CODE] for inputs in self._inputs(cell) if CODE in inputs]
-        return any(
-            self.code.get(distribution) != files
-            for each in then
-            for distribution, files in each.items()
-        )
-
     def _inputs(self, cell: Cell) -> list[Inputs]:
-        """Return what determined the student of each stage of a finished cell."""
-        found = sorted((self.run_directory(cell) / STAGES).glob(f"*/{MANIFEST}"))
+        """Return what determines the student of each stage of a cell, as far as it was begun."""
+        found = sorted((self.run_directory(cell) / STAGES).rglob(MANIFEST))
         return [Manifest.load(path).inputs for path in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gkd_core.testing.check_combiner import check_combiner
 from gkd_core.testing.check_kind import check_kind
+from gkd_core.testing.check_launcher import check_launcher
 from gkd_core.testing.check_method import check_method
 from gkd_core.testing.check_optimizer import check_optimizer
 from gkd_core.testing.check_rollouts import check_rollouts
@@ -16,6 +17,7 @@ from gkd_core.testing.tiny import tiny_batch, tiny_model
 __all__ = [
     "check_combiner",
     "check_kind",
+    "check_launcher",
     "check_method",
     "check_optimizer",
     "check_rollouts",

@@ -21,7 +21,6 @@ from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import find_sites
 from gkd_core.optim.engine import LocalEngine
 from gkd_core.optim.groups import ChosenOptimizer
-from gkd_core.parallel.sharding import shard_model
 from gkd_core.parallel.weights import whole_weights
 from gkd_core.testing.ranks import on_ranks
 from gkd_core.testing.tiny import tiny_model
@@ -218,6 +217,8 @@ def _check_ranks(trial: _OptimizerTrial) -> None:
 
 def _on_two_ranks(trial: _OptimizerTrial) -> Arrays:
     """Return the weights and the state that two ranks have together, on the first rank."""
+    from gkd_core.parallel.sharding import shard_model  # megatron-core takes seconds to import
+
     groups = arrange(Layout(2, 2))
     assert groups is not None, "two ranks share the model"
     model = shard_model(_model(), groups.tensor)

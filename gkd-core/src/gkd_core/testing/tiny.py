@@ -69,7 +69,7 @@ def model_for(
         initializer_range=0.2,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         kind.configure(config, classes)
         model: Model = kind.auto.from_config(config)
     reads_rows = kind.predicted == "sample" and kind.pools

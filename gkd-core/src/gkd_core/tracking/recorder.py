@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gkd_core.atomic import write_file
 from gkd_core.contract.step import Step
+from gkd_core.errors import escape_controls
 from gkd_core.plugins.owners import described
 from gkd_core.strict_json import json_text
 
@@ -146,10 +147,11 @@ class Recorder:
         self._track(lambda sink: sink.end_stage())
 
     def say(self, text: str) -> None:
-        """Show a message to the user."""
+        """Show a message to the user, without control characters."""
+        shown = escape_controls(text)
         for listener in self._listeners:
-            listener.say(text)
-        self._track(lambda sink: sink.say(text))
+            listener.say(shown)
+        self._track(lambda sink: sink.say(shown))
 
     def summarize(self, values: Mapping[str, float]) -> None:
         """Log numbers of the whole run in the sinks."""

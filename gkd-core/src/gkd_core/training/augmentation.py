@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,12 +9,11 @@ import torch
 
 import gkd_core
 from gkd_core import digest
-from gkd_core.atomic import write_file
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.task import Split
 from gkd_core.data.augment import augment
-from gkd_core.data.cache import cache_dir
-from gkd_core.distributed.ranks import is_first, wait
+from gkd_core.data.cache import cache_dir, read_entry, write_entry
+from gkd_core.distributed.ranks import is_first, tell
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.kinds.masked_lm import MaskedLM
@@ -71,10 +69,13 @@ def augmented(rows: Split, config: RunConfig, kind: TaskKind, device: torch.devi
     if copies(config, kind) == 0:
         return rows
     path = cache_dir() / "augmented" / f"{_key(rows, config)}.json"
-    if is_first() and not path.exists():
-        write_file(path, json.dumps(asdict(_make(rows, config, device))))
-    wait()
-    return Split(**json.loads(path.read_text(encoding="utf-8")))
+    made = read_entry(path, lambda content: Split(**content)) if is_first() else None
+    if is_first() and made is None:
+        made = _make(rows, config, device)
+        write_entry(path, asdict(made))
+    found = tell(made)
+    assert found is not None, "the first rank has made it"
+    return found
 
 
 def _make(rows: Split, config: RunConfig, device: torch.device) -> Split:

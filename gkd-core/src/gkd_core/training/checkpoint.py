@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,9 +27,9 @@ from torch import Tensor, nn
 
 import gkd_core
 from gkd_core import atomic
-from gkd_core.atomic import publish
+from gkd_core.atomic import replace_directory
 from gkd_core.distributed.groups import data_rank, is_first_of_copy
-from gkd_core.distributed.ranks import is_first, wait
+from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.distributed.shards import Sliceable
 from gkd_core.errors import ConfigError
 from gkd_core.models.content import FileContent, read_files
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from gkd_core.training.stage import Stage
 
 CHECKPOINTS = "checkpoints"
+CHECKPOINT = "step-" + "[0-9]" * 8
+"""Names of finished checkpoints, as a pattern."""
+DAMAGED = ".damaged"
+"""Suffix of a checkpoint that cannot be used."""
 BEST = "best.safetensors"
 PROGRESS = "progress.json"
 WRITTEN = (
@@ -53,6 +58,10 @@ WRITTEN = (
     PROGRESS,
 )
 """Files of every checkpoint."""
+SUFFIXES = (".safetensors", ".json")
+"""Suffixes of all files of a checkpoint; others are none of gkd's."""
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How safetensors says which error of the system has occurred."""
 NOT_FINITE = "not-finite"
 """The directory of a step that could not be taken; see `SavedStep`."""
 
@@ -88,8 +97,22 @@ class Progress:
     version: str = gkd_core.__version__
 
 
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """The checkpoint that a stage goes on from.
+
+    Attributes:
+        path: The newest one that is whole, or else the newest.
+        damaged: What is wrong with newer ones, by path.
+    """
+
+    path: Path
+    damaged: Mapping[Path, str]
+
+
 def save_checkpoint(stage: Stage, progress: Progress) -> Path:
-    """Write a checkpoint of the stage and remove older ones."""
+    """Write a checkpoint of the stage and remove those that are too old to be kept."""
+    stage.check_lease()
     folder = stage.directory / CHECKPOINTS
     target = folder / _name(progress.step)
     draft = folder / f"{target.name}.tmp"
@@ -119,22 +142,51 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
         if progress.best is not None and stage.best.exists():
             _link(stage.best, draft / BEST)
         replace(stage.manifest, files=checkpoint_files(draft)).save(draft / MANIFEST)
-        publish(draft, target)
-        for old in list(folder.iterdir()):
-            if old != target:
-                shutil.rmtree(old)
+        replace_directory(draft, target)
+        too_old = _checkpoints(stage.directory)[stage.config.output.checkpoints :]
+        for old in (*too_old, *folder.glob(f"{CHECKPOINT}.tmp")):
+            shutil.rmtree(old)
     return target
 
 
-def newest_checkpoint(directory: Path) -> Path | None:
-    """Return the newest checkpoint in the directory of a stage, if there is one."""
-    return max((directory / CHECKPOINTS).glob("step-????????"), default=None)
+def _checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints in the directory of a stage, the newest first."""
+    found = (path for path in (directory / CHECKPOINTS).glob(CHECKPOINT) if path.is_dir())
+    return sorted(found, reverse=True)
+
+
+def find_checkpoint(directory: Path) -> FoundCheckpoint | None:
+    """Return the checkpoint that the stage in a directory goes on from, if there is one."""
+    damaged: dict[Path, str] = {}
+    for path in _checkpoints(directory):
+        wrong = _damage(path)
+        if wrong is None:
+            return FoundCheckpoint(path, damaged)
+        damaged[path] = wrong
+    # The newest one is then refused, unless the user accepts that it has changed.
+    return FoundCheckpoint(next(iter(damaged)), {}) if damaged else None
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, if anything."""
+    manifest = checkpoint / MANIFEST
+    try:
+        if manifest.exists():
+            files = checkpoint_files(checkpoint)
+            differences = Manifest.load(manifest).altered(files, checkpoint.name)
+        else:
+            differences = damages(checkpoint)
+        found = next(differences, None)
+    except (ConfigError, OSError) as error:
+        return str(error)
+    return None if found is None else str(found)
 
 
 def checkpoint_files(checkpoint: Path) -> dict[str, FileContent]:
     """Return the content of the files of a checkpoint, but for its manifest, by name."""
     paths = (path for path in checkpoint.iterdir() if path.name != MANIFEST)
-    return {path.name: content for path, content in read_files(paths).items()}
+    kept = (path for path in paths if path.suffix in SUFFIXES and path.is_file())
+    return {path.name: content for path, content in read_files(kept).items()}
 
 
 def damages(checkpoint: Path) -> Iterator[Difference]:
@@ -144,44 +196,50 @@ def damages(checkpoint: Path) -> Iterator[Difference]:
             yield Difference(f"{checkpoint.name}: {name}", "part of every checkpoint", "missing")
     try:
         progress = json.loads((checkpoint / PROGRESS).read_text())
-    except (OSError, ValueError):
-        return  # `load_checkpoint` refuses it
+        step = int(progress["step"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        yield Difference(f"{checkpoint.name}: {PROGRESS}", "the progress of a stage", str(error))
+        return
     if "version" in progress:
         was = f"written by version {progress['version']} of gkd"
         yield Difference(f"{checkpoint.name}: {MANIFEST}", was, "missing")
-    if _name(progress["step"]) != checkpoint.name:
-        named = f"step {progress['step']}"
+    if _name(step) != checkpoint.name:
+        named = f"step {step}"
         yield Difference(f"{checkpoint.name}: {PROGRESS}", checkpoint.name, named)
 
 
-def load_checkpoint(stage: Stage) -> Progress:
-    """Restore the newest checkpoint of the stage, if any, and return the progress.
+def load_checkpoint(stage: Stage, say: Callable[[str], None]) -> Progress:
+    """Restore the newest whole checkpoint of the stage, if any, and return the progress.
+
+    Damaged ones that are newer are set aside.
+
+    Args:
+        stage: The stage.
+        say: Told of damaged checkpoints.
 
     Raises:
         ConfigError: One of its files is missing or cannot be read.
     """
     wait()  # until the first rank has renamed a checkpoint
-    newest = newest_checkpoint(stage.directory)
-    if newest is None:
+    found = tell(find_checkpoint(stage.directory) if is_first() else None)
+    if found is None:
         return Progress()
+    for path, wrong in found.damaged.items():
+        say(f"{path.name} is damaged ({wrong}): going on from {found.path.name}")
+        if is_first():
+            aside = path.with_name(path.name + DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
     try:
-        return _load(stage, newest)
+        return _load(stage, found.path)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         unreadable = isinstance(error, (OSError, SafetensorError, json.JSONDecodeError))
-        if not unreadable and not _is_altered(newest):
+        if not unreadable and _damage(found.path) is None:
             raise  # it is not the files that are wrong, but perhaps a plugin
         raise ConfigError(
-            f"the checkpoint {newest} cannot be loaded: {error}. Restore its files, or remove it "
-            f"to start the stage '{stage.name}' again"
+            f"the checkpoint {found.path} cannot be loaded: {error}. Restore its files, or remove "
+            f"it to start the stage '{stage.name}' again"
         ) from error
-
-
-def _is_altered(checkpoint: Path) -> bool:
-    """Return whether the files of a checkpoint are not those that were written."""
-    manifest = checkpoint / MANIFEST
-    if not manifest.exists():
-        return False
-    return any(Manifest.load(manifest).altered(checkpoint_files(checkpoint), checkpoint.name))
 
 
 def _load(stage: Stage, checkpoint: Path) -> Progress:
@@ -274,5 +332,16 @@ def _opened(path: Path) -> Iterator[Mapping[str, Sliceable]]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors of any device to a file."""
-    save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, path)
+    """Write tensors of any device to a file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    whole = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
+    try:
+        save_file(whole, path)
+    except SafetensorError as error:
+        number = OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

@@ -12,9 +12,10 @@ import torch
 from gkd_core.contract.batch import Batch
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
-from gkd_core.distributed.ranks import world_size
+from gkd_core.distributed.ranks import any_rank, wait, world_size
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.objective.passes import evaluation_changes
+from gkd_core.stop_signals import patience, requested, stop
 from gkd_core.training.checkpoint import (
     Progress,
     load_checkpoint,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
-    """Train the student of a stage, resuming from the newest checkpoint.
+    """Train the student of a stage, resuming from the newest whole checkpoint.
 
     Args:
         stage: The stage.
@@ -44,46 +45,59 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
 
     Raises:
         GkdError: The loss or the gradient is not finite, or overflowed in every step.
+        KeyboardInterrupt: A signal asked a rank to stop; a checkpoint has been saved.
     """
-    config = stage.config.training
-    progress = load_checkpoint(stage)
+    progress = load_checkpoint(stage, recorder.say)
     recorder.start_stage(stage.name, stage.total_steps, progress.step)
     if stage.probes is not None:
         stage.probes.file.start(progress.step)
     skipped = hooks.stage_start(stage)
     stage.student.model.train()
     hooks.resume(stage, _step(stage, progress.step - 1), progress.untold)
-    guard, meter = NonFiniteGuard(stage), _Meter()
     begun = time.perf_counter()
-    for step, batches in () if skipped else _steps(stage, progress):
-        if stage.probes is not None and stage.probes.due(step):
-            with meter.paused():
-                stage.probes.measure(stage, batches[0], step, recorder)
-        result = _take_step(stage, batches, step, progress, guard)
-        progress.step += 1
-        guard.add(step, result)
-        meter.add(result.samples)
-        if stage.due(progress.step, config.log_every):
-            guard.check()
-            _log(stage, step, result, meter.read(), recorder, hooks)
-        if stage.due(progress.step, stage.evaluate_every):
-            guard.check()
-            with meter.paused():
-                _evaluate(stage, step, progress, recorder, hooks)
-        if stage.due(progress.step, stage.checkpoint_every) or progress.stopped or hooks.failed:
-            guard.check()
-            progress.untold = hooks.untold
-            with meter.paused():
-                save_checkpoint(stage, progress)
-        hooks.raise_failure()
-    guard.end(progress.step)
-    if config.keep_best and progress.best is not None:
+    if not skipped:
+        with patience():
+            _take_steps(stage, progress, recorder, hooks)
+    if stage.config.training.keep_best and progress.best is not None:
         load_weights(stage.student.model, stage.best)
     if stage.probes is not None:
         stage.probes.measure_validation(stage, _step(stage, progress.step - 1), recorder)
     stage.student.model.eval()
     progress.seconds = time.perf_counter() - begun
     return progress
+
+
+def _take_steps(stage: Stage, progress: Progress, recorder: Recorder, hooks: PluginHooks) -> None:
+    """Take the remaining steps; a signal ends them after a checkpoint."""
+    guard, meter = NonFiniteGuard(stage), _Meter()
+    for step, batches in _steps(stage, progress):
+        if stage.probes is not None and stage.probes.due(step):
+            with meter.paused():
+                stage.probes.measure(stage, batches[0], step, recorder)
+        result = _take_step(stage, batches, step, progress, guard)
+        stage.check_lease()
+        progress.step += 1
+        guard.add(step, result)
+        meter.add(result.samples)
+        if stage.due(progress.step, stage.config.training.log_every):
+            guard.check()
+            _log(stage, step, result, meter.read(), recorder, hooks)
+        if stage.due(progress.step, stage.evaluate_every):
+            guard.check()
+            with meter.paused():
+                _evaluate(stage, step, progress, recorder, hooks)
+        stops = any_rank(requested())
+        due = stage.due(progress.step, stage.checkpoint_every)
+        if due or stops or progress.stopped or hooks.failed:
+            guard.check()
+            progress.untold = hooks.untold
+            with meter.paused():
+                save_checkpoint(stage, progress)
+        hooks.raise_failure()
+        if stops:
+            wait()  # until the first rank has renamed the checkpoint
+            stop(f"after step {progress.step} of stage {stage.name}")
+    guard.end(progress.step)
 
 
 def _steps(stage: Stage, progress: Progress) -> Iterator[tuple[Step, Sequence[Batch]]]:

@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gkd_core import digest
 from gkd_core.atomic import write_file
 from gkd_core.errors import ConfigError
 from gkd_core.models.content import FileContent, KnownModels
 
 MANIFEST = "manifest.json"
+DIGEST = "digest"
+"""The key of a manifest's digest of its other keys."""
 
 Inputs = Mapping[str, Mapping[str, Any]]
 """Everything that determines a student, by section and name: JSON values, and digests of files."""
@@ -58,8 +61,9 @@ class Manifest:
     files: Mapping[str, FileContent] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write the manifest as JSON."""
-        write_file(path, json.dumps(asdict(self), indent=1))
+        """Write the manifest as JSON, with a digest of its own."""
+        content = json.loads(json.dumps(asdict(self)))  # as it is read again
+        write_file(path, json.dumps({**content, DIGEST: digest.of_value(content)}, indent=1))
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -70,6 +74,9 @@ class Manifest:
         """
         try:
             content = json.loads(path.read_text())
+            own = content.pop(DIGEST, None)  # version 0.1 wrote none
+            if own is not None and own != digest.of_value(content):
+                raise ValueError("it is not as it was written")
             return cls(
                 inputs=content["inputs"],
                 models=KnownModels(
@@ -78,7 +85,7 @@ class Manifest:
                 differences=tuple(Difference(**each) for each in content["differences"]),
                 files=_files(content["files"]),
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"{path} cannot be read ({error}), so that nothing tells whether the checkpoint is "
                 "whole. Restore the file, or start a new run"

@@ -42,8 +42,16 @@ def stage_code(spec: StageSpec, registry: Registry) -> dict[str, dict[str, str]]
     found = {CORE: code_digests(CORE_MODULE, CORE)}
     for plugin in participants(spec, registry):
         if plugin.distribution != CORE:
-            files = code_digests(registry.module_of(plugin), plugin.distribution)
-            found.setdefault(plugin.distribution, {}).update(files or {"": plugin.version})
+            found.setdefault(plugin.distribution, {}).update(_plugin_code(plugin, registry))
+    return found
+
+
+def installed_code(registry: Registry) -> dict[str, dict[str, str]]:
+    """Return the hashes of the code of gkd and of every plugin, as in `stage_code`."""
+    found = {CORE: code_digests(CORE_MODULE, CORE)}
+    for plugin in registry.plugins.values():
+        if plugin.distribution != CORE:
+            found.setdefault(plugin.distribution, {}).update(_plugin_code(plugin, registry))
     return found
 
 
@@ -59,7 +67,8 @@ def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
     files = {file for module in used if (file := module_file(module)) is not None}
     found = {plugin for hook in STAGE_HOOKS for plugin, _ in registry.implementations(hook)}
     found |= {plugin for base in bases if (plugin := registry.plugin_of(base)) is not None}
-    found |= {p for p in registry.plugins.values() if files & _files(p, registry)}
+    others = [plugin for plugin in registry.plugins.values() if plugin not in found]
+    found |= {plugin for plugin in others if files & _files(plugin, registry)}
     return sorted(found, key=lambda plugin: plugin.name)
 
 
@@ -91,3 +100,9 @@ def _modules(cls: type) -> Iterator[str]:
 
 def _files(plugin: Plugin, registry: Registry) -> set[Path]:
     return set(code_files(registry.module_of(plugin), plugin.distribution).values())
+
+
+def _plugin_code(plugin: Plugin, registry: Registry) -> dict[str, str]:
+    """Return the hashes of a plugin's files; its version if it has none."""
+    files = code_digests(registry.module_of(plugin), plugin.distribution)
+    return files or {"": plugin.version}

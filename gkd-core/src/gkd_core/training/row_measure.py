@@ -12,7 +12,7 @@ from torch import Tensor
 from gkd_core.data.holdout import take
 
 if TYPE_CHECKING:
-    from gkd_core.contract.task import Split
+    from gkd_core.contract.task import Split, Task, TaskData
     from gkd_core.evaluation.statistics import Rows, Statistic
     from gkd_core.kinds.task_kind import Evaluation
     from gkd_core.training.stage_spec import StageSpec
@@ -34,15 +34,24 @@ def row_measure(spec: StageSpec, split: Split, evaluation: Evaluation) -> Statis
     if spec.is_unlabeled(split):
         return None
     if name not in spec.kind.metrics:
-        return lambda rows: _measured_by_task(spec, split, evaluation, rows)[name]
+        task, data = spec.task, spec.data
+        return lambda rows: measured_by_task(task, data, split, evaluation, rows)[name]
     measure = spec.kind.remeasure(evaluation, split, spec.data.classes)
     return None if measure is None else lambda rows: measure(rows)[name]
 
 
-def _measured_by_task(
-    spec: StageSpec, split: Split, evaluation: Evaluation, rows: Rows
+def measured_by_task(
+    task: Task, data: TaskData, split: Split, evaluation: Evaluation, rows: Rows
 ) -> dict[str, float]:
-    """Return the metrics of the task for some rows; a group drawn twice counts as two."""
+    """Return the metrics of a task for some rows; a group drawn twice counts as two.
+
+    Args:
+        task: The task.
+        data: Its data.
+        split: All rows.
+        evaluation: What a model says of them.
+        rows: Numbers of the rows; one may occur several times.
+    """
     chosen = take(split, rows.tolist())
     if chosen.group is not None:
         times: Counter[int] = Counter()
@@ -57,4 +66,4 @@ def _measured_by_task(
         found: Tensor | list[object] = predictions[torch.from_numpy(rows)]
     else:
         found = [predictions[row] for row in rows]
-    return dict(spec.task.measure(chosen, found, spec.data))
+    return dict(task.measure(chosen, found, data))

@@ -29,6 +29,7 @@ from gkd_core.hooks.forward import checkpoint_contexts
 from gkd_core.hooks.padding import follow_mask
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.lease import Lease
 from gkd_core.models.generation import adopt_generation_config, end_with
 from gkd_core.models.load import WeightReader, load_model, load_teacher
 from gkd_core.models.meta import meta_model
@@ -81,6 +82,7 @@ class Stage:
         begun: What the step that is being computed began with; None once it changes the weights.
         manifest: What determines the student; it is written with every checkpoint.
         probes: Measures distances to the teachers; None if nobody asked for them.
+        lease: The lease of the run directory; the first rank has it.
     """
 
     name: str
@@ -104,6 +106,16 @@ class Stage:
     begun: StepStart | None = None
     manifest: Manifest = field(default_factory=Manifest)
     probes: Probes | None = None
+    lease: Lease | None = None
+
+    def check_lease(self) -> None:
+        """Make sure that the run directory may still be written.
+
+        Raises:
+            LeaseLost: Another process has taken it.
+        """
+        if self.lease is not None:
+            self.lease.check()
 
     @property
     def config(self) -> RunConfig:

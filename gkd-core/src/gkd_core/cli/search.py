@@ -1,0 +1,181 @@
+"""`gkd search`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gkd_core.cli.json_output import json_option
+from gkd_core.cli.options import RunOptions, study_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gkd_core.studies.budget import Budget
+    from gkd_core.studies.search_space import SearchSpace
+    from gkd_core.studies.shapes import MeasuredShape
+    from gkd_core.training.stage_spec import StageSpec
+
+
+@click.command()
+@study_options
+@click.option("--max-latency", metavar="TIME", help="Median time for one sample: 5ms, or 0.5x.")
+@click.option("--max-size", metavar="SIZE", help="Size of the weights in fp32, such as 20MB.")
+@click.option("--max-weights", metavar="NUMBER", help="Number of weights, such as 10M.")
+@click.option(
+    "--min-kept", metavar="SHARE", help="Share of the teacher's quality that suffices: 97%."
+)
+@click.option("--time", "duration", default="1h", help="Time for the search, such as 20min. [1h]")
+@click.option("--method", "methods", multiple=True, help="Method to choose from; repeatable.")
+@click.option("--seeds", type=click.IntRange(1), default=1, help="Seeds of the final student. [1]")
+@click.option("--threads", type=click.IntRange(1), default=1, help="Threads of each model. [1]")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder. [searches/search]")
+@json_option()
+def search(
+    settings: tuple[str, ...],
+    max_latency: str | None,
+    max_size: str | None,
+    max_weights: str | None,
+    min_kept: str | None,
+    duration: str,
+    methods: tuple[str, ...],
+    seeds: int,
+    threads: int,
+    output: Path | None,
+    as_json: bool,
+    **flags: Any,
+) -> dict[str, Any] | None:
+    """Look for the best student within a budget.
+
+    Shapes that miss the budget are dropped before anything is trained: the time for one sample is
+    measured on validation rows, and again at the end. Of the others, candidates are trained, with
+    methods, teacher blocks to start from and learning rates that optuna proposes; those that fall
+    behind are stopped. The best one on validation rows is compared with the same student that
+    learned from labels alone. The same command goes on with a search that was interrupted.
+    """
+    import torch
+    from rich.console import Console
+
+    from gkd_core.plugins import registry
+    from gkd_core.studies.budget import SECONDS, Budget, amount
+    from gkd_core.studies.search import StudentSearch
+    from gkd_core.studies.search_result import SearchResult
+    from gkd_core.studies.shapes import measure_shapes, shapes_of
+
+    until = time.monotonic() + (amount(duration, SECONDS, "--time") or 0.0)
+    budget = Budget.read(max_latency, max_size, max_weights, min_kept)
+    torch.set_num_threads(threads)
+    console = Console(highlight=False, stderr=as_json)
+    shared, spec = _stage(flags, settings)
+    before = measure_shapes(spec, shapes_of(spec.teachers[0].info), budget)
+    _say_shapes(console, before[0], before[1])
+    space = _space(spec, before, budget, methods, shared)
+    found = StudentSearch(
+        output or Path("searches/search"),
+        space,
+        registry(),
+        threads,
+        lambda line: console.print(line, markup=False, soft_wrap=True),
+    )
+    found.run(until)
+    best = str(found.finalists()[0].cell.axes["shape"])
+    (shape,) = (each.shape for each in before[1] if str(each.shape) == best)
+    teacher, (again,) = measure_shapes(spec, [shape], budget)
+    numbers = range(space.seed, space.seed + seeds)
+    result = SearchResult.of(found, numbers, registry(), before, (teacher, again))
+    page = result.write(found.folder.path / "report")
+    if as_json:
+        return result.to_json()
+    for grid in result.grids():
+        console.print(grid.shown())
+    for line in result.sentences():
+        console.print(line, markup=False)
+    console.print(f"student {result.directory}", markup=False, soft_wrap=True)
+    console.print(f"report  {page}", markup=False, soft_wrap=True)
+    return None
+
+
+def _stage(flags: dict[str, Any], settings: tuple[str, ...]) -> tuple[dict[str, Any], StageSpec]:
+    """Return the settings of all candidates, and the stage that they make."""
+    from gkd_core.cli.study import assignment
+    from gkd_core.config.resolve import resolve
+    from gkd_core.errors import ConfigError
+    from gkd_core.plugins import registry
+    from gkd_core.runs.run import prepare_run
+
+    options = RunOptions((), None, (), flags)
+    shared = {key: value for key, (value, _) in options.flagged.items()}
+    shared |= dict(assignment(text, "--set") for text in settings)
+    if not flags.get("teacher"):
+        raise ConfigError("a search needs a teacher that is trained already: add --teacher MODEL")
+    if flags.get("student") or flags.get("student_layers"):
+        raise ConfigError("a search chooses the student; remove --student and --student-layers")
+    given = {key: (value, "gkd search") for key, value in shared.items()}
+    resolved = resolve(
+        registry(),
+        flags={**given, "baseline": (False, "gkd search")},
+        task_defaults=lambda name, kind: registry().task(name).defaults(kind),
+    )
+    return {**shared, "baseline": False}, prepare_run(resolved, registry())[-1]
+
+
+def _space(
+    spec: StageSpec,
+    before: tuple[float, Sequence[MeasuredShape]],
+    budget: Budget,
+    methods: Sequence[str],
+    shared: Mapping[str, Any],
+) -> SearchSpace:
+    """Return what candidates may be like.
+
+    Raises:
+        ConfigError: No shape is within the budget, or there is no floor of such a metric.
+    """
+    from gkd_core.errors import ConfigError
+    from gkd_core.studies.cells import total_steps
+    from gkd_core.studies.search_space import METHODS, SearchSpace
+
+    teacher, shapes = before
+    if all(each.reason for each in shapes):
+        smallest = min(shapes, key=lambda each: each.weights)
+        raise ConfigError(
+            f"no shape is within the budget; the smallest, {smallest.shape}, has {smallest.reason}"
+        )
+    return SearchSpace(
+        shapes,
+        methods or METHODS,
+        shared,
+        spec.metric_on(spec.data.validation),
+        spec.config.training.lr,
+        total_steps(spec),
+        None if budget.kept is None else _floor(spec, budget.kept),
+        teacher,
+    )
+
+
+def _floor(spec: StageSpec, kept: float) -> float:
+    """Return the metric from which on only the latency of a student counts."""
+    from gkd_core.errors import ConfigError
+    from gkd_core.studies.shapes import teacher_quality
+
+    quality, metric = teacher_quality(spec)
+    if not metric.higher_is_better:
+        raise ConfigError(
+            f"--min-kept needs a metric that is better the larger it is, which {metric.name} is "
+            "not; limit the latency, the size or the weights instead"
+        )
+    return kept * quality
+
+
+def _say_shapes(console: Console, teacher: float, shapes: Sequence[MeasuredShape]) -> None:
+    fitting = [each for each in shapes if not each.reason]
+    console.print(
+        f"teacher: {teacher:.2f} ms for one sample; {len(fitting)} of {len(shapes)} shapes are "
+        f"within the budget: {', '.join(str(each.shape) for each in fitting)}",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,122 @@
+"""`Launcher`: the base class of what starts the cells of a study, on this machine or others."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from gkd_core.contract.method_base import check_options, validate_name
+from gkd_core.errors import PluginError
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """One cell to start.
+
+    Attributes:
+        name: Name of the cell.
+        label: What a person calls it, as in `method=kd, seed=1`.
+        command: The command that runs it, with its arguments, in the working directory of the
+            study's command. It is idempotent: a finished cell ends at once with 0, and one that
+            runs elsewhere with 75. What it prints goes to a file in the folder of the study.
+        threads: Threads that it may use; None if the launcher decides.
+        memory: Bytes of memory that it takes, as far as is known.
+        gpus: GPUs that it needs, or a share of one.
+    """
+
+    name: str
+    label: str
+    command: tuple[str, ...]
+    threads: int | None
+    memory: int
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher is to do.
+
+    Attributes:
+        study: The folder of the study.
+        jobs: The cells to start, in the order in which they should begin.
+        limit: How many may run at a time; None for as many as there is room for.
+        say: Tells the user something.
+    """
+
+    study: Path
+    jobs: Sequence[CellJob]
+    limit: int | None
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that has happened to a cell.
+
+    Attributes:
+        job: The cell.
+        status: Exit status of its command, or minus the number of the signal that killed it; None
+            when it begins.
+    """
+
+    job: CellJob
+    status: int | None = None
+
+
+class Launcher:
+    """Starts the cells of a study; registered through `gkd_register_launchers`.
+
+    A subclass sets `name` and overrides `launch`. Only the command of a cell travels: its files are
+    in the folder of the study, which every machine must see under the same path. A cell may be
+    started twice; whoever comes second leaves it alone.
+
+    Attributes:
+        name: The value of `--launcher` that selects it.
+        config: Its options.
+    """
+
+    name: ClassVar[str]
+
+    class Config(BaseModel):
+        """Options, given as `--option NAME=VALUE`; each needs a default and a description."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: Config
+
+    def __init_subclass__(cls) -> None:
+        """Reject a subclass that violates the contract.
+
+        Raises:
+            PluginError: It does; the message says how.
+        """
+        super().__init_subclass__()
+        where = f"launcher class {cls.__module__}.{cls.__qualname__}"
+        validate_name(getattr(cls, "name", None), where)
+        if not cls.__doc__:
+            raise PluginError(f"{where}: a docstring is needed; its first line says what it uses")
+        check_options(cls.Config, Launcher.Config, where, "Launcher")
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    def check(self) -> None:
+        """Raise `ConfigError` if something that it needs is missing, before anything is started."""
+
+    @abstractmethod
+    def launch(self, launch: Launch) -> Generator[JobEvent, None, None]:
+        """Start cells; yield when one begins and when one ends, in whatever order.
+
+        If the generator is closed early, because the user has interrupted the command, cells that
+        run are asked to stop (SIGTERM: they save a checkpoint) and waited for. A launcher that only
+        hands cells to a queue yields nothing.
+
+        Args:
+            launch: What to start.
+        """
+        raise NotImplementedError

@@ -1,0 +1,255 @@
+"""The cells of a study: points whose configuration is complete and checked."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gkd_core import digest
+from gkd_core.config.render import to_toml
+from gkd_core.config.resolve import Resolved, ResolvedStage, resolve
+from gkd_core.config.schema import RunConfig, task_name
+from gkd_core.contract.model_info import Models
+from gkd_core.errors import GkdError
+from gkd_core.models.content import ModelContents
+from gkd_core.plugins import Registry
+from gkd_core.runs.run import prepare_run
+from gkd_core.runs.spec_builder import read_shapes
+from gkd_core.studies.cell import Cell
+from gkd_core.studies.design import AxisPoint, Settings
+from gkd_core.studies.equal_size import equal_width
+from gkd_core.studies.study_config import StudyConfig
+from gkd_core.training.augmentation import copies
+from gkd_core.training.stage_spec import StageSpec
+
+NOT_NAMED = {"output", "tracking", "parallel", "stages", "recipe"}
+"""Settings that do not tell one cell from another."""
+
+TIMED = 3
+"""Steps that are timed, after a first one that is slower."""
+
+MODELS = ("model", "augment_model")
+FILES = ("train", "validation", "test")
+"""Settings that name a place; its content names the cell."""
+
+
+@dataclass(frozen=True)
+class CheckedCell:
+    """A cell, and the configuration of its run.
+
+    Attributes:
+        cell: The cell.
+        resolved: The configuration; None of a cell that is dropped.
+    """
+
+    cell: Cell
+    resolved: Resolved | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a run before it begins.
+
+    Attributes:
+        specs: Its stages; empty if gkd refuses it.
+        refusal: Why gkd refuses it; empty if it does not.
+    """
+
+    specs: tuple[StageSpec, ...] = ()
+    refusal: str = ""
+
+
+class CellMaker:
+    """Makes the cells of a study; what several share is read once.
+
+    Args:
+        config: The study.
+        registry: The plugins.
+        known: Names of cells that were found valid before.
+    """
+
+    def __init__(self, config: StudyConfig, registry: Registry, known: Collection[str]) -> None:
+        self._config = config
+        self._registry = registry
+        self._known = known
+        self._contents = ModelContents()
+        self._prepared: dict[str, Prepared] = {}
+
+    def make(self, point: AxisPoint, lr_factor: float = 1.0) -> CheckedCell:
+        """Return a cell that is reported; one that gkd refuses is dropped, with its message.
+
+        Args:
+            point: Its value on each axis.
+            lr_factor: The factor of its learning rates.
+        """
+        if point.reason:
+            return self._dropped(point, point.reason)
+        try:
+            settings = self._settings(point)
+            resolved = self._faster(settings, self._resolve(settings), lr_factor)
+        except GkdError as error:
+            return self._dropped(point, str(error))
+        cell = self._cell(point, resolved, lr_factor)
+        if cell.name not in self._known and (refusal := self.prepare(point).refusal):
+            return self._dropped(point, refusal)
+        return CheckedCell(cell, resolved)
+
+    def make_trial(self, point: AxisPoint, lr_factor: float, share: float) -> CheckedCell:
+        """Return a cell that tries a factor of the learning rates.
+
+        Args:
+            point: Its value on each axis, which is not refused.
+            lr_factor: The factor.
+            share: The share of the steps that it is trained for.
+        """
+        settings = self._settings(point)
+        shorter = {
+            spec.settings.path("training.steps"): (math.ceil(share * total_steps(spec)), "tune")
+            for spec in self.prepare(point).specs
+        }
+        resolved = self._resolve(settings | shorter)
+        resolved = self._faster(settings | shorter, resolved, lr_factor)
+        cell = self._cell(point, resolved, lr_factor)
+        return CheckedCell(replace(cell, role="tuning", share=share), resolved)
+
+    def make_timing(self, point: AxisPoint) -> CheckedCell:
+        """Return a short run that shows what a point costs, whatever its seed and rate.
+
+        Args:
+            point: Its value on each axis, which is not refused.
+        """
+        settings = self._settings(point)
+        own = {name: "training." + name for name in ("steps", "log_every", "evaluate_every", "lr")}
+        values = {"steps": TIMED + 1, "log_every": 1, "evaluate_every": TIMED + 1, "lr": 1e-5}
+        short = {
+            spec.settings.path(own[name]): (value, "timing")
+            for spec in self.prepare(point).specs
+            for name, value in values.items()
+        }
+        alone = {"seed": (1, "timing"), "output.reuse": (False, "timing")}
+        resolved = self._resolve(settings | alone | short)
+        return CheckedCell(replace(self._cell(point, resolved, 1.0), seed=1), resolved)
+
+    def prepare(self, point: AxisPoint) -> Prepared:
+        """Return what is known of the run of a point, whatever its seed."""
+        if point.group not in self._prepared:
+            self._prepared[point.group] = self._prepare(point)
+        return self._prepared[point.group]
+
+    def _prepare(self, point: AxisPoint) -> Prepared:
+        if point.reason:
+            return Prepared(refusal=point.reason)
+        try:
+            resolved = self._resolve(self._settings(point))
+            names = {stage.name for stage in resolved.stages}
+            specs = prepare_run(resolved, self._registry)
+        except GkdError as error:
+            return Prepared(refusal=str(error))
+        return Prepared(tuple(spec for spec in specs if spec.name in names))
+
+    def _settings(self, point: AxisPoint) -> dict[str, tuple[Any, str]]:
+        """Return the settings of a point, with the width that makes sizes equal."""
+        settings, axis = point.settings(self._config), self._config.equal_size
+        if axis is None or point.axes.get(axis) == (center := self._config.center[axis]):
+            return settings
+        alike = self.prepare(point.with_value(axis, center))
+        if not alike.specs:
+            return settings
+        layers = self._resolve(settings).stages[0].config.student.layers
+        width = equal_width(alike.specs[0], layers)
+        return settings | {key: (value, "equal_size") for key, value in width.items()}
+
+    def _resolve(self, settings: Settings) -> Resolved:
+        return resolve(
+            self._registry,
+            flags=settings,
+            task_defaults=lambda name, kind: self._registry.task(name).defaults(kind),
+            shapes=self._shapes,
+        )
+
+    def _faster(self, settings: Settings, resolved: Resolved, lr_factor: float) -> Resolved:
+        """Return a configuration with the learning rate of each stage multiplied."""
+        if lr_factor == 1:
+            return resolved
+        key = "training.lr"
+        rates = {
+            stage.path(key): (stage.config.training.lr * lr_factor, "tune")
+            for stage in resolved.stages
+        }
+        return self._resolve({k: v for k, v in settings.items() if k != key} | rates)
+
+    def _shapes(self, stage: ResolvedStage) -> Models:
+        return read_shapes(stage, self._registry)
+
+    def _cell(self, point: AxisPoint, resolved: Resolved, lr_factor: float) -> Cell:
+        task = point.task or task_name(resolved.stages[-1].config.task)
+        return Cell(
+            self._fingerprint(resolved),
+            point.axes,
+            point.seed,
+            str(task),
+            lr_factor=lr_factor,
+        )
+
+    def _dropped(self, point: AxisPoint, reason: str) -> CheckedCell:
+        task, seed = str(point.task or ""), point.seed
+        name = digest.of_value([point.group, seed])
+        return CheckedCell(Cell(name, point.axes, seed, task, reason=reason), None)
+
+    def _fingerprint(self, resolved: Resolved) -> str:
+        """Return the hash of what a configuration says otherwise than the defaults.
+
+        New settings of a later version leave it as it is. Of files, the content counts.
+        """
+        stages = [{"name": stage.name, **_given(stage.config)} for stage in resolved.stages]
+        return digest.of_value(self._content([_given(resolved.config), *stages]))
+
+    def _content(self, tree: Any, key: str = "") -> Any:
+        """Return a tree of settings, with the content of files instead of their names."""
+        if isinstance(tree, Mapping):
+            return {name: self._content(inner, name) for name, inner in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            return [self._content(inner, key) for inner in tree]
+        if isinstance(tree, str) and key in (*MODELS, *FILES):
+            path = Path(tree).expanduser()
+            if path.exists():
+                return self._contents.digest(path) if key in MODELS else _rows(path)
+        return tree
+
+
+def configs(made: Iterable[CheckedCell]) -> dict[str, str]:
+    """Return the configuration of each cell by its name, as TOML."""
+    return {each.cell.name: to_toml(each.resolved) for each in made if each.resolved is not None}
+
+
+def total_steps(spec: StageSpec) -> int:
+    """Return the number of optimizer steps of a stage."""
+    training = spec.config.training
+    rows = len(spec.data.train) * (1 + copies(spec.config, spec.kind))
+    return training.steps or training.epochs * -(-rows // training.batch_size)
+
+
+def _given(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that differ from the defaults, with the options of what they name."""
+    tree: dict[str, Any] = config.model_dump(
+        mode="json", exclude_defaults=True, exclude=NOT_NAMED, exclude_none=True
+    )
+    options = dict(_options(config))
+    return tree | {"options": options} if options else tree
+
+
+def _options(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, options in {**config.options, **config.optim.options}.items():
+        given = options.model_dump(mode="json", exclude_defaults=True)
+        if given:
+            yield name, given
+
+
+@functools.cache
+def _rows(path: Path) -> str:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return digest.of_files(files)

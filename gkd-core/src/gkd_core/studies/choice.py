@@ -1,0 +1,170 @@
+"""What a study would choose: by validation rows, and then judged on the test rows.
+
+Of many methods, the best on some rows is better there than it is: it was lucky too. So nothing is
+chosen on the rows that it is then judged on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from gkd_core.config.expression import parse_expression
+from gkd_core.errors import ConfigError
+from gkd_core.studies.comparisons import SeedComparison, adjust, compare, rises, seed_priors
+from gkd_core.studies.study_results import Axes, CellResult, StudyResults, axes_of
+
+METHOD = "method"
+"""The axis whose values are sums of methods."""
+
+PLAIN = "kd"
+"""The method that combinations have to beat."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best of some variants on validation rows.
+
+    Attributes:
+        among: What it was chosen from, as in `combinations`.
+        axes: Its value on each axis that the study varies.
+        cells: Its cells.
+        validation: The metric on the validation rows, the mean over tasks and seeds.
+        test: The same on the rows that it is judged on.
+    """
+
+    among: str
+    axes: Axes
+    cells: Sequence[CellResult]
+    validation: float
+    test: float
+
+    @property
+    def label(self) -> str:
+        """Its values on the axes, as in `method=kd`."""
+        return ", ".join(f"{axis}={value}" for axis, value in self.axes) or "the only variant"
+
+
+@dataclass(frozen=True)
+class Duel:
+    """What was chosen against something else, on the test rows.
+
+    Attributes:
+        first: What was chosen.
+        second: Name of the other.
+        comparison: The comparison; its p-value is adjusted for the number of duels.
+    """
+
+    first: Chosen
+    second: str
+    comparison: SeedComparison
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a study would choose.
+
+    Attributes:
+        chosen: The best of all variants, of single methods and of combinations, as far as there are
+            two of a sort.
+        duels: Comparisons of these on the test rows.
+        notes: What could not be chosen, with the reason.
+    """
+
+    chosen: Sequence[Chosen]
+    duels: Sequence[Duel]
+    notes: Sequence[str]
+
+
+def choose(results: StudyResults) -> Choice:
+    """Choose on validation rows, and judge on test rows.
+
+    Args:
+        results: The results of a study.
+    """
+    variants, notes = _complete(results)
+    best = _best("all", variants, results)
+    if best is None:
+        return Choice([], [], [*notes, "nothing can be chosen: no validation metric is known"])
+    singles = _best("single methods", _by_number(variants, single=True), results)
+    combined = _best("combinations", _by_number(variants, single=False), results)
+    center = axes_of(results.config.center)
+    rivals: list[tuple[Chosen, str, Sequence[CellResult]]] = []
+    if center in variants and best.cells is not variants[center]:
+        rivals.append((best, "the baseline", variants[center]))
+    if combined is not None and singles is not None:
+        plain = _plain(variants, combined)
+        rivals += [] if plain is None else [(combined, f"{METHOD}={PLAIN}", plain)]
+        rivals.append((combined, f"the best single method, {singles.label}", singles.cells))
+    priors = seed_priors(results)
+    compared = [compare(mine.cells, cells, priors) for mine, _, cells in rivals]
+    compared = adjust(compared, rises(results))
+    duels = [Duel(r[0], r[1], found) for r, found in zip(rivals, compared, strict=True)]
+    chosen = [best, *(each for each in (singles, combined) if each is not None and combined)]
+    return Choice(chosen, duels, [*notes, *_warnings(results)])
+
+
+def _complete(results: StudyResults) -> tuple[Mapping[Axes, Sequence[CellResult]], list[str]]:
+    """Return the variants with all students, and say which have not."""
+    whole, notes = {}, []
+    for axes, cells in results.variants().items():
+        missing = [each for each in cells if each.outcome is None]
+        if missing:
+            label = ", ".join(f"{axis}={value}" for axis, value in axes)
+            notes.append(f"{label} cannot be chosen: {len(missing)} of {len(cells)} have no result")
+        else:
+            whole[axes] = cells
+    return whole, notes
+
+
+def _best(
+    among: str, variants: Mapping[Axes, Sequence[CellResult]], results: StudyResults
+) -> Chosen | None:
+    """Return the best of some variants on validation rows; None if there is none to choose."""
+    found = []
+    for axes, cells in variants.items():
+        outcomes = [each.outcome for each in cells if each.outcome is not None]
+        known = [each.validation for each in outcomes if each.validation is not None]
+        if known and len(known) == len(cells):
+            varied = tuple((axis, value) for axis, value in axes if axis in results.axes)
+            quality = fmean(each.quality for each in outcomes)
+            found.append(Chosen(among, varied, cells, fmean(known), quality))
+    sign = 1 if rises(results) else -1
+    return max(found, key=lambda each: sign * each.validation, default=None)
+
+
+def _by_number(
+    variants: Mapping[Axes, Sequence[CellResult]], *, single: bool
+) -> Mapping[Axes, Sequence[CellResult]]:
+    """Return the variants with one method, or those with several."""
+    return {
+        axes: cells
+        for axes, cells in variants.items()
+        if (count := _methods(dict(axes).get(METHOD))) and (count == 1) == single
+    }
+
+
+def _methods(value: object) -> int:
+    """Return the number of methods in an expression; 0 if it is none."""
+    try:
+        return len(parse_expression(str(value)).members) if value is not None else 0
+    except ConfigError:
+        return 0
+
+
+def _plain(
+    variants: Mapping[Axes, Sequence[CellResult]], combined: Chosen
+) -> Sequence[CellResult] | None:
+    """Return the variant that differs from another by its method only, which is plain."""
+    axes = tuple((a, PLAIN if a == METHOD else v) for a, v in combined.cells[0].axes)
+    return variants.get(axes)
+
+
+def _warnings(results: StudyResults) -> list[str]:
+    if all(outcome.split == "test" for _, outcome in results.judged()):
+        return []
+    return [
+        "some tasks have no test rows: what is chosen there is judged on the rows that chose it, "
+        "and looks better than it is (name test rows with task.test)"
+    ]

@@ -1,0 +1,143 @@
+"""What a study will cost: a short run for each method and shape, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from gkd_core.atomic import write_file
+from gkd_core.contract.launcher import Launcher
+from gkd_core.strict_json import json_text
+from gkd_core.studies.cell import Cell, CellState
+from gkd_core.studies.cost import STUDENT, Cost, read_cost
+from gkd_core.studies.design import AxisPoint
+from gkd_core.studies.execution import Room, Watcher, launch_cells
+from gkd_core.studies.study import Study
+from gkd_core.studies.study_config import Keep, TuneConfig
+from gkd_core.studies.study_folder import StudyFolder
+
+COSTS = "costs.json"
+
+
+@dataclass(frozen=True)
+class GroupForecast:
+    """What the cells cost that differ by seed only.
+
+    Attributes:
+        label: Their values on the axes.
+        cells: How many are not finished.
+        cost: What one costs; None if its short run has failed.
+        seconds: Duration of all of them, one after the other, with the trials of learning rates.
+        each: Duration of one.
+        failure: Why the short run has failed.
+    """
+
+    label: str
+    cells: int
+    cost: Cost | None = None
+    seconds: float = 0.0
+    each: float = 0.0
+    failure: str = ""
+
+
+def time_cells(study: Study, launcher: Launcher, room: Room, watcher: Watcher) -> None:
+    """Run the short runs of a study that are missing, and keep what they have cost.
+
+    Args:
+        study: The study.
+        launcher: Starts them.
+        room: What they may take.
+        watcher: Sees how they proceed.
+    """
+    folder = study.open_timing()
+    cells = [cell for cell in folder.cells if folder.state(cell) is not CellState.FINISHED]
+    if cells:
+        with watcher.of(cells):
+            for cell in launch_cells(folder, cells, launcher, room, watcher):
+                _keep(folder, cell, study)
+
+
+def forecast(study: Study, folder: StudyFolder) -> list[GroupForecast]:
+    """Return what the cells of a study cost that are not finished, by group.
+
+    Args:
+        study: The study, whose short runs are over.
+        folder: Its folder.
+    """
+    timing = study.open_timing()
+    costs = _costs(timing)
+    return [_group(study, folder, timing, costs, point) for point in study.possible]
+
+
+def _group(
+    study: Study,
+    folder: StudyFolder,
+    timing: StudyFolder,
+    costs: Mapping[str, Cost],
+    point: AxisPoint,
+) -> GroupForecast:
+    values = {name: value for name, value in point.values.items() if name != "seed"}
+    label = ", ".join(f"{axis}={value}" for axis, value in values.items())
+    own = [cell for cell in folder.cells if _is_of(cell, point)]
+    done = sum(folder.state(c) is CellState.FINISHED and c.role == "report" for c in own)
+    left = len(folder.config.seeds) - done
+    short = study.maker.make_timing(point).cell
+    if short.name not in costs:
+        return GroupForecast(label, left, failure=timing.failure(short) or "was not timed")
+    cost, specs = costs[short.name], study.maker.prepare(point).specs
+    is_tuned = any(cell.role == "report" for cell in own)
+    trials = (
+        0.0 if is_tuned else sum(cost.seconds(specs, s) for s in trial_shares(study.config.tune))
+    )
+    each = cost.seconds(specs)
+    return GroupForecast(label, left, cost, left * each + trials, each)
+
+
+def trial_shares(tune: TuneConfig | None) -> Iterator[float]:
+    """Yield the share of the steps of each trial by which a learning rate is tuned."""
+    if tune is None:
+        return
+    count = len(tune.lr_factors)
+    for share in tune.shares:
+        yield from [share] * count
+        count = math.ceil(count / 2)
+
+
+def _is_of(cell: Cell, point: AxisPoint) -> bool:
+    return dict(cell.axes) == dict(point.axes) and point.task in (None, cell.task)
+
+
+def _keep(folder: StudyFolder, cell: Cell, study: Study) -> None:
+    """Note what a short run has cost, and remove its student."""
+    if folder.is_over(cell):
+        costs = {**_costs(folder), cell.name: read_cost(folder, cell, study.registry)}
+        content = {name: cost.to_json() for name, cost in costs.items()}
+        write_file(folder.path / COSTS, json_text(content, indent=1))
+        shutil.rmtree(folder.run_directory(cell) / STUDENT, ignore_errors=True)
+
+
+def _costs(folder: StudyFolder) -> dict[str, Cost]:
+    path = folder.path / COSTS
+    if not path.exists():
+        return {}
+    return {name: Cost.from_json(each) for name, each in json.loads(path.read_text()).items()}
+
+
+def disk(groups: Sequence[GroupForecast], keep: Keep) -> int:
+    """Return the bytes that the cells will take on the disk.
+
+    Args:
+        groups: The forecasts.
+        keep: Which students stay: `best`, `all` or `none`.
+    """
+    known = [(group, group.cost) for group in groups if group.cost is not None]
+    every = sum(group.cells * cost.disk for group, cost in known)
+    students = {
+        "all": sum(group.cells * cost.student for group, cost in known),
+        "best": max((cost.student for _, cost in known), default=0),
+        "none": 0,
+    }
+    return every + students[keep]

@@ -1,0 +1,61 @@
+"""What runs on a node of a cluster: it is sent by name, so it imports little."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gkd_core.parallel.launch import LAUNCHER
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a node sees.
+
+    Attributes:
+        token: The content of the token file; empty if it is not there.
+        version: The version of gkd.
+    """
+
+    token: str
+    version: str
+
+
+def look(token: str) -> Seen:
+    """Return what this node sees of the folder of a study, and its gkd."""
+    import gkd_core
+
+    path = Path(token)
+    return Seen(path.read_text() if path.exists() else "", gkd_core.__version__)
+
+
+def chosen(names: Iterable[str]) -> dict[str, str]:
+    """Return the variables of this process that have one of these names."""
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def run(
+    command: Sequence[str], directory: str, environment: Mapping[str, str], threads: int
+) -> int:
+    """Run the command of a cell as a child, which dies with this process.
+
+    Args:
+        command: The command.
+        directory: Its working directory.
+        environment: Variables to set.
+        threads: Threads that it may use.
+
+    Returns:
+        Its exit status.
+    """
+    own = {**environment, "OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
+    child = subprocess.Popen(command, cwd=directory, env={**os.environ, **own})
+    try:
+        return child.wait()
+    except BaseException:  # the task is cancelled
+        child.terminate()
+        child.wait()
+        raise

@@ -1,0 +1,144 @@
+"""`Slurm`: writes, and perhaps submits, an array job for a SLURM cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+from gkd_core.atomic import write_file
+from gkd_core.contract.launcher import JobEvent, Launch, Launcher
+from gkd_core.errors import ConfigError
+from gkd_core.studies.attempt import RESUMABLE
+
+SCRIPT = "slurm.sh"
+LOGS = "slurm"
+MARGIN = 120
+"""Seconds before the time limit at which a cell is asked to save a checkpoint."""
+
+DEFAULT_ARRAY = 1001
+"""MaxArraySize where SLURM does not tell."""
+
+TEMPLATE = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array=0-{last}{throttle}
+#SBATCH --cpus-per-task={threads}
+#SBATCH --mem={memory}M
+#SBATCH --time={time}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@{margin}
+#SBATCH --output={logs}/%A_%a.log
+{more}
+cd {directory} || exit 1
+{environment}
+{command} --shards {tasks} &
+child=$!
+trap 'kill -USR1 $child 2>/dev/null' USR1 TERM
+# A signal ends `wait` early: what counts is how the process ended.
+while kill -0 $child 2>/dev/null; do wait $child; status=$?; done
+if [ "$status" -eq {resumable} ]; then
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+fi
+exit "$status"
+"""
+
+
+class Slurm(Launcher):
+    """An array job of a SLURM cluster: a script, which `submit=true` hands to sbatch."""
+
+    name = "slurm"
+
+    class Config(Launcher.Config):
+        """Options of `slurm`."""
+
+        submit: bool = Field(False, description="Submit the script, too.")
+        time: str = Field("04:00:00", description="Time limit of a job; it is requeued at its end.")
+        tasks: int | None = Field(
+            None,
+            ge=1,
+            description="Jobs of the array; each runs its share of the cells one after the other. "
+            "Default: one for each cell, as far as MaxArraySize allows.",
+        )
+        sbatch: list[str] = Field(
+            [], description="More options of sbatch, such as --partition=gpu or --gres=gpu:1."
+        )
+
+    config: Config
+
+    def check(self) -> None:
+        """Raise `ConfigError` if the script cannot be submitted from here."""
+        if self.config.submit and shutil.which("sbatch") is None:
+            raise ConfigError(
+                "--option submit=true needs sbatch, which is not in PATH. Leave it out, and submit "
+                "the script on a machine of the cluster"
+            )
+
+    def launch(self, launch: Launch) -> Generator[JobEvent, None, None]:
+        """Write the script; submit it if that is asked for."""
+        path = launch.study / SCRIPT
+        (launch.study / LOGS).mkdir(exist_ok=True)
+        tasks = min(self.config.tasks or len(launch.jobs), len(launch.jobs), max_array_size())
+        write_file(path, self.script(launch, tasks))
+        launch.say(f"wrote {path}: {tasks} jobs for {len(launch.jobs)} cells")
+        if self.config.submit:
+            launch.say(_submit(path))
+        else:
+            launch.say(f"submit it with: sbatch {shlex.quote(str(path))}")
+        yield from ()
+
+    def script(self, launch: Launch, tasks: int) -> str:
+        """Return the script of an array of so many jobs."""
+        run = [sys.executable, "-m", "gkd_core.cli", "study", "run", str(launch.study)]
+        threads = max((job.threads or 1 for job in launch.jobs), default=1)
+        memory = max((job.memory for job in launch.jobs), default=0)
+        return TEMPLATE.format(
+            name=f"gkd-{launch.study.name}",
+            last=tasks - 1,
+            throttle="" if launch.limit is None else f"%{launch.limit}",
+            threads=threads,
+            memory=max(1, -(-memory // 2**20)),
+            time=self.config.time,
+            margin=MARGIN,
+            logs=launch.study / LOGS,
+            more="\n".join(f"#SBATCH {option}" for option in self.config.sbatch),
+            directory=shlex.quote(str(Path.cwd())),
+            environment="\n".join(_environment()),
+            command=shlex.join([*run, "--jobs", "1", "--threads", str(threads)]),
+            tasks=tasks,
+            resumable=RESUMABLE[0],
+        )
+
+
+def max_array_size() -> int:
+    """Return how many jobs an array may have."""
+    try:
+        found = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return DEFAULT_ARRAY
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", found)
+    return int(match[1]) if match else DEFAULT_ARRAY
+
+
+def _environment() -> Iterator[str]:
+    """Yield the settings of gkd's that jobs need as well."""
+    for name in ("GKD_CACHE", "PYTHONPATH"):
+        if name in os.environ:
+            yield f"export {name}={shlex.quote(os.environ[name])}"
+
+
+def _submit(path: Path) -> str:
+    done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"sbatch {path}: {done.stderr.strip()}")
+    return done.stdout.strip()

@@ -1,0 +1,240 @@
+"""`SearchResult`: the student that a search has found, what was tried, and why it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gkd_core.analysis import figures
+from gkd_core.analysis.analysis import Grid
+from gkd_core.analysis.page import render
+from gkd_core.atomic import write_file
+from gkd_core.plugins import Registry
+from gkd_core.strict_json import json_text
+from gkd_core.studies.cell import Cell
+from gkd_core.studies.comparisons import SeedComparison, Verdict, compare, spread
+from gkd_core.studies.search import Finalist, StudentSearch
+from gkd_core.studies.search_space import LABELS, METHOD, SHAPE
+from gkd_core.studies.shapes import MeasuredShape
+from gkd_core.studies.study_config import AxisValue
+from gkd_core.studies.study_figures import pareto
+from gkd_core.studies.study_results import CellResult, StudyResults
+from gkd_core.studies.study_tables import NONE, interval_text, p_text
+
+PAGE = "search.html"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The student that a search has found, what was tried, and why it lost.
+
+    Attributes:
+        search: The search.
+        finalists: The candidates that were trained in full, the best first.
+        students: The best one, with each seed that it was trained with.
+        against_labels: It against a student of the same shape that learned from labels alone; None
+            if that is what is best.
+        before: Latency of the teacher, and the costs of the shapes, before the first candidate.
+        after: Latency of the teacher, and the costs of the best shape, at the end.
+    """
+
+    search: StudentSearch
+    finalists: Sequence[Finalist]
+    students: Sequence[CellResult]
+    against_labels: SeedComparison | None
+    before: tuple[float, Sequence[MeasuredShape]]
+    after: tuple[float, MeasuredShape]
+
+    @classmethod
+    def of(
+        cls,
+        search: StudentSearch,
+        seeds: Sequence[int],
+        registry: Registry,
+        before: tuple[float, Sequence[MeasuredShape]],
+        after: tuple[float, MeasuredShape],
+    ) -> SearchResult:
+        """Train the best candidate with all seeds, and on labels alone, and compare.
+
+        Args:
+            search: The search, of which a candidate is finished.
+            seeds: The seeds.
+            registry: The plugins.
+            before: Costs before the first candidate.
+            after: Costs at the end.
+        """
+        finalists = search.finalists()
+        axes = finalists[0].cell.axes
+        own = search.train(axes, seeds)
+        plain = search.train(_on_labels(finalists), seeds)
+        known = {each.cell.name: each for each in StudyResults.read(search.folder, registry).cells}
+        students, others = ([known[cell.name] for cell in cells] for cells in (own, plain))
+        comparison = None if axes[METHOD] == LABELS else compare(students, others, {})
+        return cls(search, finalists, students, comparison, before, after)
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the student."""
+        return self.search.folder.run_directory(self.finalists[0].cell) / "student"
+
+    def sentences(self) -> Iterator[str]:
+        """Yield what was found, said aloud."""
+        best, (teacher, shape) = self.finalists[0], self.after
+        found = spread(self.students)
+        deviation = "" if found.deviation is None else f" ± {found.deviation:.4f}"
+        outcome = best.outcome
+        yield f"best: {best.cell.label}"
+        yield (
+            f"{outcome.metric.name} {found.mean or 0.0:.4f}{deviation} on {outcome.split} rows, "
+            f"{found.n} seed{'' if found.n == 1 else 's'}"
+            + ("" if outcome.teacher is None else f"; teacher {outcome.teacher:.4f}")
+        )
+        first = next(each for each in self.before[1] if each.shape == shape.shape)
+        yield (
+            f"{shape.milliseconds or 0.0:.2f} ms for one sample (teacher {teacher:.2f}); before "
+            f"the search {first.milliseconds or 0.0:.2f} ms (teacher {self.before[0]:.2f}); "
+            f"{shape.weights / 1e6:.3g} M weights, {4 * shape.weights / 1e6:.1f} MB"
+        )
+        if shape.reason:
+            yield f"at the end it misses the budget: {shape.reason}; the machine was slower"
+        yield self._distillation_said()
+
+    def grids(self) -> Iterator[Grid]:
+        """Yield its tables."""
+        yield self._tried()
+        rows = [
+            (
+                str(each.shape),
+                f"{each.weights / 1e6:.3g} M",
+                NONE if each.milliseconds is None else f"{each.milliseconds:.2f}",
+                each.reason or "within the budget",
+            )
+            for each in self.before[1]
+        ]
+        columns = ("blocks x width", "weights", "ms", "")
+        yield Grid("shapes", "Shapes, before anything was trained", columns, rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        best = self.finalists[0].cell
+        return {
+            "student": str(self.directory),
+            "axes": dict(best.axes),
+            "sentences": list(self.sentences()),
+            "shapes": [asdict(each) for each in self.before[1]],
+            "teacher_milliseconds": [self.before[0], self.after[0]],
+            "milliseconds_at_end": self.after[1].milliseconds,
+            "against_labels": None
+            if self.against_labels is None
+            else {
+                "verdict": self.against_labels.verdict,
+                "difference": self.against_labels.difference
+                and asdict(self.against_labels.difference),
+            },
+            "tried": [dict(zip(self._tried().columns, r, strict=True)) for r in self._tried().rows],
+        }
+
+    def write(self, folder: Path) -> Path:
+        """Write page, tables and JSON; return the page.
+
+        Args:
+            folder: Where to.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for grid in self.grids():
+            write_file(folder / f"{grid.name}.csv", grid.as_csv())
+        write_file(folder / "search.json", json_text(self.to_json(), indent=1))
+        drawn = self._pareto()
+        (folder / "pareto.png").write_bytes(figures.png(drawn))
+        caption = "Candidates trained in full; the line joins those that no other beats"
+        page = render(
+            "study.html.jinja",
+            title=self.search.folder.config.title,
+            description="",
+            sentences=list(self.sentences()),
+            notes=[],
+            about="",
+            figures=[(figures.svg(drawn), caption)],
+            tables=[grid.on_page() for grid in self.grids()],
+        )
+        write_file(folder / PAGE, page)
+        return folder / PAGE
+
+    def _distillation_said(self) -> str:
+        """Say whether distillation pays."""
+        found = self.against_labels
+        if found is None:
+            return "labels alone are as good: no method that was tried is better on validation rows"
+        if found.difference is None:
+            return "not compared with labels alone: " + "; ".join(found.left_out)
+        words = {
+            Verdict.BETTER: "distillation pays: better than labels alone",
+            Verdict.WORSE: "distillation does not pay: worse than labels alone",
+            Verdict.TIED: "labels alone are as good, as far as can be told",
+        }
+        return (
+            f"{words.get(found.verdict, str(found.verdict))}: {found.difference.value:+.4f} "
+            f"({interval_text(found.difference.interval)}; p {p_text(found.p)}), "
+            f"{found.difference.seeds} seed{'' if found.difference.seeds == 1 else 's'}"
+        )
+
+    def _tried(self) -> Grid:
+        finished = {each.cell.name: each for each in self.finalists}
+        best = self.finalists[0]
+        folder = self.search.folder
+        columns = (*best.cell.axes, "state", "validation", "ms", "")
+        rows = []
+        for cell in folder.cells:
+            if cell.seed == self.search.space.seed:
+                own = finished.get(cell.name)
+                rows.append([*_shown(cell), *self._came_to(cell, own, best)])
+        return Grid("tried", "What was tried, and why it lost", columns, rows)
+
+    def _came_to(self, cell: Cell, own: Finalist | None, best: Finalist) -> list[str]:
+        state = self.search.folder.state(cell)
+        if own is None:
+            failure = self.search.folder.failure(cell).strip().splitlines()[-1:]
+            why = cell.reason or (failure[0] if failure else "not finished in time")
+            return ["stopped" if cell.reason else str(state), NONE, NONE, why]
+        time = own.outcome.milliseconds
+        value = own.outcome.validation or 0.0
+        behind = f"{abs(best.worth - own.worth):.4f} behind the best"
+        return [
+            str(state),
+            f"{value:.4f}",
+            NONE if time is None else f"{time:.2f}",
+            "the best" if own is best else behind,
+        ]
+
+    def _pareto(self) -> Any:
+        points: Mapping[str, tuple[float, float]] = {
+            f"{each.cell.axes[SHAPE]} {each.cell.axes[METHOD]}": (
+                each.outcome.milliseconds or 0.0,
+                each.outcome.quality,
+            )
+            for each in reversed(self.finalists)
+        }
+        rising = self.search.space.metric.higher_is_better
+        outcome = self.finalists[0].outcome
+        teacher = None
+        if outcome.teacher is not None and outcome.teacher_milliseconds is not None:
+            teacher = outcome.teacher_milliseconds, outcome.teacher
+        return pareto(points, rising, teacher)
+
+
+def _on_labels(finalists: Sequence[Finalist]) -> Mapping[str, AxisValue]:
+    """Return the student of the best one's shape that learns from labels alone.
+
+    It is the best of those that were tried, or else the same with another method.
+    """
+    best = finalists[0].cell.axes
+    tried = (each.cell.axes for each in finalists)
+    plain = (axes for axes in tried if (axes[SHAPE], axes[METHOD]) == (best[SHAPE], LABELS))
+    return next(plain, {**best, METHOD: LABELS})
+
+
+def _shown(cell: Cell) -> list[str]:
+    values = cell.axes.values()
+    return [f"{value:.2e}" if isinstance(value, float) else str(value) for value in values]

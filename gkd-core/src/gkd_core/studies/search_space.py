@@ -1,0 +1,112 @@
+"""`SearchSpace`: what candidates of a search may be like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gkd_core.kinds.metrics import Metric
+from gkd_core.studies.shapes import MeasuredShape
+from gkd_core.studies.study_config import AxisValue, StudyConfig
+
+SHAPE = "shape"
+METHOD = "method"
+INIT = "student.init"
+RATE = "training.lr"
+
+METHODS = ("pkd+soft+hard", "kd", "hard")
+LABELS = "hard"
+"""The method that learns from labels alone."""
+
+INITS = ("spaced", "first", "last")
+EVALUATIONS = 4
+"""Evaluations of a run, at each of which it may be stopped."""
+
+SPREAD = 4.0
+"""The learning rate is searched from a quarter to four times that of the settings."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What candidates of a search may be like.
+
+    Attributes:
+        shapes: Shapes of students, with their costs; also those that miss the budget.
+        methods: Methods.
+        settings: Settings of `gkd run` that all candidates share.
+        metric: The metric on validation rows.
+        rate: The learning rate around which others are tried.
+        steps: Steps of a run.
+        floor: The metric from which on only latency counts; None if quality always does.
+        teacher_milliseconds: Median time of the teacher for one sample.
+        seed: The seed of candidates.
+    """
+
+    shapes: Sequence[MeasuredShape]
+    methods: Sequence[str]
+    settings: Mapping[str, Any]
+    metric: Metric
+    rate: float
+    steps: int
+    floor: float | None
+    teacher_milliseconds: float
+    seed: int = 1
+
+    @property
+    def fitting(self) -> Sequence[MeasuredShape]:
+        """The shapes within the budget."""
+        return [each for each in self.shapes if not each.reason]
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of a whole run."""
+        return math.ceil(self.steps / self._every)
+
+    @property
+    def choices(self) -> dict[str, list[AxisValue]]:
+        """The values to choose from, by axis."""
+        return {
+            SHAPE: [str(each.shape) for each in self.fitting],
+            METHOD: list(self.methods),
+            INIT: list(INITS),
+        }
+
+    @property
+    def rates(self) -> dict[str, tuple[float, float]]:
+        """The smallest and the largest learning rate."""
+        return {RATE: (self.rate / SPREAD, self.rate * SPREAD)}
+
+    def worth(self, axes: Mapping[str, AxisValue], value: float) -> float:
+        """Return what a candidate is worth, in the unit of the metric.
+
+        It is its quality; from the floor on, more the faster it is.
+
+        Args:
+            axes: Its value on each axis.
+            value: Its metric on validation rows.
+        """
+        if self.floor is None or value < self.floor:
+            return value
+        (time,) = (s.milliseconds for s in self.fitting if str(s.shape) == axes[SHAPE])
+        return self.floor * (2 - (time or 0.0) / self.teacher_milliseconds)
+
+    def study(self, cells: Sequence[Mapping[str, AxisValue]]) -> StudyConfig:
+        """Return a search as a study.
+
+        Args:
+            cells: The candidates so far, as their values on the axes.
+        """
+        first = {**{axis: values[0] for axis, values in self.choices.items()}, RATE: self.rate}
+        return StudyConfig(
+            title="Search for a student",
+            design="list",
+            cells=[dict(cell) or first for cell in cells],
+            values={SHAPE: {str(each.shape): dict(each.shape.settings) for each in self.shapes}},
+            settings={**self.settings, "training.evaluate_every": self._every},
+        )
+
+    @property
+    def _every(self) -> int:
+        return max(1, math.ceil(self.steps / EVALUATIONS))

@@ -1,0 +1,180 @@
+"""Shapes of students, and what they cost before anything is trained."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from gkd_core.analysis.comparison import ComparedModel, compare_models
+from gkd_core.config.schema import StudentConfig
+from gkd_core.contract.batch import Batch
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.deploy.latency import latencies
+from gkd_core.distributed.device import pick_device
+from gkd_core.kinds.metrics import Metric
+from gkd_core.models.load import load_teacher
+from gkd_core.models.save import count_parameters
+from gkd_core.students.build import fresh_student
+from gkd_core.students.shape import student_config
+from gkd_core.studies.budget import Budget
+from gkd_core.training.stage import prepare_model
+from gkd_core.training.stage_spec import StageSpec
+
+DEPTHS = 5
+"""Numbers of blocks that are tried at most."""
+
+WIDTHS = (1.0, 0.75, 0.5)
+"""Widths that are tried, as shares of the teacher's heads."""
+
+TIMED_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a student.
+
+    Attributes:
+        layers: Number of blocks.
+        hidden_size: Width of the residual stream.
+        heads: Attention heads, each as wide as the teacher's.
+    """
+
+    layers: int
+    hidden_size: int
+    heads: int
+
+    def __str__(self) -> str:
+        return f"{self.layers}x{self.hidden_size}"
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The settings of a run whose student has this shape."""
+        return {
+            "student.layers": self.layers,
+            "student.hidden_size": self.hidden_size,
+            "student.heads": self.heads,
+        }
+
+
+@dataclass(frozen=True)
+class MeasuredShape:
+    """A shape and what it costs.
+
+    Attributes:
+        shape: The shape.
+        weights: Number of weights.
+        milliseconds: Median time for one sample; None if it was not measured, as it is too large.
+        reason: Why it misses the budget; empty if it does not.
+    """
+
+    shape: Shape
+    weights: int
+    milliseconds: float | None
+    reason: str
+
+
+def shapes_of(teacher: ModelInfo) -> list[Shape]:
+    """Return shapes of students that are at most as deep and as wide as a teacher.
+
+    Args:
+        teacher: Its shape.
+    """
+    count = min(DEPTHS, teacher.layers)
+    depths = {round((n + 1) * teacher.layers / count) for n in range(count)}
+    group = teacher.heads // teacher.kv_heads
+    heads = {max(1, round(share * teacher.kv_heads)) * group for share in WIDTHS}
+    return [
+        Shape(depth, teacher.hidden_size * own // teacher.heads, own)
+        for depth in sorted(depths)
+        for own in sorted(heads)
+        if teacher.hidden_size * own % teacher.heads == 0
+    ]
+
+
+def measure_shapes(
+    spec: StageSpec, shapes: Sequence[Shape], budget: Budget
+) -> tuple[float, list[MeasuredShape]]:
+    """Return the latency of the teacher, and what each shape costs.
+
+    The median is over validation rows, one at a time. Each shape alternates with the teacher, so
+    that changes in the speed of the machine affect both equally.
+
+    Args:
+        spec: The stage that students are to be trained in.
+        shapes: The shapes.
+        budget: What they may cost.
+    """
+    teacher = _TimedModel.teacher(spec)
+    found, times = [], [latencies([teacher.model], [teacher.rows])[0]]
+    for shape in shapes:
+        student = _TimedModel.student(spec, shape, teacher.model.config)
+        weights, own = count_parameters(student.model), None
+        if not budget.too_large(weights):
+            both = latencies([teacher.model, student.model], [teacher.rows, student.rows])
+            times.append(both[0])
+            own = both[1]
+        found.append((shape, weights, own))
+    reference = statistics.median(times)
+    return reference, [_judged(*each, reference, budget) for each in found]
+
+
+@dataclass(frozen=True)
+class _TimedModel:
+    """A model that is ready to be timed, and rows as it reads them, one in each batch."""
+
+    model: PreTrainedModel
+    rows: Sequence[Batch]
+
+    @classmethod
+    def teacher(cls, spec: StageSpec) -> _TimedModel:
+        """Return the teacher of a stage."""
+        own, classes = spec.teachers[0], spec.data.classes
+        model = load_teacher(own.model, spec.kind, classes, own.trust_remote_code, own.called)
+        return cls.ready(spec, model, own.tokenizer)
+
+    @classmethod
+    def student(cls, spec: StageSpec, shape: Shape, teacher: PretrainedConfig) -> _TimedModel:
+        """Return a student of a shape, with random weights."""
+        wanted = StudentConfig(
+            layers=shape.layers, hidden_size=shape.hidden_size, heads=shape.heads, init="random"
+        )
+        config = student_config(wanted, teacher, spec.kind, spec.data.classes)
+        trusts = spec.teachers[0].trust_remote_code
+        model = fresh_student(config, spec.kind, 0, trusts).model
+        return cls.ready(spec, model, spec.tokenizer)
+
+    @classmethod
+    def ready(
+        cls, spec: StageSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    ) -> _TimedModel:
+        """Return a model on its device, with rows."""
+        prepare_model(model, spec, tokenizer)
+        device = pick_device(spec.config.parallel.device)
+        encoded, collator = spec.encode(spec.data.validation, tokenizer), spec.collator(tokenizer)
+        first = range(min(TIMED_ROWS, len(encoded)))
+        rows = [collator.collate(encoded, [row], epoch=0).to(device) for row in first]
+        return cls(model.eval().to(device), rows)
+
+
+def _judged(
+    shape: Shape, weights: int, milliseconds: float | None, teacher: float, budget: Budget
+) -> MeasuredShape:
+    slow = "" if milliseconds is None else budget.too_slow(milliseconds, teacher)
+    return MeasuredShape(shape, weights, milliseconds, budget.too_large(weights) or slow)
+
+
+def teacher_quality(spec: StageSpec) -> tuple[float, Metric]:
+    """Return the metric of the teacher on validation rows.
+
+    Args:
+        spec: The stage that students are to be trained in.
+    """
+    teacher = spec.teachers[0]
+    own = ComparedModel(teacher.called, teacher.model, teacher.tokenizer, teacher.trust_remote_code)
+    on_validation = replace(spec, data=replace(spec.data, test=None))
+    comparison = compare_models(on_validation, [own], own.name)
+    metric = spec.metric_on(spec.data.validation)
+    return comparison.rows[0].metrics[metric.name], metric

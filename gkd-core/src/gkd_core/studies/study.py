@@ -1,0 +1,118 @@
+"""Opening a study: its folder, with the cells that it has now."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gkd_core.errors import ConfigError
+from gkd_core.plugins import Registry
+from gkd_core.studies.cell import Cell
+from gkd_core.studies.cells import CellMaker, configs
+from gkd_core.studies.design import AxisPoint, axis_points
+from gkd_core.studies.study_config import StudyConfig
+from gkd_core.studies.study_folder import CELLS, StudyFolder
+from gkd_core.studies.tuning import cells_of
+from gkd_core.studies.validation import score
+from gkd_core.training.participants import installed_code
+
+TIMING = "timing"
+"""The folder within that of a study for runs that show what cells cost."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, some cells of which may not be known before others have run.
+
+    Attributes:
+        path: Its folder.
+        config: What its file says.
+        registry: The plugins.
+    """
+
+    path: Path
+    config: StudyConfig
+    registry: Registry
+
+    def open(self) -> StudyFolder:
+        """Write the folder with the cells that are known now, and return it.
+
+        Cells that the study no longer has stay on the disk.
+
+        Raises:
+            ConfigError: The folder holds something else, or every cell is dropped.
+        """
+        known = {} if self._before is None else _by_name(self._before.cells, self._before.former)
+        empty = StudyFolder(self.path, self.config, (), (), self._code)
+        made = {
+            each.cell.name: each
+            for each in cells_of(
+                self.points,
+                self.maker,
+                self.config.tune,
+                lambda cell: score(empty, cell, self.registry),
+            )
+        }
+        cells = [each.cell for each in made.values()]
+        if all(cell.reason for cell in cells):
+            raise ConfigError(f"every cell of the study is dropped: {cells[0].reason}")
+        former = [c for name, c in known.items() if name not in made and not c.reason]
+        folder = replace(empty, cells=cells, former=former)
+        folder.write(configs(made.values()))
+        return folder
+
+    @functools.cached_property
+    def maker(self) -> CellMaker:
+        """Makes its cells."""
+        before = [] if self._before is None else [*self._before.cells, *self._before.former]
+        valid = {cell.name for cell in before if not cell.reason}
+        return CellMaker(self.config, self.registry, valid)
+
+    @functools.cached_property
+    def _code(self) -> Mapping[str, Mapping[str, str]]:
+        return installed_code(self.registry)
+
+    @property
+    def _before(self) -> StudyFolder | None:
+        there = (self.path / CELLS).exists()
+        return StudyFolder.read(self.path, self._code) if there else None
+
+    def open_timing(self) -> StudyFolder:
+        """Write the folder of short runs that show what cells cost, and return it."""
+        timings = (self.maker.make_timing(each) for each in self.possible)
+        made = {each.cell.name: each for each in timings}
+        folder = StudyFolder(
+            self.path / TIMING, self.config, [each.cell for each in made.values()], (), self._code
+        )
+        folder.write(configs(made.values()))
+        return folder
+
+    @property
+    def possible(self) -> list[AxisPoint]:
+        """A point for each group that differs by more than the seed and is not dropped."""
+        first = {each.group: each for each in reversed(self.points)}
+        return [c for c in reversed(first.values()) if not self.maker.prepare(c).refusal]
+
+    @property
+    def points(self) -> list[AxisPoint]:
+        """All points on its axes, also those whose cells are dropped or not known yet."""
+        installed = {
+            "method": sorted(self.registry.methods),
+            "recipe": sorted(self.registry.recipes),
+        }
+        return axis_points(self.config, installed)
+
+    def unknown(self, folder: StudyFolder) -> int:
+        """Return how many cells become known once trials are over.
+
+        Args:
+            folder: The folder as it was opened.
+        """
+        reported = sum(cell.role == "report" for cell in folder.cells)
+        return len(self.points) - reported
+
+
+def _by_name(*cells: Iterable[Cell]) -> Mapping[str, Cell]:
+    return {cell.name: cell for some in cells for cell in some}

@@ -1,0 +1,147 @@
+"""`gkd search`: what is within the budget is tried, what falls behind is stopped.
+
+Candidates are not trained: a pretended process says how good each is, and takes a second.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gkd_core.contract.model_info import ModelInfo
+from gkd_core.errors import ConfigError
+from gkd_core.studies import search as search_module
+from gkd_core.studies.attempt import Attempt
+from gkd_core.studies.budget import Budget
+from gkd_core.studies.shapes import Shape, shapes_of
+
+QUALITIES = {"kd": 0.9, "hard": 0.6}
+
+
+class PretendedRun:
+    """A run that evaluates once at each look, and is finished after the last evaluation."""
+
+    finish_run = None
+    started: list[str]
+
+    def __init__(self, folder, cell):
+        self.folder, self.cell = folder, cell
+        self.status = None
+        self.quality = QUALITIES[cell.axes["method"]] - 0.05 * (cell.axes["student.init"] != "last")
+
+    @classmethod
+    def start(cls, folder, cell, threads):
+        """Start, or go on."""
+        cls.started.append(cell.name)
+        assert folder.config_file(cell.name).exists()
+        return cls(folder, cell)
+
+    @property
+    def is_over(self):
+        """Evaluate, and end after 3 evaluations."""
+        if self.status is None:
+            directory = self.folder.run_directory(self.cell)
+            directory.mkdir(parents=True, exist_ok=True)
+            with (directory / "metrics.jsonl").open("a+") as file:
+                file.seek(0)
+                step = 2 * (len(file.readlines()) + 1)
+                entry = {"stage": "distil", "step": step, "validation/accuracy": self.quality}
+                file.write(json.dumps(entry) + "\n")
+            if step == 6:
+                right = np.arange(300) < 300 * self.quality
+                type(self).finish_run(directory, self.cell, right, self.quality)
+                self._end(0)
+        return self.status is not None
+
+    def stop(self):
+        """Stop with a checkpoint, unless it is over."""
+        if self.status is None:
+            self._end(75)
+
+    def _end(self, status):
+        self.status = status
+        Attempt(1, status).save(self.folder.attempt_file(self.cell))
+
+
+@pytest.fixture
+def pretend(monkeypatch, finish_run):
+    """Candidates are pretended to be trained."""
+    PretendedRun.finish_run, PretendedRun.started = staticmethod(finish_run), []
+    monkeypatch.setattr(search_module, "CellProcess", PretendedRun)
+    clock = SimpleNamespace(
+        monotonic=lambda: float(len(PretendedRun.started)), sleep=lambda seconds: None
+    )
+    monkeypatch.setattr(search_module, "time", clock)
+    monkeypatch.setattr(import_module("gkd_core.cli.search"), "time", clock)
+    return PretendedRun
+
+
+def test_budget_names_what_is_missed():
+    budget = Budget.read("0.5x", "20MB", None, "97%")
+    assert (budget.latency(8.0), budget.bytes, budget.kept) == (4.0, 20_000_000, 0.97)
+    assert budget.too_large(4_000_000) == ""
+    assert budget.too_large(6_000_000) == "24.0 MB; 20.0 MB are allowed"
+    assert budget.too_slow(4.5, teacher=8.0) == "4.50 ms; 4.00 ms are allowed"
+    assert Budget.read("5ms", None, "10M", None).latency(100.0) == 5.0
+    with pytest.raises(ConfigError, match=r"--max-latency 5: expected a number above 0 with a"):
+        Budget.read("5", None, None, None)
+    with pytest.raises(ConfigError, match="nothing limits the student"):
+        Budget.read(None, None, None, None)
+
+
+def test_shapes_keep_the_size_of_heads():
+    teacher = ModelInfo("t", "bert", 6, 384, 12, 12, 32, 1536, 30522, 2, 512)
+    shapes = shapes_of(teacher)
+    assert Shape(6, 384, 12) in shapes
+    assert {shape.hidden_size // shape.heads for shape in shapes} == {32}
+    assert {shape.hidden_size for shape in shapes} == {384, 288, 192}
+    assert len({shape.layers for shape in shapes}) == 5
+
+
+@pytest.fixture
+def arguments(world):
+    return [
+        *("search", "--teacher", world / "teacher", "--data", world / "train.jsonl"),
+        *("--set", f"task.validation={world / 'validation.jsonl'}"),
+        *("--set", f"task.test={world / 'test.jsonl'}", "--set", "task.max_length=32"),
+        *("--set", "training.batch_size=16", "--set", "training.epochs=1"),
+        *("--method", "kd", "--method", "hard", "--output", "found"),
+    ]
+
+
+def test_the_best_student_within_the_budget_is_found(arguments, invoke, pretend, tmp_path):
+    pytest.importorskip("optuna")
+    done = invoke(*arguments, "--max-weights", "20k", "--time", "25s", "--seeds", 3)
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "found/report/search.json").read_text())
+    assert report["axes"]["method"] == "kd"
+    assert report["axes"]["student.init"] == "last"
+    assert report["against_labels"]["verdict"] == "better"
+    missed = [each for each in report["shapes"] if each["reason"]]
+    assert missed
+    assert all("weights; 20,000 are allowed" in each["reason"] for each in missed)
+    allowed = {f"{s['shape']['layers']}x{s['shape']['hidden_size']}" for s in report["shapes"]}
+    allowed -= {f"{s['shape']['layers']}x{s['shape']['hidden_size']}" for s in missed}
+    assert {each["shape"] for each in report["tried"]} <= allowed
+    assert any("in the lower half of those so far" in each[""] for each in report["tried"])
+    assert "distillation pays: better than labels alone" in " ".join(done.out.split())
+    assert (tmp_path / "found/report/search.html").exists()
+
+    finished = {run.parent.name for run in tmp_path.glob("found/cells/*/report.html")}
+    before = len(pretend.started)
+    again = invoke(*arguments, "--max-weights", "20k", "--time", "5s", "--seeds", 3)
+    assert again.code == 0, again.err
+    assert len(pretend.started) > before
+    assert not finished & set(pretend.started[before:])
+
+
+def test_impossible_budgets_and_missing_teachers_are_refused(arguments, invoke, pretend):
+    done = invoke(*arguments, "--max-weights", 10)
+    assert done.code == 2
+    assert "no shape is within the budget" in " ".join(done.err.split())
+    done = invoke("search", "--max-latency", "5ms")
+    assert "a search needs a teacher that is trained already" in " ".join(done.err.split())

@@ -1,0 +1,102 @@
+"""The cells of studies on the tiny world; none of them is run."""
+
+import pytest
+
+from gkd_core.errors import ConfigError
+from gkd_core.plugins import registry
+from gkd_core.studies.cell import CellState
+from gkd_core.studies.study import Study
+from gkd_core.studies.study_config import parse_study
+from gkd_core.studies.tuning import better_half
+
+
+@pytest.fixture
+def study(world, tmp_path):
+    settings = {
+        "teacher": str(world / "teacher"),
+        "task": {"train": str(world / "train.jsonl"), "max_length": 16},
+        "training": {"epochs": 2, "batch_size": 16},
+        "student": {"layers": 2},
+    }
+
+    def _study(**tree):
+        tree = {"settings": settings, "axes": {"method": ["kd", "hard"]}} | tree
+        return Study(tmp_path / "study", parse_study(tree, "test"), registry())
+
+    return _study
+
+
+def test_new_seed_adds_cells_and_keeps_the_others(study):
+    before = study(axes={"method": ["kd", "hard"], "seed": [1, 2]}).open()
+    after = study(axes={"method": ["kd", "hard"], "seed": [2, 3]}).open()
+    names = [{cell.name for cell in folder.cells} for folder in (before, after)]
+    assert [len(each) for each in names] == [4, 4]
+    assert len(names[0] & names[1]) == 2
+    assert {cell.name for cell in after.former} == names[0] - names[1]
+    assert all(after.config_file(name).exists() for name in names[0] | names[1])
+
+
+def test_name_is_that_of_content_and_of_what_differs_from_the_defaults(study, world, tmp_path):
+    def names(settings=None):
+        made = study(axes={"method": ["kd"]})
+        both = made.config.settings | (settings or {})
+        config = made.config.model_copy(update={"settings": both})
+        return [cell.name for cell in Study(tmp_path / "x", config, registry()).open().cells]
+
+    assert names() == names({"training.lr": 5e-5}) == names({"output.tensorboard": False})
+    assert names() != names({"training.lr": 1e-4})
+    moved = tmp_path / "train.jsonl"
+    moved.write_bytes((world / "train.jsonl").read_bytes())
+    assert names() == names({"task.train": str(moved)})
+    changed = tmp_path / "changed" / "train.jsonl"
+    changed.parent.mkdir()
+    changed.write_text(moved.read_text().replace("good", "bad"))
+    assert names() != names({"task.train": str(changed)})
+
+
+def test_what_gkd_refuses_is_dropped_with_its_message(study):
+    folder = study(axes={"method": ["kd", "pd"], "student.layers": [2, 9]}).open()
+    states = {tuple(cell.axes.values()): folder.state(cell) for cell in folder.cells}
+    assert states["kd", 2] is CellState.WAITING
+    assert states["kd", 9] is CellState.DROPPED
+    reasons = {cell.reason for cell in folder.cells if cell.axes["student.layers"] == 9}
+    assert any("9" in reason for reason in reasons)
+
+
+def test_study_without_a_possible_cell_is_refused(study):
+    with pytest.raises(ConfigError, match=r"every cell of the study is dropped: .*nonesuch"):
+        study(axes={"method": ["nonesuch"]}).open()
+
+
+def test_better_half_of_equals_is_the_smaller():
+    assert better_half([0.3, 1, 3], {0.3: 0.5, 1: 0.0, 3: 0.5}) == [0.3, 3]
+    assert better_half([1, 3], {1: -2.0, 3: -1.0}) == [3]
+
+
+def test_rates_are_tuned_by_halving_before_cells_are_known(study, monkeypatch):
+    tuned = study(
+        axes={"method": ["kd"], "seed": [1, 2]}, tune={"lr_factors": [0.5, 1, 4], "seed": 7}
+    )
+    scores = {0.5: 0.1, 1: 0.2, 4: 0.3}
+    over = set()
+
+    def score(folder, cell, registry):
+        return scores[cell.lr_factor] if cell.name in over else None
+
+    monkeypatch.setattr("gkd_core.studies.study.score", score)
+    first = tuned.open()
+    assert [(c.lr_factor, c.share, c.role, c.seed) for c in first.cells] == [
+        (factor, 0.25, "tuning", 7) for factor in (0.5, 1, 4)
+    ]
+    assert tuned.unknown(first) == 2
+    over |= {cell.name for cell in first.cells}
+    second = tuned.open()
+    assert [(c.lr_factor, c.share) for c in second.cells[3:]] == [(4, 0.5), (1, 0.5)]
+    over |= {cell.name for cell in second.cells}
+    third = tuned.open()
+    reported = [cell for cell in third.cells if cell.role == "report"]
+    assert [(cell.seed, cell.lr_factor) for cell in reported] == [(1, 4), (2, 4)]
+    assert tuned.unknown(third) == 0
+    assert "lr = 0.0002 " in third.config_file(reported[0].name).read_text()
+    # 96 rows less the validation rows, in batches of 16, twice: 12 steps, and a quarter of them.
+    assert "steps = 3 " in third.config_file(first.cells[0].name).read_text()

@@ -1,0 +1,173 @@
+"""`gkd study report`: a study whose winner, ties and failures are known is reported as such."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from gkd_core.cli.study_report import report
+from gkd_core.plugins import registry
+from gkd_core.studies.comparisons import Verdict, axis_table
+from gkd_core.studies.study_folder import StudyFolder
+from gkd_core.studies.study_report import StudyReport
+from gkd_core.studies.study_results import StudyResults
+
+QUALITIES = {"hard": 0.7, "kd": 0.7, "pkd": 0.95, "soft": 0.4, "pkd+soft": 0.96}
+SEEDS = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def folder(write_study, tmp_path_factory):
+    """A study of 6 methods, of which `ckd` fails with one seed."""
+    study = write_study(
+        tmp_path_factory.mktemp("study"),
+        {
+            "title": "Methods | made up",
+            "axes": {"method": [*QUALITIES, "ckd"], "seed": list(SEEDS)},
+            "baseline": {"method": "hard"},
+        },
+    )
+    for seed in SEEDS:
+        for method, quality in QUALITIES.items():
+            study.add(quality, seed=seed, method=method)
+        study.add(0.99, seed=seed, method="ckd", state="failed" if seed == 2 else "finished")
+    return study.close()
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return StudyResults.read(StudyFolder.read(folder), registry())
+
+
+@pytest.fixture(scope="module")
+def told(folder):
+    """What the command prints."""
+    result = CliRunner().invoke(report, [str(folder)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def _levels(results, axis="method"):
+    return {level.value: level for level in axis_table(results, axis).levels}
+
+
+def test_winner_tie_and_loser_are_told_apart(results):
+    levels = _levels(results)
+    verdicts = {
+        value: level.comparison and level.comparison.verdict for value, level in levels.items()
+    }
+    assert verdicts == {
+        "ckd": Verdict.BETTER,
+        "pkd+soft": Verdict.BETTER,
+        "pkd": Verdict.BETTER,
+        "kd": Verdict.TIED,
+        "hard": None,
+        "soft": Verdict.WORSE,
+    }
+    winner = levels["pkd"]
+    assert winner.spreads["embedded"].n == 3
+    assert winner.comparison.difference.value == pytest.approx(
+        winner.spreads["embedded"].mean - levels["hard"].spreads["embedded"].mean
+    )
+    assert winner.comparison.difference.interval.low > 0.1
+    assert [test.p < 0.01 for test in winner.comparison.mcnemar.values()] == [True] * 3
+    assert winner.comparison.p > winner.comparison.mcnemar["embedded", 1].p
+
+
+def test_failed_cells_are_failures_and_cannot_be_chosen(results, told):
+    failed = _levels(results)["ckd"]
+    assert (failed.spreads["embedded"].n, failed.spreads["embedded"].failed) == (2, 1)
+    assert failed.comparison.left_out == [
+        "method=ckd, task=embedded, seed=2: failed: OutOfMemory: no room"
+    ]
+    assert "method=ckd cannot be chosen: 1 of 3 have no result" in told
+    assert "17 finished, 1 failed" in told
+
+
+def test_findings_are_said_aloud(told):
+    assert "method: kd is tied with hard, so far not told apart" in told
+    assert "method: soft is worse than hard" in told
+    assert "method=pkd+soft, chosen on validation rows as the best of all, is better than" in told
+    assert "method=pkd+soft is not shown to beat method=kd and the best single" in told
+    assert "3 seeds; 6 are needed, as its smallest p-value is 0.25" in told
+
+
+def test_report_is_one_page_with_tables_and_figures_as_files(folder, told):
+    place = folder / "report"
+    names = {path.name for path in place.iterdir()}
+    assert {
+        "study.html",
+        "report.md",
+        "report.json",
+        "axis-method.csv",
+        "cells.csv",
+        "failed.csv",
+        "bars-method.png",
+        "pareto.png",
+        "heat-knowledge-matching.png",
+    } <= names
+    page = (place / "study.html").read_text()
+    assert page.count("<svg") == 3
+    assert "://" not in page.replace("http://www.w3.org/", "")
+    rows = list(csv.DictReader((place / "axis-method.csv").read_text().splitlines()))
+    assert [row["verdict"] for row in rows if row["method"] == "kd"] == ["tied"]
+    assert [row["n"] for row in rows if row["method"] == "ckd"] == ["2, 1 failed"]
+    assert "# Methods | made up" in (place / "report.md").read_text()
+    found = json.loads((place / "report.json").read_text())
+    assert found["chosen"][0]["axes"] == {"method": "pkd+soft"}
+
+
+def test_seeds_and_rows_that_only_one_side_has_are_named(write_study, tmp_path):
+    study = write_study(tmp_path, {"axes": {"method": ["hard", "pkd"], "seed": [1, 2, 3]}})
+    for seed in (1, 2, 3):
+        study.add(0.7, seed=seed, method="hard")
+    study.add(0.95, seed=1, method="pkd")
+    study.add(0.95, seed=2, method="pkd", rows=250)
+    found = StudyResults.read(StudyFolder.read(study.close()), registry())
+    comparison = _levels(found)["pkd"].comparison
+    assert comparison.difference.seeds == 2
+    assert comparison.left_out == [
+        "method=pkd, task=embedded, seed=2: 250 rows in both, 50 only in the second",
+        "method=hard, task=embedded, seed=3 has no counterpart",
+    ]
+
+
+def test_several_tasks_and_axes_are_averaged_all_else_being_equal(write_study, tmp_path):
+    study = write_study(
+        tmp_path,
+        {"axes": {"method": ["kd", "pkd+soft"], "student.layers": [1, 2], "seed": [1, 2, 3]}},
+    )
+    for seed in (1, 2, 3):
+        for task in ("easy", "difficult"):
+            for layers in (1, 2):
+                for method, gain in (("kd", 0.0), ("pkd+soft", 0.25)):
+                    quality = 0.6 + gain + 0.1 * (task == "easy")
+                    axes = {"method": method, "student.layers": layers}
+                    study.add(quality, seed=seed, task=task, **axes)
+    found = StudyReport.of(StudyResults.read(StudyFolder.read(study.close()), registry()))
+    methods = next(table for table in found.tables if table.axis == "method")
+    best = methods.levels[0]
+    assert best.value == "pkd+soft"
+    assert set(best.spreads) == {"easy", "difficult"}
+    assert best.comparison.difference.value == pytest.approx(0.25, abs=0.06)
+    assert best.comparison.verdict is Verdict.BETTER
+    layers = next(table for table in found.tables if table.axis == "student.layers")
+    assert layers.levels[0].comparison is None or layers.levels[1].comparison is None
+    tied = [level.comparison.verdict for level in layers.levels if level.comparison is not None]
+    assert tied == [Verdict.TIED]
+
+
+def test_one_seed_is_named_as_such(write_study, tmp_path):
+    study = write_study(tmp_path, {"axes": {"method": ["kd", "pkd"]}})
+    study.add(0.6, method="kd")
+    study.add(0.9, method="pkd")
+    found = StudyReport.of(StudyResults.read(StudyFolder.read(study.close()), registry()))
+    (grid, *_) = found.grids()
+    assert [row[grid.columns.index("verdict")] for row in grid.rows] == [
+        "better (one seed)",
+        "baseline",
+    ]
+    assert any("intervals of one seed are about other rows only" in note for note in found.notes())
