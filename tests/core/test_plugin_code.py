@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gkd_core.plugins.code import code_digests, code_files
+from gkd_core.plugins.code import code_digests, code_files, code_modules, imported_modules
 
 INFO = "acme_gkd-1.2.dist-info"
 
@@ -117,6 +117,27 @@ def test_a_namespace_beside_the_plugin_is_code_if_setuptools_names_it(install):
     assert install("flat", "acme_plugin", *names, top_level="acme_plugin\nconstants\n").names == {
         *names
     }
+
+
+def test_data_beside_a_module_of_a_project_is_code_if_the_module_names_it(install):
+    names = ("acme_plugin.py", "words.json", "tables/scale.csv", "other.json")
+    installed = install("flat", "acme_plugin", *names)
+    assert installed.names == {"acme_plugin.py"}
+    (installed.root / "acme_plugin.py").write_text(
+        'HERE = Path(__file__).parent\nWORDS = HERE / "words.json", HERE / "tables/scale.csv"\n'
+    )
+    assert installed.names == {"acme_plugin.py", "words.json", "tables/scale.csv"}
+
+
+def test_modules_are_imported_anywhere_in_the_code(install):
+    installed = install("src", "acme.plugin", *PACKAGE)
+    (installed.root / "acme/deep/helper.py").write_text(
+        "from . import one\nimport other.two\ndef late():\n    from third import four\n"
+    )
+    (installed.root / "acme/deep/template.py").write_text("{{ no code }} x\n")
+    assert imported_modules("acme.plugin", "acme-gkd") == {"other.two", "third", "third.four"}
+    modules = {"acme", "acme.plugin", "acme.deep.helper", "acme.deep.template"}
+    assert code_modules("acme.plugin", "acme-gkd") == modules
 
 
 def test_metadata_and_what_python_writes_are_no_code(install):

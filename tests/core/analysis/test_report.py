@@ -27,6 +27,12 @@ def test_ink_of_a_figure_is_the_color_of_the_text():
     assert "<metadata" not in drawn
 
 
+def test_a_stage_that_took_no_steps_has_no_figures():
+    entries = [{"stage": "distil", "step": 0, "samples": 0}]
+    assert figures.losses(entries) == {}
+    assert figures.validation(entries, "accuracy") is None
+
+
 class _Page(HTMLParser):
     """What a page refers to."""
 

@@ -192,6 +192,19 @@ def test_adapters_are_refused(save, tmp_path, kept, message):
         load_config(str(directory), False, "teacher.model")
 
 
+def test_an_adapter_of_the_hub_is_told_from_a_name_that_does_not_exist(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--some--lora"
+    (kept / "snapshots/1a").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("1a")
+    (kept / "snapshots/1a/adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    with pytest.raises(ConfigError, match=r"'some/lora' holds an adapter of 'base'.* Merge it"):
+        load_config("some/lora", False, "teacher.model")
+    with pytest.raises(ConfigError, match="'some/other' is neither a directory here nor a model"):
+        load_config("some/other", False, "teacher.model")
+
+
 @pytest.mark.parametrize(
     ("rename", "message"),
     [

@@ -183,6 +183,17 @@ def test_numbers_of_a_csv_are_the_classes_of_a_jsonl(explain, teacher, tmp_path)
     assert told == ["the labels [0, 1] are taken as [bad, good], as in teacher.model"]
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [(("False", "True"), [True, False]), (("true", "false"), ["True", "False"])],
+)
+def test_booleans_are_the_same_classes_in_every_spelling(explain, teacher, tmp_path, names, labels):
+    data = rows(tmp_path / "rows.jsonl", labels * 6)
+    done = explain(teacher(names), data)
+    assert notes(done) == []
+    assert json.loads(done.out)["stages"][0]["classes"] == list(names)
+
+
 @pytest.mark.parametrize("kind", [None, "classification"])
 def test_a_multi_label_teacher_is_not_taken_for_a_single_label_one(
     explain, teacher, tmp_path, kind

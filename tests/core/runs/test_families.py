@@ -49,6 +49,8 @@ DEBERTA_V3 = {
     "pooler_hidden_size": 32,
 }
 OWN = {
+    "squeezebert": {"embedding_size": 32},
+    "eurobert": {"num_key_value_heads": 4},
     "distilbert": {"hidden_dim": 64},
     "electra": {"embedding_size": 16},
     "deberta-v2": DEBERTA_V3,
@@ -182,6 +184,26 @@ def test_family_can_be_used_as_the_table_says(teacher, prepare_run, tmp_path, fa
             prepare_run(*given, teachers=(path,))
         return
     check(prepare_run(*given, teachers=(path,)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "reason"),
+    [
+        ("squeezebert", "pkd", "does not call its blocks as modules"),
+        ("eurobert", "match", "classifies more than one vector of a row"),
+    ],
+)
+def test_states_that_no_hook_sees_are_refused_before_the_run(
+    teacher, prepare_run, family, method, reason
+):
+    pooled = "match.terms=[{ site = 'pooled', distance = 'mse' }]"
+    with pytest.raises(GkdError, match=rf"reads \w+\.\w+.*, but .*{reason}"):
+        prepare_run(
+            "task.kind=classification",
+            f"method={method}",
+            *([pooled] if method == "match" else []),
+            teachers=(str(teacher(family, "classification")),),
+        )
 
 
 def test_what_a_later_stage_cannot_do_is_refused_before_the_first(teacher, prepare_run):

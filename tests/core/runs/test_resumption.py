@@ -267,6 +267,7 @@ def has_another_key(file):
             has_a_weight_that_would_be_broadcast,
             "the weight bert.embeddings.LayerNorm.bias has the shape (1,), not (32,)",
         ),
+        ("optimizer.safetensors", lacks_a_weight, "the tensor 0.exp_avg is missing"),
         ("progress.json", has_another_key, "unexpected keyword argument 'speed'"),
     ],
 )
@@ -278,6 +279,15 @@ def test_a_file_that_fits_no_stage_is_named_though_changes_are_accepted(
     assert done.code == 2
     assert "cannot be loaded: " in done.err
     assert message in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("rest", ["", 'method = "soft"\n'])
+def test_a_run_does_not_go_on_with_what_is_left_of_its_configuration(interrupted, invoke, rest):
+    (interrupted / "config.toml").write_text(rest)
+    done = invoke(*RESUME, "--accept-changes")
+    assert done.code == 2
+    assert "config.toml has been cut off: it lacks " in done.err
+    assert "task, training, which gkd has written" in done.err
 
 
 def test_an_unchanged_run_goes_on_and_serves_others(interrupted, invoke):

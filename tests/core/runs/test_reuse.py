@@ -317,6 +317,18 @@ def test_a_plugin_decides_if_a_method_uses_what_is_its_own(prepare, registry_wit
     assert found == ["core", "multiteacher", "test"]
 
 
+def test_a_plugin_decides_if_the_code_of_another_imports_it(prepare, registry_with, monkeypatch):
+    derived = type("Unlike", (Unused,), {"__doc__": "A test.", "name": "unlike"})
+    known = registry_with(Plugin(gkd_register_methods=lambda: [derived]))
+    imports = {"test": {"gkd_methods_multiteacher.assistants", "torch"}}
+    monkeypatch.setattr(
+        participants, "imported_modules", lambda module, name: imports.get(name, set())
+    )
+    (spec,) = prepare("method=unlike", file="", registry=known).specs
+    found = [plugin.name for plugin in participants.participants(spec, known)]
+    assert found == ["core", "multiteacher", "test"]
+
+
 class Weighs(Method):
     """A method whose result depends on files, and on what a word stands for."""
 

@@ -44,11 +44,13 @@ METADATA = re.compile(r"<metadata>.*?</metadata>", re.S)
 
 
 def losses(entries: Entries) -> dict[str, str]:
-    """Return an SVG per stage with the curves of its loss terms."""
+    """Return an SVG with the curves of its loss terms for each stage that has taken steps."""
     figures = {}
     for stage in _stages(entries):
         mine = [e for e in entries if e["stage"] == stage]
         names = sorted({key for e in mine for key in e if key.startswith("loss/")})
+        if not names:
+            continue
         names = names if len(names) > 2 else ["loss/total"]  # one term of weight 1 is the total
         figure, axes = axes_of("step", "loss")
         for name in names:
@@ -62,8 +64,8 @@ def losses(entries: Entries) -> dict[str, str]:
     return figures
 
 
-def validation(entries: Entries, metric: str) -> str:
-    """Return an SVG of the validation metric of every stage over its progress."""
+def validation(entries: Entries, metric: str) -> str | None:
+    """Return an SVG of the validation metric over the progress of stages; None if none has any."""
     figure, axes = axes_of("share of the stage", metric)
     for stage in _stages(entries):
         key = f"validation/{metric}"
@@ -72,6 +74,9 @@ def validation(entries: Entries, metric: str) -> str:
         if points:
             last = max(step for step, _ in points)
             axes.plot([s / last for s, _ in points], [v for _, v in points], "o-", label=stage)
+    if not axes.lines:
+        plt.close(figure)
+        return None
     axes.legend(frameon=False)
     return svg(figure)
 

@@ -335,7 +335,9 @@ def _figures(run: Run) -> Iterable[tuple[str, str]]:
     lines = (run.directory / METRICS).read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     metric = run.last.metric.name
-    yield figures.validation(entries, metric), f"{metric} on the validation rows"
+    validation = figures.validation(entries, metric)
+    if validation is not None:
+        yield validation, f"{metric} on the validation rows"
     for stage, svg in figures.losses(entries).items():
         yield svg, f"losses of stage {stage}"
     yield from _probe_figures(run)

@@ -171,7 +171,7 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     from gkd_core.lease import refuse_held
     from gkd_core.plugins import registry
     from gkd_core.runs.directory import CONFIG, restore_replaced
-    from gkd_core.runs.resumption import Resumption
+    from gkd_core.runs.resumption import Resumption, refuse_cut
 
     chosen = options.flags.get("output")
     if chosen is None:
@@ -187,6 +187,8 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     now = options.resolve(base=[stored], before=before)
     resumption = Resumption(Path(chosen), before, accepts)
     resumption.check_settings(now)  # other settings may name other rows and models
+    if accepts:
+        refuse_cut(stored)
     return now, resumption
 
 

@@ -18,6 +18,8 @@ WHOLE = re.compile(r"(-?\d+)\.0+")
 FEW = 20
 """Number of classes that is accepted for any number of rows."""
 
+BOOLEANS = ("false", "true")
+
 UNLABELED = ("", "-1", "-1.0", "None", "nan")
 """Label strings that stand for a hidden or missing label."""
 
@@ -96,8 +98,18 @@ def find_classes(labels: Sequence[str], source: str) -> tuple[str, ...]:
 
 def known_classes(labels: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
     """Return the known classes in their usual order if all labels are among them, else none."""
-    found, names = set(labels), {label_name(name) for name in known}
+    found = set(labels)
+    names = set(spelled_as(map(label_name, known), found))
     return sorted_classes(names) if found and found <= names else ()
+
+
+def spelled_as(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return names with booleans spelled as in others: `true` of JSON is the `True` of Python."""
+    known = set(others)
+    spell = [way for way in (str.lower, str.capitalize, str.upper) if known & {*map(way, BOOLEANS)}]
+    if len(spell) != 1:
+        return list(names)
+    return [spell[0](name) if name.lower() in BOOLEANS else name for name in names]
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gkd_core.errors import MethodError
+from gkd_core.errors import GkdError, MethodError
 from gkd_core.hooks.attention import NAME, switch_attention
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.forward import (
@@ -138,10 +138,17 @@ class Extractor:
         # Where nothing is generated, a key-value cache would only take memory.
         options = ({"use_cache": False} if self.sites.causal else {}) | dict(given)
         read = without_mask(inputs)
-        if {LOGITS, POOLED}.isdisjoint(forward.places):
-            self.model.base_model(**read, **options)
-        else:
-            self.model(**read, **options)
+        runs = self.model.base_model if {LOGITS, POOLED}.isdisjoint(forward.places) else self.model
+        try:
+            runs(**read, **options)
+        except (GkdError, StopForward):
+            raise
+        except Exception as error:
+            ids = inputs.get("input_ids")
+            shape = "" if ids is None else f" of shape {list(ids.shape)}"
+            where = f"{type(self.model).__name__} (model type {self.model.config.model_type!r})"
+            error.add_note(f"in the forward pass of {where} on tokens{shape}")
+            raise
 
     def _mine(self) -> Forward | None:
         """Return the current pass if it is one of this model."""
@@ -257,6 +264,11 @@ class Extractor:
         hidden = args[0]
         if hidden.dim() == 2:
             return (forward.visit(POOLED, hidden), *args[1:])
+        if not self.sites.causal:
+            raise MethodError(
+                f"pooled cannot be captured: the head of {type(self.model).__name__} classifies "
+                "more than one vector of a row"
+            )
         at = forward.summaries_of(hidden)
         pooled = hidden[at]
         changed = forward.visit(POOLED, pooled)

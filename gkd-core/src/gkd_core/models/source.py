@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
 from gkd_core.contract.architectures import adapter_of
@@ -200,11 +201,23 @@ def unreadable(model: str, origin: str, error: Exception) -> ConfigError:
         )
     if path.is_dir():
         return ConfigError(f"{origin} = {model!r} cannot be loaded: {reason}")
+    adapter = _adapter_of_hub(model)
+    if adapter is not None:
+        return ConfigError(_adapter(adapter.parent, model, origin))
     meant = _nearest(path) if path.parent.is_dir() else ""
     return ConfigError(
         f"{origin} = {model!r} is neither a directory here nor a model that could be fetched from "
         f"the Hugging Face Hub ({reason.rstrip('.')}).{meant or ' Check the name and the network.'}"
     )
+
+
+def _adapter_of_hub(model: str) -> Path | None:
+    """Return the file that makes a model of the hub an adapter, from the cache or the network."""
+    try:
+        with quiet():
+            return Path(hf_hub_download(model, ADAPTER))
+    except (HfHubHTTPError, OSError, ValueError):
+        return None
 
 
 def _how_to_trust(origin: str) -> str:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from gkd_core.contract.optimizer import STEP
 from gkd_core.distributed.shards import Division, Sliceable
+from gkd_core.errors import ConfigError
 
 ON_DEVICE = ("fused", "capturable")
 """Group settings with which PyTorch's optimizers keep their step count on the device."""
@@ -54,14 +55,48 @@ class ShardedState:
         return found
 
     def restore(self, tensors: Mapping[str, Sliceable]) -> None:
-        """Restore the result of `gather`."""
-        for number, state in by_number(tensors).items():
+        """Restore the result of `gather`.
+
+        Raises:
+            ConfigError: A tensor is missing, or belongs to no weight.
+        """
+        states = by_number(tensors)
+        check_complete(states, self.parameters, self.optimizer)
+        for number, state in states.items():
             weight = self.parameters[number]
             own = {
                 name: whole[...] if name == STEP else self.division.shard(weight, whole)
                 for name, whole in state.items()
             }
             set_state(self.optimizer, weight, own)
+
+
+def check_complete(
+    states: Mapping[int, Mapping[str, object]],
+    parameters: Sequence[nn.Parameter],
+    optimizer: Optimizer,
+) -> None:
+    """Reject a stored state that lacks a tensor which another weight of its group has.
+
+    Args:
+        states: What is stored of each weight, by its number and by name.
+        parameters: The weights, in the order of their numbers.
+        optimizer: The optimizer.
+
+    Raises:
+        ConfigError: A tensor is missing, or belongs to no weight.
+    """
+    groups = {id(p): n for n, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    known: dict[int | None, set[frozenset[str]]] = {}
+    for number, state in states.items():
+        if number >= len(parameters):
+            raise ConfigError(f"it has a state of weight {number}, but there are {len(parameters)}")
+        known.setdefault(groups.get(id(parameters[number])), set()).add(frozenset(state))
+    for number, state in states.items():
+        for names in known[groups.get(id(parameters[number]))]:
+            if state.keys() < names:  # other names are those of another way to update a weight
+                missing = min(names - state.keys())
+                raise ConfigError(f"the tensor {number}.{missing} is missing")
 
 
 def by_number(tensors: Mapping[str, Sliceable]) -> dict[int, dict[str, Sliceable]]:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from gkd_core.distributed.ranks import is_first, rank
 from gkd_core.distributed.shards import Division, Sliceable
 from gkd_core.optim.groups import ChosenOptimizer, Group, members, set_rate
-from gkd_core.optim.state import by_number, set_state
+from gkd_core.optim.state import by_number, check_complete, set_state
 
 
 class Held(NamedTuple):
@@ -146,8 +146,14 @@ class WholeOptimizer(Optimizer):
         return found
 
     def restore(self, tensors: Mapping[str, Sliceable]) -> None:
-        """Restore the result of `gather`; a rank reads the state of the weights that it keeps."""
-        for number, state in by_number(tensors).items():
+        """Restore the result of `gather`; a rank reads the state of the weights that it keeps.
+
+        Raises:
+            ConfigError: A tensor is missing, or belongs to no weight.
+        """
+        states = by_number(tensors)
+        check_complete(states, self._weights, self)
+        for number, state in states.items():
             weight = self._weights[number]
             if self._copies.updates(weight) and self._keeps(weight):
                 updater = self._updater(weight)

@@ -6,9 +6,12 @@ folder from which the plugin is imported.
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -62,6 +65,46 @@ def code_files(module: str, distribution: str) -> dict[str, Path]:
     }
 
 
+def code_modules(module: str, distribution: str) -> set[str]:
+    """Return the names of the modules of a plugin's code.
+
+    Args:
+        module: The plugin's module, which is imported.
+        distribution: The distribution that ships it.
+    """
+    files = (name for name in code_files(module, distribution) if name.endswith(".py"))
+    modules = (name.removesuffix(".py").removesuffix("/__init__") for name in files)
+    return {name.replace("/", ".") for name in modules}
+
+
+def imported_modules(module: str, distribution: str) -> set[str]:
+    """Return the names of the modules that a plugin's code imports anywhere by their full names.
+
+    Args:
+        module: The plugin's module, which is imported.
+        distribution: The distribution that ships it.
+    """
+    found: set[str] = set()
+    for path in code_files(module, distribution).values():
+        if path.suffix == ".py":
+            found.update(_imports(path))
+    return found
+
+
+def _imports(file: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # such as a template, which is never imported
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def module_file(module: str) -> Path | None:
     """Return the file of an imported module, if it has one."""
     file = getattr(sys.modules.get(module), "__file__", None)
@@ -99,7 +142,8 @@ def _places(module: str, file: Path, installed: Distribution) -> Iterator[Path]:
     """Yield the modules and folders of a distribution that lists no files.
 
     A folder into which several distributions are installed shows only what is named. All else is
-    the plugin's own; from the root of a project, modules and packages.
+    the plugin's own; from the root of a project, modules and packages, and the data that the
+    modules name.
     """
     own = _own_place(module, file)
     root = own.parent
@@ -108,9 +152,17 @@ def _places(module: str, file: Path, installed: Distribution) -> Iterator[Path]:
     if any(root.glob("*.dist-info")):
         return
     is_project = any((root / name).exists() for name in PROJECT_FILES)
+    modules = [path for path in root.glob("*.py") if path.name not in PROJECT_FILES]
+    code = "".join(path.read_text(encoding="utf-8", errors="replace") for path in modules)
     for path in root.iterdir():
-        if not is_project or path.suffix == ".py" or (path / "__init__.py").exists():
+        is_code = path.suffix == ".py" or (path / "__init__.py").exists()
+        if not is_project or is_code or _names(code, path.name):
             yield path
+
+
+def _names(code: str, file: str) -> bool:
+    """Return whether code has the name of a file or folder in a string, perhaps in a path."""
+    return re.search(rf"""["'/]{re.escape(file)}["'/]""", code) is not None
 
 
 def _own_place(module: str, file: Path) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gkd_core.data.classes import order_classes
-from gkd_core.data.labels import label_name
+from gkd_core.data.labels import label_name, spelled_as
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.models.classes import listed, names_count, output_names
 
@@ -82,6 +82,7 @@ class ClassOrder:
         self._refuse_contradiction()
         if not data.classes and self.models:  # rows without labels
             return replace(data, classes=self.names or self.models[0].names)
+        data = replace(data, classes=tuple(spelled_as(data.classes, self.names)))
         if set(data.classes) <= set(map(label_name, self.names)):
             return order_classes(data, self.names, kind)
         if self.given is not None:

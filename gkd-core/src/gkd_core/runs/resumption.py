@@ -14,7 +14,7 @@ from typing import Any
 
 from gkd_core import digest
 from gkd_core.config.resolve import Resolved
-from gkd_core.config.settings import DEFAULT
+from gkd_core.config.settings import DEFAULT, read_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.models.content import ModelContents
@@ -39,6 +39,9 @@ PLACES = (
     "task.augment_model",
 )
 """Settings that say what is kept, or where something is: what is there must be as before."""
+
+WRITTEN = ("method", "task", "training")
+"""Settings and tables that every configuration of a run has, or its stages."""
 
 NONE = "not set"
 
@@ -180,6 +183,23 @@ class Resumption:
             f"differ: {names}{lines}\nRestore what was there, start a new run with another "
             "--output, or go on with --accept-changes: the changes are then noted in the run, and "
             "its student is never reused"
+        )
+
+
+def refuse_cut(config: Path) -> None:
+    """Reject the configuration of a run that lacks the end, or all, of what gkd wrote.
+
+    Settings that it lacks would be the defaults: without a task, those of another one.
+
+    Raises:
+        ConfigError: A table that every configuration has is missing.
+    """
+    given = {setting.key[0] for setting in read_file(config)}
+    missing = [name for name in WRITTEN if name not in given]
+    if missing:
+        raise ConfigError(
+            f"{config} has been cut off: it lacks {', '.join(missing)}, which gkd has written. "
+            "Restore it, or start a new run with another --output"
         )
 
 

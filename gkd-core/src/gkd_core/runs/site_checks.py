@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.hooks.obstacles import obstacle_at
 from gkd_core.hooks.paths import ATTENTION_SITES, FFN_SITES, POOLED, Capture
+from gkd_core.models.dry_run import hidden_obstacle, pooled_obstacle
 from gkd_core.models.meta import shape_model
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.slicing.maps import find_maps
@@ -65,16 +66,23 @@ class _Model:
     Attributes:
         side: Which model it is.
         number: Index of a teacher; None for the student.
+        sites: Its sites, on the meta device.
         obstacles: Why a tensor cannot be captured or changed, by site and layer.
     """
 
     side: Side
     number: int | None
+    sites: Sites
     obstacles: Mapping[tuple[str, int | None], str]
 
     def obstacle(self, place: Capture) -> str | None:
         """Return why a tensor cannot be captured or changed, or None if it can be."""
-        return self.obstacles.get((place.site, place.layer))
+        known = self.obstacles.get((place.site, place.layer))
+        if known is not None:
+            return known
+        if place.site == "pooled":
+            return pooled_obstacle(self.sites)
+        return hidden_obstacle(self.sites) if place.site in ("hidden", "block") else None
 
 
 def _obstacles(
@@ -109,13 +117,13 @@ def _models(spec: StageSpec, registry: Registry) -> Iterator[_Model]:
             with _naming(teacher.setting):
                 model = shape_model(spec.kind, teacher.config, teacher.trust_remote_code)
                 sites = find_sites(model, registry.sites)
-                yield _Model("teacher", number, _obstacles(sites, spec.kind))
+                yield _Model("teacher", number, sites, _obstacles(sites, spec.kind))
     with _naming("student"):
         model = shape_model(spec.kind, spec.student_config, spec.trusts_student)
         student = find_sites(model, registry.sites)
         if spec.scale is not None and spec.follows is None:
             find_maps(student)
-    yield _Model("student", None, _obstacles(student, spec.kind, spec.scale))
+    yield _Model("student", None, student, _obstacles(student, spec.kind, spec.scale))
 
 
 @contextmanager

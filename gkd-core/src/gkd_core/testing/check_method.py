@@ -32,11 +32,12 @@ def check_method(
 ) -> None:
     """Check a method on tiny models of each of its kinds of task, in fp64.
 
-    The losses are finite and reach the student, the teacher does not change, neither padding (on
-    either side of a decoder's rows) nor the order of the rows matters, micro-batches give the
-    gradient of the whole batch (unless the method declares `batch_coupled`), queries about a step
-    have no side effects, and a method that restores its saved state continues as if never
-    interrupted.
+    The losses are finite (also for few rows, without labels unless they are needed, and for rows
+    without a target) and reach the student, the teacher does not change, neither padding (on either
+    side of a decoder's rows) nor the order of the rows matters, micro-batches give the gradient of
+    the whole batch (unless the method declares `batch_coupled`), queries about a step have no side
+    effects, the loss changes nothing that others read, and a method that restores its saved state
+    continues as if never interrupted.
 
     Args:
         method: The class.

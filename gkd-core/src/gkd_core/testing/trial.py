@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn import functional
 
-from gkd_core.contract.batch import IGNORE, Batch, ItemKind
+from gkd_core.contract.batch import Batch, ItemKind
 from gkd_core.contract.method_base import MethodBase
 from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.step import Step
@@ -30,7 +29,9 @@ from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan
 from gkd_core.plugins import registry
+from gkd_core.testing.batches import pad, take, with_prompts, without_labels
 from gkd_core.testing.queries import check_queries
+from gkd_core.testing.side_effects import foreign_weights, keeps_globals, keeps_inputs
 from gkd_core.testing.tiny import DECODER, NAMES, accepts, tiny_batch, tiny_model, tiny_view
 from gkd_core.training.method_state import put_tensors, take_tensors
 
@@ -62,7 +63,7 @@ class TinyStage:
         group: ProcessGroup | None = None,
         family: str = "",
     ) -> None:
-        self.subject, self.options, self.kind = subject, options, kind
+        self.subject, self.options, self.kind, self.group = subject, options, kind, group
         self.student = _extractor(kind, 2, 1, group, family)
         self.teachers = [
             _extractor(kind, layers, seed, group, family)
@@ -118,12 +119,29 @@ class TinyStage:
         plan: StepPlan | None = None,
     ) -> Tensor:
         """Return the total of one micro-batch at a step, requesting a plan if none is given."""
-        step = self.step(self.first_step if index is None else index)
+        with keeps_globals(self.name):
+            return self._loss(batch, counts, self.first_step if index is None else index, plan)
+
+    def _loss(
+        self,
+        batch: Batch,
+        counts: Mapping[ItemKind, int],
+        index: int,
+        plan: StepPlan | None,
+    ) -> Tensor:
+        step = self.step(index)
         self.objective.declare_items(batch)
         plan = plan or self.objective.plan(step)
         captured = run_passes(plan, self.student, self.teachers, batch, step)
-        terms = self.objective.terms(captured, batch, step, plan)
+        guard = keeps_inputs(self.name, captured, batch) if self.group is None else nullcontext()
+        with guard:
+            terms = self.objective.terms(captured, batch, step, plan)
         assert terms, f"{self.name}: `loss` returned no term"
+        for name, term in terms.items():
+            assert not term.values[~term.over.mask].any(), (
+                f"{self.name}: the loss '{name}' has values at items that do not count, such as "
+                "padding or prompts; set them to 0"
+            )
         return self.objective.total(terms, counts, step)
 
     def batch(self) -> Batch:
@@ -146,13 +164,31 @@ class TinyStage:
     def gradient(self, batches: Sequence[Batch], counts: Mapping[ItemKind, int]) -> Tensor:
         """Return the student's gradient over micro-batches, for a new objective."""
         self.objective = self.build()
+        parameters = list(self.student.model.parameters())
         self.student.model.zero_grad()
         plan = self.objective.plan(self.step(self.first_step))
         for batch in batches:
-            self.loss(batch, counts, plan=plan).backward()  # type: ignore[no-untyped-call]
-        return torch.cat(
-            [p.grad.flatten() for p in self.student.model.parameters() if p.grad is not None]
-        )
+            self.learn(self.loss(batch, counts, plan=plan))
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        return torch.cat([gradient.flatten() for gradient in found])
+
+    def learn(self, loss: Tensor) -> None:
+        """Add the gradient of a loss to the weights that are trained, unless it is constant.
+
+        Raises:
+            AssertionError: It would train other weights too.
+        """
+        modules = self.objective.modules
+        for weight in foreign_weights(
+            loss, [*self.student.model.parameters(), *modules.parameters()]
+        ):
+            raise AssertionError(
+                f"{self.name}: the loss has a gradient for a tensor of shape {tuple(weight.shape)} "
+                "that is not trained: return weights from `build_modules`, and detach what is "
+                "no weight"
+            )
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the loss of a new objective, and its gradients by name of the weight."""
@@ -198,7 +234,8 @@ def check_at_edges(trial: Callable[[str], TinyStage], kinds: Sequence[str]) -> N
         with suppress(MethodError):
             at_edge = trial(kind)
             at_edge.name += f" with {dict(at_edge.options)}"
-            _check_invariance(at_edge)
+            with _naming(at_edge):
+                _check_invariance(at_edge)
 
 
 def generator() -> torch.Generator:
@@ -259,34 +296,103 @@ def _info(name: str, extractor: Extractor, kind: str) -> ModelInfo:
 
 
 def _check(trial: TinyStage) -> None:
-    _check_invariance(trial)
-    batch = trial.batch()
-    gradient = trial.gradient([batch], trial.counts(batch))
-    assert gradient.abs().sum() > 0, f"{trial.name}: no gradient reaches the student"
+    with _naming(trial):
+        _check_invariance(trial)
+        batch = trial.batch()
+        gradient = trial.gradient([batch], trial.counts(batch))
+        assert gradient.abs().sum() > 0, f"{trial.name}: no gradient reaches the student"
+        _check_training(trial, batch)
+        _check_resume(trial, batch, after=4, steps=2)
+        _check_few_rows(trial, batch)
+        _check_prompts(trial, batch)
+        _check_unlabeled(trial, batch)
+
+
+@contextmanager
+def _naming(trial: TinyStage) -> Iterator[None]:
+    """Add to an error of the subject on what it was tried."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while checking {trial.name}")
+        raise
 
 
 def _check_invariance(trial: TinyStage) -> None:
     batch = trial.batch()
     loss = _fresh_loss(trial, batch)
-    assert loss.isfinite(), f"{trial.name}: the loss is {loss.item()}"
+    _finite(loss, trial.name)
     _check_gradients(trial, batch)
-    padded = _fresh_loss(trial, _pad(batch, 3))
+    padded = _fresh_loss(trial, pad(batch, 3))
     _same(padded, loss, f"{trial.name}: padding changes the loss")
     with suppress(MethodError):
         _check_left_padding(trial.decoder())
     order = torch.tensor([2, 0, 3, 1])
-    _same(_fresh_loss(trial, _take(batch, order)), loss, f"{trial.name}: the order of rows matters")
+    _same(_fresh_loss(trial, take(batch, order)), loss, f"{trial.name}: the order of rows matters")
     if not trial.subject.batch_coupled:
         _check_accumulation(trial, batch)
     check_step_queries(trial, batch)
-    _check_resume(trial, batch)
+    _check_resume(trial, batch, after=1, steps=1)
+
+
+def _check_training(trial: TinyStage, batch: Batch) -> None:
+    """Check that steps can follow one another, and that the auxiliary modules learn in them."""
+    trial.objective = trial.build()
+    counts = trial.counts(batch)
+    for later in (0, 1, STEPS // 2, STEPS - 1):
+        index = trial.first_step + later
+        loss = trial.loss(batch, counts, index)
+        _finite(loss, f"{trial.name} in step {index + 1} of {trial.step(index).total}")
+        try:
+            trial.learn(loss)
+        except RuntimeError as error:
+            raise AssertionError(
+                f"{trial.name}: backward fails in step {index + 1} ({error}); detach what is kept "
+                "from one step to the next"
+            ) from error
+    weights = [p for p in trial.objective.modules.parameters() if p.requires_grad]
+    assert not weights or any(p.grad is not None for p in weights), (
+        f"{trial.name}: no gradient reaches any weight of `build_modules`"
+    )
+
+
+def _check_few_rows(trial: TinyStage, batch: Batch) -> None:
+    """Check the smallest micro-batch that a run may have, such as the last of an epoch."""
+    count = getattr(trial.subject, "min_samples", 1)
+    few = take(batch, torch.arange(count))
+    name = f"{trial.name} with {count} row{'s' if count > 1 else ''}"
+    _finite(_fresh_loss(trial, few), f"{name} (`min_samples`)")
+    gradient = trial.gradient([few], trial.counts(few))
+    assert gradient.isfinite().all(), f"{name}: the student's gradient is not finite"
+
+
+def _check_prompts(trial: TinyStage, batch: Batch) -> None:
+    """Check a micro-batch of prompts and texts, with a row in which nothing is to be predicted."""
+    if not registry().kind(trial.kind).generates:
+        return
+    prompted = with_prompts(batch, 2)
+    _finite(_fresh_loss(trial, prompted), f"{trial.name} with a row that has no target")
+    if not trial.subject.batch_coupled:
+        _check_accumulation(trial, prompted)
+
+
+def _check_unlabeled(trial: TinyStage, batch: Batch) -> None:
+    if trial.subject.needs_labels or registry().kind(trial.kind).is_lm:
+        return
+    try:
+        loss = _fresh_loss(trial, without_labels(batch))
+    except (AttributeError, TypeError) as error:
+        raise AssertionError(
+            f"{trial.name}: it fails without labels ({error}); declare `needs_labels`"
+        ) from error
+    _finite(loss, f"{trial.name} without labels")
 
 
 def _check_left_padding(trial: TinyStage | None) -> None:
     if trial is None:
         return
     batch = trial.batch()
-    loss, padded = (_fresh_loss(trial, one) for one in (batch, _pad(batch, 3, left=True)))
+    loss, padded = (_fresh_loss(trial, one) for one in (batch, pad(batch, 3, left=True)))
     _same(padded, loss, f"{trial.name}: padding on the left of a decoder's rows changes the loss")
 
 
@@ -302,7 +408,7 @@ def _check_gradients(trial: TinyStage, batch: Batch) -> None:
 def _check_accumulation(trial: TinyStage, batch: Batch) -> None:
     counts = trial.counts(batch)
     whole = trial.gradient([batch], counts)
-    parts = [_take(batch, torch.tensor(rows)) for rows in ([0], [1, 2, 3])]
+    parts = [take(batch, torch.tensor(rows)) for rows in ([0], [1, 2, 3])]
     message = (
         f"{trial.name}: micro-batches change the gradient; declare `batch_coupled` if they must"
     )
@@ -326,25 +432,36 @@ def check_step_queries(trial: TinyStage, batch: Batch) -> None:
         trial.loss(batch, trial.counts(batch), index, plan)
 
 
-def _check_resume(trial: TinyStage, batch: Batch) -> None:
+def _check_resume(trial: TinyStage, batch: Batch, after: int, steps: int) -> None:
+    """Check that the steps of a resumed run are those of one that was never interrupted.
+
+    Args:
+        trial: The trial.
+        batch: The batch of every step.
+        after: Number of steps after which the run is interrupted.
+        steps: Number of steps to compare.
+    """
     trial.objective = trial.build()
     counts = trial.counts(batch)
-    trial.loss(batch, counts)
+    resumed_at = trial.first_step + after
+    for index in range(trial.first_step, resumed_at):
+        trial.loss(batch, counts, index)
     # Copies, as a checkpoint holds: the next step may change the originals in place.
     tensors: dict[str, Tensor] = {}
     state = json.loads(json.dumps(take_tensors(trial.objective.state_dict(), tensors)))
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     modules = deepcopy(trial.objective.modules.state_dict())
     states = {name: g.get_state() for name, g in trial.objective.generators().items()}
-    uninterrupted = trial.loss(batch, counts, trial.first_step + 1)
+    following = range(resumed_at, resumed_at + steps)
+    uninterrupted = [trial.loss(batch, counts, index) for index in following]
     trial.objective = trial.build()
     trial.objective.load_state_dict(put_tensors(state, tensors))
     trial.objective.modules.load_state_dict(modules)
     for name, source in trial.objective.generators().items():
         source.set_state(states[name])
-    resumed = trial.loss(batch, counts, trial.first_step + 1)
+    resumed = [trial.loss(batch, counts, index) for index in following]
     message = f"{trial.name}: after a resume the loss differs; return what it needs in `state_dict`"
-    _same(resumed, uninterrupted, message)
+    _same(torch.stack(resumed), torch.stack(uninterrupted), message)
 
 
 def _fresh_loss(trial: TinyStage, batch: Batch) -> Tensor:
@@ -352,48 +469,10 @@ def _fresh_loss(trial: TinyStage, batch: Batch) -> Tensor:
     return trial.loss(batch, trial.counts(batch))
 
 
+def _finite(loss: Tensor, name: str) -> None:
+    assert loss.isfinite(), f"{name}: the loss is {loss.item()}"
+
+
 def _same(found: Tensor, expected: Tensor, message: str) -> None:
     difference = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
     assert difference < 1e-7, f"{message} (relative difference {difference.item():.2g})"
-
-
-def _pad(batch: Batch, columns: int, left: bool = False) -> Batch:
-    sides = (columns, 0) if left else (0, columns)
-    length = batch.mask.shape[-1]
-    inputs = {
-        name: functional.pad(value, sides) if value.shape[-1] == length else value
-        for name, value in batch.inputs.items()
-    }
-    labels, words, spans = batch.labels, batch.words, batch.byte_offsets
-    if labels is not None and labels.shape == batch.inputs["input_ids"].shape:
-        labels = functional.pad(labels, sides, value=IGNORE)
-    words = None if words is None else functional.pad(words, sides, value=-1)
-    spans = None if spans is None else functional.pad(spans, (0, 0, *sides), value=-1)
-    return replace(
-        batch,
-        inputs=inputs,
-        labels=labels,
-        words=words,
-        byte_offsets=spans,
-        views={name: _pad(view, columns, left) for name, view in batch.views.items()},
-        _declared={},
-    )
-
-
-def _take(batch: Batch, rows: Tensor) -> Batch:
-    def some(values: Tensor) -> Tensor:
-        # A row may have several sequences.
-        return values.reshape(len(batch), -1, *values.shape[1:])[rows].flatten(0, 1)
-
-    words, spans = (None if x is None else some(x) for x in (batch.words, batch.byte_offsets))
-    return replace(
-        batch,
-        inputs={name: some(value) for name, value in batch.inputs.items()},
-        labels=None if batch.labels is None else batch.labels[rows],
-        rows=batch.rows[rows],
-        words=words,
-        byte_offsets=spans,
-        views={name: _take(view, rows) for name, view in batch.views.items()},
-        sources=None if batch.sources is None else batch.sources[rows],
-        _declared={},
-    )

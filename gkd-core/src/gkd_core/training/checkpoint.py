@@ -258,7 +258,8 @@ def _load(stage: Stage, checkpoint: Path) -> Progress:
         stage.engine.scale.load_state_dict(progress.loss_scale)
     if stage.rollouts is not None:
         stage.rollouts.engine.load_state_dict(progress.rollout)
-    with _opened(checkpoint / "optimizer.safetensors") as tensors:
+    path = checkpoint / "optimizer.safetensors"
+    with _opened(path) as tensors, _restorable(path):
         stage.engine.load_state_tensors(tensors)
     if is_first() and (checkpoint / BEST).exists():
         _link(checkpoint / BEST, stage.best)
@@ -296,11 +297,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ConfigError: They are not those of the model.
     """
-    with _opened(path) as tensors:
-        try:
-            load_whole(model, tensors)
-        except ConfigError as error:
-            raise ConfigError(f"{path} cannot be loaded: {error}. Restore the file") from error
+    with _opened(path) as tensors, _restorable(path):
+        load_whole(model, tensors)
+
+
+@contextmanager
+def _restorable(path: Path) -> Iterator[None]:
+    """Name the file whose tensors are not those that are needed."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be loaded: {error}. Restore the file") from error
 
 
 def _name(step: int) -> str:

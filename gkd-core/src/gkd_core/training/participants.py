@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from gkd_core import hookspecs
 from gkd_core.contract.architectures import adapter_of
-from gkd_core.plugins.code import code_digests, code_files, module_file
+from gkd_core.plugins.code import (
+    code_digests,
+    code_files,
+    code_modules,
+    imported_modules,
+    module_file,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,8 +65,9 @@ def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
     """Return the plugins that take part in a stage, sorted by name.
 
     These are the plugins of what the stage is made of, those whose classes, functions or modules
-    it uses, and those with a hook that is given the stage. A plugin that only refuses an outline,
-    adds to the report, or has recipes and commands does not change a student.
+    it uses, those with a hook that is given the stage, and those whose modules the code of these
+    imports. A plugin that only refuses an outline, adds to the report, or has recipes and commands
+    does not change a student.
     """
     bases = {base for made_of in _classes(spec, registry) for base in made_of.__mro__}
     used = {module for base in bases for module in _modules(base)}
@@ -69,7 +76,25 @@ def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
     found |= {plugin for base in bases if (plugin := registry.plugin_of(base)) is not None}
     others = [plugin for plugin in registry.plugins.values() if plugin not in found]
     found |= {plugin for plugin in others if files & _files(plugin, registry)}
-    return sorted(found, key=lambda plugin: plugin.name)
+    return sorted(_with_imported(found, registry), key=lambda plugin: plugin.name)
+
+
+def _with_imported(plugins: set[Plugin], registry: Registry) -> set[Plugin]:
+    """Return plugins, those whose modules they import, those whose modules these import ..."""
+    others = [plugin for plugin in registry.plugins.values() if plugin.distribution != CORE]
+    owners = {
+        name: plugin
+        for plugin in others
+        for name in code_modules(registry.module_of(plugin), plugin.distribution)
+    }
+    found, left = set(plugins), [plugin for plugin in plugins if plugin in others]
+    while left:
+        plugin = left.pop()
+        imported = imported_modules(registry.module_of(plugin), plugin.distribution)
+        new = {owners[name] for name in imported & owners.keys()} - found
+        found |= new
+        left += new
+    return found
 
 
 def _classes(spec: StageSpec, registry: Registry) -> Iterator[type]:
