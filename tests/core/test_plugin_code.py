@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gkd_core.plugins.code import code_digests, code_files, code_modules, imported_modules
+from gkd_core.plugins.code import code_digests, code_files, code_modules, imports
 
 INFO = "acme_gkd-1.2.dist-info"
 
@@ -132,12 +132,14 @@ def test_data_beside_a_module_of_a_project_is_code_if_the_module_names_it(instal
 def test_modules_are_imported_anywhere_in_the_code(install):
     installed = install("src", "acme.plugin", *PACKAGE)
     (installed.root / "acme/deep/helper.py").write_text(
-        "from . import one\nimport other.two\ndef late():\n    from third import four\n"
+        "from .one import x\nimport other.two\ndef late():\n    from third import four\n"
     )
     (installed.root / "acme/deep/template.py").write_text("{{ no code }} x\n")
-    assert imported_modules("acme.plugin", "acme-gkd") == {"other.two", "third", "third.four"}
-    modules = {"acme", "acme.plugin", "acme.deep.helper", "acme.deep.template"}
-    assert code_modules("acme.plugin", "acme-gkd") == modules
+    modules = code_modules("acme.plugin", "acme-gkd")
+    assert set(modules) == {"acme", "acme.plugin", "acme.deep.helper", "acme.deep.template"}
+    found = {name: set(imports(name, file)) for name, file in modules.items()}
+    named = {"acme.deep.one", "acme.deep.one.x", "other.two", "third", "third.four"}
+    assert found == {name: set() for name in modules} | {"acme.deep.helper": named}
 
 
 def test_metadata_and_what_python_writes_are_no_code(install):

@@ -28,5 +28,5 @@ def rows(world):
         *("--set", f"task.test={world / 'test.jsonl'}", "--set", "task.max_length=32"),
         *("--set", "training.batch_size=16", "--set", "training.lr=1e-3"),
         *("--set", "training.epochs=1", "--set", "training.checkpoint_every=2"),
-        *("--set", "training.log_every=2", "--baseline"),
+        *("--set", "training.log_every=2", "--method", "pkd+soft", "--baseline"),
     ]

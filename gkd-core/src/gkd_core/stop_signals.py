@@ -25,7 +25,7 @@ A terminal or a batch system may signal ranks and their launcher, which tells it
 
 
 @dataclass
-class _State:
+class _StopRequest:
     """What has been asked of this process.
 
     Attributes:
@@ -55,21 +55,21 @@ class _State:
         raise KeyboardInterrupt(f"interrupted by {name}")
 
 
-_state = _State()
+_request = _StopRequest()
 
 
 @contextmanager
 def heeded() -> Iterator[None]:
     """Heed the signals, but for those that the caller of the process chose to ignore, as nohup."""
-    global _state
+    global _request
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _state = _State()
+    _request = _StopRequest()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _state.receive)
+            signal.signal(number, _request.receive)
     try:
         yield
     finally:
@@ -101,18 +101,18 @@ def patience() -> Iterator[None]:
     Raises:
         KeyboardInterrupt: It came when nothing asked for it any more.
     """
-    _state.patient = True
+    _request.patient = True
     try:
         yield
     finally:
-        _state.patient = False
-    if requested() and not _state.stopping:
+        _request.patient = False
+    if requested() and not _request.stopping:
         stop("after the last step")
 
 
 def requested() -> bool:
     """Return whether a signal has asked this process to stop."""
-    return _state.request is not None
+    return _request.request is not None
 
 
 def stop(where: str) -> None:
@@ -124,8 +124,10 @@ def stop(where: str) -> None:
     Raises:
         KeyboardInterrupt: Always.
     """
-    _state.stopping = True
-    raise KeyboardInterrupt(f"stopped by {_state.request or 'another process of the run'} {where}")
+    _request.stopping = True
+    raise KeyboardInterrupt(
+        f"stopped by {_request.request or 'another process of the run'} {where}"
+    )
 
 
 def _name(number: int) -> str:

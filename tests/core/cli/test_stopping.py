@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 from gkd_core.lease import hold
 from gkd_core.training import loop
 
-OFTEN = ["--set", "training.checkpoint_every=2", "--set", "training.log_every=1"]
+OFTEN = [
+    *("--set", "training.checkpoint_every=2", "--set", "training.log_every=1"),
+    *("--method", "pkd+soft", "--no-baseline"),
+]
 
 
 @pytest.fixture

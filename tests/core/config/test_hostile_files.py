@@ -6,9 +6,11 @@ import time
 import pytest
 
 from gkd_core.cli.errors import LONGEST, printable
+from gkd_core.config.resolve import resolve
 from gkd_core.config.settings import read_assignment, read_file
 from gkd_core.distributed.rank_info import read_launcher_env
 from gkd_core.errors import ConfigError
+from gkd_core.plugins import registry
 
 
 def _bomb(join):
@@ -19,7 +21,7 @@ def _bomb(join):
 HOSTILE = {
     "deep.json": '{"a":' * 100_000,
     "deep-list.json": '{"a":' + "[" * 100_000,
-    "deep.yaml": "a: " + "[" * 50_000,
+    "deep.yaml": "a: " + "[" * 5_000,
     "deep-blocks.yaml": "\n".join(" " * n + "a:" for n in range(1500)),
     "deep.toml": "a = " + "[" * 50_000,
     "deep-key.toml": "a" + ".a" * 50_000 + " = 1",
@@ -55,8 +57,21 @@ def test_lines_of_a_long_text_are_not_searched_for_ever(tmp_path):
 
 def test_pipe_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
-    with pytest.raises(ConfigError, match="is not a file"):
+    with pytest.raises(ConfigError, match="cannot read the configuration file: it is not"):
         read_file(tmp_path / "pipe.toml")
+
+
+@pytest.mark.parametrize(
+    "setting", ["seed=9223372036854775808", "training.beta1=1", "training.beta2=1.0"]
+)
+def test_value_that_no_generator_or_optimizer_takes_is_refused(setting):
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        resolve(registry(), settings=[setting])
+
+
+def test_key_of_many_parts_is_refused():
+    with pytest.raises(ConfigError, match="the key has more than 100 parts"):
+        read_assignment("a" + ".a" * 5000 + "=1")
 
 
 @pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000])

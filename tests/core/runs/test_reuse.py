@@ -318,12 +318,17 @@ def test_a_plugin_decides_if_a_method_uses_what_is_its_own(prepare, registry_wit
 
 
 def test_a_plugin_decides_if_the_code_of_another_imports_it(prepare, registry_with, monkeypatch):
+    """A helper of a method imports a module of `multiteacher`."""
     derived = type("Unlike", (Unused,), {"__doc__": "A test.", "name": "unlike"})
     known = registry_with(Plugin(gkd_register_methods=lambda: [derived]))
-    imports = {"test": {"gkd_methods_multiteacher.assistants", "torch"}}
+    own = next(p.distribution for p in known.plugins.values() if p.name == "test")
+    other, file = "gkd_methods_multiteacher.assistants", Path("any.py")
+    modules = {own: [derived.__module__, "helper"], "gkd-methods-multiteacher": [other]}
     monkeypatch.setattr(
-        participants, "imported_modules", lambda module, name: imports.get(name, set())
+        participants, "code_modules", lambda _, name: dict.fromkeys(modules.get(name, []), file)
     )
+    imported = {derived.__module__: {"helper"}, "helper": {other, "torch"}}
+    monkeypatch.setattr(participants, "imports", lambda name, _: imported.get(name, set()))
     (spec,) = prepare("method=unlike", file="", registry=known).specs
     found = [plugin.name for plugin in participants.participants(spec, known)]
     assert found == ["core", "multiteacher", "test"]

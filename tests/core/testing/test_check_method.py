@@ -166,7 +166,7 @@ class Wrong(Last):
         return cosine(here, there, batch.samples)
 
 
-class Divides2(Wrong):
+class Halves(Wrong):
     """Halves the teacher's vectors where other methods read them too."""
 
     def compare(self, here, there, batch, step):
@@ -295,7 +295,7 @@ class RowMeans(SumsPrompts):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (Divides2, r"changes teacher\.hidden\[4\]\|cls in place"),
+        (Halves, r"changes teacher\.hidden\[4\]\|cls in place"),
         (Relabels, r"changes batch\.labels in place"),
         (Seeds, "draws from the global generator of torch, or seeds it"),
         (OwnWeight, r"a tensor of shape \(32, 32\) that is not trained"),

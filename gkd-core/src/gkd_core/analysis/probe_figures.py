@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
@@ -137,7 +138,7 @@ def _write_value(
 ) -> None:
     """Write a value into a cell, in the ink that is easier to read on its color."""
     row, column = cell
-    red, green, blue, _ = to_rgba_array(mesh.to_rgba(value))[0]
+    red, green, blue, _ = to_rgba_array(mesh.to_rgba(np.array([value])))[0]
     luminance = 0.2126 * _linear(red) + 0.7152 * _linear(green) + 0.0722 * _linear(blue)
     axes.text(
         column + 0.5,

@@ -148,7 +148,7 @@ def start_ranks(count: int, lease: Lease, accepts: bool) -> None:
         return
     if failure.status in SPOKEN:
         raise SystemExit(failure.status)
-    if failure.asked:
+    if failure.stopped:
         raise KeyboardInterrupt
     how = f"was killed by {failure.killer}" if failure.killer else f"ended with {failure.status}"
     place = shlex.quote(str(lease.path))

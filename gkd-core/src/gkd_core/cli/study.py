@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gkd_core.cli.errors import RESUMABLE, Interrupted
+from gkd_core.cli.errors import RESUMABLE, Stopped
 from gkd_core.cli.options import RunOptions, study_options
 from gkd_core.cli.study_report import report
 
@@ -153,7 +153,7 @@ def _stoppable() -> Iterator[None]:
         with heeded():
             yield
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped; the same command goes on", RESUMABLE) from error
+        raise Stopped("stopped; the same command goes on") from error
 
 
 @study.command(hidden=True)

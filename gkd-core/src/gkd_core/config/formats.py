@@ -18,8 +18,11 @@ LONGEST = 1_000_000
 MOST_VALUES = 100_000
 """Values of a YAML document, those repeated by aliases included."""
 
-MOST_PARSED = 20_000_000
+MOST_PARSED = 5_000_000
 """Characters that are parsed at most to find the lines of keys in TOML."""
+
+DEEPEST = 100
+"""Parts of a key."""
 
 HEADING = (
     "# Every setting of the run, and where each came from. `gkd run` with this file repeats it."
@@ -62,6 +65,8 @@ def toml_value(text: str) -> Any:
 
 
 def _read_toml(text: str, source: str) -> tuple[Any, Lines]:
+    if any(_parts_of_key(row) > DEEPEST for row in text.split("\n")):
+        raise ConfigError(f"{source}: a key has more than {DEEPEST} parts")
     try:
         return tomllib.loads(text), _toml_lines(text)
     except tomllib.TOMLDecodeError as error:
@@ -69,6 +74,15 @@ def _read_toml(text: str, source: str) -> tuple[Any, Lines]:
         line = int(place[1]) if place else len(text.splitlines())
         reason = str(error).replace(place[0], "") if place else str(error)
         raise ConfigError(f"{source}:{line}: not valid TOML: {reason}") from error
+
+
+def _parts_of_key(row: str) -> int:
+    """Return about how many parts the longest key in a line of TOML has.
+
+    The parser takes a time that is quadratic in it.
+    """
+    before = [row] if row.lstrip().startswith("[") else row.split("=")[:-1]
+    return max((re.split(r"[,{\[]", part)[-1].count(".") + 1 for part in before), default=0)
 
 
 def _toml_lines(text: str) -> Lines:

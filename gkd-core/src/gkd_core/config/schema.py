@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from gkd_core.config.graph import stage_of
 from gkd_core.contract.schedule import Schedule
@@ -28,6 +28,15 @@ LM = "lm"
 """The `task.kind` that stands for masked or causal language modeling, whichever fits the model."""
 TENSORBOARD = "tensorboard"
 """The tracker that every run has unless `output.tensorboard` is false."""
+
+
+def _fits(seed: int) -> int:
+    if seed >= 2**63:
+        raise ValueError(f"{seed} does not fit into the 63 bits that generators take")
+    return seed
+
+
+Seed = Annotated[int, Field(ge=0), AfterValidator(_fits)]
 
 
 class Section(BaseModel):
@@ -569,7 +578,7 @@ class RunConfig(Section):
     procedure: ProcedureConfig | None = Field(
         None, description="Generates the stages from options, in recipes such as `takd`."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="Seed of everything random.")
+    seed: Seed = Field(1, description="Seed of everything random.")
     stages: list[StageConfig] = Field(
         [],
         description="Stages, run in order; each continues with the previous one's student unless "

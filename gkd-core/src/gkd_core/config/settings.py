@@ -11,7 +11,15 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from gkd_core.config.formats import HEADING, READERS, SettingKey, dotted, line_of, toml_value
+from gkd_core.config.formats import (
+    DEEPEST,
+    HEADING,
+    READERS,
+    SettingKey,
+    dotted,
+    line_of,
+    toml_value,
+)
 from gkd_core.config.renamed import renew
 from gkd_core.errors import ConfigError, suggest
 
@@ -86,8 +94,8 @@ def read_file(path: Path, level: Level = Level.FILE) -> list[Setting]:
             f"{path}: unknown kind of configuration file {path.suffix!r}; the name must end in "
             f"{', '.join(READERS)}"
         )
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} is not a file, but settings are read from one")
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe may never end
+        raise ConfigError(f"{path}: cannot read the configuration file: it is not a file")
     try:
         # utf-8-sig drops the byte order mark that some editors write.
         text = path.read_text(encoding="utf-8-sig")
@@ -126,6 +134,8 @@ def read_assignment(text: str) -> list[Setting]:
             f"--set {text}: expected key=value, such as `--set training.lr=1e-5` or "
             "`--set method=pkd+soft`"
         )
+    if len(key) > DEEPEST:
+        raise ConfigError(f"--set {text}: the key has more than {DEEPEST} parts")
     origin = Origin(Level.COMMAND_LINE, "--set")
     return list(_flatten(key, toml_value(value.strip()), lambda key: origin))
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gkd_core.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import nn
     from transformers import PreTrainedModel
@@ -65,17 +66,15 @@ def _shapes(
     Returns:
         One for each call; None if the model does not run on the meta device.
     """
-    tokens = torch.ones(ROWS, TOKENS, dtype=torch.long, device="meta")
-    # Some models look at the values of a mask, others look for padding where there is none.
-    for inputs in ({"input_ids": tokens}, {"input_ids": tokens, "attention_mask": tokens}):
-        with suppress(Exception):  # the code of any model: what it needs is not known
-            return tuple(_seen(model, module, of_input, inputs))
+    # Models look at the values of a mask or of tokens, but not at those of fake tensors. These are
+    # slower.
+    for mode in (nullcontext(), FakeTensorMode(allow_non_fake_inputs=True)):
+        with suppress(Exception), mode:  # the code of any model: what it needs is not known
+            return tuple(_seen(model, module, of_input))
     return None
 
 
-def _seen(
-    model: PreTrainedModel, module: nn.Module, of_input: bool, inputs: Mapping[str, torch.Tensor]
-) -> list[Shape]:
+def _seen(model: PreTrainedModel, module: nn.Module, of_input: bool) -> list[Shape]:
     found: list[Shape] = []
 
     def see(module: nn.Module, args: Any, output: Any = None) -> None:
@@ -89,7 +88,7 @@ def _seen(
     handle = register(see)
     try:
         with torch.no_grad(), quiet():
-            model(**inputs)
+            model(torch.ones(ROWS, TOKENS, dtype=torch.long, device="meta"))
     finally:
         handle.remove()
     return found

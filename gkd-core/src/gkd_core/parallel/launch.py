@@ -50,12 +50,12 @@ class Failure:
     Attributes:
         rank: Global rank.
         status: Its exit status, or minus the number of the signal that killed it.
-        asked: Whether the ranks were asked to stop.
+        stopped: Whether the ranks were asked to stop.
     """
 
     rank: int
     status: int
-    asked: bool = False
+    stopped: bool = False
 
     @property
     def killer(self) -> str | None:
@@ -113,7 +113,7 @@ def start_ranks(
                 failed = _first_failure(ranks)
             finally:
                 _end(ranks)
-        return None if failed is None else Failure(*failed, asked=bool(signals))
+        return None if failed is None else Failure(*failed, stopped=bool(signals))
 
 
 def _environment(count: int, folder: Path) -> dict[str, str]:

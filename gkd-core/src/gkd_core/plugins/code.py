@@ -13,9 +13,10 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 from gkd_core import digest
@@ -65,44 +66,50 @@ def code_files(module: str, distribution: str) -> dict[str, Path]:
     }
 
 
-def code_modules(module: str, distribution: str) -> set[str]:
-    """Return the names of the modules of a plugin's code.
+def code_modules(module: str, distribution: str) -> dict[str, Path]:
+    """Return the files of the modules of a plugin's code by the names of the modules.
 
     Args:
         module: The plugin's module, which is imported.
         distribution: The distribution that ships it.
     """
-    files = (name for name in code_files(module, distribution) if name.endswith(".py"))
-    modules = (name.removesuffix(".py").removesuffix("/__init__") for name in files)
-    return {name.replace("/", ".") for name in modules}
+    files = code_files(module, distribution).items()
+    return {_module_name(name): path for name, path in files if name.endswith(".py")}
 
 
-def imported_modules(module: str, distribution: str) -> set[str]:
-    """Return the names of the modules that a plugin's code imports anywhere by their full names.
+def _module_name(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imports(module: str, file: Path) -> frozenset[str]:
+    """Return the full names of what a module imports anywhere in its code.
 
     Args:
-        module: The plugin's module, which is imported.
-        distribution: The distribution that ships it.
+        module: Its name.
+        file: Its file.
     """
-    found: set[str] = set()
-    for path in code_files(module, distribution).values():
-        if path.suffix == ".py":
-            found.update(_imports(path))
-    return found
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    return _imports(file, package, file.stat().st_mtime_ns)
 
 
-def _imports(file: Path) -> Iterator[str]:
+@functools.lru_cache(maxsize=1024)
+def _imports(file: Path, package: str, changed: int) -> frozenset[str]:
+    """Return what a file imports; it is read again if it has changed."""
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # such as a template, which is never imported
-        return
+        return frozenset()
+    found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = "." * node.level + (node.module or "")
+            with suppress(ImportError):  # it is relative to what is not there
+                source = resolve_name(start, package)
+                found.update([source, *(f"{source}.{alias.name}" for alias in node.names)])
+    return frozenset(found)
 
 
 def module_file(module: str) -> Path | None:

@@ -85,11 +85,11 @@ def keeps_inputs(name: str, captured: Captured, batch: Batch) -> Iterator[None]:
 
 
 def _passes(captured: Captured) -> Iterator[tuple[str, Features]]:
-    sides = [("student", captured.student), *(("teacher", found) for found in captured.teachers)]
-    for side, found in sides:
+    yield from (("student", features) for features in captured.student.values())
+    for found in captured.teachers:
         for features in found.values():
             assert isinstance(features, Features), "features of a trial stay on the device"
-            yield side, features
+            yield "teacher", features
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:

@@ -179,14 +179,12 @@ class TinyStage:
             AssertionError: It would train other weights too.
         """
         modules = self.objective.modules
-        for weight in foreign_weights(
-            loss, [*self.student.model.parameters(), *modules.parameters()]
-        ):
-            raise AssertionError(
-                f"{self.name}: the loss has a gradient for a tensor of shape {tuple(weight.shape)} "
-                "that is not trained: return weights from `build_modules`, and detach what is "
-                "no weight"
-            )
+        known = [*self.student.model.parameters(), *modules.parameters()]
+        foreign = foreign_weights(loss, known)
+        assert not foreign, (
+            f"{self.name}: the loss has a gradient for a tensor of shape {tuple(foreign[0].shape)} "
+            "that is not trained: return weights from `build_modules`, and detach what is no weight"
+        )
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
 

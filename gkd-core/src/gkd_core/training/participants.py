@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING
 
 from gkd_core import hookspecs
 from gkd_core.contract.architectures import adapter_of
-from gkd_core.plugins.code import (
-    code_digests,
-    code_files,
-    code_modules,
-    imported_modules,
-    module_file,
-)
+from gkd_core.plugins.code import code_digests, code_files, code_modules, imports, module_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,36 +59,37 @@ def participants(spec: StageSpec, registry: Registry) -> list[Plugin]:
     """Return the plugins that take part in a stage, sorted by name.
 
     These are the plugins of what the stage is made of, those whose classes, functions or modules
-    it uses, those with a hook that is given the stage, and those whose modules the code of these
-    imports. A plugin that only refuses an outline, adds to the report, or has recipes and commands
-    does not change a student.
+    it uses, those with a hook that is given the stage, and those whose modules these modules
+    import, directly or not. A plugin that only refuses an outline, adds to the report, or has
+    recipes and commands does not change a student.
     """
     bases = {base for made_of in _classes(spec, registry) for base in made_of.__mro__}
     used = {module for base in bases for module in _modules(base)}
     files = {file for module in used if (file := module_file(module)) is not None}
     found = {plugin for hook in STAGE_HOOKS for plugin, _ in registry.implementations(hook)}
+    used |= {registry.module_of(plugin) for plugin in found}
     found |= {plugin for base in bases if (plugin := registry.plugin_of(base)) is not None}
     others = [plugin for plugin in registry.plugins.values() if plugin not in found]
     found |= {plugin for plugin in others if files & _files(plugin, registry)}
-    return sorted(_with_imported(found, registry), key=lambda plugin: plugin.name)
+    found |= set(_importing(used, registry))
+    return sorted(found, key=lambda plugin: plugin.name)
 
 
-def _with_imported(plugins: set[Plugin], registry: Registry) -> set[Plugin]:
-    """Return plugins, those whose modules they import, those whose modules these import ..."""
-    others = [plugin for plugin in registry.plugins.values() if plugin.distribution != CORE]
-    owners = {
-        name: plugin
-        for plugin in others
-        for name in code_modules(registry.module_of(plugin), plugin.distribution)
+def _importing(modules: set[str], registry: Registry) -> Iterator[Plugin]:
+    """Yield the plugins that have some modules, what these import, what that imports, and so on."""
+    known = {
+        name: (plugin, file)
+        for plugin in registry.plugins.values()
+        if plugin.distribution != CORE
+        for name, file in code_modules(registry.module_of(plugin), plugin.distribution).items()
     }
-    found, left = set(plugins), [plugin for plugin in plugins if plugin in others]
+    left, seen = modules & known.keys(), set[str]()
     while left:
-        plugin = left.pop()
-        imported = imported_modules(registry.module_of(plugin), plugin.distribution)
-        new = {owners[name] for name in imported & owners.keys()} - found
-        found |= new
-        left += new
-    return found
+        name = left.pop()
+        plugin, file = known[name]
+        yield plugin
+        seen.add(name)
+        left |= (imports(name, file) & known.keys()) - seen
 
 
 def _classes(spec: StageSpec, registry: Registry) -> Iterator[type]:
