@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def _child(folder: Path, arguments: list[str], faults: Faults, said: Path) -> No
         os.dup2(file, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         _make_brief()
+        warnings.resetwarnings()  # in tests they are errors
         sys.addaudithook(faults.hear)
         main(arguments)
     except SystemExit as end:

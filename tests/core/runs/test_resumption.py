@@ -91,7 +91,7 @@ def checkpoint(run):
 
 def remembered(run):
     """Return the cache entries of finished stages."""
-    return list((run.parent / "cache").glob("stages/*"))
+    return list((run.parent / "cache").glob("stages/*.json"))
 
 
 def outcome(run):
