@@ -236,7 +236,8 @@ def _top_level_keys():
     from gkd_core.config.render import json_schema
     from gkd_core.plugins import Registry
 
-    return sorted(json_schema(Registry([]))["properties"])
+    # Names of methods have no underscore.
+    return sorted(key for key in json_schema(Registry([]))["properties"] if "_" not in key)
 
 
 @pytest.mark.parametrize("name", [*_top_level_keys(), "total"])

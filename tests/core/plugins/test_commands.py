@@ -278,6 +278,7 @@ def test_plugins_tell_all_that_they_provide_in_the_order_of_loading(invoke, inst
         "kinds of task",
         "launchers",
         "optimizers",
+        "rollout engines",
         "trackers",
     }
     assert {"methods", "recipes"} == by_name["classic"]["provides"].keys()

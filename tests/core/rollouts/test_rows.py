@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -30,7 +32,7 @@ def _rows(tensor, mask):
 
 
 def test_without_a_loss_mask_every_token_counts_and_there_is_no_prompt():
-    batch = tiny_batch("causal-lm")
+    batch = replace(tiny_batch("causal-lm"), sources=None)
     assert torch.equal(batch.tokens.mask, batch.mask)
     assert not batch.prompt_mask.any()
     assert batch.written_by("data").all()

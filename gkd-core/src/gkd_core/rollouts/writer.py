@@ -121,11 +121,12 @@ class Decoding:
         inputs = {"input_ids": ids, "attention_mask": self._mask}
         if self._typed:
             inputs["token_type_ids"] = torch.zeros_like(ids)
-        if "position_ids" in self._known:
-            # Padding on the left must not shift the positions.
-            positions = positions_of(self._mask, self._first)
-            inputs["position_ids"] = positions[:, -ids.shape[1] :]
         options: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
+        if "position_ids" in self._known:
+            # Padding on the left must not shift the positions. As an input of the batch they would
+            # say that it is packed.
+            positions = positions_of(self._mask, self._first)
+            options["position_ids"] = positions[:, -ids.shape[1] :]
         if "logits_to_keep" in self._known:
             options["logits_to_keep"] = 1
         self.logits = _last(self._extractor.predict(inputs, (), options))
