@@ -406,8 +406,8 @@ def draw(world, teachers):
     from gkd_core.runs.run import prepare_run
 
     def _draw(recipe, family="encoder"):
-        settings = [f"task.train={world / 'train.jsonl'}", "task.max_length=32"]
-        settings += teachers(recipe, family)
+        rows = f"task.train={world / 'train.jsonl'}"
+        settings = [rows, "task.max_length=32", "baseline=false", *teachers(recipe, family)]
         resolved = resolve(registry(), recipe=recipe, settings=settings)
         return resolved, prepare_run(resolved, registry())
 

@@ -417,7 +417,7 @@ def draws_after_training(world, folder):
 def _numbers(folder):
     """Return what was logged of each step, without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    left_out = ("samples_per_second", "stage")
+    left_out = ("samples_per_second", "rollout/tokens_per_second", "stage")
     return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
 
 

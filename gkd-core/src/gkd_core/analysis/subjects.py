@@ -11,6 +11,7 @@ from gkd_core.analysis.comparison import ComparedModel
 from gkd_core.analysis.run_summary import compared_models, first_teacher
 from gkd_core.config.resolve import resolve
 from gkd_core.config.schema import StudentConfig, TeacherConfig
+from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.evaluation.predictions import STUDENT
@@ -215,4 +216,5 @@ def _with_model(stage: ResolvedStage, model: str, trusts: bool) -> ResolvedStage
         "rollout": None,
         "probe": None,
     }
-    return replace(stage, config=stage.config.model_copy(update=own))
+    origins = {**stage.origins, "method": Origin(Level.DEFAULT, "gkd eval")}
+    return replace(stage, config=stage.config.model_copy(update=own), origins=origins)

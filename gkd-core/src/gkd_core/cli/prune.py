@@ -129,6 +129,7 @@ def _draw(
 ) -> StageSpec:
     """Return the spec of a stage with the model and the rows."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
+    from gkd_core.config.settings import Level, Origin
     from gkd_core.plugins import registry
     from gkd_core.runs.spec_builder import SpecBuilder
 
@@ -141,5 +142,9 @@ def _draw(
         "teachers": [TeacherConfig(model=model, trust_remote_code=trust)],
         "student": StudentConfig(),
     }
-    settled = replace(stage, config=stage.config.model_copy(update=alone))
+    settled = replace(
+        stage,
+        config=stage.config.model_copy(update=alone),
+        origins={**stage.origins, "method": Origin(Level.DEFAULT, "gkd prune")},
+    )
     return SpecBuilder(registry()).build(settled)

@@ -341,9 +341,13 @@ def _values(
         tasks: The settings that come from tasks.
         problems: Receives a message for each problem.
     """
-    before = tasks.merge(with_stage(run, stage), [])
+    before = tasks.merge(with_stage(run, stage), problems)
     adjusted = tasks.adjust(before, name)
-    values = tasks.merge(with_stage([*run, *adjusted], stage), problems)
+    if not adjusted:
+        return before, ()
+    again: list[str] = []
+    values = tasks.merge(with_stage([*run, *adjusted], stage), again)
+    problems.extend(problem for problem in again if problem not in problems)
     changed = (s for s in values.values() if s.origin.level is Level.ADJUSTMENT)
     return values, tuple(Adjustment(setting, value_of(before, setting)) for setting in changed)
 
