@@ -59,7 +59,7 @@ def test_it_has_them_on_all_its_kinds_with_each_option_at_its_edges(name):
         ("soft", {"divergence": "js", "beta": 0.3}),
         ("soft", {"divergence": "skew-kl", "alpha": 0.3}),
         ("soft", {"divergence": "skew-reverse-kl", "alpha": 0.3}),
-        ("soft", {"divergence": "adaptive-kl", "mu": 0.7}),
+        ("soft", {"divergence": "adaptive-kl"}),
         ("soft", {"divergence": "js", "beta": 0}),
         ("soft", {"divergence": "js", "beta": 1}),
         ("soft", {"divergence": "total-variation"}),

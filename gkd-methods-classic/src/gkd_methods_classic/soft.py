@@ -89,13 +89,6 @@ class Soft(Method):
             description="Share in the mixture: of the teacher for `skew-kl`, of the student for "
             "`skew-reverse-kl`.",
         )
-        mu: float = Field(
-            0.5,
-            gt=0,
-            lt=1,
-            description="For `adaptive-kl`: probability of the teacher's likeliest classes, whose "
-            "share in the distance is the weight of KL(p || q).",
-        )
 
     config: Config
 
@@ -129,7 +122,7 @@ class Soft(Method):
             "js": ends.get(beta, partial(js, beta=beta)),
             "skew-kl": partial(skew_kl, alpha=alpha),
             "skew-reverse-kl": partial(skew_reverse_kl, alpha=alpha),
-            "adaptive-kl": partial(adaptive_kl, mu=self.config.mu),
+            "adaptive-kl": adaptive_kl,
             "total-variation": total_variation,
             "soft-cross-entropy": soft_cross_entropy,
         }

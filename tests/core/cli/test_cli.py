@@ -37,7 +37,7 @@ FLAGS = {
     "replay": "--rank",
     "run": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
     "--output --track --probe --baseline --seed --nproc --set --seeds --overwrite --resume "
-    "--accept-changes",
+    "--accept-changes --max-time",
     "search": "--teacher --student --student-layers --task --data --set --max-latency --max-size "
     "--max-weights --min-kept --time --method --seeds --threads --output --json",
 }
