@@ -33,7 +33,7 @@ class DPKD(Method):
 
     name = "dpkd"
     paper = "Li, Gu, Dong, Wang, Cheng, Wei, 2024, arXiv:2406.19774"
-    kinds = ("classification", "masked-lm", "causal-lm")
+    kinds = ("classification", "span-classification", "masked-lm", "causal-lm")
     needs_labels = True
 
     class Config(Method.Config):

@@ -35,7 +35,7 @@ class MFT(Method):
 
     name = "mft"
     paper = "Belcak, Heinrich, Kautz, Molchanov, 2025, arXiv:2506.15702"
-    kinds = ("classification", "masked-lm", "causal-lm")
+    kinds = ("classification", "span-classification", "masked-lm", "causal-lm")
     needs_labels = True
 
     class Config(Method.Config):

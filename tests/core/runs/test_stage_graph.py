@@ -229,7 +229,8 @@ def test_explain_and_the_report_show_who_teaches_whom(prepare_run):
     (run.directory / "config.toml").write_text(to_toml(run.resolved))
     page = re.sub(r"<td[^>]*>", "<td>", summarize_run(run).report.read_text())
     assert "<td>both</td><td>soft</td><td>left, right</td>" in page
-    assert page.count("</svg>") == 5  # quality, validation and the losses of each stage
+    # Quality, validation, the similarity of layers, and the losses of each stage.
+    assert page.count("</svg>") == 6
 
 
 class Killed(BaseException):

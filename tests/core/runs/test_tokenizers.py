@@ -20,7 +20,7 @@ from gkd_core.training.step import train_step
 WHOLE_ROWS = {"alp-kd", "hard", "pkd", "rail-kd", "universal-kd"}
 """Methods that compare a vector per row, and those that read no teacher."""
 
-PREDICTIONS = {"annealing-kd", "continuation-kd", "glmd", "kd", "pd", "soft"}
+PREDICTIONS = {"annealing-kd", "continuation-kd", "dpkd", "glmd", "kd", "mft", "pd", "soft"}
 """Methods that compare the logits, which belong to a row in classification."""
 
 METHODS = sorted(name for name, method in registry().methods.items() if not method.on_policy)

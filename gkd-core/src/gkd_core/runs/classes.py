@@ -82,7 +82,9 @@ class ClassOrder:
         self._refuse_contradiction()
         if not data.classes and self.models:  # rows without labels
             return replace(data, classes=self.names or self.models[0].names)
-        data = replace(data, classes=tuple(spelled_as(data.classes, self.names)))
+        spelled = tuple(spelled_as(data.classes, self.names))
+        if spelled != data.classes:  # otherwise stages go on sharing the rows
+            data = replace(data, classes=spelled)
         if set(data.classes) <= set(map(label_name, self.names)):
             return order_classes(data, self.names, kind)
         if self.given is not None and not self._names_numbers(data.classes):
