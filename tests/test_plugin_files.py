@@ -183,7 +183,7 @@ def _dies_at(index, train_step):
 
 def _outcome(folder):
     """Return what was logged of each step but the time it took, and the student."""
-    timing = {"samples_per_second", "seconds", "milliseconds"}
+    timing = {"samples_per_second", "rollout/tokens_per_second", "seconds", "milliseconds"}
     entries = map(json.loads, Path(folder, "metrics.jsonl").read_text().splitlines())
     steps = [{k: v for k, v in one.items() if k not in timing} for one in entries if "lr" in one]
     return steps, load_file(Path(folder, "student", "model.safetensors"))

@@ -22,10 +22,10 @@ OPTIONS = {
 METHODS = [(name, options) for name in registry().methods for options in OPTIONS.get(name, [{}])]
 
 
-def check(trial):
-    """Check the kinds of task that are not rejected; at least one is."""
+def check(trial, kinds):
+    """Check the kinds of task that are named and not rejected; at least one is."""
     done = []
-    for kind in KINDS:
+    for kind in [kind for kind in KINDS if kind in kinds]:
         try:
             made = trial(kind)
         except MethodError:
@@ -37,12 +37,14 @@ def check(trial):
 
 @pytest.mark.parametrize(("name", "options"), METHODS, ids=lambda value: str(value))
 def test_queries_of_a_method_have_no_side_effects(name, options):
-    check(lambda kind: MethodTrial(registry().method(name), options, kind))
+    method = registry().method(name)
+    check(lambda kind: MethodTrial(method, options, kind), method.kinds)
 
 
 @pytest.mark.parametrize("name", registry().combiners)
 def test_queries_of_a_combiner_have_no_side_effects(name):
-    check(lambda kind: CombinerTrial(registry().combiner(name), {}, kind))
+    combiner = registry().combiner(name)
+    check(lambda kind: CombinerTrial(combiner, {}, kind), combiner.kinds)
 
 
 class Impure(Method):

@@ -174,6 +174,7 @@ def test_the_recipe_is_the_two_stages_of_a_task(world):
         "teachers": ([{"model": str(world / "teacher")}], "--teacher"),
         "task.train": (str(world / "train.jsonl"), "--data"),
         "task.max_length": (32, "--set"),
+        "baseline": (False, "--no-baseline"),
     }
     resolved = resolve(registry(), recipe="match", flags=flags)
     assert set(resolved.about) == {"title", "paper", "description"}

@@ -226,6 +226,7 @@ def stages(world):
         f"teacher.model={world / 'teacher'}",
         f"stages.general.teacher.model={world / 'lm-teacher'}",
         "task.max_length=32",
+        "baseline=false",
     ]
     return prepare_run(resolve(registry(), recipe="tinybert", settings=given), registry())
 

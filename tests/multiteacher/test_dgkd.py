@@ -22,7 +22,7 @@ def draw(world):
     """Draw a run on the small world: `draw("procedure.name=dgkd")` -> specs."""
 
     def _draw(*settings, **options):
-        data = (f"task.train={world / 'train.jsonl'}", "task.max_length=32")
+        data = (f"task.train={world / 'train.jsonl'}", "task.max_length=32", "baseline=false")
         shapes = {"shapes": lambda stage: read_shapes(stage, registry())}
         return prepare_run(
             resolve(registry(), settings=[*data, *settings], **shapes, **options), registry()

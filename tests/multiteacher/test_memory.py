@@ -31,7 +31,7 @@ def resolved(world, tmp_path):
         models = [{"name": name, "model": str(tmp_path / name)} for name in names]
         data = [f"task.train={world / 'train.jsonl'}", "student.layers=3", "training.batch_size=8"]
         flags = {"teachers": (models, "--teacher")}
-        return resolve(registry(), settings=[*data, *settings], flags=flags)
+        return resolve(registry(), settings=[*data, "baseline=false", *settings], flags=flags)
 
     return _resolved
 

@@ -23,7 +23,7 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_has_two_teachers_and_the_objective_of_its_paper(world, pair, recipe):
     named = [{"name": name, "model": str(pair / name)} for name in ("large", "small")]
-    data = [f"task.train={world / 'train.jsonl'}", "task.max_length=32"]
+    data = [f"task.train={world / 'train.jsonl'}", "task.max_length=32", "baseline=false"]
     flags = {"teachers": (named, "--teacher")}
     resolved = resolve(registry(), recipe=recipe, settings=data, flags=flags)
     assert set(resolved.about) == {"title", "paper", "description"}

@@ -32,6 +32,7 @@ def draw(world):
                 f"teacher.model={world / 'teacher'}",
                 f"task.train={world / 'train.jsonl'}",
                 "task.max_length=32",
+                "baseline=false",
                 *settings,
             ],
             shapes=lambda stage: read_shapes(stage, registry()),

@@ -273,7 +273,7 @@ class Killed(BaseException):
 def _outcome(directory):
     students = sorted(directory.glob("**/model.safetensors"))
     entries = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    timing = ("samples_per_second", "milliseconds", "seconds")
+    timing = ("samples_per_second", "rollout/tokens_per_second", "milliseconds", "seconds")
     entries = [{k: v for k, v in entry.items() if k not in timing} for entry in entries]
     return entries, {str(path.relative_to(directory)): load_file(path) for path in students}
 
