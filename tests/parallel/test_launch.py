@@ -350,8 +350,11 @@ def test_rank_dies_with_its_launcher():
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
         rank = int(launcher.stdout.readline())
         launcher.kill()
-        # The rank had the pipe open: the end of the file is its end.
+        # The rank had the pipe open: the end of the file is the beginning of its end.
         assert launcher.stdout.read() == ""
+    deadline = time.monotonic() + 10
+    while _is_alive(rank) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not _is_alive(rank)
 
 
