@@ -10,7 +10,7 @@ PACKAGES := gkd-core gkd-methods-classic gkd-methods-multiteacher gkd-methods-in
 INSTALLED := .venv/installed
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
-QUICK := -m "not exhaustive and not browser and not cluster"
+QUICK := -m "not exhaustive and not browser and not cluster and not recipes"
 TESTS ?= tests
 
 # Threads that wait do not spin: ranks and workers have more of them than there are cores.
@@ -21,7 +21,7 @@ AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 $(TWO_THREADS)
 # Tests start processes, each of which would compile all code again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-cluster lint format reference docs benchmarks clean
+.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-cluster test-recipes lint format reference docs benchmarks clean
 
 install: $(INSTALLED)
 
@@ -50,6 +50,9 @@ test-isa: $(INSTALLED)
 
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser tests/browser
+
+test-recipes: $(INSTALLED)
+	$(BIN)/python -m pytest -m recipes tests/test_recipes.py
 
 test-cluster: $(INSTALLED)
 	$(BIN)/python -m pytest -m cluster tests/cluster

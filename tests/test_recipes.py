@@ -17,7 +17,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
+@pytest.mark.recipes
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_as_good_as_labels_alone_on_the_embedded_task(gkd, cache, recipe):
     done = gkd("run", "--recipe", recipe, GKD_CACHE=str(cache))
