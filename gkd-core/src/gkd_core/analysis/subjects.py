@@ -11,7 +11,6 @@ from gkd_core.analysis.comparison import ComparedModel
 from gkd_core.analysis.run_summary import compared_models, first_teacher
 from gkd_core.config.resolve import resolve
 from gkd_core.config.schema import StudentConfig, TeacherConfig
-from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.evaluation.predictions import STUDENT
@@ -210,11 +209,11 @@ def _without_trust(stage: ResolvedStage) -> ResolvedStage:
 def _with_model(stage: ResolvedStage, model: str, trusts: bool) -> ResolvedStage:
     """Return a stage with a single model, and a method that is right for every task."""
     own = {
-        "method": "soft",  # needs no labels, which the rows to train on may lack
         "teachers": [TeacherConfig(model=model, trust_remote_code=trusts)],
         "student": StudentConfig(),
         "rollout": None,
         "probe": None,
     }
-    origins = {**stage.origins, "method": Origin(Level.DEFAULT, "gkd eval")}
-    return replace(stage, config=stage.config.model_copy(update=own), origins=origins)
+    alone = replace(stage, config=stage.config.model_copy(update=own))
+    # It needs no labels, which the rows to train on may lack.
+    return alone.with_method("soft", "gkd eval")

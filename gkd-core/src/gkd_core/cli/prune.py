@@ -129,7 +129,6 @@ def _draw(
 ) -> StageSpec:
     """Return the spec of a stage with the model and the rows."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
-    from gkd_core.config.settings import Level, Origin
     from gkd_core.plugins import registry
     from gkd_core.runs.spec_builder import SpecBuilder
 
@@ -138,13 +137,8 @@ def _draw(
     stage = resolved.stages[-1]
     trust = stage.config.teachers[0].trust_remote_code
     alone = {
-        "method": "hard",
         "teachers": [TeacherConfig(model=model, trust_remote_code=trust)],
         "student": StudentConfig(),
     }
-    settled = replace(
-        stage,
-        config=stage.config.model_copy(update=alone),
-        origins={**stage.origins, "method": Origin(Level.DEFAULT, "gkd prune")},
-    )
-    return SpecBuilder(registry()).build(settled)
+    settled = replace(stage, config=stage.config.model_copy(update=alone))
+    return SpecBuilder(registry()).build(settled.with_method("hard", "gkd prune"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,19 @@ class ResolvedStage:
     def origin(self, path: str) -> str:
         """Return the origin of a setting such as `training.lr`."""
         return str(origin_of(path, self.origins))
+
+    def with_method(self, method: str, chosen_by: str) -> ResolvedStage:
+        """Return the stage with a method that is taken as if it were given.
+
+        Args:
+            method: The method expression.
+            chosen_by: What chooses it, such as a command.
+        """
+        return replace(
+            self,
+            config=self.config.model_copy(update={"method": method}),
+            origins={**self.origins, "method": Origin(Level.DEFAULT, chosen_by)},
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

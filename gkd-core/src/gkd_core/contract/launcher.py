@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from gkd_core.contract.method_base import check_options, validate_name
-from gkd_core.errors import PluginError
+from gkd_core.contract.method_base import validate_described
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,7 @@ class Launcher:
         """
         super().__init_subclass__()
         where = f"launcher class {cls.__module__}.{cls.__qualname__}"
-        validate_name(getattr(cls, "name", None), where)
-        if not cls.__doc__:
-            raise PluginError(f"{where}: a docstring is needed; its first line says what it uses")
-        check_options(cls.Config, Launcher.Config, where, "Launcher")
+        validate_described(cls, where, Launcher.Config, "Launcher", "what it uses")
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config

@@ -285,6 +285,27 @@ def validate_name(name: object, where: str) -> None:
         )
 
 
+def validate_described(
+    cls: type, where: str, base: type[BaseModel], base_name: str, shown: str
+) -> None:
+    """Reject a class without a valid name, a docstring or valid options.
+
+    Args:
+        cls: The class; its options are `Config`.
+        where: Description of the class, for the message.
+        base: What its options must be a subclass of.
+        base_name: Name of the class that `base` belongs to.
+        shown: What the first line of its docstring says, for the message.
+
+    Raises:
+        PluginError: It violates the contract; the message says how.
+    """
+    validate_name(getattr(cls, "name", None), where)
+    if not cls.__doc__:
+        raise PluginError(f"{where}: a docstring is needed; its first line says {shown}")
+    check_options(getattr(cls, "Config"), base, where, base_name)  # noqa: B009
+
+
 def check_options(config: type[BaseModel], base: type[BaseModel], where: str, name: str) -> None:
     """Reject options that violate the contract.
 

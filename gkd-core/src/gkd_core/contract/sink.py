@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from gkd_core.contract.method_base import check_options, validate_name
-from gkd_core.errors import PluginError
+from gkd_core.contract.method_base import validate_described
 
 if TYPE_CHECKING:
     from gkd_core.contract.run_info import RunInfo
@@ -46,10 +45,7 @@ class Sink:
         """
         super().__init_subclass__()
         where = f"sink class {cls.__module__}.{cls.__qualname__}"
-        validate_name(getattr(cls, "name", None), where)
-        if not cls.__doc__:
-            raise PluginError(f"{where}: a docstring is needed; its first line says what it keeps")
-        check_options(cls.Config, Sink.Config, where, "Sink")
+        validate_described(cls, where, Sink.Config, "Sink", "what it keeps")
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config

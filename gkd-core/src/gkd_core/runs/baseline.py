@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gkd_core.config.schema import TaskConfig, task_name
-from gkd_core.config.settings import Level, Origin
 from gkd_core.errors import ConfigError
 from gkd_core.runs.default_method import LABELS, learns_from_labels
 from gkd_core.runs.training_cost import training_cost
@@ -89,16 +88,15 @@ def _note(share: float) -> str:
 def _settings(first: StageSpec, last: StageSpec) -> ResolvedStage:
     """Return a stage that trains the first stage's student like the last, but on labels alone."""
     own = {
-        "method": LABELS,
         "task": _settled(last),
         "student": first.config.student,
         "teachers": first.config.teachers,
         "rollout": None,
         "probe": None,
     }
-    origins = {**last.settings.origins, "method": Origin(Level.DEFAULT, "the baseline")}
     config = last.config.model_copy(update=own)
-    return replace(last.settings, name=BASELINE, config=config, origins=origins, adjusted=())
+    alone = replace(last.settings, name=BASELINE, config=config, adjusted=())
+    return alone.with_method(LABELS, "the baseline")
 
 
 def _settled(spec: StageSpec) -> TaskConfig:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gkd_core.config.schema import task_name
-from gkd_core.config.settings import Level, Origin
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
@@ -41,13 +40,8 @@ def with_labels(
     """
     if METHOD in settings.origins or not learns_from_labels(data, kind, registry):
         return settings
-    config = settings.config
-    named = {METHOD: f"{config.method}+{LABELS}"}
-    origin = Origin(Level.DEFAULT, "default for rows with labels")
-    return replace(
-        settings,
-        config=config.model_copy(update=named),
-        origins={**settings.origins, METHOD: origin},
+    return settings.with_method(
+        f"{settings.config.method}+{LABELS}", "default for rows with labels"
     )
 
 
