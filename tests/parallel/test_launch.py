@@ -267,22 +267,22 @@ def test_number_that_differs_from_that_of_the_launcher_is_refused(arguments, tmp
 def _long_run(arguments, folder):
     """Two ranks of a long run that has a checkpoint."""
     command = [sys.executable, "-m", "gkd_core.cli", *map(str, arguments), "--output", "run"]
-    process = subprocess.Popen(
+    found = folder / "run" / "stages" / "distil" / "checkpoints"
+    with subprocess.Popen(
         [*command, "--nproc", "2", "--set", "training.epochs=60"],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    found = folder / "run" / "stages" / "distil" / "checkpoints"
-    end = time.monotonic() + 120
-    while not any(found.glob("step-????????")) and time.monotonic() < end:
-        time.sleep(0.1)
-    try:
-        yield process
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            end = time.monotonic() + 120
+            while not any(found.glob("step-????????")) and time.monotonic() < end:
+                time.sleep(0.1)
+            yield process
+        finally:
+            process.kill()
 
 
 def _ended(process):

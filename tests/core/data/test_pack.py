@@ -14,6 +14,7 @@ from gkd_core.data.collate import Collator
 from gkd_core.data.pack import best_fit, pack
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.packing import packing_obstacle
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.kinds.causal_lm import CausalLM
 from gkd_core.losses import cross_entropy, kl
@@ -66,13 +67,13 @@ def test_packing_keeps_every_token_once(rows, tokenizer, whole):
         assert np.all((steps == 1) | (positions[1:] == 0))
 
 
-FAMILIES = ["llama", "gpt2", "mistral", "qwen3", "gemma3_text", "opt", "gpt_neox"]
+FAMILIES = ["gpt2", "qwen3", "gemma3_text", "gpt_neox"]
 
 
 @pytest.mark.parametrize("content", ["texts", "targets"])
 @pytest.mark.parametrize(
     "family",
-    ["llama", "mistral", *(pytest.param(f, marks=pytest.mark.exhaustive) for f in FAMILIES[1:])],
+    ["llama", "mistral", *(pytest.param(f, marks=pytest.mark.exhaustive) for f in FAMILIES)],
 )
 def test_a_packed_row_gives_the_losses_of_its_parts(build_model, rows, tokenizer, family, content):
     """Values, in whatever order, and their gradients; also where attention sees a window only."""
@@ -97,7 +98,17 @@ def test_a_packed_row_gives_the_losses_of_its_parts(build_model, rows, tokenizer
         counted = losses.values[batch.targets.mask].sort().values
         found[name] = counted, losses.mean(), gradient
     for one, other_one in zip(found["plain"], found["packed"], strict=True):
-        torch.testing.assert_close(one, other_one, rtol=1e-9, atol=1e-9)
+        # Gemma normalizes in float32 whatever the model computes in.
+        tolerance = 1e-5 if family == "gemma3_text" else 1e-9
+        torch.testing.assert_close(one, other_one, rtol=tolerance, atol=tolerance / 10)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [("opt", "its attention mask does not follow"), ("bloom", "it takes no position_ids")],
+)
+def test_a_model_that_mixes_packed_rows_is_known(build_model, family, reason):
+    assert reason in packing_obstacle(build_model(family, "causal-lm"))
 
 
 def test_labels_end_with_each_row(rows, tokenizer):
