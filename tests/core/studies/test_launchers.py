@@ -1,4 +1,5 @@
 import math
+import socket
 import subprocess
 
 import pytest
@@ -170,6 +171,15 @@ def test_time_limits_are_read_as_sbatch_does(time, seconds):
 def test_time_limit_that_ends_before_it_begins_is_refused(time, message):
     with pytest.raises(ConfigError, match=message):
         registry().make_launcher("slurm", {"time": time}).check()
+
+
+def test_ray_that_does_not_answer_is_named_at_once():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        ray = registry().make_launcher("ray", {"address": address})
+        with pytest.raises(ConfigError, match=r"no Ray cluster answers .* gkd starts none"):
+            ray._connect(None)
 
 
 def test_ray_is_named_where_it_is_missing(monkeypatch):
