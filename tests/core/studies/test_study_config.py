@@ -31,6 +31,10 @@ def test_values_stand_for_settings():
         ({"axes": {"method": ["kd"]}, "equal_size": "method"}, "is no axis of depths"),
         ({"tune": {"lr_factors": [1, 1]}}, "lr_factors needs values that all differ"),
         ({"tune": {"lr_factors": [1, math.inf]}}, "lr_factors.1: Input should be a finite"),
+        (
+            {"design": "list", "cells": [{"method": "kd"}], "axes": {"method": ["kd"]}},
+            "axes.method has no effect on a list",
+        ),
         ({"design": "list"}, "`cells` and design = 'list' belong together"),
         ({"baseline": {"method": "kd"}}, "baseline names the axis 'method'"),
         ({"values": {"size": {"small": {}}}}, "values names the axis 'size'"),

@@ -146,6 +146,9 @@ class StudyConfig(StudyTable):
             raise ValueError(f"axes.seed needs whole numbers, got {self.axes[SEED]}")
         if (self.design == "list") != bool(self.cells):
             raise ValueError("`cells` and design = 'list' belong together")
+        crossed = [axis for axis in self.axes if axis not in CROSSED]
+        if self.design == "list" and crossed:
+            raise ValueError(f"axes.{crossed[0]} has no effect on a list; name it in `cells`")
         if self.tune is not None and self.tune.seed in self.seeds:
             raise ValueError(
                 f"tune.seed = {self.tune.seed} is among the seeds of the cells: what is chosen by "
