@@ -45,6 +45,7 @@ from gkd_core.probes.probes import Probes, build_probes
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
 from gkd_core.students.scale import scale_student
+from gkd_core.teachers.kept import KeptAnswers
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher
 from gkd_core.training.agreement import answered
 from gkd_core.training.augmentation import augmented
@@ -83,6 +84,7 @@ class Stage:
         manifest: What determines the student; it is written with every checkpoint.
         probes: Measures distances to the teachers; None if nobody asked for them.
         lease: The lease of the run directory; the first rank has it.
+        kept: Logits of teachers for all training rows, by the number of the teacher.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Stage:
     manifest: Manifest = field(default_factory=Manifest)
     probes: Probes | None = None
     lease: Lease | None = None
+    kept: Mapping[int, KeptAnswers] = field(default_factory=dict)
 
     def check_lease(self) -> None:
         """Make sure that the run directory may still be written.
@@ -131,6 +134,17 @@ class Stage:
     def live_teachers(self) -> Sequence[Extractor]:
         """The teachers whose models run."""
         return [teacher for teacher in self.teachers if isinstance(teacher, Extractor)]
+
+    def live(self, number: int) -> Extractor:
+        """Return a teacher whose model runs, by its number."""
+        teacher = self.teachers[number]
+        assert isinstance(teacher, Extractor), "its answers come from a source"
+        return teacher
+
+    @property
+    def kept_teachers(self) -> list[str]:
+        """The names of the teachers whose answers are kept."""
+        return [self.spec.teachers[number].info.name for number in self.kept]
 
     @property
     def metric(self) -> Metric:
