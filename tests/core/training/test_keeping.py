@@ -64,6 +64,11 @@ def interrupt(monkeypatch):
     return _interrupt
 
 
+def losses(run):
+    lines = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+    return [line["loss/total"] for line in lines if "loss/total" in line]
+
+
 def student(run):
     return load_file(run.student / "model.safetensors")
 
@@ -95,8 +100,9 @@ def test_a_run_that_keeps_logits_learns_the_same_and_resumes_bit_for_bit(
     whole.execute()
     assert passes[:3] == [64, 32, 1], "all rows, and one for the head"
     assert once == 12 + len(passes[3:]), "and not in the 12 steps"
-    for name, weight in student(live).items():
-        torch.testing.assert_close(student(whole)[name], weight, atol=1e-5, rtol=1e-4)
+    before, now = losses(live), losses(whole)
+    assert now == pytest.approx(before, rel=1e-3)
+    assert now[0] == pytest.approx(before[0], rel=1e-5), "no step of Adam has enlarged rounding"
 
     interrupt(prepare_run("method=soft", *TWO_EPOCHS))
     resumed = prepare_run("method=soft", *TWO_EPOCHS)
@@ -151,11 +157,10 @@ def test_what_is_kept_unasked(build, settings, teacher, names):
 @pytest.mark.parametrize(
     ("settings", "teacher", "reason"),
     [
-        (("method=soft", "task.kind=masked-lm"), "lm-teacher", "other tokens of masked-lm rows"),
+        (("method=soft", "task.kind=masked-lm"), "lm-teacher", "masked-lm masks other tokens"),
         (("method=pkd",), "teacher", "pkd reads more of it than its logits"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_if_asked_for(build, settings, teacher, reason):
-    stage = build(*settings, "teacher.keep=memory", teacher=teacher)
+def test_what_cannot_be_kept_is_refused_if_asked_for(prepare_run, settings, teacher, reason):
     with pytest.raises(ConfigError, match=rf"teacher\.keep = 'memory'.*{reason}"):
-        teachers_to_keep(stage)
+        prepare_run(*settings, "teacher.keep=memory", teachers=(teacher,))

@@ -11,7 +11,6 @@ import torch
 
 from gkd_core import digest
 from gkd_core.errors import ConfigError
-from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.paths import LOGITS, MAIN
 from gkd_core.models.content import weights_hash
 from gkd_core.optim.engine import autocast
@@ -30,12 +29,25 @@ LIMIT = 2**28
 another place must keep what it kept."""
 
 
-def teachers_to_keep(stage: Stage) -> list[str]:
-    """Return the names of the teachers whose answers a new run keeps.
+def check_keep(spec: StageSpec) -> None:
+    """Reject a `teacher.keep` that asks for what cannot be kept.
 
     Raises:
-        ConfigError: `teacher.keep` asks for what cannot be kept.
+        ConfigError: Says which teacher, and why.
     """
+    for number, teacher in enumerate(spec.config.teachers if spec.reads_teachers else ()):
+        if teacher.keep not in ("memory", "disk"):
+            continue
+        obstacle = next(_obstacles(spec, number), None)
+        if obstacle is not None:
+            raise ConfigError(
+                f"teacher.keep = '{teacher.keep}', but the answers of the teacher '{teacher.name}' "
+                f"cannot be kept: {obstacle}. Set teacher.keep = 'auto'"
+            )
+
+
+def teachers_to_keep(stage: Stage) -> list[str]:
+    """Return the names of the teachers whose answers a new run keeps."""
     return [
         teacher.name
         for number, teacher in enumerate(stage.config.teachers)
@@ -78,41 +90,35 @@ def keep_answers(
 
 
 def _keeps(stage: Stage, teacher: TeacherConfig, number: int) -> bool:
-    if teacher.keep == "none":
+    if teacher.keep != "auto":
+        return teacher.keep != "none"
+    repeats = stage.total_steps > stage.sampler.steps_per_epoch
+    if not repeats or stage.kind.is_lm or any(_obstacles(stage.spec, number)):
         return False
-    obstacle = next(_obstacles(stage, number), None)
-    if teacher.keep == "auto":
-        repeats = stage.total_steps > stage.sampler.steps_per_epoch
-        return repeats and obstacle is None and not stage.kind.is_lm and _fits(stage, number)
-    if obstacle is not None:
-        raise ConfigError(
-            f"teacher.keep = '{teacher.keep}', but the answers of the teacher '{teacher.name}' "
-            f"cannot be kept: {obstacle}. Set teacher.keep = 'auto'"
-        )
-    return True
+    return _fits(stage, number) and not _changes_rows(stage)
 
 
-def _obstacles(stage: Stage, number: int) -> Iterator[str]:
+def _obstacles(spec: StageSpec, number: int) -> Iterator[str]:
     """Yield why what a teacher answers in one epoch is no answer in the next, or not read."""
-    if not isinstance(stage.teachers[number], Extractor):
-        yield "they come from its source already (teacher.source)"
-    if stage.rollouts is not None:
+    if spec.teachers[number].source is not None:
+        yield "they come from its source (teacher.source)"
+    if spec.config.rollout is not None:
         yield "models write new text in each step (rollout)"
-    if _changes_rows(stage):
-        yield f"models see other tokens of {stage.kind} rows in each epoch"
-    if stage.config.teachers[number].keep == "disk" and _is_divided(stage, number):
-        yield "its weights are divided over processes (use 'memory')"
-    if not any(_reads_logits(stage.spec, number)):
-        yield f"{stage.spec.expression} reads more of it than its logits, or nothing"
+    if spec.kind.masks:
+        yield f"{spec.kind} masks other tokens in each epoch"
+    if spec.config.teachers[number].keep == "disk" and _is_divided(spec, number):
+        yield "its weights are divided over processes, for which there is only 'memory'"
+    if not any(_reads_logits(spec, number)):
+        yield f"{spec.expression} reads more of it than its logits, or nothing"
 
 
-def _is_divided(stage: Stage, number: int) -> bool:
-    teacher = stage.spec.teachers[number]
+def _is_divided(spec: StageSpec, number: int) -> bool:
+    teacher = spec.teachers[number]
     return teacher.tensor > 1 or teacher.placement == "zero3"
 
 
 def _changes_rows(stage: Stage) -> bool:
-    """Return whether models read something else in the next epoch."""
+    """Return whether the kind of task gives models other tokens in the next epoch."""
     rows = range(min(len(stage.train), stage.config.training.batch_size))
     before, after = (stage.collator.collate(stage.train, rows, epoch).inputs for epoch in (0, 1))
     return any(not torch.equal(before[name], after[name]) for name in before)
