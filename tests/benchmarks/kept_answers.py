@@ -25,7 +25,7 @@ from gkd_core.training.keeping import keep_answers
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
-STEPS, WARM_UP = 24, 3
+STEPS, WARM_UP = 16, 2
 SIDES = {"hard": ("hard", False), "kept": ("kd", True), "live": ("kd", False)}
 
 

@@ -81,8 +81,9 @@ def run_passes(
             for request, write in planned.writes(side, number)
             for change in _bind(request, write, found, rows, step, student, teachers, own)
         ]
-        if number in kept and wanted == {LOGITS} and planned.name == MAIN and not changes:
-            return kept[number].of(rows)
+        answers = None if number is None else kept.get(number)
+        if answers is not None and wanted == {LOGITS} and planned.name == MAIN and not changes:
+            return answers.of(rows)
         return model.run(wanted, own.get(planned.name, rows.inputs), changes)
 
     with torch.no_grad():

@@ -106,7 +106,7 @@ def ask_once(
     answer = partial(_answer, teacher, student, device=device)
 
     def ask() -> Values | None:
-        batches = list(evaluation_batches(encoded, collator, ROWS))
+        batches = evaluation_batches(encoded, collator, ROWS)
         answered = ((answer(batch), batch) for batch in batches)
         parts = [_part(found, batch, predicted) for found, batch in answered if batch.counted]
         return _joined(collect(parts), len(encoded), predicted == "span")
@@ -167,5 +167,5 @@ def _rows(parts: Sequence[_Part], starts: Tensor) -> Iterator[tuple[int, Tensor]
     """Yield the place of each row's first token, and the answers about its tokens."""
     for part in parts:
         assert part.lengths is not None, "answers are about tokens"
-        for row, own in zip(part.rows, part.values.split(list(part.lengths)), strict=True):
+        for row, own in zip(part.rows, torch.split(part.values, list(part.lengths)), strict=True):
             yield int(starts[row]), own
