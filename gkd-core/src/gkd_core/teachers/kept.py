@@ -64,7 +64,7 @@ class KeptAnswers:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Answered:
     """The answers about the rows of one batch.
 
     Attributes:
@@ -108,7 +108,7 @@ def ask_once(
     def ask() -> Values | None:
         batches = evaluation_batches(encoded, collator, ROWS)
         answered = ((answer(batch), batch) for batch in batches)
-        parts = [_part(found, batch, predicted) for found, batch in answered if batch.counted]
+        parts = [_answered(found, batch, predicted) for found, batch in answered if batch.counted]
         return _joined(collect(parts), len(encoded), predicted == "span")
 
     values = ask() if file is None else shared(file, ask)
@@ -121,27 +121,27 @@ def ask_once(
 def _answer(teacher: Extractor, student: Extractor, batch: Batch, device: torch.device) -> Features:
     """Return the logits of this rank's batch; ranks that divide the teacher run it together."""
     batches, own = gather_teacher_batches(batch).to(device), Features()
-    turns = batches_for(teacher, batches, student)
-    for turn in turns:
-        features = teacher.run(frozenset({LOGITS}), batches.batches[turn].inputs)
-        if len(turns) > 1:
+    places = batches_for(teacher, batches, student)
+    for place in places:
+        features = teacher.run(frozenset({LOGITS}), batches.batches[place].inputs)
+        if len(places) > 1:
             features.gather()
-        if turn == batches.own:
+        if place == batches.own:
             own = features
     return own
 
 
-def _part(features: Features, batch: Batch, predicted: Predicted) -> _Part:
+def _answered(features: Features, batch: Batch, predicted: Predicted) -> _Answered:
     found = features[LOGITS] if features.deferred is None else features.deferred.hidden
     values, rows = found.cpu(), batch.rows.tolist()
     if predicted not in ("token", "span"):
-        return _Part(rows, values, None)
+        return _Answered(rows, values, None)
     if predicted == "span":
         values = values.transpose(1, 2)
-    return _Part(rows, values[batch.mask], batch.mask.sum(1).tolist())
+    return _Answered(rows, values[batch.mask], batch.mask.sum(1).tolist())
 
 
-def _joined(parts: Sequence[_Part], rows: int, spans: bool) -> Values | None:
+def _joined(parts: Sequence[_Answered], rows: int, spans: bool) -> Values | None:
     """Return the answers about all rows in their order; None if they cannot be kept."""
     if len({part.values.shape[1:] for part in parts}) > 1 or not all(map(_is_sound, parts)):
         return None
@@ -158,12 +158,12 @@ def _joined(parts: Sequence[_Part], rows: int, spans: bool) -> Values | None:
     return TokenValues(values, starts, spans)
 
 
-def _is_sound(part: _Part) -> bool:
+def _is_sound(part: _Answered) -> bool:
     """Return whether nothing is nan or inf; -inf leaves out what cannot be predicted."""
     return not bool((part.values.isnan() | part.values.isposinf()).any())
 
 
-def _rows(parts: Sequence[_Part], starts: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _rows(parts: Sequence[_Answered], starts: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield the place of each row's first token, and the answers about its tokens."""
     for part in parts:
         assert part.lengths is not None, "answers are about tokens"
