@@ -146,9 +146,8 @@ def seconds_of(time: str) -> float:
             "DAYS-HOURS:MINUTES:SECONDS"
         )
     parts = [int(part) for part in match["parts"].split(":")]
-    # The first part is hours if there are days or three parts, otherwise minutes.
-    unit = 3600 if match["days"] or len(parts) == 3 else 60
-    clock = sum(part * unit // 60**place for place, part in enumerate(parts))
+    units = (3600, 60, 1) if match["days"] or len(parts) == 3 else (60, 1)
+    clock = sum(part * unit for part, unit in zip(parts, units, strict=False))
     return int(match["days"] or 0) * 86400 + clock
 
 
