@@ -155,7 +155,9 @@ def test_misspelt_stage_is_answered_with_the_nearest(prepare, world):
         prepare(f"stages.pretrian.task.train={world / 'corpus.txt'}")
 
 
-@pytest.mark.parametrize("teacher", BODY)
+@pytest.mark.parametrize(
+    "teacher", ["lm-teacher", pytest.param("lm-decoder", marks=pytest.mark.exhaustive)]
+)
 def test_task_gets_a_fresh_head_on_the_body_that_learnt_the_language(prepare, teacher):
     run = prepare("baseline=true", teacher=teacher)
     run.execute()
