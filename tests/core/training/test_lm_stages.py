@@ -295,13 +295,21 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize(
-    "teacher", ["lm-decoder", pytest.param("lm-teacher", marks=pytest.mark.exhaustive)]
+    ("teacher", "moments"),
+    [
+        ("lm-decoder", ["after pre-training", "in the task"]),
+        pytest.param(
+            "lm-decoder", ["in the baseline", "in pre-training"], marks=pytest.mark.exhaustive
+        ),
+        pytest.param("lm-teacher", [*MOMENTS], marks=pytest.mark.exhaustive),
+    ],
 )
-def test_resumed_run_ends_bit_equal(prepare, monkeypatch, teacher):
+def test_resumed_run_ends_bit_equal(prepare, monkeypatch, teacher, moments):
     often = ("baseline=true", "training.checkpoint_every=2", "training.log_every=1")
     whole = prepare(*often, teacher=teacher, directory="whole")
     whole.execute()
-    for number, (module, name, call) in enumerate(MOMENTS.values()):
+    for number, moment in enumerate(moments):
+        module, name, call = MOMENTS[moment]
         with monkeypatch.context() as dying:
             _kill(dying, module, name, call)
             with pytest.raises(Killed):
