@@ -54,7 +54,7 @@ def test_array_survives_a_cancelled_job_and_shards_that_overlap(nine_cells, loca
 @pytest.mark.usefixtures("jobs")
 def test_job_at_its_time_limit_is_requeued_until_all_is_done(nine_cells, locally):
     """The limit is SLURM's own, and the cells of the only job take longer than it."""
-    job = _submit(nine_cells, "tasks=1", "time=00:03:00")
+    job = _submit(nine_cells, "tasks=1", "time=00:05:00")
     nine_cells.wait_for(lambda: _restarts(job) >= 1, seconds=300)
     nine_cells.wait_for(lambda: not _ask("squeue", "--noheader"), seconds=1800)
     nine_cells.assert_equal(locally)

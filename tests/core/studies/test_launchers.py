@@ -129,7 +129,7 @@ def test_array_script_runs_a_share_and_requeues_what_was_stopped(tmp_path, monke
     assert subprocess.run(["bash", "-n", study / "slurm.sh"], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (2, False)])
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (2, False), (138, True)])
 def test_array_script_waits_for_the_end_of_what_it_signals(tmp_path, monkeypatch, status, requeued):
     """The script itself, with a command that takes a moment to stop."""
     monkeypatch.chdir(tmp_path)
@@ -166,7 +166,7 @@ def test_time_limits_are_read_as_sbatch_does(time, seconds):
 
 
 @pytest.mark.parametrize(
-    ("time", "message"), [(2, "leaves no time to train"), ("4h", "expected MINUTES")]
+    ("time", "message"), [(3, "leaves no time to train"), ("4h", "expected MINUTES")]
 )
 def test_time_limit_that_ends_before_it_begins_is_refused(time, message):
     with pytest.raises(ConfigError, match=message):

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
@@ -23,6 +24,9 @@ SCRIPT = "slurm.sh"
 LOGS = "slurm"
 MARGIN = 120
 """Seconds before the time limit at which a cell is asked to save a checkpoint."""
+
+EARLY = 60
+"""Seconds by which SLURM may send the signal too early."""
 
 NO_LIMIT = ("0", "INFINITE", "UNLIMITED")
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
@@ -49,7 +53,8 @@ child=$!
 trap 'kill -USR1 $child 2>/dev/null' USR1 TERM
 # A signal ends `wait` early: what counts is how the process ended.
 while kill -0 $child 2>/dev/null; do wait $child; status=$?; done
-if [ "$status" -eq {resumable} ]; then
+# {unready}: the signal came before gkd could heed it, so that nothing had begun.
+if [ "$status" -eq {resumable} ] || [ "$status" -eq {unready} ]; then
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
 exit "$status"
@@ -84,10 +89,10 @@ class Slurm(Launcher):
 
     def check(self) -> None:
         """Raise `ConfigError` if jobs have no time, or the script cannot be submitted from here."""
-        if seconds_of(self.config.time) <= MARGIN:
+        if seconds_of(self.config.time) <= MARGIN + EARLY:
             raise ConfigError(
-                f"--option time={self.config.time}: cells save a checkpoint {MARGIN} s before the "
-                "time limit of a job, which leaves no time to train. Raise the limit"
+                f"--option time={self.config.time}: cells save a checkpoint up to {MARGIN + EARLY} "
+                "s before the time limit of a job, which leaves no time to train. Raise the limit"
             )
         if self.config.submit and shutil.which("sbatch") is None:
             raise ConfigError(
@@ -128,6 +133,7 @@ class Slurm(Launcher):
             command=shlex.join([*run, "--jobs", "1", "--threads", str(threads)]),
             tasks=tasks,
             resumable=RESUMABLE[0],
+            unready=128 + signal.SIGUSR1,
         )
 
 
