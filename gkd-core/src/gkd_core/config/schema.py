@@ -217,6 +217,11 @@ class TaskConfig(Section):
         "to one question. They are held out together, and `group_accuracy` is the share of the "
         "groups whose rows are all predicted correctly.",
     )
+    source: str | None = Field(
+        None,
+        description="Column that says where each row is from, such as the name of the teacher that "
+        "teaches it. Metrics are also reported for the rows of each source.",
+    )
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
         None,
         description="Names of the classes in the order of the outputs of models that do not name "

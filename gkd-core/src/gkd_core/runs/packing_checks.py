@@ -49,6 +49,9 @@ def _reasons(spec: StageSpec) -> Iterator[str]:
             found = next((c for c in captures if not _is_by_token(c)), None)
             if found is not None:
                 yield f"{name} reads student.{found}, which relates all tokens of a row"
+    for ensemble in spec.ensembles:
+        if ensemble.combiner.weighs_samples:
+            yield f"{ensemble.name} may weigh teachers differently in each of them"
     live = [(t.setting, t.config, t.trust_remote_code) for t in spec.live_teachers]
     student = ("the student", spec.student_config, spec.trusts_student)
     for setting, config, trusts in (student, *live):
