@@ -214,10 +214,10 @@ def test_an_adapter_of_the_hub_is_told_from_a_name_that_does_not_exist(tmp_path,
 def test_a_hub_without_an_address_is_not_asked_again_and_again(
     monkeypatch, proxies, resolves, only_here
 ):
-    asked = []
+    only_local = []
 
     def fetch(name, *arguments, local_files_only, **more):
-        asked.append(local_files_only)
+        only_local.append(local_files_only)
         raise OSError("no such model")
 
     def address(*arguments):
@@ -230,7 +230,7 @@ def test_a_hub_without_an_address_is_not_asked_again_and_again(
     monkeypatch.setattr(socket, "getaddrinfo", address)
     with pytest.raises(ConfigError, match="neither a directory here nor a model"):
         load_config("some/model", False, "teacher.model")
-    assert asked == [only_here, only_here], "the configuration, and that of an adapter"
+    assert only_local == [only_here, only_here], "the configuration, and that of an adapter"
 
 
 @pytest.mark.parametrize(
