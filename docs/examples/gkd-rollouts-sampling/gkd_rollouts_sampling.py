@@ -22,6 +22,8 @@ class Sampling(RolloutEngine):
         temperature: float = Field(1.0, gt=0, description="Divides the logits.")
         cooling: float = Field(1.0, gt=0, le=1, description="Factor of it after each step.")
 
+    config: Config
+
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.temperature = self.config.temperature
