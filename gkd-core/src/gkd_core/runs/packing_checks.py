@@ -41,7 +41,7 @@ def _reasons(spec: StageSpec) -> Iterator[str]:
     for _, teachers in spec.other_tokenizers:
         yield f"the teacher '{teachers[0].info.name}' has another tokenizer and reads other rows"
     for teacher in spec.teachers if spec.reads_teachers else ():
-        if teacher.source is not None:
+        if teacher.source is not None and not teacher.source.packs:
             yield f"the answers of the teacher '{teacher.info.name}' are those of single rows"
     for plan in spec.sampled_steps:
         for name, requests in plan.requests.items():
