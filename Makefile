@@ -76,6 +76,7 @@ docs: $(INSTALLED)
 
 benchmarks: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/kd_overhead.py
+	$(BIN)/python tests/benchmarks/kept_answers.py
 	$(BIN)/python tests/benchmarks/capture_speed.py
 	$(BIN)/python tests/benchmarks/fused_head.py
 	$(BIN)/python tests/benchmarks/probe_cost.py

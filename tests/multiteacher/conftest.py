@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -13,6 +15,7 @@ from gkd_core.hooks.paths import parse_path
 from gkd_core.training import loop
 
 SEED = 5
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def _info(name, layers=4, hidden=3, labels=2):
@@ -111,3 +114,12 @@ def two(pair, settings):
     """Arguments of a quick run with both teachers, `large` first."""
     named = [("--teacher", f"{name}={pair / name}") for name in ("large", "small")]
     return [*(text for flag in named for text in flag), *settings[2:], "--no-baseline"]
+
+
+@pytest.fixture
+def calm(pair, tmp_path):
+    """The pair without dropout, and arguments that start the student from a checkpoint."""
+    shutil.copytree(pair, tmp_path / "calm")
+    for path in (tmp_path / "calm").glob("*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | NO_DROPOUT))
+    return tmp_path / "calm"

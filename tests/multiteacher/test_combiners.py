@@ -18,7 +18,6 @@ OPTIONS = [
     ("uncertainty", {"adoption": "soft"}),
     ("uncertainty", {"share": 0.5, "supervision": "adjusted"}),
 ]
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: str(value))
@@ -46,15 +45,6 @@ def log(invoke, settings, tmp_path):
         ]
 
     return _log
-
-
-@pytest.fixture
-def calm(pair, tmp_path):
-    """The pair without dropout, and arguments that start the student from a checkpoint."""
-    shutil.copytree(pair, tmp_path / "calm")
-    for path in (tmp_path / "calm").glob("*/config.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | NO_DROPOUT))
-    return tmp_path / "calm"
 
 
 def _named(folder, *names):
@@ -129,7 +119,7 @@ STATELESS = {"average", "tmkd"}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.exhaustive] if n in STATELESS else []) for n in COMBINERS],
+    [pytest.param(n, marks=[pytest.mark.exhaustive] if n in STATELESS else []) for n in METHODS],
 )
 def test_resumed_run_ends_bit_equal(invoke, two, tmp_path, dies_before, name):
     arguments = [*two, "--method", METHODS[name], "--set", "training.checkpoint_every=2"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.sink import Sink
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.teachers.source import AnswerSource
 
 
 @hookimpl
@@ -48,6 +49,14 @@ def gkd_register_tasks() -> Iterable[type[Task]]:
     from gkd_core.data.mixture import MixedData
 
     return [Embedded, Files, Hub, MixedData, *glue.TASKS, *superglue.TASKS]
+
+
+@hookimpl
+def gkd_register_teachers() -> Iterable[type[AnswerSource]]:
+    """Return the built-in sources of a teacher's answers."""
+    from gkd_core.teachers.cached import Cached
+
+    return [Cached]
 
 
 @hookimpl

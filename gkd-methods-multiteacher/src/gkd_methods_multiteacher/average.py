@@ -16,6 +16,7 @@ class Average(TeacherCombiner):
 
     name = "average"
     paper = "You, Xu, Xu, Tao, KDD 2017, doi:10.1145/3097983.3098135"
+    weighs_samples = False
     kinds = (
         *TeacherCombiner.kinds,
         "multi-label",

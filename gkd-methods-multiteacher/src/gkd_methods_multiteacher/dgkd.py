@@ -24,6 +24,7 @@ class DenseGuidance(TeacherCombiner):
 
     name = "dgkd"
     paper = PAPER
+    weighs_samples = False
 
     class Config(TeacherCombiner.Config):
         """Options."""

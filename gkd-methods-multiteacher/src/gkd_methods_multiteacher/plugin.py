@@ -27,10 +27,11 @@ def gkd_register_combiners() -> Iterable[type[TeacherCombiner]]:
     from gkd_methods_multiteacher.dgkd import DenseGuidance
     from gkd_methods_multiteacher.mt_bert import MTBERT
     from gkd_methods_multiteacher.rl_kd import RLKD
+    from gkd_methods_multiteacher.route import Route
     from gkd_methods_multiteacher.tmkd import TMKD
     from gkd_methods_multiteacher.uncertainty import Uncertainty
 
-    return [Average, DenseGuidance, MTBERT, RLKD, TMKD, Uncertainty]
+    return [Average, DenseGuidance, MTBERT, RLKD, Route, TMKD, Uncertainty]
 
 
 @hookimpl

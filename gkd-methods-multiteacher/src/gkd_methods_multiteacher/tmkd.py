@@ -22,6 +22,7 @@ class TMKD(TeacherCombiner):
     name = "tmkd"
     paper = "Z. Yang, Shou, Gong, Lin, Jiang, WSDM 2020, arXiv:1910.08381"
     splits_student = True
+    weighs_samples = False
 
     def check(self) -> None:
         """Reject language modeling, whose head is as large as the vocabulary."""

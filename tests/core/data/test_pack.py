@@ -146,6 +146,11 @@ def test_a_packed_run_says_how_full_its_blocks_are(prepare_run, world):
     [
         ("lm-decoder", ["method=minilm"], r"minilm reads student\.\w+\[\d\], which relates all"),
         ("lm-decoder", ["method=pkd"], "pkd reads student.hidden"),
+        (
+            "lm-decoder",
+            ["method=uncertainty(soft)", "uncertainty.share=0.5"],
+            "uncertainty may weigh",
+        ),
         ("lm-teacher", ["method=soft"], "task.kind is masked-lm, and only causal-lm reads them"),
     ],
 )

@@ -23,6 +23,7 @@ from gkd_core.plugins import PluginWarning, registry
 
 BUILT_IN = {
     "analyze": "gkd_core.cli.analyze:analyze",
+    "cache": "gkd_core.cli.cache:cache",
     "config": "gkd_core.cli.config:config",
     "eval": "gkd_core.cli.evaluate:evaluate",
     "explain": "gkd_core.cli.explain:explain",

@@ -59,11 +59,16 @@ class RunOptions:
     @property
     def flagged(self) -> dict[str, tuple[Any, str]]:
         """The settings that named flags give, by dotted key, each with its flag."""
-        return {
-            setting: (self._value(name), flag)
-            for name, (flag, setting) in FLAGS.items()
-            if self.flags.get(name) not in (None, ())
-        }
+        given = {name: how for name, how in FLAGS.items() if self.flags.get(name) not in (None, ())}
+        found = {setting: (self._value(name), flag) for name, (flag, setting) in given.items()}
+        cache = self.flags.get("teacher_cache")
+        if cache is None:
+            return found
+        source = {"name": "cache", "path": cache}
+        if "teachers" not in found:
+            return {**found, "teacher.source": (source, "--teacher-cache")}
+        (first, *others), flag = found["teachers"]
+        return {**found, "teachers": ([{**first, "source": source}, *others], flag)}
 
     def resolve(self, base: Sequence[Path] = (), before: Resolved | None = None) -> Resolved:
         """Return the configuration, on top of other files.
@@ -187,6 +192,9 @@ _RUN: Sequence[Decorator] = (
         help="Train as the recipe says, even where the task adjusts recipes.",
     ),
     *_MODELS_AND_DATA,
+    click.option(
+        "--teacher-cache", metavar="DIR", help="Answers of the teacher that gkd cache has written."
+    ),
     click.option("--output", help="Run directory. [runs/NAME-N]"),
     click.option(
         "--track",

@@ -87,6 +87,12 @@ class TeacherConfig(Section):
         description="Tensor-parallel size: processes that share one copy, each with a shard of "
         "every layer. Default: the student's.",
     )
+    keep: Literal["auto", "none", "memory", "disk"] = Field(
+        "auto",
+        description="Whether its logits of the training rows are computed once and kept: `auto` if "
+        "the rows are seen again, it is no language model, and they take at most 256 MiB; `memory` "
+        "always; `disk` in the cache, where other runs find them; `none` never.",
+    )
     source: SourceConfig | None = Field(
         None,
         description="Where its answers come from if not from its own model: the `name` of a source "
@@ -216,6 +222,11 @@ class TaskConfig(Section):
         description="Column with equal values in rows that belong together, such as the answers "
         "to one question. They are held out together, and `group_accuracy` is the share of the "
         "groups whose rows are all predicted correctly.",
+    )
+    source: str | None = Field(
+        None,
+        description="Column that says where each row is from, such as the name of the teacher that "
+        "teaches it. Metrics are also reported for the rows of each source.",
     )
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
         None,

@@ -104,6 +104,8 @@ class Batch:
         loss_mask: True at the tokens that losses count, bool `[B, S]`; what it leaves out besides
             padding is the prompt. None if all tokens count.
         sources: Index of each row's source in `ROW_SOURCES`, int64 `[B]`; None without rollouts.
+        data_sources: Index in `Models.data.sources` of the data that each row is from, int64 `[B]`,
+            -1 for data without training rows; None if all come from one.
     """
 
     inputs: Mapping[str, Tensor]
@@ -116,6 +118,7 @@ class Batch:
     views: Mapping[str, Batch] = field(default_factory=dict)
     loss_mask: Tensor | None = None
     sources: Tensor | None = None
+    data_sources: Tensor | None = None
     _declared: dict[ItemKind, Items] = field(default_factory=dict, repr=False, compare=False)
     _owner: str = field(default="", repr=False, compare=False)
 
@@ -223,7 +226,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        names = ("labels", "rows", "words", "byte_offsets", "loss_mask", "sources")
+        names = ("labels", "rows", "words", "byte_offsets", "loss_mask", "sources", "data_sources")
         tensors = {name: getattr(self, name) for name in names}
         own = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
         declared = {kind: items.to(device) for kind, items in self._declared.items()}

@@ -32,10 +32,12 @@ class TeacherCombiner(MethodBase):
     Attributes:
         splits_student: Methods see different student logits for each teacher (`logits`), so that
             there is something to combine even for methods that read no teacher.
+        weighs_samples: The weights of teachers may differ between the samples of a micro-batch.
         models: The student with each teacher, in the order of the configuration.
     """
 
     splits_student: ClassVar[bool] = False
+    weighs_samples: ClassVar[bool] = True
 
     def __init__(self, config: Any, models: Sequence[Models]) -> None:
         super().__init__(config)

@@ -111,10 +111,13 @@ class DataInfo:
     Attributes:
         rows: Number of training rows.
         classes: Names of the classes in the order of their ids; empty if the task has none.
+        sources: Names of the sources of the training rows (`Batch.data_sources`); empty if all come
+            from one.
     """
 
     rows: int = 0
     classes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

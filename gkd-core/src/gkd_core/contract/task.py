@@ -59,7 +59,8 @@ class Split:
             answers.
         tools: What the assistant may call in each conversation, as a list that the chat template
             understands; None without.
-        source: Names of the sources of the rows, if they come from several.
+        source: Name of the source of each row, such as its file or the teacher that teaches it;
+            None if all come from one.
     """
 
     text: Sequence[Any]
@@ -98,6 +99,11 @@ class TaskData:
     classes: tuple[str, ...]
     rows_hash: str
     source: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources of the training rows; empty if all come from one."""
+        return tuple(dict.fromkeys(self.train.source or ()))
 
 
 @dataclass(frozen=True)

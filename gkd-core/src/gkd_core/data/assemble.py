@@ -12,7 +12,7 @@ from gkd_core import digest
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Fit, Split, TaskData
 from gkd_core.data.classes import refuse_one_class
-from gkd_core.data.columns import check_label, refuse_unlabeled
+from gkd_core.data.columns import check_label, column_of_names, refuse_unlabeled
 from gkd_core.data.holdout import hold_out
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError
@@ -59,7 +59,7 @@ def assemble(
     """
     named = {name: replace(table, known=known) for name, table in tables.by_name().items()}
     rows = _read(named, config, kind)
-    splits = dict(rows.splits)
+    splits = _with_sources(rows.splits, named, config)
     if "validation" not in splits:
         labels = splits["train"].labels
         if labels is not None:
@@ -88,6 +88,25 @@ def _read(tables: Mapping[str, Table], config: TaskConfig, kind: TaskKind) -> Re
         for table in tables.values():
             table.faults.check()
         raise
+
+
+def _with_sources(
+    splits: Mapping[str, Split], tables: Mapping[str, Table], config: TaskConfig
+) -> dict[str, Split]:
+    """Return the splits with the source of each row, if a column says it."""
+    if config.source is None:
+        return dict(splits)
+    named = {}
+    for name, split in splits.items():
+        sources = column_of_names(tables[name], config.source, "task.source")
+        if len(sources) != len(split):
+            raise DataError(
+                f"{tables[name].source} has {len(sources)} rows, of which {len(split)} texts are "
+                f"read, so that task.source = {config.source!r} does not say where each is from. "
+                "Remove task.source"
+            )
+        named[name] = replace(split, source=sources)
+    return named
 
 
 def infer_kind(
@@ -127,7 +146,10 @@ def without_labels(data: TaskData, kind: str) -> TaskData:
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     # Pairs have no meaning in language modeling, so both texts become rows.
     splits = {
-        name: Split([*split.text, *_second_texts(split)])
+        name: Split(
+            [*split.text, *_second_texts(split)],
+            source=None if split.pair is not None else split.source,
+        )
         for name, split in parts.items()
         if split is not None
     }
@@ -161,7 +183,7 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
             for value in column or ():
                 yield json.dumps(value, default=_plain).encode() + b"\n"
         # Columns that came later do not change the hash of rows without them.
-        names = ("group", "target", "spans", "tools")
+        names = ("group", "target", "spans", "tools", "source")
         later = {name: getattr(split, name) for name in names}
         if split.chat:
             yield b"chat"

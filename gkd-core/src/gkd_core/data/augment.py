@@ -59,7 +59,8 @@ def augment(split: Split, proposer: Proposer, copies: int, share: float, seed: i
         pair = [*split.pair, *_copies(split.pair, proposer, copies, share, [seed, 1])]
     labels = None if split.labels is None else list(split.labels) * (copies + 1)
     group = None if split.group is None else list(split.group) * (copies + 1)
-    return Split(text, pair, labels, group)
+    source = None if split.source is None else list(split.source) * (copies + 1)
+    return Split(text, pair, labels, group, source=source)
 
 
 def _copies(

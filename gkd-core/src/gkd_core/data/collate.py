@@ -99,6 +99,7 @@ class Collator:
         if encoded.byte_offsets is not None:
             located = self.padded([row["byte_offsets"] for row in made], NOWHERE, width)
         numbers = torch.tensor(rows, dtype=torch.int64)
+        sources = None if encoded.sources is None else torch.from_numpy(encoded.sources)[numbers]
         return Batch(
             inputs,
             labels,
@@ -107,6 +108,7 @@ class Collator:
             loss_mask=self._loss_mask(encoded, rows, width),
             byte_offsets=located,
             output=self.kind.output,
+            data_sources=sources,
         )
 
     def _loss_mask(self, encoded: Encoded, rows: Sequence[int], width: int) -> torch.Tensor | None:

@@ -213,7 +213,7 @@ def select(table: Table, columns: Columns, labeled: bool = True) -> CheckedRows:
     text = _texts(table, columns.text)
     pair = None if columns.pair is None else _texts(table, columns.pair)
     labels = None if columns.label is None else _labels(table, columns.label)
-    group = None if columns.group is None else _names(table, columns.group)
+    group = None if columns.group is None else _names(table, columns.group, "group")
     target = None if columns.target is None else _texts(table, columns.target)
     table.faults.check()
     return CheckedRows(table, text, pair, labels, group, target)
@@ -249,11 +249,27 @@ def _labels(table: Table, column: str) -> list[str]:
     return names
 
 
-def _names(table: Table, column: str) -> list[str]:
-    """Return the group of each row; values of any type are names."""
+def column_of_names(table: Table, column: str, setting: str) -> list[str]:
+    """Return the names in a column, such as the source of each row; values of any type are names.
+
+    Args:
+        table: The table.
+        column: The column that the user named.
+        setting: The setting that names it.
+
+    Raises:
+        DataError: There is no such column, or a row has no name in it.
+    """
+    _check_column(table, column, setting)
+    names = _names(table, column, setting.rpartition(".")[2])
+    table.faults.check()
+    return names
+
+
+def _names(table: Table, column: str, what: str) -> list[str]:
     for number, value in zip(table.numbers, table.columns[column], strict=True):
         if is_missing(value):
-            table.faults.add(number, f"the row has no group (column {column!r})")
+            table.faults.add(number, f"the row has no {what} (column {column!r})")
     return [str(value) for value in table.columns[column]]
 
 

@@ -46,6 +46,8 @@ class Encoded:
         blocks: The text of each row in language modeling; None without `byte_offsets`.
         per_row: Sequences per row, such as one for each choice; the most if `counts` differ.
         counts: Number of sequences of each row, int64 `[N]`; None if all have `per_row`.
+        sources: Index of each row's source in `Models.data.sources`, int64 `[N]`, as
+            `Batch.data_sources` has it; or None.
         extra: What else the kind of task needs to know of the split, by name.
     """
 
@@ -62,6 +64,7 @@ class Encoded:
     blocks: Sequence[str] | None = None
     per_row: int = 1
     counts: NDArray[np.int64] | None = None
+    sources: NDArray[np.int64] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:

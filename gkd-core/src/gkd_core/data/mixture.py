@@ -143,7 +143,7 @@ def _joined(splits: Mapping[str, Split]) -> Split:
         elif any(column is not None for column in columns):
             made[field.name] = _column(field.name, columns, parts)
     names = [name for name, part in splits.items() for _ in range(len(part))]
-    return Split(**made | {"source": names})
+    return Split(**{"source": names} | made)
 
 
 def _column(name: str, columns: Sequence[Any], parts: Sequence[Split]) -> list[Any]:

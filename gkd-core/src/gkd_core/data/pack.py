@@ -43,6 +43,7 @@ def pack(encoded: Encoded, size: int, whole: bool) -> Encoded:
         learned=None if encoded.learned is None else encoded.learned[taken],
         positions=positions.astype(np.int32),
         num_packed=len(lengths),
+        sources=None,
         extra={},
     )
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
 
 from gkd_core import digest
 
@@ -88,6 +92,17 @@ class ModelContents:
 def model_digest(directory: Path) -> str:
     """Return a hash of the weights, configuration and tokenizer of a saved model."""
     return digest.of_files(_model_files(directory))
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return a hash of the names and values of a model's weights and buffers as they are loaded."""
+    tensors = sorted((*model.named_parameters(), *model.named_buffers()), key=itemgetter(0))
+    return digest.of_bytes(part for name, tensor in tensors for part in _bytes(name, tensor))
+
+
+def _bytes(name: str, tensor: Tensor) -> Iterator[bytes]:
+    yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
+    yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def read_files(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 
@@ -15,6 +16,7 @@ from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.forward import Change
 from gkd_core.hooks.operations import OperationContext
+from gkd_core.hooks.paths import LOGITS, MAIN
 from gkd_core.objective.captured import Captured
 from gkd_core.objective.step_plan import (
     ActiveMethod,
@@ -25,6 +27,7 @@ from gkd_core.objective.step_plan import (
     Write,
     plan_step,
 )
+from gkd_core.teachers.kept import KeptAnswers
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher, batches_for
 
 
@@ -37,6 +40,7 @@ def run_passes(
     teacher_batches: TeacherBatches | None = None,
     feature_offload: FeatureOffload | None = None,
     teachers_only: bool = False,
+    kept: Mapping[int, KeptAnswers] = MappingProxyType({}),
 ) -> Captured:
     """Run every pass of a micro-batch: the teachers' first, without gradient, then the student's.
 
@@ -50,6 +54,8 @@ def run_passes(
         feature_offload: Host memory for the features of teachers that have run; None keeps them on
             the device.
         teachers_only: Leave the student's passes out.
+        kept: Logits of teachers for the training rows, by number; such a teacher does not run if
+            nothing else of it is asked for.
     """
     teacher_batches = teacher_batches or TeacherBatches([batch])
     inputs = _inputs(plan, teacher_batches, step)
@@ -75,6 +81,9 @@ def run_passes(
             for request, write in planned.writes(side, number)
             for change in _bind(request, write, found, rows, step, student, teachers, own)
         ]
+        answers = None if number is None else kept.get(number)
+        if answers is not None and wanted == {LOGITS} and planned.name == MAIN and not changes:
+            return answers.of(rows)
         return model.run(wanted, own.get(planned.name, rows.inputs), changes)
 
     with torch.no_grad():

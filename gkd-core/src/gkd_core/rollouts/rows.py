@@ -105,6 +105,7 @@ class RowWriter:
             words=self._padded(numbers, -1, width),
             loss_mask=self._padded([row.long() for row in counted], 0, width).bool(),
             sources=torch.tensor([ROW_SOURCES.index(source) for source in sources]),
+            data_sources=batch.data_sources,
         )
         return _with_labels(made)
 

@@ -21,6 +21,7 @@ from gkd_core.runs.packing_checks import check_packing
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
 from gkd_core.training.augmentation import check_augmentation, copies
+from gkd_core.training.keeping import check_keep
 
 if TYPE_CHECKING:
     from gkd_core.objective.ensemble import TeacherEnsemble
@@ -51,6 +52,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     registry.make_optimizer(config).check(config.parallel)
     check_tokenizers(spec)
     check_sources(spec)
+    check_keep(spec)
     check_packing(spec)
     for tokenizer in (spec.tokenizer, *(tokenizer for tokenizer, _ in spec.other_tokenizers)):
         spec.collator(tokenizer)

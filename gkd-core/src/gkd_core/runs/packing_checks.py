@@ -41,7 +41,7 @@ def _reasons(spec: StageSpec) -> Iterator[str]:
     for _, teachers in spec.other_tokenizers:
         yield f"the teacher '{teachers[0].info.name}' has another tokenizer and reads other rows"
     for teacher in spec.teachers if spec.reads_teachers else ():
-        if teacher.source is not None:
+        if teacher.source is not None and not teacher.source.packs:
             yield f"the answers of the teacher '{teacher.info.name}' are those of single rows"
     for plan in spec.sampled_steps:
         for name, requests in plan.requests.items():
@@ -49,6 +49,9 @@ def _reasons(spec: StageSpec) -> Iterator[str]:
             found = next((c for c in captures if not _is_by_token(c)), None)
             if found is not None:
                 yield f"{name} reads student.{found}, which relates all tokens of a row"
+    for ensemble in spec.ensembles:
+        if ensemble.combiner.weighs_samples:
+            yield f"{ensemble.name} may weigh teachers differently in each of them"
     live = [(t.setting, t.config, t.trust_remote_code) for t in spec.live_teachers]
     student = ("the student", spec.student_config, spec.trusts_student)
     for setting, config, trusts in (student, *live):

@@ -21,6 +21,7 @@ from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import NOT_FINITE
 from gkd_core.training.examination import examine
 from gkd_core.training.finding import Finding
+from gkd_core.training.keeping import keep_answers
 from gkd_core.training.saved_step import SavedStep
 
 
@@ -72,6 +73,7 @@ def replay(directory: Path, registry: Registry, rank: int) -> Replay:
     stage = run.build(spec)
     saved.restore(stage, folder)
     run.hooks.methods_start(stage)
+    stage.kept = keep_answers(stage, saved.kept, run.recorder.say)
     saved.restore(stage, folder)
     stage.student.model.train()
     step = Step(saved.index, saved.total, saved.epoch, saved.stage, torch.default_generator)

@@ -274,7 +274,7 @@ def _changed_code(name: str, before: Inputs, now: Inputs) -> Iterator[Difference
 def _may_differ(key: str) -> bool:
     """Return whether a setting only says where something is, is computed or is observed."""
     parts = _in_stage(key)
-    of_teacher = parts[0] == "teachers" and parts[-1] in ("model", "tensor", "placement")
+    of_teacher = parts[0] == "teachers" and parts[-1] in ("keep", "model", "tensor", "placement")
     return of_teacher or parts[0] in ("parallel", "tracking", "probe") or ".".join(parts) in PLACES
 
 

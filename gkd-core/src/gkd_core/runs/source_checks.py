@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import MAIN
+from gkd_core.runs.belongs import belongs
+from gkd_core.teachers.cached import Cached
 
 if TYPE_CHECKING:
     from gkd_core.objective.step_plan import PlannedPass
@@ -24,6 +26,8 @@ def check_sources(spec: StageSpec) -> None:
         return
     for number, (teacher, source) in sources.items():
         source.check()
+        if isinstance(source, Cached):
+            source.check_belongs(belongs(spec, number))
         _check_rollouts(spec, number, teacher, source)
         _check_borrowed(spec, number, teacher, source)
         for plan in spec.sampled_steps:

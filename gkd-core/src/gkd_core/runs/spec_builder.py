@@ -343,7 +343,7 @@ def _expression(settings: ResolvedStage) -> Expression:
 
 
 def _data_info(data: TaskData) -> DataInfo:
-    return DataInfo(len(data.train), data.classes)
+    return DataInfo(len(data.train), data.classes, data.sources)
 
 
 def _for_each_teacher(method: str, ensemble: TeacherEnsemble | None) -> TeacherEnsemble | None:

@@ -32,12 +32,15 @@ class AnswerSource:
     Attributes:
         any_text: It answers about any token ids, and not only about the training rows: also about
             what models write during training (rollouts).
+        packs: It answers about rows that are packed into one (`task.packing`): a new row begins
+            where `position_ids` of the batch's inputs is 0.
         name: The value of `teacher.source.name` that selects it: lower case, words joined by `-`.
         config: Its options.
         teacher: Shape and name of the teacher.
     """
 
     any_text: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
     name: ClassVar[str]
 
     class Config(BaseModel):

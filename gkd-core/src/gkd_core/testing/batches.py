@@ -57,6 +57,7 @@ def take(batch: Batch, rows: Tensor) -> Batch:
         byte_offsets=some_or_none(batch.byte_offsets),
         loss_mask=some_or_none(batch.loss_mask),
         sources=None if batch.sources is None else batch.sources[rows],
+        data_sources=None if batch.data_sources is None else batch.data_sources[rows],
         views={name: take(view, rows) for name, view in batch.views.items()},
         _declared={},
     )

@@ -163,6 +163,7 @@ def _batch(kind: str, mask: Tensor, size: int, seed: int) -> Batch:
         byte_offsets=spans.expand(sequences, -1, -1).masked_fill(~mask.unsqueeze(-1), -1),
         output=found.output,
         sources=torch.arange(rows) % 2 if found.generates else None,
+        data_sources=torch.arange(rows) % 2,
     )
 
 

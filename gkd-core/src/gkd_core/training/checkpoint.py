@@ -81,6 +81,8 @@ class Progress:
         loss_scale: State of the loss scaler; empty without one.
         rollout: State of the rollout engine; empty without one.
         untold: What methods and plugins have not been told of the last step, because one failed.
+        kept: Names of the teachers whose answers are kept. Where this is not said, as in version
+            0.1, no answers are kept to the end.
         version: Version of gkd that wrote it; version 0.1 did not say.
     """
 
@@ -94,6 +96,7 @@ class Progress:
     loss_scale: dict[str, float] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
     untold: list[Event] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     version: str = gkd_core.__version__
 
 

@@ -23,6 +23,7 @@ from gkd_core.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
+from gkd_core.training.keeping import keep_answers, teachers_to_keep
 from gkd_core.training.non_finite import NonFiniteGuard
 from gkd_core.training.step import StepResult, train_step
 
@@ -56,6 +57,11 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     hooks.resume(stage, _step(stage, progress.step - 1), progress.untold)
     begun = time.perf_counter()
     if not skipped:
+        if progress.step == 0:
+            progress.kept = teachers_to_keep(stage)
+        if progress.step < stage.total_steps:
+            stage.kept = keep_answers(stage, progress.kept, recorder.say)
+            progress.kept = stage.kept_teachers
         with patience():
             _take_steps(stage, progress, recorder, hooks)
     if stage.config.training.keep_best and progress.best is not None:

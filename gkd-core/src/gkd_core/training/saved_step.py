@@ -61,6 +61,7 @@ class SavedStep:
         methods: State of the methods before it.
         inexact: Methods whose saved state is that after the step, because they changed it in place.
         batches: Its micro-batches, with the text that models wrote.
+        kept: Names of the teachers whose answers were kept.
     """
 
     stage: str
@@ -78,6 +79,7 @@ class SavedStep:
     methods: Mapping[str, Any]
     inexact: Sequence[str]
     batches: Sequence[Batch]
+    kept: Sequence[str] = ()
 
     @classmethod
     def of(cls, stage: Stage, step: Step, result: StepResult) -> SavedStep:
@@ -104,6 +106,7 @@ class SavedStep:
             methods=stage.objective.state_dict(),
             inexact=inexact,
             batches=start.batches,
+            kept=stage.kept_teachers,
         )
 
     @classmethod

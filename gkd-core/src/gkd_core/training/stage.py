@@ -45,6 +45,7 @@ from gkd_core.probes.probes import Probes, build_probes
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
 from gkd_core.students.scale import scale_student
+from gkd_core.teachers.kept import KeptAnswers
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher
 from gkd_core.training.agreement import answered
 from gkd_core.training.augmentation import augmented
@@ -83,6 +84,7 @@ class Stage:
         manifest: What determines the student; it is written with every checkpoint.
         probes: Measures distances to the teachers; None if nobody asked for them.
         lease: The lease of the run directory; the first rank has it.
+        kept: Logits of teachers for all training rows, by the number of the teacher.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Stage:
     manifest: Manifest = field(default_factory=Manifest)
     probes: Probes | None = None
     lease: Lease | None = None
+    kept: Mapping[int, KeptAnswers] = field(default_factory=dict)
 
     def check_lease(self) -> None:
         """Make sure that the run directory may still be written.
@@ -131,6 +134,17 @@ class Stage:
     def live_teachers(self) -> Sequence[Extractor]:
         """The teachers whose models run."""
         return [teacher for teacher in self.teachers if isinstance(teacher, Extractor)]
+
+    def live(self, number: int) -> Extractor:
+        """Return a teacher whose model runs, by its number."""
+        teacher = self.teachers[number]
+        assert isinstance(teacher, Extractor), "its answers come from a source"
+        return teacher
+
+    @property
+    def kept_teachers(self) -> list[str]:
+        """The names of the teachers whose answers are kept."""
+        return [self.spec.teachers[number].info.name for number in self.kept]
 
     @property
     def metric(self) -> Metric:
@@ -293,11 +307,7 @@ def assemble_stage(
         else SourcedTeacher(teacher.source)
         for teacher in (spec.teachers if spec.reads_teachers else ())
     ]
-    rows = augmented(data.train, config, spec.kind, device)
-    rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
-    train = spec.encode(rows, spec.tokenizer)
-    if config.task.packing:
-        train = pack(train, spec.max_length, whole=rows.chat or rows.target is not None)
+    rows, train = encode_training_rows(spec, device)
     sampler = Sampler(
         train.lengths,
         config.training.batch_size,
@@ -336,6 +346,43 @@ def assemble_stage(
         readings=tuple(_readings(spec, rows, train)),
         rollouts=rollouts,
     )
+
+
+def encode_training_rows(spec: StageSpec, device: torch.device) -> tuple[Split, Encoded]:
+    """Return the training rows of a stage, augmented, and what the student reads of them.
+
+    Args:
+        spec: The spec of the stage.
+        device: Device of a model that proposes words.
+    """
+    rows = augmented(spec.data.train, spec.config, spec.kind, device)
+    rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
+    train = spec.encode(rows, spec.tokenizer)
+    if spec.config.task.packing:
+        train = pack(train, spec.max_length, whole=rows.chat or rows.target is not None)
+    return rows, train
+
+
+def read_by(spec: StageSpec, number: int, device: torch.device) -> tuple[Encoded, Collator]:
+    """Return the training rows as a teacher reads them, and what makes batches of them."""
+    rows, train = encode_training_rows(spec, device)
+    name = spec.teachers[number].info.name
+    own = (one for one in _readings(spec, rows, train) if name in one.models)
+    reading = next(own, None)
+    if reading is None:
+        return train, spec.collator(spec.tokenizer)
+    return reading.encoded, reading.collator
+
+
+def load_live_teacher(
+    spec: StageSpec, number: int, registry: Registry, device: torch.device
+) -> Extractor:
+    """Load a teacher alone, whole and in this process."""
+    source = spec.teachers[number]
+    sites = _load_teacher(spec, source, registry, None)
+    settle_teacher(sites, source, spec.config.teachers[number].dtype, None, device)
+    prepare_model(sites.model, spec, source.tokenizer)
+    return Extractor(sites.model, sites)
 
 
 def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]:

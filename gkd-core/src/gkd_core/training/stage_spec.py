@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -22,7 +22,7 @@ from gkd_core.contract.model_info import ModelInfo, Models
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split, Task, TaskData
 from gkd_core.data.collate import Collator
-from gkd_core.data.encode import Encoded
+from gkd_core.data.encode import TEXTS, Encoded
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import DataError, MethodError, PluginError
@@ -195,7 +195,14 @@ class StageSpec:
         """
         encoded = self.kind.encode(split, tokenizer, self.max_length, self.data.classes)
         self.check_ids(encoded, tokenizer)
-        return encoded
+        return encoded if split.source is None else self._with_sources(encoded, split.source)
+
+    def _with_sources(self, encoded: Encoded, sources: Sequence[str]) -> Encoded:
+        """Return rows with the index of the source of each, if every row is from one text."""
+        names = self.data.sources
+        indices = np.array([names.index(s) if s in names else -1 for s in sources], np.int64)
+        texts = encoded.extra.get(TEXTS, np.arange(len(sources)))
+        return replace(encoded, sources=indices[texts]) if len(texts) == len(encoded) else encoded
 
     def check_ids(self, encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> None:
         """Reject rows with tokens beyond the embedding of a model that reads them.

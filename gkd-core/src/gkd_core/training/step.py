@@ -159,7 +159,14 @@ def _loss(
     if observer is not None:
         observer.see_batch(batch)
     captured = run_passes(
-        plan, stage.student, stage.teachers, batch, step, teacher_batches, stage.feature_offload
+        plan,
+        stage.student,
+        stage.teachers,
+        batch,
+        step,
+        teacher_batches,
+        stage.feature_offload,
+        kept=stage.kept,
     )
     if observer is not None:
         observer.see_features(captured)

@@ -1,0 +1,66 @@
+"""`gkd cache`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gkd_core.cli.options import RunOptions, file_options, show_warnings
+
+if TYPE_CHECKING:
+    from gkd_core.teachers.answer_cache import CacheManifest, StoredType
+
+
+@click.command()
+@file_options
+@click.option("--teacher", help="Directory or hub id of the teacher.")
+@click.option("--data", multiple=True, metavar="PATH[:WEIGHT]", help="Training rows, as for a run.")
+@click.option("--output", required=True, help="Directory for the answers.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp16",
+    show_default=True,
+    help="Data type of what is stored.",
+)
+def cache(
+    files: tuple[Path, ...],
+    settings: tuple[str, ...],
+    teacher: str | None,
+    data: tuple[str, ...],
+    output: str,
+    dtype: StoredType,
+) -> None:
+    """Write a teacher's answers about training rows, for runs with --teacher-cache.
+
+    Of a language model, what its head gets at each token is stored, and the head; of a classifier,
+    its logits. Repeated after an interruption, the command goes on with what is missing.
+    """
+    from gkd_core.plugins import registry
+    from gkd_core.runs.answer_cache import write_cache
+    from gkd_core.runs.run import prepare_run
+
+    flags: dict[str, Any] = {"data": data, "teacher": (teacher,) if teacher else ()}
+    resolved = RunOptions(
+        files, None, ("method=soft", "baseline=false", *settings), flags
+    ).resolve()
+    show_warnings(resolved)
+    spec = prepare_run(resolved, registry())[-1]
+    folder = Path(output).expanduser()
+    manifest = write_cache(spec, registry(), folder, dtype, click.echo)
+    click.echo(_summary(manifest, folder))
+
+
+def _summary(manifest: CacheManifest, folder: Path) -> str:
+    """Return what is stored, and how near it is to what was computed."""
+    parts, unit = manifest.parts, "token" if manifest.form == "hidden" else "row"
+    size = sum((folder / part.name).stat().st_size for part in parts)
+    values = sum(part.values for part in parts)
+    divergence = sum(part.values * part.divergence for part in parts) / values
+    return (
+        f"{folder}: {manifest.form} of {sum(part.documents for part in parts):,} texts, "
+        f"{manifest.dtype}, {size / values:,.0f} bytes per {unit}; KL to what was computed: "
+        f"{divergence:.1e} nats per {unit}"
+    )

@@ -1,0 +1,34 @@
+"""What stored answers of a teacher must be about to serve a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gkd_core import digest
+from gkd_core.models.content import WEIGHTS
+from gkd_core.runs.fingerprint import revision, vocabulary
+from gkd_core.teachers.answer_cache import Belongs
+
+if TYPE_CHECKING:
+    from gkd_core.training.stage_spec import StageSpec, TeacherSpec
+
+
+def belongs(spec: StageSpec, number: int) -> Belongs:
+    """Return what answers of a teacher of a stage are about."""
+    teacher = spec.teachers[number]
+    return Belongs(
+        weights=_weights(teacher),
+        tokenizer=digest.of_value(vocabulary(teacher.tokenizer)),
+        template=digest.of_value(teacher.tokenizer.chat_template),
+        kind=spec.kind.name,
+        vocabulary=teacher.info.labels,
+    )
+
+
+def _weights(teacher: TeacherSpec) -> str:
+    place = Path(teacher.trained).expanduser()
+    if not place.is_dir():
+        return f"{teacher.model} {revision(teacher.config)}"
+    files = sorted(place.glob(f"*{WEIGHTS}"))
+    return digest.of_files(files) if files else ""

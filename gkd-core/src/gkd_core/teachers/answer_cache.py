@@ -1,0 +1,289 @@
+"""`AnswerCache`: a teacher's answers in a directory, found by the token ids they are about.
+
+`manifest.json` says what they are of, and names the shards. A shard is a safetensors file with keys
+of documents `[N, 16]`, starts `[N + 1]` and values `[T, ...]`; its name ends with a hash of its
+content. Every file is written under another name, flushed and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from gkd_core import digest
+from gkd_core.atomic import write_file
+from gkd_core.errors import ConfigError, DataError
+from gkd_core.strict_json import json_text
+
+if TYPE_CHECKING:
+    from gkd_core.contract.batch import Batch
+
+MANIFEST, HEAD = "manifest.json", "head.safetensors"
+FORMAT = 1
+KEY_BYTES = 16
+KEYS, STARTS, VALUES = "keys", "starts", "values"
+
+Form = Literal["hidden", "logits"]
+StoredType = Literal["fp32", "fp16", "bf16"]
+DTYPES: Mapping[StoredType, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text in a batch: a row, or one of those that are packed into it.
+
+    Attributes:
+        row: Row of the batch.
+        tokens: Its positions there.
+        key: Hash of its token ids.
+    """
+
+    row: int
+    tokens: slice
+    key: bytes
+
+
+def documents(batch: Batch) -> Iterator[Document]:
+    """Yield the documents of a batch, row by row."""
+    mask = batch.mask.cpu().numpy()
+    inputs = {name: value.cpu().numpy() for name, value in batch.inputs.items()}
+    places = inputs.get("position_ids")
+    for row, own in enumerate(mask):
+        tokens = np.flatnonzero(own)
+        starts = [0] if places is None else np.flatnonzero(places[row, tokens] == 0).tolist()
+        for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+            part = slice(int(tokens[start]), int(tokens[end - 1]) + 1)
+            yield Document(row, part, _key(inputs, row, part))
+
+
+def _key(inputs: Mapping[str, np.ndarray[Any, Any]], row: int, tokens: slice) -> bytes:
+    made = hashlib.blake2b(digest_size=KEY_BYTES)
+    for name in ("input_ids", "token_type_ids"):
+        if name in inputs:
+            made.update(inputs[name][row, tokens].astype("<i4").tobytes())
+    return made.digest()
+
+
+@dataclass(frozen=True)
+class Belongs:
+    """What a cache is about; it serves no run in which any of this differs.
+
+    Attributes:
+        weights: Hash of the teacher's weights; empty if they are not at hand.
+        tokenizer: Hash of the tokenizer of the rows it reads.
+        template: Hash of the chat template.
+        kind: The kind of task.
+        vocabulary: Width of its logits.
+    """
+
+    weights: str
+    tokenizer: str
+    template: str
+    kind: str
+    vocabulary: int
+
+    def differences(self, other: Belongs) -> list[str]:
+        """Return what differs in another one, with both values; unknown weights do not."""
+        mine, theirs = asdict(self), asdict(other)
+        known = {name for name in mine if name != "weights" or (mine[name] and theirs[name])}
+        return [
+            f"{name}: {mine[name]} in the cache, {theirs[name]} here"
+            for name in mine
+            if name in known and mine[name] != theirs[name]
+        ]
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """A shard that is written.
+
+    Attributes:
+        name: Its file.
+        documents: Number of documents.
+        values: Number of values, one for each token or row.
+        divergence: Mean KL in nats from what was computed to what is stored, over some values.
+    """
+
+    name: str
+    documents: int
+    values: int
+    divergence: float
+
+
+@dataclass(frozen=True)
+class CacheManifest:
+    """What is in a cache.
+
+    Attributes:
+        belongs: What it is about.
+        form: `hidden`: what the head gets at each token, and the head; `logits`: those of each row.
+        dtype: Data type of the values.
+        precision: Precision of the computation.
+        rows: Hash of the rows that it is computed for.
+        shards: Number of shards when it is finished.
+        parts: The shards that are written, in their order.
+        format: Version of the format.
+    """
+
+    belongs: Belongs
+    form: Form
+    dtype: StoredType
+    precision: str
+    rows: str
+    shards: int
+    parts: tuple[WrittenShard, ...] = ()
+    format: int = FORMAT
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all shards are written."""
+        return len(self.parts) == self.shards
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest."""
+        write_file(folder / MANIFEST, json_text(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path, setting: str) -> CacheManifest:
+        """Read the manifest of a cache.
+
+        Args:
+            folder: The cache.
+            setting: What names it, for errors.
+
+        Raises:
+            ConfigError: There is none, or it cannot be read.
+        """
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text())
+            if content.get("format") != FORMAT:
+                raise ValueError(f"its format is {content.get('format')}, not {FORMAT}")
+            content["belongs"] = Belongs(**content["belongs"])
+            content["parts"] = tuple(WrittenShard(**part) for part in content["parts"])
+            return cls(**content)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{setting}: {folder} holds no answers of a teacher (there is no {MANIFEST}). "
+                f"Write them with: gkd cache --output {folder}"
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{setting}: {path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class AnswerShard:
+    """Answers about some documents.
+
+    Attributes:
+        keys: Their keys, uint8 `[N, 16]`.
+        starts: Index of the first value of each and the end of the last, int64 `[N + 1]`.
+        values: `[T, ...]`.
+    """
+
+    keys: Tensor
+    starts: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, keys: Sequence[bytes], values: Sequence[Tensor]) -> AnswerShard:
+        """Return a shard of documents with their values."""
+        lengths = torch.tensor([0, *map(len, values)])
+        made = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+        return cls(torch.from_numpy(made.copy()), lengths.cumsum(0), torch.cat(list(values)))
+
+    def save(self, folder: Path, number: int) -> Path:
+        """Write the shard under a name with its number and a hash of its content."""
+        tensors = {KEYS: self.keys, STARTS: self.starts, VALUES: self.values.contiguous()}
+        content = save(tensors)
+        path = folder / f"shard-{number:06d}-{digest.of_bytes([content])}.safetensors"
+        write_file(path, content)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> AnswerShard:
+        """Return a shard, mapped into memory."""
+        tensors = load_file(path)
+        return cls(tensors[KEYS], tensors[STARTS], tensors[VALUES])
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a shard is there and as it was written."""
+    return path.exists() and path.stem.endswith(f"-{digest.of_bytes([path.read_bytes()])}")
+
+
+@dataclass
+class AnswerCache:
+    """Reads the answers of a finished cache.
+
+    Attributes:
+        folder: The cache.
+        manifest: Its manifest.
+    """
+
+    folder: Path
+    manifest: CacheManifest
+
+    @cached_property
+    def shards(self) -> list[AnswerShard]:
+        """The shards."""
+        return [self._load(part.name) for part in self.manifest.parts]
+
+    @cached_property
+    def head(self) -> dict[str, Tensor]:
+        """The weight and, if there is one, the bias of the teacher's head."""
+        tensors: dict[str, Tensor] = load_file(self.folder / HEAD)
+        return tensors
+
+    def find(self, document: Document) -> Tensor:
+        """Return the values of a document, `[tokens, ...]` or `[1, ...]`, as stored.
+
+        Raises:
+            DataError: The cache does not have it.
+        """
+        keys, shards, places = self._index
+        own = np.frombuffer(document.key, "<u8")
+        for at in range(int(np.searchsorted(keys[:, 0], own[0])), len(keys)):
+            if keys[at, 0] != own[0]:
+                break
+            if keys[at, 1] == own[1]:
+                shard, place = self.shards[int(shards[at])], int(places[at])
+                return shard.values[int(shard.starts[place]) : int(shard.starts[place + 1])]
+        length = document.tokens.stop - document.tokens.start
+        raise DataError(
+            f"{self.folder} has no answer about a text of {length} tokens in the training rows: "
+            "rows, task.max_length or task.packing are not those it was written for. Write another "
+            "with gkd cache"
+        )
+
+    @cached_property
+    def _index(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The keys as two numbers each, in ascending order, with their shard and place there."""
+        keys = np.concatenate([shard.keys.numpy().view("<u8") for shard in self.shards])
+        shards = np.repeat(np.arange(len(self.shards)), [len(s.keys) for s in self.shards])
+        places = np.concatenate([np.arange(len(shard.keys)) for shard in self.shards])
+        order = np.argsort(keys[:, 0], kind="stable")
+        return keys[order], shards[order], places[order]
+
+    def _load(self, name: str) -> AnswerShard:
+        try:
+            return AnswerShard.load(self.folder / name)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DataError(
+                f"{self.folder / name} cannot be read: {error}. Write it again with gkd cache"
+            ) from error

@@ -1,0 +1,91 @@
+"""Answers of a teacher in a file of the cache: one run asks, the others read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gkd_core.atomic import draft
+from gkd_core.data.cache import cache_dir, set_aside, warn_unwritable
+from gkd_core.distributed.ranks import is_first, tell, wait
+from gkd_core.teachers.values import RowValues, TokenValues, Values
+
+VALUES, STARTS, SPANS = "values", "starts", "spans"
+"""Tensors of a file; the last one is there or not."""
+
+
+def answer_file(key: str) -> Path:
+    """Return the file of the answers with a key, which says what they are about."""
+    return cache_dir() / "answers" / f"{key}.safetensors"
+
+
+def shared(path: Path, ask: Callable[[], Values | None]) -> Values | None:
+    """Return the answers in a file; if there is none, ask for them and write it.
+
+    Of several runs that need it, one asks and the others wait. A file that is damaged or cannot be
+    written is a warning.
+
+    Args:
+        path: The file.
+        ask: Returns the answers; every rank calls it.
+    """
+    with _locked(path):
+        if tell(is_first() and path.exists() and _is_whole(path)):
+            return _read(path)
+        values = ask()
+        if values is not None and is_first():
+            _write(values, path)
+        wait()
+    return values
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file on the first rank; none in a cache that cannot be written."""
+    lock = FileLock(path.with_suffix(".lock"))
+    if is_first():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            warn_unwritable(error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file can be read; one that is damaged is set aside."""
+    try:
+        _read(path)
+    except (OSError, SafetensorError, KeyError) as error:
+        set_aside(path, str(error))
+        return False
+    return True
+
+
+def _read(path: Path) -> Values:
+    """Return the answers in a file, mapped into memory."""
+    tensors = load_file(path)
+    if STARTS in tensors:
+        return TokenValues(tensors[VALUES], tensors[STARTS], SPANS in tensors)
+    return RowValues(tensors[VALUES])
+
+
+def _write(values: Values, path: Path) -> None:
+    tensors = {VALUES: values.values}
+    if isinstance(values, TokenValues):
+        tensors[STARTS] = values.starts
+        tensors |= {SPANS: torch.ones(1)} if values.spans else {}
+    try:
+        with draft(path) as aside:
+            save_file(tensors, aside)
+    except (OSError, SafetensorError) as error:
+        warn_unwritable(error if isinstance(error, OSError) else OSError(str(error)))

@@ -1,0 +1,174 @@
+"""Which teachers are asked about each training row once, and not in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from gkd_core import digest
+from gkd_core.errors import ConfigError
+from gkd_core.hooks.paths import LOGITS, MAIN
+from gkd_core.models.content import weights_hash
+from gkd_core.optim.engine import autocast
+from gkd_core.teachers.answer_file import answer_file
+from gkd_core.teachers.kept import ROWS, KeptAnswers, ask_once
+
+if TYPE_CHECKING:
+    from gkd_core.config.schema import TeacherConfig
+    from gkd_core.data.collate import Collator
+    from gkd_core.data.encode import Encoded
+    from gkd_core.training.stage import Stage
+    from gkd_core.training.stage_spec import StageSpec
+
+LIMIT = 2**28
+"""Bytes of a teacher's answers that are kept unasked. The same everywhere: a run that goes on in
+another place must keep what it kept."""
+
+
+def check_keep(spec: StageSpec) -> None:
+    """Reject a `teacher.keep` that asks for what cannot be kept.
+
+    Raises:
+        ConfigError: Says which teacher, and why.
+    """
+    for number, teacher in enumerate(spec.config.teachers if spec.reads_teachers else ()):
+        if teacher.keep not in ("memory", "disk"):
+            continue
+        obstacle = next(_obstacles(spec, number), None)
+        if obstacle is not None:
+            raise ConfigError(
+                f"teacher.keep = '{teacher.keep}', but the answers of the teacher '{teacher.name}' "
+                f"cannot be kept: {obstacle}. Set teacher.keep = 'auto'"
+            )
+
+
+def teachers_to_keep(stage: Stage) -> list[str]:
+    """Return the names of the teachers whose answers a new run keeps."""
+    return [
+        teacher.name
+        for number, teacher in enumerate(stage.config.teachers)
+        if number < len(stage.teachers) and _keeps(stage, teacher, number)
+    ]
+
+
+def keep_answers(
+    stage: Stage, names: Iterable[str], say: Callable[[str], None]
+) -> dict[int, KeptAnswers]:
+    """Ask teachers about all training rows; every rank calls it.
+
+    Args:
+        stage: The stage.
+        names: Their names.
+        say: Told of what is kept.
+
+    Returns:
+        Their answers by the number of the teacher.
+    """
+    numbers = {teacher.info.name: n for n, teacher in enumerate(stage.spec.teachers)}
+    caches = stage.config.parallel.zero < 3
+    kept = {}
+    with torch.no_grad(), autocast(stage.config.training, stage.engine.device, caches):
+        for name in names:
+            encoded, collator = _reading(stage, name)
+            answers = ask_once(
+                stage.live(numbers[name]),
+                stage.student,
+                encoded,
+                collator,
+                stage.engine.device,
+                stage.kind.predicted,
+                _file(stage, numbers[name], encoded),
+            )
+            if answers is not None:
+                kept[numbers[name]] = answers
+            say(f"{name}: {_said(answers, len(encoded))}")
+    return kept
+
+
+def _keeps(stage: Stage, teacher: TeacherConfig, number: int) -> bool:
+    if teacher.keep != "auto":
+        return teacher.keep != "none"
+    repeats = stage.total_steps > stage.sampler.steps_per_epoch
+    if not repeats or stage.kind.is_lm or any(_obstacles(stage.spec, number)):
+        return False
+    return _fits(stage, number) and not _changes_rows(stage)
+
+
+def _obstacles(spec: StageSpec, number: int) -> Iterator[str]:
+    """Yield why what a teacher answers in one epoch is no answer in the next, or not read."""
+    if spec.teachers[number].source is not None:
+        yield "they come from its source (teacher.source)"
+    if spec.config.rollout is not None:
+        yield "models write new text in each step (rollout)"
+    if spec.kind.masks:
+        yield f"{spec.kind} masks other tokens in each epoch"
+    if spec.config.teachers[number].keep == "disk" and _is_divided(spec, number):
+        yield "its weights are divided over processes, for which there is only 'memory'"
+    if not any(_reads_logits(spec, number)):
+        yield f"{spec.expression} reads more of it than its logits, or nothing"
+
+
+def _is_divided(spec: StageSpec, number: int) -> bool:
+    teacher = spec.teachers[number]
+    return teacher.tensor > 1 or teacher.placement == "zero3"
+
+
+def _changes_rows(stage: Stage) -> bool:
+    """Return whether the kind of task gives models other tokens in the next epoch."""
+    rows = range(min(len(stage.train), stage.config.training.batch_size))
+    before, after = (stage.collator.collate(stage.train, rows, epoch).inputs for epoch in (0, 1))
+    return any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def _reads_logits(spec: StageSpec, number: int) -> Iterator[bool]:
+    """Yield for some steps of a stage whether all that is read of a teacher is its logits."""
+    for plan in spec.sampled_steps:
+        reads = {p.name: p.captures("teacher", number) for p in plan.passes}
+        changed = any(True for p in plan.passes for _ in p.writes("teacher", number))
+        yield reads[MAIN] == {LOGITS} and not changed
+
+
+def _fits(stage: Stage, number: int) -> bool:
+    """Return whether the logits of all rows take at most `LIMIT` bytes."""
+    info = stage.spec.teachers[number].info
+    by_token = stage.kind.predicted in ("token", "span")
+    answers = len(stage.train.ids) if by_token else len(stage.train)
+    return answers * info.labels * torch.float32.itemsize <= LIMIT
+
+
+def _file(stage: Stage, number: int, encoded: Encoded) -> Path | None:
+    """Return where other runs find the answers about rows too; None if they are not to.
+
+    Its name is a hash of all that the answers depend on.
+    """
+    if stage.config.teachers[number].keep != "disk":
+        return None
+    tokens = (encoded.ids, encoded.type_ids, encoded.offsets, encoded.positions)
+    data = stage.spec.data
+    return answer_file(
+        digest.of_value(
+            [
+                weights_hash(stage.live(number).model),
+                digest.of_bytes(part.tobytes() for part in tokens if part is not None),
+                [data.rows_hash, data.kind, list(data.classes), len(encoded), ROWS],
+                [stage.config.training.precision, stage.engine.device.type],
+                [torch.__version__, version("transformers")],
+            ]
+        )
+    )
+
+
+def _reading(stage: Stage, name: str) -> tuple[Encoded, Collator]:
+    """Return the training rows in the tokens of a teacher, and what makes batches of them."""
+    own = ((one.encoded, one.collator) for one in stage.readings if name in one.models)
+    return next(own, (stage.train, stage.collator))
+
+
+def _said(answers: KeptAnswers | None, rows: int) -> str:
+    if answers is None:
+        return "its logits are nan or inf, or their shape varies: it is asked in every step"
+    return f"its logits of {rows:,} rows are kept ({answers.size / 2**20:,.1f} MiB; teacher.keep)"

@@ -1,0 +1,156 @@
+"""`gkd cache` and `--teacher-cache`: the same losses without the teacher, or a refusal."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from gkd_core.api import ConfigError, DataError
+from gkd_core.contract.step import Step
+from gkd_core.data.loader import iterate
+from gkd_core.runs import answer_cache
+from gkd_core.runs.answer_cache import write_cache
+from gkd_core.teachers import answer_cache as stored
+from gkd_core.training.stage import build_stage
+from gkd_core.training.step import train_step
+
+LM = ("method=soft", "task.kind=causal-lm")
+CASES = {"hidden": (LM, "lm-decoder"), "logits": (("method=kd",), "teacher")}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Make shards and batches so small that there are several."""
+    monkeypatch.setattr(answer_cache, "ROWS", 16)
+    monkeypatch.setattr(answer_cache, "BATCHES", 2)
+
+
+@pytest.fixture
+def write(prepare_run, tmp_path, few):
+    """Write a cache: `write("fp32", *settings)` -> folder, manifest."""
+
+    def _write(dtype, *settings, teacher, folder="answers", say=lambda text: None):
+        run = prepare_run(*settings, teachers=(teacher,))
+        place = tmp_path / folder
+        return place, write_cache(run.last, run.registry, place, dtype, say)
+
+    return _write
+
+
+@pytest.fixture
+def first_loss(prepare_run, tmp_path):
+    """Return the loss of the first step of a run: `first_loss(*settings, teacher=NAME)`."""
+
+    def _loss(*settings, teacher):
+        run = prepare_run(*settings, teachers=(teacher,))
+        stage = build_stage(run.last, run.registry, tmp_path / "stage", None)
+        _, batches = next(iterate(stage.train, stage.collator, stage.sampler, 0, 1))
+        return train_step(stage, batches, Step(0, 1, 0, stage.name, torch.Generator())).read()
+
+    return _loss
+
+
+def source(folder):
+    return ("teacher.source=cache", f"teacher.source.path={folder}")
+
+
+@pytest.mark.parametrize("form", CASES)
+def test_a_cache_gives_the_losses_of_the_teacher(write, first_loss, form):
+    settings, teacher = CASES[form]
+    live = first_loss(*settings, teacher=teacher)
+    for dtype, bound in (("fp32", 1e-6), ("fp16", 1e-4), ("bf16", 1e-3)):
+        if form == "logits" and dtype != "fp32":
+            continue
+        folder, manifest = write(dtype, *settings, teacher=teacher, folder=dtype)
+        assert manifest.form == form
+        assert len(manifest.parts) == 3
+        assert all(part.divergence < bound for part in manifest.parts)
+        found = first_loss(*settings, *source(folder), teacher=teacher)
+        assert found == pytest.approx(live, abs=bound * max(1, live["total"]))
+
+
+def test_texts_are_found_in_packed_rows(write, first_loss):
+    settings = (*LM, "task.packing=true", "task.max_length=16")
+    live = first_loss(*settings, teacher="lm-decoder")
+    folder, manifest = write("fp32", *settings, teacher="lm-decoder")
+    assert sum(part.documents for part in manifest.parts) > 96, "more than there are blocks"
+    found = first_loss(*settings, *source(folder), teacher="lm-decoder")
+    assert found == pytest.approx(live, abs=1e-6 * live["total"])
+
+
+def test_a_cache_that_was_interrupted_ends_with_the_same_bytes(write, tmp_path, monkeypatch):
+    settings, teacher = CASES["hidden"]
+    whole, _ = write("fp16", *settings, teacher=teacher, folder="whole")
+    stock = answer_cache.write_file
+    for done in range(8):
+        left = iter(range(done))
+
+        def dies(path, content, left=left):
+            if next(left, None) is None:
+                path.with_name(f"{path.name}.1.tmp").write_bytes(b"half")
+                raise KeyboardInterrupt
+            stock(path, content)
+
+        with monkeypatch.context() as dying:
+            for module in (answer_cache, stored):
+                dying.setattr(module, "write_file", dies)
+            with pytest.raises(KeyboardInterrupt):
+                write("fp16", *settings, teacher=teacher, folder=f"killed-{done}")
+        write("fp16", *settings, teacher=teacher, folder=f"killed-{done}")
+        assert files(tmp_path / f"killed-{done}") == files(whole)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_cache_serves_only_what_it_is_about(write, prepare_run, tmp_path):
+    settings, teacher = CASES["hidden"]
+    folder, _ = write("fp16", *settings, teacher=teacher)
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    for name, value in (("weights", "0"), ("tokenizer", "1"), ("vocabulary", 7)):
+        other = {**content, "belongs": {**content["belongs"], name: value}}
+        path.write_text(json.dumps(other))
+        with pytest.raises(ConfigError, match=rf"{name}: {value} in the cache, \w+ here"):
+            prepare_run(*settings, *source(folder), teachers=(teacher,))
+        with pytest.raises(ConfigError, match=f"holds other answers: {name}"):
+            write("fp16", *settings, teacher=teacher)
+    path.write_text(json.dumps({**content, "shards": 4}))
+    with pytest.raises(ConfigError, match="is not finished"):
+        prepare_run(*settings, *source(folder), teachers=(teacher,))
+    with pytest.raises(ConfigError, match=r"--teacher-cache.*holds no answers of a teacher"):
+        prepare_run(*settings, *source(tmp_path / "nothing"), teachers=(teacher,))
+
+
+def test_a_cache_of_other_rows_is_refused_at_the_first_that_it_lacks(write, first_loss):
+    settings, teacher = CASES["hidden"]
+    folder, _ = write("fp16", *settings, teacher=teacher)
+    with pytest.raises(DataError, match=r"no answer about a text of \d+ tokens.*task.max_length"):
+        first_loss(*settings, "task.max_length=8", *source(folder), teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher", "reason"),
+    [(("method=soft", "task.kind=masked-lm"), "lm-teacher", "masks other tokens in each epoch")],
+)
+def test_what_no_cache_can_hold_is_said(write, settings, teacher, reason):
+    with pytest.raises(ConfigError, match=reason):
+        write("fp16", *settings, teacher=teacher)
+
+
+def test_the_command_line_writes_and_uses_a_cache(invoke, world, few):
+    rows = ("--data", world / "train.jsonl", "--teacher", world / "lm-decoder")
+    kind = ("--set", "task.kind=causal-lm", "--set", "task.max_length=32")
+    done = invoke("cache", *rows, *kind, "--output", "answers")
+    assert done.code == 0, done.err
+    assert re.search(r"hidden of \d+ texts, fp16, \d+ bytes per token; KL .*e-\d+ nats", done.out)
+    short = ("--student-layers", 1, "--set", "training.steps=1", "--no-baseline")
+    run = invoke(
+        *("run", *rows, *kind, *short, "--method", "soft", "--set", "output.reuse=false"),
+        *("--teacher-cache", "answers", "--output", "run"),
+    )
+    assert run.code == 0, run.err

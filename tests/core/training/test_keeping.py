@@ -1,0 +1,166 @@
+"""Logits of a teacher that are computed once: what is kept, and that nothing else changes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gkd_core.api import ConfigError
+from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.paths import LOGITS
+from gkd_core.teachers import kept
+from gkd_core.training import loop
+from gkd_core.training.keeping import keep_answers, teachers_to_keep
+from gkd_core.training.stage import build_stage
+
+TWO_EPOCHS = ("training.steps=12", "training.evaluate_every=3", "training.checkpoint_every=3")
+KINDS = {"classification": "teacher", "causal-lm": "lm-decoder"}
+
+
+@pytest.fixture
+def build(prepare_run, tmp_path):
+    """Build the stage of a run: `build("method=soft")`."""
+
+    def _build(*settings, teacher="teacher"):
+        run = prepare_run(*settings, teachers=(teacher,))
+        return build_stage(run.specs[0], run.registry, tmp_path / "stage", None)
+
+    return _build
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The rows of each pass of a model without gradient in training, in the order of the passes."""
+    stock, seen = Extractor.run, []
+
+    def run(self, captures, inputs, *rest):
+        if captures and not torch.is_grad_enabled() and not self.model.training:
+            seen.append(len(inputs["input_ids"]))
+        return stock(self, captures, inputs, *rest)
+
+    monkeypatch.setattr(Extractor, "run", run)
+    return seen
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Execute a run that is interrupted after 8 steps."""
+    stock = loop.train_step
+
+    def dies(stage, batches, step):
+        if step.index == 8:
+            raise KeyboardInterrupt
+        return stock(stage, batches, step)
+
+    def _interrupt(run):
+        with monkeypatch.context() as dying:
+            dying.setattr(loop, "train_step", dies)
+            with pytest.raises(KeyboardInterrupt):
+                run.execute()
+
+    return _interrupt
+
+
+def losses(run):
+    lines = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+    return [line["loss/total"] for line in lines if "loss/total" in line]
+
+
+def student(run):
+    return load_file(run.student / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_logits_are_those_of_the_teacher(build, kind):
+    name = KINDS[kind]
+    stage = build("method=soft", f"task.kind={kind}", "teacher.keep=memory", teacher=name)
+    answers = keep_answers(stage, [name], print)[0]
+    for rows in ([5, 0, 17], [9]):
+        batch = stage.collator.collate(stage.train, rows, epoch=1)
+        with torch.no_grad():
+            live = stage.teachers[0].run(frozenset({LOGITS}), batch.inputs)
+        found, mask = answers.of(batch), batch.targets.mask
+        torch.testing.assert_close(found[LOGITS][mask], live[LOGITS][mask])
+        torch.testing.assert_close(
+            found.head(torch.ones(3, 32)).dense() if kind == "causal-lm" else found[LOGITS],
+            live.head(torch.ones(3, 32)).dense() if kind == "causal-lm" else live[LOGITS],
+        )
+
+
+def test_a_run_that_keeps_logits_learns_the_same_and_resumes_bit_for_bit(
+    prepare_run, interrupt, passes
+):
+    live = prepare_run("method=soft", *TWO_EPOCHS, "teacher.keep=none", directory="live")
+    live.execute()
+    once, passes[:] = len(passes), []
+    whole = prepare_run("method=soft", *TWO_EPOCHS, directory="whole")
+    whole.execute()
+    assert passes[:3] == [64, 32, 1], "all rows, and one for the head"
+    assert once == 12 + len(passes[3:]), "and not in the 12 steps"
+    before, now = losses(live), losses(whole)
+    assert now == pytest.approx(before, rel=1e-3)
+    assert now[0] == pytest.approx(before[0], rel=1e-5), "no step of Adam has enlarged rounding"
+
+    interrupt(prepare_run("method=soft", *TWO_EPOCHS))
+    resumed = prepare_run("method=soft", *TWO_EPOCHS)
+    resumed.execute()
+    for name, weight in student(whole).items():
+        assert torch.equal(student(resumed)[name], weight), name
+
+
+def test_a_run_that_kept_nothing_goes_on_so(prepare_run, interrupt, passes):
+    interrupt(prepare_run("method=soft", *TWO_EPOCHS, "teacher.keep=none"))
+    passes.clear()
+    resumed = prepare_run("method=soft", *TWO_EPOCHS)
+    resumed.execute()
+    assert passes.count(16) == 6, "the checkpoint of step 6 says that nothing is kept"
+    done = json.loads((resumed.directory / "stages/distil/done.json").read_text())
+    assert done["steps"] == 12
+
+
+def test_runs_find_the_logits_that_another_has_put_on_the_disk(
+    build, monkeypatch, tmp_path, passes
+):
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept, "ROWS", 32)
+    settings = ("method=soft", "teacher.keep=disk")
+    first = keep_answers(build(*settings), ["teacher"], print)[0]
+    assert passes == [32, 32, 32, 1]
+    (file,) = (tmp_path / "cache/answers").glob("*.safetensors")
+    again = keep_answers(build(*settings, "training.lr=1"), ["teacher"], print)[0]
+    assert passes[4:] == [1]
+    assert torch.equal(again.values.values, first.values.values)
+    keep_answers(build(*settings, "task.max_length=8"), ["teacher"], print)
+    assert len(list(file.parent.glob("*.safetensors"))) == 2, "other tokens, other answers"
+    file.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="is damaged"):
+        mended = keep_answers(build(*settings), ["teacher"], print)[0]
+    assert torch.equal(mended.values.values, first.values.values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher", "names"),
+    [
+        (("method=soft", "training.steps=7"), "teacher", ["teacher"]),
+        (("method=soft", "training.steps=6"), "teacher", []),
+        (("method=pkd+soft", "training.steps=12"), "teacher", []),
+        (("method=soft", "training.steps=12", "task.kind=causal-lm"), "lm-decoder", []),
+    ],
+)
+def test_what_is_kept_unasked(build, settings, teacher, names):
+    assert teachers_to_keep(build(*settings, teacher=teacher)) == names
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher", "reason"),
+    [
+        (("method=soft", "task.kind=masked-lm"), "lm-teacher", "masked-lm masks other tokens"),
+        (("method=pkd",), "teacher", "pkd reads more of it than its logits"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_if_asked_for(prepare_run, settings, teacher, reason):
+    with pytest.raises(ConfigError, match=rf"teacher\.keep = 'memory'.*{reason}"):
+        prepare_run(*settings, "teacher.keep=memory", teachers=(teacher,))
