@@ -81,7 +81,7 @@ def _distances(student: pa.Table, teacher: pa.Table, kind: TaskKind) -> Sequence
         measured = measured_divergences(student, teacher)
         if measured is None:
             raise DataError("nothing tells how far student and teacher are apart in each row")
-        return measured.tolist()
+        return list(map(float, measured))
     if any("scores" not in table.column_names for table in (student, teacher)):
         raise DataError(f"predictions of {kind} have no scores to compare")
     own, known = item_logits(student, kind), item_logits(teacher, kind)

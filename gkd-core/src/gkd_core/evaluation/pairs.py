@@ -184,7 +184,8 @@ def measured_divergences(model: pa.Table, against: pa.Table) -> Floats | None:
     mine, theirs = (table[divergence.COLUMN].to_numpy() for table in (model, against))
     if np.any(theirs):
         return None
-    return mine / np.maximum(_item_counts(model), 1)
+    means: Floats = mine / np.maximum(_item_counts(model), 1)
+    return means
 
 
 def mean_kl(reference: Floats, model: Floats) -> float:
