@@ -291,8 +291,8 @@ def untimed(monkeypatch):
 def brief(untimed, monkeypatch):
     """Make the summary of a run brief, which takes longer than to train a tiny model.
 
-    Models are hardly timed, the figures of the report are made but not drawn, and its intervals
-    are from few draws.
+    Models are hardly timed, their layers are not compared, the figures of the report are made but
+    not drawn, and its intervals are from few draws.
     """
     from matplotlib import pyplot
 
@@ -309,6 +309,7 @@ def brief(untimed, monkeypatch):
     monkeypatch.setattr(comparison, "RESAMPLES", 20)
     for name in ("losses", "validation", "quality_over_size"):
         monkeypatch.setattr(figures, name, undrawn(getattr(figures, name)))
+    monkeypatch.setattr(comparison, "_layers", lambda *_: None)
 
 
 @pytest.fixture

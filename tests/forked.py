@@ -68,7 +68,7 @@ def _run_all(code, arguments, cwd, environments):
 def start(code, *arguments, cwd, said=(os.devnull, os.devnull), **environment):
     """Start code; return its process. `said`: the files of its standard output and error."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload([PRELOADED])
     argv = ["-c", *map(str, arguments)]
     own = os.environ | environment
     process = context.Process(target=_execute, args=(code, argv, str(cwd), said, own))

@@ -153,8 +153,14 @@ def test_every_plugin_is_run():
     assert sorted(RUNS) == NAMES
 
 
+QUICK = ("confidence", "greedy", "memory_queue", "pebble", "uld")
+"""One of each kind: a combiner, an engine, a state, an architecture, another tokenizer."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.exhaustive]) for n in RUNS]
+)
 def test_a_killed_run_goes_on_as_if_it_never_was(name, world, tongues, made, invoke, monkeypatch):
     text = (RUNS[name] + " " + COMMON).format(world=world, tongues=tongues, made=made)
     arguments = [part for word in text.split() for part in (["--set"] * ("=" in word) + [word])]

@@ -69,7 +69,8 @@ def test_identical_teachers_are_as_good_as_one(log, calm):
 @pytest.mark.parametrize(
     "name",
     [
-        *("mt-bert", "uncertainty"),
+        "uncertainty",
+        pytest.param("mt-bert", marks=pytest.mark.exhaustive),
         pytest.param("average", marks=pytest.mark.exhaustive),
         pytest.param("tmkd", marks=pytest.mark.exhaustive),
     ],

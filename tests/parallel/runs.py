@@ -329,6 +329,11 @@ def _run(world, folder, teacher, settings, dies_at=None):
     return run
 
 
+def each(function, cases):
+    """Call a function with the arguments of each case, in the same ranks."""
+    return [function(*case) for case in cases]
+
+
 def train_and_conclude(world, folder, cases):
     """Train several runs in the same ranks, and compare their models."""
     for name, *arguments in cases:

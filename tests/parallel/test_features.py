@@ -124,19 +124,15 @@ def change(path, kind, site, checkpointed):
     return differences | gradients_apart(*(e.model for e in both)), effect
 
 
-@pytest.mark.parametrize("site", [site for site in ATTENTION_SITES if site != "attention"])
-def test_operations_see_all_heads(on_ranks, checkpoint, site):
+def test_operations_see_all_heads_also_under_gradient_checkpointing(on_ranks, runs, checkpoint):
     path = checkpoint("llama", "causal-lm")
-    for differences, effect in on_ranks(4, change, path, "causal-lm", site, False):
-        assert max(differences.values()) < 1e-5, differences
-        assert effect > 1e-3
-
-
-def test_operations_see_all_heads_again_under_gradient_checkpointing(on_ranks, checkpoint):
-    path = checkpoint("llama", "causal-lm")
-    for differences, effect in on_ranks(4, change, path, "causal-lm", "key", True):
-        assert max(differences.values()) < 1e-5, differences
-        assert effect > 1e-3
+    sites = [site for site in ATTENTION_SITES if site != "attention"]
+    cases = [(path, "causal-lm", site, False) for site in sites]
+    cases.append((path, "causal-lm", "key", True))
+    for found in on_ranks(4, runs.each, change, cases):
+        for case, (differences, effect) in zip(cases, found, strict=True):
+            assert max(differences.values()) < 1e-5, (case, differences)
+            assert effect > 1e-3, case
 
 
 def deferred(path, kind):

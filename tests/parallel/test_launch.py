@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests import forked
 
 from gkd_core.distributed.rank_info import RankInfo, first_node, read_launcher_env
-from gkd_core.parallel.launch import Failure
+from gkd_core.parallel.launch import Failure, start_ranks
 
 
 def free_port():
@@ -195,15 +195,40 @@ def _fails(gkd, arguments, faulty, folder, fault, said):
     return done.returncode
 
 
+RANK = """#!/bin/sh
+touch "$RANK.started"
+if [ "$RANK" = 1 ]; then
+    while [ ! -e 0.started ]; do sleep 0.01; done
+    {}
+fi
+exec sleep 60
+"""
+"""Stands for a rank, which would take seconds to import torch."""
+
+
+@pytest.mark.parametrize(
+    ("ends", "failure"), [("exit 3", Failure(1, 3)), ("kill -9 $$", Failure(1, -9))]
+)
+def test_rank_that_fails_ends_all(tmp_path, monkeypatch, ends, failure):
+    (tmp_path / "rank").write_text(RANK.format(ends))
+    (tmp_path / "rank").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "rank"))
+    start = time.monotonic()
+    assert start_ranks(2, [], {}) == failure
+    assert time.monotonic() - start < 30
+
+
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("fault", "status", "said"),
     [
         ("error", 2, "Error: rank 1 cannot go on"),
-        pytest.param("bug", 1, "KeyError: 'a bug in rank 1'", marks=pytest.mark.exhaustive),
+        ("bug", 1, "KeyError: 'a bug in rank 1'"),
     ],
 )
-def test_rank_that_fails_ends_all(gkd, arguments, faulty, tmp_path, fault, status, said):
+def test_run_whose_rank_fails_ends(gkd, arguments, faulty, tmp_path, fault, status, said):
     assert _fails(gkd, arguments, faulty, tmp_path, fault, said) == status
     checkpoints = tmp_path / "run" / "stages" / "distil" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000004", "step-00000005"]

@@ -27,7 +27,7 @@ def alone(still, runs, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["tensor", pytest.param("data", marks=pytest.mark.exhaustive)])
 def test_two_ranks_train_as_one_process_does(still, on_ranks, runs, alone, tmp_path, layout):
     on_ranks(2, runs.train_all, still, tmp_path, _cases(LAYOUTS[layout]))
     for name in CASES:

@@ -47,8 +47,8 @@ def equal(path, target):
         pytest.param("roberta", "masked-lm", marks=pytest.mark.exhaustive),
         pytest.param("distilbert", "masked-lm", marks=pytest.mark.exhaustive),
         ("gpt2", "causal-lm"),
-        ("llama", "causal-lm"),
-        ("qwen3", "causal-lm"),
+        pytest.param("llama", "causal-lm", marks=pytest.mark.exhaustive),
+        pytest.param("qwen3", "causal-lm", marks=pytest.mark.exhaustive),
         pytest.param("glm", "causal-lm", marks=pytest.mark.exhaustive),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_saved_model_is_whole_and_unchanged(on_ranks, checkpoint, tmp_path, fa
     assert (target / "tokenizer.json").is_file()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.exhaustive), "gpt2"])
 def test_a_model_moves_through_all_layouts_unchanged(on_ranks, checkpoint, tmp_path, family):
     path = checkpoint(family, "causal-lm", tie_word_embeddings=False)
     before = path

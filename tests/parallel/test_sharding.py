@@ -82,39 +82,37 @@ def cases(*families):
 MAIN = cases("bert", "roberta", "distilbert", "gpt2", "llama", "qwen3", "glm")
 MORE = cases("glm4", "mistral", "qwen2", "gpt_neox", "opt", "electra", "modernbert")
 LATER = [(family, "classification") for family in ("roberta", "distilbert", "qwen3", "glm")]
-QUICK = [(2, *case) for case in MAIN if case not in LATER] + [(4, "llama", "causal-lm")]
-QUICK += [(2, "opt", "causal-lm"), (2, "modernbert", "masked-lm"), (2, "electra", "masked-lm")]
-SLOW = [
-    case
-    for case in [(ranks, *case) for ranks in (2, 4) for case in MAIN + MORE]
-    if case not in QUICK
-]
+QUICK = [case for case in MAIN if case not in LATER]
+QUICK += [("opt", "causal-lm"), ("modernbert", "masked-lm"), ("electra", "masked-lm")]
+SLOW = {
+    2: [case for case in MAIN + MORE if case not in QUICK],
+    4: [case for case in MAIN + MORE if case != ("llama", "causal-lm")],
+}
+rest = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
-def check_parity(on_ranks, path, kind, ranks):
-    outcomes = on_ranks(ranks, compare, path, kind)
-    for (logits, gradients, weights), share, _ in outcomes:
-        assert not logits
-        assert not gradients
-        assert not weights
-        assert share < {2: 0.62, 4: 0.45}[ranks]
-    first = outcomes[0][2]
-    for *_, kept in outcomes[1:]:
-        assert all((kept[name] == first[name]).all() for name in first)
+def check_parity(on_ranks, runs, cases, ranks):
+    found = on_ranks(ranks, runs.each, compare, cases)
+    for case, outcomes in zip(cases, zip(*found, strict=True), strict=True):
+        for differing, share, _ in outcomes:
+            assert differing == [[], [], []], case
+            assert share < {2: 0.62, 4: 0.45}[ranks], case
+        first = outcomes[0][2]
+        for *_, kept in outcomes[1:]:
+            assert all((kept[name] == first[name]).all() for name in first), case
 
 
-@pytest.mark.parametrize(("ranks", "family", "kind"), QUICK)
+@pytest.mark.parametrize(
+    ("ranks", "families"),
+    [(2, QUICK), (4, [("llama", "causal-lm")])]
+    + [pytest.param(ranks, SLOW[ranks], marks=rest) for ranks in SLOW],
+    ids=["2", "4", "2, others", "4, others"],
+)
 def test_forward_gradients_and_a_step_equal_the_whole_model(
-    on_ranks, checkpoint, ranks, family, kind
+    on_ranks, runs, checkpoint, ranks, families
 ):
-    check_parity(on_ranks, checkpoint(family, kind), kind, ranks)
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(("ranks", "family", "kind"), SLOW)
-def test_more_families_and_degrees_equal_the_whole_model(on_ranks, checkpoint, ranks, family, kind):
-    check_parity(on_ranks, checkpoint(family, kind), kind, ranks)
+    cases = [(checkpoint(family, kind), kind) for family, kind in families]
+    check_parity(on_ranks, runs, cases, ranks)
 
 
 def test_experts_stay_whole_where_attention_is_divided(on_ranks, checkpoint):
@@ -127,15 +125,13 @@ def test_experts_stay_whole_where_attention_is_divided(on_ranks, checkpoint):
         assert "model.layers.0.self_attn.q_proj.weight" not in kept
 
 
-@pytest.mark.parametrize(
-    ("family", "kind"), [("llama", "causal-lm"), ("gpt2", "causal-lm"), ("bert", "masked-lm")]
-)
-def test_an_lm_head_of_its_own_and_a_tied_one_equal_the_whole_model(
-    on_ranks, checkpoint, family, kind
-):
-    tied = family == "llama"
-    path = checkpoint(family, kind, tie_word_embeddings=tied)
-    check_parity(on_ranks, path, kind, 2)
+def test_an_lm_head_of_its_own_and_a_tied_one_equal_the_whole_model(on_ranks, runs, checkpoint):
+    families = [("llama", "causal-lm"), ("gpt2", "causal-lm"), ("bert", "masked-lm")]
+    cases = [
+        (checkpoint(family, kind, tie_word_embeddings=family == "llama"), kind)
+        for family, kind in families
+    ]
+    check_parity(on_ranks, runs, cases, 2)
 
 
 def stay_whole(path):

@@ -21,15 +21,21 @@ CASES = [
     ("minilm", "teacher", ["method=minilm", "training.weight_decay=0"]),
     ("minilmv2", "teacher", ["method=minilmv2"]),
     ("causal-lm", "lm-decoder", ["method=soft", "task.kind=causal-lm"]),
+    ("borrows", "teacher", ["method=borrows"]),
 ]
 
 
 @pytest.fixture(scope="module")
 def alone(still, runs, tmp_path_factory):
-    """The same runs in one process."""
+    """`alone("kd")`: the folder of the same run in one process, which is trained once."""
     folder = tmp_path_factory.mktemp("alone")
-    runs.train_all(still, folder, CASES)
-    return folder
+
+    def _alone(name):
+        if not (folder / name).exists():
+            runs.train_all(still, folder, [case for case in CASES if case[0] == name])
+        return folder / name
+
+    return _alone
 
 
 def _with(cases, *settings):
@@ -47,24 +53,33 @@ LAYOUTS = {
 }
 QUICK = "student and teacher"
 FEW = ("pkd", "minilm", "causal-lm")
+"""Values of layers, relations between them, and a vocabulary that is divided."""
+BLOCKS = ("borrows",)
+OTHERS = ("hard", "kd", "minilmv2")
 
 
 @pytest.mark.parametrize(
-    "layout",
-    [pytest.param(name, marks=() if name == QUICK else rest) for name in LAYOUTS],
+    ("layout", "names"),
+    [
+        pytest.param(QUICK, FEW + BLOCKS, id=QUICK),
+        pytest.param(QUICK, OTHERS, id=f"{QUICK}, others", marks=rest),
+        *(pytest.param(name, FEW, id=name, marks=rest) for name in LAYOUTS if name != QUICK),
+    ],
 )
-def test_divided_models_train_as_whole_ones_do(still, on_ranks, runs, alone, tmp_path, layout):
+def test_divided_models_train_as_whole_ones_do(
+    still, on_ranks, runs, alone, tmp_path, layout, names
+):
     ranks, settings = LAYOUTS[layout]
-    chosen = CASES if layout == QUICK else [c for c in CASES if c[0] in FEW]
+    chosen = [case for case in CASES if case[0] in names]
     on_ranks(ranks, runs.train_on_shares, still, tmp_path, _with(chosen, *settings))
-    for name, *_ in chosen:
-        runs.assert_equal(tmp_path / name, alone / name)
+    for name in names:
+        runs.assert_equal(tmp_path / name, alone(name))
 
 
 SECOND_PASS = ("moves", "teacher", ["method=moves+soft", "training.accumulation=2"])
 
 
-@pytest.mark.parametrize("teacher", [1, 2])
+@pytest.mark.parametrize("teacher", [pytest.param(1, marks=rest), 2])
 def test_second_passes_and_gradients_within_a_step(still, on_ranks, runs, tmp_path, teacher):
     name, model, settings = SECOND_PASS
     runs.train(still, tmp_path / "alone", model, settings)
@@ -162,11 +177,7 @@ def test_parameters_of_a_divided_model_are_those_of_the_whole_one(still, on_rank
         assert whole == divided
 
 
-def test_blocks_of_a_wider_teacher_cannot_run_in_the_student(still, runs, tmp_path, on_ranks):
-    runs.train(still, tmp_path / "alone", "teacher", ["method=borrows"])
-    settings = ["method=borrows", "parallel.tensor=2"]
-    on_ranks(2, runs.train, still, tmp_path / "run", "teacher", settings)
-    runs.assert_equal(tmp_path / "run", tmp_path / "alone")
+def test_blocks_of_a_wider_teacher_cannot_run_in_the_student(still, runs, tmp_path):
     settings = ["method=borrows", "parallel.nproc=2", "teacher.tensor=2"]
     with pytest.raises(ConfigError, match=r"2 processes share the teacher and 1 the student"):
         runs.train(still, tmp_path / "refused", "teacher", settings)

@@ -154,14 +154,14 @@ def own_divergences():
     return found
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_divergences_of_plugins_are_those_of_the_whole_vocabulary(on_ranks, ranks):
     for found in on_ranks(ranks, own_divergences):
         assert len(found) == 5
         assert max(found.values()) < 1e-12, found
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_values_and_gradients_are_those_of_the_whole_vocabulary(on_ranks, ranks):
     for each in on_ranks(ranks, in_one_chunk_and_in_several):
         for found in each:
@@ -300,7 +300,7 @@ def find_most_likely():
     return [*vocabularies, most_likely(equal).tolist()]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_the_most_likely_token_is_that_of_the_whole_vocabulary(on_ranks, ranks):
     expected = []
     for bias in (True, False):

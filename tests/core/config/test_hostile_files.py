@@ -40,18 +40,18 @@ HOSTILE = {
 def test_hostile_file_is_refused_at_once(tmp_path, name):
     path = tmp_path / name
     path.write_text(HOSTILE[name])
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ConfigError, match=name):
         read_file(path)
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 def test_lines_of_a_long_text_are_not_searched_for_ever(tmp_path):
     path = tmp_path / "long.toml"
     path.write_text('seed = 7\nmethod = """\n' + "x" * 30 + "\n" * 100_000 + '"""\n')
-    begun = time.perf_counter()
+    begun = time.process_time()
     seed, _ = read_file(path)
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
     assert (seed.value, seed.origin.line) == (7, 1)
 
 

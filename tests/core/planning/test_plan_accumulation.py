@@ -59,7 +59,9 @@ def _check_equals_full_simulation(stage):
     assert replace(some, seconds=0) == replace(full, seconds=0)
 
 
-@pytest.mark.parametrize("layout", ["one process", "ZeRO 3"])
+@pytest.mark.parametrize(
+    "layout", ["ZeRO 3", pytest.param("one process", marks=pytest.mark.exhaustive)]
+)
 def test_three_micro_batches_tell_what_all_take(stage_of, layout):
     _check_equals_full_simulation(stage_of(*LAYOUTS[layout], "training.accumulation=4"))
 

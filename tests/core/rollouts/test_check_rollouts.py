@@ -134,7 +134,13 @@ class Local(RolloutEngine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), [("greedy", {}), ("sampling", {"cooling": 0.5})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param("greedy", {}, marks=pytest.mark.exhaustive),
+        ("sampling", {"cooling": 0.5}),
+    ],
+)
 def test_engines_that_keep_the_contract_pass(plugin, name, options):
     (engine,) = plugin(name).gkd_register_rollouts()
     check_rollouts(engine, options)
@@ -171,6 +177,6 @@ def test_what_an_engine_breaks_on_ranks_is_named(engine, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [Coupled, Generates])
+@pytest.mark.parametrize("engine", [pytest.param(Coupled, marks=pytest.mark.exhaustive), Generates])
 def test_an_engine_may_couple_its_rows_or_leave_decoding_to_transformers(engine):
     check_rollouts(engine)

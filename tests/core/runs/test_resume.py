@@ -175,6 +175,9 @@ MOMENTS = {
 
 OTHERS = {
     "before the first step",
+    "in a later step",
+    "after an evaluation",
+    "after the last checkpoint",
     "after a log line",
     "after the best student is written",
     "while the first checkpoint is written",
@@ -230,7 +233,10 @@ STOPPING = ("training.patience=2", "training.lr=0.1", "training.epochs=4")
 
 @pytest.mark.parametrize(
     "moment",
-    [(loop, "train_step", 5, False), (loop, "save_checkpoint", 4, False)],
+    [
+        pytest.param((loop, "train_step", 5, False), marks=pytest.mark.exhaustive),
+        (loop, "save_checkpoint", 4, False),
+    ],
     ids=["before it stops", "near its end"],
 )
 def test_resumed_early_stopping_ends_bit_equal(prepare, uninterrupted, monkeypatch, moment):

@@ -244,12 +244,15 @@ def _outcome(run):
     return entries, weights
 
 
-def test_a_graph_that_was_stopped_in_any_stage_ends_bit_equal(prepare_run, monkeypatch):
+@pytest.mark.parametrize(
+    "steps", [(6 + 4,), pytest.param((3, 12 + 5), marks=pytest.mark.exhaustive)]
+)
+def test_a_graph_that_was_stopped_in_any_stage_ends_bit_equal(prepare_run, monkeypatch, steps):
     often = ("training.checkpoint_every=2", "training.log_every=1")
     whole = prepare_run(*often, file=DIAMOND, directory="whole")
     whole.execute()
     stock = loop.train_step
-    for step in (3, 6 + 4, 12 + 5):
+    for step in steps:
         done = []
 
         def dies(*arguments, step=step, done=done):

@@ -48,10 +48,18 @@ def test_a_method_passes_on_two_ranks_on_every_kind():
     check_method(Soft, ranks=2)
 
 
-@pytest.mark.parametrize("name", ["skewed", "projected_head"])
-def test_plugins_in_one_file_pass_on_two_ranks(name):
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("skewed", ["causal-lm"]),
+        ("projected_head", ["causal-lm"]),
+        pytest.param("skewed", None, marks=pytest.mark.exhaustive),
+        pytest.param("projected_head", None, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_plugins_in_one_file_pass_on_two_ranks(name, kinds):
     (method,) = _load(name).gkd_register_methods()
-    check_method(method, ranks=2)
+    check_method(method, {}, kinds, ranks=2)
 
 
 def test_the_skewed_divergence_of_a_plugin_is_the_built_in_one(view_of):

@@ -155,7 +155,9 @@ def test_misspelt_stage_is_answered_with_the_nearest(prepare, world):
         prepare(f"stages.pretrian.task.train={world / 'corpus.txt'}")
 
 
-@pytest.mark.parametrize("teacher", BODY)
+@pytest.mark.parametrize(
+    "teacher", ["lm-teacher", pytest.param("lm-decoder", marks=pytest.mark.exhaustive)]
+)
 def test_task_gets_a_fresh_head_on_the_body_that_learnt_the_language(prepare, teacher):
     run = prepare("baseline=true", teacher=teacher)
     run.execute()
@@ -293,13 +295,21 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize(
-    "teacher", ["lm-decoder", pytest.param("lm-teacher", marks=pytest.mark.exhaustive)]
+    ("teacher", "moments"),
+    [
+        ("lm-decoder", ["after pre-training", "in the task"]),
+        pytest.param(
+            "lm-decoder", ["in the baseline", "in pre-training"], marks=pytest.mark.exhaustive
+        ),
+        pytest.param("lm-teacher", [*MOMENTS], marks=pytest.mark.exhaustive),
+    ],
 )
-def test_resumed_run_ends_bit_equal(prepare, monkeypatch, teacher):
+def test_resumed_run_ends_bit_equal(prepare, monkeypatch, teacher, moments):
     often = ("baseline=true", "training.checkpoint_every=2", "training.log_every=1")
     whole = prepare(*often, teacher=teacher, directory="whole")
     whole.execute()
-    for number, (module, name, call) in enumerate(MOMENTS.values()):
+    for number, moment in enumerate(moments):
+        module, name, call = MOMENTS[moment]
         with monkeypatch.context() as dying:
             _kill(dying, module, name, call)
             with pytest.raises(Killed):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +41,7 @@ class Owners:
     def __init__(self) -> None:
         self._objects: dict[int, tuple[Plugin, object]] = {}
         self._packages: dict[str, Plugin] = {}
+        self._shipped: dict[str, frozenset[str]] = {}
 
     def add_plugin(self, plugin: Plugin, module: str) -> None:
         """Let a module, and once it is imported its whole package, belong to a plugin."""
@@ -84,8 +85,14 @@ class Owners:
         """Return the plugin of the distribution that a module is of, if it has several packages."""
         if is_core_module(name):
             return None
-        names = _distributions().get(name.partition(".")[0], ())
-        return next((p for p in self._packages.values() if p.distribution in names), None)
+        package = name.partition(".")[0]
+        plugins = self._packages.values()
+        return next((p for p in plugins if package in self._shipped_by(p.distribution)), None)
+
+    def _shipped_by(self, distribution: str) -> frozenset[str]:
+        if distribution not in self._shipped:
+            self._shipped[distribution] = _packages_of(distribution)
+        return self._shipped[distribution]
 
 
 def is_core_module(name: str) -> bool:
@@ -93,9 +100,19 @@ def is_core_module(name: str) -> bool:
     return name.partition(".")[0] == CORE_PACKAGE
 
 
-@functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    return packages_distributions()
+def _packages_of(name: str) -> frozenset[str]:
+    """Return the outermost packages and modules of a distribution.
+
+    `packages_distributions` tells the same, but lists the files of all that is installed.
+    """
+    try:
+        installed = distribution(name)
+    except (PackageNotFoundError, ValueError):
+        return frozenset()
+    declared = (installed.read_text("top_level.txt") or "").split()
+    listed = (file.parts for file in installed.files or ())
+    inferred = (parts[0] if parts[1:] else inspect.getmodulename(parts[0]) for parts in listed)
+    return frozenset(declared or filter(None, inferred))
 
 
 def described(error: BaseException) -> str:

@@ -32,19 +32,8 @@ Value = TypeVar("Value")
 PATIENCE = 200
 """Seconds that the ranks may take; they wait for each other for half of it."""
 
-PRELOADED = (
-    "deepspeed",
-    "deepspeed.runtime.engine",
-    "gkd_core.parallel.sharding",
-    "gkd_core.models.load",
-    "gkd_core.runs.run",
-    "gkd_core.analysis.run_summary",
-    "gkd_core.testing",
-    "pytest",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.llama.modeling_llama",
-)
-"""Modules that the server of processes imports once for all of them."""
+PRELOADED = "gkd_core.testing.preloaded"
+"""The module that the server of processes imports once for all of them."""
 
 
 def on_ranks(ranks: int, function: Callable[..., Value], *arguments: Any) -> list[Value]:
@@ -64,7 +53,7 @@ def on_ranks(ranks: int, function: Callable[..., Value], *arguments: Any) -> lis
             here, with the rank's traceback as a note.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload([PRELOADED])
     call = _Call.pack(function, arguments)
     with tempfile.TemporaryDirectory(prefix="gkd-ranks-") as folder:
         return _collect(context, ranks, call, Path(folder) / "store")
