@@ -20,7 +20,7 @@ seed = [1, 2, 3]
 [settings]
 teacher = "{world}/teacher"
 student.layers = 2
-training = {{ steps = 6, batch_size = 16, lr = 1e-3, checkpoint_every = 2 }}
+training = {{ steps = 9, batch_size = 16, lr = 1e-2, checkpoint_every = 3 }}
 output.tensorboard = false
 
 [settings.task]
@@ -38,9 +38,9 @@ class NineCells:
         self.folder = folder
         self.path = folder / "studies" / "nine"
 
-    def start(self, *arguments, command=("run", "nine.toml")):
+    def start(self, *arguments, command=("run", "nine.toml"), **more):
         line = [sys.executable, "-m", "gkd_core.cli", "study", *command, *arguments]
-        return subprocess.Popen(line, cwd=self.folder, env=self.environment)
+        return subprocess.Popen(line, cwd=self.folder, env=self.environment, **more)
 
     def run(self, *arguments, **more):
         return self.start(*arguments, **more).wait()
@@ -50,32 +50,53 @@ class NineCells:
         return os.environ | {"GKD_CACHE": str(self.folder / "cache"), "OMP_NUM_THREADS": "1"}
 
     @property
-    def cells(self):
-        listed = json.loads((self.path / "cells.json").read_text())["cells"]
-        return {cell["name"]: cell for cell, _ in listed}
-
-    @property
     def finished(self):
-        return [p.parent.name for p in self.path.glob("cells/*/report.html")]
+        return {p.parent.name for p in self.path.glob("cells/*/report.html")}
 
     def attempts(self):
         return {
             path.stem: json.loads(path.read_text()) for path in self.path.glob("attempts/*.json")
         }
 
-    def qualities(self):
-        """The metrics of each cell's student."""
-        results = self.path.glob("cells/*/results.json")
-        return {p.parent.name: json.loads(p.read_text())["rows"][-1]["metrics"] for p in results}
+    def predictions(self):
+        """What each cell's student predicts, to the last digit."""
+        found = self.path.glob("cells/*/predictions/student.parquet")
+        return {path.parents[1].name: path.read_bytes() for path in found}
 
-    def wait_for(self, condition, seconds=240):
+    def assert_equal(self, expected):
+        """Every cell has one result, that of `expected`, and nothing is left over."""
+        listed = json.loads((self.path / "cells.json").read_text())["cells"]
+        assert self.finished == {cell["name"] for cell, _ in listed} == set(expected.finished)
+        assert self.predictions() == expected.predictions()
+        assert {each["status"] for each in self.attempts().values()} == {0}
+        assert not list(self.path.glob("attempts/.*.lease"))
+
+    def wait_for(self, condition, seconds=600):
         until = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < until, f"not within {seconds} s: {self.attempts()}"
             time.sleep(0.2)
 
 
+def _nine_cells(folder, world, study):
+    (folder / "nine.toml").write_text(study.format(world=world))
+    return NineCells(folder)
+
+
 @pytest.fixture
 def nine_cells(world, tmp_path):
-    (tmp_path / "nine.toml").write_text(STUDY.format(world=world))
-    return NineCells(tmp_path)
+    return _nine_cells(tmp_path, world, STUDY)
+
+
+@pytest.fixture
+def three_cells(world, tmp_path):
+    """The same with one seed."""
+    return _nine_cells(tmp_path, world, STUDY.replace("[1, 2, 3]", "[1]"))
+
+
+@pytest.fixture(scope="session")
+def locally(world, tmp_path_factory):
+    """The study as it comes out on this machine."""
+    made = _nine_cells(tmp_path_factory.mktemp("locally"), world, STUDY)
+    assert made.run("--threads", "1") == 0
+    return made

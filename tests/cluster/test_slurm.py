@@ -1,6 +1,7 @@
 """Studies on a real SLURM cluster; SLURM_CONF names it."""
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -13,6 +14,8 @@ pytestmark = [
     ),
 ]
 
+RUN = ("run", "studies/nine")
+
 
 def _ask(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -24,20 +27,34 @@ def jobs():
     _ask("scancel", "--user=root")
 
 
+def _submit(cells, *options):
+    arguments = [part for option in ("submit=true", *options) for part in ("--option", option)]
+    assert cells.run("--launcher", "slurm", *arguments, "--threads", "1", "--jobs", "2") == 0
+    return _ask("squeue", "--noheader", "--format=%F").split()[0]
+
+
+def _restarts(job):
+    shown = _ask("scontrol", "show", "job", job)
+    return sum(int(number) for number in re.findall(r"Restarts=(\d+)", shown))
+
+
 @pytest.mark.usefixtures("jobs")
-def test_array_survives_a_cancelled_job_a_time_limit_and_a_second_command(nine_cells):
-    options = ("submit=true", "tasks=3", "time=00:10:00")
-    arguments = [part for option in options for part in ("--option", option)]
-    threads = ("--threads", "1")
-    assert nine_cells.run("--launcher", "slurm", *arguments, "--jobs", "2", *threads) == 0
+def test_array_survives_a_cancelled_job_and_shards_that_overlap(nine_cells, locally):
+    array = _submit(nine_cells, "tasks=3", "time=00:30:00")
     nine_cells.wait_for(lambda: len(nine_cells.attempts()) >= 2)
-    array = _ask("squeue", "--noheader", "--format=%F").split()[0]
-    # What SLURM does before a time limit, and what a user does to get rid of a job.
-    _ask("scancel", "--signal=USR1", "--batch", f"{array}_0")
-    nine_cells.wait_for(lambda: "PD" in _ask("squeue", "--noheader", "--format=%t"), seconds=60)
     _ask("scancel", f"{array}_1")
-    overlapping = nine_cells.start("--shard", "0/1", *threads, command=("run", "studies/nine"))
-    nine_cells.wait_for(lambda: len(nine_cells.finished) == 9)
-    assert overlapping.wait(60) == 0
-    assert sorted(nine_cells.finished) == sorted(nine_cells.cells)
-    assert all(each["status"] == 0 for each in nine_cells.attempts().values())
+    # One shard of one is all cells, also those that the array runs.
+    overlapping = nine_cells.start("--shard", "0/1", "--threads", "1", command=RUN)
+    assert overlapping.wait(900) == 0
+    nine_cells.wait_for(lambda: not _ask("squeue", "--noheader"))
+    assert nine_cells.run("--threads", "1") == 0  # what the array had begun when it was cancelled
+    nine_cells.assert_equal(locally)
+
+
+@pytest.mark.usefixtures("jobs")
+def test_job_at_its_time_limit_is_requeued_until_all_is_done(nine_cells, locally):
+    """The limit is SLURM's own, and the cells of the only job take longer than it."""
+    job = _submit(nine_cells, "tasks=1", "time=00:03:00")
+    nine_cells.wait_for(lambda: _restarts(job) >= 1, seconds=300)
+    nine_cells.wait_for(lambda: not _ask("squeue", "--noheader"), seconds=1800)
+    nine_cells.assert_equal(locally)

@@ -1,3 +1,5 @@
+import math
+import socket
 import subprocess
 
 import pytest
@@ -6,7 +8,7 @@ from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import registry
 from gkd_core.studies.cell import Cell
-from gkd_core.studies.launchers import capacity
+from gkd_core.studies.launchers import capacity, slurm
 from gkd_core.studies.launchers.capacity import Capacity
 from gkd_core.studies.shard import Shard, read_shard
 from gkd_core.testing import check_launcher
@@ -145,6 +147,39 @@ def test_array_script_waits_for_the_end_of_what_it_signals(tmp_path, monkeypatch
     done = subprocess.run(["bash", "-c", script], check=False, timeout=20)
     assert done.returncode == status
     assert (tmp_path / "requeued").exists() == requeued
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("90", 5400),
+        ("UNLIMITED", math.inf),
+        ("3:30", 210),
+        ("04:00:00", 14400),
+        ("1-0", 86400),
+        ("2-6:30", 196200),
+        ("1-00:00:05", 86405),
+    ],
+)
+def test_time_limits_are_read_as_sbatch_does(time, seconds):
+    assert slurm.seconds_of(time) == seconds
+
+
+@pytest.mark.parametrize(
+    ("time", "message"), [(2, "leaves no time to train"), ("4h", "expected MINUTES")]
+)
+def test_time_limit_that_ends_before_it_begins_is_refused(time, message):
+    with pytest.raises(ConfigError, match=message):
+        registry().make_launcher("slurm", {"time": time}).check()
+
+
+def test_ray_that_does_not_answer_is_named_at_once():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        ray = registry().make_launcher("ray", {"address": address})
+        with pytest.raises(ConfigError, match=r"no Ray cluster answers .* gkd starts none"):
+            ray._connect(None)
 
 
 def test_ray_is_named_where_it_is_missing(monkeypatch):

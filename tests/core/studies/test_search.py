@@ -6,6 +6,7 @@ Candidates are not trained: a pretended process says how good each is, and takes
 from __future__ import annotations
 
 import json
+import math
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.studies import search as search_module
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.budget import Budget
+from gkd_core.studies.rungs import Rungs
 from gkd_core.studies.shapes import Shape, shapes_of
 
 QUALITIES = {"kd": 0.9, "hard": 0.6}
@@ -31,7 +33,12 @@ class PretendedRun:
     def __init__(self, folder, cell):
         self.folder, self.cell = folder, cell
         self.status = None
-        self.quality = QUALITIES[cell.axes["method"]] - 0.05 * (cell.axes["student.init"] != "last")
+        self.quality = self.quality_of(cell)
+
+    @staticmethod
+    def quality_of(cell):
+        """Return how good a candidate is, at each of its evaluations."""
+        return QUALITIES[cell.axes["method"]] - 0.05 * (cell.axes["student.init"] != "last")
 
     @classmethod
     def start(cls, folder, cell, threads):
@@ -137,6 +144,38 @@ def test_the_best_student_within_the_budget_is_found(arguments, invoke, pretend,
     assert again.code == 0, again.err
     assert len(pretend.started) > before
     assert not finished & set(pretend.started[before:])
+
+
+def test_candidate_that_was_stopped_goes_on_when_worse_ones_have_come(
+    arguments, invoke, pretend, tmp_path, monkeypatch
+):
+    pytest.importorskip("optuna")
+
+    def worse_and_worse(cell):
+        return 0.9 - 0.02 * list(dict.fromkeys(pretend.started)).index(cell.name)
+
+    monkeypatch.setattr(pretend, "quality_of", staticmethod(worse_and_worse))
+    done = invoke(*arguments, "--max-weights", "20k", "--time", "5s")
+    assert done.code == 0, done.err
+    first, second, third, fourth, again = pretend.started[:5]
+    assert len({first, second, third, fourth}) == 4
+    assert again == second  # of four, it is in the better half
+    entries = (tmp_path / f"found/cells/{second}/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(entry)["step"] for entry in entries] == [2, 4]  # the same run went on
+    tried = json.loads((tmp_path / "found/report/search.json").read_text())["tried"]
+    assert sum("stopped at evaluation 2" in each[""] for each in tried) == 1
+
+
+def test_rungs_let_the_better_half_pass():
+    rungs = Rungs(evaluations=4, rising=True)
+    assert rungs.stopped_at([0.1], []) is None
+    assert rungs.stopped_at([0.5], [[0.6]]) == 1
+    assert rungs.stopped_at([0.5], [[0.6], [0.4], [0.3]]) is None  # promoted
+    assert rungs.stopped_at([0.5, 0.1], [[0.6, 0.2], [0.4], [0.3]]) == 2
+    assert rungs.stopped_at([0.5, 0.2, 0.1], [[0.4, 0.1, 0.9]]) is None  # no rung at the third
+    assert Rungs(4, rising=False).stopped_at([0.5], [[0.6]]) is None
+    assert rungs.stopped_at([math.nan], [[0.6]]) == 1
+    assert Rungs(1, rising=True).stopped_at([0.5], [[0.6]]) is None  # nothing is saved at the end
 
 
 def test_impossible_budgets_and_missing_teachers_are_refused(arguments, invoke, pretend):

@@ -44,6 +44,7 @@ def test_name_is_that_of_content_and_of_what_differs_from_the_defaults(study, wo
         return [cell.name for cell in Study(tmp_path / "x", config, registry()).open().cells]
 
     assert names() == names({"training.lr": 5e-5}) == names({"output.tensorboard": False})
+    assert names() == names({"teacher.keep": "disk"})
     assert names() != names({"training.lr": 1e-4})
     moved = tmp_path / "train.jsonl"
     moved.write_bytes((world / "train.jsonl").read_bytes())

@@ -1,7 +1,10 @@
 """`gkd study` from the command line; cells run in this process, which costs no import of torch."""
 
+import csv
 import json
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +126,72 @@ def test_plan_shows_what_cells_cost_and_keeps_it(study, folder):
     again = study("plan", "--axis", "seed=[1,2,3]")
     assert (again.code, study.started) == (0, [])
     assert again.out.splitlines()[-1] == planned.out.splitlines()[-1]
+
+
+def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(study, folder):
+    settings = Path("small.toml").read_text().partition("[settings]\n")[2]
+    Path("small.toml").write_text(f"{EQUAL_AND_TUNED}{settings}")
+    done = study("run")
+    assert done.code == 0, done.err
+    assert "2 more once their learning rates are tuned" in done.out
+    cells = [cell for cell in _cells(folder) if not cell["reason"]]
+    trials = [cell for cell in cells if cell["role"] == "tuning"]
+    assert {(c["seed"], c["share"]) for c in trials} == {(1000, 0.5)}
+    assert sorted(c["lr_factor"] for c in trials) == [0.01, 0.01, 4, 4]
+    reported = [cell for cell in cells if cell["role"] == "report"]
+    assert len(reported) == len(study.started) - len(trials) == 2
+    assert study("run").code == len(study.started) == 0
+
+    weights = {c["axes"]["student.layers"]: _student(folder, c)["parameters"] for c in reported}
+    assert max(weights.values()) < 1.05 * min(weights.values()), weights
+    shapes = {c["axes"]["student.layers"]: _shape(folder, c) for c in reported}
+    assert len({hidden for hidden, _ in shapes.values()}) > 1
+    assert all(hidden % 8 == 0 for hidden, _ in shapes.values())  # heads of the teacher's size
+
+    for depth in (2, 4):
+        tried = {c["lr_factor"]: _best(folder, c) for c in trials if _depth(c) == depth}
+        chosen = {c["lr_factor"] for c in reported if _depth(c) == depth}
+        assert chosen == {max(tried, key=lambda factor: (tried[factor], -factor))}
+    shown = study("report")
+    assert shown.code == 0, shown.err
+    table = (folder / "report" / "axis-student.layers.csv").read_text().splitlines()
+    rates = {row["student.layers"]: row["lr"] for row in csv.DictReader(table)}
+    chosen = {str(_depth(c)): f"x {c['lr_factor']:g}" for c in reported}
+    assert rates == chosen
+
+
+EQUAL_AND_TUNED = """
+equal_size = "student.layers"
+
+[axes]
+student.layers = [2, 4]
+
+[tune]
+lr_factors = [0.01, 4]
+
+[settings]
+method = "kd"
+student.init = "random"
+"""
+
+
+def _depth(cell):
+    return cell["axes"]["student.layers"]
+
+
+def _student(folder, cell):
+    return json.loads((folder / "cells" / cell["name"] / "results.json").read_text())["rows"][-1]
+
+
+def _shape(folder, cell):
+    config = tomllib.loads((folder / "configs" / f"{cell['name']}.toml").read_text())["student"]
+    return config.get("hidden_size", 32), config.get("ffn_size", 64)
+
+
+def _best(folder, cell):
+    """What a student is worth on validation rows."""
+    (path,) = (folder / "cells" / cell["name"] / "stages").glob("*/done.json")
+    return json.loads(path.read_text())["best"]
 
 
 def test_unknown_study_is_named(invoke):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from gkd_core.errors import ConfigError
@@ -26,6 +28,13 @@ def test_values_stand_for_settings():
         ({"axis": {}}, "axis"),
         ({"axes": {"method": ["kd", "kd"]}}, "axes.method needs values that all differ"),
         ({"axes": {"seed": ["one"]}}, "axes.seed needs whole numbers"),
+        ({"axes": {"method": ["kd"]}, "equal_size": "method"}, "is no axis of depths"),
+        ({"tune": {"lr_factors": [1, 1]}}, "lr_factors needs values that all differ"),
+        ({"tune": {"lr_factors": [1, math.inf]}}, "lr_factors.1: Input should be a finite"),
+        (
+            {"design": "list", "cells": [{"method": "kd"}], "axes": {"method": ["kd"]}},
+            "axes.method has no effect on a list",
+        ),
         ({"design": "list"}, "`cells` and design = 'list' belong together"),
         ({"baseline": {"method": "kd"}}, "baseline names the axis 'method'"),
         ({"values": {"size": {"small": {}}}}, "values names the axis 'size'"),
@@ -51,5 +60,8 @@ def test_constraint_needs_all_its_values():
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.toml: cannot read the study file"):
         read_study(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes('title = "Größe"'.encode("latin-1"))
+    with pytest.raises(ConfigError, match="save it as UTF-8"):
+        read_study(tmp_path / "latin.toml")
     with pytest.raises(ConfigError, match="the name of a study file ends in"):
         read_study(tmp_path / "none.txt")

@@ -26,7 +26,10 @@ from gkd_core.studies.study_config import StudyConfig
 from gkd_core.training.augmentation import copies
 from gkd_core.training.stage_spec import StageSpec
 
-NOT_NAMED = {"output", "tracking", "parallel", "stages", "recipe"}
+NOT_NAMED: dict[str, Any] = {
+    **dict.fromkeys(("output", "tracking", "parallel", "stages", "recipe"), True),
+    "teachers": {"__all__": {"keep"}},
+}
 """Settings that do not tell one cell from another."""
 
 TIMED = 3

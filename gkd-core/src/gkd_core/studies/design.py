@@ -96,7 +96,8 @@ def _designed(
 ) -> Iterator[Mapping[str, AxisValue]]:
     own = {axis: values for axis, values in axes.items() if axis not in CROSSED}
     if config.design == "list":
-        yield from config.cells
+        # A search lists a student once for each seed that it was trained with.
+        yield from {digest.of_value(cell): cell for cell in config.cells}.values()
     elif config.design == "grid":
         for values in itertools.product(*own.values()):
             yield dict(zip(own, values, strict=True))

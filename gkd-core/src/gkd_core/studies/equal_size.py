@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from gkd_core.models.save import count_parameters
 from gkd_core.planning.shapes import build_shape
 from gkd_core.students.shape import student_config
 from gkd_core.training.stage_spec import StageSpec
+
+TOLERANCE = 0.02
+"""Share of the weights by which a student may differ before it gets one head more."""
 
 FFN_MULTIPLE = 8
 """Feed-forward widths are multiples of this, as hardware likes them."""
@@ -32,16 +36,32 @@ def equal_width(spec: StageSpec, layers: Any) -> Mapping[str, int]:
     """
     teacher = spec.teachers[0].info
     head = teacher.hidden_size // teacher.heads
+    ratio = teacher.ffn_size / teacher.hidden_size
     size = _sizes(spec, layers)
     wanted = _sizes(spec, spec.config.student.layers)(spec.student.hidden_size, None)
     heads = _largest(lambda heads: size(heads * head, None), wanted)
-    hidden = heads * head
-    ffn = round(teacher.ffn_size * hidden / teacher.hidden_size)
-    low, high = max(ffn // 2, FFN_MULTIPLE) // FFN_MULTIPLE, ffn * 2 // FFN_MULTIPLE
-    steps = _largest(lambda step: size(hidden, (low + step) * FFN_MULTIPLE), wanted, high - low)
+    widths = [
+        (hidden, _ffn_size(functools.partial(size, hidden), round(ratio * hidden), wanted))
+        for hidden in (heads * head, (heads + 1) * head)
+    ]
+    by_distance = sorted(widths, key=lambda width: abs(size(*width) - wanted))
+    near = [width for width in widths if abs(size(*width) - wanted) <= TOLERANCE * wanted]
+    hidden, ffn = (near or by_distance)[0]
+    return {"student.hidden_size": hidden, "student.ffn_size": ffn}
+
+
+def _ffn_size(size: Callable[[int], int], usual: int, wanted: int) -> int:
+    """Return the feed-forward width, from half to twice the usual, whose size is nearest.
+
+    Args:
+        size: Counts the weights of a student with a feed-forward width.
+        usual: The width with the proportions of the teacher.
+        wanted: The number of weights.
+    """
+    low, high = max(usual // 2, FFN_MULTIPLE) // FFN_MULTIPLE, usual * 2 // FFN_MULTIPLE
+    steps = _largest(lambda step: size((low + step) * FFN_MULTIPLE), wanted, high - low)
     candidates = [(low + step) * FFN_MULTIPLE for step in (steps, steps + 1)]
-    nearest = min(candidates, key=lambda each: abs(size(hidden, each) - wanted))
-    return {"student.hidden_size": hidden, "student.ffn_size": nearest}
+    return min(candidates, key=lambda each: abs(size(each) - wanted))
 
 
 def _sizes(spec: StageSpec, layers: Any) -> Callable[[int, int | None], int]:

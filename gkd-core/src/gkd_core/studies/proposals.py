@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ from gkd_core.studies.study_config import AxisValue
 if TYPE_CHECKING:
     import optuna
 
-REDUCTION = 2
-"""At each rung, the better one of so many candidates goes on."""
+RANDOM = 6
+"""Candidates that are proposed at random before any is from what others were worth."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate of an earlier search, or of this one before it was interrupted.
+    """A candidate that has come to an end, for the time being if it was stopped at a rung.
 
     Attributes:
         axes: Its value on each axis.
@@ -34,11 +34,12 @@ class Tried:
 class Proposals:
     """Candidates that optuna proposes from what earlier ones were worth.
 
+    Nothing is remembered between two proposals: what is known is in the runs of the candidates.
+
     Args:
         choices: The values of axes to choose from, by axis.
         rates: The smallest and the largest learning rate, by the axis of rates.
         rising: Whether larger values of the metric are better.
-        seed: Seed of the proposals.
 
     Raises:
         ConfigError: optuna is not installed.
@@ -49,9 +50,9 @@ class Proposals:
         choices: Mapping[str, Sequence[AxisValue]],
         rates: Mapping[str, tuple[float, float]],
         rising: bool,
-        seed: int,
     ) -> None:
         self._optuna = _optuna()
+        self._direction = "maximize" if rising else "minimize"
         distributions = self._optuna.distributions
         self._axes: dict[str, Any] = {
             axis: distributions.CategoricalDistribution(list(values))
@@ -61,80 +62,44 @@ class Proposals:
             axis: distributions.FloatDistribution(low, high, log=True)
             for axis, (low, high) in rates.items()
         }
-        self._study = self._optuna.create_study(
-            direction="maximize" if rising else "minimize",
-            sampler=self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=6),
-            pruner=self._optuna.pruners.SuccessiveHalvingPruner(1, REDUCTION, 0),
+
+    def propose(self, tried: Iterable[Tried], seed: int) -> Mapping[str, AxisValue]:
+        """Return the values of a candidate; rates have two digits.
+
+        Args:
+            tried: The candidates so far; one whose values can no longer occur does not count.
+            seed: Another one leads to another candidate.
+        """
+        study = self._optuna.create_study(
+            direction=self._direction,
+            sampler=self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM),
         )
+        study.add_trials([self._trial(each) for each in tried if self.can_occur(each.axes)])
+        proposed = study.ask(self._axes).params
+        return {axis: self._rounded(axis, value) for axis, value in proposed.items()}
 
-    def recall(self, tried: Tried) -> None:
-        """Take what an earlier candidate was worth into account, if its values can still occur."""
-        if not self._knows(tried.axes):
-            return
-        state = self._optuna.trial.TrialState
-        reports = dict(enumerate(tried.evaluations, start=1))
-        self._study.add_trial(
-            self._optuna.trial.create_trial(
-                state=state.PRUNED if tried.value is None else state.COMPLETE,
-                params=dict(tried.axes),
-                distributions=self._axes,
-                value=tried.value,
-                intermediate_values=reports,
-            )
-        )
-
-    def enqueue(self, axes: Mapping[str, AxisValue]) -> None:
-        """Propose a candidate before all others, if its values can still occur."""
-        if self._knows(axes):
-            self._study.enqueue_trial(dict(axes))
-
-    def ask(self) -> Candidate:
-        """Return the next candidate."""
-        return Candidate(self._study, self._study.ask(self._axes))
-
-    def _knows(self, axes: Mapping[str, AxisValue]) -> bool:
+    def can_occur(self, axes: Mapping[str, AxisValue]) -> bool:
+        """Return whether a candidate with these values can be proposed."""
         return axes.keys() == self._axes.keys() and all(
             _contains(self._axes[axis], value) for axis, value in axes.items()
         )
 
+    def _trial(self, tried: Tried) -> optuna.trial.FrozenTrial:
+        state = self._optuna.trial.TrialState
+        made: optuna.trial.FrozenTrial = self._optuna.trial.create_trial(
+            state=state.PRUNED if tried.value is None else state.COMPLETE,
+            params=dict(tried.axes),
+            distributions=self._axes,
+            value=tried.value,
+            intermediate_values=dict(enumerate(tried.evaluations, start=1)),
+        )
+        return made
 
-class Candidate:
-    """A candidate that is being tried.
-
-    Attributes:
-        axes: Its value on each axis; rates have two digits.
-        evaluations: Its metric at each evaluation so far.
-    """
-
-    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
-        self._study = study
-        self._trial = trial
-        self.axes: Mapping[str, AxisValue] = {
-            axis: float(f"{value:.2g}") if isinstance(value, float) else value
-            for axis, value in trial.params.items()
-        }
-        self.evaluations: list[float] = []
-
-    def report(self, value: float) -> bool:
-        """Note its metric at an evaluation; return whether it is good enough to go on."""
-        self.evaluations.append(value)
-        self._trial.report(value, len(self.evaluations))
-        return not self._trial.should_prune()
-
-    def finish(self, value: float) -> None:
-        """Note what it is worth in the end."""
-        self._study.tell(self._trial, value)
-
-    def stop(self) -> None:
-        """Note that it was stopped at a rung."""
-        self._tell("PRUNED")
-
-    def fail(self) -> None:
-        """Note that it could not be trained."""
-        self._tell("FAIL")
-
-    def _tell(self, state: str) -> None:
-        self._study.tell(self._trial, state=getattr(_optuna().trial.TrialState, state))
+    def _rounded(self, axis: str, value: AxisValue) -> AxisValue:
+        if not isinstance(value, float):
+            return value
+        within = self._axes[axis]
+        return float(min(max(float(f"{value:.2g}"), within.low), within.high))
 
 
 def _optuna() -> Any:

@@ -1,7 +1,8 @@
 """`StudentSearch`: looks for the best student within a budget.
 
-Candidates are cells of a study folder of their own, each a run of full length. At each evaluation,
-one that is not among the better half of those that came so far is stopped.
+Candidates are cells of a study folder of their own, each a run of full length. At a rung, one that
+is not among the better half of those that came so far is stopped. It goes on where it was stopped
+once it is: all that the search knows is in the runs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from gkd_core.studies.cell_process import CellProcess
 from gkd_core.studies.cells import CellMaker, CheckedCell, configs
 from gkd_core.studies.design import AxisPoint
 from gkd_core.studies.outcome import Outcome
-from gkd_core.studies.proposals import Candidate, Proposals, Tried
+from gkd_core.studies.proposals import Proposals, Tried
+from gkd_core.studies.rungs import Rungs
 from gkd_core.studies.search_space import SearchSpace
 from gkd_core.studies.study_config import AxisValue
 from gkd_core.studies.study_folder import CELLS, StudyFolder
@@ -78,10 +80,13 @@ class StudentSearch:
         self._registry = registry
         self._threads = threads
         self._say = say
-        self._maker = CellMaker(space.study([{}]), registry, ())
-        self._proposals = Proposals(space.choices, space.rates, space.metric.higher_is_better, 1)
+        self._empty = StudyFolder(path, space.study([]), ())
+        self._maker = CellMaker(self._empty.config, registry, ())
+        rising = space.metric.higher_is_better
+        self._proposals = Proposals(space.choices, space.rates, rising)
+        self._rungs = Rungs(space.evaluations, rising)
         self._cells: dict[str, Cell] = {}
-        self._path = path
+        self._validations: dict[str, float | None] = {}
         if (path / CELLS).exists():
             self._recall(StudyFolder.read(path))
 
@@ -89,7 +94,8 @@ class StudentSearch:
     def folder(self) -> StudyFolder:
         """The folder with the cells so far."""
         cells = list(self._cells.values())
-        return StudyFolder(self._path, self.space.study([dict(c.axes) for c in cells]), cells)
+        config = self.space.study([dict(cell.axes) for cell in cells])
+        return replace(self._empty, config=config, cells=cells)
 
     def run(self, until: float) -> None:
         """Try candidates, one at a time.
@@ -100,14 +106,10 @@ class StudentSearch:
         """
         repeated = 0
         while time.monotonic() < until and repeated < MOST_REPEATED:
-            candidate = self._proposals.ask()
-            checked = self._made(candidate.axes, self.space.seed)
-            if checked.cell.name in self._cells and not self._is_unfinished(checked.cell):
-                repeated += 1
-                candidate.fail()
-                continue
-            repeated = 0
-            self._try(candidate, checked, until)
+            checked = self._next(repeated)
+            repeated = repeated + 1 if checked is None else 0
+            if checked is not None:
+                self._try(checked, until)
         self._finish_one()
 
     def train(self, axes: Mapping[str, AxisValue], seeds: Sequence[int]) -> list[Cell]:
@@ -122,7 +124,7 @@ class StudentSearch:
             checked = self._made(axes, seed)
             self._cells[checked.cell.name] = checked.cell  # also if it was stopped before
             self.folder.write(configs([checked]))
-            if self.folder.state(checked.cell) is not CellState.FINISHED:
+            if self._empty.state(checked.cell) is not CellState.FINISHED:
                 self._say(f"trains {checked.cell.label}")
                 self._wait(self._start(checked.cell))
             cells.append(checked.cell)
@@ -131,10 +133,10 @@ class StudentSearch:
     def finalists(self) -> list[Finalist]:
         """Return the candidates that were trained in full, the best first."""
         found = []
-        for cell in self._cells.values():
-            if self.folder.state(cell) is CellState.FINISHED and cell.seed == self.space.seed:
-                value = self._validation(self.folder, cell)
-                outcome = Outcome.read(self.folder.run_directory(cell), self._registry)
+        for cell in self._own_cells():
+            if self._empty.state(cell) is CellState.FINISHED:
+                value = self._validation(cell)
+                outcome = Outcome.read(self._empty.run_directory(cell), self._registry)
                 if value is not None:
                     found.append(Finalist(cell, self.space.worth(cell.axes, value), outcome))
         sign = 1 if self.space.metric.higher_is_better else -1
@@ -143,65 +145,94 @@ class StudentSearch:
     def _made(self, axes: Mapping[str, AxisValue], seed: int) -> CheckedCell:
         return self._maker.make(AxisPoint(axes, None, seed))
 
-    def _try(self, candidate: Candidate, checked: CheckedCell, until: float) -> None:
+    def _next(self, repeated: int) -> CheckedCell | None:
+        """Return a candidate to go on with, or a new one; None if it is known already.
+
+        Args:
+            repeated: How many proposals in a row were known.
+        """
+        begun = [*self._unfinished(), *self._promoted()]
+        if begun:
+            return self._made(begun[0].axes, begun[0].seed)
+        tried = [each for cell in self._own_cells() if (each := self._tried(cell)) is not None]
+        axes = self._proposals.propose(tried, seed=len(self._cells) + repeated)
+        checked = self._made(axes, self.space.seed)
+        return None if checked.cell.name in self._cells else checked
+
+    def _own_cells(self) -> list[Cell]:
+        """Return the candidates so far, as far as they can still occur."""
+        cells = self._cells.values()
+        candidates = [cell for cell in cells if cell.seed == self.space.seed]
+        return [cell for cell in candidates if self._proposals.can_occur(cell.axes)]
+
+    def _unfinished(self) -> list[Cell]:
+        """Return the candidates that were interrupted."""
+        return [cell for cell in self._own_cells() if self._empty.state(cell) is CellState.WAITING]
+
+    def _promoted(self) -> Iterator[Cell]:
+        """Yield the candidates that were stopped and are now good enough to go on."""
+        known = {cell.name: self._evaluations(cell) for cell in self._own_cells()}
+        for cell in self._own_cells():
+            own = known[cell.name]
+            others = [values for name, values in known.items() if name != cell.name]
+            if cell.reason and own and self._rungs.stopped_at(own, others) is None:
+                yield cell
+
+    def _evaluations(self, cell: Cell) -> list[float]:
+        return evaluations(self._empty.run_directory(cell), self.space.metric.name)
+
+    def _try(self, checked: CheckedCell, until: float) -> None:
         """Train a candidate until it is finished, falls behind, or time is up."""
-        cell = self._cells.setdefault(checked.cell.name, checked.cell)
+        cell = checked.cell
+        self._cells[cell.name] = cell  # without the reason for which it was stopped
         self.folder.write(configs([checked]))
         if cell.reason:
             self._say(f"refused  {cell.label}: {cell.reason}")
-            candidate.fail()
             return
+        others = [self._evaluations(c) for c in self._own_cells() if c.name != cell.name]
         running, behind = self._start(cell), ""
         try:
-            while not (running.is_over or behind or self._is_late(until)):
-                behind = self._falls_behind(candidate, cell)
+            while not (behind or running.is_over or self._is_late(until)):
+                behind = self._falls_behind(cell, others)
                 time.sleep(POLL)
         finally:
             running.stop()
-        self._conclude(candidate, cell, behind)
+        self._conclude(cell, behind)
 
     def _is_late(self, until: float) -> bool:
         return time.monotonic() > until and self._has_finished()
 
-    def _falls_behind(self, candidate: Candidate, cell: Cell) -> str:
-        """Report new evaluations of a candidate; say why it is not to go on, if it is not."""
-        values = evaluations(self.folder.run_directory(cell), self.space.metric.name)
-        for value in values[len(candidate.evaluations) :]:
-            goes_on = candidate.report(value)
-            number = len(candidate.evaluations)
-            if not goes_on and number < self.space.evaluations:
-                return LOST.format(number=number, value=value)
-        return ""
+    def _falls_behind(self, cell: Cell, others: Sequence[Sequence[float]]) -> str:
+        """Say why a candidate is not to go on; empty if it is."""
+        values = self._evaluations(cell)
+        number = self._rungs.stopped_at(values, others)
+        return "" if number is None else LOST.format(number=number, value=values[number - 1])
 
-    def _conclude(self, candidate: Candidate, cell: Cell, behind: str) -> None:
-        state = self.folder.state(cell)
-        if behind:
-            self._cells[cell.name] = replace(cell, reason=behind)
-            candidate.stop()
-            self._say(f"stopped  {cell.label}: {behind}")
-        elif state is CellState.FINISHED:
-            value = self._validation(self.folder, cell)
-            if value is None:
-                candidate.fail()
-            else:
-                candidate.finish(self.space.worth(cell.axes, value))
+    def _conclude(self, cell: Cell, behind: str) -> None:
+        """Say how a candidate came out, and note why it was stopped, if it was."""
+        state = self._empty.state(cell)
+        if state is CellState.FINISHED:
+            value = self._validation(cell)
+            if value is not None:
                 self._say(f"finished {cell.label}: {self.space.metric.name} {value:.4f}")
         elif state is CellState.FAILED:
-            candidate.fail()
-            self._say(f"failed   {cell.label}: {self.folder.failure(cell).splitlines()[-1]}")
+            self._say(f"failed   {cell.label}: {self._empty.failure(cell).splitlines()[-1]}")
+        elif behind:
+            self._cells[cell.name] = replace(cell, reason=behind)
+            self._say(f"stopped  {cell.label}: {behind}")
         self.folder.write({})
 
     def _finish_one(self) -> None:
         """Go on with the candidate that got furthest, if none is finished."""
         if self._has_finished():
             return
-        open_cells = [c for c in self._cells.values() if self._is_unfinished(c)]
+        open_cells = self._unfinished()
         if not open_cells:
             raise ConfigError(
-                f"no candidate could be trained; `gkd study status {self._path}` says why"
+                f"no candidate could be trained; `gkd study status {self._empty.path}` says why"
             )
         metric = self.space.metric.name
-        done = {c.name: len(evaluations(self.folder.run_directory(c), metric)) for c in open_cells}
+        done = {c.name: len(evaluations(self._empty.run_directory(c), metric)) for c in open_cells}
         self._wait(self._start(max(open_cells, key=lambda c: done[c.name])))
 
     def _start(self, cell: Cell) -> CellProcess:
@@ -215,44 +246,33 @@ class StudentSearch:
             running.stop()
 
     def _has_finished(self) -> bool:
-        folder = self.folder
-        return any(folder.state(cell) is CellState.FINISHED for cell in self._cells.values())
-
-    def _is_unfinished(self, cell: Cell) -> bool:
-        known = self._cells.get(cell.name, cell)
-        return self.folder.state(known) is CellState.WAITING
+        return any(self._empty.state(cell) is CellState.FINISHED for cell in self._own_cells())
 
     def _recall(self, before: StudyFolder) -> None:
         """Take the candidates of an interrupted search into account."""
-        if before.config.settings != self.space.study([{}]).settings:
+        if before.config.settings != self._empty.config.settings:
             raise ConfigError(
                 f"{before.path} holds a search with other settings; name a new folder with --output"
             )
         self._cells = {cell.name: cell for cell in before.cells}
-        for cell in before.cells:
-            tried = self._tried(before, cell)
-            if tried is not None:
-                self._proposals.recall(tried)
-            elif before.state(cell) is CellState.WAITING and cell.seed == self.space.seed:
-                self._proposals.enqueue(cell.axes)
 
-    def _tried(self, before: StudyFolder, cell: Cell) -> Tried | None:
-        if cell.seed != self.space.seed:
-            return None
-        directory = before.run_directory(cell)
-        known = evaluations(directory, self.space.metric.name)
-        if before.state(cell) is CellState.FINISHED:
-            value = self._validation(before, cell)
+    def _tried(self, cell: Cell) -> Tried | None:
+        """Return what a candidate has come to; None if it has failed or was refused."""
+        known = self._evaluations(cell)
+        if self._empty.state(cell) is CellState.FINISHED:
+            value = self._validation(cell)
             worth = None if value is None else self.space.worth(cell.axes, value)
             return None if worth is None else Tried(cell.axes, known, worth)
         return Tried(cell.axes, known, None) if cell.reason and known else None
 
-    def _validation(self, folder: StudyFolder, cell: Cell) -> float | None:
+    def _validation(self, cell: Cell) -> float | None:
         """Return the metric of a finished cell on validation rows; None if it has none."""
-        found = score(folder, cell, self._registry)
-        if found is None or math.isinf(found):
-            return None
-        return found if self.space.metric.higher_is_better else -found
+        if cell.name not in self._validations:
+            found = score(self._empty, cell, self._registry)
+            sign = 1 if self.space.metric.higher_is_better else -1
+            known = None if found is None or math.isinf(found) else sign * found
+            self._validations[cell.name] = known
+        return self._validations[cell.name]
 
 
 def evaluations(directory: Path, metric: str) -> list[float]:

@@ -96,13 +96,14 @@ class SearchSpace:
         """Return a search as a study.
 
         Args:
-            cells: The candidates so far, as their values on the axes.
+            cells: The candidates so far, as their values on the axes; without any, the first one
+                that is possible stands for them.
         """
         first = {**{axis: values[0] for axis, values in self.choices.items()}, RATE: self.rate}
         return StudyConfig(
             title="Search for a student",
             design="list",
-            cells=[dict(cell) or first for cell in cells],
+            cells=[dict(cell) for cell in cells] or [first],
             values={SHAPE: {str(each.shape): dict(each.shape.settings) for each in self.shapes}},
             settings={**self.settings, "training.evaluate_every": self._every},
         )

@@ -110,6 +110,8 @@ class Study:
         Args:
             folder: The folder as it was opened.
         """
+        if self.config.tune is None:
+            return 0
         reported = sum(cell.role == "report" for cell in folder.cells)
         return len(self.points) - reported
 

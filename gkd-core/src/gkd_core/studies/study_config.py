@@ -20,6 +20,8 @@ TASK = "task"
 CROSSED = (TASK, SEED)
 """Axes along which every cell is repeated, whatever the design."""
 
+DEPTH = "student.layers"
+
 Design = Literal["grid", "one-factor-at-a-time", "list"]
 Keep = Literal["best", "all", "none"]
 
@@ -58,13 +60,19 @@ class TuneConfig(StudyTable):
     until one is left.
     """
 
-    lr_factors: list[Annotated[float, Field(gt=0)]] = Field(
+    lr_factors: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         min_length=2,
         description="Factors to try, of the learning rates of all stages.",
     )
     seed: Annotated[int, Field(ge=0)] = Field(
         1000, description="The seed to try them with; it cannot be among those of the cells."
     )
+
+    @model_validator(mode="after")
+    def _differs(self) -> TuneConfig:
+        if len(set(self.lr_factors)) < len(self.lr_factors):
+            raise ValueError(f"lr_factors needs values that all differ, got {self.lr_factors}")
+        return self
 
     @property
     def shares(self) -> list[float]:
@@ -138,13 +146,23 @@ class StudyConfig(StudyTable):
             raise ValueError(f"axes.seed needs whole numbers, got {self.axes[SEED]}")
         if (self.design == "list") != bool(self.cells):
             raise ValueError("`cells` and design = 'list' belong together")
+        crossed = [axis for axis in self.axes if axis not in CROSSED]
+        if self.design == "list" and crossed:
+            raise ValueError(f"axes.{crossed[0]} has no effect on a list; name it in `cells`")
         if self.tune is not None and self.tune.seed in self.seeds:
             raise ValueError(
                 f"tune.seed = {self.tune.seed} is among the seeds of the cells: what is chosen by "
                 "a seed cannot be judged by it. Choose another"
             )
         self._refuse_unknown_axes()
+        self._refuse_equal_size_of_no_depth()
         return self
+
+    def _refuse_equal_size_of_no_depth(self) -> None:
+        axis = self.equal_size
+        values = self.axes.get(axis, []) if axis is not None else []
+        if any(DEPTH not in self.settings_of(str(axis), value) for value in values):
+            raise ValueError(f"equal_size = {axis!r} is no axis of depths: it does not set {DEPTH}")
 
     def _refuse_unknown_axes(self) -> None:
         known = {*self.axes, *(axis for cell in self.cells for axis in cell)}
@@ -204,6 +222,8 @@ def read_study(path: Path) -> StudyConfig:
         raise ConfigError(
             f"{path}: the name of a study file ends in {', '.join(READERS)}"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the study file: {error.strerror}") from error
     return parse_study(tree, str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Generator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,9 @@ ENVIRONMENT = ("GKD_CACHE", "PYTHONPATH")
 
 GRACE = 120
 """Seconds that cells have to save a checkpoint when the command is interrupted."""
+
+REACH = 10.0
+"""Seconds within which a cluster answers."""
 
 TRIES = 3
 """How often a cell is started whose worker or node has died."""
@@ -63,13 +67,14 @@ class Ray(Launcher):
 
     def _connect(self, ray: Any) -> None:
         try:
+            _reach(self.config.address)
             ray.init(
                 address=self.config.address,
                 log_to_driver=False,
                 logging_level="ERROR",
                 configure_logging=False,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"no Ray cluster answers at {self.config.address!r} ({error}). gkd starts none: "
                 "start one with `ray start --head`, or name it: --option address=HOST:PORT"
@@ -105,6 +110,17 @@ class Ray(Launcher):
             max_retries=TRIES - 1,
         )
         return task.remote(list(job.command), str(Path.cwd()), on_node.chosen(ENVIRONMENT), threads)
+
+
+def _reach(address: str) -> None:
+    """Connect to an address HOST:PORT: Ray itself waits for minutes if nobody answers there.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH).close()
 
 
 def _status(ray: Any, task: Any) -> int:

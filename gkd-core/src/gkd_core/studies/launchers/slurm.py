@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -22,6 +23,9 @@ SCRIPT = "slurm.sh"
 LOGS = "slurm"
 MARGIN = 120
 """Seconds before the time limit at which a cell is asked to save a checkpoint."""
+
+NO_LIMIT = ("0", "INFINITE", "UNLIMITED")
+TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
 DEFAULT_ARRAY = 1001
 """MaxArraySize where SLURM does not tell."""
@@ -61,7 +65,11 @@ class Slurm(Launcher):
         """Options of `slurm`."""
 
         submit: bool = Field(False, description="Submit the script, too.")
-        time: str = Field("04:00:00", description="Time limit of a job; it is requeued at its end.")
+        time: str = Field(
+            "04:00:00",
+            coerce_numbers_to_str=True,
+            description="Time limit of a job, as sbatch reads it; the job is requeued at its end.",
+        )
         tasks: int | None = Field(
             None,
             ge=1,
@@ -75,7 +83,12 @@ class Slurm(Launcher):
     config: Config
 
     def check(self) -> None:
-        """Raise `ConfigError` if the script cannot be submitted from here."""
+        """Raise `ConfigError` if jobs have no time, or the script cannot be submitted from here."""
+        if seconds_of(self.config.time) <= MARGIN:
+            raise ConfigError(
+                f"--option time={self.config.time}: cells save a checkpoint {MARGIN} s before the "
+                "time limit of a job, which leaves no time to train. Raise the limit"
+            )
         if self.config.submit and shutil.which("sbatch") is None:
             raise ConfigError(
                 "--option submit=true needs sbatch, which is not in PATH. Leave it out, and submit "
@@ -116,6 +129,26 @@ class Slurm(Launcher):
             tasks=tasks,
             resumable=RESUMABLE[0],
         )
+
+
+def seconds_of(time: str) -> float:
+    """Return the seconds of a time limit as sbatch reads it; infinity if it sets none.
+
+    Raises:
+        ConfigError: It is no time limit.
+    """
+    if time in NO_LIMIT:
+        return math.inf
+    match = TIME.fullmatch(time)
+    if match is None:
+        raise ConfigError(
+            f"--option time={time}: expected MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS or "
+            "DAYS-HOURS:MINUTES:SECONDS"
+        )
+    parts = [int(part) for part in match["parts"].split(":")]
+    units = (3600, 60, 1) if match["days"] or len(parts) == 3 else (60, 1)
+    clock = sum(part * unit for part, unit in zip(parts, units, strict=False))
+    return int(match["days"] or 0) * 86400 + clock
 
 
 def max_array_size() -> int:
