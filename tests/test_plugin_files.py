@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForMultipleChoice
 
 from gkd_core.api import Batch, Models, Step, contrast
-from gkd_core.errors import ConfigError, DataError
 from gkd_core.plugins import registry
-from gkd_core.testing import check_combiner, check_method, check_task, tiny_batch
+from gkd_core.testing import check_method, tiny_batch
 from gkd_core.training import loop
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -49,7 +48,8 @@ def load(name):
     return importlib.import_module(name)
 
 
-# Checks; those of engines and sites stand in tests/core/rollouts and tests/core/testing.
+# Checks; those of engines and sites stand in tests/core/rollouts and tests/core/testing, those of
+# the plugins that are links with their packages in docs/examples.
 
 
 @pytest.mark.slow
@@ -64,15 +64,6 @@ def load(name):
 def test_methods_pass_on_two_ranks(name, kinds):
     (method,) = load(name).gkd_register_methods()
     check_method(method, kinds=kinds, ranks=2)
-
-
-@pytest.mark.slow
-def test_the_combiner_passes_on_two_ranks():
-    check_combiner(load("confidence").Confidence, ranks=2)
-
-
-def test_the_task_passes_on_two_processes(copa):
-    check_task(load("copa").COPA, settings={"train": str(copa)}, kind="multiple-choice", ranks=2)
 
 
 # Runs
@@ -282,39 +273,3 @@ def test_a_teacher_is_weighted_by_its_certainty(view_of):
     made = combiner(combiner.Config(), [Models(view.model, view.model)] * 2)
     weights = made.weight(0, view, view, tiny_batch("classification", rows=3), step())
     assert weights.tolist() == pytest.approx([1 / 2, 1 / 4, 0], abs=1e-12)
-
-
-def test_copa_reads_the_premise_with_the_question(copa):
-    from gkd_core.config.schema import TaskConfig
-
-    (task,) = load("copa").gkd_register_tasks()
-    data = task(TaskConfig(name="copa", train=str(copa))).load("multiple-choice", 0)
-    assert data.train.text[0] == "the film was good What was the cause?"
-    assert data.train.text[2] == "the film was sad What happened as a result?"
-    assert (data.train.pair[0], data.train.labels[0]) == (["it is good", "it is bad"], 0)
-    assert len(data.validation) == 16
-    with pytest.raises(ConfigError, match="'copa' has choices"):
-        task(TaskConfig(name="copa", train=str(copa), kind="regression")).check()
-    with pytest.raises(DataError, match=r"elsewhere.* does not exist; set task"):
-        task(TaskConfig(name="copa", train=str(copa / "elsewhere"))).check()
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"premise": "it was bad"}', "val.jsonl:2: not a row of COPA .'question'"),
-        ("bad", "val.jsonl:2: not a row of COPA"),
-        (
-            '{"premise": "a", "choice1": "b", "choice2": "c", "question": "cause", "label": 2}',
-            "val.jsonl:2: the label is 2",
-        ),
-    ],
-)
-def test_copa_names_a_bad_row(copa, line, message):
-    from gkd_core.config.schema import TaskConfig
-
-    path = copa / "val.jsonl"
-    path.write_text(f"{path.read_text().splitlines()[0]}\n{line}\n")
-    task = load("copa").COPA(TaskConfig(name="copa", train=str(copa)))
-    with pytest.raises(DataError, match=message):
-        task.load("multiple-choice", 0)

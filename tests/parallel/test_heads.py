@@ -92,7 +92,7 @@ def norm(method, paths, kind, groups, rows=None):
     sum(term.mean() for term in terms.values()).backward()
     trained = [*student.model.parameters(), *objective.modules.parameters()]
     values = [term.mean().item() for term in terms.values()]
-    return [Division([student.model]).gradient_norm(trained).item(), *values]
+    return [Division([student.model]).gradient_norm(trained, torch.device("cpu")).item(), *values]
 
 
 def compare(paths, kind):

@@ -204,11 +204,32 @@ def test_rows_are_sorted_by_the_divergence_of_the_students_scores():
         "teacher": pa.table(teacher | {"scores": [[0.5, 0.0], [0.0, 2.0], [3.0, 2.0]]}),
     }
     about = About("test", "classification", ("x", "y"), "accuracy")
-    found = disagreements(Predictions(about, rows, models, dict.fromkeys(models, "")))
+    predictions = Predictions(about, rows, models, dict.fromkeys(models, ""))
+    found = disagreements(predictions, registry().kind("classification"))
     assert [each.text for each in found] == ["far", "near", "same"]
     assert found[0].distance == pytest.approx(2 * 0.761594, abs=1e-5)  # 2 tanh(1)
     assert found[2].distance == pytest.approx(0, abs=1e-12)
     assert (found[1].teacher, found[1].student, found[1].gold) == ("x", "y", "x")
+
+
+def test_rows_of_several_words_and_of_marks_differ_by_the_mean_over_them():
+    rows = pa.table({name: ["a", "b"] for name in ("row", "hash", "text", "pair", "gold")})
+
+    def found(kind, student, teacher):
+        models = {
+            name: pa.table({"hash": ["a", "b"], "prediction": ["", ""], "scores": scores})
+            for name, scores in (("student", student), ("teacher", teacher))
+        }
+        about = About("test", kind, ("x", "y"), "f1")
+        predictions = Predictions(about, rows, models, dict.fromkeys(models, ""))
+        return {r.text: r.distance for r in disagreements(predictions, registry().kind(kind))}
+
+    two, one = [[2.0, 0.0], [0.0, 0.0]], [[0.0, 0.0]]
+    apart = found("token-classification", [two, one], [[[0.0, 2.0], [0.0, 0.0]], [*one, *one]])
+    assert apart == {"a": pytest.approx(0.761594, abs=1e-6), "b": 0}  # tanh(1) of two words
+    apart = found("multi-label", [[2.0, 1.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]])
+    # KL of a fair coin from one with the probability of a sigmoid of 2, of one of two classes
+    assert apart == {"a": pytest.approx(0.433781 / 2, abs=1e-6), "b": 0}
 
 
 def test_command_writes_page_figures_and_tables_of_a_real_run(world, tmp_path):

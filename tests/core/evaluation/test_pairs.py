@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -133,6 +134,9 @@ def test_answers_are_compared_as_exact_match_does():
     found = _pair("span-extraction", labels, one, other, classes=())
     assert (found.agreement, found.kl, found.calibration) == (0, None, {})
     assert found.mcnemar.only_first == 2
+    one, other = (replace(e, columns={"kl": k}) for e, k in ((one, [0.5, 1.0]), (other, [0.0] * 2)))
+    assert _pair("span-extraction", labels, one, other, classes=()).kl == 0.75
+    assert _pair("span-extraction", labels, other, one, classes=()).kl is None, "of another"
     # F1 of "old film" and "film" is 2/3.
     assert found.difference.value == pytest.approx(100 - (200 / 3 + 0) / 2)
 
@@ -147,8 +151,13 @@ def test_values_have_a_difference_and_nothing_else():
 
 def test_language_models_are_compared_by_text():
     made = partial(dict, tokens=np.array([4, 6]), bytes=np.array([10, 20]))
-    one = Evaluation({}, None, made(nll=np.array([4.0, 6.0]), same_top1=np.array([3, 4])))
-    other = Evaluation({}, None, made(nll=np.array([2.0, 3.0]), same_top1=np.array([4, 6])))
+    one, other = (
+        Evaluation({}, None, made(nll=np.array(nll), same_top1=np.array(same), kl=np.array(kl)))
+        for nll, same, kl in (
+            ([4.0, 6.0], [3, 4], [2.0, 1.0]),
+            ([2.0, 3.0], [4, 6], [0.0, 0.0]),
+        )
+    )
     kind = registry().kind("causal-lm")
     split = Split(["text a", "text b"])
     found = kind.remeasure(one, split, ())(np.array([0, 1, 1]))
@@ -159,6 +168,7 @@ def test_language_models_are_compared_by_text():
     predictions = Predictions(about, rows, tables, {"one": "one", "other": "other"})
     pair = compare_pair(predictions, ("one", "other"), kind, None)
     assert (pair.agreement, pair.mcnemar, pair.difference) == (0.7, None, None)
+    assert pair.kl == pytest.approx(3 / 10), "the mean over all tokens"
     # Both have been compared with a third: nothing tells how far they agree with each other.
     assert compare_pair(predictions, ("other", "one"), kind, None).agreement is None
 

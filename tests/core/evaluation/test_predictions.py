@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.stats import entropy
 from transformers import AutoModelForCausalLM
 
 from gkd_core.analysis.comparison import ComparedModel, predict_and_compare
+from gkd_core.analysis.disagreement import disagreements
 from gkd_core.contract.task import Split
 from gkd_core.errors import DataError, PluginError
 from gkd_core.evaluation.predictions import (
@@ -138,23 +140,34 @@ def test_texts_of_a_language_model_have_their_sums(prepare_run, world, tmp_path)
     ]
     assert same == columns["same_top1"]
     assert len(set(found.tokenizers.values())) == 1
-    assert columns["same_top1"] == _same_top_tokens(run, corpus.read_text().splitlines())
+    same, apart = _compared_by_hand(run, corpus.read_text().splitlines())
+    assert columns["same_top1"] == same
+    assert columns["kl"] == pytest.approx(apart, rel=1e-4)
+    assert own["kl"] == [0, 0, 0]
+    pair = compared.pairs["lm-decoder"]
+    assert pair.kl == pytest.approx(sum(apart) / sum(columns["tokens"]), rel=1e-4)
+    rows = disagreements(found, run.last.kind)
+    means = [total / count for total, count in zip(apart, columns["tokens"], strict=True)]
+    assert [row.distance for row in rows] == pytest.approx(sorted(means, reverse=True), rel=1e-4)
 
 
-def _same_top_tokens(run, texts):
-    """Count the positions with the same top token one block at a time, with plain models."""
+def _compared_by_hand(run, texts):
+    """Return the positions with the same top token and KL(teacher || student) of each text."""
     models = [
         AutoModelForCausalLM.from_pretrained(place).eval()
         for place in (run.student, run.last.teachers[0].model)
     ]
-    counts = []
+    counts, apart = [], []
     for text in texts:
         words = text.split()
         blocks = [" ".join(words[start : start + 14]) for start in range(0, len(words), 14)]
         counts.append(0)
+        apart.append(0.0)
         for block in blocks:
             ids = run.last.tokenizer(block, return_tensors="pt")["input_ids"]
             with torch.no_grad():
-                mine, theirs = (model(ids).logits[0, :-1].argmax(-1) for model in models)
-            counts[-1] += int((mine == theirs).sum())
-    return counts
+                mine, theirs = (model(ids).logits[0, :-1].double() for model in models)
+            counts[-1] += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
+            p, q = (logits.softmax(-1).numpy() for logits in (theirs, mine))
+            apart[-1] += float(entropy(p, q, axis=-1).sum())
+    return counts, apart

@@ -1,5 +1,6 @@
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from gkd_core.errors import ConfigError
+from gkd_core.models import source
 from gkd_core.models.classes import check_classes, teacher_classes
 from gkd_core.models.load import check_kind, load_model, load_teacher
 from gkd_core.models.source import load_config
@@ -203,6 +205,32 @@ def test_an_adapter_of_the_hub_is_told_from_a_name_that_does_not_exist(tmp_path,
         load_config("some/lora", False, "teacher.model")
     with pytest.raises(ConfigError, match="'some/other' is neither a directory here nor a model"):
         load_config("some/other", False, "teacher.model")
+
+
+@pytest.mark.parametrize(
+    ("proxies", "resolves", "only_here"),
+    [({}, False, True), ({}, True, False), ({"https": "http://proxy:1"}, False, False)],
+)
+def test_a_hub_without_an_address_is_not_asked_again_and_again(
+    monkeypatch, proxies, resolves, only_here
+):
+    only_local = []
+
+    def fetch(name, *arguments, local_files_only, **more):
+        only_local.append(local_files_only)
+        raise OSError("no such model")
+
+    def address(*arguments):
+        if not resolves:
+            raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(source.AutoConfig, "from_pretrained", fetch)
+    monkeypatch.setattr(source, "hf_hub_download", fetch)
+    monkeypatch.setattr(source, "getproxies", lambda: proxies)
+    monkeypatch.setattr(socket, "getaddrinfo", address)
+    with pytest.raises(ConfigError, match="neither a directory here nor a model"):
+        load_config("some/model", False, "teacher.model")
+    assert only_local == [only_here, only_here], "the configuration, and that of an adapter"
 
 
 @pytest.mark.parametrize(

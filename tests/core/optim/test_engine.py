@@ -135,6 +135,14 @@ def test_loss_scale_falls_at_once_rises_after_long_and_ends_in_an_error():
     assert (scale.value, again.value, again.skipped) == (1, 2, 16)
 
 
+def test_step_without_gradients_reports_a_norm_on_the_device_of_the_weights():
+    """Methods such as `theseus` have steps in which nothing is trained."""
+    device = torch.device("meta")
+    engine = LocalEngine([nn.Linear(2, 2, device=device)], TrainingConfig(), 10, device)
+    engine.halts = False  # nothing on this device has a value
+    assert engine.step(0).device == device
+
+
 def test_clipping_counts_auxiliary_modules_too():
     student, modules = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
     engine = LocalEngine([student, modules], TrainingConfig(), 10, CPU)

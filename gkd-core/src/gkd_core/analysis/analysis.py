@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ CAPTIONS = {
 }
 """Captions of the figures."""
 
-LEADING_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+LEADING_NUMBER = re.compile(r"(?:< )?([+-]?\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,13 @@ class Grid:
 
     def on_page(self) -> tuple[str, PageTable]:
         """Return its title and its first rows for a page."""
-        rows = [PageLine([_page_cell(cell) for cell in row]) for row in self.rows[:MOST_ROWS]]
-        return self._title(MOST_ROWS), PageTable(self.columns, rows, texts=[0])
+        shown = self.rows[:MOST_ROWS]
+        texts = [n for n in range(len(self.columns)) if n == 0 or _is_text(row[n] for row in shown)]
+        rows = [
+            PageLine([PageCell(c) if n in texts else _page_cell(c) for n, c in enumerate(row)])
+            for row in shown
+        ]
+        return self._title(MOST_ROWS), PageTable(self.columns, rows, texts)
 
     def _title(self, most: int) -> str:
         """Return its title, which says whether rows are left out."""
@@ -210,10 +215,16 @@ def analyze(runs: Sequence[FinishedRun], registry: Registry) -> Analysis:
     except GkdError as error:
         notes.append(f"no similarity of layers: {error}")
     try:
-        rows = disagreements(Predictions.read(run.directory / PREDICTIONS))
+        rows = _rows(run, registry)
     except GkdError as error:
         notes.append(f"no rows sorted by disagreement: {error}")
     return Analysis(runs, found, similarity, rows, notes)
+
+
+def _rows(run: FinishedRun, registry: Registry) -> Sequence[Disagreement]:
+    """Return the test rows of a run, sorted by how much student and teacher disagree."""
+    predictions = Predictions.read(run.directory / PREDICTIONS)
+    return disagreements(predictions, registry.kind(predictions.about.kind))
 
 
 def write_analysis(analysis: Analysis, folder: Path) -> Path:
@@ -257,10 +268,16 @@ def _shortened(cell: str) -> Text:
     return Text(cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}…")
 
 
+def _is_text(cells: Iterable[str]) -> bool:
+    """Return whether most cells of a column are not numbers."""
+    numbers = [LEADING_NUMBER.match(cell) is not None for cell in cells]
+    return sum(numbers) * 2 < len(numbers)
+
+
 def _page_cell(text: str) -> PageCell:
     """Return a cell for a page, which is sorted by the number at its beginning."""
     number = LEADING_NUMBER.match(text)
-    return PageCell(text, None if number is None else float(number[0]))
+    return PageCell(text, None if number is None else float(number[1]))
 
 
 def _unsaid(found: Sequence[ProbeCorrelation], one: str, several: str) -> list[str]:
@@ -302,12 +319,15 @@ def _layer_grid(similarity: LayerSimilarity) -> Grid:
 
 
 def _row_grid(rows: Sequence[Disagreement]) -> Grid:
-    differ = sum(row.student != row.teacher for row in rows)
-    title = f"Rows by disagreement; student and teacher differ on {differ} of {len(rows)}"
-    columns = ("text", "gold", "teacher", "student", "distance")
+    predicts = any(row.teacher is not None for row in rows)  # language models give no answer
+    title = "Rows by disagreement"
+    if predicts:
+        differ = sum(row.student != row.teacher for row in rows)
+        title += f"; student and teacher differ on {differ} of {len(rows)}"
+    columns = ("text", *(("gold", "teacher", "student") if predicts else ()), "distance")
     cells = []
     for row in rows:
         pair = "" if row.pair is None else f" | {row.pair}"
-        said = (str(row.gold), str(row.teacher), str(row.student))
+        said = map(str, (row.gold, row.teacher, row.student) if predicts else ())
         cells.append((f"{row.text}{pair}", *said, f"{row.distance:.3f}"))
     return Grid("disagreements", title, columns, cells)

@@ -26,7 +26,8 @@ from gkd_core.distributed.groups import arrange
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import DataError, MethodError
-from gkd_core.evaluation import top_tokens
+from gkd_core.evaluation import divergence, top_tokens
+from gkd_core.evaluation.divergence import DivergenceWatch
 from gkd_core.evaluation.evaluate import Predict, calling, evaluate
 from gkd_core.evaluation.pairs import ModelPair, compare_pair, row_difference
 from gkd_core.evaluation.predictions import (
@@ -343,7 +344,7 @@ def predict_and_compare(
     judge = next((one for one in compared if one.name == teacher), None)
     unlabeled = spec.is_unlabeled(split)
     exam = _Exam(spec, compared, split, judge, tuple(adapters), sampling)
-    timed = all(one.is_whole for one in compared)
+    timed = exam.holds_all
     models, sizes, found = [], [], []
     for one in compared:
         model, size = exam.load(one)
@@ -453,6 +454,7 @@ class _Exam:
 
     Attributes:
         readings: The rows, and what makes batches of them, by tokenizer.
+        holds_all: Whether one process can hold all models at once.
     """
 
     def __init__(
@@ -471,6 +473,8 @@ class _Exam:
         self._adapters = adapters
         self._device = pick_device(spec.config.parallel.device)
         self._top: TopTokens | None = None
+        self._known: Predict | None = None
+        self.holds_all = all(one.is_whole for one in compared)
         judged = self._answered() if spec.is_unlabeled(split) else split
         self.readings = {
             one.tokenizer: (spec.encode(judged, one.tokenizer), spec.collator(one.tokenizer))
@@ -508,16 +512,20 @@ class _Exam:
         return model, size
 
     def evaluate(self, compared: ComparedModel, model: PreTrainedModel) -> Evaluation:
-        """Return the evaluation of a model; one that is judged also by its most likely tokens."""
+        """Return the evaluation of a model, with what can only be known of it and the judge now."""
         kind = self._spec.kind
         encoded, collator = self.readings[compared.tokenizer]
         predict = _predict(model, kind, self._adapters)
-        watch = None
+        apart = self._divergence_watch(compared, predict)
+        top = None
         if kind.is_lm and TEXTS in encoded.extra:
-            predict = watch = TopTokenWatch(predict or calling(model))
-        found = evaluate(model, encoded, collator, kind, self._device, predict)
-        if watch is not None:
-            found = self._with_top_tokens(found, watch.tokens(), encoded, compared)
+            top = TopTokenWatch(apart or predict)
+        found = evaluate(model, encoded, collator, kind, self._device, top or apart or predict)
+        if top is not None:
+            found = self._with_top_tokens(found, top.tokens(), encoded, compared)
+        if apart is not None:
+            apart_by_row = kind.divergences(apart.values(len(encoded)), encoded)
+            found = replace(found, columns={**found.columns, divergence.COLUMN: apart_by_row})
         if self._sampling is not None:
             written = write_samples(model.eval(), compared.tokenizer, encoded, self._sampling)
             found = replace(found, columns={**found.columns, **written})
@@ -528,6 +536,20 @@ class _Exam:
         encoded, collator = self.readings[compared.tokenizer]
         first = range(min(most, len(encoded)))
         return [collator.collate(encoded, [row], epoch=0).to(self._device) for row in first]
+
+    def _divergence_watch(
+        self, compared: ComparedModel, predict: Predict
+    ) -> DivergenceWatch | None:
+        """Return what measures how far a model is from the judge, if nothing kept will tell."""
+        judge = self._judge
+        if self._spec.kind.keeps_scores or judge is None or not self.holds_all:
+            return None
+        if compared is judge:
+            self._known = predict
+            return DivergenceWatch(predict, None)
+        if self._known is None or compared.tokenizer is not judge.tokenizer:
+            return None
+        return DivergenceWatch(predict, self._known)
 
     def _with_top_tokens(
         self, found: Evaluation, tokens: TopTokens, encoded: Encoded, compared: ComparedModel
@@ -558,19 +580,17 @@ def _mean_tokens(samples: Sequence[Batch]) -> float:
     return sum(counts) / len(counts)
 
 
-def _predict(
-    model: PreTrainedModel, kind: TaskKind, adapters: Iterable[type[Sites]]
-) -> Predict | None:
-    """Return a function that predicts from a language model without storing all its logits.
+def _predict(model: PreTrainedModel, kind: TaskKind, adapters: Iterable[type[Sites]]) -> Predict:
+    """Return a function that predicts, from a language model without storing all its logits.
 
-    None means that the model is to be called: it is no language model, or its head is unknown.
+    The model is called if it is no language model, or its head is unknown.
     """
     if not kind.is_lm:
-        return None
+        return calling(model)
     try:
         reader = Extractor(model, find_sites(model, adapters))
     except MethodError:
-        return None
+        return calling(model)
     return lambda batch: reader.predict(batch.inputs)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
+import pyarrow as pa
 
 from gkd_core.errors import DataError
+from gkd_core.evaluation.pairs import Floats, item_logits, mean_kl, measured_divergences
 from gkd_core.evaluation.predictions import STUDENT, Predictions, pair_rows
+from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.training.stage_spec import BASELINE
 
 
@@ -22,10 +25,11 @@ class Disagreement:
         text: Its text.
         pair: Its second text, or None.
         gold: What is right, or None if that is unknown.
-        teacher: The teacher's prediction.
+        teacher: The teacher's prediction; None in language modeling.
         student: The student's.
-        distance: How far apart they are: the divergence of the student's distribution from the
-            teacher's, KL(teacher || student); without distributions, the distance of the scores.
+        distance: How far apart they are: the divergence of the student's distributions from the
+            teacher's, the mean of KL(teacher || student); without distributions, the distance of
+            the scores.
     """
 
     row: int
@@ -37,45 +41,67 @@ class Disagreement:
     distance: float
 
 
-def disagreements(predictions: Predictions) -> list[Disagreement]:
+def disagreements(predictions: Predictions, kind: TaskKind) -> list[Disagreement]:
     """Return all rows, sorted by how much student and teacher disagree.
 
     Args:
         predictions: The predictions of a run; the first teacher is compared.
+        kind: The kind of task.
 
     Raises:
-        DataError: There are none of a teacher, or they have no scores that could be compared.
+        DataError: There are none of a teacher, or they have nothing that could be compared.
     """
     teachers = [name for name in predictions.models if name not in (STUDENT, BASELINE)]
     if not teachers or STUDENT not in predictions.models:
         raise DataError("the run has no predictions of both a student and a teacher")
     student, teacher = predictions.models[STUDENT], predictions.models[teachers[0]]
-    if "scores" not in student.column_names or "scores" not in teacher.column_names:
-        raise DataError(f"predictions of {predictions.about.kind} have no scores to compare")
     paired = pair_rows(student["hash"].to_pylist(), teacher["hash"].to_pylist())
-    ours, theirs = student.take(paired.ours).to_pylist(), teacher.take(paired.theirs).to_pylist()
+    student, teacher = student.take(paired.ours), teacher.take(paired.theirs)
+    distances = _distances(student, teacher, kind)
     rows = predictions.rows.take(paired.ours).to_pylist()
+    every = zip(rows, student.to_pylist(), teacher.to_pylist(), distances, strict=True)
     found = [
         Disagreement(
             row=row["row"],
             text=row["text"],
             pair=row["pair"],
             gold=row["gold"],
-            teacher=known["prediction"],
-            student=own["prediction"],
-            distance=_distance(own["scores"], known["scores"]),
+            teacher=known.get("prediction"),
+            student=own.get("prediction"),
+            distance=float(distance),
         )
-        for row, own, known in zip(rows, ours, theirs, strict=True)
+        for row, own, known, distance in every
     ]
     return sorted(found, key=lambda each: -each.distance)
 
 
-def _distance(student: Any, teacher: Any) -> float:
-    own, known = (np.atleast_1d(np.asarray(each, np.float64)) for each in (student, teacher))
-    if own.shape != known.shape or own.ndim != 1:
+def _distances(student: pa.Table, teacher: pa.Table, kind: TaskKind) -> Sequence[float]:
+    """Return how far apart student and teacher are in each row."""
+    if not kind.keeps_scores:
+        measured = measured_divergences(student, teacher)
+        if measured is None:
+            raise DataError("nothing tells how far student and teacher are apart in each row")
+        return list(map(float, measured))
+    if any("scores" not in table.column_names for table in (student, teacher)):
+        raise DataError(f"predictions of {kind} have no scores to compare")
+    own, known = item_logits(student, kind), item_logits(teacher, kind)
+    if own is None or known is None:
+        return _apart(student["scores"].to_pylist(), teacher["scores"].to_pylist())
+    return [_divergence(*both) for both in zip(own, known, strict=True)]
+
+
+def _divergence(own: Floats, known: Floats) -> float:
+    """Return the mean divergence over the items that both models have read in a row."""
+    if own.shape[1:] != known.shape[1:]:
         raise DataError("the scores of student and teacher have different shapes")
-    if len(own) == 1:
-        return float(abs(own[0] - known[0]))
-    kept = np.isfinite(known)  # a choice that a row does not have is excluded by -inf
-    log_q, log_p = log_softmax(own[kept]), log_softmax(known[kept])
-    return float((np.exp(log_p) * (log_p - log_q)).sum())
+    count = min(len(own), len(known))
+    return mean_kl(known[:count], own[:count]) if count else 0.0
+
+
+def _apart(own: Sequence[Any], known: Sequence[Any]) -> list[float]:
+    """Return the distances of values, or of vectors of the same width."""
+    pairs = zip(map(np.atleast_1d, own), map(np.atleast_1d, known), strict=True)
+    try:
+        return [float(np.linalg.norm(mine - theirs)) for mine, theirs in pairs]
+    except ValueError as error:
+        raise DataError("the scores of student and teacher have different shapes") from error

@@ -32,7 +32,7 @@ EVEN_LUMINANCE = 0.179
 def distances_by_method(runs: Sequence[FinishedRun]) -> Figure:
     """Draw the final distances of each method, from the best method to the worst.
 
-    A cell is the mean over the runs of a method and over the layers of a site, in standard
+    A column is a method, a cell the mean over its runs and over the layers of a site, in standard
     deviations from the mean of the methods.
     """
     methods: dict[str, list[FinishedRun]] = defaultdict(list)
@@ -41,12 +41,10 @@ def distances_by_method(runs: Sequence[FinishedRun]) -> Figure:
     quality = {method: fmean(run.quality for run in own) for method, own in methods.items()}
     ranked = sorted(methods, key=lambda method: -quality[method])
     means = {method: _mean_by_site(methods[method]) for method in ranked}
-    columns = list(dict.fromkeys(name for found in means.values() for name in found))
-    standard = [_standardized([means[m].get(name, math.nan) for m in ranked]) for name in columns]
-    cells = [list(row) for row in zip(*standard, strict=True)]
-    rows = [f"{method}  {quality[method]:.3f}" for method in ranked]
-    label = "standardized distance"
-    return _heat_map(cells, rows, columns, label, limit=2.5)
+    rows = list(dict.fromkeys(name for found in means.values() for name in found))
+    cells = [_standardized([means[m].get(name, math.nan) for m in ranked]) for name in rows]
+    columns = [f"{method}  {quality[method]:.3f}" for method in ranked]
+    return _heat_map(cells, rows, columns, "standardized distance", limit=2.5)
 
 
 def correlations_by_feature(found: Sequence[ProbeCorrelation]) -> Figure:
@@ -126,17 +124,25 @@ def _heat_map(
     for row, values in enumerate(cells):
         for column, value in enumerate(values):
             if math.isfinite(value):
-                _write_value(axes, mesh, (row, column), value, places=2 if limit == 1 else 1)
+                write_value(axes, mesh, (row, column), value, places=2 if limit == 1 else 1)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelcolor=INK)
-    _add_scale(figure, mesh, label)
+    add_scale(figure, mesh, label)
     return figure
 
 
-def _write_value(
+def write_value(
     axes: Axes, mesh: QuadMesh, cell: tuple[int, int], value: float, places: int
 ) -> None:
-    """Write a value into a cell, in the ink that is easier to read on its color."""
+    """Write a value into a cell of a heat map, in the ink that is easier to read on its color.
+
+    Args:
+        axes: The heat map.
+        mesh: Its cells.
+        cell: Row and column.
+        value: The value.
+        places: Decimal places that are shown.
+    """
     row, column = cell
     red, green, blue, _ = to_rgba_array(mesh.to_rgba(np.array([value])))[0]
     luminance = 0.2126 * _linear(red) + 0.7152 * _linear(green) + 0.0722 * _linear(blue)
@@ -156,8 +162,14 @@ def _linear(channel: float) -> float:
     return channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
 
 
-def _add_scale(figure: Figure, mesh: QuadMesh, label: str) -> None:
-    """Add the scale of the colors to a heat map."""
+def add_scale(figure: Figure, mesh: QuadMesh, label: str) -> None:
+    """Add the scale of the colors to a heat map, as lines and not as an image.
+
+    Args:
+        figure: The heat map.
+        mesh: Its cells.
+        label: What the colors mean.
+    """
     scale = figure.colorbar(mesh, shrink=0.9)
     scale.set_label(label, color=INK, fontsize=8)
     scale.ax.tick_params(color=INK, labelcolor=INK, labelsize=8)

@@ -248,20 +248,19 @@ def _layers(similarity: LayerSimilarity | None) -> tuple[str, str] | None:
 def _disagreements(compared: Compared) -> PageTable | None:
     """Return the rows on which student and teacher differ most; None if nothing tells."""
     try:
-        found = disagreements(compared.predictions)[:SHOWN_ROWS]
+        found = disagreements(compared.predictions, compared.kind)[:SHOWN_ROWS]
     except DataError:
         return None
-    rows = [PageLine(list(_disagreement_cells(one))) for one in found]
     headings = ("row", "label", "teacher", "student", "distance")
-    return PageTable(headings, rows, texts=[0]) if rows else None
+    cells = [list(_disagreement_cells(one)) for one in found]
+    return _without_empty(headings, cells, "", texts=("row", "label")) if cells else None
 
 
 def _disagreement_cells(one: Disagreement) -> Iterator[PageCell]:
     pair = "" if one.pair is None else f" / {one.pair}"
     yield PageCell(_shortened(f"{one.text}{pair}"))
-    yield PageCell("" if one.gold is None else str(one.gold))
-    yield PageCell(str(one.teacher))
-    yield PageCell(str(one.student))
+    for said in (one.gold, one.teacher, one.student):
+        yield PageCell("" if said is None else str(said))
     yield PageCell(f"{one.distance:.4f}", one.distance)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @file_options
-@click.option("--teacher", help="Directory or hub id of the teacher.")
+@click.option("--teacher", multiple=True, help="Directory or hub id; only the first is asked.")
 @click.option("--data", multiple=True, metavar="PATH[:WEIGHT]", help="Training rows, as for a run.")
 @click.option("--output", required=True, help="Directory for the answers.")
 @click.option(
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def cache(
     files: tuple[Path, ...],
     settings: tuple[str, ...],
-    teacher: str | None,
+    teacher: tuple[str, ...],
     data: tuple[str, ...],
     output: str,
     dtype: StoredType,
@@ -42,7 +42,7 @@ def cache(
     from gkd_core.runs.answer_cache import write_cache
     from gkd_core.runs.run import prepare_run
 
-    flags: dict[str, Any] = {"data": data, "teacher": (teacher,) if teacher else ()}
+    flags: dict[str, Any] = {"data": data, "teacher": teacher}
     resolved = RunOptions(
         files, None, ("method=soft", "baseline=false", *settings), flags
     ).resolve()

@@ -241,13 +241,13 @@ class Division:
         split.read(whole, self._sharding.group.rank(), own)
         return own
 
-    def gradient_norm(self, weights: Iterable[Tensor]) -> Tensor:
-        """Return the gradient norm over the whole weights."""
+    def gradient_norm(self, weights: Iterable[Tensor], device: torch.device) -> Tensor:
+        """Return the gradient norm over the whole weights, on their device; 0 without gradients."""
         every = list(weights)
-        common = _norm(weight for weight in every if weight not in self._names)
+        common = _norm((weight for weight in every if weight not in self._names), device)
         if self._sharding is None:
             return common
-        square = _norm(weight for weight in every if weight in self._names).square()
+        square = _norm((weight for weight in every if weight in self._names), device).square()
         dist.all_reduce(square, group=self._sharding.group)
         return (square + common.square()).sqrt()
 
@@ -257,9 +257,9 @@ def sharding_of(model: nn.Module) -> Sharding | None:
     return getattr(model, "sharding", None)
 
 
-def _norm(weights: Iterable[Tensor]) -> Tensor:
+def _norm(weights: Iterable[Tensor], device: torch.device) -> Tensor:
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    return nn.utils.get_total_norm(gradients)
+    return nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
 
 
 def weights_of(model: nn.Module) -> list[tuple[list[str], Tensor]]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from gkd_core.evaluation import divergence
 from gkd_core.evaluation.statistics import (
     RESAMPLES,
     McNemar,
@@ -114,7 +115,7 @@ def compare_pair(
     rows, classes = predictions.rows, predictions.about.classes
     tables = [predictions.models[file] for file in files]
     names = [predictions.names[file] for file in files]
-    scores = [_scores(table, kind) for table in tables]
+    scores = [item_logits(table, kind) for table in tables]
     labeled = rows["gold"].null_count == 0
     truths = _truths(rows["gold"].to_pylist(), classes, kind) if labeled else None
     known = [predictions.tokenizers.get(file, "") for file in files]
@@ -127,7 +128,7 @@ def compare_pair(
         # A loss per token of one tokenizer says nothing about one of another.
         difference=row_difference(measures if comparable else None, rows, resamples),
         agreement=_same_tokens(tables, comparable) if kind.is_lm else _agreement(tables, kind),
-        kl=_kl(*scores),
+        kl=_kl(*scores) if kind.keeps_scores else _measured_kl(*tables),
         calibration=_calibration(names, scores, truths),
         mcnemar=_mcnemar(tables, rows, kind) if labeled else None,
     )
@@ -148,6 +149,43 @@ def row_difference(
     known = rows["group"].null_count < len(rows)
     groups: list[Hashable] | None = rows["group"].to_pylist() if known else None
     return paired_bootstrap(*measures, len(rows), groups=groups, resamples=resamples)
+
+
+def item_logits(table: pa.Table, kind: TaskKind) -> list[Floats] | None:
+    """Return the logits of the items of each row, `[items, C]`; None if it has no distribution.
+
+    Args:
+        table: What a model says of each row.
+        kind: The kind of task.
+    """
+    if "scores" not in table.column_names or kind.output in ("value", "vector"):
+        return None
+    rows = table["scores"].to_pylist()
+    if kind.output == "binary":  # a sigmoid is a softmax over 0 and the logit
+        return [np.array([[0.0, score] for score in row]) for row in rows]
+    # A row without items, such as a sentence of which no word was read, has the width of others.
+    width = max((np.shape(row)[-1] for row in rows if row), default=0)
+    return [np.array(row, np.float64).reshape(-1, width) for row in rows]
+
+
+def measured_divergences(model: pa.Table, against: pa.Table) -> Floats | None:
+    """Return the divergence of each row that was measured while both models read it.
+
+    Args:
+        model: What a model says of each row.
+        against: What the other says.
+
+    Returns:
+        In language modeling the mean over the tokens of each row; None if the model was not
+        measured against the other, from which nothing diverges less than itself.
+    """
+    if any(divergence.COLUMN not in table.column_names for table in (model, against)):
+        return None
+    mine, theirs = (table[divergence.COLUMN].to_numpy() for table in (model, against))
+    if np.any(theirs):
+        return None
+    means: Floats = mine / np.maximum(_item_counts(model), 1)
+    return means
 
 
 def mean_kl(reference: Floats, model: Floats) -> float:
@@ -186,18 +224,6 @@ def _bin(
     return Bin(number / bins, (number + 1) / bins, count, *means)
 
 
-def _scores(table: pa.Table, kind: TaskKind) -> list[Floats] | None:
-    """Return the logits of the items of each row, `[items, C]`; None if it has no distribution."""
-    if "scores" not in table.column_names or kind.output in ("value", "vector"):
-        return None
-    rows = table["scores"].to_pylist()
-    if kind.output == "binary":  # a sigmoid is a softmax over 0 and the logit
-        return [np.array([[0.0, score] for score in row]) for row in rows]
-    # A row without items, such as a sentence of which no word was read, has the width of others.
-    width = max((np.shape(row)[-1] for row in rows if row), default=0)
-    return [np.array(row, np.float64).reshape(-1, width) for row in rows]
-
-
 def _truths(
     gold: Iterable[Any], classes: Sequence[str], kind: TaskKind
 ) -> list[NDArray[np.int64]] | None:
@@ -225,6 +251,21 @@ def _kl(model: list[Floats] | None, against: list[Floats] | None) -> float | Non
     if model is None or against is None:
         return None
     return mean_kl(*_joined(against, model))
+
+
+def _measured_kl(model: pa.Table, against: pa.Table) -> float | None:
+    found = measured_divergences(model, against)
+    if found is None:
+        return None
+    counts = _item_counts(model)
+    return float(found @ counts) / max(int(counts.sum()), 1)
+
+
+def _item_counts(table: pa.Table) -> NDArray[np.int64]:
+    """Return over how many items the divergence of each row is a sum."""
+    if "tokens" in table.column_names:
+        return np.asarray(table["tokens"].to_numpy())
+    return np.ones(len(table), np.int64)
 
 
 def _calibration(

@@ -36,6 +36,7 @@ class LanguageModel(TaskKind):
     predicted = "token"
     splits_rows = True
     is_lm = True
+    keeps_scores = False
 
     def width(self, classes: Sequence[str], config: PretrainedConfig) -> int:
         """Return the size of the vocabulary."""
@@ -106,6 +107,10 @@ class LanguageModel(TaskKind):
         if not isinstance(nll, np.ndarray) or not isinstance(tokens, np.ndarray):
             return None
         return lambda rows: _metrics(float(nll[rows].sum()) / max(int(tokens[rows].sum()), 1))
+
+    def divergences(self, values: NDArray[np.float64], split: Encoded) -> NDArray[np.float64]:
+        """Return the sum over the tokens of each text."""
+        return sum_by_text(values, split)
 
     def one_row(self, split: Split) -> Split:
         """Return a row with enough tokens, which the first one may lack."""

@@ -61,6 +61,7 @@ class SpanExtraction(TaskKind):
     metrics = ("f1", "exact_match")
     predicted = "span"
     splits_rows = True
+    keeps_scores = False
     pools = False
 
     @property
@@ -210,6 +211,11 @@ class SpanExtraction(TaskKind):
         ]
         scores = {name: np.array([row[name] for row in found]) for name in self.metrics}
         return lambda rows: {name: float(each[rows].mean()) for name, each in scores.items()}
+
+    def divergences(self, values: NDArray[np.float64], split: Encoded) -> NDArray[np.float64]:
+        """Return the mean over starts and ends in the windows of each question."""
+        rows = [window.row for window in split.extra["windows"]]
+        return np.bincount(rows, weights=values / 2) / np.bincount(rows)
 
     def right(self, predictions: Sequence[Any], gold: Sequence[Any]) -> list[bool]:
         """Return whether each answer is one of the true ones, as exact match counts it."""

@@ -90,6 +90,8 @@ class TaskKind:
         masks: Whether the model's inputs hide the tokens that it predicts.
         generates: Whether its models continue a text, so that they can write rollouts.
         augments: Whether words of its training rows can be replaced (`task.augment`).
+        keeps_scores: Whether what is kept of each row has the distribution that a model predicts;
+            one that is too large is compared while both models read the rows (`divergences`).
         pools: Whether its head classifies one vector of each row, which methods read as `pooled`.
         markers: Names of the inputs of a batch that say where `logits` looks, such as the places of
             spans; the model's forward pass does not see them. See `mark`.
@@ -108,6 +110,7 @@ class TaskKind:
     masks: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     augments: ClassVar[bool] = False
+    keeps_scores: ClassVar[bool] = True
     pools: ClassVar[bool] = True
     markers: ClassVar[tuple[str, ...]] = ()
 
@@ -439,6 +442,15 @@ class TaskKind:
         if self.output in ("value", "vector"):
             return None
         return list(map(_equal, predictions, gold))
+
+    def divergences(self, values: NDArray[np.float64], split: Encoded) -> NDArray[np.float64]:
+        """Return the divergence of two models for each row, of a kind that keeps no scores.
+
+        Args:
+            values: The sum over the predictions of each row that the models read.
+            split: These rows.
+        """
+        return values
 
     def guess(self, labels: Sequence[Any] | None) -> float | None:
         """Return what the main metric is without looking at the text; None if it is not known."""

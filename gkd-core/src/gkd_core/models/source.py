@@ -6,10 +6,13 @@ import copy
 import functools
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
@@ -127,7 +130,23 @@ def _read_config(
 ) -> PretrainedConfig:
     """Read a configuration once per process, and again if its file has changed."""
     with quiet():
-        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            place, trust_remote_code=trust_remote_code, local_files_only=_is_out_of_reach(place)
+        )
+
+
+def _is_out_of_reach(place: str) -> bool:
+    """Return whether a model can only be on the hub, and the hub's address is unknown here.
+
+    Its library would try again and again for half a minute, and the name may just be mistyped.
+    """
+    if Path(place).is_dir() or getproxies():  # a proxy knows addresses
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
 
 
 def _stamp(place: str) -> tuple[int, int] | None:
@@ -215,7 +234,7 @@ def _adapter_of_hub(model: str) -> Path | None:
     """Return the file that makes a model of the hub an adapter, from the cache or the network."""
     try:
         with quiet():
-            return Path(hf_hub_download(model, ADAPTER))
+            return Path(hf_hub_download(model, ADAPTER, local_files_only=_is_out_of_reach(model)))
     except (HfHubHTTPError, OSError, ValueError):
         return None
 

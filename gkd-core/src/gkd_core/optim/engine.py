@@ -162,7 +162,7 @@ class LocalEngine:
             for weight in group["params"] if group["lr"] == 0 else ():
                 weight.grad = None  # optimizers skip weights without a gradient
         sum_gradients(self.parameters)
-        norm = self.division.gradient_norm(self.parameters)
+        norm = self.division.gradient_norm(self.parameters, self.device)
         if self.scale is not None:
             norm = norm / self.scale.value
         if self._may_update(norm):
@@ -187,7 +187,7 @@ class LocalEngine:
             return True
         if self.scale is not None:
             return self._unscale(self.scale, norm, loss)
-        finite = norm.to(self.device).isfinite()
+        finite = norm.isfinite()
         if loss is not None:
             finite &= loss.isfinite()
         self._halted = torch.maximum(self._halted, (~finite).float())

@@ -52,14 +52,23 @@ GATHERS = ("allgather_", "_allgather_base_")
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> int:
-    flops: int = sdpa_flop_count(q.shape, k.shape, v.shape)  # type: ignore[no-untyped-call]
+    shapes = (q.shape, _per_head(k, q), _per_head(v, q))
+    flops: int = sdpa_flop_count(*shapes)  # type: ignore[no-untyped-call]
     return flops
 
 
 def _attention_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> int:
-    shapes = (gradient.shape, q.shape, k.shape, v.shape)
+    shapes = (gradient.shape, q.shape, _per_head(k, q), _per_head(v, q))
     flops: int = sdpa_backward_flop_count(*shapes)  # type: ignore[no-untyped-call]
     return flops
+
+
+def _per_head(shared: Tensor, q: Tensor) -> torch.Size:
+    """Return the shape of keys or values with a copy for each head of the queries.
+
+    Heads may share them, which the formulas of PyTorch before 2.13 refuse.
+    """
+    return torch.Size((shared.shape[0], q.shape[1], *shared.shape[2:]))
 
 
 def _product(_: Tensor, left: Tensor, right: Tensor) -> int:
@@ -69,9 +78,12 @@ def _product(_: Tensor, left: Tensor, right: Tensor) -> int:
 FLOPS: Mapping[Any, Callable[..., int]] = {
     ATEN.addmm_: _product,
     ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
+    ATEN._scaled_dot_product_flash_attention: _attention,
+    ATEN._scaled_dot_product_efficient_attention: _attention,
+    ATEN._scaled_dot_product_cudnn_attention: _attention,
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""FLOP formulas of operations that PyTorch does not count."""
+"""FLOP formulas of operations that PyTorch does not count, or not in every version."""
 
 
 class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gkd_core.analysis.figures import INK, STACK, axes_of
+from gkd_core.analysis.probe_figures import add_scale, write_value
 from gkd_core.config.expression import parse_expression
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
@@ -217,20 +218,16 @@ def _heat_map(cells: Cells, row: str, column: str) -> Figure:
     figure.set_size_inches(3.2 + 0.6 * len(columns), 1.6 + 0.35 * len(rows))
     table = [[cells.get((r, c), math.nan) for c in columns] for r in rows]
     low, high = min(cells.values()), max(cells.values())
-    image = axes.pcolormesh(table, cmap="Blues", vmin=low, vmax=high)
+    mesh = axes.pcolormesh(table, cmap="Blues", vmin=low, vmax=high)
     for (r, c), value in cells.items():
-        dark = value > low + 0.65 * (high - low)
-        place = columns.index(c) + 0.5, rows.index(r) + 0.5
-        color = "white" if dark else "black"
-        axes.text(*place, f"{value:.3f}", ha="center", va="center", fontsize=7, color=color)
+        write_value(axes, mesh, (rows.index(r), columns.index(c)), value, places=3)
     axes.set_xticks(
         [n + 0.5 for n in range(len(columns))], columns, rotation=40, ha="right", fontsize=8
     )
     axes.set_yticks([n + 0.5 for n in range(len(rows))], rows, fontsize=8)
     axes.invert_yaxis()
     axes.grid(visible=False)
-    bar = figure.colorbar(image, ax=axes, shrink=0.9)
-    bar.ax.tick_params(color=INK, labelcolor=INK)
+    add_scale(figure, mesh, "quality")
     return figure
 
 

@@ -7,10 +7,11 @@ for (const table of document.querySelectorAll("table")) {
     const cell = row.cells[column];
     return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent;
   };
-  const compare = (one, other) =>
-    typeof one === "number" && typeof other === "number"
-      ? one - other
-      : String(one).localeCompare(String(other), undefined, { numeric: true });
+  const compare = (one, other) => {
+    if (typeof one !== typeof other) return typeof one === "number" ? -1 : 1;
+    if (typeof one === "number") return one - other;
+    return one.localeCompare(other, undefined, { numeric: true });
+  };
   headings.forEach((heading, column) => {
     const button = document.createElement("button");
     button.type = "button";
