@@ -167,7 +167,8 @@ def _methods() -> Sequence[str]:
     """Return the installed methods and combiners, whichever package they are from."""
     from gkd_core.plugins import registry
 
-    return [*registry().methods, *registry().combiners]
+    # The rows have no sources to route by; it would cost what `average` does.
+    return [*registry().methods, *(name for name in registry().combiners if name != "route")]
 
 
 def _options() -> argparse.Namespace:

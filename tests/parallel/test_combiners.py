@@ -20,6 +20,12 @@ METHODS = {
         "rl-kd.reward=r2",
         "rl-kd.warmup=0.0",
     ],
+    "route": [
+        "method=route(soft+pkd)+hard",
+        "task.source=label",
+        "route.teachers.neg=teacher",
+        "route.teachers.pos=shallow",
+    ],
 }
 LAYOUTS = {"zero": "parallel.zero=2", "tensor": "parallel.tensor=2"}
 TUNED = (

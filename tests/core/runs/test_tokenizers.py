@@ -102,8 +102,13 @@ def test_combiners_are_judged_by_what_they_read(prepare, corpus, tongues, name, 
     head = "masked-" if kind == "masked-lm" else ""
     teachers = [f"teachers.1.model={tongues / f'{head}roberta'}", "teachers.1.name=second"]
     settings = [f"method={name}(pkd)", *teachers, *([f"task.kind={kind}", *corpus] if head else [])]
+    if name == "route" and not head:
+        settings += ["task.source=label", "route.teachers.neg=teacher", "route.teachers.pos=second"]
     arguments = (f"{head}bert", f"{head}roberta", *settings)
-    if head and name == "tmkd":
+    if head and name == "route":
+        with pytest.raises(MethodError, match="by the source of a row, which these rows do not"):
+            prepare(*arguments)
+    elif head and name == "tmkd":
         with pytest.raises(MethodError, match="a language model does not have"):
             prepare(*arguments)
     elif head and name in ("mt-bert", "rl-kd"):
