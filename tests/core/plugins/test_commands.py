@@ -279,6 +279,7 @@ def test_plugins_tell_all_that_they_provide_in_the_order_of_loading(invoke, inst
         "launchers",
         "optimizers",
         "rollout engines",
+        "sources of answers",
         "trackers",
     }
     assert {"methods", "recipes"} == by_name["classic"]["provides"].keys()
