@@ -53,8 +53,12 @@ def _found(model, inputs, backend):
 
 
 def _assert_close(found, expected):
+    """Compare whole tensors: single values in bf16 may differ by more between two kernels."""
     for capture in READ:
-        torch.testing.assert_close(found[capture], expected[capture], rtol=0.05, atol=0.05)
+        ours, theirs = found[capture].float(), expected[capture].float()
+        seen = theirs.isfinite()  # scores are -inf where attention is masked
+        assert torch.equal(ours.isfinite(), seen)
+        assert (ours - theirs)[seen].norm() < 0.03 * theirs[seen].norm(), capture
 
 
 def test_attention_is_captured_where_only_flash_kernels_may_run(decoder):
