@@ -67,10 +67,13 @@ def example(tmp_path, monkeypatch):
 
     site = tmp_path / "site"
     examples = {
+        "gkd-combiner-confidence": "confidence",
         "gkd-kind-ratings": "ratings",
         "gkd-losses-csv": "losses-csv",
         "gkd-method-cosine": "cosine",
         "gkd-optimizer-adamw-8bit": "adamw-8bit",
+        "gkd-rollouts-sampling": "sampling",
+        "gkd-task-copa": "copa",
     }
     for folder, entry in examples.items():
         _install(site, folder, entry)

@@ -22,12 +22,13 @@ from gkd_core.contract.step import Step
 
 FLAGS = {
     "analyze": "--output --json",
+    "cache": "--set --teacher --data --output --dtype",
     "config": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
-    "--output --track --probe --baseline --seed --nproc --set --schema --json",
+    "--output --teacher-cache --track --probe --baseline --seed --nproc --set --schema --json",
     "eval": "--task --data --against --samples --output --set --json --tasks --num-fewshot --limit "
     "--apply-chat-template --include-path",
     "explain": "--method --recipe --paper-values --teacher --student --student-layers --task "
-    "--data --output --track --probe --baseline --seed --nproc --set --json",
+    "--data --output --teacher-cache --track --probe --baseline --seed --nproc --set --json",
     "methods": "",
     "optimizers": "",
     "plugins": "--json",
@@ -36,8 +37,8 @@ FLAGS = {
     "recipes": "",
     "replay": "--rank",
     "run": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
-    "--output --track --probe --baseline --seed --nproc --set --seeds --overwrite --resume "
-    "--accept-changes --max-time",
+    "--output --teacher-cache --track --probe --baseline --seed --nproc --set --seeds --overwrite "
+    "--resume --accept-changes --max-time",
     "search": "--teacher --student --student-layers --task --data --set --max-latency --max-size "
     "--max-weights --min-kept --time --method --seeds --threads --output --json",
 }

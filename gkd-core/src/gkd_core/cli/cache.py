@@ -33,10 +33,11 @@ def cache(
     output: str,
     dtype: StoredType,
 ) -> None:
-    """Write a teacher's answers about training rows, for runs with --teacher-cache.
+    """Write a teacher's answers about training rows once.
 
-    Of a language model, what its head gets at each token is stored, and the head; of a classifier,
-    its logits. Repeated after an interruption, the command goes on with what is missing.
+    Runs with --teacher-cache learn from them without the teacher. Of a language model, what its
+    head gets at each token is stored, and the head; of a classifier, its logits. Repeated after an
+    interruption, the command goes on with what is missing.
     """
     from gkd_core.plugins import registry
     from gkd_core.runs.answer_cache import write_cache
