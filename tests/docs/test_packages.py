@@ -14,7 +14,14 @@ PACKAGES = {"combiner-confidence": 1, "rollouts-sampling": 3, "task-copa": 6}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "combiner-confidence",
+        pytest.param("rollouts-sampling", marks=pytest.mark.exhaustive),
+        pytest.param("task-copa", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_its_own_tests_pass(install, name):
     site = install(f"gkd-{name}", name.partition("-")[2])
     code = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
