@@ -101,3 +101,10 @@ def test_rates_are_tuned_by_halving_before_cells_are_known(study, monkeypatch):
     assert "lr = 0.0002 " in third.config_file(reported[0].name).read_text()
     # 96 rows less the validation rows, in batches of 16, twice: 12 steps, and a quarter of them.
     assert "steps = 3 " in third.config_file(first.cells[0].name).read_text()
+
+
+def test_a_method_whose_rates_all_fail_is_shown_without_further_trials(study, monkeypatch):
+    tuned = study(axes={"method": ["kd"], "seed": [1]}, tune={"lr_factors": [0.5, 1, 4]})
+    monkeypatch.setattr("gkd_core.studies.study.score", lambda *_: float("-inf"))
+    found = [(cell.role, cell.lr_factor) for cell in tuned.open().cells]
+    assert found == [("tuning", 0.5), ("tuning", 1), ("tuning", 4), ("report", 0.5)]

@@ -37,6 +37,8 @@ class Halving:
             if len(scores) < len(known):
                 return
             left = better_half(left, scores)
+            if scores[left[0]] == -math.inf:
+                break  # all rates failed; the cells show why
         self.best = left[0]
 
 
