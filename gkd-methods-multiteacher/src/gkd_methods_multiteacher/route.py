@@ -46,7 +46,7 @@ class Route(TeacherCombiner):
 
     def check(self) -> None:
         """Reject rows without sources, and sources and teachers without each other."""
-        teachers = [one.teacher.name for one in self.models if one.teacher is not None]
+        teachers = [self._name(number) for number in range(len(self.models))]
         sources = self._sources
         if not sources:
             raise MethodError(
@@ -75,9 +75,13 @@ class Route(TeacherCombiner):
         """Return 1 for the rows of the teacher, 0 for others."""
         if batch.data_sources is None:  # rows that only stand for others, in a plan
             return 1 / len(self.models)
-        name = getattr(self.models[number].teacher, "name", "")
+        name = self._name(number)
         own = [i for i, source in enumerate(self._sources) if self._teacher_of(source) == name]
         return torch.isin(batch.data_sources, batch.data_sources.new_tensor(own)).float()
+
+    def _name(self, number: int) -> str:
+        _, teacher = self.models[number].pair
+        return teacher.name
 
     @property
     def _sources(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gkd_core import digest
 from gkd_core.contract.task import Split
 from gkd_core.data.byte_offsets import cut_blocks, locate_tokens, unpreceded
 from gkd_core.errors import ConfigError, DataError
@@ -86,6 +87,12 @@ class Encoded:
             return None
         rows = np.split(self.learned, self.offsets[1:-1])
         return np.array([int(row.argmax()) if row.any() else len(row) for row in rows], np.int64)
+
+    @property
+    def tokens_hash(self) -> str:
+        """Hash of the tokens of all sequences and of their places."""
+        arrays = (self.ids, self.type_ids, self.offsets, self.positions)
+        return digest.of_bytes(array.tobytes() for array in arrays if array is not None)
 
     @property
     def cut(self) -> str:

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gkd_core import digest
 from gkd_core.atomic import write_file
 from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.distributed.device import pick_device
@@ -99,7 +98,7 @@ def write_cache(
     encoded, collator = read_by(spec, 0, device)
     shards, precision = _shards(encoded), spec.config.training.precision
     begun = CacheManifest(
-        belongs(spec, 0), form, dtype, precision, _rows_hash(encoded), len(shards)
+        belongs(spec, 0), form, dtype, precision, encoded.tokens_hash, len(shards)
     )
     manifest = _begin(folder, begun)
     writer = _Writer(folder, form, dtype, collator, encoded, device)
@@ -148,11 +147,6 @@ def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
             f"--output: {folder} holds other answers: {'; '.join(different)}. Name another folder"
         )
     return there
-
-
-def _rows_hash(encoded: Encoded) -> str:
-    arrays = (encoded.ids, encoded.type_ids, encoded.offsets, encoded.positions)
-    return digest.of_bytes(array.tobytes() for array in arrays if array is not None)
 
 
 def _restored(logits: LinearLogits, stored: Tensor) -> LinearLogits:

@@ -73,7 +73,7 @@ class TinyStage:
             teacher.model.requires_grad_(False)  # as in a run
         student = _info("student", self.student, kind)
         classes = () if registry().kind(kind).is_lm else CLASS_NAMES
-        data = DataInfo(len(tiny_batch(kind)), classes, tuple(f"teacher{n}" for n in (1, 2)))
+        data = DataInfo(len(tiny_batch(kind)), classes, ("teacher1", "teacher2"))
         self.models = tuple(
             Models(student, _info(f"teacher{number}", teacher, kind), kind, data)
             for number, teacher in enumerate(self.teachers, 1)

@@ -147,13 +147,12 @@ def _file(stage: Stage, number: int, encoded: Encoded) -> Path | None:
     """
     if stage.config.teachers[number].keep != "disk":
         return None
-    tokens = (encoded.ids, encoded.type_ids, encoded.offsets, encoded.positions)
     data = stage.spec.data
     return answer_file(
         digest.of_value(
             [
                 weights_hash(stage.live(number).model),
-                digest.of_bytes(part.tobytes() for part in tokens if part is not None),
+                encoded.tokens_hash,
                 [data.rows_hash, data.kind, list(data.classes), len(encoded), ROWS],
                 [stage.config.training.precision, stage.engine.device.type],
                 [torch.__version__, version("transformers")],
