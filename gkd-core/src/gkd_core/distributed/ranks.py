@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
+from gkd_core.distributed.messages import broadcast
 from gkd_core.distributed.rank_info import RankInfo
 
 Value = TypeVar("Value")
@@ -96,12 +97,10 @@ def tell(value: Value) -> Value:
     Every rank must call it.
 
     Args:
-        value: A picklable value; only that of rank 0 is used.
+        value: None, a boolean, number, text or path, a tensor or array, or a list, tuple, mapping
+            or dataclass of these; only that of rank 0 is used.
     """
-    told = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
-    return told[0]
+    return broadcast(value) if world_size() > 1 else value
 
 
 def any_rank(fact: bool) -> bool:
