@@ -91,7 +91,7 @@ def _is_new(options: RunOptions) -> bool:
 
 
 def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -> None:
-    from gkd_core.distributed.ranks import is_first
+    from gkd_core.distributed.ranks import is_first, set_patience
     from gkd_core.parallel.launch import started_by_gkd
     from gkd_core.plugins import registry
     from gkd_core.runs.default_method import as_built
@@ -103,6 +103,7 @@ def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -
     specs = prepare_run(resolved, registry())
     resolved = as_built(resolved, specs)
     count = ranks_to_start(resolved)
+    set_patience(resolved.config.parallel.timeout)
     differences = () if resumption is None else _check(resolved, resumption, specs)
     with _directory(resolved, mode) as (directory, lease):
         if count and lease is not None:

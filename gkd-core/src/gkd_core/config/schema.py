@@ -15,6 +15,8 @@ from gkd_core.config.graph import stage_of
 from gkd_core.contract.schedule import Schedule
 
 Positive = Annotated[int, Field(gt=0)]
+LONGEST_WAIT = 30 * 24 * 3600
+"""Seconds: PyTorch counts them in nanoseconds, which end somewhere."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Offload = Literal["none", "cpu", "nvme"]
@@ -387,6 +389,11 @@ class ParallelConfig(Section):
         0,
         description="What DeepSpeed ZeRO shards over the processes: 1: the optimizer state; 2: "
         "also the gradients; 3: also the student's weights; 0: nothing.",
+    )
+    timeout: Annotated[float, Field(gt=0, le=LONGEST_WAIT)] = Field(
+        1800.0,
+        description="Seconds that a process waits for the others, for example while the first one "
+        "saves a large student; then the run ends, and says where each process was.",
     )
     offload_optimizer: Offload = Field(
         "none", description="Where to offload the optimizer state; nvme needs zero = 3, cpu >= 1."

@@ -6,12 +6,14 @@ A run in a single process has one rank: everything here is then free.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import Store, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from gkd_core.distributed.messages import broadcast
@@ -20,7 +22,7 @@ from gkd_core.distributed.rank_info import RankInfo
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for the others, for example while the first saves a large student."""
+"""How long a rank waits for the others to begin."""
 
 GRACE = 15.0
 """Seconds to wait for the rank that broke a connection to report why."""
@@ -31,6 +33,7 @@ LOST = (
     "connection refused",
     "broken pipe",
 )
+LATE = ("timed out waiting", "timed out after")
 FAILED = "gkd/failed"
 
 _store: Store | None = None
@@ -77,6 +80,13 @@ def init_process_group(info: RankInfo) -> None:
         place = f"file://{info.store}?rank={info.rank}&world_size={info.world}"
     _store, number, size = next(rendezvous(place))
     dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=PATIENCE)
+
+
+def set_patience(seconds: float, groups: Iterable[ProcessGroup] = ()) -> None:
+    """Set how long a rank waits for the others in the default group and in other ones."""
+    if dist.is_initialized():
+        for group in (dist.GroupMember.WORLD, *groups):
+            _set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def leave() -> None:
@@ -136,6 +146,11 @@ def first_failure(status: int) -> int | None:
 def lost_connection(error: BaseException) -> bool:
     """Return whether an error only reports that another rank is gone."""
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in LOST)
+
+
+def waited_in_vain(error: BaseException) -> bool:
+    """Return whether an error only reports that another rank did not come in time."""
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in LATE)
 
 
 def wait_for_reason() -> bool:
