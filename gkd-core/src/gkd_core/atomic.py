@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # it can't be read without being set
 MODE = 0o666 & ~_UMASK

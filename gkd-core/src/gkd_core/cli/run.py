@@ -87,7 +87,7 @@ def _is_new(options: RunOptions) -> bool:
     """Return whether a run has not been begun: of several seeds, the first may be finished."""
     from gkd_core.runs.directory import CONFIG
 
-    return not (Path(options.flags["output"]) / CONFIG).exists()
+    return not (Path(os.path.expanduser(options.flags["output"])) / CONFIG).exists()
 
 
 def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -> None:
@@ -202,6 +202,7 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     chosen = options.flags.get("output")
     if chosen is None:
         raise ConfigError("--resume needs the directory of the run: add --output DIR")
+    chosen = os.path.expanduser(chosen)
     if is_first():
         refuse_held(Path(chosen))
         restore_replaced(Path(chosen))

@@ -6,7 +6,9 @@ fields. The options of a method are in its own `Method.Config`, under the method
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -38,6 +40,19 @@ def _fits(seed: int) -> int:
     return seed
 
 
+def _expanded(place: str) -> str:
+    if not place:
+        raise ValueError("is empty")
+    if any(unicodedata.category(character) == "Cc" for character in place):
+        raise ValueError("has control characters")
+    expanded = os.path.expanduser(place)
+    if expanded.startswith("~"):
+        raise ValueError(f"names the user {place.split('/')[0][1:]!r}, who is not known here")
+    return expanded
+
+
+Place = Annotated[str, AfterValidator(_expanded)]
+"""The path of something that is written."""
 Seed = Annotated[int, Field(ge=0), AfterValidator(_fits)]
 
 
@@ -401,7 +416,7 @@ class ParallelConfig(Section):
     offload_params: Offload = Field(
         "none", description="Where to offload the student's weights between uses; needs zero = 3."
     )
-    nvme_path: str | None = Field(None, description="Directory on a local disk, for nvme.")
+    nvme_path: Place | None = Field(None, description="Directory on a local disk, for nvme.")
 
     @model_validator(mode="after")
     def _offload_fits_zero(self) -> ParallelConfig:
@@ -512,7 +527,7 @@ class ProbeConfig(Section):
 class OutputConfig(Section):
     """Output files and directories."""
 
-    dir: str | None = Field(
+    dir: Place | None = Field(
         None,
         description="Run directory. Default: runs/NAME-N with the next free number, where NAME is "
         "the recipe or the method.",
