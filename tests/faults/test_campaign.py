@@ -6,7 +6,7 @@ import pytest
 from tests.faults.trials import assert_same_students, go_on, run, students
 
 POINTS = 40
-SOME = (11, 29)
+SOME = (11,)
 """Points that `make test` runs; the others are exhaustive."""
 
 KINDS = ("kill", "stop", "full")
