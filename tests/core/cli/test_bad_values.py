@@ -2,18 +2,15 @@
 
 import shutil
 import signal
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from tests.core.cli.bad_values import options, settings
+from tests.grids import first_of
 
 from gkd_core.runs.run import Run
 
-sys.path.insert(0, str(Path(__file__).parent))
-from bad_values import options, settings
-
-LONGEST = 4096
+LONGEST = 2048
 SECONDS = 10
 SETTINGS, OPTIONS = dict(settings()), list(options())
 
@@ -84,9 +81,7 @@ def _nth(values, number):
     return name, values[name]
 
 
-@pytest.mark.parametrize(
-    "turn", [0, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(1, 24))]
-)
+@pytest.mark.parametrize("turn", first_of(range(24)))
 def test_bad_value_of_a_setting_is_refused(refuse, world, turn):
     chosen = {
         key: _nth(values, turn + place) for place, (key, values) in enumerate(SETTINGS.items())
@@ -94,9 +89,7 @@ def test_bad_value_of_a_setting_is_refused(refuse, world, turn):
     _check(refuse, {(key, name): _run(world, key, value) for key, (name, value) in chosen.items()})
 
 
-@pytest.mark.parametrize(
-    "turn", [0, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(1, 16))]
-)
+@pytest.mark.parametrize("turn", first_of(range(16)))
 def test_bad_value_of_an_option_is_refused(refuse, world, turn):
     model = ["--teacher", world / "teacher", "--student-layers", 2]
     base = {"plan": [*model, "--data", world / "train.jsonl", "--set", "task.max_length=32"]}
