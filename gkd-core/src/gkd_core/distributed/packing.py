@@ -31,7 +31,8 @@ def pack(value: Any) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     head = json.dumps(_plain(value, tensors)).encode()
-    return len(head).to_bytes(LENGTH, "big") + head + save(tensors)
+    body: bytes = save(tensors)
+    return len(head).to_bytes(LENGTH, "big") + head + body
 
 
 def unpack(content: bytes) -> Any:
