@@ -19,7 +19,7 @@ from typing import get_args
 from filelock import FileLock
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from gkd_core.data.cache import Room, cache_dir, touch, warn_unwritable
+from gkd_core.data.cache import Room, cache_dir, touch
 from gkd_core.errors import ConfigError
 from gkd_core.lease import hold, holder
 
@@ -69,25 +69,22 @@ def cache_limit() -> int:
 
 
 def use_entry(path: Path) -> None:
-    """Keep an entry of the cache, which need not exist yet, as long as this process lives."""
+    """Keep an entry of the cache, which need not exist yet, as long as this process lives.
+
+    In a cache that cannot be written, there is nothing to do.
+    """
     folder = cache_dir()
-    try:
-        with _locked(folder):
-            with _own_file(folder).open("a") as file:
-                file.write(f"{path.relative_to(folder)}\n")
-            touch(path)
-    except OSError as error:
-        warn_unwritable(error)
+    with suppress(OSError), _locked(folder):
+        with _own_file(folder).open("a") as file:
+            file.write(f"{path.relative_to(folder)}\n")
+        touch(path)
 
 
 def shrink_cache() -> None:
     """Remove the entries that were not used for longest until the cache is within its limit."""
     folder = cache_dir()
-    try:
-        with _locked(folder):
-            _shrink(folder, cache_limit())
-    except OSError as error:
-        warn_unwritable(error)
+    with suppress(OSError), _locked(folder):
+        _shrink(folder, cache_limit())
 
 
 def _shrink(folder: Path, limit: int) -> None:
