@@ -10,6 +10,7 @@ import click
 from pydantic import BaseModel
 
 from gkd_core.cli import BUILT_IN, gkd
+from gkd_core.cli.plan import FigureFile
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.schedule import Schedule
 
@@ -136,6 +137,6 @@ def _values_of(kind: click.ParamType) -> dict[str, str]:
         return CHOICES
     if kind is click.STRING:
         return {}
-    if isinstance(kind, click.Path):
+    if isinstance(kind, (click.Path, FigureFile)):
         return {name: value for name, value in PLACES.items() if name in ("long", "long parts")}
     return NUMBERS

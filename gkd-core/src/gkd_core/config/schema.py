@@ -51,7 +51,7 @@ def _expanded(place: str) -> str:
     return expanded
 
 
-Place = Annotated[str, AfterValidator(_expanded)]
+WrittenPath = Annotated[str, AfterValidator(_expanded)]
 """The path of something that is written."""
 Seed = Annotated[int, Field(ge=0), AfterValidator(_fits)]
 
@@ -416,7 +416,7 @@ class ParallelConfig(Section):
     offload_params: Offload = Field(
         "none", description="Where to offload the student's weights between uses; needs zero = 3."
     )
-    nvme_path: Place | None = Field(None, description="Directory on a local disk, for nvme.")
+    nvme_path: WrittenPath | None = Field(None, description="Directory on a local disk, for nvme.")
 
     @model_validator(mode="after")
     def _offload_fits_zero(self) -> ParallelConfig:
@@ -527,7 +527,7 @@ class ProbeConfig(Section):
 class OutputConfig(Section):
     """Output files and directories."""
 
-    dir: Place | None = Field(
+    dir: WrittenPath | None = Field(
         None,
         description="Run directory. Default: runs/NAME-N with the next free number, where NAME is "
         "the recipe or the method.",

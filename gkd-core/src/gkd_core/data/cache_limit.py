@@ -32,7 +32,7 @@ USES = ".uses"
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Occupant:
     """A file or directory of the cache: its size in bytes, and when it was last used."""
 
     path: Path
@@ -105,7 +105,7 @@ def _locked(folder: Path) -> FileLock:
     return FileLock(folder / USES / ".lock")
 
 
-def _entries(folder: Path) -> Iterator[_Entry]:
+def _entries(folder: Path) -> Iterator[_Occupant]:
     """Yield what may be removed: not what is being written, nor the locks of others."""
     for room in get_args(Room):
         for path in folder.glob(f"{room}/*"):
@@ -113,7 +113,7 @@ def _entries(folder: Path) -> Iterator[_Entry]:
                 with suppress(FileNotFoundError):
                     inner = path.rglob("*") if path.is_dir() else ()
                     size = sum(each.lstat().st_size for each in (path, *inner))
-                    yield _Entry(path, size, path.stat().st_mtime)
+                    yield _Occupant(path, size, path.stat().st_mtime)
 
 
 def _remove(path: Path) -> None:
