@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,8 +42,10 @@ class FigureFile(click.ParamType[Path]):
         """Return the path, or fail if it is a folder or in none."""
         path = Path(value)
         try:
-            if path.is_dir() or not path.parent.is_dir():
-                self.fail(f"{value!r} is a folder, or in one that does not exist", param, ctx)
+            path.parent.stat()
+            with suppress(FileNotFoundError):
+                if S_ISDIR(path.stat().st_mode):
+                    self.fail(f"{value!r} is a folder", param, ctx)
         except OSError as error:
             self.fail(f"{value!r} cannot be written: {error.strerror}", param, ctx)
         return path
