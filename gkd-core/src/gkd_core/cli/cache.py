@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def cache(
     ).resolve()
     show_warnings(resolved)
     spec = prepare_run(resolved, registry())[-1]
-    folder = Path(output).expanduser()
+    folder = Path(os.path.expanduser(output))
     manifest = write_cache(spec, registry(), folder, dtype, click.echo)
     click.echo(_summary(manifest, folder))
 

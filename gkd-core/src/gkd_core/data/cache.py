@@ -36,8 +36,8 @@ def cache_dir() -> Path:
     """
     own = os.environ.get("GKD_CACHE")
     if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gkd"
+        return Path(os.path.expanduser(own))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "gkd"
 
 
 def cache_entry(room: Room, name: str) -> Path:

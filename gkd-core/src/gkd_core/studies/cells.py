@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,7 +219,7 @@ class CellMaker:
         if isinstance(tree, (list, tuple)):
             return [self._content(inner, key) for inner in tree]
         if isinstance(tree, str) and key in (*MODELS, *FILES):
-            path = Path(tree).expanduser()
+            path = Path(os.path.expanduser(tree))
             if path.exists():
                 return self._contents.digest(path) if key in MODELS else _rows(path)
         return tree
