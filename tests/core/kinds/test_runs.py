@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.grids import first_of
 
 MODELS = {
     "multi-label": "BertForSequenceClassification",
@@ -19,7 +20,7 @@ CHANCE = {
     "span-extraction": 45.0,
 }
 """What a guess does not reach."""
-QUICK = ("token-classification",)
+QUICK = "token-classification"
 METHODS = ("soft+minilm", "soft", "tinybert+soft")
 """The last one compares hidden states."""
 
@@ -41,10 +42,7 @@ def _comparison(output):
 
 @pytest.mark.parametrize(
     ("kind", "methods"),
-    [
-        *((kind, METHODS[:1]) for kind in QUICK),
-        *(pytest.param(kind, METHODS, marks=pytest.mark.exhaustive) for kind in MODELS),
-    ],
+    first_of([(QUICK, METHODS[:1]), *((kind, METHODS) for kind in MODELS)]),
 )
 def test_a_teacher_is_fine_tuned_and_students_distilled(kind, methods, task, invoke, tmp_path):
     folder, teacher = task(kind), tmp_path / "teacher"
@@ -108,13 +106,7 @@ def test_kinds_of_superglue_are_planned_trained_and_distilled(rows, task, invoke
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    [
-        METHODS[0],
-        *(pytest.param(method, marks=pytest.mark.exhaustive) for method in METHODS[1:]),
-    ],
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_embeddings_are_distilled_without_labels(method, task, invoke, tmp_path):
     folder, output = task("embedding"), tmp_path / "student"
     flags = ["--method", method, "--teacher", folder / "untrained", "--student-layers", 2]
