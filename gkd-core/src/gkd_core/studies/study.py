@@ -13,13 +13,10 @@ from gkd_core.studies.cell import Cell
 from gkd_core.studies.cells import CellMaker, configs
 from gkd_core.studies.design import AxisPoint, axis_points
 from gkd_core.studies.study_config import StudyConfig
-from gkd_core.studies.study_folder import CELLS, StudyFolder
+from gkd_core.studies.study_folder import CELLS, TIMING, StudyFolder
 from gkd_core.studies.tuning import cells_of
 from gkd_core.studies.validation import score
 from gkd_core.training.participants import installed_code
-
-TIMING = "timing"
-"""The folder within that of a study for runs that show what cells cost."""
 
 
 @dataclass(frozen=True)
