@@ -64,6 +64,20 @@ def test_what_gkd_refuses_is_dropped_with_its_message(study):
     assert any("9" in reason for reason in reasons)
 
 
+def test_cells_that_cost_the_same_are_timed_once(study):
+    axes = {
+        "method": ["kd", "2*kd", "kd+hard", "hard+0.5*kd"],
+        "student.init": ["spaced", "first"],
+        "training.lr": [1e-4],
+        "seed": [1, 2],
+    }
+    timed = study(axes=axes).open_timing().cells
+    assert [cell.axes["method"] for cell in timed] == ["kd", "kd+hard"]
+    assert {cell.axes["student.init"] for cell in timed} == {"spaced"}
+    sizes = {"method": ["kd"], "student.layers": [1, 2], "training.batch_size": [8, 16]}
+    assert len(study(axes=sizes).open_timing().cells) == 2 * 2
+
+
 def test_study_without_a_possible_cell_is_refused(study):
     with pytest.raises(ConfigError, match=r"every cell of the study is dropped: .*nonesuch"):
         study(axes={"method": ["nonesuch"]}).open()

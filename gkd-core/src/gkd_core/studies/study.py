@@ -78,10 +78,14 @@ class Study:
 
     def open_timing(self) -> StudyFolder:
         """Write the folder of short runs that show what cells cost, and return it."""
-        timings = (self.maker.make_timing(each) for each in self.possible)
-        made = {each.cell.name: each for each in timings}
+        timings = [self.maker.make_timing(each) for each in self.possible]
+        made = {each.cell.name: each for each in reversed(timings)}  # the first of those alike
         folder = StudyFolder(
-            self.path / TIMING, self.config, [each.cell for each in made.values()], (), self._code
+            self.path / TIMING,
+            self.config,
+            [each.cell for each in reversed(made.values())],
+            (),
+            self._code,
         )
         folder.write(configs(made.values()))
         return folder
