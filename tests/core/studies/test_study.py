@@ -1,5 +1,7 @@
 """The cells of studies on the tiny world; none of them is run."""
 
+import tomllib
+
 import pytest
 
 from gkd_core.errors import ConfigError
@@ -44,7 +46,7 @@ def test_name_is_that_of_content_and_of_what_differs_from_the_defaults(study, wo
         return [cell.name for cell in Study(tmp_path / "x", config, registry()).open().cells]
 
     assert names() == names({"training.lr": 5e-5}) == names({"output.tensorboard": False})
-    assert names() == names({"teacher.keep": "disk"})
+    assert names() == names({"teacher.keep": "disk"}) == names({"teacher.keep": "none"})
     assert names() != names({"training.lr": 1e-4})
     moved = tmp_path / "train.jsonl"
     moved.write_bytes((world / "train.jsonl").read_bytes())
@@ -53,6 +55,17 @@ def test_name_is_that_of_content_and_of_what_differs_from_the_defaults(study, wo
     changed.parent.mkdir()
     changed.write_text(moved.read_text().replace("good", "bad"))
     assert names() != names({"task.train": str(changed)})
+
+
+def test_cells_share_what_a_teacher_answers_unless_the_study_says_how(study):
+    def kept(**tree):
+        folder = study(**tree).open()
+        configs = [tomllib.loads(folder.config_file(c.name).read_text()) for c in folder.cells]
+        return [teacher["keep"] for config in configs for teacher in config["teachers"]]
+
+    assert kept() == ["share", "share"]
+    own = {"method": {"kd": {"method": "kd", "teacher.keep": "auto"}}}
+    assert kept(values=own) == ["auto", "share"]
 
 
 def test_what_gkd_refuses_is_dropped_with_its_message(study):

@@ -143,7 +143,10 @@ def test_predicted_time_is_near_the_measured_one(study, folder):
     assert str(time) in study("status").out
 
 
-def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(study, folder):
+def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(
+    study, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
     settings = Path("small.toml").read_text().partition("[settings]\n")[2]
     Path("small.toml").write_text(f"{EQUAL_AND_TUNED}{settings}")
     done = study("run")
@@ -156,6 +159,8 @@ def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(stud
     reported = [cell for cell in cells if cell["role"] == "report"]
     assert len(reported) == len(study.started) - len(trials) == 2
     assert study("run").code == len(study.started) == 0
+    assert len(list(tmp_path.glob("cache/answers/*.safetensors"))) == 1, "one teacher for all"
+    assert all("logits of 96 rows are kept" in _log(folder, cell) for cell in cells)
 
     weights = {c["axes"]["student.layers"]: _student(folder, c)["parameters"] for c in reported}
     assert max(weights.values()) < 1.05 * min(weights.values()), weights
@@ -192,6 +197,10 @@ student.init = "random"
 
 def _depth(cell):
     return cell["axes"]["student.layers"]
+
+
+def _log(folder, cell):
+    return (folder / "cells" / cell["name"] / "log.txt").read_text()
 
 
 def _student(folder, cell):

@@ -7,13 +7,14 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gkd_core import digest
 from gkd_core.config.expression import parse_expression
 from gkd_core.config.render import to_toml
 from gkd_core.config.resolve import Resolved, ResolvedStage, resolve
 from gkd_core.config.schema import RunConfig, task_name
+from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.model_info import Models
 from gkd_core.errors import GkdError
 from gkd_core.models.content import ModelContents
@@ -52,6 +53,9 @@ TIMED = 3
 MODELS = ("model", "augment_model")
 FILES = ("train", "validation", "test")
 """Settings that name a place; its content names the cell."""
+
+
+Configured = TypeVar("Configured", Resolved, ResolvedStage)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class CellMaker:
         cell = self._cell(point, resolved, lr_factor)
         if cell.name not in self._known and (refusal := self.prepare(point).refusal):
             return self._dropped(point, refusal)
-        return CheckedCell(cell, resolved)
+        return CheckedCell(cell, _with_shared_answers(resolved))
 
     def make_trial(self, point: AxisPoint, lr_factor: float, share: float) -> CheckedCell:
         """Return a cell that tries a factor of the learning rates.
@@ -131,7 +135,8 @@ class CellMaker:
         resolved = self._resolve(settings | shorter)
         resolved = self._faster(settings | shorter, resolved, lr_factor)
         cell = self._cell(point, resolved, lr_factor)
-        return CheckedCell(replace(cell, role="tuning", share=share), resolved)
+        trial = replace(cell, role="tuning", share=share)
+        return CheckedCell(trial, _with_shared_answers(resolved))
 
     def make_timing(self, point: AxisPoint) -> CheckedCell:
         """Return a short run that shows what a point costs, and all that cost the same.
@@ -150,7 +155,8 @@ class CellMaker:
         alone = {"seed": (1, "timing"), "output.reuse": (False, "timing")}
         resolved = self._resolve(settings | alone | short)
         cell = self._cell(point, resolved, 1.0)
-        return CheckedCell(replace(cell, seed=1, name=self._cost_name(resolved)), resolved)
+        timing = replace(cell, seed=1, name=self._cost_name(resolved))
+        return CheckedCell(timing, _with_shared_answers(resolved))
 
     def prepare(self, point: AxisPoint) -> Prepared:
         """Return what is known of the run of a point, whatever its seed."""
@@ -254,6 +260,28 @@ def total_steps(spec: StageSpec) -> int:
     training = spec.config.training
     rows = len(spec.data.train) * (1 + copies(spec.config, spec.kind))
     return training.steps or training.epochs * -(-rows // training.batch_size)
+
+
+def _with_shared_answers(resolved: Resolved) -> Resolved:
+    """Return a configuration by which teachers are asked once for all cells, unless it says how.
+
+    What they answer is the same up to rounding: cells keep their names.
+    """
+    stages = tuple(map(_sharing, resolved.stages))
+    return replace(_sharing(resolved), stages=stages)
+
+
+def _sharing(part: Configured) -> Configured:
+    keys = [f"teachers.{number}.keep" for number in range(len(part.config.teachers))]
+    teachers = [
+        teacher if key in part.origins else teacher.model_copy(update={"keep": "share"})
+        for key, teacher in zip(keys, part.config.teachers, strict=True)
+    ]
+    return replace(
+        part,
+        config=part.config.model_copy(update={"teachers": teachers}),
+        origins={**dict.fromkeys(keys, Origin(Level.DEFAULT, "every study")), **part.origins},
+    )
 
 
 def _trees(resolved: Resolved, left_out: dict[str, Any]) -> list[dict[str, Any]]:
