@@ -60,7 +60,7 @@ def gpus() -> list[Gpu]:
 
 def share_taken() -> float:
     """Return the share of its GPU that this process has taken at most; 0 if it has used none."""
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return 0.0
     size = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return (torch.cuda.max_memory_reserved() + CONTEXT) / size
