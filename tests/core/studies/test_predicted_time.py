@@ -29,7 +29,8 @@ def folder(write_study, tmp_path):
 def test_times_of_finished_cells_are_compared_with_what_was_predicted(folder):
     assert PredictedTime.of(folder) is None
     kd, hard = (cell.group for cell in folder.cells[:2])
-    save_forecast(folder, [(kd, {1.0: 20.0, 0.25: 5.0}), (hard, {1.0: 44.0, 0.25: 10.0})])
+    save_forecast(folder, [(kd, {1.0: 20.0, 0.25: 5.0}), (hard, {1.0: 9.0})])
+    save_forecast(folder, [(hard, {1.0: 44.0, 0.25: 10.0})])  # a plan of one method
     found = PredictedTime.of(folder)
     assert found == PredictedTime(2, 64.0, 80.0)
     said = "time of 2 cells, one after the other: 0:01:20; predicted: 0:01:04 (factor 1.25)"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from gkd_core.atomic import write_file
 from gkd_core.strict_json import json_text
@@ -16,6 +17,9 @@ FORECAST = "forecast.json"
 
 Seconds = Mapping[float, float]
 """The duration of a cell by the share of the steps that it is trained for."""
+
+Forecast = Mapping[str, Mapping[str, float]]
+"""The durations of cells by group, as JSON can hold them."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,7 @@ class PredictedTime:
         Args:
             folder: The folder of the study.
         """
-        path = folder.path / TIMING / FORECAST
-        known = json.loads(path.read_text()) if path.exists() else {}
-        pairs = list(_pairs(folder, known))
+        pairs = list(_pairs(folder, _forecast(folder)))
         if not pairs:
             return None
         return cls(len(pairs), sum(p for p, _ in pairs), sum(m for _, m in pairs))
@@ -61,19 +63,28 @@ class PredictedTime:
 
 
 def save_forecast(folder: StudyFolder, seconds: Iterable[tuple[str, Seconds]]) -> None:
-    """Keep what cells are predicted to take.
+    """Keep what cells are predicted to take, besides what was kept of others.
 
     Args:
         folder: The folder of the study.
         seconds: The duration of a cell, with the group that it belongs to.
     """
     content = {group: {str(share): s for share, s in each.items()} for group, each in seconds}
-    write_file(folder.path / TIMING / FORECAST, json_text(content, indent=1))
+    write_file(_path(folder), json_text({**_forecast(folder), **content}, indent=1))
 
 
-def _pairs(
-    folder: StudyFolder, known: Mapping[str, Mapping[str, float]]
-) -> Iterator[tuple[float, float]]:
+def _path(folder: StudyFolder) -> Path:
+    return folder.path / TIMING / FORECAST
+
+
+def _forecast(folder: StudyFolder) -> Forecast:
+    """Return what was kept; nothing if nothing was predicted."""
+    path = _path(folder)
+    found: Forecast = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _pairs(folder: StudyFolder, known: Forecast) -> Iterator[tuple[float, float]]:
     """Yield what was predicted for a finished cell, and what it took."""
     for cell in folder.cells:
         predicted = known.get(cell.group, {}).get(str(float(cell.share)))
