@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gkd_core.studies.shapes import MeasuredShape
     from gkd_core.training.stage_spec import StageSpec
 
+FOLDER = Path("searches/search")
+
 
 @click.command()
 @study_options
@@ -64,18 +66,19 @@ def search(
     from gkd_core.studies.budget import SECONDS, Budget, amount
     from gkd_core.studies.search import StudentSearch
     from gkd_core.studies.search_result import SearchResult
-    from gkd_core.studies.shapes import measure_shapes, shapes_of
+    from gkd_core.studies.shapes import measure_shapes, shapes_of, shapes_of_search
 
     until = time.monotonic() + (amount(duration, SECONDS, "--time") or 0.0)
     budget = Budget.read(max_latency, max_size, max_weights, min_kept)
     torch.set_num_threads(threads)
     console = Console(highlight=False, stderr=as_json)
     shared, spec = _stage(flags, settings)
-    before = measure_shapes(spec, shapes_of(spec.teachers[0].info), budget)
+    folder, shapes = output or FOLDER, shapes_of(spec.teachers[0].info)
+    before = shapes_of_search(folder, spec, shapes, budget, threads)
     _say_shapes(console, before[0], before[1])
     space = _space(spec, before, budget, methods, shared)
     found = StudentSearch(
-        output or Path("searches/search"),
+        folder,
         space,
         registry(),
         threads,
