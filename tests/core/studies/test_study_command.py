@@ -143,6 +143,7 @@ def test_predicted_time_is_near_the_measured_one(study, folder):
     assert str(time) in study("status").out
 
 
+@pytest.mark.exhaustive
 def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(
     study, folder, tmp_path, monkeypatch
 ):
