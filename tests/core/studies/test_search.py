@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -200,6 +201,29 @@ def test_candidate_that_was_stopped_goes_on_when_worse_ones_have_come(
     assert [json.loads(entry)["step"] for entry in entries] == [2, 4]  # the same run went on
     tried = json.loads((tmp_path / "found/report/search.json").read_text())["tried"]
     assert sum("stopped at evaluation 2" in each[""] for each in tried) == 1
+
+
+def test_search_that_is_asked_to_stop_stops_its_candidate_and_can_go_on(
+    arguments, invoke, pretend, tmp_path, monkeypatch
+):
+    pytest.importorskip("optuna")
+    stock = pretend.is_over
+
+    def is_over(run):
+        signal.raise_signal(signal.SIGTERM)
+        return stock.fget(run)
+
+    limits = ("--max-weights", "20k", "--time", "2s")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(pretend, "is_over", property(is_over))
+        stopped = invoke(*arguments, *limits)
+    assert stopped.code == 75
+    assert "stopped; the same command goes on" in stopped.err
+    (attempt,) = (Attempt.load(path) for path in tmp_path.glob("found/attempts/*.json"))
+    assert attempt.status == 75
+    first = pretend.started[0]
+    assert invoke(*arguments, *limits).code == 0
+    assert pretend.started[1] == first
 
 
 def test_rungs_let_the_better_half_pass():

@@ -45,14 +45,14 @@ def gpus() -> list[Gpu]:
     if not torch.cuda.is_available():
         return []
     # A process that asks takes memory of each GPU until it ends, so that another one does.
-    asked = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=False)
-    if asked.returncode:
-        said = asked.stderr.strip().splitlines() or ["no answer"]
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no answer"]
         raise ConfigError(
             f"the GPUs of this machine do not say how much memory is free: {said[-1]}. Wait until "
             "one is, or add --set parallel.device=cpu"
         )
-    found = json.loads(asked.stdout)
+    found = json.loads(done.stdout)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     names = visible if visible != [""] else [str(number) for number in range(len(found))]
     return [Gpu(name, free, size) for name, (free, size) in zip(names, found, strict=False)]

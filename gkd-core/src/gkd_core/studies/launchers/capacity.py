@@ -93,5 +93,5 @@ def gpu_places(share: float) -> list[str]:
         each = math.ceil(share)
         return [",".join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
     rooms = {gpu.name: int(gpu.free / (share * gpu.size)) for gpu in found}
-    turns = sorted((turn, names.index(name)) for name in names for turn in range(rooms[name]))
-    return [names[number] for _, number in turns] or [max(found, key=lambda gpu: gpu.free).name]
+    rounds = sorted((count, names.index(name)) for name in names for count in range(rooms[name]))
+    return [names[number] for _, number in rounds] or [max(found, key=lambda gpu: gpu.free).name]
