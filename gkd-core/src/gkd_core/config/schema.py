@@ -104,11 +104,12 @@ class TeacherConfig(Section):
         description="Tensor-parallel size: processes that share one copy, each with a shard of "
         "every layer. Default: the student's.",
     )
-    keep: Literal["auto", "none", "memory", "disk"] = Field(
+    keep: Literal["auto", "share", "none", "memory", "disk"] = Field(
         "auto",
         description="Whether its logits of the training rows are computed once and kept: `auto` if "
-        "the rows are seen again, it is no language model, and they take at most 256 MiB; `memory` "
-        "always; `disk` in the cache, where other runs find them; `none` never.",
+        "the rows are seen again, it is no language model, and they take at most 256 MiB; `share` "
+        "as `auto`, but in the cache, where other runs find them, and also if rows are seen once; "
+        "`memory` always; `disk` always, in the cache; `none` never.",
     )
     source: SourceConfig | None = Field(
         None,
