@@ -30,6 +30,7 @@ def gkd_register_methods() -> Iterable[type[Method]]:
     from gkd_methods_classic.pd import PD
     from gkd_methods_classic.pkd import PKD
     from gkd_methods_classic.soft import Soft
+    from gkd_methods_classic.uld import ULD
 
     return [
         AnnealingKD,
@@ -47,6 +48,7 @@ def gkd_register_methods() -> Iterable[type[Method]]:
         PD,
         PKD,
         Soft,
+        ULD,
     ]
 
 

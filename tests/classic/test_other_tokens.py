@@ -1,0 +1,52 @@
+"""Recipes for a teacher with another tokenizer: each runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gkd_core.plugins import registry
+
+RECIPES = {"uld": "hard+1.5*uld"}
+"""The method of each recipe."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Texts with characters of one to four bytes, and with spaces at their ends."""
+    file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    texts = ("the film was good", " naïve café, 漢字 in a film! ", "𝄞 it was bad  and sad")
+    file.write_text("".join(f"{text} {n}\n" for n in range(16) for text in texts))
+    return file
+
+
+@pytest.fixture
+def given(tongues, corpus):
+    settings = {
+        "task.validation": corpus,
+        "task.max_length": 64,
+        "training.steps": 4,
+        "training.batch_size": 8,
+        "training.log_every": 1,
+        "training.lr": 1e-3,
+        "output.reuse": "false",
+        "output.tensorboard": "false",
+    }
+    models = ["--teacher", tongues / "causal-bert", "--student", tongues / "causal-roberta"]
+    pairs = (("--set", f"{name}={value}") for name, value in settings.items())
+    return [*models, "--data", corpus, "--no-baseline", *(part for pair in pairs for part in pair)]
+
+
+def test_every_method_that_aligns_tokens_has_a_recipe():
+    aligning = {n for n, method in registry().methods.items() if method.aligns}
+    assert aligning == RECIPES.keys()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_runs_and_learns_from_the_other_tokens(invoke, given, tmp_path, recipe):
+    done = invoke("run", "--recipe", recipe, *given, "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "teacher: another tokenizer" in done.out
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    assert rows[-1]["name"] == f"student, {RECIPES[recipe]}"
