@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
+from gkd_core.models.tokenizer import token_texts
 from gkd_core.plugins import registry
 
-RECIPES = {"uld": "hard+1.5*uld"}
+RECIPES = {"dskd": "0.5*hard+0.5*dskd", "gold": "gold", "uld": "hard+1.5*uld"}
 """The method of each recipe."""
 
 
@@ -50,3 +52,16 @@ def test_a_recipe_runs_and_learns_from_the_other_tokens(invoke, given, tmp_path,
     assert "teacher: another tokenizer" in done.out
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     assert rows[-1]["name"] == f"student, {RECIPES[recipe]}"
+
+
+def test_tokens_of_different_vocabularies_are_known_by_their_text(tongues):
+    found = {}
+    for family in ("bert", "roberta"):
+        tokenizer = AutoTokenizer.from_pretrained(tongues / family)
+        texts = token_texts(tokenizer)
+        assert len(texts) == len(tokenizer)
+        assert not any(texts[token] for token in tokenizer.all_special_ids)
+        found[family] = {token: texts[id] for token, id in tokenizer.get_vocab().items()}
+    assert found["bert"]["film"] == found["roberta"]["Ġfilm"] == " film"
+    assert found["bert"]["##a"] == found["roberta"]["a"] == "a"
+    assert found["roberta"]["Ã"] == "", "a byte of a character has no text"
