@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from transformers import AutoTokenizer
@@ -65,3 +66,42 @@ def test_tokens_of_different_vocabularies_are_known_by_their_text(tongues):
     assert found["bert"]["film"] == found["roberta"]["Ġfilm"] == " film"
     assert found["bert"]["##a"] == found["roberta"]["a"] == "a"
     assert found["roberta"]["Ã"] == "", "a byte of a character has no text"
+
+
+TEMPLATES = {
+    "bert": "{% for m in messages %}[CLS] {{ m.content }} [SEP] {% endfor %}",
+    "roberta": "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}",
+}
+
+
+@pytest.fixture
+def talking(tongues, tmp_path):
+    """Language models of two tokenizers, with a chat template each."""
+    for family, template in TEMPLATES.items():
+        shutil.copytree(tongues / f"causal-{family}", tmp_path / family)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / family)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / family)
+    rows = [
+        {"prompt": f"was film {n} good?", "response": f"naïve film {n}, it was bad"}
+        for n in range(16)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_answers_are_aligned_whatever_the_chat_templates(invoke, talking):
+    models = ["--teacher", talking / "bert", "--student", talking / "roberta", "--no-baseline"]
+    rows = [f"task.{split}={talking / 'rows.jsonl'}" for split in ("train", "validation")]
+    settings = [*rows, "task.kind=causal-lm", "training.steps=2", "output.tensorboard=false"]
+    given = [part for setting in settings for part in ("--set", setting)]
+    done = invoke("run", "--method", "uld+gold+dskd", *models, *given, "--output", "run")
+    assert done.code == 0, done.err
+    tokenizer = AutoTokenizer.from_pretrained(talking / "roberta")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(talking / "roberta")
+    (talking / "roberta" / "chat_template.jinja").unlink(missing_ok=True)
+    done = invoke("explain", "--method", "gold", *models, *given)
+    assert done.code == 2
+    assert "has conversations" in done.err
+    assert "has none" in done.err
