@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gkd_core.errors import ConfigError
-from gkd_core.hooks.paths import MAIN
+from gkd_core.hooks.paths import LOGITS, MAIN
 from gkd_core.runs.belongs import belongs
 from gkd_core.teachers.cached import Cached
 
@@ -34,6 +34,7 @@ def check_sources(spec: StageSpec) -> None:
             for planned in plan.passes:
                 _check_changes(planned, number, teacher, source)
                 _check_captures(planned, number, teacher, source)
+                _check_truncation(planned, number, teacher, source)
 
 
 def _check_rollouts(
@@ -77,6 +78,33 @@ def _check_captures(
         missing = source.missing(capture)
         if missing is not None:
             raise _refusal(wish, missing, teacher, source)
+
+
+def _check_truncation(
+    planned: PlannedPass, number: int, teacher: TeacherSpec, source: AnswerSource
+) -> None:
+    temperature = source.truncated_at()
+    if temperature is None:
+        return
+    for request in planned.requests_of(number):
+        if LOGITS not in request.captures("teacher", planned.run):
+            continue
+        name, wanted = request.member.name, request.softens_at
+        reason = (
+            f"its likeliest words at temperature {temperature:g}, and the mass of all others, do "
+            "not determine "
+        )
+        if wanted is None:
+            wish = f"{name} needs teacher.logits as a whole"
+            raise _refusal(wish, f"{reason}them", teacher, source)
+        for other in sorted(set(wanted) - {temperature}):
+            wish = f"{name} divides teacher.logits by a temperature of {other:g}"
+            raise _refusal(
+                wish,
+                f"{reason}those at another. Set {name}.temperature = {temperature:g}",
+                teacher,
+                source,
+            )
 
 
 def _refusal(wish: str, reason: str, teacher: TeacherSpec, source: AnswerSource) -> ConfigError:
