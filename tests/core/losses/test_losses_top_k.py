@@ -152,6 +152,11 @@ def test_vocabularies_of_other_widths(name):
     torch.testing.assert_close(found.values, expected.values)
     gradients = (torch.autograd.grad(t.mean(), narrow)[0] for t in (found, expected))
     torch.testing.assert_close(*gradients)
+    known = TopKLogits.of(teacher, WORDS - 1)
+    sure = Items.where("token", MASK & (known.ids < WORDS - 2).sum(-1).eq(WORDS - 2))
+    assert sure.count > 0, "all words that the student has are known"
+    found, expected = (soft_labels(narrow, t, sure, 1.0) for t in (known, teacher))
+    torch.testing.assert_close(found.values, expected.values)
     # What the teacher lacks is a part of the tail, so that k = V has one.
     wide = logits(2, 3, WORDS + 2).requires_grad_()
     found = compare(wide, TopKLogits.of(teacher, 3))

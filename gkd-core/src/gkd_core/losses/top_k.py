@@ -93,8 +93,10 @@ class TopKLogits:
         if words < self.words:
             missing = ids >= words
             ids = ids.masked_fill(missing, NONE)
-            log_probs = log_probs.clone()
-            log_probs[..., :-1].masked_fill_(missing, -math.inf)
+            # Where all words that are left are known, no word is in the tail.
+            without_tail = (~missing).sum(-1, keepdim=True) == words
+            left_out = torch.cat([missing, without_tail], -1)
+            log_probs = log_probs.masked_fill(left_out, -math.inf)
         return replace(self, ids=ids, log_probs=log_probs, words=words)
 
 

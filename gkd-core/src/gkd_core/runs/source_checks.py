@@ -8,6 +8,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, MAIN
 from gkd_core.runs.belongs import belongs
 from gkd_core.teachers.cached import Cached
+from gkd_core.teachers.served import Served
 
 if TYPE_CHECKING:
     from gkd_core.objective.step_plan import PlannedPass
@@ -25,9 +26,12 @@ def check_sources(spec: StageSpec) -> None:
     if not sources or not spec.reads_teachers:
         return
     for number, (teacher, source) in sources.items():
-        source.check()
         if isinstance(source, Cached):
             source.check_belongs(belongs(spec, number))
+        if isinstance(source, Served) and (spec.kind.masks or not spec.kind.is_lm):
+            wish = f"the task is {spec.kind}"
+            raise _refusal(wish, "a server predicts the next word", teacher, source)
+        source.check()
         _check_rollouts(spec, number, teacher, source)
         _check_borrowed(spec, number, teacher, source)
         for plan in spec.sampled_steps:
@@ -108,7 +112,7 @@ def _check_truncation(
 
 
 def _refusal(wish: str, reason: str, teacher: TeacherSpec, source: AnswerSource) -> ConfigError:
-    setting = teacher.setting.removesuffix("model") + "source"
+    setting = f"{teacher.setting.rpartition('.')[0]}.source"
     return ConfigError(
         f"{wish}, but the answers of the teacher '{teacher.info.name}' come from '{source.name}' "
         f"({setting}): {reason}. Ask for less, or remove {setting} to run the "

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS
-from gkd_core.teachers.answer_cache import AnswerCache, Belongs, CacheManifest, documents
+from gkd_core.teachers.answer_cache import (
+    AnswerCache,
+    Belongs,
+    CacheManifest,
+    documents,
+    of_batch,
+)
 from gkd_core.teachers.source import AnswerSource
 
 if TYPE_CHECKING:
@@ -101,12 +107,7 @@ class Cached(AnswerSource):
         found = [self.cache.find(document) for document in asked]
         if self._form.unit == "row":
             return {name: torch.cat([own[name] for own in found]) for name in found[0]}
-        shape = batch.mask.shape
-        made = {name: own.new_zeros(*shape, *own.shape[1:]) for name, own in found[0].items()}
-        for document, columns in zip(asked, found, strict=True):
-            for name, own in columns.items():
-                made[name][document.row, document.places] = own
-        return made
+        return of_batch(asked, found, batch.mask.shape)
 
     def _head(self, device: torch.device) -> Mapping[str, Tensor]:
         if self._form.name != "hidden":
