@@ -100,13 +100,17 @@ def test_a_run_that_keeps_logits_learns_the_same_and_resumes_bit_for_bit(
     whole.execute()
     assert passes[:3] == [64, 32, 1], "all rows, and one for the head"
     assert once == 12 + len(passes[3:]), "and not in the 12 steps"
+    assert (whole.results["distil"].kept, live.results["distil"].kept) == (("teacher",), ())
     before, now = losses(live), losses(whole)
     assert now == pytest.approx(before, rel=1e-3)
     assert now[0] == pytest.approx(before[0], rel=1e-5), "no step of Adam has enlarged rounding"
 
     interrupt(prepare_run("method=soft", *TWO_EPOCHS))
     resumed = prepare_run("method=soft", *TWO_EPOCHS)
+    checkpoint = max(resumed.directory.glob("stages/distil/checkpoints/*/progress.json"))
+    before = json.loads(checkpoint.read_text())["seconds"]
     resumed.execute()
+    assert resumed.results["distil"].seconds > before > 0
     for name, weight in student(whole).items():
         assert torch.equal(student(resumed)[name], weight), name
 

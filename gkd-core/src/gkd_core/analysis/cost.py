@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from gkd_core.runs.training_cost import TRAINED
+from gkd_core.runs.training_cost import TRAINED, training_rows
 
 if TYPE_CHECKING:
     from gkd_core.analysis.comparison import Comparison, Row
@@ -73,7 +73,7 @@ def _cost(
     if student is None or student.flops is None or student.tokens is None:
         return StageCost(spec.name, seen, None, None, None, None)
     mine = TRAINED * student.flops * seen
-    theirs = _of_teachers(spec, rows, seen)
+    theirs = _of_teachers(spec, result.kept, rows, seen)
     peak = _peak(spec)
     share = None
     if peak is not None and theirs is not None and result.seconds > 0:
@@ -81,22 +81,34 @@ def _cost(
     return StageCost(spec.name, seen, student.tokens * seen, mine, theirs, share)
 
 
-def _of_teachers(spec: StageSpec, rows: Mapping[str, Row], seen: int) -> float | None:
-    """Return the arithmetic of the teachers' forward passes; None if one was not counted."""
-    if not spec.taught_by:
-        return 0.0
-    found = [rows[t.called].flops if t.called in rows else None for t in spec.teachers]
-    counted = [flops for flops in found if flops is not None]
-    return sum(counted) * seen if len(counted) == len(found) else None
+def _of_teachers(
+    spec: StageSpec, kept: Sequence[str], rows: Mapping[str, Row], seen: int
+) -> float | None:
+    """Return the arithmetic of the teachers' forward passes; None if one was not counted.
+
+    A teacher whose answers are kept (`teacher.keep`) is asked about each training row once.
+    """
+    total = 0.0
+    for teacher in spec.live_teachers:
+        row = rows.get(teacher.called)
+        if row is None or row.flops is None:
+            return None
+        asked = training_rows(spec) if teacher.info.name in kept else seen
+        total += row.flops * asked
+    return total
 
 
 def _peak(spec: StageSpec) -> float | None:
     """Return the operations per second of all devices of a stage, if they are known."""
-    config = spec.config
-    if config.parallel.device == "cpu" or not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    number = 1 if config.training.precision == "fp32" else 0
-    peaks = (peak[number] for device, peak in PEAKS.items() if device in name)
+    device = _device(spec)
+    number = 1 if spec.config.training.precision == "fp32" else 0
+    peaks = (peak[number] for name, peak in PEAKS.items() if device is not None and name in device)
     peak = next(peaks, None)
     return None if peak is None else peak * spec.layout.world
+
+
+def _device(spec: StageSpec) -> str | None:
+    """Return what the maker calls the device of a stage; None for processors."""
+    if spec.config.parallel.device == "cpu" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_name()

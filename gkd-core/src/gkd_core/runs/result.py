@@ -23,10 +23,11 @@ class StageResult:
         metric: Name of the metric that selected the student.
         best: The best value of the metric on the validation rows; None if it was never evaluated.
         best_step: Step at which the best value was reached.
-        seconds: Duration of the stage since it was started or last resumed.
+        seconds: Duration of the stage, without the time between an interruption and its resumption.
         fingerprint: Everything that determined the student; None without `output.reuse`.
         reused: Directory of the run that trained it; empty if this run did.
         differences: What was not as before when the run was resumed.
+        kept: Names of the teachers that were asked about each training row once.
     """
 
     name: str
@@ -39,6 +40,7 @@ class StageResult:
     fingerprint: StageFingerprint | None = None
     reused: str = ""
     differences: tuple[Difference, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the result as JSON."""
@@ -53,4 +55,5 @@ class StageResult:
         parts = content.pop("fingerprint", None)
         differences = tuple(Difference(**each) for each in content.pop("differences", ()))
         fingerprint = None if parts is None else StageFingerprint(**parts)
-        return cls(**content, fingerprint=fingerprint, differences=differences)
+        kept = tuple(content.pop("kept", ()))
+        return cls(**content, fingerprint=fingerprint, differences=differences, kept=kept)

@@ -270,6 +270,7 @@ class Run:
             best=progress.best,
             best_step=progress.best_step,
             seconds=progress.seconds,
+            kept=tuple(progress.kept),
         )
 
     def build(self, spec: StageSpec) -> Stage:

@@ -30,8 +30,12 @@ def training_cost(spec: StageSpec) -> float:
 def steps(spec: StageSpec) -> int:
     """Return the number of steps of a stage; rows that its kind splits into blocks count once."""
     training = spec.config.training
-    rows = len(spec.data.train) * (1 + copies(spec.config, spec.kind))
-    return training.steps or training.epochs * -(-rows // training.batch_size)
+    return training.steps or training.epochs * -(-training_rows(spec) // training.batch_size)
+
+
+def training_rows(spec: StageSpec) -> int:
+    """Return the number of training rows of a stage with their augmented copies."""
+    return len(spec.data.train) * (1 + copies(spec.config, spec.kind))
 
 
 def forward_cost(model: ModelInfo) -> int:

@@ -77,7 +77,7 @@ class Progress:
         waited: Evaluations since then.
         stopped: Whether early stopping ended the stage.
         methods: State of the methods.
-        seconds: Time since the stage was started or last resumed.
+        seconds: Time that the steps so far took, in all attempts; version 0.1 wrote 0.
         loss_scale: State of the loss scaler; empty without one.
         rollout: State of the rollout engine; empty without one.
         untold: What methods and plugins have not been told of the last step, because one failed.

@@ -55,7 +55,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     skipped = hooks.stage_start(stage)
     stage.student.model.train()
     hooks.resume(stage, _step(stage, progress.step - 1), progress.untold)
-    begun = time.perf_counter()
+    begun = time.perf_counter() - progress.seconds
     if not skipped:
         if progress.step == 0:
             progress.kept = teachers_to_keep(stage)
@@ -63,7 +63,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
             stage.kept = keep_answers(stage, progress.kept, recorder.say)
             progress.kept = stage.kept_teachers
         with patience():
-            _take_steps(stage, progress, recorder, hooks)
+            _take_steps(stage, progress, begun, recorder, hooks)
     if stage.config.training.keep_best and progress.best is not None:
         load_weights(stage.student.model, stage.best)
     if stage.probes is not None:
@@ -73,8 +73,18 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     return progress
 
 
-def _take_steps(stage: Stage, progress: Progress, recorder: Recorder, hooks: PluginHooks) -> None:
-    """Take the remaining steps; a signal ends them after a checkpoint."""
+def _take_steps(
+    stage: Stage, progress: Progress, begun: float, recorder: Recorder, hooks: PluginHooks
+) -> None:
+    """Take the remaining steps; a signal ends them after a checkpoint.
+
+    Args:
+        stage: The stage.
+        progress: How far it has come.
+        begun: When it would have begun without interruption.
+        recorder: Where progress is recorded.
+        hooks: Notifies methods and plugins.
+    """
     guard, meter = NonFiniteGuard(stage), _Meter()
     for step, batches in _steps(stage, progress):
         if stage.probes is not None and stage.probes.due(step):
@@ -83,6 +93,7 @@ def _take_steps(stage: Stage, progress: Progress, recorder: Recorder, hooks: Plu
         result = _take_step(stage, batches, step, progress, guard)
         stage.check_lease()
         progress.step += 1
+        progress.seconds = time.perf_counter() - begun
         guard.add(step, result)
         meter.add(result.samples)
         if stage.due(progress.step, stage.config.training.log_every):
