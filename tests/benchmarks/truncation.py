@@ -1,8 +1,8 @@
 """What is left of the divergence from a teacher of which only the likeliest words are known.
 
-The student has some blocks of the teacher and is not trained. Printed for each k: the teacher's probability of its
-k likeliest words, the share of KL(teacher || student), and the cosine between the gradient of the
-logits and that of the whole divergence. `tail` is what gkd does, all other words as one; `cut`
+The student has some blocks of the teacher and is not trained. Printed for each k: the teacher's
+probability of its k likeliest words, the share of KL(teacher || student), and the cosine between
+the gradient of the logits and that of the whole divergence. `tail` is what gkd does, all other words as one; `cut`
 leaves them out of the sum; `renormalized` makes the k words of both sides a distribution. The text
 is the docstrings of Python's standard library:
 
@@ -98,7 +98,6 @@ def some_blocks(teacher: torch.nn.Module, blocks: int) -> torch.nn.Module:
     student = copy.deepcopy(teacher)
     chosen = torch.linspace(0, len(teacher.model.layers) - 1, blocks).round().int().tolist()
     student.model.layers = torch.nn.ModuleList(student.model.layers[number] for number in chosen)
-    student.config.num_hidden_layers = blocks
     return student
 
 
@@ -108,7 +107,9 @@ def print_table(teacher: torch.nn.Module, student: torch.nn.Module, rows: Tensor
     sums = {(name, k): torch.zeros(4, dtype=torch.float64) for name in LOSSES for k in WORDS}
     mass, total, tokens = dict.fromkeys(WORDS, 0.0), 0.0, rows.numel()
     for row in rows:
-        known, learned = (model(row[None]).logits[0].float() for model in (teacher, student))
+        known, learned = (
+            model(row[None], use_cache=False).logits[0].float() for model in (teacher, student)
+        )
         value, gradient = solve(whole, learned, known, 0)
         total += value
         for k in WORDS:
@@ -150,7 +151,7 @@ def print_curves(teacher: torch.nn.Module, rows: Tensor) -> None:
             batch = rows[torch.arange(step * ROWS, (step + 1) * ROWS) % len(rows)]
             with torch.no_grad():
                 known = teacher(batch).logits.flatten(0, 1)
-            loss(student(batch).logits.flatten(0, 1), known, k).mean().backward()
+            loss(student(batch, use_cache=False).logits.flatten(0, 1), known, k).mean().backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -160,7 +161,10 @@ def print_curves(teacher: torch.nn.Module, rows: Tensor) -> None:
 @torch.no_grad()
 def divergence(teacher: torch.nn.Module, student: torch.nn.Module, rows: Tensor) -> float:
     """Return the mean KL from the teacher to the student over some rows."""
-    sides = ((model(row[None]).logits[0] for model in (student, teacher)) for row in rows)
+    sides = (
+        (model(row[None], use_cache=False).logits[0] for model in (student, teacher))
+        for row in rows
+    )
     return float(torch.cat([whole(*pair, 0) for pair in sides]).mean())
 
 

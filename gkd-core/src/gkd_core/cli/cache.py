@@ -66,11 +66,10 @@ def cache(
     show_warnings(resolved)
     spec = prepare_run(resolved, registry())[-1]
     folder = Path(output).expanduser()
-    truncation = {"k": k, "temperature": temperature}
-    given = {name: value for name, value in truncation.items() if value is not None}
-    if given and form != "top-k":
-        raise click.UsageError(f"--{next(iter(given))} is an option of --form top-k")
-    storage = Storage(dtype, form, **given)
+    for flag, value in (("--k", k), ("--temperature", temperature)):
+        if value is not None and form != "top-k":
+            raise click.UsageError(f"{flag} is an option of --form top-k")
+    storage = Storage(dtype, form, k or Storage.k, temperature or Storage.temperature)
     manifest = write_cache(spec, registry(), folder, storage, click.echo)
     click.echo(_summary(manifest, folder))
 

@@ -60,7 +60,7 @@ class LinearLogits:
             return logits
         return gather(logits, -1, self.divided.group)[..., : self.divided.words]
 
-    def whole(self) -> Tensor | LinearLogits:
+    def whole(self) -> ModelLogits:
         """Return the same logits with all columns on this rank.
 
         The smaller tensor is gathered: the weight, or the logits if there are fewer rows than the
@@ -110,7 +110,10 @@ def _whole_head(head: LinearHead | LinearLogits) -> LinearHead:
     return LinearHead(weight, gather(missing, 0, group)[:words])
 
 
-Logits: TypeAlias = Tensor | LinearLogits | TopKLogits
+ModelLogits: TypeAlias = Tensor | LinearLogits
+"""Logits `[*items, V]` that a model computes, dense or not yet computed."""
+
+Logits: TypeAlias = ModelLogits | TopKLogits
 """Logits `[*items, V]`, dense or not yet computed; of a teacher, perhaps the likeliest only."""
 
 
@@ -166,7 +169,7 @@ def match_shards(teacher: Logits, student: Logits) -> Logits:
     return whole if wanted is None else columns(whole, wanted.first, wanted.width)
 
 
-def columns(logits: Tensor | LinearLogits, first: int, width: int) -> Logits:
+def columns(logits: ModelLogits, first: int, width: int) -> ModelLogits:
     """Return a range of columns of whole logits; -inf beyond their last column.
 
     Args:
@@ -191,5 +194,5 @@ def _divided(logits: Logits) -> DividedVocabulary | None:
     return logits.divided if isinstance(logits, LinearLogits) else None
 
 
-def _whole(logits: Tensor | LinearLogits) -> Tensor | LinearLogits:
+def _whole(logits: ModelLogits) -> ModelLogits:
     return logits if isinstance(logits, Tensor) else logits.whole()

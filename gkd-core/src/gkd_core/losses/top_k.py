@@ -59,7 +59,7 @@ class TopKLogits:
 
     def dense(self) -> Never:
         """Raise a `MethodError`: the whole logits are not known."""
-        return self.refuse("the logits of all words")
+        self.refuse("the logits of all words")
 
     def refuse(self, wanted: str) -> Never:
         """Raise a `MethodError` about something that a few words do not determine."""
