@@ -2,9 +2,9 @@
 
 The student has some blocks of the teacher and is not trained. Printed for each k: the teacher's
 probability of its k likeliest words, the share of KL(teacher || student), and the cosine between
-the gradient of the logits and that of the whole divergence. `tail` is what gkd does, all other words as one; `cut`
-leaves them out of the sum; `renormalized` makes the k words of both sides a distribution. The text
-is the docstrings of Python's standard library:
+the gradient of the logits and that of the whole divergence. `tail` is what gkd does, all other
+words as one; `cut` leaves them out of the sum; `renormalized` makes the k words of both sides a
+distribution. The text is the docstrings of Python's standard library:
 
     python tests/benchmarks/truncation.py TEACHER [BLOCKS] [TOKENS]
 

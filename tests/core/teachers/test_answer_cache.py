@@ -172,7 +172,7 @@ def test_a_cache_that_was_interrupted_ends_with_the_same_bytes(write, tmp_path, 
     settings, teacher = CASES["hidden"]
     whole, _ = write("fp16", *settings, teacher=teacher, folder="whole", form=form)
     stock = answer_cache.write_file
-    for done in range(8):
+    for done in range(8 if form is None else 7):  # a head is one file more
         left = iter(range(done))
 
         def dies(path, content, left=left):

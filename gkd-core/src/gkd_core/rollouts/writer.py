@@ -93,7 +93,7 @@ class Decoding:
     """Rows of text under continuation: what the model has read, and its next logits.
 
     Attributes:
-        logits: ModelLogits of the next token of each row, `[N, V]`, dense or not yet computed.
+        logits: Logits of the next token of each row, `[N, V]`, dense or not yet computed.
     """
 
     logits: ModelLogits

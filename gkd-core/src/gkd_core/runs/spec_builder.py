@@ -251,8 +251,9 @@ class SpecBuilder:
         if config.student.model is not None:
             return config.student.model, "student.model"
         raise ConfigError(
-            f"the answers of the teacher '{teacher.name}' come from elsewhere (source), but {setting} is not set, whose shape and tokenizer are needed. Set {setting} to "
-            "the directory or hub id of the model that gave the answers, or give its tokenizer by "
+            f"the answers of the teacher '{teacher.name}' come from elsewhere (source), but "
+            f"{setting} is not set, whose shape and tokenizer are needed. Set {setting} to the "
+            "directory or hub id of the model that gave the answers, or give its tokenizer by "
             f"{_tokenizer(setting)} and the student by --student"
         )
 
