@@ -13,14 +13,10 @@ PACKAGES = {"combiner-confidence": 1, "rollouts-sampling": 3, "task-copa": 6}
 """The packages, with the number of their tests."""
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
-    [
-        "combiner-confidence",
-        pytest.param("rollouts-sampling", marks=pytest.mark.exhaustive),
-        pytest.param("task-copa", marks=pytest.mark.exhaustive),
-    ],
+    PACKAGES,
 )
 def test_its_own_tests_pass(install, name):
     site = install(f"gkd-{name}", name.partition("-")[2])

@@ -178,6 +178,7 @@ def test_the_gradient_is_exact(ckd, fast):
     assert torch.autograd.gradcheck(total, layers, fast_mode=fast)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", [{"window": 3, "layers": "last"}, {"layers": [[1, 1], [2, 3]]}])
 def test_other_options_keep_what_every_method_must(options, kinds):
     check_method(CKD, options, kinds)
@@ -196,6 +197,7 @@ def test_a_window_without_a_middle_is_refused(invoke, settings):
     assert "has no middle; use 21" in " ".join(done.err.split())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["teacher", "decoder"])
 def test_the_recipe_runs_after_pre_training(invoke, settings, world, tmp_path, family):
     language_model = {"teacher": "lm-teacher", "decoder": "lm-decoder"}[family]

@@ -257,6 +257,7 @@ def test_the_soft_labels_of_a_language_model_are_those_of_all_tokens(step):
     assert found["hard"].over.count == diito.batch.targets.count < diito.batch.mask.sum()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("options", "kinds"),
     [
@@ -296,6 +297,7 @@ def run(invoke, output, *arguments):
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("classifier", "language_model"), [("teacher", "lm-teacher"), ("decoder", "lm-decoder")]
 )

@@ -196,6 +196,7 @@ def test_the_first_stage_reads_no_logits_and_the_second_all(trial):
     assert all("logits" in side for side in second.captures())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [
@@ -221,6 +222,7 @@ def run(invoke, output, *arguments):
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["teacher", "decoder"])
 def test_the_recipe_runs_its_two_stages_after_pre_training(
     invoke, settings, world, tmp_path, family
@@ -238,6 +240,7 @@ def test_the_recipe_runs_its_two_stages_after_pre_training(
     assert names["task"] == {"loss/total", *(f"loss/lrc-bert.{part}" for part in parts)}
 
 
+@pytest.mark.exhaustive
 def test_checkpointed_blocks_give_the_same_losses(invoke, settings, tmp_path):
     found = []
     for on in ("false", "true"):

@@ -188,6 +188,7 @@ def test_the_recipe_is_the_two_stages_of_a_task(world):
     assert prediction.config.training.epochs == 3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_recipe_runs(invoke, settings, tmp_path):
     output = tmp_path / "run"

@@ -1,6 +1,7 @@
 """Properties that all methods of the package share."""
 
 import pytest
+from tests.grids import first_of
 
 from gkd_core.plugins import registry
 from gkd_core.testing import check_method
@@ -30,30 +31,33 @@ def test_it_has_them_on_all_its_kinds_with_each_option_at_its_edges(name):
     check_method(registry().method(name))
 
 
-@pytest.mark.parametrize("knowledge", KNOWLEDGE)
+@pytest.mark.parametrize("knowledge", first_of(KNOWLEDGE, 2))
 def test_every_knowledge_type_has_them_and_keeps_samples_apart(knowledge, kinds):
     check_method(FixedMatch, {"terms": [{"knowledge": knowledge}]}, kinds)
 
 
 @pytest.mark.parametrize(
     "term",
-    [
-        {"knowledge": "hidden-mse", "layers": "last", "projection": "linear"},
-        {"knowledge": "hidden-pkd", "layers": "top", "projection": "tanh", "per_layer": True},
-        {"knowledge": "hidden-gram", "span": 1, "projection": "relu"},
-        {"knowledge": "hidden-nst", "span": 2, "layers": [[1, 2], [2, 3]], "embedding": True},
-        {"knowledge": "value-relation", "layers": "first1", "heads": 8},
-        {"knowledge": "attention-ce", "layers": "last1", "weight": "linear(1 -> 0)"},
-        {"site": "attention", "distance": "js", "heads": "sum"},
-        {"site": "context", "distance": "huber", "positions": "mean"},
-        {"site": "normed", "relation": "tokens", "distance": "reverse-kl", "heads": 4},
-        {"site": "ffn", "relation": "channels", "distance": "normalized"},
-        {"site": "normed", "distance": "mse", "positions": "cls"},
-        {"site": "embedding", "distance": "cosine", "positions": "mean"},
-        {"site": "pooled", "distance": "mse", "projection": "linear"},
-        {"site": "query", "distance": "mse", "layers": "top"},
-        {"site": "logits", "distance": "total-variation", "temperature": "linear(4 -> 1)"},
-    ],
+    first_of(
+        [
+            {"knowledge": "hidden-mse", "layers": "last", "projection": "linear"},
+            {"knowledge": "hidden-pkd", "layers": "top", "projection": "tanh", "per_layer": True},
+            {"knowledge": "hidden-gram", "span": 1, "projection": "relu"},
+            {"knowledge": "hidden-nst", "span": 2, "layers": [[1, 2], [2, 3]], "embedding": True},
+            {"knowledge": "value-relation", "layers": "first1", "heads": 8},
+            {"knowledge": "attention-ce", "layers": "last1", "weight": "linear(1 -> 0)"},
+            {"site": "attention", "distance": "js", "heads": "sum"},
+            {"site": "context", "distance": "huber", "positions": "mean"},
+            {"site": "normed", "relation": "tokens", "distance": "reverse-kl", "heads": 4},
+            {"site": "ffn", "relation": "channels", "distance": "normalized"},
+            {"site": "normed", "distance": "mse", "positions": "cls"},
+            {"site": "embedding", "distance": "cosine", "positions": "mean"},
+            {"site": "pooled", "distance": "mse", "projection": "linear"},
+            {"site": "query", "distance": "mse", "layers": "top"},
+            {"site": "logits", "distance": "total-variation", "temperature": "linear(4 -> 1)"},
+        ],
+        2,
+    ),
     ids=lambda term: "-".join(map(str, term.values())),
 )
 def test_other_terms_have_them_too(term, kinds):
@@ -74,7 +78,7 @@ def test_terms_of_language_models_have_them(term):
 
 
 @pytest.mark.parametrize("layers", ["emd", "monotone"])
-@pytest.mark.parametrize("knowledge", ["hidden-mse", "attention-mse", "key-relation"])
+@pytest.mark.parametrize("knowledge", first_of(["hidden-mse", "attention-mse", "key-relation"]))
 def test_terms_with_assigned_layers_have_them(knowledge, layers, kinds):
     check_method(Match, {"terms": [{"knowledge": knowledge, "layers": layers}]}, kinds)
 
@@ -85,5 +89,6 @@ def test_assigned_layers_couple_the_samples():
         check_method(FixedMatch, options)
 
 
+@pytest.mark.exhaustive
 def test_several_terms_add_up(kinds):
     check_method(FixedMatch, {"terms": [{"knowledge": name} for name in KNOWLEDGE]}, kinds)

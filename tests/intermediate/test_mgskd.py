@@ -217,6 +217,7 @@ def test_lower_layers_are_read_whole_and_upper_ones_as_means(trial):
     assert set(trial("mgskd", layers=(4, 8), sample_from=9).terms()) == {"tokens", "phrases"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [
@@ -262,6 +263,7 @@ def test_micro_batches_of_two_rows_are_refused_before_anything_is_loaded(
     assert advice in " ".join(done.err.split())
 
 
+@pytest.mark.exhaustive
 def test_the_recipe_goes_from_layers_to_structure_to_predictions(invoke, settings, world, tmp_path):
     done = invoke(
         *("run", "--recipe", "mgskd", *settings[4:], "--teacher", world / "teacher"),

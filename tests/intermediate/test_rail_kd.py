@@ -190,6 +190,7 @@ def test_weights_of_layers_have_no_meaning_for_all_layers_in_one():
         RAILKD.Config(variant="concatenated", layer_weights=(1,))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [
@@ -211,6 +212,7 @@ def test_only_means_are_kept(invoke, settings):
     assert all("]|mean [16 x 32] 2.0 KiB" in line for line in kept)
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_died_draws_the_same_layers(interrupted, settings):
     given = ["--method", "rail-kd+soft", *settings, "--set", "training.epochs=3"]
     whole, broken = interrupted(*given, after=8)

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tests.grids import first_of
 
 from gkd_core.api import Models, Step
 from gkd_core.config.expression import parse_expression
@@ -113,10 +114,7 @@ OWN_RUN = {
 
 @pytest.mark.parametrize(
     "recipe",
-    [
-        pytest.param(recipe, marks=[pytest.mark.exhaustive] if recipe in OWN_RUN else [])
-        for recipe in STAGES
-    ],
+    first_of(sorted(STAGES, key=OWN_RUN.__contains__), 2),
 )
 def test_a_recipe_runs_from_the_command_line(invoke, settings, teachers, tmp_path, recipe):
     given = settings[4:]  # without the teacher and the depth, which the recipe says

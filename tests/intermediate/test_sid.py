@@ -241,6 +241,7 @@ def test_models_that_cannot_be_compared_are_refused(student, message):
         SID().check(Models(student, info("base", 4)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [

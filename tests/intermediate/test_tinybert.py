@@ -211,6 +211,7 @@ def test_models_that_cannot_be_compared_are_refused(student, message):
     TinyBERT().check(Models(info("student", 2, width=16), info("base", 4)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options", [{"projection": "shared"}, {"layers": "top"}, {"layers": [[1, 3], [2, 4]]}]
 )

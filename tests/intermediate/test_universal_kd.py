@@ -189,6 +189,7 @@ def test_one_vector_of_each_layer_is_kept(invoke, settings):
         assert logits["bytes"] == 16 * 2 * 4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("teacher", ["teacher", "decoder"])
 def test_the_recipe_runs_and_leaves_the_classifiers_behind(
     invoke, settings, world, tmp_path, teacher

@@ -272,6 +272,7 @@ def load(directory):
     return load_teacher(str(directory), KINDS["classification"], ("neg", "pos"), False, "model")
 
 
+@pytest.mark.exhaustive
 def test_student_as_large_as_the_assistant_is_done(invoke, arguments, tmp_path):
     ran = invoke(*arguments, "--set", "autodisc.trade_off=1000", "--output", "run")
     assert ran.code == 0, ran.err
@@ -283,6 +284,7 @@ def test_student_as_large_as_the_assistant_is_done(invoke, arguments, tmp_path):
     assert all(torch.equal(student[name], assistant[name]) for name in student)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_student_of_an_assistant_in_a_directory_is_that_of_the_recipe(invoke, arguments, tmp_path):
     """As in a run for each candidate: the same assistant gives the same student."""

@@ -6,18 +6,19 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.grids import first_of
 
 from gkd_core.plugins import registry
 from gkd_core.testing import check_combiner
 
 COMBINERS = sorted(registry().combiners)
-OPTIONS = [
-    *((name, {}) for name in COMBINERS),
+OTHER_OPTIONS = [
+    ("uncertainty", {"share": 0.5, "supervision": "adjusted"}),
+    ("uncertainty", {"adoption": "soft"}),
     ("average", {"weights": [1, 3]}),
     ("rl-kd", {"warmup": 0.0, "reward": "r3"}),
-    ("uncertainty", {"adoption": "soft"}),
-    ("uncertainty", {"share": 0.5, "supervision": "adjusted"}),
 ]
+OPTIONS = [*((name, {}) for name in COMBINERS), *first_of(OTHER_OPTIONS)]
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: str(value))
@@ -51,29 +52,31 @@ def _named(folder, *names):
     return [text for name in names for text in ("--teacher", f"{name}={folder / name.rstrip('2')}")]
 
 
-def test_identical_teachers_are_as_good_as_one(log, calm):
+@pytest.mark.parametrize(
+    ("method", "option"),
+    first_of(
+        [
+            ("average(soft+pkd)", "average.weights=[0.2, 0.8]"),
+            ("uncertainty(soft+pkd)", "uncertainty.adoption=soft"),
+            ("uncertainty(soft+pkd)", "uncertainty.adoption=hard"),
+            ("tmkd(soft+pkd)", "training.steps=1"),
+            ("soft+pkd", "training.steps=1"),
+        ],
+        2,
+    ),
+)
+def test_identical_teachers_are_as_good_as_one(log, calm, method, option):
     """`large2` is `large` by another name; all these weights add up to 1."""
     start = ["--student", calm / "large", "--set", "training.steps=1"]
     (one,) = log(*start, *_named(calm, "large"), "--method", "soft+pkd")
-    for method, *options in (
-        ["soft+pkd"],
-        ["average(soft+pkd)", "--set", "average.weights=[0.2, 0.8]"],
-        ["tmkd(soft+pkd)"],
-        ["uncertainty(soft+pkd)"],
-        ["uncertainty(soft+pkd)", "--set", "uncertainty.adoption=soft"],
-    ):
-        (both,) = log(*start, *_named(calm, "large", "large2"), "--method", method, *options)
-        assert both["total"] == pytest.approx(one["total"], rel=1e-5), method
+    given = ["--method", method, "--set", option]
+    (both,) = log(*start, *_named(calm, "large", "large2"), *given)
+    assert both["total"] == pytest.approx(one["total"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "uncertainty",
-        pytest.param("mt-bert", marks=pytest.mark.exhaustive),
-        pytest.param("average", marks=pytest.mark.exhaustive),
-        pytest.param("tmkd", marks=pytest.mark.exhaustive),
-    ],
+    first_of(["uncertainty", "mt-bert", "average", "tmkd"]),
 )
 def test_order_of_the_teachers_does_not_matter(log, calm, name):
     start = ["--student", calm / "small", "--method", f"{name}(soft)+hard"]
@@ -105,22 +108,19 @@ def test_combiners_stand_beside_each_other(log, calm):
 
 SELECTED = ["--method", "uncertainty(soft)+hard", "--set", "uncertainty.share=0.5"]
 METHODS = {
+    "rl-kd": "0.5*rl-kd(soft)+0.5*hard",
     "average": "average(soft)+hard",
     "dgkd": "dgkd(0.5*soft)+hard",
     "mt-bert": "mt-bert(soft)+hard",
-    "rl-kd": "0.5*rl-kd(soft)+0.5*hard",
     "tmkd": "tmkd(0.5*soft+0.5*hard)",
     "uncertainty": "uncertainty(soft)+hard",
 }
 
 
-STATELESS = {"average", "tmkd"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.exhaustive] if n in STATELESS else []) for n in METHODS],
+    first_of(METHODS),
 )
 def test_resumed_run_ends_bit_equal(invoke, two, tmp_path, dies_before, name):
     arguments = [*two, "--method", METHODS[name], "--set", "training.checkpoint_every=2"]

@@ -139,6 +139,7 @@ def test_without_survivors_labels_alone_are_learnt(losses):
     assert found["total"] == pytest.approx(found["hard"])
 
 
+@pytest.mark.exhaustive
 def test_the_recipe_runs_from_the_command_line(invoke, settings, tmp_path):
     done = invoke("run", "--recipe", "dgkd", *settings[:2], *settings[4:], "--output", "out")
     assert done.code == 0, done.err

@@ -88,6 +88,7 @@ def test_a_shared_head_learns_from_all_teachers_and_a_body_from_its_own():
     assert second.classifier.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_teachers_learn_together_before_the_student_and_a_resume_takes_them_back(
     invoke, settings, alike, tmp_path, monkeypatch, dies_before

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from tests.grids import first_of
 
 from gkd_core.config.resolve import resolve
 from gkd_core.models import embedded_teachers
@@ -44,7 +45,7 @@ def test_without_teachers_of_ones_own_the_task_brings_a_large_and_a_small_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", first_of(RECIPES, 2))
 def test_a_recipe_runs_from_the_command_line(invoke, two, tmp_path, recipe):
     output = tmp_path / "run"
     given = [text for text in two if text not in ("--student-layers", 2)]

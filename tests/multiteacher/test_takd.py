@@ -160,6 +160,7 @@ def test_a_chain_of_no_assistants_is_knowledge_distillation(invoke, settings, tm
     assert all(torch.equal(weight, takd[name]) for name, weight in kd.items())
 
 
+@pytest.mark.exhaustive
 def test_the_recipe_runs_from_the_command_line(invoke, settings, tmp_path):
     _run(invoke, settings, "--recipe", "takd", "--output", "out")
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

@@ -30,12 +30,12 @@ def cost_of(prepare_run):
     return _cost_of
 
 
-@pytest.mark.parametrize(("kept", "asked"), [((), 192), (("teacher",), 96)])
-def test_a_teacher_costs_what_it_was_asked(cost_of, kept, asked):
+@pytest.mark.parametrize(("kept", "read"), [((), 192), (("teacher",), 96)])
+def test_a_teacher_costs_what_it_was_asked(cost_of, kept, read):
     found = cost_of(kept=kept)
     assert (found.rows, found.tokens) == (192, 7 * 192)
     assert found.student == 3 * STUDENT * 192
-    assert found.teachers == TEACHER * asked
+    assert found.teachers == TEACHER * read
     assert found.peak_share is None, "the peak of this processor is not known"
 
 

@@ -100,6 +100,7 @@ def test_kinds_of_superglue_are_planned_trained_and_distilled(rows, task, invoke
     assert 0 <= last["agreement"] <= 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_embeddings_are_distilled_without_labels(task, invoke, tmp_path):
     folder, output = task("embedding"), tmp_path / "student"
@@ -116,6 +117,7 @@ def test_embeddings_are_distilled_without_labels(task, invoke, tmp_path):
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_teacher_of_embeddings_is_fine_tuned_on_scores(task, invoke, tmp_path):
     folder, output = task("similarity"), tmp_path / "teacher"

@@ -128,6 +128,7 @@ def test_plan_shows_what_cells_cost_and_keeps_it(study, folder):
     assert again.out.splitlines()[-1] == planned.out.splitlines()[-1]
 
 
+@pytest.mark.exhaustive
 def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(study, folder):
     settings = Path("small.toml").read_text().partition("[settings]\n")[2]
     Path("small.toml").write_text(f"{EQUAL_AND_TUNED}{settings}")

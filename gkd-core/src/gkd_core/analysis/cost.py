@@ -93,8 +93,8 @@ def _of_teachers(
         row = rows.get(teacher.called)
         if row is None or row.flops is None:
             return None
-        asked = training_rows(spec) if teacher.info.name in kept else seen
-        total += row.flops * asked
+        read = training_rows(spec) if teacher.info.name in kept else seen
+        total += row.flops * read
     return total
 
 
