@@ -12,6 +12,7 @@ import torch.distributed as dist
 from gkd_core.contract.batch import Items
 from gkd_core.losses import (
     LinearLogits,
+    TopKLogits,
     adaptive_kl,
     chunked,
     cross_entropy,
@@ -47,6 +48,9 @@ DIVERGENCES = {
 }
 COMPARISONS = {name: partial(loss, temperature=2.0) for name, loss in DIVERGENCES.items()}
 COMPARISONS["logits_mse"] = partial(logits_mse, factor=0.5)
+MERGED = sorted(set(DIVERGENCES) - {"adaptive_kl"})
+"""Those that also compare the likeliest words and all others as one."""
+
 MASK = torch.tensor([[True, True, False], [True, False, True]])
 LABELS = torch.tensor([[1, 12, -100], [4, -100, 7]])
 
@@ -109,6 +113,10 @@ def all_losses():
             found[name, bias] = apart(loss, whole_loss, head(0, bias=bias), group)
             weights = random(2, 3, seed=5)
             found[name, bias, "weighted"] = apart(loss, whole_loss, head(0), group, weights)
+            if name in MERGED:
+                known = TopKLogits.of(LinearLogits(*teacher).dense(), 4, 2.0)
+                merged = partial(compare, teacher=known, over=over)
+                found[name, bias, "top-k"] = apart(merged, merged, head(0), group, weights)
     for bias in (True, False):
         for loss in (cross_entropy, hard_labels):
             hard = partial(loss, labels=LABELS, over=over)
@@ -165,7 +173,7 @@ def test_divergences_of_plugins_are_those_of_the_whole_vocabulary(on_ranks, rank
 def test_values_and_gradients_are_those_of_the_whole_vocabulary(on_ranks, ranks):
     for each in on_ranks(ranks, in_one_chunk_and_in_several):
         for found in each:
-            assert len(found) == 40
+            assert len(found) == 54
             assert max(found.values()) < 1e-12, found
 
 

@@ -123,6 +123,7 @@ if TYPE_CHECKING:
     from gkd_core.losses.soft_labels import logits_mse as logits_mse
     from gkd_core.losses.soft_labels import soft_labels as soft_labels
     from gkd_core.losses.term import Term as Term
+    from gkd_core.losses.top_k import TopKLogits as TopKLogits
     from gkd_core.models.layer_map import LayerMap as LayerMap
     from gkd_core.models.layer_map import layer_pairs as layer_pairs
     from gkd_core.models.layer_map import layer_segments as layer_segments
@@ -235,6 +236,7 @@ _HOME = {
     "TeacherCombiner": "contract.combiner",
     "Temperature": "contract.temperature",
     "Term": "losses.term",
+    "TopKLogits": "losses.top_k",
     "TrainedWeight": "contract.optimizer",
     "TrainingConfig": "config.schema",
     "Uncollated": "data.collate",

@@ -55,8 +55,9 @@ def gkd_register_tasks() -> Iterable[type[Task]]:
 def gkd_register_teachers() -> Iterable[type[AnswerSource]]:
     """Return the built-in sources of a teacher's answers."""
     from gkd_core.teachers.cached import Cached
+    from gkd_core.teachers.served import Served
 
-    return [Cached]
+    return [Cached, Served]
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from pydantic import Field
 
@@ -54,6 +54,10 @@ class KD(Method):
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the logits of both models."""
         return ["student.logits", "teacher.logits"]
+
+    def softens_at(self, step: Step) -> Collection[float] | None:
+        """Compare distributions at the temperature of the step."""
+        return [self.config.temperature.at(step)]
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the student's prediction with the teacher's and with the labels."""

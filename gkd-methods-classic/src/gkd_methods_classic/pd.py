@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from gkd_core.api import Batch, Method, Models, Step, Term, View, soft_cross_entropy, soft_labels
 
@@ -21,6 +21,10 @@ class PD(Method):
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the logits of both models."""
         return ["student.logits", "teacher.logits"]
+
+    def softens_at(self, step: Step) -> Collection[float] | None:
+        """Compare distributions as they are."""
+        return [1.0]
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the two predictions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -100,6 +100,12 @@ class Soft(Method):
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the logits of both models."""
         return ["student.logits", "teacher.logits"]
+
+    def softens_at(self, step: Step) -> Collection[float] | None:
+        """Compare distributions; the adaptive divergence tells their head from their tail."""
+        if self.config.divergence == "adaptive-kl":
+            return None
+        return [self.config.temperature.at(step)]
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the two predictions."""

@@ -12,8 +12,10 @@ from gkd_core.api import ConfigError, DataError
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.runs import answer_cache
-from gkd_core.runs.answer_cache import write_cache
+from gkd_core.runs.answer_cache import Storage, write_cache
 from gkd_core.teachers import answer_cache as stored
+from gkd_core.teachers import answer_form
+from gkd_core.teachers.answer_cache import AnswerCache
 from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
@@ -32,10 +34,11 @@ def few(monkeypatch):
 def write(prepare_run, tmp_path, few):
     """Write a cache: `write("fp32", *settings)` -> folder, manifest."""
 
-    def _write(dtype, *settings, teacher, folder="answers", say=lambda text: None):
+    def _write(dtype, *settings, teacher, folder="answers", **form):
         run = prepare_run(*settings, teachers=(teacher,))
         place = tmp_path / folder
-        return place, write_cache(run.last, run.registry, place, dtype, say)
+        storage = Storage(dtype, **form)
+        return place, write_cache(run.last, run.registry, place, storage, lambda text: None)
 
     return _write
 
@@ -72,6 +75,89 @@ def test_a_cache_gives_the_losses_of_the_teacher(write, first_loss, form):
         assert found == pytest.approx(live, abs=bound * max(1, live["total"]))
 
 
+ONE = ("soft.temperature=1",)
+"""The temperature at which the likeliest words are stored."""
+
+
+def test_the_likeliest_words_give_the_losses_of_their_distribution(write, first_loss):
+    settings, teacher = (*LM, *ONE), "lm-decoder"
+    live, losses = first_loss(*settings, teacher=teacher), []
+    for k in (1, 8, 64, 10**6):
+        folder, manifest = write("fp32", *settings, teacher=teacher, folder=f"{k}", **top(k))
+        assert all(part.divergence < 1e-6 for part in manifest.parts)
+        losses.append(first_loss(*settings, *source(folder), teacher=teacher)["total"])
+    assert losses == sorted(losses)
+    assert losses[0] < 0.9 * live["total"]
+    assert losses[-1] == pytest.approx(live["total"], abs=1e-6)
+    assert manifest.parts[0].tail == 0
+    # At another temperature, all words are needed: those of the cache are softened already.
+    two = (*LM, "soft.temperature=2")
+    folder, _ = write("fp32", *two, teacher=teacher, folder="two", **top(10**6, 2.0))
+    expected = first_loss(*two, teacher=teacher)
+    found = first_loss(*two, *source(folder), teacher=teacher)
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_likeliest_words_are_those_of_scored_tokens(write, first_loss):
+    settings = (*LM, *ONE, "task.packing=true", "task.max_length=16")
+    expected = first_loss(*settings, teacher="lm-decoder")
+    folder, manifest = write("fp32", *settings, teacher="lm-decoder", **top(10**6))
+    everything, _ = write("fp32", *settings, teacher="lm-decoder", folder="hidden")
+    found = first_loss(*settings, *source(folder), teacher="lm-decoder")
+    assert found == pytest.approx(expected, abs=1e-6)
+    tokens = sum(part.values for part in stored.CacheManifest.load(everything, "").parts)
+    texts = sum(part.documents for part in manifest.parts)
+    assert sum(part.values for part in manifest.parts) == tokens - texts, "the last has no target"
+
+
+def top(k, temperature=1.0):
+    return {"form": "top-k", "k": k, "temperature": temperature}
+
+
+def test_ids_take_two_bytes_or_four(write, monkeypatch, first_loss):
+    settings, teacher = (*LM, *ONE), "lm-decoder"
+    folder, manifest = write("fp16", *settings, teacher=teacher, **top(8))
+    (short, *_) = AnswerCache(folder, manifest).shards
+    assert short.columns["ids"].dtype == torch.int16
+    assert short.columns["log_probs"].shape == (short.size, 9)
+    monkeypatch.setattr(answer_form, "SHORT", 8)
+    other, manifest = write("fp16", *settings, teacher=teacher, folder="other", **top(8))
+    assert AnswerCache(other, manifest).shards[0].columns["ids"].dtype == torch.int32
+    monkeypatch.undo()
+    one, two = (first_loss(*settings, *source(f), teacher=teacher) for f in (folder, other))
+    assert one == two
+    ids = torch.tensor([40000, 65535, 0])
+    form = answer_form.LikeliestWords("fp32", 3, 1.0, 2**16)
+    columns = {"ids": ids.to(torch.int16), "log_probs": torch.zeros(4)}
+    assert form.logits(columns, {}).ids.equal(ids)
+
+
+def test_what_the_likeliest_words_do_not_determine_is_refused(write, prepare_run):
+    folder, _ = write("fp16", *LM, *ONE, teacher="lm-decoder", **top(4))
+    for settings, reason in (
+        (("method=soft", "soft.temperature=4"), "by a temperature of 4, .*at temperature 1, .*Set"),
+        (("method=soft", *ONE, "soft.divergence=adaptive-kl"), "soft needs teacher.logits as a"),
+        (("method=dpkd",), "dpkd needs teacher.logits as a whole, .*do not determine them"),
+    ):
+        kind = ("task.kind=causal-lm", *settings)
+        with pytest.raises(ConfigError, match=reason):
+            prepare_run(*kind, *source(folder), teachers=("lm-decoder",))
+    with pytest.raises(ConfigError, match="other answers: k: 4 in the cache, 5 here"):
+        write("fp16", *LM, *ONE, teacher="lm-decoder", **top(5))
+
+
+@pytest.mark.parametrize("method", ["kd", "pd"])
+def test_methods_that_compare_distributions_learn_from_the_likeliest_words(
+    write, first_loss, method
+):
+    settings = (f"method={method}", "task.kind=causal-lm", "kd.temperature=1")
+    settings = settings if method == "kd" else settings[:2]
+    folder, _ = write("fp32", *settings, teacher="lm-decoder", **top(10**6))
+    expected = first_loss(*settings, teacher="lm-decoder")
+    found = first_loss(*settings, *source(folder), teacher="lm-decoder")
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
 def test_texts_are_found_in_packed_rows(write, first_loss):
     settings = (*LM, "task.packing=true", "task.max_length=16")
     live = first_loss(*settings, teacher="lm-decoder")
@@ -81,11 +167,12 @@ def test_texts_are_found_in_packed_rows(write, first_loss):
     assert found == pytest.approx(live, abs=1e-6 * live["total"])
 
 
-def test_a_cache_that_was_interrupted_ends_with_the_same_bytes(write, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", [None, pytest.param("top-k", marks=pytest.mark.exhaustive)])
+def test_a_cache_that_was_interrupted_ends_with_the_same_bytes(write, tmp_path, monkeypatch, form):
     settings, teacher = CASES["hidden"]
-    whole, _ = write("fp16", *settings, teacher=teacher, folder="whole")
+    whole, _ = write("fp16", *settings, teacher=teacher, folder="whole", form=form)
     stock = answer_cache.write_file
-    for done in range(8):
+    for done in range(8 if form is None else 7):  # a head is one file more
         left = iter(range(done))
 
         def dies(path, content, left=left):
@@ -98,8 +185,8 @@ def test_a_cache_that_was_interrupted_ends_with_the_same_bytes(write, tmp_path, 
             for module in (answer_cache, stored):
                 dying.setattr(module, "write_file", dies)
             with pytest.raises(KeyboardInterrupt):
-                write("fp16", *settings, teacher=teacher, folder=f"killed-{done}")
-        write("fp16", *settings, teacher=teacher, folder=f"killed-{done}")
+                write("fp16", *settings, teacher=teacher, folder=f"killed-{done}", form=form)
+        write("fp16", *settings, teacher=teacher, folder=f"killed-{done}", form=form)
         assert files(tmp_path / f"killed-{done}") == files(whole)
 
 
@@ -142,12 +229,26 @@ def test_what_no_cache_can_hold_is_said(write, settings, teacher, reason):
         write("fp16", *settings, teacher=teacher)
 
 
+@pytest.mark.parametrize(("form", "other"), [("hidden", "logits"), ("logits", "top-k")])
+def test_a_form_that_is_not_for_the_kind_is_refused(write, form, other):
+    settings, teacher = CASES[form]
+    with pytest.raises(ConfigError, match=f"--form: {other} is not for .*Use .*{form}"):
+        write("fp16", *settings, teacher=teacher, form=other)
+
+
 def test_the_command_line_writes_and_uses_a_cache(invoke, world, few):
     rows = ("--data", world / "train.jsonl", "--teacher", world / "lm-decoder")
     kind = ("--set", "task.kind=causal-lm", "--set", "task.max_length=32")
     done = invoke("cache", *rows, *kind, "--output", "answers")
     assert done.code == 0, done.err
     assert re.search(r"hidden of \d+ texts, fp16, \d+ bytes per token; KL .*e-\d+ nats", done.out)
+    words = ("--form", "top-k", "--k", 4)
+    done = invoke("cache", *rows, *kind, *words, "--output", "words")
+    assert re.search(
+        r"top-k of .* 2\d bytes .*; words beyond the 4 likeliest have \d+\.\d%", done.out
+    )
+    done = invoke("cache", *rows, *kind, *words[2:], "--output", "words")
+    assert "--k is an option of --form top-k" in done.err
     short = ("--student-layers", 1, "--set", "training.steps=1", "--no-baseline")
     run = invoke(
         *("run", *rows, *kind, *short, "--method", "soft", "--set", "output.reuse=false"),

@@ -11,7 +11,8 @@ import click
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
 if TYPE_CHECKING:
-    from gkd_core.teachers.answer_cache import CacheManifest, StoredType
+    from gkd_core.teachers.answer_cache import CacheManifest
+    from gkd_core.teachers.answer_form import FormName, StoredType
 
 
 @click.command()
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
     show_default=True,
     help="Data type of what is stored.",
 )
+@click.option(
+    "--form",
+    type=click.Choice(["hidden", "logits", "top-k"]),
+    help="What is stored of the logits. Default: hidden of a language model, logits of others.",
+)
+@click.option("--k", type=click.IntRange(1), help="Likeliest words of each token. Default: 64.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    help="What the logits of top-k are divided by: that of the method that learns. Default: 1.",
+)
 def cache(
     files: tuple[Path, ...],
     settings: tuple[str, ...],
@@ -33,15 +45,19 @@ def cache(
     data: tuple[str, ...],
     output: str,
     dtype: StoredType,
+    form: FormName | None,
+    k: int | None,
+    temperature: float | None,
 ) -> None:
     """Write a teacher's answers about training rows once.
 
     Runs with --teacher-cache learn from them without the teacher. Of a language model, what its
-    head gets at each token is stored, and the head; of a classifier, its logits. Repeated after an
-    interruption, the command goes on with what is missing.
+    head gets at each token is stored, and the head, or with --form top-k its likeliest words; of a
+    classifier, its logits. Repeated after an interruption, the command goes on with what is
+    missing.
     """
     from gkd_core.plugins import registry
-    from gkd_core.runs.answer_cache import write_cache
+    from gkd_core.runs.answer_cache import Storage, write_cache
     from gkd_core.runs.run import prepare_run
 
     flags: dict[str, Any] = {"data": data, "teacher": teacher}
@@ -51,18 +67,26 @@ def cache(
     show_warnings(resolved)
     spec = prepare_run(resolved, registry())[-1]
     folder = Path(os.path.expanduser(output))
-    manifest = write_cache(spec, registry(), folder, dtype, click.echo)
+    for flag, value in (("--k", k), ("--temperature", temperature)):
+        if value is not None and form != "top-k":
+            raise click.UsageError(f"{flag} is an option of --form top-k")
+    storage = Storage(dtype, form, k or Storage.k, temperature or Storage.temperature)
+    manifest = write_cache(spec, registry(), folder, storage, click.echo)
     click.echo(_summary(manifest, folder))
 
 
 def _summary(manifest: CacheManifest, folder: Path) -> str:
     """Return what is stored, and how near it is to what was computed."""
-    parts, unit = manifest.parts, "token" if manifest.form == "hidden" else "row"
+    parts, unit = manifest.parts, manifest.answers.unit
     size = sum((folder / part.name).stat().st_size for part in parts)
     values = sum(part.values for part in parts)
     divergence = sum(part.values * part.divergence for part in parts) / values
-    return (
+    summary = (
         f"{folder}: {manifest.form} of {sum(part.documents for part in parts):,} texts, "
         f"{manifest.dtype}, {size / values:,.0f} bytes per {unit}; KL to what was computed: "
         f"{divergence:.1e} nats per {unit}"
     )
+    if manifest.k is None:
+        return summary
+    tail = sum(part.values * part.tail for part in parts) / values
+    return f"{summary}; words beyond the {manifest.k} likeliest have {tail:.1%} of the probability"

@@ -106,12 +106,19 @@ class RunOptions:
         return [_teacher(text, i + 1 if len(models) > 1 else None) for i, text in enumerate(models)]
 
 
-def _teacher(text: str, number: int | None) -> dict[str, str]:
+def _teacher(text: str, number: int | None) -> dict[str, Any]:
     """Parse `NAME=MODEL` or `MODEL`; several unnamed ones are `teacher1`, `teacher2`, ..."""
     named = NAMED_TEACHER.fullmatch(text)
     if named is not None:
-        return {"model": named["model"], "name": named["name"]}
-    return {"model": text} | ({} if number is None else {"name": f"teacher{number}"})
+        return {**_place(named["model"]), "name": named["name"]}
+    return _place(text) | ({} if number is None else {"name": f"teacher{number}"})
+
+
+def _place(text: str) -> dict[str, Any]:
+    """Return the settings of a model, or of a server that runs it."""
+    if text.startswith(("http://", "https://")):
+        return {"source": {"name": "server", "url": text}}
+    return {"model": text}
 
 
 def _sources(given: str | Sequence[str]) -> str:

@@ -116,6 +116,11 @@ class TeacherConfig(Section):
         description="Where its answers come from if not from its own model: the `name` of a source "
         "and its options. `model` is then read for its shape and tokenizer only.",
     )
+    tokenizer: str | None = Field(
+        None,
+        description="Directory or hub id of the tokenizer of a teacher with a `source`, and of its "
+        "`config.json` if `model` is not set. Default: `model`, or else the student's.",
+    )
 
 
 class StudentConfig(Section):

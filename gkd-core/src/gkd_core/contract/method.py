@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gkd_core.contract.method_base import MethodBase, validate
@@ -77,6 +77,21 @@ class Method(MethodBase):
                 is finished.
         """
         return student
+
+    def softens_at(self, step: Step) -> Collection[float] | None:
+        """Return the temperatures at which it compares its teacher's distributions in this step.
+
+        A method that does nothing else with the teacher's logits, and only at `batch.targets`, also
+        learns from `TopKLogits` of that temperature; any other is rejected for a teacher whose
+        answers are such.
+
+        Args:
+            step: The training step.
+
+        Returns:
+            The temperatures; None, the default, if it needs more of the logits.
+        """
+        return None
 
     @abstractmethod
     def loss(

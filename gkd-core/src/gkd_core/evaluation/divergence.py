@@ -12,7 +12,7 @@ from gkd_core.contract.batch import Batch
 from gkd_core.distributed.data_parallel import collect
 from gkd_core.evaluation.evaluate import Predict
 from gkd_core.losses.divergences import kl
-from gkd_core.losses.logits import Logits, match_vocabulary
+from gkd_core.losses.logits import ModelLogits, match_vocabulary
 
 COLUMN = "kl"
 """Column of predictions with the divergence of each row, in nats."""
@@ -31,7 +31,7 @@ class DivergenceWatch:
         self._reference = reference
         self._parts: list[tuple[list[int], list[float]]] = []
 
-    def __call__(self, batch: Batch) -> Logits:
+    def __call__(self, batch: Batch) -> ModelLogits:
         """Return the logits of a batch."""
         logits = self._predict(batch)
         if self._reference is None:

@@ -15,11 +15,11 @@ from gkd_core.data.encode import Encoded
 from gkd_core.data.loader import evaluation_batches
 from gkd_core.distributed.data_parallel import collect
 from gkd_core.kinds.task_kind import Evaluation, TaskKind
-from gkd_core.losses.logits import Logits
+from gkd_core.losses.logits import ModelLogits
 
 EVALUATION_BATCH = 64
 
-Predict: TypeAlias = Callable[[Batch], Logits]
+Predict: TypeAlias = Callable[[Batch], ModelLogits]
 """Returns the logits of a batch: `[B, C]`, or `[B, S, V]` in language modeling."""
 
 

@@ -16,7 +16,7 @@ from gkd_core.data.encode import BYTES, TEXTS, Encoded
 from gkd_core.distributed.data_parallel import collect
 from gkd_core.evaluation.evaluate import Predict
 from gkd_core.kinds.language_model import sum_by_text
-from gkd_core.losses.logits import Logits, most_likely
+from gkd_core.losses.logits import ModelLogits, most_likely
 
 CHUNK = 256
 """Positions whose logits are held at once."""
@@ -39,7 +39,7 @@ class TopTokenWatch:
         self._predict = predict
         self._parts: list[list[tuple[int, NDArray[np.int64]]]] = []
 
-    def __call__(self, batch: Batch) -> Logits:
+    def __call__(self, batch: Batch) -> ModelLogits:
         """Return the logits of a batch."""
         logits = self._predict(batch)
         found = list(_likeliest(logits, batch))
@@ -77,7 +77,7 @@ def same_tokens(mine: TopTokens, theirs: TopTokens, split: Encoded) -> NDArray[n
     return sum_by_text(np.array(same), split)
 
 
-def _likeliest(logits: Logits, batch: Batch) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _likeliest(logits: ModelLogits, batch: Batch) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield each row of a batch with the likeliest tokens at its predicted positions."""
     index, mask = batch.targets.index, batch.targets.mask
     states = logits if isinstance(logits, Tensor) else logits.hidden
@@ -88,6 +88,6 @@ def _likeliest(logits: Logits, batch: Batch) -> Iterator[tuple[int, NDArray[np.i
     return zip(batch.rows.tolist(), (row.numpy() for row in rows), strict=True)
 
 
-def _top(logits: Logits, states: Tensor) -> Tensor:
+def _top(logits: ModelLogits, states: Tensor) -> Tensor:
     """Return the likeliest token of some rows of logits, or of the states that they come from."""
     return most_likely(states if isinstance(logits, Tensor) else replace(logits, hidden=states))

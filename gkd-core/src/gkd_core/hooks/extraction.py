@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
-    from gkd_core.losses.logits import Logits
+    from gkd_core.losses.logits import ModelLogits
     from gkd_core.models.sites import Sites
 
 
@@ -94,13 +94,14 @@ class Extractor:
         inputs: Mapping[str, Tensor],
         changes: Iterable[Change] = (),
         options: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Logits:
+    ) -> ModelLogits:
         """Return the model's logits, dense or not yet computed; arguments as for `run`.
 
         Raises:
             MethodError: The model has no head.
         """
-        return self.run(frozenset({LOGITS}), inputs, changes, options).prediction
+        found = self.run(frozenset({LOGITS}), inputs, changes, options)
+        return found.deferred or found[LOGITS]
 
     @contextmanager
     def changed(self, changes: Iterable[Change], inputs: Mapping[str, Tensor]) -> Iterator[None]:

@@ -14,6 +14,7 @@ from gkd_core.errors import MethodError
 from gkd_core.hooks.paths import ATTENTION_SITES, LOGITS, MAIN, POOLED, Capture
 from gkd_core.losses.logits import LinearHead, LinearLogits, Logits
 from gkd_core.losses.relation import Relation, self_relation
+from gkd_core.losses.top_k import TopKLogits
 
 if TYPE_CHECKING:
     from gkd_core.contract.model_info import ModelInfo
@@ -35,6 +36,7 @@ class Features:
         shares: Captured tensors of this rank's heads, if they are divided.
         attention: Relations from which requested scores and distributions can be computed.
         deferred: The logits in factored form, if they were not computed in the pass.
+        likeliest: The logits, if only the likeliest are known.
         head: The last layer of the head, if the logits are its output.
     """
 
@@ -44,6 +46,7 @@ class Features:
         self.shares: dict[Capture, Tensor] = {}
         self.attention: dict[Capture, Relation] = {}
         self.deferred: LinearLogits | None = None
+        self.likeliest: TopKLogits | None = None
         self.head: Callable[[Tensor], Logits] | None = None
 
     @classmethod
@@ -60,6 +63,8 @@ class Features:
             elif isinstance(value, LinearLogits):
                 features.deferred = value
                 features.head = LinearHead(value.weight, value.bias, value.divided)
+            elif isinstance(value, TopKLogits):
+                features.likeliest = value
             else:
                 features.tensors[capture] = value
         return features
@@ -80,8 +85,8 @@ class Features:
 
     @property
     def prediction(self) -> Logits:
-        """The logits, dense or not yet computed."""
-        return self[LOGITS] if self.deferred is None else self.deferred
+        """The logits in the form that they are known in."""
+        return self.deferred or self.likeliest or self[LOGITS]
 
     def gather(self) -> None:
         """Gather everything that is divided over ranks, which then continue independently.
@@ -137,6 +142,8 @@ class Features:
             moved.head = self.head
             if self.deferred is not None:
                 moved.deferred = replace(self.deferred, hidden=move(self.deferred.hidden))
+            if self.likeliest is not None:
+                moved.likeliest = self.likeliest.moved(move)
         return moved
 
     def relation(self, capture: Capture, heads: int | None, mask: Tensor) -> Relation:
@@ -155,6 +162,8 @@ class Features:
         if capture in self.shares:
             assert self.heads is not None, "or there would be no shares"
             return self.heads.gather(capture.site, self.shares[capture])
+        if capture == LOGITS and self.likeliest is not None:
+            return self.likeliest.dense()
         if capture == LOGITS and self.deferred is not None:
             return self.deferred.dense()
         inputs = self.attention.pop(capture)

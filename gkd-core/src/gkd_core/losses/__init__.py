@@ -26,6 +26,7 @@ from gkd_core.losses.relation import Relation, self_relation
 from gkd_core.losses.relation_losses import relation_kl, relation_mse
 from gkd_core.losses.soft_labels import Divergence, hard_labels, logits_mse, soft_labels
 from gkd_core.losses.term import Term
+from gkd_core.losses.top_k import TopKLogits
 
 __all__ = [
     "CustomDivergence",
@@ -35,6 +36,7 @@ __all__ = [
     "Logits",
     "Relation",
     "Term",
+    "TopKLogits",
     "adaptive_kl",
     "angles",
     "contrast",

@@ -17,8 +17,9 @@ from gkd_core.contract.batch import Items
 from gkd_core.losses.gradient import Gradients, differentiable
 from gkd_core.losses.logits import LinearLogits, Logits, vocabulary_of
 from gkd_core.losses.rows import GivenRows, LinearRows, LogitRows, precision
-from gkd_core.losses.rules import Rule
+from gkd_core.losses.rules import Rule, Slope
 from gkd_core.losses.term import Term
+from gkd_core.losses.top_k import Buckets, TopKLogits, bucketed
 
 CHUNK_ELEMENTS = 2**21
 """Elements (rows x vocabulary) of a chunk: 8 MiB in fp32, whatever the vocabulary size."""
@@ -44,7 +45,7 @@ def rowwise(
         target: The rule's second argument for the same rows, `[*items, ...]`; constant. If the
             student's columns are divided over ranks, the target's matching local columns.
         over: The items, and which of them count.
-        temperature: Divisor of the logits, and of the target unless it holds labels.
+        temperature: Divisor of the logits, and of the target unless it holds labels or buckets.
         factor: Multiplier of the losses.
         pieces: Number of pieces that a chunk is divided into, for a rule that holds more tensors.
     """
@@ -55,7 +56,7 @@ def rowwise(
                 f"({tuple(over.mask.shape)})"
             )
     losses = RowLosses(rule, student, target, over, temperature, factor, pieces)
-    return Term(differentiable(losses, _parts(student), _parts(target)[:1]), over)
+    return Term(differentiable(losses, _parts(student), _fixed(target)), over)
 
 
 class RowLosses:
@@ -73,7 +74,9 @@ class RowLosses:
     ) -> None:
         """Store the settings; arguments as for `rowwise`."""
         self.rule = rule
-        self.target_head = _parts(target)[1:]  # weights, which are in memory anyway
+        # The weights are in memory anyway.
+        self.target_head = _parts(target)[1:] if isinstance(target, LinearLogits) else ()
+        self.in_buckets = isinstance(target, TopKLogits)
         self.over = over
         self.vocabulary = vocabulary_of(student)
         self.temperature = temperature
@@ -97,19 +100,33 @@ class RowLosses:
         """Return the losses `[*items]`, and the gradients of their weighted sum."""
         mask = self.over.mask
         student = _rows(inputs, self.precision, self.over)
-        targets = _rows((*fixed, *self.target_head), self.target_precision, self.over)
+        targets = self._targets(fixed)
         gradients = student.zeros(wanted)
         dtype = torch.promote_types(self.precision, torch.float32)
         values = torch.zeros(mask.numel(), dtype=dtype, device=mask.device)
         with torch.autocast(mask.device.type, enabled=False):
             for index in torch.split(self.over.index, self.chunk):
                 logits = self._soften(student.at(index), dtype)
-                target = self._soften(targets.at(index), dtype)
-                value, slope = self.rule(logits, target, self.vocabulary)
+                value, slope = self._compare(logits, targets.at(index), dtype)
                 values[index] = value * self.factor
                 if any(wanted):
                     student.add(gradients, index, self._weigh(slope(), weights, index))
         return values.view(mask.shape), gradients
+
+    def _targets(self, fixed: Sequence[Tensor | None]) -> LogitRows | Buckets:
+        if self.in_buckets:
+            ids, log_probs = fixed
+            assert ids is not None, "buckets have words"
+            assert log_probs is not None, "buckets have probabilities"
+            return Buckets(ids.flatten(0, -2), log_probs.flatten(0, -2))
+        return _rows((*fixed, *self.target_head), self.target_precision, self.over)
+
+    def _compare(
+        self, logits: Tensor, target: Tensor | Buckets, dtype: torch.dtype
+    ) -> tuple[Tensor, Slope]:
+        if isinstance(target, Buckets):
+            return bucketed(self.rule, logits, target, self.vocabulary)
+        return self.rule(logits, self._soften(target, dtype), self.vocabulary)
 
     def _soften(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Divide logits by the temperature; labels stay as they are."""
@@ -130,7 +147,16 @@ def _parts(logits: Logits) -> tuple[Tensor | None, ...]:
     """Return the tensors that logits consist of."""
     if isinstance(logits, Tensor):
         return (logits,)
+    if isinstance(logits, TopKLogits):
+        return logits.refuse("a loss of the teacher itself")
     return logits.shared, logits.weight, logits.bias
+
+
+def _fixed(target: Logits) -> tuple[Tensor | None, ...]:
+    """Return the tensors that vary from row to row of a target."""
+    if isinstance(target, TopKLogits):
+        return target.ids, target.log_probs
+    return _parts(target)[:1]
 
 
 def _rows(parts: Sequence[Tensor | None], dtype: torch.dtype, over: Items) -> LogitRows:

@@ -1,9 +1,10 @@
 """Divergences between the distributions given by two rows of logits.
 
-All take logits as a tensor or as a `LinearLogits` on either side, compute `log_softmax` in fp32,
-ignore columns that the teacher excludes with -inf, and are scaled by T^2, which keeps the size of
-the gradient independent of the temperature (Hinton et al., 2015, section 2.1). p is the teacher's
-softened distribution, q the student's.
+All take logits as a tensor or as a `LinearLogits` on either side; those of the teacher, except in
+`adaptive_kl`, may also be `TopKLogits`. They compute `log_softmax` in fp32, ignore columns that the
+teacher excludes with -inf, and are scaled by T^2, which keeps the size of the gradient independent
+of the temperature (Hinton et al., 2015, section 2.1). p is the teacher's softened distribution, q
+the student's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from gkd_core.losses import rules
 from gkd_core.losses.chunked import rowwise
 from gkd_core.losses.logits import Logits, match_shards
 from gkd_core.losses.term import Term
+from gkd_core.losses.top_k import TopKLogits
 
 
 def kl(
@@ -187,7 +189,10 @@ def adaptive_kl(
 
     Raises:
         ValueError: `mu` is not between 0 and 1.
+        MethodError: The teacher's logits are `TopKLogits`.
     """
+    if isinstance(teacher, TopKLogits):
+        teacher.refuse("the head and the tail of the adaptive divergence")
     _check_share("mu", mu, "use reverse_kl or kl for a fixed direction")
     rule = partial(rules.adaptive_kl, mu=mu)
     return compare(rule, student, teacher, over, temperature, scale)
@@ -234,6 +239,8 @@ def compare(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} "
             "differ in shape"
         )
+    if isinstance(teacher, TopKLogits):
+        teacher.check_temperature(temperature)
     factor = temperature**2 if scale else 1.0
     known = match_shards(teacher, student)
     return rowwise(rule, student, known, over, temperature, factor, pieces)

@@ -1,4 +1,4 @@
-"""Logits: dense or not yet computed, whole or divided over ranks."""
+"""Logits: dense, not yet computed, or the likeliest only; whole or divided over ranks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gkd_core.distributed.collectives import gather, sum_gradient
+from gkd_core.losses.top_k import TopKLogits
 from gkd_core.losses.vocabulary import WHOLE, DividedVocabulary, Vocabulary
 
 
@@ -59,7 +60,7 @@ class LinearLogits:
             return logits
         return gather(logits, -1, self.divided.group)[..., : self.divided.words]
 
-    def whole(self) -> Logits:
+    def whole(self) -> ModelLogits:
         """Return the same logits with all columns on this rank.
 
         The smaller tensor is gathered: the weight, or the logits if there are fewer rows than the
@@ -109,8 +110,11 @@ def _whole_head(head: LinearHead | LinearLogits) -> LinearHead:
     return LinearHead(weight, gather(missing, 0, group)[:words])
 
 
-Logits: TypeAlias = Tensor | LinearLogits
-"""Logits `[*items, V]`, dense or not yet computed."""
+ModelLogits: TypeAlias = Tensor | LinearLogits
+"""Logits `[*items, V]` that a model computes, dense or not yet computed."""
+
+Logits: TypeAlias = ModelLogits | TopKLogits
+"""Logits `[*items, V]`, dense or not yet computed; of a teacher, perhaps the likeliest only."""
 
 
 def vocabulary_of(logits: Logits) -> Vocabulary:
@@ -129,6 +133,8 @@ def most_likely(logits: Logits) -> Tensor:
     """
     if isinstance(logits, Tensor):
         return logits.argmax(-1)
+    if isinstance(logits, TopKLogits):
+        return logits.ids[..., 0]
     own = functional.linear(logits.hidden, logits.weight, logits.bias)
     return vocabulary_of(logits).argmax(own)
 
@@ -142,6 +148,8 @@ def match_vocabulary(teacher: Logits, width: int) -> Logits:
     """
     if teacher.shape[-1] == width:
         return teacher
+    if isinstance(teacher, TopKLogits):
+        return teacher.at_width(width)
     return columns(_whole(teacher), 0, width)
 
 
@@ -155,13 +163,13 @@ def match_shards(teacher: Logits, student: Logits) -> Logits:
         student: `[*items, V]`.
     """
     wanted = _divided(student)
-    if _divided(teacher) == wanted:
+    if _divided(teacher) == wanted or isinstance(teacher, TopKLogits):
         return teacher
     whole = _whole(teacher)
     return whole if wanted is None else columns(whole, wanted.first, wanted.width)
 
 
-def columns(logits: Logits, first: int, width: int) -> Logits:
+def columns(logits: ModelLogits, first: int, width: int) -> ModelLogits:
     """Return a range of columns of whole logits; -inf beyond their last column.
 
     Args:
@@ -183,8 +191,8 @@ def columns(logits: Logits, first: int, width: int) -> Logits:
 
 
 def _divided(logits: Logits) -> DividedVocabulary | None:
-    return None if isinstance(logits, Tensor) else logits.divided
+    return logits.divided if isinstance(logits, LinearLogits) else None
 
 
-def _whole(logits: Logits) -> Logits:
+def _whole(logits: ModelLogits) -> ModelLogits:
     return logits if isinstance(logits, Tensor) else logits.whole()

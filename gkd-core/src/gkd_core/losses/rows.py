@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from gkd_core.losses.gradient import Gradients
 from gkd_core.losses.logits import Logits
+from gkd_core.losses.top_k import TopKLogits
 
 
 class LogitRows(Protocol):
@@ -94,6 +95,8 @@ def precision(logits: Logits) -> torch.dtype:
     """Return the dtype of logits; if not yet computed, the one that the ambient autocast gives."""
     if isinstance(logits, Tensor):
         return logits.dtype
+    if isinstance(logits, TopKLogits):
+        return logits.log_probs.dtype
     device = logits.hidden.device.type
     dtype = torch.promote_types(logits.hidden.dtype, logits.weight.dtype)
     if torch.is_autocast_enabled(device) and dtype != torch.float64:

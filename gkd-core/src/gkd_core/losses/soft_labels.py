@@ -17,6 +17,7 @@ from gkd_core.losses.distances import mse
 from gkd_core.losses.divergences import cross_entropy, kl
 from gkd_core.losses.logits import Logits, match_shards, match_vocabulary
 from gkd_core.losses.term import Term
+from gkd_core.losses.top_k import TopKLogits
 
 Divergence: TypeAlias = Callable[[Logits, Logits, Items, float, bool], Term]
 """A divergence of student and teacher logits: `kl`, `reverse_kl`, `partial(js, beta=0.1)`, ..."""
@@ -81,6 +82,8 @@ def logits_mse(student: Logits, teacher: Logits, over: Items, factor: float = 1.
         over: The items averaged over.
         factor: Multiplier of the teacher's logits.
     """
+    if isinstance(teacher, TopKLogits):
+        teacher.refuse("the squared error of logits")
     known = match_shards(match_vocabulary(teacher, student.shape[-1]), student)
     return rowwise(partial(rules.mse, factor=factor), student, known, over)
 

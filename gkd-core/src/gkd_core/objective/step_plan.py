@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -117,6 +117,7 @@ class StepRequest:
         passes: Its own passes.
         writes: Its operations.
         lr_factors: Learning-rate factors, by part of the student.
+        softens_at: Temperatures of what it compares of its teacher's logits; None if it needs more.
     """
 
     member: ActiveMethod | TeacherEnsemble
@@ -125,6 +126,7 @@ class StepRequest:
     passes: tuple[Pass, ...]
     writes: tuple[Write, ...]
     lr_factors: Mapping[Part, float]
+    softens_at: Collection[float] | None
 
     @property
     def models(self) -> Models:
@@ -162,27 +164,28 @@ class PlannedPass:
 
     def captures(self, side: Side, number: int | None = None) -> frozenset[Capture]:
         """Return the union of what is read from the student, or from teacher `number`."""
-        parts = (request.captures(side, self.run) for request in self._of(number))
+        parts = (request.captures(side, self.run) for request in self.requests_of(number))
         return frozenset[Capture]().union(*parts)
 
     def teacher_name(self, number: int) -> str:
         """Return the name of teacher `number`; empty if no method is told of it."""
-        known = (request.models.teacher for request in self._of(number))
+        known = (request.models.teacher for request in self.requests_of(number))
         return next((info.name for info in known if info is not None), "")
 
     def readers(self, capture: Capture, side: Side, number: int | None) -> tuple[str, ...]:
         """Return the names of the methods that read a tensor."""
-        readers = (a for a in self._of(number) if capture in a.captures(side, self.run))
+        readers = (a for a in self.requests_of(number) if capture in a.captures(side, self.run))
         return tuple(dict.fromkeys(request.member.name for request in readers))
 
     def writes(self, side: Side, number: int | None = None) -> Iterable[tuple[StepRequest, Write]]:
         """Yield the operations on the student, or on teacher `number`."""
-        for request in self._of(number):
+        for request in self.requests_of(number):
             for write in request.writes:
                 if (write.side, write.run) == (side, self.run):
                     yield request, write
 
-    def _of(self, number: int | None) -> Iterable[StepRequest]:
+    def requests_of(self, number: int | None) -> Iterable[StepRequest]:
+        """Yield the requests that it serves, or only those that read teacher `number`."""
         return (a for a in self.requests if number is None or a.number == number)
 
 
@@ -278,7 +281,8 @@ def _request(
         found_writes = (_write(o, models, member.name, step.generator) for o in operations)
         writes = tuple(write for write in found_writes if write is not None)
         factors = _factors(method, models, step)
-        request = StepRequest(member, number, reads, passes, writes, factors)
+        softens_at = method.softens_at(step) if isinstance(method, Method) else None
+        request = StepRequest(member, number, reads, passes, writes, factors, softens_at)
         refuse_passes(request)
         found.append(request)
     return found

@@ -18,7 +18,7 @@ from gkd_core.contract.rollout import Prompts
 from gkd_core.distributed.data_parallel import any_of
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.padding import positions_of
-from gkd_core.losses.logits import Logits
+from gkd_core.losses.logits import ModelLogits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,7 +96,7 @@ class Decoding:
         logits: Logits of the next token of each row, `[N, V]`, dense or not yet computed.
     """
 
-    logits: Logits
+    logits: ModelLogits
 
     def __init__(self, extractor: Extractor, inputs: Mapping[str, Tensor]) -> None:
         self._extractor = extractor
@@ -132,7 +132,7 @@ class Decoding:
         self.logits = _last(self._extractor.predict(inputs, (), options))
 
 
-def _last(logits: Logits) -> Logits:
+def _last(logits: ModelLogits) -> ModelLogits:
     """Return the logits of the last position, `[N, S, V]` to `[N, V]`."""
     if isinstance(logits, Tensor):
         return logits[:, -1]

@@ -10,29 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
 from gkd_core.atomic import write_file
 from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.distributed.device import pick_device
-from gkd_core.errors import ConfigError, DataError
+from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS
-from gkd_core.losses.divergences import kl
-from gkd_core.losses.logits import LinearLogits, Logits
 from gkd_core.optim.engine import autocast
 from gkd_core.runs.belongs import belongs
 from gkd_core.teachers.answer_cache import (
-    DTYPES,
     HEAD,
     MANIFEST,
     AnswerShard,
     CacheManifest,
-    Form,
-    StoredType,
     WrittenShard,
     documents,
     is_whole,
 )
+from gkd_core.teachers.answer_form import Fidelity
 from gkd_core.teachers.kept import ROWS
 from gkd_core.training.stage import load_live_teacher, read_by
 
@@ -42,39 +37,77 @@ if TYPE_CHECKING:
     from gkd_core.data.encode import Encoded
     from gkd_core.hooks.extraction import Extractor
     from gkd_core.hooks.features import Features
+    from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.plugins import Registry
+    from gkd_core.teachers.answer_form import AnswerForm, Columns, FormName, StoredType
     from gkd_core.training.stage_spec import StageSpec
 
 BATCHES = 16
 """Batches in a shard. Of the first of each, the stored values are compared with the computed."""
 
 
-def form_for(spec: StageSpec) -> Form:
-    """Return the form in which answers about the rows of a stage are stored.
+@dataclass(frozen=True)
+class Storage:
+    """How answers are stored.
 
-    Raises:
-        ConfigError: They cannot be stored.
+    Attributes:
+        dtype: Data type of values.
+        form: The form. Default: `hidden` of a language model, `logits` of a classifier.
+        k: Words of `top-k`.
+        temperature: What the logits of `top-k` are divided by.
     """
-    kind = spec.kind
-    if kind.masks:
-        raise ConfigError(f"{kind} masks other tokens in each epoch: its answers cannot be stored")
-    if spec.config.rollout is not None:
-        raise ConfigError("rollout has models write new text in each step, which no cache knows")
-    if kind.is_lm:
-        return "hidden"
-    if kind.predicted not in ("sample", "vector") or kind.markers:
-        raise ConfigError(
-            f"answers about rows of {kind} cannot be stored by their token ids. Use teacher.keep = "
-            "'disk', which stores them by row"
+
+    dtype: StoredType = "fp16"
+    form: FormName | None = None
+    k: int = 64
+    temperature: float = 1.0
+
+    def manifest(self, spec: StageSpec, encoded: Encoded, shards: int) -> CacheManifest:
+        """Return the manifest of a cache that is to be written.
+
+        Raises:
+            ConfigError: Answers cannot be stored, or not so.
+        """
+        form = self._form_for(spec.kind, spec.config.rollout is not None)
+        truncated = form == "top-k"
+        return CacheManifest(
+            belongs(spec, 0),
+            form,
+            self.dtype,
+            spec.config.training.precision,
+            encoded.tokens_hash,
+            shards,
+            k=self.k if truncated else None,
+            temperature=self.temperature if truncated else None,
         )
-    return "logits"
+
+    def _form_for(self, kind: TaskKind, writes: bool) -> FormName:
+        if kind.masks:
+            raise ConfigError(
+                f"{kind} masks other tokens in each epoch: its answers cannot be stored"
+            )
+        if writes:
+            raise ConfigError(
+                "rollout has models write new text in each step, which no cache knows"
+            )
+        if not kind.is_lm and (kind.predicted not in ("sample", "vector") or kind.markers):
+            raise ConfigError(
+                f"answers about rows of {kind} cannot be stored by their token ids. Use "
+                "teacher.keep = 'disk', which stores them by row"
+            )
+        default: FormName = "hidden" if kind.is_lm else "logits"
+        form = self.form or default
+        if kind.is_lm == (form == "logits"):
+            others = "hidden or top-k" if kind.is_lm else "logits"
+            raise ConfigError(f"--form: {form} is not for {kind}. Use {others}")
+        return form
 
 
 def write_cache(
     spec: StageSpec,
     registry: Registry,
     folder: Path,
-    dtype: StoredType,
+    storage: Storage,
     say: Callable[[str], None],
 ) -> CacheManifest:
     """Write the answers of the first teacher about the training rows; shards that are there stay.
@@ -86,22 +119,18 @@ def write_cache(
         spec: The stage.
         registry: Provides adapters for architectures.
         folder: The cache.
-        dtype: Data type of what is stored.
+        storage: How they are stored.
         say: Told of progress.
 
     Raises:
         ConfigError: The folder holds other answers, or these cannot be stored.
-        DataError: A value is not finite in `dtype`.
+        DataError: A value cannot be stored.
     """
     device = pick_device(spec.config.parallel.device)
-    form = form_for(spec)
     encoded, collator = read_by(spec, 0, device)
-    shards, precision = _shards(encoded), spec.config.training.precision
-    begun = CacheManifest(
-        belongs(spec, 0), form, dtype, precision, encoded.tokens_hash, len(shards)
-    )
-    manifest = _begin(folder, begun)
-    writer = _Writer(folder, form, dtype, collator, encoded, device)
+    shards = _shards(encoded)
+    manifest = _begin(folder, storage.manifest(spec, encoded, len(shards)))
+    writer = _Writer(folder, manifest.answers, collator, encoded, device)
     written = {part.name for part in manifest.parts if is_whole(folder / part.name)}
     teacher: Extractor | None = None
     for number, batches in enumerate(shards):
@@ -139,7 +168,7 @@ def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
         return begun
     there = CacheManifest.load(folder, "--output")
     different = there.belongs.differences(begun.belongs)
-    for name in ("form", "dtype", "precision", "rows"):
+    for name in ("form", "dtype", "precision", "rows", "k", "temperature"):
         was, now = getattr(there, name), getattr(begun, name)
         different += [] if was == now else [f"{name}: {was} in the cache, {now} here"]
     if different:
@@ -149,11 +178,6 @@ def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
     return there
 
 
-def _restored(logits: LinearLogits, stored: Tensor) -> LinearLogits:
-    """Return logits whose hidden states have been stored."""
-    return replace(logits, hidden=stored.to(logits.hidden.dtype))
-
-
 @dataclass(frozen=True)
 class _Writer:
     """Writes the shards of a cache.
@@ -161,15 +185,13 @@ class _Writer:
     Attributes:
         folder: The cache.
         form: The form of the answers.
-        dtype: Data type of what is stored.
         collator: Makes batches.
         encoded: The rows.
         device: The device of the teacher.
     """
 
     folder: Path
-    form: Form
-    dtype: StoredType
+    form: AnswerForm
     collator: Collator
     encoded: Encoded
     device: torch.device
@@ -179,66 +201,41 @@ class _Writer:
     ) -> WrittenShard:
         """Ask the teacher about the rows of a shard, and write it."""
         keys: list[bytes] = []
-        values: list[Tensor] = []
-        divergence = 0.0
+        answers: list[Columns] = []
+        fidelity = Fidelity(0.0)
         for index, rows in enumerate(batches):
             batch = self.collator.collate(self.encoded, rows, EVALUATION_EPOCH).to(self.device)
             features = teacher.run(frozenset({LOGITS}), batch.inputs)
-            stored = self._stored(features)
+            columns = self.form.stored(features, batch)
             if index == 0:
-                divergence = self._divergence(features, stored, batch)
+                fidelity = self.form.fidelity(features, columns, batch)
                 self._write_head(features)
-            for document, own in self._documents(batch, stored.cpu()):
+            for document, own in self._documents(batch, columns):
                 keys.append(document)
-                values.append(own)
-        path = AnswerShard.of(keys, values).save(self.folder, number)
-        return WrittenShard(path.name, len(keys), sum(map(len, values)), divergence)
-
-    def _stored(self, features: Features) -> Tensor:
-        """Return what is stored of a batch."""
-        if self.form == "logits":
-            found = features[LOGITS]
-        elif features.deferred is None:
-            raise ConfigError(
-                "the teacher's logits are not those of a linear layer: what its head gets does not "
-                "determine them, and cannot be stored in their place"
-            )
-        else:
-            found = features.deferred.hidden
-        stored = found.to(DTYPES[self.dtype])
-        if not bool(stored.isfinite().all()):
-            raise DataError(
-                f"an answer of the teacher is nan or inf, or too large for {self.dtype}. "
-                "Use --dtype bf16 or fp32"
-            )
-        return stored
-
-    def _divergence(self, features: Features, stored: Tensor, batch: Batch) -> float:
-        """Return the mean KL from what the teacher said to what is stored of it."""
-        kept: Logits = stored.float()
-        over = batch.samples
-        if features.deferred is not None:
-            kept, over = _restored(features.deferred, stored), batch.tokens
-        elif batch.output != "classes":
-            return 0.0
-        term = kl(kept, features.prediction, over, 1.0, False)
-        return float(term.values.sum() / over.count)
+                answers.append(own)
+        shard = AnswerShard.of(keys, answers)
+        path = shard.save(self.folder, number)
+        return WrittenShard(path.name, len(keys), shard.size, fidelity.divergence, fidelity.tail)
 
     def _write_head(self, features: Features) -> None:
         path, logits = self.folder / HEAD, features.deferred
-        if path.exists() or self.form == "logits":
+        if path.exists() or self.form.name != "hidden":
             return
-        assert isinstance(logits, LinearLogits), "its hidden states are stored"
+        assert logits is not None, "its hidden states are stored"
         head = {"weight": logits.weight, "bias": logits.bias}
         write_file(
             path, save({n: t.float().cpu().contiguous() for n, t in head.items() if t is not None})
         )
 
-    def _documents(self, batch: Batch, stored: Tensor) -> Iterator[tuple[bytes, Tensor]]:
+    def _documents(self, batch: Batch, stored: Columns) -> Iterator[tuple[bytes, Columns]]:
         """Yield the key and the values of each document of a batch."""
-        for document in documents(batch):
-            own = stored[document.row]
+        columns = {name: own.cpu() for name, own in stored.items()}
+        for document in documents(batch, self.form.scored):
+            of_row = {name: own[document.row] for name, own in columns.items()}
             yield (
                 document.key,
-                own[None] if self.form == "logits" else own[document.tokens],
+                {
+                    name: own[document.places] if self.form.unit == "token" else own[None]
+                    for name, own in of_row.items()
+                },
             )

@@ -34,7 +34,8 @@ APART = {
 }
 """Settings that do not affect the student, or that other parts of the fingerprint cover."""
 
-PLACES = {"keep", "model", "placement", "source", "tensor", "trust_remote_code", "new_student"}
+PLACES = {"keep", "model", "placement", "source", "tensor", "tokenizer"}
+PLACES |= {"trust_remote_code", "new_student"}
 """Settings of a model that say where it, or what it answers, is; content is hashed instead."""
 
 LEARNT_FROM = ("rows", "mask_share")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gkd_core.errors import ConfigError
-from gkd_core.hooks.paths import MAIN
+from gkd_core.hooks.paths import LOGITS, MAIN
 from gkd_core.runs.belongs import belongs
 from gkd_core.teachers.cached import Cached
+from gkd_core.teachers.served import Served
 
 if TYPE_CHECKING:
     from gkd_core.objective.step_plan import PlannedPass
@@ -25,15 +26,19 @@ def check_sources(spec: StageSpec) -> None:
     if not sources or not spec.reads_teachers:
         return
     for number, (teacher, source) in sources.items():
-        source.check()
         if isinstance(source, Cached):
             source.check_belongs(belongs(spec, number))
+        if isinstance(source, Served) and (spec.kind.masks or not spec.kind.is_lm):
+            wish = f"the task is {spec.kind}"
+            raise _refusal(wish, "a server predicts the next word", teacher, source)
+        source.check()
         _check_rollouts(spec, number, teacher, source)
         _check_borrowed(spec, number, teacher, source)
         for plan in spec.sampled_steps:
             for planned in plan.passes:
                 _check_changes(planned, number, teacher, source)
                 _check_captures(planned, number, teacher, source)
+                _check_truncation(planned, number, teacher, source)
 
 
 def _check_rollouts(
@@ -79,8 +84,35 @@ def _check_captures(
             raise _refusal(wish, missing, teacher, source)
 
 
+def _check_truncation(
+    planned: PlannedPass, number: int, teacher: TeacherSpec, source: AnswerSource
+) -> None:
+    temperature = source.truncated_at()
+    if temperature is None:
+        return
+    for request in planned.requests_of(number):
+        if LOGITS not in request.captures("teacher", planned.run):
+            continue
+        name, wanted = request.member.name, request.softens_at
+        reason = (
+            f"its likeliest words at temperature {temperature:g}, and the mass of all others, do "
+            "not determine "
+        )
+        if wanted is None:
+            wish = f"{name} needs teacher.logits as a whole"
+            raise _refusal(wish, f"{reason}them", teacher, source)
+        for other in sorted(set(wanted) - {temperature}):
+            wish = f"{name} divides teacher.logits by a temperature of {other:g}"
+            raise _refusal(
+                wish,
+                f"{reason}those at another. Set {name}.temperature = {temperature:g}",
+                teacher,
+                source,
+            )
+
+
 def _refusal(wish: str, reason: str, teacher: TeacherSpec, source: AnswerSource) -> ConfigError:
-    setting = teacher.setting.removesuffix("model") + "source"
+    setting = f"{teacher.setting.rpartition('.')[0]}.source"
     return ConfigError(
         f"{wish}, but the answers of the teacher '{teacher.info.name}' come from '{source.name}' "
         f"({setting}): {reason}. Ask for less, or remove {setting} to run the "

@@ -231,12 +231,13 @@ class SpecBuilder:
         setting = _setting(teacher, settings)
         store = None
         model = teacher.model
-        if model is None and teacher.source is not None:
+        if teacher.source is None and teacher.tokenizer is not None:
             raise ConfigError(
-                f"the answers of the teacher '{teacher.name}' come from '{teacher.source.name}', "
-                f"but {setting} is not set, whose shape and tokenizer are needed. Set {setting} to "
-                "the directory or hub id of the model that gave the answers"
+                f"{_tokenizer(setting)} is for a teacher whose answers come from elsewhere; a "
+                f"model brings its own. Remove {_tokenizer(setting)}"
             )
+        if teacher.source is not None and model is None:
+            model, setting = self._described_by(teacher, config, setting)
         if model is None:
             store = default_teacher_store(
                 self._default_teacher(config, teacher.size, data, follows, setting),
@@ -246,8 +247,25 @@ class SpecBuilder:
             model = str(store.trained if store.ready else store.untrained)
         found = load_config(model, teacher.trust_remote_code, setting)
         info = self._info(teacher.name, found, data)
-        tokenizer = self.load_tokenizer(model, teacher.trust_remote_code, setting)
+        tokenizer = self.load_tokenizer(
+            teacher.tokenizer or model, teacher.trust_remote_code, setting
+        )
         return TeacherSpec(info, setting, model, found, teacher.trust_remote_code, tokenizer, store)
+
+    def _described_by(
+        self, teacher: TeacherConfig, config: RunConfig, setting: str
+    ) -> tuple[str, str]:
+        """Return a model with the tokenizer of a teacher that is elsewhere, and its setting."""
+        if teacher.tokenizer is not None:
+            return teacher.tokenizer, _tokenizer(setting)
+        if config.student.model is not None:
+            return config.student.model, "student.model"
+        raise ConfigError(
+            f"the answers of the teacher '{teacher.name}' come from elsewhere (source), but "
+            f"{setting} is not set, whose shape and tokenizer are needed. Set {setting} to the "
+            "directory or hub id of the model that gave the answers, or give its tokenizer by "
+            f"{_tokenizer(setting)} and the student by --student"
+        )
 
     def _answer_source(self, teacher: TeacherConfig, info: ModelInfo) -> AnswerSource | None:
         """Return where a teacher's answers come from, if not from its model."""
@@ -426,3 +444,8 @@ def _first_equal(
             return one
     known.append(tokenizer)
     return tokenizer
+
+
+def _tokenizer(setting: str) -> str:
+    """Return the setting of the tokenizer beside that of the model of a teacher."""
+    return setting.removesuffix("model") + "tokenizer"

@@ -1,8 +1,8 @@
 """`AnswerCache`: a teacher's answers in a directory, found by the token ids they are about.
 
 `manifest.json` says what they are of, and names the shards. A shard is a safetensors file with keys
-of documents `[N, 16]`, starts `[N + 1]` and values `[T, ...]`; its name ends with a hash of its
-content. Every file is written under another name, flushed and renamed.
+of documents `[N, 16]`, starts `[N + 1]` and columns of values `[T, ...]`; its name ends with a hash
+of its content. Every file is written under another name, flushed and renamed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,15 @@ from gkd_core import digest
 from gkd_core.atomic import write_file
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.strict_json import json_text
+from gkd_core.teachers.answer_form import (
+    AnswerForm,
+    Columns,
+    FormName,
+    HiddenStates,
+    LikeliestWords,
+    RowLogits,
+    StoredType,
+)
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
@@ -32,15 +41,8 @@ if TYPE_CHECKING:
 MANIFEST, HEAD = "manifest.json", "head.safetensors"
 FORMAT = 1
 KEY_BYTES = 16
-KEYS, STARTS, VALUES = "keys", "starts", "values"
-
-Form = Literal["hidden", "logits"]
-StoredType = Literal["fp32", "fp16", "bf16"]
-DTYPES: Mapping[StoredType, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
+KEYS, STARTS = "keys", "starts"
+SCORED = "scored"
 
 
 @dataclass(frozen=True)
@@ -50,33 +52,62 @@ class Document:
     Attributes:
         row: Row of the batch.
         tokens: Its positions there.
-        key: Hash of its token ids.
+        key: Hash of its token ids, and of which of them are scored if answers are about these only.
+        places: The positions that answers are about, int64 `[T]`.
     """
 
     row: int
     tokens: slice
     key: bytes
+    places: Tensor
 
 
-def documents(batch: Batch) -> Iterator[Document]:
-    """Yield the documents of a batch, row by row."""
+def documents(batch: Batch, scored: bool = False) -> Iterator[Document]:
+    """Yield the documents of a batch, row by row.
+
+    Args:
+        batch: The batch.
+        scored: Whether answers are about the tokens of `batch.targets` only.
+    """
     mask = batch.mask.cpu().numpy()
     inputs = {name: value.cpu().numpy() for name, value in batch.inputs.items()}
-    places = inputs.get("position_ids")
+    if scored:
+        inputs[SCORED] = batch.targets.mask.cpu().numpy()
+    positions = inputs.get("position_ids")
     for row, own in enumerate(mask):
         tokens = np.flatnonzero(own)
-        starts = [0] if places is None else np.flatnonzero(places[row, tokens] == 0).tolist()
+        starts = [0] if positions is None else np.flatnonzero(positions[row, tokens] == 0).tolist()
         for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
             part = slice(int(tokens[start]), int(tokens[end - 1]) + 1)
-            yield Document(row, part, _key(inputs, row, part))
+            places = np.flatnonzero(inputs[SCORED][row, part]) if scored else np.arange(end - start)
+            yield Document(
+                row, part, _key(inputs, row, part), torch.from_numpy(places + part.start)
+            )
 
 
 def _key(inputs: Mapping[str, np.ndarray[Any, Any]], row: int, tokens: slice) -> bytes:
     made = hashlib.blake2b(digest_size=KEY_BYTES)
-    for name in ("input_ids", "token_type_ids"):
+    for name in ("input_ids", "token_type_ids", SCORED):
         if name in inputs:
             made.update(inputs[name][row, tokens].astype("<i4").tobytes())
     return made.digest()
+
+
+def of_batch(
+    asked: Sequence[Document], found: Sequence[Columns], shape: torch.Size
+) -> dict[str, Tensor]:
+    """Return the answers about the documents of a batch at their places; zeros elsewhere.
+
+    Args:
+        asked: The documents.
+        found: The answers about each, `[T, ...]`.
+        shape: Rows and positions of the batch.
+    """
+    made = {name: own.new_zeros(*shape, *own.shape[1:]) for name, own in found[0].items()}
+    for document, columns in zip(asked, found, strict=True):
+        for name, own in columns.items():
+            made[name][document.row, document.places] = own
+    return made
 
 
 @dataclass(frozen=True)
@@ -117,12 +148,14 @@ class WrittenShard:
         documents: Number of documents.
         values: Number of values, one for each token or row.
         divergence: Mean KL in nats from what was computed to what is stored, over some values.
+        tail: Mean probability of the words that are not stored, over the same.
     """
 
     name: str
     documents: int
     values: int
     divergence: float
+    tail: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,28 +164,44 @@ class CacheManifest:
 
     Attributes:
         belongs: What it is about.
-        form: `hidden`: what the head gets at each token, and the head; `logits`: those of each row.
+        form: `hidden`: what the head gets at each token, and the head; `logits`: those of each row;
+            `top-k`: the likeliest words at each scored token, and the mass of all others.
         dtype: Data type of the values.
         precision: Precision of the computation.
         rows: Hash of the rows that it is computed for.
         shards: Number of shards when it is finished.
         parts: The shards that are written, in their order.
         format: Version of the format.
+        k: Number of likeliest words; None in other forms.
+        temperature: What their logits were divided by; None in other forms.
     """
 
     belongs: Belongs
-    form: Form
+    form: FormName
     dtype: StoredType
     precision: str
     rows: str
     shards: int
     parts: tuple[WrittenShard, ...] = ()
     format: int = FORMAT
+    k: int | None = None
+    temperature: float | None = None
 
     @property
     def is_finished(self) -> bool:
         """Whether all shards are written."""
         return len(self.parts) == self.shards
+
+    @property
+    def answers(self) -> AnswerForm:
+        """The form of the answers."""
+        if self.form == "hidden":
+            return HiddenStates(self.dtype)
+        if self.form == "logits":
+            return RowLogits(self.dtype)
+        assert self.k is not None, "top-k has words"
+        assert self.temperature is not None, "top-k has a temperature"
+        return LikeliestWords(self.dtype, self.k, self.temperature, self.belongs.vocabulary)
 
     def save(self, folder: Path) -> None:
         """Write the manifest."""
@@ -193,24 +242,30 @@ class AnswerShard:
     Attributes:
         keys: Their keys, uint8 `[N, 16]`.
         starts: Index of the first value of each and the end of the last, int64 `[N + 1]`.
-        values: `[T, ...]`.
+        columns: The values, `[T, ...]` each.
     """
 
     keys: Tensor
     starts: Tensor
-    values: Tensor
+    columns: Columns
 
     @classmethod
-    def of(cls, keys: Sequence[bytes], values: Sequence[Tensor]) -> AnswerShard:
+    def of(cls, keys: Sequence[bytes], answers: Sequence[Columns]) -> AnswerShard:
         """Return a shard of documents with their values."""
-        lengths = torch.tensor([0, *map(len, values)])
+        columns = {name: torch.cat([own[name] for own in answers]) for name in answers[0]}
+        lengths = torch.tensor([0, *(len(next(iter(own.values()))) for own in answers)])
         made = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-        return cls(torch.from_numpy(made.copy()), lengths.cumsum(0), torch.cat(list(values)))
+        return cls(torch.from_numpy(made.copy()), lengths.cumsum(0), columns)
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return int(self.starts[-1])
 
     def save(self, folder: Path, number: int) -> Path:
         """Write the shard under a name with its number and a hash of its content."""
-        tensors = {KEYS: self.keys, STARTS: self.starts, VALUES: self.values.contiguous()}
-        content = save(tensors)
+        columns = {name: own.contiguous() for name, own in self.columns.items()}
+        content = save({KEYS: self.keys, STARTS: self.starts, **columns})
         path = folder / f"shard-{number:06d}-{digest.of_bytes([content])}.safetensors"
         write_file(path, content)
         return path
@@ -219,7 +274,12 @@ class AnswerShard:
     def load(cls, path: Path) -> AnswerShard:
         """Return a shard, mapped into memory."""
         tensors = load_file(path)
-        return cls(tensors[KEYS], tensors[STARTS], tensors[VALUES])
+        return cls(tensors.pop(KEYS), tensors.pop(STARTS), tensors)
+
+    def document(self, place: int) -> Columns:
+        """Return the values of a document."""
+        own = slice(int(self.starts[place]), int(self.starts[place + 1]))
+        return {name: values[own] for name, values in self.columns.items()}
 
 
 def is_whole(path: Path) -> bool:
@@ -250,8 +310,8 @@ class AnswerCache:
         tensors: dict[str, Tensor] = load_file(self.folder / HEAD)
         return tensors
 
-    def find(self, document: Document) -> Tensor:
-        """Return the values of a document, `[tokens, ...]` or `[1, ...]`, as stored.
+    def find(self, document: Document) -> Columns:
+        """Return the values of a document, `[T, ...]` or `[1, ...]` each, as stored.
 
         Raises:
             DataError: The cache does not have it.
@@ -262,13 +322,12 @@ class AnswerCache:
             if keys[at, 0] != own[0]:
                 break
             if keys[at, 1] == own[1]:
-                shard, place = self.shards[int(shards[at])], int(places[at])
-                return shard.values[int(shard.starts[place]) : int(shard.starts[place + 1])]
+                return self.shards[int(shards[at])].document(int(places[at]))
         length = document.tokens.stop - document.tokens.start
         raise DataError(
             f"{self.folder} has no answer about a text of {length} tokens in the training rows: "
-            "rows, task.max_length or task.packing are not those it was written for. Write another "
-            "with gkd cache"
+            "rows, task.max_length, task.packing or what is learned of a row are not those it was "
+            "written for. Write another with gkd cache"
         )
 
     @cached_property

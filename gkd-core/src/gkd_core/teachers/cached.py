@@ -14,8 +14,13 @@ from torch import Tensor
 
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS
-from gkd_core.losses.logits import LinearLogits
-from gkd_core.teachers.answer_cache import AnswerCache, Belongs, CacheManifest, documents
+from gkd_core.teachers.answer_cache import (
+    AnswerCache,
+    Belongs,
+    CacheManifest,
+    documents,
+    of_batch,
+)
 from gkd_core.teachers.source import AnswerSource
 
 if TYPE_CHECKING:
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.step import Step
     from gkd_core.hooks.features import Answer
     from gkd_core.hooks.paths import Capture
+    from gkd_core.teachers.answer_form import AnswerForm, Columns
 
 SETTING = "--teacher-cache (teacher.source.path)"
 
@@ -76,6 +82,10 @@ class Cached(AnswerSource):
         """Only logits are stored."""
         return None if capture == LOGITS else "gkd cache stores logits only"
 
+    def truncated_at(self) -> float | None:
+        """Return the temperature of the likeliest words, if they are all that is stored."""
+        return self.cache.manifest.temperature
+
     def fingerprint(self) -> str:
         """Return the names of the shards, which are hashes of what is in them."""
         return " ".join(part.name for part in self.cache.manifest.parts)
@@ -84,22 +94,23 @@ class Cached(AnswerSource):
         self, captures: Collection[Capture], batch: Batch, step: Step
     ) -> Mapping[Capture, Answer]:
         """Return the logits of the rows."""
-        values, device = self._values(batch), batch.rows.device
-        if self.cache.manifest.form == "logits":
-            return {LOGITS: values.to(device)}
-        head = self._head(device)
-        return {LOGITS: LinearLogits(values.to(device), head["weight"], head.get("bias"))}
+        device = batch.rows.device
+        columns = {name: own.to(device) for name, own in self._columns(batch).items()}
+        return {LOGITS: self._form.logits(columns, self._head(device))}
 
-    def _values(self, batch: Batch) -> Tensor:
-        """Return the stored values as fp32: `[B, ...]`, or `[B, S, ...]`, zero at padding."""
-        found = [(one, self.cache.find(one)) for one in documents(batch)]
-        if self.cache.manifest.form == "logits":
-            return torch.cat([values for _, values in found]).float()
-        width = found[0][1].shape[1:]
-        made = torch.zeros(*batch.mask.shape, *width)
-        for document, values in found:
-            made[document.row, document.tokens] = values.float()
-        return made
+    @cached_property
+    def _form(self) -> AnswerForm:
+        return self.cache.manifest.answers
+
+    def _columns(self, batch: Batch) -> Columns:
+        """Return what is stored: `[B, ...]` each, or `[B, S, ...]`, zero where nothing is."""
+        asked = list(documents(batch, self._form.scored))
+        found = [self.cache.find(document) for document in asked]
+        if self._form.unit == "row":
+            return {name: torch.cat([own[name] for own in found]) for name in found[0]}
+        return of_batch(asked, found, batch.mask.shape)
 
     def _head(self, device: torch.device) -> Mapping[str, Tensor]:
+        if self._form.name != "hidden":
+            return {}
         return {name: tensor.to(device) for name, tensor in self.cache.head.items()}

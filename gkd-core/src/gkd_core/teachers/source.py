@@ -84,6 +84,14 @@ class AnswerSource:
         """
         raise NotImplementedError
 
+    def truncated_at(self) -> float | None:
+        """Return the temperature of its logits if they are `TopKLogits`. Default: None.
+
+        Called before any weight is loaded: a run whose methods need more, or another temperature
+        (`Method.softens_at`), is rejected.
+        """
+        return None
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a text that is the same only for the same answers, such as a hash of a file.

@@ -1,0 +1,216 @@
+"""`AnswerForm`: the form in which a teacher's answers are stored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gkd_core.errors import ConfigError, DataError
+from gkd_core.hooks.paths import LOGITS
+from gkd_core.losses.divergences import kl
+from gkd_core.losses.logits import LinearLogits, Logits
+from gkd_core.losses.top_k import TopKLogits
+
+if TYPE_CHECKING:
+    from gkd_core.contract.batch import Batch
+    from gkd_core.hooks.features import Features
+
+FormName = Literal["hidden", "logits", "top-k"]
+FORMS: tuple[FormName, ...] = ("hidden", "logits", "top-k")
+
+StoredType = Literal["fp32", "fp16", "bf16"]
+DTYPES: Mapping[StoredType, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+Columns: TypeAlias = Mapping[str, Tensor]
+"""What is stored, by name; of a batch, `[B, ...]` or `[B, S, ...]` each."""
+
+VALUES, IDS, LOG_PROBS = "values", "ids", "log_probs"
+
+SHORT = 2**16
+"""Words whose ids take two bytes each."""
+
+CHUNK = 256
+"""Positions whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near what is stored is to what was computed.
+
+    Attributes:
+        divergence: Mean KL between the two in nats. Of the likeliest words, that over them and the
+            tail.
+        tail: Mean probability of all other words.
+    """
+
+    divergence: float
+    tail: float = 0.0
+
+
+@dataclass(frozen=True)
+class AnswerForm(ABC):
+    """What is stored of the logits of a batch, and the logits that it gives again.
+
+    Attributes:
+        dtype: Data type of values.
+        name: Its name in manifests and on the command line.
+        unit: What an answer is about.
+        scored: Whether answers are about the tokens of `batch.targets` only.
+    """
+
+    dtype: StoredType
+    name: ClassVar[FormName]
+    unit: ClassVar[str] = "token"
+    scored: ClassVar[bool] = False
+
+    @abstractmethod
+    def stored(self, features: Features, batch: Batch) -> Columns:
+        """Return what is stored of a teacher's logits for a batch.
+
+        Raises:
+            ConfigError: They do not have this form.
+            DataError: A value cannot be stored.
+        """
+
+    @abstractmethod
+    def logits(self, columns: Columns, head: Mapping[str, Tensor]) -> Logits:
+        """Return the logits of a batch.
+
+        Args:
+            columns: What is stored of them.
+            head: Weight and bias of the teacher's head, if the form needs them.
+        """
+
+    @abstractmethod
+    def fidelity(self, features: Features, columns: Columns, batch: Batch) -> Fidelity:
+        """Return how near what is stored of a batch is to what was computed."""
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        stored = values.to(DTYPES[self.dtype])
+        if not bool(stored.isfinite().all()):
+            raise DataError(
+                f"an answer of the teacher is nan or inf, or too large for {self.dtype}. "
+                "Use --dtype bf16 or fp32"
+            )
+        return stored
+
+
+@dataclass(frozen=True)
+class RowLogits(AnswerForm):
+    """The logits of each row."""
+
+    name = "logits"
+    unit = "row"
+
+    def stored(self, features: Features, batch: Batch) -> Columns:
+        """Return the logits."""
+        return {VALUES: self._rounded(features[LOGITS])}
+
+    def logits(self, columns: Columns, head: Mapping[str, Tensor]) -> Logits:
+        """Return the logits."""
+        return columns[VALUES].float()
+
+    def fidelity(self, features: Features, columns: Columns, batch: Batch) -> Fidelity:
+        """Return the KL from what was computed to what is stored; 0 if it is no distribution."""
+        if batch.output != "classes":
+            return Fidelity(0.0)
+        term = kl(columns[VALUES].float(), features.prediction, batch.samples)
+        return Fidelity(float(term.values.sum() / batch.samples.count))
+
+
+@dataclass(frozen=True)
+class HiddenStates(AnswerForm):
+    """What the head of a language model gets at each token; the head is stored once."""
+
+    name = "hidden"
+
+    def stored(self, features: Features, batch: Batch) -> Columns:
+        """Return the input of the head."""
+        if features.deferred is None:
+            raise ConfigError(
+                "the teacher's logits are not those of a linear layer: what its head gets does not "
+                "determine them, and cannot be stored in their place. Use --form top-k"
+            )
+        return {VALUES: self._rounded(features.deferred.hidden)}
+
+    def logits(self, columns: Columns, head: Mapping[str, Tensor]) -> Logits:
+        """Return the logits, which the losses make of the states."""
+        return LinearLogits(columns[VALUES].float(), head["weight"], head.get("bias"))
+
+    def fidelity(self, features: Features, columns: Columns, batch: Batch) -> Fidelity:
+        """Return the KL from what was computed to what is stored."""
+        computed = features.deferred
+        assert computed is not None, "its hidden states are stored"
+        kept = replace(computed, hidden=columns[VALUES].to(computed.hidden.dtype))
+        term = kl(kept, computed, batch.tokens)
+        return Fidelity(float(term.values.sum() / batch.tokens.count))
+
+
+@dataclass(frozen=True)
+class LikeliestWords(AnswerForm):
+    """The likeliest words at each scored token of a language model, and the mass of all others.
+
+    Attributes:
+        k: Number of words.
+        temperature: What the logits are divided by.
+        words: Width of the logits.
+    """
+
+    k: int
+    temperature: float
+    words: int
+    name = "top-k"
+    scored = True
+
+    def stored(self, features: Features, batch: Batch) -> Columns:
+        """Return ids and log-probabilities; those of tokens without a target are not computed."""
+        index, shape = batch.targets.index, batch.targets.mask.shape
+        found = [self._likeliest(features.prediction, part) for part in torch.split(index, CHUNK)]
+        ids, log_probs = (torch.cat(own) for own in zip(*found, strict=True))
+        if bool(log_probs.isnan().any()):
+            raise DataError("an answer of the teacher is nan or inf")
+        width = torch.int16 if self.words <= SHORT else torch.int32
+        columns = {IDS: ids.to(width), LOG_PROBS: log_probs.to(DTYPES[self.dtype])}
+        return {name: _placed(own, index, shape) for name, own in columns.items()}
+
+    def logits(self, columns: Columns, head: Mapping[str, Tensor]) -> Logits:
+        """Return the words and the mass of all others."""
+        ids = columns[IDS].long()
+        ids = ids & (SHORT - 1) if columns[IDS].dtype == torch.int16 else ids
+        return TopKLogits(ids, columns[LOG_PROBS].float(), self.words, self.temperature)
+
+    def fidelity(self, features: Features, columns: Columns, batch: Batch) -> Fidelity:
+        """Return the KL between what is stored and what was computed, and the mass of the tail."""
+        kept, over = self.logits(columns, {}), batch.targets
+        assert isinstance(kept, TopKLogits)
+        if not over.count:
+            return Fidelity(0.0)
+        term = kl(features.prediction, kept, over, self.temperature, False)
+        tail = kept.log_probs[over.mask][:, -1].exp().mean()
+        return Fidelity(float(term.values.sum() / over.count), float(tail))
+
+    def _likeliest(self, logits: Logits, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ids and log-probabilities of some rows."""
+        if isinstance(logits, LinearLogits):
+            rows = replace(logits, hidden=logits.hidden.flatten(0, -2)[index]).dense()
+        else:
+            assert isinstance(logits, Tensor), "a live teacher computes all of its logits"
+            rows = logits.flatten(0, -2)[index]
+        found = TopKLogits.of(rows.float(), self.k, self.temperature)
+        return found.ids, found.log_probs
+
+
+def _placed(found: Tensor, index: Tensor, shape: torch.Size) -> Tensor:
+    """Return rows at their places in a batch; zeros elsewhere."""
+    made = found.new_zeros(shape.numel(), found.shape[-1])
+    made[index] = found
+    return made.view(*shape, -1)

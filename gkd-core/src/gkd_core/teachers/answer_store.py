@@ -1,0 +1,58 @@
+"""`AnswerStore`: answers that are kept as they come, so that nobody is asked twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from gkd_core.data.cache import set_aside, warn_unwritable
+from gkd_core.teachers.answer_cache import AnswerShard, is_whole
+from gkd_core.teachers.answer_form import Columns
+
+
+class AnswerStore:
+    """Answers about documents in a directory, which several processes may add to.
+
+    Args:
+        folder: The directory; it is made when something is added.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, key: bytes) -> Columns | None:
+        """Return the answer about a document; None if nobody was asked."""
+        found = self._known.get(key)
+        return None if found is None else found[0].document(found[1])
+
+    def add(self, keys: Sequence[bytes], answers: Sequence[Columns]) -> None:
+        """Keep answers; a directory that cannot be written is a warning."""
+        shard = AnswerShard.of(keys, answers)
+        self._note(shard)
+        try:
+            shard.save(self.folder, len(self._known))
+        except OSError as error:
+            warn_unwritable(error)
+
+    @cached_property
+    def _known(self) -> dict[bytes, tuple[AnswerShard, int]]:
+        """Where the answer about each document is."""
+        known: dict[bytes, tuple[AnswerShard, int]] = {}
+        for path in sorted(self.folder.glob("shard-*.safetensors")):
+            try:
+                if not is_whole(path):
+                    raise OSError("its content is not what was written")
+                known |= _places(AnswerShard.load(path))
+            except (OSError, SafetensorError, KeyError) as error:
+                set_aside(path, str(error))
+        return known
+
+    def _note(self, shard: AnswerShard) -> None:
+        self._known.update(_places(shard))
+
+
+def _places(shard: AnswerShard) -> dict[bytes, tuple[AnswerShard, int]]:
+    return {key.tobytes(): (shard, place) for place, key in enumerate(shard.keys.numpy())}

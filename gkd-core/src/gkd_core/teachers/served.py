@@ -1,0 +1,165 @@
+"""`server`: a teacher that a server runs, asked for its likeliest words over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from gkd_core import digest
+from gkd_core.data.cache import cache_dir
+from gkd_core.errors import ConfigError, DataError
+from gkd_core.hooks.paths import LOGITS
+from gkd_core.teachers.answer_cache import Document, documents, of_batch
+from gkd_core.teachers.answer_form import IDS, LOG_PROBS, Columns, LikeliestWords
+from gkd_core.teachers.answer_store import AnswerStore
+from gkd_core.teachers.server import Likeliest, TeacherServer
+from gkd_core.teachers.source import AnswerSource
+
+if TYPE_CHECKING:
+    from gkd_core.contract.batch import Batch
+    from gkd_core.contract.step import Step
+    from gkd_core.hooks.features import Answer
+    from gkd_core.hooks.paths import Capture
+
+ROUNDING = 1e-2
+"""By how much the probabilities of some words may exceed 1: servers compute in bf16."""
+
+
+class Served(AnswerSource):
+    """The likeliest words of a language model on a server, and the mass of all others.
+
+    The server gives `prompt_logprobs` for token ids, as vLLM does. Its answers are kept in the
+    cache, where later epochs and runs find them.
+    """
+
+    name = "server"
+    any_text = True
+    packs = True
+
+    class Config(AnswerSource.Config):
+        """Options of `server`."""
+
+        url: str = Field(description="Address of the server, such as `http://host:8000`.")
+        model: str | None = Field(
+            None, description="The name it serves the teacher under. Default: its only one."
+        )
+        revision: str = Field(
+            "",
+            description="Any text that says which weights these are: answers and students of "
+            "another are not used. Change it when the server gets other weights under this name.",
+        )
+        k: PositiveInt = Field(
+            20, description="Likeliest words at each token. vLLM gives 20, or its --max-logprobs."
+        )
+        timeout: PositiveFloat = Field(120.0, description="Seconds to wait for an answer.")
+        attempts: PositiveInt = Field(
+            8, description="How often a request is sent while no answer comes; pauses double."
+        )
+        key_variable: str = Field(
+            "GKD_TEACHER_API_KEY",
+            description="Environment variable with the API key; the key itself is never stored.",
+        )
+
+    config: Config
+
+    def check(self) -> None:
+        """Reject an address that is none or has a password, and a server that is not there."""
+        parts = urlsplit(self.config.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                f"teacher.source.url is {self.config.url!r}. Give an address such as "
+                "http://host:8000"
+            )
+        if parts.username or parts.password:
+            raise ConfigError(
+                "teacher.source.url has a user name or a password, which would be stored. Put an "
+                f"API key into the environment variable {self.config.key_variable}"
+            )
+        self._model  # noqa: B018 - asks the server before anything is loaded
+
+    def missing(self, capture: Capture) -> str | None:
+        """A server gives log-probabilities."""
+        return None if capture == LOGITS else "a server gives log-probabilities only"
+
+    def truncated_at(self) -> float | None:
+        """Return 1, at which servers answer."""
+        return self._form.temperature
+
+    def fingerprint(self) -> str:
+        """Return where and under which name the teacher is, and how much it is asked for."""
+        return digest.of_value([self._server.base, self._model, self.config.revision, self._form.k])
+
+    def answer(
+        self, captures: Collection[Capture], batch: Batch, step: Step
+    ) -> Mapping[Capture, Answer]:
+        """Return the likeliest words at the tokens that are learned."""
+        asked = list(documents(batch, self._form.scored))
+        self._ask([one for one in asked if self._store.find(one.key) is None], batch)
+        found = [self._store.find(one.key) for one in asked]
+        columns = of_batch(asked, [own for own in found if own is not None], batch.mask.shape)
+        device = batch.rows.device
+        return {LOGITS: self._form.logits({n: c.to(device) for n, c in columns.items()}, {})}
+
+    def _ask(self, missing: Sequence[Document], batch: Batch) -> None:
+        """Ask about documents that nobody was asked about, and keep the answers."""
+        new = list({one.key: one for one in missing}.values())
+        if not new:
+            return
+        rows = batch.inputs["input_ids"].cpu()
+        texts = [rows[one.row, one.tokens].tolist() for one in new]
+        answers = self._server.likeliest(self._model, texts, self._form.k)
+        columns = [self._columns(*pair) for pair in zip(new, answers, strict=True)]
+        self._store.add([one.key for one in new], columns)
+
+    def _columns(self, document: Document, answer: Sequence[Likeliest]) -> Columns:
+        """Return what is kept: the words that follow each learned token."""
+        # The answer begins with the prediction of the second token, which is that at the first.
+        at = (document.places - document.tokens.start).tolist()
+        ids = torch.tensor([answer[place][0] for place in at], dtype=torch.int64)
+        known = torch.tensor([answer[place][1] for place in at], dtype=torch.float64)
+        ids, known = ids.view(len(at), self._form.k), known.view(len(at), self._form.k)
+        total = known.exp().sum(-1, keepdim=True)
+        if bool((ids >= self.teacher.labels).any()) or bool((total > 1 + ROUNDING).any()):
+            raise DataError(
+                f"{self._server.base} answers with words that the teacher's tokenizer lacks, or "
+                "that are likelier than possible. Give the tokenizer of its model by "
+                "teacher.tokenizer"
+            )
+        # If all words are known, what is missing to 1 is rounding.
+        rest = 1 - total if self._form.k < self._form.words else torch.zeros_like(total)
+        tail = rest.clamp(min=0.0).log()
+        return {IDS: ids.int(), LOG_PROBS: torch.cat([known, tail], -1).float()}
+
+    @cached_property
+    def _server(self) -> TeacherServer:
+        config = self.config
+        key = os.environ.get(config.key_variable, "")
+        return TeacherServer(config.url, key, config.key_variable, config.timeout, config.attempts)
+
+    @cached_property
+    def _model(self) -> str:
+        """The name that the teacher is served under."""
+        if self.config.model is not None:
+            return self.config.model
+        names = self._server.models()
+        if len(names) != 1:
+            raise ConfigError(
+                f"{self._server.base} serves {', '.join(names) or 'no model'}. Name the teacher by "
+                "teacher.source.model"
+            )
+        return names[0]
+
+    @cached_property
+    def _form(self) -> LikeliestWords:
+        words = self.teacher.labels
+        return LikeliestWords("fp32", min(self.config.k, words), 1.0, words)
+
+    @cached_property
+    def _store(self) -> AnswerStore:
+        return AnswerStore(cache_dir() / "answers" / f"server-{self.fingerprint()}")

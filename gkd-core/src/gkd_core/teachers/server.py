@@ -1,0 +1,159 @@
+"""`TeacherServer`: the log-probabilities of prompts, from an OpenAI-like server such as vLLM."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from gkd_core.errors import ConfigError, DataError
+
+LONGEST_PAUSE = 30.0
+"""Seconds between two attempts at most; they begin with one second and double."""
+
+TRANSIENT = (408, 425, 429)
+"""Statuses of the client's that do not say that the request is wrong."""
+
+Likeliest = tuple[list[int], list[float]]
+"""Words and their log-probabilities, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class TeacherServer:
+    """A server of a language model.
+
+    Attributes:
+        url: Its address, such as `http://host:8000`; `/v1` is added if it names no path.
+        key: The API key; empty if it needs none. It is in no message.
+        key_variable: The environment variable of the key, for messages.
+        timeout: Seconds to wait for an answer.
+        attempts: How often a request is sent if none comes.
+    """
+
+    url: str
+    key: str
+    key_variable: str
+    timeout: float
+    attempts: int
+
+    @property
+    def base(self) -> str:
+        """The address that requests are below."""
+        return self.url.rstrip("/") + ("" if urlsplit(self.url).path.strip("/") else "/v1")
+
+    def models(self) -> list[str]:
+        """Return the names of the models that it serves.
+
+        Raises:
+            ConfigError: It refuses.
+            DataError: No answer, or not a list of models.
+        """
+        answer = self._send("GET", "models", None)
+        try:
+            return [str(model["id"]) for model in answer["data"]]
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{self.base}/models: the answer is no list of models") from error
+
+    def likeliest(
+        self, model: str, prompts: Sequence[Sequence[int]], k: int
+    ) -> list[list[Likeliest]]:
+        """Return the k likeliest words at each token of each prompt but the first.
+
+        An answer that is not about these tokens is never returned.
+
+        Args:
+            model: The name that it serves the model under.
+            prompts: Token ids.
+            k: Number of words.
+
+        Raises:
+            ConfigError: It refuses the request, which is then not repeated.
+            DataError: No answer, or one about something else.
+        """
+        body = {"model": model, "prompt": [*map(list, prompts)], "max_tokens": 1}
+        # At temperature 1, the log-probabilities are the model's own.
+        answer = self._send(
+            "POST", "completions", {**body, "temperature": 1.0, "prompt_logprobs": k}
+        )
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+            found = [choice["prompt_logprobs"] for choice in choices]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._wrong("it has no `prompt_logprobs`, which vLLM gives") from error
+        if len(found) != len(prompts):
+            raise self._wrong(f"it is about {len(found)} texts instead of {len(prompts)}")
+        return [self._read(own, ids, k) for own, ids in zip(found, prompts, strict=True)]
+
+    def _read(self, answer: Any, ids: Sequence[int], k: int) -> list[Likeliest]:
+        """Return the words at each token but the first, for which there is no prediction."""
+        if not isinstance(answer, list) or len(answer) != len(ids):
+            length = len(answer) if isinstance(answer, list) else 0
+            raise self._wrong(f"it has {length} positions for a text of {len(ids)} tokens")
+        if answer[0] is not None:
+            raise self._wrong("it predicts the first token of a text, before which there is none")
+        return [self._words(at, own, k) for at, own in zip(answer[1:], ids[1:], strict=True)]
+
+    def _words(self, position: Any, own: int, k: int) -> Likeliest:
+        """Return the k likeliest words; the answer also has the text's own, perhaps beyond them."""
+        try:
+            found = {int(word): float(entry["logprob"]) for word, entry in position.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._wrong(f"a position holds {str(position)[:60]!r}") from error
+        if own not in found:
+            raise self._wrong(f"the token {own} of the text is not where it should be")
+        best = sorted(found.items(), key=lambda item: -item[1])[:k]
+        words, log_probs = [word for word, _ in best], [value for _, value in best]
+        if len(best) < k:
+            raise self._wrong(f"a position has {len(best)} words instead of {k}")
+        if not all(value <= 1e-3 for value in log_probs):
+            raise self._wrong("a log-probability is nan or above 0")
+        return words, log_probs
+
+    def _wrong(self, reason: str) -> DataError:
+        return DataError(
+            f"the answer of {self.base} is not used: {reason}. Is it the server of the teacher?"
+        )
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        """Return the answer to a request, which is repeated while none comes."""
+        pause, reason = 1.0, ""
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                response = httpx2.request(
+                    method,
+                    f"{self.base}/{path}",
+                    json=body,
+                    headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
+                    timeout=self.timeout,
+                )
+                if response.status_code < 400:
+                    return response.json()
+            except (httpx2.TransportError, httpx2.DecodingError, ValueError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                continue
+            reason = f"status {response.status_code}: {response.text[:500]}"
+            if response.status_code < 500 and response.status_code not in TRANSIENT:
+                raise self._refusal(response.status_code, reason)
+        raise DataError(
+            f"{self.base}/{path} does not answer, in {self.attempts} attempts ({reason}). Start "
+            "the server again, and resume the run: what it has answered is kept"
+        )
+
+    def _refusal(self, status: int, reason: str) -> ConfigError:
+        if status in (401, 403):
+            advice = f"Set the environment variable {self.key_variable} to the API key"
+        elif "logprobs" in reason:
+            advice = (
+                "vLLM gives at most 20 words unless it is started with --max-logprobs: start it "
+                "with more, or set teacher.source.k to fewer"
+            )
+        else:
+            advice = "Correct teacher.source, or what the server was started with"
+        return ConfigError(f"{self.base} refuses the request ({reason}). {advice}")

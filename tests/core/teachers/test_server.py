@@ -1,0 +1,240 @@
+"""A teacher on a server: a small one on the loopback interface that answers with a real model."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gkd_core.api import ConfigError, DataError
+from gkd_core.contract.step import Step
+from gkd_core.data.loader import iterate
+from gkd_core.teachers import server as client
+from gkd_core.training.stage import build_stage
+from gkd_core.training.step import train_step
+
+LM = ("method=soft", "task.kind=causal-lm", "soft.temperature=1")
+KEY = "sesame"
+
+
+class Server(ThreadingHTTPServer):
+    """Answers as vLLM does, unless it is told to fail.
+
+    Attributes:
+        faults: What to do instead with the next requests: a status, or a function that spoils an
+            answer.
+        prompts: Every prompt that was asked about.
+    """
+
+    def __init__(self, model):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.model, self.faults, self.prompts, self.most = model, [], [], 1000
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @torch.no_grad()
+    def choice(self, index, ids, k):
+        log_probs = self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        answer = [None]
+        for row, own in zip(log_probs, ids[1:], strict=False):
+            words = dict.fromkeys([*row.topk(min(k, len(row))).indices.tolist(), own])
+            answer.append({str(word): {"logprob": float(row[word])} for word in words})
+        return {"index": index, "text": "", "prompt_logprobs": answer}
+
+    def complete(self, body):
+        if body["prompt_logprobs"] > self.most:
+            return 400, {"error": {"message": f"logprobs: the most is {self.most}"}}
+        self.prompts += body["prompt"]
+        choices = [self.choice(i, p, body["prompt_logprobs"]) for i, p in enumerate(body["prompt"])]
+        return 200, {"choices": choices[::-1]}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.respond(200, {"data": [{"id": "the-teacher"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["model"] == "the-teacher"
+        assert (body["max_tokens"], body["temperature"]) == (1, 1.0)
+        fault = self.server.faults.pop(0) if self.server.faults else None
+        if self.headers["Authorization"] != f"Bearer {KEY}":
+            self.respond(401, {"error": "no key"})
+        elif fault == "dies":
+            self.close_connection = True
+        elif isinstance(fault, int):
+            self.respond(fault, {"error": "busy"})
+        else:
+            status, answer = self.server.complete(body)
+            if fault is not None:
+                fault(answer["choices"])
+            self.respond(status, answer)
+
+    def respond(self, status, answer):
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(world, monkeypatch):
+    """Serve `lm-decoder`, which wants an API key."""
+    monkeypatch.setenv("GKD_TEACHER_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+    served = Server(AutoModelForCausalLM.from_pretrained(world / "lm-decoder").eval())
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.fixture
+def first_loss(prepare_run, tmp_path):
+    def _loss(*settings, epoch=0):
+        run = prepare_run(*settings, teachers=("lm-decoder",))
+        stage = build_stage(run.last, run.registry, tmp_path / "stage", None)
+        _, batches = next(iterate(stage.train, stage.collator, stage.sampler, epoch, 1))
+        return train_step(stage, batches, Step(0, 1, 0, stage.name, torch.Generator())).read()
+
+    return _loss
+
+
+def source(server, **options):
+    given = {"name": "server", "url": server.url, **options}
+    return [f"teacher.source.{name}={value}" for name, value in given.items()]
+
+
+@pytest.mark.parametrize(
+    "rows", [(), ("task.packing=true", "task.max_length=16")], ids=["padded", "packed"]
+)
+def test_a_served_teacher_gives_the_losses_of_a_live_one(server, first_loss, rows):
+    live = first_loss(*LM, *rows)
+    served = first_loss(*LM, *rows, *source(server, k=10**6))
+    assert served == pytest.approx(live, abs=1e-5)
+    few = first_loss(*LM, *rows, *source(server, k=3))
+    assert 0 < few["total"] < live["total"]
+
+
+def test_nothing_is_asked_twice(server, first_loss):
+    once = first_loss(*LM, *source(server))
+    asked = len(server.prompts)
+    assert asked == len({tuple(prompt) for prompt in server.prompts}) > 0
+    assert first_loss(*LM, *source(server)) == once
+    assert len(server.prompts) == asked, "another process finds what was answered"
+    first_loss(*LM, *source(server, revision="second"))
+    assert len(server.prompts) == 2 * asked, "other weights were not asked"
+
+
+def test_requests_without_an_answer_are_repeated(server, first_loss):
+    server.faults = [503, "dies", 429]
+    expected = first_loss(*LM, *source(server))
+    server.faults = ["dies"] * 8
+    with pytest.raises(DataError, match=r"does not answer, in 8 attempts .*kept"):
+        first_loss(*LM, *source(server, revision="first"))
+    assert first_loss(*LM, *source(server, revision="first")) == expected
+
+
+def spoiled():
+    """Answers that are about something else, with the reason for which they are not used."""
+
+    def shifts(choices):
+        choices[0]["prompt_logprobs"].insert(1, choices[0]["prompt_logprobs"].pop())
+
+    def at(change):
+        return lambda choices: change(choices[0]["prompt_logprobs"])
+
+    yield lambda choices: choices.pop(), r"about \d+ texts instead of \d+"
+    yield lambda choices: choices[0].pop("prompt_logprobs"), "no `prompt_logprobs`"
+    yield at(list.pop), r"\d+ positions for a text of \d+ tokens"
+    yield at(lambda answer: answer.__setitem__(0, answer[1])), "predicts the first token"
+    yield at(lambda answer: answer.__setitem__(1, {})), "is not where it should be"
+    yield at(lambda answer: answer.__setitem__(1, None)), "a position holds 'None'"
+    yield shifts, "is not where it should be"
+    yield at(lambda answer: spoil(answer[1], float("nan"))), "nan or above 0"
+
+
+def spoil(position, value):
+    for entry in position.values():
+        entry["logprob"] = value
+
+
+def test_a_wrong_answer_is_not_used(server):
+    asked = client.TeacherServer(server.url, KEY, "KEY", 10, 1)
+    prompts = [[5, 6, 7, 8], [9, 10, 11]]
+    expected = asked.likeliest("the-teacher", prompts, 2)
+    assert [len(own) for own in expected] == [3, 2]
+    for spoil, reason in spoiled():
+        server.faults = [spoil]
+        with pytest.raises(DataError, match=reason):
+            asked.likeliest("the-teacher", prompts, 2)
+        assert asked.likeliest("the-teacher", prompts, 2) == expected
+
+
+def test_words_that_are_likelier_than_possible_are_neither_used_nor_kept(server, first_loss):
+    server.faults = [lambda choices: spoil(choices[0]["prompt_logprobs"][1], 0.0)]
+    with pytest.raises(DataError, match="likelier than possible"):
+        first_loss(*LM, *source(server))
+    expected = first_loss(*LM, *source(server, revision="other"))
+    assert first_loss(*LM, *source(server)) == expected
+
+
+def test_what_a_server_refuses_is_said(server, first_loss, monkeypatch):
+    server.most = 20
+    with pytest.raises(ConfigError, match=r"the most is 20.*--max-logprobs.*teacher.source.k"):
+        first_loss(*LM, *source(server, k=64))
+    monkeypatch.setenv("GKD_TEACHER_API_KEY", "wrong")
+    with pytest.raises(ConfigError, match=r"status 401.*GKD_TEACHER_API_KEY") as refused:
+        first_loss(*LM, *source(server))
+    assert "wrong" not in str(refused.value)
+    assert "Bearer" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("teacher.source.url=the-teacher",), "teacher.source.url is 'the-teacher'"),
+        (("teacher.source.url=http://me:secret@host",), "has a user name or a password"),
+        (("soft.temperature=4",), "by a temperature of 4"),
+        (("task.kind=masked-lm",), "the task is masked-lm.*predicts the next word"),
+    ],
+)
+def test_what_no_server_can_do_is_refused_before_the_run(server, prepare_run, settings, reason):
+    kind = "lm-teacher" if "masked-lm" in settings[0] else "lm-decoder"
+    with pytest.raises(ConfigError, match=reason):
+        prepare_run(*LM, *source(server), *settings, teachers=(kind,))
+    assert not server.prompts
+
+
+def test_the_command_line_takes_an_address_as_a_teacher(server, invoke, world, tmp_path):
+    run = (
+        *("run", "--teacher", server.url, "--student", world / "lm-decoder", "--no-baseline"),
+        *("--data", world / "train.jsonl", "--method", "soft", "--set", "soft.temperature=1"),
+        *("--set", "task.kind=causal-lm", "--set", "task.max_length=32"),
+        *("--set", "output.reuse=false", "--set", "training.epochs=2"),
+    )
+    done = invoke(*run, "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    prompts = [tuple(prompt) for prompt in server.prompts]
+    assert len(prompts) == len(set(prompts)) > 0
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
+    # Without a student, nothing says which tokens the teacher reads.
+    alone = [word for word in run if word not in ("--student", world / "lm-decoder")]
+    done = invoke(*alone, "--output", tmp_path / "other")
+    assert re.search(r"teacher\.tokenizer and the student by --student", done.err), done.err
+    told = ("--set", f"teacher.tokenizer={world / 'lm-decoder'}", "--student-layers", 1)
+    done = invoke(*alone, *told, "--set", "training.steps=1", "--output", tmp_path / "told")
+    assert done.code == 0, done.err
