@@ -166,7 +166,11 @@ def test_the_best_student_within_the_budget_is_found(
     allowed = {f"{s['shape']['layers']}x{s['shape']['hidden_size']}" for s in report["shapes"]}
     allowed -= {f"{s['shape']['layers']}x{s['shape']['hidden_size']}" for s in missed}
     assert {each["shape"] for each in report["tried"]} <= allowed
-    assert any("in the lower half of those so far" in each[""] for each in report["tried"])
+    reasons = {each[""]: each["state"] for each in report["tried"]}
+    assert any("in the lower half of those so far" in why for why in reasons)
+    assert all((state == "stopped") == ("lower half" in why) for why, state in reasons.items())
+    assert reasons["labels alone, to compare the best with"] == "finished"
+    assert reasons.get("not finished in time") != "finished"
     assert "distillation pays: better than labels alone" in " ".join(done.out.split())
     assert (tmp_path / "found/report/search.html").exists()
 

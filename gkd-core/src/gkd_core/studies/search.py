@@ -276,6 +276,11 @@ class StudentSearch:
         return self._validations[cell.name]
 
 
+def was_stopped(cell: Cell) -> bool:
+    """Return whether a candidate with a reason fell behind; gkd refuses the others."""
+    return cell.reason.startswith(LOST.partition("{")[0])
+
+
 def evaluations(directory: Path, metric: str) -> list[float]:
     """Return the metric at each evaluation of a run on validation rows, in order of their steps.
 

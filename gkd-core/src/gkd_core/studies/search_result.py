@@ -15,7 +15,7 @@ from gkd_core.plugins import Registry
 from gkd_core.strict_json import json_text
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.comparisons import SeedComparison, Verdict, compare, spread
-from gkd_core.studies.search import Finalist, StudentSearch
+from gkd_core.studies.search import Finalist, StudentSearch, was_stopped
 from gkd_core.studies.search_space import LABELS, METHOD, SHAPE
 from gkd_core.studies.shapes import MeasuredShape
 from gkd_core.studies.study_config import AxisValue
@@ -181,7 +181,7 @@ class SearchResult:
         )
 
     def _tried(self) -> Grid:
-        finished = {each.cell.name: each for each in self.finalists}
+        finished = {each.cell.name: each for each in self.search.finalists()}
         best = self.finalists[0]
         folder = self.search.folder
         columns = (*best.cell.axes, "state", "validation", "ms", "")
@@ -197,15 +197,19 @@ class SearchResult:
         if own is None:
             failure = self.search.folder.failure(cell).strip().splitlines()[-1:]
             why = cell.reason or (failure[0] if failure else "not finished in time")
-            return ["stopped" if cell.reason else str(state), NONE, NONE, why]
+            if cell.reason:
+                return ["stopped" if was_stopped(cell) else "refused", NONE, NONE, why]
+            return [str(state), NONE, NONE, why]
         time = own.outcome.milliseconds
         value = own.outcome.validation or 0.0
         behind = f"{abs(best.worth - own.worth):.4f} behind the best"
+        if all(own.cell != each.cell for each in self.finalists):
+            behind = "labels alone, to compare the best with"
         return [
             str(state),
             f"{value:.4f}",
             NONE if time is None else f"{time:.2f}",
-            "the best" if own is best else behind,
+            "the best" if own.cell == best.cell else behind,
         ]
 
     def _pareto(self) -> Any:
