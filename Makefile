@@ -1,5 +1,5 @@
 # make demo | make test | make test-all | make test-isa | make test-browser | make test-cluster |
-# make lint | make reference | make docs | make benchmarks: each sets itself up first.
+# make test-faults | make lint | make reference | make docs | make benchmarks: each sets itself up first.
 # TESTS=tests/core/losses tests a part.
 # Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
 # anywhere, also in a folder with spaces in its name.
@@ -12,6 +12,7 @@ INSTALLED := .venv/installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 QUICK := -m "not exhaustive and not browser and not cluster and not recipes"
 TESTS ?= tests
+PART ?= 1/1
 
 # Threads that wait do not spin: ranks and workers have more of them than there are cores.
 TWO_THREADS := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE
@@ -21,7 +22,7 @@ AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 $(TWO_THREADS)
 # Tests start processes, each of which would compile all code again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-cluster test-recipes lint format reference docs benchmarks clean
+.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-cluster test-recipes test-faults lint format reference docs benchmarks clean
 
 install: $(INSTALLED)
 
@@ -50,6 +51,10 @@ test-isa: $(INSTALLED)
 
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser tests/browser
+
+# Kills, signals, full disks and damage, or the i-th of n equal parts: PART=i/n.
+test-faults: $(INSTALLED)
+	$(PYTEST) tests/faults --part $(PART)
 
 test-recipes: $(INSTALLED)
 	$(BIN)/python -m pytest -m recipes tests/test_recipes.py

@@ -38,15 +38,22 @@ def run(code, *arguments, cwd, **environment):
     return ended
 
 
-def run_ranks(count, *arguments, cwd, **environment):
-    """Run the command line on several ranks, started as torchrun starts them: how each ended."""
+def run_ranks(count, *arguments, cwd, code=GKD, **environment):
+    """Run code on several ranks: how each ended."""
+    return _run_all(code, arguments, cwd, environments(count, **environment))
+
+
+def environments(count, **environment):
+    """Return the environments of several ranks, as torchrun makes them; one rank needs none."""
+    if count == 1:
+        return [environment]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     ranks = ({"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(count))
-    return _run_all(GKD, arguments, cwd, [environment | common | world | own for own in ranks])
+    return [environment | common | world | own for own in ranks]
 
 
 def _run_all(code, arguments, cwd, environments):

@@ -73,3 +73,25 @@ def info():
         )
 
     return _info
+
+
+@pytest.fixture
+def reading():
+    """`reading([[(5, 0, 2), (6, 2, 4)]])`: rows of tokens, each with its first and last byte."""
+
+    def _reading(rows, views=None):
+        width = max(map(len, rows))
+        filled = torch.tensor([[*row, *[(0, -1, -1)] * (width - len(row))] for row in rows])
+        mask = torch.tensor([[n < len(row) for n in range(width)] for row in rows])
+        ids = filled[..., 0]
+        labels = ids.roll(-1, 1).masked_fill(~mask.roll(-1, 1), -100)
+        labels[:, -1] = -100
+        return Batch(
+            {"input_ids": ids, "attention_mask": mask.long()},
+            labels,
+            torch.arange(len(rows)),
+            byte_offsets=filled[..., 1:],
+            views=views or {},
+        )
+
+    return _reading

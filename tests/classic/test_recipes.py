@@ -11,9 +11,9 @@ from gkd_core.plugins import registry
 CLASSIC = {
     name
     for name, method in registry().methods.items()
-    if registry().provider(name).name == "classic" and not method.on_policy
+    if registry().provider(name).name == "classic" and not method.on_policy and not method.aligns
 }
-"""Methods that train on the data's text; for the others see `test_written_recipes.py`."""
+"""Methods of any task; see `test_written_recipes.py` and `test_other_tokens.py` for the others."""
 RECIPES = sorted(name for name in registry().recipes if name in CLASSIC)
 
 STAGES = {

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from make_runs import machine
-from safetensors.torch import load_file
+from endings import STUDENT, assert_same_ending, assert_same_student
 from tests import forked
 
 HERE = Path(__file__).parent
 RUNS = HERE / "v0.1"
-STUDENT = "student/model.safetensors"
-DONE = "stages/{}/done.json"
 
 
 @pytest.fixture
@@ -45,25 +40,6 @@ def _forget_tasks(registry):
     vars(registry).pop("tasks", None)
 
 
-def _assert_same_student(found, expected):
-    """Assert equal bits on the processor that the runs are from, else what rounding leaves."""
-    bits = machine() == json.loads((RUNS / "machine.json").read_text())
-    mine, theirs = load_file(found / STUDENT), load_file(expected / STUDENT)
-    assert mine.keys() == theirs.keys()
-    for name, weight in theirs.items():
-        if bits:
-            assert torch.equal(mine[name], weight), name
-        else:
-            torch.testing.assert_close(mine[name], weight, atol=1e-4, rtol=1e-3)
-
-
-def _assert_same_ending(found, expected, stage):
-    mine, theirs = (json.loads((run / DONE.format(stage)).read_text()) for run in (found, expected))
-    assert mine["steps"] == theirs["steps"]
-    assert mine["best_step"] == theirs["best_step"]
-    assert mine["best"] == pytest.approx(theirs["best"])
-
-
 @pytest.mark.parametrize(("name", "stage"), [("interrupted", "distil"), ("stages", "second")])
 def test_an_interrupted_run_goes_on(runs, invoke, name, stage):
     killed, ended = runs / "killed" / name, runs / "ended" / name
@@ -75,8 +51,8 @@ def test_an_interrupted_run_goes_on(runs, invoke, name, stage):
     assert log.count(f"stage {stage}: was begun by a version of gkd that kept no manifest") == 1
     assert "is not checked: its rows, models, settings and code may have changed" in log
     assert set((runs / "cache/stages").glob("*.json")) == remembered, "it is not known what it is"
-    _assert_same_student(killed, ended)
-    _assert_same_ending(killed, ended, stage)
+    assert_same_student(RUNS, killed, ended)
+    assert_same_ending(killed, ended, stage)
 
 
 def _no_random_states(checkpoint):
@@ -109,8 +85,8 @@ def test_an_interrupted_run_of_two_ranks_goes_on(runs):
     for done in forked.run_ranks(2, *command, cwd=runs, GKD_CACHE=str(runs / "cache")):
         assert done.returncode == 0, done.stderr
     assert "stage distil: steps 4 to 6" in (runs / "killed/ranks/log.txt").read_text()
-    _assert_same_student(runs / "killed/ranks", runs / "ended/ranks")
-    _assert_same_ending(runs / "killed/ranks", runs / "ended/ranks", "distil")
+    assert_same_student(RUNS, runs / "killed/ranks", runs / "ended/ranks")
+    assert_same_ending(runs / "killed/ranks", runs / "ended/ranks", "distil")
 
 
 def test_a_finished_run_is_left_as_it_is(runs, invoke):
@@ -130,4 +106,4 @@ def test_a_default_teacher_that_was_kept_is_not_trained_again(runs, invoke, ship
     assert done.code == 0, done.err
     assert not (runs / "again/stages/teacher").exists()
     assert len(list((runs / "cache/teachers").iterdir())) == 1
-    _assert_same_student(runs / "again", ended)
+    assert_same_student(RUNS, runs / "again", ended)

@@ -1,6 +1,8 @@
 """Files and directories are whole under their own name, whenever writing them fails."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gkd_core import atomic
 
@@ -45,3 +47,13 @@ def test_a_directory_takes_the_place_of_another(tmp_path):
     atomic.replace_directory(tmp_path / "aside", tmp_path / "there")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["aside"]
+
+
+def test_weights_have_the_mode_of_other_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "MODE", 0o640)
+    folder = tmp_path / "aside"
+    folder.mkdir()
+    save_file({"weight": torch.ones(1)}, folder / "model.safetensors")
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o600
+    atomic.publish(folder, tmp_path / "student")
+    assert (tmp_path / "student" / "model.safetensors").stat().st_mode & 0o777 == 0o640

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -19,8 +20,8 @@ class Faults:
 
     Args:
         folder: Writes below it count.
-        at: The number of the write, from 1; 0: none.
-        kind: `kill`, `stop` (a signal that asks for an end) or `full` (from then on).
+        at: The number of the write, from 1; 0: none. Of kind `size`: bytes that a file may have.
+        kind: `kill`, `stop` (a signal that asks for an end), `full` (from then on) or `size`.
     """
 
     def __init__(self, folder: str, at: int, kind: str) -> None:
@@ -34,7 +35,7 @@ class Faults:
         self.writes += 1
         if self.kind == "full" and 0 < self.at <= self.writes and event in ("open", "os.mkdir"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
-        if self.writes == self.at and self.kind != "full":
+        if self.writes == self.at and self.kind in ("kill", "stop"):
             os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGTERM)
 
     def _writes(self, event: str, arguments: tuple[object, ...]) -> bool:
@@ -58,10 +59,14 @@ def main(counted: str, folder: str, at: str, kind: str, *arguments: str) -> None
     """
     faults = Faults(folder, int(at), kind)
     _make_brief()
+    if kind == "size" and int(at):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(at), resource.RLIM_INFINITY))
     sys.addaudithook(faults.hear)
     try:
         gkd_core.cli.main(list(arguments))
     finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         Path(counted).write_text(str(faults.writes))
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests import forked
 
 from gkd_core.distributed.rank_info import RankInfo, first_node, read_launcher_env
+from gkd_core.parallel import launch
 from gkd_core.parallel.launch import Failure, start_ranks
 
 
@@ -90,6 +91,65 @@ def test_exported_place_is_found_again(monkeypatch):
 def test_failure_names_the_signal():
     assert Failure(1, -9).killer == "SIGKILL"
     assert Failure(1, 2).killer is None
+
+
+HANGING = """
+import os, time
+from gkd_core.cli import main
+from gkd_core.training import loop
+
+stock = loop.train_step
+
+def train_step(stage, batches, step):
+    if os.environ["RANK"] == "1" and step.index == 4:
+        time.sleep(12)
+    return stock(stage, batches, step)
+
+loop.train_step = train_step
+main()
+"""
+
+
+def test_rank_that_hangs_ends_the_run_which_says_where_others_waited(arguments, tmp_path):
+    timeout = ("--set", "parallel.timeout=2", "--output", "run")
+    first, _ = forked.run_ranks(2, *arguments, *timeout, cwd=tmp_path, code=HANGING)
+    assert first.returncode == 1
+    assert first.stderr.startswith("Process 0 waited here:\n")
+    assert " in sum_gradients\n" in first.stderr or " in add_counts\n" in first.stderr
+    assert (
+        "Error: a process hangs: others have waited for it in vain. If it only needs"
+        in first.stderr
+    )
+    assert "raise parallel.timeout. Continue with: gkd run --resume --output run\n" in first.stderr
+    for done in forked.run_ranks(2, "run", "--resume", "--output", "run", cwd=tmp_path):
+        assert done.returncode == 0, done.stderr
+
+
+HANGS = """
+import faulthandler, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+faulthandler.register(signal.SIGUSR2, all_threads=True)
+print("ready", flush=True)
+def hangs_in_vain():
+    time.sleep(60)
+hangs_in_vain()
+"""
+
+
+def test_rank_that_does_not_end_shows_where_it_hangs(monkeypatch, capfd):
+    monkeypatch.setattr(launch, "GRACE", 0.1)
+    monkeypatch.setattr(launch, "SHOWING", 0.3)
+    command = [sys.executable, "-c", HANGS]
+    rank = subprocess.Popen(command, stdout=subprocess.PIPE)
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    with rank, done:
+        assert rank.stdout.readline() == b"ready\n"
+        done.wait()
+        launch._end([done, rank])
+    assert rank.returncode == -signal.SIGKILL
+    said = capfd.readouterr().err
+    assert said.startswith("Process 1 hangs here:\n")
+    assert "in hangs_in_vain" in said
 
 
 FAULTY = """

@@ -1,33 +1,39 @@
-"""A teacher with another tokenizer, shared by ranks that see different rows."""
+"""A teacher with another tokenizer, on ranks that share it or both models."""
 
 from __future__ import annotations
 
 import pytest
 
+WHOLE_ROWS = (
+    ("classification", "", ["method=pkd+kd"]),
+    ("masked-lm", "masked-", ["method=rail-kd", "task.kind=masked-lm"]),
+)
+ALIGNED = (("causal-lm", "causal-", ["method=uld+gold+dskd", "task.kind=causal-lm"]),)
+"""Name of each run, what its models predict, and settings."""
+
 
 @pytest.fixture
-def cases(tongues):
-    """Runs in which a RoBERTa learns from a BERT: the predictions, and of texts with masks."""
+def compare(still, on_ranks, runs, tongues, tmp_path):
+    """Train runs in which a RoBERTa learns from a BERT, in one process and on two ranks."""
 
-    def _cases(*settings):
+    def _cases(chosen, settings=()):
+        common = ["task.max_length=64", *settings]
         return [
             (
-                kind,
+                name,
                 str(tongues / f"{head}bert"),
-                [
-                    f"student.model={tongues / f'{head}roberta'}",
-                    "task.max_length=64",
-                    *own,
-                    *settings,
-                ],
+                [f"student.model={tongues / f'{head}roberta'}", *own, *common],
             )
-            for kind, head, own in (
-                ("classification", "", ["method=pkd+kd"]),
-                ("masked-lm", "masked-", ["method=rail-kd", "task.kind=masked-lm"]),
-            )
+            for name, head, own in chosen
         ]
 
-    return _cases
+    def _compare(chosen, settings):
+        runs.train_all(still, tmp_path / "alone", _cases(chosen))
+        on_ranks(2, runs.train_all, still, tmp_path / "ranks", _cases(chosen, settings))
+        for name, *_ in chosen:
+            runs.assert_equal(tmp_path / "ranks" / name, tmp_path / "alone" / name)
+
+    return _compare
 
 
 @pytest.mark.parametrize(
@@ -37,8 +43,17 @@ def cases(tongues):
         pytest.param(["teacher.placement=zero3"], marks=pytest.mark.exhaustive),
     ],
 )
-def test_shared_teacher_teaches_the_same(still, on_ranks, runs, cases, tmp_path, settings):
-    runs.train_all(still, tmp_path / "alone", cases())
-    on_ranks(2, runs.train_all, still, tmp_path / "ranks", cases(*settings))
-    for name, *_ in cases():
-        runs.assert_equal(tmp_path / "ranks" / name, tmp_path / "alone" / name)
+def test_shared_teacher_teaches_the_same(compare, settings):
+    compare(WHOLE_ROWS, settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["parallel.tensor=2", "teacher.tensor=2"],
+        pytest.param(["parallel.zero=2"], marks=pytest.mark.exhaustive),
+        pytest.param(["parallel.zero=2", "teacher.tensor=2"], marks=pytest.mark.exhaustive),
+    ],
+)
+def test_aligned_tokens_teach_the_same(compare, settings):
+    compare(ALIGNED, settings)

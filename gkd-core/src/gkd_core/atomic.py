@@ -8,8 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # it can't be read without being set
+MODE = 0o666 & ~_UMASK
+"""The mode of a new file. safetensors gives its files one that only their owner can read."""
 
 
 @contextmanager
@@ -55,6 +60,8 @@ def publish(aside: Path, path: Path) -> None:
         OSError: It cannot be renamed.
     """
     for written in (aside, *aside.rglob("*")):
+        if written.is_file():
+            _open_to_others(written)
         if written.is_file() or written.is_dir():
             _flush(written)
     os.replace(aside, path)
@@ -73,6 +80,13 @@ def replace_directory(aside: Path, path: Path) -> None:
         os.replace(path, old)
     publish(aside, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_to_others(path: Path) -> None:
+    """Give a file the mode that it would have if Python had made it."""
+    if path.stat().st_mode & 0o777 != MODE:
+        with suppress(PermissionError):  # where a file system has no modes
+            path.chmod(MODE)
 
 
 def _flush(path: Path) -> None:

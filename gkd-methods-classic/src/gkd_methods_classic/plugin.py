@@ -19,7 +19,9 @@ def gkd_register_methods() -> Iterable[type[Method]]:
     from gkd_methods_classic.continuation_kd import ContinuationKD
     from gkd_methods_classic.distilbert import DistilBERT
     from gkd_methods_classic.dpkd import DPKD
+    from gkd_methods_classic.dskd import DSKD
     from gkd_methods_classic.glmd import GLMD
+    from gkd_methods_classic.gold import GOLD
     from gkd_methods_classic.hard import Hard
     from gkd_methods_classic.kd import KD
     from gkd_methods_classic.mft import MFT
@@ -30,13 +32,16 @@ def gkd_register_methods() -> Iterable[type[Method]]:
     from gkd_methods_classic.pd import PD
     from gkd_methods_classic.pkd import PKD
     from gkd_methods_classic.soft import Soft
+    from gkd_methods_classic.uld import ULD
 
     return [
         AnnealingKD,
         ContinuationKD,
         DistilBERT,
         DPKD,
+        DSKD,
         GLMD,
+        GOLD,
         Hard,
         KD,
         MFT,
@@ -47,6 +52,7 @@ def gkd_register_methods() -> Iterable[type[Method]]:
         PD,
         PKD,
         Soft,
+        ULD,
     ]
 
 

@@ -89,6 +89,14 @@ def chats(*rows, **columns):
     return Split(list(rows), chat=True, **columns)
 
 
+def located(encoded, row=0):
+    """The part of what the assistant says that each of its tokens stands for, in order."""
+    said = "fourça va 漢".encode()
+    spans = encoded.byte_offsets[encoded.part(row)]
+    assert (spans[~encoded.learned[encoded.part(row)]] == -1).all()
+    return [said[start:end].decode() for start, end in spans.tolist() if start >= 0]
+
+
 def learned(tokenizer, encoded, row=0):
     """The texts of the parts of a row that are learned."""
     part = encoded.part(row)
@@ -100,6 +108,26 @@ def learned(tokenizer, encoded, row=0):
             parts[-1].append(token)
         before = counts
     return [tokenizer.decode(one) for one in parts]
+
+
+SPACED = PLAIN.replace("'\n' + m.content", "'\n ' + m.content | trim")
+"""Writes a space before what is said."""
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED, SMOLLM2, SPACED])
+def test_what_the_assistant_says_has_the_same_place_for_every_template(template):
+    merges = [("f", "o"), ("Ġ", "v")]
+    encoded = CAUSAL.encode(chats(TURNS, byte_offsets=True), make_tokenizer(template, merges), 512)
+    # Each of the bytes of a character stands for it.
+    assert located(encoded) == ["fo", "u", "r", "ç", "ç", "a", " v", "a", " ", *"漢" * 3]
+    assert CAUSAL.encode(chats(TURNS), make_tokenizer(template), 512).byte_offsets is None
+
+
+def test_answers_in_other_words_are_not_aligned():
+    loud = PLAIN.replace("m.content", "m.content | upper")
+    assert CAUSAL.encode(chats(TURNS), make_tokenizer(loud), 512).learned.any()
+    with pytest.raises(DataError, match="chat template writes an answer"):
+        CAUSAL.encode(chats(TURNS, byte_offsets=True), make_tokenizer(loud), 512)
 
 
 @pytest.mark.parametrize("template", [PLAIN, MARKED, SMOLLM2])

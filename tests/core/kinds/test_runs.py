@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.grids import first_of
 
 MODELS = {
     "multi-label": "BertForSequenceClassification",
@@ -19,7 +20,9 @@ CHANCE = {
     "span-extraction": 45.0,
 }
 """What a guess does not reach."""
-QUICK = ("token-classification",)
+QUICK = "token-classification"
+METHODS = ("soft+minilm", "soft", "tinybert+soft")
+"""The last one compares hidden states."""
 
 
 def _settings(folder, output, *more):
@@ -38,27 +41,28 @@ def _comparison(output):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.exhaustive) for kind in MODELS],
+    ("kind", "methods"),
+    first_of([(QUICK, METHODS[:1]), *((kind, METHODS) for kind in MODELS)]),
 )
-def test_a_teacher_is_fine_tuned_and_a_student_distilled(kind, task, invoke, tmp_path):
-    folder = task(kind)
-    teacher, student = tmp_path / "teacher", tmp_path / "student"
+def test_a_teacher_is_fine_tuned_and_students_distilled(kind, methods, task, invoke, tmp_path):
+    folder, teacher = task(kind), tmp_path / "teacher"
     flags = ["--method", "hard", "--student", folder / "untrained"]
     done = invoke("run", *flags, *_settings(folder, teacher, "training.epochs=12"))
     assert done.code == 0, done.err
     trained = json.loads((teacher / "student" / "config.json").read_text())
     assert trained["architectures"] == [MODELS[kind]]
-    # The kind is found by the columns.
-    flags = ["--method", "soft+minilm", "--teacher", teacher / "student", "--student-layers", 2]
-    done = invoke("run", *flags, *_settings(folder, student, "training.epochs=12"))
-    assert done.code == 0, done.err
-    found = _comparison(student)
-    metric = found["metric"]
-    first, last = found["rows"][0], found["rows"][-1]
-    assert first["metrics"][metric] > CHANCE[kind]
-    assert last["metrics"][metric] > CHANCE[kind]
-    assert 0 <= last["agreement"] <= 1
+    for method in methods:
+        student = tmp_path / method
+        # The kind is found by the columns.
+        flags = ["--method", method, "--teacher", teacher / "student", "--student-layers", 2]
+        done = invoke("run", *flags, *_settings(folder, student, "training.epochs=12"))
+        assert done.code == 0, done.err
+        found = _comparison(student)
+        metric = found["metric"]
+        first, last = found["rows"][0], found["rows"][-1]
+        assert first["metrics"][metric] > CHANCE[kind]
+        assert last["metrics"][metric] > CHANCE[kind], method
+        assert 0 <= last["agreement"] <= 1
 
 
 CLASSES = {
@@ -102,9 +106,10 @@ def test_kinds_of_superglue_are_planned_trained_and_distilled(rows, task, invoke
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
-def test_embeddings_are_distilled_without_labels(task, invoke, tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_embeddings_are_distilled_without_labels(method, task, invoke, tmp_path):
     folder, output = task("embedding"), tmp_path / "student"
-    flags = ["--method", "soft+minilm", "--teacher", folder / "untrained", "--student-layers", 2]
+    flags = ["--method", method, "--teacher", folder / "untrained", "--student-layers", 2]
     more = ("task.kind=embedding", "training.epochs=8")
     done = invoke("run", *flags, *_settings(folder, output, *more))
     assert done.code == 0, done.err

@@ -166,6 +166,38 @@ def test_logits_that_only_the_losses_compute_are_looked_at(fails, world, tmp_pat
     assert "In the teacher 'loud', the output of lm_head is the first that contains" in error
 
 
+@pytest.mark.parametrize(
+    ("loud", "options", "said"),
+    [
+        (
+            "teacher",
+            ("method=annealing-kd",),
+            "the teacher 'loud' gives values up to 3e+38 at logits, too large to square. These "
+            "values are finite, but beyond what a loss can use: name another checkpoint",
+        ),
+        (
+            "student",
+            ("method=fragile",),
+            "the student gives values up to 3e+38 at logits, too large to square. Start from "
+            "another student",
+        ),
+    ],
+)
+def test_values_too_large_for_a_loss_are_blamed_on_their_side(
+    fails, world, tmp_path, registry, loud, options, said
+):
+    models = {"teacher": world / "teacher", "student": world / "teacher", loud: tmp_path / "loud"}
+    shutil.copytree(world / "teacher", models[loud])
+    model = AutoModelForSequenceClassification.from_pretrained(models[loud])
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([3e38, -3e38]))
+    model.save_pretrained(models[loud])
+    settings = (*options, f"student.model={models['student']}")
+    run, error = fails(*settings, teachers=(models["teacher"],), registry=registry)
+    assert f"though the models compute no nan or inf: {said}" in error
+    assert str(replay(run.directory, registry, 0).found)[1:] in error
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_weights_stay_as_they_were_before_the_step(
     fails, registry, weights_before, optimizer, monkeypatch

@@ -23,7 +23,11 @@ WHOLE_ROWS = {"alp-kd", "hard", "pkd", "rail-kd", "universal-kd"}
 PREDICTIONS = {"annealing-kd", "continuation-kd", "dpkd", "glmd", "kd", "mft", "pd", "soft"}
 """Methods that compare the logits, which belong to a row in classification."""
 
-METHODS = sorted(name for name, method in registry().methods.items() if not method.on_policy)
+METHODS = sorted(
+    name
+    for name, method in registry().methods.items()
+    if not method.on_policy and not method.aligns
+)
 
 ELSEWHERE = {"theseus": "the student's architecture is roberta"}
 """Why methods that compare no tokens are refused for these models."""

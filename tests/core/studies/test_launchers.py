@@ -1,21 +1,30 @@
 import math
 import socket
 import subprocess
+from types import SimpleNamespace
 
 import pytest
+import tomli_w
 
 from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import registry
+from gkd_core.studies import gpus
+from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell
+from gkd_core.studies.execution import job_of
+from gkd_core.studies.gpus import Gpu
 from gkd_core.studies.launchers import capacity, slurm
 from gkd_core.studies.launchers.capacity import Capacity
+from gkd_core.studies.needs import Needs
 from gkd_core.studies.shard import Shard, read_shard
+from gkd_core.studies.study_config import parse_study
+from gkd_core.studies.study_folder import StudyFolder
 from gkd_core.testing import check_launcher
 
 
-def _jobs(count, threads=None, memory=2**30):
-    return [CellJob(f"c{n}", f"cell {n}", ("true",), threads, memory, 0.0) for n in range(count)]
+def _jobs(count, threads=None, memory=2**30, gpus=0.0):
+    return [CellJob(f"c{n}", f"cell {n}", ("true",), threads, memory, gpus) for n in range(count)]
 
 
 def _launch(folder, jobs, limit=None):
@@ -78,6 +87,109 @@ def test_as_many_cells_run_as_memory_and_cores_allow(monkeypatch, cells, limit, 
     monkeypatch.setattr(capacity, "free_memory", lambda: 4.5 * 2**30)
     found = Capacity.of_machine(_jobs(cells, threads), limit)
     assert (found.jobs, found.threads) == expected
+
+
+@pytest.fixture
+def big_machine(monkeypatch):
+    """Give the machine cores, memory and two GPUs, of the second of which a third is taken."""
+    monkeypatch.setattr(capacity, "free_cores", lambda: 64)
+    monkeypatch.setattr(capacity, "free_memory", lambda: 2.0**40)
+    two = [Gpu("4", 79 * 2**30, 80 * 2**30), Gpu("7", 53 * 2**30, 80 * 2**30)]
+    monkeypatch.setattr(capacity, "gpus", lambda: two)
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "devices"),
+    [
+        (0.3, None, ("4", "7", "4", "7", "4")),
+        (0.3, 3, ("4", "7", "4")),
+        (0.3, 7, ("4", "7", "4", "7", "4", "4", "7")),
+        (0.7, None, ("4",)),
+        (1.0, None, ("4", "7")),
+        (2.0, None, ("4,7",)),
+        (0.0, None, ()),
+    ],
+)
+def test_as_many_cells_run_as_gpus_have_room_for(big_machine, share, limit, devices):
+    found = Capacity.of_machine(_jobs(9, gpus=share), limit)
+    assert (found.jobs, found.devices) == (limit or len(devices) or 9, devices)
+
+
+def test_cell_that_needs_more_gpus_than_there_are_is_refused(big_machine):
+    with pytest.raises(ConfigError, match=r"needs 3 GPUs, of which this machine has 2.*device=cpu"):
+        Capacity.of_machine(_jobs(1, gpus=3.0), None)
+
+
+def test_cells_on_one_machine_see_different_gpus(big_machine, tmp_path):
+    write = f"echo $CUDA_VISIBLE_DEVICES > {tmp_path}/$0; until [ -e {tmp_path}/$1 ]; do :; done"
+    names = ("a", "b")  # each waits for the other, so that both run at a time
+    jobs = [
+        CellJob(own, own, ("bash", "-c", write, own, other), 1, 1, 1.0)
+        for own, other in zip(names, reversed(names), strict=True)
+    ]
+    launch, said = _launch(tmp_path, jobs)
+    statuses = [event.status for event in registry().make_launcher("local", {}).launch(launch)]
+    assert statuses == [None, None, 0, 0]
+    assert sorted((tmp_path / name).read_text().strip() for name in names) == ["4", "7"]
+    assert said == ["2 at a time, 1 thread each, on the GPUs 4, 7"]
+
+
+def test_gpus_are_asked_by_another_process(monkeypatch):
+    monkeypatch.setattr(gpus.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpus, "ASK", "print([[3, 4], [1, 4]])")
+    assert gpus.gpus() == [Gpu("0", 3, 4), Gpu("1", 1, 4)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5,2")
+    assert gpus.gpus() == [Gpu("GPU-5", 3, 4), Gpu("2", 1, 4)]
+    monkeypatch.setattr(gpus, "ASK", "raise SystemExit('all devices are busy')")
+    with pytest.raises(ConfigError, match="all devices are busy"):
+        gpus.gpus()
+    monkeypatch.setattr(gpus.torch.cuda, "is_available", lambda: False)
+    assert gpus.gpus() == []
+
+
+def _folder(tmp_path, monkeypatch, has_gpu, **parallel):
+    monkeypatch.setattr(gpus.torch.cuda, "is_available", lambda: has_gpu)
+    folder = StudyFolder(tmp_path, parse_study({}, "test"), _cells())
+    layout = {"parallel": {"device": "auto", "nproc": 1} | parallel}
+    folder.write({cell.name: tomli_w.dumps(layout) for cell in folder.cells})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "parallel", "expected"),
+    [
+        (False, {}, 0.0),
+        (False, {"device": "cuda"}, 1.0),
+        (True, {}, 1.0),
+        (True, {"device": "cpu"}, 0.0),
+        (True, {"nproc": 4}, 4.0),
+    ],
+)
+def test_cell_asks_for_a_gpu_where_it_would_use_one(
+    tmp_path, monkeypatch, has_gpu, parallel, expected
+):
+    folder = _folder(tmp_path, monkeypatch, has_gpu, **parallel)
+    assert job_of(folder, folder.cells[0], None, Needs.of(folder)).gpus == expected
+
+
+def test_cell_asks_for_what_others_and_the_plan_have_taken(tmp_path, monkeypatch):
+    folder = _folder(tmp_path, monkeypatch, has_gpu=True)
+    Attempt(1, 0, memory=5, gpu=0.25).save(folder.attempt_file(folder.cells[1]))
+    assert job_of(folder, folder.cells[0], None, Needs.of(folder)).gpus == 0.25
+    Attempt(1, 0, memory=7, gpu=0.4).save(tmp_path / "timing" / "attempts" / "short.json")
+    found = job_of(folder, folder.cells[0], None, Needs.of(folder))
+    assert (found.gpus, found.memory) == (0.4, 7)
+
+
+def test_what_a_process_takes_of_its_gpu_is_recorded(monkeypatch):
+    assert gpus.share_taken() == 0.0
+    cuda = gpus.torch.cuda
+    monkeypatch.setattr(cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(cuda, "current_device", lambda: 0)
+    size = SimpleNamespace(total_memory=8 * 2**30)
+    monkeypatch.setattr(cuda, "get_device_properties", lambda device: size)
+    monkeypatch.setattr(cuda, "max_memory_reserved", lambda: 3 * 2**29)
+    assert gpus.share_taken() == 0.25  # 1.5 GiB of tensors, and half of one besides
 
 
 def _cells(tasks=("a", "b"), seeds=(1, 2, 3)):
@@ -171,6 +283,32 @@ def test_time_limits_are_read_as_sbatch_does(time, seconds):
 def test_time_limit_that_ends_before_it_begins_is_refused(time, message):
     with pytest.raises(ConfigError, match=message):
         registry().make_launcher("slurm", {"time": time}).check()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sbatch", "line"),
+    [
+        (0.3, [], "#SBATCH --gres=gpu:1"),
+        (2.0, [], "#SBATCH --gres=gpu:2"),
+        (0.3, ["--gres=gpu:a100:1"], "#SBATCH --gres=gpu:a100:1"),
+        (0.0, [], None),
+    ],
+)
+def test_array_script_asks_for_gpus(tmp_path, monkeypatch, gpus, sbatch, line):
+    monkeypatch.chdir(tmp_path)
+    launch, _ = _launch(tmp_path, _jobs(2, gpus=gpus), None)
+    script = registry().make_launcher("slurm", {"sbatch": sbatch}).script(launch, 2)
+    assert [each for each in script.splitlines() if "gres" in each] == ([line] if line else [])
+
+
+def test_ray_cells_ask_for_their_share_of_gpus():
+    ray, (job,) = registry().make_launcher("ray", {}), _jobs(1, gpus=0.25)
+    assert ray._gpus(job) == 0.25
+    assert "8 processors and 2 GPUs; a cell takes 0.25" in ray._room({"CPU": 8, "GPU": 2}, [job])
+    assert ray._room({"CPU": 8}, _jobs(1)) == "Ray has 8 processors"
+    with pytest.raises(ConfigError, match=r"takes 0.25 GPUs, of which Ray has 0.*--option gpus"):
+        ray._room({"CPU": 8}, [job])
+    assert registry().make_launcher("ray", {"gpus": 0.5})._gpus(job) == 0.5
 
 
 def test_ray_that_does_not_answer_is_named_at_once():

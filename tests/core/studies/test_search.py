@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -16,10 +17,11 @@ import pytest
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError
 from gkd_core.studies import search as search_module
+from gkd_core.studies import shapes
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.budget import Budget
 from gkd_core.studies.rungs import Rungs
-from gkd_core.studies.shapes import Shape, shapes_of
+from gkd_core.studies.shapes import MeasuredShape, Shape, shapes_of
 
 QUALITIES = {"kd": 0.9, "hard": 0.6}
 
@@ -102,11 +104,39 @@ def test_budget_names_what_is_missed():
 
 def test_shapes_keep_the_size_of_heads():
     teacher = ModelInfo("t", "bert", 6, 384, 12, 12, 32, 1536, 30522, 2, 512)
-    shapes = shapes_of(teacher)
-    assert Shape(6, 384, 12) in shapes
-    assert {shape.hidden_size // shape.heads for shape in shapes} == {32}
-    assert {shape.hidden_size for shape in shapes} == {384, 288, 192}
-    assert len({shape.layers for shape in shapes}) == 5
+    found = shapes_of(teacher)
+    assert Shape(6, 384, 12) in found
+    assert {shape.hidden_size // shape.heads for shape in found} == {32}
+    assert {shape.hidden_size for shape in found} == {384, 288, 192}
+    assert len({shape.layers for shape in found}) == 5
+
+
+def test_shapes_are_measured_again_where_what_is_known_does_not_tell(monkeypatch, tmp_path):
+    small, large = Shape(1, 8, 1), Shape(2, 8, 1)
+    costs, measured = {small: (100, 1.0), large: (900, 3.0)}, []
+
+    def measure(spec, shapes, budget):
+        measured.append(budget)
+        times = {s: None if budget.too_large(w) else t for s, (w, t) in costs.items()}
+        return 4.0, [MeasuredShape(s, costs[s][0], times[s], "") for s in shapes]
+
+    monkeypatch.setattr(shapes, "measure_shapes", measure)
+
+    def find(*limits, threads=1):
+        budget = Budget.read(*limits, None)
+        return shapes.shapes_of_search(tmp_path, None, [small, large], budget, threads)
+
+    find(None, None, "500")
+    teacher, (first, second) = find("0.1x", None, "500")
+    assert (teacher, len(measured)) == (4.0, 1)
+    assert (first.reason, first.milliseconds) == ("1.00 ms; 0.40 ms are allowed", 1.0)
+    assert second.reason == "900 weights; 500 are allowed"
+    find("0.5x", None, None)  # the large one was not timed
+    assert len(measured) == 2
+    _, (first, second) = find("0.5x", None, None)
+    assert (first.reason, second.reason) == ("", "3.00 ms; 2.00 ms are allowed")
+    find("0.5x", None, None, threads=2)
+    assert len(measured) == 3
 
 
 @pytest.fixture
@@ -120,7 +150,9 @@ def arguments(world):
     ]
 
 
-def test_the_best_student_within_the_budget_is_found(arguments, invoke, pretend, tmp_path):
+def test_the_best_student_within_the_budget_is_found(
+    arguments, invoke, pretend, tmp_path, monkeypatch
+):
     pytest.importorskip("optuna")
     done = invoke(*arguments, "--max-weights", "20k", "--time", "25s", "--seeds", 3)
     assert done.code == 0, done.err
@@ -140,10 +172,15 @@ def test_the_best_student_within_the_budget_is_found(arguments, invoke, pretend,
 
     finished = {run.parent.name for run in tmp_path.glob("found/cells/*/report.html")}
     before = len(pretend.started)
+    counts, measure = [], shapes.measure_shapes
+    monkeypatch.setattr(
+        shapes, "measure_shapes", lambda *a: counts.append(len(a[1])) or measure(*a)
+    )
     again = invoke(*arguments, "--max-weights", "20k", "--time", "5s", "--seeds", 3)
     assert again.code == 0, again.err
     assert len(pretend.started) > before
     assert not finished & set(pretend.started[before:])
+    assert counts == [1], "what shapes cost is known; the best one is timed at the end"
 
 
 def test_candidate_that_was_stopped_goes_on_when_worse_ones_have_come(
@@ -164,6 +201,29 @@ def test_candidate_that_was_stopped_goes_on_when_worse_ones_have_come(
     assert [json.loads(entry)["step"] for entry in entries] == [2, 4]  # the same run went on
     tried = json.loads((tmp_path / "found/report/search.json").read_text())["tried"]
     assert sum("stopped at evaluation 2" in each[""] for each in tried) == 1
+
+
+def test_search_that_is_asked_to_stop_stops_its_candidate_and_can_go_on(
+    arguments, invoke, pretend, tmp_path, monkeypatch
+):
+    pytest.importorskip("optuna")
+    stock = pretend.is_over
+
+    def is_over(run):
+        signal.raise_signal(signal.SIGTERM)
+        return stock.fget(run)
+
+    limits = ("--max-weights", "20k", "--time", "2s")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(pretend, "is_over", property(is_over))
+        stopped = invoke(*arguments, *limits)
+    assert stopped.code == 75
+    assert "stopped; the same command goes on" in stopped.err
+    (attempt,) = (Attempt.load(path) for path in tmp_path.glob("found/attempts/*.json"))
+    assert attempt.status == 75
+    first = pretend.started[0]
+    assert invoke(*arguments, *limits).code == 0
+    assert pretend.started[1] == first
 
 
 def test_rungs_let_the_better_half_pass():

@@ -1,5 +1,7 @@
 """The cells of studies on the tiny world; none of them is run."""
 
+import tomllib
+
 import pytest
 
 from gkd_core.errors import ConfigError
@@ -44,7 +46,7 @@ def test_name_is_that_of_content_and_of_what_differs_from_the_defaults(study, wo
         return [cell.name for cell in Study(tmp_path / "x", config, registry()).open().cells]
 
     assert names() == names({"training.lr": 5e-5}) == names({"output.tensorboard": False})
-    assert names() == names({"teacher.keep": "disk"})
+    assert names() == names({"teacher.keep": "disk"}) == names({"teacher.keep": "none"})
     assert names() != names({"training.lr": 1e-4})
     moved = tmp_path / "train.jsonl"
     moved.write_bytes((world / "train.jsonl").read_bytes())
@@ -55,6 +57,17 @@ def test_name_is_that_of_content_and_of_what_differs_from_the_defaults(study, wo
     assert names() != names({"task.train": str(changed)})
 
 
+def test_cells_share_what_a_teacher_answers_unless_the_study_says_how(study):
+    def kept(**tree):
+        folder = study(**tree).open()
+        configs = [tomllib.loads(folder.config_file(c.name).read_text()) for c in folder.cells]
+        return [teacher["keep"] for config in configs for teacher in config["teachers"]]
+
+    assert kept() == ["share", "share"]
+    own = {"method": {"kd": {"method": "kd", "teacher.keep": "auto"}}}
+    assert kept(values=own) == ["auto", "share"]
+
+
 def test_what_gkd_refuses_is_dropped_with_its_message(study):
     folder = study(axes={"method": ["kd", "pd"], "student.layers": [2, 9]}).open()
     states = {tuple(cell.axes.values()): folder.state(cell) for cell in folder.cells}
@@ -62,6 +75,20 @@ def test_what_gkd_refuses_is_dropped_with_its_message(study):
     assert states["kd", 9] is CellState.DROPPED
     reasons = {cell.reason for cell in folder.cells if cell.axes["student.layers"] == 9}
     assert any("9" in reason for reason in reasons)
+
+
+def test_cells_that_cost_the_same_are_timed_once(study):
+    axes = {
+        "method": ["kd", "2*kd", "kd+hard", "hard+0.5*kd"],
+        "student.init": ["spaced", "first"],
+        "training.lr": [1e-4],
+        "seed": [1, 2],
+    }
+    timed = study(axes=axes).open_timing().cells
+    assert [cell.axes["method"] for cell in timed] == ["kd", "kd+hard"]
+    assert {cell.axes["student.init"] for cell in timed} == {"spaced"}
+    sizes = {"method": ["kd"], "student.layers": [1, 2], "training.batch_size": [8, 16]}
+    assert len(study(axes=sizes).open_timing().cells) == 2 * 2
 
 
 def test_study_without_a_possible_cell_is_refused(study):

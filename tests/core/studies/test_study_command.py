@@ -10,6 +10,8 @@ import pytest
 
 from gkd_core.contract.launcher import JobEvent
 from gkd_core.plugins import registry
+from gkd_core.studies.predicted_time import PredictedTime
+from gkd_core.studies.study_folder import StudyFolder
 from gkd_core.training.manifest import Manifest
 
 STUDY = """
@@ -115,21 +117,37 @@ def test_failed_cell_is_recorded_with_the_end_of_its_error(study, folder):
     assert json.loads((folder / "attempts" / f"{name}.json").read_text())["count"] == 2
 
 
-def test_plan_shows_what_cells_cost_and_keeps_it(study, folder):
-    planned = study("plan", "--axis", "seed=[1,2,3]")
+def test_plan_times_each_shape_once_and_keeps_what_it_costs(study, folder):
+    axes = ("--axis", "seed=[1,2,3]", "--axis", 'student.init=["spaced", "first"]')
+    planned = study("plan", *axes)
     assert planned.code == 0, planned.err
-    assert len(study.started) == 2
-    assert "6 cells," in planned.out
+    assert len(study.started) == 2  # of the two methods, wherever their students start
+    assert "12 cells," in planned.out
     costs = json.loads((folder / "timing" / "costs.json").read_text())
     assert all(cost["stages"]["distil"]["step"] > 0 for cost in costs.values())
     assert not list(folder.glob("timing/cells/*/student"))
-    again = study("plan", "--axis", "seed=[1,2,3]")
+    again = study("plan", *axes)
     assert (again.code, study.started) == (0, [])
     assert again.out.splitlines()[-1] == planned.out.splitlines()[-1]
 
 
 @pytest.mark.exhaustive
-def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(study, folder):
+def test_predicted_time_is_near_the_measured_one(study, folder):
+    longer = ("--axis", "seed=[1,2]", "--set", "training.epochs=6")
+    Path("small.toml").write_text(Path("small.toml").read_text().replace("steps = 4, ", ""))
+    assert study("plan", *longer).code == 0
+    assert study("run", *longer).code == 0
+    time = PredictedTime.of(StudyFolder.read(folder))
+    assert time.cells == 4
+    assert 1 / 1.5 < time.factor < 1.5
+    assert str(time) in study("status").out
+
+
+@pytest.mark.exhaustive
+def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(
+    study, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
     settings = Path("small.toml").read_text().partition("[settings]\n")[2]
     Path("small.toml").write_text(f"{EQUAL_AND_TUNED}{settings}")
     done = study("run")
@@ -142,6 +160,8 @@ def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(stud
     reported = [cell for cell in cells if cell["role"] == "report"]
     assert len(reported) == len(study.started) - len(trials) == 2
     assert study("run").code == len(study.started) == 0
+    assert len(list(tmp_path.glob("cache/answers/*.safetensors"))) == 1, "one teacher for all"
+    assert all("logits of 96 rows are kept" in _log(folder, cell) for cell in cells)
 
     weights = {c["axes"]["student.layers"]: _student(folder, c)["parameters"] for c in reported}
     assert max(weights.values()) < 1.05 * min(weights.values()), weights
@@ -178,6 +198,10 @@ student.init = "random"
 
 def _depth(cell):
     return cell["axes"]["student.layers"]
+
+
+def _log(folder, cell):
+    return (folder / "cells" / cell["name"] / "log.txt").read_text()
 
 
 def _student(folder, cell):

@@ -125,12 +125,13 @@ def test_a_run_that_kept_nothing_goes_on_so(prepare_run, interrupt, passes):
     assert done["steps"] == 12
 
 
+@pytest.mark.parametrize("keep", ["disk", "share"])
 def test_runs_find_the_logits_that_another_has_put_on_the_disk(
-    build, monkeypatch, tmp_path, passes
+    build, monkeypatch, tmp_path, passes, keep
 ):
     monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(kept, "ROWS", 32)
-    settings = ("method=soft", "teacher.keep=disk")
+    settings = ("method=soft", f"teacher.keep={keep}")
     first = keep_answers(build(*settings), ["teacher"], print)[0]
     assert passes == [32, 32, 32, 1]
     (file,) = (tmp_path / "cache/answers").glob("*.safetensors")
@@ -152,6 +153,8 @@ def test_runs_find_the_logits_that_another_has_put_on_the_disk(
         (("method=soft", "training.steps=6"), "teacher", []),
         (("method=pkd+soft", "training.steps=12"), "teacher", []),
         (("method=soft", "training.steps=12", "task.kind=causal-lm"), "lm-decoder", []),
+        (("method=soft", "training.steps=6", "teacher.keep=share"), "teacher", ["teacher"]),
+        (("method=pkd+soft", "training.steps=12", "teacher.keep=share"), "teacher", []),
     ],
 )
 def test_what_is_kept_unasked(build, settings, teacher, names):

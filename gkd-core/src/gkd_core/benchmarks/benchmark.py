@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -297,11 +298,11 @@ class Benchmark(Task):
         """Return the files of each split."""
         paths: dict[str, list[Path]] = {}
         if self.config.train is not None:
-            given = Path(self.config.train).expanduser()
+            given = Path(os.path.expanduser(self.config.train))
             paths = {"train": [given]} if given.is_file() else self._in_directory(given)
         for split in ("validation", "test"):
             if (name := getattr(self.config, split)) is not None:
-                paths[split] = [Path(name).expanduser()]
+                paths[split] = [Path(os.path.expanduser(name))]
                 _check_file(paths[split][0], f"task.{split}")
         return paths
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def cache(
     ).resolve()
     show_warnings(resolved)
     spec = prepare_run(resolved, registry())[-1]
-    folder = Path(output).expanduser()
+    folder = Path(os.path.expanduser(output))
     for flag, value in (("--k", k), ("--temperature", temperature)):
         if value is not None and form != "top-k":
             raise click.UsageError(f"{flag} is an option of --form top-k")

@@ -84,6 +84,12 @@ class RankDied(click.ClickException):
     exit_code = FAILURE
 
 
+class RankHangs(click.ClickException):
+    """A process of the run did not come to where the others waited for it."""
+
+    exit_code = FAILURE
+
+
 @contextmanager
 def resumable(directory: Path) -> Iterator[None]:
     """Say how to continue the run in `directory` if it is interrupted or fails."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -208,7 +209,7 @@ def _is_gone(task: TaskConfig) -> bool:
     from gkd_core.data.hub import Hub
 
     is_local = task.train is not None and task_name(task) != Hub.name
-    return is_local and not Path(str(task.train)).expanduser().exists()
+    return is_local and not Path(os.path.expanduser(str(task.train))).exists()
 
 
 def _subjects(named: Named, others: Sequence[Named], resolved: Resolved, whole: bool) -> Subjects:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,6 +33,24 @@ class ByteSize(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class FigureFile(click.ParamType[Path]):
+    """A file that can be written, as far as that shows before a plan is made."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, or fail if it is a folder or in none."""
+        path = Path(value)
+        try:
+            path.parent.stat()
+            with suppress(FileNotFoundError):
+                if S_ISDIR(path.stat().st_mode):
+                    self.fail(f"{value!r} is a folder", param, ctx)
+        except OSError as error:
+            self.fail(f"{value!r} cannot be written: {error.strerror}", param, ctx)
+        return path
+
+
 @click.command()
 @run_options
 @click.option("--gpus", "nproc", type=int, help="Number of GPUs; the same as --nproc.")
@@ -43,9 +63,7 @@ class ByteSize(click.ParamType[int]):
     help="With --memory: host memory that all processes may use together: 512GiB. [no limit]",
 )
 @json_option()
-@click.option(
-    "--figure", type=click.Path(path_type=Path), help="Also plot the memory by kind to a PNG file."
-)
+@click.option("--figure", type=FigureFile(), help="Also plot the memory by kind to a PNG file.")
 def plan(
     files: tuple[Path, ...],
     recipe: str | None,

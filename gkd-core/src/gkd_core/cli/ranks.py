@@ -6,19 +6,32 @@ import atexit
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from gkd_core.cli.errors import SPOKEN, Interrupted, RankDied, exit_status
+import click
+
+from gkd_core.cli.errors import (
+    SPOKEN,
+    Interrupted,
+    RankDied,
+    RankHangs,
+    exit_status,
+    printable,
+)
 from gkd_core.distributed.rank_info import RankInfo, read_launcher_env
 from gkd_core.errors import ConfigError
 from gkd_core.lease import TOKEN, Lease
-from gkd_core.parallel.launch import obey_launcher
+from gkd_core.parallel.launch import obey_launcher, show_on_demand
 from gkd_core.stop_signals import heeded
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
+
+FRAMES = 8
+"""Calls that are shown of where a rank waited."""
 
 _distributed = False
 """Whether PyTorch has started threads here to talk to other processes."""
@@ -81,10 +94,12 @@ def _in_group(info: RankInfo) -> Iterator[None]:
         leave,
         lost_connection,
         wait_for_reason,
+        waited_in_vain,
     )
 
     global _distributed
     _distributed = True
+    show_on_demand()
     try:
         init_process_group(info)
         yield
@@ -96,13 +111,33 @@ def _in_group(info: RankInfo) -> Iterator[None]:
             raise SystemExit(status) from error
         raise
     except Exception as error:
+        late = waited_in_vain(error)
+        if late:
+            _show_stack(info.rank, error)
         unexplained = lost_connection(error) and not wait_for_reason()
         status = first_failure(exit_status(error))
         if status is not None:
             raise SystemExit(status) from error
         if unexplained:
             raise RankDied(f"another process of the run is gone ({error})") from error
+        if late:
+            raise RankHangs(_hangs(error)) from error
         raise
+
+
+def _show_stack(rank: int, error: Exception) -> None:
+    """Show where this rank waited for the others."""
+    stack = "".join(traceback.format_tb(error.__traceback__, limit=-FRAMES))
+    click.echo(printable(f"Process {rank} waited here:\n{stack}"), nl=False, err=True)
+
+
+def _hangs(error: Exception) -> str:
+    notes = getattr(error, "__notes__", ())
+    message = (
+        "a process hangs: others have waited for it in vain. If it only needs more time, raise "
+        "parallel.timeout"
+    )
+    return ". ".join([message, *notes])
 
 
 def ranks_to_start(resolved: Resolved) -> int:

@@ -87,11 +87,11 @@ def _is_new(options: RunOptions) -> bool:
     """Return whether a run has not been begun: of several seeds, the first may be finished."""
     from gkd_core.runs.directory import CONFIG
 
-    return not (Path(options.flags["output"]) / CONFIG).exists()
+    return not (Path(os.path.expanduser(options.flags["output"])) / CONFIG).exists()
 
 
 def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -> None:
-    from gkd_core.distributed.ranks import is_first
+    from gkd_core.distributed.ranks import is_first, set_patience
     from gkd_core.parallel.launch import started_by_gkd
     from gkd_core.plugins import registry
     from gkd_core.runs.default_method import as_built
@@ -103,6 +103,7 @@ def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -
     specs = prepare_run(resolved, registry())
     resolved = as_built(resolved, specs)
     count = ranks_to_start(resolved)
+    set_patience(resolved.config.parallel.timeout)
     differences = () if resumption is None else _check(resolved, resumption, specs)
     with _directory(resolved, mode) as (directory, lease):
         if count and lease is not None:
@@ -201,6 +202,7 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     chosen = options.flags.get("output")
     if chosen is None:
         raise ConfigError("--resume needs the directory of the run: add --output DIR")
+    chosen = os.path.expanduser(chosen)
     if is_first():
         refuse_held(Path(chosen))
         restore_replaced(Path(chosen))

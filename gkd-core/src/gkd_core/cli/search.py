@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gkd_core.studies.budget import Budget
+    from gkd_core.studies.search import StudentSearch
+    from gkd_core.studies.search_result import SearchResult
     from gkd_core.studies.search_space import SearchSpace
     from gkd_core.studies.shapes import MeasuredShape
     from gkd_core.training.stage_spec import StageSpec
+
+FOLDER = Path("searches/search")
 
 
 @click.command()
@@ -60,33 +64,30 @@ def search(
     import torch
     from rich.console import Console
 
+    from gkd_core.cli.study import stoppable
     from gkd_core.plugins import registry
     from gkd_core.studies.budget import SECONDS, Budget, amount
     from gkd_core.studies.search import StudentSearch
-    from gkd_core.studies.search_result import SearchResult
-    from gkd_core.studies.shapes import measure_shapes, shapes_of
+    from gkd_core.studies.shapes import shapes_of, shapes_of_search
 
     until = time.monotonic() + (amount(duration, SECONDS, "--time") or 0.0)
     budget = Budget.read(max_latency, max_size, max_weights, min_kept)
     torch.set_num_threads(threads)
     console = Console(highlight=False, stderr=as_json)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
     shared, spec = _stage(flags, settings)
-    before = measure_shapes(spec, shapes_of(spec.teachers[0].info), budget)
+    folder, shapes = output or FOLDER, shapes_of(spec.teachers[0].info)
+    say(f"times the teacher and {len(shapes)} shapes")
+    before = shapes_of_search(folder, spec, shapes, budget, threads)
     _say_shapes(console, before[0], before[1])
     space = _space(spec, before, budget, methods, shared)
-    found = StudentSearch(
-        output or Path("searches/search"),
-        space,
-        registry(),
-        threads,
-        lambda line: console.print(line, markup=False, soft_wrap=True),
-    )
-    found.run(until)
-    best = str(found.finalists()[0].cell.axes["shape"])
-    (shape,) = (each.shape for each in before[1] if str(each.shape) == best)
-    teacher, (again,) = measure_shapes(spec, [shape], budget)
-    numbers = range(space.seed, space.seed + seeds)
-    result = SearchResult.of(found, numbers, registry(), before, (teacher, again))
+    found = StudentSearch(folder, space, registry(), threads, say)
+    with stoppable():
+        found.run(until)
+        result = _result(found, spec, before, budget, seeds)
     page = result.write(found.folder.path / "report")
     if as_json:
         return result.to_json()
@@ -97,6 +98,25 @@ def search(
     console.print(f"student {result.directory}", markup=False, soft_wrap=True)
     console.print(f"report  {page}", markup=False, soft_wrap=True)
     return None
+
+
+def _result(
+    found: StudentSearch,
+    spec: StageSpec,
+    before: tuple[float, Sequence[MeasuredShape]],
+    budget: Budget,
+    seeds: int,
+) -> SearchResult:
+    """Return the result of a search that has ended, with the latency as it is now."""
+    from gkd_core.plugins import registry
+    from gkd_core.studies.search_result import SearchResult
+    from gkd_core.studies.shapes import measure_shapes
+
+    best = str(found.finalists()[0].cell.axes["shape"])
+    (shape,) = (each.shape for each in before[1] if str(each.shape) == best)
+    teacher, (again,) = measure_shapes(spec, [shape], budget)
+    numbers = range(found.space.seed, found.space.seed + seeds)
+    return SearchResult.of(found, numbers, registry(), before, (teacher, again))
 
 
 def _stage(flags: dict[str, Any], settings: tuple[str, ...]) -> tuple[dict[str, Any], StageSpec]:

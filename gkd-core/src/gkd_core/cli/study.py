@@ -106,7 +106,7 @@ def run(
     share = read_shard(shard, shards, os.environ)
     progress = StudyProgress()
     execution = Execution(found, starter, share, Room(jobs, threads), rerun_stale, progress)
-    with _stoppable():
+    with stoppable():
         folder = execution.run()
     progress.finish(folder)
 
@@ -139,13 +139,13 @@ def plan(
     progress, room = StudyProgress(), Room(jobs, threads)
     folder = found.open()
     progress.start(folder, found.unknown(folder))
-    with _stoppable():
+    with stoppable():
         time_cells(found, registry().make_launcher("local", {}), room, progress)
     Console(highlight=False).print(forecast_table(forecast(found, folder), folder.config.keep))
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """Stop cells in order when the command is asked to stop, and say how to go on."""
     from gkd_core.stop_signals import heeded
 

@@ -20,6 +20,7 @@ from gkd_core.cli.errors import FAILURE
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.forecast import GroupForecast, disk
+from gkd_core.studies.predicted_time import PredictedTime
 from gkd_core.studies.study_config import Keep
 from gkd_core.studies.study_folder import StudyFolder
 
@@ -162,7 +163,10 @@ def status_table(folder: StudyFolder) -> Table:
 
 
 def status_notes(folder: StudyFolder) -> Iterator[str]:
-    """Yield what is to say of the cells of a study that are not simply finished or waiting."""
+    """Yield what is to say of the cells of a study that are not simply finished or waiting.
+
+    With it, how long cells took and were predicted to take, if that is known.
+    """
     dropped = Counter(cell.reason for cell in folder.cells if cell.reason)
     yield from (f"dropped ({count}): {why}" for why, count in dropped.items())
     for cell in folder.cells:
@@ -171,6 +175,9 @@ def status_notes(folder: StudyFolder) -> Iterator[str]:
             about := _about(folder, cell, state)
         ):
             yield f"{state} {cell.name} ({cell.label}): {about}"
+    time = PredictedTime.of(folder)
+    if time is not None:
+        yield str(time)
 
 
 def forecast_table(groups: Sequence[GroupForecast], keep: Keep) -> Table:
@@ -187,16 +194,17 @@ def forecast_table(groups: Sequence[GroupForecast], keep: Keep) -> Table:
     )
     table = Table(caption=caption, caption_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("cells of", overflow="fold")
-    for column in ("number", "each", "all", "memory"):
+    gpu = ["of a GPU"] if any(group.cost is not None and group.cost.gpu for group in groups) else []
+    for column in ("number", "each", "all", "memory", *gpu):
         table.add_column(column, justify="right")
     for group in groups:
         if group.cost is None:
             table.add_row(escape(group.label), str(group.cells), "?", "?", "?")
             table.add_row(f"  [red]{escape(reason(group.failure))}[/]")
             continue
-        times = (str(timedelta(seconds=round(t))) for t in (group.each, group.seconds))
-        memory = readable(group.cost.memory)
-        table.add_row(escape(group.label), str(group.cells), *times, memory)
+        times = (str(timedelta(seconds=round(t))) for t in (group.each[1.0], group.seconds))
+        taken = [readable(group.cost.memory), *(f"{group.cost.gpu:.0%}" for _ in gpu)]
+        table.add_row(escape(group.label), str(group.cells), *times, *taken)
     return table
 
 

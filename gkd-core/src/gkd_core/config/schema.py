@@ -6,7 +6,9 @@ fields. The options of a method are in its own `Method.Config`, under the method
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -15,6 +17,8 @@ from gkd_core.config.graph import stage_of
 from gkd_core.contract.schedule import Schedule
 
 Positive = Annotated[int, Field(gt=0)]
+LONGEST_WAIT = 30 * 24 * 3600
+"""Seconds: PyTorch counts them in nanoseconds, which end somewhere."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Offload = Literal["none", "cpu", "nvme"]
@@ -36,6 +40,19 @@ def _fits(seed: int) -> int:
     return seed
 
 
+def _expanded(place: str) -> str:
+    if not place:
+        raise ValueError("is empty")
+    if any(unicodedata.category(character) == "Cc" for character in place):
+        raise ValueError("has control characters")
+    expanded = os.path.expanduser(place)
+    if expanded.startswith("~"):
+        raise ValueError(f"names the user {place.split('/')[0][1:]!r}, who is not known here")
+    return expanded
+
+
+WrittenPath = Annotated[str, AfterValidator(_expanded)]
+"""The path of something that is written."""
 Seed = Annotated[int, Field(ge=0), AfterValidator(_fits)]
 
 
@@ -87,11 +104,12 @@ class TeacherConfig(Section):
         description="Tensor-parallel size: processes that share one copy, each with a shard of "
         "every layer. Default: the student's.",
     )
-    keep: Literal["auto", "none", "memory", "disk"] = Field(
+    keep: Literal["auto", "share", "none", "memory", "disk"] = Field(
         "auto",
         description="Whether its logits of the training rows are computed once and kept: `auto` if "
-        "the rows are seen again, it is no language model, and they take at most 256 MiB; `memory` "
-        "always; `disk` in the cache, where other runs find them; `none` never.",
+        "the rows are seen again, it is no language model, and they take at most 256 MiB; `share` "
+        "as `auto`, but in the cache, where other runs find them, and also if rows are seen once; "
+        "`memory` always; `disk` always, in the cache; `none` never.",
     )
     source: SourceConfig | None = Field(
         None,
@@ -393,13 +411,18 @@ class ParallelConfig(Section):
         description="What DeepSpeed ZeRO shards over the processes: 1: the optimizer state; 2: "
         "also the gradients; 3: also the student's weights; 0: nothing.",
     )
+    timeout: Annotated[float, Field(gt=0, le=LONGEST_WAIT)] = Field(
+        1800.0,
+        description="Seconds that a process waits for the others, for example while the first one "
+        "saves a large student; then the run ends, and says where each process was.",
+    )
     offload_optimizer: Offload = Field(
         "none", description="Where to offload the optimizer state; nvme needs zero = 3, cpu >= 1."
     )
     offload_params: Offload = Field(
         "none", description="Where to offload the student's weights between uses; needs zero = 3."
     )
-    nvme_path: str | None = Field(None, description="Directory on a local disk, for nvme.")
+    nvme_path: WrittenPath | None = Field(None, description="Directory on a local disk, for nvme.")
 
     @model_validator(mode="after")
     def _offload_fits_zero(self) -> ParallelConfig:
@@ -510,7 +533,7 @@ class ProbeConfig(Section):
 class OutputConfig(Section):
     """Output files and directories."""
 
-    dir: str | None = Field(
+    dir: WrittenPath | None = Field(
         None,
         description="Run directory. Default: runs/NAME-N with the next free number, where NAME is "
         "the recipe or the method.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from gkd_core.contract.architectures import adapter_of
@@ -39,6 +39,8 @@ class ModelInfo:
         predicted: What has a prediction: `[B, labels]` logits for a `sample`, `[B, S, labels]` for
             a `token`, `[B, 2, S]` for a `span`; a `vector` is `[B, labels]`.
         is_lm: Whether it is a language model, whose logits are over its vocabulary.
+        tokens: The text of each token id after another token, such as ` film`; empty for special
+            tokens and parts of characters. () unless a method `aligns` tokens of language models.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ModelInfo:
     max_length: int
     predicted: Predicted = "sample"
     is_lm: bool = False
+    tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def read(

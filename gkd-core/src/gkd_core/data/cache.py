@@ -9,12 +9,14 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from gkd_core import digest
 from gkd_core.atomic import write_file
 
 Entry = TypeVar("Entry")
+Room: TypeAlias = Literal["answers", "augmented", "embedded", "stages", "teachers"]
+"""What the cache holds; a folder of it each."""
 
 DIGEST = "digest"
 CONTENT = "content"
@@ -34,8 +36,19 @@ def cache_dir() -> Path:
     """
     own = os.environ.get("GKD_CACHE")
     if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gkd"
+        return Path(os.path.expanduser(own))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "gkd"
+
+
+def cache_entry(room: Room, name: str) -> Path:
+    """Return the place of an entry of the cache, which may not exist yet."""
+    return cache_dir() / room / name
+
+
+def touch(path: Path) -> None:
+    """Note that an entry was used: those that were not for longest go first."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def write_entry(path: Path, content: Any) -> None:
@@ -56,13 +69,16 @@ def read_entry(path: Path, make: Callable[[Any], Entry]) -> Entry | None:
         make: Makes the entry from its JSON value.
     """
     try:
-        return make(_content(json.loads(path.read_text(encoding="utf-8"))))
+        entry = make(_content(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         return None
     except OSError as error:
         warn_unwritable(error)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         set_aside(path, str(error))
+    else:
+        touch(path)
+        return entry
     return None
 
 

@@ -14,7 +14,7 @@ from gkd_core.config.schema import LM, TeacherSize
 from gkd_core.contract.task import DefaultTeacher, Split, Task, TaskData
 from gkd_core.data import docstrings
 from gkd_core.data.assemble import hash_rows, without_labels
-from gkd_core.data.cache import cache_dir, read_entry, write_entry
+from gkd_core.data.cache import cache_entry, read_entry, write_entry
 from gkd_core.errors import ConfigError
 from gkd_core.models.embedded_teachers import FAMILY, MASK_SHARE, embedded_teacher
 
@@ -128,7 +128,7 @@ def _cached_rows() -> LabeledTexts:
     library = Path(sysconfig.get_path("stdlib"))
     content = f"{sys.version}\n{library}\n{inspect.getsource(docstrings)}"
     key = digest.of_bytes([content.encode()])[: digest.SHORT]
-    path = cache_dir() / "embedded" / f"{key}-2.json"  # version 0.1 wrote the rows alone
+    path = cache_entry("embedded", f"{key}-2.json")  # version 0.1 wrote the rows alone
     rows: LabeledTexts | None = read_entry(path, dict)
     if rows is None:
         rows = _make_rows(library)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,7 @@ class Files(Task):
 
     def _tell_unread(self, read: Iterable[Path]) -> None:
         """Warn about tables in the directory that have the name of no split."""
-        directory = Path(str(self.config.train)).expanduser()
+        directory = Path(os.path.expanduser(str(self.config.train)))
         if not directory.is_dir():
             return
         tables = {path for path in directory.iterdir() if path.suffix.lower() in READERS}
@@ -99,11 +100,11 @@ class Files(Task):
         """Return the file of each available split."""
         if self.config.train is None:
             raise ConfigError("task.train is not set: name a file or a directory to train on")
-        train = Path(self.config.train).expanduser()
+        train = Path(os.path.expanduser(self.config.train))
         paths = _in_directory(train) if train.is_dir() else {"train": train}
         for split in ("validation", "test"):
             if (name := getattr(self.config, split)) is not None:
-                paths[split] = Path(name).expanduser()
+                paths[split] = Path(os.path.expanduser(name))
         for split, path in paths.items():
             _check_file(path, f"task.{split}")
         return paths

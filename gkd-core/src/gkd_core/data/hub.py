@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,8 +87,8 @@ class Hub(Task):
 
 def _address(name: str) -> tuple[str, str | None]:
     """Return the path and configuration for `load_dataset`."""
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser()), None
+    if Path(os.path.expanduser(name)).is_dir():
+        return str(Path(os.path.expanduser(name))), None
     path, _, configuration = name.partition(":")
     benchmark, _, task = path.partition("/")
     if benchmark in BENCHMARKS and task and not configuration:

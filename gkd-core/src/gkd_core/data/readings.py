@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gkd_core.contract.batch import IGNORE, Batch
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
-from gkd_core.data.encode import Encoded, encode_samples
+from gkd_core.data.encode import TEXTS, Encoded, encode_samples
 from gkd_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,12 +79,18 @@ def encode_again(
         classes: The task's classes.
 
     Raises:
-        ConfigError: The kind makes rows of the tokens, and other ones of these.
+        ConfigError: The kind makes rows of the tokens, and others of these.
     """
     if encoded.blocks is not None:
         blocks = Split(encoded.blocks, byte_offsets=True)
         return encode_samples(blocks, tokenizer, max_length, encoded.labels)
     found = kind.encode(split, tokenizer, max_length, classes)
+    texts, own = found.extra.get(TEXTS), encoded.extra.get(TEXTS)
+    if texts is not None and own is not None and not np.array_equal(texts, own):
+        raise ConfigError(
+            "in some conversations, no token of an answer is left within task.max_length for one "
+            "of two tokenizers, and some for the other. Raise task.max_length"
+        )
     if len(found) != len(encoded):
         raise ConfigError(
             f"task.kind = '{kind}' cuts long texts by their tokens, so that a teacher with another "

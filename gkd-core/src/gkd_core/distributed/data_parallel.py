@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gkd_core.distributed import messages
 from gkd_core.distributed.groups import data_group, data_rank, data_size
 
 Item = TypeVar("Item")
@@ -47,12 +48,11 @@ def collect(results: Sequence[Item]) -> list[Item]:
     """Return the results of all ranks, in the order of the items given to `deal`.
 
     Args:
-        results: This rank's results, for the items that count.
+        results: This rank's results, for the items that count: what `messages.gather` takes.
     """
     if data_size() == 1:
         return list(results)
-    shares: list[list[tuple[Item]]] = [[] for _ in range(data_size())]
-    dist.all_gather_object(shares, [(result,) for result in results], group=data_group())
+    shares = messages.gather([(result,) for result in results], data_group())
     rounds = zip_longest(*shares)
     return [held[0] for dealt in rounds for held in dealt if held is not None]
 

@@ -33,6 +33,11 @@ class Groups:
     copies: Mapping[str, ProcessGroup]
 
     @property
+    def every(self) -> set[ProcessGroup]:
+        """All of them, each once."""
+        return {self.tensor, self.data, *self.teachers.values(), *self.copies.values()}
+
+    @property
     def widest(self) -> ProcessGroup:
         """The largest group that shares a copy of a model."""
         return max([self.tensor, *self.teachers.values()], key=ProcessGroup.size)

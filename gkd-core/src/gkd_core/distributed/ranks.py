@@ -6,20 +6,23 @@ A run in a single process has one rank: everything here is then free.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import Store, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
+from gkd_core.distributed.messages import broadcast
 from gkd_core.distributed.rank_info import RankInfo
 
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for the others, for example while the first saves a large student."""
+"""How long a rank waits for the others to begin."""
 
 GRACE = 15.0
 """Seconds to wait for the rank that broke a connection to report why."""
@@ -30,6 +33,7 @@ LOST = (
     "connection refused",
     "broken pipe",
 )
+LATE = ("timed out waiting", "timed out after")
 FAILED = "gkd/failed"
 
 _store: Store | None = None
@@ -78,6 +82,13 @@ def init_process_group(info: RankInfo) -> None:
     dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=PATIENCE)
 
 
+def set_patience(seconds: float, groups: Iterable[ProcessGroup] = ()) -> None:
+    """Set how long a rank waits for the others in the default group and in other ones."""
+    if dist.is_initialized():
+        for group in (dist.GroupMember.WORLD, *groups):
+            _set_pg_timeout(timedelta(seconds=seconds), group)
+
+
 def leave() -> None:
     """Destroy the default process group, if there is one; this process is then alone."""
     if dist.is_initialized():
@@ -96,12 +107,10 @@ def tell(value: Value) -> Value:
     Every rank must call it.
 
     Args:
-        value: A picklable value; only that of rank 0 is used.
+        value: None, a boolean, number, text or path, a tensor or array, or a list, tuple, mapping
+            or dataclass of these; only that of rank 0 is used.
     """
-    told = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
-    return told[0]
+    return broadcast(value) if world_size() > 1 else value
 
 
 def any_rank(fact: bool) -> bool:
@@ -137,6 +146,11 @@ def first_failure(status: int) -> int | None:
 def lost_connection(error: BaseException) -> bool:
     """Return whether an error only reports that another rank is gone."""
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in LOST)
+
+
+def waited_in_vain(error: BaseException) -> bool:
+    """Return whether an error only reports that another rank did not come in time."""
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in LATE)
 
 
 def wait_for_reason() -> bool:

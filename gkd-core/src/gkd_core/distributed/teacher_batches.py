@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from gkd_core.contract.batch import Batch
+from gkd_core.distributed import messages
 from gkd_core.distributed.groups import current, data_rank
 from gkd_core.distributed.shards import sharding_of
 
@@ -51,8 +51,7 @@ class TeacherBatches:
             return [make(batch) for batch in self.batches]
         batch = self.batches[self.own]
         own = _moved(make(batch), torch.device("cpu"))
-        found = [own] * groups.widest.size()
-        dist.all_gather_object(found, own, group=groups.widest)
+        found = messages.gather(own, groups.widest)
         return [_moved(each, batch.rows.device) for each in found[:: groups.tensor.size()]]
 
     def to(self, device: torch.device) -> TeacherBatches:
@@ -76,8 +75,7 @@ def gather_teacher_batches(batch: Batch) -> TeacherBatches:
     groups = current()
     if groups is None or groups.widest.size() <= groups.tensor.size():
         return TeacherBatches([batch])
-    batches: list[Batch] = [batch] * groups.widest.size()
-    dist.all_gather_object(batches, batch, group=groups.widest)
+    batches = messages.gather(batch, groups.widest)
     different = batches[:: groups.tensor.size()]
     return TeacherBatches(different, data_rank() % len(different))
 

@@ -371,6 +371,9 @@ class TaskKind:
     def observe(self, logits: Logits, batch: Batch) -> Any:
         """Return what the evaluation keeps of a batch, on the CPU.
 
+        It is sent to other ranks: tensors, arrays, numbers, texts, and lists, tuples, mappings and
+        dataclasses of them.
+
         Args:
             logits: The model's logits for the batch.
             batch: The batch, with labels.

@@ -175,9 +175,9 @@ def adaptive_kl(
     """Adaptive divergence g KL(p || q) + (1 - g) KL(q || p) (AKL, Wu et al., 2025).
 
     g is the share of the teacher's head in the distance between p and q: the sum of abs(p - q)
-    over the head, divided by that over all columns. The head are the likeliest columns of p that
-    have at most the probability mu together, and in any case the likeliest. No gradient flows
-    through g.
+    over the head, divided by that over all columns. The head consists of the likeliest columns of
+    p whose probabilities sum to at most mu, and always of the likeliest. No gradient flows through
+    g.
 
     Args:
         student: Logits `[*items, V]`.

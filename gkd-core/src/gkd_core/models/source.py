@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import re
 import socket
 from pathlib import Path
@@ -164,7 +165,7 @@ def locate(model: str, origin: str) -> str:
     Raises:
         ConfigError: It is neither, or the directory holds no model.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.is_file():
         raise ConfigError(f"{origin} = {model!r} is a file; give the directory that contains it")
     if path.is_dir():
@@ -211,7 +212,7 @@ def _adapter(directory: Path, model: str, origin: str) -> str:
 
 def unreadable(model: str, origin: str, error: Exception) -> ConfigError:
     """Return the error for a model that transformers could not read."""
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
         return ConfigError(

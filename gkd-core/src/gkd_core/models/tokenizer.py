@@ -110,6 +110,27 @@ def _frame(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
     return [*tokens(ids[:before]), "TEXT", *tokens(ids[before + len(text) :])]
 
 
+def token_texts(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+    """Return the text that each token id stands for where it follows another token.
+
+    It is that of the decoder: ` film` is `Ġfilm` in a byte-level vocabulary, `▁film` in one of
+    SentencePiece, and `film` in WordPiece, whose `##film` is `film`. Special tokens, parts of a
+    character and ids without a token have none.
+    """
+    decode = tokenizer.backend_tokenizer.decode_batch
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    first = len(decode([before], skip_special_tokens=False)[0])
+    ids = sorted(tokenizer.get_vocab().values())
+    decoded = decode([[*before, token] for token in ids], skip_special_tokens=False)
+    special = set(tokenizer.all_special_ids)
+    texts = {
+        token: text[first:]
+        for token, text in zip(ids, decoded, strict=True)
+        if token not in special and "\ufffd" not in text
+    }
+    return tuple(texts.get(token, "") for token in range(ids[-1] + 1))
+
+
 def other_special_tokens(
     tokenizer: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast
 ) -> list[str]:

@@ -71,16 +71,19 @@ def started_by_gkd(environment: Mapping[str, str]) -> bool:
 def obey_launcher(environment: Mapping[str, str]) -> None:
     """Prepare this process for its launcher, if gkd started it.
 
-    The system kills it once the launcher is gone, however that ended. On `SHOW`, it shows where it
-    hangs.
+    The system kills it once the launcher is gone, however that ended.
     """
     if not started_by_gkd(environment):
         return
-    faulthandler.register(SHOW, all_threads=True)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != int(environment[LAUNCHER]):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def show_on_demand() -> None:
+    """Have this rank show on `SHOW` where it hangs."""
+    faulthandler.register(SHOW, all_threads=True)
 
 
 def start_ranks(
@@ -173,12 +176,19 @@ def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     for rank in ranks:
         rank.terminate()
     if not _wait(ranks, GRACE):
-        for rank in ranks:
-            rank.send_signal(SHOW)
-        _wait(ranks, SHOWING)
+        for number, rank in enumerate(ranks):
+            _show(number, rank)
     for rank in ranks:
         rank.kill()
         rank.wait()
+
+
+def _show(number: int, rank: subprocess.Popen[bytes]) -> None:
+    """Have a rank that still runs show where it hangs."""
+    if rank.poll() is None:
+        print(f"Process {number} hangs here:", file=sys.stderr, flush=True)
+        rank.send_signal(SHOW)
+        _wait([rank], SHOWING)
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,7 @@ def count_state(spec: StageSpec, registry: Registry) -> int:
 
 
 def _lacks_tokenizer(model: str) -> bool:
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     return folder.is_dir() and not any(folder.glob("tokenizer*"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def belongs(spec: StageSpec, number: int) -> Belongs:
 
 
 def _weights(teacher: TeacherSpec) -> str:
-    place = Path(teacher.trained).expanduser()
+    place = Path(os.path.expanduser(teacher.trained))
     if not place.is_dir():
         return f"{teacher.model} {revision(teacher.config)}"
     files = sorted(place.glob(f"*{WEIGHTS}"))

@@ -14,12 +14,13 @@ from gkd_core import digest
 from gkd_core.atomic import publish
 from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.cache import (
-    cache_dir,
+    cache_entry,
     read_entry,
     set_aside,
     warn_unwritable,
     write_entry,
 )
+from gkd_core.data.cache_limit import use_entry
 from gkd_core.models.content import model_digest
 
 TRAINED_AS_IN = "0.1.0"
@@ -75,7 +76,8 @@ def default_teacher_store(
     """
     content = [data.rows_hash, data.kind, data.classes, max_length]
     content += [dict(teacher.training), dict(teacher.shape), teacher.mask_share, TRAINED_AS_IN]
-    folder = cache_dir() / "teachers" / digest.of_value(content)
+    folder = cache_entry("teachers", digest.of_value(content))
+    use_entry(folder)
     try:
         return _store(teacher, folder)
     except OSError as error:

@@ -7,6 +7,7 @@ placed, how many processes share the work) is left out: it changes sums only in 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -151,7 +152,7 @@ class Fingerprints:
 
     def _model(self, model: str, config: PretrainedConfig) -> str:
         """Return the content hash of a directory, or the id and revision of a hub model."""
-        path = Path(model).expanduser()
+        path = Path(os.path.expanduser(model))
         return self._contents.digest(path) if path.is_dir() else f"{model} {revision(config)}"
 
 

@@ -5,6 +5,7 @@ What a fingerprint hashes has names here, so that a resumed run can say what dif
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -89,7 +90,7 @@ class InputReader:
     def _model(
         self, name: str, model: str, config: PretrainedConfig, weights: bool = True
     ) -> Iterator[tuple[str, str]]:
-        place = Path(model).expanduser()
+        place = Path(os.path.expanduser(model))
         if place.is_dir():
             yield from self._files(name, place, weights)
         else:

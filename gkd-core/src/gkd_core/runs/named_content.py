@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def _paths(value: Any) -> Iterator[str | Path]:
 
 def _exists(named: str | Path) -> bool:
     try:
-        path = Path(named).expanduser()
+        path = Path(os.path.expanduser(named))
         return path.exists() if isinstance(named, Path) else path.is_file()
     except (OSError, ValueError, RuntimeError):  # longer than a path may be, a null byte, no home
         return False
@@ -80,7 +81,7 @@ def _exists(named: str | Path) -> bool:
 
 def _files(named: str | Path) -> Iterator[tuple[str, Path]]:
     """Yield the name and the place of a file, or of every file in a directory."""
-    path = Path(named).expanduser()
+    path = Path(os.path.expanduser(named))
     if path.is_file():
         yield str(named), path
     else:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from gkd_core.atomic import draft
 from gkd_core.contract.run_info import STAGES
-from gkd_core.data.cache import cache_dir, read_entry, write_entry
+from gkd_core.data.cache import cache_entry, read_entry, write_entry
 from gkd_core.models.content import model_digest
 from gkd_core.models.save import copy_model
 from gkd_core.runs.directory import DONE
@@ -138,4 +138,4 @@ def _copy_files(source: Path, target: Path) -> None:
 
 
 def _entry(fingerprint: StageFingerprint) -> Path:
-    return cache_dir() / "stages" / f"{fingerprint}.json"
+    return cache_entry("stages", f"{fingerprint}.json")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from gkd_core.config.resolve import Resolved
 from gkd_core.config.schema import RunConfig, StudentConfig, TrainingConfig
 from gkd_core.contract.run_info import RunInfo
+from gkd_core.data.cache_limit import cache_limit, shrink_cache
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
 from gkd_core.lease import Lease
@@ -237,6 +238,7 @@ class Run:
             result.save(folder / DONE)
             if result.fingerprint is not None:
                 remember(result.fingerprint, self.directory, result)
+            shrink_cache()
 
     def _keep_teacher(self, spec: StageSpec) -> None:
         if spec.store is not None and is_first() and not self.differences:
@@ -310,6 +312,7 @@ def prepare_run(resolved: Resolved, registry: Registry) -> list[StageSpec]:
     Raises:
         GkdError: The run is invalid.
     """
+    cache_limit()  # is read when a stage has been trained
     assert resolved.config.procedure is None, "a procedure must be expanded into stages first"
     builder = SpecBuilder(registry, [stage.config.task for stage in resolved.stages])
     built = build_specs(resolved, builder)

@@ -27,7 +27,7 @@ from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.architectures import register_installed
 from gkd_core.models.source import load_config
-from gkd_core.models.tokenizer import load_tokenizer, tokenizer_mismatch
+from gkd_core.models.tokenizer import load_tokenizer, token_texts, tokenizer_mismatch
 from gkd_core.objective.ensemble import TeacherEnsemble
 from gkd_core.objective.objective import name_seed
 from gkd_core.objective.step_plan import ActiveMethod
@@ -108,6 +108,12 @@ class SpecBuilder:
             data = order.apply(replace(found, train=fewer(found.train, config.task.rows)), kind)
         shape = _student_shape(config, teachers, data, kind, start)
         student = self._info("student", shape, data)
+        if kind.is_lm and self._aligns(expression):
+            student = _with_tokens(student, tokenizer)
+            teachers = [
+                replace(teacher, info=_with_tokens(teacher.info, teacher.tokenizer))
+                for teacher in teachers
+            ]
         spec = StageSpec(
             name=settings.name,
             settings=settings,
@@ -172,6 +178,10 @@ class SpecBuilder:
         pairs = ((model, name, kind) for model in models for name, kind in kinds)
         made = (name for m, name, kind in pairs if ask(partial(kind.made, m.config), False))
         return next(made, None)
+
+    def _aligns(self, expression: Expression) -> bool:
+        """Return whether a method aligns the tokens of two vocabularies."""
+        return any(self.registry.method(member.name).aligns for member in expression.members)
 
     def _is_taught(
         self, config: RunConfig, expression: Expression, start: PretrainedConfig | None
@@ -354,6 +364,10 @@ class SpecBuilder:
             )
             for name, weight in weights.items()
         }
+
+
+def _with_tokens(info: ModelInfo, tokenizer: PreTrainedTokenizerFast) -> ModelInfo:
+    return replace(info, tokens=token_texts(tokenizer))
 
 
 def _expression(settings: ResolvedStage) -> Expression:

@@ -37,11 +37,7 @@ def check_tokenizers(spec: StageSpec) -> None:
     """
     _check_aligned(spec)
     if spec.data.train.chat and spec.needs_byte_offsets:
-        raise ConfigError(
-            f"{spec.data.source} has conversations, which the chat template of each tokenizer "
-            "writes, so that their tokens cannot be aligned with those of another. Choose a "
-            "student with the teacher's tokenizer, and methods that do not align tokens"
-        )
+        _check_templates(spec)
     others = {n: t for n, t in enumerate(spec.teachers) if t.tokenizer is not spec.tokenizer}
     if not others or not spec.reads_teachers:
         return
@@ -67,6 +63,19 @@ def _check_aligned(spec: StageSpec) -> None:
             f"{aligning[0]} aligns tokens by their place in the text, which is not known of text "
             "that models write. Remove the rollout table, or use another method"
         )
+
+
+def _check_templates(spec: StageSpec) -> None:
+    """Reject conversations that a tokenizer has no template for where tokens are aligned."""
+    readers = [(t.setting, t.own_tokenizer or t.tokenizer) for t in spec.teachers]
+    for name, tokenizer in [("the student", spec.tokenizer), *readers]:
+        if tokenizer.chat_template is None:
+            raise ConfigError(
+                f"{spec.data.source} has conversations, which the chat template of each tokenizer "
+                f"writes where tokens are aligned, but that of {name} has none. Save one with it "
+                "(`chat_template`), or choose methods that do not align tokens and a student with "
+                "the teacher's tokenizer"
+            )
 
 
 def tokenizer_need(method: type[Method]) -> str:

@@ -24,6 +24,7 @@ class Attempt:
         error: The end of what it printed; empty if it succeeded.
         seconds: Duration of the last attempt.
         memory: Bytes of memory that its process took at most; 0 if the system does not tell.
+        gpu: Share of a GPU that its process took at most; 0 if it used none.
     """
 
     count: int
@@ -31,6 +32,7 @@ class Attempt:
     error: str = ""
     seconds: float = 0.0
     memory: int = 0
+    gpu: float = 0.0
 
     @property
     def may_go_on(self) -> bool:

@@ -54,7 +54,7 @@ class Cell:
         values = self.coordinates
         if self.role == "tuning":
             values |= {"lr_factor": self.lr_factor, "share": self.share}
-        return ", ".join(f"{axis}={value}" for axis, value in values.items())
+        return ", ".join(f"{axis}={value}" for axis, value in values.items() if value != "")
 
     @property
     def coordinates(self) -> dict[str, AxisValue]:

@@ -6,8 +6,9 @@ import subprocess
 from dataclasses import dataclass
 
 from gkd_core.studies.cell import Cell
-from gkd_core.studies.execution import MEMORY, job_of
+from gkd_core.studies.execution import job_of
 from gkd_core.studies.launchers import local
+from gkd_core.studies.needs import Needs
 from gkd_core.studies.run_cell import settle
 from gkd_core.studies.study_folder import StudyFolder
 
@@ -35,7 +36,7 @@ class CellProcess:
             cell: The cell.
             threads: Threads that it may use.
         """
-        job = job_of(folder, cell, threads, MEMORY)
+        job = job_of(folder, cell, threads, Needs.of(folder))
         return cls(folder, cell, local.start(job, threads))
 
     @property

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gkd_core import digest
+from gkd_core.config.expression import parse_expression
 from gkd_core.config.render import to_toml
 from gkd_core.config.resolve import Resolved, ResolvedStage, resolve
 from gkd_core.config.schema import RunConfig, task_name
+from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.model_info import Models
 from gkd_core.errors import GkdError
 from gkd_core.models.content import ModelContents
@@ -32,12 +35,28 @@ NOT_NAMED: dict[str, Any] = {
 }
 """Settings that do not tell one cell from another."""
 
+FREE: dict[str, Any] = {
+    "method": True,
+    "student": {"init": True},
+    "training": dict.fromkeys(
+        [
+            *("lr", "lr_schedule", "lr_floor", "lr_decay_share", "lr_power", "warmup"),
+            *("weight_decay", "beta1", "beta2", "eps", "epochs"),
+        ],
+        True,
+    ),
+}
+"""Settings that make a step neither slower nor larger; of a method, its weights are among them."""
+
 TIMED = 3
 """Steps that are timed, after a first one that is slower."""
 
 MODELS = ("model", "augment_model")
 FILES = ("train", "validation", "test")
 """Settings that name a place; its content names the cell."""
+
+
+Configured = TypeVar("Configured", Resolved, ResolvedStage)
 
 
 @dataclass(frozen=True)
@@ -99,7 +118,7 @@ class CellMaker:
         cell = self._cell(point, resolved, lr_factor)
         if cell.name not in self._known and (refusal := self.prepare(point).refusal):
             return self._dropped(point, refusal)
-        return CheckedCell(cell, resolved)
+        return CheckedCell(cell, _with_shared_answers(resolved))
 
     def make_trial(self, point: AxisPoint, lr_factor: float, share: float) -> CheckedCell:
         """Return a cell that tries a factor of the learning rates.
@@ -117,10 +136,11 @@ class CellMaker:
         resolved = self._resolve(settings | shorter)
         resolved = self._faster(settings | shorter, resolved, lr_factor)
         cell = self._cell(point, resolved, lr_factor)
-        return CheckedCell(replace(cell, role="tuning", share=share), resolved)
+        trial = replace(cell, role="tuning", share=share)
+        return CheckedCell(trial, _with_shared_answers(resolved))
 
     def make_timing(self, point: AxisPoint) -> CheckedCell:
-        """Return a short run that shows what a point costs, whatever its seed and rate.
+        """Return a short run that shows what a point costs, and all that cost the same.
 
         Args:
             point: Its value on each axis, which is not refused.
@@ -135,7 +155,9 @@ class CellMaker:
         }
         alone = {"seed": (1, "timing"), "output.reuse": (False, "timing")}
         resolved = self._resolve(settings | alone | short)
-        return CheckedCell(replace(self._cell(point, resolved, 1.0), seed=1), resolved)
+        cell = self._cell(point, resolved, 1.0)
+        timing = replace(cell, seed=1, name=self._cost_name(resolved))
+        return CheckedCell(timing, _with_shared_answers(resolved))
 
     def prepare(self, point: AxisPoint) -> Prepared:
         """Return what is known of the run of a point, whatever its seed."""
@@ -208,8 +230,13 @@ class CellMaker:
 
         New settings of a later version leave it as it is. Of files, the content counts.
         """
-        stages = [{"name": stage.name, **_given(stage.config)} for stage in resolved.stages]
-        return digest.of_value(self._content([_given(resolved.config), *stages]))
+        return digest.of_value(self._content(_trees(resolved, NOT_NAMED)))
+
+    def _cost_name(self, resolved: Resolved) -> str:
+        """Return the hash of what makes a short run as dear as it is."""
+        methods = [_methods(stage.config.method) for stage in resolved.stages]
+        tree = self._content(_trees(resolved, NOT_NAMED | FREE))
+        return digest.of_value([methods, tree])
 
     def _content(self, tree: Any, key: str = "") -> Any:
         """Return a tree of settings, with the content of files instead of their names."""
@@ -218,7 +245,7 @@ class CellMaker:
         if isinstance(tree, (list, tuple)):
             return [self._content(inner, key) for inner in tree]
         if isinstance(tree, str) and key in (*MODELS, *FILES):
-            path = Path(tree).expanduser()
+            path = Path(os.path.expanduser(tree))
             if path.exists():
                 return self._contents.digest(path) if key in MODELS else _rows(path)
         return tree
@@ -236,10 +263,47 @@ def total_steps(spec: StageSpec) -> int:
     return training.steps or training.epochs * -(-rows // training.batch_size)
 
 
-def _given(config: RunConfig) -> dict[str, Any]:
+def _with_shared_answers(resolved: Resolved) -> Resolved:
+    """Return a configuration by which teachers are asked once for all cells, unless it says how.
+
+    What they answer is the same up to rounding: cells keep their names.
+    """
+    stages = tuple(map(_sharing, resolved.stages))
+    return replace(_sharing(resolved), stages=stages)
+
+
+def _sharing(part: Configured) -> Configured:
+    keys = [f"teachers.{number}.keep" for number in range(len(part.config.teachers))]
+    teachers = [
+        teacher if key in part.origins else teacher.model_copy(update={"keep": "share"})
+        for key, teacher in zip(keys, part.config.teachers, strict=True)
+    ]
+    return replace(
+        part,
+        config=part.config.model_copy(update={"teachers": teachers}),
+        origins={**dict.fromkeys(keys, Origin(Level.DEFAULT, "every study")), **part.origins},
+    )
+
+
+def _trees(resolved: Resolved, left_out: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a run and its stages say otherwise than the defaults."""
+    stages = [{"name": each.name, **_given(each.config, left_out)} for each in resolved.stages]
+    return [_given(resolved.config, left_out), *stages]
+
+
+def _methods(text: str | None) -> list[list[str]]:
+    """Return the names in a method expression, and those in each combiner."""
+    if text is None:
+        return []
+    found = parse_expression(text)
+    groups = [[group.combiner, *(each.name for each in group.members)] for group in found.groups]
+    return [sorted(found.names), *groups]
+
+
+def _given(config: RunConfig, left_out: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that differ from the defaults, with the options of what they name."""
     tree: dict[str, Any] = config.model_dump(
-        mode="json", exclude_defaults=True, exclude=NOT_NAMED, exclude_none=True
+        mode="json", exclude_defaults=True, exclude=left_out, exclude_none=True
     )
     options = dict(_options(config))
     return tree | {"options": options} if options else tree

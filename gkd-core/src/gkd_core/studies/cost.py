@@ -54,6 +54,7 @@ class Cost:
         memory: Bytes of memory at most.
         disk: Bytes on the disk, without the student.
         student: Bytes of the student.
+        gpu: Share of a GPU at most; 0 without one.
     """
 
     fixed: float
@@ -61,6 +62,7 @@ class Cost:
     memory: int
     disk: int
     student: int
+    gpu: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the cost as JSON can hold it."""
@@ -104,7 +106,8 @@ def read_cost(folder: StudyFolder, cell: Cell, registry: Registry) -> Cost:
         stages[stage.name] = StageTiming(median(steps[1:]), max(0.0, seconds - sum(steps)))
     student = _bytes(run.directory / STUDENT)
     fixed = max(0.0, attempt.seconds - _trained(run.directory))
-    return Cost(fixed, stages, attempt.memory, _bytes(run.directory) - student, student)
+    disk = _bytes(run.directory) - student
+    return Cost(fixed, stages, attempt.memory, disk, student, attempt.gpu)
 
 
 def _trained(directory: Path) -> float:

@@ -12,13 +12,11 @@ from gkd_core.contract.launcher import CellJob, Launch, Launcher
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.keeping import remove_students
+from gkd_core.studies.needs import Needs
 from gkd_core.studies.run_cell import settle
 from gkd_core.studies.shard import Shard
 from gkd_core.studies.study import Study
 from gkd_core.studies.study_folder import StudyFolder
-
-MEMORY = 3 * 2**29
-"""Bytes that a cell takes as long as none has shown what it takes."""
 
 
 class Watcher(Protocol):
@@ -115,8 +113,8 @@ def launch_cells(
         watcher: Sees how they proceed.
     """
     by_name = {cell.name: cell for cell in cells}
-    memory = max((a.memory for c in folder.cells if (a := folder.attempt(c))), default=0)
-    jobs = [job_of(folder, cell, room.threads, memory or MEMORY) for cell in cells]
+    needs = Needs.of(folder)
+    jobs = [job_of(folder, cell, room.threads, needs) for cell in cells]
     launch = Launch(folder.path, jobs, room.jobs, watcher.say)
     with closing(launcher.launch(launch)) as events:
         for event in events:
@@ -128,14 +126,15 @@ def launch_cells(
                 yield cell
 
 
-def job_of(folder: StudyFolder, cell: Cell, threads: int | None, memory: int) -> CellJob:
+def job_of(folder: StudyFolder, cell: Cell, threads: int | None, needs: Needs) -> CellJob:
     """Return the job that runs a cell.
 
     Args:
         folder: The folder of the study.
         cell: The cell.
         threads: Threads that it may use; None if the launcher decides.
-        memory: Bytes that it takes.
+        needs: What it takes of a machine.
     """
     command = (sys.executable, "-m", "gkd_core.cli", "study", "cell", str(folder.path), cell.name)
-    return CellJob(cell.name, cell.label, command, threads, memory, 0.0)
+    gpus = needs.gpus(folder, cell)
+    return CellJob(cell.name, cell.label, command, threads, needs.memory, gpus)

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gkd_core.atomic import write_file
 from gkd_core.contract.launcher import Launcher
@@ -15,6 +15,7 @@ from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.cost import STUDENT, Cost, read_cost
 from gkd_core.studies.design import AxisPoint
 from gkd_core.studies.execution import Room, Watcher, launch_cells
+from gkd_core.studies.predicted_time import Seconds, save_forecast
 from gkd_core.studies.study import Study
 from gkd_core.studies.study_config import Keep, TuneConfig
 from gkd_core.studies.study_folder import StudyFolder
@@ -28,18 +29,20 @@ class GroupForecast:
 
     Attributes:
         label: Their values on the axes.
+        group: A hash of these.
         cells: How many are not finished.
         cost: What one costs; None if its short run has failed.
         seconds: Duration of all of them, one after the other, with the trials of learning rates.
-        each: Duration of one.
+        each: Duration of one, by the share of the steps that it is trained for.
         failure: Why the short run has failed.
     """
 
     label: str
+    group: str
     cells: int
     cost: Cost | None = None
     seconds: float = 0.0
-    each: float = 0.0
+    each: Seconds = field(default_factory=dict)
     failure: str = ""
 
 
@@ -61,7 +64,7 @@ def time_cells(study: Study, launcher: Launcher, room: Room, watcher: Watcher) -
 
 
 def forecast(study: Study, folder: StudyFolder) -> list[GroupForecast]:
-    """Return what the cells of a study cost that are not finished, by group.
+    """Return what the cells of a study cost that are not finished, by group, and keep it.
 
     Args:
         study: The study, whose short runs are over.
@@ -69,7 +72,9 @@ def forecast(study: Study, folder: StudyFolder) -> list[GroupForecast]:
     """
     timing = study.open_timing()
     costs = _costs(timing)
-    return [_group(study, folder, timing, costs, point) for point in study.possible]
+    found = [_group(study, folder, timing, costs, point) for point in study.possible]
+    save_forecast(folder, ((each.group, each.each) for each in found))
+    return found
 
 
 def _group(
@@ -86,14 +91,14 @@ def _group(
     left = len(folder.config.seeds) - done
     short = study.maker.make_timing(point).cell
     if short.name not in costs:
-        return GroupForecast(label, left, failure=timing.failure(short) or "was not timed")
+        failure = timing.failure(short) or "was not timed"
+        return GroupForecast(label, short.group, left, failure=failure)
     cost, specs = costs[short.name], study.maker.prepare(point).specs
+    trials = list(trial_shares(study.config.tune))
+    each = {share: cost.seconds(specs, share) for share in (1.0, *trials)}
     is_tuned = any(cell.role == "report" for cell in own)
-    trials = (
-        0.0 if is_tuned else sum(cost.seconds(specs, s) for s in trial_shares(study.config.tune))
-    )
-    each = cost.seconds(specs)
-    return GroupForecast(label, left, cost, left * each + trials, each)
+    tuning = 0.0 if is_tuned else sum(each[share] for share in trials)
+    return GroupForecast(label, short.group, left, cost, left * each[1.0] + tuning, each)
 
 
 def trial_shares(tune: TuneConfig | None) -> Iterator[float]:

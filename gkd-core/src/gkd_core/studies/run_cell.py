@@ -15,6 +15,7 @@ from gkd_core.lease import hold
 from gkd_core.runs.directory import CONFIG, has_trained
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell
+from gkd_core.studies.gpus import share_taken
 from gkd_core.studies.study_folder import StudyFolder
 
 TAIL = 2000
@@ -45,8 +46,9 @@ def run_cell(folder: StudyFolder, cell: Cell, run: Callable[[Sequence[str]], int
         with _output_to(folder.log_file(cell)):
             status = _guarded(run, arguments(folder, cell))
         error = "" if status == 0 else tail(folder.log_file(cell))
-        seconds, memory = time.monotonic() - began, _peak_memory()
-        Attempt(count, status, error, seconds, memory).save(folder.attempt_file(cell))
+        seconds = time.monotonic() - began
+        done = Attempt(count, status, error, seconds, _peak_memory(), share_taken())
+        done.save(folder.attempt_file(cell))
         return status
 
 

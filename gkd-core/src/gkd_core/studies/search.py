@@ -190,6 +190,7 @@ class StudentSearch:
             self._say(f"refused  {cell.label}: {cell.reason}")
             return
         others = [self._evaluations(c) for c in self._own_cells() if c.name != cell.name]
+        self._say(f"trains   {cell.label}")
         running, behind = self._start(cell), ""
         try:
             while not (behind or running.is_over or self._is_late(until)):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.analysis.comparison import ComparedModel, compare_models
+from gkd_core.atomic import write_file
 from gkd_core.config.schema import StudentConfig
 from gkd_core.contract.batch import Batch
 from gkd_core.contract.model_info import ModelInfo
@@ -17,6 +21,7 @@ from gkd_core.distributed.device import pick_device
 from gkd_core.kinds.metrics import Metric
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
+from gkd_core.strict_json import json_text
 from gkd_core.students.build import fresh_student
 from gkd_core.students.shape import student_config
 from gkd_core.studies.budget import Budget
@@ -30,6 +35,9 @@ WIDTHS = (1.0, 0.75, 0.5)
 """Widths that are tried, as shares of the teacher's heads."""
 
 TIMED_ROWS = 16
+
+COSTS = "shapes.json"
+"""What shapes cost when a search began."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,39 @@ def measure_shapes(
         found.append((shape, weights, own))
     reference = statistics.median(times)
     return reference, [_judged(*each, reference, budget) for each in found]
+
+
+def shapes_of_search(
+    folder: Path, spec: StageSpec, shapes: Sequence[Shape], budget: Budget, threads: int
+) -> tuple[float, list[MeasuredShape]]:
+    """Return what `measure_shapes` does, as it was measured when a search began on this machine.
+
+    Args:
+        folder: The folder of the search.
+        spec: The stage that students are to be trained in.
+        shapes: The shapes.
+        budget: What they may cost.
+        threads: Threads of a model.
+    """
+    path = folder / COSTS
+    place = [platform.node(), threads]
+    known = json.loads(path.read_text()) if path.exists() else {}
+    costs = [known.get("shapes", {}).get(str(shape)) for shape in shapes]
+    if known.get("place") == place and all(
+        cost and _suffices(cost[0], cost[1], budget) for cost in costs
+    ):
+        teacher = known["teacher"]
+        pairs = zip(shapes, costs, strict=True)
+        return teacher, [_judged(shape, c[0], c[1], teacher, budget) for shape, c in pairs]
+    teacher, found = measure_shapes(spec, shapes, budget)
+    costs_of = {str(each.shape): (each.weights, each.milliseconds) for each in found}
+    write_file(path, json_text({"place": place, "teacher": teacher, "shapes": costs_of}, indent=1))
+    return teacher, found
+
+
+def _suffices(weights: int, milliseconds: float | None, budget: Budget) -> bool:
+    """Return whether what was measured of a shape tells if it is within a budget."""
+    return milliseconds is not None or bool(budget.too_large(weights))
 
 
 @dataclass(frozen=True)

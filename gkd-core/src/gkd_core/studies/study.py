@@ -13,13 +13,10 @@ from gkd_core.studies.cell import Cell
 from gkd_core.studies.cells import CellMaker, configs
 from gkd_core.studies.design import AxisPoint, axis_points
 from gkd_core.studies.study_config import StudyConfig
-from gkd_core.studies.study_folder import CELLS, StudyFolder
+from gkd_core.studies.study_folder import CELLS, TIMING, StudyFolder
 from gkd_core.studies.tuning import cells_of
 from gkd_core.studies.validation import score
 from gkd_core.training.participants import installed_code
-
-TIMING = "timing"
-"""The folder within that of a study for runs that show what cells cost."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +78,14 @@ class Study:
 
     def open_timing(self) -> StudyFolder:
         """Write the folder of short runs that show what cells cost, and return it."""
-        timings = (self.maker.make_timing(each) for each in self.possible)
-        made = {each.cell.name: each for each in timings}
+        timings = [self.maker.make_timing(each) for each in self.possible]
+        made = {each.cell.name: each for each in reversed(timings)}  # the first of those alike
         folder = StudyFolder(
-            self.path / TIMING, self.config, [each.cell for each in made.values()], (), self._code
+            self.path / TIMING,
+            self.config,
+            [each.cell for each in reversed(made.values())],
+            (),
+            self._code,
         )
         folder.write(configs(made.values()))
         return folder

@@ -5,6 +5,7 @@ cells.json        every cell that the study has ever had
 configs/NAME.toml the complete configuration of a cell
 cells/NAME/       the directory of its run
 attempts/NAME.*   how it went: a record, and what it printed
+timing/           the same of short runs that show what cells cost
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ from gkd_core.training.manifest import MANIFEST, Inputs, Manifest
 
 STUDY = "study.toml"
 CELLS = "cells.json"
+
+ATTEMPTS = "attempts"
+
+TIMING = "timing"
+"""The folder within that of a study for runs that show what cells cost."""
 
 WRITTEN_LAST = ("results.json", "report.html")
 """Files that a run has when it is over."""
@@ -114,7 +120,7 @@ class StudyFolder:
 
     def attempt_file(self, cell: Cell) -> Path:
         """Return the file that says how a cell went; who holds its lease runs the cell."""
-        return self.path / "attempts" / f"{cell.name}.json"
+        return self.path / ATTEMPTS / f"{cell.name}.json"
 
     def log_file(self, cell: Cell) -> Path:
         """Return the file with what a cell has printed the last time."""

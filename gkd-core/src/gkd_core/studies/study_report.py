@@ -68,8 +68,10 @@ class StudyReport:
         yield from _combinations_said(self.choice)
 
     def notes(self) -> Iterator[str]:
-        """Yield what limits these findings."""
+        """Yield what limits these findings, and what they have cost."""
         yield from self.choice.notes
+        if self.results.time is not None:
+            yield str(self.results.time)
         left_out = [
             f"{table.axis}: {name}"
             for table in self.tables
@@ -120,6 +122,7 @@ class StudyReport:
                 for duel in self.choice.duels
             ],
             "cells": list(self._cells_json()),
+            "time": None if self.results.time is None else asdict(self.results.time),
         }
 
     def write(self, folder: Path, registry: Registry) -> Path:

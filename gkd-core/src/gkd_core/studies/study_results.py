@@ -11,6 +11,7 @@ from gkd_core.errors import GkdError
 from gkd_core.plugins import Registry
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.outcome import Outcome
+from gkd_core.studies.predicted_time import PredictedTime
 from gkd_core.studies.study_config import AxisValue, StudyConfig
 from gkd_core.studies.study_folder import StudyFolder
 
@@ -67,11 +68,13 @@ class StudyResults:
         config: The study.
         cells: Its cells that are reported; those that were dropped are among them.
         tuned: Its cells that served to choose a setting of others.
+        time: What cells have taken, and were predicted to take; None if that was not predicted.
     """
 
     config: StudyConfig
     cells: Sequence[CellResult]
     tuned: Sequence[CellResult] = field(default=())
+    time: PredictedTime | None = None
 
     @classmethod
     def read(cls, folder: StudyFolder, registry: Registry) -> StudyResults:
@@ -86,6 +89,7 @@ class StudyResults:
             folder.config,
             [result for cell, result in read if cell.role == "report"],
             [result for cell, result in read if cell.role != "report"],
+            PredictedTime.of(folder),
         )
 
     @property

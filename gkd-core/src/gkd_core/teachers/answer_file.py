@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gkd_core.atomic import draft
-from gkd_core.data.cache import cache_dir, set_aside, warn_unwritable
+from gkd_core.data.cache import cache_entry, set_aside, warn_unwritable
+from gkd_core.data.cache_limit import use_entry
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.teachers.values import RowValues, TokenValues, Values
 
@@ -22,7 +23,7 @@ VALUES, STARTS, SPANS = "values", "starts", "spans"
 
 def answer_file(key: str) -> Path:
     """Return the file of the answers with a key, which says what they are about."""
-    return cache_dir() / "answers" / f"{key}.safetensors"
+    return cache_entry("answers", f"{key}.safetensors")
 
 
 def shared(path: Path, ask: Callable[[], Values | None]) -> Values | None:
@@ -35,6 +36,7 @@ def shared(path: Path, ask: Callable[[], Values | None]) -> Values | None:
         path: The file.
         ask: Returns the answers; every rank calls it.
     """
+    use_entry(path)
     with _locked(path):
         if tell(is_first() and path.exists() and _is_whole(path)):
             return _read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +53,7 @@ class Cached(AnswerSource):
         Raises:
             ConfigError: It is not there, or not finished.
         """
-        folder = Path(self.config.path).expanduser()
+        folder = Path(os.path.expanduser(self.config.path))
         manifest = CacheManifest.load(folder, SETTING)
         if not manifest.is_finished:
             raise ConfigError(

@@ -32,11 +32,20 @@ from gkd_core.plugins import registry
 from gkd_core.testing.batches import pad, take, with_prompts, without_labels
 from gkd_core.testing.queries import check_queries
 from gkd_core.testing.side_effects import foreign_weights, keeps_globals, keeps_inputs
-from gkd_core.testing.tiny import DECODER, NAMES, accepts, tiny_batch, tiny_model, tiny_view
+from gkd_core.testing.tiny import (
+    DECODER,
+    NAMES,
+    VOCABULARY,
+    accepts,
+    tiny_batch,
+    tiny_model,
+    tiny_view,
+)
 from gkd_core.training.method_state import put_tensors, take_tensors
 
 KINDS: Sequence[str] = ("classification", "causal-lm")
 STEPS = 10
+TOKENS = tuple(f"token {number}" for number in range(VOCABULARY))
 CLASS_NAMES = tuple("abcdefgh"[: len(NAMES)])
 
 
@@ -72,14 +81,23 @@ class TinyStage:
         for teacher in self.teachers:
             teacher.model.requires_grad_(False)  # as in a run
         student = _info("student", self.student, kind)
+        if subject.aligns and student.is_lm:
+            student = replace(student, tokens=TOKENS)
         classes = () if registry().kind(kind).is_lm else CLASS_NAMES
         data = DataInfo(len(tiny_batch(kind)), classes, ("teacher1", "teacher2"))
         self.models = tuple(
-            Models(student, _info(f"teacher{number}", teacher, kind), kind, data)
-            for number, teacher in enumerate(self.teachers, 1)
+            Models(student, self._teacher_info(number), kind, data)
+            for number in range(1, len(self.teachers) + 1)
         )
         self.objective = self.build()
         self.name = f"{subject.name} on {kind}"
+
+    def _teacher_info(self, number: int) -> ModelInfo:
+        """Return the shape of a teacher; half of its tokens are the student's if these differ."""
+        info = _info(f"teacher{number}", self.teachers[number - 1], self.kind)
+        if self.subject.aligns and info.is_lm:
+            return replace(info, tokens=TOKENS[::2] + tuple(f" {token}" for token in TOKENS[1::2]))
+        return info
 
     def decoder(self) -> TinyStage | None:
         """Return the same with decoders, which can read rows padded on the left, or None.

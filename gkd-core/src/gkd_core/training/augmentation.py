@@ -12,7 +12,7 @@ from gkd_core import digest
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.task import Split
 from gkd_core.data.augment import augment
-from gkd_core.data.cache import cache_dir, read_entry, write_entry
+from gkd_core.data.cache import cache_entry, read_entry, write_entry
 from gkd_core.distributed.ranks import is_first, tell
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.language_model import sees_both_sides
@@ -68,7 +68,7 @@ def augmented(rows: Split, config: RunConfig, kind: TaskKind, device: torch.devi
     """
     if copies(config, kind) == 0:
         return rows
-    path = cache_dir() / "augmented" / f"{_key(rows, config)}.json"
+    path = cache_entry("augmented", f"{_key(rows, config)}.json")
     made = read_entry(path, lambda content: Split(**content)) if is_first() else None
     if is_first() and made is None:
         made = _make(rows, config, device)

@@ -18,11 +18,12 @@ from gkd_core.distributed.teacher_batches import gather_teacher_batches
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.forward import current_forward
+from gkd_core.hooks.paths import LOGITS
 from gkd_core.objective.captured import Captured
 from gkd_core.objective.passes import run_passes
 from gkd_core.optim.engine import autocast
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher
-from gkd_core.training.finding import STUDENT, Finding, Owner
+from gkd_core.training.finding import LARGEST, STUDENT, Excess, Finding, Owner
 from gkd_core.training.random_states import random_states, restore_random
 from gkd_core.training.step import StepResult, accumulate, declare_items
 
@@ -106,6 +107,7 @@ class Inspector:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._found: list[Finding] = []
+        self._excess: Excess | None = None
         self._batch: Batch | None = None
 
     @property
@@ -117,7 +119,9 @@ class Inspector:
         serious = next((found for found in self._found if not found.is_only_negative), None)
         if serious is None:
             return self._found[0] if self._found else None
-        return next(found for found in self._found if found.owner == serious.owner)
+        first = next(found for found in self._found if found.owner == serious.owner)
+        from_models = first.owner.side in ("teacher", "student") and not first.is_gradient
+        return first if from_models else replace(first, excess=self._excess)
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -167,14 +171,19 @@ class Inspector:
             yield Owner("method", name), modules
 
     def _see_features(self, owner: Owner, model: Teacher, features: Features) -> None:
+        for capture, tensor in (features.tensors | features.shares).items():
+            self._note_size(owner, str(capture), tensor)
         if isinstance(model, SourcedTeacher):
             for answer in features.held():
                 self._note(owner, f"the source '{model.source.name}'", _kinds(answer))
         elif features.deferred is not None:
             head = next(n for n, m in model.model.named_modules() if m is model.sites.head)
             rows = features.deferred.hidden.detach()  # one at a time: all logits take much memory
-            logits = (replace(features.deferred, hidden=row).dense() for row in rows)
-            found = [_kinds(each).any(-1) for each in logits]
+            found = []
+            for row in rows:
+                logits = replace(features.deferred, hidden=row).dense()
+                found.append(_kinds(logits).any(-1))
+                self._note_size(owner, str(LOGITS), logits)
             self._note(owner, head, torch.stack(found, 1))
 
     def _see_output(
@@ -206,6 +215,13 @@ class Inspector:
             values = tuple(name for name, where in zip(KINDS, kinds, strict=True) if where.any())
             rows = self._rows(kinds.any(0))
             self._found.append(Finding(owner, place, values, rows, is_gradient))
+
+    def _note_size(self, owner: Owner, site: str, tensor: Tensor) -> None:
+        """Note the first tensor that methods read whose finite values are too large for a loss."""
+        if self._excess is None and tensor.numel():
+            largest = float(tensor.detach().abs().nan_to_num(0, 0, 0).max())
+            if largest > LARGEST:
+                self._excess = Excess(owner, site, largest)
 
     def _mask(self, shape: torch.Size) -> Tensor | None:
         """Return where a tensor is not of padding; None if it has no positions."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 Side = Literal["teacher", "student", "method", "term"]
 
 SHOWN = 5
@@ -30,6 +32,29 @@ class Owner:
 STUDENT = Owner("student")
 
 
+LARGEST = torch.finfo(torch.float32).max ** 0.5
+"""The largest value whose square fp32 can hold."""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """What a model computes that is finite, but too large for a loss.
+
+    Attributes:
+        owner: The model.
+        site: The site that methods read.
+        value: The largest magnitude there, above `LARGEST`.
+    """
+
+    owner: Owner
+    site: str
+    value: float
+
+    def __str__(self) -> str:
+        values = f"values up to {self.value:.2g} at {self.site}"
+        return f"{self.owner} gives {values}, too large to square"
+
+
 @dataclass(frozen=True)
 class Finding:
     """A tensor that is not finite.
@@ -40,6 +65,7 @@ class Finding:
         values: What it contains: `nan`, `inf`, `-inf`.
         rows: Training rows in which it does, counted from 0.
         is_gradient: Whether it is the gradient of the loss by that output.
+        excess: What the models compute that explains a term or a gradient, if anything does.
     """
 
     owner: Owner
@@ -47,6 +73,14 @@ class Finding:
     values: tuple[str, ...]
     rows: tuple[int, ...] = ()
     is_gradient: bool = False
+    excess: Excess | None = None
+
+    @property
+    def side(self) -> Side:
+        """The side where the cause lies: gradients are computed from the terms."""
+        if self.excess is not None:
+            return self.excess.owner.side
+        return "term" if self.is_gradient else self.owner.side
 
     @property
     def is_only_negative(self) -> bool:
@@ -54,6 +88,10 @@ class Finding:
         return self.values == ("-inf",)
 
     def __str__(self) -> str:
+        return self._what if self.excess is None else f"{self._what}: {self.excess}"
+
+    @property
+    def _what(self) -> str:
         contains = f"contains {' and '.join(self.values)}"
         if not self.place:
             return f"{self.owner} {contains}, though the models compute no nan or inf"

@@ -90,10 +90,11 @@ def keep_answers(
 
 
 def _keeps(stage: Stage, teacher: TeacherConfig, number: int) -> bool:
-    if teacher.keep != "auto":
+    if teacher.keep not in ("auto", "share"):
         return teacher.keep != "none"
     repeats = stage.total_steps > stage.sampler.steps_per_epoch
-    if not repeats or stage.kind.is_lm or any(_obstacles(stage.spec, number)):
+    pays = repeats or _is_shared(stage.spec, number)
+    if not pays or stage.kind.is_lm or any(_obstacles(stage.spec, number)):
         return False
     return _fits(stage, number) and not _changes_rows(stage)
 
@@ -110,6 +111,12 @@ def _obstacles(spec: StageSpec, number: int) -> Iterator[str]:
         yield "its weights are divided over processes, for which there is only 'memory'"
     if not any(_reads_logits(spec, number)):
         yield f"{spec.expression} reads more of it than its logits, or nothing"
+
+
+def _is_shared(spec: StageSpec, number: int) -> bool:
+    """Return whether other runs find what a teacher answers."""
+    keep = spec.config.teachers[number].keep
+    return keep == "disk" or (keep == "share" and not _is_divided(spec, number))
 
 
 def _is_divided(spec: StageSpec, number: int) -> bool:
@@ -145,7 +152,7 @@ def _file(stage: Stage, number: int, encoded: Encoded) -> Path | None:
 
     Its name is a hash of all that the answers depend on.
     """
-    if stage.config.teachers[number].keep != "disk":
+    if not _is_shared(stage.spec, number):
         return None
     data = stage.spec.data
     return answer_file(

@@ -133,9 +133,9 @@ def _problem(step: Step, result: StepResult) -> str:
 def _advice(stage: Stage, step: Step, found: Finding | None) -> str:
     """Return what the user can do; a lower rate helps only against what training has broken."""
     precision, scale = stage.config.training.precision, stage.engine.scale
-    if found is not None and found.owner.side == "teacher":
+    if found is not None and found.side == "teacher":
         return _teacher_advice(found, precision)
-    is_student = found is not None and found.owner.side == "student"
+    is_student = found is not None and found.side == "student"
     updates = step.index - (0 if scale is None else scale.skipped)
     if updates > 0:
         advice = (
@@ -150,6 +150,11 @@ def _advice(stage: Stage, step: Step, found: Finding | None) -> str:
 
 
 def _teacher_advice(found: Finding, precision: str) -> str:
+    if found.excess is not None:
+        return (
+            "These values are finite, but beyond what a loss can use: name another checkpoint, or "
+            f"a method that does not read {found.excess.site} of the teacher"
+        )
     if found.place.startswith("the source"):
         return "Correct what the source answers for these rows"
     if precision == "fp16":

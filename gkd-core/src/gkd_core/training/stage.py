@@ -23,6 +23,7 @@ from gkd_core.data.readings import Reading, encode_again
 from gkd_core.data.sampler import Sampler
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import Groups, arrange, data_rank
+from gkd_core.distributed.ranks import set_patience
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.forward import checkpoint_contexts
@@ -237,6 +238,8 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     config = spec.config
     directory.mkdir(parents=True, exist_ok=True)
     groups = arrange(spec.layout)
+    if groups is not None:
+        set_patience(spec.config.parallel.timeout, groups.every)
     live = {t.info.name: _load_teacher(spec, t, registry, groups) for t in spec.live_teachers}
     first = live.get(spec.teachers[0].info.name) if spec.teachers else None
     student = _student(spec, first, registry, start, groups)

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Generator
+from dataclasses import dataclass
 
 from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
 from gkd_core.parallel.launch import LAUNCHER
@@ -19,7 +20,7 @@ GRACE = 120
 
 
 class Local(Launcher):
-    """Processes of this machine, as many as its memory and its cores allow."""
+    """Processes of this machine, as many as its memory, its cores and its GPUs allow."""
 
     name = "local"
 
@@ -27,31 +28,48 @@ class Local(Launcher):
         """Run cells; whoever is left when the caller stops saves a checkpoint and ends."""
         capacity = Capacity.of_machine(launch.jobs, launch.limit)
         launch.say(str(capacity))
-        waiting = deque(launch.jobs)
-        running: list[tuple[CellJob, subprocess.Popen[bytes]]] = []
+        waiting, places = deque(launch.jobs), deque(capacity.devices or [None] * capacity.jobs)
+        running: list[Running] = []
         try:
             while waiting or running:
-                while waiting and len(running) < capacity.jobs:
-                    job = waiting.popleft()
-                    running.append((job, start(job, capacity.threads)))
+                while waiting and places:
+                    job, place = waiting.popleft(), places.popleft()
+                    running.append(Running(job, place, start(job, capacity.threads, place)))
                     yield JobEvent(job)
-                for job, process in list(running):
-                    if process.poll() is not None:
-                        running.remove((job, process))
-                        yield JobEvent(job, process.returncode)
+                for each in [each for each in running if each.process.poll() is not None]:
+                    running.remove(each)
+                    places.append(each.place)
+                    yield JobEvent(each.job, each.process.returncode)
                 time.sleep(POLL)
         finally:
-            stop([process for _, process in running])
+            stop([each.process for each in running])
 
 
-def start(job: CellJob, threads: int) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Running:
+    """A cell that is running.
+
+    Attributes:
+        job: The cell.
+        place: Its GPUs, as in `CUDA_VISIBLE_DEVICES`; None if it needs none.
+        process: Its process.
+    """
+
+    job: CellJob
+    place: str | None
+    process: subprocess.Popen[bytes]
+
+
+def start(job: CellJob, threads: int, place: str | None = None) -> subprocess.Popen[bytes]:
     """Start the process of a cell, which dies with this one.
 
     Args:
         job: The cell.
         threads: Threads that it may use.
+        place: The GPUs that it may use, as in `CUDA_VISIBLE_DEVICES`; None for all.
     """
     own = {"OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
+    own |= {} if place is None else {"CUDA_VISIBLE_DEVICES": place}
     return subprocess.Popen(
         job.command,
         stdin=subprocess.DEVNULL,

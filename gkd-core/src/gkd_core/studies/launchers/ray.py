@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,12 @@ class Ray(Launcher):
         address: str = Field(
             "auto", description="Address of the cluster, such as 10.0.0.1:6379; auto finds it."
         )
-        gpus: float = Field(0.0, ge=0, description="GPUs of a cell; 0.5 for two on one GPU.")
+        gpus: float = Field(
+            0.0,
+            ge=0,
+            description="GPUs of a cell; 0.5 for two on one GPU. Default: what cells have taken so "
+            "far; one, if the machine of the command has a GPU.",
+        )
 
     config: Config
 
@@ -84,7 +89,7 @@ class Ray(Launcher):
         waiting = list(launch.jobs)
         running: dict[Any, CellJob] = {}
         limit = launch.limit or len(waiting)
-        launch.say(f"Ray has {ray.cluster_resources().get('CPU', 0):g} processors")
+        launch.say(self._room(ray.cluster_resources(), launch.jobs))
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
@@ -100,12 +105,31 @@ class Ray(Launcher):
             if running:
                 ray.wait(list(running), num_returns=len(running), timeout=GRACE)
 
+    def _room(self, resources: Mapping[str, float], jobs: Sequence[CellJob]) -> str:
+        """Return what a cluster has, and what cells take of its GPUs.
+
+        Raises:
+            ConfigError: A cell takes more of them than there are.
+        """
+        cores, gpus = (resources.get(name, 0.0) for name in ("CPU", "GPU"))
+        taken = max(map(self._gpus, jobs), default=0.0)
+        if taken > gpus:
+            raise ConfigError(
+                f"a cell takes {taken:g} GPUs, of which Ray has {gpus:g}. Add --option gpus=SHARE, "
+                "or --set parallel.device=cpu"
+            )
+        about = f" and {gpus:g} GPUs; a cell takes {taken:.3g} of them" if gpus else ""
+        return f"Ray has {cores:g} processors{about}"
+
+    def _gpus(self, job: CellJob) -> float:
+        return self.config.gpus or job.gpus
+
     def _submit(self, ray: Any, job: CellJob) -> Any:
         threads = job.threads or 1
         task = ray.remote(on_node.run).options(
             name=job.label,
             num_cpus=threads,
-            num_gpus=self.config.gpus or job.gpus,
+            num_gpus=self._gpus(job),
             memory=job.memory or None,
             max_retries=TRIES - 1,
         )

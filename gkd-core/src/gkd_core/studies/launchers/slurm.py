@@ -82,7 +82,9 @@ class Slurm(Launcher):
             "Default: one for each cell, as far as MaxArraySize allows.",
         )
         sbatch: list[str] = Field(
-            [], description="More options of sbatch, such as --partition=gpu or --gres=gpu:1."
+            [],
+            description="More options of sbatch, such as --partition=gpu. --gres, which is "
+            "otherwise as many GPUs as a cell needs, may stand here, too.",
         )
 
     config: Config
@@ -127,7 +129,7 @@ class Slurm(Launcher):
             time=self.config.time,
             margin=MARGIN,
             logs=launch.study / LOGS,
-            more="\n".join(f"#SBATCH {option}" for option in self.config.sbatch),
+            more="\n".join(f"#SBATCH {option}" for option in self._more(launch)),
             directory=shlex.quote(str(Path.cwd())),
             environment="\n".join(_environment()),
             command=shlex.join([*run, "--jobs", "1", "--threads", str(threads)]),
@@ -135,6 +137,14 @@ class Slurm(Launcher):
             resumable=RESUMABLE[0],
             unready=128 + signal.SIGUSR1,
         )
+
+    def _more(self, launch: Launch) -> Iterator[str]:
+        """Yield the options of sbatch that not every study needs; a share of a GPU takes it all."""
+        gpus = math.ceil(max((job.gpus for job in launch.jobs), default=0.0))
+        named = any(option.startswith(("--gres", "--gpus", "-G")) for option in self.config.sbatch)
+        if gpus and not named:
+            yield f"--gres=gpu:{gpus}"
+        yield from self.config.sbatch
 
 
 def seconds_of(time: str) -> float:

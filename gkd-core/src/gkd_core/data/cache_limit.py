@@ -1,0 +1,160 @@
+"""The size of the cache: when it exceeds a limit, what was not used for longest goes first.
+
+What a live run uses is never removed. A run says so in a file of its own, whose lease tells others
+whether the run still lives.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from filelock import FileLock
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from gkd_core.data.cache import Room, cache_dir, touch
+from gkd_core.errors import ConfigError
+from gkd_core.lease import hold, holder
+
+LIMIT = "GKD_CACHE_SIZE"
+"""Variable with the size that the cache may have."""
+
+DEFAULT_LIMIT = "100GiB"
+USES = ".uses"
+"""Folder of the cache with a file for each run, whose lines name the entries that it uses."""
+
+
+@dataclass(frozen=True)
+class _Occupant:
+    """A file or directory of the cache: its size in bytes, and when it was last used."""
+
+    path: Path
+    size: int
+    used: float
+
+
+@dataclass(frozen=True)
+class _Use:
+    """The use of a cache by a process: the file that says so, and its lease."""
+
+    process: int
+    folder: Path
+    path: Path
+    held: ExitStack
+
+
+_own: _Use | None = None
+
+
+def cache_limit() -> int:
+    """Return the size in bytes that the cache may have.
+
+    Raises:
+        ConfigError: `GKD_CACHE_SIZE` is no size.
+    """
+    given = os.environ.get(LIMIT) or DEFAULT_LIMIT
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(given))
+    except ValidationError as error:
+        raise ConfigError(
+            f"{LIMIT} = {given!r} is no size; write, for example, {LIMIT}={DEFAULT_LIMIT}"
+        ) from error
+
+
+def use_entry(path: Path) -> None:
+    """Keep an entry of the cache, which need not exist yet, as long as this process lives.
+
+    In a cache that cannot be written, there is nothing to do.
+    """
+    folder = cache_dir()
+    with suppress(OSError), _locked(folder):
+        with _own_file(folder).open("a") as file:
+            file.write(f"{path.relative_to(folder)}\n")
+        touch(path)
+
+
+def shrink_cache() -> None:
+    """Remove the entries that were not used for longest until the cache is within its limit."""
+    folder = cache_dir()
+    with suppress(OSError), _locked(folder):
+        _shrink(folder, cache_limit())
+
+
+def _shrink(folder: Path, limit: int) -> None:
+    entries = sorted(_entries(folder), key=lambda entry: entry.used)
+    excess = sum(entry.size for entry in entries) - limit
+    used = _used(folder) if excess > 0 else set()
+    for entry in entries:
+        if excess <= 0:
+            return
+        if entry.path not in used:
+            _remove(entry.path)
+            excess -= entry.size
+
+
+def _locked(folder: Path) -> FileLock:
+    """Return the lock under which entries are removed, or said to be in use."""
+    (folder / USES).mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / USES / ".lock")
+
+
+def _entries(folder: Path) -> Iterator[_Occupant]:
+    """Yield what may be removed: not what is being written, nor the locks of others."""
+    for room in get_args(Room):
+        for path in folder.glob(f"{room}/*"):
+            if path.suffix not in (".tmp", ".lock"):
+                with suppress(FileNotFoundError):
+                    inner = path.rglob("*") if path.is_dir() else ()
+                    size = sum(each.lstat().st_size for each in (path, *inner))
+                    yield _Occupant(path, size, path.stat().st_mtime)
+
+
+def _remove(path: Path) -> None:
+    """Remove an entry: who reads it meanwhile finds all of a directory, or nothing."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with suppress(FileNotFoundError):
+        os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _used(folder: Path) -> set[Path]:
+    """Return the entries that live runs use; the files of others are removed."""
+    found: set[Path] = set()
+    for path in (folder / USES).glob("*.txt"):
+        if holder(path) is not None:
+            found |= {folder / line for line in path.read_text().splitlines()}
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _own_file(folder: Path) -> Path:
+    """Return the file of this process, whose lease it then holds until it ends."""
+    global _own
+    if _own is not None and (_own.process, _own.folder) == (os.getpid(), folder):
+        return _own.path
+    _end()
+    path = folder / USES / f"{uuid.uuid4().hex}.txt"
+    held = ExitStack()
+    held.callback(path.unlink, missing_ok=True)
+    held.enter_context(hold(path))
+    _own = _Use(os.getpid(), folder, path, held)
+    return path
+
+
+@atexit.register
+def _end() -> None:
+    """End the use of what this process has used; a fork uses nothing."""
+    if _own is not None and _own.process == os.getpid():
+        with suppress(OSError):
+            _own.held.close()
