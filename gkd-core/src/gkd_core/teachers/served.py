@@ -99,10 +99,10 @@ class Served(AnswerSource):
         self, captures: Collection[Capture], batch: Batch, step: Step
     ) -> Mapping[Capture, Answer]:
         """Return the likeliest words at the tokens that are learned."""
-        asked = list(documents(batch, self._form.scored))
-        self._ask([one for one in asked if self._store.find(one.key) is None], batch)
-        found = [self._store.find(one.key) for one in asked]
-        columns = of_batch(asked, [own for own in found if own is not None], batch.mask.shape)
+        texts = list(documents(batch, self._form.scored))
+        self._ask([one for one in texts if self._store.find(one.key) is None], batch)
+        found = [self._store.find(one.key) for one in texts]
+        columns = of_batch(texts, [own for own in found if own is not None], batch.mask.shape)
         device = batch.rows.device
         return {LOGITS: self._form.logits({n: c.to(device) for n, c in columns.items()}, {})}
 
