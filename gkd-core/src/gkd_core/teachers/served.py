@@ -12,7 +12,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from gkd_core import digest
-from gkd_core.data.cache import cache_dir
+from gkd_core.data.cache import cache_entry
+from gkd_core.data.cache_limit import use_entry
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.teachers.answer_cache import Document, documents, of_batch
@@ -162,4 +163,6 @@ class Served(AnswerSource):
 
     @cached_property
     def _store(self) -> AnswerStore:
-        return AnswerStore(cache_dir() / "answers" / f"server-{self.fingerprint()}")
+        folder = cache_entry("answers", f"server-{self.fingerprint()}")
+        use_entry(folder)
+        return AnswerStore(folder)
