@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 from tests.faults.trials import assert_same_students, go_on, run, run_killed
-from tests.grids import first_of
 
 DECODER = ("--set", "task.kind=causal-lm", "--set", "task.text=text")
 METHODS = {
@@ -125,14 +124,15 @@ DAMAGES = (_cut, _empty, _other, _nested, _folder, _gone, _dangling, _unreadable
 ENTRIES = ("answers/*.safetensors", "stages/*.json", "answers", "stages")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("entry", "damage"),
-    first_of(
+    [
         (entry, damage)
         for entry in ENTRIES
         for damage in DAMAGES
         if "*" in entry or damage in (_dangling, _gone, _unreadable)
-    ),
+    ],
     ids=lambda part: getattr(part, "__name__", part),
 )
 def test_damaged_cache_costs_time_and_nothing_else(new, whole, tmp_path, entry, damage):
