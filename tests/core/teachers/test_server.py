@@ -130,12 +130,12 @@ def test_a_served_teacher_gives_the_losses_of_a_live_one(server, first_loss, row
 
 def test_nothing_is_asked_twice(server, first_loss):
     once = first_loss(*LM, *source(server))
-    asked = len(server.prompts)
-    assert asked == len({tuple(prompt) for prompt in server.prompts}) > 0
+    count = len(server.prompts)
+    assert count == len({tuple(prompt) for prompt in server.prompts}) > 0
     assert first_loss(*LM, *source(server)) == once
-    assert len(server.prompts) == asked, "another process finds what was answered"
+    assert len(server.prompts) == count, "another process finds what was answered"
     first_loss(*LM, *source(server, revision="second"))
-    assert len(server.prompts) == 2 * asked, "other weights were not asked"
+    assert len(server.prompts) == 2 * count, "other weights were not asked"
 
 
 def test_requests_without_an_answer_are_repeated(server, first_loss):
@@ -172,15 +172,15 @@ def spoil(position, value):
 
 
 def test_a_wrong_answer_is_not_used(server):
-    asked = client.TeacherServer(server.url, KEY, "KEY", 10, 1)
+    teacher = client.TeacherServer(server.url, KEY, "KEY", 10, 1)
     prompts = [[5, 6, 7, 8], [9, 10, 11]]
-    expected = asked.likeliest("the-teacher", prompts, 2)
+    expected = teacher.likeliest("the-teacher", prompts, 2)
     assert [len(own) for own in expected] == [3, 2]
     for spoil, reason in spoiled():
         server.faults = [spoil]
         with pytest.raises(DataError, match=reason):
-            asked.likeliest("the-teacher", prompts, 2)
-        assert asked.likeliest("the-teacher", prompts, 2) == expected
+            teacher.likeliest("the-teacher", prompts, 2)
+        assert teacher.likeliest("the-teacher", prompts, 2) == expected
 
 
 def test_words_that_are_likelier_than_possible_are_neither_used_nor_kept(server, first_loss):

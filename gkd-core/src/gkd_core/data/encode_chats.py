@@ -170,8 +170,8 @@ def _rendered(template: ChatTemplate, split: Split, row: int) -> Conversation:
 
 def _said(split: Split, row: int) -> list[str]:
     """Return what the assistant says in a row, without spaces around it."""
-    turns = (turn for turn in messages_of(split, row) if turn["role"] == ASSISTANT)
-    return [str(turn.get("content") or "").strip() for turn in turns]
+    spoken = (turn for turn in messages_of(split, row) if turn["role"] == ASSISTANT)
+    return [str(turn.get("content") or "").strip() for turn in spoken]
 
 
 def _row(chat: Conversation, encoding: Encoding, said: Sequence[str], end: str) -> _ChatRow:

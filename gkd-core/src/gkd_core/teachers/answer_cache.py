@@ -94,17 +94,17 @@ def _key(inputs: Mapping[str, np.ndarray[Any, Any]], row: int, tokens: slice) ->
 
 
 def of_batch(
-    asked: Sequence[Document], found: Sequence[Columns], shape: torch.Size
+    texts: Sequence[Document], found: Sequence[Columns], shape: torch.Size
 ) -> dict[str, Tensor]:
     """Return the answers about the documents of a batch at their places; zeros elsewhere.
 
     Args:
-        asked: The documents.
+        texts: The documents.
         found: The answers about each, `[T, ...]`.
         shape: Rows and positions of the batch.
     """
     made = {name: own.new_zeros(*shape, *own.shape[1:]) for name, own in found[0].items()}
-    for document, columns in zip(asked, found, strict=True):
+    for document, columns in zip(texts, found, strict=True):
         for name, own in columns.items():
             made[name][document.row, document.places] = own
     return made

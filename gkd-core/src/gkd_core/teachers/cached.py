@@ -104,11 +104,11 @@ class Cached(AnswerSource):
 
     def _columns(self, batch: Batch) -> Columns:
         """Return what is stored: `[B, ...]` each, or `[B, S, ...]`, zero where nothing is."""
-        asked = list(documents(batch, self._form.scored))
-        found = [self.cache.find(document) for document in asked]
+        texts = list(documents(batch, self._form.scored))
+        found = [self.cache.find(document) for document in texts]
         if self._form.unit == "row":
             return {name: torch.cat([own[name] for own in found]) for name in found[0]}
-        return of_batch(asked, found, batch.mask.shape)
+        return of_batch(texts, found, batch.mask.shape)
 
     def _head(self, device: torch.device) -> Mapping[str, Tensor]:
         if self._form.name != "hidden":

@@ -12,7 +12,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from gkd_core import digest
-from gkd_core.data.cache import cache_dir
+from gkd_core.data.cache import cache_entry
+from gkd_core.data.cache_limit import use_entry
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.teachers.answer_cache import Document, documents, of_batch
@@ -99,10 +100,10 @@ class Served(AnswerSource):
         self, captures: Collection[Capture], batch: Batch, step: Step
     ) -> Mapping[Capture, Answer]:
         """Return the likeliest words at the tokens that are learned."""
-        asked = list(documents(batch, self._form.scored))
-        self._ask([one for one in asked if self._store.find(one.key) is None], batch)
-        found = [self._store.find(one.key) for one in asked]
-        columns = of_batch(asked, [own for own in found if own is not None], batch.mask.shape)
+        texts = list(documents(batch, self._form.scored))
+        self._ask([one for one in texts if self._store.find(one.key) is None], batch)
+        found = [self._store.find(one.key) for one in texts]
+        columns = of_batch(texts, [own for own in found if own is not None], batch.mask.shape)
         device = batch.rows.device
         return {LOGITS: self._form.logits({n: c.to(device) for n, c in columns.items()}, {})}
 
@@ -162,4 +163,6 @@ class Served(AnswerSource):
 
     @cached_property
     def _store(self) -> AnswerStore:
-        return AnswerStore(cache_dir() / "answers" / f"server-{self.fingerprint()}")
+        folder = cache_entry("answers", f"server-{self.fingerprint()}")
+        use_entry(folder)
+        return AnswerStore(folder)
