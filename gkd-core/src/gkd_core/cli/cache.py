@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gkd_core.cli.numeric import RealRange, WholeRange
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     type=click.Choice(["hidden", "logits", "top-k"]),
     help="What is stored of the logits. Default: hidden of a language model, logits of others.",
 )
-@click.option("--k", type=click.IntRange(1), help="Likeliest words of each token. Default: 64.")
+@click.option("--k", type=WholeRange(1), help="Likeliest words of each token. Default: 64.")
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, min_open=True),
+    type=RealRange(0, min_open=True),
     help="What the logits of top-k are divided by: that of the method that learns. Default: 1.",
 )
 def cache(

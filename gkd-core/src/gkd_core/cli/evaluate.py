@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gkd_core.cli.json_output import json_option
+from gkd_core.cli.numeric import WholeRange
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ TRUST = ".trust_remote_code"
 @click.option("--task", help="Task by name, such as superglue/rte.")
 @click.option("--data", help="Rows to evaluate on: jsonl, csv, tsv, parquet, txt.")
 @click.option("--against", metavar="MODEL", help="Compare with another model, or kept predictions.")
-@click.option("--samples", type=click.IntRange(1), help="Texts to let a language model continue.")
+@click.option("--samples", type=WholeRange(1), help="Texts to let a language model continue.")
 @click.option(
     "--tasks",
     metavar="NAMES",
     help="Tasks of lm-evaluation-harness, or YAML files of such, with commas between.",
 )
-@click.option("--num-fewshot", type=click.IntRange(0), help="With --tasks: examples in a prompt.")
-@click.option("--limit", type=click.IntRange(1), help="With --tasks: rows of each task.")
+@click.option("--num-fewshot", type=WholeRange(0), help="With --tasks: examples in a prompt.")
+@click.option("--limit", type=WholeRange(1), help="With --tasks: rows of each task.")
 @click.option("--apply-chat-template", is_flag=True, help="With --tasks: ask in conversations.")
 @click.option("--include-path", help="With --tasks: folder of further tasks.")
 @click.option("--output", help="New directory for what each model says of each row.")

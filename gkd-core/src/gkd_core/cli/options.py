@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gkd_core.cli.numeric import Whole
+
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved, ResolvedStage
     from gkd_core.contract.model_info import Models
@@ -176,7 +178,7 @@ _MODELS_AND_DATA: Sequence[Decorator] = (
     ),
     click.option("--student", help="Start the student from this checkpoint."),
     click.option(
-        "--student-layers", type=int, help="Blocks of a student derived from the teacher."
+        "--student-layers", type=Whole(), help="Blocks of a student derived from the teacher."
     ),
     click.option("--task", help="Task by name, such as superglue/rte."),
     click.option(
@@ -220,6 +222,6 @@ _RUN: Sequence[Decorator] = (
         metavar="all|FEATURE",
         help="Measure distances of features to the teacher's: all, hidden[*], ...; repeatable.",
     ),
-    click.option("--seed", type=int, help="Seed of everything random. [1]"),
-    click.option("--nproc", type=int, help="Processes on this machine, one per GPU. [1]"),
+    click.option("--seed", type=Whole(), help="Seed of everything random. [1]"),
+    click.option("--nproc", type=Whole(), help="Processes on this machine, one per GPU. [1]"),
 )

@@ -12,6 +12,7 @@ import click
 
 from gkd_core.analysis.sizes import parse_size, readable
 from gkd_core.cli.json_output import json_option
+from gkd_core.cli.numeric import Whole
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class FigureFile(click.ParamType[Path]):
 
 @click.command()
 @run_options
-@click.option("--gpus", "nproc", type=int, help="Number of GPUs; the same as --nproc.")
+@click.option("--gpus", "nproc", type=Whole(), help="Number of GPUs; the same as --nproc.")
 @click.option(
     "--memory", type=ByteSize(), help="Search for a layout that fits into GPUs of this size: 40GiB."
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gkd_core.cli.numeric import Real, RealRange, Whole, WholeRange
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
 if TYPE_CHECKING:
@@ -22,12 +23,10 @@ if TYPE_CHECKING:
 @click.option("--output", required=True, help="Directory for the result; must be new.")
 @click.option("--data", help="Labeled rows: jsonl, csv, tsv, parquet, txt.")
 @click.option(
-    "--parameters", type=float, help="Parameters to keep: a share (0.5) or a number (3e7)."
+    "--parameters", type=Real(), help="Parameters to keep: a share (0.5) or a number (3e7)."
 )
-@click.option(
-    "--width", type=click.FloatRange(0, 1), help="Share of heads and neurons to keep, instead."
-)
-@click.option("--depth", type=int, help="Blocks to keep. [all]")
+@click.option("--width", type=RealRange(0, 1), help="Share of heads and neurons to keep, instead.")
+@click.option("--depth", type=Whole(), help="Blocks to keep. [all]")
 @click.option(
     "--blocks",
     type=click.Choice(["influence", "first", "last", "spaced"]),
@@ -40,14 +39,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--multiple",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     default=8,
     show_default=True,
     help="The number of neurons in a block is a multiple of this.",
 )
 @click.option(
     "--rows",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     default=512,
     show_default=True,
     help="Training rows on which importance is measured.",

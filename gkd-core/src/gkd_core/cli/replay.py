@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gkd_core.cli.numeric import WholeRange
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--rank",
-    type=click.IntRange(min=0),
+    type=WholeRange(min=0),
     default=0,
     help="Share of the rows to repeat, if several processes divided them. [0]",
 )

@@ -12,6 +12,7 @@ import click
 
 from gkd_core.cli.duration import Duration
 from gkd_core.cli.errors import resumable
+from gkd_core.cli.numeric import WholeRange
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
 from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
 from gkd_core.cli.seeds import run_seeds
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @run_options
 @click.option(
     "--seeds",
-    type=click.IntRange(min=2),
+    type=WholeRange(min=2),
     help="Run with this many seeds, from --seed on, each in a directory of its own.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in the run directory.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gkd_core.cli.json_output import json_option
+from gkd_core.cli.numeric import WholeRange
 from gkd_core.cli.options import RunOptions, study_options
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ FOLDER = Path("searches/search")
 )
 @click.option("--time", "duration", default="1h", help="Time for the search, such as 20min. [1h]")
 @click.option("--method", "methods", multiple=True, help="Method to choose from; repeatable.")
-@click.option("--seeds", type=click.IntRange(1), default=1, help="Seeds of the final student. [1]")
-@click.option("--threads", type=click.IntRange(1), default=1, help="Threads of each model. [1]")
+@click.option("--seeds", type=WholeRange(1), default=1, help="Seeds of the final student. [1]")
+@click.option("--threads", type=WholeRange(1), default=1, help="Threads of each model. [1]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder. [searches/search]")
 @json_option()
 def search(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gkd_core.cli.errors import RESUMABLE, Stopped
+from gkd_core.cli.numeric import WholeRange
 from gkd_core.cli.options import RunOptions, study_options
 from gkd_core.cli.study_report import report
 
@@ -68,12 +69,12 @@ def _study_command(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="NAME=VALUE",
     help="Set an option of the launcher; repeatable.",
 )
-@click.option("--jobs", type=click.IntRange(1), help="Cells at a time. [as many as fit]")
-@click.option("--threads", type=click.IntRange(1), help="Threads of a cell. [cores / jobs]")
+@click.option("--jobs", type=WholeRange(1), help="Cells at a time. [as many as fit]")
+@click.option("--threads", type=WholeRange(1), help="Threads of a cell. [cores / jobs]")
 @click.option("--shard", metavar="INDEX/COUNT", help="Run a share of the cells only: 0/4.")
 @click.option(
     "--shards",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     help="Run a share of the cells, numbered by SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX.",
 )
 @click.option("--rerun-stale", is_flag=True, help="Run cells of older code again.")
@@ -113,8 +114,8 @@ def run(
 
 @study.command()
 @_study_command
-@click.option("--jobs", type=click.IntRange(1), help="Cells at a time. [as many as fit]")
-@click.option("--threads", type=click.IntRange(1), help="Threads of a cell. [cores / jobs]")
+@click.option("--jobs", type=WholeRange(1), help="Cells at a time. [as many as fit]")
+@click.option("--threads", type=WholeRange(1), help="Threads of a cell. [cores / jobs]")
 def plan(
     name: str,
     output: Path | None,
