@@ -10,7 +10,7 @@ PACKAGES := gkd-core gkd-methods-classic gkd-methods-multiteacher gkd-methods-in
 INSTALLED := .venv/installed
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
-QUICK := -m "not exhaustive and not browser and not cluster and not recipes"
+QUICK := -m "not exhaustive and not browser and not cluster and not recipes and not campaign"
 TESTS ?= tests
 PART ?= 1/1
 

@@ -1,4 +1,4 @@
-"""Campaigns against running commands: `pytest tests/faults -m exhaustive --part 1/4`."""
+"""Campaigns against running commands: `make test-faults PART=1/4`."""
 
 import zlib
 

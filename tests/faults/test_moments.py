@@ -61,7 +61,7 @@ def whole(new, tmp_path_factory):
     return _whole
 
 
-@pytest.mark.exhaustive
+@pytest.mark.campaign
 @pytest.mark.parametrize("moment", range(MOMENTS))
 @pytest.mark.parametrize("method", METHODS)
 def test_run_killed_at_any_moment_goes_on(new, whole, tmp_path, method, moment):
@@ -71,7 +71,7 @@ def test_run_killed_at_any_moment_goes_on(new, whole, tmp_path, method, moment):
     assert_same_students(tmp_path / "out", whole(method) / "out")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.campaign
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", ["pkd+soft", "hard+soft"])
 def test_run_that_cannot_write_large_files_goes_on_where_it_can(new, whole, tmp_path, method, size):
@@ -124,7 +124,7 @@ DAMAGES = (_cut, _empty, _other, _nested, _folder, _gone, _dangling, _unreadable
 ENTRIES = ("answers/*.safetensors", "stages/*.json", "answers", "stages")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("entry", "damage"),
     [
@@ -152,7 +152,7 @@ def test_damaged_cache_costs_time_and_nothing_else(new, whole, tmp_path, entry, 
     assert_same_students(tmp_path / "out", whole(method) / "out")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.campaign
 @pytest.mark.parametrize("victims", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("moment", range(2))
 def test_two_ranks_of_which_some_are_killed_go_on(new, tmp_path, victims, moment):
