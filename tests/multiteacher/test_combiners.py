@@ -62,7 +62,6 @@ def _named(folder, *names):
             ("tmkd(soft+pkd)", "training.steps=1"),
             ("soft+pkd", "training.steps=1"),
         ],
-        2,
     ),
 )
 def test_identical_teachers_are_as_good_as_one(log, calm, method, option):
@@ -74,6 +73,7 @@ def test_identical_teachers_are_as_good_as_one(log, calm, method, option):
     assert both["total"] == pytest.approx(one["total"], rel=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
     first_of(["uncertainty", "mt-bert", "average", "tmkd"]),
@@ -94,6 +94,7 @@ def test_weights_before_and_in_parentheses_multiply(log, calm):
     assert first["total"] == pytest.approx(parts, rel=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_parentheses_of_average_are_what_a_bare_method_gets(log, calm):
     start = ["--student", calm / "small", *_named(calm, "large", "small")]
     bare, written = (log(*start, "--method", m) for m in ("soft+hard", "hard+average(soft)"))

@@ -76,6 +76,7 @@ def test_certain_teachers_always_and_never_take_part(survival, expected):
         assert _weights(combiner, generator, index) == [expected] * 3
 
 
+@pytest.mark.exhaustive
 def test_a_teacher_takes_part_as_often_as_it_survives():
     generator, combiner = torch.Generator().manual_seed(0), _combiner(0.75)
     found = torch.tensor([_weights(combiner, generator, index) for index in range(4000)])

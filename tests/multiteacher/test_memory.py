@@ -86,6 +86,7 @@ def _train(stage):
     return done, stage.student.model.state_dict(), stage.objective.modules.state_dict()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("method", "waits"),
     [

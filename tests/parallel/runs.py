@@ -429,7 +429,7 @@ def _numbers(folder):
 def assert_equal(found, expected, tolerance=1e-5):
     """Compare two runs: every number logged and every weight of the student."""
     for mine, theirs in zip(_numbers(found), _numbers(expected), strict=True):
-        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance), (mine, theirs)
     mine, theirs = (load_file(f / "student" / "model.safetensors") for f in (found, expected))
     assert mine.keys() == theirs.keys()
     for name, weight in theirs.items():

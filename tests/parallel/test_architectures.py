@@ -58,6 +58,7 @@ CASES = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "names", [("minilm", "narrow"), pytest.param(("pkd",), marks=pytest.mark.exhaustive)]
 )

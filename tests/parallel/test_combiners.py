@@ -69,6 +69,7 @@ def test_every_combiner_is_tried():
     assert {name for case in METHODS for name in case.split(", ")} == set(registry().combiners)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["tensor", pytest.param("zero", marks=pytest.mark.exhaustive)])
 def test_two_ranks_train_as_one_process_does(several, on_ranks, runs, alone, tmp_path, layout):

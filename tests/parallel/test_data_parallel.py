@@ -51,6 +51,7 @@ def test_resumed_ranks_end_bit_equal(world, on_ranks, runs, tmp_path):
     runs.assert_same(tmp_path / "resumed", tmp_path / "whole")
 
 
+@pytest.mark.exhaustive
 def test_other_number_of_ranks_goes_on(still, on_ranks, runs, tmp_path):
     settings = ["method=pkd+soft", "training.checkpoint_every=3"]
     runs.train(still, tmp_path / "alone", "teacher", settings)

@@ -124,6 +124,7 @@ def change(path, kind, site, checkpointed):
     return differences | gradients_apart(*(e.model for e in both)), effect
 
 
+@pytest.mark.exhaustive
 def test_operations_see_all_heads_also_under_gradient_checkpointing(on_ranks, runs, checkpoint):
     path = checkpoint("llama", "causal-lm")
     sites = [site for site in ATTENTION_SITES if site != "attention"]

@@ -66,6 +66,7 @@ def alone(still, runs, tmp_path_factory):
     return _alone
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",

@@ -110,6 +110,7 @@ main()
 """
 
 
+@pytest.mark.exhaustive
 def test_rank_that_hangs_ends_the_run_which_says_where_others_waited(arguments, tmp_path):
     timeout = ("--set", "parallel.timeout=2", "--output", "run")
     first, _ = forked.run_ranks(2, *arguments, *timeout, cwd=tmp_path, code=HANGING)

@@ -35,6 +35,7 @@ def test_resumed_tensors_end_bit_equal(world, on_ranks, runs, tmp_path, ranks, l
     runs.assert_same(tmp_path / "resumed", tmp_path / "whole")
 
 
+@pytest.mark.exhaustive
 def test_other_number_of_ranks_goes_on_with_the_state_of_the_first(world, on_ranks, runs, tmp_path):
     on_ranks(2, runs.train, world, tmp_path / "run", "teacher", QUEUES, 5)
     three = on_ranks(3, runs.events_of, world, tmp_path / "run", QUEUES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 
 def run(code):
     return subprocess.run(
@@ -15,6 +17,7 @@ def run(code):
     )
 
 
+@pytest.mark.exhaustive
 def test_a_run_in_one_process_imports_neither_and_the_import_is_quiet():
     code = """
 import sys

@@ -197,6 +197,7 @@ def test_every_method_has_the_terms_and_gradients_of_one_process(on_ranks, check
     check(on_ranks, checkpoint, 2, ("bert", "classification", cases))
 
 
+@pytest.mark.exhaustive
 def test_methods_of_language_models_have_those_of_one_process(on_ranks, checkpoint):
     cases = {degrees: tuple(MAIN) for degrees in PAIRS}
     cases[2, 2] += LM_OTHERS

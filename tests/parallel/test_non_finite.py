@@ -33,6 +33,7 @@ def overflowing(still):
     return folder
 
 
+@pytest.mark.exhaustive
 def test_every_layout_names_the_teacher_and_saves_the_step(
     still, overflowing, on_ranks, runs, tmp_path
 ):

@@ -130,6 +130,7 @@ def test_layouts_give_the_same_bits(checkpoint, on_ranks, ranks):
         _same(result, steps(path, kind, name, (1, 0), indices))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[] if n == "muon" else pytest.mark.exhaustive) for n in OPTIMIZERS],
@@ -144,6 +145,7 @@ def test_training_goes_on_under_another_layout(checkpoint, on_ranks, name):
     _same(state, steps(*case, (1, 0), range(4)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
     ["muon", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("adafactor", "adamw"))],
@@ -162,6 +164,7 @@ def test_frozen_parts_stay_bit_equal_in_every_layout(checkpoint, on_ranks, name)
             assert (weight == before[key]).all() == frozen, key
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "layouts"),
     [

@@ -26,6 +26,7 @@ def alone(still, runs, tmp_path_factory):
     return folder
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["tensor", pytest.param("data", marks=pytest.mark.exhaustive)])
 def test_two_ranks_train_as_one_process_does(still, on_ranks, runs, alone, tmp_path, layout):

@@ -20,6 +20,7 @@ def lines(folder):
     return [line for line in found if "lr" in line]
 
 
+@pytest.mark.exhaustive
 def test_an_overflow_in_one_rank_is_skipped_by_all(still, on_ranks, runs, tmp_path):
     runs.train(still, tmp_path / "alone", "lm-decoder", HALF)
     runs.train(still, tmp_path / "full", "lm-decoder", [*HALF[:2], "training.steps=2"])

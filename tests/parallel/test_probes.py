@@ -20,7 +20,7 @@ LAYOUTS = {
     "a wider teacher": (4, ["parallel.tensor=2", "teacher.tensor=4"]),
     "ZeRO 3": (2, ["parallel.zero=3"]),
 }
-QUICK = ("tensor", "data")
+QUICK = ("tensor",)
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ def test_every_layout_writes_and_learns_the_same(
         runs.assert_equal(tmp_path / name, folder)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_rank_without_a_row_to_write_takes_part(ending, on_ranks, runs, tmp_path):
     case = _with("training.batch_size=3", "rollout.student=0.3", "rollout.teacher=0")
@@ -92,6 +93,7 @@ def test_a_rank_without_a_row_to_write_takes_part(ending, on_ranks, runs, tmp_pa
     runs.assert_equal(tmp_path / "zero3", tmp_path / "alone")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_logits_of_a_divided_vocabulary_stay_divided(ending, alone, on_ranks, runs, tmp_path):
     cases = [("tensor", *_with("parallel.tensor=2"))]

@@ -68,6 +68,7 @@ def test_a_saved_model_is_whole_and_unchanged(on_ranks, checkpoint, tmp_path, fa
     assert (target / "tokenizer.json").is_file()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.exhaustive), "gpt2"])
 def test_a_model_moves_through_all_layouts_unchanged(on_ranks, checkpoint, tmp_path, family):
     path = checkpoint(family, "causal-lm", tie_word_embeddings=False)

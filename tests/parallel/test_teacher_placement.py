@@ -36,6 +36,7 @@ def _placed(placement, *settings):
     return [(name, teacher, [*own, *extra]) for name, teacher, own in CASES]
 
 
+@pytest.mark.exhaustive
 def test_offloaded_teacher_teaches_the_same(still, runs, replicated, tmp_path):
     runs.train_all(still, tmp_path, _placed("offload"))
     for name, *_ in CASES:

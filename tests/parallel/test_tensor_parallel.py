@@ -79,6 +79,7 @@ def test_divided_models_train_as_whole_ones_do(
 SECOND_PASS = ("moves", "teacher", ["method=moves+soft", "training.accumulation=2"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("teacher", [pytest.param(1, marks=rest), 2])
 def test_second_passes_and_gradients_within_a_step(still, on_ranks, runs, tmp_path, teacher):
     name, model, settings = SECOND_PASS
@@ -144,6 +145,7 @@ def _students(still):
     ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "layout", [["parallel.tensor=2"], pytest.param(["teacher.tensor=2"], marks=rest)]
 )
@@ -191,6 +193,7 @@ SHARED = {
 }
 
 
+@pytest.mark.exhaustive
 def test_models_that_no_process_holds_alone_are_compared_by_all(still, on_ranks, runs, tmp_path):
     runs.train_and_conclude(still, tmp_path, [("alone", "teacher", SHORT)])
     cases = [(name, "teacher", SHORT + settings) for name, settings in SHARED.items()]

@@ -209,6 +209,7 @@ def other_degrees():
     return found
 
 
+@pytest.mark.exhaustive
 def test_a_teacher_may_be_divided_in_another_way_and_have_other_padding(on_ranks):
     for found in on_ranks(4, other_degrees):
         assert len(found) == 240

@@ -106,6 +106,7 @@ def test_offloaded_zero_trains_as_one_process_does(still, on_ranks, runs, alone,
         runs.assert_equal(tmp_path / name, alone(name.split()[0]))
 
 
+@pytest.mark.exhaustive
 def test_unlocking_survives_a_change_of_layout(still, on_ranks, runs, tmp_path):
     """Parts have done different numbers of steps, and some none, when the run goes on."""
     settings = [
@@ -155,6 +156,7 @@ def test_run_goes_on_under_another_layout(still, on_ranks, runs, tmp_path, befor
     runs.assert_equal(tmp_path / "changed", tmp_path / "alone")
 
 
+@pytest.mark.exhaustive
 def test_losses_over_a_vocabulary_stay_fused_under_zero_3(still, on_ranks, runs, tmp_path):
     arguments = (still, tmp_path, ["parallel.zero=3"])
     assert on_ranks(2, runs.losses_over_vocabulary, *arguments) == [["LinearLogits"]] * 2

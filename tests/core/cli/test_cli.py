@@ -22,7 +22,7 @@ from gkd_core.contract.step import Step
 
 FLAGS = {
     "analyze": "--output --json",
-    "cache": "--set --teacher --data --output --dtype",
+    "cache": "--set --teacher --data --output --dtype --form --k --temperature",
     "config": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
     "--output --teacher-cache --track --probe --baseline --seed --nproc --set --schema --json",
     "eval": "--task --data --against --samples --output --set --json --tasks --num-fewshot --limit "
@@ -277,6 +277,7 @@ def test_eval_takes_the_rows_of_the_run_that_a_model_is_of(invoke, copied, finis
     assert [one["metrics"] for one in found["rows"]] == [results["rows"][row]["metrics"]]
 
 
+@pytest.mark.exhaustive
 def test_eval_sets_a_run_against_another_model(invoke, copied, finished, world, tmp_path):
     results = json.loads((finished / copied / "results.json").read_text())
     teacher, _, student = (row["metrics"]["accuracy"] for row in results["rows"])

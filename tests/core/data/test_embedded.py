@@ -58,6 +58,7 @@ def library(folder, **sources):
     return folder
 
 
+@pytest.mark.exhaustive
 def test_every_class_is_in_every_split(data):
     for part in (data.train, data.validation, data.test):
         assert set(part.labels) == set(range(len(data.classes)))

@@ -73,6 +73,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",

@@ -190,6 +190,7 @@ def test_a_discarded_backward_gives_a_direction_and_no_parameter_a_gradient():
     assert plain < moved < plain + 1e-2
 
 
+@pytest.mark.exhaustive
 def test_a_method_with_a_pass_of_its_own_keeps_what_every_method_must():
     kinds = ["classification", "causal-lm"]
     check_method(Adversarial, kinds=kinds)

@@ -59,6 +59,7 @@ def _check_equals_full_simulation(stage):
     assert replace(some, seconds=0) == replace(full, seconds=0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "layout", ["ZeRO 3", pytest.param("one process", marks=pytest.mark.exhaustive)]
 )

@@ -63,6 +63,7 @@ def test_plan_needs_no_weights_and_counts_what_is_known_exactly(plan):
     assert (found["sent"], found["host"]) == ({}, 0)
 
 
+@pytest.mark.exhaustive
 def test_a_measurement_of_probes_has_arithmetic_of_its_own(plan):
     without, one = plan(), plan("--probe", "hidden[1]", "--set", "probe.layers=first")
     assert (without["probe_flops"], one["flops"]) == (0, without["flops"])
@@ -74,6 +75,7 @@ def test_a_measurement_of_probes_has_arithmetic_of_its_own(plan):
     assert both["probe_flops"] - one["probe_flops"] == pytest.approx(2 * block * 64, rel=0.01)
 
 
+@pytest.mark.exhaustive
 def test_teacher_in_host_memory_leaves_the_gpu(plan):
     held, waiting = plan(), plan("--set", "teacher.placement=offload")
     assert waiting["host"] == pytest.approx(held["memory"]["teacher weights"], rel=1e-3)
@@ -81,6 +83,7 @@ def test_teacher_in_host_memory_leaves_the_gpu(plan):
     assert waiting["peak"] < held["peak"]
 
 
+@pytest.mark.exhaustive
 def test_every_rank_has_its_share_of_the_rows_and_sends_its_gradient(plan):
     one, two = plan(), plan("--nproc", 2)
     assert two["flops"] == pytest.approx(one["flops"] / 2, rel=0.01)
@@ -118,6 +121,7 @@ def test_gradients_beside_an_offloaded_optimizer_are_in_host_memory_too(plan):
     assert found["host"] == pytest.approx(24 / 2 * student, rel=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_checkpointing_trades_activations_for_arithmetic(invoke, settings):
     def planned(*arguments):
         done = invoke("plan", "--json", *settings, *arguments)
@@ -173,6 +177,7 @@ def test_method_that_decides_by_content_is_refused_by_name(prepare_run, registry
         simulate(run.last, registry)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "method",
     ["diito", *(pytest.param(m, marks=pytest.mark.exhaustive) for m in ("lrc-bert", "mgskd"))],
@@ -265,6 +270,7 @@ def test_search_takes_no_more_host_memory_than_there_is(look):
     assert last["host"] / 2 < refused["host"] <= last["host"]
 
 
+@pytest.mark.exhaustive
 def test_largest_teacher_fits_and_the_next_does_not(look, shape):
     def search(blocks):
         (shape / "config.json").write_text(json.dumps(BIG | {"num_hidden_layers": blocks}))

@@ -57,6 +57,7 @@ def test_teacher_with_another_tokenizer(plan, head):
     assert estimate.parameters.keys() == {"teacher", "student"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", ["kd", "minilm"])
 def test_teacher_without_a_model_takes_no_weights(plan, method):
     live = plan("roberta", "roberta", f"method={method}")

@@ -133,6 +133,7 @@ class Local(RolloutEngine):
         return Written(own.argmax(-1, keepdim=True).tolist())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),

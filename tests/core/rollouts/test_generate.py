@@ -12,7 +12,7 @@ from gkd_core.testing import check_rollouts
 @pytest.mark.parametrize(
     "options",
     [
-        {"temperature": 0},
+        pytest.param({"temperature": 0}, marks=pytest.mark.exhaustive),
         pytest.param({}, marks=pytest.mark.exhaustive),
         {"temperature": 0.7, "top_k": 9, "top_p": 0.9},
     ],

@@ -77,6 +77,7 @@ def test_rows_of_a_decoder_are_compared_as_each_text_alone(
         assert found[name] == pytest.approx(loss_alone(folder, rows), rel=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_xlnet_reads_the_last_column_and_shows_no_hidden_states(copy_of, prepare_run, world):
     teacher = copy_of("teacher", padding_side="right")
     names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
@@ -120,6 +121,7 @@ teacher.model = "stage:first"
 """
 
 
+@pytest.mark.exhaustive
 def test_code_that_is_trusted_runs_in_every_stage_and_command(
     copy_of, invoke, world, tmp_path, monkeypatch
 ):

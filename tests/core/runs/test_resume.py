@@ -218,6 +218,7 @@ SOME = ("after the baseline",)
 """A moment between stages; `test_stage_graph` stops inside of each."""
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "moment",
     [pytest.param(m, marks=() if m in SOME else pytest.mark.exhaustive) for m in BETWEEN],
@@ -231,6 +232,7 @@ def test_resumed_stages_end_bit_equal(prepare, uninterrupted, monkeypatch, momen
 STOPPING = ("training.patience=2", "training.lr=0.1", "training.epochs=4")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "moment",
     [
@@ -252,6 +254,7 @@ def test_stopped_stage_that_dies_in_its_save_does_not_go_on(prepare, uninterrupt
     _assert_equal(_outcome(prepare(*STOPPING).directory), expected)
 
 
+@pytest.mark.exhaustive
 def test_run_that_dies_twice_ends_bit_equal(prepare, uninterrupted, monkeypatch):
     for call in (5, 4):
         _die(prepare, monkeypatch, loop, "train_step", call, False)

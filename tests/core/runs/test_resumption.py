@@ -386,6 +386,7 @@ def test_what_a_finished_stage_learned_from_is_checked_too(staged, invoke):
     assert len(remembered(staged)) == 1, "the first stage is what it was"
 
 
+@pytest.mark.exhaustive
 def test_an_accepted_change_is_not_asked_for_again_in_the_next_stage(
     staged, invoke, monkeypatch, tmp_path
 ):
@@ -416,6 +417,7 @@ def shipped(monkeypatch):
     monkeypatch.setitem(vars(installed), "tasks", {**installed.tasks, "shipped": Shipped})
 
 
+@pytest.mark.exhaustive
 def test_a_default_teacher_of_changed_rows_serves_no_other_run(
     shipped, interrupt, invoke, tmp_path
 ):

@@ -215,6 +215,7 @@ def test_progress_shows_the_whole_plan(prepare_run, monkeypatch):
     ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("untimed")
 def test_explain_and_the_report_show_who_teaches_whom(prepare_run):
     run = prepare_run(file=DIAMOND)

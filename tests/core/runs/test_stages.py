@@ -147,6 +147,7 @@ def test_names_of_the_stages_that_gkd_adds_are_refused(prepare_run, name):
         prepare_run(file=f'[[stages]]\nname = "{name}"\n')
 
 
+@pytest.mark.exhaustive
 def test_baseline_is_the_first_student_trained_as_the_last_stage_is(prepare_run):
     file = """
 [[stages]]
@@ -250,6 +251,7 @@ def test_default_teacher_is_trained_first_and_only_once(default_teacher_run):
     assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())
 
 
+@pytest.mark.exhaustive
 def test_default_teacher_is_the_same_whatever_the_run_asks_for(
     default_teacher_run, tmp_path, monkeypatch
 ):

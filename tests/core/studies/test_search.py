@@ -187,6 +187,7 @@ def test_the_best_student_within_the_budget_is_found(
     assert counts == [1], "what shapes cost is known; the best one is timed at the end"
 
 
+@pytest.mark.exhaustive
 def test_candidate_that_was_stopped_goes_on_when_worse_ones_have_come(
     arguments, invoke, pretend, tmp_path, monkeypatch
 ):

@@ -69,6 +69,7 @@ def test_tensorboard_passes():
     check_sink(registry().sink("tensorboard"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_trackers_pass(name, monkeypatch, tmp_path):

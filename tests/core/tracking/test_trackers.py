@@ -116,6 +116,7 @@ def test_wandb_keeps_curves_settings_results_and_files_of_a_resumed_run(director
 # MLflow
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its libraries
 def test_mlflow_keeps_curves_settings_results_and_files_of_a_resumed_run(directory, monkeypatch):
     pytest.importorskip("sqlalchemy")

@@ -227,6 +227,7 @@ def test_student_is_measured_against_the_last_teacher_of_its_task(prepare, world
     assert prepare().teachers == ()
 
 
+@pytest.mark.exhaustive
 def test_default_teachers_are_of_the_family_that_was_handed_on(monkeypatch, cache):
     monkeypatch.setenv("GKD_CACHE", str(cache))
     stages = [
