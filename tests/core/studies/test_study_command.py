@@ -139,7 +139,7 @@ def test_predicted_time_is_near_the_measured_one(study, folder):
     assert study("run", *longer).code == 0
     time = PredictedTime.of(StudyFolder.read(folder))
     assert time.cells == 4
-    assert 1 / 1.5 < time.factor < 1.5
+    assert 1 / 4 < time.factor < 4  # other tests may run beside either; alone it is below 1.5
     assert str(time) in study("status").out
 
 

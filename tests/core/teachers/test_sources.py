@@ -36,9 +36,10 @@ CLASSIC = [name for name in registry().methods if registry().provider(name).name
 READERS = [
     name
     for name in CLASSIC
-    if name not in ("hard", "minilm", "minilmv2", "pkd") and not registry().method(name).on_policy
+    if name not in ("hard", "minilm", "minilmv2", "pkd", "dskd")
+    and not registry().method(name).on_policy
 ]
-"""The classic methods that read logits of a teacher."""
+"""The classic methods that read logits of a teacher and, unlike `dskd`, do not apply its head."""
 KINDS = {"classification": ("teacher", []), "causal-lm": ("lm-decoder", ["task.kind=causal-lm"])}
 KINDS["masked-lm"] = ("lm-teacher", ["task.kind=masked-lm"])
 
