@@ -293,6 +293,8 @@ def test_yaml_and_json_origins_have_lines(write, name, text):
         ("run.toml", "seed = 1\nseed = 2\n", "run.toml:2: not valid TOML"),
         ("run.yaml", "seed: 1\ntraining: [1\n", "run.yaml:3: not valid YAML"),
         ("run.yaml", "seed: 1\nx: !!python/object:os.system {}\n", "run.yaml:2: not valid YAML"),
+        ("run.yaml", "? [seed]\n: 1\n", "run.yaml:1: a key is a list or a table"),
+        ("run.yaml", "seed: !!bool x\n", "run.yaml: not valid YAML: a value is not what its tag"),
         ("run.yaml", "seed: 1\nseed: 2\n", "run.yaml:2: `seed` is set twice, first in line 1"),
         ("run.yaml", "seed: 1\nx: &x\n  y: *x\n", "run.yaml:3: `x.y` is an alias of a node that"),
         ("run.json", '{"seed": 1,\n}', "run.json:"),

@@ -322,6 +322,7 @@ def test_sizes_are_read_with_their_unit(text, size):
     assert parse_size(text) == size
 
 
-def test_a_size_without_meaning_is_refused(invoke):
-    done = invoke("plan", "--memory", "much")
+@pytest.mark.parametrize("text", ["much", "9" * 400, "\u0664GiB"])
+def test_a_size_without_meaning_is_refused(invoke, text):
+    done = invoke("plan", "--memory", text)
     assert (done.code, "write it like 40GiB" in done.err) == (2, True)

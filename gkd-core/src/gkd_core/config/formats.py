@@ -172,6 +172,8 @@ def _read_yaml(text: str, source: str) -> tuple[Any, Lines]:
         raise ConfigError(f"{where}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
+    except (LookupError, AttributeError) as error:  # from PyYAML, about tags such as `!!int`
+        raise ConfigError(f"{source}: not valid YAML: a value is not what its tag says") from error
     return {} if tree is None else tree, lines
 
 
@@ -191,14 +193,16 @@ def _node_lines(text: str, source: str) -> Lines:
     """Find the line of each key in a YAML document.
 
     Raises:
-        ConfigError: A table has a key twice, an alias is inside the node that it refers to, or
-            there are too many values.
+        ConfigError: A key is no name, a table has a key twice, an alias is inside the node that it
+            refers to, or there are too many values.
     """
     lines: Lines = {}
 
     def visit(node: yaml.Node, key: SettingKey, around: tuple[yaml.Node, ...]) -> None:
         for name, first, inner in _parts(node):
             place, where = (*key, name), f"{source}:{first.start_mark.line + 1}"
+            if not isinstance(name, str | int):
+                raise ConfigError(f"{where}: a key is a list or a table; keys are names")
             if place in lines:
                 raise ConfigError(
                     f"{where}: `{dotted(place)}` is set twice, first in line {lines[place]}"
