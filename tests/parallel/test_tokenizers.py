@@ -8,11 +8,12 @@ WHOLE_ROWS = (
     ("classification", "", ["method=pkd+kd"]),
     ("masked-lm", "masked-", ["method=rail-kd", "task.kind=masked-lm"]),
 )
-NEAR_SGD = "training.eps=0.01"
-"""Steps in proportion to the gradient: those of AdamW would enlarge the rounding of small ones."""
-
-ALIGNED = (("causal-lm", "causal-", ["method=uld+gold+dskd", "task.kind=causal-lm", NEAR_SGD]),)
+ALIGNED = (("causal-lm", "causal-", ["method=uld+gold+dskd", "task.kind=causal-lm"]),)
 """Name of each run, what its models predict, and settings."""
+
+KINKS = 1e-3
+"""Tolerance for sorted distances: where two probabilities are equal but for rounding, the gradient
+jumps. `check_method` compares these methods on two ranks in fp64."""
 
 
 @pytest.fixture
@@ -30,11 +31,11 @@ def compare(still, on_ranks, runs, tongues, tmp_path):
             for name, head, own in chosen
         ]
 
-    def _compare(chosen, settings):
+    def _compare(chosen, settings, tolerance=1e-5):
         runs.train_all(still, tmp_path / "alone", _cases(chosen))
         on_ranks(2, runs.train_all, still, tmp_path / "ranks", _cases(chosen, settings))
         for name, *_ in chosen:
-            runs.assert_equal(tmp_path / "ranks" / name, tmp_path / "alone" / name)
+            runs.assert_equal(tmp_path / "ranks" / name, tmp_path / "alone" / name, tolerance)
 
     return _compare
 
@@ -60,4 +61,4 @@ def test_shared_teacher_teaches_the_same(compare, settings):
     ],
 )
 def test_aligned_tokens_teach_the_same(compare, settings):
-    compare(ALIGNED, settings)
+    compare(ALIGNED, settings, KINKS)
