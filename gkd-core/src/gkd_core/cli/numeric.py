@@ -9,52 +9,30 @@ import click
 from click.types import FloatParamType, IntParamType
 
 
-class Whole(IntParamType):
+class _InAscii(click.ParamType[Any]):
+    """A number that nobody reads in another way than Python."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; fail if a text is none in ASCII, or not finite."""
+        if isinstance(value, str) and not (value.isascii() and "_" not in value and _ends(value)):
+            self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Whole(_InAscii, IntParamType):
     """A whole number."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number."""
-        return super().convert(_in_ascii(self, value, param, ctx), param, ctx)
 
-
-class WholeRange(click.IntRange):
+class WholeRange(_InAscii, click.IntRange):
     """A whole number within bounds."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number."""
-        return super().convert(_in_ascii(self, value, param, ctx), param, ctx)
 
-
-class Real(FloatParamType):
+class Real(_InAscii, FloatParamType):
     """A number."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return the number."""
-        return super().convert(_in_ascii(self, value, param, ctx), param, ctx)
 
-
-class RealRange(click.FloatRange):
+class RealRange(_InAscii, click.FloatRange):
     """A number within bounds."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return the number."""
-        return super().convert(_in_ascii(self, value, param, ctx), param, ctx)
-
-
-def _in_ascii(
-    kind: click.ParamType[Any],
-    value: Any,
-    param: click.Parameter | None,
-    ctx: click.Context | None,
-) -> Any:
-    """Return a value as it is; fail if it is a text that Python, but nobody else, reads so."""
-    if isinstance(value, str) and not (value.isascii() and "_" not in value and _ends(value)):
-        kind.fail(f"{value!r} is not a valid {kind.name}.", param, ctx)
-    return value
 
 
 def _ends(text: str) -> bool:
