@@ -8,7 +8,6 @@ from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, MAIN
 from gkd_core.runs.belongs import belongs
 from gkd_core.teachers.cached import Cached
-from gkd_core.teachers.served import Served
 
 if TYPE_CHECKING:
     from gkd_core.objective.step_plan import PlannedPass
@@ -28,9 +27,9 @@ def check_sources(spec: StageSpec) -> None:
     for number, (teacher, source) in sources.items():
         if isinstance(source, Cached):
             source.check_belongs(belongs(spec, number))
-        if isinstance(source, Served) and (spec.kind.masks or not spec.kind.is_lm):
+        if source.next_words and (spec.kind.masks or not spec.kind.is_lm):
             wish = f"the task is {spec.kind}"
-            raise _refusal(wish, "a server predicts the next word", teacher, source)
+            raise _refusal(wish, "it predicts the next word", teacher, source)
         source.check()
         _check_rollouts(spec, number, teacher, source)
         _check_borrowed(spec, number, teacher, source)

@@ -42,6 +42,7 @@ class Served(AnswerSource):
     name = "server"
     any_text = True
     packs = True
+    next_words = True
 
     class Config(AnswerSource.Config):
         """Options of `server`."""

@@ -34,6 +34,8 @@ class AnswerSource:
             what models write during training (rollouts).
         packs: It answers about rows that are packed into one (`task.packing`): a new row begins
             where `position_ids` of the batch's inputs is 0.
+        next_words: It answers only with the next word of a text, and not about masked words or
+            classes.
         name: The value of `teacher.source.name` that selects it: lower case, words joined by `-`.
         config: Its options.
         teacher: Shape and name of the teacher.
@@ -41,6 +43,7 @@ class AnswerSource:
 
     any_text: ClassVar[bool] = False
     packs: ClassVar[bool] = False
+    next_words: ClassVar[bool] = False
     name: ClassVar[str]
 
     class Config(BaseModel):
