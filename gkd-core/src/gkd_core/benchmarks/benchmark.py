@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from gkd_core.data.hub import open_dataset, split_table
 from gkd_core.data.readers import read
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.kinds.metrics import Metric
+from gkd_core.named_path import named_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -298,11 +298,11 @@ class Benchmark(Task):
         """Return the files of each split."""
         paths: dict[str, list[Path]] = {}
         if self.config.train is not None:
-            given = Path(os.path.expanduser(self.config.train))
+            given = named_path(self.config.train)
             paths = {"train": [given]} if given.is_file() else self._in_directory(given)
         for split in ("validation", "test"):
             if (name := getattr(self.config, split)) is not None:
-                paths[split] = [Path(os.path.expanduser(name))]
+                paths[split] = [named_path(name)]
                 _check_file(paths[split][0], f"task.{split}")
         return paths
 

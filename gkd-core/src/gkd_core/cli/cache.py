@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from gkd_core.cli.numeric import RealRange, WholeRange
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
+from gkd_core.named_path import named_path
 
 if TYPE_CHECKING:
     from gkd_core.teachers.answer_cache import CacheManifest
@@ -67,7 +67,7 @@ def cache(
     ).resolve()
     show_warnings(resolved)
     spec = prepare_run(resolved, registry())[-1]
-    folder = Path(os.path.expanduser(output))
+    folder = named_path(output)
     for flag, value in (("--k", k), ("--temperature", temperature)):
         if value is not None and form != "top-k":
             raise click.UsageError(f"{flag} is an option of --form top-k")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from gkd_core.cli.json_output import json_option
 from gkd_core.cli.numeric import WholeRange
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
+from gkd_core.named_path import named_path
 
 if TYPE_CHECKING:
     from gkd_core.analysis.comparison import Compared
@@ -210,7 +210,7 @@ def _is_gone(task: TaskConfig) -> bool:
     from gkd_core.data.hub import Hub
 
     is_local = task.train is not None and task_name(task) != Hub.name
-    return is_local and not Path(os.path.expanduser(str(task.train))).exists()
+    return is_local and not named_path(str(task.train)).exists()
 
 
 def _subjects(named: Named, others: Sequence[Named], resolved: Resolved, whole: bool) -> Subjects:

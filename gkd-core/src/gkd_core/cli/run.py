@@ -16,6 +16,7 @@ from gkd_core.cli.numeric import WholeRange
 from gkd_core.cli.options import RunOptions, run_options, show_warnings
 from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
 from gkd_core.cli.seeds import run_seeds
+from gkd_core.named_path import named_path
 from gkd_core.stop_signals import time_limit
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _is_new(options: RunOptions) -> bool:
     """Return whether a run has not been begun: of several seeds, the first may be finished."""
     from gkd_core.runs.directory import CONFIG
 
-    return not (Path(os.path.expanduser(options.flags["output"])) / CONFIG).exists()
+    return not (named_path(options.flags["output"]) / CONFIG).exists()
 
 
 def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from gkd_core import digest
 from gkd_core.atomic import write_file
+from gkd_core.named_path import named_path
 
 Entry = TypeVar("Entry")
 Room: TypeAlias = Literal["answers", "augmented", "embedded", "stages", "teachers"]
@@ -36,8 +37,8 @@ def cache_dir() -> Path:
     """
     own = os.environ.get("GKD_CACHE")
     if own:
-        return Path(os.path.expanduser(own))
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "gkd"
+        return named_path(own)
+    return named_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gkd"
 
 
 def cache_entry(room: Room, name: str) -> Path:

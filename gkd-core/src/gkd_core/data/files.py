@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import Tables, assemble, infer_kind
 from gkd_core.data.readers import READERS, check_suffix, read
 from gkd_core.errors import ConfigError, DataError, suggest
+from gkd_core.named_path import named_path
 
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
@@ -83,7 +83,7 @@ class Files(Task):
 
     def _tell_unread(self, read: Iterable[Path]) -> None:
         """Warn about tables in the directory that have the name of no split."""
-        directory = Path(os.path.expanduser(str(self.config.train)))
+        directory = named_path(str(self.config.train))
         if not directory.is_dir():
             return
         tables = {path for path in directory.iterdir() if path.suffix.lower() in READERS}
@@ -100,11 +100,11 @@ class Files(Task):
         """Return the file of each available split."""
         if self.config.train is None:
             raise ConfigError("task.train is not set: name a file or a directory to train on")
-        train = Path(os.path.expanduser(self.config.train))
+        train = named_path(self.config.train)
         paths = _in_directory(train) if train.is_dir() else {"train": train}
         for split in ("validation", "test"):
             if (name := getattr(self.config, split)) is not None:
-                paths[split] = Path(os.path.expanduser(name))
+                paths[split] = named_path(name)
         for split, path in paths.items():
             _check_file(path, f"task.{split}")
         return paths

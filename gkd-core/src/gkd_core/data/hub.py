@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import Tables, assemble, infer_kind
 from gkd_core.data.table import Faults, Table
 from gkd_core.errors import ConfigError, DataError, suggest
+from gkd_core.named_path import named_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -87,8 +86,9 @@ class Hub(Task):
 
 def _address(name: str) -> tuple[str, str | None]:
     """Return the path and configuration for `load_dataset`."""
-    if Path(os.path.expanduser(name)).is_dir():
-        return str(Path(os.path.expanduser(name))), None
+    folder = named_path(name)
+    if folder.is_dir():
+        return str(folder), None
     path, _, configuration = name.partition(":")
     benchmark, _, task = path.partition("/")
     if benchmark in BENCHMARKS and task and not configuration:

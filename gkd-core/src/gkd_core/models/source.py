@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 import re
 import socket
 from pathlib import Path
@@ -21,6 +20,7 @@ from gkd_core.contract.architectures import adapter_of
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError, suggest
 from gkd_core.models.quiet import quiet
+from gkd_core.named_path import named_path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -165,7 +165,7 @@ def locate(model: str, origin: str) -> str:
     Raises:
         ConfigError: It is neither, or the directory holds no model.
     """
-    path = Path(os.path.expanduser(model))
+    path = named_path(model)
     if path.is_file():
         raise ConfigError(f"{origin} = {model!r} is a file; give the directory that contains it")
     if path.is_dir():
@@ -212,7 +212,7 @@ def _adapter(directory: Path, model: str, origin: str) -> str:
 
 def unreadable(model: str, origin: str, error: Exception) -> ConfigError:
     """Return the error for a model that transformers could not read."""
-    path = Path(os.path.expanduser(model))
+    path = named_path(model)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
         return ConfigError(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +17,7 @@ from gkd_core.models.parts import find_parts
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
+from gkd_core.named_path import named_path
 from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.runs.checks import check_spec
 from gkd_core.runs.site_checks import check_architectures
@@ -115,7 +114,7 @@ def count_state(spec: StageSpec, registry: Registry) -> int:
 
 
 def _lacks_tokenizer(model: str) -> bool:
-    folder = Path(os.path.expanduser(model))
+    folder = named_path(model)
     return folder.is_dir() and not any(folder.glob("tokenizer*"))
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gkd_core import digest
 from gkd_core.models.content import WEIGHTS
+from gkd_core.named_path import named_path
 from gkd_core.runs.fingerprint import revision, vocabulary
 from gkd_core.teachers.answer_cache import Belongs
 
@@ -28,7 +27,7 @@ def belongs(spec: StageSpec, number: int) -> Belongs:
 
 
 def _weights(teacher: TeacherSpec) -> str:
-    place = Path(os.path.expanduser(teacher.trained))
+    place = named_path(teacher.trained)
     if not place.is_dir():
         return f"{teacher.model} {revision(teacher.config)}"
     files = sorted(place.glob(f"*{WEIGHTS}"))

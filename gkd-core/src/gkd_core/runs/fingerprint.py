@@ -7,11 +7,9 @@ placed, how many processes share the work) is left out: it changes sums only in 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -19,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from gkd_core import digest
 from gkd_core.models.content import ModelContents
 from gkd_core.models.source import load_config
+from gkd_core.named_path import named_path
 from gkd_core.runs.named_content import named_content
 from gkd_core.training.augmentation import SETTING, copies
 from gkd_core.training.participants import stage_code
@@ -152,7 +151,7 @@ class Fingerprints:
 
     def _model(self, model: str, config: PretrainedConfig) -> str:
         """Return the content hash of a directory, or the id and revision of a hub model."""
-        path = Path(os.path.expanduser(model))
+        path = named_path(model)
         return self._contents.digest(path) if path.is_dir() else f"{model} {revision(config)}"
 
 

@@ -5,7 +5,6 @@ What a fingerprint hashes has names here, so that a resumed run can say what dif
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from gkd_core.config.resolve import ONLY_STAGE, Resolved
 from gkd_core.data.assemble import hash_rows
 from gkd_core.models.content import ModelContents
 from gkd_core.models.source import load_config
+from gkd_core.named_path import named_path
 from gkd_core.plugins import Registry
 from gkd_core.runs.fingerprint import LIBRARIES, revision, vocabulary
 from gkd_core.runs.named_content import named_content
@@ -90,7 +90,7 @@ class InputReader:
     def _model(
         self, name: str, model: str, config: PretrainedConfig, weights: bool = True
     ) -> Iterator[tuple[str, str]]:
-        place = Path(os.path.expanduser(model))
+        place = named_path(model)
         if place.is_dir():
             yield from self._files(name, place, weights)
         else:

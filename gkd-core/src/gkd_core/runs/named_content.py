@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_core import digest
+from gkd_core.named_path import named_path
 from gkd_core.plugins.answers import one_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _paths(value: Any) -> Iterator[str | Path]:
 
 def _exists(named: str | Path) -> bool:
     try:
-        path = Path(os.path.expanduser(named))
+        path = named_path(named)
         return path.exists() if isinstance(named, Path) else path.is_file()
     except (OSError, ValueError, RuntimeError):  # longer than a path may be, a null byte, no home
         return False
@@ -81,7 +81,7 @@ def _exists(named: str | Path) -> bool:
 
 def _files(named: str | Path) -> Iterator[tuple[str, Path]]:
     """Yield the name and the place of a file, or of every file in a directory."""
-    path = Path(os.path.expanduser(named))
+    path = named_path(named)
     if path.is_file():
         yield str(named), path
     else:

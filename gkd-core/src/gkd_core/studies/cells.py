@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.model_info import Models
 from gkd_core.errors import GkdError
 from gkd_core.models.content import ModelContents
+from gkd_core.named_path import named_path
 from gkd_core.plugins import Registry
 from gkd_core.runs.run import prepare_run
 from gkd_core.runs.spec_builder import read_shapes
@@ -245,7 +245,7 @@ class CellMaker:
         if isinstance(tree, (list, tuple)):
             return [self._content(inner, key) for inner in tree]
         if isinstance(tree, str) and key in (*MODELS, *FILES):
-            path = Path(os.path.expanduser(tree))
+            path = named_path(tree)
             if path.exists():
                 return self._contents.digest(path) if key in MODELS else _rows(path)
         return tree

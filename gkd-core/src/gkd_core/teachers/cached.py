@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS
+from gkd_core.named_path import named_path
 from gkd_core.teachers.answer_cache import (
     AnswerCache,
     Belongs,
@@ -53,7 +52,7 @@ class Cached(AnswerSource):
         Raises:
             ConfigError: It is not there, or not finished.
         """
-        folder = Path(os.path.expanduser(self.config.path))
+        folder = named_path(self.config.path)
         manifest = CacheManifest.load(folder, SETTING)
         if not manifest.is_finished:
             raise ConfigError(
