@@ -112,7 +112,7 @@ class DefaultTeacher:
 
     Attributes:
         build: Function that writes the untrained model and its tokenizer to a directory, in Hugging
-            Face format.
+            Face format. It is called with PyTorch's generator seeded.
         training: Settings of its training, as in the configuration's `training` table.
         shape: Everything else that determines its weights, such as its size, as JSON-serializable
             values; part of its cache key.

@@ -22,12 +22,16 @@ from gkd_core.data.cache import (
 )
 from gkd_core.data.cache_limit import use_entry
 from gkd_core.models.content import model_digest
+from gkd_core.models.load import seeded
 
 TRAINED_AS_IN = "0.1.0"
 """The first version that trains default teachers as this one does; later ones reuse its teachers.
 
 Raise it to the current version with every change to how a student is trained on labels.
 """
+
+INITIAL_SEED = 0
+"""Seeds what a task draws as it builds a teacher: the same for every run that finds it in the cache."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def _store(teacher: DefaultTeacher, folder: Path) -> DefaultTeacherStore:
         if model.exists() and not _is_whole(model):
             set_aside(model, "its files are not those that were written")
     if not store.untrained.exists():
-        _keep(store.untrained, teacher.build)
+        with seeded(INITIAL_SEED):
+            _keep(store.untrained, teacher.build)
     return store
 
 
