@@ -30,6 +30,7 @@ FLAGS = {
     "explain": "--method --recipe --paper-values --teacher --student --student-layers --task "
     "--data --output --teacher-cache --track --probe --baseline --seed --nproc --set --json",
     "methods": "",
+    "new-method": "--output",
     "optimizers": "",
     "plugins": "--json",
     "prune": "--data --set --model --output --parameters --width --depth --blocks --even "

@@ -29,6 +29,7 @@ BUILT_IN = {
     "explain": "gkd_core.cli.explain:explain",
     "kinds": "gkd_core.cli.kinds:kinds",
     "methods": "gkd_core.cli.methods:methods",
+    "new-method": "gkd_core.cli.new_method:new_method",
     "optimizers": "gkd_core.cli.optimizers:optimizers",
     "plan": "gkd_core.cli.plan:plan",
     "plugins": "gkd_core.cli.plugins:plugins",

@@ -1,0 +1,123 @@
+"""`gkd new-method`: a plugin package to begin with.
+
+What is written is what lies in the folder `new_method_files`: templates whose paths are templates,
+too. A file that is added there is written as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import click
+
+TEMPLATES = "new_method_files"
+SUFFIX = ".jinja"
+
+
+@click.command("new-method")
+@click.argument("name")
+@click.option("--output", help="Directory to make. Default: gkd-method-NAME.")
+def new_method(name: str, output: str | None) -> None:
+    """Write a plugin package with a method NAME to begin with.
+
+    The folder contains pyproject.toml, the method in one file, its tests and a page. The method
+    works as it is, so that each change can be tried at once.
+    """
+    from gkd_core.named_path import named_path
+
+    _refuse_name(name)
+    values = _values(name)
+    folder = named_path(output or values["distribution"])
+    _write(folder, values)
+    click.echo(
+        f"{folder} contains the method {name}, which works and passes its tests. Next:\n\n"
+        f"  cd {folder}\n"
+        "  pip install -e '.[test]'\n"
+        "  python -m pytest\n"
+        f"  gkd run --method {name}+soft\n\n"
+        f"Then write your loss in {values['module']}.py; what is left to do is marked TODO."
+    )
+
+
+def _refuse_name(name: str) -> None:
+    """Refuse a name that a method cannot have, or that something else has already.
+
+    Raises:
+        ConfigError: It is one; the message says why.
+    """
+    from gkd_core.contract.method import Method
+    from gkd_core.contract.method_base import NAME
+    from gkd_core.errors import ConfigError
+    from gkd_core.plugins import registry
+    from gkd_core.plugins.contributions import METHOD
+
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"a method cannot be named {name!r}: its name is lower-case words joined by '-', such "
+            "as 'rail-kd'"
+        )
+    if name in METHOD.reserved(Method):
+        raise ConfigError(
+            f"a method cannot be named {name!r}, which has another meaning in the settings of "
+            "every run; choose another name"
+        )
+    found = registry()
+    taken = found.methods.get(name) or found.combiners.get(name)
+    if taken is not None:
+        raise ConfigError(
+            f"there is a method {name!r} already, of {found.provider(name).distribution}; choose "
+            "another name"
+        )
+
+
+def _values(name: str) -> Mapping[str, str]:
+    """Return what the templates show."""
+    from gkd_core import __version__
+
+    return {
+        "name": name,
+        "distribution": f"gkd-method-{name}",
+        "module": f"gkd_method_{name.replace('-', '_')}",
+        "class": "".join(word.capitalize() for word in name.split("-")) + "Method",
+        "version": __version__,
+    }
+
+
+def _write(folder: Path, values: Mapping[str, str]) -> None:
+    """Write the package: the folder is there either with all files or not at all.
+
+    Raises:
+        ConfigError: There is something at its place.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    from gkd_core.atomic import publish
+    from gkd_core.errors import ConfigError
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists; name another directory with --output")
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        for path, template in _templates(files(__package__).joinpath(TEMPLATES)):
+            file = aside / environment.from_string(path).render(values).removesuffix(SUFFIX)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            text = environment.from_string(template.read_text(encoding="utf-8")).render(values)
+            file.write_text(text, encoding="utf-8")
+        publish(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _templates(folder: Traversable, place: str = "") -> Iterator[tuple[str, Traversable]]:
+    """Yield the templates in a folder and those below it, with their paths."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _templates(entry, f"{place}{entry.name}/")
+        elif entry.name.endswith(SUFFIX):
+            yield place + entry.name, entry
