@@ -31,7 +31,7 @@ Raise it to the current version with every change to how a student is trained on
 """
 
 INITIAL_SEED = 0
-"""Seeds what a task draws as it builds a teacher: the same for every run that finds it in the cache."""
+"""Seeds what a task draws as it builds a teacher: the same for all that find it in the cache."""
 
 
 @dataclass(frozen=True)
