@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from pydantic import Field
 
@@ -36,13 +37,16 @@ class KD(Method):
         "multiple-choice",
         "span-extraction",
     )
+    kind_defaults = MappingProxyType({"causal-lm": {"temperature": 1.0}})
     needs_labels = True
 
     class Config(Method.Config):
         """Options of `kd`."""
 
         temperature: Temperature = Field(
-            Schedule.parse(4.0), description="T: both logits are divided by it; may be a schedule."
+            Schedule.parse(4.0),
+            description="T: both logits are divided by it; may be a schedule. The default for "
+            "causal-lm is 1.",
         )
         alpha: Schedule = Field(
             Schedule.parse(0.5),

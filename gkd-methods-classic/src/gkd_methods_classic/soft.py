@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field
@@ -50,12 +51,16 @@ class Soft(Method):
         "similarity",
         "embedding",
     )
+    # A language model writes at temperature 1: that is the distribution to learn.
+    kind_defaults = MappingProxyType({"causal-lm": {"temperature": 1.0}})
 
     class Config(Method.Config):
         """Options of `soft`."""
 
         temperature: Temperature = Field(
-            Schedule.parse(4.0), description="T: both logits are divided by it; may be a schedule."
+            Schedule.parse(4.0),
+            description="T: both logits are divided by it; may be a schedule. The default for "
+            "causal-lm is 1.",
         )
         scale_t2: bool = Field(
             True, description="Multiply by T^2, so that T does not change the gradient scale."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from gkd_core.contract.method_base import MethodBase, validate
+from gkd_core.contract.method_base import MethodBase, check_defaults, validate
 from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Method(MethodBase):
         min_samples: Minimum number of samples in a micro-batch, over all ranks that divide it; a
             run with fewer is rejected.
         teachers: `one` (with several, there is a separate instance for each) or `none`.
+        kind_defaults: Defaults of options that differ for a kind of task, and for those that extend
+            it: `{"causal-lm": {"temperature": 1.0}}`. Say so in the option's description.
         on_policy: It learns from text that the student writes; a run in which the student never
             writes (`rollout.student`) is rejected.
         models: Shapes of the student and its teacher; set before `check` is called.
@@ -41,6 +43,7 @@ class Method(MethodBase):
     models: Models
     min_samples: ClassVar[int] = 1
     teachers: ClassVar[Literal["one", "none"]] = "one"
+    kind_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     on_policy: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -52,6 +55,9 @@ class Method(MethodBase):
                 f"method class {cls.__module__}.{cls.__qualname__}: `teachers` must be 'one' or "
                 f"'none', not {cls.teachers!r}"
             )
+        for kind, defaults in cls.kind_defaults.items():
+            where = f"method class {cls.__module__}.{cls.__qualname__}: kind_defaults[{kind!r}]"
+            check_defaults(cls.Config, defaults, where)
 
     def check(self, models: Models) -> None:
         """Raise `MethodError` if it does not support these models. Default: all are supported.

@@ -327,8 +327,22 @@ def check_options(config: type[BaseModel], base: type[BaseModel], where: str, na
             raise PluginError(f"{where}: option `{option}` needs a description")
     if not config.__pydantic_complete__:
         return
+    check_defaults(config, {}, where)
+
+
+def check_defaults(config: type[BaseModel], defaults: Mapping[str, Any], where: str) -> None:
+    """Reject defaults of options that are no valid values.
+
+    Args:
+        config: The options.
+        defaults: Values that take the place of their own defaults, by name.
+        where: Description of what declares them, for the message.
+
+    Raises:
+        PluginError: One is invalid, or there is no such option.
+    """
     try:
-        config()
+        config(**defaults)
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(map(str, first["loc"]))

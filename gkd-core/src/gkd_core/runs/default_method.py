@@ -1,6 +1,7 @@
-"""What a run settles once its rows are known: methods that are not set, and the baseline.
+"""What a run settles once its rows are known: what is not set of its methods, and the baseline.
 
-A method that is not set learns from labels, too, where rows have some.
+A method that is not set learns from labels, too, where rows have some. Options of methods may have
+other defaults for some kinds of task.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gkd_core.config.schema import task_name
+from gkd_core.config.settings import Level, Origin
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
@@ -45,6 +47,29 @@ def with_labels(
     )
 
 
+def with_kind_defaults(
+    settings: ResolvedStage, kind: TaskKind, registry: Registry
+) -> ResolvedStage:
+    """Return the settings of a stage with the defaults that its methods have for its kind.
+
+    Args:
+        settings: The configuration of the stage.
+        kind: The kind of its task.
+        registry: The plugins.
+    """
+    options, origins = dict(settings.config.options), dict(settings.origins)
+    for name in options.keys() & registry.methods.keys():
+        for other, defaults in registry.methods[name].kind_defaults.items():
+            own = {n: v for n, v in defaults.items() if f"{name}.{n}" not in settings.origins}
+            if not own or not kind.counts_as([other]):
+                continue
+            read = type(options[name])(**own)
+            options[name] = options[name].model_copy(update={n: getattr(read, n) for n in own})
+            origins |= {f"{name}.{n}": Origin(Level.DEFAULT, f"default for {other}") for n in own}
+    config = settings.config.model_copy(update={"options": options})
+    return replace(settings, config=config, origins=origins)
+
+
 def learns_from_labels(data: TaskData, kind: TaskKind, registry: Registry) -> bool:
     """Return whether rows have labels that a student can learn from alone; text has none."""
     if kind.is_lm or data.train.labels is None:
@@ -66,7 +91,12 @@ def as_built(resolved: Resolved, specs: Sequence[StageSpec]) -> Resolved:
     stages = tuple(
         replace(
             stage,
-            config=stage.config.model_copy(update={METHOD: built[stage.name].config.method}),
+            config=stage.config.model_copy(
+                update={
+                    METHOD: built[stage.name].config.method,
+                    "options": built[stage.name].config.options,
+                }
+            ),
             origins=built[stage.name].origins,
         )
         for stage in resolved.stages

@@ -35,7 +35,7 @@ from gkd_core.plugins import Registry, ask
 from gkd_core.runs.chat_format import compare_tokens, follow_chat_format
 from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.classes import ClassOrder, Outputs
-from gkd_core.runs.default_method import with_labels
+from gkd_core.runs.default_method import with_kind_defaults, with_labels
 from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.runs.shared_rows import ModelFacts, SharedRows
 from gkd_core.runs.site_checks import chosen_probes
@@ -98,6 +98,7 @@ class SpecBuilder:
         kind = self.registry.kind(found.kind)
         data = order.apply(found, kind)
         settings = with_labels(settings, data, kind, self.registry)
+        settings = with_kind_defaults(settings, kind, self.registry)
         config, expression = settings.config, _expression(settings)
         tokenizer, teachers = self.assign_tokenizers(
             config, self._teachers(settings, data, follows, stages if taught else ()), follows
