@@ -113,6 +113,7 @@ def test_a_wheel_holds_all_that_the_source_holds(package, tmp_path):
     assert package != "gkd-methods-classic" or f"{name}/recipes/pkd.toml" in found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_installing_the_root_says_what_to_install_instead(tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

@@ -52,6 +52,7 @@ def load(name):
 # the plugins that are links with their packages in docs/examples.
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kinds"),
@@ -142,8 +143,8 @@ def test_every_plugin_is_run():
     assert sorted(RUNS) == NAMES
 
 
-QUICK = ("memory_queue", "pebble")
-"""One with a state, and an architecture of its own."""
+QUICK = ("memory_queue",)
+"""One with a state."""
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def test_a_checkpoint_without_a_manifest_is_not_loaded_in_part(runs, invoke, dam
     assert said in done.err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_an_interrupted_run_of_two_ranks_goes_on(runs):
     command = ("run", "--resume", "--nproc", 2, "--output", "killed/ranks")

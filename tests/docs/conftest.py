@@ -96,8 +96,18 @@ def pytest_generate_tests(metafunc):
     for name in (name for name in CHOSEN if name in metafunc.fixturenames):
         written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
         built = (page for page in written if "_build" not in page.parts)
-        pages = [page for page in built if CHOSEN[name](page)]
-        metafunc.parametrize(name, pages, ids=[str(page.relative_to(ROOT)) for page in pages])
+        pages = [
+            pytest.param(page, id=str(page.relative_to(ROOT)), marks=_marks(name, page))
+            for page in built
+            if CHOSEN[name](page)
+        ]
+        metafunc.parametrize(name, pages)
+
+
+def _marks(name, page):
+    """Lessons that check what they have built take 3 to 30 seconds."""
+    takes_long = name == "lesson" and "from gkd_core.testing import" in page.read_text()
+    return [pytest.mark.exhaustive] if takes_long else []
 
 
 @pytest.fixture

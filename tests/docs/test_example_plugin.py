@@ -35,6 +35,7 @@ def copy(tmp_path_factory):
     return folder
 
 
+@pytest.mark.exhaustive
 def test_its_own_tests_pass(copy):
     code = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
     flags = ["-p", "no:cacheprovider", "-q", "tests"]

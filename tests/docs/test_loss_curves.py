@@ -51,6 +51,7 @@ def test_a_stage_goes_from_its_largest_loss_over_its_whole_width(script):
     assert [part.tolist() for part in script.normalized([(1, 0.0)])] == [[1], [0], [0]]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
 def test_every_recipe_has_a_panel(script, tmp_path, suffix):
     curves = {f"recipe-{n}": {"task": [(1, 2.0), (2, 1.0)]} for n in range(7)}

@@ -322,6 +322,7 @@ def test_masked_positions_work_where_tokens_are_masked(invoke, settings, world, 
     assert "the task predicts classes" in " ".join(done.err.split())
 
 
+@pytest.mark.exhaustive
 def test_checkpointed_blocks_give_the_same_losses(invoke, settings, tmp_path):
     found = []
     for on in ("false", "true"):

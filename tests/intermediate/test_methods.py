@@ -22,7 +22,7 @@ class FixedMatch(Match):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_method_has_the_properties_every_method_must_have(name):
-    check_method(registry().method(name), {}, ["classification", "causal-lm"])
+    check_method(registry().method(name), {}, ["classification"])
 
 
 @pytest.mark.exhaustive

@@ -217,6 +217,7 @@ def test_what_is_unlocked_and_measured_survives_a_resume(trial):
     assert sizes == [2] + [4] * 4 + [6] * 4 + [1] * 3
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_died_goes_on_with_what_was_unlocked(interrupted, settings):
     given = ["--method", "sid", *settings, "--set", "sid.threshold=0.9"]
     whole, broken = interrupted(*given, after=1)
@@ -255,6 +256,7 @@ def test_other_options_keep_what_every_method_must(options, kinds):
     check_method(SID, options, kinds)
 
 
+@pytest.mark.exhaustive
 def test_the_recipe_runs_through_all_phases(invoke, settings, tmp_path):
     output = tmp_path / "run"
     given = [*settings[:2], *settings[4:], "--set", "training.log_every=1"]

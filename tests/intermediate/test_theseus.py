@@ -161,6 +161,7 @@ def weights(path):
     return load_file(path / "model.safetensors")
 
 
+@pytest.mark.exhaustive
 def test_a_run_trains_blocks_only(invoke, settings, world, tmp_path):
     output = tmp_path / "run"
     arguments = ["--method", "theseus", *settings, "--set", "student.init=first"]
@@ -172,6 +173,7 @@ def test_a_run_trains_blocks_only(invoke, settings, world, tmp_path):
     assert all("encoder.layer." in name for name in moved)
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_draws_what_it_would_have_drawn(interrupted, settings):
     whole, broken = interrupted(
         *("--method", "theseus", *settings, "--set", "theseus.rate=0.5"), after=3

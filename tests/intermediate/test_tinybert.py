@@ -249,6 +249,7 @@ def test_the_last_step_is_the_soft_cross_entropy_without_any_projection(stages):
     assert not soft.build_modules(stages[-1].members[0].models[0])
 
 
+@pytest.mark.exhaustive
 def test_a_run_of_the_recipe_ends(invoke, settings, world, tmp_path):
     output = tmp_path / "run"
     given = [*settings[4:], "--set", f"stages.general.teacher.model={world / 'lm-teacher'}"]
@@ -277,6 +278,7 @@ def test_a_run_of_the_recipe_ends(invoke, settings, world, tmp_path):
     assert exported["architectures"] == ["BertForSequenceClassification"]
 
 
+@pytest.mark.exhaustive
 def test_a_narrower_student_is_trained_from_the_command_line(invoke, settings, tmp_path):
     shape = ("student.hidden_size=16", "student.heads=4", "training.steps=2")
     given = [part for value in shape for part in ("--set", value)]

@@ -211,6 +211,7 @@ def test_the_recipe_runs_and_leaves_the_classifiers_behind(
     assert set(weights) < set(known)
 
 
+@pytest.mark.exhaustive
 def test_another_width_needs_no_other_option(invoke, settings, tmp_path):
     narrow = ("--set", "student.hidden_size=16", "--set", "student.heads=2")
     fresh = ("--set", "student.init=random", "--set", "training.steps=2")

@@ -236,6 +236,7 @@ def arguments(world):
     ]
 
 
+@pytest.mark.exhaustive
 def test_recipe_hands_on_the_assistant_and_the_students_slice_of_it(
     invoke, arguments, world, tmp_path
 ):

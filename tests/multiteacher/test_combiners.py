@@ -18,7 +18,7 @@ OTHER_OPTIONS = [
     ("average", {"weights": [1, 3]}),
     ("rl-kd", {"warmup": 0.0, "reward": "r3"}),
 ]
-OPTIONS = [*((name, {}) for name in COMBINERS), *first_of(OTHER_OPTIONS)]
+OPTIONS = first_of([*((name, {}) for name in COMBINERS), *OTHER_OPTIONS], 3)
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: str(value))
@@ -52,6 +52,7 @@ def _named(folder, *names):
     return [text for name in names for text in ("--teacher", f"{name}={folder / name.rstrip('2')}")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("method", "option"),
     first_of(
@@ -101,6 +102,7 @@ def test_parentheses_of_average_are_what_a_bare_method_gets(log, calm):
     assert bare == written
 
 
+@pytest.mark.exhaustive
 def test_combiners_stand_beside_each_other(log, calm):
     start = ["--student", calm / "small", *_named(calm, "large", "small")]
     (first, *_) = log(*start, "--method", "mt-bert(soft)+uncertainty(kd)")
@@ -169,6 +171,7 @@ def test_choice_among_one_teacher_is_refused_if_there_is_nothing_else_to_choose(
     assert log("--teacher", pair / "large", "--student-layers", 2, *SELECTED)
 
 
+@pytest.mark.exhaustive
 def test_a_student_without_an_idea_learns_features_alone(log, calm):
     """Its classifier is 0, so that U is 1 for every sample."""
     path = calm / "large" / "model.safetensors"

@@ -118,6 +118,7 @@ def test_waiting_changes_no_bit(stage, monkeypatch, method):
     _assert_equal(monkeypatch, lambda: stage(LAYERS, f"method={method}", "task.max_length=32"))
 
 
+@pytest.mark.exhaustive
 def test_waiting_for_logits_that_are_not_computed_yet_changes_no_bit(world, tmp_path, monkeypatch):
     models = [{"name": name, "model": str(world / "lm-decoder")} for name in ("one", "two")]
     data = [f"task.train={world / 'corpus.txt'}", "student.layers=1", "task.max_length=32"]

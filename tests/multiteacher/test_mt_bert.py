@@ -146,6 +146,7 @@ def optimizers(monkeypatch):
     return found
 
 
+@pytest.mark.exhaustive
 def test_teachers_learn_with_the_optimizer_of_the_stage(invoke, settings, alike, optimizers):
     given = [*alike, *settings[2:], "--no-baseline", "--set", "training.steps=1"]
     given += ["--set", "mt-bert.cofinetuning=1", "--set", "optim.name=muon"]

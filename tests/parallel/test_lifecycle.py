@@ -11,6 +11,7 @@ QUEUES = ["method=pkd+queues", "training.checkpoint_every=3"]
 rest = pytest.mark.exhaustive
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("ranks", "layout", "files"),
     [

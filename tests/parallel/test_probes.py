@@ -36,6 +36,7 @@ def _values(folder):
     return {(v.step, v.rows, v.feature, v.distance): v.value for v in found}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "layout", [pytest.param(name, marks=() if name in QUICK else rest) for name in LAYOUTS]
 )

@@ -302,6 +302,7 @@ def test_eval_sets_a_run_against_another_model(invoke, copied, finished, world, 
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.exhaustive
 def test_eval_sets_a_run_against_kept_predictions(invoke, copied, world, tmp_path):
     live = json.loads(invoke("eval", copied, "--against", f"{copied}/teacher", "--json").out)
     kept = f"{copied}/predictions/teacher.parquet"
@@ -435,6 +436,7 @@ def fail_at(monkeypatch):
 OFTEN = ["--output", "my run", "--set", "training.checkpoint_every=2"]
 
 
+@pytest.mark.exhaustive
 def test_interrupted_run_says_how_to_go_on_and_does(invoke, settings, fail_at):
     fail_at(4, KeyboardInterrupt())
     done = invoke("run", *settings, *OFTEN)

@@ -18,6 +18,7 @@ def seeds(invoke, settings):
     return _seeds
 
 
+@pytest.mark.exhaustive
 def test_seeds_are_runs_of_their_own_that_end_with_their_mean(seeds, tmp_path):
     done = seeds("--seeds", 2, "--seed", 5, "--baseline")
     assert done.code == 0, done.err

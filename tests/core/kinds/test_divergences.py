@@ -26,6 +26,7 @@ def models(task, tmp_path):
     return tmp_path / "one", tmp_path / "other", folder / "test.jsonl"
 
 
+@pytest.mark.exhaustive
 def test_answers_diverge_as_plain_models_do(models, invoke, tmp_path):
     own, other, rows = models
     flags = ["--data", rows, "--set", "task.max_length=24", "--output", tmp_path / "said", "--json"]

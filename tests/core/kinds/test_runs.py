@@ -40,6 +40,7 @@ def _comparison(output):
     return json.loads((output / "results.json").read_text())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "methods"),
     first_of([(QUICK, METHODS[:1]), *((kind, METHODS) for kind in MODELS)]),

@@ -124,6 +124,7 @@ def peak(loss):
     return sum(tracker.peak.values())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", PAIRS)
 def test_it_takes_the_memory_of_the_closed_form(monkeypatch, name):
     monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 2**17)

@@ -164,6 +164,7 @@ def test_what_an_engine_breaks_alone_is_named(engine, error, message):
         check_rollouts(engine)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "message"),

@@ -248,6 +248,7 @@ def test_resumed_early_stopping_ends_bit_equal(prepare, uninterrupted, monkeypat
     _assert_equal(_outcome(prepare(*STOPPING).directory), expected)
 
 
+@pytest.mark.exhaustive
 def test_stopped_stage_that_dies_in_its_save_does_not_go_on(prepare, uninterrupted, monkeypatch):
     expected = uninterrupted(*STOPPING)
     _die_and_resume(prepare, monkeypatch, run_module, "save_model", 1, True, *STOPPING)

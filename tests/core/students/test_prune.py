@@ -39,6 +39,7 @@ def parameters(directory):
     return count_parameters(load_teacher(str(directory), KINDS[kind], CLASSES, False, "model"))
 
 
+@pytest.mark.exhaustive
 def test_a_share_of_the_parameters_is_left_and_every_command_reads_it(
     prune, invoke, world, tmp_path, settings
 ):

@@ -218,6 +218,7 @@ def test_what_no_server_can_do_is_refused_before_the_run(server, prepare_run, se
     assert not server.prompts
 
 
+@pytest.mark.exhaustive
 def test_the_command_line_takes_an_address_as_a_teacher(server, invoke, world, tmp_path):
     run = (
         *("run", "--teacher", server.url, "--student", world / "lm-decoder", "--no-baseline"),

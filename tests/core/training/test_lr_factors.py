@@ -215,6 +215,7 @@ def test_a_run_moves_only_what_is_not_frozen(prepare, tmp_path):
         assert unused or torch.equal(weight, start[name]) == frozen, name
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_goes_on_at_the_same_rates(prepare, tmp_path, monkeypatch):
     settings = ("training.checkpoint_every=2", "training.keep_best=false")
     prepare("slow", *settings, directory="whole").execute()
