@@ -154,7 +154,7 @@ def test_the_best_student_within_the_budget_is_found(
     arguments, invoke, pretend, tmp_path, monkeypatch
 ):
     pytest.importorskip("optuna")
-    done = invoke(*arguments, "--max-weights", "20k", "--time", "25s", "--seeds", 3)
+    done = invoke(*arguments, "--max-weights", "20k", "--time", "14s", "--seeds", 2)
     assert done.code == 0, done.err
     report = json.loads((tmp_path / "found/report/search.json").read_text())
     assert report["axes"]["method"] == "kd"
@@ -180,11 +180,30 @@ def test_the_best_student_within_the_budget_is_found(
     monkeypatch.setattr(
         shapes, "measure_shapes", lambda *a: counts.append(len(a[1])) or measure(*a)
     )
-    again = invoke(*arguments, "--max-weights", "20k", "--time", "5s", "--seeds", 3)
+    again = invoke(*arguments, "--max-weights", "20k", "--time", "4s", "--seeds", 2)
     assert again.code == 0, again.err
     assert len(pretend.started) > before
     assert not finished & set(pretend.started[before:])
     assert counts == [1], "what shapes cost is known; the best one is timed at the end"
+
+
+def test_labels_alone_are_the_result_where_they_are_better(
+    arguments, invoke, pretend, tmp_path, monkeypatch
+):
+    pytest.importorskip("optuna")
+    monkeypatch.setitem(QUALITIES, "kd", 0.7)
+    monkeypatch.setitem(QUALITIES, "hard", 0.9)
+    (hard,) = (at for at, given in enumerate(arguments) if given == "hard")
+    only_kd = arguments[: hard - 1] + arguments[hard + 1 :]
+    done = invoke(*only_kd, "--max-weights", "20k", "--time", "1s")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "found/report/search.json").read_text())
+    assert report["axes"]["method"] == "hard"
+    assert report["against_labels"]["verdict"] == "worse"
+    assert (tmp_path / report["student"]).parent.is_dir()
+    said = " ".join(done.out.split())
+    assert "labels alone are better on validation rows than shape=" in said
+    assert "on the others, distillation does not pay: worse than labels alone" in said
 
 
 @pytest.mark.exhaustive

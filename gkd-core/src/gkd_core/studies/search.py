@@ -132,15 +132,23 @@ class StudentSearch:
 
     def finalists(self) -> list[Finalist]:
         """Return the candidates that were trained in full, the best first."""
-        found = []
-        for cell in self._own_cells():
-            if self._empty.state(cell) is CellState.FINISHED:
-                value = self._validation(cell)
-                outcome = Outcome.read(self._empty.run_directory(cell), self._registry)
-                if value is not None:
-                    found.append(Finalist(cell, self.space.worth(cell.axes, value), outcome))
+        found = [self.finalist(cell) for cell in self._own_cells()]
         sign = 1 if self.space.metric.higher_is_better else -1
-        return sorted(found, key=lambda each: -sign * each.worth)
+        return sorted((each for each in found if each), key=lambda each: -sign * each.worth)
+
+    def finalist(self, cell: Cell) -> Finalist | None:
+        """Return what a student that was trained in full is worth; None if it was not.
+
+        Args:
+            cell: Its cell.
+        """
+        if self._empty.state(cell) is not CellState.FINISHED:
+            return None
+        value = self._validation(cell)
+        if value is None:
+            return None
+        outcome = Outcome.read(self._empty.run_directory(cell), self._registry)
+        return Finalist(cell, self.space.worth(cell.axes, value), outcome)
 
     def _made(self, axes: Mapping[str, AxisValue], seed: int) -> CheckedCell:
         return self._maker.make(AxisPoint(axes, None, seed))

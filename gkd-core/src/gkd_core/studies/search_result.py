@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from gkd_core.analysis import figures
@@ -34,8 +35,9 @@ class SearchResult:
         search: The search.
         finalists: The candidates that were trained in full, the best first.
         students: The best one, with each seed that it was trained with.
-        against_labels: It against a student of the same shape that learned from labels alone; None
-            if that is what is best.
+        distilled: The best candidate while candidates were tried.
+        against_labels: That one against a student of the same shape that learned from labels
+            alone; None if it did so itself.
         before: Latency of the teacher, and the costs of the shapes, before the first candidate.
         after: Latency of the teacher, and the costs of the best shape, at the end.
     """
@@ -43,6 +45,7 @@ class SearchResult:
     search: StudentSearch
     finalists: Sequence[Finalist]
     students: Sequence[CellResult]
+    distilled: Cell
     against_labels: SeedComparison | None
     before: tuple[float, Sequence[MeasuredShape]]
     after: tuple[float, MeasuredShape]
@@ -58,6 +61,9 @@ class SearchResult:
     ) -> SearchResult:
         """Train the best candidate with all seeds, and on labels alone, and compare.
 
+        Which of the two is the result is decided on validation rows, the comparison is made on
+        test rows.
+
         Args:
             search: The search, of which a candidate is finished.
             seeds: The seeds.
@@ -72,7 +78,9 @@ class SearchResult:
         known = {each.cell.name: each for each in StudyResults.read(search.folder, registry).cells}
         students, others = ([known[cell.name] for cell in cells] for cells in (own, plain))
         comparison = None if axes[METHOD] == LABELS else compare(students, others, {})
-        return cls(search, finalists, students, comparison, before, after)
+        if _is_better(search, plain, own):
+            students, finalists = others, _led_by(search, plain[0], finalists)
+        return cls(search, finalists, students, own[0], comparison, before, after)
 
     @property
     def directory(self) -> Path:
@@ -174,8 +182,14 @@ class SearchResult:
             Verdict.WORSE: "distillation does not pay: worse than labels alone",
             Verdict.TIED: "labels alone are as good, as far as can be told",
         }
+        which = (
+            ""
+            if self.distilled == self.finalists[0].cell
+            else f"labels alone are better on validation rows than {self.distilled.label}; on the "
+            "others, "
+        )
         return (
-            f"{words.get(found.verdict, str(found.verdict))}: {found.difference.value:+.4f} "
+            f"{which}{words.get(found.verdict, str(found.verdict))}: {found.difference.value:+.4f} "
             f"({interval_text(found.difference.interval)}; p {p_text(found.p)}), "
             f"{found.difference.seeds} seed{'' if found.difference.seeds == 1 else 's'}"
         )
@@ -237,6 +251,22 @@ def _on_labels(finalists: Sequence[Finalist]) -> Mapping[str, AxisValue]:
     tried = (each.cell.axes for each in finalists)
     plain = (axes for axes in tried if (axes[SHAPE], axes[METHOD]) == (best[SHAPE], LABELS))
     return next(plain, {**best, METHOD: LABELS})
+
+
+def _is_better(search: StudentSearch, cells: Sequence[Cell], than: Sequence[Cell]) -> bool:
+    """Return whether students are worth more than others on the mean, by validation rows."""
+    worths = [
+        [each.worth for cell in group if (each := search.finalist(cell))] for group in (cells, than)
+    ]
+    if not all(worths):
+        return False
+    mine, theirs = map(fmean, worths)
+    return mine > theirs if search.space.metric.higher_is_better else mine < theirs
+
+
+def _led_by(search: StudentSearch, cell: Cell, finalists: Sequence[Finalist]) -> list[Finalist]:
+    first = search.finalist(cell)
+    return ([first] if first else []) + [each for each in finalists if each.cell != cell]
 
 
 def _shown(cell: Cell) -> list[str]:
