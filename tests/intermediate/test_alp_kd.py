@@ -95,6 +95,7 @@ def test_all_layers_are_read_and_one_vector_of_each_is_kept(invoke, settings):
         assert {capture["bytes"] for capture in one["captures"]} == {16 * 32 * 4}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("teacher", ["teacher", "decoder"])
 def test_the_recipe_runs_with_encoders_and_decoders(invoke, settings, world, tmp_path, teacher):
     given = [*settings[4:], "--teacher", world / teacher, "--set", "training.steps=2"]

@@ -313,6 +313,7 @@ def test_the_recipe_distils_a_language_model_and_fine_tunes_it(
     assert any("loss/hard" in entry for entry in logged if entry["stage"] == "task")
 
 
+@pytest.mark.exhaustive
 def test_masked_positions_work_where_tokens_are_masked(invoke, settings, world, tmp_path):
     text = ("--set", "task.kind=lm", "--teacher", world / "lm-teacher")
     given = [*settings[2:], *text, "--set", "diito.positions=masked"]

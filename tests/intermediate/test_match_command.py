@@ -140,6 +140,7 @@ def test_a_projection_is_trained_and_not_exported(invoke, settings, file, tmp_pa
     assert any({"loss/match.hidden-mse", "loss/match.scores"} <= entry.keys() for entry in logged)
 
 
+@pytest.mark.exhaustive
 def test_a_falling_weight_shows_in_the_log(invoke, settings, file, tmp_path):
     output = tmp_path / "run"
     assert invoke("run", file(), *settings, "--output", output).code == 0

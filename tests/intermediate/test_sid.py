@@ -198,6 +198,7 @@ def test_the_teacher_stops_after_the_newest_layer_and_states_are_reduced(invoke,
     assert not [line for line in lines if line.startswith("logits")]
 
 
+@pytest.mark.exhaustive
 def test_what_is_unlocked_and_measured_survives_a_resume(trial):
     first = trial("sid", layers=(3, 6)).terms(0)["cosine"].item()
 

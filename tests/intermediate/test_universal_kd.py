@@ -133,6 +133,7 @@ def test_the_teachers_classifiers_do_not_learn_to_be_imitated(trial):
     assert all(map(torch.equal, before, [p.grad for p in modules["student"].parameters()]))
 
 
+@pytest.mark.exhaustive
 def test_classifiers_that_are_all_zero_are_not_a_solution(trial):
     universal = trial("universal-kd")
     for parameter in universal.method.modules.parameters():

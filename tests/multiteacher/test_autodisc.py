@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.grids import first_of
 
 from gkd_core.api import Models, Step
 from gkd_core.contract.model_info import ModelInfo
@@ -72,7 +73,7 @@ class Sandwich:
         return {n: p.grad.clone() for n, p in self.student.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("kind", ["classification", "causal-lm"])
+@pytest.mark.parametrize("kind", first_of(["classification", "causal-lm"]))
 def test_it_has_the_properties_every_method_must_have(kind):
     check_method(AutoDisc, {"scales": [1.0]}, [kind])
 

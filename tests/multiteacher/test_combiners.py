@@ -88,6 +88,7 @@ def test_order_of_the_teachers_does_not_matter(log, calm, name):
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_weights_before_and_in_parentheses_multiply(log, calm):
     start = ["--student", calm / "small", *_named(calm, "large", "small")]
     (first, *_) = log(*start, "--method", "0.5*mt-bert(2*soft+kd)+3*hard")

@@ -125,6 +125,7 @@ def losses(draw, world, tmp_path):
     return _losses
 
 
+@pytest.mark.exhaustive
 def test_terms_are_summed_over_the_teachers(losses):
     one = losses("dgkd(soft)+hard", 1, 1.0)
     three = losses("dgkd(soft)+hard", 3, 1.0)

@@ -45,7 +45,7 @@ def test_without_teachers_of_ones_own_the_task_brings_a_large_and_a_small_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", first_of(RECIPES, 2))
+@pytest.mark.parametrize("recipe", first_of(RECIPES))
 def test_a_recipe_runs_from_the_command_line(invoke, two, tmp_path, recipe):
     output = tmp_path / "run"
     given = [text for text in two if text not in ("--student-layers", 2)]

@@ -57,6 +57,7 @@ def _set(found, value):
         torch.nn.init.constant_(policy.weight, value)
 
 
+@pytest.mark.exhaustive
 def test_policy_starts_at_even_odds(build):
     found = build()
     chosen = torch.stack([torch.stack(_run(found, index)[0]) for index in range(500)]) * 2

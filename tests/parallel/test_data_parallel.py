@@ -40,6 +40,7 @@ def test_ranks_train_as_one_process_does(still, on_ranks, runs, tmp_path, ranks)
 REMEMBERED = ["method=remembers+pkd", "training.checkpoint_every=3"]
 
 
+@pytest.mark.exhaustive
 def test_resumed_ranks_end_bit_equal(world, on_ranks, runs, tmp_path):
     """With dropout and with a state and draws in each rank: all of it must come back."""
     cases = [

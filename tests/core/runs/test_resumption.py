@@ -374,6 +374,7 @@ def staged(interrupt, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.exhaustive
 def test_what_a_finished_stage_learned_from_is_checked_too(staged, invoke):
     other_weights(staged)
     scale(staged / "stages/assistant/student/model.safetensors")

@@ -87,6 +87,7 @@ def _items(items):
     return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
 
 
+@pytest.mark.exhaustive
 def test_wandb_keeps_curves_settings_results_and_files_of_a_resumed_run(directory, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
