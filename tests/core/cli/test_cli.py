@@ -25,6 +25,8 @@ FLAGS = {
     "cache": "--set --teacher --data --output --dtype --form --k --temperature",
     "config": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
     "--output --teacher-cache --track --probe --baseline --seed --nproc --set --schema --json",
+    "clean": "--yes",
+    "doctor": "--json",
     "eval": "--task --data --against --samples --output --set --json --tasks --num-fewshot --limit "
     "--apply-chat-template --include-path",
     "explain": "--method --recipe --paper-values --teacher --student --student-layers --task "
@@ -120,6 +122,14 @@ def test_help_imports_no_torch_and_is_quick(arguments):
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_shells_complete_commands(invoke, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gkd"])
+    for name, value in (("_GKD_COMPLETE", "bash_complete"), ("COMP_WORDS", "gkd doc")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert invoke().out == "plain,doctor\n"
 
 
 # Output

@@ -24,7 +24,9 @@ from gkd_core.plugins import PluginWarning, registry
 BUILT_IN = {
     "analyze": "gkd_core.cli.analyze:analyze",
     "cache": "gkd_core.cli.cache:cache",
+    "clean": "gkd_core.cli.clean:clean",
     "config": "gkd_core.cli.config:config",
+    "doctor": "gkd_core.cli.doctor:doctor",
     "eval": "gkd_core.cli.evaluate:evaluate",
     "explain": "gkd_core.cli.explain:explain",
     "kinds": "gkd_core.cli.kinds:kinds",

@@ -1,4 +1,4 @@
-"""The size of the cache: when it exceeds a limit, what was not used for longest goes first.
+"""What the cache holds, and its size: beyond a limit, what was not used for longest goes first.
 
 What a live run uses is never removed. A run says so in a file of its own, whose lease tells others
 whether the run still lives.
@@ -10,7 +10,7 @@ import atexit
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,10 @@ USES = ".uses"
 
 
 @dataclass(frozen=True)
-class _Occupant:
+class CacheItem:
     """A file or directory of the cache: its size in bytes, and when it was last used."""
 
+    room: Room
     path: Path
     size: int
     used: float
@@ -80,10 +81,40 @@ def use_entry(path: Path) -> None:
         touch(path)
 
 
+def cache_items() -> list[CacheItem]:
+    """Return what the cache holds, in the order of its rooms; nothing is written."""
+    return list(_entries(cache_dir()))
+
+
+def in_use() -> set[Path]:
+    """Return the entries that live runs use; nothing is written."""
+    return _used(cache_dir())
+
+
+def remove_unused(items: Iterable[CacheItem]) -> list[CacheItem]:
+    """Remove entries of the cache, except those that live runs use.
+
+    Returns:
+        Those that were removed.
+
+    Raises:
+        OSError: The cache cannot be written.
+    """
+    folder = cache_dir()
+    with _locked(folder):
+        _forget_ended(folder)
+        used = _used(folder)
+        found = [item for item in items if item.path not in used]
+        for item in found:
+            _remove(item.path)
+    return found
+
+
 def shrink_cache() -> None:
     """Remove the entries that were not used for longest until the cache is within its limit."""
     folder = cache_dir()
     with suppress(OSError), _locked(folder):
+        _forget_ended(folder)
         _shrink(folder, cache_limit())
 
 
@@ -105,7 +136,7 @@ def _locked(folder: Path) -> FileLock:
     return FileLock(folder / USES / ".lock")
 
 
-def _entries(folder: Path) -> Iterator[_Occupant]:
+def _entries(folder: Path) -> Iterator[CacheItem]:
     """Yield what may be removed: not what is being written, nor the locks of others."""
     for room in get_args(Room):
         for path in folder.glob(f"{room}/*"):
@@ -113,7 +144,7 @@ def _entries(folder: Path) -> Iterator[_Occupant]:
                 with suppress(FileNotFoundError):
                     inner = path.rglob("*") if path.is_dir() else ()
                     size = sum(each.lstat().st_size for each in (path, *inner))
-                    yield _Occupant(path, size, path.stat().st_mtime)
+                    yield CacheItem(room, path, size, path.stat().st_mtime)
 
 
 def _remove(path: Path) -> None:
@@ -128,14 +159,20 @@ def _remove(path: Path) -> None:
 
 
 def _used(folder: Path) -> set[Path]:
-    """Return the entries that live runs use; the files of others are removed."""
+    """Return the entries that live runs use."""
     found: set[Path] = set()
-    for path in (folder / USES).glob("*.txt"):
-        if holder(path) is not None:
-            found |= {folder / line for line in path.read_text().splitlines()}
-        else:
-            path.unlink(missing_ok=True)
+    for file in (folder / USES).glob("*.txt"):
+        if holder(file) is not None:
+            with suppress(FileNotFoundError):  # the run has just ended
+                found |= {folder / line for line in file.read_text().splitlines()}
     return found
+
+
+def _forget_ended(folder: Path) -> None:
+    """Remove the files of runs that no longer live."""
+    for file in (folder / USES).glob("*.txt"):
+        if holder(file) is None:
+            file.unlink(missing_ok=True)
 
 
 def _own_file(folder: Path) -> Path:

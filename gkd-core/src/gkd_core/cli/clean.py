@@ -1,0 +1,113 @@
+"""`gkd clean`: remove what the cache holds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from gkd_core.data.cache_limit import CacheItem
+
+DAY = 24 * 60 * 60
+
+
+@click.command()
+@click.argument("room", nargs=-1)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean(room: tuple[str, ...], yes: bool) -> None:
+    """Remove what the cache holds, or parts of it.
+
+    A ROOM is a part of the cache, such as teachers or answers. What is removed, and how large it
+    is, is shown first. What a live run uses stays. Runs, students and data are never touched;
+    what is removed is made again when a run needs it.
+    """
+    from rich.console import Console
+
+    from gkd_core.analysis.sizes import readable
+    from gkd_core.data.cache import cache_dir
+    from gkd_core.data.cache_limit import cache_items, in_use, remove_unused
+
+    _refuse_unknown(room)
+    used = in_use()
+    items = [item for item in cache_items() if not room or item.room in room]
+    if not items:
+        click.echo(f"There is nothing to remove in {cache_dir()}")
+        return
+    Console(highlight=False).print(_room_table(items))
+    free = [item for item in items if item.path not in used]
+    if len(free) < len(items):
+        kept = readable(_size(items) - _size(free))
+        click.echo(f"{kept} of it stays, because live runs use it")
+    if not free:
+        return
+    if not yes and not _is_confirmed(f"Remove {readable(_size(free))} from {cache_dir()}?"):
+        click.echo("Nothing was removed")
+        return
+    removed = remove_unused(free)
+    click.echo(f"Removed {readable(_size(removed))} from {cache_dir()}")
+
+
+def _size(items: Iterable[CacheItem]) -> int:
+    return sum(item.size for item in items)
+
+
+def _is_confirmed(question: str) -> bool:
+    """Ask a question.
+
+    Raises:
+        UsageError: There is nobody to answer.
+    """
+    try:
+        return click.confirm(question)
+    except click.Abort as stopped:
+        if sys.stdin.isatty():
+            raise  # by Ctrl-C
+        raise click.UsageError("nobody answered, so nothing was removed; add --yes") from stopped
+
+
+def _room_table(items: Sequence[CacheItem]) -> RenderableType:
+    """Return a table of what the rooms of the cache hold."""
+    from rich.table import Table
+
+    from gkd_core.analysis.sizes import readable
+
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "right", "right", "left"):
+        table.add_column(justify=justify, no_wrap=True)
+    for room in dict.fromkeys(item.room for item in items):
+        here = [item for item in items if item.room == room]
+        days = (time.time() - max(item.used for item in here)) / DAY
+        noun = "entry" if len(here) == 1 else "entries"
+        table.add_row(f"  {room}", f"{len(here):,} {noun}", readable(_size(here)), _last_used(days))
+    return table
+
+
+def _last_used(days: float) -> str:
+    if days < 1:
+        return "last used today"
+    return f"last used {days:.0f} {'day' if round(days) == 1 else 'days'} ago"
+
+
+def _refuse_unknown(rooms: Sequence[str]) -> None:
+    """Refuse a name that is no room of the cache.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    from typing import get_args
+
+    from gkd_core.data.cache import Room
+    from gkd_core.errors import ConfigError, suggest
+
+    known = get_args(Room)
+    for name in rooms:
+        if name not in known:
+            raise ConfigError(
+                f"the cache has no part {name!r}; it has {', '.join(known)}.{suggest(name, known)}"
+            )
