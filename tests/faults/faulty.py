@@ -5,11 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import gkd_core.cli
+
+ERRORS = {
+    "full": errno.ENOSPC,
+    "quota": errno.EDQUOT,
+    "read-only": errno.EROFS,
+    "stale": errno.ESTALE,
+    "broken": errno.EIO,
+}
+"""Errors of each write from one on, by kind."""
 
 OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -21,7 +31,8 @@ class Faults:
     Args:
         folder: Writes below it count.
         at: The number of the write, from 1; 0: none. Of kind `size`: bytes that a file may have.
-        kind: `kill`, `stop` (a signal that asks for an end), `full` (from then on) or `size`.
+        kind: `kill`, `stop` (a signal that asks for an end), `removed` (the folder), `size`, or one
+            of `ERRORS`.
     """
 
     def __init__(self, folder: str, at: int, kind: str) -> None:
@@ -33,10 +44,13 @@ class Faults:
         if not self._writes(event, arguments):
             return
         self.writes += 1
-        if self.kind == "full" and 0 < self.at <= self.writes and event in ("open", "os.mkdir"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+        number = ERRORS.get(self.kind)
+        if number and 0 < self.at <= self.writes and event in ("open", "os.mkdir"):
+            raise OSError(number, os.strerror(number), str(arguments[0]))
         if self.writes == self.at and self.kind in ("kill", "stop"):
             os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGTERM)
+        if self.writes == self.at and self.kind == "removed":
+            shutil.rmtree(self.folder)
 
     def _writes(self, event: str, arguments: tuple[object, ...]) -> bool:
         if event == "open":

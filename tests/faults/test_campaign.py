@@ -44,6 +44,20 @@ def test_run_goes_on_whatever_happens_at_a_write(rows, whole, tmp_path, kind, po
     assert_same_students(tmp_path / "out", expected / "out")
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("point", [8, 30])
+@pytest.mark.parametrize("kind", ["quota", "read-only", "stale", "broken", "removed"])
+def test_error_of_a_disk_names_the_file_and_the_way_on(rows, whole, tmp_path, kind, point):
+    expected, writes = whole
+    new = (*rows, "--output", tmp_path / "out")
+    status, said, _ = run(tmp_path, "run", *new, at=1 + point * writes // POINTS, kind=kind)
+    assert status in (1, 2), said
+    assert "Traceback" not in said
+    assert str(tmp_path / "out") in "".join(said.split("\n"))
+    go_on(tmp_path, said, status, rows)
+    assert_same_students(tmp_path / "out", expected / "out")
+
+
 @pytest.mark.parametrize(("kind", "point"), _every(("kill", ()), ("full", ())))
 def test_overwriting_never_loses_both_runs(rows, whole, tmp_path, kind, point):
     expected, writes = whole
