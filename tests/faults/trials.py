@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 
 from safetensors.torch import load_file
 from tests import forked
@@ -33,8 +34,9 @@ def run_killed(folder, *arguments, after, ranks=1, victims=(0,)):
     ]
     time.sleep(after)
     for victim in victims:
-        if processes[victim].is_alive():
-            os.kill(processes[victim].pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            if processes[victim].is_alive():
+                os.kill(processes[victim].pid, signal.SIGKILL)
     for process in processes:
         process.join()
 
