@@ -128,6 +128,15 @@ def test_a_served_teacher_gives_the_losses_of_a_live_one(server, first_loss, row
     assert 0 < few["total"] < live["total"]
 
 
+def test_a_server_is_compared_with_the_model_on_this_machine(server, first_loss, world):
+    own = first_loss(*LM, *source(server, k=5, live=world / "lm-decoder", live_limit=1e-6))
+    assert own == first_loss(*LM, *source(server, k=5))
+    with torch.no_grad():
+        server.model.lm_head.weight[5] += 0.5
+    with pytest.raises(DataError, match=r"does not answer as .*lm-decoder does .*KL of 0\.\d+ per"):
+        first_loss(*LM, *source(server, k=5, live=world / "lm-decoder", revision="another"))
+
+
 def test_nothing_is_asked_twice(server, first_loss):
     once = first_loss(*LM, *source(server))
     count = len(server.prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
@@ -19,11 +19,13 @@ from gkd_core.hooks.paths import LOGITS
 from gkd_core.teachers.answer_cache import Document, documents, of_batch
 from gkd_core.teachers.answer_form import IDS, LOG_PROBS, Columns, LikeliestWords
 from gkd_core.teachers.answer_store import AnswerStore
+from gkd_core.teachers.live_check import divergence_from_live
 from gkd_core.teachers.server import Likeliest, TeacherServer
 from gkd_core.teachers.source import AnswerSource
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
+    from gkd_core.contract.model_info import ModelInfo
     from gkd_core.contract.step import Step
     from gkd_core.hooks.features import Answer
     from gkd_core.hooks.paths import Capture
@@ -63,12 +65,26 @@ class Served(AnswerSource):
         attempts: PositiveInt = Field(
             8, description="How often a request is sent while no answer comes; pauses double."
         )
+        live: str | None = Field(
+            None,
+            description="Directory or hub id of the model that the server should run: at the first "
+            "batch, its answers are compared with this model's own.",
+        )
+        live_limit: PositiveFloat = Field(
+            0.01,
+            description="Largest mean KL per token between the two; a bf16 server is some "
+            "thousandths away.",
+        )
         key_variable: str = Field(
             "GKD_TEACHER_API_KEY",
             description="Environment variable with the API key; the key itself is never stored.",
         )
 
     config: Config
+
+    def __init__(self, config: Any, teacher: ModelInfo) -> None:
+        super().__init__(config, teacher)
+        self._compared = False
 
     def check(self) -> None:
         """Reject an address that is none or has a password, and a server that is not there."""
@@ -103,8 +119,11 @@ class Served(AnswerSource):
         """Return the likeliest words at the tokens that are learned."""
         texts = list(documents(batch, self._form.scored))
         self._ask([one for one in texts if self._store.find(one.key) is None], batch)
-        found = [self._store.find(one.key) for one in texts]
-        columns = of_batch(texts, [own for own in found if own is not None], batch.mask.shape)
+        kept = [self._store.find(one.key) for one in texts]
+        found = [own for own in kept if own is not None]
+        if self.config.live is not None and not self._compared:
+            self._compare(self.config.live, texts, found, batch)
+        columns = of_batch(texts, found, batch.mask.shape)
         device = batch.rows.device
         return {LOGITS: self._form.logits({n: c.to(device) for n, c in columns.items()}, {})}
 
@@ -118,6 +137,28 @@ class Served(AnswerSource):
         answers = self._server.likeliest(self._model, texts, self._form.k)
         columns = [self._columns(*pair) for pair in zip(new, answers, strict=True)]
         self._store.add([one.key for one in new], columns)
+
+    def _compare(
+        self, live: str, texts: Sequence[Document], found: Sequence[Columns], batch: Batch
+    ) -> None:
+        """Reject a server that runs another model than the one on this machine."""
+        rows = batch.inputs["input_ids"].cpu()
+        divergence = divergence_from_live(
+            live,
+            "teacher.source.live",
+            (
+                (rows[one.row, one.tokens], one.places - one.tokens.start, own)
+                for one, own in zip(texts, found, strict=True)
+            ),
+        )
+        if divergence > self.config.live_limit:
+            raise DataError(
+                f"{self._server.base} does not answer as {live} does (teacher.source.live): a mean "
+                f"KL of {divergence:.3g} per token on the first batch; {self.config.live_limit:g} "
+                "is allowed (teacher.source.live_limit). Is it the same model, at the same "
+                "precision?"
+            )
+        self._compared = True
 
     def _columns(self, document: Document, answer: Sequence[Likeliest]) -> Columns:
         """Return what is kept: the words that follow each learned token."""
