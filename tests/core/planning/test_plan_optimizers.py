@@ -31,6 +31,6 @@ def test_lower_bound_counts_the_state_of_the_chosen_optimizer(prepare_run):
         state = count_state(spec, run.registry)
         sizes = count_weights(spec)
         choice = next(all_choices(1))
-        found[name] = least_need(choice, spec, sizes, state).device
+        found[name] = least_need(choice, spec, sizes, state, sizes["student"]).device
     saved = found["adamw"] - found["adafactor"]
     assert saved == pytest.approx(8 * sizes["student"], rel=0.1)

@@ -16,6 +16,7 @@ from gkd_core.probes.choice import name_pairs
 from gkd_core.runs.outline import (
     CaptureOutline,
     CombinerOutline,
+    LoraOutline,
     LrFactorOutline,
     MethodOutline,
     OptionOutline,
@@ -73,6 +74,7 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
         *_rollout(stage.rollout),
         ("student", f"{_model(stage.student)}{_kept(stage.scale)}"),
         ("", f"starts from {stage.start}"),
+        *_lora(stage.lora),
         *((teacher.name, _teacher(teacher, stage)) for teacher in stage.teachers),
         *(entry for method in stage.methods for entry in _method(method)),
         *(entry for combiner in stage.combiners for entry in _combiner(combiner)),
@@ -200,6 +202,15 @@ def _shape(capture: CaptureOutline) -> str:
 
 def _kept(scale: float | None) -> str:
     return "" if scale is None else f"; {scale:g} of its heads and ffn neurons are kept"
+
+
+def _lora(lora: LoraOutline | None) -> Iterator[tuple[str, str]]:
+    """Yield which adapters a student has, and how much of it is trained."""
+    if lora is not None:
+        where = f"in {lora.layers} layers ({', '.join(lora.targets)})"
+        yield "lora", f"rank {lora.rank}, alpha {lora.alpha:g}, {where}"
+        share = lora.trained / lora.weights
+        yield "", f"{lora.trained:,} of {lora.weights:,} weights are trained ({share:.2%})"
 
 
 def _teacher(info: ModelInfo, stage: StageOutline) -> str:

@@ -123,6 +123,34 @@ class TeacherConfig(Section):
     )
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA): only they are trained, and all else of the student is frozen."""
+
+    rank: Positive = Field(16, description="Rank of the matrices of each adapter.")
+    alpha: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Adapters are multiplied by alpha / rank. Default: twice the rank.",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Dropout on the inputs of the adapters."
+    )
+    targets: Literal["all"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "all",
+        description="Layers that get an adapter: `all` linear layers of the blocks, or a list of "
+        "names such as q_proj and v_proj.",
+    )
+    head: bool | None = Field(
+        None,
+        description="Whether the head of the task is trained too, whole. Default: true, unless the "
+        "student is a language model. A new head always is.",
+    )
+
+    @property
+    def scale(self) -> float:
+        """The value of `alpha`, or its default."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
 class StudentConfig(Section):
     """The student: its own checkpoint, or a smaller copy of the (first) teacher."""
 
@@ -159,6 +187,9 @@ class StudentConfig(Section):
         "or a list of 1-based blocks; `none` for new blocks between the teacher's embedding and "
         "head, or `random` for new weights everywhere.",
     )
+    lora: LoraConfig | None = Field(
+        None, description="Low-rank adapters. Default: none; the whole student is trained."
+    )
     new_student: bool | None = Field(
         None,
         description="Create a new student for this stage instead of continuing with the previous "
@@ -186,6 +217,11 @@ class StudentConfig(Section):
         if self.scale is not None and self.init in ("random", "none"):
             raise ValueError(
                 f"`scale` keeps the most important weights: set it without init = '{self.init}'"
+            )
+        if self.lora is not None and self.init in ("random", "none"):
+            raise ValueError(
+                f"`lora` freezes the weights that it adapts, but init = '{self.init}' makes new "
+                "ones. Start from trained weights (`model`, or another `init`)"
             )
         if self.new_student and stage_of(self.model) is not None:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     weights: Mapping[str, Tensor] | None = None,
+    write_more: Callable[[Path], None] | None = None,
 ) -> None:
     """Write weights (safetensors), configuration and tokenizer so that transformers can load them.
 
@@ -33,6 +34,7 @@ def save_model(
         tokenizer: Its tokenizer.
         directory: Target directory; a model saved there before is replaced.
         weights: The weights by name, if they are not the model's own.
+        write_more: Writes what else belongs into the directory.
 
     Raises:
         ConfigError: `directory` holds something other than a saved model.
@@ -44,6 +46,8 @@ def save_model(
     with quiet():
         model.save_pretrained(aside, state_dict=None if weights is None else dict(weights))
         tokenizer.save_pretrained(aside)
+    if write_more is not None:
+        write_more(aside)
     replace_directory(aside, directory)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
 from gkd_core.contract.architectures import adapter_of
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import MethodError, PluginError
+from gkd_core.models.adapters import is_adapted
 from gkd_core.models.slicing.empty import Headless
 from gkd_core.models.slicing.widths import Widths
 
@@ -250,13 +251,21 @@ def _last_matrix(block: nn.Module, shape: set[int]) -> nn.Module | None:
     feed-forward width back to the hidden size comes after the one that leads to it.
     """
     found = None
-    for module in block.modules():
+    for module in _layers(block):
         weight = getattr(module, "weight", None)
         # A layer that is divided over several ranks holds a shard of its matrix.
         whole = getattr(module, "whole_shape", getattr(weight, "shape", ()))
         if isinstance(weight, nn.Parameter) and len(whole) == 2 and set(whole) == shape:
             found = module
     return found
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and those inside, but not the parts of a layer with an adapter."""
+    yield module
+    if not is_adapted(module):
+        for child in module.children():
+            yield from _layers(child)
 
 
 def _matches(entry: Any, name: str, module: nn.Module) -> bool:

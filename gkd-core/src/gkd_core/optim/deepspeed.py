@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,7 +95,7 @@ class DeepSpeedEngine:
         if not chosen.factory.elementwise:
             self._whole = WholeOptimizer(chosen, groups, self._division, copies)
         for part, weights in parts.items():
-            for weight in weights:
+            for weight in filter(attrgetter("requires_grad"), weights):
                 weight.register_hook(partial(self._gradient, part))  # type: ignore[no-untyped-call]
         ranks = current()
         self._engine, *_ = deepspeed.initialize(

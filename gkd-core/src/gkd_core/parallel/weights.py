@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from gkd_core.distributed.ranks import is_first
 from gkd_core.distributed.shards import Sharding, Sliceable, sharding_of
 from gkd_core.errors import ConfigError
+from gkd_core.models.adapters import has_adapters
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter once (tied ones too) and every buffer in the state dict."""
-    yield from model.named_parameters()
+    """Yield every parameter once (tied ones too) and every buffer in the state dict.
+
+    Of a model with adapters, only those that are trained: the others are those of its base.
+    """
+    adapted = has_adapters(model)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad or not adapted:
+            yield name, weight
     kept = model.state_dict()
     for name, buffer in model.named_buffers():
         if name in kept:
@@ -23,7 +30,7 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a model by name, on the first rank; on the others, nothing.
+    """Return the weights of a model (`named_weights`), on the first rank; on the others, nothing.
 
     Divided weights are gathered one at a time. All ranks call this.
     """

@@ -118,20 +118,24 @@ def all_choices(world: int) -> Iterator[LayoutChoice]:
             yield LayoutChoice(tensor, *rung, checkpointing)
 
 
-def least_need(choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int], state: int) -> Need:
+def least_need(
+    choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int], state: int, trained: int
+) -> Need:
     """Return a lower bound: the memory of weights, gradients and optimizer state alone.
 
     Args:
         choice: The layout.
         spec: The stage.
         sizes: Number of weights by model.
-        state: Bytes of the optimizer state of all weights of the student.
+        state: Bytes of the optimizer state of all trained weights of the student.
+        trained: Number of its trained weights: all, unless it has adapters.
     """
     world = spec.layout.world
     copies = world // choice.tensor
-    student = sizes["student"] / choice.tensor
+    student = trained / choice.tensor
+    frozen = 4 * max(sizes["student"] - trained, 0) / choice.tensor
     # Bytes per fp32 weight: 4, its gradient 4, the optimizer state; ZeRO keeps a master copy, 4.
-    updated = 8 + state / sizes["student"]
+    updated = 8 + state / trained
     shared = 4 + updated / copies
     held = {0: updated, 1: shared, 2: shared, 3: (4 + updated) / copies}[choice.zero]
     waits = 0.0
@@ -146,7 +150,7 @@ def least_need(choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int], 
     share = {"replicated": 1.0, "zero3": 1 / copies, "offload": 0.0}[choice.teacher]
     on_host = teachers if choice.teacher == "offload" else 0.0
     return Need(
-        device=round(held * student + share * teachers),
+        device=round(held * student + frozen + share * teachers),
         host=round((waits * student + on_host) * world),
     )
 

@@ -20,7 +20,7 @@ class Estimate:
         flops: Floating-point operations of a step on each GPU: matrix products and attention.
         probe_flops: Those of a measurement of the probes, which some steps have besides.
         sent: Bytes that each GPU sends in a step, by collective operation.
-        parameters: Number of weights by model.
+        parameters: Number of weights by model; of a student with adapters also of those trained.
         seconds: Duration of the simulation.
     """
 

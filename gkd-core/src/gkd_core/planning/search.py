@@ -16,7 +16,8 @@ from typing import Any
 from gkd_core.errors import GkdError
 from gkd_core.planning.choice import LayoutChoice, Need, all_choices, least_need
 from gkd_core.planning.estimate import Estimate
-from gkd_core.planning.shapes import count_state, count_weights
+from gkd_core.planning.shapes import count_state, count_trained, count_weights
+from gkd_core.planning.zero import check_modeled
 from gkd_core.plugins import Registry
 from gkd_core.runs.checks import check_spec
 from gkd_core.training.stage_spec import StageSpec
@@ -138,6 +139,7 @@ class Search:
         self.simulate = simulate
         self.sizes = count_weights(spec)
         self.state = count_state(spec, registry)
+        self.trained = count_trained(spec, registry)
 
     def run(self) -> Found:
         """Try layouts until one fits; if none does, look for the largest teacher that would."""
@@ -155,7 +157,7 @@ class Search:
         beside: dict[LayoutChoice, int] = {}
         lasting: dict[LayoutChoice, int] = {}
         for choice in self.choices():
-            least = least_need(choice, self.spec, self.sizes, self.state)
+            least = least_need(choice, self.spec, self.sizes, self.state, self.trained)
             known = [least.device, lasting.get(choice, 0)]
             known += [least.device + more for of, more in beside.items() if choice.takes_like(of)]
             need, estimate = replace(least, device=max(known)), None
@@ -186,8 +188,8 @@ class Search:
         room = {}
         for choice in self.choices():
             if choice.checkpointing:
-                least = least_need(choice, self.spec, self.sizes, self.state)
-                saved = _less(least, least_need(choice, self.spec, fewer, self.state))
+                least = least_need(choice, self.spec, self.sizes, self.state, self.trained)
+                saved = _less(least, least_need(choice, self.spec, fewer, self.state, self.trained))
                 room[choice] = self._blocks(least, saved), saved
         found: Largest | None = None
         for choice, (most, saved) in sorted(room.items(), key=lambda item: -item[1][0]):
@@ -205,7 +207,9 @@ class Search:
 
     def _works(self, choice: LayoutChoice) -> bool:
         try:
-            check_spec(choice.apply(self.spec), self.registry)
+            applied = choice.apply(self.spec)
+            check_spec(applied, self.registry)
+            check_modeled(applied)
         except GkdError:
             return False
         return True

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.config.schema import RunConfig
@@ -22,6 +23,7 @@ from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.runs.checks import check_spec
 from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.spec_builder import SpecBuilder
+from gkd_core.students.lora import adapt
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 if TYPE_CHECKING:
@@ -102,15 +104,37 @@ def count_weights(spec: StageSpec) -> dict[str, int]:
 
 
 def count_state(spec: StageSpec, registry: Registry) -> int:
-    """Return the bytes of the optimizer state of all weights of the student."""
+    """Return the bytes of the optimizer state of all trained weights of the student."""
     factory = registry.make_optimizer(spec.config)
+    model = _student(spec, registry)
+    chosen = ChosenOptimizer(factory, find_parts(find_sites(model, registry.sites)))
+    known = chosen.describe(_trained(model), Division([model]))
+    return sum(factory.state_bytes(weight) for weight in known.values())
+
+
+def count_trained(spec: StageSpec, registry: Registry) -> int:
+    """Return the number of weights of the student that are trained."""
+    return sum(weight.numel() for weight in _trained(_student(spec, registry)))
+
+
+def _student(spec: StageSpec, registry: Registry) -> PreTrainedModel:
     with torch.device("meta"):
         model = build_shape(
             spec.student_config, spec.kind, spec.data.classes, spec.trusts_student, True
         )
-    chosen = ChosenOptimizer(factory, find_parts(find_sites(model, registry.sites)))
-    known = chosen.describe(model.parameters(), Division([model]))
-    return sum(factory.state_bytes(weight) for weight in known.values())
+        put_adapters(model, spec, registry)
+    return model
+
+
+def put_adapters(model: PreTrainedModel, spec: StageSpec, registry: Registry) -> None:
+    """Put the adapters of `student.lora` into a student, if it has any."""
+    lora = spec.config.student.lora
+    if lora is not None:
+        adapt(model, find_sites(model, registry.sites), lora, spec.kind.is_lm)
+
+
+def _trained(model: PreTrainedModel) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def _lacks_tokenizer(model: str) -> bool:

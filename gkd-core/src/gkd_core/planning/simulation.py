@@ -45,6 +45,7 @@ from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.features import Answer
 from gkd_core.hooks.paths import LOGITS, Capture
 from gkd_core.losses.relation import Relation
+from gkd_core.models.adapters import has_adapters
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
@@ -52,8 +53,8 @@ from gkd_core.optim.engine import Engine, LocalEngine, build_engine
 from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.planning.estimate import Estimate
 from gkd_core.planning.memory_tracker import HOST, ON_DEVICE, MemoryKind, MemoryTracker
-from gkd_core.planning.shapes import build_shape
-from gkd_core.planning.zero import ZeroEngine
+from gkd_core.planning.shapes import build_shape, put_adapters
+from gkd_core.planning.zero import ZeroEngine, check_modeled
 from gkd_core.plugins import Registry
 from gkd_core.probes.probes import build_probes
 from gkd_core.students.build import Student
@@ -80,6 +81,7 @@ def simulate(spec: StageSpec, registry: Registry, every: bool = False) -> Estima
     Raises:
         MethodError: What a method computes depends on the values of tensors.
     """
+    check_modeled(spec)
     with _refusing(str(spec.expression)):
         return _simulate(spec, registry, every)
 
@@ -159,7 +161,7 @@ def _fake_models() -> Iterator[None]:
     """Make all tensors fake, and `Module.to` do nothing: fake modules cannot be moved."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
-        patch.object(nn.Module, "to", lambda module, *_: module),
+        patch.object(nn.Module, "to", lambda module, *_, **__: module),
     ):
         yield
 
@@ -237,12 +239,22 @@ def _build(
         trusts = spec.trusts_student
         model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, on_cpu)
         counts["student"] = count_parameters(model)
+        put_adapters(model, spec, registry)
+        counts |= _trained(model)
         _divide(model, None if groups is None else groups.tensor)
         student, make_engine = Student(model.train(), []), partial(_engine, tracker)
         stage = assemble_stage(spec, registry, Path(), student, live, make_engine)
     if len(stage.teachers) > 1 and not on_cpu:
         stage.feature_offload = FeatureOffload(torch.device("cpu"))
     return stage, counts
+
+
+def _trained(model: PreTrainedModel) -> dict[str, int]:
+    """Return the number of trained weights of a student under a name, if it has adapters."""
+    if not has_adapters(model):
+        return {}
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return {"student (trained)": trained}
 
 
 def _divide(model: PreTrainedModel, group: ProcessGroup | None) -> None:

@@ -8,6 +8,7 @@ in which DeepSpeed 0.19 creates them (`runtime/zero/stage_1_and_2.py`, `stage3.p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.distributed.groups import data_size
+from gkd_core.errors import ConfigError
 from gkd_core.models.parts import Parts
 from gkd_core.optim.deepspeed import BUCKET
 from gkd_core.optim.engine import LocalEngine, autocast
@@ -24,6 +26,9 @@ from gkd_core.optim.partitions import PartitionedCopies
 from gkd_core.optim.whole import WholeOptimizer
 from gkd_core.planning.gathering import Gathering
 from gkd_core.planning.memory_tracker import ABSENT, HOST, TRANSIT, MemoryKind, MemoryTracker
+
+if TYPE_CHECKING:
+    from gkd_core.training.stage_spec import StageSpec
 
 PERSISTENT = 10
 """Weights of at most this many times the hidden size stay whole on every rank."""
@@ -205,6 +210,22 @@ class ZeroEngine(LocalEngine):
         for parameter in self.pending:
             parameter.grad = None
         self.pending = []
+
+
+def check_modeled(spec: StageSpec) -> None:
+    """Refuse to plan what is not modeled here: ZeRO-3 with weights that are not trained.
+
+    DeepSpeed gathers such weights for the backward pass too, but releases them at other moments.
+
+    Raises:
+        ConfigError: The student has adapters.
+    """
+    if spec.config.student.lora is not None and spec.config.parallel.zero == 3:
+        raise ConfigError(
+            "parallel.zero = 3 cannot be planned with student.lora: when DeepSpeed gathers frozen "
+            "weights is not modeled. Plan with parallel.zero = 2, which needs more memory on each "
+            "GPU by the frozen weights; a run takes either"
+        )
 
 
 def _total(parameters: Iterable[Parameter]) -> int:

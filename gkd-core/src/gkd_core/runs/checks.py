@@ -17,6 +17,7 @@ from gkd_core.models.stored import check_stored, check_stored_weights, check_tra
 from gkd_core.models.tokenizer import check_vocabulary
 from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
+from gkd_core.runs.lora_checks import check_lora
 from gkd_core.runs.packing_checks import check_packing
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
@@ -59,6 +60,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     _check_models(spec)
     check_augmentation(config, spec.kind)
     _check_scale(spec)
+    check_lora(spec, registry)
     _check_prompts(spec)
     _check_rollout(spec, registry)
     for ensemble in spec.ensembles:

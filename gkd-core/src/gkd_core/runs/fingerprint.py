@@ -45,6 +45,7 @@ AUGMENTATION = ("augment", "augment_share", "augment_candidates")
 
 SINCE_0_1: Mapping[tuple[str, ...], Any] = {
     ("optim",): {"name": "adamw", "options": {}},
+    ("student", "lora"): None,
     ("training", "lr_decay_share"): 0.2,
     ("training", "lr_floor"): 0.0,
     ("training", "lr_power"): 2.0,
@@ -55,6 +56,9 @@ At these values they are left out: the fingerprint of such a stage does not chan
 """
 
 LIBRARIES = ("torch", "transformers")
+
+PEFT = "peft"
+"""The library of adapters, which a student need not have."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,12 @@ class Fingerprints:
             settings=digest.of_value(_settings(spec) | ({"named": named} if named else {})),
             data=digest.of_value([data.rows_hash, data.kind, list(data.classes)]),
             models=digest.of_value(self._models(spec)),
-            code=digest.of_value([stage_code(spec, self._registry), self._libraries]),
+            code=digest.of_value([stage_code(spec, self._registry), self._versions(spec)]),
         )
+
+    def _versions(self, spec: StageSpec) -> list[str]:
+        adapted = spec.config.student.lora is not None
+        return [*self._libraries, *([f"{PEFT} {version(PEFT)}"] if adapted else [])]
 
     def _models(self, spec: StageSpec) -> list[str]:
         teachers = spec.teachers if spec.loads_teachers else ()

@@ -19,7 +19,7 @@ from gkd_core.models.content import ModelContents
 from gkd_core.models.source import load_config
 from gkd_core.named_path import named_path
 from gkd_core.plugins import Registry
-from gkd_core.runs.fingerprint import LIBRARIES, revision, vocabulary
+from gkd_core.runs.fingerprint import LIBRARIES, PEFT, revision, vocabulary
 from gkd_core.runs.named_content import named_content
 from gkd_core.training.augmentation import SETTING, copies
 from gkd_core.training.manifest import Inputs
@@ -63,7 +63,7 @@ class InputReader:
             CONTENT: dict([*_rows(spec), *_tokenizers(spec), *self._models(spec, start)])
             | named_content(spec, self.registry),
             CODE: code,
-            VERSIONS: _versions(self.registry, code),
+            VERSIONS: _versions(self.registry, code) | _of_adapters(spec),
         }
 
     def _models(self, spec: StageSpec, start: Path | None) -> Iterator[tuple[str, str]]:
@@ -122,6 +122,11 @@ def _tokenizers(spec: StageSpec) -> Iterator[tuple[str, str]]:
 
 def _of_stage(spec: StageSpec) -> str:
     return "" if spec.name == ONLY_STAGE else f" of stage {spec.name}"
+
+
+def _of_adapters(spec: StageSpec) -> dict[str, str]:
+    """Return the version of the library of adapters, if the student has some."""
+    return {} if spec.config.student.lora is None else {PEFT: version(PEFT)}
 
 
 def _versions(registry: Registry, code: Mapping[str, Any]) -> dict[str, str]:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.hooks.paths import MAIN, Capture
+from gkd_core.models.meta import meta_model
 from gkd_core.models.parts import part_name
+from gkd_core.models.sites import own_sites
 from gkd_core.probes.probes import ROWS, plan_probes
+from gkd_core.students.lora import adapt, target_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -152,6 +155,27 @@ class RolloutOutline:
 
 
 @dataclass(frozen=True)
+class LoraOutline:
+    """Low-rank adapters of the student.
+
+    Attributes:
+        rank: Rank of each.
+        alpha: What they are multiplied by, divided by the rank.
+        layers: Number of layers that have one.
+        targets: The last parts of the names of these layers.
+        trained: Number of trained weights.
+        weights: Number of weights of the student without adapters.
+    """
+
+    rank: int
+    alpha: float
+    layers: int
+    targets: tuple[str, ...]
+    trained: int
+    weights: int
+
+
+@dataclass(frozen=True)
 class ProbeOutline:
     """What probes compare, and what a measurement computes.
 
@@ -199,6 +223,7 @@ class StageOutline:
         other_tokenizers: Names of the teachers whose tokenizer is not the student's.
         notes: What was assumed of the rows and models, in sentences.
         probes: What probes compare; None without probes.
+        lora: The student's adapters; None if it is trained whole.
     """
 
     name: str
@@ -223,6 +248,7 @@ class StageOutline:
     other_tokenizers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     probes: ProbeOutline | None = None
+    lora: LoraOutline | None = None
 
 
 @dataclass(frozen=True)
@@ -278,6 +304,25 @@ def outline_stage(spec: StageSpec) -> StageOutline:
         ),
         notes=spec.notes,
         probes=_probes(spec, batch),
+        lora=_lora(spec),
+    )
+
+
+def _lora(spec: StageSpec) -> LoraOutline | None:
+    lora = spec.config.student.lora
+    if lora is None:
+        return None
+    model = meta_model(spec.kind, spec.student_config, spec.trusts_student)
+    sites = own_sites(model)
+    names = target_layers(sites, lora)
+    trained = adapt(model, sites, lora, spec.kind.is_lm)
+    return LoraOutline(
+        rank=lora.rank,
+        alpha=lora.scale,
+        layers=len(names),
+        targets=tuple(dict.fromkeys(name.rpartition(".")[2] for name in names)),
+        trained=trained.weights,
+        weights=trained.total,
     )
 
 

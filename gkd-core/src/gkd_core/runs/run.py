@@ -17,6 +17,7 @@ from gkd_core.data.cache_limit import cache_limit, shrink_cache
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.errors import ConfigError
 from gkd_core.lease import Lease
+from gkd_core.models.adapters import adapter_writer, merged_state
 from gkd_core.models.content import ModelContents
 from gkd_core.models.save import save_model
 from gkd_core.parallel.weights import whole_state
@@ -297,10 +298,11 @@ class Run:
 
 
 def _save(model: PreTrainedModel, spec: StageSpec, target: Path) -> None:
-    """Save a model, which may be sharded over the ranks, from the first rank."""
+    """Save a model, which may be sharded over the ranks, from the first rank, merged."""
     weights = whole_state(model)
     if is_first():
-        save_model(model, spec.tokenizer, target, weights)
+        merged, adapter = merged_state(model, weights), adapter_writer(model, weights)
+        save_model(model, spec.tokenizer, target, merged, adapter)
     wait()
 
 

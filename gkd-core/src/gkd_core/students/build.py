@@ -30,11 +30,13 @@ class Student:
         model: The model, fp32, in training mode.
         summary: Rows (property, value) to display.
         sites: Its sites, if they were found to make it.
+        initialized: Names of its weights that were drawn at random.
     """
 
     model: PreTrainedModel
     summary: list[tuple[str, str]]
     sites: Sites | None = None
+    initialized: tuple[str, ...] = ()
 
 
 def build_student(
@@ -71,7 +73,7 @@ def build_student(
     sites = find_sites(model, adapters)
     done = transfer(sites, teacher, blocks, weights)
     start = [("start", _copied(done)), *_fresh(done.initialized)]
-    return Student(model.train(), describe(model, origin) + start, sites)
+    return Student(model.train(), describe(model, origin) + start, sites, tuple(done.initialized))
 
 
 def fresh_student(

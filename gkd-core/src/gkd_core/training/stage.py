@@ -37,6 +37,7 @@ from gkd_core.models.meta import meta_model
 from gkd_core.models.parts import find_parts
 from gkd_core.models.sites import Sites, find_sites
 from gkd_core.models.tokenizer import set_padding
+from gkd_core.named_path import named_path
 from gkd_core.objective.objective import Objective, name_seed
 from gkd_core.optim.engine import Engine, EngineMaker, build_engine
 from gkd_core.optim.groups import ChosenOptimizer
@@ -45,6 +46,7 @@ from gkd_core.plugins import Registry
 from gkd_core.probes.probes import Probes, build_probes
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
+from gkd_core.students.lora import add_lora
 from gkd_core.students.scale import scale_student
 from gkd_core.teachers.kept import KeptAnswers
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher
@@ -243,6 +245,7 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     live = {t.info.name: _load_teacher(spec, t, registry, groups) for t in spec.live_teachers}
     first = live.get(spec.teachers[0].info.name) if spec.teachers else None
     student = _student(spec, first, registry, start, groups)
+    student = _with_adapters(student, spec, registry, start)
     source = spec.config.student.model if start is None else str(start)
     adopt_generation_config(student.model, source or spec.teachers[0].trained, "student.model")
     if spec.end_token is not None:
@@ -487,6 +490,23 @@ def _student(
     return made
 
 
+def _with_adapters(
+    student: Student, spec: StageSpec, registry: Registry, start: Path | None
+) -> Student:
+    """Return the student with the adapters of `student.lora`, if it has any."""
+    config = spec.config
+    if config.student.lora is None:
+        return student
+    sites = student.sites or find_sites(student.model, registry.sites)
+    base = config.student.model if start is None else str(start)
+    if base is None and spec.is_whole_teacher:
+        base = spec.teachers[0].trained
+    place = None if base is None else named_path(base)
+    if place is not None and place.is_dir():
+        base = str(place.resolve())
+    return add_lora(student, sites, config.student.lora, spec.kind.is_lm, config.seed, base)
+
+
 def _from_teacher(
     spec: StageSpec,
     first: Sites | None,
@@ -533,7 +553,7 @@ def _from_checkpoint(
     fresh = [("random weights", ", ".join(loaded.initialized))] if loaded.initialized else []
     size = describe(loaded.model, None if first is None else first.model)
     summary = [*size, ("start", spec.start), *fresh]
-    return Student(loaded.model, summary)
+    return Student(loaded.model, summary, initialized=loaded.initialized)
 
 
 def _scaled(student: Student, spec: StageSpec, teacher: PreTrainedModel) -> Student:

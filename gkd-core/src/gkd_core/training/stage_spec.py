@@ -352,6 +352,19 @@ class StageSpec:
         return made and self.config.student.init != "random"
 
     @property
+    def is_whole_teacher(self) -> bool:
+        """Whether the student starts as a copy of the (first) teacher, of the same size."""
+        student, layers = self.config.student, self.student.layers
+        if not self.copies_teacher or student.scale is not None:
+            return False
+        if student.init == "none" or student.init == "random":
+            return False
+        teacher = self.teachers[0]
+        blocks = init_layers(student.init, layers, teacher.info.layers)
+        same = replace(self.student, name=teacher.info.name) == teacher.info
+        return same and blocks == [*range(1, layers + 1)]
+
+    @property
     def loads_teachers(self) -> bool:
         """Whether weights of the teachers are needed."""
         return self.reads_teachers or self.copies_teacher
