@@ -33,6 +33,7 @@ FLAGS = {
     "--data --output --teacher-cache --track --probe --baseline --seed --nproc --set --json",
     "methods": "",
     "new-method": "--output",
+    "new-run": "--teacher --data --output",
     "optimizers": "",
     "plugins": "--json",
     "prune": "--data --set --model --output --parameters --width --depth --blocks --even "
