@@ -260,6 +260,14 @@ def test_progress_bar_is_whole_in_80_columns():
         assert words in console.file.getvalue()
 
 
+@pytest.mark.parametrize("where", [{"force_terminal": True}, {"force_jupyter": True}, {}])
+def test_the_bar_is_shown_in_terminals_and_notebooks(where):
+    from gkd_core.tracking.display import PlainLines, ProgressBar, display
+
+    shown = display(Console(file=io.StringIO(), width=80, **where))
+    assert type(shown) is (ProgressBar if where else PlainLines)
+
+
 @pytest.mark.parametrize(("folder", "row"), [("student", 2), ("baseline", 1)])
 def test_eval_gives_the_figures_of_the_run(invoke, copied, finished, folder, row):
     results = json.loads((finished / copied / "results.json").read_text())
