@@ -172,7 +172,8 @@ def _without_rows(spec: StageSpec) -> StageSpec:
     row = spec.kind.one_row(data.train)
     parallel = spec.config.parallel.model_copy(update={"device": "cpu"})
     task = spec.config.task.model_copy(update={"augment": 0})
-    config = spec.config.model_copy(update={"parallel": parallel, "task": task, "rollout": None})
+    alone = {"parallel": parallel, "task": task, "rollout": None, "writing": None}
+    config = spec.config.model_copy(update=alone)
     teachers = tuple(
         teacher if teacher.source is None else replace(teacher, source=AnswerShapes(teacher.info))
         for teacher in spec.teachers

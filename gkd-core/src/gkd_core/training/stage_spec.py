@@ -336,6 +336,11 @@ class StageSpec:
         return self.config.rollout is not None and self.config.rollout.uses_teacher
 
     @property
+    def is_written(self) -> bool:
+        """Whether the (first) teacher writes the answers to all prompts before the first step."""
+        return self.config.writing is not None
+
+    @property
     def taught(self) -> list[Models]:
         """The shapes of the student and each teacher."""
         return [Models(self.student, teacher.info, self.data.kind) for teacher in self.teachers]
@@ -385,7 +390,7 @@ class StageSpec:
     @property
     def loads_teachers(self) -> bool:
         """Whether weights of the teachers are needed."""
-        return self.reads_teachers or self.copies_teacher
+        return self.reads_teachers or self.copies_teacher or self.is_written
 
     @property
     def trusts_student(self) -> bool:
@@ -399,7 +404,9 @@ class StageSpec:
     def reads_weights(self, number: int) -> bool:
         """Return whether the weights of a teacher are needed."""
         is_live = self.teachers[number].source is None
-        return (is_live and self.reads_teachers) or (number == 0 and self.copies_teacher)
+        writes = number == 0 and self.is_written
+        reads = is_live and (self.reads_teachers or writes)
+        return reads or (number == 0 and self.copies_teacher)
 
     @property
     def layout(self) -> Layout:
