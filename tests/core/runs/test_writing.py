@@ -13,8 +13,9 @@ from gkd_core.contract.task import Split
 from gkd_core.data.encode_chats import encode_chats
 from gkd_core.data.prompts import answered, as_columns, encode_prompts, prompts_alone
 from gkd_core.errors import ConfigError, DataError
-from gkd_core.rollouts.answers import KeptAnswers, WrittenAnswer
+from gkd_core.rollouts.answers import FilteredAnswers, WrittenAnswer
 from gkd_core.runs import writing
+from gkd_core.runs.directory import has_trained
 from gkd_core.teachers import server as client
 
 WRITING = ("writing.prompt_tokens=4", "writing.max_new_tokens=6")
@@ -68,7 +69,6 @@ def test_a_stage_trains_on_its_answers(prepare):
     run = prepare(*WRITING, "training.steps=2")
     run.execute()
     assert run.results["distil"].steps == 2
-    assert "95 kept, left out: 1 empty" in (run.directory / "log.txt").read_text()
 
 
 def test_samples_are_drawn_by_the_seed(written):
@@ -96,6 +96,7 @@ def test_what_was_interrupted_ends_with_the_same_bytes(written, monkeypatch):
         patch.setattr(writing, "save_part", dies)
         with pytest.raises(KeyboardInterrupt):
             written(*SAMPLED, directory="killed")
+    assert has_trained(saved[0].parents[4]), "the directory is kept, to be resumed"
     times = [path.stat().st_mtime_ns for path in saved]
     assert written(*SAMPLED, directory="killed")[2].read_bytes() == whole
     assert [path.stat().st_mtime_ns for path in saved] == times, "they are not written again"
@@ -144,12 +145,12 @@ def test_a_filter_that_keeps_nothing_says_why(written):
 def test_answers_are_left_out_for_one_reason_each():
     texts = [("a", 1, True), ("b b", 2, True), ("b b ", 2, True), ("c c", 2, False), ("", 0, True)]
     answers = [WrittenAnswer(0, *text) for text in texts] + [WrittenAnswer(1, "b b", 2, True)]
-    kept = KeptAnswers.of(answers, WritingConfig(min_tokens=2))
+    kept = FilteredAnswers.of(answers, WritingConfig(min_tokens=2))
     assert [answer.text for answer in kept.answers] == ["b b", "b b"]
     assert kept.left_out == {"too short": 1, "equal to another": 1, "cut": 1, "empty": 1}
-    every = KeptAnswers.of(answers, WritingConfig(distinct=False, ended=False))
+    every = FilteredAnswers.of(answers, WritingConfig(distinct=False, ended=False))
     assert [answer.text for answer in every.answers] == ["a", "b b", "b b ", "c c", "b b"]
-    some = KeptAnswers.of(answers, WritingConfig(pattern="^[ac]", ended=False))
+    some = FilteredAnswers.of(answers, WritingConfig(pattern="^[ac]", ended=False))
     assert [answer.text for answer in some.answers] == ["a", "c c"]
 
 
@@ -167,15 +168,15 @@ def talker(world):
 
 
 def test_the_last_answer_of_a_conversation_is_written_again(talker):
-    turns = [
+    messages = [
         {"role": "user", "content": "the movie"},
         {"role": "assistant", "content": "was good"},
         {"role": "user", "content": "and"},
         {"role": "assistant", "content": "bad"},
     ]
-    split = Split([turns, "so"], target=None, chat=True)
+    split = Split([messages, "so"], target=None, chat=True)
     prompts = prompts_alone(split, talker, 4)
-    assert prompts.text == [turns[:3], "so"]
+    assert prompts.text == [messages[:3], "so"]
     ids = encode_prompts(prompts, talker, 100)
     rows = answered(prompts, [0, 1], ["fine", "great"])
     encoded = encode_chats(rows, talker, 100)
@@ -184,7 +185,7 @@ def test_the_last_answer_of_a_conversation_is_written_again(talker):
         assert own[: len(prompt)] == prompt
     assert encode_prompts(prompts, talker, len(ids[0]) - 1)[0] is None
     first, second = as_columns(rows)
-    assert first == {"messages": [*turns[:3], {"role": "assistant", "content": "fine"}]}
+    assert first == {"messages": [*messages[:3], {"role": "assistant", "content": "fine"}]}
     assert second == {"prompt": "so", "response": "great"}
 
 

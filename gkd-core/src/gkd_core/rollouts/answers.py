@@ -11,6 +11,12 @@ from pathlib import Path
 from gkd_core.atomic import write_file
 from gkd_core.config.schema import WritingConfig
 
+WRITTEN = "written"
+"""Name of the folder with the parts, and of the data set, in the directory of a stage."""
+
+PARTS = f"{WRITTEN}/*/part-*.jsonl"
+"""The parts, as a pattern: what shapes the answers has a folder of its own."""
+
 
 @dataclass(frozen=True)
 class WrittenAnswer:
@@ -30,7 +36,7 @@ class WrittenAnswer:
 
 
 @dataclass(frozen=True)
-class KeptAnswers:
+class FilteredAnswers:
     """The answers that pass the filter.
 
     Attributes:
@@ -42,7 +48,7 @@ class KeptAnswers:
     left_out: dict[str, int]
 
     @classmethod
-    def of(cls, answers: Iterable[WrittenAnswer], config: WritingConfig) -> KeptAnswers:
+    def of(cls, answers: Iterable[WrittenAnswer], config: WritingConfig) -> FilteredAnswers:
         """Return what a filter keeps.
 
         Args:

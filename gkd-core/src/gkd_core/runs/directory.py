@@ -18,6 +18,7 @@ from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.lease import Lease, LeaseLost, hold, is_inherited
+from gkd_core.rollouts.answers import PARTS
 from gkd_core.training.checkpoint import BEST, CHECKPOINT, CHECKPOINTS, NOT_FINITE
 
 if TYPE_CHECKING:
@@ -184,9 +185,12 @@ def _put_back(aside: Path, directory: Path) -> None:
 
 
 def has_trained(directory: Path) -> bool:
-    """Tell whether a run has a finished stage, a best student, a checkpoint or a saved step."""
+    """Tell whether a run has a finished stage, a best student, a checkpoint or a saved step.
+
+    Or answers that a teacher has written.
+    """
     stages = directory / STAGES
-    kept = (DONE, BEST, f"{CHECKPOINTS}/{CHECKPOINT}", NOT_FINITE)
+    kept = (DONE, BEST, f"{CHECKPOINTS}/{CHECKPOINT}", NOT_FINITE, PARTS)
     return any(any(stages.glob(f"*/{name}")) for name in kept)
 
 

@@ -25,7 +25,7 @@ from gkd_core.distributed.ranks import is_first, rank, tell, wait, world_size
 from gkd_core.errors import DataError
 from gkd_core.objective.objective import name_seed
 from gkd_core.optim.engine import autocast
-from gkd_core.rollouts.answers import KeptAnswers, WrittenAnswer, load_part, save_part
+from gkd_core.rollouts.answers import WRITTEN, FilteredAnswers, WrittenAnswer, load_part, save_part
 from gkd_core.rollouts.engines.generate import Generate
 from gkd_core.rollouts.writer import Writer
 from gkd_core.teachers.served import Served
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 PART = 32
 """Answers in a part. What is written depends on the part that a prompt is in, never on the rank."""
-
-WRITTEN = "written"
-"""Name of the folder with the parts, and of the data set, in the directory of a stage."""
 
 SHAPING = ("temperature", "top_k", "top_p", "samples", "prompt_tokens", "max_new_tokens")
 """Settings that determine what is written; the others filter it."""
@@ -80,7 +77,7 @@ def write_answers(
         work.write(_writer(spec, registry, work.tokenizer, work.config), missing, say)
     wait()
     found = [answer for part in work.parts for answer in load_part(part.path)]
-    kept = KeptAnswers.of(found, work.config)
+    kept = FilteredAnswers.of(found, work.config)
     if not kept.answers:
         raise DataError(
             f"none of the {len(found)} answers of the teacher is kept: {_reasons(kept)}. "
@@ -143,10 +140,10 @@ class _Work:
         ends = _end_ids(spec, tokenizer)
         known = [config.model_dump(include={*SHAPING}), ids, ends, teacher, seed]
         place = folder / WRITTEN / digest.of_value(known)
-        asked = [n for n, own in enumerate(ids) if own is not None for _ in range(config.samples)]
+        wanted = [n for n, own in enumerate(ids) if own is not None for _ in range(config.samples)]
         parts = [
-            _Part(place / f"part-{number:05d}.jsonl", asked[start : start + PART])
-            for number, start in enumerate(range(0, len(asked), PART))
+            _Part(place / f"part-{number:05d}.jsonl", wanted[start : start + PART])
+            for number, start in enumerate(range(0, len(wanted), PART))
         ]
         return cls(config, tokenizer, prompts, ids, parts, ends, seed, spec.teachers[0].info.name)
 
@@ -155,13 +152,13 @@ class _Work:
     ) -> None:
         """Write the missing parts, each rank its share."""
         there = len(self.parts) - len(missing)
-        for turn in range(0, len(missing), world_size()):
+        for begun in range(0, len(missing), world_size()):
             # A rank without a part still takes part, since ranks may write in step; it is dropped.
-            number = missing[min(turn + rank(), len(missing) - 1)]
+            number = missing[min(begun + rank(), len(missing) - 1)]
             answers = self._answers(writer, number)
-            if turn + rank() < len(missing):
+            if begun + rank() < len(missing):
                 save_part(self.parts[number].path, answers)
-            done = there + min(turn + world_size(), len(missing))
+            done = there + min(begun + world_size(), len(missing))
             if is_first() and _is_told(done, world_size(), len(self.parts)):
                 say(f"written: part {done} of {len(self.parts)}")
 
@@ -178,7 +175,7 @@ class _Work:
         pairs = zip(rows, writer.write(prompts), strict=True)
         return [WrittenAnswer(row, *answer) for row, answer in pairs]
 
-    def summary(self, found: Sequence[WrittenAnswer], kept: KeptAnswers) -> str:
+    def summary(self, found: Sequence[WrittenAnswer], kept: FilteredAnswers) -> str:
         """Return what was written and kept, in a sentence."""
         tokens = sum(answer.tokens for answer in found) / len(found)
         cut = sum(not answer.ended for answer in found) / len(found)
@@ -304,5 +301,5 @@ def _is_told(done: int, step: int, total: int) -> bool:
     return done * 10 // total > max(done - step, 0) * 10 // total
 
 
-def _reasons(kept: KeptAnswers) -> str:
+def _reasons(kept: FilteredAnswers) -> str:
     return ", ".join(f"{number:,} {reason}" for reason, number in kept.left_out.items())
