@@ -61,7 +61,7 @@ def page(prepare_run, brief, monkeypatch):
     return SimpleNamespace(run=run, summary=run_summary.summarize_run(run), linked=linked)
 
 
-def test_page_says_what_was_distilled_how_good_it_is_and_how_to_use_it(page):
+def test_page_says_what_was_distilled_how_good_it_is_and_how_to_use_it(page, monkeypatch):
     text = page.summary.report.read_text()
     for said in (
         "Distilled with soft", "gained by distillation", "of the teacher&#39;s weights",
@@ -75,6 +75,7 @@ def test_page_says_what_was_distilled_how_good_it_is_and_how_to_use_it(page):
         assert f">{student - other:+.4f}</td>" in text
     (snippet,) = re.findall(r"<pre><code>(.*?)</code></pre>", text, re.S)
     found = {}
+    monkeypatch.chdir(page.run.directory)
     exec(compile(ast.parse(unescape(snippet)), "snippet", "exec"), found)
     assert found["model"].config.num_hidden_layers == 2
     _check_references(page, text)
@@ -86,7 +87,7 @@ def _check_references(page, text):
     assert "&lt;b&gt; failed" in text
     assert "of &lt;plugin&gt;.csv</a>" in text
     references = _Page(text).references
-    assert ("a", str(page.linked)) in references
+    assert ("a", page.linked.name) in references
     assert all(tag == "a" or value.startswith("#") for tag, value in references)
     assert "default-src 'none'" in text
     assert "url(http" not in text

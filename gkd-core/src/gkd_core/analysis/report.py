@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
 from gkd_core.evaluation.pairs import ModelPair
 from gkd_core.evaluation.statistics import LEVEL, Interval
+from gkd_core.named_path import without_folders
 from gkd_core.probes.probe_file import PROBES, TRAINING, read_probes
 from gkd_core.tracking.recorder import METRICS
 from gkd_core.training.stage_spec import BASELINE
@@ -65,18 +67,18 @@ def write_report(
     page = render(
         "report.html.jinja",
         title=run.methods,
-        source=run.last.data.source,
+        source=without_folders(run.last.data.source),
         summary=_summary(run),
-        failures=failures,
+        failures=list(map(without_folders, failures)),
         **_compared(run, compared),
         snippet=_snippet(run),
         stages=_stages(run),
         stages_note="time: since the stage began or was last resumed; best: on the validation rows",
         resumed=list(_resumed(run)),
         figures=list(_figures(run)),
-        links=extra,
-        outline=outline,
-        config=(run.directory / "config.toml").read_text(),
+        links=[Path(os.path.relpath(path, run.directory)) for path in extra],
+        outline=without_folders(outline),
+        config=without_folders((run.directory / "config.toml").read_text()),
     )
     path = run.directory / REPORT
     write_file(path, page)
@@ -278,7 +280,7 @@ def _snippet(run: Run) -> str:
         "from transformers import AutoTokenizer",
         f"from {module} import {auto.__name__}",
         "",
-        f"student = {str(run.student)!r}",
+        f"student = {run.student.name!r}  # in the folder of this report",
         f"tokenizer = AutoTokenizer.from_pretrained(student{trust})",
         f"model = {auto.__name__}.from_pretrained(student{trust}).eval()",
         'inputs = tokenizer("A text.", return_tensors="pt")',
@@ -304,7 +306,7 @@ def _stage_cells(spec: StageSpec, result: StageResult) -> Iterator[PageCell]:
     yield PageCell(spec.follows.name if spec.follows else "")
     yield PageCell("" if result.best is None else f"{result.metric} {result.best:.4f}", result.best)
     yield PageCell(str(result.steps), result.steps)
-    reused = f"from {result.reused}"
+    reused = f"from {without_folders(result.reused)}"
     yield PageCell(reused if result.reused else _duration(result.seconds), result.seconds)
     yield PageCell("" if result.fingerprint is None else str(result.fingerprint))
 
@@ -313,7 +315,7 @@ def _resumed(run: Run) -> Iterator[str]:
     """Yield what was not as before when the run was resumed, stage by stage."""
     for name, result in run.results.items():
         for difference in result.differences:
-            yield f"stage {name} was resumed: {difference}"
+            yield without_folders(f"stage {name} was resumed: {difference}")
 
 
 def _figures(run: Run) -> Iterable[tuple[str, str]]:

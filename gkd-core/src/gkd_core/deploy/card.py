@@ -1,0 +1,159 @@
+"""The model card of an exported student: `README.md`, as model hubs show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from gkd_core.deploy.lineage import LINEAGE, papers
+
+PIPELINES = {
+    "classification": "text-classification",
+    "multi-label": "text-classification",
+    "regression": "text-classification",
+    "token-classification": "token-classification",
+    "span-extraction": "question-answering",
+    "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
+    "embedding": "sentence-similarity",
+}
+"""What hubs call the kinds of task; others have no name there."""
+
+UNNAMED = "not stated"
+
+
+def model_card(known: Mapping[str, Any]) -> str:
+    """Return the model card for a lineage.
+
+    Args:
+        known: The lineage.
+    """
+    parts = [_head(known), "# Student model", _summary(known), *_sections(known)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(known: Mapping[str, Any]) -> str:
+    """Return the metadata that hubs read."""
+    kind = known["task"]["kind"]
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["knowledge-distillation"]}
+    if known["export"]["format"] == "onnx":
+        head["library_name"] = "onnx"
+        head["tags"].append("onnx")
+    if known["license"]:
+        head["license"] = known["license"]
+    if kind in PIPELINES:
+        head["pipeline_tag"] = PIPELINES[kind]
+    hub_ids = [model for model in known["teachers"].values() if "/" in model]
+    if hub_ids:
+        head["base_model"] = hub_ids
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
+
+
+def _summary(known: Mapping[str, Any]) -> str:
+    student = known["student"]
+    taught = ", ".join(f"`{model}`" for model in known["teachers"].values())
+    methods = " then ".join(f"`{stage['method']}`" for stage in known["stages"])
+    size = "" if student["parameters"] is None else f" with {student['parameters']:,} weights"
+    by = f" from {taught}" if taught else ""
+    return (
+        f"A {student['architecture']} model{size}, distilled{by} by {methods} with gkd "
+        f"{known['gkd']}. License: {known['license'] or UNNAMED}."
+    )
+
+
+def _sections(known: Mapping[str, Any]) -> Iterator[str]:
+    results, found = known["results"], known["verification"]
+    yield f"## Results\n\n{results['metric']} on {results['samples']:,} {results['split']} rows."
+    yield _results(results)
+    yield f"## This export\n\n{_verified(known['export'], found)}"
+    yield f"## Training\n\n{_training(known)}"
+    yield f"## Data\n\n{_data(known)}"
+    cited = [f"- `{name}`: {paper}" for name, paper in papers(known)]
+    if cited:
+        yield "## Cite\n\n" + "\n".join(cited)
+    yield (f"Hashes of the rows, the teacher and every file, and all settings, are in `{LINEAGE}`.")
+
+
+def _results(results: Mapping[str, Any]) -> str:
+    metric = results["metric"]
+    lines = [
+        f"| model | {metric} | of the teacher's | same answers | weights |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in results["models"]:
+        cells = [
+            row["name"],
+            _number(row["metrics"].get(metric)),
+            _share(row["kept"]),
+            _share(row["agreement"]),
+            f"{row['parameters']:,}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _verified(export: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return how the export compares with the student that was trained."""
+    what = (
+        "Hugging Face directory" if export["format"] == "hf" else f"ONNX, opset {export['opset']}"
+    )
+    if export["quantization"]:
+        what += f", {export['quantization']}"
+    lines = [
+        f"{what}. Compared with the trained student on {found['rows']:,} {found['split']} rows:",
+        "",
+        f"- largest difference of the outputs: {found['difference']:.2g}",
+    ]
+    if found["differing"] is not None:
+        lines.append(f"- predictions that differ: {found['differing']:,}")
+    lines.append(
+        f"- {found['metric']}: {found['after']:.4f}{_interval(found['estimate'])}, of the student "
+        f"{found['before']:.4f}"
+    )
+    if found["change"] is not None:
+        lines.append(f"- change: {found['change']['value']:+.4f}{_interval(found['change'])}")
+    lines += [f"- kept although {problem}" for problem in found["problems"]]
+    if found["weak"]:
+        lines.append(f"- this is weak evidence: {found['weak']}")
+    return "\n".join(lines)
+
+
+def _interval(estimate: Mapping[str, Any] | None) -> str:
+    interval = None if estimate is None else estimate["interval"]
+    if interval is None:
+        return ""
+    return f" ({interval['level']:.0%} interval {interval['low']:.4f} to {interval['high']:.4f})"
+
+
+def _training(known: Mapping[str, Any]) -> str:
+    lines = []
+    for stage in known["stages"]:
+        training = stage["settings"].get("training", {})
+        told = ", ".join(
+            f"{name} {training[name]}"
+            for name in ("epochs", "batch_size", "lr")
+            if name in training
+        )
+        lines.append(f"- {stage['name']}: `{stage['method']}`, seed {stage['seed']}, {told}")
+    return "\n".join(lines)
+
+
+def _data(known: Mapping[str, Any]) -> str:
+    task = known["task"]
+    lines = [
+        f"- {name}: {task[name]}" for name in ("name", "train", "validation", "test") if task[name]
+    ]
+    classes = known["student"]["classes"]
+    if classes:
+        lines.append(f"- labels: {', '.join(map(str, classes))}")
+    return "\n".join(lines)

@@ -1,0 +1,228 @@
+"""The export of a run's student: converted, verified, and only then given its name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from gkd_core.analysis.subjects import alone, without_trust
+from gkd_core.atomic import replace_directory, write_file
+from gkd_core.deploy.card import model_card
+from gkd_core.deploy.lineage import LINEAGE, lineage
+from gkd_core.deploy.onnx_graph import GRAPH, write_decoder, write_graph
+from gkd_core.deploy.onnx_model import OnnxDecoder, OnnxModel
+from gkd_core.deploy.quantization import quantize_graph
+from gkd_core.deploy.verification import Verification, VerifiedRows, differing_continuations, verify
+from gkd_core.errors import ConfigError
+from gkd_core.evaluation.predictions import STUDENT
+from gkd_core.models.load import load_teacher
+from gkd_core.models.quiet import quiet
+from gkd_core.runs.spec_builder import SpecBuilder
+from gkd_core.strict_json import json_text
+from gkd_core.training.stage import prepare_model
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from gkd_core.analysis.finished_run import FinishedRun
+    from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.plugins import Registry
+
+Format = Literal["hf", "onnx"]
+Step = Callable[[str], AbstractContextManager[None]]
+"""Shows what is being done while it lasts."""
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a student is exported.
+
+    Attributes:
+        format: A Hugging Face directory, or an ONNX graph.
+        int8: Whether the graph is quantized.
+        accept: Whether to keep what the verification rejects.
+        rows: Largest number of rows to verify on.
+        opset: Version of the ONNX operators. Default: the newest.
+        license: Name of the license in the model card. Default: none is named.
+    """
+
+    format: Format
+    int8: bool = False
+    accept: bool = False
+    rows: int = 1000
+    opset: int | None = None
+    license: str | None = None
+
+
+def export_student(
+    run: FinishedRun, registry: Registry, place: Path, options: ExportOptions, step: Step
+) -> Verification:
+    """Export the student of a run.
+
+    Everything is written beside `place`, and renamed once it is verified. If it is rejected, or
+    the process is interrupted, what was there before stays.
+
+    Args:
+        run: The run.
+        registry: The plugins.
+        place: The directory to write.
+        options: How.
+        step: Shows what is being done.
+
+    Returns:
+        What the verification found.
+
+    Raises:
+        ConfigError: The directory is something other than an export, the student cannot be
+            converted, or the verification rejects it.
+    """
+    _refuse_foreign(place)
+    with step("reading the student and the rows"):
+        exporter = _Exporter(run, registry, options)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        found = exporter.write(aside, step)
+        if found.problems and not options.accept:
+            kept = " and the export that was there stays" if place.exists() else ""
+            raise ConfigError(
+                f"the export of {run.directory} was rejected{kept}: {'; '.join(found.problems)}. "
+                "Keep it nevertheless with --accept"
+            )
+        known = lineage(run, registry, aside, options, found, exporter.kind)
+        write_file(aside / LINEAGE, json_text(known, indent=1))
+        write_file(aside / CARD, model_card(known))
+        replace_directory(aside, place)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return found
+
+
+class _Exporter:
+    """Writes and verifies the student of a run.
+
+    Args:
+        run: The run.
+        registry: The plugins.
+        options: How it is exported.
+    """
+
+    def __init__(self, run: FinishedRun, registry: Registry, options: ExportOptions) -> None:
+        self._options = options
+        self._student = run.directory / STUDENT
+        # The run may be somebody else's: code of its models does not run.
+        resolved = without_trust(run.resolved)
+        found = alone(SpecBuilder(registry), resolved, [str(self._student)])
+        self._spec = found.spec
+        self._tokenizer = found.models[0].tokenizer
+        self._model = self._load()
+        prepare_model(self._model, self._spec, self._tokenizer)
+        self._rows = VerifiedRows.of(self._spec, self._tokenizer, self._model, options.rows)
+
+    @property
+    def kind(self) -> TaskKind:
+        """The kind of task."""
+        return self._spec.kind
+
+    def write(self, directory: Path, step: Step) -> Verification:
+        """Write the export to an empty directory; return what its verification found."""
+        if self._options.format == "hf":
+            shutil.copytree(self._student, directory, dirs_exist_ok=True)
+            return self._verify(self._plain(directory), True, step)
+        with step("converting to ONNX"):
+            self._write_graph(directory)
+            self._copy_settings(directory)
+        exact = self._verify(self._graph(directory), True, step)
+        if not self._options.int8 or (exact.problems and not self._options.accept):
+            return exact
+        with step("quantizing to int8"):
+            quantize_graph(directory)
+        return self._verify(self._graph(directory), False, step)
+
+    def _write_graph(self, directory: Path) -> None:
+        opset, model = self._options.opset, self._load()
+        if self.kind.generates:
+            token = int(self._rows.encoded.row(0)["input_ids"][-1])
+            write_decoder(model, token, directory, opset)
+        else:
+            write_graph(model, self._example(), directory, self._longest, opset)
+
+    def _graph(self, directory: Path) -> OnnxModel:
+        made = OnnxDecoder if self.kind.generates else OnnxModel
+        return made(directory / GRAPH)
+
+    @property
+    def _longest(self) -> int:
+        """Largest number of tokens that the student reads."""
+        return self._spec.teachers[0].info.max_length
+
+    def _load(self) -> PreTrainedModel:
+        spec = self._spec
+        return load_teacher(
+            str(self._student), spec.kind, spec.data.classes, False, "the student of the run"
+        )
+
+    def _plain(self, directory: Path) -> PreTrainedModel:
+        """Return a saved model as those who have no gkd load it."""
+        try:
+            with quiet():
+                model: PreTrainedModel = self._spec.kind.auto.from_pretrained(directory).eval()
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                f"transformers alone cannot load the student ({reason}). A student pruned with "
+                "uneven blocks is read by gkd only; prune it with --even"
+            ) from error
+        return model
+
+    def _verify(self, exported: nn.Module, exact: bool, step: Step) -> Verification:
+        self._spec.kind.prepare(exported, self._spec.data.classes)
+        with step(f"comparing on {len(self._rows.split):,} {self._rows.name} rows"):
+            found = verify(self._model, exported, self._rows, self._tokenizer, exact)
+            if not exact or not isinstance(exported, OnnxDecoder):
+                return found
+            apart = differing_continuations(self._model, exported, self._rows, self._longest)
+            problem = f"{apart} texts are continued differently"
+            return replace(found, problems=(*found.problems, *[problem] * bool(apart)))
+
+    def _example(self) -> Mapping[str, torch.Tensor]:
+        """Return what the forward pass of the student is given for a few rows."""
+        seen: dict[str, Any] = {}
+
+        def note(_model: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
+            seen.update(inputs)
+
+        handle = self._model.register_forward_pre_hook(note, with_kwargs=True)
+        batch = next(iter(self._rows.batches(self._tokenizer)))
+        with torch.no_grad():
+            self._model(**{name: value[:2] for name, value in batch.inputs.items()})
+        handle.remove()
+        return {name: value for name, value in seen.items() if isinstance(value, torch.Tensor)}
+
+    def _copy_settings(self, directory: Path) -> None:
+        """Copy configuration and tokenizer of the student."""
+        for file in self._student.iterdir():
+            if file.is_file() and ".safetensors" not in file.name:
+                shutil.copy(file, directory)
+
+
+def _refuse_foreign(place: Path) -> None:
+    """Refuse a directory that is there and no export: it might be anything."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    if not (place / LINEAGE).is_file():
+        raise ConfigError(
+            f"--to {place} already exists and is not an export (it has no {LINEAGE}); name "
+            "another directory"
+        )

@@ -1,0 +1,164 @@
+"""`lineage.json`: what an exported student was made from, who taught it, and how good it is.
+
+It is written to be sent on: paths of the machine are reduced to their last part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gkd_core import __version__, digest
+from gkd_core.config.expression import parse_expression
+from gkd_core.contract.run_info import STAGES
+from gkd_core.deploy.onnx_graph import GRAPH, opset_of, package_versions
+from gkd_core.errors import GkdError
+from gkd_core.named_path import without_folders
+from gkd_core.training.manifest import MANIFEST, Manifest
+
+if TYPE_CHECKING:
+    from gkd_core.analysis.finished_run import FinishedRun
+    from gkd_core.config.resolve import ResolvedStage
+    from gkd_core.deploy.export import ExportOptions
+    from gkd_core.deploy.verification import Verification
+    from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.plugins import Registry
+
+LINEAGE = "lineage.json"
+FORMAT = 1
+"""Version of the form of the file."""
+
+
+def lineage(
+    run: FinishedRun,
+    registry: Registry,
+    directory: Path,
+    options: ExportOptions,
+    found: Verification,
+    kind: TaskKind,
+) -> dict[str, Any]:
+    """Return the lineage of an export, as JSON has it.
+
+    Args:
+        run: The run.
+        registry: The plugins, which know the papers of their methods.
+        directory: The export, written but for its card.
+        options: How it was exported.
+        found: What its verification found.
+        kind: The kind of task.
+    """
+    last = run.resolved.stages[-1]
+    teachers = {t.name: _model(t.model) for t in last.config.teachers if t.model}
+    config = json.loads((directory / "config.json").read_text())
+    known: dict[str, Any] = {
+        "format": FORMAT,
+        "gkd": __version__,
+        "license": options.license,
+        "export": _export(directory, options),
+        "verification": asdict(found),
+        "student": {
+            "architecture": config.get("model_type"),
+            "classes": list((config.get("id2label") or {}).values()) if kind.has_classes else [],
+            "parameters": run.results["rows"][-1].get("parameters"),
+        },
+        "task": _task(last, kind.name),
+        "teachers": teachers,
+        "about": dict(run.resolved.about),
+        "stages": [_stage(stage, registry) for stage in run.resolved.stages],
+        "results": _results(run),
+        "made_from": _made_from(run),
+    }
+    public: dict[str, Any] = _public(known)
+    return public
+
+
+def _export(directory: Path, options: ExportOptions) -> dict[str, Any]:
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    files = {path.relative_to(directory).as_posix(): path for path in paths}
+    hashes = digest.of_each_named(files)
+    graph = directory / GRAPH
+    return {
+        "format": options.format,
+        "quantization": "int8, dynamic, per channel" if options.int8 else None,
+        "accepted": options.accept,
+        "opset": opset_of(graph) if graph.is_file() else None,
+        "packages": package_versions(),
+        "files": {
+            name: {"bytes": files[name].stat().st_size, "sha256": hashes[name]} for name in hashes
+        },
+    }
+
+
+def _task(stage: ResolvedStage, kind: str) -> dict[str, Any]:
+    task = stage.config.task
+    named = {"name": task.name, "kind": kind}
+    rows = {name: getattr(task, name) for name in ("train", "validation", "test")}
+    return named | {name: None if value is None else str(value) for name, value in rows.items()}
+
+
+def _stage(stage: ResolvedStage, registry: Registry) -> dict[str, Any]:
+    config = stage.config
+    names = parse_expression(config.method, stage.origin("method")).names
+    return {
+        "name": stage.name,
+        "method": config.method,
+        "papers": {name: paper for name in names if (paper := _paper(name, registry))},
+        "seed": config.seed,
+        "settings": stage.as_tree(),
+    }
+
+
+def _paper(method: str, registry: Registry) -> str:
+    """Return where a method was published; an empty text if its plugin is no longer installed."""
+    try:
+        return registry.method(method).paper
+    except GkdError:
+        return ""
+
+
+def _results(run: FinishedRun) -> dict[str, Any]:
+    """Return the comparison of the models of the run."""
+    names = ("name", "metrics", "parameters", "bytes", "kept", "agreement")
+    rows = [{name: row.get(name) for name in names} for row in run.results["rows"]]
+    return {**{name: run.results[name] for name in ("metric", "split", "samples")}, "models": rows}
+
+
+def _made_from(run: FinishedRun) -> dict[str, Any]:
+    """Return the hashes of rows and models, and the versions, that every stage was made from."""
+    found = {}
+    for stage in run.resolved.stages:
+        path = run.directory / STAGES / stage.name / MANIFEST
+        if path.is_file():
+            inputs = Manifest.load(path).inputs
+            found[stage.name] = {name: inputs.get(name) for name in ("content", "versions")}
+    return found
+
+
+def _model(model: str) -> str:
+    """Return a hub id as it is, and of a directory its last part."""
+    path = Path(model)
+    return path.name if path.exists() else model
+
+
+def _public(value: Any) -> Any:
+    """Return a value without the folders of this machine in its texts."""
+    if isinstance(value, str):
+        return without_folders(value)
+    if isinstance(value, Mapping):
+        return {_public(name): _public(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return list(map(_public, value))
+    return value if isinstance(value, (int, float, bool, type(None))) else str(value)
+
+
+def papers(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each method of a lineage with the paper to cite for it, once.
+
+    Args:
+        known: The lineage.
+    """
+    found = {name: paper for stage in known["stages"] for name, paper in stage["papers"].items()}
+    yield from found.items()

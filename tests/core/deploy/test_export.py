@@ -1,0 +1,139 @@
+"""`gkd export`: what is written, what verification rejects, and that nothing is lost."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gkd_core.deploy import export as exporting
+from gkd_core.deploy.onnx_model import OnnxModel
+
+
+def _everything(folder):
+    """The files beside a run's export, with their content."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def exported(invoke, finished, tmp_path):
+    """The directory of an export as a Hugging Face directory, and what was printed."""
+    done = invoke("export", finished, "--to", "out", "--license", "apache-2.0")
+    assert done.code == 0, done.err
+    return tmp_path / "out", done
+
+
+def test_export_is_the_student_with_a_card_and_lineage(exported, finished, world):
+    from transformers import AutoModelForSequenceClassification
+
+    place, done = exported
+    assert "rows        40 test, the same predictions" in done.out
+    known = json.loads((place / "lineage.json").read_text())
+    for name, file in known["export"]["files"].items():
+        assert hashlib.sha256((place / name).read_bytes()).hexdigest() == file["sha256"]
+    assert known["student"]["classes"] == ["neg", "pos"]
+    assert known["teachers"] == {"teacher": "teacher"}
+    content = known["made_from"]["distil"]["content"]
+    assert "SHA-256" in content["teacher.model: model.safetensors"]
+    card = (place / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "Sun, Cheng, Gan, Liu, EMNLP 2019" in card
+    for private in (finished.parent, world):
+        assert not [path for path in place.iterdir() if str(private).encode() in path.read_bytes()]
+    loaded = AutoModelForSequenceClassification.from_pretrained(place)
+    assert loaded.config.id2label == {0: "neg", 1: "pos"}
+
+
+def test_rejected_export_leaves_the_one_that_was_there(invoke, finished, exported, monkeypatch):
+    place, _ = exported
+    before = _everything(place.parent)
+
+    def reject(*arguments, real=exporting.verify):
+        return replace(real(*arguments), problems=("2 predictions differ on 40 rows",))
+
+    monkeypatch.setattr(exporting, "verify", reject)
+    done = invoke("export", finished, "--to", "out")
+    assert done.code == 2
+    assert "2 predictions differ on 40 rows. Keep it nevertheless with --accept" in done.err
+    assert _everything(place.parent) == before
+    done = invoke("export", finished, "--to", "out", "--accept")
+    assert done.code == 0
+    assert "accepted    2 predictions differ on 40 rows" in done.out
+    assert "kept although 2 predictions differ" in (place / "README.md").read_text()
+
+
+def test_interrupted_export_leaves_no_trace(invoke, finished, monkeypatch, tmp_path):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "verify", interrupt)
+    assert invoke("export", finished, "--to", "new").code != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_export_is_not_replaced(invoke, finished, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    done = invoke("export", finished, "--to", "mine")
+    assert done.code == 2
+    assert "--to mine already exists and is not an export" in done.err
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--quantize", "int8"], "--quantize needs --format onnx"),
+        (["--opset", "18"], "--opset needs --format onnx"),
+    ],
+)
+def test_options_of_onnx_need_its_format(invoke, finished, arguments, said):
+    done = invoke("export", finished, "--to", "out", *arguments)
+    assert (done.code, said in done.err) == (2, True)
+
+
+def test_int8_graph_answers_as_the_student_within_its_precision(invoke, finished, tmp_path, world):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    flags = ("--format", "onnx", "--quantize", "int8", "--accept")
+    done = invoke("export", finished, "--to", "out", *flags)
+    assert done.code == 0, done.err
+    place = tmp_path / "out"
+    known = json.loads((place / "lineage.json").read_text())
+    assert known["export"]["opset"] >= 18
+    assert known["export"]["quantization"] == "int8, dynamic, per channel"
+    assert known["verification"]["weak"].startswith("40 rows are few")
+    files = [path for path in place.iterdir() if str(world).encode() in path.read_bytes()]
+    assert files == []
+    inputs = AutoTokenizer.from_pretrained(place)(
+        ["the movie was good", "bad"], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        student = AutoModelForSequenceClassification.from_pretrained(finished / "student").eval()
+        expected = student(**inputs).logits.numpy()
+    found = OnnxModel(place / "model.onnx")(**inputs).logits.numpy()
+    np.testing.assert_allclose(found, expected, atol=0.5)
+    assert not np.array_equal(found, expected)
+    _check_documented_ways(invoke, finished, place, tmp_path)
+
+
+def _check_documented_ways(invoke, finished, place, folder):
+    """Run the Python blocks of the how-to page."""
+    place.rename(folder / "phone")
+    assert invoke("export", finished, "--to", "student").code == 0
+    page = Path("docs/how-to/export-a-student.md")
+    text = (Path(__file__).parents[3] / page).read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), {})
+
+
+def test_report_of_a_run_has_no_paths_of_the_machine(finished, world):
+    page = (finished / "report.html").read_text()
+    assert not [place for place in (world, finished.parent) if str(place) in page]
+    assert "train.jsonl" in page
