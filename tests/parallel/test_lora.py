@@ -43,3 +43,17 @@ def test_layout_may_change_between_checkpoints(still, on_ranks, runs, tmp_path):
         own = [*given, f"parallel.zero={zero}"]
         on_ranks(ranks, runs.train, still, tmp_path / "changed", teacher, own, dies_at)
     runs.assert_equal(tmp_path / "changed", tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_weights_shared_with_the_teacher_train_as_in_one_process(still, on_ranks, runs, tmp_path):
+    name, _, given = CASES[1]
+    given = [*given, f"student.model={still / 'lm-decoder'}", "method=soft+hard"]
+    runs.train(still, tmp_path / name, "lm-decoder", given)
+    cases = [
+        (f"zero {zero}", "lm-decoder", [*given, f"parallel.zero={zero}"]) for zero in (0, 1, 2, 3)
+    ]
+    on_ranks(2, runs.train_all, still, tmp_path, cases)
+    for case, *_ in cases:
+        runs.assert_equal(tmp_path / case, tmp_path / name)

@@ -1,7 +1,8 @@
 """gkd: distil large language models.
 
-What a plugin may import is in `gkd_core.api`; the names that the smallest method needs are here
-too. They are loaded on first use: `import gkd_core` imports neither torch nor transformers.
+`run` is what `gkd run` does. What a plugin may import is in `gkd_core.api`; the names that the
+smallest method needs are here too. Names are loaded on first use: `import gkd_core` imports neither
+torch nor transformers.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gkd_core.contract.method import Method as Method
+    from gkd_core.distillation.run import run as run
     from gkd_core.hookspecs import hookimpl as hookimpl
     from gkd_core.losses.distances import cosine as cosine
 
-_HOME = {"Method": "contract.method", "cosine": "losses.distances", "hookimpl": "hookspecs"}
+_HOME = {
+    "Method": "contract.method",
+    "cosine": "losses.distances",
+    "hookimpl": "hookspecs",
+    "run": "distillation.run",
+}
 
 __all__ = sorted(_HOME)
 __version__ = "0.2.0"

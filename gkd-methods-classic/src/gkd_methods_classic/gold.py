@@ -26,7 +26,9 @@ class GOLD(Method):
     """
 
     name = "gold"
-    paper = "Patiño et al., On-policy distillation for any model family, Hugging Face, 2025"
+    paper = (
+        "Patiño et al., Unlocking On-Policy Distillation for Any Model Family, Hugging Face, 2025"
+    )
     kinds = ("causal-lm",)
     aligns = True
 

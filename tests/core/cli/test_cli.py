@@ -34,6 +34,7 @@ FLAGS = {
     "export": "--to --format --quantize --accept --rows --opset --license --json",
     "methods": "",
     "new-method": "--output",
+    "new-run": "--teacher --data --output",
     "optimizers": "",
     "plugins": "--json",
     "prune": "--data --set --model --output --parameters --width --depth --blocks --even "
@@ -258,6 +259,14 @@ def test_progress_bar_is_whole_in_80_columns():
     bar.end_stage()
     for words in ("distil", "558/5400", "779 samples/s", "eta", "total 0.197  pkd 0.183"):
         assert words in console.file.getvalue()
+
+
+@pytest.mark.parametrize("where", [{"force_terminal": True}, {"force_jupyter": True}, {}])
+def test_the_bar_is_shown_in_terminals_and_notebooks(where):
+    from gkd_core.tracking.display import PlainLines, ProgressBar, display
+
+    shown = display(Console(file=io.StringIO(), width=80, **where))
+    assert type(shown) is (ProgressBar if where else PlainLines)
 
 
 @pytest.mark.parametrize(("folder", "row"), [("student", 2), ("baseline", 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
@@ -236,3 +237,58 @@ def test_new_setting_changes_no_fingerprint(prepare_run):
     found = Fingerprints(registry()).of(run.last)
     assert StudentConfig().lora is None
     assert found.settings != Fingerprints(registry()).of(prepare_run(*LORA).last).settings
+
+
+def _log(run):
+    lines = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+    return [{n: v for n, v in line.items() if "second" not in n} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("teacher", ()), pytest.param("lm-decoder", CAUSAL[:1], marks=pytest.mark.exhaustive)],
+)
+def test_student_of_its_own_teacher_has_the_same_tensors_and_losses(
+    prepare_run, world, tmp_path, name, settings
+):
+    shutil.copytree(world / name, tmp_path / "copy")
+    given = ("method=pkd+soft+hard", *LORA, *settings, f"student.model={world / name}")
+    runs = [
+        prepare_run(*given, teachers=(place,), directory=folder)
+        for folder, place in (("shared", world / name), ("apart", tmp_path / "copy"))
+    ]
+    held = []
+    for run in runs:
+        stage = run.build(run.last)
+        teacher = dict(stage.live(0).model.named_parameters())
+        student = stage.student.model.named_parameters()
+        plain = {key.replace(".base_layer", ""): weight for key, weight in student}
+        held.append([weight for key, weight in teacher.items() if plain[key] is weight])
+        own = [weight for key, weight in plain.items() if not any(weight is w for w in held[-1])]
+        assert all(weight.requires_grad for weight in own) == (run is runs[0])
+        assert not any(weight.requires_grad for weight in held[-1])
+        run.execute()
+    assert runs[0].last.shares_weights
+    assert len(held[0]) >= len(teacher) - 2
+    assert not held[1]
+    assert _log(runs[0]) == _log(runs[1])
+    students = [load_file(run.student / "model.safetensors") for run in runs]
+    assert all(torch.equal(weight, students[1][key]) for key, weight in students[0].items())
+
+
+def test_plan_counts_shared_weights_once(prepare_run, world):
+    given = ("method=soft", *LORA, f"student.model={world / 'lm-decoder'}", *CAUSAL[:1])
+    whole = prepare_run(*given, teachers=("lm-decoder",))
+    apart = prepare_run(*given, "teacher.dtype=bf16", teachers=("lm-decoder",))
+    assert not apart.last.shares_weights
+    found, other = (simulate(_planned(run), run.registry).memory for run in (whole, apart))
+    adapters = 4 * count_trained(whole.last, whole.registry)
+    assert adapters <= found["student weights"] < 1.5 * adapters < other["student weights"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["teacher.placement=offload", "parallel.zero=3", "teacher.dtype=bf16"]
+)
+def test_weights_that_lie_elsewhere_are_not_shared(prepare_run, world, setting):
+    spec = prepare_run("method=soft", *LORA, f"student.model={world / 'teacher'}", setting).last
+    assert not spec.shares_weights

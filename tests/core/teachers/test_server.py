@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tests.serving import KEY, serving
 
 from gkd_core.api import ConfigError, DataError
 from gkd_core.contract.step import Step
@@ -19,86 +16,14 @@ from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
 LM = ("method=soft", "task.kind=causal-lm", "soft.temperature=1")
-KEY = "sesame"
-
-
-class Server(ThreadingHTTPServer):
-    """Answers as vLLM does, unless it is told to fail.
-
-    Attributes:
-        faults: What to do instead with the next requests: a status, or a function that spoils an
-            answer.
-        prompts: Every prompt that was asked about.
-    """
-
-    def __init__(self, model):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.model, self.faults, self.prompts, self.most = model, [], [], 1000
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-    @torch.no_grad()
-    def choice(self, index, ids, k):
-        log_probs = self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-        answer = [None]
-        for row, own in zip(log_probs, ids[1:], strict=False):
-            words = dict.fromkeys([*row.topk(min(k, len(row))).indices.tolist(), own])
-            answer.append({str(word): {"logprob": float(row[word])} for word in words})
-        return {"index": index, "text": "", "prompt_logprobs": answer}
-
-    def complete(self, body):
-        if body["prompt_logprobs"] > self.most:
-            return 400, {"error": {"message": f"logprobs: the most is {self.most}"}}
-        self.prompts += body["prompt"]
-        choices = [self.choice(i, p, body["prompt_logprobs"]) for i, p in enumerate(body["prompt"])]
-        return 200, {"choices": choices[::-1]}
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.respond(200, {"data": [{"id": "the-teacher"}]})
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert body["model"] == "the-teacher"
-        assert (body["max_tokens"], body["temperature"]) == (1, 1.0)
-        fault = self.server.faults.pop(0) if self.server.faults else None
-        if self.headers["Authorization"] != f"Bearer {KEY}":
-            self.respond(401, {"error": "no key"})
-        elif fault == "dies":
-            self.close_connection = True
-        elif isinstance(fault, int):
-            self.respond(fault, {"error": "busy"})
-        else:
-            status, answer = self.server.complete(body)
-            if fault is not None:
-                fault(answer["choices"])
-            self.respond(status, answer)
-
-    def respond(self, status, answer):
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
 def server(world, monkeypatch):
     """Serve `lm-decoder`, which wants an API key."""
-    monkeypatch.setenv("GKD_TEACHER_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
-    served = Server(AutoModelForCausalLM.from_pretrained(world / "lm-decoder").eval())
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield served
-    served.shutdown()
-    served.server_close()
+    with serving(world / "lm-decoder", monkeypatch) as served:
+        yield served
 
 
 @pytest.fixture

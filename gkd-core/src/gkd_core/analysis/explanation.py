@@ -71,6 +71,7 @@ def _stage(stage: StageOutline, number: str, width: int) -> Iterator[str]:
         *(("", note) for note in stage.notes),
         *_rows(stage),
         ("batch", f"{size} samples of up to {length} tokens"),
+        *_writing(stage),
         *_rollout(stage.rollout),
         ("student", f"{_model(stage.student)}{_kept(stage.scale)}"),
         ("", f"starts from {stage.start}"),
@@ -106,6 +107,16 @@ def _entry(name: str, value: str, width: int) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _writing(stage: StageOutline) -> Iterator[tuple[str, str]]:
+    """Yield what a teacher writes before the first step, and every setting."""
+    if stage.writing is None:
+        return
+    number = stage.writing["samples"].value
+    answers = "the answer" if number == 1 else f"{number} answers"
+    yield "writing", f"{stage.teachers[0].name} first writes {answers} to each prompt"
+    yield from _options("writing", stage.writing)
 
 
 def _rollout(rollout: RolloutOutline | None) -> Iterator[tuple[str, str]]:
@@ -157,7 +168,7 @@ def _lr_factors(factors: Sequence[LrFactorOutline]) -> Iterator[tuple[str, str]]
 
 def _writing_teacher(stage: StageOutline) -> str | None:
     """Return the name of the teacher that writes rows, or None if none does."""
-    writes = stage.rollout is not None and stage.rollout.teacher != "0"
+    writes = stage.writing or (stage.rollout is not None and stage.rollout.teacher != "0")
     return stage.teachers[0].name if writes else None
 
 

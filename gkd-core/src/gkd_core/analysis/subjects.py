@@ -212,6 +212,7 @@ def _with_model(stage: ResolvedStage, model: str, trusts: bool) -> ResolvedStage
         "teachers": [TeacherConfig(model=model, trust_remote_code=trusts)],
         "student": StudentConfig(),
         "rollout": None,
+        "writing": None,
         "probe": None,
     }
     alone = replace(stage, config=stage.config.model_copy(update=own))

@@ -33,6 +33,7 @@ BUILT_IN = {
     "kinds": "gkd_core.cli.kinds:kinds",
     "methods": "gkd_core.cli.methods:methods",
     "new-method": "gkd_core.cli.new_method:new_method",
+    "new-run": "gkd_core.cli.new_run:new_run",
     "optimizers": "gkd_core.cli.optimizers:optimizers",
     "plan": "gkd_core.cli.plan:plan",
     "plugins": "gkd_core.cli.plugins:plugins",

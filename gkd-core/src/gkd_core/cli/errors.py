@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shlex
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -93,31 +92,22 @@ class RankHangs(click.ClickException):
 @contextmanager
 def resumable(directory: Path) -> Iterator[None]:
     """Say how to continue the run in `directory` if it is interrupted or fails."""
-    from gkd_core.runs.directory import has_trained
+    from gkd_core.runs.directory import has_trained, how_to_go_on
 
     try:
         yield
     except KeyboardInterrupt as error:
         interrupted = Stopped if has_trained(directory) else Interrupted
-        message = f"{str(error) or 'interrupted'}. {_how_to_go_on(directory)}"
+        message = f"{str(error) or 'interrupted'}. {how_to_go_on(directory)}"
         raise interrupted(message) from error
     except LeaseLost:
         raise  # another process goes on
     except Exception as error:
         if not _is_disk_full(error):
-            error.add_note(_how_to_go_on(directory))
+            error.add_note(how_to_go_on(directory))
             raise
-        message = f"{_disk_full(error)}. Free some space. {_how_to_go_on(directory)}"
+        message = f"{_disk_full(error)}. Free some space. {how_to_go_on(directory)}"
         raise DiskFull(message) from error
-
-
-def _how_to_go_on(directory: Path) -> str:
-    from gkd_core.runs.directory import has_trained
-
-    place = shlex.quote(str(directory))
-    if has_trained(directory):
-        return f"Continue with: gkd run --resume --output {place}"
-    return f"There is no checkpoint yet: start again, with --overwrite --output {place}"
 
 
 def report(error: Exception) -> int | None:

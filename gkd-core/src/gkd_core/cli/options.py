@@ -13,8 +13,7 @@ import click
 from gkd_core.cli.numeric import Whole
 
 if TYPE_CHECKING:
-    from gkd_core.config.resolve import Resolved, ResolvedStage
-    from gkd_core.contract.model_info import Models
+    from gkd_core.config.resolve import Resolved
 
 NAMED_TEACHER = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)=(?P<model>.+)")
 
@@ -82,22 +81,10 @@ class RunOptions:
         Raises:
             GkdError: A value is invalid.
         """
-        from gkd_core.config.resolve import resolve
-        from gkd_core.plugins import registry
+        from gkd_core.runs.resolved import resolve_run
 
-        return resolve(
-            registry(),
-            files=[*base, *self.files],
-            recipe=self.recipe,
-            settings=self.settings,
-            flags=self.flagged,
-            task_defaults=lambda name, kind: registry().task(name).defaults(kind),
-            task_adjustments=lambda name, recipe, stage, settings: (
-                registry().task(name).adjustments(recipe, stage, settings)
-            ),
-            shapes=_shapes,
-            before=before,
-        )
+        files = [*base, *self.files]
+        return resolve_run(files, self.recipe, self.settings, self.flagged, before)
 
     def _value(self, name: str) -> Any:
         if name == "data":
@@ -150,13 +137,6 @@ def show_warnings(resolved: Resolved) -> None:
     """Print the warnings of a configuration, one per line."""
     for warning in resolved.warnings:
         click.echo(f"Warning: {warning}", err=True)
-
-
-def _shapes(stage: ResolvedStage) -> Models:
-    from gkd_core.plugins import registry
-    from gkd_core.runs.spec_builder import read_shapes
-
-    return read_shapes(stage, registry())
 
 
 def _decorated(command: Command, decorators: Sequence[Decorator]) -> Command:

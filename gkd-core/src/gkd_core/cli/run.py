@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +18,11 @@ from gkd_core.named_path import named_path
 from gkd_core.stop_signals import time_limit
 
 if TYPE_CHECKING:
+    from gkd_core.analysis.run_summary import RunSummary
     from gkd_core.config.resolve import Resolved
-    from gkd_core.contract.sink import Sink
-    from gkd_core.lease import Lease
     from gkd_core.runs.directory import Mode
     from gkd_core.runs.resumption import Resumption
     from gkd_core.runs.run import Run
-    from gkd_core.tracking.recorder import Recorder
     from gkd_core.training.manifest import Difference
     from gkd_core.training.stage_spec import StageSpec
 
@@ -93,6 +89,9 @@ def _is_new(options: RunOptions) -> bool:
 
 
 def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -> None:
+    from rich.console import Console
+
+    from gkd_core.distillation.conduct import execute, recorder_of, run_directory
     from gkd_core.distributed.ranks import is_first, set_patience
     from gkd_core.parallel.launch import started_by_gkd
     from gkd_core.plugins import registry
@@ -107,29 +106,16 @@ def _run(mode: Mode, resolved: Resolved, resumption: Resumption | None = None) -
     count = ranks_to_start(resolved)
     set_patience(resolved.config.parallel.timeout)
     differences = () if resumption is None else _check(resolved, resumption, specs)
-    with _directory(resolved, mode) as (directory, lease):
+    with run_directory(resolved, mode) as (directory, lease), resumable(directory):
         if count and lease is not None:
             start_ranks(count, lease, resumption is not None and resumption.accepts)
             return
-        recorder = _recorder(resolved, directory, sinks)
+        recorder = recorder_of(resolved, directory, sinks, Console())
         run = Run(resolved, registry(), specs, directory, recorder, lease)
         if resumption is not None:
             run.contents, run.differences = resumption.contents, differences
         with recorder.record(run.info, resolved.values()):
-            _execute(run)
-
-
-def _execute(run: Run) -> None:
-    """Train the stages of a run, and summarize it."""
-    from gkd_core.analysis.run_summary import needs_all_ranks
-    from gkd_core.distributed.ranks import is_first, leave
-
-    run.execute()
-    speaks, together = is_first(), needs_all_ranks(run)
-    if not together:
-        leave()
-    if speaks or together:
-        _print_summary(run)
+            _print_summary(run, execute(run))
 
 
 def _check(
@@ -142,36 +128,17 @@ def _check(
     return tell(resumption.check(resolved, registry(), specs) if is_first() else ())
 
 
-@contextmanager
-def _directory(resolved: Resolved, mode: Mode) -> Iterator[tuple[Path, Lease | None]]:
-    """Hold the run directory, which the first rank creates and broadcasts to the others."""
-    from gkd_core.config.render import to_toml
-    from gkd_core.distributed.ranks import is_first, tell
-    from gkd_core.runs.directory import free_directory, open_directory, run_name
-
-    chosen = resolved.config.output.dir
-    directory = Path(chosen) if chosen else free_directory(run_name(resolved))
-    held = open_directory(directory, mode, to_toml(resolved)) if is_first() else nullcontext()
-    with held as lease:
-        directory = tell(directory)
-        with resumable(directory):
-            yield directory, lease
-
-
-def _print_summary(run: Run) -> None:
-    """Compare the models, write the report, and print where everything is.
+def _print_summary(run: Run, summary: RunSummary | None) -> None:
+    """Print the comparison, and where everything is.
 
     Raises:
         Exception: A plugin failed while the models were compared; everything else is done.
     """
     from rich.console import Console
 
-    from gkd_core.analysis.run_summary import summarize_run
-
-    console = Console()
-    summary = summarize_run(run)
     if summary is None:
         return
+    console = Console()
     if summary.comparison is not None:
         console.print(summary.comparison.table())
     for sentence in summary.verdict:
@@ -219,23 +186,3 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     if accepts:
         refuse_cut(stored)
     return now, resumption
-
-
-def _recorder(resolved: Resolved, directory: Path, sinks: Sequence[Sink]) -> Recorder:
-    """Return the recorder; on ranks other than the first, it writes at most a log."""
-    from rich.console import Console
-
-    from gkd_core.distributed.ranks import is_first, rank
-    from gkd_core.plugins import registry
-    from gkd_core.tracking.display import display
-    from gkd_core.tracking.recorder import METRICS, JsonLines, Recorder, TextLog
-
-    if not is_first():
-        own = TextLog(directory / f"log-{rank()}.txt")
-        return Recorder([own] if resolved.config.output.every_log else [])
-    listeners = (
-        display(Console()),
-        TextLog(directory / "log.txt"),
-        JsonLines(directory / METRICS),
-    )
-    return Recorder(listeners, sinks, registry().blame)

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gkd_core.config.graph import stage_of
 from gkd_core.contract.schedule import Schedule
@@ -543,6 +543,66 @@ class RolloutConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class WritingConfig(Section):
+    """Answers that the (first) teacher writes to all prompts of a stage before its first step.
+
+    They replace the data's and are kept in the run; causal-lm only.
+    """
+
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        description="Divides the logits of the teacher; 0 takes the most likely token each time.",
+    )
+    top_k: int = Field(0, ge=0, description="Draw from the K most likely tokens only; 0 for all.")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Draw from the most likely tokens that together have this probability.",
+    )
+    samples: Positive = Field(
+        1, description="Answers to each prompt; more than one needs a temperature."
+    )
+    prompt_tokens: Positive = Field(
+        32,
+        description="First tokens of a row that are its prompt, unless the data says what the "
+        "prompt is.",
+    )
+    max_new_tokens: Positive = Field(64, description="Maximum number of tokens of an answer.")
+    ended: bool = Field(
+        True,
+        description="Leave out answers that were cut at `max_new_tokens`. Where they are kept, the "
+        "student learns to end where they were cut.",
+    )
+    min_tokens: Positive = Field(1, description="Leave out shorter answers.")
+    distinct: bool = Field(
+        True, description="Leave out an answer that equals an earlier one to the same prompt."
+    )
+    pattern: str | None = Field(
+        None,
+        description="Leave out answers in which this regular expression finds nothing. Default: "
+        "any answer will do.",
+    )
+
+    @model_validator(mode="after")
+    def _can_differ(self) -> WritingConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"`samples` is {self.samples}, but at `temperature` 0 all are equal; raise it"
+            )
+        return self
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_pattern(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return value
+
+
 class ProbeConfig(Section):
     """Distances between features of teacher and student, measured while the student trains.
 
@@ -646,6 +706,9 @@ class RunConfig(Section):
     parallel: ParallelConfig = Field(ParallelConfig(), description="Devices.")
     rollout: RolloutConfig | None = Field(
         None, description="Text that models write during training. Default: none."
+    )
+    writing: WritingConfig | None = Field(
+        None, description="Answers that the teacher writes before the first step. Default: none."
     )
     probe: ProbeConfig | None = Field(
         None, description="Distances measured during training. Default: none."

@@ -79,6 +79,18 @@ class ChatTemplate:
         answers = tuple(self._answer(text, messages, turn, tools) for turn in spoken)
         return Conversation(text, answers)
 
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
+        """Return the text after which the assistant answers, as `render` writes it.
+
+        Args:
+            messages: The turns so far.
+            tools: What the assistant may call, as the template expects it.
+
+        Raises:
+            DataError: The template refuses the messages.
+        """
+        return self._write(messages, tools, prompts=True)
+
     def _answer(
         self, text: str, messages: Sequence[Message], turn: int, tools: Sequence[Any] | None
     ) -> tuple[int, int]:

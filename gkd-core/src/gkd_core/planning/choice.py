@@ -134,6 +134,8 @@ def least_need(
     copies = world // choice.tensor
     student = trained / choice.tensor
     frozen = 4 * max(sizes["student"] - trained, 0) / choice.tensor
+    if choice.apply(spec).shares_weights:
+        frozen = 0.0
     # Bytes per fp32 weight: 4, its gradient 4, the optimizer state; ZeRO keeps a master copy, 4.
     updated = 8 + state / trained
     shared = 4 + updated / copies

@@ -58,6 +58,7 @@ from gkd_core.planning.zero import ZeroEngine, check_modeled
 from gkd_core.plugins import Registry
 from gkd_core.probes.probes import build_probes
 from gkd_core.students.build import Student
+from gkd_core.students.lora import copy_sharing
 from gkd_core.teachers.source import AnswerSource
 from gkd_core.training.stage import Stage, assemble_stage, settle_teacher
 from gkd_core.training.stage_spec import StageSpec
@@ -171,7 +172,8 @@ def _without_rows(spec: StageSpec) -> StageSpec:
     row = spec.kind.one_row(data.train)
     parallel = spec.config.parallel.model_copy(update={"device": "cpu"})
     task = spec.config.task.model_copy(update={"augment": 0})
-    config = spec.config.model_copy(update={"parallel": parallel, "task": task, "rollout": None})
+    alone = {"parallel": parallel, "task": task, "rollout": None, "writing": None}
+    config = spec.config.model_copy(update=alone)
     teachers = tuple(
         teacher if teacher.source is None else replace(teacher, source=AnswerShapes(teacher.info))
         for teacher in spec.teachers
@@ -237,7 +239,12 @@ def _build(
         live[name] = sites
     with tracker.track("student weights"):
         trusts = spec.trusts_student
-        model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, on_cpu)
+        lora = spec.config.student.lora
+        if spec.shares_weights and lora is not None:
+            first = live[spec.teachers[0].info.name]
+            model = copy_sharing(first.model, lora, spec.kind.is_lm)
+        else:
+            model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, on_cpu)
         counts["student"] = count_parameters(model)
         put_adapters(model, spec, registry)
         counts |= _trained(model)

@@ -92,6 +92,7 @@ def _settings(first: StageSpec, last: StageSpec) -> ResolvedStage:
         "student": first.config.student,
         "teachers": first.config.teachers,
         "rollout": None,
+        "writing": None,
         "probe": None,
     }
     config = last.config.model_copy(update=own)

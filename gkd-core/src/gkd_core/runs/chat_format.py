@@ -45,7 +45,8 @@ def follow_chat_format(
         What was changed, and what differs, in sentences.
     """
     teacher = next((t for t in teachers if _has_template(t, tokenizer)), None)
-    answers = data.train.chat or data.train.target is not None or config.rollout is not None
+    writes = config.rollout is not None or config.writing is not None
+    answers = data.train.chat or data.train.target is not None or writes
     if teacher is None or teacher.own_tokenizer is None or not answers:
         return []
     theirs, notes = teacher.own_tokenizer, list[str]()

@@ -21,6 +21,7 @@ from gkd_core.runs.lora_checks import check_lora
 from gkd_core.runs.packing_checks import check_packing
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
+from gkd_core.teachers.served import Served
 from gkd_core.training.augmentation import check_augmentation, copies
 from gkd_core.training.keeping import check_keep
 
@@ -63,6 +64,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     check_lora(spec, registry)
     _check_prompts(spec)
     _check_rollout(spec, registry)
+    _check_writing(spec)
     for ensemble in spec.ensembles:
         _check_kind(spec, ensemble)
         _check_labels(spec, ensemble)
@@ -233,14 +235,44 @@ def _check_rollout(spec: StageSpec, registry: Registry) -> None:
     registry.rollout_engine(config)
 
 
+def _check_writing(spec: StageSpec) -> None:
+    """Refuse answers that no teacher of the stage can write before the first step."""
+    config = spec.config.writing
+    if config is None:
+        return
+    if not spec.kind.generates:
+        raise ConfigError(
+            f"writing has a teacher write answers, but task.kind is {spec.kind} "
+            f"({spec.origin('task.kind')}). Use causal-lm, or remove the writing table"
+        )
+    if config.prompt_tokens + config.max_new_tokens > spec.max_length:
+        names = ("writing.prompt_tokens", "writing.max_new_tokens")
+        given = " and ".join(f"{name} ({spec.origin(name)})" for name in names)
+        raise ConfigError(
+            f"{given} give rows of up to {config.prompt_tokens + config.max_new_tokens} tokens, "
+            f"but the longest allowed is {spec.max_length}. Lower one of them, or raise "
+            "task.max_length"
+        )
+    teacher = spec.teachers[0]
+    if teacher.source is not None and not isinstance(teacher.source, Served):
+        raise ConfigError(
+            f"writing has the teacher {teacher.info.name!r} write answers, but its own come from "
+            f"'{teacher.source.name}', which cannot write. Give its model, or its server"
+        )
+    if isinstance(teacher.source, Served):
+        teacher.source.check()
+
+
 def _check_prompts(spec: StageSpec) -> None:
     """Refuse prompts without answers where no model writes one for every row."""
     data, config = spec.data, spec.config.rollout
-    if not has_answers(data.train) and (config is None or config.written < 1 - 1e-9):
+    writes = spec.is_written or (config is not None and config.written >= 1 - 1e-9)
+    if not writes and not has_answers(data.train):
         raise ConfigError(
             f"{data.source} has prompts without answers, so that a row that no model writes has "
             "nothing to learn. Let models write every row (rollout.student and rollout.teacher "
-            "add up to 1), or give a column of answers (task.target)"
+            "add up to 1), or the teacher before the first step (writing), or give a column of "
+            "answers (task.target)"
         )
     if not has_answers(data.validation):
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import shlex
 import shutil
 import tempfile
 import warnings
@@ -17,6 +18,7 @@ from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.lease import Lease, LeaseLost, hold, is_inherited
+from gkd_core.rollouts.answers import PARTS
 from gkd_core.training.checkpoint import BEST, CHECKPOINT, CHECKPOINTS, NOT_FINITE
 
 if TYPE_CHECKING:
@@ -55,11 +57,11 @@ def open_directory(directory: Path, mode: Mode, config: str) -> Iterator[Lease]:
             cannot be written.
     """
     restore_replaced(directory)
-    _refuse_occupied(directory, mode)
+    refuse_occupied(directory, mode)
     with ExitStack() as stack:
         try:
             lease = stack.enter_context(hold(directory))
-            _refuse_occupied(directory, mode)  # it may have been begun by another process
+            refuse_occupied(directory, mode)  # it may have been begun by another process
             aside = _begin(directory, mode, config)
         except OSError as error:
             raise ConfigError(
@@ -137,7 +139,12 @@ def _replacing(directory: Path, aside: Path) -> Iterator[None]:
         shutil.rmtree(aside.parent)
 
 
-def _refuse_occupied(directory: Path, mode: Mode) -> None:
+def refuse_occupied(directory: Path, mode: Mode) -> None:
+    """Refuse a run directory that does not suit the mode.
+
+    Raises:
+        ConfigError: There is a run where a new one should be, or none to go on with.
+    """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         if mode == "resume":
             raise ConfigError(f"{directory} contains no run to resume. Omit --resume to start one")
@@ -178,7 +185,18 @@ def _put_back(aside: Path, directory: Path) -> None:
 
 
 def has_trained(directory: Path) -> bool:
-    """Tell whether a run has a finished stage, a best student, a checkpoint or a saved step."""
+    """Tell whether a run has a finished stage, a best student, a checkpoint or a saved step.
+
+    Or answers that a teacher has written.
+    """
     stages = directory / STAGES
-    kept = (DONE, BEST, f"{CHECKPOINTS}/{CHECKPOINT}", NOT_FINITE)
+    kept = (DONE, BEST, f"{CHECKPOINTS}/{CHECKPOINT}", NOT_FINITE, PARTS)
     return any(any(stages.glob(f"*/{name}")) for name in kept)
+
+
+def how_to_go_on(directory: Path) -> str:
+    """Return how to continue a run that has ended too early, as a sentence."""
+    place = shlex.quote(str(directory))
+    if has_trained(directory):
+        return f"Continue with: gkd run --resume --output {place}"
+    return f"There is no checkpoint yet: start again, with --overwrite --output {place}"

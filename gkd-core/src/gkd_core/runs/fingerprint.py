@@ -135,7 +135,7 @@ class Fingerprints:
 
     def _models(self, spec: StageSpec) -> list[str]:
         teachers = spec.teachers if spec.loads_teachers else ()
-        found = [self._teacher(teacher) for teacher in teachers]
+        found = [self.of_teacher(teacher) for teacher in teachers]
         found.append(vocabulary(spec.tokenizer))
         own = spec.config.student.model
         if spec.follows is not None:
@@ -148,7 +148,8 @@ class Fingerprints:
             found.append(self._model(proposer, load_config(proposer, False, SETTING)))
         return found
 
-    def _teacher(self, teacher: TeacherSpec) -> str:
+    def of_teacher(self, teacher: TeacherSpec) -> str:
+        """Return what determines the answers of a teacher."""
         if teacher.source is not None:
             return f"{teacher.source.name} {teacher.source.fingerprint()}"
         if teacher.stage is not None:

@@ -220,6 +220,7 @@ class StageOutline:
         passes: Forward passes of the first step, in order.
         lr_factors: Parts of the student with their own learning rate in the first step.
         rollout: The text that models write; None if all text is the data's.
+        writing: Settings of the answers that a teacher writes before the first step; None without.
         other_tokenizers: Names of the teachers whose tokenizer is not the student's.
         notes: What was assumed of the rows and models, in sentences.
         probes: What probes compare; None without probes.
@@ -249,6 +250,7 @@ class StageOutline:
     notes: tuple[str, ...] = ()
     probes: ProbeOutline | None = None
     lora: LoraOutline | None = None
+    writing: Mapping[str, OptionOutline] | None = None
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,7 @@ def outline_stage(spec: StageSpec) -> StageOutline:
         notes=spec.notes,
         probes=_probes(spec, batch),
         lora=_lora(spec),
+        writing=_writing(spec),
     )
 
 
@@ -324,6 +327,16 @@ def _lora(spec: StageSpec) -> LoraOutline | None:
         trained=trained.weights,
         weights=trained.total,
     )
+
+
+def _writing(spec: StageSpec) -> dict[str, OptionOutline] | None:
+    config = spec.config.writing
+    if config is None:
+        return None
+    return {
+        name: OptionOutline(value, spec.origin(f"writing.{name}"))
+        for name, value in config.model_dump(mode="json", exclude_none=True).items()
+    }
 
 
 def _probes(spec: StageSpec, batch: tuple[int, int]) -> ProbeOutline | None:

@@ -35,6 +35,7 @@ from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary
 from gkd_core.runs.weight_checks import check_later_weights
+from gkd_core.runs.writing import write_answers
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
@@ -280,7 +281,15 @@ class Run:
         """Return a stage of the run with its models, once the stages before it are finished."""
         start = self._start(spec)
         folder = self.locations.folder(spec)
-        return build_stage(self.locations.ready(spec), self.registry, folder, start)
+        return build_stage(self._with_answers(spec), self.registry, folder, start)
+
+    def _with_answers(self, spec: StageSpec) -> StageSpec:
+        """Return the spec of a stage whose teachers are trained and have written what they do."""
+        ready, folder = self.locations.ready(spec), self.locations.folder(spec)
+        if not spec.is_written:
+            return ready
+        teacher = Fingerprints(self.registry, self.contents).of_teacher(ready.teachers[0])
+        return write_answers(ready, self.registry, folder, tell(teacher), self.recorder.say)
 
     def _start(self, spec: StageSpec) -> Path | None:
         """Return the directory of the student to continue with; None if the stage creates one."""

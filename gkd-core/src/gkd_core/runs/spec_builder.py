@@ -191,7 +191,7 @@ class SpecBuilder:
         methods = [self.registry.method(member.name) for member in expression.members]
         reads = bool(expression.groups) or any(method.teachers == "one" for method in methods)
         writes = config.rollout is not None and config.rollout.uses_teacher
-        return start is None or reads or writes
+        return start is None or reads or writes or config.writing is not None
 
     def _teachers(
         self,

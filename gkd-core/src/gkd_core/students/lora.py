@@ -6,13 +6,14 @@ layers. They are put into the model itself, so that whatever reads its sites fin
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -104,6 +105,25 @@ def adapt(
         weight.requires_grad_(True)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return Trained(trained, total, len(layers))
+
+
+def copy_sharing(model: PreTrainedModel, lora: LoraConfig, is_lm: bool) -> PreTrainedModel:
+    """Return a copy of a model to put adapters into, with the same tensors as frozen weights.
+
+    What is trained whole, such as the head of a classifier, is copied.
+
+    Args:
+        model: The model, on which nothing listens yet.
+        lora: The settings of the adapters.
+        is_lm: Whether it is a language model.
+    """
+    own = {weight for _, weight in _unfrozen(model, lora, is_lm, ())}
+    # Every tensor is given to `deepcopy`, which could not copy those of a simulation.
+    memo: dict[int, Tensor] = {
+        id(w): nn.Parameter(w.detach().clone()) if w in own else w for w in model.parameters()
+    }
+    memo |= {id(buffer): buffer.clone() for buffer in model.buffers()}
+    return copy.deepcopy(model, memo).train()
 
 
 def target_layers(sites: Sites, lora: LoraConfig) -> Sequence[str]:

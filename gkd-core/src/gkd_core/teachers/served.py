@@ -127,6 +127,17 @@ class Served(AnswerSource):
         device = batch.rows.device
         return {LOGITS: self._form.logits({n: c.to(device) for n, c in columns.items()}, {})}
 
+    def write(
+        self, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any]
+    ) -> list[tuple[str, bool]]:
+        """Return what the teacher writes after each prompt, and whether it ended by itself.
+
+        Args:
+            prompts: Token ids.
+            sampling: How it writes, as fields of the request.
+        """
+        return self._server.write(self._model, prompts, sampling)
+
     def _ask(self, missing: Sequence[Document], batch: Batch) -> None:
         """Ask about documents that nobody was asked about, and keep the answers."""
         new = list({one.key: one for one in missing}.values())

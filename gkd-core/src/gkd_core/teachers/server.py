@@ -88,6 +88,34 @@ class TeacherServer:
             raise self._wrong(f"it is about {len(found)} texts instead of {len(prompts)}")
         return [self._read(own, ids, k) for own, ids in zip(found, prompts, strict=True)]
 
+    def write(
+        self, model: str, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any]
+    ) -> list[tuple[str, bool]]:
+        """Return what the model writes after each prompt, and whether it ended by itself.
+
+        Args:
+            model: The name that it serves the model under.
+            prompts: Token ids.
+            sampling: How it writes, as fields of the request.
+
+        Raises:
+            ConfigError: It refuses the request, which is then not repeated.
+            DataError: No answer, or one about something else.
+        """
+        body = {**sampling, "model": model, "prompt": [*map(list, prompts)]}
+        answer = self._send("POST", "completions", body)
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+            found = [(str(one["text"]), str(one["finish_reason"])) for one in choices]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._wrong("it has no `choices` with text") from error
+        if len(found) != len(prompts):
+            raise self._wrong(f"it is about {len(found)} texts instead of {len(prompts)}")
+        strange = sorted({reason for _, reason in found} - {"stop", "length"})
+        if strange:
+            raise self._wrong(f"a text ended because of {', '.join(strange)}")
+        return [(text, reason == "stop") for text, reason in found]
+
     def _read(self, answer: Any, ids: Sequence[int], k: int) -> list[Likeliest]:
         """Return the words at each token but the first, for which there is no prediction."""
         if not isinstance(answer, list) or len(answer) != len(ids):

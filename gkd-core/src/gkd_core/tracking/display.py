@@ -109,8 +109,9 @@ class PlainLines:
 
 
 def display(console: Console) -> Listener:
-    """Return the listener that suits the output."""
-    return ProgressBar(console) if console.is_terminal else PlainLines(console)
+    """Return the listener that suits the output: a terminal, a notebook, or a file."""
+    live = console.is_terminal or console.is_jupyter
+    return ProgressBar(console) if live else PlainLines(console)
 
 
 def _whole(width: int | None = None) -> Column:

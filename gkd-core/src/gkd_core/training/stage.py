@@ -11,7 +11,7 @@ import torch
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from gkd_core.config.schema import RunConfig
+from gkd_core.config.schema import LoraConfig, RunConfig
 from gkd_core.contract.batch import Batch
 from gkd_core.contract.optimizer import OptimizerFactory
 from gkd_core.contract.step import Step
@@ -46,7 +46,7 @@ from gkd_core.plugins import Registry
 from gkd_core.probes.probes import Probes, build_probes
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.students.build import Student, build_student, describe, fresh_student
-from gkd_core.students.lora import add_lora
+from gkd_core.students.lora import add_lora, copy_sharing
 from gkd_core.students.scale import scale_student
 from gkd_core.teachers.kept import KeptAnswers
 from gkd_core.teachers.teacher import SourcedTeacher, Teacher
@@ -476,6 +476,9 @@ def _student(
         groups: The process groups, if there are several ranks.
     """
     place = spec.config.student.model if start is None else str(start)
+    lora = spec.config.student.lora
+    if spec.shares_weights and first is not None and lora is not None:
+        return _sharing(first.model, spec, lora)
     if place is not None:
         return _from_checkpoint(spec, first, place, start is None, groups)
     if spec.copies_teacher or first is not None:
@@ -505,6 +508,13 @@ def _with_adapters(
     if place is not None and place.is_dir():
         base = str(place.resolve())
     return add_lora(student, sites, config.student.lora, spec.kind.is_lm, config.seed, base)
+
+
+def _sharing(teacher: PreTrainedModel, spec: StageSpec, lora: LoraConfig) -> Student:
+    """Return a copy of the first teacher that has its tensors as frozen weights."""
+    model = copy_sharing(teacher, lora, spec.kind.is_lm)
+    said = f"{spec.start}; its frozen weights are those of {spec.teachers[0].called}, held once"
+    return Student(model, [*describe(model, teacher), ("start", said)])
 
 
 def _from_teacher(

@@ -30,6 +30,7 @@ from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import Evaluation, TaskKind
 from gkd_core.models.layer_map import init_layers
 from gkd_core.models.tokenizer import other_special_tokens
+from gkd_core.named_path import named_path
 from gkd_core.objective.ensemble import TeacherEnsemble, ensembles
 from gkd_core.objective.step_plan import ActiveMethod, StepPlan, plan_step, sample_steps
 from gkd_core.plugins.answers import mapping_of
@@ -335,6 +336,11 @@ class StageSpec:
         return self.config.rollout is not None and self.config.rollout.uses_teacher
 
     @property
+    def is_written(self) -> bool:
+        """Whether the (first) teacher writes the answers to all prompts before the first step."""
+        return self.config.writing is not None
+
+    @property
     def taught(self) -> list[Models]:
         """The shapes of the student and each teacher."""
         return [Models(self.student, teacher.info, self.data.kind) for teacher in self.teachers]
@@ -365,9 +371,26 @@ class StageSpec:
         return same and blocks == [*range(1, layers + 1)]
 
     @property
+    def shares_weights(self) -> bool:
+        """Whether the frozen weights of a student with adapters are those of the (first) teacher.
+
+        They are if it starts from the same model, and if both have them in the same place.
+        """
+        config = self.config
+        if config.student.lora is None or self.follows is not None or not self.live_teachers:
+            return False
+        teacher, settings = self.teachers[0], config.teachers[0]
+        if teacher.source is not None or teacher.tensor > 1 or config.parallel.zero == 3:
+            return False
+        if teacher.placement != "replicated" or settings.dtype != "fp32":
+            return False
+        model = config.student.model
+        return self.is_whole_teacher if model is None else _is_same(model, teacher.trained)
+
+    @property
     def loads_teachers(self) -> bool:
         """Whether weights of the teachers are needed."""
-        return self.reads_teachers or self.copies_teacher
+        return self.reads_teachers or self.copies_teacher or self.is_written
 
     @property
     def trusts_student(self) -> bool:
@@ -381,7 +404,9 @@ class StageSpec:
     def reads_weights(self, number: int) -> bool:
         """Return whether the weights of a teacher are needed."""
         is_live = self.teachers[number].source is None
-        return (is_live and self.reads_teachers) or (number == 0 and self.copies_teacher)
+        writes = number == 0 and self.is_written
+        reads = is_live and (self.reads_teachers or writes)
+        return reads or (number == 0 and self.copies_teacher)
 
     @property
     def layout(self) -> Layout:
@@ -433,6 +458,12 @@ class StageSpec:
     def origin(self, path: str) -> str:
         """Return the origin of a setting's value."""
         return str(self.settings.origin(path))
+
+
+def _is_same(model: str, other: str) -> bool:
+    """Return whether two names are of one model: of a directory, or of the hub."""
+    place = named_path(model)
+    return model == other or (place.is_dir() and place.resolve() == named_path(other).resolve())
 
 
 def _shown(value: Any) -> str:
