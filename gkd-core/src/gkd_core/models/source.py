@@ -167,7 +167,10 @@ def locate(model: str, origin: str) -> str:
     """
     path = named_path(model)
     if path.is_file():
-        raise ConfigError(f"{origin} = {model!r} is a file; give the directory that contains it")
+        gguf = "; only a teacher may be a GGUF file" if path.suffix == ".gguf" else ""
+        raise ConfigError(
+            f"{origin} = {model!r} is a file; give the directory that contains it{gguf}"
+        )
     if path.is_dir():
         if (path / ADAPTER).is_file():
             raise ConfigError(_adapter(path, model, origin))

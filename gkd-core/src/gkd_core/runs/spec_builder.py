@@ -26,6 +26,7 @@ from gkd_core.errors import ConfigError, MethodError
 from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.architectures import register_installed
+from gkd_core.models.gguf import dequantized
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, token_texts, tokenizer_mismatch
 from gkd_core.objective.ensemble import TeacherEnsemble
@@ -246,6 +247,7 @@ class SpecBuilder:
                 config.task.max_length or self.rows.task(config, config.task).max_length,
             )
             model = str(store.trained if store.ready else store.untrained)
+        model = dequantized(model, setting)
         found = load_config(model, teacher.trust_remote_code, setting)
         info = self._info(teacher.name, found, data)
         tokenizer = self.load_tokenizer(
@@ -416,7 +418,8 @@ def _outputs(
         if stage is not None:
             yield Outputs(setting, stage.student_config, teaches=True)
         elif teacher.model is not None:
-            found = load_config(teacher.model, teacher.trust_remote_code, setting)
+            model = dequantized(teacher.model, setting)
+            found = load_config(model, teacher.trust_remote_code, setting)
             yield Outputs(setting, found, teaches=True)
     if start is not None:
         yield Outputs("student.model", start, teaches=False)
