@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tomli_w
 
+from gkd_core.data.holdout import take
 from gkd_core.plugins import registry
 from gkd_core.runs.default_method import as_built
 from gkd_core.runs.resolved import resolve_run
@@ -152,12 +153,7 @@ def _lengths(spec: StageSpec) -> RowLengths | None:
         return None
     limit = min(info.max_length for info in (spec.student, *(t.info for t in spec.teachers)))
     step = math.ceil(len(train) / MEASURED_ROWS)
-    kept = {
-        name: None if value is None else list(value[::step])
-        for name in ("text", "pair", "labels", "group", "target", "spans", "tools", "source")
-        for value in [getattr(train, name)]
-    }
-    some = replace(train, **kept)
+    some = take(train, range(0, len(train), step))
     found = spec.kind.encode(some, spec.tokenizer, limit, spec.data.classes).lengths
     half, most = np.percentile(found, [50, 99])
     return RowLengths(math.ceil(half), math.ceil(most), int(found.max()), len(some))
@@ -180,5 +176,5 @@ def _about_lengths(lengths: RowLengths | None) -> list[str]:
 
 def _batch(rows: int) -> int:
     """Return the largest power of two that leaves enough steps."""
-    fitting = 2 ** int(math.log2(max(1, rows / STEPS_PER_EPOCH)))
+    fitting = 1 << int(math.log2(max(1, rows / STEPS_PER_EPOCH)))
     return min(LARGEST_BATCH, max(SMALLEST_BATCH, fitting))
