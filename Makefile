@@ -1,5 +1,6 @@
 # make demo | make test | make test-all | make test-isa | make test-browser | make test-cluster |
-# make test-faults | make lint | make reference | make docs | make benchmarks: each sets itself up first.
+# make test-faults | make lint | make reference | make docs | make release | make benchmarks: each
+# sets itself up first.
 # TESTS=tests/core/losses tests a part.
 # Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
 # anywhere, also in a folder with spaces in its name.
@@ -22,7 +23,7 @@ AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 $(TWO_THREADS)
 # Tests start processes, each of which would compile all code again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-cluster test-recipes test-faults lint format reference docs benchmarks clean
+.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-cluster test-recipes test-faults lint format reference docs release benchmarks clean
 
 install: $(INSTALLED)
 
@@ -79,6 +80,10 @@ reference: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
+# Builds what is released, and tries it in empty environments; uploads nothing.
+release: $(INSTALLED)
+	$(BIN)/python tools/release.py
+
 benchmarks: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/kd_overhead.py
 	$(BIN)/python tests/benchmarks/kept_answers.py
@@ -87,4 +92,4 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/probe_cost.py
 
 clean:
-	rm -rf .venv docs/_build
+	rm -rf .venv docs/_build dist

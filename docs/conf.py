@@ -1,5 +1,8 @@
 """Sphinx configuration. Reference pages are written from the code by `generate.py`."""
 
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -19,6 +22,10 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
+if find_spec("latex2mathml") is not None:  # else formulae need the network
+    sys.path.insert(0, str(Path(__file__).parent))
+    extensions.append("mathml")
+    html_math_renderer = "mathml"
 exclude_patterns = ["_build", "examples"]
 source_suffix = {".md": "markdown"}
 default_role = "code"  # docstrings are written with single backticks
