@@ -261,6 +261,20 @@ def test_progress_bar_is_whole_in_80_columns():
         assert words in console.file.getvalue()
 
 
+def test_the_bar_of_several_stages_shows_when_all_end():
+    from gkd_core.tracking.display import ProgressBar
+
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    bar = ProgressBar(console)
+    bar.start_run({"teacher": 1.0, "distil": 2.0})
+    bar.start_stage("teacher", 100, 0)
+    values = {"loss/total": 0.197, "samples_per_second": 779.4}
+    bar.log_step(Step(49, 100, 3, "teacher", torch.Generator()), values)
+    bar.end_stage()
+    for words in ("teacher 1/2", "50/100", "eta", "of all 0:00:0"):
+        assert words in console.file.getvalue()
+
+
 @pytest.mark.parametrize("where", [{"force_terminal": True}, {"force_jupyter": True}, {}])
 def test_the_bar_is_shown_in_terminals_and_notebooks(where):
     from gkd_core.tracking.display import PlainLines, ProgressBar, display

@@ -161,7 +161,7 @@ def test_output_that_is_no_terminal_gets_plain_lines():
     assert console.file.getvalue().splitlines() == [
         "stage distil: steps 1 to 8",
         "distil step 4/8  loss/total 6  loss/pkd 1  loss/soft 2  lr 0.03  gradient_norm 0.5  "
-        "samples_per_second 123.4",
+        "samples_per_second 123.4  eta 0:00:00",
         "distil step 4/8  loss 0.25  accuracy 0.875 (validation)",
         "[done]",
     ]

@@ -34,6 +34,7 @@ from gkd_core.runs.reuse import alone, recall, remember, take_over
 from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary
+from gkd_core.runs.training_cost import training_cost
 from gkd_core.runs.weight_checks import check_later_weights
 from gkd_core.runs.writing import write_answers
 from gkd_core.tracking.recorder import Recorder
@@ -142,6 +143,7 @@ class Run:
         for difference in self.differences:
             self.recorder.say(f"resumed: {difference}")
         self._say_outline()
+        self.recorder.start_run(self._costs())
         for number, spec in enumerate(self.specs, start=1):
             self.check_lease()
             folder = self.locations.folder(spec)
@@ -198,6 +200,11 @@ class Run:
             models=self.contents.known,
             differences=self.differences,
         )
+
+    def _costs(self) -> dict[str, float]:
+        """Return the arithmetic of each stage that is not finished."""
+        finished = {s.name for s in self.specs if (self.locations.folder(s) / DONE).exists()}
+        return {s.name: training_cost(s) for s in self.specs if s.name not in finished}
 
     def _say_outline(self) -> None:
         """Log the stages, if there are several, and which of them are finished."""

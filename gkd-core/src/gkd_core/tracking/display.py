@@ -16,6 +16,7 @@ from rich.table import Column
 
 from gkd_core.contract.step import Step
 from gkd_core.tracking.recorder import Listener, format_values
+from gkd_core.tracking.run_clock import RunClock, clock_time
 
 BAR_WIDTH = 12
 
@@ -30,9 +31,16 @@ class ProgressBar:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress: Progress | None = None
+        self.clock = RunClock()
+
+    def start_run(self, costs: Mapping[str, float]) -> None:
+        """Keep what the stages cost."""
+        self.clock.start_run(costs)
 
     def start_stage(self, name: str, total: int, done: int) -> None:
         """Show the bar."""
+        self.clock.start_stage(name, total, done)
+        of_run = [TextColumn("{task.fields[run]}", table_column=_whole())] * bool(self.clock.place)
         self.progress = Progress(
             TextColumn("[bold]{task.description}", table_column=_whole()),
             BarColumn(bar_width=BAR_WIDTH, table_column=_whole(BAR_WIDTH)),
@@ -40,12 +48,14 @@ class ProgressBar:
             TextColumn("{task.fields[rate]}", table_column=_whole()),
             TextColumn("eta"),
             TimeRemainingColumn(table_column=_whole()),
+            *of_run,
             # On a narrow terminal only the losses are truncated.
             TextColumn("[dim]{task.fields[losses]}", table_column=_giving_way()),
             console=self.console,
             expand=True,
         )
-        self.progress.add_task(name, total=total, completed=done, losses="", rate="")
+        shown = f"{name} {self.clock.place}".rstrip()
+        self.progress.add_task(shown, total=total, completed=done, losses="", rate="", run="")
         self.progress.start()
 
     def log_step(self, step: Step, values: Mapping[str, float]) -> None:
@@ -58,8 +68,13 @@ class ProgressBar:
             if name.startswith("loss/")
         )
         rate = f"{values['samples_per_second']:.0f} samples/s"
+        left = self.clock.left(step.index + 1)
         self.progress.update(
-            self.progress.task_ids[0], completed=step.index + 1, losses=losses, rate=rate
+            self.progress.task_ids[0],
+            completed=step.index + 1,
+            losses=losses,
+            rate=rate,
+            run="" if left is None else f"of all {clock_time(left[1])}",
         )
 
     def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
@@ -87,14 +102,25 @@ class PlainLines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.clock = RunClock()
+
+    def start_run(self, costs: Mapping[str, float]) -> None:
+        """Keep what the stages cost."""
+        self.clock.start_run(costs)
 
     def start_stage(self, name: str, total: int, done: int) -> None:
         """Print a line."""
+        self.clock.start_stage(name, total, done)
         self.say(f"stage {name}: steps {done + 1} to {total}")
 
     def log_step(self, step: Step, values: Mapping[str, float]) -> None:
         """Print a line."""
-        self.say(format_values(step, values))
+        left = self.clock.left(step.index + 1)
+        shown = format_values(step, values)
+        if left is not None:
+            stage, run = map(clock_time, left)
+            shown += f"  eta {stage}" + (f", of all {run}" if self.clock.place else "")
+        self.say(shown)
 
     def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
         """Print a line."""

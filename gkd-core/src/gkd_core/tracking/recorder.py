@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 class Listener(Protocol):
     """Displays or stores the progress of a run for gkd itself: the screen, the log, the report."""
 
+    def start_run(self, costs: Mapping[str, float]) -> None:
+        """Start a run; `costs` is the arithmetic of each stage that is not finished, in order."""
+
     def start_stage(self, name: str, total: int, done: int) -> None:
         """Start a stage of `total` steps, or continue it after `done` of them."""
 
@@ -81,6 +84,11 @@ class Recorder:
             raise
         finally:
             self._track(lambda sink: sink.finish(error))
+
+    def start_run(self, costs: Mapping[str, float]) -> None:
+        """Start a run; `costs` is the arithmetic of each stage that is not finished, in order."""
+        for listener in self._listeners:
+            listener.start_run(costs)
 
     def start_stage(self, name: str, total: int, done: int) -> None:
         """Start a stage of `total` steps, or continue it after `done` of them."""
@@ -187,6 +195,9 @@ class JsonLines:
         self.path = path
         self.path.touch()
 
+    def start_run(self, costs: Mapping[str, float]) -> None:
+        """Do nothing."""
+
     def start_stage(self, name: str, total: int, done: int) -> None:
         """Drop the lines of steps that will be repeated."""
         _rewrite(self.path, _without(self.path, name, done))
@@ -220,6 +231,9 @@ class TextLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def start_run(self, costs: Mapping[str, float]) -> None:
+        """Do nothing."""
 
     def start_stage(self, name: str, total: int, done: int) -> None:
         """Write a line."""
