@@ -9,6 +9,7 @@ import pytest
 from gkd_core.plugins import registry
 
 RECIPES = {
+    "distillm": ("soft", "more by the student when the validation loss rises"),
     "minillm": ("minillm", "0.5 of the rows by the student"),
     "on-policy": ("soft", "0.5 of the rows by the student"),
     "opd": ("opd", "1 of the rows by the student"),
@@ -66,6 +67,10 @@ def test_a_recipe_runs_and_says_who_writes(invoke, given, tmp_path, recipe):
     assert rows[-1]["name"] == f"student, {method}"
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     written = [line for line in lines if "rollout/tokens" in line]
+    if recipe == "distillm":
+        assert not written, "the share of the student begins at 0"
+        return
+    assert all(line["rollout/stale"] == 0 for line in written)
     assert [line["step"] for line in written] == [1, 2]
     assert all(line["rollout/tokens"] == 6 for line in written)
     assert all(line["rollout/truncated"] == 1 for line in written), "the world has no end token"

@@ -18,3 +18,10 @@ def test_lengths_truncation_and_speed():
         "rollout/tokens_per_second": 8,
     }
     assert tally.read() == {}, "a reading starts anew"
+
+
+def test_texts_of_earlier_steps_are_a_share_of_those_used():
+    tally = Tally()
+    tally.add_used(3, 0)
+    tally.add_used(1, 1)
+    assert tally.read() == {"rollout/stale": 0.25}

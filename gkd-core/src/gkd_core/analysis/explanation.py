@@ -125,6 +125,8 @@ def _rollout(rollout: RolloutOutline | None) -> Iterator[tuple[str, str]]:
         return
     shares = {"the student": rollout.student, "the teacher": rollout.teacher}
     written = [f"{share} of the rows by {who}" for who, share in shares.items() if share != "0"]
+    if rollout.options["adaptive"].value:
+        written.append("more by the student when the validation loss rises")
     yield "rollout", f"{rollout.engine} writes {' and '.join(written) or 'no row'}"
     yield from _options("rollout", rollout.options)
 

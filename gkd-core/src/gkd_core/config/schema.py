@@ -503,6 +503,20 @@ class RolloutConfig(BaseModel):
     max_new_tokens: Positive = Field(
         64, description="Maximum number of tokens that a model writes after a prompt."
     )
+    replay: Positive | None = Field(
+        None,
+        description="Number of the student's texts that are kept. Its rows are then drawn from "
+        "them, and the share of its rows that it writes anew falls from 1 to 0 over the stage. "
+        "Default: it writes all of its rows anew.",
+    )
+    adaptive: bool = Field(
+        False,
+        description="`student` is only the first share: it grows by 0.1 whenever the validation "
+        "loss is `loss_rise` above the one at which it grew last, or else the first.",
+    )
+    loss_rise: float = Field(
+        0.1, ge=0, description="Rise of the validation loss at which `adaptive` shares grow."
+    )
 
     @model_validator(mode="after")
     def _are_shares(self) -> RolloutConfig:
@@ -521,7 +535,7 @@ class RolloutConfig(BaseModel):
     @property
     def uses_student(self) -> bool:
         """Whether the student ever writes."""
-        return self.student.start > 0 or self.student.end > 0
+        return self.adaptive or self.student.start > 0 or self.student.end > 0
 
     @property
     def uses_teacher(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from gkd_core.contract.step import Step
 from gkd_core.distributed.data_parallel import any_of, max_over_ranks
 from gkd_core.errors import PluginError
 from gkd_core.plugins.answers import one_of
+from gkd_core.rollouts.replay_buffer import KeptText, ReplayBuffer
 from gkd_core.rollouts.rows import RowWriter, prompts_of, split_prompts
 from gkd_core.rollouts.tally import Tally
 from gkd_core.rollouts.writer import Writer
@@ -32,6 +34,8 @@ class DrawnRow:
         prompt: Its prompt.
         source: Where its text comes from.
         seed: The seed for writing it.
+        anew: A draw from 0 to 1: whether the student writes it anew.
+        pick: A draw from 0 to 1: which kept text it is.
     """
 
     batch: int
@@ -39,6 +43,8 @@ class DrawnRow:
     prompt: Tensor
     source: RowSource
     seed: int
+    anew: float = 0.0
+    pick: float = 0.0
 
 
 class Rollouts:
@@ -75,6 +81,18 @@ class Rollouts:
         self.end_ids = tuple(end_ids)
         self.seed = seed
         self.tally = Tally()
+        self.replay = ReplayBuffer(config)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state to checkpoint: that of the engine, and of what is kept of texts."""
+        engine, replay = self.engine.state_dict(), self.replay.state_dict()
+        return {"engine": engine, "replay": replay} if replay else engine
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state returned by `state_dict`."""
+        wrapped = bool(self.replay.state_dict()) and "replay" in state
+        self.replay.load_state_dict(state["replay"] if wrapped else {})
+        self.engine.load_state_dict(state["engine"] if wrapped else state)
 
     def apply(self, batches: Sequence[Batch], step: Step) -> Sequence[Batch]:
         """Return the micro-batches with rows that models have written.
@@ -90,23 +108,56 @@ class Rollouts:
         texts: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in split]
         every = [row for rows in drawn for row in rows]
         typed = "token_type_ids" in split[0].inputs
-        for source in self._writing(every, step):
-            own = [row for row in every if row.source == source]
+        new = [row for row in every if self._is_new(row, step)]
+        for source in self._writing(new):
+            own = [row for row in new if row.source == source]
             # A rank without a row to write still takes part, and drops the text.
             begun = time.perf_counter()
             found = self._write(own or every[:1], source, typed)
             self.tally.add(found[: len(own)], self.end_ids, time.perf_counter() - begun)
             for row, written in zip(own, found, strict=False):
                 texts[row.batch][row.place] = row.prompt, written
+                if source == "student":
+                    self.replay.add(KeptText(row.prompt, written, step.index))
+        self._use_kept(every, texts, step)
         widths = max_over_ranks(map(self.rows.width, split, texts))
         return [
             self.rows.replace(batch, own, [row.source for row in rows], width)
             for batch, own, rows, width in zip(split, texts, drawn, widths, strict=True)
         ]
 
+    def _is_new(self, row: DrawnRow, step: Step) -> bool:
+        """Return whether a model writes a row in this step."""
+        progress = step.index / step.total
+        return row.source != "student" or self.replay.writes_anew(row.anew, progress)
+
+    def _use_kept(
+        self,
+        rows: Sequence[DrawnRow],
+        texts: Sequence[dict[int, tuple[Tensor, Tensor]]],
+        step: Step,
+    ) -> None:
+        """Give the student's rows kept texts, if it keeps some, and count those of earlier steps.
+
+        Args:
+            rows: All rows of the step.
+            texts: Prompt and continuation of each row that is replaced, for each micro-batch.
+            step: The step.
+        """
+        own = [row for row in rows if row.source == "student"]
+        if self.config.replay is not None:
+            kept = [self.replay.draw(row.pick) for row in own]
+            for row, text in zip(own, kept, strict=True):
+                texts[row.batch][row.place] = text.prompt, text.written
+            stale = sum(text.step < step.index for text in kept)
+        else:
+            stale = 0
+        self.tally.add_used(len(own), stale)
+
     def _draw(self, number: int, batch: Batch, step: Step) -> list[DrawnRow]:
         """Draw the source of each row; a row that does not count keeps its own text."""
-        student, teacher = self.config.student.at(step), self.config.teacher.at(step)
+        teacher = self.config.teacher.at(step)
+        student = min(self.config.student.at(step) + self.replay.growth, 1 - teacher)
         found = []
         rows = zip(batch.rows.tolist(), prompts_of(batch), strict=True)
         for place, (row, prompt) in enumerate(rows):
@@ -115,11 +166,13 @@ class Rollouts:
             source: RowSource = "data"
             if batch.counted and chance < student + teacher:
                 source = "student" if chance < student else "teacher"
-            found.append(DrawnRow(number, place, prompt, source, seed))
+            found.append(
+                DrawnRow(number, place, prompt, source, seed, draw.random(), draw.random())
+            )
         return found
 
-    def _writing(self, rows: Sequence[DrawnRow], step: Step) -> list[RowSource]:
-        """Return the sources that write rows of some rank in this step."""
+    def _writing(self, rows: Sequence[DrawnRow]) -> list[RowSource]:
+        """Return the sources that write rows of some rank."""
         chosen = {row.source for row in rows}
         sources = list(self.writers)
         used = any_of(source in chosen for source in sources)

@@ -16,7 +16,7 @@ class Tally:
         self._reset()
 
     def _reset(self) -> None:
-        self._counts = {"texts": 0, "tokens": 0, "truncated": 0}
+        self._counts = {"texts": 0, "tokens": 0, "truncated": 0, "used": 0, "stale": 0}
         self._seconds = 0.0
 
     def add(self, texts: Iterable[Tensor], end_ids: Iterable[int], seconds: float) -> None:
@@ -34,14 +34,27 @@ class Tally:
             self._counts["truncated"] += not ends.intersection(text[-1:].tolist())
         self._seconds += seconds
 
+    def add_used(self, number: int, stale: int) -> None:
+        """Add the student's texts of a step.
+
+        Args:
+            number: How many rows have them.
+            stale: How many of them it wrote in earlier steps, with other weights.
+        """
+        self._counts["used"] += number
+        self._counts["stale"] += stale
+
     def read(self) -> dict[str, float]:
         """Return the numbers of all ranks since the last reading, which all ranks ask for."""
         found = add_counts(self._counts)
         seconds = self._seconds
         self._reset()
+        numbers = {}
+        if found["used"]:
+            numbers["rollout/stale"] = found["stale"] / found["used"]
         if not found["texts"]:
-            return {}
-        return {
+            return numbers
+        return numbers | {
             "rollout/tokens": found["tokens"] / found["texts"],
             "rollout/truncated": found["truncated"] / found["texts"],
             "rollout/tokens_per_second": found["tokens"] / seconds if seconds else 0.0,

@@ -79,7 +79,7 @@ class Progress:
         methods: State of the methods.
         seconds: Time that the steps so far took, in all attempts; version 0.1 wrote 0.
         loss_scale: State of the loss scaler; empty without one.
-        rollout: State of the rollout engine; empty without one.
+        rollout: State of the rollouts; empty without.
         untold: What methods and plugins have not been told of the last step, because one failed.
         kept: Names of the teachers whose answers are kept. Where this is not said, as in version
             0.1, no answers are kept to the end.
@@ -133,7 +133,7 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     if stage.engine.scale is not None:
         progress.loss_scale = stage.engine.scale.state_dict()
     if stage.rollouts is not None:
-        progress.rollout = stage.rollouts.engine.state_dict()
+        progress.rollout = stage.rollouts.state_dict()
     if is_first_of_copy():
         save_tensors(random_states(stage), draft / f"random{rank_suffix()}.safetensors")
         progressed = draft / f"progress{rank_suffix()}.json"
@@ -260,7 +260,7 @@ def _load(stage: Stage, checkpoint: Path) -> Progress:
     if stage.engine.scale is not None:
         stage.engine.scale.load_state_dict(progress.loss_scale)
     if stage.rollouts is not None:
-        stage.rollouts.engine.load_state_dict(progress.rollout)
+        stage.rollouts.load_state_dict(progress.rollout)
     path = checkpoint / "optimizer.safetensors"
     with _opened(path) as tensors, _restorable(path):
         stage.engine.load_state_tensors(tensors)

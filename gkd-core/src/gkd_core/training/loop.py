@@ -208,6 +208,8 @@ def _evaluate(
         progress.waited += 1
         patience = stage.config.training.patience
         progress.stopped = patience is not None and progress.waited >= patience
+    if stage.rollouts is not None:
+        stage.rollouts.replay.note_loss(found.metrics["loss"])
     recorder.log_evaluation(step, found.metrics)
     hooks.evaluate(stage, step, found.metrics)
 
