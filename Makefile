@@ -1,6 +1,6 @@
-# make demo | make test | make test-all | make test-isa | make test-browser | make test-cluster |
-# make test-faults | make lint | make reference | make docs | make release | make benchmarks: each
-# sets itself up first.
+# make demo | make test | make test-all | make test-isa | make test-browser | make test-docs |
+# make test-cluster | make test-faults | make lint | make reference | make docs | make release |
+# make benchmarks: each sets itself up first.
 # TESTS=tests/core/losses tests a part.
 # Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
 # anywhere, also in a folder with spaces in its name.
@@ -23,7 +23,7 @@ AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 $(TWO_THREADS)
 # Tests start processes, each of which would compile all code again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-cluster test-recipes test-faults lint format reference docs release benchmarks clean
+.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-docs test-cluster test-recipes test-faults lint format reference docs release benchmarks clean
 
 install: $(INSTALLED)
 
@@ -49,6 +49,10 @@ test-all: test test-exhaustive
 test-isa: $(INSTALLED)
 	$(OLD_CPU) $(PYTEST) $(QUICK) $(TESTS)
 	$(AVX2_CPU) $(PYTEST) $(QUICK) $(TESTS)
+
+# All that shows the documentation to be true: its links, code and commands, the examples, the site.
+test-docs: $(INSTALLED)
+	$(PYTEST) tests/docs
 
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser tests/browser
