@@ -15,6 +15,7 @@ class ProjectedHead(Method):
     name = "projected-head"
     paper = "Chen, Mei, Zhang, Wang, Feng, Chen, CVPR 2022, arXiv:2203.14001"
     same_tokenizer = True
+    applies_head = True
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read what the student's head sees, and the teacher's logits."""

@@ -40,6 +40,7 @@ class DSKD(Method):
     paper = "Zhang, Zhang, Sun, Chen, Xu, EMNLP 2024, arXiv:2406.17328"
     kinds = ("causal-lm",)
     aligns = True
+    applies_head = True
 
     class Config(Method.Config):
         """Options of `dskd`."""

@@ -92,6 +92,9 @@ class Factored(FromFile):
     def missing(self, capture):
         return None if capture == LOGITS else "there are only logits"
 
+    def gives_head(self):
+        return True
+
     def answer(self, captures, batch, step):
         with safe_open(self.config.path, "pt") as file:
             hidden = self._rows(file.get_tensor("hidden"), batch)
@@ -367,3 +370,12 @@ def test_a_class_without_a_name_is_refused():
 
         class Nameless(AnswerSource):
             """Has no name."""
+
+
+def test_a_method_that_applies_the_head_is_refused_where_there_is_none(prepare, tmp_path):
+    (tmp_path / "answers").touch()
+    given = ("method=dskd", "task.kind=causal-lm")
+    with pytest.raises(ConfigError, match="dskd applies the head of the teacher, but the answers"):
+        prepare("forgetful", *given, teacher="lm-decoder")
+    with pytest.raises(ConfigError, match="there are only logits"):
+        prepare("factored", *given, teacher="lm-decoder")

@@ -35,6 +35,8 @@ class Method(MethodBase):
         teachers: `one` (with several, there is a separate instance for each) or `none`.
         kind_defaults: Defaults of options that differ for a kind of task, and for those that extend
             it: `{"causal-lm": {"temperature": 1.0}}`. Say so in the option's description.
+        applies_head: It applies the head of its teacher (`View.head`); a teacher whose answers come
+            without one is rejected.
         on_policy: It learns from text that the student writes; a run in which the student never
             writes (`rollout.student`) is rejected.
         models: Shapes of the student and its teacher; set before `check` is called.
@@ -44,6 +46,7 @@ class Method(MethodBase):
     min_samples: ClassVar[int] = 1
     teachers: ClassVar[Literal["one", "none"]] = "one"
     kind_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    applies_head: ClassVar[bool] = False
     on_policy: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:

@@ -33,6 +33,7 @@ def check_sources(spec: StageSpec) -> None:
         source.check()
         _check_rollouts(spec, number, teacher, source)
         _check_borrowed(spec, number, teacher, source)
+        _check_head(spec, number, teacher, source)
         for plan in spec.sampled_steps:
             for planned in plan.passes:
                 _check_changes(planned, number, teacher, source)
@@ -58,6 +59,18 @@ def _check_borrowed(
         if member.takes_teacher and member.methods[number].borrows_blocks:
             reason = "no model is loaded whose blocks could run"
             raise _refusal(f"{member.name} runs blocks of the teacher", reason, teacher, source)
+
+
+def _check_head(spec: StageSpec, number: int, teacher: TeacherSpec, source: AnswerSource) -> None:
+    for member in spec.members:
+        applies = member.takes_teacher and member.methods[number].applies_head
+        if applies and not source.gives_head():
+            raise _refusal(
+                f"{member.name} applies the head of the teacher",
+                "its logits come without one",
+                teacher,
+                source,
+            )
 
 
 def _check_changes(

@@ -85,6 +85,10 @@ class Cached(AnswerSource):
         """Return the temperature of the likeliest words, if they are all that is stored."""
         return self.cache.manifest.temperature
 
+    def gives_head(self) -> bool:
+        """Return whether hidden states and the head are stored."""
+        return self._form.name == "hidden"
+
     def fingerprint(self) -> str:
         """Return the names of the shards, which are hashes of what is in them."""
         return " ".join(part.name for part in self.cache.manifest.parts)

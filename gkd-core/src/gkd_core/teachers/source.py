@@ -95,6 +95,14 @@ class AnswerSource:
         """
         return None
 
+    def gives_head(self) -> bool:
+        """Return whether its logits are `LinearLogits`, with the head of the teacher.
+
+        Called before any weight is loaded: if not, which is the default, a run whose methods apply
+        the head (`Method.applies_head`) is rejected.
+        """
+        return False
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a text that is the same only for the same answers, such as a hash of a file.
