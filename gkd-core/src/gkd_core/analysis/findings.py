@@ -13,6 +13,7 @@ from rich.table import Table
 from gkd_core.analysis.comparison import Compared
 from gkd_core.evaluation.pairs import ModelPair
 from gkd_core.evaluation.predictions import Pairing
+from gkd_core.evaluation.samples import MEASURES
 from gkd_core.kinds.language_model import bits_per_byte
 from gkd_core.kinds.task_kind import TaskKind
 
@@ -40,6 +41,8 @@ class Findings:
             found["bits_per_byte"] = bits
         if written := list(self._written()):
             found["written"] = written
+        if measured := self._measured():
+            found["written_answers"] = measured
         if self.pair is not None:
             found["against"] = asdict(self.pair)
         if (pairing := self.pairing) is not None:
@@ -52,6 +55,10 @@ class Findings:
         console.print(self.compared.comparison.table())
         for name, bits in self._bits_per_byte().items():
             console.print(f"{bits:.4f} bits per byte: {name}", markup=False, soft_wrap=True)
+        for name, means in self._measured().items():
+            values = f"ROUGE-L {means['rouge_l']:.4f}, exact match {means['exact_match']:.1%}"
+            said = f"{values} of {means['rows']:,} written answers: {name}"
+            console.print(said, markup=False, soft_wrap=True)
         for sample in self._written():
             prompt, *written = sample.items()
             console.print(f"\n{prompt[1]}", markup=False)
@@ -79,6 +86,16 @@ class Findings:
             for file, table in predictions.models.items()
             if "nll" in table.column_names
         }
+
+    def _measured(self) -> dict[str, dict[str, float]]:
+        """Return the means over the answers that each model has written, and how many there are."""
+        predictions, found = self.compared.predictions, {}
+        for file, table in predictions.models.items():
+            if "rouge_l" in table.column_names:
+                own = {name: table[name].drop_null().to_pylist() for name in MEASURES}
+                means = {name: sum(values) / len(values) for name, values in own.items() if values}
+                found[predictions.names[file]] = means | {"rows": len(own["rouge_l"])}
+        return {name: means for name, means in found.items() if means["rows"]}
 
     def _written(self) -> Iterator[dict[str, str]]:
         """Yield a prompt and what each model has written after it, by its name."""

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from gkd_core.data.encode import BYTES, TEXTS
+from gkd_core.evaluation.written import exact_match, rouge_l
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from gkd_core.data.encode import Encoded
+
+MEASURES: Mapping[str, Callable[[str, str], float]] = {
+    "rouge_l": rouge_l,
+    "exact_match": exact_match,
+}
+"""What is measured of a text that was written in the place of a target."""
 
 PROMPT = 32
 """Longest prompt in tokens that is taken from the beginning of a text."""
@@ -40,11 +47,12 @@ def write_samples(
     tokenizer: PreTrainedTokenizerFast,
     split: Encoded,
     sampling: Sampling,
-) -> dict[str, list[str | None]]:
+) -> dict[str, list[Any]]:
     """Return columns with prompts and what a model writes after them, greedily; None for the rest.
 
     The prompt of a row with a target is its text; of plain text, the first half of its tokens, at
-    most `PROMPT`.
+    most `PROMPT`. What is written in the place of a target may be as long as that, and is compared
+    with it, in the columns `rouge_l` and `exact_match`.
 
     Args:
         model: The model, whole and in evaluation mode.
@@ -52,28 +60,36 @@ def write_samples(
         split: The rows.
         sampling: How many.
     """
-    columns: dict[str, list[str | None]] = {
-        name: [None] * len(split.extra[BYTES]) for name in ("prompt", "generated")
+    columns: dict[str, list[Any]] = {
+        name: [None] * len(split.extra[BYTES])
+        for name in ("prompt", "generated", *(() if split.prompts is None else MEASURES))
     }
     longest = getattr(model.config, "max_position_embeddings", None) or math.inf
-    for row, prompt in _prompts(split, sampling.rows):
+    for row, prompt, target in _prompts(split, sampling.rows):
+        most = max(sampling.new_tokens, 0 if target is None else len(target))
         ids = torch.from_numpy(prompt.astype(np.int64))[None].to(model.device)
         with torch.no_grad():
             written = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=max(1, min(sampling.new_tokens, longest - len(prompt))),
+                max_new_tokens=max(1, min(most, longest - len(prompt))),
                 do_sample=False,
                 pad_token_id=_padding(tokenizer),
             )
         columns["prompt"][row] = tokenizer.decode(prompt, skip_special_tokens=True)
         new = written[0, ids.shape[1] :]
-        columns["generated"][row] = tokenizer.decode(new, skip_special_tokens=True)
+        columns["generated"][row] = text = tokenizer.decode(new, skip_special_tokens=True)
+        if target is not None:
+            wanted = tokenizer.decode(target, skip_special_tokens=True)
+            for name, measure in MEASURES.items():
+                columns[name][row] = measure(text, wanted)
     return columns
 
 
-def _prompts(split: Encoded, rows: int) -> Iterator[tuple[int, NDArray[np.int32]]]:
-    """Yield the first rows with the tokens to continue; a row without any is left out."""
+def _prompts(
+    split: Encoded, rows: int
+) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.int32] | None]]:
+    """Yield the first rows with the tokens to continue, and those of the target if there is one."""
     seen: set[int] = set()
     for block, row in enumerate(split.extra[TEXTS].tolist()):
         if row in seen or row >= rows:
@@ -81,7 +97,18 @@ def _prompts(split: Encoded, rows: int) -> Iterator[tuple[int, NDArray[np.int32]
         seen.add(row)
         ids = split.ids[split.part(block)]
         half = min(PROMPT, (len(ids) + 1) // 2)
-        yield row, ids[: half if split.prompts is None else int(split.prompts[block])]
+        if split.prompts is None:
+            yield row, ids[:half], None
+        else:
+            start = int(split.prompts[block])
+            yield row, ids[:start], ids[start : _end_of_answer(split, block, start)]
+
+
+def _end_of_answer(split: Encoded, block: int, start: int) -> int:
+    """Return the place after the last learned token of the turn that begins at `start`."""
+    assert split.learned is not None, "only rows with targets have prompts"
+    later = np.flatnonzero(~split.learned[split.part(block)][start:])
+    return start + int(later[0]) if len(later) else int(split.lengths[block])
 
 
 def _padding(tokenizer: PreTrainedTokenizerFast) -> int:
