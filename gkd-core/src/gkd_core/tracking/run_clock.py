@@ -49,13 +49,13 @@ class RunClock:
         """
         if done <= self._done:
             return None
-        pace = (self._now() - self._begun) / (done - self._done)
-        stage = pace * (self._total - done)
+        seconds = (self._now() - self._begun) / (done - self._done)
+        stage = seconds * (self._total - done)
         own = self._costs.get(self._stage, 0.0)
         names = list(self._costs)
         later = names[names.index(self._stage) + 1 :] if own > 0 else ()
         others = sum(self._costs[name] for name in later) / own if later else 0.0
-        return stage, stage + others * pace * self._total
+        return stage, stage + others * seconds * self._total
 
 
 def clock_time(seconds: float) -> str:
