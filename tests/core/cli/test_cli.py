@@ -22,6 +22,7 @@ from gkd_core.contract.step import Step
 
 FLAGS = {
     "analyze": "--output --json",
+    "bench": "--batch --length --rounds --threads --output --json",
     "cache": "--set --teacher --data --output --dtype --form --k --temperature",
     "config": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
     "--output --teacher-cache --track --probe --baseline --seed --nproc --set --schema --json",

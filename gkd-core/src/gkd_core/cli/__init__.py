@@ -23,6 +23,7 @@ from gkd_core.plugins import PluginWarning, registry
 
 BUILT_IN = {
     "analyze": "gkd_core.cli.analyze:analyze",
+    "bench": "gkd_core.cli.bench:bench",
     "cache": "gkd_core.cli.cache:cache",
     "clean": "gkd_core.cli.clean:clean",
     "config": "gkd_core.cli.config:config",

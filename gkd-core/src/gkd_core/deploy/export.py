@@ -197,7 +197,7 @@ class _Exporter:
             return replace(found, problems=(*found.problems, *[problem] * bool(apart)))
 
     def _example(self) -> Mapping[str, torch.Tensor]:
-        """Return what the forward pass of the student is given for a few rows."""
+        """Return what the forward pass of the student is given for a batch."""
         seen: dict[str, Any] = {}
 
         def note(_model: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
@@ -206,7 +206,7 @@ class _Exporter:
         handle = self._model.register_forward_pre_hook(note, with_kwargs=True)
         batch = next(iter(self._rows.batches(self._tokenizer)))
         with torch.no_grad():
-            self._model(**{name: value[:2] for name, value in batch.inputs.items()})
+            self._model(**batch.inputs)
         handle.remove()
         return {name: value for name, value in seen.items() if isinstance(value, torch.Tensor)}
 

@@ -54,6 +54,9 @@ class OnnxModel(nn.Module):
         """The model itself."""
         return self
 
+    def get_output_embeddings(self) -> None:
+        """Return None: there is no head that could be given other states."""
+
     def forward(self, **inputs: torch.Tensor) -> Any:
         """Return the outputs by name, as attributes.
 

@@ -1,0 +1,74 @@
+"""`gkd bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gkd_core.cli.json_output import json_option
+from gkd_core.cli.numeric import WholeRange
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="DIR...")
+@click.option(
+    "--batch", multiple=True, type=WholeRange(1), help="Rows of a batch; repeatable. [1, 8]"
+)
+@click.option(
+    "--length", multiple=True, type=WholeRange(1), help="Tokens of a row; repeatable. [32, 128]"
+)
+@click.option(
+    "--rounds",
+    type=WholeRange(1),
+    default=20,
+    show_default=True,
+    help="How often each model reads each size of batch.",
+)
+@click.option(
+    "--threads", type=WholeRange(1), default=1, show_default=True, help="Threads of each model."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Directory for bench.json and figures."
+)
+@json_option()
+def bench(
+    models: tuple[str, ...],
+    batch: tuple[int, ...],
+    length: tuple[int, ...],
+    rounds: int,
+    threads: int,
+    output: Path | None,
+    as_json: bool,
+) -> dict[str, Any] | None:
+    """Measure the latency and size of models side by side.
+
+    DIR is a Hugging Face directory, such as RUN/student, or an export. The models take turns, batch
+    by batch, in one process; times are compared with the first. Memory is that of a process of its
+    own, beyond the libraries, with the largest batch.
+    """
+    from rich.console import Console
+
+    from gkd_core.deploy.bench import Shape
+    from gkd_core.deploy.bench import bench as measured
+
+    screen = Console(stderr=True, highlight=False)
+    shapes = [Shape(rows, tokens) for rows in batch or (1, 8) for tokens in length or (32, 128)]
+    found = measured(
+        list(dict.fromkeys(models)),
+        shapes,
+        rounds,
+        threads,
+        lambda text: screen.print(text, markup=False),
+    )
+    written = [] if output is None else found.write(output)
+    if as_json:
+        return found.as_json()
+    console = Console(highlight=False)
+    for table in found.tables():
+        console.print(table)
+        console.print()
+    for path in written:
+        console.print(f"written to {path}", markup=False, soft_wrap=True)
+    return None

@@ -1,0 +1,307 @@
+"""The speed and the size of models side by side, and how good they are."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from gkd_core.analysis.figures import axes_of, png
+from gkd_core.analysis.finished_run import RESULTS
+from gkd_core.analysis.sizes import readable
+from gkd_core.analysis.subjects import find_named
+from gkd_core.atomic import write_file
+from gkd_core.deploy.candidate import MEBI, Candidate, peak_memory
+from gkd_core.deploy.lineage import LINEAGE
+from gkd_core.errors import ConfigError
+from gkd_core.evaluation.predictions import STUDENT
+from gkd_core.strict_json import json_text
+
+WARMUP = 2
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A size of batch.
+
+    Attributes:
+        rows: Number of rows.
+        length: Tokens of each.
+    """
+
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model at a size of batch.
+
+    Attributes:
+        name: The model.
+        rows: Number of rows of a batch.
+        length: Tokens of each.
+        p50: Median milliseconds of a batch.
+        p95: Milliseconds that 95% of the batches stay below.
+        throughput: Rows per second, at the median.
+        ratio: Median of the time over that of the first model in the same round.
+    """
+
+    name: str
+    rows: int
+    length: int
+    p50: float
+    p95: float
+    throughput: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good a model is.
+
+    Attributes:
+        metric: Name of the metric.
+        value: Its value.
+        rows: Number of rows that it was measured on.
+    """
+
+    metric: str
+    value: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The measurements of some models.
+
+    Attributes:
+        measured: Each model at each size of batch.
+        sizes: Bytes of the weights of each model.
+        memory: MiB that each model takes at most with the largest batch; None if not measured.
+        qualities: How good each is, as its run or its export has it; None if not known.
+        machine: Processor, number of threads and versions.
+    """
+
+    measured: Sequence[Measured]
+    sizes: Mapping[str, int]
+    memory: Mapping[str, float | None]
+    qualities: Mapping[str, Quality | None]
+    machine: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the measurements as JSON can hold them."""
+        return asdict(self)
+
+    def tables(self) -> Iterator[Table]:
+        """Yield a table of the models, and one for each size of batch."""
+        table = _table("", "weights", "memory", "quality")
+        for name, size in self.sizes.items():
+            memory, quality = self.memory[name], self.qualities[name]
+            table.add_row(
+                name,
+                readable(size),
+                NONE if memory is None else readable(round(memory * MEBI)),
+                NONE if quality is None else f"{quality.metric} {quality.value:.4f}",
+            )
+        yield table
+        for shape in dict.fromkeys(Shape(one.rows, one.length) for one in self.measured):
+            title = f"{shape.rows} x {shape.length} tokens"
+            table = _table(title, "p50 ms", "p95 ms", "rows/s", "time")
+            for one in self.measured:
+                if Shape(one.rows, one.length) == shape:
+                    numbers = (one.p50, one.p95, one.throughput)
+                    table.add_row(
+                        one.name, *(f"{number:.2f}" for number in numbers), f"{one.ratio:.2f}x"
+                    )
+            yield table
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write `bench.json`, `latency.png` and `pareto.png`, if models have a quality on the
+        same rows.
+
+        Returns:
+            The paths.
+        """
+        made: dict[str, str | bytes] = {
+            "bench.json": json_text(self.as_json(), indent=1),
+            "latency.png": self._latency(),
+        }
+        known = [each for each in self.qualities.values() if each is not None]
+        if len(known) > 1 and len({(each.metric, each.rows) for each in known}) == 1:
+            made["pareto.png"] = self._pareto()
+        for name, content in made.items():
+            write_file(folder / name, content)
+        return [folder / name for name in made]
+
+    def _latency(self) -> bytes:
+        """Draw the latency of each model over the sizes of batch."""
+        figure, axes = axes_of("tokens of a batch", "median ms")
+        for name in self.sizes:
+            own = sorted(
+                (one.rows * one.length, one.p50) for one in self.measured if one.name == name
+            )
+            axes.plot(*zip(*own, strict=True), marker="o", label=name)
+        axes.legend()
+        return png(figure)
+
+    def _pareto(self) -> bytes:
+        """Draw quality over latency, at the first size of batch."""
+        known = {name: each for name, each in self.qualities.items() if each is not None}
+        (metric, *_) = {each.metric for each in known.values()}
+        first = self.measured[0]
+        figure, axes = axes_of(f"median ms, batch {first.rows}x{first.length}", metric)
+        for one in self.measured:
+            if one.name in known and (one.rows, one.length) == (first.rows, first.length):
+                axes.plot([one.p50], [known[one.name].value], marker="o", label=one.name)
+        axes.legend()
+        return png(figure)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title or None, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
+    table.add_column("model", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def bench(
+    names: Sequence[str],
+    shapes: Sequence[Shape],
+    rounds: int,
+    threads: int,
+    say: Callable[[str], None],
+) -> Bench:
+    """Measure models in turn in this process, so that changes of the machine affect all alike.
+
+    Args:
+        names: Directories of the models; the first is what others are compared with.
+        shapes: Sizes of batch.
+        rounds: How often each model reads each.
+        threads: Number of threads.
+        say: Shows what is being done.
+
+    Raises:
+        ConfigError: A directory holds no model, or a model does not read as many tokens.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        say("loading")
+        candidates = [Candidate.load(name, threads) for name in names]
+        measured = []
+        for shape in shapes:
+            say(f"batches of {shape.rows} rows of {shape.length} tokens")
+            measured += _in_turn(candidates, shape, rounds)
+    finally:
+        torch.set_num_threads(before)
+    labels = short_names(names)
+    largest = max(shapes, key=lambda shape: shape.rows * shape.length)
+    say("memory")
+    return Bench(
+        [replace(one, name=labels[one.name]) for one in measured],
+        {labels[each.name]: each.size for each in candidates},
+        {labels[name]: peak_memory(name, threads, largest.rows, largest.length) for name in names},
+        {labels[name]: quality for name, quality in qualities(names).items()},
+        {
+            "processor": platform.processor() or platform.machine(),
+            "threads": threads,
+            "rounds": rounds,
+            "torch": torch.__version__,
+        },
+    )
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the last part of each path, or as many as make all different.
+
+    Args:
+        names: Directories, all different.
+    """
+    parts = {name: Path(name).parts for name in names}
+    deepest = max(map(len, parts.values()))
+    for count in range(1, deepest + 1):
+        short = {name: "/".join(own[-count:]) for name, own in parts.items()}
+        if len({*short.values()}) == len(short):
+            return short
+    return {name: name for name in names}
+
+
+def _in_turn(candidates: Sequence[Candidate], shape: Shape, rounds: int) -> list[Measured]:
+    batches = [each.inputs(shape.rows, shape.length) for each in candidates]
+    times = np.zeros((len(candidates), rounds))
+    for number in range(-WARMUP, rounds):
+        for place, (candidate, batch) in enumerate(zip(candidates, batches, strict=True)):
+            start = time.perf_counter()
+            try:
+                candidate.run(batch)
+            except Exception as error:  # onnxruntime and torch raise many types
+                reason = (str(error).strip().splitlines() or [""])[0]
+                raise ConfigError(
+                    f"{candidate.name} cannot read {shape.rows} rows of {shape.length} tokens "
+                    f"({reason}); choose others with --batch and --length"
+                ) from error
+            if number >= 0:
+                times[place, number] = 1000 * (time.perf_counter() - start)
+    return [
+        Measured(
+            candidate.name,
+            shape.rows,
+            shape.length,
+            p50=statistics.median(own),
+            p95=float(np.percentile(own, 95)),
+            throughput=1000 * shape.rows / statistics.median(own),
+            ratio=float(np.median(own / times[0])),
+        )
+        for candidate, own in zip(candidates, times, strict=True)
+    ]
+
+
+def qualities(names: Sequence[str]) -> dict[str, Quality | None]:
+    """Return how good models are: as a run says among whose models they are, or their export.
+
+    An export was compared with its student on some of the rows of the run. Its quality is that of
+    the student on all rows, plus the difference on these.
+
+    Args:
+        names: Directories of the models.
+    """
+    known: dict[Path, Quality] = {}
+    for run in {found.run for found in map(find_named, names) if found.run is not None}:
+        if (run / RESULTS).is_file():
+            results = json.loads((run / RESULTS).read_text())
+            for row in results["rows"]:
+                known |= {Path(row["model"]).resolve(): one for one in _quality(results, row)}
+            # The paths in the results begin where the run was started.
+            last = results["rows"][-1]
+            known |= {(run / STUDENT).resolve(): one for one in _quality(results, last)}
+    found = {name: known.get(Path(name).resolve()) for name in names}
+    for name in names:
+        if (Path(name) / LINEAGE).is_file():
+            said = json.loads((Path(name) / LINEAGE).read_text())
+            compared = said["verification"]
+            change = compared["after"] - compared["before"]
+            for one in _quality(said["results"], said["results"]["models"][-1]):
+                found[name] = replace(one, value=one.value + change)
+    return found
+
+
+def _quality(results: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Quality]:
+    """Yield the quality of a model in the results of a run, if it has one."""
+    value = row["metrics"].get(results["metric"])
+    if value is not None:
+        yield Quality(results["metric"], value, results["samples"])
