@@ -61,7 +61,8 @@ class Candidate:
         """
         place = Path(name)
         config = load_config(name, False, "DIR")
-        (architecture, *_) = [*(config.architectures or ()), ""]
+        named: list[str] = list(config.architectures or ())
+        architecture = named[0] if named else ""
         if (place / GRAPH).is_file():
             manifest = (place / "export.json").read_text()
             made = OnnxDecoder if "past_key_values" in manifest else OnnxModel
