@@ -50,11 +50,13 @@ def bench(
     """
     from rich.console import Console
 
-    from gkd_core.deploy.bench import Shape
+    from gkd_core.deploy.bench import BatchShape
     from gkd_core.deploy.bench import bench as measured
 
     screen = Console(stderr=True, highlight=False)
-    shapes = [Shape(rows, tokens) for rows in batch or (1, 8) for tokens in length or (32, 128)]
+    shapes = [
+        BatchShape(rows, tokens) for rows in batch or (1, 8) for tokens in length or (32, 128)
+    ]
     found = measured(
         list(dict.fromkeys(models)),
         shapes,

@@ -32,7 +32,7 @@ NONE = "-"
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """A size of batch.
 
     Attributes:
@@ -45,7 +45,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelTiming:
     """A model at a size of batch.
 
     Attributes:
@@ -94,7 +94,7 @@ class Bench:
         machine: Processor, number of threads and versions.
     """
 
-    measured: Sequence[Measured]
+    measured: Sequence[ModelTiming]
     sizes: Mapping[str, int]
     memory: Mapping[str, float | None]
     qualities: Mapping[str, Quality | None]
@@ -116,11 +116,11 @@ class Bench:
                 NONE if quality is None else f"{quality.metric} {quality.value:.4f}",
             )
         yield table
-        for shape in dict.fromkeys(Shape(one.rows, one.length) for one in self.measured):
+        for shape in dict.fromkeys(BatchShape(one.rows, one.length) for one in self.measured):
             title = f"{shape.rows} x {shape.length} tokens"
             table = _table(title, "p50 ms", "p95 ms", "rows/s", "time")
             for one in self.measured:
-                if Shape(one.rows, one.length) == shape:
+                if BatchShape(one.rows, one.length) == shape:
                     numbers = (one.p50, one.p95, one.throughput)
                     table.add_row(
                         one.name, *(f"{number:.2f}" for number in numbers), f"{one.ratio:.2f}x"
@@ -181,7 +181,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def bench(
     names: Sequence[str],
-    shapes: Sequence[Shape],
+    shapes: Sequence[BatchShape],
     rounds: int,
     threads: int,
     say: Callable[[str], None],
@@ -241,7 +241,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def _in_turn(candidates: Sequence[Candidate], shape: Shape, rounds: int) -> list[Measured]:
+def _in_turn(candidates: Sequence[Candidate], shape: BatchShape, rounds: int) -> list[ModelTiming]:
     batches = [each.inputs(shape.rows, shape.length) for each in candidates]
     times = np.zeros((len(candidates), rounds))
     for number in range(-WARMUP, rounds):
@@ -258,7 +258,7 @@ def _in_turn(candidates: Sequence[Candidate], shape: Shape, rounds: int) -> list
             if number >= 0:
                 times[place, number] = 1000 * (time.perf_counter() - start)
     return [
-        Measured(
+        ModelTiming(
             candidate.name,
             shape.rows,
             shape.length,
