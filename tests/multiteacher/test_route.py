@@ -80,9 +80,9 @@ def test_a_routed_run_has_the_losses_of_its_parts(invoke, parts, calm):
     small, large = (loss("soft", parts / f"{n}.jsonl", [n]) for n in ("small", "large"))
     both = ("large", "small")
     routed = loss("route(soft)", parts / "all.jsonl", both, "task.source=teacher")
-    assert routed == pytest.approx((4 * small + 12 * large) / 16, rel=1e-5)
+    assert routed == pytest.approx((4 * small + 12 * large) / 16, rel=1e-4)
     mixture = f"{parts / 'large.jsonl'}:3,{parts / 'small.jsonl'}:1"
-    assert loss("route(soft)", mixture, both) == pytest.approx(routed, rel=1e-5)
+    assert loss("route(soft)", mixture, both) == pytest.approx(routed, rel=1e-4)
     alone = ["task.source=teacher", "route.teachers.small=none"]
     found = loss("route(soft)", parts / "all.jsonl", ["large"], *alone)
-    assert found == pytest.approx(12 * large / 16, rel=1e-5)
+    assert found == pytest.approx(12 * large / 16, rel=1e-4)

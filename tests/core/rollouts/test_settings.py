@@ -178,7 +178,8 @@ def test_a_class_that_breaks_the_contract_is_refused():
 
 
 def test_a_plan_leaves_out_what_models_write(invoke, world, plugin, registry_with, monkeypatch):
-    monkeypatch.setattr("gkd_core.plugins.registry", lambda: registry_with(plugin("greedy")))
+    for place in ("gkd_core.plugins", "gkd_core.runs.resolved"):
+        monkeypatch.setattr(f"{place}.registry", lambda: registry_with(plugin("greedy")))
     given = [argument for setting in GREEDY for argument in ("--set", setting)]
     done = invoke(
         *("plan", "--json", "--teacher", world / "lm-decoder", "--student-layers", 2),
