@@ -95,6 +95,11 @@ def test_every_package_is_one_plugin(package):
     assert module.split(".")[0] == package.replace("-", "_")
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_has_the_license(package):
+    assert (ROOT / package / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("package", first_of(PACKAGES))
 def test_a_wheel_holds_all_that_the_source_holds(package, tmp_path):
@@ -108,6 +113,8 @@ def test_a_wheel_holds_all_that_the_source_holds(package, tmp_path):
     }
     with ZipFile(build(copy, tmp_path)) as wheel:
         found = {path for path in wheel.namelist() if path.startswith(f"{name}/")}
+        (license_,) = (path for path in wheel.namelist() if path.endswith("/licenses/LICENSE"))
+        assert wheel.read(license_) == (ROOT / "LICENSE").read_bytes()
     assert found == source
     assert f"{name}/py.typed" in found
     assert package != "gkd-methods-classic" or f"{name}/recipes/pkd.toml" in found
