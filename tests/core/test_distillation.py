@@ -86,6 +86,10 @@ def test_what_is_given_twice_or_cannot_be_is_refused(world, loaded):
         run(method="soft", settings={"method": "pkd"})
     with pytest.raises(ConfigError, match=r"teacher is a .*BertForSequ.*teacher=\(model, token"):
         run(teacher=loaded[0])
+    with pytest.raises(ConfigError, match=r"settings is \[1\], not a mapping of dotted names"):
+        run(teacher=teacher, settings=[1])
+    with pytest.raises(ConfigError, match="output is 5, not a path"):
+        run(teacher=teacher, output=5)
     with pytest.raises(ConfigError, match="data is a list; give a file"):
         run(teacher=teacher, data=[{"text": "a"}])
     with pytest.raises(ConfigError, match="data has the splits train, valid; 'train' is needed"):

@@ -97,6 +97,7 @@ def test_a_metric_that_should_be_low_turns_the_verdict_round():
         ),
         (0.8, 0.8, ["the student is near teacher, which has little left to teach: +0.0000"]),
         (0.9, 0.7, []),
+        (0.6, 0.9, ["the student is better than teacher: +0.3000"]),
     ],
 )
 def test_a_poor_teacher_is_named_without_a_baseline_too(teacher, student, expected):

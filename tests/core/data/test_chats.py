@@ -460,3 +460,19 @@ def test_prompts_alone_need_models_that_write(
     chosen = ["method=soft", "task.max_length=128", *settings]
     with pytest.raises(ConfigError, match=message):
         prepare_run(*given, *models, *chosen, teachers=(), registry=known)
+
+
+def test_rows_to_judge_by_have_the_answers_that_prompts_to_train_on_lack(
+    prepare_run, registry_with, pair, tmp_path
+):
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    rows = [{"prompt": f"{number}?"} for number in range(20)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers.write_text("".join(json.dumps(row | {"response": "Yes."}) + "\n" for row in rows))
+    models = [f"teachers.0.model={pair / 'teacher'}", f"student.model={pair / 'student'}"]
+    given = [f"task.train={prompts}", f"task.validation={answers}", f"task.test={answers}"]
+    chosen = ["method=soft", "task.max_length=128", "rollout.engine=silent", "rollout.student=1"]
+    known = registry_with(Plugin())
+    data = prepare_run(*given, *models, *chosen, teachers=(), registry=known).last.data
+    assert data.train.target is None
+    assert data.validation.target == data.test.target == ["Yes."] * 20

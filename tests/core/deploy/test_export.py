@@ -84,6 +84,22 @@ def test_what_is_no_export_is_not_replaced(invoke, finished, tmp_path):
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
 
 
+def test_an_export_with_something_else_in_it_is_not_replaced(invoke, finished, tmp_path):
+    for _ in range(2):  # an export alone is replaced
+        assert invoke("export", finished, "--to", "out", "--rows", 8).code == 0
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    done = invoke("export", finished, "--to", "out")
+    assert done.code == 2
+    assert "--to out has notes.txt, which is no file of the export there" in done.err
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_is_not_there_is_named(invoke):
+    done = invoke("export", "runs/nowhere", "--to", "out")
+    assert done.code == 2
+    assert "there is no run runs/nowhere: the directory does not exist" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

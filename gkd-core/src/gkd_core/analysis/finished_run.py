@@ -51,6 +51,8 @@ class FinishedRun:
             ConfigError: There is no finished run.
             DataError: Its results are damaged.
         """
+        if not directory.exists():
+            raise ConfigError(f"there is no run {directory}: the directory does not exist")
         for name in (CONFIG, RESULTS):
             if not (directory / name).exists():
                 raise ConfigError(

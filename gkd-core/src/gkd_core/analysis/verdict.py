@@ -99,7 +99,9 @@ class _Verdict:
             )
         elif lead is not None and lead.sign < 1:
             yield f"{name} is not better than labels alone: {lead}"
-        elif lag is not None and lag.sign > -1:
+        elif lag is not None and lag.sign > 0:
+            yield f"the student is better than {name}: {lag}"
+        elif lag is not None and lag.sign == 0:
             yield f"the student is near {name}, which has little left to teach: {lag}"
 
     def _advice(self) -> Iterator[str]:

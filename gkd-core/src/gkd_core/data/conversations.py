@@ -80,6 +80,20 @@ def find_conversations(table: Table, config: TaskConfig) -> ChatColumns | None:
     return found
 
 
+def answered_columns(table: Table, columns: ChatColumns, config: TaskConfig) -> ChatColumns:
+    """Return the columns of a table: those of the training data, which may lack its answers.
+
+    Models may write the answers to train on; students are judged by those that are given.
+
+    Args:
+        table: The table.
+        columns: The columns of the training data.
+        config: Names given by the user.
+    """
+    own = find_conversations(table, config) if columns.target is None else None
+    return own if own is not None and own.text == columns.text else columns
+
+
 def read_conversations(table: Table, columns: ChatColumns, config: TaskConfig) -> Split:
     """Return the conversations of a table.
 

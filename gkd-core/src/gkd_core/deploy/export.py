@@ -14,7 +14,7 @@ import torch
 from gkd_core.analysis.subjects import alone, without_trust
 from gkd_core.atomic import replace_directory, write_file
 from gkd_core.deploy.card import model_card
-from gkd_core.deploy.lineage import LINEAGE, lineage
+from gkd_core.deploy.lineage import LINEAGE, exported_files, lineage
 from gkd_core.deploy.onnx_graph import GRAPH, write_decoder, write_graph
 from gkd_core.deploy.onnx_model import OnnxDecoder, OnnxModel
 from gkd_core.deploy.quantization import quantize_graph
@@ -218,11 +218,19 @@ class _Exporter:
 
 
 def _refuse_foreign(place: Path) -> None:
-    """Refuse a directory that is there and no export: it might be anything."""
+    """Refuse a directory with anything but an export, which would be replaced with it."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     if not (place / LINEAGE).is_file():
         raise ConfigError(
             f"--to {place} already exists and is not an export (it has no {LINEAGE}); name "
             "another directory"
+        )
+    found = (path for path in place.rglob("*") if not path.is_dir())
+    names = {path.relative_to(place).as_posix() for path in found}
+    others = sorted(names - {*exported_files(place), LINEAGE, CARD})
+    if others:
+        raise ConfigError(
+            f"--to {place} has {others[0]}, which is no file of the export there and would be "
+            "removed with it; move it away, or name another directory"
         )

@@ -15,7 +15,7 @@ from gkd_core import __version__, digest
 from gkd_core.config.expression import parse_expression
 from gkd_core.contract.run_info import STAGES
 from gkd_core.deploy.onnx_graph import GRAPH, opset_of, package_versions
-from gkd_core.errors import GkdError
+from gkd_core.errors import ConfigError, GkdError
 from gkd_core.named_path import without_folders
 from gkd_core.training.manifest import MANIFEST, Manifest
 
@@ -73,6 +73,22 @@ def lineage(
     }
     public: dict[str, Any] = _public(known)
     return public
+
+
+def exported_files(directory: Path) -> frozenset[str]:
+    """Return the names of the files that the export in a directory was made of.
+
+    Raises:
+        ConfigError: Its lineage cannot be read.
+    """
+    path = directory / LINEAGE
+    try:
+        return frozenset(json.loads(path.read_text())["export"]["files"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} cannot be read, so that nothing tells what is an export there; move the "
+            "directory away, or name another"
+        ) from error
 
 
 def _export(directory: Path, options: ExportOptions) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def run(
         GkdError: The run is invalid, or cannot be finished.
         KeyboardInterrupt: It was stopped; a note says how to continue.
     """
+    _check_types(method, recipe, file, output, settings)
     folder = None if output is None else named_path(os.fspath(output))
     if folder is None and any(map(is_loaded, (teacher, student, data))):
         folder = free_directory(recipe or method or "run")
@@ -112,6 +113,22 @@ def run(
         flags[name] = value, f"settings[{name!r}]"
     files = () if file is None else (Path(file),)
     return _run(resolve_run(files, recipe, flags=flags))
+
+
+def _check_types(
+    method: object, recipe: object, file: object, output: object, settings: object
+) -> None:
+    """Refuse arguments of a type that they cannot have."""
+    expected: dict[str, tuple[object, Any, str]] = {
+        "method": (method, str, "a text"),
+        "recipe": (recipe, str, "a text"),
+        "file": (file, str | os.PathLike, "a path"),
+        "output": (output, str | os.PathLike, "a path"),
+        "settings": (settings, Mapping, "a mapping of dotted names to values"),
+    }
+    for name, (given, kind, wanted) in expected.items():
+        if given is not None and not isinstance(given, kind):
+            raise ConfigError(f"{name} is {given!r}, not {wanted}")
 
 
 def _teachers(

@@ -14,6 +14,7 @@ from gkd_core.contract.batch import IGNORE
 from gkd_core.contract.task import Fit, Split
 from gkd_core.data.columns import CheckedRows, Columns, label_columns
 from gkd_core.data.conversations import (
+    answered_columns,
     find_conversations,
     has_messages,
     read_conversations,
@@ -76,7 +77,10 @@ class CausalLM(LanguageModel):
         if columns is None:
             return super().read(tables, config)
         return ReadRows(
-            {name: read_conversations(table, columns, config) for name, table in tables.items()}
+            {
+                name: read_conversations(table, answered_columns(table, columns, config), config)
+                for name, table in tables.items()
+            }
         )
 
     def check_pair(self, table: Table, columns: Columns) -> None:
