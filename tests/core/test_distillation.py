@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gkd_core import run
 from gkd_core.errors import ConfigError
+from gkd_core.stop_signals import requested
 
 SETTINGS = {
     "training.epochs": 1,
@@ -123,3 +124,4 @@ def test_an_interrupted_run_says_how_to_continue(world, monkeypatch):
         )
     assert stopped.value.__notes__ == ["Continue with: gkd run --resume --output stopped"]
     assert signal.getsignal(signal.SIGINT) is before
+    assert not requested(), "the next run of this process would stop after its first step"

@@ -75,6 +75,7 @@ def heeded() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+        _request = _StopRequest()  # a process may go on with other runs
 
 
 @contextmanager
