@@ -25,8 +25,8 @@ def place(world, tmp_path):
     rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
     with (tmp_path / "reviews.csv").open("w") as file:
         csv.writer(file).writerows([("text", "label"), *((r["text"], r["label"]) for r in rows)])
-    asked = ({"prompt": row["text"], "response": row["label"]} for row in rows)
-    (tmp_path / "chats.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in asked))
+    chats = ({"prompt": row["text"], "response": row["label"]} for row in rows)
+    (tmp_path / "chats.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in chats))
     return tmp_path
 
 
