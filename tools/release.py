@@ -74,7 +74,7 @@ def _installed(place: Path, built: Sequence[Path], *names: str) -> Path:
     """Return the command in a new environment with packages and their requirements."""
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
-    options = ("--quiet", "-c", ROOT / "constraints.txt", "--find-links", built[0].parent)
+    options = ("--quiet", "-c", ROOT / "constraints.txt", "-f", built[0].parent)
     _run(python, "-m", "pip", "install", *options, *names)
     return place / "bin" / "gkd"
 

@@ -151,18 +151,16 @@ def _lengths(spec: StageSpec) -> RowLengths | None:
     train = spec.data.train
     if spec.kind.is_lm and train.target is None and not train.chat:
         return None
-    limit = min(info.max_length for info in (spec.student, *(t.info for t in spec.teachers)))
     step = math.ceil(len(train) / MEASURED_ROWS)
     some = take(train, range(0, len(train), step))
-    found = spec.kind.encode(some, spec.tokenizer, limit, spec.data.classes).lengths
+    found = spec.kind.encode(some, spec.tokenizer, spec.readable_length, spec.data.classes).lengths
     half, most = np.percentile(found, [50, 99])
     return RowLengths(math.ceil(half), math.ceil(most), int(found.max()), len(some))
 
 
 def _suggested(lengths: RowLengths, spec: StageSpec) -> int:
     """Return a length that cuts at most one row in a hundred, if the models can read it."""
-    limit = min(info.max_length for info in (spec.student, *(t.info for t in spec.teachers)))
-    return min(limit, math.ceil(lengths.most / MULTIPLE) * MULTIPLE)
+    return min(spec.readable_length, math.ceil(lengths.most / MULTIPLE) * MULTIPLE)
 
 
 def _about_lengths(lengths: RowLengths | None) -> list[str]:

@@ -36,6 +36,11 @@ def is_adapted(module: nn.Module) -> bool:
     return hasattr(module, BASE)
 
 
+def trained_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of a model that are trained: all, unless some are frozen."""
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
 def merged_state(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights with the adapters merged, under the names they had without.
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.config.schema import RunConfig
 from gkd_core.distributed.shards import Division
+from gkd_core.models.adapters import trained_weights
 from gkd_core.models.parts import find_parts
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import count_parameters
@@ -108,13 +108,13 @@ def count_state(spec: StageSpec, registry: Registry) -> int:
     factory = registry.make_optimizer(spec.config)
     model = _student(spec, registry)
     chosen = ChosenOptimizer(factory, find_parts(find_sites(model, registry.sites)))
-    known = chosen.describe(_trained(model), Division([model]))
+    known = chosen.describe(trained_weights(model), Division([model]))
     return sum(factory.state_bytes(weight) for weight in known.values())
 
 
 def count_trained(spec: StageSpec, registry: Registry) -> int:
     """Return the number of weights of the student that are trained."""
-    return sum(weight.numel() for weight in _trained(_student(spec, registry)))
+    return sum(weight.numel() for weight in trained_weights(_student(spec, registry)))
 
 
 def _student(spec: StageSpec, registry: Registry) -> PreTrainedModel:
@@ -131,10 +131,6 @@ def put_adapters(model: PreTrainedModel, spec: StageSpec, registry: Registry) ->
     lora = spec.config.student.lora
     if lora is not None:
         adapt(model, find_sites(model, registry.sites), lora, spec.kind.is_lm)
-
-
-def _trained(model: PreTrainedModel) -> list[nn.Parameter]:
-    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def _lacks_tokenizer(model: str) -> bool:

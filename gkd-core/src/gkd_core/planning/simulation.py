@@ -45,7 +45,7 @@ from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.features import Answer
 from gkd_core.hooks.paths import LOGITS, Capture
 from gkd_core.losses.relation import Relation
-from gkd_core.models.adapters import has_adapters
+from gkd_core.models.adapters import has_adapters, trained_weights
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
@@ -260,8 +260,7 @@ def _trained(model: PreTrainedModel) -> dict[str, int]:
     """Return the number of trained weights of a student under a name, if it has adapters."""
     if not has_adapters(model):
         return {}
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return {"student (trained)": trained}
+    return {"student (trained)": sum(weight.numel() for weight in trained_weights(model))}
 
 
 def _divide(model: PreTrainedModel, group: ProcessGroup | None) -> None:

@@ -26,6 +26,7 @@ from gkd_core.training.augmentation import check_augmentation, copies
 from gkd_core.training.keeping import check_keep
 
 if TYPE_CHECKING:
+    from gkd_core.config.schema import RolloutConfig, WritingConfig
     from gkd_core.objective.ensemble import TeacherEnsemble
     from gkd_core.objective.step_plan import ActiveMethod
     from gkd_core.plugins import Registry
@@ -222,14 +223,7 @@ def _check_rollout(spec: StageSpec, registry: Registry) -> None:
             f"rollout lets models write text, but task.kind is {spec.kind} "
             f"({spec.origin('task.kind')}). Use causal-lm, or remove the rollout table"
         )
-    longest = config.prompt_tokens + config.max_new_tokens
-    if longest > spec.max_length:
-        names = ("rollout.prompt_tokens", "rollout.max_new_tokens")
-        given = " and ".join(f"{name} ({spec.origin(name)})" for name in names)
-        raise ConfigError(
-            f"{given} give rows of up to {longest} tokens, but the longest allowed is "
-            f"{spec.max_length}. Lower one of them, or raise task.max_length"
-        )
+    _check_written_length(spec, "rollout", config)
     if config.uses_teacher:
         _check_writing_teacher(spec)
     registry.rollout_engine(config)
@@ -245,14 +239,7 @@ def _check_writing(spec: StageSpec) -> None:
             f"writing has a teacher write answers, but task.kind is {spec.kind} "
             f"({spec.origin('task.kind')}). Use causal-lm, or remove the writing table"
         )
-    if config.prompt_tokens + config.max_new_tokens > spec.max_length:
-        names = ("writing.prompt_tokens", "writing.max_new_tokens")
-        given = " and ".join(f"{name} ({spec.origin(name)})" for name in names)
-        raise ConfigError(
-            f"{given} give rows of up to {config.prompt_tokens + config.max_new_tokens} tokens, "
-            f"but the longest allowed is {spec.max_length}. Lower one of them, or raise "
-            "task.max_length"
-        )
+    _check_written_length(spec, "writing", config)
     teacher = spec.teachers[0]
     if teacher.source is not None and not isinstance(teacher.source, Served):
         raise ConfigError(
@@ -261,6 +248,20 @@ def _check_writing(spec: StageSpec) -> None:
         )
     if isinstance(teacher.source, Served):
         teacher.source.check()
+
+
+def _check_written_length(
+    spec: StageSpec, table: str, config: RolloutConfig | WritingConfig
+) -> None:
+    """Refuse written rows that are longer than the models may read."""
+    longest = config.prompt_tokens + config.max_new_tokens
+    if longest > spec.max_length:
+        names = (f"{table}.prompt_tokens", f"{table}.max_new_tokens")
+        given = " and ".join(f"{name} ({spec.origin(name)})" for name in names)
+        raise ConfigError(
+            f"{given} give rows of up to {longest} tokens, but the longest allowed is "
+            f"{spec.max_length}. Lower one of them, or raise task.max_length"
+        )
 
 
 def _check_prompts(spec: StageSpec) -> None:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gkd_core.config.schema import LoraConfig
 from gkd_core.errors import ConfigError, suggest
+from gkd_core.models.adapters import trained_weights
 from gkd_core.models.load import seeded
 from gkd_core.models.sites import Sites
 from gkd_core.students.build import Student
@@ -103,7 +104,7 @@ def adapt(
     config.modules_to_save = sorted({name.rpartition(".")[0] for name, _ in unfrozen}) or None
     for _, weight in unfrozen:
         weight.requires_grad_(True)
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    trained = sum(weight.numel() for weight in trained_weights(model))
     return Trained(trained, total, len(layers))
 
 

@@ -310,9 +310,13 @@ class StageSpec:
     @property
     def max_length(self) -> int:
         """Longest sequence in tokens."""
+        return self.config.task.max_length or min(self.task.max_length, self.readable_length)
+
+    @property
+    def readable_length(self) -> int:
+        """Longest sequence in tokens that all models can read."""
         models = (self.student, *(teacher.info for teacher in self.teachers))
-        shortest = min(info.max_length for info in models)
-        return self.config.task.max_length or min(self.task.max_length, shortest)
+        return min(info.max_length for info in models)
 
     @property
     def ensembles(self) -> list[TeacherEnsemble]:
