@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import inspect
 import os
 import re
@@ -54,6 +55,9 @@ SPECIAL = re.compile(r"([\\*<>$]|\b_|_\b)")
 ARGUMENT = re.compile(r"^(\w+): ", re.MULTILINE)
 ARXIV = re.compile(r"arXiv:(\d+\.\d+)")
 DOI = re.compile(r"doi:(\S+)")
+PART = re.compile(r", section .*$")
+"""Which part of a paper a method is from."""
+
 WIDTH = 80
 """Columns of a usage line, whatever terminal the pages are written from."""
 
@@ -290,27 +294,79 @@ def _options(name: str) -> list[str]:
 
 
 def papers() -> str:
-    """Every paper, with what of gkd implements it."""
+    """Every paper, with what of gkd implements it and what was measured of its recipes."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for paper, kind, entry in _implementations():
+        found.setdefault(PART.sub("", paper), {}).setdefault(kind, []).append(entry)
+    measured = {line["recipe"]: line for line in _measured()}
+    rows = []
+    for paper, entries in found.items():
+        own, names = entries.get("plugin", []), entries.get("recipe", [])
+        values = [_result(measured[name]) for name in names if name in measured]
+        recipes = [f"[`{name}`](reference/recipes.md#{name})" for name in names]
+        rows.append([_paper(paper), ", ".join(own), ", ".join(recipes), "; ".join(values)])
+    head = ["paper", "in gkd", "recipe", "labels only → recipe"]
+    return "\n".join(_table(head, sorted(rows)))
+
+
+def _implementations() -> Iterator[tuple[str, str, str]]:
+    """Yield the paper of each thing that has one, whether it is a recipe, and what shows it."""
     from gkd_core.config.settings import read_file
 
-    rows = []
-    for name, cls in registry().methods.items():
-        link = f"[`{name}`](reference/methods/{name}.md)"
-        rows.append([_paper(cls.paper), f"method {link}"])
-    for name, path in registry().recipes.items():
+    plugins = registry()
+    for name, path in plugins.recipes.items():
         told = {setting.key: setting.value for setting in read_file(path)}
-        rows.append([_paper(told["paper",]), f"recipe `{name}`: {_escape(told['title',])}"])
-    for name, combiner in registry().combiners.items():
-        link = f"[`{name}`](reference/combiners/{name}.md)"
-        rows.append([_paper(combiner.paper), f"combiner {link}"])
-    for name, made in registry().procedures.items():
-        link = f"[`{name}`](reference/procedures/{name}.md)"
-        rows.append([_paper(made.paper), f"procedure {link}"])
-    for name, optimizer in registry().optimizers.items():
-        rows.append(
-            [_paper(optimizer.paper), f"optimizer [`{name}`](reference/optimizers.md#{name})"]
-        )
-    return "\n".join(_table(["paper", "in gkd"], sorted(rows)))
+        yield told["paper",], "recipe", name
+    groups: Mapping[str, Mapping[str, Any]] = {
+        "method": plugins.methods,
+        "combiner": plugins.combiners,
+        "procedure": plugins.procedures,
+    }
+    for kind, classes in groups.items():
+        for name, cls in classes.items():
+            yield cls.paper, "plugin", f"{kind} [`{name}`](reference/{kind}s/{name}.md)"
+    for name, optimizer in plugins.optimizers.items():
+        link = f"[`{name}`](reference/optimizers.md#{name})"
+        yield optimizer.paper, "plugin", f"optimizer {link}"
+
+
+def measured_recipes() -> str:
+    """What was measured of each recipe on the embedded task, the best first."""
+    lines = sorted(_measured(), key=_rank)
+    missing = sorted(set(registry().recipes) - {line["recipe"] for line in lines})
+    head = ["recipe", "metric", "labels only", "recipe's student", "95% interval", "teacher"]
+    rows = (
+        [
+            f"[`{line['recipe']}`](../reference/recipes.md#{line['recipe']})",
+            line["metric"],
+            line["labels"],
+            f"**{line['student']}**",
+            f"{line['low']} to {line['high']}" if line["low"] else "",
+            line["teacher"],
+        ]
+        for line in lines
+    )
+    table = [*_table(head, rows)]
+    if missing:
+        table += ["", f"Not measured yet: {', '.join(f'`{name}`' for name in missing)}."]
+    return "\n".join(table)
+
+
+def _measured() -> list[dict[str, str]]:
+    """Return what `measured_recipes.py` has written."""
+    table = DOCS / "explanation" / "recipes-measured.csv"
+    with table.open(encoding="utf-8", newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def _rank(line: Mapping[str, str]) -> tuple[str, float]:
+    value = float(line["student"])
+    return line["metric"], value if line["metric"] == "perplexity" else -value
+
+
+def _result(line: Mapping[str, str]) -> str:
+    unit = "" if line["metric"] == "accuracy" else f" ({line['metric']})"
+    return f"`{line['recipe']}`: {line['labels']} → **{line['student']}**{unit}"
 
 
 def recipes() -> str:
@@ -340,6 +396,7 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
         procedures,
         optimizers,
         papers,
+        measured_recipes,
         recipes,
     )
 }
