@@ -22,8 +22,9 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
+sys.path.insert(0, str(Path(__file__).parent))
+extensions.append("mermaid")
 if find_spec("latex2mathml") is not None:  # else formulae need the network
-    sys.path.insert(0, str(Path(__file__).parent))
     extensions.append("mathml")
     html_math_renderer = "mathml"
 exclude_patterns = ["_build", "examples"]
@@ -34,7 +35,6 @@ html_title = "gkd"
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
-suppress_warnings = ["misc.highlighting_failure"]  # of mermaid, which Pygments does not know
 copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
 
