@@ -40,6 +40,9 @@ STACK = (
 HEAD = re.compile(r"^.*?(?=<svg)", re.S)
 """What stands before an SVG in a file of its own."""
 
+LEGEND_LINE = 0.2
+"""Height of an entry of a small legend, in inches."""
+
 METADATA = re.compile(r"<metadata>.*?</metadata>", re.S)
 
 
@@ -91,7 +94,9 @@ def probed(values: Sequence[ProbedValue]) -> dict[str, str]:
     for distance in dict.fromkeys(value.distance for value in values):
         figure, axes = axes_of("step", distance)
         mine = [value for value in values if value.distance == distance]
-        for feature in dict.fromkeys(value.feature for value in mine):
+        features = dict.fromkeys(value.feature for value in mine)
+        figure.set_figheight(max(figure.get_figheight(), LEGEND_LINE * len(features)))
+        for feature in features:
             points = [(v.step, v.value) for v in mine if v.feature == feature]
             axes.plot(*zip(*points, strict=True), "o-", label=feature, linewidth=1.2, markersize=3)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
