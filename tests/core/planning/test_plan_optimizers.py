@@ -6,7 +6,7 @@ import pytest
 from tests.grids import first_of
 
 from gkd_core.planning.choice import all_choices, least_need
-from gkd_core.planning.shapes import count_state, count_weights
+from gkd_core.planning.shapes import count_trained, count_weights
 from gkd_core.planning.simulation import simulate
 
 
@@ -20,7 +20,7 @@ def test_simulated_state_is_what_the_factory_says(prepare_run, name):
         "training.batch_size=48",
     )
     planned = simulate(run.last, run.registry)
-    assert planned.memory["optimizer"] == count_state(run.last, run.registry)
+    assert planned.memory["optimizer"] == count_trained(run.last, run.registry).state
 
 
 def test_lower_bound_counts_the_state_of_the_chosen_optimizer(prepare_run):
@@ -28,9 +28,9 @@ def test_lower_bound_counts_the_state_of_the_chosen_optimizer(prepare_run):
     for name in ("adafactor", "adamw"):
         spec = prepare_run("method=soft", f"optim.name={name}").last
         run = prepare_run("method=soft", f"optim.name={name}")
-        state = count_state(spec, run.registry)
+        trained = count_trained(spec, run.registry)
         sizes = count_weights(spec)
         choice = next(all_choices(1))
-        found[name] = least_need(choice, spec, sizes, state, sizes["student"]).device
+        found[name] = least_need(choice, spec, sizes, trained).device
     saved = found["adamw"] - found["adafactor"]
     assert saved == pytest.approx(8 * sizes["student"], rel=0.1)

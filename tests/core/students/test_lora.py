@@ -19,7 +19,7 @@ from gkd_core.models.adapters import merged_state
 from gkd_core.models.sites import find_sites
 from gkd_core.parallel.weights import named_weights, whole_state
 from gkd_core.planning.search import Limit, Search
-from gkd_core.planning.shapes import ShapeSpecBuilder, count_state, count_trained
+from gkd_core.planning.shapes import ShapeSpecBuilder, count_trained
 from gkd_core.planning.simulation import simulate
 from gkd_core.plugins import registry
 from gkd_core.runs.outline import outline_stage
@@ -185,8 +185,9 @@ def test_explain_and_plan_count_trained_weights(prepare_run):
     trained = sum(weight.numel() for _, weight in named_weights(stage.student.model))
     outline = outline_stage(run.last).lora
     assert (outline.trained, outline.layers) == (trained, 12)
-    assert count_trained(run.last, run.registry) == trained
-    assert count_state(run.last, run.registry) >= 8 * trained
+    planned = count_trained(run.last, run.registry)
+    assert planned.weights == trained
+    assert planned.state >= 8 * trained
     spec = _planned(run)
     estimate = simulate(spec, run.registry)
     assert estimate.parameters["student (trained)"] == trained
@@ -282,7 +283,7 @@ def test_plan_counts_shared_weights_once(prepare_run, world):
     apart = prepare_run(*given, "teacher.dtype=bf16", teachers=("lm-decoder",))
     assert not apart.last.shares_weights
     found, other = (simulate(_planned(run), run.registry).memory for run in (whole, apart))
-    adapters = 4 * count_trained(whole.last, whole.registry)
+    adapters = 4 * count_trained(whole.last, whole.registry).weights
     assert adapters <= found["student weights"] < 1.5 * adapters < other["student weights"]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gkd_core.config.schema import Offload, Placement
+from gkd_core.planning.shapes import Trained
 from gkd_core.training.stage_spec import StageSpec
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -119,7 +120,7 @@ def all_choices(world: int) -> Iterator[LayoutChoice]:
 
 
 def least_need(
-    choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int], state: int, trained: int
+    choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int], trained: Trained
 ) -> Need:
     """Return a lower bound: the memory of weights, gradients and optimizer state alone.
 
@@ -127,17 +128,16 @@ def least_need(
         choice: The layout.
         spec: The stage.
         sizes: Number of weights by model.
-        state: Bytes of the optimizer state of all trained weights of the student.
-        trained: Number of its trained weights: all, unless it has adapters.
+        trained: What of the student is trained.
     """
     world = spec.layout.world
     copies = world // choice.tensor
-    student = trained / choice.tensor
-    frozen = 4 * max(sizes["student"] - trained, 0) / choice.tensor
+    student = trained.weights / choice.tensor
+    frozen = 4 * max(sizes["student"] - trained.weights, 0) / choice.tensor
     if choice.apply(spec).shares_weights:
         frozen = 0.0
     # Bytes per fp32 weight: 4, its gradient 4, the optimizer state; ZeRO keeps a master copy, 4.
-    updated = 8 + state / trained
+    updated = 8 + trained.state / trained.weights
     shared = 4 + updated / copies
     held = {0: updated, 1: shared, 2: shared, 3: (4 + updated) / copies}[choice.zero]
     waits = 0.0

@@ -16,7 +16,7 @@ from typing import Any
 from gkd_core.errors import GkdError
 from gkd_core.planning.choice import LayoutChoice, Need, all_choices, least_need
 from gkd_core.planning.estimate import Estimate
-from gkd_core.planning.shapes import count_state, count_trained, count_weights
+from gkd_core.planning.shapes import count_trained, count_weights
 from gkd_core.planning.zero import check_modeled
 from gkd_core.plugins import Registry
 from gkd_core.runs.checks import check_spec
@@ -138,7 +138,6 @@ class Search:
         self.limit = limit
         self.simulate = simulate
         self.sizes = count_weights(spec)
-        self.state = count_state(spec, registry)
         self.trained = count_trained(spec, registry)
 
     def run(self) -> Found:
@@ -157,7 +156,7 @@ class Search:
         beside: dict[LayoutChoice, int] = {}
         lasting: dict[LayoutChoice, int] = {}
         for choice in self.choices():
-            least = least_need(choice, self.spec, self.sizes, self.state, self.trained)
+            least = least_need(choice, self.spec, self.sizes, self.trained)
             known = [least.device, lasting.get(choice, 0)]
             known += [least.device + more for of, more in beside.items() if choice.takes_like(of)]
             need, estimate = replace(least, device=max(known)), None
@@ -188,8 +187,8 @@ class Search:
         room = {}
         for choice in self.choices():
             if choice.checkpointing:
-                least = least_need(choice, self.spec, self.sizes, self.state, self.trained)
-                saved = _less(least, least_need(choice, self.spec, fewer, self.state, self.trained))
+                least = least_need(choice, self.spec, self.sizes, self.trained)
+                saved = _less(least, least_need(choice, self.spec, fewer, self.trained))
                 room[choice] = self._blocks(least, saved), saved
         found: Largest | None = None
         for choice, (most, saved) in sorted(room.items(), key=lambda item: -item[1][0]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,27 +103,34 @@ def count_weights(spec: StageSpec) -> dict[str, int]:
         }
 
 
-def count_state(spec: StageSpec, registry: Registry) -> int:
-    """Return the bytes of the optimizer state of all trained weights of the student."""
-    factory = registry.make_optimizer(spec.config)
-    model = _student(spec, registry)
-    chosen = ChosenOptimizer(factory, find_parts(find_sites(model, registry.sites)))
-    known = chosen.describe(trained_weights(model), Division([model]))
-    return sum(factory.state_bytes(weight) for weight in known.values())
+@dataclass(frozen=True)
+class Trained:
+    """What of the student is trained: all of it, unless it has adapters.
+
+    Attributes:
+        weights: Number of weights.
+        state: Bytes of their optimizer state.
+    """
+
+    weights: int
+    state: int
 
 
-def count_trained(spec: StageSpec, registry: Registry) -> int:
-    """Return the number of weights of the student that are trained."""
-    return sum(weight.numel() for weight in trained_weights(_student(spec, registry)))
-
-
-def _student(spec: StageSpec, registry: Registry) -> PreTrainedModel:
+def count_trained(spec: StageSpec, registry: Registry) -> Trained:
+    """Return what of the student is trained."""
     with torch.device("meta"):
         model = build_shape(
             spec.student_config, spec.kind, spec.data.classes, spec.trusts_student, True
         )
         put_adapters(model, spec, registry)
-    return model
+    weights = trained_weights(model)
+    factory = registry.make_optimizer(spec.config)
+    chosen = ChosenOptimizer(factory, find_parts(find_sites(model, registry.sites)))
+    known = chosen.describe(weights, Division([model]))
+    return Trained(
+        weights=sum(weight.numel() for weight in weights),
+        state=sum(factory.state_bytes(weight) for weight in known.values()),
+    )
 
 
 def put_adapters(model: PreTrainedModel, spec: StageSpec, registry: Registry) -> None:
