@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FENCE = re.compile(
-    r"(?P<skip><!-- not run: .* -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+    r"(?P<skip><!-- not run: [^\n]* -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
 )
 
 
@@ -21,13 +21,27 @@ FENCE = re.compile(
 class Block:
     """A fenced block; `skip` if the page says that it cannot be run."""
 
+    language: str
     text: str
     skip: bool
 
 
 def blocks(page: Path, language: str) -> list[Block]:
+    """Return the blocks of a page in a language."""
+    return [block for block in all_blocks(page) if block.language == language]
+
+
+def all_blocks(page: Path) -> list[Block]:
+    """Return the blocks of a page in their order."""
     found = FENCE.finditer(page.read_text())
-    return [Block(m["text"], bool(m["skip"])) for m in found if m["language"] == language]
+    return [Block(m["language"], m["text"], bool(m["skip"])) for m in found]
+
+
+def write_file(block: Block, folder: Path) -> None:
+    """Write the run file of a block whose first line is a comment with its name."""
+    name = block.text.partition("\n")[0].removeprefix("# ")
+    if block.language == "toml" and name.endswith(".toml"):
+        (folder / name).write_text(block.text)
 
 
 @pytest.fixture(scope="session")

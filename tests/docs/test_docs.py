@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from tests.docs.conftest import all_blocks, write_file
 
 from gkd_core import api, hookspecs
 from gkd_core.api import ModelInfo, Models
@@ -93,20 +94,13 @@ def commands(page, fenced):
     return [shlex.split(line)[2:] for line in lines if line.startswith("$ gkd ")]
 
 
-def write_files(page, fenced, folder):
-    """Write the run files of a page: blocks whose first line is a comment with their name."""
-    for block in fenced(page, "toml"):
-        name = block.text.partition("\n")[0].removeprefix("# ")
-        if name.endswith(".toml"):
-            (folder / name).write_text(block.text)
-
-
 @pytest.mark.usefixtures("example")
 def test_commands_are_understood(console, fenced, tmp_path, monkeypatch):
     """Flags, settings and methods of every command exist; models and data need not."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gkd_core.runs.spec_builder.read_shapes", lambda *_: MODELS)
-    write_files(console, fenced, tmp_path)
+    for block in all_blocks(console):
+        write_file(block, tmp_path)
     found = commands(console, fenced)
     assert found
     for arguments in found:
