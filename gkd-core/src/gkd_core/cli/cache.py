@@ -54,8 +54,7 @@ def cache(
 
     Runs with --teacher-cache learn from them without the teacher. Of a language model, what its
     head gets at each token is stored, and the head, or with --form top-k its likeliest words; of a
-    classifier, its logits. Repeated after an interruption, the command goes on with what is
-    missing.
+    classifier, its logits. Repeated after an interruption, the command adds what is missing.
     """
     from gkd_core.plugins import registry
     from gkd_core.runs.answer_cache import Storage, write_cache

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--accept-changes",
     is_flag=True,
-    help="With --resume: go on although rows, models, settings or plugins have changed.",
+    help="With --resume: continue although rows, models, settings or plugins have changed.",
 )
 @click.option(
     "--max-time",

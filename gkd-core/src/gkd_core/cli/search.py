@@ -60,7 +60,7 @@ def search(
     measured on validation rows, and again at the end. Of the others, candidates are trained, with
     methods, teacher blocks to start from and learning rates that optuna proposes; those that fall
     behind are stopped. The best one on validation rows is compared with the same student that
-    learned from labels alone. The same command goes on with a search that was interrupted.
+    learned from labels alone. The same command continues an interrupted search.
     """
     import torch
     from rich.console import Console

@@ -94,8 +94,8 @@ def run(
 ) -> None:
     """Run the cells of a study that are not finished.
 
-    STUDY is a file, the folder of a study, or a study that comes with gkd. Whatever stopped, the
-    same command goes on.
+    STUDY is a file, the folder of a study, or a study that comes with gkd. Whatever interrupted it,
+    the same command continues it.
     """
     from gkd_core.cli.study_progress import StudyProgress
     from gkd_core.plugins import registry
