@@ -30,7 +30,7 @@ NAMED_AS = {
     "LM": ("MLM", "PRETRAINED"),
     "LARGE": ("SMALL",),
 }
-WIDTHS = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 96}
+WIDTHS = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 96}
 LABELS = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
 
 
@@ -48,7 +48,7 @@ def _write_models(tokenizer, folder: Path) -> None:
     torch.manual_seed(0)
     size = len(tokenizer)
     encoder = BertConfig(vocab_size=size, num_hidden_layers=6, **WIDTHS, **LABELS)
-    deep = BertConfig(vocab_size=size, hidden_size=48, intermediate_size=96, **LABELS)
+    deep = BertConfig(vocab_size=size, hidden_size=384, intermediate_size=512, **LABELS)
     decoder = LlamaConfig(
         vocab_size=size,
         num_hidden_layers=12,
@@ -124,7 +124,7 @@ def _cloze(text, label):
 
 
 def _scored(text, pair, score):
-    return {"text": text, "text_pair": pair, "score": score}
+    return {"sentence1": text, "sentence2": pair, "score": score}
 
 
 def _write_csv(path: Path, head, rows) -> None:
