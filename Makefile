@@ -1,6 +1,6 @@
 # make demo | make test | make test-all | make test-isa | make test-browser | make test-docs |
-# make test-cluster | make test-faults | make lint | make reference | make docs | make release |
-# make benchmarks: each sets itself up first.
+# make test-cluster | make test-faults | make test-fuzz | make lint | make reference | make docs |
+# make release | make benchmarks: each sets itself up first.
 # TESTS=tests/core/losses tests a part.
 # Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
 # anywhere, also in a folder with spaces in its name.
@@ -23,7 +23,7 @@ AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 $(TWO_THREADS)
 # Tests start processes, each of which would compile all code again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-docs test-cluster test-recipes test-faults lint format reference docs release benchmarks clean
+.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-docs test-cluster test-recipes test-faults test-fuzz lint format reference docs release benchmarks clean
 
 install: $(INSTALLED)
 
@@ -60,6 +60,11 @@ test-browser: $(INSTALLED)
 # Kills, signals, full disks and damage, or the i-th of n equal parts: PART=i/n.
 test-faults: $(INSTALLED)
 	$(PYTEST) tests/faults --part $(PART)
+
+# Inputs that nobody has tried, for each target of fuzzing as many seconds as FUZZ_SECONDS says.
+FUZZ_SECONDS ?= 120
+test-fuzz: $(INSTALLED)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) -rP -m campaign tests/core/config/test_fuzz.py tests/core/plugins/test_fuzz.py
 
 test-recipes: $(INSTALLED)
 	$(BIN)/python -m pytest -m recipes tests/test_recipes.py

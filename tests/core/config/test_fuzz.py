@@ -1,6 +1,7 @@
 """Whatever a reader is given, it returns a value or says what is wrong: it never breaks.
 
-A few inputs in `make test`, and 2,000 for each reader in `make test-all`.
+A few inputs in `make test`, 2,000 for each reader in `make test-all`, and new ones for two minutes
+in `make test-fuzz`.
 """
 
 import json
@@ -10,8 +11,8 @@ import pytest
 
 hypothesis = pytest.importorskip("hypothesis", reason="pip install hypothesis")
 
-from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from tests.fuzzing import SECONDS, fuzz, fuzz_for  # noqa: E402
 
 from gkd_core.config.expression import parse_expression  # noqa: E402
 from gkd_core.config.settings import read_assignment, read_file  # noqa: E402
@@ -113,28 +114,45 @@ READ = {
 }
 
 
-def _fuzz(folder, strategy, act, examples):
-    @settings(
-        max_examples=examples,
-        deadline=2000,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy)
-    def check(value):
+TARGETS = {
+    "expressions": ("expression", "schedule"),
+    "paths": ("path",),
+    "config": ("setting", "toml", "yaml", "json"),
+    "data": tuple(name for name in READ if name.startswith("rows") or name == "parquet"),
+    "manifests": ("manifest", "message"),
+}
+"""Readers by what they read, which share the time of a campaign."""
+
+
+def _tolerant(folder, act):
+    def _act(value):
         with suppress(GkdError):
             act(folder, value)
 
-    check()
+    return _act
 
 
 @pytest.mark.parametrize("reader", READ)
 def test_a_reader_never_breaks(tmp_path, reader):
-    _fuzz(tmp_path, *READ[reader], examples=20)
+    strategy, act = READ[reader]
+    fuzz(strategy, _tolerant(tmp_path, act), 20, deadline=2000)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("reader", READ)
 def test_a_reader_never_breaks_for_long(tmp_path, reader):
-    _fuzz(tmp_path, *READ[reader], examples=2_000)
+    strategy, act = READ[reader]
+    fuzz(strategy, _tolerant(tmp_path, act), 2_000, deadline=2000)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("target", TARGETS)
+def test_readers_never_break_whatever_is_new(tmp_path, target):
+    for reader in TARGETS[target]:
+        strategy, act = READ[reader]
+        print(reader, end=": ")
+        fuzz_for(SECONDS / len(TARGETS[target]), strategy, _tolerant(tmp_path, act))
+
+
+def test_every_reader_is_part_of_a_campaign():
+    assert {reader for readers in TARGETS.values() for reader in readers} == set(READ)

@@ -8,8 +8,8 @@ import pytest
 
 hypothesis = pytest.importorskip("hypothesis", reason="pip install hypothesis")
 
-from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from tests.fuzzing import SECONDS, fuzz, fuzz_for  # noqa: E402
 
 from gkd_core import hookspecs  # noqa: E402
 from gkd_core.api import Method, Task, TaskKind, hookimpl  # noqa: E402
@@ -61,23 +61,18 @@ def _plugin(hook, result):
     return type("Fuzzed", (), {hook: staticmethod(hookimpl(specname=hook)(lambda: result))})()
 
 
-def _fuzz(registry_with, hook, examples):
-    parts = ("methods", "combiners", "tasks", "optimizers", "kinds", "sites", "commands", "recipes")
+PARTS = ("methods", "combiners", "tasks", "optimizers", "kinds", "sites", "commands", "recipes")
 
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(RESULTS)
+
+def _checker(registry_with, hook):
+    """Return what checks that a result of a hook hurts no other plugin."""
+
     def check(result):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             registry = registry_with(_plugin(hook, result))
             with suppress(GkdError):
-                for part in parts:
+                for part in PARTS:
                     getattr(registry, part)
             assert {"soft", "pkd"} <= registry.methods.keys()
             assert {"classification", "causal-lm"} <= registry.kinds.keys()
@@ -87,15 +82,22 @@ def _fuzz(registry_with, hook, examples):
             assert len(text) <= 2048
             assert not any(ord(letter) < 32 and letter != "\n" for letter in text)
 
-    check()
+    return check
 
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_whatever_is_registered_hurts_no_other_plugin(registry_with, hook):
-    _fuzz(registry_with, hook, examples=3)
+    fuzz(RESULTS, _checker(registry_with, hook), 3, deadline=None)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("hook", HOOKS)
 def test_whatever_is_registered_hurts_no_other_plugin_for_long(registry_with, hook):
-    _fuzz(registry_with, hook, examples=60)
+    fuzz(RESULTS, _checker(registry_with, hook), 60, deadline=None)
+
+
+@pytest.mark.campaign
+def test_whatever_is_registered_hurts_no_other_plugin_whatever_is_new(registry_with):
+    for hook in HOOKS:
+        print(hook, end=": ")
+        fuzz_for(SECONDS / len(HOOKS), RESULTS, _checker(registry_with, hook))
