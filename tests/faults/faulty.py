@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import gkd_core.cli
@@ -31,8 +32,9 @@ class Faults:
     Args:
         folder: Writes below it count.
         at: The number of the write, from 1; 0: none. Of kind `size`: bytes that a file may have.
-        kind: `kill`, `stop` (a signal that asks for an end), `removed` (the folder), `size`, or one
-            of `ERRORS`.
+            Of kind `slow`: milliseconds by which a step takes longer.
+        kind: `kill`, `stop` (a signal that asks for an end), `removed` (the folder), `size`,
+            `slow`, or one of `ERRORS`.
     """
 
     def __init__(self, folder: str, at: int, kind: str) -> None:
@@ -73,6 +75,8 @@ def main(counted: str, folder: str, at: str, kind: str, *arguments: str) -> None
     """
     faults = Faults(folder, int(at), kind)
     _make_brief()
+    if kind == "slow":
+        _make_slow(int(at) / 1000)
     if kind == "size" and int(at):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(at), resource.RLIM_INFINITY))
@@ -91,3 +95,14 @@ def _make_brief() -> None:
 
     latency.ROUNDS, comparison.RESAMPLES, comparison.TIMED_SAMPLES = 1, 20, 2
     figures.svg = lambda figure: ""
+
+
+def _make_slow(seconds: float) -> None:
+    """Make steps slow, so that what happens while they are taken can be chosen."""
+    from gkd_core.training import loop
+
+    def step(*arguments, real=loop.train_step):
+        time.sleep(seconds)
+        return real(*arguments)
+
+    loop.train_step = step
