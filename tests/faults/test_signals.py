@@ -113,6 +113,8 @@ def test_what_nohup_ignores_stops_nothing(rows, whole, tmp_path):
     with subprocess.Popen(
         command, cwd=tmp_path, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
+        while process.poll() is None and not (tmp_path / "out").exists():
+            time.sleep(0.01)  # nohup must have begun to ignore it
         while process.poll() is None:
             process.send_signal(signal.SIGHUP)
             time.sleep(0.1)

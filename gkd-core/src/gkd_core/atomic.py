@@ -74,12 +74,22 @@ def replace_directory(aside: Path, path: Path) -> None:
     No system call swaps two directories everywhere. If the process dies in between, the directory
     that was there is `.NAME.old` beside it.
     """
-    old = path.with_name(f".{path.name}.old")
+    old = _old(path)
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(path, old)
     publish(aside, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_directory(path: Path) -> None:
+    """Give a directory its name again whose process died while it was being replaced."""
+    if _old(path).is_dir() and not path.exists():
+        os.replace(_old(path), path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _open_to_others(path: Path) -> None:

@@ -87,13 +87,14 @@ class Lease:
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[Lease]:
+def hold(path: Path, chosen_with: str = "--output") -> Iterator[Lease]:
     """Hold the lease of a file or directory, which need not exist.
 
     A rank whose launcher holds it takes part in that lease.
 
     Args:
         path: What is written meanwhile.
+        chosen_with: The option that names another place.
 
     Raises:
         ConfigError: Another process holds it.
@@ -106,7 +107,7 @@ def hold(path: Path) -> Iterator[Lease]:
     if path.parent.is_file():  # filelock would say that it exists
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _acquire(claim, path)
+    _acquire(claim, path, chosen_with)
     try:
         _sign(Path(claim.lock_file))
         assert claim.token is not None
@@ -141,10 +142,10 @@ def is_inherited(path: Path) -> bool:
     return owner is not None and owner.token == os.environ.get(TOKEN, "")
 
 
-def _held(path: Path, found: Holder | None) -> ConfigError:
+def _held(path: Path, found: Holder | None, chosen_with: str = "--output") -> ConfigError:
     return ConfigError(
         f"{path} is being written by {found or 'another process'}. Wait for it or stop it, or "
-        "choose another directory with --output"
+        f"choose another directory with {chosen_with}"
     )
 
 
@@ -157,14 +158,14 @@ def _claim(path: Path) -> SoftFileLease:
     return SoftFileLease(marker, lease_duration=DURATION, thread_local=False)
 
 
-def _acquire(claim: SoftFileLease, path: Path) -> None:
+def _acquire(claim: SoftFileLease, path: Path, chosen_with: str) -> None:
     """Take a lease; wait for a sign of life from a holder on another machine."""
     with suppress(Timeout):
         claim.acquire(timeout=0)
         return
     marker, owner, found = Path(claim.lock_file), claim.owner, holder(path)
     if owner is not None and _is_here(owner):
-        raise _held(path, found)
+        raise _held(path, found, chosen_with)
     seen = _refreshed(marker)
     by = found or "another process"
     warnings.warn(f"{path} was being written by {by}: waiting for a sign of life", stacklevel=2)
@@ -175,7 +176,7 @@ def _acquire(claim: SoftFileLease, path: Path) -> None:
             cancel_check=lambda: _refreshed(marker) != seen,
         )
     except Timeout as error:
-        raise _held(path, holder(path)) from error
+        raise _held(path, holder(path), chosen_with) from error
 
 
 def _is_here(owner: OwnerRecord) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+import time
 
 import pytest
 
@@ -65,3 +67,10 @@ def test_an_unknown_part_is_refused(invoke, filled):
     assert done.code == 2
     assert "the cache has no part 'teacher'" in done.err
     assert "Did you mean 'teachers'?" in done.err
+
+
+def test_what_a_killed_process_left_is_removed_when_nothing_was_written_for_an_hour(invoke, filled):
+    left = filled / "answers" / "b.1.tmp"
+    os.utime(left, (time.time() - 2 * 60 * 60,) * 2)
+    assert invoke("clean", "answers", "--yes").code == 0
+    assert there(filled) == ["s.json", "weights"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from gkd_core.deploy import export as exporting
 from gkd_core.deploy.onnx_model import OnnxModel
+from gkd_core.lease import hold
 
 
 def _everything(folder):
@@ -153,3 +155,29 @@ def test_report_of_a_run_has_no_paths_of_the_machine(finished, world):
     page = (finished / "report.html").read_text()
     assert not [place for place in (world, finished.parent) if str(place) in page]
     assert "train.jsonl" in page
+
+
+def test_what_killed_exports_left_is_put_back_or_removed(invoke, finished, exported, monkeypatch):
+    place, _ = exported
+    before = _everything(place)
+    place.rename(place.with_name(".out.old"))  # killed between two renames
+    (place.parent / ".out.tmp").mkdir()
+    (place.parent / ".out.tmp" / "model.safetensors").write_bytes(b"half")
+
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "verify", interrupt)
+        assert invoke("export", finished, "--to", "out").code != 0
+    assert _everything(place) == before
+    assert [path.name for path in place.parent.iterdir()] == ["out"]
+
+
+def test_export_that_another_process_writes_is_refused(invoke, finished, tmp_path):
+    with hold(tmp_path / "out"):
+        done = invoke("export", finished, "--to", "out")
+    assert done.code == 2
+    assert f"out is being written by process {os.getpid()} on " in done.err
+    assert "choose another directory with --to" in done.err
+    assert list(tmp_path.iterdir()) == []

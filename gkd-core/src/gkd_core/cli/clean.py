@@ -1,32 +1,85 @@
-"""`gkd clean`: remove what the cache holds."""
+"""`gkd clean`: remove what the cache holds, or what killed commands have left."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from gkd_core.cli.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gkd_core.data.cache_limit import CacheItem
+    from gkd_core.runs.leftovers import Leftover
 
 DAY = 24 * 60 * 60
 
 
 @click.command()
 @click.argument("room", nargs=-1)
+@click.option(
+    "--leftovers",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Instead, clear up what killed commands have left in this folder, such as runs.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def clean(room: tuple[str, ...], yes: bool) -> None:
+def clean(room: tuple[str, ...], leftovers: Path | None, yes: bool) -> None:
     """Remove what the cache holds, or parts of it.
 
     A ROOM is a part of the cache, such as teachers or answers. What is removed, and how large it
     is, is shown first. What a live run uses stays. Runs, students and data are never touched;
     what is removed is made again when a run needs it.
+
+    With --leftovers, runs and exports that were being replaced when a command was killed are put
+    back, and what is unfinished, or has been replaced, is removed.
     """
+    if leftovers is None:
+        _clean_cache(room, yes)
+    elif room:
+        raise click.UsageError(
+            "--leftovers is about a folder of runs, not about parts of the cache"
+        )
+    else:
+        _clear_up(leftovers, yes)
+
+
+def _clear_up(folder: Path, yes: bool) -> None:
+    """Remove or put back what killed commands have left."""
+    from gkd_core.analysis.sizes import readable
+    from gkd_core.runs.leftovers import clear, find_leftovers
+
+    found = find_leftovers(folder)
+    if not found:
+        click.echo(f"Killed commands have left nothing in {folder}")
+        return
+    for leftover in found:
+        click.echo(f"  {printable(_line(leftover))}")
+    unneeded = [leftover for leftover in found if leftover.place is None]
+    doing = [f"remove {len(unneeded)} ({readable(_size(unneeded))})"] if unneeded else []
+    if len(unneeded) < len(found):
+        doing.append(f"put back {len(found) - len(unneeded)}")
+    if not yes and not _is_confirmed(f"{' and '.join(doing).capitalize()}?"):
+        click.echo("Nothing was changed")
+        return
+    clear(found)
+    click.echo(f"Done: {' and '.join(doing)}")
+
+
+def _line(leftover: Leftover) -> str:
+    from gkd_core.analysis.sizes import readable
+
+    return f"{leftover.path}  {readable(leftover.size)}  {leftover.what}"
+
+
+def _clean_cache(room: tuple[str, ...], yes: bool) -> None:
+    """Remove what the cache holds, but for what live runs use."""
     from rich.console import Console
 
     from gkd_core.analysis.sizes import readable
@@ -53,7 +106,7 @@ def clean(room: tuple[str, ...], yes: bool) -> None:
     click.echo(f"Removed {readable(_size(removed))} from {cache_dir()}")
 
 
-def _size(items: Iterable[CacheItem]) -> int:
+def _size(items: Iterable[CacheItem | Leftover]) -> int:
     return sum(item.size for item in items)
 
 

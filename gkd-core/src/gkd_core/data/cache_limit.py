@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -27,6 +28,9 @@ LIMIT = "GKD_CACHE_SIZE"
 """Variable with the size that the cache may have."""
 
 DEFAULT_LIMIT = "100GiB"
+WRITTEN_WITHIN = 60 * 60
+"""Seconds without a write after which what is unfinished was left by a process that was killed."""
+
 USES = ".uses"
 """Folder of the cache with a file for each run, whose lines name the entries that it uses."""
 
@@ -140,11 +144,18 @@ def _entries(folder: Path) -> Iterator[CacheItem]:
     """Yield what may be removed: not what is being written, nor the locks of others."""
     for room in get_args(Room):
         for path in folder.glob(f"{room}/*"):
-            if path.suffix not in (".tmp", ".lock"):
-                with suppress(FileNotFoundError):
-                    inner = path.rglob("*") if path.is_dir() else ()
-                    size = sum(each.lstat().st_size for each in (path, *inner))
-                    yield CacheItem(room, path, size, path.stat().st_mtime)
+            if path.suffix == ".lock":
+                continue
+            with suppress(FileNotFoundError):
+                files = [path, *(path.rglob("*") if path.is_dir() else ())]
+                if path.suffix == ".tmp" and _is_being_written(files):
+                    continue
+                size = sum(each.lstat().st_size for each in files)
+                yield CacheItem(room, path, size, path.stat().st_mtime)
+
+
+def _is_being_written(files: Iterable[Path]) -> bool:
+    return max(each.lstat().st_mtime for each in files) > time.time() - WRITTEN_WITHIN
 
 
 def _remove(path: Path) -> None:

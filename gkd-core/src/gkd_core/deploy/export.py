@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from gkd_core.analysis.subjects import alone, without_trust
-from gkd_core.atomic import replace_directory, write_file
+from gkd_core.atomic import replace_directory, restore_directory, write_file
 from gkd_core.deploy.card import model_card
 from gkd_core.deploy.lineage import LINEAGE, exported_files, lineage
 from gkd_core.deploy.onnx_graph import GRAPH, write_decoder, write_graph
@@ -21,6 +21,7 @@ from gkd_core.deploy.quantization import quantize_graph
 from gkd_core.deploy.verification import Verification, VerifiedRows, differing_continuations, verify
 from gkd_core.errors import ConfigError
 from gkd_core.evaluation.predictions import STUDENT
+from gkd_core.lease import hold
 from gkd_core.models.load import load_teacher
 from gkd_core.models.quiet import quiet
 from gkd_core.runs.spec_builder import SpecBuilder
@@ -82,17 +83,13 @@ def export_student(
         What the verification found.
 
     Raises:
-        ConfigError: The directory is something other than an export, the student cannot be
-            converted, or the verification rejects it.
+        ConfigError: The directory is something other than an export, another process writes it,
+            the student cannot be converted, or the verification rejects it.
     """
     _refuse_foreign(place)
     with step("reading the student and the rows"):
         exporter = _Exporter(run, registry, options)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = place.with_name(f".{place.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir()
+    with hold(place, "--to"), _written_beside(place) as aside:
         found = exporter.write(aside, step)
         if found.problems and not options.accept:
             kept = " and the export that was there stays" if place.exists() else ""
@@ -103,10 +100,25 @@ def export_student(
         known = lineage(run, registry, aside, options, found, exporter.kind)
         write_file(aside / LINEAGE, json_text(known, indent=1))
         write_file(aside / CARD, model_card(known))
+    return found
+
+
+@contextmanager
+def _written_beside(place: Path) -> Iterator[Path]:
+    """Yield an empty directory, which takes its place when the block ends without error.
+
+    What a killed process has left is removed, or put back.
+    """
+    restore_directory(place)
+    _refuse_foreign(place)  # another process may have written there
+    aside = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        yield aside
         replace_directory(aside, place)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return found
 
 
 class _Exporter:

@@ -96,7 +96,8 @@ def _restore(directory: Path) -> None:
         if is_kept:
             warnings.warn(
                 f"{aside} is the run that {directory} has replaced; the process that did so was "
-                "killed. Remove it, or move it to keep it",
+                f"killed. gkd clean --leftovers {shlex.quote(str(directory.parent))} removes it; "
+                "move it to keep it",
                 stacklevel=2,
             )
         else:
