@@ -303,12 +303,22 @@ def test_index_that_names_other_files_is_refused(save, tmp_path, file):
         teacher(directory)
 
 
-@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_attention_that_would_be_fetched_as_code_is_refused(save, tmp_path, key):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attn_implementation": "somebody/code"},
+        {"_attn_implementation": "somebody/code"},
+        {"_experts_implementation": "somebody/code"},
+        {"attn_implementation": {"": "paged|somebody/code@main"}},
+        {"text_config": {"_attn_implementation_internal": "somebody/code"}},
+    ],
+    ids=str,
+)
+def test_layers_that_would_be_fetched_as_code_are_refused(save, tmp_path, settings):
     directory = save()
     path = tmp_path / "bert" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "somebody/attention"}))
-    with pytest.raises(ConfigError, match=r"asks for the attention kernel 'somebody/attention'"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(ConfigError, match=r"asks for the kernel '(paged\|)?somebody/code"):
         teacher(directory)
 
 
@@ -568,3 +578,12 @@ def test_directory_may_lie_in_the_home(save, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "bert")
     with pytest.raises(ConfigError, match="~/bert"):
         load_config("~/bert", False, "teacher.model")
+
+
+def test_a_chat_template_is_no_place_for_a_file(world, tmp_path):
+    shutil.copytree(world / "teacher", tmp_path / "model")
+    file = tmp_path / "model" / "tokenizer_config.json"
+    templates = [{"name": "../../run", "template": "x"}, {"name": "default", "template": "x"}]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": templates}))
+    with pytest.raises(ConfigError, match=r"a chat template with the name '\.\./\.\./run'"):
+        load_tokenizer(str(tmp_path / "model"), False, "teacher.model")

@@ -7,6 +7,7 @@ import functools
 import json
 import re
 import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +33,9 @@ QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Files that say it where the configuration does not."""
+
+KERNEL = re.compile(r"(attn|experts)_implementation")
+"""Settings that choose the code of a layer."""
 
 
 def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedConfig:
@@ -116,13 +120,25 @@ def _refuse_quantized(config: PretrainedConfig, place: str, model: str, origin: 
 
 
 def _refuse_kernel(config: PretrainedConfig, model: str, origin: str) -> None:
-    """Reject attention that transformers would fetch as compiled code from the hub."""
-    kernel = getattr(config, "_attn_implementation", None)
-    if isinstance(kernel, str) and "/" in kernel:
+    """Reject layers that transformers would fetch as compiled code from the hub."""
+    found = next(_kernels(vars(config)), None)
+    if found is not None:
+        name, kernel = found
         raise ConfigError(
-            f"{origin} = {model!r} asks for the attention kernel {kernel!r}, which is code from "
-            "the Hugging Face Hub. Remove attn_implementation from its config.json"
+            f"{origin} = {model!r} asks for the kernel {kernel!r}, which is code from the Hugging "
+            f"Face Hub. Remove {name} from its config.json"
         )
+
+
+def _kernels(table: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the kernels of the hub in a configuration and the tables in it, with their settings."""
+    for name, value in ((str(key), each) for key, each in table.items()):
+        inner = vars(value) if isinstance(value, PretrainedConfig) else value
+        if isinstance(inner, Mapping):
+            named = {f"{name}.{key}": each for key, each in inner.items()}
+            yield from _kernels(named if KERNEL.search(name) else inner)
+        elif isinstance(inner, str) and KERNEL.search(name) and "/" in inner:
+            yield name.removeprefix("_").removesuffix("_internal"), inner
 
 
 @functools.lru_cache(maxsize=64)

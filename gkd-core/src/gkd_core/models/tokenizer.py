@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.contract.positions import first_position
@@ -13,6 +15,8 @@ from gkd_core.models.source import load_config, locate
 PROBE = "The 2nd Café isn't OPEN: e.g. naïve_tests, 3.14%  (see 漢字)"
 SPECIAL = ("pad", "bos", "eos", "cls", "sep", "unk")
 """Roles of tokens that do not change what the ids of a text mean."""
+
+TEMPLATE_NAME = re.compile(r"[\w-][\w.-]*")
 
 
 def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrainedTokenizerFast:
@@ -47,6 +51,7 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
         )
     if not tokenizer.is_fast:
         raise ConfigError(f"{origin} = {model!r} has no fast tokenizer (tokenizer.json)")
+    _refuse_places(tokenizer, model, origin)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise ConfigError(
             f"the tokenizer of {origin} = {model!r} has neither a padding nor an end-of-sequence "
@@ -59,6 +64,18 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
         # What is saved with the student are the arguments that the tokenizer was made with.
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = side
     return tokenizer
+
+
+def _refuse_places(tokenizer: PreTrainedTokenizerFast, model: str, origin: str) -> None:
+    """Refuse chat templates whose names would be paths when they are saved with the student."""
+    templates = tokenizer.chat_template
+    foreign = [name for name in templates or () if not TEMPLATE_NAME.fullmatch(str(name))]
+    if isinstance(templates, dict) and foreign:
+        raise ConfigError(
+            f"the tokenizer of {origin} = {model!r} has a chat template with the name "
+            f"{foreign[0]!r}, which cannot be that of a file; change it in its "
+            "tokenizer_config.json"
+        )
 
 
 def _padding_side(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> str:
