@@ -14,10 +14,13 @@ from gkd_core.cli.numeric import WholeRange
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="DIR...")
 @click.option(
-    "--batch", multiple=True, type=WholeRange(1), help="Rows of a batch; repeatable. [1, 8]"
+    "--batch", multiple=True, type=WholeRange(1, 2**16), help="Rows of a batch; repeatable. [1, 8]"
 )
 @click.option(
-    "--length", multiple=True, type=WholeRange(1), help="Tokens of a row; repeatable. [32, 128]"
+    "--length",
+    multiple=True,
+    type=WholeRange(1, 2**20),
+    help="Tokens of a row; repeatable. [32, 128]",
 )
 @click.option(
     "--rounds",

@@ -110,6 +110,10 @@ def _write(folder: Path, values: Mapping[str, str]) -> None:
             text = environment.from_string(template.read_text(encoding="utf-8")).render(values)
             file.write_text(text, encoding="utf-8")
         publish(aside, folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written: {error.strerror}; name another directory with --output"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -81,6 +81,8 @@ def search(
 
     shared, spec = _stage(flags, settings)
     folder, shapes = output or FOLDER, shapes_of(spec.teachers[0].info)
+    if folder.exists() and not folder.is_dir():
+        raise click.UsageError(f"--output {folder} is a file; name a folder")
     say(f"times the teacher and {len(shapes)} shapes")
     before = shapes_of_search(folder, spec, shapes, budget, threads)
     _say_shapes(console, before[0], before[1])

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from gkd_core.deploy.onnx_graph import GRAPH
 from gkd_core.deploy.onnx_model import OnnxDecoder, OnnxModel
 from gkd_core.errors import ConfigError
+from gkd_core.models.load import check_safetensors
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import directory_size
 from gkd_core.models.source import load_config
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 WEIGHTS = (".safetensors", ".onnx", ".data")
 CHOICES = "ForMultipleChoice"
@@ -67,12 +70,7 @@ class Candidate:
             manifest = (place / "export.json").read_text()
             made = OnnxDecoder if "past_key_values" in manifest else OnnxModel
             return cls(name, place, made(place / GRAPH, threads), config.vocab_size, architecture)
-        kind = getattr(transformers, architecture, None)
-        if kind is None:
-            raise ConfigError(f"{name} does not say which class of transformers it is")
-        with quiet():
-            model = kind.from_pretrained(place).eval()
-        return cls(name, place, model, config.vocab_size, architecture)
+        return cls(name, place, _load(name, architecture), config.vocab_size, architecture)
 
     @property
     def size(self) -> int:
@@ -100,6 +98,21 @@ class Candidate:
         """Run a forward pass."""
         with torch.no_grad():
             return self.model(**inputs)
+
+
+def _load(name: str, architecture: str) -> PreTrainedModel:
+    """Load a Hugging Face directory, of which only safetensors are read."""
+    kind = getattr(transformers, architecture, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ConfigError(f"{name} does not say which class of transformers it is")
+    check_safetensors(name, architecture, "DIR")
+    try:
+        with quiet():
+            model: PreTrainedModel = kind.from_pretrained(name).eval()
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ConfigError(f"DIR = {name!r} cannot be loaded: {reason}") from error
+    return model
 
 
 def peak_memory(name: str, threads: int, rows: int, length: int) -> float | None:

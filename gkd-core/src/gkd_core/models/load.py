@@ -169,7 +169,7 @@ def _read_weights(
         ConfigError: The files cannot be read, or a weight is not finite.
     """
     place = locate(model, origin)
-    check_safetensors(place, kind, origin)
+    check_safetensors(place, kind.auto.__name__, origin)
     try:
         with quiet():
             loaded, info = _loader(kind, config).from_pretrained(
@@ -199,10 +199,18 @@ def _loader(kind: TaskKind, config: PretrainedConfig) -> Any:
     return narrowed(kind.configs[type(config)]) if is_sliced(config) else kind.auto
 
 
-def check_safetensors(place: str, kind: TaskKind, origin: str) -> None:
+def check_safetensors(place: str, auto: str, origin: str) -> None:
     """Reject a directory without safetensors; transformers itself rejects such a hub id.
 
     An index must not name other files either, because transformers would unpickle them.
+
+    Args:
+        place: The directory or hub id.
+        auto: Name of the class that loads the model, for advice.
+        origin: Setting that named the model.
+
+    Raises:
+        ConfigError: It has no weights that are safe to read.
     """
     directory = Path(place)
     for index in sorted(directory.glob("*.index.json")):
@@ -217,7 +225,6 @@ def check_safetensors(place: str, kind: TaskKind, origin: str) -> None:
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
     if not pickles:
         raise ConfigError(f"{origin} = {place!r} holds no weights (*.safetensors)")
-    auto = kind.auto.__name__
     raise ConfigError(
         f"{origin} = {place!r} holds its weights as a pickle only ({_some(pickles)}), which can "
         'run code when it is read. If you trust it, convert it once: python -c "from transformers '

@@ -98,10 +98,11 @@ def _has_equal_blocks(config: PretrainedConfig) -> bool:
     """Return whether a configuration describes blocks of one shape, with attention heads."""
     try:
         info = ModelInfo.read("", config, 0)
-    except (AttributeError, RuntimeError, TypeError):  # there are no heads, or layers differ
-        return False
+    except (AttributeError, RuntimeError, TypeError, ZeroDivisionError):
+        return False  # there are no heads, or layers differ
     sizes = (info.layers, info.hidden_size, info.heads, info.kv_heads, info.head_size)
-    return all(isinstance(size, int) for size in (*sizes, info.ffn_size, info.vocab_size))
+    known = (*sizes, info.ffn_size, info.vocab_size)
+    return all(isinstance(size, int) and size > 0 for size in known)
 
 
 def _refuse_quantized(config: PretrainedConfig, place: str, model: str, origin: str) -> None:

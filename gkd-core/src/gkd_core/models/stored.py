@@ -44,7 +44,7 @@ def check_stored(model: str, config: PretrainedConfig, kind: TaskKind, origin: s
         ConfigError: The weights are missing, damaged, a pickle, or were saved from a wrapper.
     """
     place = locate(model, origin)
-    check_safetensors(place, kind, origin)
+    check_safetensors(place, kind.auto.__name__, origin)
     names = _stored_names(Path(place), origin)
     if any(".lora_" in name for name in names):
         raise ConfigError(

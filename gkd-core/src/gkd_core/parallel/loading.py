@@ -78,7 +78,7 @@ class ShardReader:
                 divided.
         """
         place = locate(model, origin)
-        check_safetensors(place, kind, origin)
+        check_safetensors(place, kind.auto.__name__, origin)
         built = meta_model(kind, config, trust_remote_code, self.dtype)
         try:
             checkpoint = _Checkpoint(_directory(place), f"{origin} = {model!r}")

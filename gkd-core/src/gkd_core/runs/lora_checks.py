@@ -37,5 +37,11 @@ def check_lora(spec: StageSpec, registry: Registry) -> None:
                 f"{member.name} cuts the student at the end of its stage, which adapters "
                 "(student.lora) do not allow. Train them in a stage of their own after it"
             )
+    width = spec.student.hidden_size
+    if lora.rank > width:
+        raise ConfigError(
+            f"student.lora.rank is {lora.rank} ({spec.origin('student.lora.rank')}), but the "
+            f"student is {width} wide: its adapters would be larger than its layers. Lower it"
+        )
     model = shape_model(spec.kind, spec.student_config, spec.trusts_student)
     target_layers(find_sites(model, registry.sites), lora)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-2
 """By how much the probabilities of some words may exceed 1: servers compute in bf16."""
+
+FIRST_ATTEMPTS = 3
+"""How often a server that has not answered yet is asked at most."""
 
 
 class Served(AnswerSource):
@@ -89,7 +93,7 @@ class Served(AnswerSource):
     def check(self) -> None:
         """Reject an address that is none or has a password, and a server that is not there."""
         parts = urlsplit(self.config.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
             raise ConfigError(
                 f"teacher.source.url is {self.config.url!r}. Give an address such as "
                 "http://host:8000"
@@ -201,7 +205,8 @@ class Served(AnswerSource):
         """The name that the teacher is served under."""
         if self.config.model is not None:
             return self.config.model
-        names = self._server.models()
+        # Whether it is there at all is found out soon; later it may be started again.
+        names = replace(self._server, attempts=min(FIRST_ATTEMPTS, self.config.attempts)).models()
         if len(names) != 1:
             raise ConfigError(
                 f"{self._server.base} serves {', '.join(names) or 'no model'}. Name the teacher by "
@@ -219,3 +224,11 @@ class Served(AnswerSource):
         folder = cache_entry("answers", f"server-{self.fingerprint()}")
         use_entry(folder)
         return AnswerStore(folder)
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Return whether the port of an address is one, or is not given."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
