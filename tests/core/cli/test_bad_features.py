@@ -106,7 +106,6 @@ COMMANDS = {
     "new-method: dots": lambda p, w: ["new-method", "../up"],
     "new-method: empty": lambda p, w: ["new-method", ""],
     "new-method: digits": lambda p, w: ["new-method", "1st"],
-    "new-method: keyword": lambda p, w: ["new-method", "class"],
     "new-method: known": lambda p, w: ["new-method", "soft"],
     "new-method: long": lambda p, w: ["new-method", "x" * 5000],
     "new-method: control": lambda p, w: ["new-method", ESCAPE],

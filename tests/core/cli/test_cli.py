@@ -26,7 +26,7 @@ FLAGS = {
     "cache": "--set --teacher --data --output --dtype --form --k --temperature",
     "config": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
     "--output --teacher-cache --track --probe --baseline --seed --nproc --set --schema --json",
-    "clean": "--yes",
+    "clean": "--leftovers --yes",
     "doctor": "--json",
     "eval": "--task --data --against --samples --output --set --json --tasks --num-fewshot --limit "
     "--apply-chat-template --include-path",

@@ -102,8 +102,9 @@ class Candidate:
 
 def _load(name: str, architecture: str) -> PreTrainedModel:
     """Load a Hugging Face directory, of which only safetensors are read."""
-    kind = getattr(transformers, architecture, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind: Any = getattr(transformers, architecture, None)
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_model:
         raise ConfigError(f"{name} does not say which class of transformers it is")
     check_safetensors(name, architecture, "DIR")
     try:
