@@ -256,15 +256,15 @@ def test_windows_overlap_and_know_their_answers(tokenizer):
     context = " ".join(words)
     start = context.index("paris")
     _, encoded = span(tokenizer, context, {"text": ["paris"], "start": [start]})
-    windows = encoded.extra["windows"]
+    windows = [encoded.row(number)["input_ids"] for number in range(len(encoded))]
     assert len(windows) > 1
-    assert all(window.row == 0 for window in windows)
-    assert all(len(window.ids) <= 16 for window in windows)
+    assert encoded.extra["questions"].tolist() == [0] * len(windows)
+    assert all(len(ids) <= 16 for ids in windows)
     paris = tokenizer.convert_tokens_to_ids("paris")
-    for window, (first, last) in zip(windows, encoded.labels, strict=True):
-        assert (first == last > 0) == (paris in window.ids)
-        assert first == 0 or window.ids[first] == paris
-    texts = {context[o[0] : o[1]] for w in windows for o in w.offsets if o[0] >= 0}
+    for ids, (first, last) in zip(windows, encoded.labels, strict=True):
+        assert (first == last > 0) == (paris in ids)
+        assert first == 0 or ids[first] == paris
+    texts = {context[o[0] : o[1]] for o in encoded.extra["places"] if o[0] >= 0}
     assert texts == {"went", "paris", "road"}
 
 

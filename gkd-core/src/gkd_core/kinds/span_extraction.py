@@ -41,6 +41,10 @@ LONGEST = 30
 OVERLAP = 1 / 3
 """Share of `task.max_length` that neighboring windows have in common, as in BERT's code."""
 
+QUESTIONS, PLACES = "questions", "places"
+"""In `Encoded.extra`: the question of each window, int64 `[W]`, and first and last character of
+each token in its context, int64 `[T, 2]`; -1 elsewhere."""
+
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -131,7 +135,12 @@ class SpanExtraction(TaskKind):
         types = [w.type_ids for w in windows if w.type_ids is not None]
         encoded = join_rows([w.ids for w in windows], types or None, 0)
         labels = np.array([w.label for w in windows], np.int64)
-        extra = {"windows": windows, "split": split, "unanswerable": bool(classes)}
+        extra = {
+            QUESTIONS: np.array([w.row for w in windows], np.int64),
+            PLACES: np.concatenate([w.offsets for w in windows]),
+            "split": split,
+            "unanswerable": bool(classes),
+        }
         return encoded.with_labels(labels, extra)
 
     def any_labels(self, split: Split, classes: Sequence[str]) -> list[dict[str, list[Any]]]:
@@ -187,12 +196,12 @@ class SpanExtraction(TaskKind):
         best: list[tuple[float, str]] = [(-np.inf, "")] * len(rows)
         nothing = [np.inf] * len(rows)
         losses: list[list[float]] = [[] for _ in range(len(rows))]
-        for number, window in enumerate(split.extra["windows"]):
-            row, (logits, own) = window.row, found[number]
+        for number, row in enumerate(split.extra[QUESTIONS].tolist()):
+            (logits, own), places = found[number], split.extra[PLACES][split.part(number)]
             losses[row].append(own)
             context = (rows.pair or ())[row]
             nothing[row] = min(nothing[row], float(logits[0, 0] + logits[1, 0]))
-            best[row] = max(best[row], _best_answer(logits, window, context))
+            best[row] = max(best[row], _best_answer(logits, places, context))
         predictions = [
             "" if split.extra["unanswerable"] and none > score else answer
             for (score, answer), none in zip(best, nothing, strict=True)
@@ -214,7 +223,7 @@ class SpanExtraction(TaskKind):
 
     def divergences(self, values: NDArray[np.float64], split: Encoded) -> NDArray[np.float64]:
         """Return the mean over starts and ends in the windows of each question."""
-        rows = [window.row for window in split.extra["windows"]]
+        rows = split.extra[QUESTIONS]
         return np.bincount(rows, weights=values / 2) / np.bincount(rows)
 
     def right(self, predictions: Sequence[Any], gold: Sequence[Any]) -> list[bool]:
@@ -278,16 +287,16 @@ def _token_f1(prediction: str, answer: str) -> float:
     return 2 * shared / (len(ours) + len(theirs))
 
 
-def _best_answer(scores: Tensor, window: Window, context: str) -> tuple[float, str]:
+def _best_answer(scores: Tensor, places: NDArray[np.int64], context: str) -> tuple[float, str]:
     """Return score and text of the likeliest answer in a window."""
     start, end = (s.topk(min(BEST, len(s))) for s in scores)
     best = (-np.inf, "")
     for first_score, first in zip(start.values.tolist(), start.indices.tolist(), strict=True):
         for last_score, last in zip(end.values.tolist(), end.indices.tolist(), strict=True):
-            inside = first < len(window.offsets) and last < len(window.offsets)
+            inside = first < len(places) and last < len(places)
             if not inside or last < first or last - first >= LONGEST:
                 continue
-            begin, stop = window.offsets[first][0], window.offsets[last][1]
+            begin, stop = int(places[first, 0]), int(places[last, 1])
             if begin >= 0 and stop >= 0 and first_score + last_score > best[0]:
                 best = (first_score + last_score, context[begin:stop])
     return best
