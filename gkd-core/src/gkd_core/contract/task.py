@@ -232,6 +232,14 @@ class Task:
     def check(self) -> None:
         """Raise `DataError` or `ConfigError` for problems that show before any row is read."""
 
+    def files(self) -> Mapping[str, Path] | None:
+        """Return the files that `load` reads, by any name, if nothing else determines the rows.
+
+        What was read of large files is then kept in the cache, until one changes. Default: None,
+        the rows are loaded each time. Called after `check`.
+        """
+        return None
+
     @abstractmethod
     def load(self, kind: str, seed: int) -> TaskData:
         """Read the rows.

@@ -16,7 +16,7 @@ from gkd_core.atomic import write_file
 from gkd_core.named_path import named_path
 
 Entry = TypeVar("Entry")
-Room: TypeAlias = Literal["answers", "augmented", "embedded", "gguf", "stages", "teachers"]
+Room: TypeAlias = Literal["answers", "augmented", "embedded", "gguf", "rows", "stages", "teachers"]
 """What the cache holds; a folder of it each."""
 
 DIGEST = "digest"

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Split
 from gkd_core.data.labels import is_missing, is_unlabeled, label_name
+from gkd_core.data.stored_column import StoredColumn
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError, suggest
 
@@ -49,11 +50,11 @@ class CheckedRows:
     """
 
     table: Table
-    text: list[str]
-    pair: list[str] | None
-    labels: list[str] | None
-    group: list[str] | None = None
-    target: list[str] | None = None
+    text: Sequence[str]
+    pair: Sequence[str] | None
+    labels: Sequence[str] | None
+    group: Sequence[str] | None = None
+    target: Sequence[str] | None = None
 
     def split(self, labels: Sequence[Any] | None) -> Split:
         """Return the rows as a split with parsed labels, or without labels.
@@ -219,16 +220,15 @@ def select(table: Table, columns: Columns, labeled: bool = True) -> CheckedRows:
     return CheckedRows(table, text, pair, labels, group, target)
 
 
-def _texts(table: Table, column: str) -> list[str]:
-    texts = []
-    for number, value in zip(table.numbers, table.columns[column], strict=True):
+def _texts(table: Table, column: str) -> Sequence[str]:
+    """Return a column of texts; what is none of them is recorded in the faults of the table."""
+    values = table.columns[column]
+    for number, value in zip(table.numbers, values, strict=True):
         if is_missing(value):
             table.faults.add(number, f"the text is empty (column {column!r})")
         elif not isinstance(value, str):
             table.faults.add(number, f"the text is {value!r}, not a string (column {column!r})")
-        else:
-            texts.append(value)
-    return texts
+    return values if isinstance(values, StoredColumn) else list(values)
 
 
 def _labels(table: Table, column: str) -> list[str]:
@@ -240,10 +240,12 @@ def _labels(table: Table, column: str) -> list[str]:
             f"{missing} of {len(values)} rows have no label. Label or remove them; or leave the "
             "labels of all rows out for methods that need none, such as soft"
         )
-    names = []
+    names: list[str] = []
+    known: dict[str, str] = {}  # of a million rows, most have the same few labels
     for number, value in zip(table.numbers, values, strict=True):
         try:
-            names.append(label_name(value))
+            name = label_name(value)
+            names.append(known.setdefault(name, name))
         except ValueError as error:
             table.faults.add(number, f"{error} (column {column!r})")
     return names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gkd_core import digest
 from gkd_core.contract.task import Split
+from gkd_core.data.array_spool import ArraySpool
 from gkd_core.data.byte_offsets import cut_blocks, locate_tokens, unpreceded
 from gkd_core.errors import ConfigError, DataError
 
@@ -153,8 +154,10 @@ def encode_samples(
         DataError: A text yields no tokens.
     """
     check_room(tokenizer, max_length, pair=split.pair is not None)
-    rows, cut = _samples(split, tokenizer, max_length)
-    return _joined(rows, labels, cut)
+    made = _Joiner()
+    for rows, cut in _samples(split, tokenizer, max_length):
+        made.add(rows, cut)
+    return made.encoded(labels)
 
 
 def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
@@ -170,16 +173,19 @@ def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: 
         DataError: No text has two tokens.
     """
     check_room(tokenizer, max_length, pair=split.pair is not None)
-    blocks = _blocks(split, tokenizer, max_length)
-    rows = [row for row in blocks if len(row.ids) > 1]
-    if not rows:
+    made, sources = _Joiner(), ArraySpool(np.int64)
+    sizes = np.fromiter((len(text.encode()) for text in split.text), np.int64, len(split))
+    for blocks in _blocks(split, tokenizer, max_length):
+        np.subtract.at(sizes, [row.text for row in blocks], [row.unpreceded for row in blocks])
+        rows = [row for row in blocks if len(row.ids) > 1]
+        made.add(rows)
+        sources.add(np.array([row.text for row in rows], np.int64))
+    encoded = made.encoded(None)
+    if not len(encoded):
         raise DataError(
             "no text has two or more tokens, so there is nothing to model; give longer texts"
         )
-    sizes = np.array([len(text.encode()) for text in split.text])
-    np.subtract.at(sizes, [row.text for row in blocks], [row.unpreceded for row in blocks])
-    sources = np.array([row.text for row in rows])
-    return replace(_joined(rows, None, 0), extra={TEXTS: sources, BYTES: sizes})
+    return replace(encoded, extra={TEXTS: sources.array(), BYTES: sizes})
 
 
 def encode_targets(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
@@ -262,20 +268,47 @@ def join_rows(
 
 
 def _joined(rows: Sequence[_Row], labels: NDArray[Any] | None, cut: int) -> Encoded:
-    type_ids = [row.type_ids for row in rows if row.type_ids is not None]
-    byte_offsets = [row.byte_offsets for row in rows if row.byte_offsets is not None]
-    blocks = [row.block for row in rows if row.block is not None]
-    learned = [row.learned for row in rows if row.learned is not None]
-    return Encoded(
-        ids=np.concatenate([row.ids for row in rows]),
-        type_ids=np.concatenate(type_ids) if type_ids else None,
-        offsets=np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
-        labels=labels,
-        num_truncated=cut,
-        learned=np.concatenate(learned) if learned else None,
-        byte_offsets=np.concatenate(byte_offsets) if byte_offsets else None,
-        blocks=blocks or None,
-    )
+    made = _Joiner()
+    made.add(rows, cut)
+    return made.encoded(labels)
+
+
+class _Joiner:
+    """Joins tokenized rows, which come part by part."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, ArraySpool] = {}
+        self._lengths = ArraySpool(np.int64)
+        self._blocks: list[str] = []
+        self._cut = 0
+
+    def add(self, rows: Sequence[_Row], cut: int = 0) -> None:
+        """Take rows, and the number of those that are truncated."""
+        self._lengths.add(np.array([len(row.ids) for row in rows], np.int64))
+        self._blocks += [row.block for row in rows if row.block is not None]
+        self._cut += cut
+        for name, dtype in ARRAYS.items():
+            found = [own for row in rows if (own := getattr(row, name)) is not None]
+            if found:
+                self._arrays.setdefault(name, ArraySpool(dtype)).add(np.concatenate(found))
+
+    def encoded(self, labels: NDArray[Any] | None) -> Encoded:
+        """Return all rows."""
+        arrays = {name: spool.array() for name, spool in self._arrays.items()}
+        return Encoded(
+            ids=arrays.get("ids", np.zeros(0, np.int32)),
+            type_ids=arrays.get("type_ids"),
+            learned=arrays.get("learned"),
+            byte_offsets=arrays.get("byte_offsets"),
+            offsets=np.cumsum(np.append(0, self._lengths.array())),
+            labels=labels,
+            num_truncated=self._cut,
+            blocks=self._blocks or None,
+        )
+
+
+ARRAYS = {"ids": np.int32, "type_ids": np.int32, "learned": np.bool_, "byte_offsets": np.int32}
+"""What a row has for each token, and its data type."""
 
 
 class _Row(NamedTuple):
@@ -290,25 +323,22 @@ class _Row(NamedTuple):
 
 def _samples(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[_Row], int]:
-    """Return one row per text, and the number of truncated rows."""
-    rows: list[_Row] = []
-    cut = 0
+) -> Iterator[tuple[list[_Row], int]]:
+    """Yield one row per text, part by part, and the number of truncated rows among them."""
     for start in range(0, len(split), CHUNK):
         chunk = list(range(start, min(start + CHUNK, len(split))))
-        rows += _tokenize(split, chunk, tokenizer, max_length + 1)
+        rows = _tokenize(split, chunk, tokenizer, max_length + 1)
         # Tokenized with room for one more token: exactly the texts that use it are truncated.
-        long = [index for index in chunk if len(rows[index].ids) > max_length]
+        long = [index for index in chunk if len(rows[index - start].ids) > max_length]
         for index, row in zip(long, _tokenize(split, long, tokenizer, max_length), strict=True):
-            rows[index] = row
-        cut += len(long)
-    for index, row in enumerate(rows):
-        if len(row.ids) == 0:
-            raise DataError(
-                f"the tokenizer yields no tokens for the text {split.text[index]!r} (row "
-                f"{index + 1} of its split); remove the row"
-            )
-    return rows, cut
+            rows[index - start] = row
+        for index, row in zip(chunk, rows, strict=True):
+            if len(row.ids) == 0:
+                raise DataError(
+                    f"the tokenizer yields no tokens for the text {split.text[index]!r} (row "
+                    f"{index + 1} of its split); remove the row"
+                )
+        yield rows, len(long)
 
 
 def _tokenize(
@@ -338,9 +368,12 @@ def _tokenize(
     return list(map(_Row, ids, types, [None] * len(ids), found))
 
 
-def _blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[_Row]:
-    rows: list[_Row] = []
+def _blocks(
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Iterator[list[_Row]]:
+    """Yield the blocks of the texts, part by part."""
     for start in range(0, len(split), CHUNK):
+        rows: list[_Row] = []
         texts = list(split.text[start : start + CHUNK])
         made = tokenizer(
             texts, return_attention_mask=False, return_special_tokens_mask=True, verbose=False
@@ -362,7 +395,7 @@ def _blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -
                 row._replace(text=start + number, unpreceded=unpreceded(text, encoding, block))
                 for row, block in zip(found, positions, strict=True)
             ]
-    return rows
+        yield rows
 
 
 def _block_positions(special: NDArray[Any], max_length: int) -> list[NDArray[np.int64]]:

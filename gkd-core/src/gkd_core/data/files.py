@@ -55,6 +55,10 @@ class Files(Task):
             )
         self._paths()
 
+    def files(self) -> dict[str, Path]:
+        """Return the file of each split."""
+        return self._paths()
+
     def load(self, kind: str, seed: int) -> TaskData:
         """Read the files. `kind` is used for plain text; for tables, the labels decide.
 

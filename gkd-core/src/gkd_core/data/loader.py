@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -37,10 +38,9 @@ def iterate(
     left = total_steps - start_step
     epoch = first_epoch
     while left > 0:
-        steps = sampler.epoch(epoch)[skipped : skipped + left]
-        for step in steps:
+        for step in islice(sampler.steps(epoch, skipped), left):
             yield epoch, [_share(encoded, collator, rows, epoch, readings) for rows in step]
-        left -= len(steps)
+            left -= 1
         epoch, skipped = epoch + 1, 0
 
 

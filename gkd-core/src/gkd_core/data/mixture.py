@@ -51,6 +51,16 @@ class MixedData(Task):
         for task in self._tasks.values():
             task.check()
 
+    def files(self) -> dict[str, Path] | None:
+        """Return the files of all sources; None if one is of the hub."""
+        found: dict[str, Path] = {}
+        for source, task in self._tasks.items():
+            own = task.files()
+            if own is None:
+                return None
+            found |= {f"{source} {name}": path for name, path in own.items()}
+        return found
+
     def load(self, kind: str, seed: int) -> TaskData:
         """Read and join the sources.
 

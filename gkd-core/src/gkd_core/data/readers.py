@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gkd_core.data.spooled_table import TableBuilder
 from gkd_core.data.table import Faults, Table
 from gkd_core.errors import DataError, suggest
 
@@ -37,6 +38,9 @@ LONGEST_FIELD = 2**31 - 1
 
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """How JSON writes half of a character beyond U+FFFF; in UTF-8 itself it is an error."""
+
+PARQUET_ROWS = 10_000
+"""Rows of a parquet file that are read at once."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -84,7 +88,7 @@ def check_suffix(path: Path) -> None:
 
 def _jsonl(path: Path) -> Table:
     faults = Faults(str(path))
-    records: dict[int, Mapping[str, Any]] = {}
+    rows = TableBuilder(faults)
     for number, line in _lines(path, faults):
         if not line.strip():
             continue
@@ -95,8 +99,8 @@ def _jsonl(path: Path) -> Table:
         except ValueError as error:
             faults.add(number, str(error))
         else:
-            _add_record(records, number, value, faults, ESCAPED_SURROGATE.search(line) is not None)
-    return _from_records(records, faults)
+            _add_record(rows, number, value, faults, ESCAPED_SURROGATE.search(line) is not None)
+    return rows.table()
 
 
 def _json(path: Path) -> Table:
@@ -118,11 +122,11 @@ def _json(path: Path) -> Table:
             f"{path} contains {_article(values)}. Expected a list of objects; "
             "with one object per line, name the file .jsonl"
         )
-    records: dict[int, Mapping[str, Any]] = {}
+    rows = TableBuilder(faults)
     escaped = ESCAPED_SURROGATE.search(text) is not None
     for number, value in enumerate(values, 1):
-        _add_record(records, number, value, faults, escaped)
-    return _from_records(records, faults)
+        _add_record(rows, number, value, faults, escaped)
+    return rows.table()
 
 
 class _Repeating(dict[str, Any]):
@@ -171,12 +175,14 @@ def _delimited(
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
     expected = f"a row has {len(header)}"
     header = list(header)
-    numbers, rows, left_out = [], [], []
+    rows = TableBuilder(faults, header)
+    left_out = []
     with _any_length():
         for number, fields in _records(reader, faults):
             if not header:
                 faults.check()  # the line with the names may be one that could not be read
                 header = _header(path, fields)
+                rows = TableBuilder(faults, header)
                 expected = f"the header has {len(header)}"
             elif len(fields) != len(header) and ragged:
                 left_out.append(number)
@@ -185,13 +191,11 @@ def _delimited(
             elif len(header) > 1 and _names(fields) == header:
                 faults.add(number, "the names of the columns again, as where files were joined")
             else:
-                numbers.append(number)
-                rows.append(fields)
+                rows.add(number, dict(zip(header, fields, strict=True)))
     if left_out:
         count, first = len(left_out), left_out[0]
         logger.warning("%s:%d: %d rows have too few or too many fields", path, first, count)
-    columns = zip(*rows, strict=True) if rows else [()] * len(header)
-    return Table(dict(zip(header, columns, strict=True)), numbers, faults)
+    return rows.table()
 
 
 @contextmanager
@@ -236,21 +240,31 @@ def _parquet(path: Path) -> Table:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            content = file.read()
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise DataError(f"{path}: every column must have a unique name, got {names}")
+            rows, read = TableBuilder(Faults(str(path), unit="row"), names), 0
+            for batch in file.iter_batches(PARQUET_ROWS):
+                columns = [_values(path, name, batch[name], read) for name in names]
+                for row in zip(*columns, strict=True):
+                    read += 1
+                    rows.add(read, dict(zip(names, row, strict=True)))
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error
-    names = content.column_names
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: every column must have a unique name, got {names}")
-    columns = {name: _values(path, name, content[name]) for name in names}
-    numbers = range(1, content.num_rows + 1)
-    return Table(columns, numbers, Faults(str(path), unit="row"))
+    return rows.table()
 
 
-def _values(path: Path, name: str, column: Any) -> list[Any]:
-    """Return the values of a parquet column; Arrow does not check its texts before."""
+def _values(path: Path, name: str, column: Any, before: int) -> list[Any]:
+    """Return the values of a parquet column; Arrow does not check its texts before.
+
+    Args:
+        path: The file.
+        name: The column.
+        column: Its values in some rows.
+        before: Number of the rows before them.
+    """
     values = []
-    for number, value in enumerate(column, 1):
+    for number, value in enumerate(column, before + 1):
         try:
             values.append(value.as_py())
         except UnicodeDecodeError as error:
@@ -374,7 +388,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def _add_record(
-    records: dict[int, Mapping[str, Any]],
+    rows: TableBuilder,
     number: int,
     value: Any,
     faults: Faults,
@@ -383,7 +397,7 @@ def _add_record(
     """Add a row, or a fault.
 
     Args:
-        records: The rows so far.
+        rows: Takes the row.
         number: Line or number of the row.
         value: The row.
         faults: The faults so far.
@@ -396,7 +410,7 @@ def _add_record(
     elif half := _half(value) if escaped else "":
         faults.add(number, half)
     else:
-        records[number] = value
+        rows.add(number, value)
 
 
 def _half(record: Mapping[str, Any]) -> str:
@@ -418,12 +432,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, dict)):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _strings(inner)
-
-
-def _from_records(records: Mapping[int, Mapping[str, Any]], faults: Faults) -> Table:
-    names = dict.fromkeys(name for record in records.values() for name in record)
-    columns = {name: [record.get(name) for record in records.values()] for name in names}
-    return Table(columns, list(records), faults)
 
 
 def _article(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,15 @@ class Sampler:
 
     def epoch(self, number: int) -> list[list[list[int]]]:
         """Return the row indices of each micro-batch of each optimizer step of an epoch."""
+        return list(self.steps(number))
+
+    def steps(self, number: int, first: int = 0) -> Iterator[list[list[int]]]:
+        """Yield the row indices of each micro-batch of the optimizer steps of an epoch.
+
+        Args:
+            number: The epoch.
+            first: The step to begin with.
+        """
         # One generator per epoch: a resumed run need not replay the earlier epochs.
         draw = np.random.default_rng([self.seed, number])
         order = draw.permutation(len(self.lengths))
@@ -64,7 +73,7 @@ class Sampler:
         batches = [order[start : start + self.batch_size] for start in self._starts()]
         if self.bucketing:
             batches = [batches[index] for index in draw.permutation(len(batches))]
-        return [self._micro_batches(batch) for batch in batches]
+        yield from map(self._micro_batches, batches[first:])
 
     def _starts(self) -> range:
         return range(0, len(self.lengths), self.batch_size)

@@ -62,7 +62,7 @@ class LanguageModel(TaskKind):
 
     def split(self, rows: CheckedRows) -> Split:
         """Return the rows of a split; both texts of a pair become rows."""
-        return Split(rows.text + (rows.pair or []))
+        return Split(rows.text if rows.pair is None else [*rows.text, *rows.pair])
 
     def is_labeled(self, table: Table, train: Table, config: TaskConfig) -> bool:
         """Return True: text needs no labels."""

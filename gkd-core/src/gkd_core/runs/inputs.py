@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gkd_core
 from gkd_core import digest
 from gkd_core.config.resolve import ONLY_STAGE, Resolved
-from gkd_core.data.assemble import hash_rows
+from gkd_core.data.stored_rows import hash_split
 from gkd_core.models.content import ModelContents
 from gkd_core.models.source import load_config
 from gkd_core.named_path import named_path
@@ -107,7 +107,7 @@ def _rows(spec: StageSpec) -> Iterator[tuple[str, str]]:
     yield f"kind of task{of_stage}", data.kind
     yield f"classes{of_stage}", ", ".join(data.classes)
     for name, split in (("training", data.train), ("validation", data.validation)):
-        content = hash_rows(data.kind, data.classes, {name: split})
+        content = hash_split(data.kind, data.classes, name, split)
         yield f"{name} rows{of_stage}", f"{len(split):,}, SHA-256 {content[: digest.SHORT]}"
 
 

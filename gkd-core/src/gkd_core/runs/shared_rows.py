@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from gkd_core.config.resolve import ResolvedStage
 from gkd_core.config.schema import LM, RunConfig, TaskConfig, task_name
 from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import without_labels
+from gkd_core.data.stored_rows import stored_rows
 from gkd_core.kinds.language_model import language_model_kind
 from gkd_core.models.source import load_config
 from gkd_core.runs.task_checks import check_loaded
@@ -115,7 +116,14 @@ class SharedRows:
         task = self.task(config, rows, model)
         key = (rows, plain, task.options.model_dump_json(), model)
         if key not in self._data:
-            self._data[key] = check_loaded(task, task.load(plain, config.seed))
+            about = [rows.model_dump(mode="json"), plain, key[2], config.seed, asdict(model)]
+            classes = [type(task), *map(type, self.registry.kinds.values())]
+            self._data[key] = stored_rows(
+                task.files(),
+                about,
+                classes,
+                lambda: check_loaded(task, task.load(plain, config.seed)),
+            )
         return self._data[key]
 
 

@@ -23,6 +23,7 @@ from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split, Task, TaskData
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import TEXTS, Encoded
+from gkd_core.data.stored_tokens import tokenized
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import DataError, MethodError, PluginError
@@ -194,7 +195,7 @@ class StageSpec:
         Raises:
             DataError: A model that reads them has no embedding for one of the tokens.
         """
-        encoded = self.kind.encode(split, tokenizer, self.max_length, self.data.classes)
+        encoded = tokenized(self.kind, split, tokenizer, self.max_length, self.data.classes)
         self.check_ids(encoded, tokenizer)
         return encoded if split.source is None else self._with_sources(encoded, split.source)
 

@@ -1,0 +1,54 @@
+"""Tokenized rows of every kind, kept on the disk: the same as those that are made."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tests.core.kinds.conftest import MAKERS
+
+from gkd_core.config.schema import TaskConfig
+from gkd_core.data import stored_rows, stored_tokens
+from gkd_core.data.files import Files
+from gkd_core.data.stored_tokens import tokenized
+from gkd_core.plugins import registry
+
+KINDS = registry().kinds
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A new cache that keeps tokens of any number of rows."""
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stored_tokens, "MANY", 1)
+    monkeypatch.setattr(stored_rows, "LARGE", 0)
+    return tmp_path / "cache"
+
+
+def same(one, other):
+    """Assert that two values are equal, to the types of numbers and tuples."""
+    if isinstance(other, np.ndarray):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert np.array_equal(one, other)
+    elif isinstance(other, tuple | list):
+        assert isinstance(one, tuple) == isinstance(other, tuple)
+        assert list(one) == list(other)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_tokens_of_every_kind_are_kept(kind, task, tokenizer, monkeypatch):
+    name = "multiple-choice" if kind == "choices" else kind
+    config = TaskConfig(train=str(task(kind) / "validation.jsonl"), kind=name)
+    data = Files(config, KINDS).load(name, 1)
+    chosen = KINDS[data.kind]
+    fresh = chosen.encode(data.train, tokenizer, 32, data.classes)
+    tokenized(chosen, data.train, tokenizer, 32, data.classes)
+    monkeypatch.setattr(type(chosen), "encode", None)  # nothing is tokenized again
+    kept = tokenized(chosen, data.train, tokenizer, 32, data.classes)
+    for field in dataclasses.fields(fresh):
+        if field.name != "extra":
+            same(getattr(kept, field.name), getattr(fresh, field.name))
+    assert kept.extra.keys() == fresh.extra.keys()
+    for key, value in fresh.extra.items():
+        same(kept.extra[key], value)
