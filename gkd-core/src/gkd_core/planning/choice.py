@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gkd_core.config.schema import Offload, Placement
-from gkd_core.planning.shapes import Trained
+from gkd_core.planning.shapes import TrainedPart
 from gkd_core.training.stage_spec import StageSpec
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -120,7 +120,7 @@ def all_choices(world: int) -> Iterator[LayoutChoice]:
 
 
 def least_need(
-    choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int], trained: Trained
+    choice: LayoutChoice, spec: StageSpec, sizes: Mapping[str, int], trained: TrainedPart
 ) -> Need:
     """Return a lower bound: the memory of weights, gradients and optimizer state alone.
 

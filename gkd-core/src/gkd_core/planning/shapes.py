@@ -104,7 +104,7 @@ def count_weights(spec: StageSpec) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedPart:
     """What of the student is trained: all of it, unless it has adapters.
 
     Attributes:
@@ -116,7 +116,7 @@ class Trained:
     state: int
 
 
-def count_trained(spec: StageSpec, registry: Registry) -> Trained:
+def count_trained(spec: StageSpec, registry: Registry) -> TrainedPart:
     """Return what of the student is trained."""
     with torch.device("meta"):
         model = build_shape(
@@ -127,7 +127,7 @@ def count_trained(spec: StageSpec, registry: Registry) -> Trained:
     factory = registry.make_optimizer(spec.config)
     chosen = ChosenOptimizer(factory, find_parts(find_sites(model, registry.sites)))
     known = chosen.describe(weights, Division([model]))
-    return Trained(
+    return TrainedPart(
         weights=sum(weight.numel() for weight in weights),
         state=sum(factory.state_bytes(weight) for weight in known.values()),
     )
