@@ -45,10 +45,11 @@ def gkd_register_tasks() -> Iterable[type[Task]]:
     from gkd_core.benchmarks import glue, superglue
     from gkd_core.data.embedded import Embedded
     from gkd_core.data.files import Files
+    from gkd_core.data.functions import Functions
     from gkd_core.data.hub import Hub
     from gkd_core.data.mixture import MixedData
 
-    return [Embedded, Files, Hub, MixedData, *glue.TASKS, *superglue.TASKS]
+    return [Embedded, Files, Functions, Hub, MixedData, *glue.TASKS, *superglue.TASKS]
 
 
 @hookimpl

@@ -107,7 +107,7 @@ def test_file_is_converted_once_and_computes_as_the_model_it_was_made_from(file)
 def test_run_learns_from_it(file, prepare_run):
     path, _ = file
     run = prepare_run(
-        *("method=soft", "task.kind=causal-lm", "training.steps=2", "student.layers=1"),
+        *("method=soft", "task.kind=lm", "training.steps=2", "student.layers=1"),
         f"teacher.model={path}",
         teachers=(),
     )

@@ -38,7 +38,7 @@ from gkd_core.evaluation.predictions import (
     model_table,
     rows_table,
 )
-from gkd_core.evaluation.samples import Sampling, write_samples
+from gkd_core.evaluation.samples import Sampling, sample_means, write_samples
 from gkd_core.evaluation.statistics import RESAMPLES, SampleEstimate, Statistic
 from gkd_core.evaluation.top_tokens import TopTokens, TopTokenWatch
 from gkd_core.hooks.extraction import Extractor
@@ -528,7 +528,10 @@ class _Exam:
             found = replace(found, columns={**found.columns, divergence.COLUMN: apart_by_row})
         if self._sampling is not None:
             written = write_samples(model.eval(), compared.tokenizer, encoded, self._sampling)
-            found = replace(found, columns={**found.columns, **written})
+            found = replace(
+                self._spec.measured(found, self._split), columns={**found.columns, **written}
+            )
+            return replace(found, metrics={**found.metrics, **sample_means(written)})
         return self._spec.measured(found, self._split)
 
     def samples(self, compared: ComparedModel, most: int) -> list[Batch]:

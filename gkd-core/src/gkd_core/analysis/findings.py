@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gkd_core.analysis.comparison import Compared
+from gkd_core.analysis.written_answers import in_words, measured, side_by_side
 from gkd_core.evaluation.pairs import ModelPair
 from gkd_core.evaluation.predictions import Pairing
-from gkd_core.evaluation.samples import MEASURES
 from gkd_core.kinds.language_model import bits_per_byte
 from gkd_core.kinds.task_kind import TaskKind
 
@@ -39,10 +39,10 @@ class Findings:
         found = asdict(self.compared.comparison)
         if bits := self._bits_per_byte():
             found["bits_per_byte"] = bits
-        if written := list(self._written()):
+        if written := list(side_by_side(self.compared.predictions)):
             found["written"] = written
-        if measured := self._measured():
-            found["written_answers"] = measured
+        if means := measured(self.compared.predictions):
+            found["written_answers"] = means
         if self.pair is not None:
             found["against"] = asdict(self.pair)
         if (pairing := self.pairing) is not None:
@@ -55,11 +55,9 @@ class Findings:
         console.print(self.compared.comparison.table())
         for name, bits in self._bits_per_byte().items():
             console.print(f"{bits:.4f} bits per byte: {name}", markup=False, soft_wrap=True)
-        for name, means in self._measured().items():
-            values = f"ROUGE-L {means['rouge_l']:.4f}, exact match {means['exact_match']:.1%}"
-            said = f"{values} of {means['rows']:,} written answers: {name}"
-            console.print(said, markup=False, soft_wrap=True)
-        for sample in self._written():
+        for name, means in measured(self.compared.predictions).items():
+            console.print(f"{in_words(means)}: {name}", markup=False, soft_wrap=True)
+        for sample in side_by_side(self.compared.predictions):
             prompt, *written = sample.items()
             console.print(f"\n{prompt[1]}", markup=False)
             for name, text in written:
@@ -86,28 +84,6 @@ class Findings:
             for file, table in predictions.models.items()
             if "nll" in table.column_names
         }
-
-    def _measured(self) -> dict[str, dict[str, float]]:
-        """Return the means over the answers that each model has written, and how many there are."""
-        predictions, found = self.compared.predictions, {}
-        for file, table in predictions.models.items():
-            if "rouge_l" in table.column_names:
-                own = {name: table[name].drop_null().to_pylist() for name in MEASURES}
-                means = {name: sum(values) / len(values) for name, values in own.items() if values}
-                found[predictions.names[file]] = means | {"rows": len(own["rouge_l"])}
-        return {name: means for name, means in found.items() if means["rows"]}
-
-    def _written(self) -> Iterator[dict[str, str]]:
-        """Yield a prompt and what each model has written after it, by its name."""
-        predictions = self.compared.predictions
-        tables = predictions.models
-        if any("generated" not in table.column_names for table in tables.values()):
-            return
-        prompts = next(iter(tables.values()))["prompt"].to_pylist()
-        texts = {file: table["generated"].to_pylist() for file, table in tables.items()}
-        for row, prompt in enumerate(prompts):
-            if prompt is not None:
-                yield {"prompt": prompt} | {predictions.names[f]: t[row] for f, t in texts.items()}
 
 
 def _pair_table(pair: ModelPair, kind: TaskKind) -> Table:

@@ -14,6 +14,7 @@ from gkd_core.analysis.comparison import NONE, Compared, Comparison, Row
 from gkd_core.analysis.cost import StageCost, stage_costs
 from gkd_core.analysis.disagreement import Disagreement, disagreements
 from gkd_core.analysis.page import PageCell, PageLine, PageTable, render
+from gkd_core.analysis.written_answers import PROMPT, in_words, measured, side_by_side
 from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
@@ -102,7 +103,7 @@ def _duration(seconds: float) -> str:
 def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
     """Return what the template needs of the comparison."""
     if compared is None:
-        nothing = ("facts", "models", "differences", "disagreements", "costs", "layers")
+        nothing = ("facts", "models", "differences", "disagreements", "costs", "layers", "written")
         return dict.fromkeys(nothing)
     comparison, pairs = compared.comparison, list(compared.pairs.values())
     return {
@@ -115,6 +116,10 @@ def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
         "costs": _costs(stage_costs(run, comparison)),
         "disagreements": _disagreements(compared),
         "layers": _layers(compared.layers),
+        "written": _written(compared),
+        "written_notes": [
+            f"{in_words(means)}: {name}" for name, means in measured(compared.predictions).items()
+        ],
     }
 
 
@@ -264,6 +269,21 @@ def _disagreement_cells(one: Disagreement) -> Iterator[PageCell]:
     for said in (one.gold, one.teacher, one.student):
         yield PageCell("" if said is None else str(said))
     yield PageCell(f"{one.distance:.4f}", one.distance)
+
+
+def _written(compared: Compared) -> PageTable | None:
+    """Return what the models have written after the same prompts; None if nobody asked."""
+    samples = list(side_by_side(compared.predictions))
+    if not samples:
+        return None
+    targets = compared.predictions.rows["gold"].to_pylist()
+    headings = [PROMPT, "target", *(name for name in samples[0] if name != PROMPT)]
+    cells = []
+    for sample, target in zip(samples, targets, strict=False):
+        prompt, *answers = sample.values()
+        texts = [prompt, "" if target is None else str(target), *answers]
+        cells.append([PageCell(_shortened(text)) for text in texts])
+    return _without_empty(headings, cells, "", texts=headings)
 
 
 def _shortened(text: str) -> str:

@@ -80,7 +80,9 @@ def _compared(run: Run) -> tuple[Compared | None, Exception | None]:
     models = list(compared_models(run))
     try:
         adapters = run.registry.sites
-        compared = predict_and_compare(run.last, models, first_teacher(run), adapters, layers=True)
+        compared = predict_and_compare(
+            run.last, models, first_teacher(run), adapters, run.last.sampling, layers=True
+        )
         return compared, None
     except Exception as error:
         if run.registry.blame(error) is None:

@@ -213,6 +213,7 @@ def _with_model(stage: ResolvedStage, model: str, trusts: bool) -> ResolvedStage
         "student": StudentConfig(),
         "rollout": None,
         "writing": None,
+        "samples": None,
         "probe": None,
     }
     alone = replace(stage, config=stage.config.model_copy(update=own))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved, ResolvedStage
     from gkd_core.config.schema import TaskConfig
     from gkd_core.evaluation.pairs import ModelPair
+    from gkd_core.evaluation.samples import Sampling
     from gkd_core.kinds.task_kind import TaskKind
 
 SPLITS = ("validation", "test")
@@ -71,7 +72,6 @@ def evaluate(
     from gkd_core.analysis.findings import Findings
     from gkd_core.analysis.kept import compare_with_kept, find_kept
     from gkd_core.analysis.subjects import find_named
-    from gkd_core.evaluation.samples import Sampling
     from gkd_core.plugins import registry
 
     place = _new_directory(output)
@@ -89,7 +89,7 @@ def evaluate(
         subjects.models,
         subjects.judge,
         registry().sites,
-        None if samples is None else Sampling(samples),
+        None if samples is None else _sampling(samples, subjects.spec.config.task.check),
     )
     if place is not None:
         compared.predictions.write(place)
@@ -252,6 +252,14 @@ def _check_samples(samples: int | None, kind: TaskKind) -> None:
         raise ConfigError(
             f"--samples lets a model continue texts, which those for {kind} do not. Omit it"
         )
+
+
+def _sampling(rows: int, check: str | None) -> Sampling:
+    """Return how many samples are written, and what checks them (`task.check`)."""
+    from gkd_core.evaluation.answer_check import answer_check
+    from gkd_core.evaluation.samples import Sampling
+
+    return Sampling(rows, check=None if check is None else answer_check(check))
 
 
 def _pair(compared: Compared, kind: TaskKind) -> ModelPair:

@@ -294,6 +294,12 @@ class TaskConfig(Section):
         "Default: those of the teacher or checkpoint; else the labels of the rows, in numeric or "
         "alphabetical order.",
     )
+    check: str | None = Field(
+        None,
+        description="What tells right answers from wrong ones where models write some (`samples`, "
+        "`gkd eval --samples`): `package.module:function` of an installed package, which takes "
+        "`prompt`, `answer` and `target`, or a regular expression that an answer must have.",
+    )
     max_length: Positive | None = Field(
         None,
         description="Maximum sequence length in tokens; longer rows are truncated. Default: "
@@ -617,6 +623,21 @@ class WritingConfig(Section):
         return value
 
 
+class SamplesConfig(Section):
+    """Answers that teacher and student write at every evaluation, and at the end; causal-lm only.
+
+    They change nothing about training.
+    """
+
+    rows: Positive = Field(8, description="Number of rows whose prompts are answered.")
+    new_tokens: Positive = Field(
+        64, description="Maximum number of tokens of an answer, unless its target is longer."
+    )
+    shown: Annotated[int, Field(ge=0)] = Field(
+        2, description="Number of answers that the log shows at every evaluation."
+    )
+
+
 class ProbeConfig(Section):
     """Distances between features of teacher and student, measured while the student trains.
 
@@ -723,6 +744,9 @@ class RunConfig(Section):
     )
     writing: WritingConfig | None = Field(
         None, description="Answers that the teacher writes before the first step. Default: none."
+    )
+    samples: SamplesConfig | None = Field(
+        None, description="Answers that models write at every evaluation. Default: none."
     )
     probe: ProbeConfig | None = Field(
         None, description="Distances measured during training. Default: none."

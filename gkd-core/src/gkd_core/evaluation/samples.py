@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from gkd_core.data.encode import BYTES, TEXTS
+from gkd_core.evaluation.answer_check import AnswerCheck
 from gkd_core.evaluation.written import exact_match, rouge_l
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ MEASURES: Mapping[str, Callable[[str, str], float]] = {
 }
 """What is measured of a text that was written in the place of a target."""
 
+CHECK = "check"
+"""Column with what `task.check` says of a text."""
+
 PROMPT = 32
 """Longest prompt in tokens that is taken from the beginning of a text."""
 
@@ -35,11 +39,13 @@ class Sampling:
 
     Attributes:
         rows: Number of rows, the first ones.
-        new_tokens: Longest continuation in tokens.
+        new_tokens: Longest continuation in tokens; those of a target may be more.
+        check: Tells right answers from wrong ones; None if nothing does.
     """
 
     rows: int
     new_tokens: int = 40
+    check: AnswerCheck | None = None
 
 
 def write_samples(
@@ -52,7 +58,7 @@ def write_samples(
 
     The prompt of a row with a target is its text; of plain text, the first half of its tokens, at
     most `PROMPT`. What is written in the place of a target may be as long as that, and is compared
-    with it, in the columns `rouge_l` and `exact_match`.
+    with it, in the columns `rouge_l` and `exact_match`; `check` has what the check says.
 
     Args:
         model: The model, whole and in evaluation mode.
@@ -60,9 +66,11 @@ def write_samples(
         split: The rows.
         sampling: How many.
     """
+    measured = () if split.prompts is None else tuple(MEASURES)
+    checked = () if sampling.check is None else (CHECK,)
     columns: dict[str, list[Any]] = {
         name: [None] * len(split.extra[BYTES])
-        for name in ("prompt", "generated", *(() if split.prompts is None else MEASURES))
+        for name in ("prompt", "generated", *measured, *checked)
     }
     longest = getattr(model.config, "max_position_embeddings", None) or math.inf
     for row, prompt, target in _prompts(split, sampling.rows):
@@ -76,14 +84,27 @@ def write_samples(
                 do_sample=False,
                 pad_token_id=_padding(tokenizer),
             )
-        columns["prompt"][row] = tokenizer.decode(prompt, skip_special_tokens=True)
-        new = written[0, ids.shape[1] :]
-        columns["generated"][row] = text = tokenizer.decode(new, skip_special_tokens=True)
-        if target is not None:
-            wanted = tokenizer.decode(target, skip_special_tokens=True)
+        question = tokenizer.decode(prompt, skip_special_tokens=True)
+        text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        columns["prompt"][row], columns["generated"][row] = question, text
+        wanted = None if target is None else tokenizer.decode(target, skip_special_tokens=True)
+        if wanted is not None:
             for name, measure in MEASURES.items():
                 columns[name][row] = measure(text, wanted)
+        if sampling.check is not None:
+            columns[CHECK][row] = sampling.check(question, text, wanted)
     return columns
+
+
+def sample_means(columns: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """Return the mean of each measure over the texts that were written.
+
+    Args:
+        columns: Those of `write_samples`.
+    """
+    measured = {name: columns[name] for name in (*MEASURES, CHECK) if name in columns}
+    known = {name: [v for v in values if v is not None] for name, values in measured.items()}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
 def _prompts(

@@ -11,6 +11,7 @@ from gkd_core.data.encode_chats import has_answers
 from gkd_core.data.sampler import fewest_samples
 from gkd_core.distributed.device import check_devices
 from gkd_core.errors import ConfigError, MethodError
+from gkd_core.evaluation.answer_check import answer_check
 from gkd_core.models.classes import check_classes
 from gkd_core.models.load import check_kind
 from gkd_core.models.stored import check_stored, check_stored_weights, check_trained_head
@@ -66,6 +67,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     _check_prompts(spec)
     _check_rollout(spec, registry)
     _check_writing(spec)
+    _check_sampling(spec)
     for ensemble in spec.ensembles:
         _check_kind(spec, ensemble)
         _check_labels(spec, ensemble)
@@ -248,6 +250,17 @@ def _check_writing(spec: StageSpec) -> None:
         )
     if isinstance(teacher.source, Served):
         teacher.source.check()
+
+
+def _check_sampling(spec: StageSpec) -> None:
+    """Refuse answers of models that write none, and a check of answers that cannot be one."""
+    if spec.config.task.check is not None:
+        answer_check(spec.config.task.check)
+    if spec.config.samples is not None and not spec.kind.generates:
+        raise ConfigError(
+            f"samples lets models write answers, but task.kind is {spec.kind} "
+            f"({spec.origin('task.kind')}). Use causal-lm, or remove the samples table"
+        )
 
 
 def _check_written_length(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 
 APART = {
-    *("recipe", "paper_values", "procedure", "stages", "output", "tracking", "probe"),
+    *("recipe", "paper_values", "procedure", "stages", "output", "tracking", "probe", "samples"),
     *("baseline", "parallel", "task"),
 }
 """Settings that do not affect the student, or that other parts of the fingerprint cover."""

@@ -12,6 +12,7 @@ from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import without_labels
 from gkd_core.data.stored_rows import stored_rows
 from gkd_core.kinds.language_model import language_model_kind
+from gkd_core.models.gguf import dequantized
 from gkd_core.models.source import load_config
 from gkd_core.runs.task_checks import check_loaded
 
@@ -153,4 +154,5 @@ def _start(settings: ResolvedStage, relative: StageSpec | None) -> PretrainedCon
     if named.model is None:
         return None
     setting = settings.path("student.model" if own else "teacher.model")
-    return load_config(named.model, named.trust_remote_code, setting)
+    model = named.model if own else dequantized(named.model, setting)
+    return load_config(model, named.trust_remote_code, setting)

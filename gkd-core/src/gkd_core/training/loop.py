@@ -210,8 +210,10 @@ def _evaluate(
         progress.stopped = patience is not None and progress.waited >= patience
     if stage.rollouts is not None:
         stage.rollouts.replay.note_loss(found.metrics["loss"])
-    recorder.log_evaluation(step, found.metrics)
-    hooks.evaluate(stage, step, found.metrics)
+    written = {} if stage.samples is None else stage.samples.write(stage, recorder.say)
+    metrics = {**found.metrics, **written}
+    recorder.log_evaluation(step, metrics)
+    hooks.evaluate(stage, step, metrics)
 
 
 class _Meter:

@@ -56,6 +56,7 @@ from gkd_core.training.calibration import calibration_batches
 from gkd_core.training.checkpoint import BEST
 from gkd_core.training.manifest import Manifest
 from gkd_core.training.rollouts import build_rollouts
+from gkd_core.training.sample_answers import SampleAnswers
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 from gkd_core.training.step_start import StepStart
 
@@ -88,6 +89,7 @@ class Stage:
         probes: Measures distances to the teachers; None if nobody asked for them.
         lease: The lease of the run directory; the first rank has it.
         kept: Logits of teachers for all training rows, by the number of the teacher.
+        samples: Lets models write answers at evaluations; None if nobody asked for them.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Stage:
     probes: Probes | None = None
     lease: Lease | None = None
     kept: Mapping[int, KeptAnswers] = field(default_factory=dict)
+    samples: SampleAnswers | None = None
 
     def check_lease(self) -> None:
         """Make sure that the run directory may still be written.
@@ -257,6 +260,8 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
         settle_teacher(live[name], teacher, dtypes[name], groups, device)
     stage = assemble_stage(spec, registry, directory, student, live)
     stage.probes = build_probes(stage)
+    sampling = spec.sampling
+    stage.samples = None if sampling is None else SampleAnswers(spec, sampling)
     return _judged_by_teacher(stage) if spec.is_unlabeled(spec.data.validation) else stage
 
 

@@ -27,6 +27,8 @@ from gkd_core.data.stored_tokens import tokenized
 from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import processes
 from gkd_core.errors import DataError, MethodError, PluginError
+from gkd_core.evaluation.answer_check import answer_check
+from gkd_core.evaluation.samples import Sampling
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import Evaluation, TaskKind
 from gkd_core.models.layer_map import init_layers
@@ -344,6 +346,19 @@ class StageSpec:
     def is_written(self) -> bool:
         """Whether the (first) teacher writes the answers to all prompts before the first step."""
         return self.config.writing is not None
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How many answers models write at evaluations; None if nobody asked for some.
+
+        Raises:
+            ConfigError: What checks them is no function or regular expression (`task.check`).
+        """
+        samples, check = self.config.samples, self.config.task.check
+        if samples is None:
+            return None
+        checked = None if check is None else answer_check(check)
+        return Sampling(samples.rows, samples.new_tokens, checked)
 
     @property
     def taught(self) -> list[Models]:
