@@ -1,5 +1,5 @@
 # make demo | make test | make test-all | make test-isa | make test-browser | make test-docs |
-# make test-cluster | make test-faults | make test-fuzz | make lint | make reference | make docs |
+# make test-cluster | make test-server | make test-faults | make test-fuzz | make lint | make reference | make docs |
 # make release | make benchmarks: each sets itself up first.
 # TESTS=tests/core/losses tests a part.
 # Only Python 3.11 to 3.14, make and git are needed. Paths are relative, so the clone may lie
@@ -23,7 +23,7 @@ AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 $(TWO_THREADS)
 # Tests start processes, each of which would compile all code again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-docs test-cluster test-recipes test-faults test-fuzz lint format reference docs release benchmarks clean
+.PHONY: install demo test test-exhaustive test-all test-isa test-browser test-docs test-cluster test-server test-recipes test-faults test-fuzz lint format reference docs release benchmarks clean
 
 install: $(INSTALLED)
 
@@ -71,6 +71,11 @@ test-recipes: $(INSTALLED)
 
 test-cluster: $(INSTALLED)
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+# vLLM is installed by the first call, into an environment of its own.
+VLLM ?= $(CURDIR)/build/vllm
+test-server: $(INSTALLED)
+	GKD_VLLM="$(VLLM)" $(BIN)/python -m pytest -m server tests/server
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -87,6 +87,7 @@ def example(tmp_path, monkeypatch):
         "gkd-method-cosine": "cosine",
         "gkd-optimizer-adamw-8bit": "adamw-8bit",
         "gkd-rollouts-sampling": "sampling",
+        "gkd-rollouts-vllm": "vllm",
         "gkd-task-copa": "copa",
     }
     for folder, entry in examples.items():
