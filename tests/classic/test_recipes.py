@@ -11,9 +11,10 @@ from gkd_core.plugins import registry
 CLASSIC = {
     name
     for name, method in registry().methods.items()
-    if registry().provider(name).name == "classic" and not method.on_policy and not method.aligns
+    if registry().provider(name).name == "classic"
+    and not (method.on_policy or method.aligns or method.other_prompts)
 }
-"""Methods of any task; see `test_written_recipes.py` and `test_other_tokens.py` for the others."""
+"""Methods of any task; others are in `test_written_recipes.py` and its neighbors."""
 RECIPES = sorted(name for name in registry().recipes if name in CLASSIC)
 
 STAGES = {

@@ -31,6 +31,7 @@ def gkd_register_methods() -> Iterable[type[Method]]:
     from gkd_methods_classic.opd import OPD
     from gkd_methods_classic.pd import PD
     from gkd_methods_classic.pkd import PKD
+    from gkd_methods_classic.sdft import SDFT
     from gkd_methods_classic.soft import Soft
     from gkd_methods_classic.uld import ULD
 
@@ -51,6 +52,7 @@ def gkd_register_methods() -> Iterable[type[Method]]:
         OPD,
         PD,
         PKD,
+        SDFT,
         Soft,
         ULD,
     ]

@@ -17,6 +17,9 @@ Values = dict[SettingKey, Setting]
 SHAPE = ("layers", "hidden_size", "heads", "ffn_size", "scale", "config", "init")
 """Settings of a student copied from its teacher; they do not apply to one with a checkpoint."""
 
+OF_RECIPE = (("teacher", "prompt"), ("teacher", "follow"))
+"""Settings by which a recipe makes a teacher of a model; they stay when the model is named."""
+
 OF_TRAIN = ("validation", "test", "text", "text_pair", "label", "classes")
 """Task settings that refer to the data of `task.train`."""
 
@@ -32,6 +35,7 @@ def merge(settings: Iterable[Setting], problems: list[str]) -> Values:
         problems: Receives a message for each setting that cannot be merged.
     """
     values: Values = {}
+    settings = list(settings)
     for setting in settings:
         try:
             _assign(values, _place(setting, values), setting)
@@ -39,6 +43,7 @@ def merge(settings: Iterable[Setting], problems: list[str]) -> Values:
             problems.append(str(error))
     _drop_lower_shape(values)
     _drop_other_rows(values)
+    _keep_role(settings, values)
     _refuse_one_of_several_teachers(values, problems)
     return values
 
@@ -226,6 +231,14 @@ def _drop_other_rows(values: Values) -> None:
         setting = values.get(("task", name))
         if setting is not None and _rank(setting) < _rank(train) and not setting.stage:
             del values["task", name]
+
+
+def _keep_role(settings: Iterable[Setting], values: Values) -> None:
+    """Let the only teacher keep the settings by which a recipe makes a teacher of it."""
+    single = len(_entries(values, ("teachers",))) == 1
+    for setting in settings:
+        if single and setting.origin.level is Level.RECIPE and setting.key in OF_RECIPE:
+            values.setdefault(("teachers", 0, setting.key[1]), setting)
 
 
 def _refuse_one_of_several_teachers(values: Values, problems: list[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -111,6 +112,16 @@ class TeacherConfig(Section):
         "as `auto`, but in the cache, where other runs find them, and also if rows are seen once; "
         "`memory` always; `disk` always, in the cache; `none` never.",
     )
+    prompt: str | None = Field(
+        None,
+        description="What it is asked in the place of a row's prompt: a text with `{prompt}` and, "
+        "as privileged context, `{answer}`, the row's own. Default: what the student is asked.",
+    )
+    follow: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="Share of the way to the student's weights that its own move after each step: "
+        "it is a moving average of the student. Default: they stay as they are.",
+    )
     source: SourceConfig | None = Field(
         None,
         description="Where its answers come from if not from its own model: the `name` of a source "
@@ -121,6 +132,22 @@ class TeacherConfig(Section):
         description="Directory or hub id of the tokenizer of a teacher with a `source`, and of its "
         "`config.json` if `model` is not set. Default: `model`, or else the student's.",
     )
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_prompt(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        try:
+            names = {name for _, name, _, _ in Formatter().parse(value) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"{error}; write {{{{ and }}}} for braces") from error
+        if not {"prompt"} <= names <= {"prompt", "answer"}:
+            raise ValueError(
+                f"has {', '.join(f'{{{name}}}' for name in sorted(names)) or 'no names'} in "
+                "braces; {prompt} is needed, and {answer} possible"
+            )
+        return value
 
 
 class LoraConfig(Section):

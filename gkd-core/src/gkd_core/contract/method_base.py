@@ -45,6 +45,9 @@ class MethodBase:
             teachers with other tokenizers anyway.
         aligns: It aligns the tokens of both models by itself (`batch.view`), so that it may read
             whole sequences of a teacher with another tokenizer.
+        other_prompts: Answers may stand behind another prompt for the teacher (`teacher.prompt`):
+            it finds the teacher's tokens and targets in `batch.view(NAME)`, where each row has the
+            same answer.
         batch_coupled: Its result for a sample depends on the other samples of the micro-batch, so
             that gradient accumulation changes it.
         gradual_unfreezing: It trains more parts of the student as training proceeds. Parts not
@@ -63,6 +66,7 @@ class MethodBase:
     needs_labels: ClassVar[bool] = False
     same_tokenizer: ClassVar[bool] = False
     aligns: ClassVar[bool] = False
+    other_prompts: ClassVar[bool] = False
     batch_coupled: ClassVar[bool] = False
     gradual_unfreezing: ClassVar[bool] = False
     borrows_blocks: ClassVar[bool] = False

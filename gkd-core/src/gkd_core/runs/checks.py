@@ -20,6 +20,7 @@ from gkd_core.optim.deepspeed import check_engine
 from gkd_core.parallel.divisibility import check_divisible, check_megatron
 from gkd_core.runs.lora_checks import check_lora
 from gkd_core.runs.packing_checks import check_packing
+from gkd_core.runs.self_teaching_checks import check_self_teaching
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
 from gkd_core.teachers.served import Served
@@ -58,6 +59,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     check_sources(spec)
     check_keep(spec)
     check_packing(spec)
+    check_self_teaching(spec)
     for tokenizer in (spec.tokenizer, *(tokenizer for tokenizer, _ in spec.other_tokenizers)):
         spec.collator(tokenizer)
     _check_models(spec)

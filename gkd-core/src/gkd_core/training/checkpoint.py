@@ -37,6 +37,7 @@ from gkd_core.parallel.weights import load_whole, whole_weights
 from gkd_core.strict_json import json_text
 from gkd_core.training.manifest import MANIFEST, Difference, Manifest
 from gkd_core.training.method_state import put_tensors, take_tensors
+from gkd_core.training.moving_teacher import moving_teachers
 from gkd_core.training.plugin_hooks import Event
 from gkd_core.training.random_states import random_states, restore_random
 
@@ -81,6 +82,8 @@ class Progress:
         loss_scale: State of the loss scaler; empty without one.
         rollout: State of the rollouts; empty without.
         untold: What methods and plugins have not been told of the last step, because one failed.
+        start: The main metric before the first step, of language models; None if not measured.
+        last: The main metric at the last evaluation.
         kept: Names of the teachers whose answers are kept. Where this is not said, as in version
             0.1, no answers are kept to the end.
         version: Version of gkd that wrote it; version 0.1 did not say.
@@ -96,6 +99,8 @@ class Progress:
     loss_scale: dict[str, float] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
     untold: list[Event] = field(default_factory=list)
+    start: float | None = None
+    last: float | None = None
     kept: list[str] = field(default_factory=list)
     version: str = gkd_core.__version__
 
@@ -125,6 +130,8 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     wait()
     save_weights(stage.student.model, draft / "student.safetensors")
     save_weights(stage.objective.modules, draft / "modules.safetensors")
+    for name, teacher, _ in moving_teachers(stage):
+        save_weights(teacher, draft / f"teacher-{name}.safetensors")
     optimizer = stage.engine.state_tensors()
     if is_first():
         save_tensors(optimizer, draft / "optimizer.safetensors")
@@ -248,6 +255,8 @@ def load_checkpoint(stage: Stage, say: Callable[[str], None]) -> Progress:
 def _load(stage: Stage, checkpoint: Path) -> Progress:
     load_weights(stage.student.model, checkpoint / "student.safetensors")
     load_weights(stage.objective.modules, checkpoint / "modules.safetensors")
+    for name, teacher, _ in moving_teachers(stage):
+        load_weights(teacher, checkpoint / f"teacher-{name}.safetensors")
     states = checkpoint / f"random{rank_suffix()}.safetensors"
     if states.exists():
         restore_random(stage, load_file(states))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gkd_core.evaluation.samples import Sampling, sample_means, write_samples
+from gkd_core.training.moving_teacher import moving_teachers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -24,7 +25,7 @@ Columns = Mapping[str, Sequence[Any]]
 class SampleAnswers:
     """Answers of the models of a stage to the first validation prompts.
 
-    Those of a teacher, which stays as it is, are written once.
+    Those of teachers are written once, unless they follow the student.
 
     Args:
         spec: The stage.
@@ -45,7 +46,7 @@ class SampleAnswers:
             stage: The stage with its models.
             say: Told of some answers, those of all models side by side.
         """
-        if self._of_teachers is None:
+        if self._of_teachers is None or any(moving_teachers(stage)):
             self._of_teachers = dict(self._teachers(stage))
         own = self._written(stage.student.model, self._spec.tokenizer, stage.validation)
         for line in self._side_by_side({**self._of_teachers, "student": own}):

@@ -17,10 +17,12 @@ from gkd_core.contract.optimizer import OptimizerFactory
 from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
-from gkd_core.data.encode import Encoded
+from gkd_core.data.encode import TEXTS, Encoded
+from gkd_core.data.other_prompts import OtherPrompts, other_prompts
 from gkd_core.data.pack import pack
 from gkd_core.data.readings import Reading, encode_again
 from gkd_core.data.sampler import Sampler
+from gkd_core.distributed.data_parallel import max_over_ranks
 from gkd_core.distributed.device import pick_device
 from gkd_core.distributed.groups import Groups, arrange, data_rank
 from gkd_core.distributed.ranks import set_patience
@@ -89,6 +91,7 @@ class Stage:
         probes: Measures distances to the teachers; None if nobody asked for them.
         lease: The lease of the run directory; the first rank has it.
         kept: Logits of teachers for all training rows, by the number of the teacher.
+        other_prompts: What teachers are asked in the place of the rows' prompts.
         samples: Lets models write answers at evaluations; None if nobody asked for them.
     """
 
@@ -115,6 +118,7 @@ class Stage:
     probes: Probes | None = None
     lease: Lease | None = None
     kept: Mapping[int, KeptAnswers] = field(default_factory=dict)
+    other_prompts: Sequence[OtherPrompts] = ()
     samples: SampleAnswers | None = None
 
     def check_lease(self) -> None:
@@ -223,8 +227,18 @@ class Stage:
             yield "judge", f"{spec.agreement_with(teacher)}: {reason}"
 
     def rollout(self, batches: Sequence[Batch], step: Step) -> Sequence[Batch]:
-        """Return the micro-batches of a step, with the text that models write in it."""
-        return batches if self.rollouts is None else self.rollouts.apply(batches, step)
+        """Return the micro-batches of a step, with the text that models write in it.
+
+        Teachers with prompts of their own read the same text behind these.
+        """
+        written = batches if self.rollouts is None else self.rollouts.apply(batches, step)
+        for prompts in self.other_prompts:
+            widths = max_over_ranks(map(prompts.longest, written))
+            written = [
+                replace(batch, views={**batch.views, prompts.teacher: prompts.view(batch, width)})
+                for batch, width in zip(written, widths, strict=True)
+            ]
+        return written
 
     def due(self, step: int, every: int) -> bool:
         """Return whether `step` is a multiple of `every` or the last step."""
@@ -356,7 +370,18 @@ def assemble_stage(
         total_steps=total,
         readings=tuple(_readings(spec, rows, train)),
         rollouts=rollouts,
+        other_prompts=tuple(_other_prompts(spec, rows, train, collator.pad_id)),
     )
+
+
+def _other_prompts(
+    spec: StageSpec, rows: Split, train: Encoded, pad_id: int
+) -> Iterator[OtherPrompts]:
+    """Yield the prompts of teachers that have others than the student."""
+    texts = train.extra[TEXTS].tolist() if TEXTS in train.extra else range(len(train))
+    for settings in spec.config.teachers if spec.reads_teachers else ():
+        if settings.prompt is not None:
+            yield other_prompts(settings.name, settings.prompt, rows, texts, spec.tokenizer, pad_id)
 
 
 def encode_training_rows(spec: StageSpec, device: torch.device) -> tuple[Split, Encoded]:

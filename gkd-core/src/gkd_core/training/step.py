@@ -20,6 +20,7 @@ from gkd_core.objective.captured import Captured
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import StepPlan
 from gkd_core.optim.engine import count_items
+from gkd_core.training.moving_teacher import follow_student
 from gkd_core.training.step_start import StepStart
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def train_step(stage: Stage, batches: Sequence[Batch], step: Step) -> StepResult
     stage.begun = None
     stage.engine.note_loss(losses["total"])
     norm = stage.engine.step(step.index)
+    follow_student(stage)
     scale = stage.engine.scale
     overflowed = scale is not None and scale.overflowed
     return StepResult(losses, norm, counts, start, plan, own, overflowed)
