@@ -125,3 +125,29 @@ def test_an_interrupted_run_says_how_to_continue(world, monkeypatch):
     assert stopped.value.__notes__ == ["Continue with: gkd run --resume --output stopped"]
     assert signal.getsignal(signal.SIGINT) is before
     assert not requested(), "the next run of this process would stop after its first step"
+
+
+def test_what_cannot_be_right_is_refused_and_leaves_nothing(world, loaded, tmp_path):
+    model, tokenizer = loaded
+    empty = rows(world).select([])
+    larger = AutoTokenizer.from_pretrained(world / "teacher")
+    larger.add_tokens([f"word{number}" for number in range(model.config.vocab_size)])
+    wrong = {
+        r"data has no rows in 'train'": {"teacher": loaded, "data": empty},
+        r"data has no rows in 'test'": {"data": {"train": rows(world), "test": empty}},
+        r"give the tokenizer that the model was trained with": {"teacher": (model, larger)},
+        r"teacher is a tuple; give a directory": {"teacher": (tokenizer, model)},
+        r"teacher\['a'\] is a NoneType": {"teacher": {"a": None}},
+        r"(?s)method": {"teacher": loaded, "data": rows(world), "method": "no-such-method"},
+    }
+    for said, arguments in wrong.items():
+        given = {"teacher": str(world / "teacher"), "data": rows(world)} | arguments
+        with pytest.raises(ConfigError, match=said):
+            run(**given, output="mine")
+        assert not list(tmp_path.glob("mine*")), said
+
+
+def test_without_a_teacher_rows_of_ones_own_say_what_is_missing(world, tmp_path):
+    with pytest.raises(ConfigError, match="teacher"):
+        run(teacher=None, data=rows(world), method="soft", output="mine")
+    assert not list(tmp_path.glob("mine*"))

@@ -48,6 +48,12 @@ def place_of_model(given: GivenModel, folder: Path, argument: str) -> str:
             f"{argument} is {_called(given)}; give a directory, a hub id, or a loaded model with "
             f"its tokenizer: {argument}=(model, tokenizer)"
         )
+    words, size = model.get_input_embeddings().num_embeddings, len(tokenizer)
+    if size > words:
+        raise ConfigError(
+            f"{argument} is a model that knows {words:,} tokens with a tokenizer of {size:,}; give "
+            "the tokenizer that the model was trained with"
+        )
     save_model(model, tokenizer, folder)
     return str(folder)
 
@@ -79,6 +85,9 @@ def place_of_data(given: GivenData, folder: Path) -> tuple[str, str | None]:
             f"data has the splits {', '.join(map(str, splits))}; 'train' is needed, and "
             "'validation' and 'test' are possible"
         )
+    empty = [split for split, rows in splits.items() if not len(rows)]
+    if empty:
+        raise ConfigError(f"data has no rows in {', '.join(map(repr, empty))}")
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         (folder / f"{split}.parquet").unlink(missing_ok=True)

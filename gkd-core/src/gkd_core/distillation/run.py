@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,15 +106,33 @@ def run(
         refuse_occupied(folder, "new")
         flags["output.dir"] = str(folder), "output="
     inputs = Path() if folder is None else folder.with_name(folder.name + INPUTS)
-    flags |= _teachers(teacher, inputs) | _student(student, inputs) | _data(data, inputs)
-    if method is not None:
-        flags["method"] = method, "method="
-    for name, value in (settings or {}).items():
-        if name in flags:
-            raise ConfigError(f"{name} is given twice, by {flags[name][1]} and in settings")
-        flags[name] = value, f"settings[{name!r}]"
-    files = () if file is None else (Path(file),)
-    return _run(resolve_run(files, recipe, flags=flags))
+    with _no_inputs_without_a_run(inputs, folder):
+        flags |= _teachers(teacher, inputs) | _student(student, inputs) | _data(data, inputs)
+        if method is not None:
+            flags["method"] = method, "method="
+        for name, value in (settings or {}).items():
+            if name in flags:
+                raise ConfigError(f"{name} is given twice, by {flags[name][1]} and in settings")
+            flags[name] = value, f"settings[{name!r}]"
+        files = () if file is None else (Path(file),)
+        return _run(resolve_run(files, recipe, flags=flags))
+
+
+@contextmanager
+def _no_inputs_without_a_run(inputs: Path, folder: Path | None) -> Iterator[None]:
+    """Remove what was written beside a run directory if the run is refused.
+
+    Args:
+        inputs: Where it is written.
+        folder: The run directory; None if nothing is written.
+    """
+    existed = inputs.exists()
+    try:
+        yield
+    except BaseException:
+        if folder is not None and not existed and not (folder / "config.toml").exists():
+            shutil.rmtree(inputs, ignore_errors=True)
+        raise
 
 
 def _check_types(

@@ -22,6 +22,7 @@ from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.contract.task import DefaultTeacher, TaskData
 from gkd_core.data.holdout import fewer
+from gkd_core.data.repeated_rows import repeated_rows
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.kinds.language_model import sees_both_sides
 from gkd_core.kinds.task_kind import TaskKind
@@ -133,7 +134,8 @@ class SpecBuilder:
             end_token=tokenizer.eos_token if tokenizer.eos_token != before else None,
         )
         self.check(spec)
-        notes = [*spec.notes, *compare_tokens(spec)]
+        repeated = None if data.test is None else repeated_rows(data.train, data.test)
+        notes = [*spec.notes, *compare_tokens(spec), *([] if repeated is None else [repeated])]
         if config.probe is None:
             return replace(spec, notes=tuple(notes)) if len(notes) > len(spec.notes) else spec
         probed = tuple(chosen_probes(spec, self.registry))

@@ -13,7 +13,7 @@ from gkd_core.contract.batch import Batch
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.distributed.ranks import any_rank, wait, world_size
-from gkd_core.evaluation.evaluate import evaluate
+from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.objective.passes import evaluation_changes
 from gkd_core.stop_signals import patience, requested, stop
 from gkd_core.training.checkpoint import (
@@ -25,9 +25,11 @@ from gkd_core.training.checkpoint import (
 )
 from gkd_core.training.keeping import keep_answers, teachers_to_keep
 from gkd_core.training.non_finite import NonFiniteGuard
+from gkd_core.training.poor_language_model import poor_language_model
 from gkd_core.training.step import StepResult, train_step
 
 if TYPE_CHECKING:
+    from gkd_core.kinds.task_kind import Evaluation
     from gkd_core.tracking.recorder import Recorder
     from gkd_core.training.plugin_hooks import PluginHooks
     from gkd_core.training.stage import Stage
@@ -59,6 +61,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     if not skipped:
         if progress.step == 0:
             progress.kept = teachers_to_keep(stage)
+            progress.start = _value_at_start(stage)
         if progress.step < stage.total_steps:
             stage.kept = keep_answers(stage, progress.kept, recorder.say)
             progress.kept = stage.kept_teachers
@@ -70,7 +73,20 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
         stage.probes.measure_validation(stage, _step(stage, progress.step - 1), recorder)
     stage.student.model.eval()
     progress.seconds = time.perf_counter() - begun
+    for warning in poor_language_model(stage, progress):
+        recorder.say(warning)
     return progress
+
+
+def _value_at_start(stage: Stage) -> float | None:
+    """Return the main metric of a language model that is not trained yet; None of others.
+
+    Copies of a teacher's blocks may be worse than a guess, and a few steps may not mend them.
+    """
+    if not stage.spec.kind.is_lm:
+        return None
+    found = _evaluated(stage, lambda batch: stage.student.predict(batch.inputs))
+    return found.metrics[stage.metric.name]
 
 
 def _take_steps(
@@ -187,19 +203,14 @@ def _log(
 def _evaluate(
     stage: Stage, step: Step, progress: Progress, recorder: Recorder, hooks: PluginHooks
 ) -> None:
-    evaluated = evaluate(
-        stage.student.model,
-        stage.validation,
-        stage.collator,
-        stage.kind,
-        stage.engine.device,
+    found = _evaluated(
+        stage,
         lambda batch: stage.student.predict(
             batch.inputs,
             evaluation_changes(stage.objective.members, stage.student, stage.teachers, batch, step),
         ),
     )
-    found = stage.spec.measured(evaluated, stage.spec.data.validation)
-    value = found.metrics[stage.metric.name]
+    value = progress.last = found.metrics[stage.metric.name]
     if stage.metric.better(value, progress.best):
         progress.best, progress.best_step, progress.waited = value, progress.step, 0
         if stage.config.training.keep_best:
@@ -214,6 +225,12 @@ def _evaluate(
     metrics = {**found.metrics, **written}
     recorder.log_evaluation(step, metrics)
     hooks.evaluate(stage, step, metrics)
+
+
+def _evaluated(stage: Stage, predict: Predict) -> Evaluation:
+    model, rows, device = stage.student.model, stage.validation, stage.engine.device
+    found = evaluate(model, rows, stage.collator, stage.kind, device, predict)
+    return stage.spec.measured(found, stage.spec.data.validation)
 
 
 class _Meter:
