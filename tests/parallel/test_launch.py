@@ -414,6 +414,28 @@ def test_run_whose_launcher_was_killed_goes_on_at_once(gkd, arguments, tmp_path)
     assert not any(_is_alive(rank) for rank in ranks)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the sockets of processes")
+def test_ranks_listen_where_only_this_machine_hears(arguments, tmp_path):
+    with _long_run(arguments, tmp_path) as process:
+        ranks = _ranks_of(process.pid)
+        assert len(ranks) == 2
+        found = {rank: _listens_at(rank) for rank in ranks}
+        assert _listens_at(process.pid) == set()
+    assert all(found.values()), "gloo listens"
+    assert set().union(*found.values()) <= {"0100007F", "00000000000000000000000001000000"}
+
+
+def _listens_at(process):
+    """The addresses at which a process listens, as the system writes them."""
+    links = (os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir())
+    own = {link[8:-1] for link in links if link.startswith("socket:[")}
+    files = (Path(f"/proc/{process}/net/{kind}") for kind in ("tcp", "tcp6"))
+    rows = [row.split() for file in files for row in file.read_text().splitlines()[1:]]
+    listening = "0A"
+    return {row[1].partition(":")[0] for row in rows if row[3] == listening and row[9] in own}
+
+
 def _is_alive(process):
     """Return whether a process runs; one that ended may wait for its parent to notice."""
     try:
