@@ -1,9 +1,12 @@
 """`gkd bench`: models side by side."""
 
 import json
+import shutil
 
 import pytest
 
+from gkd_core.analysis import report
+from gkd_core.analysis.report import BENCH
 from gkd_core.deploy import bench as benching
 from gkd_core.deploy.candidate import peak_memory
 
@@ -12,8 +15,9 @@ def test_models_are_measured_in_turn_with_the_quality_that_is_known(
     invoke, finished, tmp_path, world, monkeypatch
 ):
     monkeypatch.setattr(benching, "peak_memory", lambda *_arguments: 12.0)
-    assert invoke("export", finished, "--to", "out").code == 0
-    models = [world / "teacher", finished / "student", "out"]
+    shutil.copytree(finished, tmp_path / "run")
+    assert invoke("export", "run", "--to", "out").code == 0
+    models = [world / "teacher", "run/student", "out"]
     flags = ["--batch", 2, "--length", 8, "--length", 16, "--rounds", 3, "--output", "figures"]
     done = invoke("bench", *models, *flags)
     assert done.code == 0, done.err
@@ -35,10 +39,48 @@ def test_models_are_measured_in_turn_with_the_quality_that_is_known(
     assert found["qualities"]["out"]["value"] == expected[-1]
 
 
-def test_too_many_tokens_are_an_error_that_names_the_model(invoke, finished):
-    done = invoke("bench", finished / "student", "--length", 64, "--rounds", 1, "--batch", 1)
+def test_lengths_beyond_what_a_model_reads_are_refused_by_name(invoke, finished, tmp_path):
+    lengths = ["--length", 16, "--length", 33]
+    done = invoke("bench", finished / "student", *lengths, "--rounds", 1, "--output", "figures")
     assert done.code == 2
-    assert "cannot read 1 rows of 64 tokens" in done.err
+    said = " ".join(done.err.split())
+    assert "student reads at most 32 tokens, so that rows of 33 cannot be measured" in said
+    assert "choose lengths up to 32 with --length" in said
+    assert not (tmp_path / "figures").exists()
+
+
+def test_the_report_of_a_run_shows_quality_against_latency(invoke, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(benching, "peak_memory", lambda *_arguments: None)
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "report.html"
+    before = path.read_text()
+    assert "Quality against latency" not in before
+    assert invoke("export", "run", "--to", "out").code == 0
+    flags = ["--batch", 2, "--length", 8, "--rounds", 2]
+    for _ in range(2):  # the second time in place of the first
+        done = invoke("bench", "run/student", "out", *flags)
+        assert done.code == 0, done.err
+        assert "written to run/report.html" in done.out
+    page = path.read_text()
+    assert page.count("Quality against latency") == 1
+    assert page.count("Quality over the median time of a batch") == 2  # caption and label
+    assert "ms, 2 x 8" in page
+    own, _, rest = page.partition(BENCH[0])
+    assert own + BENCH[0] + BENCH[1] + rest.partition(BENCH[1])[2] == before
+
+
+def test_a_report_that_is_written_again_keeps_what_was_measured(tmp_path):
+    (tmp_path / "report.html").write_text(f"a {''.join(BENCH)} b")
+    assert report.add_bench(tmp_path, "<p>fast</p>") == [tmp_path / "report.html"]
+    assert (tmp_path / "report.html").read_text() == f"a {BENCH[0]}<p>fast</p>{BENCH[1]} b"
+    assert report._bench(tmp_path) == f"{BENCH[0]}<p>fast</p>{BENCH[1]}"
+
+
+def test_a_report_without_a_place_for_it_stays(tmp_path):
+    assert report.add_bench(tmp_path, "<p>fast</p>") == []
+    (tmp_path / "report.html").write_text("of an earlier version")
+    assert report.add_bench(tmp_path, "<p>fast</p>") == []
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html"}
 
 
 @pytest.mark.exhaustive

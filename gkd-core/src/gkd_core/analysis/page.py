@@ -58,6 +58,14 @@ def render(template: str, **values: Any) -> str:
     return page.render(script=script, script_hash=_hash(script), **values)
 
 
+def section(template: str, **values: Any) -> str:
+    """Return a part of a page; arguments as for `render`."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_resource)
+    )
+    return environment.get_template(template).render(**values)
+
+
 def _resource(name: str) -> str:
     return files(__package__).joinpath(TEMPLATES, name).read_text(encoding="utf-8")
 

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 
+BENCH = ("<!-- bench -->", "<!-- end of bench -->")
+"""What `gkd bench` adds to a report stands between these."""
+
+BENCH_SECTION = "bench.html"
+"""The file of a run that has it, so that a report that is written again has it too."""
+
 SHOWN_ROWS = 8
 """Rows on which student and teacher differ that are shown."""
 
@@ -72,6 +78,7 @@ def write_report(
         summary=_summary(run),
         failures=list(map(without_folders, failures)),
         **_compared(run, compared),
+        bench=_bench(run.directory),
         snippet=_snippet(run),
         stages=_stages(run),
         stages_note="time: since the stage began or was last resumed; best: on the validation rows",
@@ -84,6 +91,33 @@ def write_report(
     path = run.directory / REPORT
     write_file(path, page)
     return path
+
+
+def add_bench(run: Path, section: str) -> list[Path]:
+    """Put what `gkd bench` has measured into the report of a finished run.
+
+    Args:
+        run: The directory of the run.
+        section: The part of the page, in place of an earlier one.
+
+    Returns:
+        The report; nothing if there is none, or one of a version that had no place for it.
+    """
+    path = run / REPORT
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, found, rest = page.partition(BENCH[0])
+    _, end, after = rest.partition(BENCH[1])
+    if not found or not end:
+        return []
+    write_file(run / BENCH_SECTION, section)
+    write_file(path, "".join([before, BENCH[0], section, BENCH[1], after]))
+    return [path]
+
+
+def _bench(run: Path) -> str:
+    """Return what `gkd bench` has measured of a run, between its marks."""
+    path = run / BENCH_SECTION
+    return BENCH[0] + (path.read_text(encoding="utf-8") if path.is_file() else "") + BENCH[1]
 
 
 def _summary(run: Run) -> str:

@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gkd_core.analysis.figures import axes_of, png
+from gkd_core.analysis.figures import axes_of, png, svg
 from gkd_core.analysis.finished_run import RESULTS
+from gkd_core.analysis.page import PageCell, PageLine, PageTable, section
+from gkd_core.analysis.report import add_bench
 from gkd_core.analysis.sizes import readable
 from gkd_core.analysis.subjects import find_named
 from gkd_core.atomic import write_file
@@ -138,9 +141,8 @@ class Bench:
             "bench.json": json_text(self.as_json(), indent=1),
             "latency.png": self._latency(),
         }
-        known = [each for each in self.qualities.values() if each is not None]
-        if len(known) > 1 and len({(each.metric, each.rows) for each in known}) == 1:
-            made["pareto.png"] = self._pareto()
+        if self._is_comparable():
+            made["pareto.png"] = png(self._pareto())
         for name, content in made.items():
             write_file(folder / name, content)
         return [folder / name for name in made]
@@ -156,7 +158,34 @@ class Bench:
         axes.legend()
         return png(figure)
 
-    def _pareto(self) -> bytes:
+    def section(self) -> str:
+        """Return what a report says of the models: quality against latency."""
+        headings = ["model", "weights", "quality"]
+        shapes = dict.fromkeys(BatchShape(one.rows, one.length) for one in self.measured)
+        headings += [f"ms, {shape.rows} x {shape.length}" for shape in shapes]
+        lines = [PageLine(list(self._cells(name))) for name in self.sizes]
+        figure = svg(self._pareto()) if self._is_comparable() else None
+        return section("bench.html.jinja", models=PageTable(headings, lines), figure_svg=figure)
+
+    def _cells(self, name: str) -> Iterator[PageCell]:
+        """Yield the cells of a model in a report."""
+        size, quality = self.sizes[name], self.qualities[name]
+        yield PageCell(name)
+        yield PageCell(readable(size), size)
+        if quality is None:
+            yield PageCell(NONE)
+        else:
+            yield PageCell(f"{quality.metric} {quality.value:.4f}", quality.value)
+        for one in self.measured:
+            if one.name == name:
+                yield PageCell(f"{one.p50:.2f} ({one.ratio:.2f}x)", one.p50)
+
+    def _is_comparable(self) -> bool:
+        """Return whether several models have a quality, and all of the same metric and rows."""
+        known = [each for each in self.qualities.values() if each is not None]
+        return len(known) > 1 and len({(each.metric, each.rows) for each in known}) == 1
+
+    def _pareto(self) -> Figure:
         """Draw quality over latency, at the first size of batch."""
         known = {name: each for name, each in self.qualities.items() if each is not None}
         (metric, *_) = {each.metric for each in known.values()}
@@ -165,8 +194,8 @@ class Bench:
         for one in self.measured:
             if one.name in known and (one.rows, one.length) == (first.rows, first.length):
                 axes.plot([one.p50], [known[one.name].value], marker="o", label=one.name)
-        axes.legend()
-        return png(figure)
+        axes.legend(frameon=False)
+        return figure
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -203,6 +232,7 @@ def bench(
     try:
         say("loading")
         candidates = [Candidate.load(name, threads) for name in names]
+        _check_lengths(candidates, shapes)
         measured = []
         for shape in shapes:
             say(f"batches of {shape.rows} rows of {shape.length} tokens")
@@ -224,6 +254,17 @@ def bench(
             "torch": torch.__version__,
         },
     )
+
+
+def _check_lengths(candidates: Sequence[Candidate], shapes: Sequence[BatchShape]) -> None:
+    """Reject rows that are longer than a model reads, before anything is measured."""
+    longest = max(shape.length for shape in shapes)
+    shortest = min(candidates, key=lambda each: each.longest)
+    if longest > shortest.longest:
+        raise ConfigError(
+            f"{shortest.name} reads at most {shortest.longest} tokens, so that rows of {longest} "
+            f"cannot be measured; choose lengths up to {shortest.longest} with --length"
+        )
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -269,6 +310,20 @@ def _in_turn(candidates: Sequence[Candidate], shape: BatchShape, rounds: int) ->
         )
         for candidate, own in zip(candidates, times, strict=True)
     ]
+
+
+def report_bench(names: Sequence[str], found: Bench) -> list[Path]:
+    """Add measurements to the reports of the runs whose models they are of.
+
+    Args:
+        names: Directories of the models.
+        found: The measurements.
+
+    Returns:
+        The reports.
+    """
+    runs = dict.fromkeys(one.run for one in map(find_named, names) if one.run is not None)
+    return [path for run in runs for path in add_bench(run, found.section())]
 
 
 def qualities(names: Sequence[str]) -> dict[str, Quality | None]:

@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from gkd_core.contract.positions import longest_sequence
 from gkd_core.deploy.onnx_graph import GRAPH
 from gkd_core.deploy.onnx_model import OnnxDecoder, OnnxModel
 from gkd_core.errors import ConfigError
@@ -42,6 +43,7 @@ class Candidate:
         place: The directory.
         model: The model, in eval mode on the CPU.
         vocabulary: Number of tokens.
+        longest: Largest number of tokens that it reads.
         classes: Name of its class in transformers.
     """
 
@@ -49,6 +51,7 @@ class Candidate:
     place: Path
     model: nn.Module
     vocabulary: int
+    longest: int
     classes: str
 
     @classmethod
@@ -65,12 +68,14 @@ class Candidate:
         place = Path(name)
         config = load_config(name, False, "DIR")
         named: list[str] = list(config.architectures or ())
-        architecture = named[0] if named else ""
+        architecture, longest = named[0] if named else "", longest_sequence(config)
         if (place / GRAPH).is_file():
             manifest = (place / "export.json").read_text()
             made = OnnxDecoder if "past_key_values" in manifest else OnnxModel
-            return cls(name, place, made(place / GRAPH, threads), config.vocab_size, architecture)
-        return cls(name, place, _load(name, architecture), config.vocab_size, architecture)
+            graph = made(place / GRAPH, threads)
+            return cls(name, place, graph, config.vocab_size, longest, architecture)
+        model = _load(name, architecture)
+        return cls(name, place, model, config.vocab_size, longest, architecture)
 
     @property
     def size(self) -> int:
