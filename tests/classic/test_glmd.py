@@ -5,6 +5,7 @@ from math import log
 import pytest
 import torch
 
+from gkd_core.api import LinearLogits, MethodError
 from gkd_methods_classic.glmd import GLMD
 
 TEACHER = torch.tensor([[log(3), 0.0]], dtype=torch.float64)
@@ -50,3 +51,21 @@ def test_every_position_but_padding_counts_and_no_label(glmd):
 
 def test_equal_predictions_give_zero(glmd):
     assert glmd(TEACHER).item() == 0
+
+
+def test_what_is_left_out_goes_to_the_nearest_token(glmd):
+    # Rows of the teacher's head: the third has the dot products 2 and 1 with the first two, the
+    # fourth 0 and 3. The probabilities are 2, 1, 4 and 1 eighths, so the two get 6 and 2 eighths.
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
+    teacher = LinearLogits(torch.tensor([[[log(2), 0.0]]], dtype=torch.float64), weight, None)
+    labels = torch.tensor([[1]])
+    given = {"student": STUDENT[:, None], "teacher": teacher, "labels": labels, "temperature": 1.0}
+    assert glmd(**given, left_out="nearest").item() == pytest.approx(KL, abs=1e-12)
+    dropped = 2 / 3 * log(4 / 3) + 1 / 3 * log(2 / 3)
+    assert glmd(**given, left_out="drop").item() == pytest.approx(dropped, abs=1e-12)
+
+
+def test_the_nearest_tokens_need_the_head_of_the_teacher(glmd):
+    teacher = torch.zeros(1, 1, 4, dtype=torch.float64)
+    with pytest.raises(MethodError, match="the teacher's output embedding, which is not known"):
+        glmd(STUDENT[:, None], teacher, torch.tensor([[1]]), left_out="nearest")

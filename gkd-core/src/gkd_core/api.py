@@ -106,6 +106,8 @@ if TYPE_CHECKING:
     from gkd_core.losses.divergences import skew_reverse_kl as skew_reverse_kl
     from gkd_core.losses.divergences import soft_cross_entropy as soft_cross_entropy
     from gkd_core.losses.divergences import total_variation as total_variation
+    from gkd_core.losses.left_out import merged_columns as merged_columns
+    from gkd_core.losses.left_out import nearest_columns as nearest_columns
     from gkd_core.losses.logits import LinearLogits as LinearLogits
     from gkd_core.losses.logits import Logits as Logits
     from gkd_core.losses.logits import match_vocabulary as match_vocabulary
@@ -269,6 +271,8 @@ _HOME = {
     "load_weights": "training.checkpoint",
     "logits_mse": "losses.soft_labels",
     "match_vocabulary": "losses.logits",
+    "merged_columns": "losses.left_out",
+    "nearest_columns": "losses.left_out",
     "measure_importance": "students.importance",
     "most_likely": "losses.logits",
     "mse": "losses.distances",

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
-from gkd_core.api import Batch, Method, Models, Schedule, Step, Temperature, Term, View, soft_labels
+from gkd_core.api import (
+    Batch,
+    Logits,
+    Method,
+    Models,
+    Schedule,
+    Step,
+    Temperature,
+    Term,
+    View,
+    merged_columns,
+    nearest_columns,
+    soft_labels,
+)
 
 
 class GLMD(Method):
@@ -28,8 +43,15 @@ class GLMD(Method):
         task_temperature: Temperature = Field(
             Schedule.parse(1.0), description="T in classification; may be a schedule."
         )
+        left_out: Literal["drop", "nearest"] = Field(
+            "drop",
+            description="What becomes of the teacher's probability of tokens that the student does "
+            "not have (`student.vocabulary`): it is dropped, or goes to the token that is nearest "
+            "in the teacher's output embedding, by dot product.",
+        )
 
     config: Config
+    _nearest: Tensor | None = None
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the logits of both models."""
@@ -40,5 +62,14 @@ class GLMD(Method):
         per_token = batch.targets.mask.dim() == 2
         schedule = self.config.temperature if per_token else self.config.task_temperature
         over = batch.tokens if per_token else batch.targets
-        temperature = schedule.at(step)
-        return {"glmd": soft_labels(student.prediction, teacher.prediction, over, temperature)}
+        temperature, known = schedule.at(step), teacher.prediction
+        width = student.prediction.shape[-1]
+        if per_token and self.config.left_out == "nearest" and known.shape[-1] > width:
+            known = merged_columns(known, self._nearest_of(known, width), temperature)
+        return {"glmd": soft_labels(student.prediction, known, over, temperature)}
+
+    def _nearest_of(self, known: Logits, width: int) -> Tensor:
+        """Return what stands for the tokens left out, sought once: a teacher does not change."""
+        if self._nearest is None:
+            self._nearest = nearest_columns(known, width)
+        return self._nearest

@@ -51,6 +51,7 @@ from gkd_core.strict_json import json_text
 from gkd_core.training.agreement import answered
 from gkd_core.training.row_measure import row_measure
 from gkd_core.training.stage import prepare_model, shard_reader
+from gkd_core.vocabulary.weights import renumber
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import Evaluation, TaskKind
     from gkd_core.models.sites import Sites
     from gkd_core.training.stage_spec import StageSpec
+    from gkd_core.vocabulary.reduced import ReducedVocabulary
 
 TIMED_SAMPLES = 32
 COUNTED_SAMPLES = 8
@@ -85,6 +87,7 @@ class ComparedModel:
         tensor: Processes that share one copy of it.
         placement: Where its weights are kept between uses.
         called: Its short name, of the file of its predictions. Default: the last part of `model`.
+        vocabulary: The tokens of a student, if the model reads rows in their ids.
     """
 
     name: str
@@ -94,6 +97,12 @@ class ComparedModel:
     tensor: int = 1
     placement: Placement = "replicated"
     called: str = ""
+    vocabulary: ReducedVocabulary | None = None
+
+    @property
+    def own_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that it was trained with."""
+        return self.tokenizer if self.vocabulary is None else self.vocabulary.origin
 
     @property
     def is_whole(self) -> bool:
@@ -502,6 +511,8 @@ class _Exam:
             compared.name,
             None if groups is None else shard_reader(groups.tensor),
         )
+        if compared.vocabulary is not None:
+            renumber(model, compared.vocabulary.kept)
         prepare_model(model, spec, compared.tokenizer)
         size = count_parameters(model)
         if placement == "replicated":

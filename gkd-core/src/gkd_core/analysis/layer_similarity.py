@@ -25,11 +25,13 @@ from gkd_core.runs.run import build_specs
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.training.stage import prepare_model
 from gkd_core.training.stage_spec import StageSpec
+from gkd_core.vocabulary.weights import renumber
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from gkd_core.data.encode import Encoded
+    from gkd_core.vocabulary.reduced import ReducedVocabulary
 
 ROWS, TOKENS = 64, 1024
 """The first rows are compared, at about so many of their tokens."""
@@ -86,8 +88,8 @@ def layer_similarity(run: FinishedRun, registry: Registry) -> LayerSimilarity:
         raise DataError(reason)
     teacher = spec.teachers[0]
     models = [
-        _load(spec, str(places.final), spec.trusts_student),
-        _load(spec, teacher.trained, teacher.trust_remote_code),
+        _load(spec, str(places.final), spec.trusts_student, None),
+        _load(spec, teacher.trained, teacher.trust_remote_code, teacher.vocabulary),
     ]
     return compare_layers(spec, models[0], models[1], registry.sites)
 
@@ -128,8 +130,12 @@ def compare_layers(
     return LayerSimilarity(spec.teachers[0].called, values, min(ROWS, len(encoded)), name)
 
 
-def _load(spec: StageSpec, place: str, trusts: bool) -> PreTrainedModel:
+def _load(
+    spec: StageSpec, place: str, trusts: bool, vocabulary: ReducedVocabulary | None
+) -> PreTrainedModel:
     model = load_teacher(place, spec.kind, spec.data.classes, trusts, place)
+    if vocabulary is not None:
+        renumber(model, vocabulary.kept)
     prepare_model(model, spec, spec.tokenizer)
     device = pick_device(spec.config.parallel.device)
     return model.to(device)

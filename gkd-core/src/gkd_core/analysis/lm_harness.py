@@ -179,7 +179,7 @@ def _harness_model(harness: Any, compared: ComparedModel, kind: TaskKind) -> Any
     model = load_teacher(compared.model, kind, (), compared.trust_remote_code, compared.name, None)
     return harness.models.huggingface.HFLM(
         pretrained=model.to(device).eval(),
-        tokenizer=compared.tokenizer,
+        tokenizer=compared.own_tokenizer,
         backend="causal",
         batch_size=BATCH,
         device=str(device),
@@ -189,7 +189,7 @@ def _harness_model(harness: Any, compared: ComparedModel, kind: TaskKind) -> Any
 
 def _prefix(compared: ComparedModel) -> int | None:
     """Return the token that stands before a text which nothing precedes."""
-    tokenizer = compared.tokenizer
+    tokenizer = compared.own_tokenizer
     names = ("bos_token_id", "eos_token_id", "cls_token_id", "pad_token_id")
     return next((i for name in names if (i := getattr(tokenizer, name)) is not None), None)
 

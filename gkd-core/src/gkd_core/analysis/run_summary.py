@@ -146,6 +146,7 @@ def compared_models(run: Run) -> Iterator[ComparedModel]:
             teacher.tensor,
             teacher.placement,
             teacher.called,
+            teacher.vocabulary,
         )
     students = {STUDENT: (f"student, {run.methods}", str(run.student))}
     for spec in run.specs:

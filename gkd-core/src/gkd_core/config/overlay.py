@@ -14,7 +14,7 @@ from gkd_core.errors import ConfigError, suggest
 Values = dict[SettingKey, Setting]
 """The merged settings by key, with shorthands expanded and list entries by index."""
 
-SHAPE = ("layers", "hidden_size", "heads", "ffn_size", "scale", "config", "init")
+SHAPE = ("layers", "hidden_size", "heads", "ffn_size", "scale", "vocabulary", "config", "init")
 """Settings of a student copied from its teacher; they do not apply to one with a checkpoint."""
 
 OF_RECIPE = (("teacher", "prompt"), ("teacher", "follow"))

@@ -203,6 +203,11 @@ class StudentConfig(Section):
         description="Share of the teacher's heads and feed-forward neurons to keep: those most "
         "important for the labels of training rows. Default: all.",
     )
+    vocabulary: Positive | None = Field(
+        None,
+        description="Number of the teacher's tokens that it has: those of the texts of the run, "
+        "those that these need, and the most frequent others. Default: all.",
+    )
     config: dict[str, Any] = Field(
         {},
         description="Other settings of its Hugging Face configuration that differ from the "
@@ -229,9 +234,9 @@ class StudentConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentConfig:
-        shape = ("layers", "hidden_size", "heads", "ffn_size", "scale", "config", "init")
-        given = [name for name in shape if name in self.model_fields_set]
-        if self.model is not None and any(getattr(self, name) for name in shape[:6]):
+        shape = ("layers", "hidden_size", "heads", "ffn_size", "scale", "vocabulary", "config")
+        given = [name for name in (*shape, "init") if name in self.model_fields_set]
+        if self.model is not None and any(getattr(self, name) for name in shape):
             raise ValueError(
                 f"`model` starts the student from its own checkpoint, so {', '.join(given)} "
                 "cannot be set as well"

@@ -25,8 +25,10 @@ from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.students.lora import adapt
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
+from gkd_core.vocabulary.reduced import ReducedVocabulary
 
 if TYPE_CHECKING:
+    from gkd_core.config.resolve import ResolvedStage
     from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.plugins import Registry
 
@@ -54,6 +56,15 @@ class ShapeSpecBuilder(SpecBuilder):
         if _lacks_tokenizer(model):
             return _few_words()
         return super().load_tokenizer(model, trust_remote_code, setting)
+
+    def vocabulary(
+        self, settings: ResolvedStage, relative: StageSpec | None, teachers: Sequence[TeacherSpec]
+    ) -> ReducedVocabulary:
+        """Return the tokens of a student that has a part of its teacher's; any, if it has none."""
+        teacher, size = teachers[0], settings.config.student.vocabulary
+        if size is not None and _lacks_tokenizer(teacher.model):
+            return ReducedVocabulary(teacher.tokenizer, teacher.tokenizer, range(size), 0)
+        return super().vocabulary(settings, relative, teachers)
 
     def check(self, spec: StageSpec) -> None:
         """Reject a stage that could not be trained on any machine."""

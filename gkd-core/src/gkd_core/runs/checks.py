@@ -23,6 +23,7 @@ from gkd_core.runs.packing_checks import check_packing
 from gkd_core.runs.self_teaching_checks import check_self_teaching
 from gkd_core.runs.source_checks import check_sources
 from gkd_core.runs.token_checks import check_tokenizers
+from gkd_core.runs.vocabulary import check_vocabulary_use
 from gkd_core.teachers.served import Served
 from gkd_core.training.augmentation import check_augmentation, copies
 from gkd_core.training.keeping import check_keep
@@ -66,6 +67,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
     check_augmentation(config, spec.kind)
     _check_scale(spec)
     check_lora(spec, registry)
+    check_vocabulary_use(spec)
     _check_prompts(spec)
     _check_rollout(spec, registry)
     _check_writing(spec)

@@ -46,6 +46,7 @@ AUGMENTATION = ("augment", "augment_share", "augment_candidates")
 SINCE_0_1: Mapping[tuple[str, ...], Any] = {
     ("optim",): {"name": "adamw", "options": {}},
     ("student", "lora"): None,
+    ("student", "vocabulary"): None,
     ("training", "lr_decay_share"): 0.2,
     ("training", "lr_floor"): 0.0,
     ("training", "lr_power"): 2.0,

@@ -7,13 +7,14 @@ models, layers out of range. Nothing of the run is written, and no weights are r
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from gkd_core import digest
 from gkd_core.config.expression import AVERAGE, Expression, parse_expression
 from gkd_core.config.graph import STAGE, stage_of
 from gkd_core.config.resolve import ResolvedStage
@@ -39,11 +40,14 @@ from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.classes import ClassOrder, Outputs
 from gkd_core.runs.default_method import with_kind_defaults, with_labels
 from gkd_core.runs.default_teacher import default_teacher_store
+from gkd_core.runs.fingerprint import vocabulary as vocabulary_text
 from gkd_core.runs.shared_rows import ModelFacts, SharedRows
 from gkd_core.runs.site_checks import chosen_probes
+from gkd_core.runs.vocabulary import Texts, choose_vocabulary, read_through
 from gkd_core.students.shape import student_config
 from gkd_core.teachers.source import AnswerSource
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
+from gkd_core.vocabulary.reduced import ReducedVocabulary
 
 NOTHING_PROBED = "probes compare nothing, because no method reads a teacher"
 
@@ -70,7 +74,9 @@ class SpecBuilder:
     def __init__(self, registry: Registry, tasks: Iterable[TaskConfig] = ()) -> None:
         self.registry = registry
         register_installed(registry)
-        self.rows = SharedRows(registry, tasks)
+        self._tasks = tuple(tasks)
+        self.rows = SharedRows(registry, self._tasks)
+        self._vocabularies: dict[tuple[str, int], ReducedVocabulary] = {}
 
     def build(
         self,
@@ -105,10 +111,16 @@ class SpecBuilder:
         tokenizer, teachers = self.assign_tokenizers(
             config, self._teachers(settings, data, follows, stages if taught else ()), follows
         )
+        vocabulary = follows.vocabulary if follows is not None else None
+        if vocabulary is not None:
+            teachers = read_through(vocabulary, teachers)
         before = tokenizer.eos_token
         said = follow_chat_format(tokenizer, teachers, data, config) if kind.generates else []
         if config.task.rows is not None:
             data = order.apply(replace(found, train=fewer(found.train, config.task.rows)), kind)
+        if start is None and config.student.vocabulary is not None:
+            vocabulary = self.vocabulary(settings, relative, teachers)
+            tokenizer, teachers = vocabulary.tokenizer, read_through(vocabulary, teachers)
         shape = _student_shape(config, teachers, data, kind, start)
         student = self._info("student", shape, data)
         if kind.is_lm and self._aligns(expression):
@@ -130,8 +142,14 @@ class SpecBuilder:
             student_config=shape,
             members=tuple(self._members(config, expression, data, student, teachers)),
             follows=follows,
-            notes=(*settings.notes, *order.notes(data, kind, found.classes), *said),
+            notes=(
+                *settings.notes,
+                *order.notes(data, kind, found.classes),
+                *said,
+                *_cut(vocabulary),
+            ),
             end_token=tokenizer.eos_token if tokenizer.eos_token != before else None,
+            vocabulary=vocabulary,
         )
         self.check(spec)
         repeated = None if data.test is None else repeated_rows(data.train, data.test)
@@ -170,6 +188,39 @@ class SpecBuilder:
     ) -> PreTrainedTokenizerFast:
         """Return the tokenizer of a model."""
         return load_tokenizer(model, trust_remote_code, setting)
+
+    def vocabulary(
+        self, settings: ResolvedStage, relative: StageSpec | None, teachers: Sequence[TeacherSpec]
+    ) -> ReducedVocabulary:
+        """Return the tokens of a student that has a part of its teacher's: the same in all stages.
+
+        Raises:
+            ConfigError: The texts of the run need more tokens, or the tokenizer cannot be cut.
+        """
+        teacher, size = teachers[0], settings.config.student.vocabulary
+        assert size is not None, "the caller checks `student.vocabulary`"
+        before = None if teacher.stage is None else teacher.stage.vocabulary
+        if before is not None and len(before.kept) == size:
+            return before
+        key = digest.of_value(vocabulary_text(teacher.tokenizer)), size
+        if key not in self._vocabularies:
+            texts = list(self._texts(settings, relative, teachers))
+            self._vocabularies[key] = choose_vocabulary(size, teacher, teacher.tokenizer, texts)
+        return self._vocabularies[key]
+
+    def _texts(
+        self, settings: ResolvedStage, relative: StageSpec | None, teachers: Sequence[TeacherSpec]
+    ) -> Iterator[Texts]:
+        """Yield the rows of every task of the run."""
+        config = settings.config
+        longest = min(teacher.info.max_length for teacher in teachers)
+        for task in dict.fromkeys((config.task, *self._tasks)):
+            own = config.model_copy(update={"task": task})
+            found = self.rows.load(replace(settings, config=own), relative, ModelFacts())
+            train = found.train if task.rows is None else fewer(found.train, task.rows)
+            limit = task.max_length or min(self.rows.task(config, task).max_length, longest)
+            kind = self.registry.kind(found.kind)
+            yield Texts(replace(found, train=train), kind, limit)
 
     def check(self, spec: StageSpec) -> None:
         """Reject a stage that cannot be trained."""
@@ -369,6 +420,10 @@ class SpecBuilder:
             )
             for name, weight in weights.items()
         }
+
+
+def _cut(vocabulary: ReducedVocabulary | None) -> list[str]:
+    return [] if vocabulary is None else [f"vocabulary: {vocabulary}"]
 
 
 def _with_tokens(info: ModelInfo, tokenizer: PreTrainedTokenizerFast) -> ModelInfo:

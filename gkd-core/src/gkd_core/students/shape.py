@@ -28,6 +28,7 @@ OWN = {
     "num_hidden_layers": "student.layers",
     "hidden_size": "student.hidden_size",
     "num_attention_heads": "student.heads",
+    "vocab_size": "student.vocabulary",
     **dict.fromkeys(FFN_SIZES, "student.ffn_size"),
 }
 """Settings of a configuration that a run file sets under another name."""
@@ -80,6 +81,8 @@ def student_config(
         )
     data |= {keys.get(n, n): value for n, value in shape.items() if keys.get(n, n) in data}
     data |= _ffn_size(data, spec, teacher, hidden_size)
+    if spec.vocabulary is not None:
+        data[keys.get("vocab_size", "vocab_size")] = spec.vocabulary
     data |= {n: hidden_size for n in HIDDEN_SIZES if data.get(n) == teacher.hidden_size}
     data |= _layer_lists(data, blocks, teacher.layers)
     data |= _sliced_widths(spec, teacher_config, blocks)
@@ -167,9 +170,8 @@ def _layer_lists(data: dict[str, Any], blocks: Sequence[int], layers: int) -> di
 def _other_settings(spec: StudentConfig, data: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of `student.config`, if the architecture has them."""
     for name in spec.config:
-        if name in OWN or name == "vocab_size":
-            better = f"set {OWN[name]}" if name in OWN else "leave it to the tokenizer"
-            raise ConfigError(f"student.config.{name} is not for student.config; {better}")
+        if name in OWN:
+            raise ConfigError(f"student.config.{name} is not for student.config; set {OWN[name]}")
         if name not in data or name in DERIVED:
             raise ConfigError(
                 f"student.config.{name} is not a setting of models of type {data['model_type']!r}."

@@ -27,6 +27,7 @@ from gkd_core.students.shape import student_config
 from gkd_core.studies.budget import Budget
 from gkd_core.training.stage import prepare_model
 from gkd_core.training.stage_spec import StageSpec
+from gkd_core.vocabulary.weights import renumber
 
 DEPTHS = 5
 """Numbers of blocks that are tried at most."""
@@ -174,6 +175,8 @@ class _TimedModel:
         """Return the teacher of a stage."""
         own, classes = spec.teachers[0], spec.data.classes
         model = load_teacher(own.model, spec.kind, classes, own.trust_remote_code, own.called)
+        if own.vocabulary is not None:
+            renumber(model, own.vocabulary.kept)
         return cls.ready(spec, model, own.tokenizer)
 
     @classmethod
@@ -214,7 +217,13 @@ def teacher_quality(spec: StageSpec) -> tuple[float, Metric]:
         spec: The stage that students are to be trained in.
     """
     teacher = spec.teachers[0]
-    own = ComparedModel(teacher.called, teacher.model, teacher.tokenizer, teacher.trust_remote_code)
+    own = ComparedModel(
+        teacher.called,
+        teacher.model,
+        teacher.tokenizer,
+        teacher.trust_remote_code,
+        vocabulary=teacher.vocabulary,
+    )
     on_validation = replace(spec, data=replace(spec.data, test=None))
     comparison = compare_models(on_validation, [own], own.name)
     metric = spec.metric_on(spec.data.validation)

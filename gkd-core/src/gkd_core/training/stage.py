@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -61,6 +62,7 @@ from gkd_core.training.rollouts import build_rollouts
 from gkd_core.training.sample_answers import SampleAnswers
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 from gkd_core.training.step_start import StepStart
+from gkd_core.vocabulary.weights import RenumberedWeights, renumber, renumber_settings
 
 
 @dataclass
@@ -265,6 +267,8 @@ def build_stage(spec: StageSpec, registry: Registry, directory: Path, start: Pat
     student = _with_adapters(student, spec, registry, start)
     source = spec.config.student.model if start is None else str(start)
     adopt_generation_config(student.model, source or spec.teachers[0].trained, "student.model")
+    if source is None and spec.vocabulary is not None and student.model.can_generate():
+        renumber_settings(student.model.generation_config, spec.vocabulary.kept)
     if spec.end_token is not None:
         end_with(student.model, spec.tokenizer.eos_token_id)
     device = pick_device(config.parallel.device)
@@ -486,6 +490,8 @@ def _load_teacher(
         source.setting,
         None if groups is None else shard_reader(groups.teachers[source.info.name]),
     )
+    if source.vocabulary is not None:
+        renumber(model, source.vocabulary.kept)
     return find_sites(model, registry.sites)
 
 
@@ -555,7 +561,7 @@ def _from_teacher(
 ) -> Student:
     """Return a smaller copy of the first teacher, which need not be loaded whole."""
     source, data = spec.teachers[0], spec.data
-    weights = None
+    weights: Mapping[str, Tensor] | None = None
     if groups is None:
         teacher = _load_teacher(spec, source, registry, None) if first is None else first
     else:
@@ -564,6 +570,8 @@ def _from_teacher(
         whole = meta_model(spec.kind, source.config, source.trust_remote_code)
         teacher = find_sites(whole, registry.sites)
         weights = StoredWeights(whole, source.trained, source.setting)
+        if source.vocabulary is not None:
+            weights = RenumberedWeights(weights, whole, source.vocabulary.kept)
     config = spec.config
     made = build_student(
         config.student, teacher, spec.kind, data.classes, config.seed, registry.sites, weights

@@ -43,6 +43,7 @@ from gkd_core.training.augmentation import copies
 if TYPE_CHECKING:
     from gkd_core.runs.default_teacher import DefaultTeacherStore
     from gkd_core.teachers.source import AnswerSource
+    from gkd_core.vocabulary.reduced import ReducedVocabulary
 
 TEACHER = "teacher"
 BASELINE = "baseline"
@@ -72,6 +73,8 @@ class TeacherSpec:
         source: Where its answers come from, if not from its model.
         own_tokenizer: The tokenizer that comes with it: of the same ids as `tokenizer`, perhaps of
             other special tokens.
+        vocabulary: The student's tokens, if it has only a part of the teacher's; the teacher then
+            reads rows, and is configured, in their ids.
     """
 
     info: ModelInfo
@@ -86,6 +89,7 @@ class TeacherSpec:
     placement: Placement = "replicated"
     source: AnswerSource | None = None
     own_tokenizer: PreTrainedTokenizerFast | None = None
+    vocabulary: ReducedVocabulary | None = None
 
     @property
     def called(self) -> str:
@@ -131,6 +135,7 @@ class StageSpec:
         notes: What was assumed of the rows and models, in sentences for the user to check.
         end_token: The token that ends the student's answers, if its checkpoint has another.
         probed: What probes compare with each teacher; empty without probes.
+        vocabulary: The student's tokens, if they are a part of its teacher's.
     """
 
     name: str
@@ -149,6 +154,7 @@ class StageSpec:
     notes: tuple[str, ...] = ()
     end_token: str | None = None
     probed: tuple[ProbeChoice, ...] = ()
+    vocabulary: ReducedVocabulary | None = None
 
     @functools.cached_property
     def first_step(self) -> StepPlan:

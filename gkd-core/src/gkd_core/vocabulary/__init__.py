@@ -1,0 +1,1 @@
+"""The vocabulary of a student that has only a part of its teacher's tokens."""
