@@ -44,12 +44,18 @@ if TYPE_CHECKING:
 )
 @click.option("--opset", type=WholeRange(18), help="Version of the ONNX operators. [newest]")
 @click.option("--license", help="License of the model, for its card.")
+@click.option(
+    "--push",
+    metavar="OWNER/NAME",
+    help="Upload it to this repository of the Hugging Face hub.",
+)
 @json_option(help="Print what the verification found as JSON.")
 def export(
     run: Path,
     to: Path,
     format: str,
     quantize: str | None,
+    push: str | None,
     as_json: bool,
     **options: Any,
 ) -> dict[str, Any] | None:
@@ -57,7 +63,9 @@ def export(
 
     The result is compared with the student on the test rows of the run (the validation rows
     without any), and takes its place only if both say the same. An earlier export there is
-    replaced. It has a model card (README.md), and lineage.json says what it was made from.
+    replaced. It has a model card (README.md), and lineage.json says what it was made from. Nothing
+    is uploaded without --push, which uses the token of `hf auth login`. A new repository is
+    private.
     """
     from dataclasses import asdict
 
@@ -65,12 +73,15 @@ def export(
 
     from gkd_core.analysis.finished_run import FinishedRun
     from gkd_core.deploy.export import ExportOptions, export_student
+    from gkd_core.deploy.push import check_push, push_export
     from gkd_core.plugins import registry
 
     if quantize is not None and format != "onnx":
         raise click.UsageError("--quantize needs --format onnx")
     if options["opset"] is not None and format != "onnx":
         raise click.UsageError("--opset needs --format onnx")
+    if push is not None:
+        check_push(push)
     console = Console(stderr=True, highlight=False)
     chosen = ExportOptions(format, quantize is not None, **options)  # type: ignore[arg-type]
     found = export_student(
@@ -80,9 +91,15 @@ def export(
         chosen,
         lambda text: _shown(console, text),
     )
+    pushed = None
+    if push is not None:
+        with _shown(console, f"uploading to {push}"):
+            pushed = push_export(to, push)
     if as_json:
-        return asdict(found)
+        return asdict(found) | {"pushed": pushed}
     _report(Console(highlight=False), found, to)
+    if pushed is not None:
+        click.echo(f"pushed to   {pushed}")
     return None
 
 
