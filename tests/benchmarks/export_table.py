@@ -45,18 +45,16 @@ def main() -> None:
     """Print a table with a line for each student and form."""
     rows, *model = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    print(HEADINGS)
-    print("|---|---|--:|--:|--:|--:|")
+    lines = [HEADINGS, "|---|---|--:|--:|--:|--:|"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_rows(rows, folder)
         for family in (*ENCODERS, *DECODERS):
             place = write_model(family, folder)
-            for line in lines_of(family, place, folder, family in DECODERS):
-                print(line, flush=True)
+            lines += lines_of(family, place, folder, family in DECODERS)
         for place in model:
-            for line in lines_of(place.name, place, folder, False):
-                print(line, flush=True)
+            lines += lines_of(place.name, place, folder, False)
+    print("\n".join(lines))
 
 
 def write_rows(source: Path, folder: Path) -> None:

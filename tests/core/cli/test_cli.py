@@ -32,7 +32,7 @@ FLAGS = {
     "--apply-chat-template --include-path",
     "explain": "--method --recipe --paper-values --teacher --student --student-layers --task "
     "--data --output --teacher-cache --track --probe --baseline --seed --nproc --set --json",
-    "export": "--to --format --quantize --accept --rows --opset --license --json",
+    "export": "--to --format --quantize --accept --rows --opset --license --push --json",
     "methods": "",
     "new-method": "--output",
     "new-run": "--teacher --data --output",

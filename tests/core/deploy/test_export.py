@@ -77,6 +77,15 @@ def test_interrupted_export_leaves_no_trace(invoke, finished, monkeypatch, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_export_left_is_gone_after_the_next(invoke, finished, tmp_path):
+    left = tmp_path / ".out.tmp"
+    left.mkdir()
+    (left / "model.onnx").write_bytes(b"half of a graph")
+    assert invoke("export", finished, "--to", "out").code == 0
+    assert not left.exists()
+    assert not (tmp_path / "out" / "model.onnx").exists()
+
+
 def test_what_is_no_export_is_not_replaced(invoke, finished, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")

@@ -16,7 +16,7 @@ class _Hub(BaseHTTPRequestHandler):
     def do_POST(self):
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size).decode()
-        self.server.asked.append((self.path, self.headers.get("Authorization")))
+        self.server.heard.append((self.path, self.headers.get("Authorization")))
         if self.server.refuses:
             return self._say(403, {"error": "not yours"})
         if self.path.endswith("/repos/create"):
@@ -59,7 +59,7 @@ def hub(monkeypatch, tmp_path):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     server.url = f"http://127.0.0.1:{server.server_port}"
-    server.asked, server.made, server.files, server.refuses = [], [], {}, False
+    server.heard, server.made, server.files, server.refuses = [], [], {}, False
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     (tmp_path / "token").write_text(TOKEN)
@@ -82,13 +82,13 @@ def test_an_export_is_pushed_as_it_is_with_the_token_of_the_store(invoke, finish
     written = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     assert hub.files == written
     assert {"README.md", "lineage.json", "model.safetensors"} <= set(written)
-    assert {token for _, token in hub.asked} == {f"Bearer {TOKEN}"}
+    assert {token for _, token in hub.heard} == {f"Bearer {TOKEN}"}
     assert not any(TOKEN.encode() in content for content in written.values())
 
 
 def test_nothing_is_uploaded_unless_asked(invoke, finished, hub):
     assert invoke("export", finished, "--to", "out").code == 0
-    assert hub.asked == []
+    assert hub.heard == []
 
 
 def test_a_refusal_of_the_hub_leaves_the_export_and_says_how_to_go_on(
@@ -122,4 +122,4 @@ def test_what_cannot_be_pushed_is_not_exported(
     assert done.code == 2
     assert said in " ".join(done.err.split())
     assert not (tmp_path / "out").exists()
-    assert hub.asked == []
+    assert hub.heard == []

@@ -54,21 +54,23 @@ def bench(
     """
     from rich.console import Console
 
-    from gkd_core.deploy.bench import BatchShape
+    from gkd_core.deploy.bench import BatchShape, report_bench
     from gkd_core.deploy.bench import bench as measured
 
     screen = Console(stderr=True, highlight=False)
     shapes = [
         BatchShape(rows, tokens) for rows in batch or (1, 8) for tokens in length or (32, 128)
     ]
+    names = list(dict.fromkeys(models))
     found = measured(
-        list(dict.fromkeys(models)),
+        names,
         shapes,
         rounds,
         threads,
         lambda text: screen.print(text, markup=False),
     )
     written = [] if output is None else found.write(output)
+    written += report_bench(names, found)
     if as_json:
         return found.as_json()
     console = Console(highlight=False)

@@ -32,7 +32,8 @@ def nearest_columns(logits: Logits, width: int) -> Tensor:
             "logits come from elsewhere, its head is more than a linear map, or it is divided"
         )
     known, others = logits.weight.detach().tensor_split([width])
-    parts = [(part @ known.T).argmax(-1) for part in others.split(ROWS)]
+    starts = range(0, len(others), ROWS)
+    parts = [(others[start : start + ROWS] @ known.T).argmax(-1) for start in starts]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=known.device)
 
 

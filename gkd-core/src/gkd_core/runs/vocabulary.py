@@ -11,6 +11,7 @@ import numpy as np
 
 from gkd_core.errors import ConfigError
 from gkd_core.models.tokenizer import tokenizer_mismatch
+from gkd_core.training.augmentation import copies
 from gkd_core.vocabulary.reduced import SETTING, ReducedVocabulary, reduce_vocabulary
 from gkd_core.vocabulary.weights import renumber_settings
 
@@ -92,7 +93,8 @@ def _read_through(vocabulary: ReducedVocabulary, teacher: TeacherSpec) -> Teache
         return teacher
     config = copy.deepcopy(teacher.config)
     renumber_settings(config, vocabulary.kept)
-    return replace(teacher, tokenizer=vocabulary.tokenizer, vocabulary=vocabulary, config=config)
+    own = vocabulary.tokenizer
+    return replace(teacher, tokenizer=own, own_tokenizer=own, vocabulary=vocabulary, config=config)
 
 
 def check_vocabulary_use(spec: StageSpec) -> None:
@@ -128,7 +130,7 @@ def check_vocabulary_use(spec: StageSpec) -> None:
             f"{wanted} has the tokens of the rows, but a teacher writes other text ({table}). "
             "Write it first, and name the file as task.train; or let only the student write"
         )
-    if config.task.augment is not None:
+    if copies(config, spec.kind):
         raise ConfigError(
             f"{wanted} has the tokens of the rows, but task.augment puts other words into them. "
             "Leave one of the two out"

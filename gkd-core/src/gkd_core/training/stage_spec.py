@@ -72,7 +72,7 @@ class TeacherSpec:
         placement: Where its weights are kept between uses.
         source: Where its answers come from, if not from its model.
         own_tokenizer: The tokenizer that comes with it: of the same ids as `tokenizer`, perhaps of
-            other special tokens.
+            other special tokens. With a `vocabulary`, the student's.
         vocabulary: The student's tokens, if it has only a part of the teacher's; the teacher then
             reads rows, and is configured, in their ids.
     """

@@ -76,7 +76,7 @@ class Pieces(ABC):
         return {t: kept[number] for t, number in self.ids.items() if number in kept}
 
 
-class Words(Pieces):
+class LongestMatch(Pieces):
     """Whole words, or WordPiece: the longest token that fits comes next.
 
     A token needs no other, and without some of those that do not occur, the longest stay longest.
@@ -172,8 +172,8 @@ class Scores(Pieces):
 
 
 ALGORITHMS: Mapping[str, type[Pieces]] = {
-    "WordLevel": Words,
-    "WordPiece": Words,
+    "WordLevel": LongestMatch,
+    "WordPiece": LongestMatch,
     "BPE": Merges,
     "Unigram": Scores,
 }
