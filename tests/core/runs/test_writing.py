@@ -154,6 +154,12 @@ def test_answers_are_left_out_for_one_reason_each():
     assert [answer.text for answer in some.answers] == ["a", "c c"]
 
 
+def test_a_pattern_that_takes_for_ever_is_named():
+    answers = [WrittenAnswer(0, "a" * 60, 60, True)]
+    with pytest.raises(ConfigError, match=r"writing\.pattern = '\(a\|aa\)\+b'.*within 1 s"):
+        FilteredAnswers.of(answers, WritingConfig(pattern="(a|aa)+b"))
+
+
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} [SEP] {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from gkd_core.hooks.extraction import Extractor
+from gkd_core.lease import hold
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
@@ -161,3 +162,11 @@ def test_nothing_is_overwritten(prune, tmp_path):
     (tmp_path / "made" / "thesis.txt").write_text("years of work")
     assert "already exists" in prune("--depth", "2").err
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["thesis.txt"]
+
+
+def test_a_directory_that_another_process_writes_is_left_alone(prune, tmp_path):
+    with hold(tmp_path / "made"):
+        done = prune("--depth", "2")
+    assert done.code == 2
+    assert "made is being written by process" in " ".join(done.err.split())
+    assert not (tmp_path / "made").exists()

@@ -11,6 +11,7 @@ import torch
 from gkd_core.api import ConfigError, DataError
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
+from gkd_core.lease import hold
 from gkd_core.runs import answer_cache
 from gkd_core.runs.answer_cache import Storage, write_cache
 from gkd_core.teachers import answer_cache as stored
@@ -234,6 +235,15 @@ def test_a_form_that_is_not_for_the_kind_is_refused(write, form, other):
     settings, teacher = CASES[form]
     with pytest.raises(ConfigError, match=f"--form: {other} is not for .*Use .*{form}"):
         write("fp16", *settings, teacher=teacher, form=other)
+
+
+def test_a_cache_that_another_process_writes_is_left_alone(invoke, world, tmp_path):
+    rows = ("--data", world / "train.jsonl", "--teacher", world / "lm-decoder")
+    kind = ("--set", "task.kind=causal-lm", "--set", "task.max_length=32")
+    with hold(tmp_path / "answers"):
+        done = invoke("cache", *rows, *kind, "--output", "answers")
+    assert done.code == 2
+    assert "answers is being written by process" in " ".join(done.err.split())
 
 
 def test_the_command_line_writes_and_uses_a_cache(invoke, world, few):

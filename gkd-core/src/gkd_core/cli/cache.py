@@ -56,6 +56,7 @@ def cache(
     head gets at each token is stored, and the head, or with --form top-k its likeliest words; of a
     classifier, its logits. Repeated after an interruption, the command adds what is missing.
     """
+    from gkd_core.lease import hold
     from gkd_core.plugins import registry
     from gkd_core.runs.answer_cache import Storage, write_cache
     from gkd_core.runs.run import prepare_run
@@ -71,7 +72,8 @@ def cache(
         if value is not None and form != "top-k":
             raise click.UsageError(f"{flag} is an option of --form top-k")
     storage = Storage(dtype, form, k or Storage.k, temperature or Storage.temperature)
-    manifest = write_cache(spec, registry(), folder, storage, click.echo)
+    with hold(folder):
+        manifest = write_cache(spec, registry(), folder, storage, click.echo)
     click.echo(_summary(manifest, folder))
 
 

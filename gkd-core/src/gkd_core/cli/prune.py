@@ -69,7 +69,7 @@ def prune(
     from rich.console import Console
 
     from gkd_core.analysis.comparison import ComparedModel, compare_models
-    from gkd_core.errors import ConfigError
+    from gkd_core.lease import hold
     from gkd_core.models.generation import adopt_generation_config
     from gkd_core.models.load import load_teacher
     from gkd_core.models.save import save_model
@@ -83,8 +83,7 @@ def prune(
 
     _check_target(target)
     place = Path(output)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ConfigError(f"--output {output} already exists; name a new directory")
+    _refuse_taken(place)
     spec = _draw(files, model, data, settings)
     source = spec.teachers[0]
     whole = load_teacher(model, spec.kind, spec.data.classes, source.trust_remote_code, "--model")
@@ -104,7 +103,9 @@ def prune(
         prepare,
     )
     adopt_generation_config(made, model, "--model")
-    save_model(made, spec.tokenizer, place)
+    with hold(place):
+        _refuse_taken(place)
+        save_model(made, spec.tokenizer, place)
     console = Console(highlight=False)
     console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)
     models = [
@@ -121,6 +122,14 @@ def _check_target(target: dict[str, Any]) -> None:
         raise click.UsageError("say what to keep: --parameters, --width or --depth")
     if target["parameters"] is not None and target["parameters"] <= 0:
         raise click.UsageError("--parameters must be above 0")
+
+
+def _refuse_taken(place: Path) -> None:
+    """Refuse a directory with something in it."""
+    from gkd_core.errors import ConfigError
+
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise ConfigError(f"--output {place} already exists; name a new directory")
 
 
 def _draw(

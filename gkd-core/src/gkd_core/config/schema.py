@@ -12,6 +12,7 @@ import unicodedata
 from string import Formatter
 from typing import Annotated, Any, Literal
 
+import regex
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gkd_core.config.graph import stage_of
@@ -649,8 +650,8 @@ class WritingConfig(Section):
     @classmethod
     def _is_pattern(cls, value: str | None) -> str | None:
         try:
-            re.compile(value or "")
-        except re.error as error:
+            regex.compile(value or "")
+        except regex.error as error:
             raise ValueError(f"is no regular expression: {error}") from error
         return value
 

@@ -6,24 +6,21 @@ import importlib
 import importlib.metadata
 import inspect
 import math
+import re
 from collections.abc import Callable
 from numbers import Real
 from typing import TypeAlias
 
-import regex
-
 from gkd_core.errors import ConfigError, PluginError
+from gkd_core.timed_pattern import TimedPattern
 
 AnswerCheck: TypeAlias = Callable[[str, str, str | None], float]
 """Returns from 0 (wrong) to 1 (right) for a prompt, the answer to it, and the target if known."""
 
-FUNCTION = regex.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """A function in a module; everything else is a regular expression."""
 
 ARGUMENTS = ("prompt", "answer", "target")
-
-SECONDS = 1.0
-"""Time in which a regular expression must have found something; patterns can take for ever."""
 
 SETTING = "task.check"
 
@@ -44,21 +41,12 @@ def answer_check(text: str) -> AnswerCheck:
 
 def _by_pattern(text: str) -> AnswerCheck:
     try:
-        pattern = regex.compile(text)
-    except regex.error as error:
-        raise ConfigError(
-            f"{SETTING} = {text!r} is neither a function (package.module:function) nor a regular "
-            f"expression: {error}"
-        ) from error
+        pattern = TimedPattern(text, SETTING)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, nor a function (package.module:function)") from error
 
     def check(prompt: str, answer: str, target: str | None) -> float:
-        try:
-            return float(pattern.search(answer, timeout=SECONDS) is not None)
-        except TimeoutError as error:
-            raise ConfigError(
-                f"{SETTING} = {text!r} has not come to an end within {SECONDS:g} s of an answer of "
-                f"{len(answer)} characters: write it without nested repetitions"
-            ) from error
+        return float(pattern.is_in(answer))
 
     return check
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gkd_core.atomic import write_file
 from gkd_core.config.schema import WritingConfig
+from gkd_core.timed_pattern import TimedPattern
 
 WRITTEN = "written"
 """Name of the folder with the parts, and of the data set, in the directory of a stage."""
@@ -58,9 +58,10 @@ class FilteredAnswers:
         seen: set[tuple[int, str]] = set()
         kept: list[WrittenAnswer] = []
         left_out: dict[str, int] = {}
+        pattern = TimedPattern(config.pattern, "writing.pattern") if config.pattern else None
         for answer in answers:
             key = answer.row, answer.text.strip()
-            reason = _flaw(answer, config)
+            reason = _flaw(answer, config, pattern)
             if reason is None and config.distinct and key in seen:
                 reason = "equal to another"
             if reason is None:
@@ -71,7 +72,7 @@ class FilteredAnswers:
         return cls(kept, left_out)
 
 
-def _flaw(answer: WrittenAnswer, config: WritingConfig) -> str | None:
+def _flaw(answer: WrittenAnswer, config: WritingConfig, pattern: TimedPattern | None) -> str | None:
     """Return why an answer is left out, whatever the others are; None if it is not."""
     if config.ended and not answer.ended:
         return "cut"
@@ -79,7 +80,7 @@ def _flaw(answer: WrittenAnswer, config: WritingConfig) -> str | None:
         return "empty"
     if answer.tokens < config.min_tokens:
         return "too short"
-    if config.pattern is not None and not re.search(config.pattern, answer.text):
+    if pattern is not None and not pattern.is_in(answer.text):
         return "without the pattern"
     return None
 
