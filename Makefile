@@ -43,7 +43,7 @@ test: $(INSTALLED)
 test-exhaustive: $(INSTALLED)
 	$(PYTEST) -m exhaustive $(TESTS)
 
-test-all: test test-exhaustive
+test-all: test test-exhaustive test-fuzz
 
 # With the instructions and threads of other machines; the first lines of pytest say what is in force.
 test-isa: $(INSTALLED)
