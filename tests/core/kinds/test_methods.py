@@ -50,7 +50,8 @@ def test_soft_and_a_loss_of_hidden_states_work_on_every_kind():
 def test_methods_name_only_kinds_that_there_are(name):
     method = registry().method(name)
     assert registry().kinds.keys() >= set(method.kinds)
-    needed = {"causal-lm"} if method.on_policy or method.aligns else OLD
+    of_answers = method.on_policy or method.aligns or method.other_prompts
+    needed = {"causal-lm"} if of_answers else OLD
     if name in OF_CLASSES:
         needed = needed - {"regression"}
     assert set(method.kinds).issuperset(needed)

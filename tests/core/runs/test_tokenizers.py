@@ -26,7 +26,7 @@ PREDICTIONS = {"annealing-kd", "continuation-kd", "dpkd", "glmd", "kd", "mft", "
 METHODS = sorted(
     name
     for name, method in registry().methods.items()
-    if not method.on_policy and not method.aligns
+    if not (method.on_policy or method.aligns or method.other_prompts)
 )
 
 ELSEWHERE = {"theseus": "the student's architecture is roberta"}
