@@ -72,6 +72,8 @@ def write_model(family: str, folder: Path) -> Path:
     place = folder / f"{family}-start"
     texts = (folder / "train.txt").read_text().splitlines()
     tokenizer = train_tokenizer(texts, 4000, SHAPE["max_position_embeddings"])
+    if family in DECODERS:  # GPT-2 would add segment ids, which its graph does not read
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     own = {WIDTHS[family]: 512} if family in WIDTHS else {}
     special = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.sep_token_id)
     config = AutoConfig.for_model(

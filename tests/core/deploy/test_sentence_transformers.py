@@ -1,6 +1,7 @@
 """sentence-transformers reads an exported embedding student as the how-to page says."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,9 +15,13 @@ def test_vectors_are_the_means_of_the_tokens(invoke, world, tmp_path):
     from transformers import AutoModel, AutoTokenizer
 
     settings = ["task.kind=embedding", "task.max_length=32", "training.epochs=1"]
-    rows = [json.dumps({"text": text}) for text in (world / "corpus.txt").read_text().splitlines()]
-    (tmp_path / "texts.jsonl").write_text("\n".join(rows))
-    arguments = ["--teacher", world / "teacher", "--data", "texts.jsonl", "--method", "minilm"]
+    texts = (world / "corpus.txt").read_text().splitlines()
+    rows = [
+        json.dumps({"sentence1": one, "sentence2": other, "score": number % 5})
+        for number, (one, other) in enumerate(pairwise(texts))
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    arguments = ["--teacher", world / "teacher", "--data", "pairs.jsonl", "--method", "minilm"]
     for setting in settings:
         arguments += ["--set", setting]
     done = invoke("run", *arguments, "--student-layers", 2, "--no-baseline", "--output", "run")
