@@ -21,7 +21,10 @@ from gkd_core.testing.tiny import CLASSES, VOCABULARY, tiny_batch, tiny_model
 
 METHODS = [name for name in registry().methods if registry().provider(name).name == "classic"]
 ALIGNING = [name for name in METHODS if registry().method(name).aligns]
-ANYWHERE = [n for n in METHODS if not registry().method(n).on_policy and n not in ALIGNING]
+OF_ANSWERS = [
+    n for n in METHODS if registry().method(n).on_policy or registry().method(n).other_prompts
+]
+ANYWHERE = [n for n in METHODS if n not in OF_ANSWERS and n not in ALIGNING]
 COMBINATIONS = [
     "minilm+soft",
     "pkd+minilmv2+soft+hard",

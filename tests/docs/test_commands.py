@@ -128,6 +128,7 @@ def needs_runs(page):
 
 @pytest.mark.parametrize("guide", [page_of(page) for page in PAGES if not needs_runs(page)])
 def test_its_commands_run(guide, place, invoke, example):
+    (place / "runs").mkdir()
     run_page(guide, place, invoke)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from contextlib import suppress
 from importlib import util
 from pathlib import Path
@@ -83,6 +84,16 @@ def _records(path):
             whole = b""
 
 
+def _whole_file(path):
+    """Return the records of a file that another process of theirs may still be writing."""
+    for _ in range(600):
+        records = list(_records(path))
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end")
+
+
 def _items(items):
     return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
 
@@ -95,7 +106,7 @@ def test_wandb_keeps_curves_settings_results_and_files_of_a_resumed_run(director
     _record(directory, "wandb", range(3), error=KeyboardInterrupt(), project="mine")
     _record(directory, "wandb", range(2, 5), done=2, project="mine")
     files = sorted(directory.glob("wandb/offline-run-*/*.wandb"))
-    first, second = (list(_records(file)) for file in files)
+    first, second = (_whole_file(file) for file in files)
     begun = [record.run for record in first + second if record.HasField("run")]
     assert len({run.run_id for run in begun}) == 1, "a resumed run goes on with the same"
     assert {(run.project, run.display_name) for run in begun} == {("mine", "run-1")}
