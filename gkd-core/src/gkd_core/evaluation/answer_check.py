@@ -43,7 +43,10 @@ def _by_pattern(text: str) -> AnswerCheck:
     try:
         pattern = TimedPattern(text, SETTING)
     except ConfigError as error:
-        raise ConfigError(f"{error}, nor a function (package.module:function)") from error
+        raise ConfigError(
+            f"{SETTING} = {text!r} is neither a function (package.module:function) nor a regular "
+            f"expression: {error.__cause__}"
+        ) from error
 
     def check(prompt: str, answer: str, target: str | None) -> float:
         return float(pattern.is_in(answer))
