@@ -539,10 +539,12 @@ class _Exam:
             found = replace(found, columns={**found.columns, divergence.COLUMN: apart_by_row})
         if self._sampling is not None:
             written = write_samples(model.eval(), compared.tokenizer, encoded, self._sampling)
-            found = replace(
-                self._spec.measured(found, self._split), columns={**found.columns, **written}
+            measured = self._spec.measured(found, self._split)
+            return replace(
+                measured,
+                columns={**found.columns, **written},
+                metrics={**measured.metrics, **sample_means(written)},
             )
-            return replace(found, metrics={**found.metrics, **sample_means(written)})
         return self._spec.measured(found, self._split)
 
     def samples(self, compared: ComparedModel, most: int) -> list[Batch]:

@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
+
+from filelock import FileLock
 
 from gkd_core import digest
 from gkd_core.atomic import write_file
@@ -44,6 +46,21 @@ def cache_dir() -> Path:
 def cache_entry(room: Room, name: str) -> Path:
     """Return the place of an entry of the cache, which may not exist yet."""
     return cache_dir() / room / name
+
+
+@contextmanager
+def locked_entry(path: Path) -> Iterator[None]:
+    """Hold the lock of an entry, a file or a directory; none in a cache that cannot be written."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        warn_unwritable(error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def touch(path: Path) -> None:

@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
-
 from gkd_core import digest
 from gkd_core.atomic import publish
-from gkd_core.data.cache import read_entry, set_aside, warn_unwritable, write_entry
+from gkd_core.data.cache import locked_entry, read_entry, set_aside, warn_unwritable, write_entry
 from gkd_core.data.cache_limit import use_entry
 
 ENTRY = "entry.json"
@@ -44,7 +42,7 @@ def made_once(
         read: Returns the value of a folder, mapped into memory where possible.
     """
     use_entry(folder)
-    with _locked(folder):
+    with locked_entry(folder):
         found = _found(folder, read)
         if found is not None:
             return found
@@ -116,18 +114,3 @@ def _noted() -> Iterator[list[tuple[str, str]]]:
         yield said
     finally:
         logger.removeHandler(handler)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; none in a cache that cannot be written."""
-    lock = FileLock(folder.with_suffix(".lock"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        warn_unwritable(error)
-    try:
-        yield
-    finally:
-        lock.release()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gkd_core.atomic import draft
-from gkd_core.data.cache import cache_entry, set_aside, warn_unwritable
+from gkd_core.data.cache import cache_entry, locked_entry, set_aside, warn_unwritable
 from gkd_core.data.cache_limit import use_entry
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.teachers.values import RowValues, TokenValues, Values
@@ -37,7 +36,7 @@ def shared(path: Path, ask: Callable[[], Values | None]) -> Values | None:
         ask: Returns the answers; every rank calls it.
     """
     use_entry(path)
-    with _locked(path):
+    with locked_entry(path) if is_first() else nullcontext():
         if tell(is_first() and path.exists() and _is_whole(path)):
             return _read(path)
         values = ask()
@@ -45,22 +44,6 @@ def shared(path: Path, ask: Callable[[], Values | None]) -> Values | None:
             _write(values, path)
         wait()
     return values
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file on the first rank; none in a cache that cannot be written."""
-    lock = FileLock(path.with_suffix(".lock"))
-    if is_first():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            warn_unwritable(error)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _is_whole(path: Path) -> bool:
