@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -23,7 +23,7 @@ def iterate(
     start_step: int,
     total_steps: int,
     readings: Sequence[Reading] = (),
-) -> Iterator[tuple[int, list[Batch]]]:
+) -> Generator[tuple[int, list[Batch]]]:
     """Yield the epoch and this rank's share of the micro-batches of each optimizer step.
 
     Args:

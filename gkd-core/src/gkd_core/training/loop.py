@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from gkd_core.contract.batch import Batch
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
+from gkd_core.data.prefetch import ahead
 from gkd_core.distributed.ranks import any_rank, wait, world_size
 from gkd_core.evaluation.evaluate import Predict, evaluate
 from gkd_core.objective.passes import evaluation_changes
@@ -143,9 +144,15 @@ def _steps(stage: Stage, progress: Progress) -> Iterator[tuple[Step, Sequence[Ba
         stage.total_steps,
         stage.readings,
     )
-    while not progress.stopped and progress.step < stage.total_steps:
-        _, micro_batches = next(batches)
-        yield _step(stage, progress.step), micro_batches
+    with closing(ahead(batches) if _prefetches(stage) else batches) as made:
+        while not progress.stopped and progress.step < stage.total_steps:
+            _, micro_batches = next(made)
+            yield _step(stage, progress.step), micro_batches
+
+
+def _prefetches(stage: Stage) -> bool:
+    """Return whether batches are made while the device computes; a CPU does both anyway."""
+    return stage.engine.device.type != "cpu"
 
 
 def _take_step(
