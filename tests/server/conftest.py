@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from tests.server.serving import free_port, serving
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = "GKD_VLLM"
 """Names the environment in which vLLM is, or is to be installed."""
-
-PATIENCE = 1800
-"""Seconds until it must be installed and serve."""
 
 
 @pytest.fixture(scope="session")
@@ -61,37 +54,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def url(folder, tmp_path_factory):
-    """The address of a server of the model."""
-    environment = os.environ.get(ENVIRONMENT)
-    if not environment:
+def environment():
+    """The environment in which vLLM is, or is to be installed."""
+    found = os.environ.get(ENVIRONMENT)
+    if not found:
         pytest.skip(f"{ENVIRONMENT} names no environment of vLLM; make test-server sets it")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "vllm.log"
+    return found
+
+
+@pytest.fixture(scope="session")
+def url(folder, environment, tmp_path_factory):
+    """The address of a server of the model."""
+    port = free_port()
     command = [str(ROOT / "tools" / "serve-vllm"), str(folder), str(port), environment]
-    own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"NO_PROXY": "127.0.0.1"}
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=own, start_new_session=True
-        )
-    try:
-        _wait(f"http://127.0.0.1:{port}", server, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
-
-
-def _wait(url, server, log):
-    """Wait until a server answers."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(PATIENCE):
-        assert server.poll() is None, log.read_text()[-3000:]
-        try:
-            with opener.open(f"{url}/v1/models", timeout=5):
-                return
-        except OSError:
-            time.sleep(1)
-    raise AssertionError(log.read_text()[-3000:])
+    with serving(command, port, tmp_path_factory.mktemp("log")) as address:
+        yield address
