@@ -92,8 +92,8 @@ def gkd_register_sinks() -> Iterable[type[Sink]]:
 @hookimpl
 def gkd_register_launchers() -> Iterable[type[Launcher]]:
     """Return the built-in launchers."""
-    from gkd_core.studies.launchers.local import Local
-    from gkd_core.studies.launchers.ray import Ray
-    from gkd_core.studies.launchers.slurm import Slurm
+    from gkd_core.launchers.local import Local
+    from gkd_core.launchers.ray import Ray
+    from gkd_core.launchers.slurm import Slurm
 
     return [Local, Ray, Slurm]

@@ -106,7 +106,7 @@ def gkd_register_sinks() -> Iterable[type[Sink]]:
 
 @hookspec
 def gkd_register_launchers() -> Iterable[type[Launcher]]:
-    """Return what starts the cells of a study, chosen by `gkd study run --launcher NAME`."""
+    """Return what starts cells of work, chosen by `--launcher NAME` of `gkd study run`."""
 
 
 @hookspec

@@ -57,7 +57,7 @@ def _versions() -> dict[str, str]:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    from gkd_core.studies.launchers.capacity import free_cores, free_memory
+    from gkd_core.launchers.capacity import free_cores, free_memory
 
     cpu = {"name": "cpu", "cores": free_cores(), "memory": _finite(free_memory())}
     gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]

@@ -98,9 +98,9 @@ def run(
     the same command continues it.
     """
     from gkd_core.cli.study_progress import StudyProgress
+    from gkd_core.launchers.shard import read_shard
     from gkd_core.plugins import registry
     from gkd_core.studies.execution import Execution, Room
-    from gkd_core.studies.shard import read_shard
 
     found = _find(name, output, axes, settings, flags)
     starter = registry().make_launcher(launcher, dict(assignment(o, "--option") for o in options))

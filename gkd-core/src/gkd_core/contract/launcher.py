@@ -1,4 +1,7 @@
-"""`Launcher`: the base class of what starts the cells of a study, on this machine or others."""
+"""`Launcher`: the base class of what starts cells of work, on this machine or others.
+
+A cell is what one process does: a run of a study, or a part of a cache of answers.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from pydantic import BaseModel, ConfigDict
 
 from gkd_core.contract.method_base import validate_described
 
+RESUMABLE = (75, 130)
+"""Exit statuses of a cell that was stopped and can be continued."""
+
 
 @dataclass(frozen=True)
 class CellJob:
@@ -21,8 +27,8 @@ class CellJob:
         name: Name of the cell.
         label: What a person calls it, as in `method=kd, seed=1`.
         command: The command that runs it, with its arguments, in the working directory of the
-            study's command. It is idempotent: a finished cell ends at once with 0, and one that
-            runs elsewhere with 75. What it prints goes to a file in the folder of the study.
+            command that launches. It is idempotent: a finished cell ends at once with 0, and one
+            that runs elsewhere with 75. What it prints goes to a file in the folder of the cells.
         threads: Threads that it may use; None if the launcher decides.
         memory: Bytes of memory that it takes, as far as is known.
         gpus: GPUs that it needs, or a share of one.
@@ -41,14 +47,17 @@ class Launch:
     """What a launcher is to do.
 
     Attributes:
-        study: The folder of the study.
+        folder: The folder of the cells, where launchers may have files of their own.
         jobs: The cells to start, in the order in which they should begin.
+        share: The command that runs a share of these cells itself if `--shards COUNT` is added, for
+            launchers that hand shares to a queue.
         limit: How many may run at a time; None for as many as there is room for.
         say: Tells the user something.
     """
 
-    study: Path
+    folder: Path
     jobs: Sequence[CellJob]
+    share: tuple[str, ...]
     limit: int | None
     say: Callable[[str], None]
 
@@ -68,10 +77,10 @@ class JobEvent:
 
 
 class Launcher:
-    """Starts the cells of a study; registered through `gkd_register_launchers`.
+    """Starts cells of work; registered through `gkd_register_launchers`.
 
     A subclass sets `name` and overrides `launch`. Only the command of a cell travels: its files are
-    in the folder of the study, which every machine must see under the same path. A cell may be
+    in the folder of the cells, which every machine must see under the same path. A cell may be
     started twice; whoever comes second leaves it alone.
 
     Attributes:

@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gkd_core.atomic import write_file
+from gkd_core.contract.launcher import RESUMABLE
 from gkd_core.strict_json import json_text
-
-RESUMABLE = (75, 130)
-"""Exit statuses of a run that was stopped and can be continued."""
 
 
 @dataclass(frozen=True)

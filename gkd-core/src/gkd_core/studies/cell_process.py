@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 
+from gkd_core.launchers import local
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.execution import job_of
-from gkd_core.studies.launchers import local
 from gkd_core.studies.needs import Needs
 from gkd_core.studies.run_cell import settle
 from gkd_core.studies.study_folder import StudyFolder

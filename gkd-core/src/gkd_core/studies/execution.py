@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Protocol
 
 from gkd_core.contract.launcher import CellJob, Launch, Launcher
+from gkd_core.launchers.shard import Shard
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.keeping import remove_students
 from gkd_core.studies.needs import Needs
 from gkd_core.studies.run_cell import settle
-from gkd_core.studies.shard import Shard
 from gkd_core.studies.study import Study
 from gkd_core.studies.study_folder import StudyFolder
 
@@ -92,7 +92,7 @@ class Execution:
         states = {CellState.WAITING, CellState.FAILED}
         wanted = states | {CellState.STALE} if self.rerun_stale else states
         possible = [cell for cell in folder.cells if not cell.reason]
-        own = self.shard.of(possible, folder.config.tune is not None)
+        own = self.shard.of(possible, _together(folder))
         return [cell for cell in own if folder.state(cell) in wanted]
 
     def _launch(self, folder: StudyFolder, cells: Sequence[Cell]) -> None:
@@ -115,7 +115,7 @@ def launch_cells(
     by_name = {cell.name: cell for cell in cells}
     needs = Needs.of(folder)
     jobs = [job_of(folder, cell, room.threads, needs) for cell in cells]
-    launch = Launch(folder.path, jobs, room.jobs, watcher.say)
+    launch = Launch(folder.path, jobs, _share(folder, room), room.jobs, watcher.say)
     with closing(launcher.launch(launch)) as events:
         for event in events:
             cell = by_name[event.job.name]
@@ -124,6 +124,20 @@ def launch_cells(
             else:
                 watcher.end(folder, cell, settle(folder, cell, event.status))
                 yield cell
+
+
+def _together(folder: StudyFolder) -> Callable[[Cell], str]:
+    """Return what says which cells one process runs, so that no process waits for another.
+
+    Cells wait for others that tune their learning rate.
+    """
+    return (lambda cell: cell.name) if folder.config.tune is None else (lambda cell: cell.group)
+
+
+def _share(folder: StudyFolder, room: Room) -> tuple[str, ...]:
+    """Return the command that runs a share of the cells, one after the other."""
+    run = (sys.executable, "-m", "gkd_core.cli", "study", "run", str(folder.path))
+    return (*run, "--jobs", "1", "--threads", str(room.threads or 1))
 
 
 def job_of(folder: StudyFolder, cell: Cell, threads: int | None, needs: Needs) -> CellJob:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from gkd_core.launchers.gpus import share_taken
 from gkd_core.lease import hold
 from gkd_core.runs.directory import CONFIG, has_trained
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell
-from gkd_core.studies.gpus import share_taken
 from gkd_core.studies.study_folder import StudyFolder
 
 TAIL = 2000

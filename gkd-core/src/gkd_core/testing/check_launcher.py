@@ -1,4 +1,4 @@
-"""`check_launcher`: checks of the properties that every launcher of studies must have."""
+"""`check_launcher`: checks of the properties that every launcher must have."""
 
 from __future__ import annotations
 
@@ -84,4 +84,4 @@ def _job(folder: Path, name: str, code: str) -> CellJob:
 
 
 def _launch(folder: Path, jobs: Sequence[CellJob], limit: int) -> Launch:
-    return Launch(folder, jobs, limit, lambda text: None)
+    return Launch(folder, jobs, ("true",), limit, lambda text: None)

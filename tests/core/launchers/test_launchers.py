@@ -1,6 +1,7 @@
 import math
 import socket
 import subprocess
+from operator import attrgetter
 from types import SimpleNamespace
 
 import pytest
@@ -8,16 +9,15 @@ import tomli_w
 
 from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
 from gkd_core.errors import ConfigError
+from gkd_core.launchers import capacity, gpus, slurm
+from gkd_core.launchers.capacity import Capacity
+from gkd_core.launchers.gpus import Gpu
+from gkd_core.launchers.shard import Shard, read_shard
 from gkd_core.plugins import registry
-from gkd_core.studies import gpus
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.execution import job_of
-from gkd_core.studies.gpus import Gpu
-from gkd_core.studies.launchers import capacity, slurm
-from gkd_core.studies.launchers.capacity import Capacity
 from gkd_core.studies.needs import Needs
-from gkd_core.studies.shard import Shard, read_shard
 from gkd_core.studies.study_config import parse_study
 from gkd_core.studies.study_folder import StudyFolder
 from gkd_core.testing import check_launcher
@@ -29,7 +29,7 @@ def _jobs(count, threads=None, memory=2**30, gpus=0.0):
 
 def _launch(folder, jobs, limit=None):
     said = []
-    return Launch(folder, jobs, limit, said.append), said
+    return Launch(folder, jobs, ("gkd", "run some", "--jobs", "1"), limit, said.append), said
 
 
 def test_local_launcher_keeps_the_contract():
@@ -199,7 +199,8 @@ def _cells(tasks=("a", "b"), seeds=(1, 2, 3)):
 @pytest.mark.parametrize("is_tuned", [False, True])
 def test_shards_share_the_cells_without_rest(is_tuned):
     cells = _cells()
-    shares = [Shard(index, 4).of(cells, is_tuned) for index in range(4)]
+    together = attrgetter("group" if is_tuned else "name")
+    shares = [Shard(index, 4).of(cells, together) for index in range(4)]
     assert sorted(cell.name for share in shares for cell in share) == [c.name for c in cells]
     sizes = sorted(map(len, shares))
     # Cells whose learning rate is tuned together stay together.
@@ -236,7 +237,8 @@ def test_array_script_runs_a_share_and_requeues_what_was_stopped(tmp_path, monke
         f"cd {tmp_path} || exit 1",
     ):
         assert line in script.splitlines()
-    assert f"study run '{study}' --jobs 1 --threads 2 --shards 4 &" in script
+    assert "gkd 'run some' --jobs 1 --shards 4 &" in script
+    assert "export OMP_NUM_THREADS=2" in script
     assert "4 jobs for 9 cells" in said[0]
     assert subprocess.run(["bash", "-n", study / "slurm.sh"], check=False).returncode == 0
 
@@ -321,7 +323,7 @@ def test_ray_that_does_not_answer_is_named_at_once():
 
 
 def test_ray_is_named_where_it_is_missing(monkeypatch):
-    from gkd_core.studies.launchers import ray
+    from gkd_core.launchers import ray
 
     monkeypatch.setattr(ray, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package ray"):

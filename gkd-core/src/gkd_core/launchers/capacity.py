@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gkd_core.contract.launcher import CellJob
 from gkd_core.errors import ConfigError
-from gkd_core.studies.gpus import gpus
+from gkd_core.launchers.gpus import gpus
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Seen:
 
 
 def look(token: str) -> Seen:
-    """Return what this node sees of the folder of a study, and its gkd."""
+    """Return what this node sees of the folder of cells, and its gkd."""
     import gkd_core
 
     path = Path(token)

@@ -11,8 +11,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
+from gkd_core.launchers.capacity import Capacity
 from gkd_core.parallel.launch import LAUNCHER
-from gkd_core.studies.launchers.capacity import Capacity
 
 POLL = 0.1
 GRACE = 120

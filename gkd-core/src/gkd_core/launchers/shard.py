@@ -1,13 +1,15 @@
-"""The share of a study that one of several processes runs."""
+"""The share of cells that one of several processes runs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gkd_core.errors import ConfigError
-from gkd_core.studies.cell import Cell
+
+Part = TypeVar("Part")
 
 INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
 """Variables by which schedulers number the processes that they start, from 0."""
@@ -15,7 +17,7 @@ INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several shares of a study.
+    """One of several shares of something.
 
     Attributes:
         index: Its number, from 0.
@@ -25,17 +27,16 @@ class Shard:
     index: int = 0
     count: int = 1
 
-    def of(self, cells: Sequence[Cell], is_tuned: bool) -> list[Cell]:
-        """Return the cells of this share.
+    def of(self, parts: Sequence[Part], group: Callable[[Part], str]) -> list[Part]:
+        """Return the parts of this share.
 
         Args:
-            cells: All cells of the study.
-            is_tuned: Whether cells wait for others that tune their learning rate; they then belong
-                to the same share, so that no process waits for another.
+            parts: All parts.
+            group: Says what has to stay together.
         """
-        keys = [cell.group if is_tuned else cell.name for cell in cells]
-        own = set(list(dict.fromkeys(keys))[self.index :: self.count])
-        return [cell for cell, key in zip(cells, keys, strict=True) if key in own]
+        groups = [group(part) for part in parts]
+        own = set(list(dict.fromkeys(groups))[self.index :: self.count])
+        return [part for part, group in zip(parts, groups, strict=True) if group in own]
 
 
 def read_shard(given: str | None, count: int | None, environment: Mapping[str, str]) -> Shard:

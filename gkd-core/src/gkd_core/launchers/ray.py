@@ -14,10 +14,10 @@ from pydantic import Field
 import gkd_core
 from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
 from gkd_core.errors import ConfigError
-from gkd_core.studies.launchers import on_node
+from gkd_core.launchers import on_node
 
 TOKEN = ".token"
-"""A file by which every node shows that it sees the folder of the study."""
+"""A file by which every node shows that it sees the folder of the cells."""
 
 ENVIRONMENT = ("GKD_CACHE", "PYTHONPATH")
 """Variables that cells need as well."""
@@ -65,7 +65,7 @@ class Ray(Launcher):
 
         self._connect(ray)
         try:
-            _check_nodes(ray, launch.study)
+            _check_nodes(ray, launch.folder)
             yield from self._run(ray, launch)
         finally:
             ray.shutdown()
@@ -157,19 +157,19 @@ def _status(ray: Any, task: Any) -> int:
         return 1
 
 
-def _check_nodes(ray: Any, study: Path) -> None:
-    """Make sure that each node sees the folder of the study and has the same gkd.
+def _check_nodes(ray: Any, folder: Path) -> None:
+    """Make sure that each node sees the folder of the cells and has the same gkd.
 
     Raises:
         ConfigError: One does not.
     """
     token = secrets.token_hex(8)
-    (study / TOKEN).write_text(token)
+    (folder / TOKEN).write_text(token)
     try:
-        for host, found in _ask(ray, study.resolve() / TOKEN):
+        for host, found in _ask(ray, folder.resolve() / TOKEN):
             if found.token != token:
                 raise ConfigError(
-                    f"the node {host} does not see {study.resolve()}: the folder of a study must "
+                    f"the node {host} does not see {folder.resolve()}: what cells write must "
                     "be on a disk that all nodes share. Choose another with --output"
                 )
             if found.version != gkd_core.__version__:
@@ -178,7 +178,7 @@ def _check_nodes(ray: Any, study: Path) -> None:
                     f"{gkd_core.__version__}. Install the same version on every node"
                 )
     finally:
-        (study / TOKEN).unlink(missing_ok=True)
+        (folder / TOKEN).unlink(missing_ok=True)
 
 
 def _ask(ray: Any, token: Path) -> Sequence[tuple[str, on_node.Seen]]:

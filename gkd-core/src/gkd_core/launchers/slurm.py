@@ -9,16 +9,14 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from pydantic import Field
 
 from gkd_core.atomic import write_file
-from gkd_core.contract.launcher import JobEvent, Launch, Launcher
+from gkd_core.contract.launcher import RESUMABLE, JobEvent, Launch, Launcher
 from gkd_core.errors import ConfigError
-from gkd_core.studies.attempt import RESUMABLE
 
 SCRIPT = "slurm.sh"
 LOGS = "slurm"
@@ -48,6 +46,7 @@ TEMPLATE = """\
 {more}
 cd {directory} || exit 1
 {environment}
+export OMP_NUM_THREADS={threads}
 {command} --shards {tasks} &
 child=$!
 trap 'kill -USR1 $child 2>/dev/null' USR1 TERM
@@ -104,8 +103,8 @@ class Slurm(Launcher):
 
     def launch(self, launch: Launch) -> Generator[JobEvent, None, None]:
         """Write the script; submit it if that is asked for."""
-        path = launch.study / SCRIPT
-        (launch.study / LOGS).mkdir(exist_ok=True)
+        path = launch.folder / SCRIPT
+        (launch.folder / LOGS).mkdir(exist_ok=True)
         tasks = min(self.config.tasks or len(launch.jobs), len(launch.jobs), max_array_size())
         write_file(path, self.script(launch, tasks))
         launch.say(f"wrote {path}: {tasks} jobs for {len(launch.jobs)} cells")
@@ -117,29 +116,28 @@ class Slurm(Launcher):
 
     def script(self, launch: Launch, tasks: int) -> str:
         """Return the script of an array of so many jobs."""
-        run = [sys.executable, "-m", "gkd_core.cli", "study", "run", str(launch.study)]
         threads = max((job.threads or 1 for job in launch.jobs), default=1)
         memory = max((job.memory for job in launch.jobs), default=0)
         return TEMPLATE.format(
-            name=f"gkd-{launch.study.name}",
+            name=f"gkd-{launch.folder.resolve().name}",
             last=tasks - 1,
             throttle="" if launch.limit is None else f"%{launch.limit}",
             threads=threads,
             memory=max(1, -(-memory // 2**20)),
             time=self.config.time,
             margin=MARGIN,
-            logs=launch.study / LOGS,
+            logs=launch.folder / LOGS,
             more="\n".join(f"#SBATCH {option}" for option in self._more(launch)),
             directory=shlex.quote(str(Path.cwd())),
             environment="\n".join(_environment()),
-            command=shlex.join([*run, "--jobs", "1", "--threads", str(threads)]),
+            command=shlex.join(launch.share),
             tasks=tasks,
             resumable=RESUMABLE[0],
             unready=128 + signal.SIGUSR1,
         )
 
     def _more(self, launch: Launch) -> Iterator[str]:
-        """Yield the options of sbatch that not every study needs; a share of a GPU takes it all."""
+        """Yield the options of sbatch that not all cells need; a share of a GPU takes it all."""
         gpus = math.ceil(max((job.gpus for job in launch.jobs), default=0.0))
         named = any(option.startswith(("--gres", "--gpus", "-G")) for option in self.config.sbatch)
         if gpus and not named:

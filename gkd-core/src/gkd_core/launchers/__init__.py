@@ -1,0 +1,1 @@
+"""Launchers: what starts many cells of work, here or elsewhere."""

@@ -1,1 +1,0 @@
-"""Launchers: what starts the cells of a study."""
