@@ -108,25 +108,28 @@ class TeacherConfig(Section):
     )
     keep: Literal["auto", "share", "none", "memory", "disk"] = Field(
         "auto",
-        description="Whether its logits of the training rows are computed once and kept: `auto` if "
-        "the rows are seen again, it is no language model, and they take at most 256 MiB; `share` "
-        "as `auto`, but in the cache, where other runs find them, and also if rows are seen once; "
-        "`memory` always; `disk` always, in the cache; `none` never.",
+        description="Whether the teacher's logits of the training rows are computed once and "
+        "kept: `auto` if the rows are read again, the teacher is not a language model, and the "
+        "logits take at most 256 MiB; `share` is like `auto`, but keeps them in the cache, where "
+        "other runs find them, and also if rows are read only once; `memory` always; `disk` "
+        "always, in the cache; `none` never.",
     )
     prompt: str | None = Field(
         None,
-        description="What it is asked in the place of a row's prompt: a text with `{prompt}` and, "
-        "as privileged context, `{answer}`, the row's own. Default: what the student is asked.",
+        description="What the teacher is asked instead of a row's prompt: a text with `{prompt}` "
+        "and, as privileged context, `{answer}`, the row's own answer. Default: what the student "
+        "is asked.",
     )
     follow: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="Share of the way to the student's weights that its own move after each step: "
-        "it is a moving average of the student. Default: they stay as they are.",
+        description="Share of the way to the student's weights that the teacher's weights move "
+        "after each step, which makes the teacher a moving average of the student. Default: the "
+        "teacher does not change.",
     )
     source: SourceConfig | None = Field(
         None,
-        description="Where its answers come from if not from its own model: the `name` of a source "
-        "and its options. `model` is then read for its shape and tokenizer only.",
+        description="Where the teacher's answers come from, if not from its own model: the `name` "
+        "of a source and its options. `model` is then read for its shape and tokenizer only.",
     )
     tokenizer: str | None = Field(
         None,
@@ -206,8 +209,8 @@ class StudentConfig(Section):
     )
     vocabulary: Positive | None = Field(
         None,
-        description="Number of the teacher's tokens that it has: those of the texts of the run, "
-        "those that these need, and the most frequent others. Default: all.",
+        description="Number of tokens in the student's vocabulary: the teacher's tokens that the "
+        "texts of the run use, those that these need, and the most frequent others. Default: all.",
     )
     config: dict[str, Any] = Field(
         {},
@@ -300,14 +303,14 @@ class TaskConfig(Section):
     label: str | None = Field(None, description="Column of the label; found by name if unset.")
     target: str | None = Field(
         None,
-        description="Column with what causal-lm is to write after the text; only this is learned. "
-        "Default: the model learns the texts themselves.",
+        description="Column with the text that causal-lm learns to write after the row's text; "
+        "only this is learned. Default: the model learns the texts themselves.",
     )
     chat: bool | None = Field(
         None,
-        description="Whether causal-lm writes texts and targets as turns of a conversation, with "
-        "the tokenizer's chat template. Default: messages always; prompts and answers that are "
-        "found by name if there is a template; columns that are named here never.",
+        description="Whether causal-lm formats texts and targets as turns of a conversation, with "
+        "the tokenizer's chat template. Default: always for messages; for prompts and answers "
+        "that are found by name, if there is a template; never for columns that are named here.",
     )
     group: str | None = Field(
         None,
@@ -329,9 +332,10 @@ class TaskConfig(Section):
     )
     check: str | None = Field(
         None,
-        description="What tells right answers from wrong ones where models write some (`samples`, "
-        "`gkd eval --samples`): `package.module:function` of an installed package, which takes "
-        "`prompt`, `answer` and `target`, or a regular expression that an answer must have.",
+        description="How to tell right answers from wrong ones when models write answers "
+        "(`samples`, `gkd eval --samples`): `package.module:function` of an installed package, "
+        "which takes `prompt`, `answer` and `target`, or a regular expression that an answer must "
+        "have.",
     )
     max_length: Positive | None = Field(
         None,
@@ -340,9 +344,9 @@ class TaskConfig(Section):
     )
     packing: bool = Field(
         False,
-        description="Put several training rows into one of `max_length` tokens, where no token "
-        "sees another row; causal-lm only. Texts fill every block; texts with targets and "
-        "conversations stay whole.",
+        description="Pack several training rows into one sequence of `max_length` tokens, in "
+        "which no token sees another row; causal-lm only. Texts fill every sequence; texts with "
+        "targets and conversations are not split.",
     )
     mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.15, description="Share of tokens that masked-lm predicts."
@@ -489,7 +493,7 @@ class ParallelConfig(Section):
     timeout: Annotated[float, Field(gt=0, le=LONGEST_WAIT)] = Field(
         1800.0,
         description="Seconds that a process waits for the others, for example while the first one "
-        "saves a large student; then the run ends, and says where each process was.",
+        "saves a large student. After that, the run ends and reports where each process was.",
     )
     offload_optimizer: Offload = Field(
         "none", description="Where to offload the optimizer state; nvme needs zero = 3, cpu >= 1."
@@ -517,9 +521,9 @@ class ParallelConfig(Section):
 
 
 class RolloutConfig(BaseModel):
-    """Text that models write during training, in place of rows' own; causal-lm only.
+    """Text that models write during training instead of the rows' own; causal-lm only.
 
-    The options of the engine stand in the same table.
+    The options of the engine belong in the same table.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -536,25 +540,26 @@ class RolloutConfig(BaseModel):
     )
     prompt_tokens: Positive = Field(
         32,
-        description="First tokens of a row that are its prompt, unless the data says what the "
-        "prompt is. Losses count what follows the prompt, in rows of the data too.",
+        description="Number of tokens at the start of a row that are its prompt, unless the data "
+        "says what the prompt is. Losses count only what follows the prompt, also in rows of the "
+        "data.",
     )
     max_new_tokens: Positive = Field(
         64, description="Maximum number of tokens that a model writes after a prompt."
     )
     replay: Positive | None = Field(
         None,
-        description="Number of the student's texts that are kept. Its rows are then drawn from "
-        "them, and the share of its rows that it writes anew falls from 1 to 0 over the stage. "
-        "Default: it writes all of its rows anew.",
+        description="Number of the student's texts to keep. The student's rows are then drawn "
+        "from these, and the share of rows that it writes anew falls from 1 to 0 over the stage. "
+        "Default: the student writes all of its rows anew.",
     )
     adaptive: bool = Field(
         False,
-        description="`student` is only the first share: it grows by 0.1 whenever the validation "
-        "loss is `loss_rise` above the one at which it grew last, or else the first.",
+        description="Start with the share `student`, and raise it by 0.1 whenever the validation "
+        "loss is `loss_rise` above its value at the last raise, or at first above its first value.",
     )
     loss_rise: float = Field(
-        0.1, ge=0, description="Rise of the validation loss at which `adaptive` shares grow."
+        0.1, ge=0, description="Rise of the validation loss at which `adaptive` raises the share."
     )
 
     @model_validator(mode="after")
@@ -599,7 +604,7 @@ class RolloutConfig(BaseModel):
 class WritingConfig(Section):
     """Answers that the (first) teacher writes to all prompts of a stage before its first step.
 
-    They replace the data's and are kept in the run; causal-lm only.
+    They replace the answers in the data and are saved with the run; causal-lm only.
     """
 
     temperature: float = Field(
@@ -625,8 +630,8 @@ class WritingConfig(Section):
     max_new_tokens: Positive = Field(64, description="Maximum number of tokens of an answer.")
     ended: bool = Field(
         True,
-        description="Leave out answers that were cut at `max_new_tokens`. Where they are kept, the "
-        "student learns to end where they were cut.",
+        description="Leave out answers that were cut at `max_new_tokens`. If they are kept, the "
+        "student learns to stop where they were cut.",
     )
     min_tokens: Positive = Field(1, description="Leave out shorter answers.")
     distinct: bool = Field(
@@ -634,8 +639,8 @@ class WritingConfig(Section):
     )
     pattern: str | None = Field(
         None,
-        description="Leave out answers in which this regular expression finds nothing. Default: "
-        "any answer will do.",
+        description="Leave out answers in which this regular expression finds no match. Default: "
+        "accept any answer.",
     )
 
     @model_validator(mode="after")
@@ -721,10 +726,10 @@ class OutputConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Trackers: what keeps a record of the run besides its own directory."""
+    """Trackers, which record the run in addition to its own directory."""
 
     sinks: list[str] = Field(
-        [], description="Registered sinks that record the run as well, such as wandb or mlflow."
+        [], description="Registered sinks that also record the run, such as wandb or mlflow."
     )
     options: dict[str, Any] = Field(
         {}, exclude=True, description="Options by sink; written as `tracking.NAME.OPTION`."
@@ -761,7 +766,7 @@ class RunConfig(Section):
     )
     paper_values: bool = Field(
         False,
-        description="Train as the recipe says, even where the task adjusts recipes because its "
+        description="Train with the recipe's values, even if the task adjusts recipes because its "
         "rows and models are far smaller than those of the papers.",
     )
     teachers: list[TeacherConfig] = Field(
@@ -795,7 +800,7 @@ class RunConfig(Section):
     procedure: ProcedureConfig | None = Field(
         None, description="Generates the stages from options, in recipes such as `takd`."
     )
-    seed: Seed = Field(1, description="Seed of everything random.")
+    seed: Seed = Field(1, description="Seed of all random numbers.")
     stages: list[StageConfig] = Field(
         [],
         description="Stages, run in order; each continues with the previous one's student unless "
