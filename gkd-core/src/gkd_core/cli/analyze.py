@@ -19,12 +19,12 @@ from gkd_core.cli.json_output import json_option
 )
 @json_option()
 def analyze(runs: tuple[Path, ...], output: Path | None, as_json: bool) -> dict[str, Any] | None:
-    """Say why students are good: what goes with their quality.
+    """Show which distances correlate with the quality of students.
 
-    Of several runs, the distances that their probes measured last (gkd run --probe all) are
-    correlated with the quality of their students: a run is a point, and below 8 points nothing is
-    shown. Of one run: correlations of changes between its evaluations, the similarity of the layers
-    of student and teacher, and the rows on which they disagree most.
+    Given several runs, it correlates the distances that their probes measured last (gkd run --probe
+    all) with the quality of their students. Each run is one point; with fewer than 8 points,
+    nothing is shown. Given one run, it shows correlations of the changes between its evaluations,
+    the similarity of the layers of student and teacher, and the rows on which they disagree most.
     """
     from rich.console import Console
 

@@ -27,7 +27,7 @@ from gkd_core.cli.numeric import WholeRange
     type=WholeRange(1),
     default=20,
     show_default=True,
-    help="How often each model reads each size of batch.",
+    help="Number of times that each model reads each batch size.",
 )
 @click.option(
     "--threads", type=WholeRange(1), default=1, show_default=True, help="Threads of each model."
@@ -48,9 +48,9 @@ def bench(
     """Measure the latency and size of models side by side.
 
     DIR is a Hugging Face directory, such as RUN/student, or an export. The models take turns, batch
-    by batch, in one process; times are compared with the first. Memory is that of a process of its
-    own, beyond the libraries, with the largest batch. The report of a run whose models are among
-    them shows their quality against their latency.
+    by batch, in one process; times are compared with the first model's. Memory is measured in a
+    separate process for each model, with the largest batch, and without that of the libraries. If
+    models of a run are among them, the report of that run shows quality against latency.
     """
     from rich.console import Console
 

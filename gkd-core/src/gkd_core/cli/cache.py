@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @file_options
-@click.option("--teacher", multiple=True, help="Directory or hub id; only the first is asked.")
+@click.option(
+    "--teacher", multiple=True, help="Directory or hub id; only the first teacher is asked."
+)
 @click.option("--data", multiple=True, metavar="PATH[:WEIGHT]", help="Training rows, as for a run.")
 @click.option("--output", required=True, help="Directory for the answers.")
 @click.option(
@@ -26,18 +28,23 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "fp16", "bf16"]),
     default="fp16",
     show_default=True,
-    help="Data type of what is stored.",
+    help="Data type of the stored values.",
 )
 @click.option(
     "--form",
     type=click.Choice(["hidden", "logits", "top-k"]),
-    help="What is stored of the logits. Default: hidden of a language model, logits of others.",
+    help="Form in which the logits are stored. Default: hidden for a language model, logits for "
+    "others.",
 )
-@click.option("--k", type=WholeRange(1), help="Likeliest words of each token. Default: 64.")
+@click.option(
+    "--k",
+    type=WholeRange(1),
+    help="Number of likeliest words to store for each token. Default: 64.",
+)
 @click.option(
     "--temperature",
     type=RealRange(0, min_open=True),
-    help="What the logits of top-k are divided by: that of the method that learns. Default: 1.",
+    help="Divisor of the logits for top-k: the temperature of the method that learns. Default: 1.",
 )
 def cache(
     files: tuple[Path, ...],
@@ -50,11 +57,12 @@ def cache(
     k: int | None,
     temperature: float | None,
 ) -> None:
-    """Write a teacher's answers about training rows once.
+    """Store a teacher's answers to the training rows.
 
-    Runs with --teacher-cache learn from them without the teacher. Of a language model, what its
-    head gets at each token is stored, and the head, or with --form top-k its likeliest words; of a
-    classifier, its logits. Repeated after an interruption, the command adds what is missing.
+    Runs with --teacher-cache learn from them without the teacher. For a language model, the cache
+    holds the input of the head at each token and the head itself, or, with --form top-k, the
+    likeliest words. For a classifier, it holds the logits. Repeat the command after an interruption
+    to add what is missing.
     """
     from gkd_core.lease import hold
     from gkd_core.plugins import registry

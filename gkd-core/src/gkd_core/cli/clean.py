@@ -27,18 +27,18 @@ DAY = 24 * 60 * 60
     "--leftovers",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Instead, clear up what killed commands have left in this folder, such as runs.",
+    help="Instead, clean up what killed commands have left in this folder, such as runs.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clean(room: tuple[str, ...], leftovers: Path | None, yes: bool) -> None:
-    """Remove what the cache holds, or parts of it.
+    """Remove the contents of the cache, or parts of them.
 
-    A ROOM is a part of the cache, such as teachers or answers. What is removed, and how large it
-    is, is shown first. What a live run uses stays. Runs, students and data are never touched;
-    what is removed is made again when a run needs it.
+    A ROOM is a part of the cache, such as teachers or answers. The command first shows what it will
+    remove, and how large that is. It keeps whatever a live run uses, and never touches runs,
+    students and data. A run that needs something that was removed creates it again.
 
-    With --leftovers, runs and exports that were being replaced when a command was killed are put
-    back, and what is unfinished, or has been replaced, is removed.
+    With --leftovers, it restores runs and exports that were being replaced when a command was
+    killed, and removes whatever is unfinished or has been replaced.
     """
     if leftovers is None:
         _clean_cache(room, yes)

@@ -32,18 +32,28 @@ TRUST = ".trust_remote_code"
 @file_options
 @click.option("--task", help="Task by name, such as superglue/rte.")
 @click.option("--data", help="Rows to evaluate on: jsonl, csv, tsv, parquet, txt.")
-@click.option("--against", metavar="MODEL", help="Compare with another model, or kept predictions.")
-@click.option("--samples", type=WholeRange(1), help="Texts to let a language model continue.")
+@click.option(
+    "--against", metavar="MODEL", help="Compare with another model, or with stored predictions."
+)
+@click.option(
+    "--samples", type=WholeRange(1), help="Number of texts that a language model continues."
+)
 @click.option(
     "--tasks",
     metavar="NAMES",
-    help="Tasks of lm-evaluation-harness, or YAML files of such, with commas between.",
+    help="Tasks of lm-evaluation-harness, or YAML files that define tasks, separated by commas.",
 )
-@click.option("--num-fewshot", type=WholeRange(0), help="With --tasks: examples in a prompt.")
-@click.option("--limit", type=WholeRange(1), help="With --tasks: rows of each task.")
-@click.option("--apply-chat-template", is_flag=True, help="With --tasks: ask in conversations.")
-@click.option("--include-path", help="With --tasks: folder of further tasks.")
-@click.option("--output", help="New directory for what each model says of each row.")
+@click.option(
+    "--num-fewshot", type=WholeRange(0), help="With --tasks: number of examples in a prompt."
+)
+@click.option(
+    "--limit", type=WholeRange(1), help="With --tasks: maximum number of rows of each task."
+)
+@click.option(
+    "--apply-chat-template", is_flag=True, help="With --tasks: ask in the form of conversations."
+)
+@click.option("--include-path", help="With --tasks: folder with additional tasks.")
+@click.option("--output", help="New directory for the predictions of each model for each row.")
 @json_option()
 def evaluate(
     model: str,
@@ -59,10 +69,10 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Evaluate a model on the test rows of a task.
 
-    MODEL is a directory, a hub id, or a run: then its models are evaluated on its rows again, as
-    RUN/student or RUN/teacher is alone. FILE (the configuration of a run), --task and --set name
-    other rows; of a file that --data names, all are used. Without test rows, the validation rows
-    are. Nothing is written without --output.
+    MODEL is a directory, a hub id, or a run. The models of a run are evaluated again on its rows;
+    so is RUN/student or RUN/teacher alone. FILE (the configuration of a run), --task and --set
+    select other rows; --data selects all rows of a file. If there are no test rows, the validation
+    rows are used. Nothing is written without --output.
     """
     if against == model:
         raise click.UsageError("--against must name another model")

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     help="A Hugging Face directory, or an ONNX graph.",
 )
 @click.option(
-    "--quantize", type=click.Choice(["int8"]), help="With --format onnx: weights of 8 bits."
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="With --format onnx: store the weights in 8 bits.",
 )
 @click.option("--accept", is_flag=True, help="Keep the result even if the verification rejects it.")
 @click.option(
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     type=WholeRange(1),
     default=1000,
     show_default=True,
-    help="Largest number of rows to verify on.",
+    help="Maximum number of rows to verify on.",
 )
 @click.option("--opset", type=WholeRange(18), help="Version of the ONNX operators. [newest]")
 @click.option("--license", help="License of the model, for its card.")
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     metavar="OWNER/NAME",
     help="Upload it to this repository of the Hugging Face hub.",
 )
-@json_option(help="Print what the verification found as JSON.")
+@json_option(help="Print the result of the verification as JSON.")
 def export(
     run: Path,
     to: Path,
@@ -61,11 +63,10 @@ def export(
 ) -> dict[str, Any] | None:
     """Export the student of a finished run.
 
-    The result is compared with the student on the test rows of the run (the validation rows
-    without any), and takes its place only if both say the same. An earlier export there is
-    replaced. It has a model card (README.md), and lineage.json says what it was made from. Nothing
-    is uploaded without --push, which uses the token of `hf auth login`. A new repository is
-    private.
+    The result is compared with the student on the test rows of the run (or on its validation rows,
+    if it has no test rows), and is kept only if both agree. It replaces an earlier export in the
+    same place. It has a model card (README.md), and lineage.json records its origin. Nothing is
+    uploaded without --push, which uses the token of `hf auth login`. A new repository is private.
     """
     from dataclasses import asdict
 

@@ -23,10 +23,10 @@ SUFFIX = ".jinja"
 @click.argument("name")
 @click.option("--output", help="Directory to make. Default: gkd-method-NAME.")
 def new_method(name: str, output: str | None) -> None:
-    """Write a plugin package with a method NAME to begin with.
+    """Write a plugin package that contains a working method NAME.
 
     The folder contains pyproject.toml, the method in one file, its tests and a page. The method
-    works as it is, so that each change can be tried at once.
+    works as it is, so you can try each change at once.
     """
     from gkd_core.named_path import named_path
 

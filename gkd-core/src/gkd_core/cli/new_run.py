@@ -12,8 +12,8 @@ import click
 def new_run(teacher: str, data: str, output: str) -> None:
     """Write a commented run file for a teacher and rows.
 
-    Its comments say what was found out about both: kind of task, labels, lengths, blocks. No
-    weight is loaded, and a file that exists is not replaced.
+    Its comments describe both: kind of task, labels, lengths, blocks. No weight is loaded, and an
+    existing file is not replaced.
     """
     from gkd_core.atomic import write_file
     from gkd_core.distillation.run_file import run_file

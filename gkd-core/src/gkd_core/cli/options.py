@@ -178,7 +178,7 @@ _RUN: Sequence[Decorator] = (
         "--paper-values",
         is_flag=True,
         default=None,
-        help="Train as the recipe says, even where the task adjusts recipes.",
+        help="Train with the recipe's values, even if the task adjusts recipes.",
     ),
     *_MODELS_AND_DATA,
     click.option(
@@ -189,7 +189,7 @@ _RUN: Sequence[Decorator] = (
         "--track",
         multiple=True,
         metavar="NAME",
-        help="Record the run with this tracker as well, such as wandb or mlflow; repeatable.",
+        help="Also record the run with this tracker, such as wandb or mlflow; repeatable.",
     ),
     click.option(
         "--baseline/--no-baseline",
@@ -200,8 +200,9 @@ _RUN: Sequence[Decorator] = (
         "--probe",
         multiple=True,
         metavar="all|FEATURE",
-        help="Measure distances of features to the teacher's: all, hidden[*], ...; repeatable.",
+        help="Measure the distances of features from the teacher's: all, hidden[*], ...; "
+        "repeatable.",
     ),
-    click.option("--seed", type=Whole(), help="Seed of everything random. [1]"),
+    click.option("--seed", type=Whole(), help="Seed of all random numbers. [1]"),
     click.option("--nproc", type=Whole(), help="Processes on this machine, one per GPU. [1]"),
 )

@@ -79,7 +79,7 @@ def plan(
 
     Takes the settings of `gkd run` and simulates a training step. No weights are read and no GPU is
     needed: for a model that is not available yet, a directory with its config.json is enough. With
-    --memory, layouts are tried in turn: ZeRO first, then tensor parallelism, then host memory.
+    --memory, it tries layouts in this order: ZeRO, tensor parallelism, host memory.
     """
     if host_memory is not None and memory is None:
         raise click.UsageError("--host-memory limits a search: add --memory")

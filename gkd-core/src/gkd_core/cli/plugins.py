@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def plugins(as_json: bool) -> dict[str, Any] | None:
     """List the installed plugins and what they provide.
 
-    They are in the order of loading. The time is what it took to import a plugin and to ask what it
-    provides; the first one that needs torch waits for torch.
+    Plugins are listed in loading order. The time includes importing a plugin and asking what it
+    provides; the time of the first plugin that needs torch includes the import of torch.
     """
     from rich.console import Console
 

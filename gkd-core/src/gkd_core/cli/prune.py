@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=WholeRange(1),
     default=8,
     show_default=True,
-    help="The number of neurons in a block is a multiple of this.",
+    help="Keep the number of neurons in a block a multiple of this.",
 )
 @click.option(
     "--rows",
@@ -63,8 +63,8 @@ def prune(
     """Prune blocks, heads and neurons of a trained model.
 
     The parts least important for the labels of the training rows are removed first. The result is
-    saved as a model and compared with the original. It is meant to be trained further: name it as
-    the student of a run.
+    saved as a model and compared with the original. It is meant to be trained further, as the
+    student of a run.
     """
     from rich.console import Console
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     help="Share of the rows to repeat, if several processes divided them. [0]",
 )
 def replay(directory: Path, rank: int) -> None:
-    """Repeat the step at which a run ended, and say why.
+    """Repeat the step at which a run ended, and show why it ended.
 
-    The run in DIRECTORY ended because a loss or a gradient was not finite, and saved the step. It
-    is repeated in one process, which holds all models. The losses are compared with those of the
-    run, and the first module, or the term, that is not finite is named. Nothing is trained.
+    The run in DIRECTORY ended because a loss or a gradient was not finite, and saved the step. The
+    step is repeated in one process, which holds all models. The command compares the losses with
+    those of the run, and names the first module or term that is not finite. Nothing is trained.
     """
     from gkd_core.plugins import registry
     from gkd_core.runs.replay import replay as repeat

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seeds",
     type=WholeRange(min=2),
-    help="Run with this many seeds, from --seed on, each in a directory of its own.",
+    help="Run with this many seeds, starting at --seed, each in its own directory.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in the run directory.")
 @click.option("--resume", is_flag=True, help="Continue the run in the run directory.")

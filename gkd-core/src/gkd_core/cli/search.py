@@ -32,10 +32,10 @@ FOLDER = Path("searches/search")
 @click.option("--max-size", metavar="SIZE", help="Size of the weights in fp32, such as 20MB.")
 @click.option("--max-weights", metavar="NUMBER", help="Number of weights, such as 10M.")
 @click.option(
-    "--min-kept", metavar="SHARE", help="Share of the teacher's quality that suffices: 97%."
+    "--min-kept", metavar="SHARE", help="Share of the teacher's quality that is sufficient: 97%."
 )
 @click.option("--time", "duration", default="1h", help="Time for the search, such as 20min. [1h]")
-@click.option("--method", "methods", multiple=True, help="Method to choose from; repeatable.")
+@click.option("--method", "methods", multiple=True, help="A method to try; repeatable.")
 @click.option("--seeds", type=WholeRange(1), default=1, help="Seeds of the final student. [1]")
 @click.option("--threads", type=WholeRange(1), default=1, help="Threads of each model. [1]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder. [searches/search]")
@@ -54,13 +54,13 @@ def search(
     as_json: bool,
     **flags: Any,
 ) -> dict[str, Any] | None:
-    """Look for the best student within a budget.
+    """Search for the best student within a budget.
 
-    Shapes that miss the budget are dropped before anything is trained: the time for one sample is
-    measured on validation rows, and again at the end. Of the others, candidates are trained, with
-    methods, teacher blocks to start from and learning rates that optuna proposes; those that fall
-    behind are stopped. The best one on validation rows is compared with the same student that
-    learned from labels alone. The same command continues an interrupted search.
+    Shapes that exceed the budget are dropped before anything is trained: the time for one sample is
+    measured on validation rows, and again at the end. Candidates of the other shapes are trained
+    with methods, initial teacher blocks and learning rates that optuna proposes; those that fall
+    behind are stopped. The best candidate on validation rows is compared with the same student
+    trained on labels alone. Repeat the command to continue an interrupted search.
     """
     import torch
     from rich.console import Console

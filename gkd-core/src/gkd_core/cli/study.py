@@ -27,8 +27,8 @@ FOLDER = Path("studies")
 def study() -> None:
     """Compare methods, recipes or settings over seeds and tasks.
 
-    A study is a file of axes (toml, yaml, json). Each of its cells is a run of its own; a finished
-    one never runs again.
+    A study is a file of axes (toml, yaml, json). Each of its cells is a separate run; a finished
+    cell never runs again.
     """
 
 
@@ -61,7 +61,9 @@ def _study_command(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @study.command()
 @_study_command
-@click.option("--launcher", default="local", show_default=True, help="What starts the cells.")
+@click.option(
+    "--launcher", default="local", show_default=True, help="The launcher that starts the cells."
+)
 @click.option(
     "--option",
     "options",
@@ -71,13 +73,14 @@ def _study_command(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--jobs", type=WholeRange(1), help="Cells at a time. [as many as fit]")
 @click.option("--threads", type=WholeRange(1), help="Threads of a cell. [cores / jobs]")
-@click.option("--shard", metavar="INDEX/COUNT", help="Run a share of the cells only: 0/4.")
+@click.option("--shard", metavar="INDEX/COUNT", help="Run only a share of the cells: 0/4.")
 @click.option(
     "--shards",
     type=WholeRange(1),
-    help="Run a share of the cells, numbered by SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX.",
+    help="Run one of this many shares of the cells: the one in SLURM_ARRAY_TASK_ID or "
+    "JOB_COMPLETION_INDEX.",
 )
-@click.option("--rerun-stale", is_flag=True, help="Run cells of older code again.")
+@click.option("--rerun-stale", is_flag=True, help="Run cells again that were run with older code.")
 def run(
     name: str,
     output: Path | None,
@@ -94,8 +97,8 @@ def run(
 ) -> None:
     """Run the cells of a study that are not finished.
 
-    STUDY is a file, the folder of a study, or a study that comes with gkd. Whatever interrupted it,
-    the same command continues it.
+    STUDY is a file, the folder of a study, or a study that comes with gkd. If the command is
+    interrupted for any reason, repeat it to continue.
     """
     from gkd_core.cli.study_progress import StudyProgress
     from gkd_core.launchers.shard import read_shard
@@ -125,9 +128,9 @@ def plan(
     threads: int | None,
     **flags: Any,
 ) -> None:
-    """Show the cells of a study, and what they will cost on this machine.
+    """Show the cells of a study and their predicted cost on this machine.
 
-    For each method and shape a few steps are run and timed; what that shows is kept with the study.
+    For each method and shape, a few steps are run and timed; the results are stored with the study.
     """
     from rich.console import Console
 
@@ -193,7 +196,7 @@ def _status_of(arguments: Sequence[str]) -> int:
     "--output", type=click.Path(path_type=Path), help="Folder of the study. [studies/NAME]"
 )
 def status(name: str, output: Path | None) -> None:
-    """Show what has become of the cells of a study."""
+    """Show the state of each cell of a study."""
     from rich.console import Console
 
     from gkd_core.cli.study_progress import status_notes, status_table

@@ -19,10 +19,10 @@ from gkd_core.cli.json_output import json_option
 )
 @json_option()
 def report(name: str, output: Path | None, as_json: bool) -> dict[str, Any] | None:
-    """Say which cells of a study are better, worse or tied, and how sure that is.
+    """Show which cells of a study are better, worse or tied, and how certain that is.
 
     Students are compared with those of the baseline that have the same seed, on the same test rows.
-    What is best is chosen on validation rows. Writes study.html, report.md, report.json, tables
+    The best ones are chosen on validation rows. Writes study.html, report.md, report.json, tables
     (CSV) and figures (PNG); cells that are not finished are left out and named.
     """
     from rich.console import Console
