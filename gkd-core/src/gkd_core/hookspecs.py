@@ -58,7 +58,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def gkd_register_methods() -> Iterable[type[Method]]:
-    """Return distillation methods. Called once, when the first method is asked for."""
+    """Return distillation methods. Called once, when the first method is requested."""
 
 
 @hookspec
@@ -70,7 +70,7 @@ def gkd_register_combiners() -> Iterable[type[TeacherCombiner]]:
 def gkd_register_recipes() -> Iterable[Path | type[Procedure]]:
     """Return recipe files (`NAME.toml`): run files that `gkd run --recipe NAME` starts from.
 
-    With them the procedures that they leave their stages to (`procedure.name`).
+    Also return the procedures that generate their stages (`procedure.name`).
     """
 
 
@@ -101,12 +101,12 @@ def gkd_register_rollouts() -> Iterable[type[RolloutEngine]]:
 
 @hookspec
 def gkd_register_sinks() -> Iterable[type[Sink]]:
-    """Return what keeps a record of a run, chosen by `tracking.sinks`, or `--track NAME`."""
+    """Return trackers, which record a run, chosen by `tracking.sinks`, or `--track NAME`."""
 
 
 @hookspec
 def gkd_register_launchers() -> Iterable[type[Launcher]]:
-    """Return what starts cells of work, chosen by `--launcher NAME` of `gkd study run`."""
+    """Return launchers, which start cells, chosen by `--launcher NAME` of `gkd study run`."""
 
 
 @hookspec
@@ -116,12 +116,12 @@ def gkd_register_kinds() -> Iterable[type[TaskKind]]:
 
 @hookspec
 def gkd_register_commands() -> Iterable[click.Command]:
-    """Return commands of `gkd`. Called by every `gkd` command, also by `gkd --help`."""
+    """Return commands of `gkd`. Called by every `gkd` command, including `gkd --help`."""
 
 
 @hookspec
 def gkd_check_outline(outline: RunOutline) -> None:
-    """See what a run will compute, before any weight is loaded; raise a `GkdError` to refuse it.
+    """Inspect the outline of a run before any weight is loaded; raise a `GkdError` to reject it.
 
     Args:
         outline: Stages, methods, passes, captured tensors with shape and bytes, weights.
@@ -164,7 +164,7 @@ def gkd_evaluate(run: RunInfo, stage: StageInfo, step: Step, metrics: Mapping[st
 
 @hookspec
 def gkd_stage_end(run: RunInfo, stage: StageInfo, error: BaseException | None) -> None:
-    """Act when a stage is over, also when it failed.
+    """Act when a stage is over, even if it failed.
 
     Args:
         run: The run.

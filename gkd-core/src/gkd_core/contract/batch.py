@@ -24,7 +24,7 @@ ItemKind: TypeAlias = str
 those that a method declares; see `Items`."""
 
 RowSource = Literal["data", "student", "teacher"]
-"""What a row's text after the prompt comes from: the data, or a model that wrote it."""
+"""The origin of a row's text after the prompt: the data, or a model that wrote it."""
 
 ROW_SOURCES: tuple[RowSource, ...] = ("data", "student", "teacher")
 Output = Literal["classes", "binary", "value", "vector"]
@@ -138,7 +138,7 @@ class Batch:
         return self.mask & ~self.tokens.mask
 
     def written_by(self, source: RowSource) -> Tensor:
-        """Return which rows have their text from a source, bool `[B]`."""
+        """Return which rows have text from the given source, bool `[B]`."""
         if self.sources is None:
             return torch.full_like(self.rows, source == "data", dtype=torch.bool)
         return self.sources == ROW_SOURCES.index(source)
@@ -171,7 +171,7 @@ class Batch:
         return self.views.get(name, self)
 
     def items(self, name: str) -> Items:
-        """Return the items that the method declares under a name in `items`.
+        """Return the items that the method declared under this name in `items`.
 
         Raises:
             MethodError: It declares none of that name.
@@ -185,7 +185,7 @@ class Batch:
         return self._declared[kind]
 
     def declare(self, owner: str, masks: Mapping[str, Tensor]) -> None:
-        """Add the items that a method or combiner declares; those already there stay.
+        """Add the items that a method or combiner declares; existing ones are kept.
 
         Args:
             owner: Its name.
@@ -206,7 +206,7 @@ class Batch:
             self._declared.setdefault(kind, Items.where(kind, mask))
 
     def seen_by(self, owner: str) -> Batch:
-        """Return the batch as a method or combiner sees it: `items` are its own."""
+        """Return the batch as a method or combiner sees it, with its own `items`."""
         self._sets()  # found once: methods see the same ones
         seen = copy.copy(self)
         object.__setattr__(seen, "_owner", owner)
@@ -217,7 +217,7 @@ class Batch:
         return {items.kind: items.count if self.counted else 0 for items in self._sets()}
 
     def has_counted(self, items: Items) -> bool:
-        """Return whether items are among those that `counts` counts."""
+        """Return whether `counts` includes these items."""
         return any(items.kind == own.kind and items.mask is own.mask for own in self._sets())
 
     def _sets(self) -> tuple[Items, ...]:

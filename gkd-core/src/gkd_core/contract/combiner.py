@@ -49,7 +49,7 @@ class TeacherCombiner(MethodBase):
         validate(cls, "combiner")
 
     def check(self) -> None:
-        """Raise `MethodError` if it does not support `models`. Default: all are supported.
+        """Raise `MethodError` for unsupported models. Default: all are supported.
 
         Called before any weight is loaded.
         """

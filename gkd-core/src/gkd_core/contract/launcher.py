@@ -44,7 +44,7 @@ class CellJob:
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher is to do.
+    """The work of a launcher.
 
     Attributes:
         folder: The folder of the cells, where launchers may have files of their own.
@@ -64,7 +64,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class JobEvent:
-    """Something that has happened to a cell.
+    """The beginning or the end of a cell.
 
     Attributes:
         job: The cell.
@@ -111,7 +111,7 @@ class Launcher:
         self.config = self.Config() if config is None else config
 
     def check(self) -> None:
-        """Raise `ConfigError` if something that it needs is missing, before anything is started."""
+        """Raise `ConfigError` if a requirement is not met, before anything is started."""
 
     @abstractmethod
     def launch(self, launch: Launch) -> Generator[JobEvent, None, None]:

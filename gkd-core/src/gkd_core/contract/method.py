@@ -63,7 +63,7 @@ class Method(MethodBase):
             check_defaults(cls.Config, defaults, where)
 
     def check(self, models: Models) -> None:
-        """Raise `MethodError` if it does not support these models. Default: all are supported.
+        """Raise `MethodError` for unsupported models. Default: all are supported.
 
         Called before any weight is loaded.
         """
@@ -88,7 +88,7 @@ class Method(MethodBase):
         return student
 
     def softens_at(self, step: Step) -> Collection[float] | None:
-        """Return the temperatures at which it compares its teacher's distributions in this step.
+        """Return the temperatures at which the method compares distributions in this step.
 
         A method that does nothing else with the teacher's logits, and only at `batch.targets`, also
         learns from `TopKLogits` of that temperature; any other is rejected for a teacher whose

@@ -90,7 +90,7 @@ class MethodBase:
         self.config = self.Config() if config is None else config
 
     def fingerprint(self) -> str:
-        """Return what determines its results besides its code and its options. Default: nothing.
+        """Return whatever else determines the results, besides code and options. Default: nothing.
 
         A stage whose fingerprint is that of an earlier one is not trained again. Override it if an
         option names something that may change while its name stays the same. What files and

@@ -67,7 +67,7 @@ class ModelInfo:
         predicted: Predicted = "sample",
         is_lm: bool = False,
     ) -> ModelInfo:
-        """Read the shape from a configuration, as the adapter of a plugin does it if there is one.
+        """Read the shape from a configuration, with the adapter of a plugin if there is one.
 
         Args:
             name: `student`, or the teacher's name.
@@ -125,7 +125,7 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Models:
-    """The shapes of the student and of one teacher, and what they are for.
+    """The shapes of the student and of one teacher, and their task.
 
     Attributes:
         student: The student.

@@ -49,7 +49,7 @@ class TrainedWeight:
 
     @property
     def is_block_matrix(self) -> bool:
-        """Whether it is a matrix of a transformer block."""
+        """Whether the weight is a matrix of a transformer block."""
         return isinstance(self.part, int) and len(self.shape) == 2
 
 
@@ -155,7 +155,7 @@ class OptimizerFactory:
 
     @abstractmethod
     def build(self, groups: Sequence[dict[str, Any]]) -> Optimizer:
-        """Return the optimizer of some weights; it need not be called with all.
+        """Return an optimizer of some weights, which need not be all.
 
         Args:
             groups: Parameter groups, as PyTorch's optimizers take them: `params`, `weight_decay`
@@ -176,5 +176,5 @@ class OptimizerFactory:
         raise NotImplementedError
 
     def state_bytes(self, weight: TrainedWeight) -> int:
-        """Return the bytes that the state of a weight takes."""
+        """Return the size of a weight's state in bytes."""
         return sum(tensor.nbytes for tensor in self.state(weight).values())

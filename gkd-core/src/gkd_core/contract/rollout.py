@@ -104,7 +104,7 @@ class RolloutEngine:
         self.config = self.Config() if config is None else config
 
     def fingerprint(self) -> str:
-        """Return what determines its text besides its code and its options. Default: nothing.
+        """Return whatever else determines the text, besides code and options. Default: nothing.
 
         As `Method.fingerprint`, for an option that names, for example, a server.
         """

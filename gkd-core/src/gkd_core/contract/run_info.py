@@ -72,7 +72,7 @@ class LoadedModel(Protocol):
 
 
 class GradientEngine(Protocol):
-    """What accumulates the gradients of losses; see `StageInfo.train`."""
+    """Accumulates the gradients of losses; see `StageInfo.train`."""
 
     def forward(self, loss: Callable[[], Tensor]) -> Tensor:
         """Compute the loss of a micro-batch in the precision of the stage, and return it."""
@@ -167,7 +167,7 @@ class StageInfo(ABC):
         epochs: int,
         name: str,
     ) -> None:
-        """Train other weights than the student's on the training rows; every rank must call it.
+        """Train weights other than the student's on the training rows; every rank must call it.
 
         The batches, the optimizer and its settings are the stage's. Random draws, such as those of
         dropout, depend on the seed and `name` only, and do not change those of the stage.

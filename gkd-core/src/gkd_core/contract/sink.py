@@ -51,10 +51,10 @@ class Sink:
         self.config = self.Config() if config is None else config
 
     def check(self) -> None:
-        """Raise `ConfigError` if something that it needs is missing, before anything is read."""
+        """Raise `ConfigError` if a requirement is not met, before anything is read."""
 
     def start(self, run: RunInfo, settings: Mapping[str, Any]) -> None:
-        """Begin the record of a run, or go on with it if the run is resumed.
+        """Begin the record of a run, or continue it if the run is resumed.
 
         Args:
             run: The run. Files of the sink belong in `run.directory / self.name`, where a resumed
@@ -63,7 +63,7 @@ class Sink:
         """
 
     def start_stage(self, name: str, total: int, done: int) -> None:
-        """Begin a stage of `total` steps, or go on with it after `done` of them.
+        """Begin a stage of `total` steps, or continue it after `done` of them.
 
         Steps after those, if the run got that far before it was interrupted, come again.
         """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 BLANK = "[BLANK]"
-"""Stands in a text for what the kinds `masked-cloze` and `causal-cloze` fill in."""
+"""The placeholder in a text that the kinds `masked-cloze` and `causal-cloze` fill in."""
 
 
 class Fit(IntEnum):
@@ -199,7 +199,7 @@ class Task:
 
     @classmethod
     def facts(cls) -> dict[str, str]:
-        """Return what `gkd tasks` says of it besides its docstring, by name.
+        """Return facts, by name, that `gkd tasks` shows below the docstring.
 
         Returns:
             `kind` (of the rows), `metric` (that selects the best student), `data` (what the user
@@ -230,7 +230,7 @@ class Task:
         return {}
 
     def check(self) -> None:
-        """Raise `DataError` or `ConfigError` for problems that show before any row is read."""
+        """Raise `DataError` or `ConfigError` for problems found before any row is read."""
 
     def files(self) -> Mapping[str, Path] | None:
         """Return the files that `load` reads, by any name, if nothing else determines the rows.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 Answer: TypeAlias = Tensor | Logits | Relation
-"""What a method may read of a model: a tensor, logits in any form, or the site `attention`."""
+"""A value that a method may read: a tensor, logits in any form, or the site `attention`."""
 
 
 class Features:
@@ -425,7 +425,7 @@ class Layers:
 
     @property
     def cls(self) -> Layers:
-        """The layers reduced to the summarizing position: `[B, D]` each."""
+        """The layers reduced to the summary position: `[B, D]` each."""
         return Layers(self._view, self._site, "cls")
 
     @property

@@ -93,7 +93,7 @@ class OperationContext:
     inputs: Mapping[str, Mapping[str, Tensor]]
 
     def gradient(self, loss: Tensor, tensor: Tensor) -> Tensor:
-        """Return the gradient of a scalar loss with respect to a tensor read of the student.
+        """Return the gradient of a scalar loss with respect to a tensor of the student.
 
         It takes a separate backward pass, in which no parameter receives a gradient.
         """
@@ -125,7 +125,7 @@ class Operation(ABC):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Paths of earlier passes that it needs."""
+        """Paths of earlier passes that the operation needs."""
         return ()
 
     def path(self, owner: str) -> Path:
@@ -321,7 +321,7 @@ def chain(blocks: Sequence[nn.Module]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass of one method's own, besides the main one.
+    """A forward pass that belongs to one method, in addition to the main pass.
 
     Attributes:
         name: Its name in paths: `student@NAME.hidden[2]`.

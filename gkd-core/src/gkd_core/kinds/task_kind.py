@@ -127,7 +127,7 @@ class TaskKind:
         return hash(type(self))
 
     def counts_as(self, names: Collection[str]) -> bool:
-        """Return whether it, or a kind that its class extends, is among those named."""
+        """Return whether this kind, or one that its class extends, is among those named."""
         return any(getattr(base, "name", None) in names for base in type(self).__mro__)
 
     # The model
@@ -318,7 +318,7 @@ class TaskKind:
     # Rows without labels
 
     def any_labels(self, split: Split, classes: Sequence[str]) -> Sequence[Any]:
-        """Return a label for each row of a split of which only the predictions matter.
+        """Return a placeholder label for each row of a split without labels.
 
         Args:
             split: Rows without labels.
@@ -327,7 +327,7 @@ class TaskKind:
         return [0] * len(split)
 
     def answers(self, predictions: Any, split: Split, classes: Sequence[str]) -> Sequence[Any]:
-        """Return predictions as labels, by which another model can be judged.
+        """Return predictions as labels, so that another model can be compared with them.
 
         Args:
             predictions: Those of an `Evaluation` of the split.
@@ -337,7 +337,7 @@ class TaskKind:
         return predictions.tolist() if isinstance(predictions, Tensor) else list(predictions)
 
     def shown(self, labels: Tensor | Sequence[Any], classes: Sequence[str]) -> list[Any]:
-        """Return labels or predictions as files have them: with names in the place of class ids.
+        """Return labels or predictions as files have them, with names instead of class ids.
 
         Args:
             labels: Labels of rows, or predictions of an `Evaluation`.
@@ -359,7 +359,7 @@ class TaskKind:
         return logits
 
     def prepare(self, model: PreTrainedModel, classes: Sequence[str]) -> None:
-        """Let the output of a model have the `logits` of this kind, unless it has them already.
+        """Make a model output the `logits` of this kind, unless it does so already.
 
         Args:
             model: The model, with a head for this kind.
@@ -369,7 +369,7 @@ class TaskKind:
             read_output(model, self.logits, self.markers)
 
     def observe(self, logits: Logits, batch: Batch) -> Any:
-        """Return what the evaluation keeps of a batch, on the CPU.
+        """Return the values of a batch that the evaluation keeps, on the CPU.
 
         It is sent to other ranks: tensors, arrays, numbers, texts, and lists, tuples, mappings and
         dataclasses of them.
@@ -447,7 +447,7 @@ class TaskKind:
         return list(map(_equal, predictions, gold))
 
     def divergences(self, values: NDArray[np.float64], split: Encoded) -> NDArray[np.float64]:
-        """Return the divergence of two models for each row, of a kind that keeps no scores.
+        """Return the divergence of two models for each row, for a kind that keeps no scores.
 
         Args:
             values: The sum over the predictions of each row that the models read.
@@ -456,7 +456,7 @@ class TaskKind:
         return values
 
     def guess(self, labels: Sequence[Any] | None) -> float | None:
-        """Return what the main metric is without looking at the text; None if it is not known."""
+        """Return the main metric of guesses that ignore the text; None if it is not known."""
         return None
 
     def agreement(self, mine: Any, theirs: Any) -> float | None:
@@ -471,11 +471,11 @@ class TaskKind:
     # Planning
 
     def one_row(self, split: Split) -> Split:
-        """Return a row that stands for those of a split where only its shape matters."""
+        """Return a representative row of a split, for uses in which only its shape matters."""
         return take(split, [0])
 
     def planned(self, rows: int, length: int, token: int, classes: Sequence[str]) -> Encoded:
-        """Return rows to simulate a step with, as long as they may be.
+        """Return rows of maximum length to simulate a step with.
 
         Args:
             rows: Number of rows.
@@ -500,7 +500,7 @@ class TaskKind:
         token: int,
         classes: Sequence[str],
     ) -> Encoded:
-        """Return rows as `planned` does, with what else of a split determines the cost of a step.
+        """Return rows as `planned` does, with other properties of a split that affect the cost.
 
         Args:
             split: Rows of the task.

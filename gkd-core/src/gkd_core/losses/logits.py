@@ -114,7 +114,7 @@ ModelLogits: TypeAlias = Tensor | LinearLogits
 """Logits `[*items, V]` that a model computes, dense or not yet computed."""
 
 Logits: TypeAlias = ModelLogits | TopKLogits
-"""Logits `[*items, V]`, dense or not yet computed; of a teacher, perhaps the likeliest only."""
+"""Logits `[*items, V]`, dense or not yet computed; those of a teacher may be the likeliest only."""
 
 
 def vocabulary_of(logits: Logits) -> Vocabulary:

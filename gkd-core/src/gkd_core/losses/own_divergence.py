@@ -30,7 +30,7 @@ PIECES = 4
 
 
 class CustomDivergence(Protocol):
-    """A divergence, called as `kl` is."""
+    """A divergence, called like `kl`."""
 
     def __call__(
         self,
@@ -44,7 +44,7 @@ class CustomDivergence(Protocol):
 
 
 def divergence(rule: DivergenceRule) -> CustomDivergence:
-    """Return the divergence that a rule defines, to be called as `kl` is.
+    """Return the divergence that a rule defines; call it like `kl`.
 
     The rule is applied to a few rows at a time and differentiated there, so that neither logits nor
     intermediate results are ever held as a whole. It receives the log-probabilities of student and

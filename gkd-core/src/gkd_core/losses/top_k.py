@@ -20,7 +20,7 @@ NONE = -1
 
 @dataclass(frozen=True)
 class TopKLogits:
-    """A teacher's logits of which the likeliest words are known, softened, and all others as one.
+    """A teacher's softened logits of its likeliest words, with all other words as one outcome.
 
     A divergence compares the teacher's distribution over these words and the tail, which is all
     others together, with the student's. By the data-processing inequality, a KL divergence, also of

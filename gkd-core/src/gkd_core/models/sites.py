@@ -120,7 +120,7 @@ class Sites:
         return self._recorded("hidden_states", base) or self._only_list(base)
 
     def find_attentions(self) -> Sequence[nn.Module]:
-        """Return the self-attention module of each block; nothing if some block has none."""
+        """Return the self-attention module of each block; nothing if any block has none."""
         found = [
             self._recorded("attentions", block)
             or [module for module in block.modules() if isinstance(module, Headless)]

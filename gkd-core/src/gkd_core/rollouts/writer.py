@@ -56,7 +56,7 @@ class Writer:
         return self._extractor.model
 
     def start(self, prompts: Prompts) -> Decoding:
-        """Read the prompts, padded on the left, and return what to continue.
+        """Read the prompts, padded on the left, and return the rows to continue.
 
         Args:
             prompts: The prompts.

@@ -33,13 +33,13 @@ class StudyTable(BaseModel):
 
 
 class Constraint(StudyTable):
-    """Cells that make no sense, and why."""
+    """Cells to leave out, and the reason."""
 
     when: dict[str, AxisValue | list[AxisValue]] = Field(
         min_length=1,
         description="Values of axes, or lists of values; a cell that has one of each is dropped.",
     )
-    reason: str = Field(description="Why, as it is shown.")
+    reason: str = Field(description="The reason, as it is shown.")
 
     def holds(self, axes: Mapping[str, AxisValue]) -> bool:
         """Tell whether it drops a cell.
@@ -85,7 +85,7 @@ class StudyConfig(StudyTable):
     """A study: the axes, how cells are made of them, and the settings that all cells share."""
 
     title: str = Field("", description="Title of the report.")
-    description: str = Field("", description="What the study asks.")
+    description: str = Field("", description="The question that the study answers.")
     design: Design = Field(
         "grid",
         description="`grid`: every combination; `one-factor-at-a-time`: the baseline, and every "
@@ -102,7 +102,7 @@ class StudyConfig(StudyTable):
         description="Settings of named values, by axis and name: [values.knowledge.attention].",
     )
     cells: list[dict[str, AxisValue]] = Field(
-        [], description="The cells of a `list`: the value of each on every axis that it names."
+        [], description="The cells of a `list`, each as its values on the axes that it names."
     )
     baseline: dict[str, AxisValue] = Field(
         {},
@@ -121,8 +121,8 @@ class StudyConfig(StudyTable):
     )
     keep: Keep = Field(
         "best",
-        description="Which students stay on the disk: the best of each task on validation rows, "
-        "all, or none. Predictions always stay.",
+        description="Which students to keep on disk: the best of each task on validation rows, "
+        "all, or none. Predictions are always kept.",
     )
 
     @field_validator("axes", mode="before")

@@ -71,14 +71,14 @@ class AnswerSource:
                 raise PluginError(f"{where}: option `{option}` needs a description")
 
     def check(self) -> None:
-        """Raise a `GkdError` for what is wrong with its options. Default: nothing is.
+        """Raise a `GkdError` if an option is invalid. Default: all are valid.
 
         Called before any weight is loaded.
         """
 
     @abstractmethod
     def missing(self, capture: Capture) -> str | None:
-        """Return why it cannot give a tensor of the teacher; None if it can.
+        """Return why the source cannot provide a tensor of the teacher; None if it can.
 
         Called before any weight is loaded: a run whose methods read the tensor is rejected.
 
@@ -105,7 +105,7 @@ class AnswerSource:
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a text that is the same only for the same answers, such as a hash of a file.
+        """Return a text that identifies the answers, such as the hash of a file.
 
         A stage with the same teachers and settings as an earlier one reuses its student.
         """

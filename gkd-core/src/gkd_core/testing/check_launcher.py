@@ -27,7 +27,7 @@ PATIENCE = 60
 
 
 def check_launcher(launcher: type[Launcher], options: Mapping[str, Any] | None = None) -> None:
-    """Check a launcher that runs cells itself: one that only hands them to a queue has no events.
+    """Check a launcher that runs cells itself, rather than handing them to a queue.
 
     It runs every command once, tells when each begins and how it ends, in this order, and asks
     those that run to stop when it is closed.

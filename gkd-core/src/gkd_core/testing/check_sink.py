@@ -31,7 +31,7 @@ AWKWARD = {"loss/2*pkd": float("nan"), "train/gradient_norm": float("inf"), "los
 
 
 def check_sink(sink: type[Sink], options: Mapping[str, Any] | None = None) -> None:
-    """Check a sink with what it is told in a run that is interrupted, resumed, and fails later.
+    """Check a sink with the calls of a run that is interrupted, resumed, and fails later.
 
     It takes all of it: stages of any names, numbers that are not finite, texts of several lines,
     files, and a run without any stage. It changes nothing that it is given, and draws nothing from

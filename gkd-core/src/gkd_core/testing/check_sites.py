@@ -34,7 +34,7 @@ def check_sites(
     kinds: Sequence[str] = ("classification",),
     ranks: int = 1,
 ) -> None:
-    """Check sites, and what an adapter says of its architecture, on a random model in fp64.
+    """Check sites, and an adapter's statements about its architecture, on a random fp64 model.
 
     Capturing changes nothing, the blocks run in order and end in what the base model returns,
     attention and neurons have the shapes and relations that their names promise, and a shallower

@@ -26,7 +26,7 @@ Inputs = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not as it was when a run was interrupted.
+    """A change since a run was interrupted.
 
     Attributes:
         name: What it is.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Adafactor(OptimizerFactory):
     """The second moment of a matrix as the product of its row and column means; no first moment.
 
-    A step is relative to the root mean square of the weight: `training.lr` bounds that relation,
-    so that rates from 1e-3 to 1e-2 are usual. `beta1`, `beta2` and `eps` of the `training` table
+    A step is relative to the root mean square of the weight: `training.lr` bounds this ratio,
+    so rates from 1e-3 to 1e-2 are usual. `beta1`, `beta2` and `eps` of the `training` table
     do not apply.
     """
 
