@@ -1,9 +1,10 @@
-"""One study of nine tiny cells, for clusters."""
+"""One study of nine tiny cells, and a cache of four shards, for clusters."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -100,3 +101,61 @@ def locally(world, tmp_path_factory):
     made = _nine_cells(tmp_path_factory.mktemp("locally"), world, STUDY)
     assert made.run("--threads", "1") == 0
     return made
+
+
+class FourShards:
+    """A cache of answers in a folder of its own, and what has become of it."""
+
+    def __init__(self, folder, world):
+        self.folder = folder
+        self.path = folder / "answers"
+        draw, words = random.Random(1), (world / "corpus.txt").read_text().split()
+        texts = (" ".join(draw.choices(words, k=8)) for _ in range(4000))
+        (folder / "corpus.txt").write_text("".join(f"{text}\n" for text in texts))
+        settings = ("--set", "task.kind=causal-lm", "--set", "task.max_length=32")
+        self._about = ("--teacher", world / "lm-decoder", "--data", "corpus.txt", *settings)
+
+    def start(self, *arguments):
+        line = [sys.executable, "-m", "gkd_core.cli", "cache", *map(str, self._about)]
+        own = os.environ | {"GKD_CACHE": str(self.folder / "cache"), "OMP_NUM_THREADS": "1"}
+        command = [*line, "--output", "answers", *arguments]
+        return subprocess.Popen(command, cwd=self.folder, env=own)
+
+    @property
+    def is_finished(self):
+        """Whether the manifest names all shards."""
+        manifest = self.path / "manifest.json"
+        return manifest.exists() and len(json.loads(manifest.read_text())["parts"]) == 4
+
+    def is_being_written(self):
+        return any(self.path.glob(".shard-*.lease"))
+
+    def answers(self):
+        found = (*self.path.glob("*.json"), *self.path.glob("*.safetensors"))
+        return {path.name: path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def four_shards(world, tmp_path):
+    return FourShards(tmp_path, world)
+
+
+@pytest.fixture(scope="session")
+def written_here(world, tmp_path_factory):
+    """The files of the cache as one process writes it."""
+    made = FourShards(tmp_path_factory.mktemp("here"), world)
+    assert made.start().wait(240) == 0
+    return made.answers()
+
+
+def _wait_for(condition, seconds=600):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def wait_for():
+    """Wait until a condition holds: `wait_for(condition, seconds)`."""
+    return _wait_for

@@ -1,4 +1,4 @@
-"""Studies on a real Ray cluster: three nodes on this machine, which are killed meanwhile."""
+"""Studies and a cache of answers on a real Ray cluster: three nodes, which are killed meanwhile."""
 
 import os
 import signal
@@ -95,6 +95,19 @@ def test_command_given_again_goes_on_after_the_head_was_restarted(cluster, nine_
     nine_cells.assert_equal(locally)
     attempts = nine_cells.attempts()
     assert {attempts[name]["count"] for name in before} == {1}  # a finished cell never runs again
+
+
+def test_cache_has_the_bytes_of_one_process_though_a_node_dies(
+    cluster, four_shards, written_here, wait_for
+):
+    command = four_shards.start(*cluster.options, "--cells", "3")
+    wait_for(four_shards.is_being_written)
+    cluster.kill_a_node()
+    while (status := command.wait(600)) == 75:  # a shard's writer was seen as it was dying
+        command = four_shards.start(*cluster.options, "--cells", "3")
+    assert status == 0
+    assert four_shards.is_finished
+    assert four_shards.answers() == written_here
 
 
 def test_missing_cluster_is_named(nine_cells, capfd):

@@ -1,4 +1,4 @@
-"""Studies on a real SLURM cluster; SLURM_CONF names it."""
+"""Studies and a cache of answers on a real SLURM cluster; SLURM_CONF names it."""
 
 import os
 import re
@@ -58,3 +58,17 @@ def test_job_at_its_time_limit_is_requeued_until_all_is_done(nine_cells, locally
     nine_cells.wait_for(lambda: _restarts(job) >= 1, seconds=300)
     nine_cells.wait_for(lambda: not _ask("squeue", "--noheader"), seconds=1800)
     nine_cells.assert_equal(locally)
+
+
+@pytest.mark.usefixtures("jobs")
+def test_cache_has_the_bytes_of_one_process_though_a_job_is_requeued(
+    four_shards, written_here, wait_for
+):
+    slurm = ("--launcher", "slurm", "--option", "submit=true", "--threads", "1", "--cells", "2")
+    assert four_shards.start(*slurm).wait(240) == 0
+    array = _ask("squeue", "--noheader", "--format=%F").split()[0]
+    wait_for(four_shards.is_being_written)
+    _ask("scontrol", "requeue", f"{array}_0")
+    wait_for(lambda: four_shards.is_finished)
+    wait_for(lambda: not _ask("squeue", "--noheader"))
+    assert four_shards.answers() == written_here

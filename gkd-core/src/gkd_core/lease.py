@@ -32,6 +32,10 @@ _SINCE = "since="
 """The line that gkd adds to a marker; filelock ignores keys that it does not know."""
 
 
+class HeldElsewhere(ConfigError):
+    """Another process holds a lease."""
+
+
 class LeaseLost(GkdError):
     """What this process was writing has passed to another process."""
 
@@ -97,7 +101,7 @@ def hold(path: Path, chosen_with: str = "--output") -> Iterator[Lease]:
         chosen_with: The option that names another place.
 
     Raises:
-        ConfigError: Another process holds it.
+        HeldElsewhere: Another process holds it.
         OSError: The marker cannot be written.
     """
     if is_inherited(path):
@@ -129,7 +133,7 @@ def refuse_held(path: Path) -> None:
     """Refuse to write something whose lease another process holds.
 
     Raises:
-        ConfigError: Another process holds it.
+        HeldElsewhere: Another process holds it.
     """
     found = holder(path)
     if found is not None and not is_inherited(path):
@@ -142,8 +146,8 @@ def is_inherited(path: Path) -> bool:
     return owner is not None and owner.token == os.environ.get(TOKEN, "")
 
 
-def _held(path: Path, found: Holder | None, chosen_with: str = "--output") -> ConfigError:
-    return ConfigError(
+def _held(path: Path, found: Holder | None, chosen_with: str = "--output") -> HeldElsewhere:
+    return HeldElsewhere(
         f"{path} is being written by {found or 'another process'}. Wait for it or stop it, or "
         f"choose another directory with {chosen_with}"
     )

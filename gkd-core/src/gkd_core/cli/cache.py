@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gkd_core.cli.errors import FAILURE, INTERRUPTED, RESUMABLE
+from gkd_core.cli.launching import launch_options, make_launcher, share_of, stoppable
 from gkd_core.cli.numeric import RealRange, WholeRange
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 from gkd_core.named_path import named_path
 
 if TYPE_CHECKING:
+    from gkd_core.contract.launcher import Launcher
+    from gkd_core.launchers.shard import Shard
+    from gkd_core.runs.answer_cache import BegunCache
     from gkd_core.teachers.answer_cache import CacheManifest
     from gkd_core.teachers.answer_form import FormName, StoredType
+    from gkd_core.training.stage_spec import StageSpec
 
 
 @click.command()
@@ -46,6 +55,12 @@ if TYPE_CHECKING:
     type=RealRange(0, min_open=True),
     help="Divisor of the logits for top-k: the temperature of the method that learns. Default: 1.",
 )
+@click.option(
+    "--cells",
+    type=WholeRange(1),
+    help="Cells that divide the shards; each loads the teacher. [one for each shard]",
+)
+@launch_options(None)
 def cache(
     files: tuple[Path, ...],
     settings: tuple[str, ...],
@@ -56,33 +71,135 @@ def cache(
     form: FormName | None,
     k: int | None,
     temperature: float | None,
+    cells: int | None,
+    launcher: str | None,
+    options: tuple[str, ...],
+    jobs: int | None,
+    threads: int | None,
+    shard: str | None,
+    shards: int | None,
 ) -> None:
     """Store a teacher's answers to the training rows.
 
     Runs with --teacher-cache learn from them without the teacher. For a language model, the cache
     holds the input of the head at each token and the head itself, or, with --form top-k, the
     likeliest words. For a classifier, it holds the logits. Repeat the command after an interruption
-    to add what is missing.
+    to add what is missing. Several commands can write one cache at once, also on machines that
+    share the directory: each shard is written by one of them. --launcher starts such processes.
     """
-    from gkd_core.lease import hold
-    from gkd_core.plugins import registry
-    from gkd_core.runs.answer_cache import Storage, write_cache
-    from gkd_core.runs.run import prepare_run
-
-    flags: dict[str, Any] = {"data": data, "teacher": teacher}
-    resolved = RunOptions(
-        files, None, ("method=soft", "baseline=false", *settings), flags
-    ).resolve()
-    show_warnings(resolved)
-    spec = prepare_run(resolved, registry())[-1]
-    folder = named_path(output)
     for flag, value in (("--k", k), ("--temperature", temperature)):
         if value is not None and form != "top-k":
             raise click.UsageError(f"{flag} is an option of --form top-k")
-    storage = Storage(dtype, form, k or Storage.k, temperature or Storage.temperature)
-    with hold(folder):
-        manifest = write_cache(spec, registry(), folder, storage, click.echo)
-    click.echo(_summary(manifest, folder))
+    for flag, given in (("--cells", cells), ("--jobs", jobs), ("--threads", threads)):
+        if given is not None and launcher is None:
+            raise click.UsageError(f"{flag} is about the cells of a --launcher: name one")
+    about = _Answers(files, settings, teacher, data, output, dtype, form, k, temperature)
+    share = share_of(shard, shards)
+    with stoppable():
+        if launcher is None:
+            about.write(share)
+        else:
+            about.launch(make_launcher(launcher, options), share, cells, jobs, threads)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the command was given about the answers to write."""
+
+    files: tuple[Path, ...]
+    settings: tuple[str, ...]
+    teacher: tuple[str, ...]
+    data: tuple[str, ...]
+    output: str
+    dtype: StoredType
+    form: FormName | None
+    k: int | None
+    temperature: float | None
+
+    def write(self, share: Shard) -> None:
+        """Write a share of the shards in this process."""
+        from gkd_core.plugins import registry
+        from gkd_core.runs.answer_cache import write_cache
+
+        spec = self._spec()
+        begun = self._begin(spec, spec.config.parallel.device)
+        write_cache(spec, registry(), begun, click.echo, share)
+        is_mine = share.of(range(begun.manifest.shards), str)
+        _end(begun, {RESUMABLE} if begun.progress.left.intersection(is_mine) else {0})
+
+    def launch(
+        self,
+        launcher: Launcher,
+        share: Shard,
+        cells: int | None,
+        jobs: int | None,
+        threads: int | None,
+    ) -> None:
+        """Write a share of the shards in cells."""
+        from gkd_core.runs.answer_cells import Cells, launch_cells
+
+        launcher.check()
+        spec = self._spec()
+        device = spec.config.parallel.device.replace("cuda", "auto")  # there may be none here
+        begun = self._begin(spec, device)
+        divided = Cells(self._command(), share, cells, jobs, threads)
+        _end(begun, launch_cells(spec, begun, divided, launcher, click.echo))
+
+    def _spec(self) -> StageSpec:
+        from gkd_core.plugins import registry
+        from gkd_core.runs.run import prepare_run
+
+        flags: dict[str, Any] = {"data": self.data, "teacher": self.teacher}
+        settings = ("method=soft", "baseline=false", *self.settings)
+        resolved = RunOptions(self.files, None, settings, flags).resolve()
+        show_warnings(resolved)
+        return prepare_run(resolved, registry())[-1]
+
+    def _begin(self, spec: StageSpec, device: str) -> BegunCache:
+        from gkd_core.distributed.device import pick_device
+        from gkd_core.runs.answer_cache import BegunCache, Storage
+
+        k, temperature = self.k or Storage.k, self.temperature or Storage.temperature
+        storage = Storage(self.dtype, self.form, k, temperature)
+        begun = BegunCache.begin(spec, named_path(self.output), storage, pick_device(device))
+        click.echo(str(begun.progress))
+        return begun
+
+    def _command(self) -> tuple[str, ...]:
+        """Return the command that writes all shards in one process."""
+        options = (
+            *(("--teacher", teacher) for teacher in self.teacher),
+            *(("--data", data) for data in self.data),
+            *(("--set", setting) for setting in self.settings),
+            ("--output", self.output),
+            ("--dtype", self.dtype),
+            ("--form", self.form),
+            ("--k", self.k),
+            ("--temperature", self.temperature),
+        )
+        given = (str(part) for option in options if option[1] is not None for part in option)
+        return (sys.executable, "-m", "gkd_core.cli", "cache", *map(str, self.files), *given)
+
+
+def _end(begun: BegunCache, statuses: Collection[int]) -> None:
+    """Say what is stored, or how far it is.
+
+    Args:
+        begun: The cache.
+        statuses: The exit statuses of those who wrote it.
+
+    Raises:
+        SystemExit: Somebody failed, or is still writing what this command was to write.
+    """
+    manifest = begun.finish()
+    if manifest.is_finished:
+        click.echo(_summary(manifest, begun.folder))
+        return
+    click.echo(str(begun.progress))
+    if any(status not in (0, RESUMABLE, INTERRUPTED) for status in statuses):
+        sys.exit(FAILURE)
+    if any(statuses):
+        sys.exit(RESUMABLE)
 
 
 def _summary(manifest: CacheManifest, folder: Path) -> str:

@@ -65,7 +65,7 @@ def search(
     import torch
     from rich.console import Console
 
-    from gkd_core.cli.study import stoppable
+    from gkd_core.cli.launching import stoppable
     from gkd_core.plugins import registry
     from gkd_core.studies.budget import SECONDS, Budget, amount
     from gkd_core.studies.search import StudentSearch

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gkd_core.cli.errors import RESUMABLE, Stopped
+from gkd_core.cli.errors import RESUMABLE
+from gkd_core.cli.launching import launch_options, make_launcher, share_of, stoppable
 from gkd_core.cli.numeric import WholeRange
 from gkd_core.cli.options import RunOptions, study_options
 from gkd_core.cli.study_report import report
@@ -61,25 +60,7 @@ def _study_command(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @study.command()
 @_study_command
-@click.option(
-    "--launcher", default="local", show_default=True, help="The launcher that starts the cells."
-)
-@click.option(
-    "--option",
-    "options",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Set an option of the launcher; repeatable.",
-)
-@click.option("--jobs", type=WholeRange(1), help="Cells at a time. [as many as fit]")
-@click.option("--threads", type=WholeRange(1), help="Threads of a cell. [cores / jobs]")
-@click.option("--shard", metavar="INDEX/COUNT", help="Run only a share of the cells: 0/4.")
-@click.option(
-    "--shards",
-    type=WholeRange(1),
-    help="Run one of this many shares of the cells: the one in SLURM_ARRAY_TASK_ID or "
-    "JOB_COMPLETION_INDEX.",
-)
+@launch_options("local")
 @click.option("--rerun-stale", is_flag=True, help="Run cells again that were run with older code.")
 def run(
     name: str,
@@ -101,13 +82,10 @@ def run(
     interrupted for any reason, repeat it to continue.
     """
     from gkd_core.cli.study_progress import StudyProgress
-    from gkd_core.launchers.shard import read_shard
-    from gkd_core.plugins import registry
     from gkd_core.studies.execution import Execution, Room
 
     found = _find(name, output, axes, settings, flags)
-    starter = registry().make_launcher(launcher, dict(assignment(o, "--option") for o in options))
-    share = read_shard(shard, shards, os.environ)
+    starter, share = make_launcher(launcher, options), share_of(shard, shards)
     progress = StudyProgress()
     execution = Execution(found, starter, share, Room(jobs, threads), rerun_stale, progress)
     with stoppable():
@@ -146,18 +124,6 @@ def plan(
     with stoppable():
         time_cells(found, registry().make_launcher("local", {}), room, progress)
     Console(highlight=False).print(forecast_table(forecast(found, folder), folder.config.keep))
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Stop cells in order when the command is asked to stop, and say how to go on."""
-    from gkd_core.stop_signals import heeded
-
-    try:
-        with heeded():
-            yield
-    except KeyboardInterrupt as error:
-        raise Stopped("stopped; the same command goes on") from error
 
 
 @study.command(hidden=True)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from gkd_core.analysis.sizes import readable
 from gkd_core.cli.errors import FAILURE
+from gkd_core.launchers.logged import reason
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.forecast import GroupForecast, disk
@@ -30,7 +31,6 @@ STYLES = {
     CellState.STALE: "yellow",
     CellState.DROPPED: "dim",
 }
-UNTIL_ERROR = "Error: "
 
 
 class StudyProgress:
@@ -228,10 +228,3 @@ def quality(folder: StudyFolder, cell: Cell) -> str:
     results = json.loads((folder.run_directory(cell) / "results.json").read_text())
     value = results["rows"][-1]["metrics"].get(results["metric"])
     return f"{results['metric']} {'none' if value is None else f'{value:.3f}'}"
-
-
-def reason(error: str) -> str:
-    """Return the line of a cell's output that says why it failed."""
-    lines = error.splitlines() or [""]
-    said = next((line for line in lines if line.startswith(UNTIL_ERROR)), lines[-1])
-    return said.removeprefix(UNTIL_ERROR)

@@ -38,6 +38,16 @@ class Shard:
         own = set(list(dict.fromkeys(groups))[self.index :: self.count])
         return [part for part, group in zip(parts, groups, strict=True) if group in own]
 
+    def part(self, index: int, count: int) -> Shard:
+        """Return one of several equal parts of this share, as a share of the whole."""
+        return Shard(self.index + self.count * index, self.count * count)
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+ALL = Shard()
+
 
 def read_shard(given: str | None, count: int | None, environment: Mapping[str, str]) -> Shard:
     """Return the share that flags and environment ask for.
@@ -60,7 +70,7 @@ def read_shard(given: str | None, count: int | None, environment: Mapping[str, s
             )
         return Shard(int(match[1]), int(match[2]))
     if count is None:
-        return Shard()
+        return ALL
     for name in INDICES:
         if name in environment:
             return Shard(int(environment[name]) % count, count)

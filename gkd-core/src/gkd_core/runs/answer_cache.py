@@ -1,9 +1,16 @@
-"""Writing a teacher's answers about the training rows of a stage, once and resumably."""
+"""Writing a teacher's answers about the training rows of a stage, once and resumably.
+
+Several processes may write one cache: who holds the lease of a shard writes it. In which shard and
+batch a row is depends on the rows alone, so that the finished cache has the same bytes, whoever
+wrote it and however often they were interrupted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,21 +20,27 @@ from safetensors.torch import save
 
 from gkd_core.atomic import write_file
 from gkd_core.data.collate import EVALUATION_EPOCH
-from gkd_core.distributed.device import pick_device
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS
+from gkd_core.launchers.shard import ALL
+from gkd_core.lease import HeldElsewhere, hold, holder
 from gkd_core.optim.engine import autocast
 from gkd_core.runs.belongs import belongs
 from gkd_core.teachers.answer_cache import (
     HEAD,
     MANIFEST,
-    AnswerShard,
     CacheManifest,
-    WrittenShard,
+    CacheProgress,
     documents,
-    is_whole,
 )
 from gkd_core.teachers.answer_form import Fidelity
+from gkd_core.teachers.answer_shard import (
+    AnswerShard,
+    WrittenShard,
+    is_whole,
+    shard_files,
+    shard_name,
+)
 from gkd_core.teachers.kept import ROWS
 from gkd_core.training.stage import load_live_teacher, read_by
 
@@ -38,6 +51,7 @@ if TYPE_CHECKING:
     from gkd_core.hooks.extraction import Extractor
     from gkd_core.hooks.features import Features
     from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.launchers.shard import Shard
     from gkd_core.plugins import Registry
     from gkd_core.teachers.answer_form import AnswerForm, Columns, FormName, StoredType
     from gkd_core.training.stage_spec import StageSpec
@@ -103,48 +117,90 @@ class Storage:
         return form
 
 
+@dataclass(frozen=True)
+class BegunCache:
+    """A cache that can be written: what it is about has been checked.
+
+    Attributes:
+        folder: The cache.
+        manifest: Its manifest; it names no shards before all are there.
+        encoded: The rows as the teacher reads them.
+        collator: Makes batches of them.
+        device: The device of the teacher.
+    """
+
+    folder: Path
+    manifest: CacheManifest
+    encoded: Encoded
+    collator: Collator
+    device: torch.device
+
+    @classmethod
+    def begin(
+        cls, spec: StageSpec, folder: Path, storage: Storage, device: torch.device
+    ) -> BegunCache:
+        """Write the manifest of a cache; one that is there must be about the same.
+
+        Args:
+            spec: The stage.
+            folder: The cache.
+            storage: How answers are stored.
+            device: The device of the teacher.
+
+        Raises:
+            ConfigError: The folder holds other answers, or these cannot be stored.
+        """
+        encoded, collator = read_by(spec, 0, device)
+        manifest = storage.manifest(spec, encoded, len(_shards(encoded)))
+        return cls(folder, _begin(folder, manifest), encoded, collator, device)
+
+    @property
+    def progress(self) -> CacheProgress:
+        """How far it is now."""
+        return CacheProgress.of(self.folder, self.manifest.shards)
+
+    def finish(self) -> CacheManifest:
+        """Return the manifest; once all shards are there it names them, and is written."""
+        found = shard_files(self.folder)
+        if len(found) < self.manifest.shards:
+            return replace(self.manifest, parts=())
+        parts = tuple(WrittenShard.read(found[number]) for number in range(self.manifest.shards))
+        finished = replace(self.manifest, parts=parts)
+        with suppress(HeldElsewhere), hold(self.folder):  # others write the same
+            finished.save(self.folder)
+            _remove_leftovers(self.folder)
+        return finished
+
+
 def write_cache(
     spec: StageSpec,
     registry: Registry,
-    folder: Path,
-    storage: Storage,
+    cache: BegunCache,
     say: Callable[[str], None],
-) -> CacheManifest:
-    """Write the answers of the first teacher about the training rows; shards that are there stay.
+    share: Shard = ALL,
+) -> None:
+    """Write the answers of the first teacher about the training rows.
 
-    In which shard and batch a row is depends on the rows alone, so that a cache that was
-    interrupted ends with the same bytes.
+    Shards that are there stay, and those that another process writes are left to it.
 
     Args:
         spec: The stage.
         registry: Provides adapters for architectures.
-        folder: The cache.
-        storage: How they are stored.
+        cache: The cache.
         say: Told of progress.
+        share: The shards to write.
 
     Raises:
-        ConfigError: The folder holds other answers, or these cannot be stored.
         DataError: A value cannot be stored.
+        LeaseLost: Another process has taken over a shard.
     """
-    device = pick_device(spec.config.parallel.device)
-    encoded, collator = read_by(spec, 0, device)
-    shards = _shards(encoded)
-    manifest = _begin(folder, storage.manifest(spec, encoded, len(shards)))
-    writer = _Writer(folder, manifest.answers, collator, encoded, device)
-    written = {part.name for part in manifest.parts if is_whole(folder / part.name)}
-    teacher: Extractor | None = None
-    for number, batches in enumerate(shards):
-        parts = manifest.parts
-        if number >= len(parts) or parts[number].name not in written:
-            teacher = teacher or load_live_teacher(spec, 0, registry, device)
-            with torch.no_grad(), autocast(spec.config.training, device):
-                part = writer.write(teacher, number, batches)
-            manifest = replace(manifest, parts=(*parts[:number], part, *parts[number + 1 :]))
-            manifest.save(folder)
-        say(f"shard {number + 1} of {len(shards)}")
-    for draft in folder.glob("*.tmp"):
-        draft.unlink()
-    return manifest
+    writer = _Writer(spec, registry, cache)
+    shards, there = _shards(cache.encoded), shard_files(cache.folder)
+    for number in share.of(range(len(shards)), str):
+        if number in there and is_whole(there[number]):
+            continue
+        if writer.write_once(number, shards[number]):
+            say(f"shard {number + 1} of {len(shards)}")
 
 
 def _shards(encoded: Encoded) -> list[list[list[int]]]:
@@ -168,7 +224,7 @@ def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
         return begun
     there = CacheManifest.load(folder, "--output")
     different = there.belongs.differences(begun.belongs)
-    for name in ("form", "dtype", "precision", "rows", "k", "temperature"):
+    for name in ("form", "dtype", "precision", "rows", "shards", "k", "temperature"):
         was, now = getattr(there, name), getattr(begun, name)
         different += [] if was == now else [f"{name}: {was} in the cache, {now} here"]
     if different:
@@ -178,47 +234,90 @@ def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
     return there
 
 
-@dataclass(frozen=True)
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left in a finished cache."""
+    for draft in folder.glob("*.tmp"):
+        draft.unlink()
+    for marker in folder.glob(".shard-*.lease"):
+        if holder(folder / marker.stem[1:]) is None:
+            marker.unlink(missing_ok=True)
+
+
+@dataclass
 class _Writer:
     """Writes the shards of a cache.
 
     Attributes:
-        folder: The cache.
-        form: The form of the answers.
-        collator: Makes batches.
-        encoded: The rows.
-        device: The device of the teacher.
+        spec: The stage.
+        registry: Provides adapters for architectures.
+        cache: The cache.
     """
 
-    folder: Path
-    form: AnswerForm
-    collator: Collator
-    encoded: Encoded
-    device: torch.device
+    spec: StageSpec
+    registry: Registry
+    cache: BegunCache
 
-    def write(
-        self, teacher: Extractor, number: int, batches: Sequence[Sequence[int]]
-    ) -> WrittenShard:
-        """Ask the teacher about the rows of a shard, and write it."""
+    @cached_property
+    def form(self) -> AnswerForm:
+        """The form of the answers."""
+        return self.cache.manifest.answers
+
+    @cached_property
+    def teacher(self) -> Extractor:
+        """The teacher, which is loaded when a shard is missing."""
+        return load_live_teacher(self.spec, 0, self.registry, self.cache.device)
+
+    def write_once(self, number: int, batches: Sequence[Sequence[int]]) -> bool:
+        """Write a shard, unless another process writes it or has done so.
+
+        Returns:
+            Whether it was written.
+        """
+        place = self.cache.folder / shard_name(number)
+        if holder(place) is not None:
+            return False
+        try:
+            with hold(place) as lease:
+                if self._is_there(number):
+                    return False
+                shard, fidelity = self._answered(batches)
+                lease.check()
+                written = shard.save(self.cache.folder, number, fidelity)
+        except HeldElsewhere:
+            return False
+        for damaged in self.cache.folder.glob(f"{place.name}-*.safetensors"):
+            if damaged != written:
+                damaged.unlink()
+        return True
+
+    def _is_there(self, number: int) -> bool:
+        path = shard_files(self.cache.folder).get(number)
+        return path is not None and is_whole(path)
+
+    def _answered(self, batches: Sequence[Sequence[int]]) -> tuple[AnswerShard, Fidelity]:
+        """Ask the teacher about the rows of a shard."""
         keys: list[bytes] = []
         answers: list[Columns] = []
         fidelity = Fidelity(0.0)
         for index, rows in enumerate(batches):
-            batch = self.collator.collate(self.encoded, rows, EVALUATION_EPOCH).to(self.device)
-            features = teacher.run(frozenset({LOGITS}), batch.inputs)
-            columns = self.form.stored(features, batch)
-            if index == 0:
-                fidelity = self.form.fidelity(features, columns, batch)
-                self._write_head(features)
+            batch = self._batch(rows)
+            with torch.no_grad(), autocast(self.spec.config.training, self.cache.device):
+                features = self.teacher.run(frozenset({LOGITS}), batch.inputs)
+                columns = self.form.stored(features, batch)
+                if index == 0:
+                    fidelity = self.form.fidelity(features, columns, batch)
+            self._write_head(features)
             for document, own in self._documents(batch, columns):
                 keys.append(document)
                 answers.append(own)
-        shard = AnswerShard.of(keys, answers)
-        path = shard.save(self.folder, number)
-        return WrittenShard(path.name, len(keys), shard.size, fidelity.divergence, fidelity.tail)
+        return AnswerShard.of(keys, answers), fidelity
+
+    def _batch(self, rows: Sequence[int]) -> Batch:
+        batch = self.cache.collator.collate(self.cache.encoded, rows, EVALUATION_EPOCH)
+        return batch.to(self.cache.device)
 
     def _write_head(self, features: Features) -> None:
-        path, logits = self.folder / HEAD, features.deferred
+        path, logits = self.cache.folder / HEAD, features.deferred
         if path.exists() or self.form.name != "hidden":
             return
         assert logits is not None, "its hidden states are stored"

@@ -12,14 +12,12 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from gkd_core.launchers.gpus import share_taken
+from gkd_core.launchers.logged import tail
 from gkd_core.lease import hold
 from gkd_core.runs.directory import CONFIG, has_trained
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.study_folder import StudyFolder
-
-TAIL = 2000
-"""Characters of its output that are kept as the error of a cell."""
 
 
 def run_cell(folder: StudyFolder, cell: Cell, run: Callable[[Sequence[str]], int]) -> int:
@@ -83,14 +81,6 @@ def arguments(folder: StudyFolder, cell: Cell) -> list[str]:
     if has_trained(directory) and not folder.is_of_other_code(cell):
         return ["run", "--resume", "--output", str(directory)]
     return ["run", str(config), "--overwrite", "--output", str(directory)]
-
-
-def tail(path: Path) -> str:
-    """Return the end of what a cell has printed."""
-    if not path.exists():
-        return ""
-    text = path.read_bytes().decode(errors="replace").strip()
-    return text if len(text) <= TAIL else f"...{text[-TAIL:]}"
 
 
 def _guarded(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

@@ -1,8 +1,7 @@
 """`AnswerCache`: a teacher's answers in a directory, found by the token ids they are about.
 
-`manifest.json` says what they are of, and names the shards. A shard is a safetensors file with keys
-of documents `[N, 16]`, starts `[N + 1]` and columns of values `[T, ...]`; its name ends with a hash
-of its content. Every file is written under another name, flushed and renamed.
+`manifest.json` says what they are of and, once all are written, names the shards: several processes
+may write them. Every file is written under another name, flushed and renamed.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
-from gkd_core import digest
 from gkd_core.atomic import write_file
 from gkd_core.errors import ConfigError, DataError
+from gkd_core.lease import holder
 from gkd_core.strict_json import json_text
 from gkd_core.teachers.answer_form import (
     AnswerForm,
@@ -34,14 +33,19 @@ from gkd_core.teachers.answer_form import (
     RowLogits,
     StoredType,
 )
+from gkd_core.teachers.answer_shard import (
+    KEY_BYTES,
+    AnswerShard,
+    WrittenShard,
+    shard_files,
+    shard_name,
+)
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
 
 MANIFEST, HEAD = "manifest.json", "head.safetensors"
-FORMAT = 1
-KEY_BYTES = 16
-KEYS, STARTS = "keys", "starts"
+FORMAT = 2
 SCORED = "scored"
 
 
@@ -140,25 +144,6 @@ class Belongs:
 
 
 @dataclass(frozen=True)
-class WrittenShard:
-    """A shard that is written.
-
-    Attributes:
-        name: Its file.
-        documents: Number of documents.
-        values: Number of values, one for each token or row.
-        divergence: Mean KL in nats from what was computed to what is stored, over some values.
-        tail: Mean probability of the words that are not stored, over the same.
-    """
-
-    name: str
-    documents: int
-    values: int
-    divergence: float
-    tail: float = 0.0
-
-
-@dataclass(frozen=True)
 class CacheManifest:
     """What is in a cache.
 
@@ -169,8 +154,8 @@ class CacheManifest:
         dtype: Data type of the values.
         precision: Precision of the computation.
         rows: Hash of the rows that it is computed for.
-        shards: Number of shards when it is finished.
-        parts: The shards that are written, in their order.
+        shards: Number of shards.
+        parts: The shards in their order; none before all are written.
         format: Version of the format.
         k: Number of likeliest words; None in other forms.
         temperature: What their logits were divided by; None in other forms.
@@ -189,7 +174,7 @@ class CacheManifest:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all shards are written."""
+        """Whether all shards are written, and named."""
         return len(self.parts) == self.shards
 
     @property
@@ -236,55 +221,34 @@ class CacheManifest:
 
 
 @dataclass(frozen=True)
-class AnswerShard:
-    """Answers about some documents.
+class CacheProgress:
+    """How far a cache is.
 
     Attributes:
-        keys: Their keys, uint8 `[N, 16]`.
-        starts: Index of the first value of each and the end of the last, int64 `[N + 1]`.
-        columns: The values, `[T, ...]` each.
+        folder: The cache.
+        shards: Number of its shards.
+        left: The numbers of those that are not there.
+        held: How many of these processes are writing.
     """
 
-    keys: Tensor
-    starts: Tensor
-    columns: Columns
+    folder: Path
+    shards: int
+    left: frozenset[int]
+    held: int
 
     @classmethod
-    def of(cls, keys: Sequence[bytes], answers: Sequence[Columns]) -> AnswerShard:
-        """Return a shard of documents with their values."""
-        columns = {name: torch.cat([own[name] for own in answers]) for name in answers[0]}
-        lengths = torch.tensor([0, *(len(next(iter(own.values()))) for own in answers)])
-        made = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-        return cls(torch.from_numpy(made.copy()), lengths.cumsum(0), columns)
+    def of(cls, folder: Path, shards: int) -> CacheProgress:
+        """Return how far a cache of so many shards is now."""
+        left = frozenset(range(shards)) - shard_files(folder).keys()
+        held = sum(holder(folder / shard_name(number)) is not None for number in left)
+        return cls(folder, shards, left, held)
 
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return int(self.starts[-1])
-
-    def save(self, folder: Path, number: int) -> Path:
-        """Write the shard under a name with its number and a hash of its content."""
-        columns = {name: own.contiguous() for name, own in self.columns.items()}
-        content = save({KEYS: self.keys, STARTS: self.starts, **columns})
-        path = folder / f"shard-{number:06d}-{digest.of_bytes([content])}.safetensors"
-        write_file(path, content)
-        return path
-
-    @classmethod
-    def load(cls, path: Path) -> AnswerShard:
-        """Return a shard, mapped into memory."""
-        tensors = load_file(path)
-        return cls(tensors.pop(KEYS), tensors.pop(STARTS), tensors)
-
-    def document(self, place: int) -> Columns:
-        """Return the values of a document."""
-        own = slice(int(self.starts[place]), int(self.starts[place + 1]))
-        return {name: values[own] for name, values in self.columns.items()}
-
-
-def is_whole(path: Path) -> bool:
-    """Return whether a shard is there and as it was written."""
-    return path.exists() and path.stem.endswith(f"-{digest.of_bytes([path.read_bytes()])}")
+    def __str__(self) -> str:
+        there = self.shards - len(self.left)
+        said = [f"{self.folder}: {there} of {self.shards} shards are there"]
+        said += [f"{self.held} being written"] if self.held else []
+        said += [f"{len(self.left) - self.held} left"] if self.left else []
+        return ", ".join(said)
 
 
 @dataclass

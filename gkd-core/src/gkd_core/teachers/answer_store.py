@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from gkd_core.data.cache import set_aside, warn_unwritable
-from gkd_core.teachers.answer_cache import AnswerShard, is_whole
 from gkd_core.teachers.answer_form import Columns
+from gkd_core.teachers.answer_shard import AnswerShard, is_whole
 
 
 class AnswerStore:

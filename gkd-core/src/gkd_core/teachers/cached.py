@@ -17,6 +17,7 @@ from gkd_core.teachers.answer_cache import (
     AnswerCache,
     Belongs,
     CacheManifest,
+    CacheProgress,
     documents,
     of_batch,
 )
@@ -55,8 +56,10 @@ class Cached(AnswerSource):
         folder = named_path(self.config.path)
         manifest = CacheManifest.load(folder, SETTING)
         if not manifest.is_finished:
+            progress = CacheProgress.of(folder, manifest.shards)
             raise ConfigError(
-                f"{SETTING}: {folder} is not finished. Repeat the gkd cache command that began it"
+                f"{SETTING}: the cache is not finished. {progress}. Repeat the gkd cache command "
+                "that began it"
             )
         return AnswerCache(folder, manifest)
 

@@ -1,0 +1,134 @@
+"""`AnswerShard`: answers about some documents, in a file.
+
+It is a safetensors file with keys of documents `[N, 16]`, starts `[N + 1]` and columns of values
+`[T, ...]`. Its name has its number and ends with a hash of its content.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from gkd_core import digest
+from gkd_core.atomic import write_file
+from gkd_core.strict_json import json_text
+from gkd_core.teachers.answer_form import Columns, Fidelity
+
+KEY_BYTES = 16
+KEYS, STARTS = "keys", "starts"
+
+FIDELITY = "fidelity"
+"""The entry of the metadata of a file that says how near its values are to what was computed."""
+
+
+@dataclass(frozen=True)
+class AnswerShard:
+    """Answers about some documents.
+
+    Attributes:
+        keys: Their keys, uint8 `[N, 16]`.
+        starts: Index of the first value of each and the end of the last, int64 `[N + 1]`.
+        columns: The values, `[T, ...]` each.
+    """
+
+    keys: Tensor
+    starts: Tensor
+    columns: Columns
+
+    @classmethod
+    def of(cls, keys: Sequence[bytes], answers: Sequence[Columns]) -> AnswerShard:
+        """Return a shard of documents with their values."""
+        columns = {name: torch.cat([own[name] for own in answers]) for name in answers[0]}
+        lengths = torch.tensor([0, *(len(next(iter(own.values()))) for own in answers)])
+        made = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+        return cls(torch.from_numpy(made.copy()), lengths.cumsum(0), columns)
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return int(self.starts[-1])
+
+    def save(self, folder: Path, number: int, fidelity: Fidelity | None = None) -> Path:
+        """Write the shard under a name with its number and a hash of its content.
+
+        Args:
+            folder: Where.
+            number: Its number.
+            fidelity: How near its values are to what was computed.
+        """
+        columns = {name: own.contiguous() for name, own in self.columns.items()}
+        about = None if fidelity is None else {FIDELITY: json_text(asdict(fidelity))}
+        content = save({KEYS: self.keys, STARTS: self.starts, **columns}, about)
+        path = folder / f"{shard_name(number)}-{digest.of_bytes([content])}.safetensors"
+        write_file(path, content)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> AnswerShard:
+        """Return a shard, mapped into memory."""
+        tensors = load_file(path)
+        return cls(tensors.pop(KEYS), tensors.pop(STARTS), tensors)
+
+    def document(self, place: int) -> Columns:
+        """Return the values of a document."""
+        own = slice(int(self.starts[place]), int(self.starts[place + 1]))
+        return {name: values[own] for name, values in self.columns.items()}
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """A shard that is written.
+
+    Attributes:
+        name: Its file.
+        documents: Number of documents.
+        values: Number of values, one for each token or row.
+        divergence: Mean KL in nats from what was computed to what is stored, over some values.
+        tail: Mean probability of the words that are not stored, over the same.
+    """
+
+    name: str
+    documents: int
+    values: int
+    divergence: float
+    tail: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path) -> WrittenShard:
+        """Return what a file says of itself; its values are not read.
+
+        Raises:
+            OSError: It cannot be read.
+            SafetensorError: It is damaged.
+        """
+        with safe_open(path, "pt") as file:
+            fidelity = Fidelity(**json.loads(file.metadata()[FIDELITY]))
+            documents = file.get_slice(KEYS).get_shape()[0]
+            values = int(file.get_slice(STARTS)[documents])
+        return cls(path.name, documents, values, fidelity.divergence, fidelity.tail)
+
+
+def shard_name(number: int) -> str:
+    """Return how the name of the file of a shard begins."""
+    return f"shard-{number:06d}"
+
+
+def shard_files(folder: Path) -> dict[int, Path]:
+    """Return the files of the shards in a folder by their numbers, in ascending order."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("shard-*.safetensors")):
+        found.setdefault(int(path.stem.split("-")[1]), path)
+    return found
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a shard is there and as it was written."""
+    return path.exists() and path.stem.endswith(f"-{digest.of_bytes([path.read_bytes()])}")
