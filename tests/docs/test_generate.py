@@ -62,7 +62,7 @@ def test_names_have_the_first_line_of_what_documents_them(generate):
     section = "".join(f".. {directive}\n" for directive in directives)
     assert generate.names(section).splitlines()[2:] == [
         "| `gkd_core.losses.reverse_kl` | Kullback-Leibler divergence KL(q \\|\\| p). |",
-        "| `gkd_core.losses.Logits` | Logits `[*items, V]`, dense or not yet computed; of a "
-        "teacher, perhaps the likeliest only. |",
+        "| `gkd_core.losses.Logits` | Logits `[*items, V]`, dense or not yet computed; those of a "
+        "teacher may be the likeliest only. |",
         "| `gkd_core.api.LOGITS` | The output of the head, as a key of `View`. |",
     ]
