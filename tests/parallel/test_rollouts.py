@@ -108,3 +108,29 @@ def test_a_resumed_run_writes_the_same(ending, on_ranks, runs, tmp_path):
     on_ranks(2, runs.train, ending, tmp_path / "resumed", *_with(*settings), 6)
     on_ranks(2, runs.train, ending, tmp_path / "resumed", *_with(*settings))
     runs.assert_same(tmp_path / "resumed", tmp_path / "whole")
+
+
+MIXED = (
+    *("method=minillm", "rollout.engine=generate", "rollout.teacher=0", "rollout.mixture=0.3"),
+    "minillm.lm_weight=0.5",
+)
+"""Every token of the student is drawn together with the teacher, and weighed by importance."""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+def test_every_layout_draws_the_same_together_with_the_teacher(ending, on_ranks, runs, tmp_path):
+    (expected,) = runs.train_noting_texts(ending, tmp_path, [("alone", *_with(*MIXED))])
+    layouts = {"data": (), "tensor": ("parallel.tensor=2",), "zero3": ("parallel.zero=3",)}
+    cases = [(name, *_with(*MIXED, *settings)) for name, settings in layouts.items()]
+    found = on_ranks(2, runs.train_noting_texts, ending, tmp_path, cases)
+    for (name, *_), written in zip(cases, _together(found), strict=True):
+        assert written == expected, name
+        runs.assert_equal(tmp_path / name, tmp_path / "alone")
+
+
+def test_a_resumed_run_draws_the_same_together_with_the_teacher(ending, runs, tmp_path):
+    runs.train(ending, tmp_path / "whole", *_with(*MIXED))
+    runs.train(ending, tmp_path / "resumed", *_with(*MIXED), 4)
+    runs.train(ending, tmp_path / "resumed", *_with(*MIXED))
+    runs.assert_same(tmp_path / "resumed", tmp_path / "whole")

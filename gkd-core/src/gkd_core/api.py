@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from gkd_core.losses.divergences import skew_reverse_kl as skew_reverse_kl
     from gkd_core.losses.divergences import soft_cross_entropy as soft_cross_entropy
     from gkd_core.losses.divergences import total_variation as total_variation
+    from gkd_core.losses.importance import importance as importance
     from gkd_core.losses.left_out import merged_columns as merged_columns
     from gkd_core.losses.left_out import nearest_columns as nearest_columns
     from gkd_core.losses.logits import LinearLogits as LinearLogits
@@ -137,7 +138,7 @@ if TYPE_CHECKING:
     from gkd_core.parallel.tp_plans import ColumnParallel as ColumnParallel
     from gkd_core.parallel.tp_plans import RowParallel as RowParallel
     from gkd_core.parallel.tp_plans import Summed as Summed
-    from gkd_core.rollouts.writer import Decoding as Decoding
+    from gkd_core.rollouts.decoding import Decoding as Decoding
     from gkd_core.rollouts.writer import Writer as Writer
     from gkd_core.runs.outline import RunOutline as RunOutline
     from gkd_core.runs.outline import StageOutline as StageOutline
@@ -168,7 +169,7 @@ _HOME = {
     "CustomDivergence": "losses.own_divergence",
     "DataError": "errors",
     "DataInfo": "contract.model_info",
-    "Decoding": "rollouts.writer",
+    "Decoding": "rollouts.decoding",
     "DefaultTeacher": "contract.task",
     "Difference": "training.manifest",
     "Divergence": "losses.soft_labels",
@@ -262,6 +263,7 @@ _HOME = {
     "hard_labels": "losses.soft_labels",
     "hookimpl": "hookspecs",
     "huber": "losses.distances",
+    "importance": "losses.importance",
     "is_first": "distributed.ranks",
     "js": "losses.divergences",
     "json_text": "strict_json",

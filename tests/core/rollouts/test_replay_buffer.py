@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from gkd_core.config.schema import RolloutConfig
 from gkd_core.rollouts.replay_buffer import KeptText, ReplayBuffer
+from gkd_core.rollouts.rows import RowText
 from gkd_core.training import loop
 
 TABLE = (
@@ -28,7 +29,7 @@ def _replay(**options):
 
 
 def _text(step):
-    return KeptText(torch.tensor([1, 2]), torch.tensor([step]), step)
+    return KeptText(RowText(torch.tensor([1, 2]), torch.tensor([step])), step)
 
 
 def test_the_share_grows_when_the_validation_loss_rises():

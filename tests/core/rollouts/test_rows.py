@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from gkd_core.contract.batch import IGNORE, Batch
-from gkd_core.rollouts.rows import RowWriter, prompts_of, split_prompts
+from gkd_core.rollouts.rows import RowText, RowWriter, prompts_of, split_prompts
 from gkd_core.testing import tiny_batch
 
 PAD = 0
@@ -70,7 +70,7 @@ def test_written_rows_are_put_where_others_were(world, side):
     tokenizer = AutoTokenizer.from_pretrained(world / "lm-decoder", padding_side=side)
     rows = RowWriter(tokenizer, PAD)
     batch = split_prompts(_batch([[5, 6, 7], [5, 6, 7, 8, 9, 10]], side == "left"), 2)
-    texts = {1: (torch.tensor([5, 6]), torch.tensor([11, 12]))}
+    texts = {1: RowText(torch.tensor([5, 6]), torch.tensor([11, 12]))}
     width = rows.width(batch, texts)
     assert width == 4
     found = rows.replace(batch, texts, ["data", "teacher"], width + 1)
@@ -88,5 +88,5 @@ def test_a_row_without_new_tokens_has_no_targets(world):
     rows = RowWriter(AutoTokenizer.from_pretrained(world / "lm-decoder"), PAD)
     batch = split_prompts(_batch([[5, 6, 7]]), 2)
     nothing = torch.tensor([], dtype=torch.int64)
-    found = rows.replace(batch, {0: (torch.tensor([5, 6]), nothing)}, ["student"], 2)
+    found = rows.replace(batch, {0: RowText(torch.tensor([5, 6]), nothing)}, ["student"], 2)
     assert found.counts() == {"sample": 1, "token": 0, "target": 0}

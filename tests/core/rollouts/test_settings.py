@@ -41,6 +41,17 @@ def prepare(prepare_run, registry_with, world, plugin):
             (*GREEDY, "rollout.student=0.7", "rollout.teacher=0.4"),
             "`student` and `teacher` are shares of the same rows, but add up to 1.1 at the start",
         ),
+        (
+            (*GREEDY, "rollout.mixture=0.2"),
+            "`mixture` = 0.2 has the teacher take part in the student's text, but the student "
+            "writes none",
+        ),
+        ((*GREEDY, "rollout.student=1", "rollout.mixture=1"), "at least 0 and less than 1, got 1"),
+        (
+            (*GREEDY, "rollout.student=1", "rollout.mixture=0.2"),
+            "rollout.mixture (--set) has the teacher take part in each token of the student, but "
+            "the engine 'greedy' writes with one model. Use rollout.engine = 'generate'",
+        ),
         ((*GREEDY, "rollout.max_new_token=3"), "setting. Did you mean 'max_new_tokens'?"),
         ((*GREEDY, "rollout.temperature=1"), "`rollout.temperature` (--set)"),
         (
@@ -65,6 +76,10 @@ def test_a_teacher_shared_by_more_processes_than_the_student_may_not_write(prepa
     wide = ("parallel.nproc=2", "teachers.lm-decoder.tensor=2")
     with pytest.raises(ConfigError, match="'lm-decoder' write, but 2 processes share it and 1 the"):
         prepare(*GREEDY, "rollout.teacher=0.5", *wide)
+    with pytest.raises(
+        ConfigError, match=r"rollout.mixture \(--set\) lets the teacher 'lm-decoder'"
+    ):
+        prepare(*GREEDY, "rollout.student=1", "rollout.mixture=0.5", *wide)
     prepare(*GREEDY, "rollout.student=0.5", *wide)
 
 
@@ -117,6 +132,19 @@ def test_the_explanation_says_who_writes_which_share_and_why(prepare):
     outline = json.loads(json.dumps(outline_run(run.specs).to_json()))["stages"][0]["rollout"]
     assert outline["student"] == "linear(0 -> 0.5, over=100%)"
     assert outline["options"]["max_new_tokens"] == {"value": 6, "origin": "--set"}
+
+
+def test_the_explanation_says_that_the_teacher_takes_part(prepare):
+    table = ("rollout.engine=generate", *GREEDY[1:], "rollout.student=1", "rollout.mixture=0.2")
+    shown = explain(outline_run(prepare(*table).specs), width=200)
+    assert "generate writes 1 of the rows by the student (with 0.2 of the teacher)" in shown
+
+
+def test_a_teacher_that_only_takes_part_is_loaded(prepare, world):
+    table = ("rollout.engine=generate", *GREEDY[1:], "rollout.student=1", "method=hard")
+    own = (*table, f"student.model={world / 'lm-decoder'}")
+    assert prepare(*own).last.taught_by == ()
+    assert prepare(*own, "rollout.mixture=0.2").last.taught_by == ("lm-decoder",)
 
 
 def test_without_a_table_nothing_is_explained(prepare):

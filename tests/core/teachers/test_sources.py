@@ -315,6 +315,10 @@ def test_what_a_source_cannot_give_is_refused_before_the_run(prepare, tmp_path, 
             "rollout has models write text, .*only the text of the training rows",
         ),
         ("rollout.teacher=0.5", "rollout.teacher makes the teacher write, .*no model that could"),
+        (
+            "rollout.engine=generate rollout.student=0.5 rollout.mixture=0.2",
+            "rollout.mixture makes the teacher write, .*no model that could",
+        ),
     ],
 )
 def test_a_file_knows_no_text_that_models_write(prepare, tmp_path, setting, message):
@@ -322,7 +326,7 @@ def test_a_file_knows_no_text_that_models_write(prepare, tmp_path, setting, mess
     settings = ["rollout.engine=silent", "rollout.prompt_tokens=4", "rollout.max_new_tokens=6"]
     settings += ["method=soft", "task.kind=causal-lm"]
     with pytest.raises(ConfigError, match=message):
-        prepare("file", *settings, setting, teacher="lm-decoder")
+        prepare("file", *settings, *setting.split(), teacher="lm-decoder")
 
 
 def test_what_is_read_only_later_is_refused_too(prepare, tmp_path):

@@ -123,7 +123,9 @@ def _rollout(rollout: RolloutOutline | None) -> Iterator[tuple[str, str]]:
     """Yield who writes the rows, and every setting."""
     if rollout is None:
         return
-    shares = {"the student": rollout.student, "the teacher": rollout.teacher}
+    mixture = rollout.options["mixture"].value
+    student = f"the student (with {mixture:g} of the teacher)" if mixture else "the student"
+    shares = {student: rollout.student, "the teacher": rollout.teacher}
     written = [f"{share} of the rows by {who}" for who, share in shares.items() if share != "0"]
     if rollout.options["adaptive"].value:
         written.append("more by the student when the validation loss rises")
@@ -170,7 +172,10 @@ def _lr_factors(factors: Sequence[LrFactorOutline]) -> Iterator[tuple[str, str]]
 
 def _writing_teacher(stage: StageOutline) -> str | None:
     """Return the name of the teacher that writes rows, or None if none does."""
-    writes = stage.writing or (stage.rollout is not None and stage.rollout.teacher != "0")
+    rollout = stage.rollout
+    writes = stage.writing or (
+        rollout is not None and (rollout.teacher != "0" or rollout.options["mixture"].value)
+    )
     return stage.teachers[0].name if writes else None
 
 

@@ -538,6 +538,11 @@ class RolloutConfig(BaseModel):
         ZERO,
         description="Share of the rows that the (first) teacher writes: a number or a schedule.",
     )
+    mixture: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of the (first) teacher in the distribution from which each token of the "
+        "student's rows is drawn; methods weigh such text by importance. 0: the student alone.",
+    )
     prompt_tokens: Positive = Field(
         32,
         description="Number of tokens at the start of a row that are its prompt, unless the data "
@@ -574,6 +579,11 @@ class RolloutConfig(BaseModel):
                     f"`student` and `teacher` are shares of the same rows, but add up to "
                     f"{sum(shares.values()):g} at the {moment} of the stage"
                 )
+        if self.mixture and not self.uses_student:
+            raise ValueError(
+                f"`mixture` = {self.mixture:g} has the teacher take part in the student's text, "
+                "but the student writes none; set `student`"
+            )
         return self
 
     @property
@@ -583,8 +593,18 @@ class RolloutConfig(BaseModel):
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether the teacher ever writes."""
+        """Whether the teacher ever writes, alone or with the student."""
+        return self.teacher_writes or self.mixture > 0
+
+    @property
+    def teacher_writes(self) -> bool:
+        """Whether the teacher ever writes rows of its own."""
         return self.teacher.start > 0 or self.teacher.end > 0
+
+    @property
+    def teacher_setting(self) -> str:
+        """The setting that makes the teacher write, if one does."""
+        return "rollout.teacher" if self.teacher_writes else "rollout.mixture"
 
     @property
     def written(self) -> float:

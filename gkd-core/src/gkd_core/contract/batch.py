@@ -104,6 +104,8 @@ class Batch:
         loss_mask: True at the tokens that losses count, bool `[B, S]`; what it leaves out besides
             padding is the prompt. None if all tokens count.
         sources: Index of each row's source in `ROW_SOURCES`, int64 `[B]`; None without rollouts.
+        log_drawn: Log-probability with which each label was drawn, fp64 `[B, S]`, in rows that the
+            student wrote together with the teacher (`rollout.mixture`), 0 elsewhere; None without.
         data_sources: Index in `Models.data.sources` of the data that each row is from, int64 `[B]`,
             -1 for data without training rows; None if all come from one.
     """
@@ -118,6 +120,7 @@ class Batch:
     views: Mapping[str, Batch] = field(default_factory=dict)
     loss_mask: Tensor | None = None
     sources: Tensor | None = None
+    log_drawn: Tensor | None = None
     data_sources: Tensor | None = None
     _declared: dict[ItemKind, Items] = field(default_factory=dict, repr=False, compare=False)
     _owner: str = field(default="", repr=False, compare=False)
@@ -226,8 +229,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        names = ("labels", "rows", "words", "byte_offsets", "loss_mask", "sources", "data_sources")
-        tensors = {name: getattr(self, name) for name in names}
+        names = ("labels", "rows", "words", "byte_offsets", "loss_mask", "sources", "log_drawn")
+        tensors = {name: getattr(self, name) for name in (*names, "data_sources")}
         own = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
         declared = {kind: items.to(device) for kind, items in self._declared.items()}
         # Teachers that share a tokenizer share a view, which is moved once.

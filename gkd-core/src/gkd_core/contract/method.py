@@ -38,7 +38,8 @@ class Method(MethodBase):
         applies_head: It applies the head of its teacher (`View.head`); a teacher whose answers come
             without one is rejected.
         on_policy: It learns from text that the student writes; a run in which the student never
-            writes (`rollout.student`) is rejected.
+            writes (`rollout.student`) is rejected. An estimate from the tokens that were drawn
+            weighs them by `importance`: the teacher may have taken part (`rollout.mixture`).
         models: Shapes of the student and its teacher; set before `check` is called.
     """
 

@@ -66,9 +66,12 @@ class Written:
     Attributes:
         tokens: Token ids after each prompt, in the order of the prompts. An end token belongs to
             the text; everything after the first one is dropped.
+        log_probs: The log-probability with which each of them was drawn. Needed where the writer
+            `mixes`, and not used elsewhere.
     """
 
     tokens: Sequence[Sequence[int]]
+    log_probs: Sequence[Sequence[float]] | None = None
 
 
 class RolloutEngine:
@@ -82,11 +85,14 @@ class RolloutEngine:
         name: The value of `rollout.engine` that selects it.
         batch_coupled: The text of a row depends on the other rows, for example because all rows
             draw from one generator. It then also depends on the number of ranks.
+        mixes: It draws tokens from the logits of `writer.start`, in which another model may take
+            part (`rollout.mixture`), and returns their log-probabilities.
         config: Its options.
     """
 
     name: ClassVar[str]
     batch_coupled: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
 
     class Config(BaseModel):
         """Options; each needs a default and a description."""

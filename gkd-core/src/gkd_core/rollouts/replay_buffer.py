@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gkd_core.config.schema import RolloutConfig
+from gkd_core.rollouts.rows import RowText
 
 GROWTH = 0.1
 """By how much an adaptive share grows at a time."""
@@ -20,13 +21,11 @@ class KeptText:
     """A text of the student.
 
     Attributes:
-        prompt: Its prompt, int64.
-        written: What the student wrote, int64.
-        step: The step in which it did.
+        text: The text.
+        step: The step in which the student wrote it.
     """
 
-    prompt: Tensor
-    written: Tensor
+    text: RowText
     step: int
 
 
@@ -86,18 +85,30 @@ class ReplayBuffer:
         """Return the state to checkpoint, as JSON-serializable values; empty if it has none."""
         if self._config.replay is None and not self._config.adaptive:
             return {}
-        texts = [[text.prompt.tolist(), text.written.tolist(), text.step] for text in self.texts]
+        texts = [[*_lists(kept.text), kept.step] for kept in self.texts]
         return {"texts": texts, "growth": self.growth, "reference": self.reference}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state returned by `state_dict`."""
         if not state:
             return
-        self.texts = [
-            KeptText(_as_ids(prompt), _as_ids(written), step)
-            for prompt, written, step in state["texts"]
-        ]
+        self.texts = [KeptText(_text(*lists), step) for *lists, step in state["texts"]]
         self.growth, self.reference = state["growth"], state["reference"]
+
+
+def _lists(text: RowText) -> list[list[Any]]:
+    """Return a text as JSON has it: prompt, what was written and, if two models wrote, how likely.
+
+    Earlier versions wrote the first two.
+    """
+    lists = [text.prompt.tolist(), text.written.tolist()]
+    return lists if text.log_drawn is None else [*lists, text.log_drawn.tolist()]
+
+
+def _text(prompt: Sequence[int], written: Sequence[int], drawn: Sequence[float] = ()) -> RowText:
+    """Return a text from its lists."""
+    log_drawn = torch.tensor(drawn, dtype=torch.float64) if drawn else None
+    return RowText(_as_ids(prompt), _as_ids(written), log_drawn)
 
 
 def _as_ids(tokens: Sequence[int]) -> Tensor:

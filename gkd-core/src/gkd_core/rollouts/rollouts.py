@@ -19,7 +19,7 @@ from gkd_core.distributed.data_parallel import any_of, max_over_ranks
 from gkd_core.errors import PluginError
 from gkd_core.plugins.answers import one_of
 from gkd_core.rollouts.replay_buffer import KeptText, ReplayBuffer
-from gkd_core.rollouts.rows import RowWriter, prompts_of, split_prompts
+from gkd_core.rollouts.rows import RowText, RowWriter, prompts_of, split_prompts
 from gkd_core.rollouts.tally import Tally
 from gkd_core.rollouts.writer import Writer
 
@@ -105,7 +105,7 @@ class Rollouts:
         """
         split = [split_prompts(batch, self.config.prompt_tokens) for batch in batches]
         drawn = [self._draw(number, batch, step) for number, batch in enumerate(split)]
-        texts: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in split]
+        texts: list[dict[int, RowText]] = [{} for _ in split]
         every = [row for rows in drawn for row in rows]
         typed = "token_type_ids" in split[0].inputs
         new = [row for row in every if self._is_new(row, step)]
@@ -114,11 +114,12 @@ class Rollouts:
             # A rank without a row to write still takes part, and drops the text.
             begun = time.perf_counter()
             found = self._write(own or every[:1], source, typed)
-            self.tally.add(found[: len(own)], self.end_ids, time.perf_counter() - begun)
-            for row, written in zip(own, found, strict=False):
-                texts[row.batch][row.place] = row.prompt, written
+            written = [text.written for text in found[: len(own)]]
+            self.tally.add(written, self.end_ids, time.perf_counter() - begun)
+            for row, text in zip(own, found, strict=False):
+                texts[row.batch][row.place] = text
                 if source == "student":
-                    self.replay.add(KeptText(row.prompt, written, step.index))
+                    self.replay.add(KeptText(text, step.index))
         self._use_kept(every, texts, step)
         widths = max_over_ranks(map(self.rows.width, split, texts))
         return [
@@ -134,22 +135,22 @@ class Rollouts:
     def _use_kept(
         self,
         rows: Sequence[DrawnRow],
-        texts: Sequence[dict[int, tuple[Tensor, Tensor]]],
+        texts: Sequence[dict[int, RowText]],
         step: Step,
     ) -> None:
         """Give the student's rows kept texts, if it keeps some, and count those of earlier steps.
 
         Args:
             rows: All rows of the step.
-            texts: Prompt and continuation of each row that is replaced, for each micro-batch.
+            texts: The text of each row that is replaced, for each micro-batch.
             step: The step.
         """
         own = [row for row in rows if row.source == "student"]
         if self.config.replay is not None:
             kept = [self.replay.draw(row.pick) for row in own]
-            for row, text in zip(own, kept, strict=True):
-                texts[row.batch][row.place] = text.prompt, text.written
-            stale = sum(text.step < step.index for text in kept)
+            for row, one in zip(own, kept, strict=True):
+                texts[row.batch][row.place] = one.text
+            stale = sum(one.step < step.index for one in kept)
         else:
             stale = 0
         self.tally.add_used(len(own), stale)
@@ -178,8 +179,8 @@ class Rollouts:
         used = any_of(source in chosen for source in sources)
         return [source for source, anywhere in zip(sources, used, strict=True) if anywhere]
 
-    def _write(self, rows: Sequence[DrawnRow], source: RowSource, typed: bool) -> list[Tensor]:
-        """Return the continuation of each row."""
+    def _write(self, rows: Sequence[DrawnRow], source: RowSource, typed: bool) -> list[RowText]:
+        """Return the text of each row."""
         writer = self.writers[source]
         prompts = Prompts(
             rows=[row.prompt for row in rows],
@@ -192,7 +193,22 @@ class Rollouts:
         with writer.writing(prompts.seeds[0]):
             answer = self.engine.write(prompts, writer)
         written: Written = one_of(self.engine, "write", answer, Written, "a `Written`")
-        return [self._checked(text, writer) for text in self._counted(written.tokens, prompts)]
+        texts = [self._checked(text, writer) for text in self._counted(written.tokens, prompts)]
+        drawn: Sequence[Tensor | None] = [None] * len(texts)
+        if writer.mixes:
+            drawn = self._log_drawn(written, texts)
+        return [RowText(r.prompt, t, own) for r, t, own in zip(rows, texts, drawn, strict=True)]
+
+    def _log_drawn(self, written: Written, texts: Sequence[Tensor]) -> list[Tensor]:
+        """Return the log-probability of each token of texts that two models wrote together."""
+        given = written.log_probs or ()
+        found = [torch.tensor(list(own), dtype=torch.float64) for own in given]
+        if [len(own) for own in found] != [len(text) for text in written.tokens]:
+            raise PluginError(
+                f"the rollout engine '{self.engine.name}' mixes, but did not return the "
+                "log-probability of each token that it drew (`Written.log_probs`)"
+            )
+        return [own[: len(text)] for own, text in zip(found, texts, strict=True)]
 
     def _counted(self, texts: Sequence[Sequence[int]], prompts: Prompts) -> Sequence[Sequence[int]]:
         if len(texts) != len(prompts):

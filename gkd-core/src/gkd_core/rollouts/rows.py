@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,25 @@ from gkd_core.data.words import Words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class RowText:
+    """What a row of a batch is replaced by.
+
+    Attributes:
+        prompt: Token ids of its prompt, int64.
+        written: Token ids of what a model wrote, int64.
+        log_drawn: The log-probability with which each of them was drawn, fp64, if two models wrote
+            together; else None.
+    """
+
+    prompt: Tensor
+    written: Tensor
+    log_drawn: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.written)
 
 
 def split_prompts(batch: Batch, prompt_tokens: int) -> Batch:
@@ -55,23 +74,22 @@ class RowWriter:
         self._tokenizer = tokenizer
         self._left = tokenizer.padding_side == "left"
 
-    def width(self, batch: Batch, texts: Mapping[int, Sequence[Tensor]]) -> int:
+    def width(self, batch: Batch, texts: Mapping[int, RowText]) -> int:
         """Return the width that a batch needs with some of its rows replaced.
 
         Args:
             batch: The batch.
-            texts: Prompt and continuation of each row that is replaced, by its place in the batch.
+            texts: The text of each row that is replaced, by its place in the batch.
         """
         lengths = batch.mask.sum(1).tolist()
         return max(
-            sum(map(len, texts[place])) if place in texts else length
-            for place, length in enumerate(lengths)
+            len(texts[place]) if place in texts else length for place, length in enumerate(lengths)
         )
 
     def replace(
         self,
         batch: Batch,
-        texts: Mapping[int, Sequence[Tensor]],
+        texts: Mapping[int, RowText],
         sources: Sequence[RowSource],
         width: int,
     ) -> Batch:
@@ -86,9 +104,9 @@ class RowWriter:
         real = batch.mask
         ids = [row[own] for row, own in zip(batch.inputs["input_ids"], real, strict=True)]
         counted = [row[own] for row, own in zip(batch.tokens.mask, real, strict=True)]
-        for place, (prompt, written) in texts.items():
-            ids[place] = torch.cat([prompt, written])
-            counted[place] = torch.arange(len(ids[place])) >= len(prompt)
+        for place, text in texts.items():
+            ids[place] = torch.cat([text.prompt, text.written])
+            counted[place] = torch.arange(len(text)) >= len(text.prompt)
         inputs = {
             "input_ids": self._padded(ids, self.pad_id, width),
             "attention_mask": self._padded([torch.ones_like(row) for row in ids], 0, width),
@@ -105,16 +123,30 @@ class RowWriter:
             words=self._padded(numbers, -1, width),
             loss_mask=self._padded([row.long() for row in counted], 0, width).bool(),
             sources=torch.tensor([ROW_SOURCES.index(source) for source in sources]),
+            log_drawn=self._log_drawn(texts, len(batch), width),
             data_sources=batch.data_sources,
         )
         return _with_labels(made)
+
+    def _log_drawn(self, texts: Mapping[int, RowText], rows: int, width: int) -> Tensor | None:
+        """Return the log-probabilities of tokens where they are predicted, one position before."""
+        drawn = {place: t.log_drawn for place, t in texts.items() if t.log_drawn is not None}
+        if not drawn:
+            return None
+        lines = [torch.zeros(0) for _ in range(rows)]
+        for place, values in drawn.items():
+            lines[place] = torch.cat([values.new_zeros(len(texts[place].prompt)), values])
+        found = self._padded(lines, 0.0, width).roll(-1, dims=1)
+        found[:, -1] = 0
+        return found
 
     @cached_property
     def _words(self) -> Words:
         return Words(self._tokenizer)
 
-    def _padded(self, rows: Sequence[Tensor], value: int, width: int) -> Tensor:
-        filled = torch.full((len(rows), width), value)
+    def _padded(self, rows: Sequence[Tensor], value: float, width: int) -> Tensor:
+        kind = torch.float64 if isinstance(value, float) else torch.int64
+        filled = torch.full((len(rows), width), value, dtype=kind)
         for line, row in zip(filled, rows, strict=True):
             line[slice(width - len(row), width) if self._left else slice(len(row))] = row
         return filled

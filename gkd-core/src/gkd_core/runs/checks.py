@@ -231,8 +231,14 @@ def _check_rollout(spec: StageSpec, registry: Registry) -> None:
         )
     _check_written_length(spec, "rollout", config)
     if config.uses_teacher:
-        _check_writing_teacher(spec)
-    registry.rollout_engine(config)
+        _check_writing_teacher(spec, config)
+    engine = registry.rollout_engine(config)
+    if config.mixture and not engine.mixes:
+        raise ConfigError(
+            f"rollout.mixture ({spec.origin('rollout.mixture')}) has the teacher take part in each "
+            f"token of the student, but the engine '{engine.name}' writes with one model. Use "
+            "rollout.engine = 'generate', or remove rollout.mixture"
+        )
 
 
 def _check_writing(spec: StageSpec) -> None:
@@ -299,12 +305,12 @@ def _check_prompts(spec: StageSpec) -> None:
         )
 
 
-def _check_writing_teacher(spec: StageSpec) -> None:
+def _check_writing_teacher(spec: StageSpec, config: RolloutConfig) -> None:
     """Refuse a teacher whose ranks see different rows, each of which would be written alone."""
-    layout, teacher = spec.layout, spec.teachers[0].info.name
+    layout, teacher, setting = spec.layout, spec.teachers[0].info.name, config.teacher_setting
     if layout.teachers[teacher] > layout.tensor:
         raise ConfigError(
-            f"rollout.teacher ({spec.origin('rollout.teacher')}) lets the teacher {teacher!r} "
+            f"{setting} ({spec.origin(setting)}) lets the teacher {teacher!r} "
             f"write, but {layout.teachers[teacher]} processes share it and {layout.tensor} the "
             "student. Set the teacher's tensor to that of the student (parallel.tensor)"
         )

@@ -47,6 +47,11 @@ def _against_prompt(spec: StageSpec, teacher: TeacherSpec) -> Iterator[str]:
         yield "the teacher must be a live model, not a source of answers"
     if spec.config.task.packing:
         yield "rows that are packed have no prompt each. Set task.packing = false"
+    if spec.config.rollout is not None and spec.config.rollout.mixture:
+        yield (
+            "what the student writes is not drawn with a teacher that reads another prompt. "
+            "Remove rollout.mixture"
+        )
     names = [o.name for o in spec.owners if not o.methods[0].other_prompts]
     if names:
         yield (

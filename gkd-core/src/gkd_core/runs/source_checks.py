@@ -44,10 +44,11 @@ def check_sources(spec: StageSpec) -> None:
 def _check_rollouts(
     spec: StageSpec, number: int, teacher: TeacherSpec, source: AnswerSource
 ) -> None:
-    if number == 0 and spec.writes_with_teacher:
+    config = spec.config.rollout
+    if config is not None and number == 0 and config.uses_teacher:
         reason = "there is no model that could"
-        raise _refusal("rollout.teacher makes the teacher write", reason, teacher, source)
-    if spec.config.rollout is not None and not source.any_text:
+        raise _refusal(f"{config.teacher_setting} makes the teacher write", reason, teacher, source)
+    if config is not None and not source.any_text:
         reason = "it knows only the text of the training rows"
         raise _refusal("rollout has models write text", reason, teacher, source)
 

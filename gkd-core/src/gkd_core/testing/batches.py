@@ -24,7 +24,7 @@ def pad(batch: Batch, columns: int, left: bool = False) -> Batch:
         name: functional.pad(value, sides) if value.shape[-1] == length else value
         for name, value in batch.inputs.items()
     }
-    labels, words, spans = batch.labels, batch.words, batch.byte_offsets
+    labels, words, spans, drawn = batch.labels, batch.words, batch.byte_offsets, batch.log_drawn
     if labels is not None and labels.shape == batch.inputs["input_ids"].shape:
         labels = functional.pad(labels, sides, value=IGNORE)
     return replace(
@@ -33,6 +33,7 @@ def pad(batch: Batch, columns: int, left: bool = False) -> Batch:
         labels=labels,
         words=None if words is None else functional.pad(words, sides, value=-1),
         byte_offsets=None if spans is None else functional.pad(spans, (0, 0, *sides), value=-1),
+        log_drawn=None if drawn is None else functional.pad(drawn, sides),
         views={name: pad(view, columns, left) for name, view in batch.views.items()},
         _declared={},  # items are declared for each batch anew
     )
@@ -57,6 +58,7 @@ def take(batch: Batch, rows: Tensor) -> Batch:
         byte_offsets=some_or_none(batch.byte_offsets),
         loss_mask=some_or_none(batch.loss_mask),
         sources=None if batch.sources is None else batch.sources[rows],
+        log_drawn=some_or_none(batch.log_drawn),
         data_sources=None if batch.data_sources is None else batch.data_sources[rows],
         views={name: take(view, rows) for name, view in batch.views.items()},
         _declared={},

@@ -24,6 +24,7 @@ from gkd_core.distributed.layout import Layout
 from gkd_core.distributed.ranks import rank, world_size
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.models.sites import find_sites
+from gkd_core.rollouts.decoding import CoWriter
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.rollouts.rows import RowWriter
 from gkd_core.rollouts.writer import Writer
@@ -41,11 +42,11 @@ Texts: TypeAlias = Mapping[int, Sequence[int]]
 def check_rollouts(engine: type[RolloutEngine], options: Mapping[str, Any] | None = None) -> None:
     """Check a rollout engine on a tiny decoder, in fp64.
 
-    It writes valid text, the same each time. The model, its mode and the random generators of
-    training stay as they were, and an engine that restores its saved state continues as if never
-    interrupted. Neither padding nor the other rows matter, unless it declares `batch_coupled`. With
-    two processes that have different rows, and with two that share the model, the text is the same,
-    and each runs the model equally often.
+    It writes valid text, the same each time; if it `mixes`, also together with a second model. The
+    model, its mode and the random generators of training stay as they were, and an engine that
+    restores its saved state continues as if never interrupted. Neither padding nor the other rows
+    matter, unless it declares `batch_coupled`. With two processes that have different rows, and
+    with two that share the model, the text is the same, and each runs the model equally often.
 
     Args:
         engine: The class, at the top of a module.
@@ -56,17 +57,21 @@ def check_rollouts(engine: type[RolloutEngine], options: Mapping[str, Any] | Non
         PluginError: The engine returns something other than text.
         RuntimeError: The processes wait for each other forever.
     """
-    trial = _RolloutTrial(engine, dict(options or {}), ())
+    _check(_RolloutTrial(engine, dict(options or {}), ()))
+    if engine.mixes:
+        _check(_RolloutTrial(engine, dict(options or {}), (), mixture=0.5))
+
+
+def _check(trial: _RolloutTrial) -> None:
     texts = _texts(trial.rollouts().apply([tiny_batch("causal-lm")], _step(0)))
     # With a token that occurs as the end token, rows differ in the length of their text.
     middle = [text[len(text) // 2] for text in texts.values() if text]
     trial = replace(trial, end_ids=tuple(middle[:1]))
     _check_alone(trial)
-    if not engine.batch_coupled:
+    if not trial.engine.batch_coupled:
         _check_independence(trial)
     _check_resume(trial)
     _check_ranks(trial)
-    _check_shards(trial)
 
 
 @dataclass(frozen=True)
@@ -77,27 +82,37 @@ class _RolloutTrial:
         engine: Its class.
         options: Options that differ from their defaults.
         end_ids: Tokens that end a text.
+        mixture: The share of a second model in each token.
     """
 
     engine: type[RolloutEngine]
     options: Mapping[str, Any]
     end_ids: tuple[int, ...]
+    mixture: float = 0.0
 
-    def rollouts(self, model: PreTrainedModel | None = None) -> Rollouts:
-        """Return a new engine at work, with a model or a new one."""
-        model = model or tiny_model("causal-lm", layers=2, seed=1)
+    def models(self) -> list[PreTrainedModel]:
+        """Return what writes: a student and, if it takes part, a teacher."""
+        count = 2 if self.mixture else 1
+        return [tiny_model("causal-lm", layers=2, seed=1 + number) for number in range(count)]
+
+    def rollouts(self, models: Sequence[PreTrainedModel] = ()) -> Rollouts:
+        """Return a new engine at work, with models or new ones."""
+        own, *others = [Extractor(model, find_sites(model)) for model in models or self.models()]
+        co_writer = CoWriter(others[0], self.mixture) if others else None
         config = RolloutConfig(
             engine=self.engine.name,
             student=ALWAYS_1,
             prompt_tokens=LONGEST_PROMPT,
             max_new_tokens=NEW,
+            mixture=self.mixture,
             **self.options,
         )
-        extractor = Extractor(model, find_sites(model))
         return Rollouts(
             engine=self.engine(self.engine.Config(**self.options)),
             config=config,
-            writers={"student": Writer("student", extractor, torch.device("cpu"), nullcontext)},
+            writers={
+                "student": Writer("student", own, torch.device("cpu"), nullcontext, co_writer)
+            },
             rows=RowWriter(_tokenizer(), PAD),
             end_ids=self.end_ids,
             seed=0,
@@ -144,10 +159,11 @@ def _rows(rows: Sequence[int], padding: int = 0) -> Batch:
 def _check_alone(trial: _RolloutTrial) -> None:
     """Check that writing is reproducible, and leaves everything as it was."""
     name, batch = trial.engine.name, tiny_batch("causal-lm")
-    model = tiny_model("causal-lm", layers=2, seed=1).train()
+    model, *others = trial.models()
+    model.train()
     before = {key: weight.clone() for key, weight in model.state_dict().items()}
     state = torch.get_rng_state()
-    texts = _texts(trial.rollouts(model).apply([batch], _step(0)))
+    texts = _texts(trial.rollouts([model, *others]).apply([batch], _step(0)))
     assert torch.equal(torch.get_rng_state(), state), f"{name}: training's generator advances"
     assert all(m.training for m in model.modules()), f"{name}: the model changes its mode"
     for key, weight in model.state_dict().items():
@@ -183,25 +199,34 @@ def _check_resume(trial: _RolloutTrial) -> None:
 
 
 def _check_ranks(trial: _RolloutTrial) -> None:
-    """Check two processes with different rows, one of which then has none to write."""
-    name = trial.engine.name
-    for idle in (False, True):
-        found = on_ranks(2, _write_share, trial, idle)
-        message = f"{name}: ranks run the model {[calls for _, calls in found]} times; all must "
-        message += "run it equally often (`writer.any_rank`)"
-        assert len({calls for _, calls in found}) == 1, message
-        texts = {row: text for shared, _ in found for row, text in shared.items()}
-        expected = trial.write([_rows([0, 2] if idle else [0, 1, 2])])
-        same = texts.keys() == expected.keys() if trial.engine.batch_coupled else texts == expected
-        assert same, f"{name}: two processes write other text than one"
-
-
-def _check_shards(trial: _RolloutTrial) -> None:
-    """Check two processes that share the model."""
+    """Check two processes with other rows each, one of which then has none, and a shared model."""
+    found = on_ranks(2, _write_in_all_ways, trial)
+    for way, rows in enumerate(([0, 1, 2], [0, 2])):
+        _check_shares(trial, [own[way] for own, _ in found], rows)
     expected = trial.write([tiny_batch("causal-lm")])
-    for texts in on_ranks(2, _write_with_shards, trial):
+    for _, texts in found:
         message = f"{trial.engine.name}: with a sharded model the text differs"
         assert texts == expected, message
+
+
+def _check_shares(
+    trial: _RolloutTrial, found: Sequence[tuple[Texts, int]], rows: Sequence[int]
+) -> None:
+    """Check what two processes have written of some rows, and how often they ran the model."""
+    name = trial.engine.name
+    message = f"{name}: ranks run the model {[calls for _, calls in found]} times; all must "
+    message += "run it equally often (`writer.any_rank`)"
+    assert len({calls for _, calls in found}) == 1, message
+    texts = {row: text for shared, _ in found for row, text in shared.items()}
+    expected = trial.write([_rows(rows)])
+    same = texts.keys() == expected.keys() if trial.engine.batch_coupled else texts == expected
+    assert same, f"{name}: two processes write other text than one"
+
+
+def _write_in_all_ways(trial: _RolloutTrial) -> tuple[list[tuple[Texts, int]], Texts]:
+    """Write shares of the rows, without and with an idle rank, and all with a shared model."""
+    shares = [_write_share(trial, idle) for idle in (False, True)]
+    return shares, _write_with_shards(trial)
 
 
 def _write_share(trial: _RolloutTrial, idle: bool) -> tuple[Texts, int]:
@@ -209,10 +234,11 @@ def _write_share(trial: _RolloutTrial, idle: bool) -> tuple[Texts, int]:
     batch = _rows(range(rank(), 3, world_size()))
     if idle and rank() > 0:
         batch = replace(batch, counted=False)
-    model = tiny_model("causal-lm", layers=2, seed=1)
+    models = trial.models()
     calls: list[int] = []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    found = _texts(trial.rollouts(model).apply([batch], _step(0)))
+    for model in models:
+        model.register_forward_hook(lambda *_: calls.append(1))
+    found = _texts(trial.rollouts(models).apply([batch], _step(0)))
     return found, len(calls)
 
 
@@ -222,6 +248,7 @@ def _write_with_shards(trial: _RolloutTrial) -> Texts:
 
     groups = arrange(Layout(world_size(), world_size(), {}))
     assert groups is not None, "the model is shared"
-    model = tiny_model("causal-lm", layers=2, seed=1)
-    shard_model(model, groups.tensor)
-    return _texts(trial.rollouts(model).apply([tiny_batch("causal-lm")], _step(0)))
+    models = trial.models()
+    for model in models:
+        shard_model(model, groups.tensor)
+    return _texts(trial.rollouts(models).apply([tiny_batch("causal-lm")], _step(0)))

@@ -12,6 +12,7 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.objective.objective import name_seed
 from gkd_core.optim.engine import autocast
 from gkd_core.plugins import Registry
+from gkd_core.rollouts.decoding import CoWriter
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.rollouts.rows import RowWriter
 from gkd_core.rollouts.writer import Writer
@@ -43,18 +44,26 @@ def build_rollouts(
     precision = partial(
         autocast, spec.config.training, device, caches=spec.config.parallel.zero < 3
     )
-    models: dict[RowSource, Extractor] = {"student": student}
-    if spec.writes_with_teacher:
-        first = teachers[0]
-        assert isinstance(first, Extractor), "a teacher that writes is live"
-        models["teacher"] = first
+    co_writer = CoWriter(_first_live(teachers), config.mixture) if config.mixture else None
+    writers: dict[RowSource, Writer] = {
+        "student": Writer("student", student, device, precision, co_writer)
+    }
+    if config.teacher_writes:
+        writers["teacher"] = Writer("teacher", _first_live(teachers), device, precision)
     readers = [t.own_tokenizer or t.tokenizer for t in spec.live_teachers]
     ends = dict.fromkeys(one.eos_token_id for one in (spec.tokenizer, *readers))
     return Rollouts(
         engine=registry.rollout_engine(config),
         config=config,
-        writers={name: Writer(name, model, device, precision) for name, model in models.items()},
+        writers=writers,
         rows=RowWriter(spec.tokenizer, pad_id),
         end_ids=[end for end in ends if end is not None],
         seed=name_seed(spec.config.seed, f"rollout {spec.name}"),
     )
+
+
+def _first_live(teachers: Sequence[Teacher]) -> Extractor:
+    """Return the first teacher, which writes."""
+    first = teachers[0]
+    assert isinstance(first, Extractor), "a teacher that writes is live"
+    return first

@@ -18,6 +18,9 @@ from gkd_core.contract.rollout import Prompts, RolloutEngine, Written
 from gkd_core.distributed.ranks import world_size
 from gkd_core.rollouts.writer import Writer
 
+NO_IDS = torch.zeros(0, 0, dtype=torch.int64)
+"""What the text so far is to processors that look at the scores only."""
+
 
 class Generate(RolloutEngine):
     """Writes with `generate` of transformers: samples, or takes the most likely token.
@@ -27,6 +30,7 @@ class Generate(RolloutEngine):
     """
 
     name = "generate"
+    mixes = True
 
     class Config(RolloutEngine.Config):
         """Options of `generate`."""
@@ -48,6 +52,8 @@ class Generate(RolloutEngine):
 
     def write(self, prompts: Prompts, writer: Writer) -> Written:
         """Continue all prompts at once."""
+        if writer.mixes:
+            return self._write_mixed(prompts, writer)
         model = writer.model
         inputs = {name: value.to(writer.device) for name, value in prompts.padded().items()}
         own, model.generation_config = model.generation_config, GenerationConfig()
@@ -64,18 +70,43 @@ class Generate(RolloutEngine):
         assert isinstance(rows, Tensor), "nothing else is asked for"
         return Written(rows[:, inputs["input_ids"].shape[1] :].tolist())
 
+    def _write_mixed(self, prompts: Prompts, writer: Writer) -> Written:
+        """Continue all prompts with two models: transformers' `generate` knows only one."""
+        shape, noise = self._warpers(), GumbelNoise(prompts.seeds)
+        chosen: list[Tensor] = []
+        likely: list[Tensor] = []
+        ended = torch.zeros(len(prompts), dtype=torch.bool)
+        ends = torch.tensor(prompts.end_ids, dtype=torch.int64)
+        decoding = writer.start(prompts)
+        while True:
+            assert isinstance(decoding.logits, Tensor), "mixed logits are whole"
+            scores = shape(NO_IDS, decoding.logits).log_softmax(-1)
+            tokens = noise(NO_IDS, scores).argmax(-1)
+            likely.append(scores.gather(1, tokens.unsqueeze(1)).cpu())
+            chosen.append(tokens.unsqueeze(1).cpu())
+            ended |= torch.isin(chosen[-1].squeeze(1), ends)
+            full = len(chosen) == prompts.max_new_tokens
+            if full or not writer.any_rank(not bool(ended.all())):
+                return Written(torch.cat(chosen, 1).tolist(), torch.cat(likely, 1).tolist())
+            decoding.append(tokens)
+
     def _processors(self, seeds: Sequence[int]) -> LogitsProcessorList:
         """Return what turns logits into scores whose maximum is the next token."""
-        found = LogitsProcessorList()
         if self.config.temperature == 0:
-            return found
+            return LogitsProcessorList()
+        return LogitsProcessorList([*self._warpers(), GumbelNoise(seeds)])
+
+    def _warpers(self) -> LogitsProcessorList:
+        """Return what changes the distribution from which tokens are drawn."""
+        if self.config.temperature == 0:
+            return LogitsProcessorList([TopKLogitsWarper(1)])
+        found = LogitsProcessorList()
         if self.config.temperature != 1:
             found.append(TemperatureLogitsWarper(self.config.temperature))
         if self.config.top_k:
             found.append(TopKLogitsWarper(self.config.top_k))
         if self.config.top_p < 1:
             found.append(TopPLogitsWarper(self.config.top_p))
-        found.append(GumbelNoise(seeds))
         return found
 
 
