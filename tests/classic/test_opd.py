@@ -14,18 +14,19 @@ P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
 Q = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
 
 
-def _batch(labels, sources):
+def _batch(labels, sources, drawn=None):
     mask = torch.ones_like(labels)
     inputs = {"input_ids": mask, "attention_mask": mask}
-    return Batch(inputs, labels, torch.arange(len(labels)), sources=torch.tensor(sources))
+    rows, sources = torch.arange(len(labels)), torch.tensor(sources)
+    return Batch(inputs, labels, rows, sources=sources, log_drawn=drawn)
 
 
 @pytest.fixture
 def opd(term_of):
     """The value and the gradient of the loss where each row is one token that was written."""
 
-    def _opd(labels, sources, logits, known=P):
-        batch = _batch(torch.tensor(labels).unsqueeze(1), sources)
+    def _opd(labels, sources, logits, known=P, drawn=None):
+        batch = _batch(torch.tensor(labels).unsqueeze(1), sources, drawn)
         shape = (len(labels), 1, 3)
         return term_of(OPD(), batch, logits.expand(shape), known.log().expand(shape))["opd"]
 
@@ -44,15 +45,18 @@ def test_only_rows_that_the_student_wrote_count(opd):
     assert term.mean().item() == pytest.approx(math.log(2))
 
 
-def test_the_expected_gradient_is_that_of_the_reverse_divergence(opd):
-    logits = Q.log().requires_grad_()
-    values = opd([0, 1, 2], [1, 1, 1], logits).values.squeeze(1)
-    (found,) = torch.autograd.grad((values * Q).sum(), logits, retain_graph=True)
+@pytest.mark.parametrize("share", [0, 0.2])
+def test_the_expected_gradient_is_that_of_the_reverse_divergence(opd, share):
+    """Also where tokens are drawn from a mixture with a share of the teacher."""
+    logits, mixed = Q.log().requires_grad_(), share * P + (1 - share) * Q
+    drawn = mixed.log().unsqueeze(1) if share else None
+    values = opd([0, 1, 2], [1, 1, 1], logits, drawn=drawn).values.squeeze(1)
+    (found,) = torch.autograd.grad((values * mixed).sum(), logits, retain_graph=True)
     rows = _batch(torch.tensor([[0]]), [1])
     dense = reverse_kl(logits.view(1, 1, 3), P.log().view(1, 1, 3), rows.targets)
     (expected,) = torch.autograd.grad(dense.mean(), logits)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
-    torch.testing.assert_close((values * Q).sum(), dense.mean(), rtol=0, atol=1e-14)
+    torch.testing.assert_close((values * mixed).sum(), dense.mean(), rtol=0, atol=1e-14)
 
 
 def test_equal_models_learn_nothing(opd):

@@ -179,6 +179,7 @@ def test_the_teacher_follows_the_student_and_is_in_the_checkpoint(stage):
         (["parallel.zero=3"], "sharded by parallel.zero = 3"),
         (["student.lora.rank=2"], "has no adapters that could follow"),
         (["teacher.keep=memory"], "cannot be kept"),
+        (["rollout.mixture=0.2"], "not drawn with a teacher that reads another prompt"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(stage, settings, said):

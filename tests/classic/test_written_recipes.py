@@ -10,7 +10,7 @@ from gkd_core.plugins import registry
 
 RECIPES = {
     "distillm": ("soft", "more by the student when the validation loss rises"),
-    "minillm": ("minillm", "0.5 of the rows by the student"),
+    "minillm": ("minillm", "0.5 of the rows by the student (with 0.2 of the teacher)"),
     "on-policy": ("soft", "0.5 of the rows by the student"),
     "opd": ("opd", "1 of the rows by the student"),
 }
@@ -60,7 +60,7 @@ def test_a_recipe_runs_and_says_who_writes(invoke, given, tmp_path, recipe):
     method, writer = RECIPES[recipe]
     done = invoke("explain", "--recipe", recipe, *given)
     assert done.code == 0, done.err
-    assert f"rollout    generate writes {writer}\n" in done.out
+    assert f"rollout generate writes {writer} rollout.engine" in " ".join(done.out.split())
     done = invoke("run", "--recipe", recipe, *given, "--output", tmp_path / "run")
     assert done.code == 0, done.err
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]

@@ -8,7 +8,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gkd_core.api import Batch, Method, Models, Step, Term, View, cross_entropy, reverse_kl
+from gkd_core.api import (
+    Batch,
+    Method,
+    Models,
+    Step,
+    Term,
+    View,
+    cross_entropy,
+    importance,
+    reverse_kl,
+)
 
 
 class MiniLLM(Method):
@@ -16,8 +26,10 @@ class MiniLLM(Method):
 
     A token y_t that the student wrote has the reward r_t = log p(y_t) - log q(y_t). Its effect on
     the next token is the dense divergence KL(q || p) of its position (`single`); its effect on
-    what follows is -R_t log q(y_t), with R_t the mean of the later rewards (`long`). Rows that the
-    student did not write keep it a language model by their own labels (`lm`).
+    what follows is -R_t log q(y_t), with R_t the mean of the later rewards (`long`). Both are
+    weighed by w_t = q(y_t) / (a p(y_t) + (1 - a) q(y_t)) where the student drew its text together
+    with a share a of the teacher (`rollout.mixture`). Rows that the student did not write keep it a
+    language model by their own labels (`lm`).
     """
 
     name = "minillm"
@@ -54,10 +66,11 @@ class MiniLLM(Method):
         known = cross_entropy(teacher.prediction, batch.labels, over).values
         reward = (surprise.detach() - known).clamp(-self.config.clip, self.config.clip)
         returns = mean_of_later(reward, over.mask)
+        weight = importance(surprise, batch)
         given = cross_entropy(student.prediction, batch.labels, batch.items("given"))
         return {
-            "single": reverse_kl(student.prediction, teacher.prediction, over),
-            "long": self.config.long_weight * Term(surprise * returns, over),
+            "single": reverse_kl(student.prediction, teacher.prediction, over) * weight,
+            "long": self.config.long_weight * Term(surprise * returns * weight, over),
             "lm": self.config.lm_weight * given,
         }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from gkd_core.api import Batch, Method, Models, Step, Term, View, cross_entropy
+from gkd_core.api import Batch, Method, Models, Step, Term, View, cross_entropy, importance
 
 
 class OPD(Method):
@@ -15,7 +15,8 @@ class OPD(Method):
     The advantage of a token y is A = log p(y) - log q(y), a constant, and L = -A log q(y),
     averaged over the student's tokens. Its gradient is an estimate of that of KL(q || p) from one
     token per position, so the teacher need not give a distribution. The value shown is -A, the
-    estimate of the divergence.
+    estimate of the divergence. Text that was drawn together with the teacher (`rollout.mixture`) is
+    weighed by importance.
     """
 
     name = "opd"
@@ -39,4 +40,5 @@ class OPD(Method):
         surprise = cross_entropy(student.prediction, batch.labels, over).values
         known = cross_entropy(teacher.prediction, batch.labels, over).values
         advantage = surprise.detach() - known
-        return {"opd": Term((surprise - surprise.detach()) * advantage - advantage, over)}
+        term = Term((surprise - surprise.detach()) * advantage - advantage, over)
+        return {"opd": term * importance(surprise, batch)}
