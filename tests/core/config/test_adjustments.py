@@ -74,7 +74,7 @@ def test_each_stage_is_adjusted_by_itself():
     resolved = adjusted(recipe="lrc-bert", task_adjustments=embedded)
     text, *labeled = resolved.stages
     assert text.config.training.lr == 1e-3
-    assert [stage.config.training.lr for stage in labeled] == [3e-4, 3e-4]
+    assert [stage.config.training.lr for stage in labeled] == [3e-3, 3e-3]
     assert [resolved.links[stage.name].start for stage in labeled] == ["pretrain", "contrast"]
 
 
@@ -99,5 +99,10 @@ def test_a_recipe_trains_on_the_embedded_task_as_that_task_does(recipe):
     )
     for stage in resolved.stages:
         config = stage.config
-        for name, value in Embedded.defaults(config.task.kind)["training"].items():
+        own = Embedded.defaults(config.task.kind)["training"]
+        if config.student.init == "random" and config.task.kind is None:
+            own = {**own, "lr": 3e-3}
+        for name, value in own.items():
             assert getattr(config.training, name) == value
+        for writes in filter(None, (config.rollout, config.writing)):
+            assert writes.prompt_tokens + writes.max_new_tokens == config.task.max_length

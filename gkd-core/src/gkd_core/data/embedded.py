@@ -23,6 +23,12 @@ STUDENT_ROWS = 200
 
 MAX_LENGTH = 48
 
+WRITTEN_LENGTH = {"prompt_tokens": 16, "max_new_tokens": MAX_LENGTH - 16}
+"""How much text models continue, and by how much: no more than they can read."""
+
+FRESH_LR = 3e-3
+"""Learning rate of students that do not start from blocks of a teacher."""
+
 LABELED = "classification"
 PLAIN = ("masked-lm", "causal-lm")
 """Names of the kinds that it has rows for: with classes, and as plain text."""
@@ -52,7 +58,7 @@ class Embedded(Task):
     def defaults(cls, kind: str | None) -> Mapping[str, Any]:
         """Return settings for a few labeled rows, or for all of the text without labels."""
         student = {"layers": 2, "init": "spaced"}
-        if kind in (LM, *PLAIN):
+        if _is_text(kind):
             return {
                 "student": student,
                 "training": {"epochs": 3, "batch_size": 32, "lr": 1e-3},
@@ -66,11 +72,17 @@ class Embedded(Task):
 
     @classmethod
     def adjustments(cls, recipe: str, stage: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the task's own learning rate and number of steps.
+        """Return the task's own learning rate, number of steps, and length of written text.
 
-        Those of papers are for models a hundred times as large and for thousands of rows.
+        Those of papers are for models a hundred times as large and for thousands of rows. A student
+        that starts from random weights needs a higher rate to learn classes from few of them.
         """
-        return {"training": cls.defaults(settings.get("task", {}).get("kind"))["training"]}
+        kind = settings.get("task", {}).get("kind")
+        training = dict(cls.defaults(kind)["training"])
+        if not _is_text(kind) and settings.get("student", {}).get("init") == "random":
+            training["lr"] = FRESH_LR
+        written = {table: WRITTEN_LENGTH for table in ("rollout", "writing") if table in settings}
+        return {"training": training, **written}
 
     def check(self) -> None:
         """Reject settings that belong to other tasks or contradict each other.
@@ -122,6 +134,10 @@ class Embedded(Task):
         """Return a small BERT (encoder) or Llama (decoder), even smaller for size `small`."""
         family = self.config.default_teacher or FAMILY[data.kind]
         return embedded_teacher(data, family, size)
+
+
+def _is_text(kind: str | None) -> bool:
+    return kind in (LM, *PLAIN)
 
 
 def _cached_rows() -> LabeledTexts:
