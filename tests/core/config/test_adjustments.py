@@ -73,7 +73,7 @@ def test_without_a_recipe_nothing_is_adjusted(tmp_path):
 def test_each_stage_is_adjusted_by_itself():
     resolved = adjusted(recipe="lrc-bert", task_adjustments=embedded)
     text, *labeled = resolved.stages
-    assert text.config.training.lr == 1e-3
+    assert (text.config.training.lr, text.config.training.epochs) == (1e-3, 12)
     assert [stage.config.training.lr for stage in labeled] == [3e-3, 3e-3]
     assert [resolved.links[stage.name].start for stage in labeled] == ["pretrain", "contrast"]
 
@@ -99,9 +99,9 @@ def test_a_recipe_trains_on_the_embedded_task_as_that_task_does(recipe):
     )
     for stage in resolved.stages:
         config = stage.config
-        own = Embedded.defaults(config.task.kind)["training"]
-        if config.student.init == "random" and config.task.kind is None:
-            own = {**own, "lr": 3e-3}
+        own = dict(Embedded.defaults(config.task.kind)["training"])
+        if config.student.init == "random":
+            own |= {"lr": 3e-3} if config.task.kind is None else {"epochs": 12}
         for name, value in own.items():
             assert getattr(config.training, name) == value
         for writes in filter(None, (config.rollout, config.writing)):

@@ -27,7 +27,10 @@ WRITTEN_LENGTH = {"prompt_tokens": 16, "max_new_tokens": MAX_LENGTH - 16}
 """How much text models continue, and by how much: no more than they can read."""
 
 FRESH_LR = 3e-3
-"""Learning rate of students that do not start from blocks of a teacher."""
+"""Learning rate for classes of a student that does not start from blocks of a teacher."""
+
+FRESH_EPOCHS = 12
+"""Passes over the text by such a student: fewer make a worse start than random weights."""
 
 LABELED = "classification"
 PLAIN = ("masked-lm", "causal-lm")
@@ -75,12 +78,13 @@ class Embedded(Task):
         """Return the task's own learning rate, number of steps, and length of written text.
 
         Those of papers are for models a hundred times as large and for thousands of rows. A student
-        that starts from random weights needs a higher rate to learn classes from few of them.
+        that starts from random weights needs more steps on text, and a higher rate to learn classes
+        from few rows.
         """
         kind = settings.get("task", {}).get("kind")
         training = dict(cls.defaults(kind)["training"])
-        if not _is_text(kind) and settings.get("student", {}).get("init") == "random":
-            training["lr"] = FRESH_LR
+        if settings.get("student", {}).get("init") == "random":
+            training |= {"epochs": FRESH_EPOCHS} if _is_text(kind) else {"lr": FRESH_LR}
         written = {table: WRITTEN_LENGTH for table in ("rollout", "writing") if table in settings}
         return {"training": training, **written}
 
