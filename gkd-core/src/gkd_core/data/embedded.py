@@ -15,6 +15,7 @@ from gkd_core.contract.task import DefaultTeacher, Split, Task, TaskData
 from gkd_core.data import docstrings
 from gkd_core.data.assemble import hash_rows, without_labels
 from gkd_core.data.cache import cache_entry, read_entry, write_entry
+from gkd_core.data.own_rows import reject_files
 from gkd_core.errors import ConfigError
 from gkd_core.models.embedded_teachers import FAMILY, MASK_SHARE, embedded_teacher
 
@@ -95,13 +96,7 @@ class Embedded(Task):
             ConfigError: A file is named, regression is requested, or an encoder should predict the
                 next token or a decoder masked tokens.
         """
-        for split in ("train", "validation", "test"):
-            value = getattr(self.config, split)
-            if value is not None:
-                raise ConfigError(
-                    f"task.{split} is {value!r}, but the task 'embedded' has its own rows; "
-                    "remove it, or set task.name = 'files'"
-                )
+        reject_files(self.config, self.name)
         if self.kind not in (None, LABELED, *PLAIN):
             raise ConfigError(
                 f"task.kind is '{self.kind}', but the task 'embedded' has classes; use "

@@ -15,6 +15,7 @@ from gkd_core.contract.task import Split, Task, TaskData
 from gkd_core.data import docstrings
 from gkd_core.data.assemble import hash_rows
 from gkd_core.data.cache import cache_entry, read_entry, write_entry
+from gkd_core.data.own_rows import reject_files
 from gkd_core.errors import ConfigError, DataError
 
 KIND = "causal-lm"
@@ -63,13 +64,7 @@ class Functions(Task):
         Raises:
             ConfigError: A file is named, or something else than the next token is to be predicted.
         """
-        for split in ("train", "validation", "test"):
-            value = getattr(self.config, split)
-            if value is not None:
-                raise ConfigError(
-                    f"task.{split} is {value!r}, but the task 'functions' has its own rows; remove "
-                    "it, or set task.name = 'files'"
-                )
+        reject_files(self.config, self.name)
         if self.kind not in (None, KIND):
             raise ConfigError(
                 f"task.kind is '{self.kind}', but the task 'functions' asks for text; use {KIND!r}"
