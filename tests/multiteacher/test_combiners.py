@@ -144,8 +144,8 @@ def test_resumed_run_ends_bit_equal(invoke, two, tmp_path, dies_before, name):
     ("method", "said"),
     [
         ("mt-bert(hard)", "hard reads no teacher, so mt-bert has nothing to combine for it"),
-        ("mt-bert+soft", "'mt-bert' combines several teachers, and is no method by itself"),
-        ("soft(pkd)", "'soft' is a method, and combines no teachers"),
+        ("mt-bert+soft", "'mt-bert' combines several teachers; it is not a method by itself"),
+        ("soft(pkd)", "'soft' is a method and does not combine teachers"),
         ("mt-brt(soft)", "unknown combiner 'mt-brt'. Did you mean 'mt-bert'?"),
         ("average(sfot)", "unknown method 'sfot'. Did you mean 'soft'?"),
     ],

@@ -26,8 +26,8 @@ def route(sources, **mapped):
     ("sources", "mapped", "said"),
     [
         ((), {}, "which these rows do not have. Name the column"),
-        (("code", "law"), {}, "rows are from the source 'law', which is no teacher's name"),
-        (("code", "law"), {"law": "judge"}, "'law', which is no teacher's name"),
+        (("code", "law"), {}, "rows are from the source 'law', which is not the name of a teacher"),
+        (("code", "law"), {"law": "judge"}, "'law', which is not the name of a teacher"),
         (("code", "math"), {"law": "code"}, "names the source 'law', but the rows are from code"),
         (("code", "law"), {"law": "none"}, "no row to the teacher 'math'"),
     ],

@@ -141,5 +141,5 @@ def test_a_head_that_is_no_linear_layer_is_refused(view_of):
     with pytest.raises(MethodError, match="test applies the head of teacher, but the logits"):
         view.head(torch.zeros(1, 32))
     blind = view_of("teacher", {"hidden[1]": torch.zeros(1, 2, 32)}, 2)
-    with pytest.raises(MethodError, match=r"did not ask for teacher\.logits"):
+    with pytest.raises(MethodError, match=r"did not request teacher\.logits"):
         blind.head(torch.zeros(1, 32))

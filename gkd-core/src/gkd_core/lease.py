@@ -86,7 +86,8 @@ class Lease:
         now = holder(self.path)
         raise LeaseLost(
             f"{self.path} has passed to {now or 'another process'}, because this process gave no "
-            f"sign of life for {DURATION:g} s. It has written nothing since; the other one goes on"
+            f"sign of life for {DURATION:g} s. It has written nothing since; the other process "
+            "continues"
         )
 
 

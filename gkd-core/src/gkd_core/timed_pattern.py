@@ -25,7 +25,9 @@ class TimedPattern:
         try:
             self._pattern = regex.compile(text)
         except regex.error as error:
-            raise ConfigError(f"{setting} = {text!r} is no regular expression: {error}") from error
+            raise ConfigError(
+                f"{setting} = {text!r} is not a regular expression: {error}"
+            ) from error
         self._said = f"{setting} = {text!r}"
 
     def is_in(self, text: str) -> bool:
@@ -38,6 +40,6 @@ class TimedPattern:
             return self._pattern.search(text, timeout=SECONDS) is not None
         except TimeoutError as error:
             raise ConfigError(
-                f"{self._said} has not come to an end within {SECONDS:g} s of an answer of "
-                f"{len(text)} characters: write it without nested repetitions"
+                f"{self._said} did not finish within {SECONDS:g} s on an answer of {len(text)} "
+                "characters: write it without nested repetitions"
             ) from error

@@ -62,12 +62,12 @@ class Route(TeacherCombiner):
         for source in sources:
             if self._teacher_of(source) not in (*teachers, NONE):
                 raise MethodError(
-                    f"rows are from the source {source!r}, which is no teacher's name; there are "
-                    f"{', '.join(teachers)}. Set route.teachers.{source}={teachers[0]}, or "
-                    f"to {NONE} for rows without a teacher"
+                    f"rows are from the source {source!r}, which is not the name of a teacher; "
+                    f"there are {', '.join(teachers)}. Set route.teachers.{source}={teachers[0]}, "
+                    f"or to {NONE} for rows without a teacher"
                 )
         if idle := sorted({*teachers} - {*map(self._teacher_of, sources)}):
-            raise MethodError(f"route gives no row to the teacher {idle[0]!r}. Remove it")
+            raise MethodError(f"route assigns no row to the teacher {idle[0]!r}. Remove it")
 
     def weight(
         self, number: int, student: View, teacher: View, batch: Batch, step: Step

@@ -170,7 +170,11 @@ def test_a_run_counts_once_and_its_rows_are_those_of_the_others(tmp_path):
         ("results.json", b'{"metric": "acc', "results.json is damaged: Unterminated string"),
         ("results.json", b"[]", "results.json is damaged: it lacks one of metric, rows"),
         ("metrics.jsonl", b'{"stage": "distil"}\n{"sta', "metrics.jsonl is damaged"),
-        ("stages/distil/probes.parquet", b"PAR1 and no more", "probes.parquet is damaged, or no"),
+        (
+            "stages/distil/probes.parquet",
+            b"PAR1 and no more",
+            "probes.parquet is damaged, or is not a file",
+        ),
     ],
 )
 def test_damaged_files_of_a_run_are_named(tmp_path, invoke, file, content, message):

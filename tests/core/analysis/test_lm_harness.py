@@ -78,7 +78,7 @@ def test_the_harness_is_named_where_it_is_missing(invoke, world, monkeypatch):
     [
         (["--limit", 3], "--limit belongs to --tasks"),
         (["--against", "lm-decoder"], "--against must name another model"),
-        (["--tasks", "hellaswag", "--data", "x"], "--tasks brings rows and settings of its own"),
+        (["--tasks", "hellaswag", "--data", "x"], "--tasks has its own rows and settings"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(invoke, flags, message):

@@ -206,7 +206,7 @@ def test_broken_lines_of_qqp_are_left_out_with_a_warning(files, load, caplog):
     ("name", "line", "message"),
     [
         ("cola", "a sentence\t1\n", "dev.tsv:1: 2 fields, but a row has 4"),
-        ("sst2", "sentence\tlabel\nfine\t2\n", "dev.tsv:2: the label is '2', which is none of"),
+        ("sst2", "sentence\tlabel\nfine\t2\n", "dev.tsv:2: the label is '2', which is not one of"),
         ("stsb", "sentence1\tsentence2\tscore\na\tb\t7\n", "the similarity is 7, not between 0"),
         ("stsb", "sentence1\tsentence2\tscore\na\tb\thigh\n", "'label' is 'high', not a number"),
         ("rte", "sentence1\tsentence2\tlabel\na\tb\n", "dev.tsv:2: 2 fields, but the header has 3"),

@@ -43,7 +43,7 @@ def test_without_an_answer_nothing_is_removed(invoke, filled, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     done = invoke("clean")
     assert done.code == 2
-    assert "nobody answered, so nothing was removed; add --yes" in done.err
+    assert "there was no answer, so nothing was removed; add --yes" in done.err
     assert "weights" in there(filled)
 
 

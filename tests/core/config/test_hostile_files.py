@@ -90,7 +90,7 @@ def test_hostile_assignment_is_refused(value):
 )
 def test_impossible_variable_of_a_launcher_is_refused(name, value):
     given = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
-    with pytest.raises(ConfigError, match=f"{name} = .* in the environment is no number from"):
+    with pytest.raises(ConfigError, match=f"{name} = .* in the environment is not a number from"):
         read_launcher_env(given | {name: value})
 
 

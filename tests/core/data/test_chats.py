@@ -441,12 +441,12 @@ class Plugin:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ([], "has prompts without answers, so that a row that no model writes has nothing"),
+        ([], "has prompts without answers, so a row that no model writes has nothing"),
         (
             ["rollout.engine=silent", "rollout.student=0.5", "rollout.prompt_tokens=8"],
             "rollout.student and rollout.teacher add up to 1",
         ),
-        (["rollout.engine=silent", "rollout.student=1"], "rows to validate of .* by which no"),
+        (["rollout.engine=silent", "rollout.student=1"], "rows to validate of .* so no student"),
     ],
 )
 def test_prompts_alone_need_models_that_write(

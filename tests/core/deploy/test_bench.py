@@ -44,7 +44,7 @@ def test_lengths_beyond_what_a_model_reads_are_refused_by_name(invoke, finished,
     done = invoke("bench", finished / "student", *lengths, "--rounds", 1, "--output", "figures")
     assert done.code == 2
     said = " ".join(done.err.split())
-    assert "student reads at most 32 tokens, so that rows of 33 cannot be measured" in said
+    assert "student reads at most 32 tokens, so rows of 33 cannot be measured" in said
     assert "choose lengths up to 32 with --length" in said
     assert not (tmp_path / "figures").exists()
 

@@ -60,7 +60,7 @@ def test_rejected_export_leaves_the_one_that_was_there(invoke, finished, exporte
     monkeypatch.setattr(exporting, "verify", reject)
     done = invoke("export", finished, "--to", "out")
     assert done.code == 2
-    assert "2 predictions differ on 40 rows. Keep it nevertheless with --accept" in done.err
+    assert "2 predictions differ on 40 rows. Keep it anyway with --accept" in done.err
     assert _everything(place.parent) == before
     done = invoke("export", finished, "--to", "out", "--accept")
     assert done.code == 0
@@ -101,7 +101,7 @@ def test_an_export_with_something_else_in_it_is_not_replaced(invoke, finished, t
     (tmp_path / "out" / "notes.txt").write_text("mine")
     done = invoke("export", finished, "--to", "out")
     assert done.code == 2
-    assert "--to out has notes.txt, which is no file of the export there" in done.err
+    assert "--to out has notes.txt, which does not belong to the export" in done.err
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 

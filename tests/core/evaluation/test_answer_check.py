@@ -37,7 +37,7 @@ def test_a_regular_expression_is_looked_for_in_the_answer():
 
 def test_a_regular_expression_that_never_ends_is_stopped():
     slow = answer_check("^" + "(a*)" * 8 + r"\1\2\3x!")
-    with pytest.raises(ConfigError, match="has not come to an end within 1 s of an answer of 64"):
+    with pytest.raises(ConfigError, match="did not finish within 1 s on an answer of 64"):
         slow("", "a" * 60 + "x?x!", None)
 
 
@@ -64,8 +64,8 @@ def test_what_no_installed_package_has_is_refused(name):
     [
         ("graders.math:missing", "cannot be imported"),
         ("graders.other:equal", "cannot be imported"),
-        ("graders.math:two", "is no function of prompt, answer, target"),
-        ("graders.math:NUMBER", "is no function of prompt, answer, target"),
+        ("graders.math:two", "is not a function of prompt, answer, target"),
+        ("graders.math:NUMBER", "is not a function of prompt, answer, target"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(installed, name, said):

@@ -61,9 +61,9 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"rows\.parquet is no file of predictions"):
+    with pytest.raises(DataError, match=r"rows\.parquet is not a file of predictions"):
         Predictions.read(tmp_path)
-    with pytest.raises(DataError, match=r"rows\.parquet is no file of predictions"):
+    with pytest.raises(DataError, match=r"rows\.parquet is not a file of predictions"):
         Predictions.read(tmp_path / "missing")
 
 

@@ -72,7 +72,7 @@ def test_what_was_not_asked_for_is_refused_even_if_captured(features):
     with pytest.raises(MethodError) as error:
         view.hidden[2]
     assert str(error.value) == (
-        "pkd did not ask for student.hidden[2]; it reads: student.logits, student.value[3]. "
+        "pkd did not request student.hidden[2]; it reads: student.logits, student.value[3]. "
         "Add it to `reads`"
     )
 

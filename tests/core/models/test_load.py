@@ -299,7 +299,9 @@ def test_index_that_names_other_files_is_refused(save, tmp_path, file):
     index.write_text(
         json.dumps({"metadata": {}, "weight_map": {"a": "model.safetensors", "b": file}})
     )
-    with pytest.raises(ConfigError, match=r"index\.json names .*, which is no safetensors file of"):
+    with pytest.raises(
+        ConfigError, match=r"index\.json names .*, which is not a safetensors file of"
+    ):
         teacher(directory)
 
 
@@ -318,7 +320,7 @@ def test_layers_that_would_be_fetched_as_code_are_refused(save, tmp_path, settin
     directory = save()
     path = tmp_path / "bert" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    with pytest.raises(ConfigError, match=r"asks for the kernel '(paged\|)?somebody/code"):
+    with pytest.raises(ConfigError, match=r"requests the kernel '(paged\|)?somebody/code"):
         teacher(directory)
 
 

@@ -83,7 +83,7 @@ WHOLE = {
     ),
     "marks no function": (
         f"{HEAD}class K:\n    def __call__(self): ...\ngkd_step_end = hookimpl(K())",
-        "`gkd_step_end` is no function",
+        "`gkd_step_end` is not a function",
     ),
     "has a misspelt hook": (
         with_hook("@hookimpl\ndef gkd_step_ends(run): ..."),
@@ -104,7 +104,7 @@ WHOLE = {
     "is asynchronous": (with_hook("@hookimpl\nasync def gkd_step_end(run): ..."), "is async"),
     "yields where nobody listens": (
         with_hook("@hookimpl\ndef gkd_step_end(run):\n    yield"),
-        "has a `yield`, so that its body is never run",
+        "has a `yield`, so its body is never run",
     ),
     "wraps what is asked one by one": (
         f"{HEAD}@hookimpl(wrapper=True)\ndef gkd_register_methods():\n    yield\n    return []",
@@ -304,7 +304,7 @@ def test_commands_are_checked(command, message, try_with):
     [
         ("gkd-core~=9.0", "it requires gkd-core~=9.0, but version 0.2.0 is installed"),
         ("GKD_fine>=2 ; python_version > '3'", "it requires GKD_fine>=2, but version 1.2"),
-        ("gkd-core~=9", "its requirement 'gkd-core~=9' is no valid one"),
+        ("gkd-core~=9", "its requirement 'gkd-core~=9' is not valid"),
     ],
 )
 def test_a_plugin_whose_requirements_are_not_met_is_left_out(line, message, try_with):

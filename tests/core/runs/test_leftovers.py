@@ -114,4 +114,4 @@ def test_the_command_lists_and_asks(invoke, runs, monkeypatch):
     assert (runs / "other/config.toml").exists()
     done = invoke("clean", "--leftovers", runs, "answers")
     assert done.code == 2
-    assert "not about parts of the cache" in done.err
+    assert "not parts of the cache" in done.err

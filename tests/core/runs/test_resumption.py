@@ -201,7 +201,7 @@ def test_all_changes_are_named_at_once(interrupted, invoke):
     said = invoke(*RESUME).err
     for change in (other_weights, fewer_rows, no_random_states):
         assert CHANGES[change][0] in said
-    assert "with another --output, or go on with --accept-changes" in said
+    assert "with another --output, or continue with --accept-changes" in said
 
 
 @pytest.mark.parametrize("change", [other_weights, edited_settings, no_random_states])

@@ -242,7 +242,7 @@ def test_search_that_is_asked_to_stop_stops_its_candidate_and_can_go_on(
         interrupted.setattr(pretend, "is_over", property(is_over))
         stopped = invoke(*arguments, *limits)
     assert stopped.code == 75
-    assert "stopped; the same command goes on" in stopped.err
+    assert "stopped; repeat the command to continue" in stopped.err
     (attempt,) = (Attempt.load(path) for path in tmp_path.glob("found/attempts/*.json"))
     assert attempt.status == 75
     first = pretend.started[0]

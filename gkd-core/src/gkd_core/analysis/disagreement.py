@@ -80,7 +80,9 @@ def _distances(student: pa.Table, teacher: pa.Table, kind: TaskKind) -> Sequence
     if not kind.keeps_scores:
         measured = measured_divergences(student, teacher)
         if measured is None:
-            raise DataError("nothing tells how far student and teacher are apart in each row")
+            raise DataError(
+                "the run has no record of how far student and teacher are apart in each row"
+            )
         return list(map(float, measured))
     if any("scores" not in table.column_names for table in (student, teacher)):
         raise DataError(f"predictions of {kind} have no scores to compare")

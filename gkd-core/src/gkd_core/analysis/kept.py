@@ -80,7 +80,7 @@ def find_kept(name: str) -> KeptPredictions | None:
     found = ModelPredictions.read(path)
     if not found.model:
         raise DataError(
-            f"{path} has the rows, and not what a model says of them; name the file of a model"
+            f"{path} has the rows, not the predictions of a model; name the file of a model"
         )
     return KeptPredictions(path, found)
 
@@ -105,7 +105,7 @@ def compare_with_kept(
     pairing = pair_rows(own["hash"].to_pylist(), kept.found.table["hash"].to_pylist())
     if not len(pairing):
         raise DataError(
-            f"{kept.path} is about other rows: none of the {len(own):,} rows of "
+            f"{kept.path} has predictions for other rows: none of the {len(own):,} rows of "
             f"{spec.data.source} is among its {pairing.only_theirs:,}"
         )
     classes = predictions.about.classes

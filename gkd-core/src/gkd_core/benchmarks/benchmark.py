@@ -329,4 +329,4 @@ class Benchmark(Task):
 
 def _check_file(path: Path, setting: str) -> None:
     if not path.is_file():
-        raise DataError(f"{path} ({setting}) is no file. Name a file of the task's own format")
+        raise DataError(f"{path} ({setting}) is not a file. Name a file of the task's own format")

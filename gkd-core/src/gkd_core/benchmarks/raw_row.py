@@ -124,4 +124,4 @@ class RawRow:
         if label.isdigit() and int(label) < len(classes):
             return int(label)
         shown = ", ".join(map(repr, classes))
-        raise ValueError(f"the label is {label!r}, which is none of {shown}")
+        raise ValueError(f"the label is {label!r}, which is not one of {shown}")

@@ -43,9 +43,7 @@ def clean(room: tuple[str, ...], leftovers: Path | None, yes: bool) -> None:
     if leftovers is None:
         _clean_cache(room, yes)
     elif room:
-        raise click.UsageError(
-            "--leftovers is about a folder of runs, not about parts of the cache"
-        )
+        raise click.UsageError("--leftovers takes a folder of runs, not parts of the cache")
     else:
         _clear_up(leftovers, yes)
 
@@ -121,7 +119,8 @@ def _is_confirmed(question: str) -> bool:
     except click.Abort as stopped:
         if sys.stdin.isatty():
             raise  # by Ctrl-C
-        raise click.UsageError("nobody answered, so nothing was removed; add --yes") from stopped
+        message = "there was no answer, so nothing was removed; add --yes"
+        raise click.UsageError(message) from stopped
 
 
 def _room_table(items: Sequence[CacheItem]) -> RenderableType:

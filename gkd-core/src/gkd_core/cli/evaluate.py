@@ -123,8 +123,8 @@ def _asks_harness(harness: dict[str, Any], settings: Sequence[str], rows: object
     others = [text for text in settings if not text.partition("=")[0].endswith(TRUST)]
     if rows or others:
         raise click.UsageError(
-            "--tasks brings rows and settings of its own: omit FILE, --task, --data, --samples and "
-            f"--set, except of {TRUST.removeprefix('.')}"
+            "--tasks has its own rows and settings: omit FILE, --task, --data, --samples and "
+            f"--set, except {TRUST.removeprefix('.')}"
         )
     return True
 
@@ -260,7 +260,7 @@ def _check_samples(samples: int | None, kind: TaskKind) -> None:
 
     if samples is not None and not kind.generates:
         raise ConfigError(
-            f"--samples lets a model continue texts, which those for {kind} do not. Omit it"
+            f"--samples needs a model that continues texts, which models for {kind} do not. Omit it"
         )
 
 

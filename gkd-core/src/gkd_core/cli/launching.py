@@ -61,7 +61,7 @@ def stoppable() -> Iterator[None]:
         with heeded():
             yield
     except KeyboardInterrupt as error:
-        raise Stopped("stopped; the same command goes on") from error
+        raise Stopped("stopped; repeat the command to continue") from error
 
 
 _OPTIONS = (

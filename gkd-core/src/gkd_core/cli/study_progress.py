@@ -219,7 +219,7 @@ def _about(folder: StudyFolder, cell: Cell, state: CellState) -> str:
     if state is CellState.STALE:
         return f"of gkd {folder.version(cell)}, other code; --rerun-stale runs it again"
     if state is CellState.WAITING:
-        return "stopped; the same command goes on" if folder.attempt(cell) else ""
+        return "stopped; repeat the command to continue" if folder.attempt(cell) else ""
     return quality(folder, cell)
 
 

@@ -455,9 +455,8 @@ class TrainingConfig(Section):
     def _floor_fits_schedule(self) -> TrainingConfig:
         if self.lr_floor and self.lr_schedule in ("constant", "inverse-sqrt"):
             raise ValueError(
-                f"lr_floor = {self.lr_floor:g} is the end of a decay to a floor, which "
-                f"lr_schedule = {self.lr_schedule!r} is not. Set lr_floor = 0, or another "
-                "lr_schedule"
+                f"lr_floor = {self.lr_floor:g} needs a decay to a floor, which lr_schedule = "
+                f"{self.lr_schedule!r} does not have. Set lr_floor = 0, or another lr_schedule"
             )
         return self
 
@@ -677,7 +676,7 @@ class WritingConfig(Section):
         try:
             regex.compile(value or "")
         except regex.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
+            raise ValueError(f"is not a regular expression: {error}") from error
         return value
 
 

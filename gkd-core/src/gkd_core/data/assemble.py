@@ -102,7 +102,7 @@ def _with_sources(
         if len(sources) != len(split):
             raise DataError(
                 f"{tables[name].source} has {len(sources)} rows, of which {len(split)} texts are "
-                f"read, so that task.source = {config.source!r} does not say where each is from. "
+                f"read, so task.source = {config.source!r} does not say where each is from. "
                 "Remove task.source"
             )
         named[name] = replace(split, source=sources)

@@ -131,5 +131,5 @@ def _content(entry: Any) -> Any:
     if not isinstance(entry, dict) or entry.keys() != {DIGEST, CONTENT}:
         return entry
     if entry[DIGEST] != digest.of_value(entry[CONTENT]):
-        raise ValueError("it is not as it was written")
+        raise ValueError("it has changed since it was written")
     return entry[CONTENT]

@@ -69,7 +69,7 @@ def cache_limit() -> int:
         return int(TypeAdapter(ByteSize).validate_python(given))
     except ValidationError as error:
         raise ConfigError(
-            f"{LIMIT} = {given!r} is no size; write, for example, {LIMIT}={DEFAULT_LIMIT}"
+            f"{LIMIT} = {given!r} is not a size; write, for example, {LIMIT}={DEFAULT_LIMIT}"
         ) from error
 
 

@@ -139,8 +139,8 @@ class _ChatRow:
         if len(self.said) != len(answers) or -1 in found:
             raise DataError(
                 f"the chat template writes an answer of {self.conversation.text[:40]!r} in other "
-                "words, so that its tokens cannot be aligned with those of another tokenizer. "
-                "Choose methods that do not align tokens, or a template that keeps answers"
+                "words, so its tokens cannot be aligned with those of another tokenizer. Choose "
+                "methods that do not align tokens, or a template that keeps answers"
             )
         return found
 

@@ -93,7 +93,7 @@ def encode_again(
         )
     if len(found) != len(encoded):
         raise ConfigError(
-            f"task.kind = '{kind}' cuts long texts by their tokens, so that a teacher with another "
+            f"task.kind = '{kind}' cuts long texts by their tokens, so a teacher with another "
             f"tokenizer reads {len(found)} rows where the student reads {len(encoded)}. Raise "
             "task.max_length, or choose a student of the teacher's family"
         )

@@ -68,7 +68,7 @@ def _found(folder: Path, read: Callable[[Path, Any], Value], again: bool = True)
     try:
         files = {name: folder / name for name in entry[FILES]}
         if digest.of_each_named(files) != entry[FILES]:
-            raise ValueError("a file is not as it was written")
+            raise ValueError("a file has changed since it was written")
         value = read(folder, entry[CONTENT])
     except (OSError, ValueError, KeyError, TypeError) as error:
         set_aside(folder, str(error))

@@ -262,7 +262,7 @@ def _check_lengths(candidates: Sequence[Candidate], shapes: Sequence[BatchShape]
     shortest = min(candidates, key=lambda each: each.longest)
     if longest > shortest.longest:
         raise ConfigError(
-            f"{shortest.name} reads at most {shortest.longest} tokens, so that rows of {longest} "
+            f"{shortest.name} reads at most {shortest.longest} tokens, so rows of {longest} "
             f"cannot be measured; choose lengths up to {shortest.longest} with --length"
         )
 

@@ -95,7 +95,7 @@ def export_student(
             kept = " and the export that was there stays" if place.exists() else ""
             raise ConfigError(
                 f"the export of {run.directory} was rejected{kept}: {'; '.join(found.problems)}. "
-                "Keep it nevertheless with --accept"
+                "Keep it anyway with --accept"
             )
         known = lineage(run, registry, aside, options, found, exporter.kind)
         write_file(aside / LINEAGE, json_text(known, indent=1))
@@ -243,6 +243,6 @@ def _refuse_foreign(place: Path) -> None:
     others = sorted(names - {*exported_files(place), LINEAGE, CARD})
     if others:
         raise ConfigError(
-            f"--to {place} has {others[0]}, which is no file of the export there and would be "
+            f"--to {place} has {others[0]}, which does not belong to the export and would be "
             "removed with it; move it away, or name another directory"
         )

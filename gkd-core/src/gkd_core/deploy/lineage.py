@@ -86,8 +86,8 @@ def exported_files(directory: Path) -> frozenset[str]:
         return frozenset(json.loads(path.read_text())["export"]["files"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"{path} cannot be read, so that nothing tells what is an export there; move the "
-            "directory away, or name another"
+            f"{path} cannot be read, so it is unknown whether it is an export; move the directory "
+            "away, or name another"
         ) from error
 
 

@@ -25,7 +25,7 @@ def check_push(repository: str) -> None:
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(
             f"--push {repository} needs the hub, which HF_HUB_OFFLINE switches off. Unset it, or "
-            "leave --push out"
+            "omit --push"
         )
     if get_token() is None:
         raise ConfigError(

@@ -44,9 +44,9 @@ class Layout:
             wide, narrow = max(degree, second), min(degree, second)
             if wide % narrow:
                 raise ConfigError(
-                    f"{other} = {second} and {origin} = {degree} do not fit each other "
-                    f"({wide} % {narrow} = {wide % narrow}): groups that share a model must lie "
-                    "inside each other. Choose degrees of which one divides the other"
+                    f"{other} = {second} and {origin} = {degree} do not fit each other ({wide} % "
+                    f"{narrow} = {wide % narrow}): groups that share a model must be nested. "
+                    "Choose degrees of which one divides the other"
                 )
 
     @property

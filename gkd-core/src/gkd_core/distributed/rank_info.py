@@ -79,8 +79,8 @@ def _number(environment: Mapping[str, str], name: str, allowed: range) -> int:
     if re.fullmatch("[0-9]{1,10}", text) and int(text) in allowed:
         return int(text)
     raise ConfigError(
-        f"{name} = {text!r} in the environment is no number from {allowed[0]} to {allowed[-1]}. "
-        "The launcher sets it; unset RANK and WORLD_SIZE to run without one"
+        f"{name} = {text!r} in the environment is not a number from {allowed[0]} to "
+        f"{allowed[-1]}. The launcher sets it; unset RANK and WORLD_SIZE to run without one"
     )
 
 

@@ -69,8 +69,8 @@ def _by_function(text: str) -> AnswerCheck:
         raise ConfigError(f"{SETTING} = {text!r} cannot be imported: {error}") from error
     if not _takes_arguments(function):
         raise ConfigError(
-            f"{SETTING} = {text!r} is no function of {', '.join(ARGUMENTS)}; these are passed by "
-            "name, and it returns True, False, or a number from 0 to 1"
+            f"{SETTING} = {text!r} is not a function of {', '.join(ARGUMENTS)}; these are passed "
+            "by name, and it returns True, False, or a number from 0 to 1"
         )
 
     def check(prompt: str, answer: str, target: str | None) -> float:

@@ -144,8 +144,8 @@ class ModelPredictions:
             return cls(table, about, said["model"], said.get("tokenizer", ""))
         except (OSError, pa.ArrowException, TypeError, KeyError, ValueError) as error:
             raise DataError(
-                f"{path} is no file of predictions ({error}); name a run, or a folder that "
-                "gkd eval --output has written"
+                f"{path} is not a file of predictions ({error}); name a run, or a folder that gkd "
+                "eval --output has written"
             ) from error
 
 

@@ -251,8 +251,8 @@ class Extractor:
             return None
         if not hasattr(output, "logits"):
             raise MethodError(
-                f"{type(self.model).__name__} has no head, so that its logits cannot be read. "
-                "Load it with a head for its task"
+                f"{type(self.model).__name__} has no head, so its logits cannot be read. Load it "
+                "with a head for its task"
             )
         output.logits = forward.visit(LOGITS, output.logits)
         return output

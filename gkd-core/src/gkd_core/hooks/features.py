@@ -365,7 +365,7 @@ class View:
         if capture not in self._captures:
             reads = ", ".join(f"{self.model.name}.{c}" for c in sorted(self._captures)) or "nothing"
             raise MethodError(
-                f"{self._owner} did not ask for {self.model.name}.{capture}; it reads: {reads}. "
+                f"{self._owner} did not request {self.model.name}.{capture}; it reads: {reads}. "
                 "Add it to `reads`"
             )
 

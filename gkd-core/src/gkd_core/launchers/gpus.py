@@ -49,8 +49,8 @@ def gpus() -> list[Gpu]:
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no answer"]
         raise ConfigError(
-            f"the GPUs of this machine do not say how much memory is free: {said[-1]}. Wait until "
-            "one is, or add --set parallel.device=cpu"
+            f"no GPU of this machine reports its free memory: {said[-1]}. Wait until one is "
+            "available, or add --set parallel.device=cpu"
         )
     found = json.loads(done.stdout)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

@@ -81,8 +81,8 @@ class Ray(Launcher):
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"no Ray cluster answers at {self.config.address!r} ({error}). gkd starts none: "
-                "start one with `ray start --head`, or name it: --option address=HOST:PORT"
+                f"no Ray cluster answers at {self.config.address!r} ({error}). gkd does not start "
+                "one: start it with `ray start --head`, or name it: --option address=HOST:PORT"
             ) from error
 
     def _run(self, ray: Any, launch: Launch) -> Generator[JobEvent, None, None]:
@@ -169,8 +169,8 @@ def _check_nodes(ray: Any, folder: Path) -> None:
         for host, found in _ask(ray, folder.resolve() / TOKEN):
             if found.token != token:
                 raise ConfigError(
-                    f"the node {host} does not see {folder.resolve()}: what cells write must "
-                    "be on a disk that all nodes share. Choose another with --output"
+                    f"the node {host} does not see {folder.resolve()}: cells must write to a disk "
+                    "that all nodes share. Choose another with --output"
                 )
             if found.version != gkd_core.__version__:
                 raise ConfigError(

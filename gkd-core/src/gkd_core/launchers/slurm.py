@@ -97,8 +97,8 @@ class Slurm(Launcher):
             )
         if self.config.submit and shutil.which("sbatch") is None:
             raise ConfigError(
-                "--option submit=true needs sbatch, which is not in PATH. Leave it out, and submit "
-                "the script on a machine of the cluster"
+                "--option submit=true needs sbatch, which is not in PATH. Omit it, and submit the "
+                "script on a machine of the cluster"
             )
 
     def launch(self, launch: Launch) -> Generator[JobEvent, None, None]:

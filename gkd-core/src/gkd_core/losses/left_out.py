@@ -28,8 +28,9 @@ def nearest_columns(logits: Logits, width: int) -> Tensor:
     """
     if not isinstance(logits, LinearLogits) or logits.divided is not None:
         raise MethodError(
-            "tokens are near each other by the teacher's output embedding, which is not known: its "
-            "logits come from elsewhere, its head is more than a linear map, or it is divided"
+            "the nearest tokens are found in the teacher's output embedding, which is not "
+            "available: its logits come from elsewhere, its head is more than a linear map, or it "
+            "is divided"
         )
     known, others = logits.weight.detach().tensor_split([width])
     starts = range(0, len(others), ROWS)

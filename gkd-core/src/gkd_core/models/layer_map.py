@@ -141,8 +141,8 @@ def _ends(
 ) -> list[tuple[int, int]]:
     if blocks > min(student_layers, teacher_layers):
         raise MethodError(
-            f"the layer map '{side}{blocks}' needs {blocks} blocks in both models, but the student "
-            f"has {student_layers} and the teacher {teacher_layers}; ask for fewer"
+            f"the layer map '{side}{blocks}' needs {blocks} blocks in both models, but the "
+            f"student has {student_layers} and the teacher {teacher_layers}; request fewer"
         )
     skipped = (0, 0) if side == "first" else (student_layers - blocks, teacher_layers - blocks)
     return [(skipped[0] + block, skipped[1] + block) for block in range(1, blocks + 1)]

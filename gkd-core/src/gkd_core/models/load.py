@@ -217,8 +217,9 @@ def check_safetensors(place: str, auto: str, origin: str) -> None:
         foreign = [name for name in _indexed(index) if not SAFE_FILE.fullmatch(name)]
         if foreign:
             raise ConfigError(
-                f"{origin} = {place!r}: {index.name} names {foreign[0]!r}, which is no safetensors "
-                "file of this directory. Get the checkpoint again, or correct the index"
+                f"{origin} = {place!r}: {index.name} names {foreign[0]!r}, which is not a "
+                "safetensors file of this directory. Get the checkpoint again, or correct the "
+                "index"
             )
     if not directory.is_dir() or any(directory.glob("*.safetensors")):
         return

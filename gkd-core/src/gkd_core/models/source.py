@@ -126,7 +126,7 @@ def _refuse_kernel(config: PretrainedConfig, model: str, origin: str) -> None:
     if found is not None:
         name, kernel = found
         raise ConfigError(
-            f"{origin} = {model!r} asks for the kernel {kernel!r}, which is code from the Hugging "
+            f"{origin} = {model!r} requests the kernel {kernel!r}, which is code from the Hugging "
             f"Face Hub. Remove {name} from its config.json"
         )
 

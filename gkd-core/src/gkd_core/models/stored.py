@@ -95,7 +95,7 @@ def check_stored_weights(model: str, config: PretrainedConfig, kind: TaskKind, o
         if further and not any(one.search(tensor.weight) for one in unread):
             raise ConfigError(
                 f"{origin} = {model!r} holds {tensor.name}, which is part of no block that its "
-                "config.json counts, so that the model would be another one. Correct the number of "
+                "config.json counts, so the model would be a different one. Correct the number of "
                 "blocks in config.json, or give the checkpoint that belongs to it"
             )
 

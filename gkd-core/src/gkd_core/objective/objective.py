@@ -289,9 +289,9 @@ def _as_term(owner: str, name: str, value: Term | Tensor, batch: Batch) -> Term:
             return value
         raise MethodError(
             f"{owner} averages the loss '{name}' over items that were not counted over the whole "
-            "optimizer step, so that the mean would be wrong. Return their mask from `items` and "
-            "use `batch.items(NAME)`; if they depend on the models, give the others a loss of 0 "
-            "and average over `batch.tokens`"
+            "optimizer step, so the mean would be wrong. Return their mask from `items` and use "
+            "`batch.items(NAME)`; if they depend on the models, give the others a loss of 0 and "
+            "average over `batch.tokens`"
         )
     if value.dim() == 0:
         value = value.expand(len(batch))

@@ -84,13 +84,13 @@ def _check_requirement(line: str, version: str) -> None:
     try:
         needed = Requirement(line)
     except InvalidRequirement as error:
-        raise PluginError(f"its requirement '{line}' is no valid one") from error
+        raise PluginError(f"its requirement '{line}' is not valid") from error
     if needed.marker is not None and not needed.marker.evaluate():
         return
     if not needed.specifier.contains(version, prereleases=True):
         raise PluginError(
             f"it requires {needed.name}{needed.specifier}, but version {version} is installed. "
-            "Install versions that fit each other"
+            "Install compatible versions"
         )
 
 

@@ -60,7 +60,7 @@ def _implemented(module: object) -> Iterator[tuple[str, Callable[..., Any]]]:
         hook = mark.get("specname") or name
         if hook in HOOKS:
             if not inspect.isroutine(value):
-                raise PluginError(f"`{name}` is no function, so that gkd does not call it: {value}")
+                raise PluginError(f"`{name}` is not a function, so gkd does not call it: {value}")
             yield hook, value
         elif not mark.get("optionalhook"):
             raise PluginError(f"it implements the unknown hook '{hook}'.{_meant(hook)}")
@@ -92,7 +92,7 @@ def _check_kind(hook: str, function: Callable[..., Any]) -> None:
     if wraps and (returns or not inspect.isgeneratorfunction(function)):
         raise PluginError(f"`{hook}` cannot be a wrapper; write a plain `@hookimpl`")
     if inspect.isgeneratorfunction(function) and not (wraps or returns):
-        raise PluginError(f"`{hook}` has a `yield`, so that its body is never run; remove it")
+        raise PluginError(f"`{hook}` has a `yield`, so its body is never run; remove it")
 
 
 def _returns(hook: str) -> bool:
@@ -108,10 +108,8 @@ def _check_arguments(hook: str, function: Callable[..., Any]) -> None:
             meant = suggest(name, known)
             raise PluginError(f"`{hook}` takes `{parameter}`, but {has}.{meant}".rstrip("."))
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-            raise PluginError(
-                f"`{hook}` takes `{parameter}` in a way in which gkd does not pass it"
-            )
+            raise PluginError(f"`{hook}` takes `{parameter}` in a way that gkd does not support")
         if parameter.default is not parameter.empty:
             raise PluginError(
-                f"`{hook}` has a default for `{name}`, so that gkd does not pass it; remove it"
+                f"`{hook}` has a default for `{name}`, so gkd does not pass it; remove it"
             )

@@ -162,7 +162,7 @@ class Registry:
         """
         if name in self.combiners:
             raise MethodError(
-                f"'{name}' combines several teachers, and is no method by itself. Write the "
+                f"'{name}' combines several teachers; it is not a method by itself. Write the "
                 f"methods in its parentheses: {name}(soft)"
             )
         return self._find(METHOD, name, self.methods, MethodError, " `gkd methods` lists all.")
@@ -183,8 +183,8 @@ class Registry:
         """
         if name in self.methods:
             raise MethodError(
-                f"'{name}' is a method, and combines no teachers; only combiners have parentheses: "
-                f"{', '.join(self.combiners) or 'none is installed'}"
+                f"'{name}' is a method and does not combine teachers; only combiners have "
+                f"parentheses: {', '.join(self.combiners) or 'none is installed'}"
             )
         return self._find(COMBINER, name, self.combiners, MethodError)
 

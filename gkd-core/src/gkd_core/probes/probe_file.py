@@ -99,6 +99,6 @@ def read_probes(path: Path) -> Sequence[ProbedValue]:
         return [ProbedValue(**row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"{path} is damaged, or no file of probes ({error}); remove it to go on without what "
-            "it had"
+            f"{path} is damaged, or is not a file of probes ({error}); remove it to continue "
+            "without its values"
         ) from error

@@ -102,12 +102,12 @@ class Storage:
             )
         if writes:
             raise ConfigError(
-                "rollout has models write new text in each step, which no cache knows"
+                "rollout has models write new text in each step, for which no cache has answers"
             )
         if not kind.is_lm and (kind.predicted not in ("sample", "vector") or kind.markers):
             raise ConfigError(
-                f"answers about rows of {kind} cannot be stored by their token ids. Use "
-                "teacher.keep = 'disk', which stores them by row"
+                f"answers to rows of {kind} cannot be stored by their token ids. Use teacher.keep "
+                "= 'disk', which stores them by row"
             )
         default: FormName = "hidden" if kind.is_lm else "logits"
         form = self.form or default

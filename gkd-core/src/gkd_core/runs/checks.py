@@ -293,15 +293,15 @@ def _check_prompts(spec: StageSpec) -> None:
     writes = spec.is_written or (config is not None and config.written >= 1 - 1e-9)
     if not writes and not has_answers(data.train):
         raise ConfigError(
-            f"{data.source} has prompts without answers, so that a row that no model writes has "
+            f"{data.source} has prompts without answers, so a row that no model writes has "
             "nothing to learn. Let models write every row (rollout.student and rollout.teacher "
             "add up to 1), or the teacher before the first step (writing), or give a column of "
             "answers (task.target)"
         )
     if not has_answers(data.validation):
         raise ConfigError(
-            f"the rows to validate of {data.source} have prompts without answers, by which no "
-            "student can be judged. Name rows with answers (task.validation)"
+            f"the rows to validate of {data.source} have prompts without answers, so no student "
+            "can be judged by them. Name rows with answers (task.validation)"
         )
 
 
@@ -336,8 +336,8 @@ def _check_judge(spec: StageSpec) -> None:
     missing = f"the validation or test rows of {data.source} have no labels"
     if not spec.live_teachers:
         raise ConfigError(
-            f"{missing}, and no model of a teacher runs whose answers could take their place. "
-            "Name labeled rows (task.validation, task.test)"
+            f"{missing}, and no teacher model runs whose answers could replace them. Name labeled "
+            "rows (task.validation, task.test)"
         )
     teacher, tensor = spec.live_teachers[0], spec.layout.tensor
     if teacher.tensor > tensor:

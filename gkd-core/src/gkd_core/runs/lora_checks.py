@@ -35,7 +35,7 @@ def check_lora(spec: StageSpec, registry: Registry) -> None:
         if any(type(m).finalize_student is not Method.finalize_student for m in member.methods):
             raise ConfigError(
                 f"{member.name} cuts the student at the end of its stage, which adapters "
-                "(student.lora) do not allow. Train them in a stage of their own after it"
+                "(student.lora) do not allow. Train them in a separate stage after it"
             )
     width = spec.student.hidden_size
     if lora.rank > width:

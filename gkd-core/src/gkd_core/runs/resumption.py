@@ -181,8 +181,8 @@ class Resumption:
         raise ConfigError(
             f"--resume continues the run in {self.directory} as it was begun, but these {kind} "
             f"differ: {names}{lines}\nRestore what was there, start a new run with another "
-            "--output, or go on with --accept-changes: the changes are then noted in the run, and "
-            "its student is never reused"
+            "--output, or continue with --accept-changes: the changes are then recorded in the "
+            "run, and its student is never reused"
         )
 
 

@@ -60,7 +60,7 @@ def _check_aligned(spec: StageSpec) -> None:
     aligning = [member.name for member in spec.members if member.methods[0].aligns]
     if aligning and spec.config.rollout is not None:
         raise ConfigError(
-            f"{aligning[0]} aligns tokens by their place in the text, which is not known of text "
+            f"{aligning[0]} aligns tokens by their place in the text, which is unknown for text "
             "that models write. Remove the rollout table, or use another method"
         )
 

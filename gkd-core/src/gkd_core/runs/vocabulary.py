@@ -73,8 +73,8 @@ def choose_vocabulary(
     for before, after in zip(whole, reduced, strict=True):
         if not np.array_equal(before, kept[after]):
             raise ConfigError(
-                f"{SETTING}: with fewer tokens, the tokenizer of {teacher.setting} splits texts of "
-                "the run otherwise than before. It cannot be cut; leave it out"
+                f"{SETTING}: with fewer tokens, the tokenizer of {teacher.setting} splits texts "
+                "of the run differently than before, so it cannot be cut. Omit the setting"
             )
     return made
 
@@ -110,7 +110,7 @@ def check_vocabulary_use(spec: StageSpec) -> None:
     if config.student.lora is not None:
         raise ConfigError(
             f"{wanted} cuts the embedding, but adapters (student.lora) need the teacher's weights "
-            "as they are, since only the adapters are saved. Leave one of the two out"
+            "as they are, since only the adapters are saved. Remove one of the two"
         )
     if spec.layout.tensor > 1 or any(teacher.tensor > 1 for teacher in spec.teachers):
         raise ConfigError(
@@ -133,7 +133,7 @@ def check_vocabulary_use(spec: StageSpec) -> None:
     if copies(config, spec.kind):
         raise ConfigError(
             f"{wanted} has the tokens of the rows, but task.augment puts other words into them. "
-            "Leave one of the two out"
+            "Remove one of the two"
         )
     for member in spec.members:
         if member.methods[0].aligns:

@@ -146,8 +146,8 @@ def target_layers(sites: Sites, lora: LoraConfig) -> Sequence[str]:
         if not names:
             last = sorted({name.rpartition(".")[2] for name in known})
             raise ConfigError(
-                f"student.lora.targets names {target!r}, which is no linear layer of the blocks of "
-                f"{sites.model.config.model_type}.{suggest(target, last)} They have "
+                f"student.lora.targets names {target!r}, which is not a linear layer of the "
+                f"blocks of {sites.model.config.model_type}.{suggest(target, last)} They have "
                 f"{', '.join(last)}"
             )
     found = {name for names in wanted.values() for name in names}

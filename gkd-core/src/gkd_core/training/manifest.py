@@ -76,7 +76,7 @@ class Manifest:
             content = json.loads(path.read_text())
             own = content.pop(DIGEST, None)  # version 0.1 wrote none
             if own is not None and own != digest.of_value(content):
-                raise ValueError("it is not as it was written")
+                raise ValueError("it has changed since it was written")
             return cls(
                 inputs=content["inputs"],
                 models=KnownModels(
@@ -87,8 +87,8 @@ class Manifest:
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(
-                f"{path} cannot be read ({error}), so that nothing tells whether the checkpoint is "
-                "whole. Restore the file, or start a new run"
+                f"{path} cannot be read ({error}), so it is unknown whether the checkpoint is "
+                "complete. Restore the file, or start a new run"
             ) from error
 
     def altered(self, there: Mapping[str, FileContent], folder: str) -> Iterator[Difference]:

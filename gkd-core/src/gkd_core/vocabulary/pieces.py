@@ -193,7 +193,7 @@ def read_pieces(description: Mapping[str, Any], origin: str) -> Pieces:
     if model["type"] not in ALGORITHMS:
         raise ConfigError(
             f"student.vocabulary cannot cut the tokenizer of {origin}, which is of type "
-            f"{model['type']!r}: it can cut {', '.join(ALGORITHMS)}. Leave it out"
+            f"{model['type']!r}: it can cut {', '.join(ALGORITHMS)}. Omit the setting"
         )
     spells_bytes = "ByteLevel" in _types(description.get("pre_tokenizer"))
     return ALGORITHMS[model["type"]](model, spells_bytes)

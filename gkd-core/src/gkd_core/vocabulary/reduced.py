@@ -81,7 +81,7 @@ def reduce_vocabulary(
     if size > len(tokenizer):
         raise ConfigError(
             f"{SETTING} = {size} is larger than the vocabulary of {origin}, which has "
-            f"{len(tokenizer)} tokens. Set it to less, or leave it out"
+            f"{len(tokenizer)} tokens. Set it to less, or omit it"
         )
     kept = sorted(_filled(needed, pieces, size))
     _check_positions(config, tokenizer, kept, origin)
@@ -115,7 +115,7 @@ def _check_positions(
     if first_position(config) and (pad >= len(kept) or kept[pad] != pad):
         raise ConfigError(
             f"{SETTING} would change the id of the padding token of {origin} ({pad}), from which "
-            f"{config.model_type} models count positions. Leave it out"
+            f"{config.model_type} models count positions. Omit the setting"
         )
 
 
@@ -147,5 +147,6 @@ def check_held_out(
         if known != reduced.decode(ids) or known != whole.decode([kept[one] for one in ids]):
             raise ConfigError(
                 f"{SETTING}: the tokenizer of {origin} reads {text[:60]!r} back as "
-                f"{reduced.decode(ids)[:60]!r} with fewer tokens. It cannot be cut; leave it out"
+                f"{reduced.decode(ids)[:60]!r} with fewer tokens, so it cannot be cut. Omit the "
+                "setting"
             )
