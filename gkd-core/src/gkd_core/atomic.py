@@ -69,7 +69,7 @@ def publish(aside: Path, path: Path) -> None:
 
 
 def replace_directory(aside: Path, path: Path) -> None:
-    """Give a finished directory its own name, in the place of one that may be there.
+    """Give a finished directory its own name, replacing one that may be there.
 
     No system call swaps two directories everywhere. If the process dies in between, the directory
     that was there is `.NAME.old` beside it.

@@ -1,4 +1,4 @@
-"""What core itself gives: kinds, tasks, optimizers, rollout engines, sinks, launchers."""
+"""The plugin of core: kinds, tasks, optimizers, rollout engines, sinks, launchers."""
 
 from __future__ import annotations
 

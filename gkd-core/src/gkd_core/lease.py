@@ -37,7 +37,7 @@ class HeldElsewhere(ConfigError):
 
 
 class LeaseLost(GkdError):
-    """What this process was writing has passed to another process."""
+    """The lease of this process has passed to another process."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ _request = _StopRequest()
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Heed the signals, but for those that the caller of the process chose to ignore, as nohup."""
+    """Handle the signals, except those that the caller of the process ignores, as nohup does."""
     global _request
     if threading.current_thread() is not threading.main_thread():
         yield

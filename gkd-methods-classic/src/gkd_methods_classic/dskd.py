@@ -99,7 +99,7 @@ class DSKD(Method):
         return _project(self.modules["to_teacher"], states)
 
     def _scores(self, student: View, teacher: View) -> Tensor:
-        """Return how well the positions of both models go together, `[B, S, S']`."""
+        """Return the similarity of the positions of both models, `[B, S, S']`."""
         own, other = (
             torch.cat([view.embedding.detach(), _following(view.embedding.detach())], dim=-1)
             for view in (student, teacher)

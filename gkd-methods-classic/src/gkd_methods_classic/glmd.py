@@ -69,7 +69,7 @@ class GLMD(Method):
         return {"glmd": soft_labels(student.prediction, known, over, temperature)}
 
     def _nearest_of(self, known: Logits, width: int) -> Tensor:
-        """Return what stands for the tokens left out, sought once: a teacher does not change."""
+        """Return the tokens that replace those left out, found once: a teacher does not change."""
         if self._nearest is None:
             self._nearest = nearest_columns(known, width)
         return self._nearest

@@ -28,7 +28,7 @@ SMALLER = (
     "make the student smaller inside its blocks (student.ffn_size; with a teacher of type "
     "mobilebert also student.config.intra_bottleneck_size)"
 )
-"""What the advice of both checks ends with."""
+"""The end of the advice of both checks."""
 
 
 class MobileBERT(Method):

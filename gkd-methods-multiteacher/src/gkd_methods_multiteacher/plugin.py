@@ -45,7 +45,7 @@ def gkd_register_recipes() -> Iterable[Path | type[Procedure]]:
 
 @hookimpl
 def gkd_check_outline(outline: RunOutline) -> None:
-    """Let `autodisc` reject a search within a student that is itself a slice."""
+    """Reject a search of `autodisc` within a student that is itself a slice."""
     from gkd_methods_multiteacher.autodisc.outline import check
 
     check(outline)

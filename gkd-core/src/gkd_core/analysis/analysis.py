@@ -126,7 +126,7 @@ class Analysis:
 
     @property
     def scope(self) -> str:
-        """What the points of the correlations are."""
+        """The meaning of a point in the correlations."""
         if len(self.runs) == 1:
             return "changes between evaluations within one run"
         return f"final distance and {self.runs[0].judged_by}, a run each"
@@ -281,7 +281,7 @@ def _page_cell(text: str) -> PageCell:
 
 
 def _unsaid(found: Sequence[ProbeCorrelation], one: str, several: str) -> list[str]:
-    """Say why no correlation is shown, if none is, given what a point and what several are."""
+    """Explain why no correlation is shown, given the names of one point and of several."""
     if not found or any(each.spearman.value is not None for each in found):
         return []
     most = max((each.spearman for each in found), key=lambda each: each.n)

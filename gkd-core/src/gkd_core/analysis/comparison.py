@@ -448,7 +448,7 @@ def _predictions(
     evaluations: Mapping[str, Evaluation],
     named: Mapping[str, ComparedModel],
 ) -> Predictions:
-    """Return what each model says of the rows."""
+    """Return the predictions of each model for the rows."""
     kind, classes = spec.kind, spec.data.classes
     rows = rows_table(split, kind, classes)
     tables = {file: model_table(one, rows, kind, classes) for file, one in evaluations.items()}
@@ -492,7 +492,7 @@ class _Exam:
 
     @property
     def cut(self) -> str:
-        """How many texts are cut, and where, by the tokenizer that cuts most."""
+        """The number of texts that the tokenizer that cuts most has cut, and where."""
         most = max(
             (encoded for encoded, _ in self.readings.values()), key=attrgetter("num_truncated")
         )

@@ -30,7 +30,7 @@ From the makers' data sheets (SXM versions, without sparsity).
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage took.
+    """The time and memory of a stage.
 
     Attributes:
         stage: Its name.
@@ -108,7 +108,7 @@ def _peak(spec: StageSpec) -> float | None:
 
 
 def _device(spec: StageSpec) -> str | None:
-    """Return what the maker calls the device of a stage; None for processors."""
+    """Return the manufacturer's name for the device of a stage; None for CPUs."""
     if spec.config.parallel.device == "cpu" or not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_name()

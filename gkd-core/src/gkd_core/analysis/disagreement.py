@@ -18,7 +18,7 @@ from gkd_core.training.stage_spec import BASELINE
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A row, and what student and teacher say of it.
+    """A row with the predictions of student and teacher.
 
     Attributes:
         row: Its number in the split.
@@ -76,7 +76,7 @@ def disagreements(predictions: Predictions, kind: TaskKind) -> list[Disagreement
 
 
 def _distances(student: pa.Table, teacher: pa.Table, kind: TaskKind) -> Sequence[float]:
-    """Return how far apart student and teacher are in each row."""
+    """Return the distance between student and teacher in each row."""
     if not kind.keeps_scores:
         measured = measured_divergences(student, teacher)
         if measured is None:

@@ -87,7 +87,7 @@ class Findings:
 
 
 def _pair_table(pair: ModelPair, kind: TaskKind) -> Table:
-    """Return what is known of two models as lines of a name and a value."""
+    """Return the facts about two models as lines of a name and a value."""
     table = Table(
         title=f"{pair.model} against {pair.against}, {pair.rows:,} rows",
         title_justify="left",

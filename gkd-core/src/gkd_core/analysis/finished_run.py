@@ -22,7 +22,7 @@ from gkd_core.tracking.recorder import METRICS
 RESULTS = "results.json"
 
 NEEDED = {"metric", "split", "samples", "rows"}
-"""What the results of a run have at least."""
+"""The keys that the results of every run have."""
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def _only_file(folder: Path) -> Path:
 
 
 def _check_about(kept: KeptPredictions, predictions: Predictions) -> None:
-    """Refuse predictions of another kind of task, or of other classes."""
+    """Reject predictions of another kind of task, or of other classes."""
     theirs, ours = kept.found.about, predictions.about
     for what, one, other in (
         ("the kind of task", theirs.kind, ours.kind),
@@ -157,7 +157,7 @@ def _check_about(kept: KeptPredictions, predictions: Predictions) -> None:
 
 
 def _check_columns(kept: KeptPredictions, own: pa.Table) -> None:
-    """Refuse predictions that have not the form of the model's."""
+    """Reject predictions that have not the form of the model's."""
     other, classes = kept.found.table, kept.found.about.classes
     for name in COMPARED:
         if name not in own.column_names:

@@ -59,7 +59,7 @@ class LayerSimilarity:
 
     @property
     def title(self) -> str:
-        """What is shown, on which rows."""
+        """The content of the figure, and its rows."""
         return (
             f"Unbiased CKA of the layers of student and {self.teacher} on {self.rows} "
             f"{self.split} rows (0: embedding)"

@@ -31,7 +31,7 @@ HARNESS = "lm-evaluation-harness"
 
 @dataclass(frozen=True)
 class HarnessOptions:
-    """What lm-evaluation-harness is asked for.
+    """The request to lm-evaluation-harness.
 
     Attributes:
         tasks: Names of tasks, or YAML files that define one each.
@@ -195,7 +195,7 @@ def _prefix(compared: ComparedModel) -> int | None:
 
 
 def _findings(results: Mapping[str, Any], files: Mapping[str, str]) -> HarnessFindings:
-    """Return what the harness has found, model by model, as metrics and predictions.
+    """Return the results of the harness, model by model, as metrics and predictions.
 
     Args:
         results: What `simple_evaluate` returned, by the name of the model.
@@ -283,7 +283,7 @@ def _predictions(
 
 
 def _model_table(samples: Sequence[Any]) -> pa.Table:
-    """Return what a model says: log-likelihoods as scores, or text as prediction, and metrics."""
+    """Return a model's predictions: log-likelihoods as scores or text, with metrics."""
     columns: dict[str, Any] = {"hash": [one["doc_hash"] for one in samples]}
     answers = [list(one["filtered_resps"]) for one in samples]
     if all(isinstance(each, (list, tuple)) for row in answers for each in row):

@@ -1,4 +1,4 @@
-"""What a recipe trains and needs, read from its file."""
+"""A description of a recipe's training and requirements, read from its file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RecipeStage:
 
     @property
     def task(self) -> str:
-        """What it predicts, as text."""
+        """The prediction target, as text."""
         return "language modeling" if self.predicts_tokens else "that of the data"
 
 
@@ -65,7 +65,7 @@ class Recipe:
 
     @property
     def needs(self) -> list[str]:
-        """What the user gives: teachers, labels."""
+        """The requirements that the user provides: teachers, labels."""
         language = [stage for stage in self.stages if stage.teachers and stage.predicts_tokens]
         others = [stage for stage in self.stages if stage.teachers and not stage.predicts_tokens]
         found = [

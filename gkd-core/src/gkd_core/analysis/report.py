@@ -115,7 +115,7 @@ def add_bench(run: Path, section: str) -> list[Path]:
 
 
 def _bench(run: Path) -> str:
-    """Return what `gkd bench` has measured of a run, between its marks."""
+    """Return the measurements of `gkd bench` in a run's report, between its marks."""
     path = run / BENCH_SECTION
     return BENCH[0] + (path.read_text(encoding="utf-8") if path.is_file() else "") + BENCH[1]
 
@@ -135,7 +135,7 @@ def _duration(seconds: float) -> str:
 
 
 def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
-    """Return what the template needs of the comparison."""
+    """Return the parts of the comparison that the template needs."""
     if compared is None:
         nothing = ("facts", "models", "differences", "disagreements", "costs", "layers", "written")
         return dict.fromkeys(nothing)
@@ -306,7 +306,7 @@ def _disagreement_cells(one: Disagreement) -> Iterator[PageCell]:
 
 
 def _written(compared: Compared) -> PageTable | None:
-    """Return what the models have written after the same prompts; None if nobody asked."""
+    """Return the models' texts after the same prompts; None if none were requested."""
     samples = list(side_by_side(compared.predictions))
     if not samples:
         return None

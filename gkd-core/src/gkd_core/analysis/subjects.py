@@ -1,4 +1,4 @@
-"""What `gkd eval` evaluates: the models of a finished run, or models by themselves."""
+"""The subjects of `gkd eval`: the models of a finished run, or individual models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Named:
-    """What the user named on the command line.
+    """The subject that the user named on the command line.
 
     Attributes:
         name: As it was typed.
@@ -92,7 +92,7 @@ class Subjects:
 
 
 def find_named(name: str) -> Named:
-    """Return what a name on the command line is: a run, a part of one, or another model.
+    """Return the subject that a name stands for: a run, a part of one, or another model.
 
     Args:
         name: Directory or hub id.

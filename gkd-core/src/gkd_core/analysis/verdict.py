@@ -25,7 +25,7 @@ GAIN = {
     0: "distillation and labels alone are level",
     -1: "labels alone are better than distillation",
 }
-"""What the sign of the student's lead over the baseline means."""
+"""The meaning of the sign of the student's lead over the baseline."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Lead:
 
 
 def verdict(run: Run, compared: Compared) -> list[str]:
-    """Return what the models of a finished run say of its distillation, in sentences.
+    """Return the verdict on the distillation of a finished run, in sentences.
 
     Empty if nothing can be said: the rows have no labels, or nothing is compared with the student.
     """

@@ -1,4 +1,4 @@
-"""What each compared model has written after the same prompts."""
+"""The texts that each compared model wrote after the same prompts."""
 
 from __future__ import annotations
 

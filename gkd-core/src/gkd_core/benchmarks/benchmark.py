@@ -157,7 +157,7 @@ class Benchmark(Task):
 
     @classmethod
     def facts(cls) -> dict[str, str]:
-        """Return what `gkd tasks` says of it: also how it reads as a cloze."""
+        """Return the facts for `gkd tasks`, including the form as a cloze."""
         files = " or ".join(
             ", ".join(name for names in layout.values() for name in names) for layout in cls.layouts
         )

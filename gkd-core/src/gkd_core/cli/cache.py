@@ -203,7 +203,7 @@ def _end(begun: BegunCache, statuses: Collection[int]) -> None:
 
 
 def _summary(manifest: CacheManifest, folder: Path) -> str:
-    """Return what is stored, and how near it is to what was computed."""
+    """Return a summary of the stored answers and their accuracy."""
     parts, unit = manifest.parts, manifest.answers.unit
     size = sum((folder / part.name).stat().st_size for part in parts)
     values = sum(part.values for part in parts)

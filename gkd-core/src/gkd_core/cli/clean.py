@@ -77,7 +77,7 @@ def _line(leftover: Leftover) -> str:
 
 
 def _clean_cache(room: tuple[str, ...], yes: bool) -> None:
-    """Remove what the cache holds, but for what live runs use."""
+    """Remove the contents of the cache, except what live runs use."""
     from rich.console import Console
 
     from gkd_core.analysis.sizes import readable
@@ -147,7 +147,7 @@ def _last_used(days: float) -> str:
 
 
 def _refuse_unknown(rooms: Sequence[str]) -> None:
-    """Refuse a name that is no room of the cache.
+    """Reject a name that is no room of the cache.
 
     Raises:
         ConfigError: It is none.

@@ -98,7 +98,7 @@ def _extras() -> dict[str, dict[str, Any]]:
 
 
 def _communication() -> dict[str, Any]:
-    """Return what runs on several processes need besides packages."""
+    """Return the requirements of runs on several processes, other than packages."""
     from torch import distributed
 
     compiler = os.environ.get("CXX", COMPILER)
@@ -180,7 +180,7 @@ def _extra(name: str, needs: Mapping[str, Any]) -> str:
 
 
 def _told_communication(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is there and what is missing, in words."""
+    """Return the available and the missing parts, in words."""
     has, missing = found["communication"], found["extras"].get("parallel", {}).get("missing", ())
     has_gpu = len(found["devices"]) > 1
     lines = {"processes": "ready on the CPU" if has["gloo"] else "this PyTorch has no gloo"}

@@ -165,7 +165,7 @@ def _told(error: Exception) -> tuple[str, int] | None:
 
 
 def _told_of_file(error: Exception) -> tuple[str, int] | None:
-    """Return which file could not be read or written."""
+    """Return a message about the file that could not be read or written."""
     if not isinstance(error, OSError) or error.filename is None or error.errno not in INPUT_OUTPUT:
         return None
     notes = getattr(error, "__notes__", [])
@@ -174,7 +174,7 @@ def _told_of_file(error: Exception) -> tuple[str, int] | None:
 
 
 def _told_of_plugin(error: Exception) -> tuple[str, int] | None:
-    """Return which plugin has raised an error, if one has."""
+    """Return a message about the plugin that raised an error, if one did."""
     from gkd_core.plugins import registry
 
     blame = registry().blame(error)

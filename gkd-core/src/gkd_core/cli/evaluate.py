@@ -224,7 +224,7 @@ def _is_gone(task: TaskConfig) -> bool:
 
 
 def _subjects(named: Named, others: Sequence[Named], resolved: Resolved, whole: bool) -> Subjects:
-    """Return what to evaluate: all models of a run, or a model, perhaps against another."""
+    """Return the models to evaluate: all of a run, or one, perhaps against another."""
     from gkd_core.analysis.subjects import alone, of_run, trusts_code
     from gkd_core.plugins import registry
     from gkd_core.runs.spec_builder import SpecBuilder

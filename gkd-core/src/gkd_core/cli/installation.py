@@ -1,4 +1,4 @@
-"""What is installed: gkd's requirements and extras, as its package declares them."""
+"""The state of the installation: gkd's requirements and extras, as its package declares them."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Installed:
 
 
 def requirements() -> list[Installed]:
-    """Return what gkd always needs."""
+    """Return the required packages."""
     return [_installed(need) for need in _needs() if _applies(need, "")]
 
 
 def extras() -> dict[str, list[Installed]]:
-    """Return what each extra of gkd needs beyond that, by its name."""
+    """Return the additional packages of each extra, by its name."""
     try:
         names = metadata.metadata(CORE).get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:

@@ -45,7 +45,7 @@ def new_method(name: str, output: str | None) -> None:
 
 
 def _refuse_name(name: str) -> None:
-    """Refuse a name that a method cannot have, or that something else has already.
+    """Reject a name that a method cannot have, or that something else has already.
 
     Raises:
         ConfigError: It is one; the message says why.
@@ -76,7 +76,7 @@ def _refuse_name(name: str) -> None:
 
 
 def _values(name: str) -> Mapping[str, str]:
-    """Return what the templates show."""
+    """Return the values that fill the templates."""
     from gkd_core import __version__
 
     return {

@@ -125,7 +125,7 @@ def _check_target(target: dict[str, Any]) -> None:
 
 
 def _refuse_taken(place: Path) -> None:
-    """Refuse a directory with something in it."""
+    """Reject a directory with something in it."""
     from gkd_core.errors import ConfigError
 
     if place.exists() and (not place.is_dir() or any(place.iterdir())):

@@ -153,7 +153,7 @@ def _space(
     methods: Sequence[str],
     shared: Mapping[str, Any],
 ) -> SearchSpace:
-    """Return what candidates may be like.
+    """Return the space of candidates.
 
     Raises:
         ConfigError: No shape is within the budget, or there is no floor of such a metric.

@@ -1,4 +1,4 @@
-"""What a person sees of a study that is running, and of one that has run."""
+"""The display of a running study, and of a finished one."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class StudyProgress:
         )
 
     def finish(self, folder: StudyFolder) -> None:
-        """Say what has become of the cells and what to do next.
+        """Print the states of the cells and the next steps.
 
         Args:
             folder: The folder of the study as it is now.
@@ -209,7 +209,7 @@ def forecast_table(groups: Sequence[GroupForecast], keep: Keep) -> Table:
 
 
 def _about(folder: StudyFolder, cell: Cell, state: CellState) -> str:
-    """Return what a person wants to know of a cell in its state."""
+    """Return the relevant information about a cell in its state."""
     if state is CellState.DROPPED:
         return cell.reason
     if state is CellState.FAILED:

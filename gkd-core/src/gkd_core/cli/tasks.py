@@ -43,7 +43,7 @@ def _list(console: Console) -> None:
 
 
 def _describe(task: type[Task]) -> tuple[str, str]:
-    """Return what a task is about, and its kind, metric and data."""
+    """Return a task's description, kind, metric and data."""
     facts = task.facts()
     return summary(task), f"{facts['kind']}; {facts['metric']}; {facts['data']}"
 

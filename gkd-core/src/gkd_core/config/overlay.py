@@ -234,7 +234,7 @@ def _drop_other_rows(values: Values) -> None:
 
 
 def _keep_role(settings: Iterable[Setting], values: Values) -> None:
-    """Let the only teacher keep the settings by which a recipe makes a teacher of it."""
+    """Keep the settings by which a recipe turns the only model into a teacher."""
     single = len(_entries(values, ("teachers",))) == 1
     for setting in settings:
         if single and setting.origin.level is Level.RECIPE and setting.key in OF_RECIPE:

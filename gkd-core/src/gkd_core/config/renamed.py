@@ -8,11 +8,11 @@ RENAMED: dict[SettingKey, str] = {
     ("student", "afresh"): "new_student",
     ("task", "own_teacher"): "default_teacher",
 }
-"""What each is called now, by table and name."""
+"""The current name of each, by table and old name."""
 
 
 def new_name(key: SettingKey) -> str | None:
-    """Return what a setting is called now, if it had another name."""
+    """Return the current name of a setting that was renamed; None for others."""
     return RENAMED.get(key[-2:])
 
 

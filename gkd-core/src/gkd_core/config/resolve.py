@@ -90,7 +90,7 @@ class ResolvedStage:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the task changes in the recipe, as a sentence."""
+        """The changes that the task makes to the recipe, as a sentence."""
         if not self.adjusted:
             return ()
         changed = ", ".join(map(str, self.adjusted))

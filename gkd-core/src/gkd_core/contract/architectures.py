@@ -11,7 +11,7 @@ _adapters: dict[str, type[Sites]] = {}
 
 
 def add_adapter(adapter: type[Sites]) -> None:
-    """Let an adapter describe the model types that it lists, in this process."""
+    """Register an adapter for the model types that it lists, in this process."""
     for family in adapter.families:
         _adapters[family] = adapter
 

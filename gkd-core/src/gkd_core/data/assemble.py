@@ -193,5 +193,5 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
 
 
 def _plain(value: Any) -> Any:
-    """Return what a plugin has in its rows, such as an array, as JSON can hold it."""
+    """Return a value from a plugin's rows, such as an array, in JSON-serializable form."""
     return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,4 +1,4 @@
-"""Where tokens are in the UTF-8 text that they were made from."""
+"""The positions of tokens in the UTF-8 text that they were made from."""
 
 from __future__ import annotations
 

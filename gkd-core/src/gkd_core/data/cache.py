@@ -19,7 +19,7 @@ from gkd_core.named_path import named_path
 
 Entry = TypeVar("Entry")
 Room: TypeAlias = Literal["answers", "augmented", "embedded", "gguf", "rows", "stages", "teachers"]
-"""What the cache holds; a folder of it each."""
+"""The parts of the cache, each a folder."""
 
 DIGEST = "digest"
 CONTENT = "content"
@@ -114,7 +114,7 @@ def set_aside(path: Path, problem: str) -> None:
 
 
 def warn_unwritable(error: OSError) -> None:
-    """Say once that the cache cannot be used."""
+    """Warn once that the cache cannot be used."""
     folder = str(cache_dir())
     if folder in _unwritable:
         return

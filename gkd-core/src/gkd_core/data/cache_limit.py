@@ -1,4 +1,4 @@
-"""What the cache holds, and its size: beyond a limit, what was not used for longest goes first.
+"""The contents and the size limit of the cache: the least recently used entries go first.
 
 What a live run uses is never removed. A run says so in a file of its own, whose lease tells others
 whether the run still lives.
@@ -86,7 +86,7 @@ def use_entry(path: Path) -> None:
 
 
 def cache_items() -> list[CacheItem]:
-    """Return what the cache holds, in the order of its rooms; nothing is written."""
+    """Return the contents of the cache, in the order of its rooms; nothing is written."""
     return list(_entries(cache_dir()))
 
 

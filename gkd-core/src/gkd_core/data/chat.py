@@ -22,7 +22,7 @@ ASSISTANT = "assistant"
 """The role whose text is learned."""
 
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""How a template marks what the assistant says."""
+"""The marks of the assistant's words in a template."""
 
 PROBE = "gkd-answer"
 """An answer by which the end of an assistant's turn is found."""

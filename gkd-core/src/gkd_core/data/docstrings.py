@@ -49,7 +49,7 @@ SIMILAR = 0.5
 SHARES = {"test": 0.2, "validation": 0.1}
 
 BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)
-"""What definitions may stand in."""
+"""The nodes that may contain definitions."""
 
 Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -54,7 +54,7 @@ class Embedded(Task):
 
     @classmethod
     def facts(cls) -> dict[str, str]:
-        """Return what `gkd tasks` says of it."""
+        """Return the facts that `gkd tasks` shows."""
         own = {"kind": ", ".join([LABELED, *PLAIN]), "tokens": f"at most {MAX_LENGTH}"}
         return super().facts() | own | {"data": "none: that of the running Python"}
 

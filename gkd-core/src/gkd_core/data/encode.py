@@ -308,7 +308,7 @@ class _Joiner:
 
 
 ARRAYS = {"ids": np.int32, "type_ids": np.int32, "learned": np.bool_, "byte_offsets": np.int32}
-"""What a row has for each token, and its data type."""
+"""The values of a row for each token, and their data types."""
 
 
 class _Row(NamedTuple):

@@ -72,7 +72,7 @@ def encode_chats(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: i
 
 
 def messages_of(split: Split, row: int) -> list[Message]:
-    """Return what was said in a row."""
+    """Return the messages of a row."""
     text = split.text[row]
     said = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
     if split.target is not None:
@@ -169,7 +169,7 @@ def _rendered(template: ChatTemplate, split: Split, row: int) -> Conversation:
 
 
 def _said(split: Split, row: int) -> list[str]:
-    """Return what the assistant says in a row, without spaces around it."""
+    """Return the assistant's words in a row, without spaces around them."""
     spoken = (turn for turn in messages_of(split, row) if turn["role"] == ASSISTANT)
     return [str(turn.get("content") or "").strip() for turn in spoken]
 

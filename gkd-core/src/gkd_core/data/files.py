@@ -38,7 +38,7 @@ class Files(Task):
 
     @classmethod
     def facts(cls) -> dict[str, str]:
-        """Return what `gkd tasks` says of it."""
+        """Return the facts that `gkd tasks` shows."""
         return super().facts() | {"data": f"files ({', '.join(READERS)}), or a directory of them"}
 
     def check(self) -> None:

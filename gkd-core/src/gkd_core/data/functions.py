@@ -54,7 +54,7 @@ class Functions(Task):
 
     @classmethod
     def facts(cls) -> dict[str, str]:
-        """Return what `gkd tasks` says of it."""
+        """Return the facts that `gkd tasks` shows."""
         own = {"kind": KIND, "data": "none: that of the running Python"}
         return super().facts() | own
 

@@ -35,7 +35,7 @@ class Hub(Task):
 
     @classmethod
     def facts(cls) -> dict[str, str]:
-        """Return what `gkd tasks` says of it."""
+        """Return the facts that `gkd tasks` shows."""
         return super().facts() | {"data": "a dataset of the hub"}
 
     def check(self) -> None:

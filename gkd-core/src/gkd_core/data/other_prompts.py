@@ -1,4 +1,4 @@
-"""`OtherPrompts`: what a teacher is asked in the place of a row's prompt."""
+"""`OtherPrompts`: the prompts that a teacher is asked instead of a row's own."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def other_prompts(
     tokenizer: PreTrainedTokenizerBase,
     pad_id: int,
 ) -> OtherPrompts:
-    """Return what a teacher is asked for each row.
+    """Return the prompt of a teacher for each row.
 
     Args:
         teacher: Name of the teacher.

@@ -37,7 +37,7 @@ LONGEST_FIELD = 2**31 - 1
 """Characters in a csv field: the most that Python's reader can be set to on every platform."""
 
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-"""How JSON writes half of a character beyond U+FFFF; in UTF-8 itself it is an error."""
+"""The form of half a character beyond U+FFFF in JSON; in UTF-8 itself it is an error."""
 
 PARQUET_ROWS = 10_000
 """Rows of a parquet file that are read at once."""
@@ -200,7 +200,7 @@ def _delimited(
 
 @contextmanager
 def _any_length() -> Iterator[None]:
-    """Let fields of a csv file have any length; the limit belongs to the whole process."""
+    """Allow fields of any length in a csv file; the limit belongs to the whole process."""
     before = csv.field_size_limit(LONGEST_FIELD)
     try:
         yield

@@ -84,7 +84,7 @@ class TableBuilder:
 
 
 def _spool(missing: int) -> ColumnSpool | list[Any]:
-    """Return what takes a column, in memory if the cache cannot be written.
+    """Return a store for a column, in memory if the cache cannot be written.
 
     Args:
         missing: Rows before that have no value in it.

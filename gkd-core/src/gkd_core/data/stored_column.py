@@ -229,6 +229,6 @@ def _mapped(file: IO[bytes]) -> mmap.mmap | bytes:
 
 
 def _release(content: mmap.mmap | bytes) -> None:
-    """Let the system take back the memory of what was read; it is still on the disk."""
+    """Let the system reclaim the memory of values that were read; they are still on disk."""
     if isinstance(content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         content.madvise(mmap.MADV_DONTNEED)

@@ -28,7 +28,7 @@ def made_once(
     write: Callable[[Path, Value], Any],
     read: Callable[[Path, Any], Value],
 ) -> Value:
-    """Return what a folder of the cache holds; if there is none, make it and write it.
+    """Return the contents of a folder of the cache; create it if there is none.
 
     Of several processes that need it, one makes it and the others wait. What was logged meanwhile
     is logged again by those that read it. A folder that is damaged or cannot be written is a
@@ -53,7 +53,7 @@ def made_once(
 
 
 def _found(folder: Path, read: Callable[[Path, Any], Value], again: bool = True) -> Value | None:
-    """Return what a folder holds, if it is whole.
+    """Return the contents of a folder, if it is complete.
 
     Args:
         folder: The folder.

@@ -31,7 +31,7 @@ EXTRA = "extra-"
 """Begins the names of what is in `Encoded.extra`."""
 
 ARRAY, COLUMN, SPLIT = "array", "column", "split"
-"""How a value is stored: as an array, as a column, or not at all, as it is the split itself."""
+"""The form of a stored value: an array, a column, or none, for the split itself."""
 
 
 def tokenized(

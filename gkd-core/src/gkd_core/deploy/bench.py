@@ -72,7 +72,7 @@ class ModelTiming:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a model is.
+    """The quality of a model.
 
     Attributes:
         metric: Name of the metric.
@@ -159,7 +159,7 @@ class Bench:
         return png(figure)
 
     def section(self) -> str:
-        """Return what a report says of the models: quality against latency."""
+        """Return the section of a report about the models: quality against latency."""
         headings = ["model", "weights", "quality"]
         shapes = dict.fromkeys(BatchShape(one.rows, one.length) for one in self.measured)
         headings += [f"ms, {shape.rows} x {shape.length}" for shape in shapes]
@@ -327,7 +327,7 @@ def report_bench(names: Sequence[str], found: Bench) -> list[Path]:
 
 
 def qualities(names: Sequence[str]) -> dict[str, Quality | None]:
-    """Return how good models are: as a run says among whose models they are, or their export.
+    """Return the quality of models, from the run that they belong to, or from their export.
 
     An export was compared with its student on some of the rows of the run. Its quality is that of
     the student on all rows, plus the difference on these.

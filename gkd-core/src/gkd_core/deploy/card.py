@@ -19,7 +19,7 @@ PIPELINES = {
     "causal-lm": "text-generation",
     "embedding": "sentence-similarity",
 }
-"""What hubs call the kinds of task; others have no name there."""
+"""The names of the kinds of task on hubs; others have no name there."""
 
 UNNAMED = "not stated"
 
@@ -103,7 +103,7 @@ def _share(value: float | None) -> str:
 
 
 def _verified(export: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Return how the export compares with the student that was trained."""
+    """Return the comparison of the export with the trained student."""
     what = (
         "Hugging Face directory" if export["format"] == "hf" else f"ONNX, opset {export['opset']}"
     )

@@ -45,7 +45,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a student is exported.
+    """The options of an export.
 
     Attributes:
         format: A Hugging Face directory, or an ONNX graph.
@@ -209,7 +209,7 @@ class _Exporter:
             return replace(found, problems=(*found.problems, *[problem] * bool(apart)))
 
     def _example(self) -> Mapping[str, torch.Tensor]:
-        """Return what the forward pass of the student is given for a batch."""
+        """Return the inputs of the student's forward pass for a batch."""
         seen: dict[str, Any] = {}
 
         def note(_model: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
@@ -230,7 +230,7 @@ class _Exporter:
 
 
 def _refuse_foreign(place: Path) -> None:
-    """Refuse a directory with anything but an export, which would be replaced with it."""
+    """Reject a directory with anything but an export, which would be replaced with it."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     if not (place / LINEAGE).is_file():

@@ -16,7 +16,7 @@ from gkd_core.hooks.padding import positions_of
 EXTRA = "Install them with pip install 'gkd-core[onnx]'"
 
 IN, OUT = "input.past_key_values", "output.past_key_values"
-"""How the names of keys and values begin that a decoder reads, and that it returns."""
+"""Prefixes of the names of the keys and values that a decoder reads and returns."""
 
 
 class OnnxModel(nn.Module):

@@ -47,7 +47,7 @@ LOSS = 0.01
 
 @dataclass(frozen=True)
 class Verification:
-    """How an exported model compares with the student.
+    """The comparison of an exported model with the student.
 
     Attributes:
         split: The rows: `validation` or `test`.
@@ -131,7 +131,7 @@ class VerifiedRows:
 
 @dataclass
 class _Apart:
-    """How far the outputs of two models are apart, over the batches seen so far."""
+    """The distance between the outputs of two models, over the batches seen so far."""
 
     difference: float = 0.0
     largest: float = 0.0

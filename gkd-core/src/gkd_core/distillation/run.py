@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 INPUTS = ".inputs"
-"""What is appended to the name of a run directory for the models and rows that were loaded."""
+"""The suffix of a run directory's name for the models and rows that were loaded."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _no_inputs_without_a_run(inputs: Path, folder: Path | None) -> Iterator[None
 def _check_types(
     method: object, recipe: object, file: object, output: object, settings: object
 ) -> None:
-    """Refuse arguments of a type that they cannot have."""
+    """Reject arguments of a type that they cannot have."""
     expected: dict[str, tuple[object, Any, str]] = {
         "method": (method, str, "a text"),
         "recipe": (recipe, str, "a text"),
@@ -223,7 +223,7 @@ def _distilled(run: Run) -> Distilled:
 
 
 def _refuse_processes(resolved: Resolved) -> None:
-    """Refuse what needs processes of its own.
+    """Reject settings that need additional processes.
 
     Raises:
         ConfigError: The run asks for several processes, or for ZeRO.

@@ -30,7 +30,7 @@ STEPS_PER_EPOCH = 10
 
 SMALLEST_BATCH, LARGEST_BATCH = 8, 32
 MULTIPLE = 8
-"""What a length in tokens is rounded up to a multiple of."""
+"""A length in tokens is rounded up to a multiple of this."""
 
 MANY_CLASSES = 10
 COMMENT = 100
@@ -120,7 +120,7 @@ def _shape(info: ModelInfo) -> str:
 
 
 def _rows(spec: StageSpec) -> list[str]:
-    """Return what was found out about the rows."""
+    """Return the facts that were found about the rows."""
     data = spec.data
     held = "" if spec.config.task.validation else f" ({spec.config.task.validation_share:.0%} held)"
     tested = "none to test" if data.test is None else f"{len(data.test):,} to test"

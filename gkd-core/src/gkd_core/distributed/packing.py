@@ -103,7 +103,7 @@ def _is_record(kind: type) -> bool:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """Return what a record is made from, by name."""
+    """Return the fields of a record, by name."""
     if isinstance(value, tuple):
         return dict(zip(value._fields, value, strict=True))  # type: ignore[attr-defined]
     return {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}

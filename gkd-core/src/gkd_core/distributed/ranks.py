@@ -22,7 +22,7 @@ from gkd_core.distributed.rank_info import RankInfo
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for the others to begin."""
+"""The time that a rank waits for the others to begin."""
 
 GRACE = 15.0
 """Seconds to wait for the rank that broke a connection to report why."""

@@ -66,7 +66,7 @@ def calling(model: PreTrainedModel) -> Predict:
 def _observe(
     predict: Predict, split: Encoded, collator: Collator, kind: TaskKind, device: torch.device
 ) -> list[Any]:
-    """Return what the kind of task keeps of this rank's batches."""
+    """Return the values of this rank's batches that the kind of task keeps."""
     parts = []
     for cpu_batch in evaluation_batches(split, collator, EVALUATION_BATCH):
         batch = cpu_batch.to(device)

@@ -46,7 +46,7 @@ UNHASHED = ("labels", "group", "byte_offsets", "chat", "source")
 
 @dataclass(frozen=True)
 class About:
-    """What predictions are about.
+    """The task that predictions belong to.
 
     Attributes:
         split: `validation` or `test`.
@@ -225,7 +225,7 @@ def rows_table(split: Split, kind: TaskKind, classes: Sequence[str]) -> pa.Table
 def model_table(
     evaluation: Evaluation, rows: pa.Table, kind: TaskKind, classes: Sequence[str]
 ) -> pa.Table:
-    """Return what a model says of each row as a table.
+    """Return a model's predictions for each row as a table.
 
     Args:
         evaluation: Its evaluation of the rows.
@@ -263,7 +263,7 @@ def file_names(models: Iterable[str]) -> list[str]:
 
 
 def _content(split: Split) -> dict[str, Sequence[Any]]:
-    """Return what a model reads of each row, by the field of the split."""
+    """Return the values that a model reads of each row, by the field of the split."""
     found = {f.name: getattr(split, f.name) for f in fields(Split) if f.name not in UNHASHED}
     return {name: column for name, column in found.items() if column is not None}
 

@@ -24,7 +24,7 @@ MEASURES: Mapping[str, Callable[[str, str], float]] = {
     "rouge_l": rouge_l,
     "exact_match": exact_match,
 }
-"""What is measured of a text that was written in the place of a target."""
+"""The metrics of a text that was written instead of a target."""
 
 CHECK = "check"
 """Column with what `task.check` says of a text."""
@@ -35,7 +35,7 @@ PROMPT = 32
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many samples are written.
+    """The number of samples to write.
 
     Attributes:
         rows: Number of rows, the first ones.

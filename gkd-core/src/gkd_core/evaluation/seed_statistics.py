@@ -30,7 +30,7 @@ from gkd_core.evaluation.statistics import (
 )
 
 Counts: TypeAlias = Floats
-"""How often each row was drawn, `[draws, rows]`."""
+"""The number of times that each row was drawn, `[draws, rows]`."""
 
 RowMetric: TypeAlias = Callable[[Counts], Floats]
 """Returns the metric of each draw of the rows, `[draws]`."""
@@ -69,7 +69,7 @@ Setting: TypeAlias = Sequence[SeedPair]
 
 @dataclass(frozen=True)
 class SeedPrior:
-    """What other comparisons show of the variance over seeds.
+    """The variance over seeds, as estimated from other comparisons.
 
     Attributes:
         variance: The variance of the difference of a seed.
@@ -189,7 +189,7 @@ def seed_difference(
 
 
 def seed_prior(differences: Sequence[ArrayLike]) -> SeedPrior | None:
-    """Return what comparisons show of the variance over seeds, by empirical Bayes (Smyth, 2004).
+    """Estimate the variance over seeds from comparisons, by empirical Bayes (Smyth, 2004).
 
     Args:
         differences: The difference of each seed, of each comparison; those of one seed, or without
@@ -324,7 +324,7 @@ def _variances(found: Sequence[_DrawnSetting], random: np.random.Generator) -> F
 
 
 def _p_value(distance: float, variances: Floats) -> float:
-    """Return how likely a difference at least as large is if there is none."""
+    """Return the probability of a difference at least as large if there is none."""
     if distance == 0:
         return 1.0
     with np.errstate(divide="ignore"):

@@ -48,7 +48,7 @@ class TopTokenWatch:
         return logits
 
     def tokens(self) -> TopTokens:
-        """Return what was remembered; every rank must call this, and all return the same."""
+        """Return the remembered values; every rank must call this, and all return the same."""
         return {row: own for part in collect(self._parts) for row, own in part}
 
 

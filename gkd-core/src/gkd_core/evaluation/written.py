@@ -1,4 +1,4 @@
-"""How near a written text is to the one that was asked for."""
+"""The similarity of a written text to its target."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WORD = re.compile(r"\w+")
 
 
 def exact_match(written: str, wanted: str) -> float:
-    """Return 1 if two texts are equal but for white space at their ends and between words."""
+    """Return 1 if two texts are equal except for white space at their ends and between words."""
     return float(written.split() == wanted.split())
 
 

@@ -1,4 +1,4 @@
-"""What cannot be read or changed in a model, known from its sites."""
+"""The sites of a model that cannot be read or changed."""
 
 from __future__ import annotations
 

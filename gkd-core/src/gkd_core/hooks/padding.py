@@ -27,7 +27,7 @@ FOLLOWS = "_gkd_follows_mask"
 
 
 def follow_mask(model: PreTrainedModel, pads_left: bool, reads_rows: bool) -> None:
-    """Let a model's values follow the attention mask, wherever its rows are padded.
+    """Make a model's values follow the attention mask, wherever its rows are padded.
 
     Left to themselves, most architectures number positions from the first column, whether it is
     padding or not; and a decoder's head finds the last token by its id, which padding may share

@@ -1,4 +1,4 @@
-"""What masked and causal clozes share: the likeliest of some candidates for a blank in a text."""
+"""The base of masked and causal clozes: the likeliest candidate for a blank in a text."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class Cloze(MultipleChoice, ClassKind):
         return {**super().mark(rows), "blank": rows.padded(blank, 0), "words": words}
 
     def prepare(self, model: PreTrainedModel, classes: Sequence[str]) -> None:
-        """Let the model answer with the scores of candidates, `[B, C]`.
+        """Make the model return the scores of candidates, `[B, C]`.
 
         Its head sees the states of the blank only: logits over the vocabulary are large.
         """
@@ -213,7 +213,7 @@ class Cloze(MultipleChoice, ClassKind):
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model reads, and what it is to predict.
+    """The input of a model and its targets.
 
     Attributes:
         ids: Its tokens, int64 `[S]`.

@@ -141,6 +141,6 @@ def differ_in_one_token(row: Sequence[Filled]) -> bool:
 
 
 def blank_problem(text: str) -> str:
-    """Return what is wrong with the blank of a text; empty if nothing is."""
+    """Return the problem with the blank of a text; empty if there is none."""
     count = text.count(BLANK)
     return "" if count == 1 else f"the text {text!r} has {count} times {BLANK}, not once"

@@ -1,4 +1,4 @@
-"""What masked and causal language modeling share."""
+"""The common base of masked and causal language modeling."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LanguageModel(TaskKind):
         return ReadRows({name: self.split(r) for name, r in rows.items()})
 
     def check_pair(self, table: Table, columns: Columns) -> None:
-        """Say that the two texts of a row are texts of their own."""
+        """Explain that the two texts of a row are separate texts."""
         if columns.pair is not None and columns.target is None:
             logger.warning(
                 "%s has two texts in a row, %r and %r: each is a text of its own",

@@ -43,7 +43,7 @@ class MaskedCloze(Cloze):
             )
 
     def score_tokens(self, filled: Filled, tokenizer: PreTrainedTokenizerBase) -> Scored:
-        """Return the text with mask tokens in the place of the candidate's."""
+        """Return the text with mask tokens instead of the candidate's."""
         places = range(filled.first, filled.last + 1)
         ids = filled.ids.copy()
         ids[places] = tokenizer.mask_token_id

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gkd_core.data.table import Table
 
 FLAGS = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1}
-"""What a column of a class may hold."""
+"""The values that a column of a class may hold."""
 
 
 class MultiLabel(TaskKind):
@@ -163,7 +163,7 @@ def _flag_columns(table: Table, config: TaskConfig) -> list[str]:
 
 
 def _refuse_missing(table: Table, flags: Sequence[str]) -> None:
-    """Refuse rows that do not say for each class that the model knows whether they have it."""
+    """Reject rows without a value for each class that the model knows."""
     missing = [name for name in table.known if name not in flags]
     if flags and missing and set(flags) < set(table.known):
         raise DataError(

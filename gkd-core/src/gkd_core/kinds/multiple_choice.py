@@ -160,7 +160,7 @@ class MultipleChoice(TaskKind):
         return {"choices": torch.arange(encoded.per_row) < counts.unsqueeze(1)}
 
     def prepare(self, model: PreTrainedModel, classes: Sequence[str]) -> None:
-        """Let the model read a sequence per choice and answer with `[B, C]` logits."""
+        """Make the model read a sequence per choice and return `[B, C]` logits."""
         if is_prepared(model):
             return
         read_output(model, partial(_logits, len(classes)), self.markers)
@@ -258,7 +258,7 @@ def _right(value: Any, choices: Any, count: int) -> int | None:
 
 
 def _problem(text: Any, options: list[Any] | None, right: int | None, value: Any) -> str:
-    """Return what is wrong with a row; empty if nothing is."""
+    """Return the problem with a row; empty if there is none."""
     if not isinstance(text, str) or not text.strip():
         return "the text is empty"
     if not options or not all(isinstance(option, str) and option for option in options):

@@ -170,7 +170,7 @@ def _check_column(table: Table) -> None:
 
 
 def _problem(spans: Any, count: int) -> str:
-    """Return what is wrong with the form of the spans of a row; empty if nothing is."""
+    """Return the problem with the form of the spans of a row; empty if there is none."""
     if not isinstance(spans, (list, tuple)) or len(spans) != count:
         return f"expected {count} spans, [part, start, end] each (column {COLUMN!r})"
     for span in spans:

@@ -351,7 +351,7 @@ def _column(table: Table, config: TaskConfig, role: str) -> str | None:
 
 
 def _has_answers(value: Any) -> bool:
-    """Return whether a row has an answer, or anything in the place of its answers."""
+    """Return whether a row has an answer, or any value instead of its answers."""
     answers = _answers(value)
     return bool(answers["text"]) if answers is not None else bool(value) and not is_missing(value)
 
@@ -401,7 +401,7 @@ ROLES = {"text": "questions", "text_pair": "contexts", "label": "answers"}
 
 
 def _problem(question: Any, context: Any, answers: dict[str, list[Any]] | None) -> str:
-    """Return what is wrong with a row; empty if nothing is."""
+    """Return the problem with a row; empty if there is none."""
     for name, value in (("question", question), ("context", context)):
         if not isinstance(value, str) or not value.strip():
             return f"the {name} is empty"

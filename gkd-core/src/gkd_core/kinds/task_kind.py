@@ -256,7 +256,7 @@ class TaskKind:
         """Raise `DataError` if a tokenizer lacks what this kind needs."""
 
     def label_problem(self, label: Any, classes: Sequence[str]) -> str:
-        """Return what is wrong with the parsed label of a row; empty if nothing is."""
+        """Return the problem with the parsed label of a row; empty if there is none."""
         return ""
 
     def renumber(self, label: Any, ids: Sequence[int], count: int = 0) -> Any:
@@ -518,7 +518,7 @@ def read_output(
     read: Callable[[Any, Mapping[str, Tensor]], Tensor],
     markers: Sequence[str] = (),
 ) -> MarkedPass:
-    """Let a function make the `logits` of a model's output; arguments as for `TaskKind.logits`.
+    """Use a function to compute the `logits` of a model's output; see `TaskKind.logits`.
 
     Args:
         model: The model.

@@ -212,7 +212,7 @@ class TokenClassification(TaskKind):
 def entity_counts(
     golds: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
 ) -> NDArray[np.int64]:
-    """Return what scores of entities and tags are made of, for each sentence: int64 `[N, 5]`.
+    """Return the counts behind the scores of entities and tags, per sentence: int64 `[N, 5]`.
 
     These are the entities that are right, predicted and true, and the tags that are right and all.
     Arguments as for `entity_scores`.
@@ -281,7 +281,7 @@ def _named(rows: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[str
 
 
 def _has_tags(row: Any) -> bool:
-    """Return whether a row has a tag, or anything in the place of its tags."""
+    """Return whether a row has a tag, or any value instead of its tags."""
     if isinstance(row, (list, tuple)):
         return any(tag is not None for tag in row)
     return not is_missing(row)
@@ -319,7 +319,7 @@ def _rows(table: Table, words: str, tags: str | None, classes: Sequence[str]) ->
 
 
 def _problem(words: Any) -> str:
-    """Return what is wrong with the words of a row; empty if nothing is."""
+    """Return the problem with the words of a row; empty if there is none."""
     if not isinstance(words, (list, tuple)):
         return "expected a list of words and a list of tags"
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
@@ -328,7 +328,7 @@ def _problem(words: Any) -> str:
 
 
 def _tag_problem(words: Sequence[str], tags: Any, ids: Mapping[str, int]) -> str:
-    """Return what is wrong with the tags of a row; empty if nothing is."""
+    """Return the problem with the tags of a row; empty if there is none."""
     if not isinstance(tags, (list, tuple)):
         return "expected a list of words and a list of tags"
     if len(words) != len(tags):

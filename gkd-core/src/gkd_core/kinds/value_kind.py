@@ -1,4 +1,4 @@
-"""What the kinds with one number per row share."""
+"""The common base of the kinds with one number per row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What embeddings and their similarity share."""
+"""The common base of embeddings and their similarity."""
 
 from __future__ import annotations
 

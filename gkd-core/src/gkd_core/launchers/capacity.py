@@ -1,4 +1,4 @@
-"""How many cells a machine can run at a time."""
+"""The number of cells that a machine can run at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gkd_core.launchers.gpus import gpus
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many cells run at a time, with how many threads each.
+    """The number of cells that run at a time, and the threads of each.
 
     Attributes:
         jobs: Cells at a time.
@@ -35,7 +35,7 @@ class Capacity:
 
     @classmethod
     def of_machine(cls, jobs: Sequence[CellJob], limit: int | None) -> Capacity:
-        """Return what this machine has room for.
+        """Return the capacity of this machine.
 
         Args:
             jobs: The cells.

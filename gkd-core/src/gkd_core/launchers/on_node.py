@@ -1,4 +1,4 @@
-"""What runs on a node of a cluster: it is sent by name, so it imports little."""
+"""The code that runs on a node of a cluster: it is sent by name, so it imports little."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gkd_core.parallel.launch import LAUNCHER
 
 @dataclass(frozen=True)
 class Seen:
-    """What a node sees.
+    """The view of a node: its folder and its gkd.
 
     Attributes:
         token: The content of the token file; empty if it is not there.
@@ -25,7 +25,7 @@ class Seen:
 
 
 def look(token: str) -> Seen:
-    """Return what this node sees of the folder of cells, and its gkd."""
+    """Return this node's view of the folder of cells, and its gkd."""
     import gkd_core
 
     path = Path(token)

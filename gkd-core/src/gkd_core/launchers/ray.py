@@ -29,7 +29,7 @@ REACH = 10.0
 """Seconds within which a cluster answers."""
 
 TRIES = 3
-"""How often a cell is started whose worker or node has died."""
+"""The number of times that a cell is started if its worker or node dies."""
 
 
 class Ray(Launcher):
@@ -106,7 +106,7 @@ class Ray(Launcher):
                 ray.wait(list(running), num_returns=len(running), timeout=GRACE)
 
     def _room(self, resources: Mapping[str, float], jobs: Sequence[CellJob]) -> str:
-        """Return what a cluster has, and what cells take of its GPUs.
+        """Return the resources of a cluster, and the share of its GPUs that cells need.
 
         Raises:
             ConfigError: A cell takes more of them than there are.
@@ -182,7 +182,7 @@ def _check_nodes(ray: Any, folder: Path) -> None:
 
 
 def _ask(ray: Any, token: Path) -> Sequence[tuple[str, on_node.Seen]]:
-    """Return what each node sees, with the name of its host."""
+    """Return the view of each node, with the name of its host."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]

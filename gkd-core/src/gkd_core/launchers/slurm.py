@@ -166,7 +166,7 @@ def seconds_of(time: str) -> float:
 
 
 def max_array_size() -> int:
-    """Return how many jobs an array may have."""
+    """Return the maximum number of jobs in an array."""
     try:
         found = subprocess.run(
             ["scontrol", "show", "config"], capture_output=True, text=True, check=True

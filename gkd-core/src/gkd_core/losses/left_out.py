@@ -1,4 +1,4 @@
-"""What a teacher gives to tokens that its student does not have."""
+"""The teacher's probability of tokens that its student does not have."""
 
 from __future__ import annotations
 

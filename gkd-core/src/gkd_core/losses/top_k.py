@@ -41,7 +41,7 @@ class TopKLogits:
 
     @classmethod
     def of(cls, logits: Tensor, k: int, temperature: float = 1.0) -> TopKLogits:
-        """Return what is known of logits `[*items, V]` by their k likeliest words."""
+        """Return the k likeliest words of logits `[*items, V]` and the rest as a tail."""
         words = logits.shape[-1]
         log_probs = torch.log_softmax(logits / temperature, -1)
         found, ids = log_probs.topk(min(k, words))

@@ -23,7 +23,7 @@ FOLDER = "adapter"
 """The directory beside the weights of a merged student that holds the adapter alone."""
 
 IN_FILES = "base_model.model."
-"""What the names of weights begin with in files of PEFT."""
+"""The prefix of the names of weights in files of PEFT."""
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -64,7 +64,7 @@ def merged_state(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, T
 def adapter_writer(
     model: nn.Module, weights: Mapping[str, Tensor]
 ) -> Callable[[Path], None] | None:
-    """Return what writes the adapter of a model, in PEFT's format, below a directory.
+    """Return a function that writes a model's adapter, in PEFT's format, below a directory.
 
     None if there is no adapter, or if its base is no model that could be named.
 
@@ -90,7 +90,7 @@ def adapter_writer(
 
 
 def _update(layer: Any, name: str, weights: Mapping[str, Tensor]) -> Tensor:
-    """Return what an adapter adds to the matrix of its layer."""
+    """Return the update that an adapter adds to the matrix of its layer."""
     down, up = (weights[f"{name}.lora_{side}.{ADAPTER}.weight"] for side in "AB")
     update: Tensor = (up @ down) * layer.scaling[ADAPTER]
     return update.T if layer.fan_in_fan_out else update

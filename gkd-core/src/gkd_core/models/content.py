@@ -38,7 +38,7 @@ class FileContent:
 
 @dataclass(frozen=True)
 class KnownModels:
-    """What was found when models were read.
+    """The facts that were found when models were read.
 
     Attributes:
         files: The content of their files, by path.
@@ -65,7 +65,7 @@ class ModelContents:
 
     @property
     def known(self) -> KnownModels:
-        """What has been found so far."""
+        """The facts found so far."""
         return KnownModels(self._files, self._digests)
 
     def files(self, directory: Path, weights: bool = True) -> dict[str, FileContent]:

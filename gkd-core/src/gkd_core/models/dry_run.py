@@ -1,4 +1,4 @@
-"""What a forward pass without weights shows of a model: whether its states can be read."""
+"""A forward pass without weights, which shows whether a model's states can be read."""
 
 from __future__ import annotations
 

@@ -33,6 +33,6 @@ def adopt_generation_config(model: PreTrainedModel, source: str, origin: str) ->
 
 
 def end_with(model: PreTrainedModel, token: int) -> None:
-    """Let a model's generated text end with a token."""
+    """Make a model's generated text end with a token."""
     if model.generation_config is not None:
         model.generation_config.eos_token_id = token

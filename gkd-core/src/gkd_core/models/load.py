@@ -36,7 +36,7 @@ WeightReader: TypeAlias = Callable[
 missing from the checkpoint, and those of a different shape."""
 
 SAFE_FILE = re.compile(r"[^/\\]+\.safetensors")
-"""What an index of weights may name."""
+"""The files that an index of weights may name."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 

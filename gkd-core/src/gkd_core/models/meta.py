@@ -67,7 +67,7 @@ def shape_model(
 
 @dataclass(frozen=True)
 class _Shape:
-    """What determines the shape of a model; `text` is its configuration as JSON."""
+    """The key of a model's shape; `text` is its configuration as JSON."""
 
     kind: TaskKind
     family: type[PretrainedConfig]

@@ -168,7 +168,7 @@ def _is_out_of_reach(place: str) -> bool:
 
 
 def _stamp(place: str) -> tuple[int, int] | None:
-    """Return what changes with the configuration of a directory; None for a hub id."""
+    """Return a value that changes with the configuration of a directory; None for a hub id."""
     file = Path(place) / "config.json"
     if not file.is_file():
         return None
@@ -204,7 +204,7 @@ def locate(model: str, origin: str) -> str:
 
 
 def _adapter(directory: Path, model: str, origin: str) -> str:
-    """Say that a directory holds an adapter, and of which model.
+    """Explain that a directory holds an adapter, and of which model.
 
     transformers reads it as its base model if `peft` is installed, and without it as a model whose
     weights are missing.
@@ -261,7 +261,7 @@ def _adapter_of_hub(model: str) -> Path | None:
 
 
 def _how_to_trust(origin: str) -> str:
-    """Say how to let code run that comes with a model; not every setting of a model can."""
+    """Explain how to allow code that comes with a model; not every setting of a model can."""
     table, _, name = origin.rpartition(".")
     if name != "model":
         return "choose a model that needs none"

@@ -22,13 +22,13 @@ WRAPPERS = {
     "_fsdp_wrapped_module": "FullyShardedDataParallel",
     "base_model": "peft",
 }
-"""What wraps a model, by the name that the weights then begin with."""
+"""The wrappers of a model, by the prefix that they give to its weights."""
 
 
 NUMBER = re.compile(r"\.\d+(?=\.)")
 
 INTEGERS = ("I", "U")
-"""How the names of types of integers begin in a safetensors file."""
+"""Prefixes of the names of integer types in a safetensors file."""
 
 
 def check_stored(model: str, config: PretrainedConfig, kind: TaskKind, origin: str) -> None:

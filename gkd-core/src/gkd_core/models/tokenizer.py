@@ -67,7 +67,7 @@ def load_tokenizer(model: str, trust_remote_code: bool, origin: str) -> PreTrain
 
 
 def _refuse_places(tokenizer: PreTrainedTokenizerFast, model: str, origin: str) -> None:
-    """Refuse chat templates whose names would be paths when they are saved with the student."""
+    """Reject chat templates whose names would be paths when they are saved with the student."""
     templates = tokenizer.chat_template
     foreign = [name for name in templates or () if not TEMPLATE_NAME.fullmatch(str(name))]
     if isinstance(templates, dict) and foreign:

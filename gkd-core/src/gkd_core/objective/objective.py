@@ -235,7 +235,7 @@ def _named(owner: str, terms: Mapping[str, Term]) -> Iterable[tuple[str, Term]]:
 
 
 def _module_dict(modules: object, owner: MethodBase) -> nn.ModuleDict:
-    """Return what `build_modules` has returned as modules by name.
+    """Return the modules that `build_modules` returned, by name.
 
     Raises:
         PluginError: It is something else.

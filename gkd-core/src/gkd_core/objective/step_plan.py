@@ -32,7 +32,7 @@ REQUESTED = {
     "passes": (Pass, "a list of `Pass`"),
     "writes": (Operation, "a list of operations, such as `Swap`"),
 }
-"""What methods request in a step: the type of each thing, and what they return."""
+"""The requests of methods in a step: the type of each, and the values returned."""
 
 SAMPLED = 16
 """Steps in which methods are asked what they will read, before a stage begins."""
@@ -141,7 +141,7 @@ class StepRequest:
         return f"{self.member.name}{several}@{run}"
 
     def captures(self, side: Side, run: str) -> frozenset[Capture]:
-        """Return what it reads from a model in a pass."""
+        """Return the paths that the method reads from a model in a pass."""
         reads = self.reads.student if side == "student" else self.reads.teacher
         return reads.get(run, frozenset())
 
@@ -246,7 +246,7 @@ def sample_steps(
     stage: str,
     explain: Callable[[ActiveMethod | TeacherEnsemble], AbstractContextManager[None]] | None = None,
 ) -> tuple[StepPlan, ...]:
-    """Ask copies of methods what they want in the course of a stage, in a few steps of it.
+    """Ask copies of methods for their requests in a few steps of a stage.
 
     Args:
         members: The methods; their state and generators stay as they are.
@@ -289,7 +289,7 @@ def _request(
 
 
 def _asked(method: MethodBase, member: str, models: Models, step: Step) -> list[Any]:
-    """Return what a method requests by `reads`, `passes` or `writes`, after checking its type."""
+    """Return a method's request by `reads`, `passes` or `writes`, after checking its type."""
     kind, wanted = REQUESTED[member]
     return list_of(method, member, getattr(method, member)(models, step), kind, wanted)
 

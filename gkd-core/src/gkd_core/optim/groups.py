@@ -33,7 +33,7 @@ class ChosenOptimizer:
     def describe(
         self, weights: Iterable[nn.Parameter], division: Division
     ) -> dict[nn.Parameter, TrainedWeight]:
-        """Return what is known of each weight."""
+        """Return the facts about each weight."""
         part_of = _part_of(self.parts)
         return {w: TrainedWeight(division.shape(w), part_of.get(w)) for w in weights}
 

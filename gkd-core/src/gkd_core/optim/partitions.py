@@ -44,7 +44,7 @@ class Span:
         return range(self.owner + 1, (self.start + self.weight.numel() - 1) // self.size + 1)
 
     def within(self, part: Tensor, copy: int) -> Tensor:
-        """Return what a part has of the weight.
+        """Return the part's share of the weight.
 
         Args:
             part: The part.

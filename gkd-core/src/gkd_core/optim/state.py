@@ -18,7 +18,7 @@ ON_DEVICE = ("fused", "capturable")
 
 
 class OptimizerState(Protocol):
-    """What a checkpoint reads and writes of an optimizer."""
+    """The state of an optimizer that a checkpoint reads and writes."""
 
     def gather(self) -> dict[str, Tensor]:
         """Return the whole state as `NUMBER.NAME`, at least on the first rank."""

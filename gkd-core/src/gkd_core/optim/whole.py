@@ -25,7 +25,7 @@ from gkd_core.optim.state import by_number, check_complete, set_state
 
 
 class Held(NamedTuple):
-    """What this rank has of a weight to be updated.
+    """This rank's piece of a weight to be updated.
 
     Attributes:
         weight: The weight.
@@ -39,7 +39,7 @@ class Held(NamedTuple):
 
 
 class Copies(Protocol):
-    """How the copies of the student share the updates of their weights."""
+    """The division of weight updates among the copies of the student."""
 
     def owner(self, weight: nn.Parameter) -> int:
         """Return the index of the copy that updates a weight; 0 if all do."""
@@ -87,7 +87,7 @@ class EqualCopies:
 
 
 class Updater(NamedTuple):
-    """What updates one weight: a parameter without elements between steps, and its optimizer."""
+    """The updater of one weight: a parameter without elements between steps, and its optimizer."""
 
     parameter: nn.Parameter
     optimizer: Optimizer

@@ -45,7 +45,7 @@ _DIE_WITH_PARENT = 1
 
 @dataclass(frozen=True)
 class Failure:
-    """How the first failed rank exited.
+    """The exit of the first rank that failed.
 
     Attributes:
         rank: Global rank.

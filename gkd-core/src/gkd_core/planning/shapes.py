@@ -116,7 +116,7 @@ def count_weights(spec: StageSpec) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TrainedPart:
-    """What of the student is trained: all of it, unless it has adapters.
+    """The trained part of the student: all of it, unless it has adapters.
 
     Attributes:
         weights: Number of weights.
@@ -128,7 +128,7 @@ class TrainedPart:
 
 
 def count_trained(spec: StageSpec, registry: Registry) -> TrainedPart:
-    """Return what of the student is trained."""
+    """Return the trained part of the student."""
     with torch.device("meta"):
         model = build_shape(
             spec.student_config, spec.kind, spec.data.classes, spec.trusts_student, True

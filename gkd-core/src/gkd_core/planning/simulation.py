@@ -316,7 +316,7 @@ class MicroBatches(Sequence[Batch]):
 
 
 def _repeats(spec: StageSpec, every: bool) -> Sequence[int]:
-    """Return how many real micro-batches each simulated one stands for.
+    """Return the number of real micro-batches that each simulated one stands for.
 
     The first finds no gradients and the last is followed by an update; those between are alike.
     """

@@ -1,4 +1,4 @@
-"""What methods answer when core asks them: a value of another type is refused where it enters."""
+"""Checks of the values that methods return: a value of the wrong type is rejected on entry."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, tuple) and all(isinstance(part, str) for part in value),
     ),
 }
-"""What an attribute must be that core declares as a simple type, by the declaration."""
+"""The check of an attribute that core declares as a simple type, by the declaration."""
 
 
 def check_class(cls: type) -> None:
-    """Refuse a class that core could not use.
+    """Reject a class that core could not use.
 
     Raises:
         PluginError: It lacks what its base class leaves to it, or has something else in its place.

@@ -94,7 +94,7 @@ def imports(module: str, file: Path) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _imports(file: Path, package: str, changed: int) -> frozenset[str]:
-    """Return what a file imports; it is read again if it has changed."""
+    """Return the imports of a file; it is read again if it has changed."""
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(file.read_bytes())

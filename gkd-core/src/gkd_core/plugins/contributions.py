@@ -12,7 +12,7 @@ from gkd_core.errors import PluginError
 from gkd_core.plugins.class_checks import called, check_class
 
 TOTAL = "total"
-"""What the sum of all terms is called among the losses, which are called like methods."""
+"""The name of the sum of all terms among the losses, which are named like methods."""
 
 
 def _name(item: Any) -> str:
@@ -248,7 +248,7 @@ CONTRIBUTIONS = (
 
 
 def items_of(hook: str, returned: object) -> list[object]:
-    """Return what an implementation of a registration hook has returned, as a list.
+    """Return the result of an implementation of a registration hook, as a list.
 
     Raises:
         PluginError: It has returned something else.

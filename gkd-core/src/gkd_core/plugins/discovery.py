@@ -59,7 +59,7 @@ def enabled(found: Iterable[EntryPoint]) -> list[tuple[Plugin, EntryPoint]]:
 
 
 def check_entry(entry: EntryPoint, versions: Mapping[str, str]) -> None:
-    """Refuse a plugin whose entry point or requirements show that it cannot be loaded.
+    """Reject a plugin whose entry point or requirements show that it cannot be loaded.
 
     Args:
         entry: The entry point.

@@ -10,7 +10,7 @@ from gkd_core import hookspecs
 from gkd_core.errors import PluginError, suggest
 
 VERSION = "GKD_API_VERSION"
-"""Where a plugin module may say which version of the contract it is written for."""
+"""The attribute in which a plugin module names its version of the contract."""
 
 PREFIX = f"{hookspecs.PROJECT}_"
 MARK = f"{hookspecs.PROJECT}_impl"
@@ -20,7 +20,7 @@ HOOKS = tuple(name for name in vars(hookspecs) if name.startswith(PREFIX))
 
 
 def check_hooks(module: object) -> None:
-    """Refuse a plugin that gkd would not call, or not as the plugin expects.
+    """Reject a plugin that gkd would not call, or not as the plugin expects.
 
     Args:
         module: The plugin.
@@ -67,7 +67,7 @@ def _implemented(module: object) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _refuse_unmarked(name: str, value: object) -> None:
-    """Refuse a function with the name of a hook, or with the prefix that hooks have."""
+    """Reject a function with the name of a hook, or with the prefix that hooks have."""
     known = name in HOOKS or name in hookspecs.RENAMED
     if known or (name.startswith(PREFIX) and inspect.isroutine(value)):
         advice = "mark it" if known else "rename it, or if it is to be a hook, mark it"
@@ -84,7 +84,7 @@ def _meant(hook: str) -> str:
 
 
 def _check_kind(hook: str, function: Callable[..., Any]) -> None:
-    """Refuse a function whose body does not run when it is called."""
+    """Reject a function whose body does not run when it is called."""
     mark, returns = getattr(function, MARK), _returns(hook)
     wraps = bool(mark.get("wrapper") or mark.get("hookwrapper"))
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -100,7 +100,7 @@ def _returns(hook: str) -> bool:
 
 
 def _check_arguments(hook: str, function: Callable[..., Any]) -> None:
-    """Refuse arguments that a hook does not have, or that would not be passed."""
+    """Reject arguments that a hook does not have, or that would not be passed."""
     known = inspect.signature(getattr(hookspecs, hook)).parameters
     has = f"it has {', '.join(known)}" if known else "it has none"
     for name, parameter in inspect.signature(function).parameters.items():

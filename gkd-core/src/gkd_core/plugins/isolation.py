@@ -1,4 +1,4 @@
-"""What a plugin changes while it is imported is set back: it concerns all of gkd."""
+"""Isolation: changes that a plugin makes to the process while it is imported are undone."""
 
 from __future__ import annotations
 

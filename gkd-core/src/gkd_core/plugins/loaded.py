@@ -107,7 +107,7 @@ class LoadedPlugins:
             yield from ((plugin, item) for item in items)
 
     def _settled(self, part: str, claimed: Sequence[tuple[Plugin, Any]]) -> Any | None:
-        """Return what has a name; None if several plugins claim it, none of which is core."""
+        """Return the object with a name; None if several plugins, but not core, claim it."""
         core_first = sorted(claimed, key=lambda claim: not claim[0].is_core)
         (plugin, item), *others = core_first
         rivals = [other for other, its in others if its is not item]
@@ -159,7 +159,7 @@ def _clash(plugin: Plugin, other: Plugin) -> str:
 
 
 def _part(kind: Contribution, item: object) -> str:
-    """Return what something that a plugin registers is called, without running code of it."""
+    """Return the name of an object that a plugin registers, without running its code."""
     name = item.stem if isinstance(item, Path) else inspect.getattr_static(item, "name", None)
     if isinstance(name, str):
         return f"{kind.noun} '{name}'"

@@ -44,12 +44,12 @@ class Owners:
         self._shipped: dict[str, frozenset[str]] = {}
 
     def add_plugin(self, plugin: Plugin, module: str) -> None:
-        """Let a module, and once it is imported its whole package, belong to a plugin."""
+        """Assign a module, and its whole package once it is imported, to a plugin."""
         for name in (module, _own_package(module)):
             self._packages.setdefault(name, plugin)
 
     def add(self, plugin: Plugin, item: object) -> None:
-        """Let something that a plugin has registered belong to it, wherever its code is."""
+        """Assign an object to the plugin that registered it, wherever its code is."""
         self._objects[id(item)] = (plugin, item)  # kept alive: its id stays its own
 
     def of(self, thing: object) -> Plugin | None:

@@ -17,7 +17,7 @@ class PluginWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Plugin:
-    """Where a plugin comes from.
+    """The origin of a plugin.
 
     Attributes:
         name: Name of its entry point in group `gkd`.

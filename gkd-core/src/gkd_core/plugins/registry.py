@@ -324,7 +324,7 @@ class Registry:
         return sorted(caller.name for caller in callers)
 
     def seconds_of(self, name: str) -> float:
-        """Return how long a plugin took so far to be imported and to say what it provides."""
+        """Return the time that a plugin took so far to be imported and to register its objects."""
         return self._loaded.seconds.get(self.plugins[name], 0.0)
 
     def provided(self) -> dict[Plugin, dict[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""What the probes of a stage compare: pairs of features, and the distances that both allow."""
+"""The comparisons of a stage's probes: pairs of features, and distances that both allow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SETTING = "probe.features"
 ALL = "all"
 EVERYTHING = ("logits", "hidden[*]", "attention[*]", "query[*]", "key[*]", "value[*]")
-"""What `all` stands for."""
+"""The features that `all` stands for."""
 
 LAYER = re.compile(r"\[(\d+)\]")
 OTHER_TOKENS = "the teacher reads other tokens"
@@ -46,7 +46,7 @@ class ProbedPair:
 
 @dataclass(frozen=True)
 class ProbeChoice:
-    """What is compared with one teacher.
+    """The comparisons with one teacher.
 
     Attributes:
         pairs: The pairs.

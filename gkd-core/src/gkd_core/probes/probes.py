@@ -60,7 +60,7 @@ Compared: TypeAlias = tuple[str, str, str, str]
 
 
 class ProbeReader(Method):
-    """What probes read; it adds nothing to the loss and is in no expression."""
+    """The reads of probes; they add nothing to the loss and are in no expression."""
 
     name = NAME
     paper = "none: it observes"
@@ -156,7 +156,7 @@ class Probes:
         return {name(value): value.value for value in values}
 
     def compare(self, stage: Stage, batch: Batch, step: Step) -> tuple[list[Compared], Tensor]:
-        """Return what is compared, and of each distance the sum and the number of its items.
+        """Return the comparisons, and the sum and the number of items of each distance.
 
         Args:
             stage: The stage.

@@ -49,7 +49,7 @@ class FilteredAnswers:
 
     @classmethod
     def of(cls, answers: Iterable[WrittenAnswer], config: WritingConfig) -> FilteredAnswers:
-        """Return what a filter keeps.
+        """Return the answers that a filter keeps.
 
         Args:
             answers: All that was written.

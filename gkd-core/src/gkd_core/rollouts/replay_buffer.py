@@ -72,7 +72,7 @@ class ReplayBuffer:
         return self.texts[int(chance * len(self.texts))]
 
     def note_loss(self, loss: float) -> None:
-        """Let the student's share grow if the validation loss has risen enough."""
+        """Increase the student's share if the validation loss has risen enough."""
         if not self._config.adaptive:
             return
         if self.reference is None:

@@ -62,7 +62,7 @@ BATCHES = 16
 
 @dataclass(frozen=True)
 class Storage:
-    """How answers are stored.
+    """The form of stored answers.
 
     Attributes:
         dtype: Data type of values.
@@ -144,7 +144,7 @@ class BegunCache:
         Args:
             spec: The stage.
             folder: The cache.
-            storage: How answers are stored.
+            storage: The form of the stored answers.
             device: The device of the teacher.
 
         Raises:
@@ -156,7 +156,7 @@ class BegunCache:
 
     @property
     def progress(self) -> CacheProgress:
-        """How far it is now."""
+        """The current progress."""
         return CacheProgress.of(self.folder, self.manifest.shards)
 
     def finish(self) -> CacheManifest:

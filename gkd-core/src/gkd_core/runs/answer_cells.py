@@ -30,7 +30,7 @@ MEMORY = 3 * 2**29
 
 @dataclass(frozen=True)
 class Cells:
-    """How the shards of a cache are divided.
+    """The division of a cache's shards.
 
     Attributes:
         command: `gkd` with the arguments that write the cache in one process.
@@ -104,7 +104,7 @@ def _log(folder: Path, name: str) -> Path:
 
 
 def _ended(event: JobEvent, folder: Path) -> str:
-    """Return how a cell ended, in words."""
+    """Return the outcome of a cell, in words."""
     if event.status == 0:
         return "done"
     if event.status in RESUMABLE:

@@ -1,4 +1,4 @@
-"""What stored answers of a teacher must be about to serve a stage."""
+"""The conditions under which stored answers of a teacher serve a stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def belongs(spec: StageSpec, number: int) -> Belongs:
-    """Return what answers of a teacher of a stage are about."""
+    """Return the subject of a teacher's answers in a stage."""
     teacher = spec.teachers[number]
     return Belongs(
         weights=_weights(teacher),

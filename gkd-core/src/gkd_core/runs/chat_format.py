@@ -1,4 +1,4 @@
-"""What teacher and student of a language model make of the same text, before the first step."""
+"""Checks that teacher and student of a language model read the same text alike."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def follow_chat_format(
     data: TaskData,
     config: RunConfig,
 ) -> list[str]:
-    """Let a student end its answers as its teacher does, and write conversations if it cannot yet.
+    """Give a student its teacher's end token, and a chat template if it has none.
 
     The first teacher with the student's token ids and a chat template of its own decides. A student
     without a template takes the teacher's for rows of conversations; where the models answer, its

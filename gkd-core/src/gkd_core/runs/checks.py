@@ -210,7 +210,7 @@ def _check_scale(spec: StageSpec) -> None:
 
 
 def _check_kind(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
-    """Refuse a method that is not right for the kind of task."""
+    """Reject a method that is not right for the kind of task."""
     fitting = owner.methods[0].kinds
     if not spec.kind.counts_as(fitting):
         raise MethodError(
@@ -220,7 +220,7 @@ def _check_kind(spec: StageSpec, owner: ActiveMethod | TeacherEnsemble) -> None:
 
 
 def _check_rollout(spec: StageSpec, registry: Registry) -> None:
-    """Refuse rollouts that no model of the stage can write."""
+    """Reject rollouts that no model of the stage can write."""
     config = spec.config.rollout
     if config is None:
         return
@@ -242,7 +242,7 @@ def _check_rollout(spec: StageSpec, registry: Registry) -> None:
 
 
 def _check_writing(spec: StageSpec) -> None:
-    """Refuse answers that no teacher of the stage can write before the first step."""
+    """Reject answers that no teacher of the stage can write before the first step."""
     config = spec.config.writing
     if config is None:
         return
@@ -263,7 +263,7 @@ def _check_writing(spec: StageSpec) -> None:
 
 
 def _check_sampling(spec: StageSpec) -> None:
-    """Refuse answers of models that write none, and a check of answers that cannot be one."""
+    """Reject answers of models that write none, and a check of answers that cannot be one."""
     if spec.config.task.check is not None:
         answer_check(spec.config.task.check)
     if spec.config.samples is not None and not spec.kind.generates:
@@ -276,7 +276,7 @@ def _check_sampling(spec: StageSpec) -> None:
 def _check_written_length(
     spec: StageSpec, table: str, config: RolloutConfig | WritingConfig
 ) -> None:
-    """Refuse written rows that are longer than the models may read."""
+    """Reject written rows that are longer than the models may read."""
     longest = config.prompt_tokens + config.max_new_tokens
     if longest > spec.max_length:
         names = (f"{table}.prompt_tokens", f"{table}.max_new_tokens")
@@ -288,7 +288,7 @@ def _check_written_length(
 
 
 def _check_prompts(spec: StageSpec) -> None:
-    """Refuse prompts without answers where no model writes one for every row."""
+    """Reject prompts without answers where no model writes one for every row."""
     data, config = spec.data, spec.config.rollout
     writes = spec.is_written or (config is not None and config.written >= 1 - 1e-9)
     if not writes and not has_answers(data.train):
@@ -306,7 +306,7 @@ def _check_prompts(spec: StageSpec) -> None:
 
 
 def _check_writing_teacher(spec: StageSpec, config: RolloutConfig) -> None:
-    """Refuse a teacher whose ranks see different rows, each of which would be written alone."""
+    """Reject a teacher whose ranks see different rows, each of which would be written alone."""
     layout, teacher, setting = spec.layout, spec.teachers[0].info.name, config.teacher_setting
     if layout.teachers[teacher] > layout.tensor:
         raise ConfigError(
@@ -317,7 +317,7 @@ def _check_writing_teacher(spec: StageSpec, config: RolloutConfig) -> None:
 
 
 def _check_on_policy(spec: StageSpec, member: ActiveMethod) -> None:
-    """Refuse a method that learns from the student's text where the student writes none."""
+    """Reject a method that learns from the student's text where the student writes none."""
     rollout = spec.config.rollout
     if member.methods[0].on_policy and (rollout is None or not rollout.uses_student):
         raise ConfigError(

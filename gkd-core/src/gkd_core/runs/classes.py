@@ -45,7 +45,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class ClassOrder:
-    """What decides the names of the classes and their order, besides the rows.
+    """The sources of the classes' names and order, other than the rows.
 
     Attributes:
         given: The names that the user gave, in order, or None.
@@ -148,7 +148,7 @@ class ClassOrder:
             )
 
     def _refuse_contradiction(self) -> None:
-        """Refuse an order of the user's that is not that of a model with the same names."""
+        """Reject an order of the user's that is not that of a model with the same names."""
         for model in self.models if self.given is not None else ():
             if set(model.names) == set(self.names) and model.names != self.names:
                 raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a run settles once its rows are known: what is not set of its methods, and the baseline.
+"""Defaults that depend on the rows of a run: unset options of methods, and the baseline.
 
 A method that is not set learns from labels, too, where rows have some. Options of methods may have
 other defaults for some kinds of task.

@@ -30,7 +30,7 @@ DONE = "done.json"
 
 
 def run_name(resolved: Resolved) -> str:
-    """Return what a run is called unless the user names its directory: the recipe or the method."""
+    """Return the default name of a run's directory: the recipe or the method."""
     return resolved.recipe or resolved.stages[-1].config.method
 
 
@@ -141,7 +141,7 @@ def _replacing(directory: Path, aside: Path) -> Iterator[None]:
 
 
 def refuse_occupied(directory: Path, mode: Mode) -> None:
-    """Refuse a run directory that does not suit the mode.
+    """Reject a run directory that does not suit the mode.
 
     Raises:
         ConfigError: There is a run where a new one should be, or none to go on with.
@@ -171,7 +171,7 @@ def _set_aside(directory: Path) -> Path:
 
 
 def _set_aside_before(directory: Path) -> list[Path]:
-    """Return the runs that were in the place of a directory, the newest first."""
+    """Return the runs that a directory has replaced, the newest first."""
     name = glob.escape(directory.name)
     found = directory.parent.glob(f".{name}.*.old/{name}/")
     return sorted(found, key=lambda path: path.parent.stat().st_mtime, reverse=True)
@@ -196,7 +196,7 @@ def has_trained(directory: Path) -> bool:
 
 
 def how_to_go_on(directory: Path) -> str:
-    """Return how to continue a run that has ended too early, as a sentence."""
+    """Return a sentence that says how to continue a run that ended too early."""
     place = shlex.quote(str(directory))
     if has_trained(directory):
         return f"Continue with: gkd run --resume --output {place}"

@@ -150,7 +150,7 @@ class Fingerprints:
         return found
 
     def of_teacher(self, teacher: TeacherSpec) -> str:
-        """Return what determines the answers of a teacher."""
+        """Return the inputs that determine the answers of a teacher."""
         if teacher.source is not None:
             return f"{teacher.source.name} {teacher.source.fingerprint()}"
         if teacher.stage is not None:

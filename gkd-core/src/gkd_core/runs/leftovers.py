@@ -1,4 +1,4 @@
-"""What commands that were killed have left beside runs, students and exports."""
+"""Leftovers of killed commands beside runs, students and exports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DRAFT = re.compile(r".+\.\d+\.tmp")
 MARKER = re.compile(r"\.(?P<name>.+)\.lease")
 
 WRITTEN = ("config.json", "lineage.json", "manifest.json", "*.safetensors", "*.onnx")
-"""What a directory has, one of these at least, that gkd writes: it tells gkd's from the user's."""
+"""Files of which every directory that gkd writes has at least one."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Leftover:
 
 
 def find_leftovers(folder: Path) -> list[Leftover]:
-    """Return what killed commands have left in a folder and those below it; nothing is written.
+    """Return the leftovers of killed commands in a folder and those below it; writes nothing.
 
     What live processes hold is not among it.
 
@@ -105,7 +105,7 @@ def _found(folder: Path) -> Iterator[Leftover]:
 
 
 def _of_folder(path: Path) -> Leftover | None:
-    """Return what a folder is, if it was left."""
+    """Return the kind of leftover that a folder is, if it is one."""
     aside, old = SET_ASIDE.fullmatch(path.name), REPLACED.fullmatch(path.name)
     if aside and (path / aside["name"] / CONFIG).is_file():
         place = path.with_name(aside["name"])
@@ -130,7 +130,7 @@ def _is_written(path: Path) -> bool:
 
 
 def _of_file(path: Path, folder: Path) -> Leftover | None:
-    """Return what a file is, if it was left."""
+    """Return the kind of leftover that a file is, if it is one."""
     if MARKER.fullmatch(path.name) and path.read_bytes()[:9] == b"filelock/":
         return Leftover(path, "the mark of a process that was killed")
     if DRAFT.fullmatch(path.name) and _is_of_run(path, folder):

@@ -177,7 +177,7 @@ class LoraOutline:
 
 @dataclass(frozen=True)
 class ProbeOutline:
-    """What probes compare, and what a measurement computes.
+    """The comparisons of probes, and the computation of a measurement.
 
     Attributes:
         every: Steps from one measurement to the next.

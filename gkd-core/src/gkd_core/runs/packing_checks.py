@@ -1,4 +1,4 @@
-"""What does not go with several rows in one block (`task.packing`)."""
+"""Settings that are incompatible with several rows in one block (`task.packing`)."""
 
 from __future__ import annotations
 

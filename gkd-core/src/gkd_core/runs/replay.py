@@ -43,7 +43,7 @@ class Replay:
 
     @property
     def differences(self) -> list[str]:
-        """What is not bit for bit as it was; the norm is compared only if one process ran."""
+        """The values that differ in any bit; the norm is compared only if one process ran."""
         pairs = {name: (was, self.losses.get(name)) for name, was in self.saved.losses.items()}
         if self.saved.processes == 1:
             pairs["gradient norm"] = self.saved.gradient_norm, self.gradient_norm

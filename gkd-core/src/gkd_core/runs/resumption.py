@@ -109,7 +109,7 @@ class Resumption:
         self.contents = ModelContents(manifest.models for manifest in self._manifests)
 
     def check_settings(self, resolved: Resolved) -> None:
-        """Refuse settings with which the run was not begun.
+        """Reject settings with which the run was not begun.
 
         Raises:
             ConfigError: Some differ, and the user does not accept it.

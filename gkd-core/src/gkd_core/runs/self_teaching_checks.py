@@ -1,4 +1,4 @@
-"""What does not go with a teacher that reads other prompts, or follows the student."""
+"""Settings that are incompatible with a teacher that reads other prompts or follows the student."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of the models at the start of a stage.
+    """The known facts about the models at the start of a stage.
 
     Attributes:
         kind: Name of the kind that they were made for; None if they do not say.

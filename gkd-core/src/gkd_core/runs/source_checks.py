@@ -1,4 +1,4 @@
-"""What teachers whose answers come from an `AnswerSource` cannot give."""
+"""Checks of teachers whose answers come from an `AnswerSource`."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 TEXTS = ("text", "pair", "group", "target")
 COLUMNS = (*TEXTS, "labels", "spans", "tools", "source")
-"""What a split has for each row."""
+"""The fields that a split has for each row."""
 
 SPLITS = ("train", "validation", "test")
 
 
 def check_loaded(task: Task, data: Any) -> TaskData:
-    """Return what a task has loaded, after checking it.
+    """Return the data that a task has loaded, after checking it.
 
     Args:
         task: The task.

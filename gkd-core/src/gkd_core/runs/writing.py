@@ -107,7 +107,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Work:
-    """What a teacher is to write.
+    """The answers that a teacher has to write.
 
     Attributes:
         config: How.
@@ -131,7 +131,7 @@ class _Work:
 
     @classmethod
     def of(cls, spec: StageSpec, folder: Path, teacher: str) -> _Work:
-        """Return what the teacher of a stage is to write; see `write_answers`."""
+        """Return the answers that the teacher of a stage has to write; see `write_answers`."""
         config, tokenizer = spec.config.writing, _reader(spec)
         assert config is not None, "the caller asks the stage"
         prompts = prompts_alone(spec.data.train, tokenizer, config.prompt_tokens)
@@ -176,7 +176,7 @@ class _Work:
         return [WrittenAnswer(row, *answer) for row, answer in pairs]
 
     def summary(self, found: Sequence[WrittenAnswer], kept: FilteredAnswers) -> str:
-        """Return what was written and kept, in a sentence."""
+        """Return a sentence about the answers that were written and kept."""
         tokens = sum(answer.tokens for answer in found) / len(found)
         cut = sum(not answer.ended for answer in found) / len(found)
         left = f", left out: {_reasons(kept)}" if kept.left_out else ""

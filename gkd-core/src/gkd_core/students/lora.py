@@ -29,7 +29,7 @@ PACKAGE = "peft"
 
 @dataclass(frozen=True)
 class Trained:
-    """How many of a student's weights are trained.
+    """The number of a student's weights that are trained.
 
     Attributes:
         weights: Number of trained weights: those of the adapters, and perhaps of the head.

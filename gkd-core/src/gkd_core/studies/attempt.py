@@ -13,7 +13,7 @@ from gkd_core.strict_json import json_text
 
 @dataclass(frozen=True)
 class Attempt:
-    """How often a cell was started, and how it ended the last time.
+    """The attempts of a cell: how often it was started, and how it ended the last time.
 
     Attributes:
         count: How often it was started.

@@ -21,7 +21,7 @@ TIMES = "x"
 
 @dataclass(frozen=True)
 class Budget:
-    """What a student may cost, and what it must be worth; None sets no limit.
+    """The limits of a student's cost, and its required quality; None sets no limit.
 
     Attributes:
         milliseconds: Median time for one sample.

@@ -14,7 +14,7 @@ Role = Literal["report", "tuning"]
 
 
 class CellState(StrEnum):
-    """What has become of a cell."""
+    """The state of a cell."""
 
     WAITING = "waiting"
     RUNNING = "running"

@@ -74,7 +74,7 @@ class CheckedCell:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known of a run before it begins.
+    """The facts about a run before it begins.
 
     Attributes:
         specs: Its stages; empty if gkd refuses it.
@@ -160,7 +160,7 @@ class CellMaker:
         return CheckedCell(timing, _with_shared_answers(resolved))
 
     def prepare(self, point: AxisPoint) -> Prepared:
-        """Return what is known of the run of a point, whatever its seed."""
+        """Return the facts about the run of a point, whatever its seed."""
         if point.group not in self._prepared:
             self._prepared[point.group] = self._prepare(point)
         return self._prepared[point.group]
@@ -286,7 +286,7 @@ def _sharing(part: Configured) -> Configured:
 
 
 def _trees(resolved: Resolved, left_out: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what a run and its stages say otherwise than the defaults."""
+    """Return the settings in which a run and its stages differ from the defaults."""
     stages = [{"name": each.name, **_given(each.config, left_out)} for each in resolved.stages]
     return [_given(resolved.config, left_out), *stages]
 

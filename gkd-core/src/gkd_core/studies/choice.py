@@ -1,4 +1,4 @@
-"""What a study would choose: by validation rows, and then judged on the test rows.
+"""The choice of a study: made on validation rows, then evaluated on the test rows.
 
 Of many methods, the best on some rows is better there than it is: it was lucky too. So nothing is
 chosen on the rows that it is then judged on.
@@ -48,7 +48,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Duel:
-    """What was chosen against something else, on the test rows.
+    """The comparison of the choice with another cell, on the test rows.
 
     Attributes:
         first: What was chosen.
@@ -63,7 +63,7 @@ class Duel:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a study would choose.
+    """The choice of a study.
 
     Attributes:
         chosen: The best of all variants, of single methods and of combinations, as far as there are

@@ -1,4 +1,4 @@
-"""What the values of an axis are worth: each against that of the baseline, all else being equal."""
+"""Comparisons of the values of an axis: each against that of the baseline, all else being equal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DRAWS = 1000
 
 
 class Verdict(StrEnum):
-    """What a comparison says, at the level of 5 % over all comparisons of an axis."""
+    """The result of a comparison, at the level of 5 % over all comparisons of an axis."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -146,7 +146,7 @@ def axis_table(results: StudyResults, axis: str) -> AxisTable:
 
 
 def seed_priors(results: StudyResults) -> Mapping[str, SeedPrior]:
-    """Return what a study shows of the variance over seeds, by task.
+    """Estimate the variance over seeds from a study, by task.
 
     It is that of the difference between a variant and the baseline.
 
@@ -171,7 +171,7 @@ def seed_priors(results: StudyResults) -> Mapping[str, SeedPrior]:
 
 
 def rises(results: StudyResults) -> bool:
-    """Tell whether larger values of the metric are better."""
+    """Return whether larger values of the metric are better."""
     return all(outcome.metric.higher_is_better for _, outcome in results.judged())
 
 
@@ -227,7 +227,7 @@ def adjust(comparisons: Sequence[SeedComparison], rising: bool) -> list[SeedComp
 
 
 def judge(difference: SeedDifference | None, p: float | None, rising: bool) -> Verdict:
-    """Return what a difference says.
+    """Return the verdict on a difference.
 
     Args:
         difference: The difference.

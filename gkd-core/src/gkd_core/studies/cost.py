@@ -1,4 +1,4 @@
-"""What the cells of a study cost: time, memory and disk, from short runs on this machine."""
+"""The cost of a study's cells: time, memory and disk, from short runs on this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STUDENT = "student"
 
 @dataclass(frozen=True)
 class StageTiming:
-    """What a stage costs.
+    """The cost of a stage.
 
     Attributes:
         step: Seconds of a step.
@@ -46,7 +46,7 @@ class StageTiming:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell costs.
+    """The cost of a cell.
 
     Attributes:
         fixed: Seconds before and after its stages: imports, loading, the comparison at the end.
@@ -86,7 +86,7 @@ class Cost:
 
 
 def read_cost(folder: StudyFolder, cell: Cell, registry: Registry) -> Cost:
-    """Return what a finished short run has cost.
+    """Return the cost of a finished short run.
 
     Args:
         folder: The folder of short runs.

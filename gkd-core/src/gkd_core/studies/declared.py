@@ -1,4 +1,4 @@
-"""What methods declare to compare: which knowledge of a teacher, in which of its layers."""
+"""The comparisons that methods declare: which knowledge of a teacher, in which layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_TEACHER = "labels"
 
 @dataclass(frozen=True)
 class Declared:
-    """What a method compares, by its default options.
+    """The comparisons of a method, by its default options.
 
     Attributes:
         knowledge: Types of knowledge, as in `hidden states + attention`.
@@ -44,7 +44,7 @@ class Declared:
 
 
 def declared(method: type[Method]) -> Declared | None:
-    """Return what a method declares to read of a teacher of 12 layers; None if it does not say.
+    """Return a method's declared reads of a teacher with 12 layers; None if it declares none.
 
     Args:
         method: The method.
@@ -68,7 +68,7 @@ def declared(method: type[Method]) -> Declared | None:
 
 
 def _matching(captures: Iterable[Capture], models: Models) -> str:
-    """Return how many of the teacher's blocks are read."""
+    """Return the number of the teacher's blocks that are read."""
     assert models.teacher is not None
     depth = models.teacher.layers
     layers = {capture.layer for capture in captures if capture.layer}

@@ -40,7 +40,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Room:
-    """What cells may take.
+    """The resources that cells may use.
 
     Attributes:
         jobs: How many run at a time; None for as many as fit.
@@ -59,7 +59,7 @@ class Execution:
         study: The study.
         launcher: Starts its cells.
         shard: The share of the cells that this command runs.
-        room: What cells may take.
+        room: The resources that cells may use.
         rerun_stale: Whether to run cells of older code again.
         watcher: Sees how it proceeds.
     """
@@ -127,7 +127,7 @@ def launch_cells(
 
 
 def _together(folder: StudyFolder) -> Callable[[Cell], str]:
-    """Return what says which cells one process runs, so that no process waits for another.
+    """Return a rule for the cells that one process runs, so that no process waits for another.
 
     Cells wait for others that tune their learning rate.
     """

@@ -1,4 +1,4 @@
-"""What a study will cost: a short run for each method and shape, and what follows from it."""
+"""The predicted cost of a study, from a short run for each method and shape."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COSTS = "costs.json"
 
 @dataclass(frozen=True)
 class GroupForecast:
-    """What the cells cost that differ by seed only.
+    """The cost of the cells that differ only by seed.
 
     Attributes:
         label: Their values on the axes.
@@ -64,7 +64,7 @@ def time_cells(study: Study, launcher: Launcher, room: Room, watcher: Watcher) -
 
 
 def forecast(study: Study, folder: StudyFolder) -> list[GroupForecast]:
-    """Return what the cells of a study cost that are not finished, by group, and keep it.
+    """Return the cost of a study's unfinished cells, by group, and store it.
 
     Args:
         study: The study, whose short runs are over.

@@ -129,7 +129,7 @@ def _split(rows: pa.Table, classes: Sequence[str]) -> Split:
 
 
 def _evaluation(student: pa.Table, classes: Sequence[str]) -> Evaluation:
-    """Return what a run has found its student to say of each row."""
+    """Return the predictions of a run's student for each row."""
     ids = {name: index for index, name in enumerate(classes)}
     columns = {name: _column(student[name].to_pylist()) for name in student.column_names}
     predictions = None

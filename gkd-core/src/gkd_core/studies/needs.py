@@ -17,7 +17,7 @@ MEMORY = 3 * 2**29
 
 @dataclass(frozen=True)
 class Needs:
-    """What the cells of a study take of a machine, as those have shown that have run.
+    """The resources that a study's cells need, as measured on those that have run.
 
     Attributes:
         memory: Bytes of memory.
@@ -42,7 +42,7 @@ class Needs:
         return cls(memory or MEMORY, min(gpu, 1.0) or 1.0)
 
     def gpus(self, folder: StudyFolder, cell: Cell) -> float:
-        """Return how many GPUs a cell needs: a share of one, or one for each of its processes.
+        """Return the number of GPUs a cell needs: a share of one, or one for each process.
 
         Args:
             folder: The folder of the study.

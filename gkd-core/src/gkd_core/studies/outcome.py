@@ -24,7 +24,7 @@ from gkd_core.training.stage_spec import BASELINE
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the run of a cell has found its student to be worth.
+    """The quality of a cell's student, as measured by its run.
 
     Attributes:
         metric: The main metric.

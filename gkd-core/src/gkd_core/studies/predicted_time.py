@@ -78,7 +78,7 @@ def _path(folder: StudyFolder) -> Path:
 
 
 def _forecast(folder: StudyFolder) -> Forecast:
-    """Return what was kept; nothing if nothing was predicted."""
+    """Return the stored prediction; nothing if there is none."""
     path = _path(folder)
     found: Forecast = json.loads(path.read_text()) if path.exists() else {}
     return found

@@ -137,7 +137,7 @@ class StudentSearch:
         return sorted((each for each in found if each), key=lambda each: -sign * each.worth)
 
     def finalist(self, cell: Cell) -> Finalist | None:
-        """Return what a student that was trained in full is worth; None if it was not.
+        """Return the quality of a fully trained student; None for others.
 
         Args:
             cell: Its cell.
@@ -266,7 +266,7 @@ class StudentSearch:
         self._cells = {cell.name: cell for cell in before.cells}
 
     def _tried(self, cell: Cell) -> Tried | None:
-        """Return what a candidate has come to; None if it has failed or was refused."""
+        """Return the result of a candidate; None if it failed or was rejected."""
         known = self._evaluations(cell)
         if self._empty.state(cell) is CellState.FINISHED:
             value = self._validation(cell)

@@ -30,7 +30,7 @@ SPREAD = 4.0
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What candidates of a search may be like.
+    """The space of a search's candidates.
 
     Attributes:
         shapes: Shapes of students, with their costs; also those that miss the budget.
@@ -79,7 +79,7 @@ class SearchSpace:
         return {RATE: (self.rate / SPREAD, self.rate * SPREAD)}
 
     def worth(self, axes: Mapping[str, AxisValue], value: float) -> float:
-        """Return what a candidate is worth, in the unit of the metric.
+        """Return the quality of a candidate, in the unit of the metric.
 
         It is its quality; from the floor on, more the faster it is.
 

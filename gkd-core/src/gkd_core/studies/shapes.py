@@ -38,7 +38,7 @@ WIDTHS = (1.0, 0.75, 0.5)
 TIMED_ROWS = 16
 
 COSTS = "shapes.json"
-"""What shapes cost when a search began."""
+"""The cost of shapes when a search began."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def measure_shapes(
 def shapes_of_search(
     folder: Path, spec: StageSpec, shapes: Sequence[Shape], budget: Budget, threads: int
 ) -> tuple[float, list[MeasuredShape]]:
-    """Return what `measure_shapes` does, as it was measured when a search began on this machine.
+    """Return the result of `measure_shapes` from the beginning of a search on this machine.
 
     Args:
         folder: The folder of the search.

@@ -106,7 +106,7 @@ class Study:
         return axis_points(self.config, installed)
 
     def unknown(self, folder: StudyFolder) -> int:
-        """Return how many cells become known once trials are over.
+        """Return the number of cells that become known once trials are over.
 
         Args:
             folder: The folder as it was opened.

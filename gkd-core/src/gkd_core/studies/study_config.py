@@ -42,7 +42,7 @@ class Constraint(StudyTable):
     reason: str = Field(description="The reason, as it is shown.")
 
     def holds(self, axes: Mapping[str, AxisValue]) -> bool:
-        """Tell whether it drops a cell.
+        """Return whether it drops a cell.
 
         Args:
             axes: The value of the cell on each axis.

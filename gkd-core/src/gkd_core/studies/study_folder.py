@@ -98,7 +98,7 @@ class StudyFolder:
         write_file(self.path / CELLS, json_text({"cells": listed}, indent=1))
 
     def state(self, cell: Cell) -> CellState:
-        """Return what has become of a cell."""
+        """Return the state of a cell."""
         if cell.reason:
             return CellState.DROPPED
         if self.holder(cell) is not None:
@@ -131,7 +131,7 @@ class StudyFolder:
         return holder(self.attempt_file(cell))
 
     def attempt(self, cell: Cell) -> Attempt | None:
-        """Return how a cell went; None if it was never started."""
+        """Return the attempts of a cell; None if it was never started."""
         return Attempt.load(self.attempt_file(cell))
 
     def failure(self, cell: Cell) -> str:
@@ -146,7 +146,7 @@ class StudyFolder:
         return ", ".join(sorted(filter(None, found)))
 
     def is_of_other_code(self, cell: Cell) -> bool:
-        """Tell whether a stage of a cell was trained, or begun, by other code than the installed.
+        """Return whether code other than the installed trained or began a stage of a cell.
 
         Args:
             cell: The cell.
@@ -161,12 +161,12 @@ class StudyFolder:
         )
 
     def is_over(self, cell: Cell) -> bool:
-        """Tell whether a cell is finished, by whatever code."""
+        """Return whether a cell is finished, with any code."""
         directory = self.run_directory(cell)
         return all((directory / name).exists() for name in WRITTEN_LAST)
 
     def _inputs(self, cell: Cell) -> list[Inputs]:
-        """Return what determines the student of each stage of a cell, as far as it was begun."""
+        """Return the inputs that determine the student of each stage that a cell has begun."""
         found = sorted((self.run_directory(cell) / STAGES).rglob(MANIFEST))
         return [_inputs_of(path) for path in found]
 

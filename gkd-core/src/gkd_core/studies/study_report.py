@@ -26,12 +26,12 @@ REPORT = "report"
 PAGE = "study.html"
 
 SHOWN = 10
-"""What could not be compared that is named in the sentences; the JSON file has all."""
+"""The number of failed comparisons that the sentences name; the JSON file has all."""
 
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What a study says.
+    """The results of a study, in words.
 
     Attributes:
         results: The results of its cells.

@@ -26,7 +26,7 @@ def axes_of(values: Mapping[str, AxisValue]) -> Axes:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What has come of a cell.
+    """The result of a cell.
 
     Attributes:
         cell: The cell.
@@ -62,7 +62,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """What has come of every cell of a study.
+    """The results of all cells of a study.
 
     Attributes:
         config: The study.

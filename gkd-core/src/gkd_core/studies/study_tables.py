@@ -61,7 +61,7 @@ def p_text(p: float | None) -> str:
 
 
 def verdict_text(comparison: SeedComparison) -> str:
-    """Return what a comparison says, and of how many seeds if that is one."""
+    """Return the verdict of a comparison, with the number of seeds if it is one."""
     difference = comparison.difference
     one = difference is not None and difference.seeds == 1
     return f"{comparison.verdict} (one seed)" if one else str(comparison.verdict)

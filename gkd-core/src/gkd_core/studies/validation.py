@@ -1,4 +1,4 @@
-"""How good the student of a cell is on validation rows, by which things are chosen."""
+"""The quality of a cell's student on validation rows, by which choices are made."""
 
 from __future__ import annotations
 

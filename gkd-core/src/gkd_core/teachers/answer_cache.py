@@ -116,7 +116,7 @@ def of_batch(
 
 @dataclass(frozen=True)
 class Belongs:
-    """What a cache is about; it serves no run in which any of this differs.
+    """The subject of a cache; the cache serves no run in which any of this differs.
 
     Attributes:
         weights: Hash of the teacher's weights; empty if they are not at hand.
@@ -133,7 +133,7 @@ class Belongs:
     vocabulary: int
 
     def differences(self, other: Belongs) -> list[str]:
-        """Return what differs in another one, with both values; unknown weights do not."""
+        """Return the differences from another one, with both values, except unknown weights."""
         mine, theirs = asdict(self), asdict(other)
         known = {name for name in mine if name != "weights" or (mine[name] and theirs[name])}
         return [
@@ -145,7 +145,7 @@ class Belongs:
 
 @dataclass(frozen=True)
 class CacheManifest:
-    """What is in a cache.
+    """The contents of a cache.
 
     Attributes:
         belongs: What it is about.
@@ -222,7 +222,7 @@ class CacheManifest:
 
 @dataclass(frozen=True)
 class CacheProgress:
-    """How far a cache is.
+    """The progress of a cache.
 
     Attributes:
         folder: The cache.
@@ -238,7 +238,7 @@ class CacheProgress:
 
     @classmethod
     def of(cls, folder: Path, shards: int) -> CacheProgress:
-        """Return how far a cache of so many shards is now."""
+        """Return the current progress of a cache with so many shards."""
         left = frozenset(range(shards)) - shard_files(folder).keys()
         held = sum(holder(folder / shard_name(number)) is not None for number in left)
         return cls(folder, shards, left, held)

@@ -31,7 +31,7 @@ DTYPES: Mapping[StoredType, torch.dtype] = {
 }
 
 Columns: TypeAlias = Mapping[str, Tensor]
-"""What is stored, by name; of a batch, `[B, ...]` or `[B, S, ...]` each."""
+"""The stored values by name; for a batch, `[B, ...]` or `[B, S, ...]` each."""
 
 VALUES, IDS, LOG_PROBS = "values", "ids", "log_probs"
 
@@ -44,7 +44,7 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near what is stored is to what was computed.
+    """The accuracy of the stored values, compared with the computed ones.
 
     Attributes:
         divergence: Mean KL between the two in nats. Of the likeliest words, that over them and the
@@ -58,7 +58,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class AnswerForm(ABC):
-    """What is stored of the logits of a batch, and the logits that it gives again.
+    """The form in which the logits of a batch are stored, and restored.
 
     Attributes:
         dtype: Data type of values.
@@ -74,7 +74,7 @@ class AnswerForm(ABC):
 
     @abstractmethod
     def stored(self, features: Features, batch: Batch) -> Columns:
-        """Return what is stored of a teacher's logits for a batch.
+        """Return the values to store of a teacher's logits for a batch.
 
         Raises:
             ConfigError: They do not have this form.
@@ -92,7 +92,7 @@ class AnswerForm(ABC):
 
     @abstractmethod
     def fidelity(self, features: Features, columns: Columns, batch: Batch) -> Fidelity:
-        """Return how near what is stored of a batch is to what was computed."""
+        """Return the accuracy of a batch's stored values, compared with the computed ones."""
 
     def _rounded(self, values: Tensor) -> Tensor:
         stored = values.to(DTYPES[self.dtype])
@@ -129,7 +129,7 @@ class RowLogits(AnswerForm):
 
 @dataclass(frozen=True)
 class HiddenStates(AnswerForm):
-    """What the head of a language model gets at each token; the head is stored once."""
+    """The input of a language model's head at each token; the head is stored once."""
 
     name = "hidden"
 

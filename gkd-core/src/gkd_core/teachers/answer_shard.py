@@ -103,7 +103,7 @@ class WrittenShard:
 
     @classmethod
     def read(cls, path: Path) -> WrittenShard:
-        """Return what a file says of itself; its values are not read.
+        """Return the metadata of a file; its values are not read.
 
         Raises:
             OSError: It cannot be read.
@@ -117,7 +117,7 @@ class WrittenShard:
 
 
 def shard_name(number: int) -> str:
-    """Return how the name of the file of a shard begins."""
+    """Return the prefix of the name of a shard's file."""
     return f"shard-{number:06d}"
 
 

@@ -39,7 +39,7 @@ class AnswerStore:
 
     @cached_property
     def _known(self) -> dict[bytes, tuple[AnswerShard, int]]:
-        """Where the answer about each document is."""
+        """The position of the answer to each document."""
         known: dict[bytes, tuple[AnswerShard, int]] = {}
         for path in sorted(self.folder.glob("shard-*.safetensors")):
             try:

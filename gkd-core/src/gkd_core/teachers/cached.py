@@ -109,7 +109,7 @@ class Cached(AnswerSource):
         return self.cache.manifest.answers
 
     def _columns(self, batch: Batch) -> Columns:
-        """Return what is stored: `[B, ...]` each, or `[B, S, ...]`, zero where nothing is."""
+        """Return the stored values: `[B, ...]` each, or `[B, S, ...]`, zero where nothing is."""
         texts = list(documents(batch, self._form.scored))
         found = [self.cache.find(document) for document in texts]
         if self._form.unit == "row":

@@ -1,4 +1,4 @@
-"""How far a server's answers are from those of the same model on this machine."""
+"""The distance of a server's answers from those of the same model on this machine."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ ROUNDING = 1e-2
 """By how much the probabilities of some words may exceed 1: servers compute in bf16."""
 
 FIRST_ATTEMPTS = 3
-"""How often a server that has not answered yet is asked at most."""
+"""The maximum number of requests to a server that has not answered yet."""
 
 
 class Served(AnswerSource):
@@ -134,7 +134,7 @@ class Served(AnswerSource):
     def write(
         self, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any]
     ) -> list[tuple[str, bool]]:
-        """Return what the teacher writes after each prompt, and whether it ended by itself.
+        """Return the teacher's text after each prompt, and whether it ended by itself.
 
         Args:
             prompts: Token ids.
@@ -176,7 +176,7 @@ class Served(AnswerSource):
         self._compared = True
 
     def _columns(self, document: Document, answer: Sequence[Likeliest]) -> Columns:
-        """Return what is kept: the words that follow each learned token."""
+        """Return the stored answers: the words that follow each learned token."""
         # The answer begins with the prediction of the second token, which is that at the first.
         at = (document.places - document.tokens.start).tolist()
         ids = torch.tensor([answer[place][0] for place in at], dtype=torch.int64)

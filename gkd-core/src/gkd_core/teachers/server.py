@@ -91,7 +91,7 @@ class TeacherServer:
     def write(
         self, model: str, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any]
     ) -> list[tuple[str, bool]]:
-        """Return what the model writes after each prompt, and whether it ended by itself.
+        """Return the model's text after each prompt, and whether it ended by itself.
 
         Args:
             model: The name that it serves the model under.

@@ -151,7 +151,7 @@ class _KindTrial:
 
     @cached_property
     def collator(self) -> Collator:
-        """What makes batches."""
+        """The collator that makes batches."""
         return Collator(self.tokenizer, self.kind, mask_share=0.5, seed=0)
 
     def batch(self, rows: Iterable[int], width: int = 0) -> Batch:

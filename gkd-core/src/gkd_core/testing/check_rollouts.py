@@ -119,7 +119,7 @@ class _RolloutTrial:
         )
 
     def write(self, batches: Sequence[Batch]) -> Texts:
-        """Return what a new engine writes."""
+        """Return the text that a new engine writes."""
         return _texts(self.rollouts().apply(batches, _step(0)))
 
 

@@ -60,7 +60,7 @@ def check_sink(sink: type[Sink], options: Mapping[str, Any] | None = None) -> No
 
 
 def _live(sink: Sink, directory: Path, done: int, error: BaseException | None) -> None:
-    """Tell a sink everything about a run whose first stage goes on after some steps."""
+    """Make the calls of a run whose first stage is resumed after some steps."""
     _tell(sink, "check")
     _tell(sink, "start", _run(directory), SETTINGS)
     for stage, begun in (("first", done), ("second_stage-2", 0)):

@@ -60,7 +60,7 @@ def check_sites(
 
 
 class _Trial:
-    """A random model, and what is captured of it."""
+    """A random model and its captures."""
 
     def __init__(self, adapter: type[Sites], config: PretrainedConfig, kind: str) -> None:
         self.adapter, self.kind = adapter, kind

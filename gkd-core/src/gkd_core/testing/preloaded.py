@@ -1,4 +1,4 @@
-"""What the server of processes imports and computes once for all of them, as it imports this.
+"""Imports and values that the server of processes computes once for all of them.
 
 Beside the packages that a run imports, these are the modules of all plugins and the table of names
 of weights that transformers makes when it first reads a model.

@@ -13,7 +13,7 @@ from gkd_core.contract.model_info import Models
 from gkd_core.contract.step import Step
 
 ROUNDS = 3
-"""How often each query is called in every step, each time in another order."""
+"""The number of calls of each query in every step, each time in another order."""
 
 
 def check_queries(

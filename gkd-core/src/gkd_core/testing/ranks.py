@@ -30,7 +30,7 @@ import torch.distributed as dist
 Value = TypeVar("Value")
 
 PATIENCE = 200
-"""Seconds that the ranks may take; they wait for each other for half of it."""
+"""Seconds that the ranks may take; they wait for each other for half this time."""
 
 PRELOADED = "gkd_core.testing.preloaded"
 """The module that the server of processes imports once for all of them."""
@@ -121,7 +121,7 @@ def _import(name: str, file: str) -> None:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a call gave on a rank.
+    """The result of a call on a rank.
 
     Attributes:
         rank: The rank.

@@ -1,4 +1,4 @@
-"""What a loss must leave as it is: features, batches, global generators and foreign weights."""
+"""Side effects that a loss must not have: on features, batches, generators, foreign weights."""
 
 from __future__ import annotations
 

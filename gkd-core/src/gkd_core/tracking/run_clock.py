@@ -1,4 +1,4 @@
-"""How long a run still takes: the stage under way, and all of it."""
+"""The remaining time of a run: of the current stage, and of all stages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunClock:
 
     @property
     def place(self) -> str:
-        """Where the stage is among those of the run, such as `2/3`; empty if it is the only one."""
+        """The position of the stage in the run, such as `2/3`; empty if it is the only one."""
         names = list(self._costs)
         if len(names) < 2 or self._stage not in names:
             return ""

@@ -62,7 +62,7 @@ WRITTEN = (
 SUFFIXES = (".safetensors", ".json")
 """Suffixes of all files of a checkpoint; others are none of gkd's."""
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How safetensors says which error of the system has occurred."""
+"""The form in which safetensors names an error of the system."""
 NOT_FINITE = "not-finite"
 """The directory of a step that could not be taken; see `SavedStep`."""
 
@@ -178,7 +178,7 @@ def find_checkpoint(directory: Path) -> FoundCheckpoint | None:
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, if anything."""
+    """Return the problem with a checkpoint, if there is one."""
     manifest = checkpoint / MANIFEST
     try:
         if manifest.exists():
@@ -193,7 +193,7 @@ def _damage(checkpoint: Path) -> str | None:
 
 
 def checkpoint_files(checkpoint: Path) -> dict[str, FileContent]:
-    """Return the content of the files of a checkpoint, but for its manifest, by name."""
+    """Return the content of a checkpoint's files, except its manifest, by name."""
     paths = (path for path in checkpoint.iterdir() if path.name != MANIFEST)
     kept = (path for path in paths if path.suffix in SUFFIXES and path.is_file())
     return {path.name: content for path, content in read_files(kept).items()}

@@ -1,4 +1,4 @@
-"""What is not finite first in a step: found by repeating it with a hook on every module."""
+"""The first value of a step that is not finite: found by repeating it with hooks on all modules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 KINDS = ("nan", "inf", "-inf")
-"""What a tensor contains that is not finite."""
+"""The kinds of values in a tensor that are not finite."""
 
 
 class Examination(NamedTuple):
@@ -72,7 +72,7 @@ def examine(
 
 
 def examine_teachers(stage: Stage, result: StepResult, step: Step) -> Finding | None:
-    """Return what is not finite first in the teachers of a step; the stage does not change.
+    """Return the first value of a step's teachers that is not finite; the stage does not change.
 
     Every rank calls it. -inf alone does not count.
 

@@ -15,7 +15,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Owner:
-    """What a tensor of a step belongs to.
+    """The owner of a tensor of a step.
 
     Attributes:
         side: A model, the auxiliary modules of a method, or a term of the loss.
@@ -38,7 +38,7 @@ LARGEST = torch.finfo(torch.float32).max ** 0.5
 
 @dataclass(frozen=True)
 class Excess:
-    """What a model computes that is finite, but too large for a loss.
+    """A value of a model that is finite, but too large for a loss.
 
     Attributes:
         owner: The model.

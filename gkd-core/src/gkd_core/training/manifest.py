@@ -46,7 +46,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint, or the student of a finished stage, was made from.
+    """The inputs of a checkpoint, or of the student of a finished stage.
 
     Attributes:
         inputs: Everything that determines the student.

@@ -131,7 +131,7 @@ def _problem(step: Step, result: StepResult) -> str:
 
 
 def _advice(stage: Stage, step: Step, found: Finding | None) -> str:
-    """Return what the user can do; a lower rate helps only against what training has broken."""
+    """Return advice for the user; a lower rate helps only if training caused the problem."""
     precision, scale = stage.config.training.precision, stage.engine.scale
     if found is not None and found.side == "teacher":
         return _teacher_advice(found, precision)

@@ -45,7 +45,7 @@ HOOKS = {"step_end": ("gkd_step_end", "losses"), "evaluate": ("gkd_evaluate", "m
 
 
 class PluginHooks:
-    """Tells the methods and combiners of a stage, and then all plugins, what happens.
+    """Reports events to the methods and combiners of a stage, and then to all plugins.
 
     If one of them fails when told what happened after a step, no others are told: the step is
     completed and a checkpoint is saved before the failure ends the run. Whoever has not been told
@@ -68,7 +68,7 @@ class PluginHooks:
         self.untold: list[Event] = []
 
     def stage_start(self, stage: Stage) -> bool:
-        """Tell that the first step of a stage is about to begin.
+        """Report that the first step of a stage is about to begin.
 
         Returns:
             Whether a method asks to skip the stage; the same on every rank.
@@ -83,22 +83,22 @@ class PluginHooks:
         return skipped is not None
 
     def methods_start(self, stage: Stage) -> str | None:
-        """Tell the methods only; return why one of them asks to skip the stage, if one does."""
+        """Report to the methods only; return why one asks to skip the stage, if one does."""
         info = LiveStageInfo.of(stage, self._run().say)
         calls = _of_methods(stage, lambda method: _reason(method, method.on_stage_start(info)))
         reasons = [call() for _, call in calls]
         return tell(next(filter(None, reasons), None))
 
     def step_end(self, stage: Stage, step: Step, losses: Mapping[str, float]) -> None:
-        """Tell the losses of a step."""
+        """Report the losses of a step."""
         self._tell(stage, step, Event("step_end", losses))
 
     def evaluate(self, stage: Stage, step: Step, metrics: Mapping[str, float]) -> None:
-        """Tell the metrics of an evaluation."""
+        """Report the metrics of an evaluation."""
         self._tell(stage, step, Event("evaluate", metrics))
 
     def resume(self, stage: Stage, step: Step, untold: Iterable[Event]) -> None:
-        """Tell the events of the last step to those who were not told before the run ended."""
+        """Report the events of the last step to those that have not received them yet."""
         for event in untold:
             self._tell(stage, step, event)
         self.raise_failure()
@@ -111,7 +111,7 @@ class PluginHooks:
             wait()  # for the rank that failed: the connection to it will be lost
 
     def stage_end(self, stage: Stage, error: BaseException | None) -> None:
-        """Tell all that a stage is over, and what ended it if it failed.
+        """Report that a stage is over, and what ended it if it failed.
 
         Raises:
             BaseException: A method or plugin fails, after all have been told. If the stage itself
@@ -133,7 +133,7 @@ class PluginHooks:
             raise raised
 
     def _tell(self, stage: Stage, step: Step, event: Event) -> None:
-        """Tell an event to all who have not been told yet, until one fails."""
+        """Report an event to all that have not received it yet, until one fails."""
         for name, call in self._listeners(stage, step, event):
             if not self.failed and name not in event.told:
                 self._failure = _failure_of(call)
@@ -157,7 +157,7 @@ class PluginHooks:
     def _of_plugins(
         self, hook: str, trained: Stage, **arguments: Any
     ) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Yield the name of every plugin with a hook, each with a call of it.
+        """Yield the name of every plugin with a hook, and a function that calls the hook.
 
         What a plugin draws at random in the call, or changes of the process or of what it is told,
         changes no training, and reaches no other plugin.
@@ -185,7 +185,7 @@ def _reason(method: MethodBase, answer: Any) -> str | None:
 def _of_methods(
     stage: Stage, call: Callable[[MethodBase], T]
 ) -> Iterator[tuple[str, Callable[[], T]]]:
-    """Yield the name of every combiner and method, each with a call of it.
+    """Yield the name of every combiner and method, and a function that calls it.
 
     What a method draws at random in the call changes no training.
     """

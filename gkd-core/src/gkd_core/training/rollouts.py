@@ -28,7 +28,7 @@ def build_rollouts(
     pad_id: int,
     device: torch.device,
 ) -> Rollouts | None:
-    """Return what writes text in the steps of a stage, or None if nothing does.
+    """Return the writer of text in the steps of a stage, or None if there is none.
 
     Args:
         spec: The stage.

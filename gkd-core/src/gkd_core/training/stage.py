@@ -444,7 +444,7 @@ def _readings(spec: StageSpec, rows: Split, train: Encoded) -> Iterator[Reading]
 def prepare_model(
     model: PreTrainedModel, spec: StageSpec, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Let a model give the logits of a stage's kind of task, whichever way its rows are padded.
+    """Make a model return the logits of a stage's kind of task, wherever its rows are padded.
 
     Args:
         model: The model.

@@ -50,7 +50,7 @@ BASELINE = "baseline"
 """Names of the stages that gkd adds to a run."""
 
 AGREEMENT = "agreement"
-"""The main metric of the kind of task, with a teacher's answers in the place of labels."""
+"""The main metric of the kind of task, with a teacher's answers instead of labels."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class StageSpec:
 
     @functools.cached_property
     def sampled_steps(self) -> tuple[StepPlan, ...]:
-        """What copies of the methods ask for in the course of training, in a few steps of it.
+        """The requests of copies of the methods, in a few steps spread over training.
 
         Raises:
             MethodError: A path or pass does not exist, or two methods change the same place.
@@ -178,7 +178,7 @@ class StageSpec:
 
     @property
     def about(self) -> str:
-        """What is predicted and on which rows, as text."""
+        """The prediction target and the rows, as text."""
         number = copies(self.config, self.kind)
         added = f", with {number} augmented copies of each row" if number else ""
         return f"{self.kind} on {self.data.source}{added}"
@@ -233,7 +233,7 @@ class StageSpec:
                 )
 
     def collator(self, tokenizer: PreTrainedTokenizerFast) -> Collator:
-        """Return what makes micro-batches of rows in the tokens of a tokenizer."""
+        """Return the collator of micro-batches of rows in the tokens of a tokenizer."""
         config = self.config
         return Collator(tokenizer, self.kind, config.task.mask_share, config.seed)
 
@@ -274,7 +274,7 @@ class StageSpec:
         return self.task.metric or self.kind.metric
 
     def agreement_with(self, teacher: str) -> str:
-        """Return what agreement with a teacher is."""
+        """Return the definition of agreement with a teacher."""
         return f"{self.kind.metric.name} with the answers of {teacher} as labels"
 
     def measured(self, evaluation: Evaluation, split: Split) -> Evaluation:
@@ -355,7 +355,7 @@ class StageSpec:
 
     @property
     def sampling(self) -> Sampling | None:
-        """How many answers models write at evaluations; None if nobody asked for some.
+        """The number of answers that models write at evaluations; None if none are requested.
 
         Raises:
             ConfigError: What checks them is no function or regular expression (`task.check`).

@@ -84,7 +84,7 @@ def _warning(
 
 
 def _reason(spec: StageSpec, source: TeacherSpec, rows: Split, found: Evaluation) -> str:
-    """Return what may be wrong, and what to do about it."""
+    """Return the possible problem, and what to do about it."""
     classes = spec.data.classes
     unnamed = teacher_classes(source.config) is None and not names_count(classes)
     if not spec.kind.has_classes or not unnamed:

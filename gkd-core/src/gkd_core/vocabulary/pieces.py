@@ -104,7 +104,7 @@ class Merges(Pieces):
         return [tuple(m.split(" ", 1) if isinstance(m, str) else m) for m in found]
 
     def needs(self, token: str) -> Collection[str]:
-        """Return what a token is merged from; nothing if it is taken as it is."""
+        """Return the parts that a token is merged from; nothing if it is taken as it is."""
         parts = self._letters(token)
         found = set(parts)
         while len(parts) > 1:

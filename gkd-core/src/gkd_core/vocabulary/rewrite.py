@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 FRAMES = ("sep", "cls")
-"""Where post-processors of BERT and RoBERTa name a token and its id."""
+"""The places where post-processors of BERT and RoBERTa name a token and its id."""
 
 
 def describe(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

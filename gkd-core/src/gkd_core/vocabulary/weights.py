@@ -26,7 +26,7 @@ def named_tokens(config: PretrainedConfig | GenerationConfig) -> dict[str, list[
 
 
 def renumber_settings(config: PretrainedConfig | GenerationConfig, kept: Sequence[int]) -> None:
-    """Let a configuration name tokens by their new ids, in place.
+    """Make a configuration name tokens by their new ids, in place.
 
     Args:
         config: The configuration of a model, or of the text that it writes.
@@ -40,7 +40,7 @@ def renumber_settings(config: PretrainedConfig | GenerationConfig, kept: Sequenc
 
 
 def renumber(model: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Let a model read and predict tokens by new ids, in place.
+    """Make a model read and predict tokens by new ids, in place.
 
     The rows of its embedding and its head change places: those of the tokens that are kept come
     first, all others after them. It computes the same for a text as before.

@@ -1,4 +1,4 @@
-"""What `autodisc` rejects before any weight is loaded."""
+"""Checks of `autodisc` before any weight is loaded."""
 
 from __future__ import annotations
 

@@ -91,13 +91,13 @@ class Generate(RolloutEngine):
             decoding.append(tokens)
 
     def _processors(self, seeds: Sequence[int]) -> LogitsProcessorList:
-        """Return what turns logits into scores whose maximum is the next token."""
+        """Return a function from logits to scores whose maximum is the next token."""
         if self.config.temperature == 0:
             return LogitsProcessorList()
         return LogitsProcessorList([*self._warpers(), GumbelNoise(seeds)])
 
     def _warpers(self) -> LogitsProcessorList:
-        """Return what changes the distribution from which tokens are drawn."""
+        """Return functions that change the distribution from which tokens are drawn."""
         if self.config.temperature == 0:
             return LogitsProcessorList([TopKLogitsWarper(1)])
         found = LogitsProcessorList()

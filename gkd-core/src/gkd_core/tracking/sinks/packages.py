@@ -8,7 +8,7 @@ from gkd_core.errors import ConfigError
 
 
 def require_package(package: str, tracker: str) -> None:
-    """Refuse a tracker whose package is not installed; the extra of gkd-core has its name.
+    """Reject a tracker whose package is not installed; the extra of gkd-core has its name.
 
     Raises:
         ConfigError: It is not; the message says what to install.
