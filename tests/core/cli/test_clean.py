@@ -57,7 +57,7 @@ def test_it_removes_what_is_named_without_asking(invoke, filled):
 def test_what_a_live_run_uses_stays(invoke, filled):
     use_entry(cache_entry("teachers", "t"))
     done = invoke("clean", "--yes")
-    assert "of it stays, because live runs use it" in done.out
+    assert "of it is kept, because live runs use it" in done.out
     assert there(filled) == ["b.1.tmp", "weights"]
     assert invoke("clean").code == 0, "there is nothing to ask"
 

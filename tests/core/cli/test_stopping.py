@@ -61,7 +61,7 @@ def test_signal_ends_the_step_and_the_run_goes_on_as_if_never_stopped(
         assert invoke("run", "--resume", "--output", name).code == 0
     log = (tmp_path / "hurt" / "log.txt").read_text()
     assert "step-00000003 is damaged (step-00000003: optimizer.safetensors: was " in log
-    assert "): going on from step-00000002\n" in log
+    assert "): continuing from step-00000002\n" in log
     before_step(0, None)
     assert invoke("run", *settings, *OFTEN, "--output", "whole").code == 0
     students = (tmp_path / name / "student/model.safetensors" for name in ("whole", "out", "hurt"))

@@ -322,7 +322,7 @@ def test_masked_language_models_say_that_both_texts_are_texts(caplog):
             .read({"train": table(premise=["a"], hypothesis=["b"])}, TaskConfig())
         )
     assert rows.splits["train"].text == ["a", "b"]
-    assert "'premise' and 'hypothesis': each is a text of its own" in caplog.text
+    assert "'premise' and 'hypothesis': each is read as a separate text" in caplog.text
 
 
 SHAPE = {

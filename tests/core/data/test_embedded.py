@@ -118,7 +118,7 @@ def test_damaged_cache_is_named_and_made_again(data, embedded_rows, tmp_path, mo
     rows = json.loads(file.read_text())["content"]
     file.write_text(damage(file.read_text()))
     monkeypatch.setattr(embedded, "_make_rows", lambda library: rows)  # it takes seconds
-    said = f"{file.name} in the cache is damaged .* what was there is {file.name}.damaged"
+    said = f"{file.name} in the cache is damaged .* the damaged one is now {file.name}.damaged"
     with pytest.warns(UserWarning, match=said):
         made = Embedded(TaskConfig()).load("classification", 0)
     assert made.rows_hash == data.rows_hash

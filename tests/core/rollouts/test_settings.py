@@ -215,5 +215,5 @@ def test_a_plan_leaves_out_what_models_write(invoke, world, plugin, registry_wit
         *("--set", "task.max_length=32", *given, "--set", "rollout.student=1"),
     )
     assert done.code == 0, done.err
-    assert "Warning: rollout lets models write text; the plan is for training on it" in done.err
+    assert "Warning: rollout makes models write text; the plan covers training on it" in done.err
     assert json.loads(done.out)[0]["peak"] > 0

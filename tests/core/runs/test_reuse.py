@@ -111,7 +111,7 @@ def test_a_run_that_was_done_before_is_taken_over_whole(prepare, trained, monkey
     assert (again.directory / "stages" / "assistant" / "told.json").read_text() == "by a plugin"
     assert [r.reused for r in again.results.values()] == [str(first.directory)] * 2
     assert [r.steps for r in again.results.values()] == [6, 6]
-    assert any(f"stage small is taken over from {first.directory}" in line for line in lines)
+    assert any(f"stage small is copied from {first.directory}" in line for line in lines)
 
 
 @pytest.mark.exhaustive

@@ -141,7 +141,7 @@ def _killed_while_replacing(run, *begun):
 def test_run_comes_back_whose_replacement_was_killed_too_early(old_run, begun, mode):
     before = _files(old_run.parent)
     _killed_while_replacing(old_run, *begun)
-    with pytest.warns(UserWarning, match="is again the run that --overwrite had set aside"):
+    with pytest.warns(UserWarning, match="is again the run that --overwrite had moved aside"):
         restored = _restored(old_run, mode)
     assert restored == before
     assert os.listdir(old_run.parent) == ["run"]

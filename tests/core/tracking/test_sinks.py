@@ -124,7 +124,7 @@ def test_broken_sink_is_named_once_and_the_run_goes_on(keep_diary, place, tmp_pa
     diary, lines = keep_diary(f"breaks_at={place}")
     said = [line for line in lines if "tracker diary" in line]
     assert len(said) == 1
-    assert said[0].startswith("tracker diary records no more of this run: plugin 'test'")
+    assert said[0].startswith("tracker diary stops recording this run: plugin 'test'")
     assert "ValueError: the pen broke" in said[0]
     assert (tmp_path / "run" / "student" / "model.safetensors").exists()
     if place in ("start", "start_stage"):

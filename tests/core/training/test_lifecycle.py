@@ -248,7 +248,7 @@ def test_what_a_hook_changes_reaches_no_other_and_no_training(prepare, monkeypat
     one, other = student(run), load_file(run.directory.parent / "plain/student/model.safetensors")
     assert all(torch.equal(weight, other[name]) for name, weight in one.items())
     assert ("sees", "losses", ["listens", "total"]) in EVENTS
-    changed = "the data type or the gradients of torch in gkd_step_end; it is set back"
+    changed = "the data type or the gradients of torch in gkd_step_end; the change is undone"
     assert any(line.startswith("plugin 'test-2'") and line.endswith(changed) for line in lines)
 
 

@@ -94,7 +94,7 @@ def _clean_cache(room: tuple[str, ...], yes: bool) -> None:
     free = [item for item in items if item.path not in used]
     if len(free) < len(items):
         kept = readable(_size(items) - _size(free))
-        click.echo(f"{kept} of it stays, because live runs use it")
+        click.echo(f"{kept} of it is kept, because live runs use it")
     if not free:
         return
     if not yes and not _is_confirmed(f"Remove {readable(_size(free))} from {cache_dir()}?"):

@@ -40,7 +40,7 @@ def new_method(name: str, output: str | None) -> None:
         "  pip install -e '.[test]'\n"
         "  python -m pytest\n"
         f"  gkd run --method {name}+soft\n\n"
-        f"Then write your loss in {values['module']}.py; what is left to do is marked TODO."
+        f"Then write your loss in {values['module']}.py; the remaining work is marked TODO."
     )
 
 

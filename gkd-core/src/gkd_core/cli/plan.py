@@ -113,14 +113,14 @@ def _say_what_is_left_out(stage: StageSpec) -> None:
     scale = stage.config.student.scale
     if scale is not None and stage.follows is None:
         click.echo(
-            f"Warning: {stage.settings.path('student.scale')} = {scale:g} keeps what a run finds "
-            "to be important; the plan is for the unpruned student",
+            f"Warning: {stage.settings.path('student.scale')} = {scale:g} keeps the parts that a "
+            "run finds to be important; the plan is for the unpruned student",
             err=True,
         )
     if stage.config.rollout is not None:
         click.echo(
-            f"Warning: {stage.settings.path('rollout')} lets models write text; the plan is for "
-            "training on it, without the key-value cache and the time of writing",
+            f"Warning: {stage.settings.path('rollout')} makes models write text; the plan covers "
+            "training on it, not the key-value cache and the time of writing",
             err=True,
         )
 

@@ -107,7 +107,7 @@ def set_aside(path: Path, problem: str) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
     warnings.warn(
-        f"{path} in the cache is damaged ({problem}): it is made again, and what was there is "
+        f"{path} in the cache is damaged ({problem}): it is created again; the damaged one is now "
         f"{aside.name}",
         stacklevel=3,
     )
@@ -120,8 +120,8 @@ def warn_unwritable(error: OSError) -> None:
         return
     _unwritable.add(folder)
     warnings.warn(
-        f"the cache {folder} cannot be used ({error.strerror or error}): what it would hold is "
-        "made again each time. Set GKD_CACHE to another directory",
+        f"the cache {folder} cannot be used ({error.strerror or error}): its contents are created "
+        "again each time. Set GKD_CACHE to another directory",
         stacklevel=3,
     )
 

@@ -54,7 +54,7 @@ class LanguageModel(TaskKind):
         """Explain that the two texts of a row are separate texts."""
         if columns.pair is not None and columns.target is None:
             logger.warning(
-                "%s has two texts in a row, %r and %r: each is a text of its own",
+                "%s has two texts in a row, %r and %r: each is read as a separate text",
                 table.source,
                 columns.text,
                 columns.pair,

@@ -34,8 +34,8 @@ def _one_by_one() -> Iterator[EntryPoint]:
             found = distribution.entry_points.select(group=hookspecs.PROJECT)
         except Exception as error:
             warnings.warn(
-                f"the entry points of {name or distribution} cannot be read, so that it provides "
-                f"no plugin: {described(error)}",
+                f"the entry points of {name or distribution} cannot be read, so it provides no "
+                f"plugin: {described(error)}",
                 PluginWarning,
                 stacklevel=2,
             )

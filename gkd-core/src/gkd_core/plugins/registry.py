@@ -406,5 +406,5 @@ def ask(question: Callable[[], T], otherwise: T) -> T:
         blame = registry().blame(error)
         if blame is None:
             raise
-        warnings.warn(f"{blame}; the run goes on without it", PluginWarning, stacklevel=2)
+        warnings.warn(f"{blame}; the run continues without it", PluginWarning, stacklevel=2)
         return otherwise

@@ -104,8 +104,8 @@ def _restore(directory: Path) -> None:
             _put_back(aside, directory)
             is_kept = True
             warnings.warn(
-                f"{directory} is again the run that --overwrite had set aside: the one that was to "
-                "replace it was killed before it had a checkpoint",
+                f"{directory} is again the run that --overwrite had moved aside: its replacement "
+                "was killed before it had a checkpoint",
                 stacklevel=2,
             )
 

@@ -233,7 +233,7 @@ class Run:
         result = take_over(found, self.directory, target) if found is not None else None
         result = tell(result)
         if result is not None:
-            self.recorder.say(f"stage {spec.name} is taken over from {result.reused}")
+            self.recorder.say(f"stage {spec.name} is copied from {result.reused}")
             self._keep_teacher(spec)
         return result
 

@@ -176,7 +176,7 @@ class Recorder:
             except (Exception, SystemExit) as error:
                 self._sinks.remove(sink)
                 reason = self._blame(error) or described(error)
-                self.say(f"tracker {sink.name} records no more of this run: {reason}")
+                self.say(f"tracker {sink.name} stops recording this run: {reason}")
 
 
 METRICS = "metrics.jsonl"

@@ -235,7 +235,7 @@ def load_checkpoint(stage: Stage, say: Callable[[str], None]) -> Progress:
     if found is None:
         return Progress()
     for path, wrong in found.damaged.items():
-        say(f"{path.name} is damaged ({wrong}): going on from {found.path.name}")
+        say(f"{path.name} is damaged ({wrong}): continuing from {found.path.name}")
         if is_first():
             aside = path.with_name(path.name + DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)

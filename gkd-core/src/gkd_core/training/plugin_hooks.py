@@ -169,7 +169,7 @@ class PluginHooks:
 
     def _call_apart(self, plugin: Plugin, hook: str, call: Callable[[], object]) -> object:
         def say(changed: str) -> None:
-            self._run().say(f"plugin {plugin} changed {changed} in {hook}; it is set back")
+            self._run().say(f"plugin {plugin} changed {changed} in {hook}; the change is undone")
 
         with set_back(say):
             return call()
