@@ -23,7 +23,7 @@ from gkd_core.contract.step import Step
 FLAGS = {
     "analyze": "--output --json",
     "bench": "--batch --length --rounds --threads --output --json",
-    "cache": "--set --teacher --data --output --dtype --form --k --temperature "
+    "cache": "--set --method --teacher --data --output --dtype --form --k --temperature "
     "--cells --launcher --option --jobs --threads --shard --shards",
     "config": "--method --recipe --paper-values --teacher --student --student-layers --task --data "
     "--output --teacher-cache --track --probe --baseline --seed --nproc --set --schema --json",

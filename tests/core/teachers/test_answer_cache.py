@@ -12,7 +12,8 @@ from gkd_core.api import ConfigError, DataError
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.runs import answer_cache
-from gkd_core.runs.answer_cache import BegunCache, Storage, write_cache
+from gkd_core.runs.answer_cache import BegunCache, write_cache
+from gkd_core.runs.answer_storage import Storage
 from gkd_core.teachers import answer_cache as stored
 from gkd_core.teachers import answer_form, answer_shard
 from gkd_core.teachers.answer_cache import AnswerCache
@@ -37,7 +38,8 @@ def write(prepare_run, tmp_path, few):
     def _write(dtype, *settings, teacher, folder="answers", **form):
         run = prepare_run(*settings, teachers=(teacher,))
         place = tmp_path / folder
-        begun = BegunCache.begin(run.last, place, Storage(dtype, **form), torch.device("cpu"))
+        storage = Storage(dtype, **form)
+        begun = BegunCache.begin(run.last, place, storage, torch.device("cpu"), print)
         write_cache(run.last, run.registry, begun, lambda text: None)
         return place, begun.finish()
 

@@ -16,8 +16,9 @@ from gkd_core.contract.launcher import JobEvent, Launcher
 from gkd_core.launchers.shard import ALL, Shard
 from gkd_core.lease import hold
 from gkd_core.runs import answer_cache
-from gkd_core.runs.answer_cache import BegunCache, Storage, write_cache
+from gkd_core.runs.answer_cache import BegunCache, write_cache
 from gkd_core.runs.answer_cells import Cells, launch_cells
+from gkd_core.runs.answer_storage import Storage
 from gkd_core.teachers.answer_cache import CacheManifest
 from gkd_core.teachers.answer_shard import AnswerShard
 
@@ -56,7 +57,7 @@ def begin(prepare_run, tmp_path, monkeypatch):
 
     def _begin(folder):
         device = answer_cache.torch.device("cpu")
-        begun = BegunCache.begin(run.last, tmp_path / folder, Storage(), device)
+        begun = BegunCache.begin(run.last, tmp_path / folder, Storage(), device, print)
         assert begun.manifest.shards == 6
 
         def write(share=ALL):

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 @click.command()
 @file_options
 @click.option(
+    "--method",
+    default="soft",
+    show_default=True,
+    help="Methods that will learn: what they read of the teacher is stored.",
+)
+@click.option(
     "--teacher", multiple=True, help="Directory or hub id; only the first teacher is asked."
 )
 @click.option("--data", multiple=True, metavar="PATH[:WEIGHT]", help="Training rows, as for a run.")
@@ -41,9 +47,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--form",
-    type=click.Choice(["hidden", "logits", "top-k"]),
-    help="Form in which the logits are stored. Default: hidden for a language model, logits for "
-    "others.",
+    type=click.Choice(["hidden", "logits", "top-k", "states"]),
+    help="Form of the answers. Default: states if the methods read more than the logits; otherwise "
+    "hidden for a language model, logits for others.",
 )
 @click.option(
     "--k",
@@ -64,6 +70,7 @@ if TYPE_CHECKING:
 def cache(
     files: tuple[Path, ...],
     settings: tuple[str, ...],
+    method: str,
     teacher: tuple[str, ...],
     data: tuple[str, ...],
     output: str,
@@ -83,7 +90,8 @@ def cache(
 
     Runs with --teacher-cache learn from them without the teacher. For a language model, the cache
     holds the input of the head at each token and the head itself, or, with --form top-k, the
-    likeliest words. For a classifier, it holds the logits. Repeat the command after an interruption
+    likeliest words. For a classifier, it holds the logits. With --method, it also holds the hidden
+    states that the method reads. Repeat the command after an interruption
     to add what is missing. Several commands can write one cache at once, also on machines that
     share the directory: each shard is written by one of them. --launcher starts such processes.
     """
@@ -93,7 +101,7 @@ def cache(
     for flag, given in (("--cells", cells), ("--jobs", jobs), ("--threads", threads)):
         if given is not None and launcher is None:
             raise click.UsageError(f"{flag} is about the cells of a --launcher: name one")
-    about = _Answers(files, settings, teacher, data, output, dtype, form, k, temperature)
+    about = _Answers(files, settings, method, teacher, data, output, dtype, form, k, temperature)
     share = share_of(shard, shards)
     with stoppable():
         if launcher is None:
@@ -108,6 +116,7 @@ class _Answers:
 
     files: tuple[Path, ...]
     settings: tuple[str, ...]
+    method: str
     teacher: tuple[str, ...]
     data: tuple[str, ...]
     output: str
@@ -150,18 +159,21 @@ class _Answers:
         from gkd_core.runs.run import prepare_run
 
         flags: dict[str, Any] = {"data": self.data, "teacher": self.teacher}
-        settings = ("method=soft", "baseline=false", *self.settings)
+        settings = (f"method={self.method}", "baseline=false", *self.settings)
         resolved = RunOptions(self.files, None, settings, flags).resolve()
         show_warnings(resolved)
         return prepare_run(resolved, registry())[-1]
 
     def _begin(self, spec: StageSpec, device: str) -> BegunCache:
         from gkd_core.distributed.device import pick_device
-        from gkd_core.runs.answer_cache import BegunCache, Storage
+        from gkd_core.runs.answer_cache import BegunCache
+        from gkd_core.runs.answer_storage import Storage
 
         k, temperature = self.k or Storage.k, self.temperature or Storage.temperature
         storage = Storage(self.dtype, self.form, k, temperature)
-        begun = BegunCache.begin(spec, named_path(self.output), storage, pick_device(device))
+        begun = BegunCache.begin(
+            spec, named_path(self.output), storage, pick_device(device), click.echo
+        )
         click.echo(str(begun.progress))
         return begun
 
@@ -170,6 +182,7 @@ class _Answers:
         options = (
             *(("--teacher", teacher) for teacher in self.teacher),
             *(("--data", data) for data in self.data),
+            ("--method", self.method),
             *(("--set", setting) for setting in self.settings),
             ("--output", self.output),
             ("--dtype", self.dtype),
@@ -204,16 +217,22 @@ def _end(begun: BegunCache, statuses: Collection[int]) -> None:
 
 def _summary(manifest: CacheManifest, folder: Path) -> str:
     """Return a summary of the stored answers and their accuracy."""
+    from gkd_core.hooks.paths import LOGITS
+
     parts, unit = manifest.parts, manifest.answers.unit
     size = sum((folder / part.name).stat().st_size for part in parts)
     values = sum(part.values for part in parts)
-    divergence = sum(part.values * part.divergence for part in parts) / values
-    summary = (
+    found = [
         f"{folder}: {manifest.form} of {sum(part.documents for part in parts):,} texts, "
-        f"{manifest.dtype}, {size / values:,.0f} bytes per {unit}; KL to what was computed: "
-        f"{divergence:.1e} nats per {unit}"
-    )
-    if manifest.k is None:
-        return summary
-    tail = sum(part.values * part.tail for part in parts) / values
-    return f"{summary}; words beyond the {manifest.k} likeliest have {tail:.1%} of the probability"
+        f"{manifest.dtype}, {size / values:,.0f} bytes per {unit}"
+    ]
+    if LOGITS in manifest.answers.captures:
+        divergence = sum(part.values * part.divergence for part in parts) / values
+        found += [f"KL to what was computed: {divergence:.1e} nats per {unit}"]
+    if manifest.captures is not None:
+        error = max(part.error for part in parts)
+        found += [f"{error:.1e} of a tensor is lost at most"]
+    if manifest.k is not None:
+        tail = sum(part.values * part.tail for part in parts) / values
+        found += [f"words beyond the {manifest.k} likeliest have {tail:.1%} of the probability"]
+    return "; ".join(found)

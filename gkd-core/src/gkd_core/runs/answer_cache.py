@@ -21,11 +21,10 @@ from safetensors.torch import save
 from gkd_core.atomic import write_file
 from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.errors import ConfigError
-from gkd_core.hooks.paths import LOGITS
 from gkd_core.launchers.shard import ALL
 from gkd_core.lease import HeldElsewhere, hold, holder
 from gkd_core.optim.engine import autocast
-from gkd_core.runs.belongs import belongs
+from gkd_core.runs.answer_storage import OPTIONS, Storage, estimate
 from gkd_core.teachers.answer_cache import (
     HEAD,
     MANIFEST,
@@ -50,71 +49,13 @@ if TYPE_CHECKING:
     from gkd_core.data.encode import Encoded
     from gkd_core.hooks.extraction import Extractor
     from gkd_core.hooks.features import Features
-    from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.launchers.shard import Shard
     from gkd_core.plugins import Registry
-    from gkd_core.teachers.answer_form import AnswerForm, Columns, FormName, StoredType
+    from gkd_core.teachers.answer_form import AnswerForm, Columns
     from gkd_core.training.stage_spec import StageSpec
 
 BATCHES = 16
 """Batches in a shard. Of the first of each, the stored values are compared with the computed."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """The form of stored answers.
-
-    Attributes:
-        dtype: Data type of values.
-        form: The form. Default: `hidden` of a language model, `logits` of a classifier.
-        k: Words of `top-k`.
-        temperature: What the logits of `top-k` are divided by.
-    """
-
-    dtype: StoredType = "fp16"
-    form: FormName | None = None
-    k: int = 64
-    temperature: float = 1.0
-
-    def manifest(self, spec: StageSpec, encoded: Encoded, shards: int) -> CacheManifest:
-        """Return the manifest of a cache that is to be written.
-
-        Raises:
-            ConfigError: Answers cannot be stored, or not so.
-        """
-        form = self._form_for(spec.kind, spec.config.rollout is not None)
-        truncated = form == "top-k"
-        return CacheManifest(
-            belongs(spec, 0),
-            form,
-            self.dtype,
-            spec.config.training.precision,
-            encoded.tokens_hash,
-            shards,
-            k=self.k if truncated else None,
-            temperature=self.temperature if truncated else None,
-        )
-
-    def _form_for(self, kind: TaskKind, writes: bool) -> FormName:
-        if kind.masks:
-            raise ConfigError(
-                f"{kind} masks other tokens in each epoch: its answers cannot be stored"
-            )
-        if writes:
-            raise ConfigError(
-                "rollout has models write new text in each step, for which no cache has answers"
-            )
-        if not kind.is_lm and (kind.predicted not in ("sample", "vector") or kind.markers):
-            raise ConfigError(
-                f"answers to rows of {kind} cannot be stored by their token ids. Use teacher.keep "
-                "= 'disk', which stores them by row"
-            )
-        default: FormName = "hidden" if kind.is_lm else "logits"
-        form = self.form or default
-        if kind.is_lm == (form == "logits"):
-            others = "hidden or top-k" if kind.is_lm else "logits"
-            raise ConfigError(f"--form: {form} is not for {kind}. Use {others}")
-        return form
 
 
 @dataclass(frozen=True)
@@ -137,7 +78,12 @@ class BegunCache:
 
     @classmethod
     def begin(
-        cls, spec: StageSpec, folder: Path, storage: Storage, device: torch.device
+        cls,
+        spec: StageSpec,
+        folder: Path,
+        storage: Storage,
+        device: torch.device,
+        say: Callable[[str], None],
     ) -> BegunCache:
         """Write the manifest of a cache; one that is there must be about the same.
 
@@ -146,12 +92,14 @@ class BegunCache:
             folder: The cache.
             storage: The form of the stored answers.
             device: The device of the teacher.
+            say: Told how large the cache becomes, before anything is written.
 
         Raises:
             ConfigError: The folder holds other answers, or these cannot be stored.
         """
         encoded, collator = read_by(spec, 0, device)
         manifest = storage.manifest(spec, encoded, len(_shards(encoded)))
+        say(estimate(manifest.answers, spec.teachers[0].info, encoded))
         return cls(folder, _begin(folder, manifest), encoded, collator, device)
 
     @property
@@ -224,7 +172,7 @@ def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
         return begun
     there = CacheManifest.load(folder, "--output")
     different = there.belongs.differences(begun.belongs)
-    for name in ("form", "dtype", "precision", "rows", "shards", "k", "temperature"):
+    for name in ("form", "dtype", "precision", "rows", "shards", *OPTIONS):
         was, now = getattr(there, name), getattr(begun, name)
         different += [] if was == now else [f"{name}: {was} in the cache, {now} here"]
     if different:
@@ -302,7 +250,7 @@ class _Writer:
         for index, rows in enumerate(batches):
             batch = self._batch(rows)
             with torch.no_grad(), autocast(self.spec.config.training, self.cache.device):
-                features = self.teacher.run(frozenset({LOGITS}), batch.inputs)
+                features = self.teacher.run(self.form.captures, batch.inputs)
                 columns = self.form.stored(features, batch)
                 if index == 0:
                     fidelity = self.form.fidelity(features, columns, batch)
@@ -318,7 +266,7 @@ class _Writer:
 
     def _write_head(self, features: Features) -> None:
         path, logits = self.cache.folder / HEAD, features.deferred
-        if path.exists() or self.form.name != "hidden":
+        if path.exists() or not self.form.has_head:
             return
         assert logits is not None, "its hidden states are stored"
         head = {"weight": logits.weight, "bias": logits.bias}
@@ -334,7 +282,7 @@ class _Writer:
             yield (
                 document.key,
                 {
-                    name: own[document.places] if self.form.unit == "token" else own[None]
+                    name: own[document.places] if self.form.is_by_token(name) else own[None]
                     for name, own in of_row.items()
                 },
             )

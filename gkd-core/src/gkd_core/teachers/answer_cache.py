@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ from gkd_core.teachers.answer_shard import (
     shard_files,
     shard_name,
 )
+from gkd_core.teachers.captured_states import CapturedStates
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
@@ -150,13 +151,16 @@ class CacheManifest:
     Attributes:
         belongs: What it is about.
         form: `hidden`: what the head gets at each token, and the head; `logits`: those of each row;
-            `top-k`: the likeliest words at each scored token, and the mass of all others.
+            `top-k`: the likeliest words at each scored token, and the mass of all others;
+            `states`: tensors that methods read.
         dtype: Data type of the values.
         precision: Precision of the computation.
         rows: Hash of the rows that it is computed for.
         shards: Number of shards.
         parts: The shards in their order; none before all are written.
         format: Version of the format.
+        captures: Names of the tensors of `states` besides the logits; None in other forms.
+        of_logits: The form of the logits among `states`; None if there are none.
         k: Number of likeliest words; None in other forms.
         temperature: What their logits were divided by; None in other forms.
     """
@@ -169,6 +173,8 @@ class CacheManifest:
     shards: int
     parts: tuple[WrittenShard, ...] = ()
     format: int = FORMAT
+    captures: tuple[str, ...] | None = None
+    of_logits: FormName | None = None
     k: int | None = None
     temperature: float | None = None
 
@@ -184,6 +190,10 @@ class CacheManifest:
             return HiddenStates(self.dtype)
         if self.form == "logits":
             return RowLogits(self.dtype)
+        if self.form == "states":
+            assert self.captures is not None, "states have names"
+            logits = None if self.of_logits is None else replace(self, form=self.of_logits).answers
+            return CapturedStates(self.dtype, self.captures, logits)
         assert self.k is not None, "top-k has words"
         assert self.temperature is not None, "top-k has a temperature"
         return LikeliestWords(self.dtype, self.k, self.temperature, self.belongs.vocabulary)
@@ -210,6 +220,7 @@ class CacheManifest:
                 raise ValueError(f"its format is {content.get('format')}, not {FORMAT}")
             content["belongs"] = Belongs(**content["belongs"])
             content["parts"] = tuple(WrittenShard(**part) for part in content["parts"])
+            content["captures"] = content["captures"] and tuple(content["captures"])
             return cls(**content)
         except FileNotFoundError:
             raise ConfigError(

@@ -18,10 +18,11 @@ from gkd_core.losses.top_k import TopKLogits
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
-    from gkd_core.hooks.features import Features
+    from gkd_core.contract.model_info import ModelInfo
+    from gkd_core.hooks.features import Answer, Features
+    from gkd_core.hooks.paths import Capture
 
-FormName = Literal["hidden", "logits", "top-k"]
-FORMS: tuple[FormName, ...] = ("hidden", "logits", "top-k")
+FormName = Literal["hidden", "logits", "top-k", "states"]
 
 StoredType = Literal["fp32", "fp16", "bf16"]
 DTYPES: Mapping[StoredType, torch.dtype] = {
@@ -50,34 +51,74 @@ class Fidelity:
         divergence: Mean KL between the two in nats. Of the likeliest words, that over them and the
             tail.
         tail: Mean probability of all other words.
+        error: Root mean square of what is lost of a tensor, as a share of its own; of the tensor
+            that loses most.
     """
 
     divergence: float
     tail: float = 0.0
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes that answers take.
+
+    Attributes:
+        token: Of each token that they are about.
+        row: Of each row besides.
+    """
+
+    token: float
+    row: float = 0.0
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.token + other.token, self.row + other.row)
 
 
 @dataclass(frozen=True)
 class AnswerForm(ABC):
-    """The form in which the logits of a batch are stored, and restored.
+    """The form in which a teacher's answer for a batch is stored, and restored.
 
     Attributes:
         dtype: Data type of values.
         name: Its name in manifests and on the command line.
-        unit: What an answer is about.
         scored: Whether answers are about the tokens of `batch.targets` only.
     """
 
     dtype: StoredType
     name: ClassVar[FormName]
-    unit: ClassVar[str] = "token"
     scored: ClassVar[bool] = False
+
+    @property
+    def captures(self) -> frozenset[Capture]:
+        """What the teacher is asked for."""
+        return frozenset({LOGITS})
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the teacher's head is stored, too."""
+        return False
+
+    @property
+    def unit(self) -> str:
+        """What a value is about: a token, or a row."""
+        return "token"
+
+    def is_by_token(self, column: str) -> bool:
+        """Return whether a column has a value for each token, and not one for each row."""
+        return True
+
+    @abstractmethod
+    def size(self, info: ModelInfo) -> Size:
+        """Return the bytes that the answers of a teacher take."""
 
     @abstractmethod
     def stored(self, features: Features, batch: Batch) -> Columns:
-        """Return the values to store of a teacher's logits for a batch.
+        """Return the values to store of a teacher's answer for a batch.
 
         Raises:
-            ConfigError: They do not have this form.
+            ConfigError: It does not have this form.
             DataError: A value cannot be stored.
         """
 
@@ -90,9 +131,18 @@ class AnswerForm(ABC):
             head: Weight and bias of the teacher's head, if the form needs them.
         """
 
+    def answers(self, columns: Columns, head: Mapping[str, Tensor]) -> Mapping[Capture, Answer]:
+        """Return the answer for a batch; arguments as for `logits`."""
+        return {LOGITS: self.logits(columns, head)}
+
     @abstractmethod
     def fidelity(self, features: Features, columns: Columns, batch: Batch) -> Fidelity:
         """Return the accuracy of a batch's stored values, compared with the computed ones."""
+
+    @property
+    def _width(self) -> int:
+        """Bytes of a value."""
+        return DTYPES[self.dtype].itemsize
 
     def _rounded(self, values: Tensor) -> Tensor:
         stored = values.to(DTYPES[self.dtype])
@@ -109,7 +159,19 @@ class RowLogits(AnswerForm):
     """The logits of each row."""
 
     name = "logits"
-    unit = "row"
+
+    @property
+    def unit(self) -> str:
+        """A row."""
+        return "row"
+
+    def is_by_token(self, column: str) -> bool:
+        """Return False."""
+        return False
+
+    def size(self, info: ModelInfo) -> Size:
+        """Return the bytes of the logits."""
+        return Size(0, info.labels * self._width)
 
     def stored(self, features: Features, batch: Batch) -> Columns:
         """Return the logits."""
@@ -132,6 +194,15 @@ class HiddenStates(AnswerForm):
     """The input of a language model's head at each token; the head is stored once."""
 
     name = "hidden"
+
+    @property
+    def has_head(self) -> bool:
+        """It makes the logits."""
+        return True
+
+    def size(self, info: ModelInfo) -> Size:
+        """Return the bytes of the input of the head."""
+        return Size(info.hidden_size * self._width)
 
     def stored(self, features: Features, batch: Batch) -> Columns:
         """Return the input of the head."""
@@ -170,6 +241,11 @@ class LikeliestWords(AnswerForm):
     words: int
     name = "top-k"
     scored = True
+
+    def size(self, info: ModelInfo) -> Size:
+        """Return the bytes of the ids, and of the log-probabilities with that of the tail."""
+        k = min(self.k, self.words)
+        return Size(k * (2 if self.words <= SHORT else 4) + (k + 1) * self._width)
 
     def stored(self, features: Features, batch: Batch) -> Columns:
         """Return ids and log-probabilities; those of tokens without a target are not computed."""

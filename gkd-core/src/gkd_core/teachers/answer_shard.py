@@ -36,7 +36,7 @@ class AnswerShard:
     Attributes:
         keys: Their keys, uint8 `[N, 16]`.
         starts: Index of the first value of each and the end of the last, int64 `[N + 1]`.
-        columns: The values, `[T, ...]` each.
+        columns: The values, `[T, ...]` each, or `[N, ...]` where there is one for each document.
     """
 
     keys: Tensor
@@ -47,7 +47,7 @@ class AnswerShard:
     def of(cls, keys: Sequence[bytes], answers: Sequence[Columns]) -> AnswerShard:
         """Return a shard of documents with their values."""
         columns = {name: torch.cat([own[name] for own in answers]) for name in answers[0]}
-        lengths = torch.tensor([0, *(len(next(iter(own.values()))) for own in answers)])
+        lengths = torch.tensor([0, *(max(map(len, own.values())) for own in answers)])
         made = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
         return cls(torch.from_numpy(made.copy()), lengths.cumsum(0), columns)
 
@@ -80,7 +80,11 @@ class AnswerShard:
     def document(self, place: int) -> Columns:
         """Return the values of a document."""
         own = slice(int(self.starts[place]), int(self.starts[place + 1]))
-        return {name: values[own] for name, values in self.columns.items()}
+        alone = slice(place, place + 1)
+        return {
+            name: values[own if len(values) == self.size else alone]
+            for name, values in self.columns.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class WrittenShard:
         values: Number of values, one for each token or row.
         divergence: Mean KL in nats from what was computed to what is stored, over some values.
         tail: Mean probability of the words that are not stored, over the same.
+        error: Largest share that is lost of a tensor, over the same.
     """
 
     name: str
@@ -100,6 +105,7 @@ class WrittenShard:
     values: int
     divergence: float
     tail: float = 0.0
+    error: float = 0.0
 
     @classmethod
     def read(cls, path: Path) -> WrittenShard:
@@ -113,7 +119,7 @@ class WrittenShard:
             fidelity = Fidelity(**json.loads(file.metadata()[FIDELITY]))
             documents = file.get_slice(KEYS).get_shape()[0]
             values = int(file.get_slice(STARTS)[documents])
-        return cls(path.name, documents, values, fidelity.divergence, fidelity.tail)
+        return cls(path.name, documents, values, **asdict(fidelity))
 
 
 def shard_name(number: int) -> str:

@@ -10,8 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gkd_core.errors import ConfigError
-from gkd_core.hooks.paths import LOGITS
+from gkd_core.errors import ConfigError, DataError
 from gkd_core.named_path import named_path
 from gkd_core.teachers.answer_cache import (
     AnswerCache,
@@ -81,8 +80,11 @@ class Cached(AnswerSource):
             )
 
     def missing(self, capture: Capture) -> str | None:
-        """Only logits are stored."""
-        return None if capture == LOGITS else "gkd cache stores logits only"
+        """Only what the methods read is stored that the cache was written for."""
+        if capture in self._form.captures:
+            return None
+        there = ", ".join(sorted(map(str, self._form.captures)))
+        return f"they are {there}, and gkd cache --method EXPRESSION stores what its methods read"
 
     def truncated_at(self) -> float | None:
         """Return the temperature of the likeliest words, if they are all that is stored."""
@@ -90,7 +92,7 @@ class Cached(AnswerSource):
 
     def gives_head(self) -> bool:
         """Return whether hidden states and the head are stored."""
-        return self._form.name == "hidden"
+        return self._form.has_head
 
     def fingerprint(self) -> str:
         """Return the names of the shards, which are hashes of what is in them."""
@@ -99,10 +101,18 @@ class Cached(AnswerSource):
     def answer(
         self, captures: Collection[Capture], batch: Batch, step: Step
     ) -> Mapping[Capture, Answer]:
-        """Return the logits of the rows."""
+        """Return what is stored about the rows.
+
+        Raises:
+            DataError: A method reads something else by now, as those do that draw layers.
+        """
         device = batch.rows.device
         columns = {name: own.to(device) for name, own in self._columns(batch).items()}
-        return {LOGITS: self._form.logits(columns, self._head(device))}
+        answers = self._form.answers(columns, self._head(device))
+        for capture in captures:
+            if capture not in answers:
+                raise DataError(f"teacher.{capture} is read, but {self.missing(capture)}")
+        return answers
 
     @cached_property
     def _form(self) -> AnswerForm:
@@ -112,11 +122,17 @@ class Cached(AnswerSource):
         """Return the stored values: `[B, ...]` each, or `[B, S, ...]`, zero where nothing is."""
         texts = list(documents(batch, self._form.scored))
         found = [self.cache.find(document) for document in texts]
-        if self._form.unit == "row":
-            return {name: torch.cat([own[name] for own in found]) for name in found[0]}
-        return of_batch(texts, found, batch.mask.shape)
+        by_token = {name for name in found[0] if self._form.is_by_token(name)}
+        return {
+            **of_batch(texts, [_only(own, by_token) for own in found], batch.mask.shape),
+            **{n: torch.cat([own[n] for own in found]) for n in found[0].keys() - by_token},
+        }
 
     def _head(self, device: torch.device) -> Mapping[str, Tensor]:
-        if self._form.name != "hidden":
+        if not self._form.has_head:
             return {}
         return {name: tensor.to(device) for name, tensor in self.cache.head.items()}
+
+
+def _only(columns: Columns, names: Collection[str]) -> Columns:
+    return {name: own for name, own in columns.items() if name in names}

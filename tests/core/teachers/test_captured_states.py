@@ -1,0 +1,138 @@
+"""Hidden states in a cache: methods that read a teacher's body learn without it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gkd_core.api import ConfigError, DataError
+from gkd_core.contract.step import Step
+from gkd_core.data.loader import iterate
+from gkd_core.hooks.paths import LOGITS, Capture
+from gkd_core.runs import answer_cache
+from gkd_core.runs.answer_cache import BegunCache, write_cache
+from gkd_core.runs.answer_storage import Storage
+from gkd_core.teachers.answer_form import RowLogits, Size
+from gkd_core.teachers.answer_shard import AnswerShard
+from gkd_core.teachers.captured_states import CapturedStates
+from gkd_core.teachers.teacher import SourcedTeacher
+from gkd_core.training.stage import build_stage
+from gkd_core.training.step import train_step
+
+LM = ("task.kind=causal-lm", "task.packing=true", "task.max_length=16")
+CASES = {
+    "of-rows": (("method=pkd+soft+hard",), "teacher", {"hidden[2]|cls"}),
+    "of-heads": (("method=minilmv2",), "teacher", {"query[4]", "key[4]", "value[4]"}),
+    "of-packed-tokens": (("method=distilbert", *LM), "lm-decoder", {"hidden[4].normed"}),
+}
+
+
+@pytest.fixture
+def write(prepare_run, tmp_path, monkeypatch):
+    """Write a cache for methods: `write("fp32", *settings, teacher=NAME)` -> folder, manifest."""
+    monkeypatch.setattr(answer_cache, "ROWS", 16)
+    monkeypatch.setattr(answer_cache, "BATCHES", 2)
+
+    def _write(dtype, *settings, teacher, form=None, say=print):
+        run = prepare_run(*settings, teachers=(teacher,))
+        storage, place = Storage(dtype, form), tmp_path / dtype
+        begun = BegunCache.begin(run.last, place, storage, torch.device("cpu"), say)
+        write_cache(run.last, run.registry, begun, lambda text: None)
+        return place, begun.finish()
+
+    return _write
+
+
+@pytest.fixture
+def first_loss(prepare_run, tmp_path):
+    """Return the loss of the first step of a run: `first_loss(*settings, teacher=NAME)`."""
+
+    def _loss(*settings, teacher):
+        run = prepare_run(*settings, teachers=(teacher,))
+        stage = build_stage(run.last, run.registry, tmp_path / "stage", None)
+        is_sourced = run.last.teachers[0].source is not None
+        assert isinstance(stage.teachers[0], SourcedTeacher) == is_sourced
+        _, batches = next(iterate(stage.train, stage.collator, stage.sampler, 0, 1))
+        return train_step(stage, batches, Step(0, 1, 0, stage.name, torch.Generator())).read()
+
+    return _loss
+
+
+def source(folder):
+    return ("teacher.source=cache", f"teacher.source.path={folder}")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_methods_learn_from_stored_states_as_from_the_teacher(write, first_loss, monkeypatch, case):
+    settings, teacher, names = CASES[case]
+    live = first_loss(*settings, teacher=teacher)
+    folders = {}
+    for dtype, lost in (("fp32", 0.0), ("fp16", 1e-3), ("bf16", 1e-2)):
+        folders[dtype], manifest = write(dtype, *settings, teacher=teacher)
+        assert manifest.form == "states"
+        assert names <= set(manifest.captures)
+        assert all(part.error <= lost for part in manifest.parts)
+    assert max(part.error for part in manifest.parts) > 1e-4, "bf16 loses something"
+    for dtype, bound in (("fp32", 1e-5), ("bf16", 2e-2)):
+        found = first_loss(*settings, *source(folders[dtype]), teacher=teacher)
+        assert found == pytest.approx(live, rel=bound, abs=bound / 10)
+
+
+def test_what_a_cache_does_not_hold_is_refused_by_name(write, prepare_run):
+    settings, teacher, _ = CASES["of-rows"]
+    folder, _ = write("fp16", *settings, teacher=teacher)
+    with pytest.raises(ConfigError, match=r"reads teacher.key\[4\].*--method EXPRESSION"):
+        prepare_run("method=minilmv2", *source(folder), teachers=(teacher,))
+    prepare_run("method=soft", *source(folder), teachers=(teacher,))
+    with pytest.raises(ConfigError, match=r"captures: \('hidden\[2\]\|cls.*of_logits: logits in"):
+        write("fp16", "method=minilmv2", teacher=teacher)
+    run = prepare_run(*settings, *source(folder), teachers=(teacher,))
+    cached = run.last.teachers[0].source
+    stage = build_stage(run.last, run.registry, folder, None)
+    _, batches = next(iterate(stage.train, stage.collator, stage.sampler, 0, 1))
+    with pytest.raises(DataError, match=r"teacher.hidden\[3\] is read, but they are"):
+        cached.answer([LOGITS, Capture("hidden", 3)], batches[0], Step(0, 1, 0, "x", None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "form", "reason"),
+    [
+        (("method=minilm",), None, r"teacher.attention\[4\] cannot be stored: it grows with"),
+        (("method=tinybert",), None, "cannot be stored: it grows with the square"),
+        (("method=soft",), "states", "soft reads nothing else. Name the method"),
+        (("method=pkd+soft",), "logits", r"holds logits only, and pkd\+soft reads hidden\[2\]"),
+        (("method=hard",), None, "hard reads nothing of the teacher"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_before_anything_is_written(
+    write, tmp_path, settings, form, reason
+):
+    with pytest.raises(ConfigError, match=reason):
+        write("fp16", *settings, teacher="teacher", form=form)
+    assert not (tmp_path / "fp16").exists()
+
+
+def test_the_size_is_said_before_anything_is_written(write, tmp_path):
+    settings, teacher, _ = CASES["of-rows"]
+    said = []
+
+    def say(text):
+        assert not (tmp_path / "fp32").exists()
+        said.append(text)
+
+    folder, manifest = write("fp32", *settings, teacher=teacher, say=say)
+    width = 4 * (32 * len(manifest.captures) + 2)
+    assert said[0].startswith(f"states (hidden[2]|cls, logits) in fp32: {width} bytes per row, ")
+    stored = sum(own.nbytes for part in manifest.parts for own in _columns(folder / part.name))
+    assert stored == 96 * width
+
+
+def _columns(path):
+    return AnswerShard.load(path).columns.values()
+
+
+def test_sizes_are_those_of_tokens_and_rows(prepare_run):
+    info = prepare_run("method=soft", teachers=("teacher",)).last.teachers[0].info
+    form = CapturedStates("fp16", ("hidden[2]", "hidden[1]|mean", "key[1]"), RowLogits("fp16"))
+    own, labels = 2 * info.hidden_size, 2 * info.labels
+    assert form.size(info) == Size(2 * own, own + labels)
