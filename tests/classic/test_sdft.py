@@ -80,7 +80,10 @@ TEMPLATE = "teacher.prompt={prompt} is {answer} :"
 def told(tmp_path):
     path = tmp_path / "told.jsonl"
     words = ("movie", "plot", "cast", "film", "end", "start")
-    rows = [{"prompt": f"the {word} was", "response": f"{word} and good"} for word in words]
+    rows = [
+        {"prompt": f"the {word} was", "response": f"{word} and good", "hint": f"a {word}"}
+        for word in words
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -141,6 +144,32 @@ def test_the_teacher_reads_the_same_answers_behind_prompts_of_its_own(stage):
         assert torch.equal(following, theirs[theirs != IGNORE])
 
 
+def test_privileged_context_is_read_by_the_teacher_alone(stage):
+    template = "teacher.prompt={prompt} with {context} is"
+    stage = stage("one", template, "task.context=hint")
+    (batch, *_), _ = _batches(stage)
+    view, tokenizer = batch.view("teacher"), stage.spec.tokenizer
+    told = stage.spec.data.train
+    assert told.context == [text.replace("the", "a").removesuffix(" was") for text in told.text]
+    for row, number in enumerate(batch.rows.tolist()):
+        shown = view.inputs["input_ids"][row][view.mask[row] & ~view.tokens.mask[row]]
+        prompt = f"{told.text[number]} with {told.context[number]} is"
+        assert shown.tolist() == tokenizer(prompt)["input_ids"]
+        own = batch.inputs["input_ids"][row][batch.prompt_mask[row]]
+        assert own.tolist() == tokenizer(told.text[number])["input_ids"]
+
+
+def test_rows_may_have_context_in_the_place_of_answers(stage, tmp_path):
+    rows = [{"prompt": f"the {word} was", "hint": f"a {word}"} for word in ("movie", "plot")]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = "teacher.prompt={prompt} with {context} is"
+    stage = stage("one", template, "task.context=hint", f"task.train={path}")
+    assert stage.spec.data.train.target is None
+    (batch, *_), _ = _batches(stage)
+    assert batch.view("teacher").targets.count == batch.targets.count > 0
+
+
 def test_without_another_prompt_and_equal_weights_there_is_nothing_to_learn(stage):
     from gkd_core.training.step import train_step
 
@@ -179,6 +208,9 @@ def test_the_teacher_follows_the_student_and_is_in_the_checkpoint(stage):
         (["parallel.zero=3"], "sharded by parallel.zero = 3"),
         (["student.lora.rank=2"], "has no adapters that could follow"),
         (["teacher.keep=memory"], "cannot be kept"),
+        (["teacher.prompt={prompt} {context}"], "has {context}, but the rows of .* have none"),
+        (["task.context=hint"], "has no {context}, so that no model reads task.context"),
+        (["task.context=hints"], "has no column 'hints'"),
         (["rollout.mixture=0.2"], "not drawn with a teacher that reads another prompt"),
     ],
 )

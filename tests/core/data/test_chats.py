@@ -264,6 +264,12 @@ def test_usual_columns_are_found(columns, text, target):
     assert split.target == (None if target is None else [target])
 
 
+def test_privileged_context_is_no_part_of_the_prompt():
+    columns = {"instruction": ["add"], "context": ["2+2"], "output": ["four"]}
+    assert read(**columns).text == ["add\n\n2+2"]
+    assert read(TaskConfig(context="context"), **columns).text == ["add"]
+
+
 def test_tools_are_lists_or_json_and_a_text_may_begin_like_messages():
     code = '[{"a": 1}]'
     split = read(prompt=[code, "b"], response=["[]", "d"], tools=['[{"name": "add"}]', ""])

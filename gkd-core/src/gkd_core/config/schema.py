@@ -74,6 +74,15 @@ class SourceConfig(BaseModel):
     name: str = Field(description="A registered source of answers.")
 
 
+def named_in(template: str) -> set[str]:
+    """Return the names in braces in a text.
+
+    Raises:
+        ValueError: A brace is not closed.
+    """
+    return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+
+
 class TeacherConfig(Section):
     """One teacher."""
 
@@ -117,8 +126,8 @@ class TeacherConfig(Section):
     prompt: str | None = Field(
         None,
         description="What the teacher is asked instead of a row's prompt: a text with `{prompt}` "
-        "and, as privileged context, `{answer}`, the row's own answer. Default: what the student "
-        "is asked.",
+        "and, as privileged context, `{answer}`, the row's own answer, and `{context}`, the "
+        "row's `task.context`. Default: what the student is asked.",
     )
     follow: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
@@ -143,13 +152,13 @@ class TeacherConfig(Section):
         if value is None:
             return value
         try:
-            names = {name for _, name, _, _ in Formatter().parse(value) if name is not None}
+            names = named_in(value)
         except ValueError as error:
             raise ValueError(f"{error}; write {{{{ and }}}} for braces") from error
-        if not {"prompt"} <= names <= {"prompt", "answer"}:
+        if not {"prompt"} <= names <= {"prompt", "answer", "context"}:
             raise ValueError(
                 f"has {', '.join(f'{{{name}}}' for name in sorted(names)) or 'no names'} in "
-                "braces; {prompt} is needed, and {answer} possible"
+                "braces; {prompt} is needed, and {answer} and {context} are possible"
             )
         return value
 
@@ -322,6 +331,11 @@ class TaskConfig(Section):
         None,
         description="Column that says where each row is from, such as the name of the teacher that "
         "teaches it. Metrics are also reported for the rows of each source.",
+    )
+    context: str | None = Field(
+        None,
+        description="Column with privileged context of the training rows, such as a worked "
+        "solution or feedback. No model reads it but teachers whose `prompt` has `{context}`.",
     )
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
         None,

@@ -61,6 +61,8 @@ class Split:
             understands; None without.
         source: Name of the source of each row, such as its file or the teacher that teaches it;
             None if all come from one.
+        context: Privileged context of each row, which only teachers with prompts of their own
+            read; None without.
     """
 
     text: Sequence[Any]
@@ -73,6 +75,7 @@ class Split:
     chat: bool = False
     tools: Sequence[Any] | None = None
     source: Sequence[str] | None = None
+    context: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.text)

@@ -59,7 +59,7 @@ def assemble(
     """
     named = {name: replace(table, known=known) for name, table in tables.by_name().items()}
     rows = _read(named, config, kind)
-    splits = _with_sources(rows.splits, named, config)
+    splits = _with_context(_with_sources(rows.splits, named, config), named, config)
     if "validation" not in splits:
         labels = splits["train"].labels
         if labels is not None:
@@ -96,17 +96,32 @@ def _with_sources(
     """Return the splits with the source of each row, if a column says it."""
     if config.source is None:
         return dict(splits)
-    named = {}
-    for name, split in splits.items():
-        sources = column_of_names(tables[name], config.source, "task.source")
-        if len(sources) != len(split):
-            raise DataError(
-                f"{tables[name].source} has {len(sources)} rows, of which {len(split)} texts are "
-                f"read, so task.source = {config.source!r} does not say where each is from. "
-                "Remove task.source"
-            )
-        named[name] = replace(split, source=sources)
-    return named
+    return {
+        name: replace(split, source=_of_rows(split, tables[name], config.source, "source"))
+        for name, split in splits.items()
+    }
+
+
+def _with_context(
+    splits: Mapping[str, Split], tables: Mapping[str, Table], config: TaskConfig
+) -> dict[str, Split]:
+    """Return the splits, the training rows with their privileged context if a column has it."""
+    if config.context is None:
+        return dict(splits)
+    train = splits["train"]
+    context = _of_rows(train, tables["train"], config.context, "context")
+    return {**splits, "train": replace(train, context=context)}
+
+
+def _of_rows(split: Split, table: Table, column: str, setting: str) -> list[str]:
+    """Return what a column has for each row that is read."""
+    values = column_of_names(table, column, f"task.{setting}")
+    if len(values) != len(split):
+        raise DataError(
+            f"{table.source} has {len(values)} rows, of which {len(split)} texts are read, so "
+            f"task.{setting} = {column!r} does not say what belongs to each. Remove task.{setting}"
+        )
+    return values
 
 
 def infer_kind(
@@ -183,7 +198,7 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
             for value in column or ():
                 yield json.dumps(value, default=_plain).encode() + b"\n"
         # Columns that came later do not change the hash of rows without them.
-        names = ("group", "target", "spans", "tools", "source")
+        names = ("group", "target", "spans", "tools", "source", "context")
         later = {name: getattr(split, name) for name in names}
         if split.chat:
             yield b"chat"

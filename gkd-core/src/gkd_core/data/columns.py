@@ -89,7 +89,7 @@ def find_columns(
     if config.text is not None:
         text, pair = config.text, config.text_pair
     else:
-        text, pair = _find_text(table, {label, config.group, config.target})
+        text, pair = _find_text(table, {label, config.group, config.target, config.context})
     return Columns(text, pair, label, config.group, config.target)
 
 

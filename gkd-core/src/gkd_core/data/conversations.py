@@ -148,7 +148,8 @@ def _usual(table: Table, config: TaskConfig) -> ChatColumns | None:
     for names in ANSWERED:
         prompt, answer = (pick_column(table, None, (name,)) for name in names)
         if prompt is not None and answer is not None:
-            added = pick_column(table, None, ADDED.get(names[0], ()))
+            usual = (name for name in ADDED.get(names[0], ()) if name != config.context)
+            added = pick_column(table, None, tuple(usual))
             return _completed(table, ChatColumns(prompt, answer, added))
     prompt = pick_column(table, None, PROMPTS)
     return None if prompt is None else _completed(table, ChatColumns(prompt))

@@ -157,8 +157,8 @@ def _joined(splits: Mapping[str, Split]) -> Split:
 
 
 def _column(name: str, columns: Sequence[Any], parts: Sequence[Split]) -> list[Any]:
-    """Return the values of all rows; only tools and groups may be missing in some sources."""
-    if name not in ("tools", "group") and any(column is None for column in columns):
+    """Return the values of all rows; only some may be missing in some sources."""
+    if name not in ("tools", "group", "context") and any(column is None for column in columns):
         raise DataError(
             f"some sources of task.train have a {name} in their rows, and others have none. Give "
             "sources with the same columns"

@@ -93,14 +93,15 @@ def other_prompts(
 
     Args:
         teacher: Name of the teacher.
-        template: The text of the prompts, with `{prompt}` and `{answer}`.
-        split: Rows with answers.
+        template: The text of the prompts, with `{prompt}`, `{answer}` and `{context}`.
+        split: Rows with what the template names.
         texts: The row of the split that each encoded row is made of.
         tokenizer: The tokenizer of student and teacher.
         pad_id: The token for padding.
     """
-    assert split.target is not None, "checked when the run is planned"
-    shown = [_filled(template, *row) for row in zip(split.text, split.target, strict=True)]
+    none = [""] * len(split)  # the template does not name it: checked when the run is planned
+    told = zip(split.text, split.target or none, split.context or none, strict=True)
+    shown = [_filled(template, *row) for row in told]
     prompts = replace(prompts_alone(split, tokenizer, 0), text=shown, pair=None)
     found = encode_prompts(prompts, tokenizer, ALL_TOKENS)
     ids = [torch.tensor(found[text], dtype=torch.int64) for text in texts]
@@ -109,12 +110,13 @@ def other_prompts(
     return OtherPrompts(teacher, ids, pad_id, tokenizer.padding_side == "left")
 
 
-def _filled(template: str, text: Any, target: str) -> Any:
+def _filled(template: str, text: Any, target: str, context: str) -> Any:
     """Return a prompt, or the messages whose last one is replaced by it."""
     if isinstance(text, str):
-        return template.format(prompt=text, answer=target)
+        return template.format(prompt=text, answer=target, context=context)
     *before, last = text
-    return [*before, {**last, "content": template.format(prompt=last["content"], answer=target)}]
+    shown = template.format(prompt=last["content"], answer=target, context=context)
+    return [*before, {**last, "content": shown}]
 
 
 def _answers(batch: Batch) -> list[Tensor]:

@@ -40,7 +40,7 @@ ROWS = "rows"
 KEY = b"gkd"
 """Key of what a file says about itself, in the metadata of its schema."""
 
-UNHASHED = ("labels", "group", "byte_offsets", "chat", "source")
+UNHASHED = ("labels", "group", "byte_offsets", "chat", "source", "context")
 """Fields of a `Split` that are not what a model reads."""
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gkd_core.config.schema import named_in
+from gkd_core.data.encode_chats import has_answers
 from gkd_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ def check_self_teaching(spec: StageSpec) -> None:
     for teacher, settings in zip(spec.teachers, spec.config.teachers, strict=False):
         setting = teacher.setting.removesuffix("model")
         if settings.prompt is not None:
-            _refuse(spec, f"{setting}prompt", next(_against_prompt(spec, teacher), None))
+            reason = next(_against_prompt(spec, teacher, named_in(settings.prompt)), None)
+            _refuse(spec, f"{setting}prompt", reason)
         if settings.follow is not None:
             reason = next(_against_following(spec, teacher, settings), None)
             _refuse(spec, f"{setting}follow", reason)
@@ -33,10 +36,21 @@ def _refuse(spec: StageSpec, setting: str, reason: str | None) -> None:
         raise ConfigError(f"{setting} ({spec.origin(setting)}): {reason}")
 
 
-def _against_prompt(spec: StageSpec, teacher: TeacherSpec) -> Iterator[str]:
+def _against_prompt(spec: StageSpec, teacher: TeacherSpec, named: Collection[str]) -> Iterator[str]:
+    train = spec.data.train
     if not spec.kind.generates:
         yield f"rows of {spec.kind} have no prompts. Use task.kind = 'causal-lm'"
-    if spec.data.train.target is None:
+    if "context" in named and train.context is None:
+        yield (
+            f"it has {{context}}, but the rows of {spec.data.source} have none. Name its column "
+            "(task.context)"
+        )
+    if train.context is not None and "context" not in named:
+        yield (
+            f"it has no {{context}}, so that no model reads task.context "
+            f"({spec.origin('task.context')}). Write it into the prompt, or remove task.context"
+        )
+    if train.target is None and ("answer" in named or has_answers(train)):
         yield (
             f"the rows of {spec.data.source} have no prompts with an answer each, which the "
             "teacher would be shown. Give columns such as prompt and response (task.target)"
