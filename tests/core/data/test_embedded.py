@@ -158,11 +158,15 @@ def test_settings_of_other_tasks_are_refused(settings, named):
         Embedded(TaskConfig(**settings)).check()
 
 
+ROWS = {None: STUDENT_ROWS, "classification": STUDENT_ROWS, "causal-lm": 1000}
+"""Rows of a student, by the kind of task; all there are for others."""
+
+
 @pytest.mark.parametrize("kind", [None, "classification", "lm", "masked-lm", "causal-lm"])
 def test_defaults_fit_the_schema_and_the_kind(kind):
     config = RunConfig(**Embedded.defaults(kind))
     assert config.task.max_length == MAX_LENGTH
-    assert config.task.rows == (STUDENT_ROWS if kind in (None, "classification") else None)
+    assert config.task.rows == ROWS.get(kind)
 
 
 @pytest.mark.parametrize("family", ["encoder", "decoder"])

@@ -22,6 +22,9 @@ from gkd_core.models.embedded_teachers import FAMILY, MASK_SHARE, embedded_teach
 STUDENT_ROWS = 200
 """Student training rows. This mirrors practice: you have little data; the teacher saw much more."""
 
+STUDENT_TEXTS = 1000
+"""The same for a language model that writes: from 8,346 texts it learns as much as its teacher."""
+
 MAX_LENGTH = 48
 
 WRITTEN_LENGTH = {"prompt_tokens": 16, "max_new_tokens": MAX_LENGTH - 16}
@@ -34,7 +37,8 @@ FRESH_EPOCHS = 12
 """Passes over the text by such a student: fewer make a worse start than random weights."""
 
 LABELED = "classification"
-PLAIN = ("masked-lm", "causal-lm")
+WRITES = "causal-lm"
+PLAIN = ("masked-lm", WRITES)
 """Names of the kinds that it has rows for: with classes, and as plain text."""
 
 MISFITS = (("encoder", "causal-lm"), ("decoder", "masked-lm"))
@@ -47,7 +51,9 @@ class Embedded(Task):
     """Paragraphs of the standard library's docstrings, labeled with their chapters.
 
     Paragraphs of one docstring and near-duplicates are always in the same split. `masked-lm` and
-    `causal-lm` use the same text without labels. The rows depend only on the Python installation.
+    `causal-lm` use the same text without labels. By default a student learns classes from 200 rows
+    and to write from 1,000 texts; its teacher has seen all. The rows depend only on the Python
+    installation.
     """
 
     name = "embedded"
@@ -60,8 +66,14 @@ class Embedded(Task):
 
     @classmethod
     def defaults(cls, kind: str | None) -> Mapping[str, Any]:
-        """Return settings for a few labeled rows, or for all of the text without labels."""
+        """Return settings for a few rows to learn, or for all of the text of a pre-training."""
         student = {"layers": 2, "init": "spaced"}
+        if kind == WRITES:
+            return {
+                "student": student,
+                "training": {"epochs": 12, "batch_size": 32, "lr": 1e-3},
+                "task": {"rows": STUDENT_TEXTS, "max_length": MAX_LENGTH},
+            }
         if _is_text(kind):
             return {
                 "student": student,

@@ -72,7 +72,7 @@ FAMILY = {"classification": "encoder", "masked-lm": "encoder", "causal-lm": "dec
 TRAINING: Mapping[str, Mapping[str, Any]] = {
     "classification": {"epochs": 4, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05},
     "masked-lm": {"epochs": 5, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05},
-    "causal-lm": {"epochs": 3, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05},
+    "causal-lm": {"epochs": 6, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.05},
 }
 """Training settings, as in the table `training` of a run file."""
 
