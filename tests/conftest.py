@@ -413,3 +413,21 @@ def draw(world, teachers):
         return resolved, prepare_run(resolved, registry())
 
     return _draw
+
+
+@pytest.fixture
+def fail_at(monkeypatch):
+    """Raise an error in the training step of a number, once: `fail_at(3, error)`."""
+    from gkd_core.training import loop
+
+    def _fail_at(number, error):
+        errors = iter([*[None] * (number - 1), error])
+
+        def step(*arguments, real=loop.train_step):
+            if (due := next(errors, None)) is not None:
+                raise due
+            return real(*arguments)
+
+        monkeypatch.setattr(loop, "train_step", step)
+
+    return _fail_at

@@ -233,7 +233,7 @@ def test_a_template_without_the_prompt_is_refused(stage, template, said):
 
 
 def test_the_command_runs_the_recipe_and_a_resumed_run_ends_bit_equal(
-    invoke, given, told, world, tmp_path
+    invoke, given, told, world, tmp_path, fail_at
 ):
     shown = [part for one in given if "teacher.model" not in one for part in ("--set", one)]
     shown += ["--set", "training.checkpoint_every=1", "--set", "output.reuse=false"]
@@ -243,9 +243,9 @@ def test_the_command_runs_the_recipe_and_a_resumed_run_ends_bit_equal(
     config = (tmp_path / "whole/config.toml").read_text()
     assert "follow = 0.05" in config
     assert "an example of an answer" in config
-    stopped = invoke(*run, "--output", "parts", "--max-time", "1s", "--set", "training.steps=2")
-    if stopped.code == 75:
-        done = invoke("run", "--resume", "--output", "parts")
+    fail_at(2, KeyboardInterrupt())
+    assert invoke(*run, "--output", "parts").code == 75
+    done = invoke("run", "--resume", "--output", "parts")
     assert done.code == 0, done.err
     whole, parts = (
         (tmp_path / name / "student/model.safetensors").read_bytes() for name in ("whole", "parts")
