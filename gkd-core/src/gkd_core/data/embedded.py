@@ -30,6 +30,12 @@ MAX_LENGTH = 48
 WRITTEN_LENGTH = {"prompt_tokens": 16, "max_new_tokens": MAX_LENGTH - 16}
 """How much text models continue, and by how much: no more than they can read."""
 
+WRITTEN = {
+    "rollout": WRITTEN_LENGTH,
+    "writing": {**WRITTEN_LENGTH, "temperature": 1.0, "ended": False},
+}
+"""Settings of text that models write: the likeliest text of so small a teacher repeats itself."""
+
 FRESH_LR = 3e-3
 """Learning rate for classes of a student that does not start from blocks of a teacher."""
 
@@ -88,7 +94,7 @@ class Embedded(Task):
 
     @classmethod
     def adjustments(cls, recipe: str, stage: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the task's own learning rate, number of steps, and length of written text.
+        """Return the task's own learning rate, number of steps, and settings of written text.
 
         Those of papers are for models a hundred times as large and for thousands of rows. A student
         that starts from random weights needs more steps on text, and a higher rate to learn classes
@@ -98,7 +104,7 @@ class Embedded(Task):
         training = dict(cls.defaults(kind)["training"])
         if settings.get("student", {}).get("init") == "random":
             training |= {"epochs": FRESH_EPOCHS} if _is_text(kind) else {"lr": FRESH_LR}
-        written = {table: WRITTEN_LENGTH for table in ("rollout", "writing") if table in settings}
+        written = {table: own for table, own in WRITTEN.items() if table in settings}
         return {"training": training, **written}
 
     def check(self) -> None:
