@@ -67,5 +67,5 @@ def test_what_is_left_out_goes_to_the_nearest_token(glmd):
 
 def test_the_nearest_tokens_need_the_head_of_the_teacher(glmd):
     teacher = torch.zeros(1, 1, 4, dtype=torch.float64)
-    with pytest.raises(MethodError, match="the teacher's output embedding, which is not known"):
+    with pytest.raises(MethodError, match="the teacher's output embedding, which is not available"):
         glmd(STUDENT[:, None], teacher, torch.tensor([[1]]), left_out="nearest")

@@ -113,4 +113,4 @@ def test_cache_has_the_bytes_of_one_process_though_a_node_dies(
 def test_missing_cluster_is_named(nine_cells, capfd):
     pytest.importorskip("ray")
     assert nine_cells.run("--launcher", "ray", "--option", "address=127.0.0.1:1") == 2
-    assert "gkd starts none" in capfd.readouterr().err
+    assert "gkd does not start one" in capfd.readouterr().err

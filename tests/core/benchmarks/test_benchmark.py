@@ -87,7 +87,7 @@ def test_missing_files_are_named(folder, load, tmp_path):
     with pytest.raises(DataError, match=r"has no train.jsonl, the training rows of superglue/cb"):
         load("superglue/cb", folder(**{"val.jsonl": entailments(3)}))
     directory = folder(**{"train.jsonl": entailments(3)})
-    with pytest.raises(DataError, match=r"val.jsonl .task.test. is no file"):
+    with pytest.raises(DataError, match=r"val.jsonl .task.test. is not a file"):
         load("superglue/cb", directory, test=str(tmp_path / "val.jsonl"))
 
 

@@ -114,7 +114,7 @@ def test_a_cache_that_cannot_be_written_is_left_alone(folder):
 
 def test_limit_that_is_no_size_is_refused_before_a_run(invoke, monkeypatch):
     monkeypatch.setenv("GKD_CACHE_SIZE", "large")
-    with pytest.raises(ConfigError, match="GKD_CACHE_SIZE = 'large' is no size"):
+    with pytest.raises(ConfigError, match="GKD_CACHE_SIZE = 'large' is not a size"):
         cache_limit()
     done = invoke("explain", "soft")
     assert done.code == 2

@@ -318,7 +318,7 @@ def test_ray_that_does_not_answer_is_named_at_once():
         nobody.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
         ray = registry().make_launcher("ray", {"address": address})
-        with pytest.raises(ConfigError, match=r"no Ray cluster answers .* gkd starts none"):
+        with pytest.raises(ConfigError, match=r"no Ray cluster answers .* gkd does not start one"):
             ray._connect(None)
 
 

@@ -288,7 +288,7 @@ def test_search_recommends_for_all_stages_at_once(invoke, settings, tmp_path):
     size = ("--gpus", 2, "--memory", "1GiB", "--figure", tmp_path / "memory.png")
     done = invoke("plan", *settings, stages, *size, "--set", "student.scale=0.5")
     assert done.code == 0, done.err
-    assert "stages.layers.student.scale = 0.5 keeps what" in done.err
+    assert "stages.layers.student.scale = 0.5 keeps the parts" in done.err
     *_, last = done.out.splitlines()
     assert last == (
         "Recommended: --nproc 2 --set stages.layers.parallel.tensor=1 "
