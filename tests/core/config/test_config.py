@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 import sys
@@ -782,6 +783,9 @@ def test_json_schema_covers_settings_and_methods():
 @pytest.fixture
 def run_command(monkeypatch):
     """Call `gkd config` with the small registry."""
+    # Modules that are imported while it stands in for the installed one would keep it.
+    for module in ("distillation.conduct", "distillation.run", "runs.resolved"):
+        importlib.import_module(f"gkd_core.{module}")
     monkeypatch.setattr("gkd_core.plugins.registry", Registry)
     return lambda *arguments: CliRunner().invoke(config_command, arguments)
 
