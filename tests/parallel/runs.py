@@ -426,6 +426,19 @@ def _numbers(folder):
     return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
 
 
+def assert_layouts_equal(world, folder, cases, layouts, on_ranks):
+    """Train runs in this process, and on two ranks in each layout; compare all that they give."""
+    train_all(world, folder, cases)
+    divided = [
+        (f"{name} {layout}", teacher, [*given, *layout.split()])
+        for layout in layouts
+        for name, teacher, given in cases
+    ]
+    on_ranks(2, train_all, world, folder, divided)
+    for name, *_ in divided:
+        assert_equal(folder / name, folder / name.split()[0])
+
+
 def assert_equal(found, expected, tolerance=1e-5):
     """Compare two runs: every number logged and every weight of the student."""
     for mine, theirs in zip(_numbers(found), _numbers(expected), strict=True):

@@ -22,15 +22,7 @@ SLOW = [pytest.mark.exhaustive]
     ],
 )
 def test_layouts_train_as_one_process_does(still, on_ranks, runs, tmp_path, layouts, chosen):
-    runs.train_all(still, tmp_path, chosen)
-    cases = [
-        (f"{name} {layout}", teacher, [*given, *layout.split()])
-        for layout in layouts
-        for name, teacher, given in chosen
-    ]
-    on_ranks(2, runs.train_all, still, tmp_path, cases)
-    for name, *_ in cases:
-        runs.assert_equal(tmp_path / name, tmp_path / name.split()[0])
+    runs.assert_layouts_equal(still, tmp_path, chosen, layouts, on_ranks)
 
 
 @pytest.mark.slow

@@ -29,12 +29,4 @@ def cases(tongues):
     ],
 )
 def test_layouts_train_as_one_process_does(world, cases, on_ranks, runs, tmp_path, layouts):
-    runs.train_all(world, tmp_path, cases)
-    divided = [
-        (f"{name} {layout}", teacher, [*given, *layout.split()])
-        for layout in layouts
-        for name, teacher, given in cases
-    ]
-    on_ranks(2, runs.train_all, world, tmp_path, divided)
-    for name, *_ in divided:
-        runs.assert_equal(tmp_path / name, tmp_path / name.split()[0])
+    runs.assert_layouts_equal(world, tmp_path, cases, layouts, on_ranks)

@@ -167,6 +167,10 @@ class Nothing(Numbers):
         (odd(train=lambda data: Split(WORDS, labels=[0, 1])), "train has 2 values in `labels` for"),
         (odd(train=lambda data: Split(WORDS[:2], labels=[0, -1])), "train has the label -1, which"),
         (odd(train=lambda data: Split(WORDS[:2], labels=[0, None])), "train has the label None"),
+        (
+            odd(train=lambda data: Split(WORDS[:2], labels=[0, 1], context=["a"])),
+            "train has 1 values in `context` for 2 texts",
+        ),
         (odd(train=lambda data: Split([3], labels=[0])), "train: `text` is text, not 3"),
         (odd(train=lambda data: Split(iter(WORDS), labels=[0])), "is a list_iterator, not a list"),
     ],

@@ -9,54 +9,13 @@ import pytest
 import torch
 
 from gkd_core.api import ConfigError, DataError
-from gkd_core.contract.step import Step
-from gkd_core.data.loader import iterate
 from gkd_core.runs import answer_cache
-from gkd_core.runs.answer_cache import BegunCache, write_cache
-from gkd_core.runs.answer_storage import Storage
 from gkd_core.teachers import answer_cache as stored
 from gkd_core.teachers import answer_form, answer_shard
 from gkd_core.teachers.answer_cache import AnswerCache
-from gkd_core.training.stage import build_stage
-from gkd_core.training.step import train_step
 
 LM = ("method=soft", "task.kind=causal-lm")
 CASES = {"hidden": (LM, "lm-decoder"), "logits": (("method=kd",), "teacher")}
-
-
-@pytest.fixture
-def few(monkeypatch):
-    """Make shards and batches so small that there are several."""
-    monkeypatch.setattr(answer_cache, "ROWS", 16)
-    monkeypatch.setattr(answer_cache, "BATCHES", 2)
-
-
-@pytest.fixture
-def write(prepare_run, tmp_path, few):
-    """Write a cache: `write("fp32", *settings)` -> folder, manifest."""
-
-    def _write(dtype, *settings, teacher, folder="answers", **form):
-        run = prepare_run(*settings, teachers=(teacher,))
-        place = tmp_path / folder
-        storage = Storage(dtype, **form)
-        begun = BegunCache.begin(run.last, place, storage, torch.device("cpu"), print)
-        write_cache(run.last, run.registry, begun, lambda text: None)
-        return place, begun.finish()
-
-    return _write
-
-
-@pytest.fixture
-def first_loss(prepare_run, tmp_path):
-    """Return the loss of the first step of a run: `first_loss(*settings, teacher=NAME)`."""
-
-    def _loss(*settings, teacher):
-        run = prepare_run(*settings, teachers=(teacher,))
-        stage = build_stage(run.last, run.registry, tmp_path / "stage", None)
-        _, batches = next(iterate(stage.train, stage.collator, stage.sampler, 0, 1))
-        return train_step(stage, batches, Step(0, 1, 0, stage.name, torch.Generator())).read()
-
-    return _loss
 
 
 def source(folder):

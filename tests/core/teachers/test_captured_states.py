@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from gkd_core.api import ConfigError, DataError
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.hooks.paths import LOGITS, Capture
-from gkd_core.runs import answer_cache
-from gkd_core.runs.answer_cache import BegunCache, write_cache
-from gkd_core.runs.answer_storage import Storage
 from gkd_core.teachers.answer_form import RowLogits, Size
 from gkd_core.teachers.answer_shard import AnswerShard
 from gkd_core.teachers.captured_states import CapturedStates
-from gkd_core.teachers.teacher import SourcedTeacher
 from gkd_core.training.stage import build_stage
-from gkd_core.training.step import train_step
 
 LM = ("task.kind=causal-lm", "task.packing=true", "task.max_length=16")
 CASES = {
@@ -25,37 +19,6 @@ CASES = {
     "of-heads": (("method=minilmv2",), "teacher", {"query[4]", "key[4]", "value[4]"}),
     "of-packed-tokens": (("method=distilbert", *LM), "lm-decoder", {"hidden[4].normed"}),
 }
-
-
-@pytest.fixture
-def write(prepare_run, tmp_path, monkeypatch):
-    """Write a cache for methods: `write("fp32", *settings, teacher=NAME)` -> folder, manifest."""
-    monkeypatch.setattr(answer_cache, "ROWS", 16)
-    monkeypatch.setattr(answer_cache, "BATCHES", 2)
-
-    def _write(dtype, *settings, teacher, form=None, say=print):
-        run = prepare_run(*settings, teachers=(teacher,))
-        storage, place = Storage(dtype, form), tmp_path / dtype
-        begun = BegunCache.begin(run.last, place, storage, torch.device("cpu"), say)
-        write_cache(run.last, run.registry, begun, lambda text: None)
-        return place, begun.finish()
-
-    return _write
-
-
-@pytest.fixture
-def first_loss(prepare_run, tmp_path):
-    """Return the loss of the first step of a run: `first_loss(*settings, teacher=NAME)`."""
-
-    def _loss(*settings, teacher):
-        run = prepare_run(*settings, teachers=(teacher,))
-        stage = build_stage(run.last, run.registry, tmp_path / "stage", None)
-        is_sourced = run.last.teachers[0].source is not None
-        assert isinstance(stage.teachers[0], SourcedTeacher) == is_sourced
-        _, batches = next(iterate(stage.train, stage.collator, stage.sampler, 0, 1))
-        return train_step(stage, batches, Step(0, 1, 0, stage.name, torch.Generator())).read()
-
-    return _loss
 
 
 def source(folder):

@@ -9,11 +9,7 @@ import torch
 from tests.serving import KEY, serving
 
 from gkd_core.api import ConfigError, DataError
-from gkd_core.contract.step import Step
-from gkd_core.data.loader import iterate
 from gkd_core.teachers import server as client
-from gkd_core.training.stage import build_stage
-from gkd_core.training.step import train_step
 
 LM = ("method=soft", "task.kind=causal-lm", "soft.temperature=1")
 
@@ -24,17 +20,6 @@ def server(world, monkeypatch):
     monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
     with serving(world / "lm-decoder", monkeypatch) as served:
         yield served
-
-
-@pytest.fixture
-def first_loss(prepare_run, tmp_path):
-    def _loss(*settings, epoch=0):
-        run = prepare_run(*settings, teachers=("lm-decoder",))
-        stage = build_stage(run.last, run.registry, tmp_path / "stage", None)
-        _, batches = next(iterate(stage.train, stage.collator, stage.sampler, epoch, 1))
-        return train_step(stage, batches, Step(0, 1, 0, stage.name, torch.Generator())).read()
-
-    return _loss
 
 
 def source(server, **options):

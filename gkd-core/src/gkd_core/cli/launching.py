@@ -11,6 +11,7 @@ import click
 
 from gkd_core.cli.errors import Stopped
 from gkd_core.cli.numeric import WholeRange
+from gkd_core.cli.options import assignment
 
 if TYPE_CHECKING:
     from gkd_core.contract.launcher import Launcher
@@ -39,7 +40,6 @@ def launch_options(default: str | None) -> Callable[[Command], Command]:
 
 def make_launcher(name: str, options: Sequence[str]) -> Launcher:
     """Return the launcher that options name."""
-    from gkd_core.cli.study import assignment
     from gkd_core.plugins import registry
 
     return registry().make_launcher(name, dict(assignment(each, "--option") for each in options))

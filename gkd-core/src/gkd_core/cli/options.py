@@ -139,6 +139,21 @@ def show_warnings(resolved: Resolved) -> None:
         click.echo(f"Warning: {warning}", err=True)
 
 
+def assignment(text: str, flag: str) -> tuple[str, Any]:
+    """Return the name and the value of an argument `NAME=VALUE` of a flag.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    from gkd_core.config.formats import toml_value
+    from gkd_core.errors import ConfigError
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{flag} {text}: expected NAME=VALUE, such as `{flag} training.lr=1e-4`")
+    return key.strip(), toml_value(value.strip())
+
+
 def _decorated(command: Command, decorators: Sequence[Decorator]) -> Command:
     for decorate in reversed(decorators):
         command = decorate(command)

@@ -11,7 +11,7 @@ import click
 
 from gkd_core.cli.json_output import json_option
 from gkd_core.cli.numeric import WholeRange
-from gkd_core.cli.options import RunOptions, study_options
+from gkd_core.cli.options import RunOptions, assignment, study_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,7 +124,6 @@ def _result(
 
 def _stage(flags: dict[str, Any], settings: tuple[str, ...]) -> tuple[dict[str, Any], StageSpec]:
     """Return the settings of all candidates, and the stage that they make."""
-    from gkd_core.cli.study import assignment
     from gkd_core.config.resolve import resolve
     from gkd_core.errors import ConfigError
     from gkd_core.plugins import registry

@@ -12,7 +12,7 @@ import click
 from gkd_core.cli.errors import RESUMABLE
 from gkd_core.cli.launching import launch_options, make_launcher, share_of, stoppable
 from gkd_core.cli.numeric import WholeRange
-from gkd_core.cli.options import RunOptions, study_options
+from gkd_core.cli.options import RunOptions, assignment, study_options
 from gkd_core.cli.study_report import report
 
 if TYPE_CHECKING:
@@ -229,18 +229,3 @@ def _with_axes(config: StudyConfig, axes: tuple[str, ...]) -> StudyConfig:
     for axis, value in (assignment(text, "--axis") for text in axes):
         tree.setdefault("axes", {})[axis] = value if isinstance(value, list) else [value]
     return parse_study(tree, "--axis")
-
-
-def assignment(text: str, flag: str) -> tuple[str, Any]:
-    """Return the name and the value of an argument `NAME=VALUE` of a flag.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    from gkd_core.config.formats import toml_value
-    from gkd_core.errors import ConfigError
-
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"{flag} {text}: expected NAME=VALUE, such as `{flag} training.lr=1e-4`")
-    return key.strip(), toml_value(value.strip())

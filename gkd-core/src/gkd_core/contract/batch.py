@@ -229,8 +229,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        names = ("labels", "rows", "words", "byte_offsets", "loss_mask", "sources", "log_drawn")
-        tensors = {name: getattr(self, name) for name in (*names, "data_sources")}
+        names = (
+            *("labels", "rows", "words", "byte_offsets", "loss_mask"),
+            *("sources", "log_drawn", "data_sources"),
+        )
+        tensors = {name: getattr(self, name) for name in names}
         own = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
         declared = {kind: items.to(device) for kind, items in self._declared.items()}
         # Teachers that share a tokenizer share a view, which is moved once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -79,6 +79,13 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.text)
+
+
+COLUMNS = tuple(column.name for column in fields(Split) if column.type != "bool")
+"""The fields of a split that have a value for each row."""
+
+SPLITS = ("train", "validation", "test")
+"""The splits of a task, and the settings that name their files."""
 
 
 @dataclass(frozen=True)

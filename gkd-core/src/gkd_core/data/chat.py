@@ -103,7 +103,7 @@ class ChatTemplate:
             )
             raise DataError(
                 f"the chat template writes turn {turn + 1} differently with and without {changed}, "
-                f"so the assistant's words cannot be told apart. Mark them in the "
+                "so the assistant's words cannot be told apart. Mark them in the "
                 "template with {% generation %} and {% endgeneration %}, or give rows of one "
                 "question and one answer"
             )

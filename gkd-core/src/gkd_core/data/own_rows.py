@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from gkd_core.config.schema import TaskConfig
+from gkd_core.contract.task import SPLITS
 from gkd_core.errors import ConfigError
-
-SPLITS = ("train", "validation", "test")
 
 
 def reject_files(config: TaskConfig, task: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_core import digest
-from gkd_core.contract.task import Split, TaskData
+from gkd_core.contract.task import COLUMNS, SPLITS, Split, TaskData
 from gkd_core.data.array_spool import ROOM
 from gkd_core.data.assemble import hash_rows
 from gkd_core.data.cache import cache_entry, read_entry, write_entry
@@ -20,10 +20,8 @@ from gkd_core.data.stored_folder import made_once
 LARGE = 2**22
 """Bytes of the files of a task whose rows are kept; smaller ones are read as quickly again."""
 
-SPLITS = ("train", "validation", "test")
-COLUMNS = tuple(field.name for field in fields(Split) if field.type != "bool")
-FLAGS = tuple(field.name for field in fields(Split) if field.type == "bool")
-"""Fields of a split with a value for each row, and the others."""
+FLAGS = tuple(field.name for field in fields(Split) if field.name not in COLUMNS)
+"""The fields of a split that have one value for all rows."""
 
 
 def stored_rows(

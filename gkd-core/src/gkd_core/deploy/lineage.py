@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gkd_core import __version__, digest
 from gkd_core.config.expression import parse_expression
 from gkd_core.contract.run_info import STAGES
+from gkd_core.contract.task import SPLITS
 from gkd_core.deploy.onnx_graph import GRAPH, opset_of, package_versions
 from gkd_core.errors import ConfigError, GkdError
 from gkd_core.named_path import without_folders
@@ -111,7 +112,7 @@ def _export(directory: Path, options: ExportOptions) -> dict[str, Any]:
 def _task(stage: ResolvedStage, kind: str) -> dict[str, Any]:
     task = stage.config.task
     named = {"name": task.name, "kind": kind}
-    rows = {name: getattr(task, name) for name in ("train", "validation", "test")}
+    rows = {name: getattr(task, name) for name in SPLITS}
     return named | {name: None if value is None else str(value) for name, value in rows.items()}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from gkd_core.atomic import draft
+from gkd_core.contract.task import SPLITS
 from gkd_core.errors import ConfigError
 from gkd_core.models.save import save_model
 
@@ -22,8 +23,6 @@ GivenModel: TypeAlias = Union[
 
 GivenData: TypeAlias = Union[str, "os.PathLike[str]", "Dataset", "Mapping[str, Dataset]"]
 """A file, a directory or hub id, or loaded rows: those to train on, or each split by its name."""
-
-SPLITS = ("train", "validation", "test")
 
 
 def place_of_model(given: GivenModel, folder: Path, argument: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
-from gkd_core.contract.task import Split, TaskData
+from gkd_core.contract.task import COLUMNS, SPLITS, Split, TaskData
 from gkd_core.errors import suggest
 from gkd_core.plugins.answers import one_of, refused
 
@@ -14,10 +14,7 @@ if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import TaskKind
 
 TEXTS = ("text", "pair", "group", "target")
-COLUMNS = (*TEXTS, "labels", "spans", "tools", "source")
-"""The fields that a split has for each row."""
-
-SPLITS = ("train", "validation", "test")
+"""Columns whose values are texts."""
 
 
 def check_loaded(task: Task, data: Any) -> TaskData:

@@ -16,6 +16,7 @@ from gkd_core.config.resolve import Resolved, ResolvedStage, resolve
 from gkd_core.config.schema import RunConfig, task_name
 from gkd_core.config.settings import Level, Origin
 from gkd_core.contract.model_info import Models
+from gkd_core.contract.task import SPLITS
 from gkd_core.errors import GkdError
 from gkd_core.models.content import ModelContents
 from gkd_core.named_path import named_path
@@ -52,7 +53,6 @@ TIMED = 3
 """Steps that are timed, after a first one that is slower."""
 
 MODELS = ("model", "augment_model")
-FILES = ("train", "validation", "test")
 """Settings that name a place; its content names the cell."""
 
 
@@ -244,7 +244,7 @@ class CellMaker:
             return {name: self._content(inner, name) for name, inner in tree.items()}
         if isinstance(tree, (list, tuple)):
             return [self._content(inner, key) for inner in tree]
-        if isinstance(tree, str) and key in (*MODELS, *FILES):
+        if isinstance(tree, str) and key in (*MODELS, *SPLITS):
             path = named_path(tree)
             if path.exists():
                 return self._contents.digest(path) if key in MODELS else _rows(path)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from gkd_core.config.schema import RunConfig, TaskConfig
-from gkd_core.contract.task import Task, TaskData
+from gkd_core.contract.task import COLUMNS, SPLITS, Task, TaskData
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer
 from gkd_core.plugins import registry
-from gkd_core.runs.task_checks import COLUMNS, SPLITS, problems
+from gkd_core.runs.task_checks import problems
 from gkd_core.testing.ranks import on_ranks
 
 
