@@ -11,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -42,12 +43,14 @@ from gkd_core.evaluation.samples import Sampling, sample_means, write_samples
 from gkd_core.evaluation.statistics import RESAMPLES, SampleEstimate, Statistic
 from gkd_core.evaluation.top_tokens import TopTokens, TopTokenWatch
 from gkd_core.hooks.extraction import Extractor
+from gkd_core.hooks.paths import LOGITS
 from gkd_core.models.load import load_teacher
 from gkd_core.models.save import count_parameters
 from gkd_core.models.sites import find_sites
 from gkd_core.parallel.placement import place_teacher
 from gkd_core.runs.fingerprint import vocabulary
 from gkd_core.strict_json import json_text
+from gkd_core.teachers.kept import ask_once, shared_file
 from gkd_core.training.agreement import answered
 from gkd_core.training.row_measure import row_measure
 from gkd_core.training.stage import prepare_model, shard_reader
@@ -88,6 +91,7 @@ class ComparedModel:
         placement: Where its weights are kept between uses.
         called: Its short name, of the file of its predictions. Default: the last part of `model`.
         vocabulary: The tokens of a student, if the model reads rows in their ids.
+        is_shared: Whether other runs find what it predicts, and it what they have.
     """
 
     name: str
@@ -98,6 +102,7 @@ class ComparedModel:
     placement: Placement = "replicated"
     called: str = ""
     vocabulary: ReducedVocabulary | None = None
+    is_shared: bool = False
 
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerFast:
@@ -526,7 +531,7 @@ class _Exam:
         """Return the evaluation of a model, with what can only be known of it and the judge now."""
         kind = self._spec.kind
         encoded, collator = self.readings[compared.tokenizer]
-        predict = _predict(model, kind, self._adapters)
+        predict = self._shared(compared, model) or _predict(model, kind, self._adapters)
         apart = self._divergence_watch(compared, predict)
         top = None
         if kind.is_lm and TEXTS in encoded.extra:
@@ -552,6 +557,23 @@ class _Exam:
         encoded, collator = self.readings[compared.tokenizer]
         first = range(min(most, len(encoded)))
         return [collator.collate(encoded, [row], epoch=0).to(self._device) for row in first]
+
+    def _shared(self, compared: ComparedModel, model: PreTrainedModel) -> Predict | None:
+        """Return what gives the logits that runs share; None if each is to compute its own."""
+        kind = self._spec.kind
+        if not compared.is_shared or processes(1) > 1 or kind.is_lm or kind.masks:
+            return None
+        try:
+            reader = Extractor(model.eval(), find_sites(model, self._adapters))
+        except MethodError:
+            return None
+        encoded, collator = self.readings[compared.tokenizer]
+        file = shared_file(model, encoded, self._spec.data, "fp32", self._device)
+        with torch.no_grad():
+            answers = ask_once(
+                reader, reader, encoded, collator, self._device, kind.predicted, file
+            )
+        return None if answers is None else lambda batch: answers.of(batch)[LOGITS]
 
     def _divergence_watch(
         self, compared: ComparedModel, predict: Predict

@@ -147,6 +147,7 @@ def compared_models(run: Run) -> Iterator[ComparedModel]:
             teacher.placement,
             teacher.called,
             teacher.vocabulary,
+            teacher.is_shared,
         )
     students = {STUDENT: (f"student, {run.methods}", str(run.student))}
     for spec in run.specs:

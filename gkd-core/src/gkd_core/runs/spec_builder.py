@@ -271,6 +271,7 @@ class SpecBuilder:
                 tensor=teacher.tensor or config.parallel.tensor,
                 placement=teacher.placement,
                 source=self._answer_source(teacher, source.info),
+                is_shared=teacher.keep in ("share", "disk"),
             )
             for source, teacher in zip(found, config.teachers, strict=False)
         ]

@@ -1,16 +1,18 @@
-"""Answers of a live teacher that are computed once: its logits of every training row."""
+"""Answers of a live teacher that are computed once: its logits of every row of a split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gkd_core import digest
 from gkd_core.contract.model_info import Predicted
 from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.data.loader import evaluation_batches
@@ -18,12 +20,14 @@ from gkd_core.distributed.data_parallel import collect
 from gkd_core.distributed.teacher_batches import gather_teacher_batches
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import LOGITS
-from gkd_core.teachers.answer_file import shared
+from gkd_core.models.content import weights_hash
+from gkd_core.teachers.answer_file import answer_file, shared
 from gkd_core.teachers.teacher import batches_for
 from gkd_core.teachers.values import RowValues, TokenValues, Values
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
+    from gkd_core.contract.task import TaskData
     from gkd_core.data.collate import Collator
     from gkd_core.data.encode import Encoded
     from gkd_core.hooks.extraction import Extractor
@@ -35,7 +39,7 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class KeptAnswers:
-    """The logits of a teacher for every training row, or what its head makes them of.
+    """The logits of a teacher for every row of a split, or what its head makes them of.
 
     Attributes:
         values: The logits or, if `factored`, the inputs of the head.
@@ -53,7 +57,7 @@ class KeptAnswers:
         return self.values.values.nbytes
 
     def of(self, batch: Batch) -> Features:
-        """Return the logits for a batch of training rows, as the teacher reads it."""
+        """Return the logits for a batch of the rows, as the teacher reads it."""
         found, features = self.values.at(batch), Features()
         if self.factored:
             assert self.head is not None, "the head makes the logits"
@@ -76,6 +80,33 @@ class _Answered:
     rows: Sequence[int]
     values: Tensor
     lengths: Sequence[int] | None
+
+
+def shared_file(
+    teacher: nn.Module, encoded: Encoded, data: TaskData, precision: str, device: torch.device
+) -> Path:
+    """Return the file in which all runs find what a teacher answers about the same rows.
+
+    Its name is a hash of all that the answers depend on.
+
+    Args:
+        teacher: The teacher.
+        encoded: The rows as the teacher reads them.
+        data: The task that they are from.
+        precision: The precision in which the teacher computes.
+        device: The device on which it does.
+    """
+    return answer_file(
+        digest.of_value(
+            [
+                weights_hash(teacher),
+                encoded.tokens_hash,
+                [data.rows_hash, data.kind, list(data.classes), len(encoded), ROWS],
+                [precision, device.type],
+                [torch.__version__, version("transformers")],
+            ]
+        )
+    )
 
 
 def ask_once(

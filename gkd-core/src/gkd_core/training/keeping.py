@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from gkd_core import digest
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, MAIN
-from gkd_core.models.content import weights_hash
 from gkd_core.optim.engine import autocast
-from gkd_core.teachers.answer_file import answer_file
-from gkd_core.teachers.kept import ROWS, KeptAnswers, ask_once
+from gkd_core.teachers.kept import KeptAnswers, ask_once, shared_file
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import TeacherConfig
@@ -148,24 +144,11 @@ def _fits(stage: Stage, number: int) -> bool:
 
 
 def _file(stage: Stage, number: int, encoded: Encoded) -> Path | None:
-    """Return where other runs find the answers about rows too; None if they are not to.
-
-    Its name is a hash of all that the answers depend on.
-    """
+    """Return where other runs find the answers about rows too; None if they are not to."""
     if not _is_shared(stage.spec, number):
         return None
-    data = stage.spec.data
-    return answer_file(
-        digest.of_value(
-            [
-                weights_hash(stage.live(number).model),
-                encoded.tokens_hash,
-                [data.rows_hash, data.kind, list(data.classes), len(encoded), ROWS],
-                [stage.config.training.precision, stage.engine.device.type],
-                [torch.__version__, version("transformers")],
-            ]
-        )
-    )
+    model, precision = stage.live(number).model, stage.config.training.precision
+    return shared_file(model, encoded, stage.spec.data, precision, stage.engine.device)
 
 
 def _reading(stage: Stage, name: str) -> tuple[Encoded, Collator]:

@@ -75,6 +75,7 @@ class TeacherSpec:
             other special tokens. With a `vocabulary`, the student's.
         vocabulary: The student's tokens, if it has only a part of the teacher's; the teacher then
             reads rows, and is configured, in their ids.
+        is_shared: Whether other runs find what it answers (`teacher.keep`).
     """
 
     info: ModelInfo
@@ -90,6 +91,7 @@ class TeacherSpec:
     source: AnswerSource | None = None
     own_tokenizer: PreTrainedTokenizerFast | None = None
     vocabulary: ReducedVocabulary | None = None
+    is_shared: bool = False
 
     @property
     def called(self) -> str:
