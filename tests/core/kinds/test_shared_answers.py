@@ -14,8 +14,8 @@ KINDS = ("token-classification", "multi-label", "multiple-choice", "span-extract
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """The number of batches of more than one row that teachers were asked about."""
+def queried(monkeypatch):
+    """The number of batches of more than one row that teachers answered."""
     stock, seen = kept._answer, []
 
     def answer(teacher, student, batch, device):
@@ -59,12 +59,12 @@ def compared(task, invoke, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", first_of(KINDS))
-def test_runs_that_share_a_teacher_ask_it_once_and_find_the_same(kind, compared, asked):
+def test_runs_that_share_a_teacher_ask_it_once_and_find_the_same(kind, compared, queried):
     alone = compared(kind, "none", "alone")
-    assert asked() == 0
+    assert queried() == 0
     first = compared(kind, "share", "first")
-    count = asked()
+    count = queried()
     assert count > 0
     second = compared(kind, "share", "second")
-    assert asked() == count
+    assert queried() == count
     assert first == second == alone
