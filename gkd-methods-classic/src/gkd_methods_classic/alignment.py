@@ -100,14 +100,14 @@ def pair_spans(batch: Batch, view: Batch) -> SpanPairs:
 
 
 def text_tokens(batch: Batch) -> Tensor:
-    """Return which tokens that count stand for text, bool `[B, S]`."""
+    """Return the mask of the tokens that count and stand for text, bool `[B, S]`."""
     assert batch.byte_offsets is not None, "the method aligns tokens"
     start, end = batch.byte_offsets.unbind(-1)
     return batch.tokens.mask & (start >= 0) & (start < end)
 
 
 def predicts(batch: Batch, tokens: Tensor) -> Tensor:
-    """Return which positions predict one of the tokens, bool `[B, S]`."""
+    """Return the mask of the positions that predict one of the tokens, bool `[B, S]`."""
     return batch.targets.mask & tokens.roll(-1, dims=1)
 
 

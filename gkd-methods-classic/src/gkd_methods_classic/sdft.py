@@ -75,7 +75,7 @@ class SDFT(Method):
 
 
 def _places(batch: Batch, view: Batch) -> Tensor:
-    """Return where the teacher predicts what the student predicts at each position, `[B, S]`.
+    """Return the position at which the teacher predicts what the student does at each, `[B, S]`.
 
     Each row has as many targets for one as for the other; other positions are 0.
     """

@@ -559,7 +559,7 @@ class _Exam:
         return [collator.collate(encoded, [row], epoch=0).to(self._device) for row in first]
 
     def _shared(self, compared: ComparedModel, model: PreTrainedModel) -> Predict | None:
-        """Return what gives the logits that runs share; None if each is to compute its own."""
+        """Return a function of the logits that runs share; None if each run computes its own."""
         kind = self._spec.kind
         if not compared.is_shared or processes(1) > 1 or kind.is_lm or kind.masks:
             return None

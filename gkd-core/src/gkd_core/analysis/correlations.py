@@ -56,7 +56,7 @@ def final_distances(run: FinishedRun) -> Mapping[ProbeKey, float]:
 
 
 def correlations_over_runs(runs: Sequence[FinishedRun]) -> list[ProbeCorrelation]:
-    """Return how the final distance of each probe correlates with the quality of the student.
+    """Return the correlation of each probe's final distance with the quality of the student.
 
     A run is one point. Probes with the strongest correlation come first.
 
@@ -94,7 +94,7 @@ def _check_comparable(runs: Sequence[FinishedRun]) -> None:
 
 
 def correlations_within(run: FinishedRun) -> list[ProbeCorrelation]:
-    """Return how changes of each distance correlate with changes of quality within a run.
+    """Return the correlation of changes of each distance with those of quality within a run.
 
     Over a run everything falls or rises together, so that the values themselves would correlate
     whatever they are. A point is what changed from one evaluation on the validation rows to the

@@ -95,7 +95,7 @@ def layer_similarity(run: FinishedRun, registry: Registry) -> LayerSimilarity:
 
 
 def no_similarity(spec: StageSpec) -> str:
-    """Return why the layers of student and teacher cannot be compared; empty if they can be."""
+    """Return the reason that layers cannot be compared with the teacher's; empty if they can be."""
     teacher = spec.teachers[0] if spec.teachers else None
     if teacher is None or teacher.source is not None:
         return "the run has no teacher whose model could be read"

@@ -71,5 +71,5 @@ def _resource(name: str) -> str:
 
 
 def _hash(script: str) -> str:
-    """Return what the content security policy knows a script by."""
+    """Return the hash of a script in the content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"

@@ -42,7 +42,7 @@ class RunSummary:
 
 
 def needs_all_ranks(run: Run) -> bool:
-    """Tell whether several processes share a model of a finished run."""
+    """Return whether several processes share a model of a finished run."""
     return not all(model.is_whole for model in compared_models(run))
 
 

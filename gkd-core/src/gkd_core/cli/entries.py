@@ -40,7 +40,7 @@ def entries(
 
 
 def reason(thing: Any, error: Exception) -> str:
-    """Return why something that is registered cannot be described, with its plugin."""
+    """Return the reason that something registered cannot be described, with its plugin."""
     from gkd_core.plugins import registry
 
     found = registry()

@@ -265,7 +265,7 @@ def _check_samples(samples: int | None, kind: TaskKind) -> None:
 
 
 def _sampling(rows: int, check: str | None) -> Sampling:
-    """Return how many samples are written, and what checks them (`task.check`)."""
+    """Return the number of samples that are written, and the check of them (`task.check`)."""
     from gkd_core.evaluation.answer_check import answer_check
     from gkd_core.evaluation.samples import Sampling
 

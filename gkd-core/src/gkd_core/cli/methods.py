@@ -162,7 +162,7 @@ def _facts(method: type[Method]) -> RenderableType:
 
 
 def _told(method: type[Method], tell: Callable[[], Iterable[str]]) -> str:
-    """Return what a method declares, one line each, or the reason that it cannot be read."""
+    """Return the declarations of a method, one line each, or the reason that it cannot be read."""
     try:
         return "\n".join(tell())
     except Exception as error:

@@ -142,7 +142,7 @@ class Bar:
 
 
 def counted(folder: StudyFolder) -> str:
-    """Return how many cells of a study are in which state, as in `3 finished, 2 waiting`."""
+    """Return the number of a study's cells in each state, as in `3 finished, 2 waiting`."""
     states = Counter(folder.state(cell) for cell in folder.cells)
     found = ", ".join(f"{states[state]} {state}" for state in CellState if states[state])
     return f"{len(folder.cells)} cells: {found}"

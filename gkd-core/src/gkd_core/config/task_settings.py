@@ -66,7 +66,7 @@ class TaskSettings:
         return merge([*below, *settings], problems)
 
     def adjust(self, values: Values, stage: str | None) -> list[Setting]:
-        """Return what the task changes in a stage of the recipe; nothing if there is neither."""
+        """Return the task's changes of a stage; none if there is no task or no recipe."""
         if self.adjustments is None or self.recipe is None or stage is None:
             return []
         name, _, _ = _task_of(values.values())

@@ -141,7 +141,7 @@ class Batch:
         return self.mask & ~self.tokens.mask
 
     def written_by(self, source: RowSource) -> Tensor:
-        """Return which rows have text from the given source, bool `[B]`."""
+        """Return the mask of the rows with text from the given source, bool `[B]`."""
         if self.sources is None:
             return torch.full_like(self.rows, source == "data", dtype=torch.bool)
         return self.sources == ROW_SOURCES.index(source)

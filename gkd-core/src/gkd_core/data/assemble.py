@@ -114,7 +114,7 @@ def _with_context(
 
 
 def _of_rows(split: Split, table: Table, column: str, setting: str) -> list[str]:
-    """Return what a column has for each row that is read."""
+    """Return the values of a column, one for each row that is read."""
     values = column_of_names(table, column, f"task.{setting}")
     if len(values) != len(split):
         raise DataError(

@@ -94,7 +94,7 @@ class ChatTemplate:
     def _answer(
         self, text: str, messages: Sequence[Message], turn: int, tools: Sequence[Any] | None
     ) -> tuple[int, int]:
-        """Return where the text of a turn is: between its prompt and the end of the turn."""
+        """Return the place of a turn's text: between its prompt and the end of the turn."""
         before = self._write(messages[:turn], tools, prompts=True)
         after = self._write(messages[: turn + 1], tools)
         if not after.startswith(before) or not text.startswith(after):

@@ -112,7 +112,7 @@ class Collator:
         )
 
     def _loss_mask(self, encoded: Encoded, rows: Sequence[int], width: int) -> torch.Tensor | None:
-        """Return which tokens are learned, bool `[B, S]`; None if all are."""
+        """Return the mask of the tokens that are learned, bool `[B, S]`; None if all are."""
         if encoded.learned is None:
             return None
         counts = [encoded.learned[encoded.part(row)] for row in rows]

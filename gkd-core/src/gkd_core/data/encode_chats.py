@@ -175,7 +175,7 @@ def _said(split: Split, row: int) -> list[str]:
 
 
 def _row(chat: Conversation, encoding: Encoding, said: Sequence[str], end: str) -> _ChatRow:
-    """Return which tokens of a conversation lie in its answers."""
+    """Return the mask of the tokens in the answers of a conversation."""
     places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
     starts, ends = places[:, 0], places[:, 1]
     learned = np.zeros(len(places), bool)

@@ -49,7 +49,7 @@ def pack(encoded: Encoded, size: int, whole: bool) -> Encoded:
 
 
 def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return which rows each block has: longest first, each where it leaves the least room.
+    """Return the rows of each block: longest first, each where it leaves the least room.
 
     Args:
         lengths: Tokens of each row, at most `size`.

@@ -414,7 +414,7 @@ def _add_record(
 
 
 def _half(record: Mapping[str, Any]) -> str:
-    """Return where a row has half of a character; empty if nowhere."""
+    """Return the place of half a character in a row; empty if there is none."""
     for name, value in record.items():
         for text in _strings(value):
             if half := SURROGATE.search(text):

@@ -115,7 +115,7 @@ def with_views(batch: Batch, readings: Iterable[Reading], together: Sequence[int
 
 
 def _overlap(view: Batch, batch: Batch) -> Tensor:
-    """Return which tokens of a view share a byte with a token that the batch predicts, `[B, S]`."""
+    """Return the mask of a view's tokens that share a byte with a predicted token, `[B, S]`."""
     assert batch.labels is not None, "the kind makes labels of hidden tokens"
     assert batch.byte_offsets is not None, "encoded with them where tokenizers differ"
     assert view.byte_offsets is not None, "encoded with them"

@@ -16,7 +16,7 @@ MOST = 100_000
 
 
 def repeated_rows(train: Split, test: Split) -> str | None:
-    """Return how many test rows are among the training rows, in a sentence; None if none is.
+    """Return a sentence on the test rows that are training rows too; None if there are none.
 
     Args:
         train: The training rows.

@@ -58,7 +58,7 @@ def _continuation(tokenizer: Any) -> str | None:
 
 
 def _starts(tokens: list[str], continuation: str | None) -> NDArray[np.bool_]:
-    """Return which tokens of a vocabulary begin a word, `[V]`."""
+    """Return the mask of the tokens of a vocabulary that begin a word, `[V]`."""
     if continuation:
         return np.array([not token.startswith(continuation) for token in tokens])
     marked = np.array([token.startswith(SPACES) for token in tokens])

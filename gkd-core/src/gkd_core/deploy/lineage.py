@@ -129,7 +129,7 @@ def _stage(stage: ResolvedStage, registry: Registry) -> dict[str, Any]:
 
 
 def _paper(method: str, registry: Registry) -> str:
-    """Return where a method was published; an empty text if its plugin is no longer installed."""
+    """Return the publication of a method; an empty text if its plugin is no longer installed."""
     try:
         return registry.method(method).paper
     except GkdError:

@@ -156,7 +156,7 @@ class _Apart:
         return TOLERANCE * max(1.0, self.largest)
 
     def _differing_tokens(self, student: Tensor, exported: Tensor, batch: Batch) -> int:
-        """Return how many likeliest tokens differ, where the student does not take both alike."""
+        """Return the number of likeliest tokens that differ, without ties of the student."""
         at = batch.targets.mask
         mine, theirs = student[at], exported[at].argmax(-1)
         ahead = mine.max(-1).values - mine.gather(-1, theirs.unsqueeze(-1)).squeeze(-1)
@@ -253,7 +253,7 @@ def _inexact(found: Verification, tolerance: float) -> tuple[str, ...]:
 
 
 def _worse(found: Verification, metric: Metric) -> tuple[str, ...]:
-    """Return why the metric may have fallen by more than a point."""
+    """Return the reason that the metric may have fallen by more than a point."""
     if found.change is None or found.change.interval is None:
         loss = (found.before - found.after) * (1 if metric.higher_is_better else -1)
         where = "its value"
@@ -284,7 +284,7 @@ def _weak(found: Verification) -> str:
 def differing_continuations(
     student: PreTrainedModel, exported: OnnxDecoder, rows: VerifiedRows, longest: int
 ) -> int:
-    """Return how many of a few texts a student and its exported graph continue differently.
+    """Return the number of texts that a student and its exported graph continue differently.
 
     Both write the likeliest tokens, `WRITTEN` of them if the model reads as many.
 

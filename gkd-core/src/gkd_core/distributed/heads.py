@@ -50,7 +50,7 @@ class DividedHeads:
 
 
 def heads_of(model: nn.Module) -> DividedHeads | None:
-    """Return how a model's heads are divided, or None if this rank holds all of them."""
+    """Return the division of a model's heads; None if this rank holds all of them."""
     sharding = sharding_of(model)
     if sharding is None:
         return None

@@ -253,7 +253,7 @@ class Division:
 
 
 def sharding_of(model: nn.Module) -> Sharding | None:
-    """Return how a model is divided, or None if it is whole."""
+    """Return the division of a model; None if it is whole."""
     return getattr(model, "sharding", None)
 
 

@@ -15,7 +15,7 @@ POSITIONS_FIRST = ("xlnet",)
 
 
 def obstacle_at(place: Capture, sites: Sites) -> str | None:
-    """Return why a tensor cannot be captured or changed, or None if it can be."""
+    """Return the obstacle to capturing or changing a tensor; None if there is none."""
     model = type(sites.model).__name__
     if sites.model.config.model_type in POSITIONS_FIRST and place not in (POOLED, LOGITS):
         return f"the states inside {model} are not read: they have positions before rows"

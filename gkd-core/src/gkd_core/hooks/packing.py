@@ -30,7 +30,7 @@ def without_mask(inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
 
 
 def packing_obstacle(model: PreTrainedModel) -> str:
-    """Return why a model cannot keep the documents of a row apart; empty if it can."""
+    """Return the reason that a model cannot keep the documents of a row apart; empty if it can."""
     forward: Any = inspect.unwrap(type(model.base_model).forward)
     if POSITIONS not in inspect.signature(forward).parameters:
         return "it takes no position_ids"

@@ -152,7 +152,7 @@ class MultipleChoice(TaskKind):
         return with_choices(encoded, list(map(len, choices)), len(classes))
 
     def mark(self, rows: Uncollated) -> Mapping[str, Tensor]:
-        """Return which choices each row has, bool `[B, C]`, unless all have all."""
+        """Return the mask of each row's choices, bool `[B, C]`; none if all rows have all."""
         encoded = rows.encoded
         if encoded.counts is None:
             return {}

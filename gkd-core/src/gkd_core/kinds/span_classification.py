@@ -135,7 +135,7 @@ class SpanClassification(ClassKind):
         return replace(encoded, extra={"spans": spans})
 
     def mark(self, rows: Uncollated) -> Mapping[str, Tensor]:
-        """Return where the tokens of each span are: 1 there, int64 `[B, N, S]`."""
+        """Return the mask of the tokens of each span, int64 `[B, N, S]`."""
         spans = rows.encoded.extra["spans"]
         marks = [
             [_mark(len(ids), *span) for span in spans[row]]

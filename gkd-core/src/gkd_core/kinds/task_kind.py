@@ -195,7 +195,7 @@ class TaskKind:
     # The data
 
     def fit(self, table: Table, config: TaskConfig) -> Fit:
-        """Return how well a training table without a configured kind fits this one."""
+        """Return the fit of a training table without a configured kind to this one."""
         return Fit.NO
 
     def read(self, tables: Mapping[str, Table], config: TaskConfig) -> ReadRows:

@@ -14,7 +14,7 @@ ROWS = 1024
 
 
 def nearest_columns(logits: Logits, width: int) -> Tensor:
-    """Return which column stands for each column that a student lacks, int64 `[V - width]`.
+    """Return the column that stands for each column that a student lacks, int64 `[V - width]`.
 
     It is the one of the first `width` whose output embedding has the greatest dot product with that
     of the other.

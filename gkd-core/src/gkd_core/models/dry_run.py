@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 def hidden_obstacle(sites: Sites) -> str | None:
-    """Return why the states after a block cannot be read, or None if they can be.
+    """Return the obstacle to reading the states after a block; None if there is none.
 
     Args:
         sites: The sites of a model on the meta device.
@@ -44,7 +44,7 @@ def hidden_obstacle(sites: Sites) -> str | None:
 
 
 def pooled_obstacle(sites: Sites) -> str | None:
-    """Return why the vector that a head classifies cannot be read, or None if it can be.
+    """Return the obstacle to reading the vector that a head classifies; None if there is none.
 
     Args:
         sites: The sites of a model on the meta device.

@@ -63,7 +63,7 @@ def load_config(model: str, trust_remote_code: bool, origin: str) -> PretrainedC
 
 
 def _unsupported(config: PretrainedConfig) -> str | None:
-    """Return what is wrong with an architecture; None if its configuration has all that is needed.
+    """Return the fault of an architecture; None if its configuration has all that is needed.
 
     What an adapter describes is supported.
     """

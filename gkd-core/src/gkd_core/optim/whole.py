@@ -209,7 +209,7 @@ def choose_keepers(
     division: Division,
     copies: Copies,
 ) -> dict[nn.Parameter, int]:
-    """Return which rank of a tensor group keeps the state of each divided weight.
+    """Return the rank of a tensor group that keeps the state of each divided weight.
 
     Large states go first, each to the rank that has least so far. The first rank ends with most, so
     that `gkd plan`, which simulates it, counts the largest share.

@@ -63,7 +63,7 @@ class LayoutChoice:
         return found
 
     def takes_like(self, other: LayoutChoice) -> bool:
-        """Tell whether this choice needs all memory that another needs besides weights and states.
+        """Return whether this choice needs all that another needs besides weights and states.
 
         That is: the same activations, the same ZeRO buffers or more, the same weights in transit.
         """

@@ -122,7 +122,7 @@ class Gathering:
 
 
 def _is_backward() -> bool:
-    """Tell whether a backward pass is running, including its recomputation of blocks."""
+    """Return whether a backward pass is running, including its recomputation of blocks."""
     found: int = torch._C._current_graph_task_id()
     return found != -1
 

@@ -185,7 +185,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _leaves_host(self, func: Any, args: Any) -> bool:
-        """Tell whether an operation copies a tensor from host memory."""
+        """Return whether an operation copies a tensor from host memory."""
         if not self._begun or func._overloadpacket not in COPIES:
             return False
         source = self._booked.get(id(args[0].untyped_storage()))

@@ -38,7 +38,7 @@ class Limit:
     host: int | None = None
 
     def holds(self, need: Need) -> bool:
-        """Tell whether a need fits."""
+        """Return whether a need fits."""
         return need.device <= self.device and (self.host is None or need.host <= self.host)
 
 

@@ -224,5 +224,5 @@ def _walk(folder: str | Path) -> Iterator[str]:
 
 
 def _is_code_name(name: str) -> bool:
-    """Tell whether a file or folder is neither metadata nor hidden nor compiled by Python."""
+    """Return whether a file or folder is neither metadata nor hidden nor compiled by Python."""
     return not name.endswith((".pyc", *METADATA)) and name != "__pycache__" and name[0] != "."

@@ -58,7 +58,7 @@ class Skipped:
 
 
 def provenance(entry: EntryPoint) -> Plugin:
-    """Return where the plugin of an entry point comes from, as far as it can be read."""
+    """Return the origin of the plugin of an entry point, as far as it can be read."""
     try:
         assert entry.dist is not None
         metadata = entry.dist.metadata

@@ -315,7 +315,7 @@ class Registry:
         self._loaded.skip(self.owner(thing), reason, part)
 
     def why_missing(self, part: str) -> str:
-        """Return why something that a plugin registers is left out; empty if nothing says so."""
+        """Return the reason to leave out a plugin's object; empty if there is none."""
         return "; ".join(str(skipped) for skipped in self.skipped if skipped.part == part)
 
     def hooks_of(self, name: str) -> list[str]:

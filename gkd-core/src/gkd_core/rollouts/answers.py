@@ -73,7 +73,7 @@ class FilteredAnswers:
 
 
 def _flaw(answer: WrittenAnswer, config: WritingConfig, pattern: TimedPattern | None) -> str | None:
-    """Return why an answer is left out, whatever the others are; None if it is not."""
+    """Return the reason to leave out an answer, whatever the others are; None if there is none."""
     if config.ended and not answer.ended:
         return "cut"
     if not answer.text.strip():

@@ -84,7 +84,7 @@ class Storage:
 
 
 def estimate(form: AnswerForm, info: ModelInfo, encoded: Encoded) -> str:
-    """Return how large the answers about rows become, in words.
+    """Return the size of the answers about rows, in words.
 
     Args:
         form: The form of the answers.
@@ -125,7 +125,7 @@ def _of_logits(kind: TaskKind) -> FormName:
 
 
 def _read_of_teacher(spec: StageSpec) -> frozenset[Capture]:
-    """Return what methods read of the first teacher in the course of a stage.
+    """Return the features that methods read of the first teacher in the course of a stage.
 
     Raises:
         ConfigError: They read it in a pass of their own, or change its forward pass.

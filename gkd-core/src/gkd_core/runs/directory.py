@@ -186,7 +186,7 @@ def _put_back(aside: Path, directory: Path) -> None:
 
 
 def has_trained(directory: Path) -> bool:
-    """Tell whether a run has a finished stage, a best student, a checkpoint or a saved step.
+    """Return whether a run has a finished stage, a best student, a checkpoint or a saved step.
 
     Or answers that a teacher has written.
     """

@@ -154,7 +154,7 @@ class Resumption:
         ]
 
     def _inputs(self, specs: Sequence[StageSpec], reader: InputReader) -> list[Difference]:
-        """Return what else differs; nothing if no stage is left to be trained with it."""
+        """Return the other differences; none if no stage is left to be trained with them."""
         if all(s.name in self._begun and not self._begun[s.name].checkpoint for s in specs):
             return []
         locations = Locations(self.directory, specs)

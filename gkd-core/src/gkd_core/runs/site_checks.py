@@ -76,7 +76,7 @@ class _Model:
     obstacles: Mapping[tuple[str, int | None], str]
 
     def obstacle(self, place: Capture) -> str | None:
-        """Return why a tensor cannot be captured or changed, or None if it can be."""
+        """Return the obstacle to capturing or changing a tensor; None if there is none."""
         known = self.obstacles.get((place.site, place.layer))
         if known is not None:
             return known
@@ -102,7 +102,7 @@ def _obstacles(
 
 
 def _lost_heads(place: Capture, sites: Sites, scale: float | None) -> str | None:
-    """Return why the block at a place lacks heads; None if it has all or they do not matter."""
+    """Return the reason that a block lacks heads; None if it has all or they do not matter."""
     if place.site not in ATTENTION_SITES or place.layer is None:
         return None
     if scale is not None:
@@ -156,7 +156,7 @@ def _probe_obstacle(
     side: Side,
     place: Capture,
 ) -> str | None:
-    """Return why a tensor of the student or of teacher `number` cannot be compared, or None."""
+    """Return the obstacle to comparing a tensor of the student or of teacher `number`, or None."""
     teacher = spec.teachers[number]
     if teacher.tokenizer is not spec.tokenizer:
         return OTHER_TOKENS

@@ -325,7 +325,7 @@ class SpecBuilder:
         )
 
     def _answer_source(self, teacher: TeacherConfig, info: ModelInfo) -> AnswerSource | None:
-        """Return where a teacher's answers come from, if not from its model."""
+        """Return the source of a teacher's answers; None if it is its model."""
         if teacher.source is None:
             return None
         source = self.registry.answer_source(teacher.source.name)

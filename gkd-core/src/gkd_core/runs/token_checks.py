@@ -79,7 +79,7 @@ def _check_templates(spec: StageSpec) -> None:
 
 
 def tokenizer_need(method: type[Method]) -> str:
-    """Return which tokenizer a teacher of a method must have, by default options, as text."""
+    """Return the tokenizer that a teacher of a method needs, by default options, as text."""
     alone = method.teachers == "none"
     models = Models(EXAMPLE.student, None if alone else EXAMPLE.teacher)
     member = ActiveMethod(method.name, ALWAYS_1, (method(),), (models,), torch.Generator())
@@ -100,7 +100,7 @@ def is_per_position(capture: Capture, predicted: Predicted) -> bool:
 
 
 def _need(request: StepRequest, predicted: Predicted) -> str:
-    """Say why a method needs the same token ids; empty if it does not."""
+    """Return the reason that a method needs the same token ids; empty if it does not."""
     method = request.member.methods[0]
     for own in request.passes:
         if own.inputs is not None and request.captures("teacher", own.name):
@@ -118,7 +118,7 @@ def _need(request: StepRequest, predicted: Predicted) -> str:
 
 
 def _positions(request: StepRequest, side: Side, predicted: Predicted) -> Collection[Capture]:
-    """Return what a method reads of a model at each position, in any pass."""
+    """Return the features that a method reads of a model at each position, in any pass."""
     reads = request.reads.student if side == "student" else request.reads.teacher
     return [one for found in reads.values() for one in found if is_per_position(one, predicted)]
 
@@ -131,7 +131,7 @@ def _refusal(spec: StageSpec, method: str, teacher: TeacherSpec, reason: str) ->
 
 
 def _difference(spec: StageSpec, teacher: TeacherSpec) -> str:
-    """Say how the tokenizers of a teacher and the student differ."""
+    """Return a sentence on how the tokenizers of a teacher and the student differ."""
     difference = tokenizer_mismatch(teacher.tokenizer, spec.tokenizer)
     return (
         f"{teacher.setting} = '{teacher.model}' and {_student(spec)} have different tokenizers: "
@@ -140,7 +140,7 @@ def _difference(spec: StageSpec, teacher: TeacherSpec) -> str:
 
 
 def _student(spec: StageSpec) -> str:
-    """Say where the student's tokenizer comes from."""
+    """Return a sentence on the origin of the student's tokenizer."""
     if spec.follows is not None:
         return f"the student of stage '{spec.follows.name}'"
     if spec.config.student.model is not None:

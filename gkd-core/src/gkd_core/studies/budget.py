@@ -73,7 +73,7 @@ class Budget:
         return self.milliseconds if self.times_teacher is None else self.times_teacher * teacher
 
     def too_large(self, weights: int) -> str:
-        """Say why a student with so many weights misses the budget; empty if it does not."""
+        """Return the reason that a student of this size misses the budget; empty if it does not."""
         if self.weights is not None and weights > self.weights:
             return f"{weights:,} weights; {self.weights:,} are allowed"
         if self.bytes is not None and 4 * weights > self.bytes:
@@ -81,7 +81,7 @@ class Budget:
         return ""
 
     def too_slow(self, milliseconds: float, teacher: float) -> str:
-        """Say why a student of this latency misses the budget; empty if it does not."""
+        """Return the reason that a student this slow misses the budget; empty if it does not."""
         limit = self.latency(teacher)
         if limit is None or milliseconds <= limit:
             return ""

@@ -212,7 +212,7 @@ class StudentSearch:
         return time.monotonic() > until and self._has_finished()
 
     def _falls_behind(self, cell: Cell, others: Sequence[Sequence[float]]) -> str:
-        """Say why a candidate is not to go on; empty if it is."""
+        """Return the reason that a candidate is not to go on; empty if it is."""
         values = self._evaluations(cell)
         number = self._rungs.stopped_at(values, others)
         return "" if number is None else LOST.format(number=number, value=values[number - 1])

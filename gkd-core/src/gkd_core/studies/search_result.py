@@ -171,7 +171,7 @@ class SearchResult:
         return folder / PAGE
 
     def _distillation_said(self) -> str:
-        """Say whether distillation pays."""
+        """Return a sentence on whether distillation pays."""
         found = self.against_labels
         if found is None:
             return "labels alone are as good: no method that was tried is better on validation rows"

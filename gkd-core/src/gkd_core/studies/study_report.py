@@ -190,7 +190,7 @@ class StudyReport:
 
 
 def _said(table: AxisTable) -> Iterator[str]:
-    """Say which values are better than the baseline, worse, or tied with it."""
+    """Yield sentences on the values that are better than the baseline, worse, or tied with it."""
     words = {
         Verdict.BETTER: f"better than {table.baseline}",
         Verdict.WORSE: f"worse than {table.baseline}",
@@ -220,7 +220,7 @@ def _duel_said(duel: Duel) -> str:
 
 
 def _combinations_said(choice: Choice) -> Iterator[str]:
-    """Say whether the chosen combination beats both the plain and the best single method."""
+    """Yield a sentence on whether the chosen combination beats `kd` and the best method."""
     duels = [duel for duel in choice.duels if duel.first.among == "combinations"]
     if duels:
         won = [duel.comparison.verdict is Verdict.BETTER for duel in duels]

@@ -90,7 +90,7 @@ class CapturedStates(AnswerForm):
         return {**found, **states}
 
     def fidelity(self, features: Features, columns: Columns, batch: Batch) -> Fidelity:
-        """Return how near the logits are to those that were computed, and the worst tensor."""
+        """Return the distance of the logits from those that were computed, and the worst tensor."""
         logits = self.of_logits
         found = Fidelity(0.0) if logits is None else logits.fidelity(features, columns, batch)
         errors = (self._error(each, features, columns, batch) for each in self.states)

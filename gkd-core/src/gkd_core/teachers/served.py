@@ -114,7 +114,7 @@ class Served(AnswerSource):
         return self._form.temperature
 
     def fingerprint(self) -> str:
-        """Return where and under which name the teacher is, and how much it is asked for."""
+        """Return the hash of the teacher's address, name, revision and number of tokens."""
         return digest.of_value([self._server.base, self._model, self.config.revision, self._form.k])
 
     def answer(

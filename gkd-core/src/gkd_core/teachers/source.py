@@ -78,7 +78,7 @@ class AnswerSource:
 
     @abstractmethod
     def missing(self, capture: Capture) -> str | None:
-        """Return why the source cannot provide a tensor of the teacher; None if it can.
+        """Return the reason that the source cannot provide a tensor of the teacher; None if it can.
 
         Called before any weight is loaded: a run whose methods read the tensor is rejected.
 

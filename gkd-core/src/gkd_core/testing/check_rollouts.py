@@ -91,7 +91,7 @@ class _RolloutTrial:
     mixture: float = 0.0
 
     def models(self) -> list[PreTrainedModel]:
-        """Return what writes: a student and, if it takes part, a teacher."""
+        """Return the models that write: a student and, if it takes part, a teacher."""
         count = 2 if self.mixture else 1
         return [tiny_model("causal-lm", layers=2, seed=1 + number) for number in range(count)]
 

@@ -224,7 +224,7 @@ class Inspector:
                 self._excess = Excess(owner, site, largest)
 
     def _mask(self, shape: torch.Size) -> Tensor | None:
-        """Return where a tensor is not of padding; None if it has no positions."""
+        """Return the mask of the values that are not of padding; None if there are no positions."""
         forward = current_forward()
         inputs = {} if self._batch is None else self._batch.inputs
         mask = inputs.get("attention_mask") if forward is None else forward.mask
@@ -242,7 +242,7 @@ class Inspector:
 
 
 def _kinds(tensor: Tensor) -> Tensor:
-    """Return where a tensor is nan, inf and -inf, bool `[3, ...]`."""
+    """Return the masks of a tensor's nan, inf and -inf, bool `[3, ...]`."""
     return torch.stack([tensor.isnan(), tensor.isposinf(), tensor.isneginf()])
 
 

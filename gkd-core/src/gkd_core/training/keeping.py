@@ -144,7 +144,7 @@ def _fits(stage: Stage, number: int) -> bool:
 
 
 def _file(stage: Stage, number: int, encoded: Encoded) -> Path | None:
-    """Return where other runs find the answers about rows too; None if they are not to."""
+    """Return the file in which other runs find the answers; None if they are not to find them."""
     if not _is_shared(stage.spec, number):
         return None
     model, precision = stage.live(number).model, stage.config.training.precision

@@ -176,7 +176,7 @@ class PluginHooks:
 
 
 def _reason(method: MethodBase, answer: Any) -> str | None:
-    """Return why a method skips a stage: True or a number would skip it without a reason."""
+    """Return a method's reason to skip a stage: True or a number would be no reason."""
     wanted = "why the stage has nothing to train, or None to train"
     reason: str | None = one_of(method, "on_stage_start", answer, (str, NoneType), wanted)
     return reason

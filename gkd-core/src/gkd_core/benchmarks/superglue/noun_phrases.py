@@ -46,7 +46,7 @@ LONGEST = 3
 
 
 def noun_phrases(text: str) -> list[str]:
-    """Return what may be the noun phrases of a text, in their order, each once."""
+    """Return the likely noun phrases of a text, in their order, each once."""
     words = text.split()
     places = sorted({*_determined(words), *_names(words)})
     longer = (place for one in places for place in _longer(words, *one))

@@ -33,7 +33,7 @@ class WiC(SuperGLUE):
 
 
 def _place(row: RawRow, number: str, sentence: str) -> tuple[int, int]:
-    """Return where the word begins and ends in a sentence."""
+    """Return the start and the end of the word in a sentence."""
     start, end = row.number(f"start{number}"), row.number(f"end{number}")
     if not 0 <= start < end <= len(sentence) or not sentence[start:end].strip():
         raise ValueError(

@@ -87,7 +87,7 @@ class WSC(SuperGLUE):
 
 
 def _place(text: str, target: RawRow, name: str) -> tuple[int, int]:
-    """Return where a span begins and ends in a text.
+    """Return the start and the end of a span in a text.
 
     The files give the number of its first word, which is wrong by one in a few rows, and its words,
     which may differ in case, spaces and punctuation; in one text other words stand between them.

@@ -122,7 +122,7 @@ def write_slices(config: PretrainedConfig, slices: Mapping[float, Widths]) -> No
 
 
 def lost_heads(config: PretrainedConfig, layer: int) -> str | None:
-    """Return why a block's attention differs from that of a whole model; None if it does not.
+    """Return the difference of a block's attention from a whole model's; None if there is none.
 
     Args:
         config: The model's configuration.

@@ -47,7 +47,7 @@ class Muon(OptimizerFactory):
     config: Config
 
     def rule(self, weight: TrainedWeight) -> str:
-        """Return which of the two updates a weight."""
+        """Return the name of the optimizer that updates a weight."""
         return MUON if weight.is_block_matrix else ADAMW
 
     def build(self, groups: Sequence[dict[str, Any]]) -> Optimizer:
