@@ -18,9 +18,9 @@ def queried(monkeypatch):
     """The number of batches of more than one row that teachers answered."""
     stock, seen = kept._answer, []
 
-    def answer(teacher, student, batch, device):
+    def answer(teacher, student, captures, batch, device):
         seen.append(len(batch.rows))
-        return stock(teacher, student, batch, device)
+        return stock(teacher, student, captures, batch, device)
 
     monkeypatch.setattr(kept, "_answer", answer)
     return lambda: sum(rows > 1 for rows in seen)

@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.grids import first_of
 
 from gkd_core.api import ConfigError
+from gkd_core.data import array_spool
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.teachers import kept
@@ -137,13 +139,54 @@ def test_runs_find_the_logits_that_another_has_put_on_the_disk(
     (file,) = (tmp_path / "cache/answers").glob("*.safetensors")
     again = keep_answers(build(*settings, "training.lr=1"), ["teacher"], print)[0]
     assert passes[4:] == [1]
-    assert torch.equal(again.values.values, first.values.values)
+    before = first.answers[LOGITS].values.clone()
+    assert torch.equal(again.answers[LOGITS].values, before)
     keep_answers(build(*settings, "task.max_length=8"), ["teacher"], print)
     assert len(list(file.parent.glob("*.safetensors"))) == 2, "other tokens, other answers"
     file.write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="is damaged"):
         mended = keep_answers(build(*settings), ["teacher"], print)[0]
-    assert torch.equal(mended.values.values, first.values.values)
+    assert torch.equal(mended.answers[LOGITS].values, before)
+
+
+STATES = {
+    "pkd+soft": "its logits and hidden[2]|cls of 96 rows are kept",
+    "distilbert": "its logits and hidden[4].normed of 96 rows are kept",
+    "minilmv2": "its key[4], query[4], value[4] of 96 rows are kept",
+}
+
+
+@pytest.mark.parametrize("method", STATES)
+def test_log_names_the_states_that_are_kept(build, method):
+    said = []
+    keep_answers(build(f"method={method}", "teacher.keep=memory"), ["teacher"], said.append)
+    assert STATES[method] in said[0]
+
+
+@pytest.mark.parametrize("keep", first_of(["disk", "memory"]))
+@pytest.mark.parametrize("method", first_of(STATES))
+def test_states_are_kept_if_asked_for(
+    prepare_run, interrupt, passes, monkeypatch, tmp_path, method, keep
+):
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(array_spool, "IN_MEMORY", 1000)
+    live = prepare_run(f"method={method}", *TWO_EPOCHS, "teacher.keep=none", directory="live")
+    live.execute()
+    once, passes[:] = len(passes), []
+    settings = (f"method={method}", *TWO_EPOCHS, f"teacher.keep={keep}")
+    whole = prepare_run(*settings, directory="whole")
+    whole.execute()
+    taken = 3 if "logits" in STATES[method] else 2
+    assert once == 12 + len(passes[taken:]), "all rows, one for a head, and not in the 12 steps"
+    before, now = losses(live), losses(whole)
+    assert now[0] == pytest.approx(before[0], rel=1e-5)
+    assert now == pytest.approx(before, rel=1e-2)
+
+    interrupt(prepare_run(*settings))
+    resumed = prepare_run(*settings)
+    resumed.execute()
+    for name, weight in student(whole).items():
+        assert torch.equal(student(resumed)[name], weight), name
 
 
 @pytest.mark.parametrize(
@@ -165,7 +208,7 @@ def test_what_is_kept_unasked(build, settings, teacher, names):
     ("settings", "teacher", "reason"),
     [
         (("method=soft", "task.kind=masked-lm"), "lm-teacher", "masked-lm masks other tokens"),
-        (("method=pkd",), "teacher", "pkd reads more of it than its logits"),
+        (("method=tinybert",), "teacher", r"reads its attention\[2\], which grows with the square"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_if_asked_for(prepare_run, settings, teacher, reason):

@@ -16,7 +16,7 @@ from gkd_core.hooks.feature_offload import FeatureOffload
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.forward import Change
 from gkd_core.hooks.operations import OperationContext
-from gkd_core.hooks.paths import LOGITS, MAIN
+from gkd_core.hooks.paths import MAIN
 from gkd_core.objective.captured import Captured
 from gkd_core.objective.step_plan import (
     ActiveMethod,
@@ -54,7 +54,7 @@ def run_passes(
         feature_offload: Host memory for the features of teachers that have run; None keeps them on
             the device.
         teachers_only: Leave the student's passes out.
-        kept: Logits of teachers for the training rows, by number; such a teacher does not run if
+        kept: Tensors of teachers for the training rows, by number; such a teacher does not run if
             nothing else of it is asked for.
     """
     teacher_batches = teacher_batches or TeacherBatches([batch])
@@ -82,8 +82,8 @@ def run_passes(
             for change in _bind(request, write, found, rows, step, student, teachers, own)
         ]
         answers = None if number is None else kept.get(number)
-        if answers is not None and wanted == {LOGITS} and planned.name == MAIN and not changes:
-            return answers.of(rows)
+        if answers is not None and answers.have(wanted) and planned.name == MAIN and not changes:
+            return answers.of(rows, wanted)
         return model.run(wanted, own.get(planned.name, rows.inputs), changes)
 
     with torch.no_grad():

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import struct
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
 from gkd_core.atomic import draft
 from gkd_core.data.cache import cache_entry, locked_entry, set_aside, warn_unwritable
 from gkd_core.data.cache_limit import use_entry
 from gkd_core.distributed.ranks import is_first, tell, wait
-from gkd_core.teachers.values import RowValues, TokenValues, Values
+from gkd_core.hooks.paths import LOGITS, Capture
+from gkd_core.teachers.captured_states import capture_of, is_by_row
+from gkd_core.teachers.values import Answers, RowValues, TokenValues, Values
 
 VALUES, STARTS, SPANS = "values", "starts", "spans"
-"""Tensors of a file; the last one is there or not."""
+"""The tensors of the logits; the last two are there or not."""
+
+TOKENS = "tokens"
+"""The first tokens of all rows, for captures other than the logits, which have their own names."""
+
+DTYPES = {torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+WRITTEN = 2**24
+"""Bytes that are written at once."""
 
 
 def answer_file(key: str) -> Path:
@@ -25,7 +38,7 @@ def answer_file(key: str) -> Path:
     return cache_entry("answers", f"{key}.safetensors")
 
 
-def shared(path: Path, ask: Callable[[], Values | None]) -> Values | None:
+def shared(path: Path, ask: Callable[[], Answers | None]) -> Answers | None:
     """Return the answers in a file; if there is none, ask for them and write it.
 
     Of several runs that need it, one asks and the others wait. A file that is damaged or cannot be
@@ -39,11 +52,10 @@ def shared(path: Path, ask: Callable[[], Values | None]) -> Values | None:
     with locked_entry(path) if is_first() else nullcontext():
         if tell(is_first() and path.exists() and _is_whole(path)):
             return _read(path)
-        values = ask()
-        if values is not None and is_first():
-            _write(values, path)
+        answers = ask()
+        written = answers is not None and is_first() and _write(answers, path)
         wait()
-    return values
+        return _read(path) if tell(written) else answers
 
 
 def _is_whole(path: Path) -> bool:
@@ -56,21 +68,60 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _read(path: Path) -> Values:
+def _read(path: Path) -> Answers:
     """Return the answers in a file, mapped into memory."""
     tensors = load_file(path)
-    if STARTS in tensors:
-        return TokenValues(tensors[VALUES], tensors[STARTS], SPANS in tensors)
-    return RowValues(tensors[VALUES])
+    starts, spans = tensors.pop(STARTS, None), tensors.pop(SPANS, None) is not None
+    tokens = tensors.pop(TOKENS, None)
+    logits = tensors.pop(VALUES, None)
+    found: dict[Capture, Values] = {}
+    if logits is not None:
+        found[LOGITS] = _values(logits, starts, spans)
+    for capture, values in ((capture_of(name), own) for name, own in tensors.items()):
+        found[capture] = _values(values, None if is_by_row(capture) else tokens)
+    return found
 
 
-def _write(values: Values, path: Path) -> None:
-    tensors = {VALUES: values.values}
-    if isinstance(values, TokenValues):
-        tensors[STARTS] = values.starts
-        tensors |= {SPANS: torch.ones(1)} if values.spans else {}
+def _values(values: Tensor, starts: Tensor | None, spans: bool = False) -> Values:
+    return RowValues(values) if starts is None else TokenValues(values, starts, spans)
+
+
+def _write(answers: Answers, path: Path) -> bool:
+    """Write answers to a file; return whether it was possible."""
     try:
         with draft(path) as aside:
-            save_file(tensors, aside)
-    except (OSError, SafetensorError) as error:
-        warn_unwritable(error if isinstance(error, OSError) else OSError(str(error)))
+            _save(_tensors(answers), aside)
+    except OSError as error:
+        warn_unwritable(error)
+        return False
+    return True
+
+
+def _tensors(answers: Answers) -> dict[str, Tensor]:
+    """Return the tensors of a file by name."""
+    found: dict[str, Tensor] = {}
+    for capture, own in answers.items():
+        is_logits = capture == LOGITS
+        found[VALUES if is_logits else str(capture)] = own.values
+        if isinstance(own, TokenValues):
+            found[STARTS if is_logits else TOKENS] = own.starts
+            found |= {SPANS: torch.ones(1)} if own.spans else {}
+    return found
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file piece by piece; safetensors itself copies every tensor before."""
+    header, end = {}, 0
+    ordered = sorted(tensors.items(), key=lambda each: -each[1].itemsize)  # each is then aligned
+    for name, tensor in ordered:
+        place = [end, end := end + tensor.nbytes]
+        dtype, shape = DTYPES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": place}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, tensor in ordered:
+            content = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            for start in range(0, len(content), WRITTEN):
+                file.write(content[start : start + WRITTEN].data)

@@ -75,7 +75,7 @@ class CapturedStates(AnswerForm):
     def stored(self, features: Features, batch: Batch) -> Columns:
         """Return the tensors, heads of a token together."""
         found = {} if self.of_logits is None else self.of_logits.stored(features, batch)
-        states = {str(each): self._rounded(_by_token(each, features[each])) for each in self.states}
+        states = {str(each): self._rounded(by_token(each, features[each])) for each in self.states}
         return {**found, **states}
 
     def logits(self, columns: Columns, head: Mapping[str, Tensor]) -> Logits:
@@ -86,7 +86,7 @@ class CapturedStates(AnswerForm):
     def answers(self, columns: Columns, head: Mapping[str, Tensor]) -> Mapping[Capture, Answer]:
         """Return the tensors, and the logits."""
         found = {} if self.of_logits is None else self.of_logits.answers(columns, head)
-        states = {each: _as_captured(each, columns[str(each)].float()) for each in self.states}
+        states = {each: as_captured(each, columns[str(each)].float()) for each in self.states}
         return {**found, **states}
 
     def fidelity(self, features: Features, columns: Columns, batch: Batch) -> Fidelity:
@@ -97,7 +97,7 @@ class CapturedStates(AnswerForm):
         return Fidelity(found.divergence, found.tail, max(errors, default=0.0))
 
     def _error(self, capture: Capture, features: Features, columns: Columns, batch: Batch) -> float:
-        computed = _by_token(capture, features[capture]).float()
+        computed = by_token(capture, features[capture]).float()
         lost = columns[str(capture)].float() - computed
         if not is_by_row(capture):
             computed, lost = computed[batch.mask], lost[batch.mask]
@@ -138,11 +138,11 @@ def names_of(captures: Iterable[Capture]) -> tuple[str, ...]:
     return tuple(str(capture) for capture in sorted(captures, key=str) if capture != LOGITS)
 
 
-def _by_token(capture: Capture, tensor: Tensor) -> Tensor:
+def by_token(capture: Capture, tensor: Tensor) -> Tensor:
     """Return a captured tensor with the positions second: `[B, S, ...]`, or `[B, D]`."""
     return tensor.transpose(1, 2) if capture.site in BY_HEAD else tensor
 
 
-def _as_captured(capture: Capture, stored: Tensor) -> Tensor:
+def as_captured(capture: Capture, stored: Tensor) -> Tensor:
     """Return a tensor as a forward pass captures it."""
     return stored.transpose(1, 2) if capture.site in BY_HEAD else stored

@@ -1,8 +1,8 @@
-"""Answers of a live teacher that are computed once: its logits of every row of a split."""
+"""Answers of a live teacher that are computed once: its tensors of every row of a split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from gkd_core import digest
-from gkd_core.contract.model_info import Predicted
 from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.data.loader import evaluation_batches
 from gkd_core.distributed.data_parallel import collect
@@ -22,16 +21,21 @@ from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.models.content import weights_hash
 from gkd_core.teachers.answer_file import answer_file, shared
+from gkd_core.teachers.answer_parts import AnswerPart, AnswerParts
+from gkd_core.teachers.captured_states import as_captured
 from gkd_core.teachers.teacher import batches_for
-from gkd_core.teachers.values import RowValues, TokenValues, Values
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
+    from gkd_core.contract.model_info import Predicted
     from gkd_core.contract.task import TaskData
     from gkd_core.data.collate import Collator
     from gkd_core.data.encode import Encoded
     from gkd_core.hooks.extraction import Extractor
+    from gkd_core.hooks.features import Answer
+    from gkd_core.hooks.paths import Capture
     from gkd_core.losses.logits import Logits
+    from gkd_core.teachers.values import Answers
 
 ROWS = 64
 """Rows that a teacher is asked about at once. Rows of one length are together, in any layout."""
@@ -39,51 +43,56 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class KeptAnswers:
-    """The logits of a teacher for every row of a split, or what its head makes them of.
+    """Tensors of a teacher for every row of a split.
 
     Attributes:
-        values: The logits or, if `factored`, the inputs of the head.
+        answers: The tensors; under `LOGITS` the logits or, if `factored`, the inputs of the head.
         head: The last layer of the teacher's head, if its logits are the output of a linear layer.
         factored: Whether the head is yet to be applied.
     """
 
-    values: Values
+    answers: Answers
     head: Callable[[Tensor], Logits] | None
     factored: bool
 
     @property
     def size(self) -> int:
         """Bytes that they take."""
-        return self.values.values.nbytes
+        return sum(own.values.nbytes for own in self.answers.values())
 
-    def of(self, batch: Batch) -> Features:
-        """Return the logits for a batch of the rows, as the teacher reads it."""
-        found, features = self.values.at(batch), Features()
-        if self.factored:
-            assert self.head is not None, "the head makes the logits"
-            return Features.of({LOGITS: self.head(found)})
-        features.tensors[LOGITS] = found
-        features.head = self.head
+    def have(self, captures: Collection[Capture]) -> bool:
+        """Return whether all of some tensors are kept."""
+        return all(capture in self.answers for capture in captures)
+
+    def of(self, batch: Batch, captures: Collection[Capture] = (LOGITS,)) -> Features:
+        """Return tensors for a batch of the rows, as the teacher reads it.
+
+        Args:
+            batch: The batch.
+            captures: The tensors, which are kept.
+        """
+        features = Features.of({capture: self._of(capture, batch) for capture in captures})
+        if LOGITS in captures and not self.factored:
+            features.head = self.head
         return features
 
-
-@dataclass(frozen=True)
-class _Answered:
-    """The answers about the rows of one batch.
-
-    Attributes:
-        rows: Indices of the rows.
-        values: `[B, ...]`, or `[tokens, ...]` row after row.
-        lengths: Tokens of each row; None if there is one answer for each row.
-    """
-
-    rows: Sequence[int]
-    values: Tensor
-    lengths: Sequence[int] | None
+    def _of(self, capture: Capture, batch: Batch) -> Answer:
+        found = self.answers[capture].at(batch)
+        if capture != LOGITS:
+            return as_captured(capture, found)
+        if not self.factored:
+            return found
+        assert self.head is not None, "the head makes the logits"
+        return self.head(found)
 
 
 def shared_file(
-    teacher: nn.Module, encoded: Encoded, data: TaskData, precision: str, device: torch.device
+    teacher: nn.Module,
+    encoded: Encoded,
+    data: TaskData,
+    precision: str,
+    device: torch.device,
+    captures: Collection[Capture] = (LOGITS,),
 ) -> Path:
     """Return the file in which all runs find what a teacher answers about the same rows.
 
@@ -95,18 +104,17 @@ def shared_file(
         data: The task that they are from.
         precision: The precision in which the teacher computes.
         device: The device on which it does.
+        captures: The tensors that it is asked for.
     """
-    return answer_file(
-        digest.of_value(
-            [
-                weights_hash(teacher),
-                encoded.tokens_hash,
-                [data.rows_hash, data.kind, list(data.classes), len(encoded), ROWS],
-                [precision, device.type],
-                [torch.__version__, version("transformers")],
-            ]
-        )
-    )
+    about = [
+        weights_hash(teacher),
+        encoded.tokens_hash,
+        [data.rows_hash, data.kind, list(data.classes), len(encoded), ROWS],
+        [precision, device.type],
+        [torch.__version__, version("transformers")],
+    ]
+    names = sorted(map(str, captures))
+    return answer_file(digest.of_value(about if names == [str(LOGITS)] else [*about, names]))
 
 
 def ask_once(
@@ -117,8 +125,9 @@ def ask_once(
     device: torch.device,
     predicted: Predicted,
     file: Path | None = None,
+    captures: frozenset[Capture] = frozenset({LOGITS}),
 ) -> KeptAnswers | None:
-    """Ask a teacher for its logits of all rows; every rank calls it, and all keep all of them.
+    """Ask a teacher about all rows; every rank calls it, and all keep all answers.
 
     In which batch a row is depends on the rows alone: a resumed run gets the same bits.
 
@@ -130,73 +139,46 @@ def ask_once(
         device: The device of the models.
         predicted: What has a prediction.
         file: Where they are kept for other runs too; if they are there, nobody is asked.
+        captures: The tensors that it is asked for.
 
     Returns:
-        The answers; None if one is nan or inf, or if their shape depends on the batch.
+        The answers; None if one is nan or inf, if their shape depends on the batch, or if a file
+        cannot be written that they need.
     """
-    answer = partial(_answer, teacher, student, device=device)
+    answer = partial(_answer, teacher, student, captures, device=device)
 
-    def ask() -> Values | None:
-        batches = evaluation_batches(encoded, collator, ROWS)
-        answered = ((answer(batch), batch) for batch in batches)
-        parts = [_answered(found, batch, predicted) for found, batch in answered if batch.counted]
-        return _joined(collect(parts), len(encoded), predicted == "span")
+    def ask() -> Answers | None:
+        parts = AnswerParts(predicted, file is not None)
+        for batch in evaluation_batches(encoded, collator, ROWS):
+            own = AnswerPart.of(answer(batch), captures, batch, predicted)
+            if not all(parts.add(part) for part in collect([own] if batch.counted else [])):
+                return None
+        return parts.answers()
 
-    values = ask() if file is None else shared(file, ask)
-    if values is None:
+    answers = ask() if file is None else shared(file, ask)
+    if answers is None:
         return None
+    if LOGITS not in captures:
+        return KeptAnswers(answers, None, factored=False)
     features = answer(collator.collate(encoded, [0], EVALUATION_EPOCH))
-    return KeptAnswers(values.to(device), features.head, features.deferred is not None)
+    near = {**answers, LOGITS: answers[LOGITS].to(device)}
+    return KeptAnswers(near, features.head, features.deferred is not None)
 
 
-def _answer(teacher: Extractor, student: Extractor, batch: Batch, device: torch.device) -> Features:
-    """Return the logits of this rank's batch; ranks that divide the teacher run it together."""
+def _answer(
+    teacher: Extractor,
+    student: Extractor,
+    captures: frozenset[Capture],
+    batch: Batch,
+    device: torch.device,
+) -> Features:
+    """Return tensors of this rank's batch; ranks that divide the teacher run it together."""
     batches, own = gather_teacher_batches(batch).to(device), Features()
     places = batches_for(teacher, batches, student)
     for place in places:
-        features = teacher.run(frozenset({LOGITS}), batches.batches[place].inputs)
+        features = teacher.run(captures, batches.batches[place].inputs)
         if len(places) > 1:
             features.gather()
         if place == batches.own:
             own = features
     return own
-
-
-def _answered(features: Features, batch: Batch, predicted: Predicted) -> _Answered:
-    found = features[LOGITS] if features.deferred is None else features.deferred.hidden
-    values, rows = found.cpu(), batch.rows.tolist()
-    if predicted not in ("token", "span"):
-        return _Answered(rows, values, None)
-    if predicted == "span":
-        values = values.transpose(1, 2)
-    return _Answered(rows, values[batch.mask], batch.mask.sum(1).tolist())
-
-
-def _joined(parts: Sequence[_Answered], rows: int, spans: bool) -> Values | None:
-    """Return the answers about all rows in their order; None if they cannot be kept."""
-    if len({part.values.shape[1:] for part in parts}) > 1 or not all(map(_is_sound, parts)):
-        return None
-    if parts[0].lengths is None:
-        order = torch.tensor([row for part in parts for row in part.rows])
-        return RowValues(torch.cat([part.values for part in parts])[order.argsort()])
-    lengths = torch.zeros(rows, dtype=torch.int64)
-    for part in parts:
-        lengths[list(part.rows)] = torch.tensor(part.lengths)
-    starts = lengths.cumsum(0) - lengths
-    values = parts[0].values.new_empty(int(lengths.sum()), *parts[0].values.shape[1:])
-    for start, own in _rows(parts, starts):
-        values[start : start + len(own)] = own
-    return TokenValues(values, starts, spans)
-
-
-def _is_sound(part: _Answered) -> bool:
-    """Return whether nothing is nan or inf; -inf leaves out what cannot be predicted."""
-    return not bool((part.values.isnan() | part.values.isposinf()).any())
-
-
-def _rows(parts: Sequence[_Answered], starts: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the place of each row's first token, and the answers about its tokens."""
-    for part in parts:
-        assert part.lengths is not None, "answers are about tokens"
-        for row, own in zip(part.rows, torch.split(part.values, list(part.lengths)), strict=True):
-            yield int(starts[row]), own

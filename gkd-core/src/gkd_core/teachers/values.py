@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
+
+from gkd_core.hooks.paths import Capture
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
@@ -24,7 +27,7 @@ class RowValues:
 
     def at(self, batch: Batch) -> Tensor:
         """Return the tensors of the rows of a batch, `[B, ...]`."""
-        return self.values[batch.rows]
+        return self.values[batch.rows.to(self.values.device)].to(batch.rows.device)
 
     def to(self, device: torch.device) -> RowValues:
         """Return them on a device."""
@@ -36,7 +39,7 @@ class TokenValues:
     """One tensor for each token of each row.
 
     Attributes:
-        values: `[T, C]`, row after row without padding.
+        values: `[T, ...]`, the tokens of each row together and without padding.
         starts: Index of the first token of each row, int64 `[N]`.
         spans: Whether they are distributions over the tokens of a row, which padding is not part
             of: `[B, C, S]`.
@@ -47,11 +50,12 @@ class TokenValues:
     spans: bool
 
     def at(self, batch: Batch) -> Tensor:
-        """Return the tensors of the tokens of a batch, `[B, S, C]`, 0 at padding; or of spans."""
-        mask = batch.mask
-        place = self.starts[batch.rows, None] + mask.cumsum(1) - 1
+        """Return the tensors of the tokens of a batch, `[B, S, ...]`, 0 at padding; or of spans."""
+        mask, device = batch.mask.to(self.values.device), batch.rows.device
+        place = self.starts[batch.rows.to(mask.device), None] + mask.cumsum(1) - 1
         found = self.values[place.clamp(0, len(self.values) - 1)]
-        found = found.where(mask[..., None], -torch.inf if self.spans else 0)
+        padding = (...,) + (None,) * (found.dim() - mask.dim())
+        found = found.where(mask[padding], -torch.inf if self.spans else 0).to(device)
         return found.transpose(1, 2).contiguous() if self.spans else found
 
     def to(self, device: torch.device) -> TokenValues:
@@ -60,3 +64,6 @@ class TokenValues:
 
 
 Values: TypeAlias = RowValues | TokenValues
+
+Answers: TypeAlias = Mapping[Capture, Values]
+"""Tensors of a teacher by what they are; under `LOGITS` perhaps what its head makes them of."""

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from gkd_core.errors import ConfigError
-from gkd_core.hooks.paths import LOGITS, MAIN
+from gkd_core.hooks.paths import LOGITS, MAIN, Capture
 from gkd_core.optim.engine import autocast
+from gkd_core.teachers.captured_states import BETWEEN_TOKENS
 from gkd_core.teachers.kept import KeptAnswers, ask_once, shared_file
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import TeacherConfig
     from gkd_core.data.collate import Collator
     from gkd_core.data.encode import Encoded
+    from gkd_core.objective.step_plan import PlannedPass
     from gkd_core.training.stage import Stage
     from gkd_core.training.stage_spec import StageSpec
 
@@ -78,10 +80,11 @@ def keep_answers(
                 stage.engine.device,
                 stage.kind.predicted,
                 _file(stage, numbers[name], encoded),
+                _read(stage.spec, numbers[name]),
             )
             if answers is not None:
                 kept[numbers[name]] = answers
-            say(f"{name}: {_said(answers, len(encoded))}")
+            say(f"{name}: {_outcome(answers, len(encoded))}")
     return kept
 
 
@@ -92,11 +95,12 @@ def _keeps(stage: Stage, teacher: TeacherConfig, number: int) -> bool:
     pays = repeats or _is_shared(stage.spec, number)
     if not pays or stage.kind.is_lm or any(_obstacles(stage.spec, number)):
         return False
-    return _fits(stage, number) and not _changes_rows(stage)
+    only_logits = _read(stage.spec, number) == {LOGITS}
+    return only_logits and _fits(stage, number) and not _changes_rows(stage)
 
 
 def _obstacles(spec: StageSpec, number: int) -> Iterator[str]:
-    """Yield why what a teacher answers in one epoch is no answer in the next, or not read."""
+    """Yield the reasons that what a teacher answers in one epoch is no answer in the next."""
     if spec.teachers[number].source is not None:
         yield "they come from its source (teacher.source)"
     if spec.config.rollout is not None:
@@ -105,8 +109,27 @@ def _obstacles(spec: StageSpec, number: int) -> Iterator[str]:
         yield f"{spec.kind} masks other tokens in each epoch"
     if spec.config.teachers[number].keep == "disk" and _is_divided(spec, number):
         yield "its weights are divided over processes, for which there is only 'memory'"
-    if not any(_reads_logits(spec, number)):
-        yield f"{spec.expression} reads more of it than its logits, or nothing"
+    if any(
+        True for planned in _main_passes(spec, number) for _ in planned.writes("teacher", number)
+    ):
+        yield f"{spec.expression} changes its forward pass"
+    read = _read(spec, number)
+    if not read:
+        yield f"{spec.expression} reads nothing of it in the pass of the training rows"
+    elif read != {LOGITS}:
+        yield from _obstacles_of_states(spec, number, read - {LOGITS})
+
+
+def _obstacles_of_states(spec: StageSpec, number: int, states: frozenset[Capture]) -> Iterator[str]:
+    """Yield the reasons that tensors other than the logits cannot be kept."""
+    for capture in sorted(states, key=str):
+        if capture.site in BETWEEN_TOKENS:
+            size = "grows with the square of a text's length"
+            yield f"{spec.expression} reads its {capture}, which {size}"
+    if spec.kind.markers:
+        yield f"{spec.expression} reads more than its logits, and {spec.kind} has rows of parts"
+    if _is_divided(spec, number):
+        yield "its weights are divided over processes, and methods read more than its logits"
 
 
 def _is_shared(spec: StageSpec, number: int) -> bool:
@@ -127,12 +150,16 @@ def _changes_rows(stage: Stage) -> bool:
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def _reads_logits(spec: StageSpec, number: int) -> Iterator[bool]:
-    """Yield for some steps of a stage whether all that is read of a teacher is its logits."""
+def _main_passes(spec: StageSpec, number: int) -> Iterator[PlannedPass]:
+    """Yield the passes of some steps in which a teacher reads the training rows as they are."""
     for plan in spec.sampled_steps:
-        reads = {p.name: p.captures("teacher", number) for p in plan.passes}
-        changed = any(True for p in plan.passes for _ in p.writes("teacher", number))
-        yield reads[MAIN] == {LOGITS} and not changed
+        yield from (p for p in plan.passes if p.name == MAIN and p.captures("teacher", number))
+
+
+def _read(spec: StageSpec, number: int) -> frozenset[Capture]:
+    """Return all that is read of a teacher in the passes of the training rows."""
+    passes = _main_passes(spec, number)
+    return frozenset[Capture]().union(*(each.captures("teacher", number) for each in passes))
 
 
 def _fits(stage: Stage, number: int) -> bool:
@@ -148,7 +175,8 @@ def _file(stage: Stage, number: int, encoded: Encoded) -> Path | None:
     if not _is_shared(stage.spec, number):
         return None
     model, precision = stage.live(number).model, stage.config.training.precision
-    return shared_file(model, encoded, stage.spec.data, precision, stage.engine.device)
+    captures = _read(stage.spec, number)
+    return shared_file(model, encoded, stage.spec.data, precision, stage.engine.device, captures)
 
 
 def _reading(stage: Stage, name: str) -> tuple[Encoded, Collator]:
@@ -157,7 +185,10 @@ def _reading(stage: Stage, name: str) -> tuple[Encoded, Collator]:
     return next(own, (stage.train, stage.collator))
 
 
-def _said(answers: KeptAnswers | None, rows: int) -> str:
+def _outcome(answers: KeptAnswers | None, rows: int) -> str:
     if answers is None:
-        return "its logits are nan or inf, or their shape varies: it is asked in every step"
-    return f"its logits of {rows:,} rows are kept ({answers.size / 2**20:,.1f} MiB; teacher.keep)"
+        return "what it answers is nan or inf, or its shape varies: it is asked in every step"
+    names = "logits" if answers.have([LOGITS]) else ""
+    states = ", ".join(str(each) for each in sorted(answers.answers, key=str) if each != LOGITS)
+    what = " and ".join(filter(None, [names, states]))
+    return f"its {what} of {rows:,} rows are kept ({answers.size / 2**20:,.1f} MiB; teacher.keep)"

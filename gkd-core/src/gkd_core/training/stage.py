@@ -92,7 +92,7 @@ class Stage:
         manifest: What determines the student; it is written with every checkpoint.
         probes: Measures distances to the teachers; None if nobody asked for them.
         lease: The lease of the run directory; the first rank has it.
-        kept: Logits of teachers for all training rows, by the number of the teacher.
+        kept: Tensors of teachers for all training rows, by the number of the teacher.
         other_prompts: What teachers are asked in the place of the rows' prompts.
         samples: Lets models write answers at evaluations; None if nobody asked for them.
     """
