@@ -1,6 +1,6 @@
-"""Steps of `kd` whose teacher's logits are kept, against steps of `hard` and of `kd` with it live.
+"""Steps of methods whose teacher's answers are kept or not, against steps of `hard`.
 
-The three take a step in turn; printed are the medians of the processor's time and of the ratios. A
+All take a step in turn; printed are the medians of the processor's time and of the ratios. A
 teacher of 6 layers and a student of 3, of width 384, read 16 rows of 20 to 40 words:
 
     python tests/benchmarks/kept_answers.py
@@ -26,7 +26,13 @@ from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
 STEPS, WARM_UP = 10, 2
-SIDES = {"hard": ("hard", False), "kept": ("kd", True), "live": ("kd", False)}
+SIDES = {
+    "hard": ("hard", False),
+    "kd, kept": ("kd", True),
+    "kd, live": ("kd", False),
+    "pkd+soft, kept": ("pkd+soft", True),
+    "pkd+soft, live": ("pkd+soft", False),
+}
 
 
 def main() -> None:
@@ -44,7 +50,7 @@ def main() -> None:
     for side, spent in times.items():
         pairs = list(zip(spent, times["hard"], strict=True))[WARM_UP:]
         ratio = statistics.median(own / hard for own, hard in pairs)
-        print(f"{side:<6} {statistics.median(spent[WARM_UP:]):.3f} s / step, {ratio:.3f} of hard")
+        print(f"{side:<14} {statistics.median(spent[WARM_UP:]):.3f} s / step, {ratio:.3f} of hard")
 
 
 def make(folder: Path, side: str, method: str, keeps: bool) -> Callable[[], None]:
