@@ -17,6 +17,7 @@ import click
 from gkd_core import __version__
 from gkd_core.cli.errors import PluginFailed, printable, report
 from gkd_core.cli.ranks import ending
+from gkd_core.cli.threads import share_cores
 from gkd_core.errors import suggest
 from gkd_core.parallel.launch import started_by_gkd
 from gkd_core.plugins import PluginWarning, registry
@@ -118,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: Always: 0; 2 for invalid input; 1 for a full disk; 75 or 130 if interrupted.
     """
+    share_cores()
     with ending(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
