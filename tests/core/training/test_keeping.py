@@ -1,4 +1,4 @@
-"""Logits of a teacher that are computed once: what is kept, and that nothing else changes."""
+"""Answers of a teacher that are computed once: what is kept, and that nothing else changes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from gkd_core.config.schema import TeacherConfig
     from gkd_core.data.collate import Collator
     from gkd_core.data.encode import Encoded
-    from gkd_core.objective.step_plan import PlannedPass
     from gkd_core.training.stage import Stage
     from gkd_core.training.stage_spec import StageSpec
 
@@ -80,7 +79,7 @@ def keep_answers(
                 stage.engine.device,
                 stage.kind.predicted,
                 _file(stage, numbers[name], encoded),
-                _read(stage.spec, numbers[name]),
+                _kept(stage.spec, numbers[name]),
             )
             if answers is not None:
                 kept[numbers[name]] = answers
@@ -95,8 +94,7 @@ def _keeps(stage: Stage, teacher: TeacherConfig, number: int) -> bool:
     pays = repeats or _is_shared(stage.spec, number)
     if not pays or stage.kind.is_lm or any(_obstacles(stage.spec, number)):
         return False
-    only_logits = _read(stage.spec, number) == {LOGITS}
-    return only_logits and _fits(stage, number) and not _changes_rows(stage)
+    return _fits(stage, number) and not _changes_rows(stage)
 
 
 def _obstacles(spec: StageSpec, number: int) -> Iterator[str]:
@@ -109,27 +107,47 @@ def _obstacles(spec: StageSpec, number: int) -> Iterator[str]:
         yield f"{spec.kind} masks other tokens in each epoch"
     if spec.config.teachers[number].keep == "disk" and _is_divided(spec, number):
         yield "its weights are divided over processes, for which there is only 'memory'"
-    if any(
-        True for planned in _main_passes(spec, number) for _ in planned.writes("teacher", number)
-    ):
-        yield f"{spec.expression} changes its forward pass"
-    read = _read(spec, number)
-    if not read:
-        yield f"{spec.expression} reads nothing of it in the pass of the training rows"
-    elif read != {LOGITS}:
-        yield from _obstacles_of_states(spec, number, read - {LOGITS})
+    if not _kept(spec, number):
+        yield _unkept(spec, number)
 
 
-def _obstacles_of_states(spec: StageSpec, number: int, states: frozenset[Capture]) -> Iterator[str]:
-    """Yield the reasons that tensors other than the logits cannot be kept."""
-    for capture in sorted(states, key=str):
+def _kept(spec: StageSpec, number: int) -> frozenset[Capture]:
+    """Return what is kept of a teacher: all that it is asked for in steps in which all can be."""
+    asked = (each for each in _asked(spec, number) if not any(_too_much(spec, number, each)))
+    return frozenset[Capture]().union(*asked)
+
+
+def _unkept(spec: StageSpec, number: int) -> str:
+    """Return the reason that nothing is kept of a teacher in any step."""
+    asked = next(_asked(spec, number), None)
+    if asked is None:
+        return f"{spec.expression} reads nothing of it, or changes its forward pass"
+    return f"{spec.expression} {next(_too_much(spec, number, asked))}"
+
+
+def _asked(spec: StageSpec, number: int) -> Iterator[frozenset[Capture]]:
+    """Yield what some steps ask a teacher about the training rows as they are."""
+    for plan in spec.sampled_steps:
+        for planned in plan.passes:
+            asked = planned.captures("teacher", number)
+            changed = any(True for _ in planned.writes("teacher", number))
+            if planned.name == MAIN and asked and not changed:
+                yield asked
+
+
+def _too_much(spec: StageSpec, number: int, asked: frozenset[Capture]) -> Iterator[str]:
+    """Yield the reasons that not all that a step asks a teacher for can be kept."""
+    if asked == {LOGITS}:
+        return
+    for capture in sorted(asked, key=str):
         if capture.site in BETWEEN_TOKENS:
-            size = "grows with the square of a text's length"
-            yield f"{spec.expression} reads its {capture}, which {size}"
+            yield f"reads its {capture}, which grows with the square of a text's length"
+    if spec.config.teachers[number].keep not in ("memory", "disk"):
+        yield "reads more of it than its logits"
     if spec.kind.markers:
-        yield f"{spec.expression} reads more than its logits, and {spec.kind} has rows of parts"
+        yield f"reads more of it than its logits, and a row of {spec.kind} is not one text"
     if _is_divided(spec, number):
-        yield "its weights are divided over processes, and methods read more than its logits"
+        yield "reads more of it than its logits, and its weights are divided over processes"
 
 
 def _is_shared(spec: StageSpec, number: int) -> bool:
@@ -150,18 +168,6 @@ def _changes_rows(stage: Stage) -> bool:
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def _main_passes(spec: StageSpec, number: int) -> Iterator[PlannedPass]:
-    """Yield the passes of some steps in which a teacher reads the training rows as they are."""
-    for plan in spec.sampled_steps:
-        yield from (p for p in plan.passes if p.name == MAIN and p.captures("teacher", number))
-
-
-def _read(spec: StageSpec, number: int) -> frozenset[Capture]:
-    """Return all that is read of a teacher in the passes of the training rows."""
-    passes = _main_passes(spec, number)
-    return frozenset[Capture]().union(*(each.captures("teacher", number) for each in passes))
-
-
 def _fits(stage: Stage, number: int) -> bool:
     """Return whether the logits of all rows take at most `LIMIT` bytes."""
     info = stage.spec.teachers[number].info
@@ -175,7 +181,7 @@ def _file(stage: Stage, number: int, encoded: Encoded) -> Path | None:
     if not _is_shared(stage.spec, number):
         return None
     model, precision = stage.live(number).model, stage.config.training.precision
-    captures = _read(stage.spec, number)
+    captures = _kept(stage.spec, number)
     return shared_file(model, encoded, stage.spec.data, precision, stage.engine.device, captures)
 
 
