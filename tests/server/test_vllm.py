@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gkd_core.api import Prompts
 from gkd_core.errors import ConfigError
 from gkd_core.teachers.server import TeacherServer
+from gkd_core.teachers.server_ways import PromptLogProbs
 
 pytestmark = pytest.mark.server
 
@@ -33,7 +34,9 @@ def server(url):
 def test_the_likeliest_words_are_those_of_transformers(server, folder):
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert server.models() == ["served"]
-    for ids, answer in zip(TEXTS, server.likeliest("served", TEXTS, 64), strict=True):
+    for ids, answer in zip(
+        TEXTS, server.likeliest("served", TEXTS, 64, PromptLogProbs()), strict=True
+    ):
         known = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         assert len(answer) == len(ids) - 1
         for place, (words, log_probs) in enumerate(answer):
@@ -45,7 +48,7 @@ def test_the_likeliest_words_are_those_of_transformers(server, folder):
 
 def test_the_limit_of_the_server_is_named(server):
     with pytest.raises(ConfigError, match="--max-logprobs"):
-        server.likeliest("served", TEXTS, 65)
+        server.likeliest("served", TEXTS, 65, PromptLogProbs())
 
 
 def test_what_it_writes_greedily_is_what_transformers_writes(server, folder):

@@ -10,6 +10,7 @@ from tests.serving import KEY, serving
 
 from gkd_core.api import ConfigError, DataError
 from gkd_core.teachers import server as client
+from gkd_core.teachers.server_ways import PromptLogProbs
 
 LM = ("method=soft", "task.kind=causal-lm", "soft.temperature=1")
 
@@ -81,6 +82,7 @@ def spoiled():
     yield at(lambda answer: answer.__setitem__(0, answer[1])), "predicts the first token"
     yield at(lambda answer: answer.__setitem__(1, {})), "is not where it should be"
     yield at(lambda answer: answer.__setitem__(1, None)), "a position holds 'None'"
+    yield at(lambda answer: answer[1].update({f" {w}": e for w, e in answer[1].items()})), "twice"
     yield shifts, "is not where it should be"
     yield at(lambda answer: spoil(answer[1], float("nan"))), "nan or above 0"
 
@@ -93,13 +95,13 @@ def spoil(position, value):
 def test_a_wrong_answer_is_not_used(server):
     teacher = client.TeacherServer(server.url, KEY, "KEY", 10, 1)
     prompts = [[5, 6, 7, 8], [9, 10, 11]]
-    expected = teacher.likeliest("the-teacher", prompts, 2)
+    expected = teacher.likeliest("the-teacher", prompts, 2, PromptLogProbs())
     assert [len(own) for own in expected] == [3, 2]
     for spoil, reason in spoiled():
         server.faults = [spoil]
         with pytest.raises(DataError, match=reason):
-            teacher.likeliest("the-teacher", prompts, 2)
-        assert teacher.likeliest("the-teacher", prompts, 2) == expected
+            teacher.likeliest("the-teacher", prompts, 2, PromptLogProbs())
+        assert teacher.likeliest("the-teacher", prompts, 2, PromptLogProbs()) == expected
 
 
 def test_words_that_are_likelier_than_possible_are_neither_used_nor_kept(server, first_loss):

@@ -21,7 +21,8 @@ from gkd_core.teachers.answer_cache import Document, documents, of_batch
 from gkd_core.teachers.answer_form import IDS, LOG_PROBS, Columns, LikeliestWords
 from gkd_core.teachers.answer_store import AnswerStore
 from gkd_core.teachers.live_check import divergence_from_live
-from gkd_core.teachers.server import Likeliest, TeacherServer
+from gkd_core.teachers.server import TeacherServer
+from gkd_core.teachers.server_ways import Likeliest, PromptLogProbs
 from gkd_core.teachers.source import AnswerSource
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Served(AnswerSource):
             return
         rows = batch.inputs["input_ids"].cpu()
         texts = [rows[one.row, one.tokens].tolist() for one in new]
-        answers = self._server.likeliest(self._model, texts, self._form.k)
+        answers = self._server.likeliest(self._model, texts, self._form.k, PromptLogProbs())
         columns = [self._columns(*pair) for pair in zip(new, answers, strict=True)]
         self._store.add([one.key for one in new], columns)
 
@@ -183,7 +184,8 @@ class Served(AnswerSource):
         known = torch.tensor([answer[place][1] for place in at], dtype=torch.float64)
         ids, known = ids.view(len(at), self._form.k), known.view(len(at), self._form.k)
         total = known.exp().sum(-1, keepdim=True)
-        if bool((ids >= self.teacher.labels).any()) or bool((total > 1 + ROUNDING).any()):
+        is_word = (ids >= 0) & (ids < self.teacher.labels)
+        if not bool(is_word.all()) or bool((total > 1 + ROUNDING).any()):
             raise DataError(
                 f"{self._server.base} answers with words that the teacher's tokenizer lacks, or "
                 "that are likelier than possible. Give the tokenizer of its model by "

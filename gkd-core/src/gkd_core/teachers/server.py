@@ -11,15 +11,13 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gkd_core.errors import ConfigError, DataError
+from gkd_core.teachers.server_ways import Likeliest, Way, WrongAnswer
 
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts at most; they begin with one second and double."""
 
 TRANSIENT = (408, 425, 429)
 """Statuses of the client's that do not say that the request is wrong."""
-
-Likeliest = tuple[list[int], list[float]]
-"""Words and their log-probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class TeacherServer:
             raise DataError(f"{self.base}/models: the answer is no list of models") from error
 
     def likeliest(
-        self, model: str, prompts: Sequence[Sequence[int]], k: int
+        self, model: str, prompts: Sequence[Sequence[int]], k: int, way: Way
     ) -> list[list[Likeliest]]:
         """Return the k likeliest words at each token of each prompt but the first.
 
@@ -69,24 +67,20 @@ class TeacherServer:
             model: The name that it serves the model under.
             prompts: Token ids.
             k: Number of words.
+            way: How it is asked.
 
         Raises:
             ConfigError: It refuses the request, which is then not repeated.
             DataError: No answer, or one about something else.
         """
-        body = {"model": model, "prompt": [*map(list, prompts)], "max_tokens": 1}
         # At temperature 1, the log-probabilities are the model's own.
-        answer = self._send(
-            "POST", "completions", {**body, "temperature": 1.0, "prompt_logprobs": k}
-        )
+        body = {"model": model, "prompt": [*map(list, prompts)], "max_tokens": 1}
+        answer = self._send("POST", "completions", {**body, "temperature": 1.0, **way.fields(k)})
+        choices = self._choices(answer, len(prompts))
         try:
-            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-            found = [choice["prompt_logprobs"] for choice in choices]
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._wrong("it has no `prompt_logprobs`, which vLLM gives") from error
-        if len(found) != len(prompts):
-            raise self._wrong(f"it is about {len(found)} texts instead of {len(prompts)}")
-        return [self._read(own, ids, k) for own, ids in zip(found, prompts, strict=True)]
+            return [way.likeliest(*pair, k) for pair in zip(choices, prompts, strict=True)]
+        except WrongAnswer as error:
+            raise self._wrong(str(error)) from error
 
     def write(
         self, model: str, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any]
@@ -104,42 +98,25 @@ class TeacherServer:
         """
         body = {**sampling, "model": model, "prompt": [*map(list, prompts)]}
         answer = self._send("POST", "completions", body)
+        choices = self._choices(answer, len(prompts))
         try:
-            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
             found = [(str(one["text"]), str(one["finish_reason"])) for one in choices]
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._wrong("it has no `choices` with text") from error
-        if len(found) != len(prompts):
-            raise self._wrong(f"it is about {len(found)} texts instead of {len(prompts)}")
+        except KeyError as error:
+            raise self._wrong(f"its `choices` have no {error}") from error
         strange = sorted({reason for _, reason in found} - {"stop", "length"})
         if strange:
             raise self._wrong(f"a text ended because of {', '.join(strange)}")
         return [(text, reason == "stop") for text, reason in found]
 
-    def _read(self, answer: Any, ids: Sequence[int], k: int) -> list[Likeliest]:
-        """Return the words at each token but the first, for which there is no prediction."""
-        if not isinstance(answer, list) or len(answer) != len(ids):
-            length = len(answer) if isinstance(answer, list) else 0
-            raise self._wrong(f"it has {length} positions for a text of {len(ids)} tokens")
-        if answer[0] is not None:
-            raise self._wrong("it predicts the first token of a text, before which there is none")
-        return [self._words(at, own, k) for at, own in zip(answer[1:], ids[1:], strict=True)]
-
-    def _words(self, position: Any, own: int, k: int) -> Likeliest:
-        """Return the k likeliest words; the answer also has the text's own, perhaps beyond them."""
+    def _choices(self, answer: Any, count: int) -> list[dict[str, Any]]:
+        """Return the answers about the texts of a request, in their order."""
         try:
-            found = {int(word): float(entry["logprob"]) for word, entry in position.items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise self._wrong(f"a position holds {str(position)[:60]!r}") from error
-        if own not in found:
-            raise self._wrong(f"the token {own} of the text is not where it should be")
-        best = sorted(found.items(), key=lambda item: -item[1])[:k]
-        words, log_probs = [word for word, _ in best], [value for _, value in best]
-        if len(best) < k:
-            raise self._wrong(f"a position has {len(best)} words instead of {k}")
-        if not all(value <= 1e-3 for value in log_probs):
-            raise self._wrong("a log-probability is nan or above 0")
-        return words, log_probs
+            choices = sorted(map(dict, answer["choices"]), key=lambda one: int(one["index"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._wrong("it has no `choices`, each with an `index`") from error
+        if len(choices) != count:
+            raise self._wrong(f"it is about {len(choices)} texts instead of {count}")
+        return choices
 
     def _wrong(self, reason: str) -> DataError:
         return DataError(
