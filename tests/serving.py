@@ -1,4 +1,4 @@
-"""A small server on the loopback interface that answers with a real model, as vLLM does."""
+"""A small server on the loopback interface that answers with a real model, as others do."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 KEY = "sesame"
+WORDS = [5, 6]
+"""The first tokens of the world that are not special: what is asked about at first."""
 
 
 class Server(ThreadingHTTPServer):
-    """Answers as vLLM does, unless it is told to fail.
+    """Answers as vLLM does, unless it is told to fail, or to do so otherwise.
 
     Attributes:
+        gives: The fields of requests that it knows: `prompt_logprobs`, or `echo` and `logprobs`,
+            or none of them; the others it does not mind.
+        names_ids: Whether it names tokens by id when asked to.
+        is_strict: Whether it refuses fields that it does not know.
         faults: What to do instead with the next requests: a status, or a function that spoils an
             answer.
         prompts: Every prompt that was asked about.
@@ -27,19 +33,46 @@ class Server(ThreadingHTTPServer):
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.faults, self.prompts, self.most = [], [], 1000
+        self.gives, self.names_ids, self.is_strict = ("prompt_logprobs",), True, False
 
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
 
+    @property
+    def texts(self):
+        """What was asked about, without the words by which the way to ask is found."""
+        return [prompt for prompt in self.prompts if prompt != WORDS]
+
     @torch.no_grad()
-    def choice(self, index, ids, k):
+    def likeliest(self, ids, k):
+        """Return the k likeliest words and the text's own at each token but the first."""
         log_probs = self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-        answer = [None]
         for row, own in zip(log_probs, ids[1:], strict=False):
             words = dict.fromkeys([*row.topk(min(k, len(row))).indices.tolist(), own])
-            answer.append({str(word): {"logprob": float(row[word])} for word in words})
-        return {"index": index, "text": "", "prompt_logprobs": answer}
+            yield {word: float(row[word]) for word in words}
+
+    def choice(self, index, ids, body):
+        """Answer a request for `prompt_logprobs`."""
+        answer = [
+            {str(word): {"logprob": value} for word, value in words.items()}
+            for words in self.likeliest(ids, body["prompt_logprobs"])
+        ]
+        return {"index": index, "text": "", "prompt_logprobs": [None, *answer]}
+
+    def echo(self, index, ids, body):
+        """Answer a request for `echo` and `logprobs`: about the text and a token after it."""
+        by_id = self.names_ids and body.get("return_tokens_as_token_ids")
+        name = "token_id:{}".format if by_id else self.tokenizer.decode
+        ids = [*ids, 5]
+        likeliest = list(self.likeliest(ids, body["logprobs"]))
+        own = [words[token] for words, token in zip(likeliest, ids[1:], strict=True)]
+        answer = {
+            "tokens": [*map(name, ids)],
+            "token_logprobs": [None, *own],
+            "top_logprobs": [None, *({name(w): v for w, v in at.items()} for at in likeliest)],
+        }
+        return {"index": index, "text": self.tokenizer.decode(ids), "logprobs": answer}
 
     @torch.no_grad()
     def written(self, index, ids, body):
@@ -59,14 +92,20 @@ class Server(ThreadingHTTPServer):
         return answer | ({"token_ids": new} if body.get("return_token_ids") else {})
 
     def complete(self, body):
-        if "prompt_logprobs" not in body:
-            self.prompts += body["prompt"]
-            choices = [self.written(i, ids, body) for i, ids in enumerate(body["prompt"])]
-            return 200, {"choices": choices[::-1]}
-        if body["prompt_logprobs"] > self.most:
+        unknown = {"prompt_logprobs", "echo"} & body.keys() - set(self.gives)
+        if self.is_strict and unknown:
+            return 400, {"error": {"message": f"unrecognized argument: {', '.join(unknown)}"}}
+        known = body.keys() - unknown
+        k = body.get("prompt_logprobs", body.get("logprobs", 0))
+        if known & {"prompt_logprobs", "echo"} and k > self.most:
             return 400, {"error": {"message": f"logprobs: the most is {self.most}"}}
         self.prompts += body["prompt"]
-        choices = [self.choice(i, p, body["prompt_logprobs"]) for i, p in enumerate(body["prompt"])]
+        answer = self.written
+        if "prompt_logprobs" in known:
+            answer = self.choice
+        elif "echo" in known:
+            answer = self.echo
+        choices = [answer(index, ids, body) for index, ids in enumerate(body["prompt"])]
         return 200, {"choices": choices[::-1]}
 
 
@@ -77,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert body["model"] == "the-teacher"
-        if "prompt_logprobs" in body:
+        if body.keys() & {"prompt_logprobs", "echo"}:
             assert (body["max_tokens"], body["temperature"]) == (1, 1.0)
         fault = self.server.faults.pop(0) if self.server.faults else None
         if self.headers["Authorization"] != f"Bearer {KEY}":

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gkd_core.api import Prompts
 from gkd_core.errors import ConfigError
 from gkd_core.teachers.server import TeacherServer
-from gkd_core.teachers.server_ways import PromptLogProbs
+from gkd_core.teachers.server_ways import Echo, PromptLogProbs
 
 pytestmark = pytest.mark.server
 
@@ -30,13 +30,18 @@ def server(url):
     return TeacherServer(url, "", "GKD_TEACHER_API_KEY", 120, 3)
 
 
+@pytest.fixture
+def ways(folder):
+    return PromptLogProbs(), Echo(AutoTokenizer.from_pretrained(folder))
+
+
 @torch.no_grad()
-def test_the_likeliest_words_are_those_of_transformers(server, folder):
+@pytest.mark.parametrize("number", [0, 1], ids=["prompt_logprobs", "echo"])
+def test_the_likeliest_words_are_those_of_transformers(server, folder, ways, number):
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert server.models() == ["served"]
-    for ids, answer in zip(
-        TEXTS, server.likeliest("served", TEXTS, 64, PromptLogProbs()), strict=True
-    ):
+    answers = server.likeliest("served", TEXTS, 64, ways[number])
+    for ids, answer in zip(TEXTS, answers, strict=True):
         known = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         assert len(answer) == len(ids) - 1
         for place, (words, log_probs) in enumerate(answer):
@@ -46,9 +51,23 @@ def test_the_likeliest_words_are_those_of_transformers(server, folder):
             )
 
 
-def test_the_limit_of_the_server_is_named(server):
+def test_it_is_asked_for_prompt_logprobs_first(server, ways):
+    assert server.first_way("served", TEXTS[0], ways) is ways[0]
+    assert server.first_way("served", TEXTS[0], ways[::-1]) is ways[1]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["prompt_logprobs", "echo"])
+def test_the_limit_of_the_server_is_named(server, ways, number):
     with pytest.raises(ConfigError, match="--max-logprobs"):
-        server.likeliest("served", TEXTS, 65, PromptLogProbs())
+        server.likeliest("served", TEXTS, 65, ways[number])
+
+
+def test_texts_of_parts_of_characters_are_not_taken_for_tokens(server, ways):
+    texts = {"echo": True, "logprobs": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ways[1], "fields", lambda k: texts)
+        with pytest.raises(ConfigError, match=r"names tokens by their text.*cannot be told"):
+            server.likeliest("served", TEXTS, 2, ways[1])
 
 
 def test_what_it_writes_greedily_is_what_transformers_writes(server, folder):

@@ -12,6 +12,9 @@ from gkd_core.api import ConfigError, DataError
 from gkd_core.teachers import server as client
 from gkd_core.teachers.server_ways import PromptLogProbs
 
+FIRST = (None, None)
+"""No faults while it is found out how to ask the server."""
+
 LM = ("method=soft", "task.kind=causal-lm", "soft.temperature=1")
 
 
@@ -50,18 +53,20 @@ def test_a_server_is_compared_with_the_model_on_this_machine(server, first_loss,
 
 def test_nothing_is_asked_twice(server, first_loss):
     once = first_loss(*LM, *source(server))
-    count = len(server.prompts)
-    assert count == len({tuple(prompt) for prompt in server.prompts}) > 0
+    count, contacts = len(server.texts), len(server.prompts)
+    assert count == len({tuple(text) for text in server.texts}) > 0
+    assert contacts == count + 2, "how to ask, and whether it gives so many words"
     assert first_loss(*LM, *source(server)) == once
-    assert len(server.prompts) == count, "another process finds what was answered"
+    assert len(server.prompts) == contacts, "another process finds what was answered"
     first_loss(*LM, *source(server, revision="second"))
-    assert len(server.prompts) == 2 * count, "other weights were not asked"
+    assert len(server.texts) == 2 * count, "other weights were not asked"
 
 
 def test_requests_without_an_answer_are_repeated(server, first_loss):
-    server.faults = [503, "dies", 429]
+    server.faults = [*FIRST, 503, "dies", 429]
     expected = first_loss(*LM, *source(server))
-    server.faults = ["dies"] * 8
+    assert not server.faults
+    server.faults = [*FIRST, *["dies"] * 8]
     with pytest.raises(DataError, match=r"does not answer, in 8 attempts .*kept"):
         first_loss(*LM, *source(server, revision="first"))
     assert first_loss(*LM, *source(server, revision="first")) == expected
@@ -105,7 +110,7 @@ def test_a_wrong_answer_is_not_used(server):
 
 
 def test_words_that_are_likelier_than_possible_are_neither_used_nor_kept(server, first_loss):
-    server.faults = [lambda choices: spoil(choices[0]["prompt_logprobs"][1], 0.0)]
+    server.faults = [*FIRST, lambda choices: spoil(choices[0]["prompt_logprobs"][1], 0.0)]
     with pytest.raises(DataError, match="likelier than possible"):
         first_loss(*LM, *source(server))
     expected = first_loss(*LM, *source(server, revision="other"))
@@ -136,11 +141,13 @@ def test_what_no_server_can_do_is_refused_before_the_run(server, prepare_run, se
     kind = "lm-teacher" if "masked-lm" in settings[0] else "lm-decoder"
     with pytest.raises(ConfigError, match=reason):
         prepare_run(*LM, *source(server), *settings, teachers=(kind,))
-    assert not server.prompts
+    assert not server.texts
 
 
 @pytest.mark.exhaustive
-def test_the_command_line_takes_an_address_as_a_teacher(server, invoke, world, tmp_path):
+@pytest.mark.parametrize("gives", ["prompt_logprobs", "echo"])
+def test_the_command_line_takes_an_address_as_a_teacher(server, invoke, world, tmp_path, gives):
+    server.gives = (gives,)
     run = (
         *("run", "--teacher", server.url, "--student", world / "lm-decoder", "--no-baseline"),
         *("--data", world / "train.jsonl", "--method", "soft", "--set", "soft.temperature=1"),
@@ -149,7 +156,7 @@ def test_the_command_line_takes_an_address_as_a_teacher(server, invoke, world, t
     )
     done = invoke(*run, "--output", tmp_path / "run")
     assert done.code == 0, done.err
-    prompts = [tuple(prompt) for prompt in server.prompts]
+    prompts = [tuple(text) for text in server.texts]
     assert len(prompts) == len(set(prompts)) > 0
     for path in (tmp_path / "run").rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path

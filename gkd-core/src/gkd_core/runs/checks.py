@@ -259,7 +259,7 @@ def _check_writing(spec: StageSpec) -> None:
             f"'{teacher.source.name}', which cannot write. Give its model, or its server"
         )
     if isinstance(teacher.source, Served):
-        teacher.source.check()
+        teacher.source.check_server()
 
 
 def _check_sampling(spec: StageSpec) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, MAIN
 from gkd_core.runs.belongs import belongs
 from gkd_core.teachers.cached import Cached
+from gkd_core.teachers.served import Served
 
 if TYPE_CHECKING:
     from gkd_core.objective.step_plan import PlannedPass
@@ -39,6 +41,16 @@ def check_sources(spec: StageSpec) -> None:
                 _check_changes(planned, number, teacher, source)
                 _check_captures(planned, number, teacher, source)
                 _check_truncation(planned, number, teacher, source)
+
+
+def source_notes(spec: StageSpec) -> Iterator[str]:
+    """Yield the way in which each server of a teacher is asked."""
+    for teacher in spec.teachers:
+        if isinstance(teacher.source, Served) and spec.reads_teachers:
+            yield (
+                f"{teacher.source.config.url} is asked for the likeliest words of "
+                f"'{teacher.info.name}' by {teacher.source.way.name}"
+            )
 
 
 def _check_rollouts(

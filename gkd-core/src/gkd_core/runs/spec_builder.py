@@ -43,6 +43,7 @@ from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.runs.fingerprint import vocabulary as vocabulary_text
 from gkd_core.runs.shared_rows import ModelFacts, SharedRows
 from gkd_core.runs.site_checks import chosen_probes
+from gkd_core.runs.source_checks import source_notes
 from gkd_core.runs.vocabulary import Texts, choose_vocabulary, read_through
 from gkd_core.students.shape import student_config
 from gkd_core.teachers.source import AnswerSource
@@ -153,7 +154,8 @@ class SpecBuilder:
         )
         self.check(spec)
         repeated = None if data.test is None else repeated_rows(data.train, data.test)
-        notes = [*spec.notes, *compare_tokens(spec), *([] if repeated is None else [repeated])]
+        notes = [*spec.notes, *source_notes(spec), *compare_tokens(spec)]
+        notes += [] if repeated is None else [repeated]
         if config.probe is None:
             return replace(spec, notes=tuple(notes)) if len(notes) > len(spec.notes) else spec
         probed = tuple(chosen_probes(spec, self.registry))
@@ -270,7 +272,7 @@ class SpecBuilder:
                 source,
                 tensor=teacher.tensor or config.parallel.tensor,
                 placement=teacher.placement,
-                source=self._answer_source(teacher, source.info),
+                source=self._answer_source(teacher, source),
                 is_shared=teacher.keep in ("share", "disk"),
             )
             for source, teacher in zip(found, config.teachers, strict=False)
@@ -324,12 +326,14 @@ class SpecBuilder:
             f"{_tokenizer(setting)} and the student by --student"
         )
 
-    def _answer_source(self, teacher: TeacherConfig, info: ModelInfo) -> AnswerSource | None:
+    def _answer_source(self, teacher: TeacherConfig, found: TeacherSpec) -> AnswerSource | None:
         """Return the source of a teacher's answers; None if it is its model."""
         if teacher.source is None:
             return None
-        source = self.registry.answer_source(teacher.source.name)
-        return source(source.Config(**(teacher.source.model_extra or {})), info)
+        kind = self.registry.answer_source(teacher.source.name)
+        source = kind(kind.Config(**(teacher.source.model_extra or {})), found.info)
+        source.tokenizer = found.tokenizer
+        return source
 
     def _taught_before(
         self, teacher: TeacherConfig, stage: StageSpec, settings: ResolvedStage, data: TaskData

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -22,7 +23,7 @@ from gkd_core.teachers.answer_form import IDS, LOG_PROBS, Columns, LikeliestWord
 from gkd_core.teachers.answer_store import AnswerStore
 from gkd_core.teachers.live_check import divergence_from_live
 from gkd_core.teachers.server import TeacherServer
-from gkd_core.teachers.server_ways import Likeliest, PromptLogProbs
+from gkd_core.teachers.server_ways import Echo, Likeliest, PromptLogProbs, Way
 from gkd_core.teachers.source import AnswerSource
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ FIRST_ATTEMPTS = 3
 class Served(AnswerSource):
     """The likeliest words of a language model on a server, and the mass of all others.
 
-    The server gives `prompt_logprobs` for token ids, as vLLM does. Its answers are kept in the
-    cache, where later epochs and runs find them.
+    The server gives `prompt_logprobs` for token ids, as vLLM does, or `echo` and `logprobs`: the
+    first request finds out which. Its answers are kept in the cache, where later epochs and runs
+    find them.
     """
 
     name = "server"
@@ -61,10 +63,13 @@ class Served(AnswerSource):
         revision: str = Field(
             "",
             description="Any text that says which weights these are: answers and students of "
-            "another are not used. Change it when the server gets other weights under this name.",
+            "another are not used. Change it when the server gets other weights under this name, "
+            "or is replaced.",
         )
         k: PositiveInt = Field(
-            20, description="Likeliest words at each token. vLLM gives 20, or its --max-logprobs."
+            20,
+            description="Likeliest words at each token. vLLM gives 20, or its --max-logprobs; "
+            "other servers may give fewer.",
         )
         timeout: PositiveFloat = Field(120.0, description="Seconds to wait for an answer.")
         attempts: PositiveInt = Field(
@@ -92,6 +97,11 @@ class Served(AnswerSource):
         self._compared = False
 
     def check(self) -> None:
+        """Reject a server that is not there, or says nothing about the likeliest words."""
+        self.check_server()
+        self.way  # noqa: B018 - asks the server before anything is loaded
+
+    def check_server(self) -> None:
         """Reject an address that is none or has a password, and a server that is not there."""
         parts = urlsplit(self.config.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
@@ -105,6 +115,18 @@ class Served(AnswerSource):
                 f"API key into the environment variable {self.config.key_variable}"
             )
         self._model  # noqa: B018 - asks the server before anything is loaded
+
+    @cached_property
+    def way(self) -> Way:
+        """The way to ask the server: that of the answers that are kept, or what a probe finds."""
+        ways = (PromptLogProbs(), Echo(self.tokenizer))
+        kept = [way for way in ways if self._folder(way).exists()]
+        if len(kept) == 1:
+            return kept[0]
+        text = self._short_text()
+        found = self._server.first_way(self._model, text, ways)
+        self._server.likeliest(self._model, [text], self._form.k, found)  # k is not too many
+        return found
 
     def missing(self, capture: Capture) -> str | None:
         """A server gives log-probabilities."""
@@ -150,7 +172,7 @@ class Served(AnswerSource):
             return
         rows = batch.inputs["input_ids"].cpu()
         texts = [rows[one.row, one.tokens].tolist() for one in new]
-        answers = self._server.likeliest(self._model, texts, self._form.k, PromptLogProbs())
+        answers = self._server.likeliest(self._model, texts, self._form.k, self.way)
         columns = [self._columns(*pair) for pair in zip(new, answers, strict=True)]
         self._store.add([one.key for one in new], columns)
 
@@ -223,9 +245,18 @@ class Served(AnswerSource):
 
     @cached_property
     def _store(self) -> AnswerStore:
-        folder = cache_entry("answers", f"server-{self.fingerprint()}")
+        folder = self._folder(self.way)
         use_entry(folder)
         return AnswerStore(folder)
+
+    def _folder(self, way: Way) -> Path:
+        """Return the folder of the answers to one way of asking: two ways may be rounded apart."""
+        return cache_entry("answers", f"server-{self.fingerprint()}{way.mark}")
+
+    def _short_text(self) -> list[int]:
+        """Return two tokens that are not special."""
+        special = set(self.tokenizer.all_special_ids)
+        return sorted(set(self.tokenizer.get_vocab().values()) - special)[:2]
 
 
 def _has_port(parts: SplitResult) -> bool:

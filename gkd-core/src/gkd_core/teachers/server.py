@@ -11,13 +11,30 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gkd_core.errors import ConfigError, DataError
-from gkd_core.teachers.server_ways import Likeliest, Way, WrongAnswer
+from gkd_core.teachers.server_ways import Likeliest, NotGiven, Way, WrongAnswer
 
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts at most; they begin with one second and double."""
 
 TRANSIENT = (408, 425, 429)
 """Statuses of the client's that do not say that the request is wrong."""
+
+NOT_UNDERSTOOD = (400, 422)
+"""Statuses of a server that does not know a field of the request, or what is in it."""
+
+
+class Refused(ConfigError):
+    """A server refuses a request.
+
+    Attributes:
+        status: Of its answer.
+        reason: The status and what the answer says.
+    """
+
+    def __init__(self, message: str, status: int, reason: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,38 @@ class TeacherServer:
         except (KeyError, TypeError) as error:
             raise DataError(f"{self.base}/models: the answer is no list of models") from error
 
+    def first_way(self, model: str, ids: Sequence[int], ways: Sequence[Way]) -> Way:
+        """Return the first way in which it gives the likeliest words of a text.
+
+        Args:
+            model: The name that it serves the model under.
+            ids: Token ids to ask about.
+            ways: The ways to try.
+
+        Raises:
+            ConfigError: It gives them in none, or refuses to answer.
+            DataError: No answer, or one about something else.
+        """
+        reasons = []
+        for way in ways:
+            try:
+                self._ask(model, [ids], 1, way)
+            except NotGiven as error:
+                reasons.append(f"asked for {way.name}, its answer is not of use: {error}")
+            except Refused as error:
+                if error.status not in NOT_UNDERSTOOD:
+                    raise
+                reasons.append(f"it refuses {way.name} ({error.reason})")
+            except WrongAnswer as error:
+                raise self._wrong(str(error)) from error
+            else:
+                return way
+        raise ConfigError(
+            f"{self.base} does not say how likely the words of a text are: {'; '.join(reasons)}. "
+            "Serve the teacher with vLLM, or by another server that takes token ids and gives "
+            f"{' or '.join(way.name for way in ways)} for them"
+        )
+
     def likeliest(
         self, model: str, prompts: Sequence[Sequence[int]], k: int, way: Way
     ) -> list[list[Likeliest]]:
@@ -73,12 +122,8 @@ class TeacherServer:
             ConfigError: It refuses the request, which is then not repeated.
             DataError: No answer, or one about something else.
         """
-        # At temperature 1, the log-probabilities are the model's own.
-        body = {"model": model, "prompt": [*map(list, prompts)], "max_tokens": 1}
-        answer = self._send("POST", "completions", {**body, "temperature": 1.0, **way.fields(k)})
-        choices = self._choices(answer, len(prompts))
         try:
-            return [way.likeliest(*pair, k) for pair in zip(choices, prompts, strict=True)]
+            return self._ask(model, prompts, k, way)
         except WrongAnswer as error:
             raise self._wrong(str(error)) from error
 
@@ -108,6 +153,20 @@ class TeacherServer:
             raise self._wrong(f"a text ended because of {', '.join(strange)}")
         return [(text, reason == "stop") for text, reason in found]
 
+    def _ask(
+        self, model: str, prompts: Sequence[Sequence[int]], k: int, way: Way
+    ) -> list[list[Likeliest]]:
+        """Return the likeliest words.
+
+        Raises:
+            WrongAnswer: The answer is about something else, or has none.
+        """
+        # At temperature 1, the log-probabilities are the model's own.
+        body = {"model": model, "prompt": [*map(list, prompts)], "max_tokens": 1}
+        answer = self._send("POST", "completions", {**body, "temperature": 1.0, **way.fields(k)})
+        choices = self._choices(answer, len(prompts))
+        return [way.likeliest(*pair, k) for pair in zip(choices, prompts, strict=True)]
+
     def _choices(self, answer: Any, count: int) -> list[dict[str, Any]]:
         """Return the answers about the texts of a request, in their order."""
         try:
@@ -120,7 +179,8 @@ class TeacherServer:
 
     def _wrong(self, reason: str) -> DataError:
         return DataError(
-            f"the answer of {self.base} is not used: {reason}. Is it the server of the teacher?"
+            f"the answer of {self.base} is not used: {reason}. Is it the server of the "
+            "teacher? If it has been replaced, change teacher.source.revision"
         )
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
@@ -151,7 +211,7 @@ class TeacherServer:
             "the server again, and resume the run: what it has answered is kept"
         )
 
-    def _refusal(self, status: int, reason: str) -> ConfigError:
+    def _refusal(self, status: int, reason: str) -> Refused:
         if status in (401, 403):
             advice = f"Set the environment variable {self.key_variable} to the API key"
         elif "logprobs" in reason:
@@ -161,4 +221,5 @@ class TeacherServer:
             )
         else:
             advice = "Correct teacher.source, or what the server was started with"
-        return ConfigError(f"{self.base} refuses the request ({reason}). {advice}")
+        message = f"{self.base} refuses the request ({reason}). {advice}"
+        return Refused(message, status, reason)

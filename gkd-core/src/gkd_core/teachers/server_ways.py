@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gkd_core.teachers.tokens_by_text import tokens_by_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKEN_ID = re.compile(r"token_id:([0-9]+)")
+"""The name of a token that a server names by its id."""
 
 ABOVE_ZERO = 1e-3
 """By how much a log-probability may exceed 0: servers compute in bf16."""
@@ -29,9 +40,11 @@ class Way(ABC):
 
     Attributes:
         name: What is asked for, as messages say it.
+        mark: Distinguishes the answers that are kept.
     """
 
     name: ClassVar[str]
+    mark: ClassVar[str]
 
     @abstractmethod
     def fields(self, k: int) -> Mapping[str, Any]:
@@ -66,6 +79,7 @@ class PromptLogProbs(Way):
     """The field `prompt_logprobs`, whose words are token ids, as vLLM has it."""
 
     name = "`prompt_logprobs`"
+    mark = ""
 
     def fields(self, k: int) -> Mapping[str, Any]:
         """Return the fields of a request that ask for k words."""
@@ -86,6 +100,82 @@ class PromptLogProbs(Way):
             return _once((int(word), float(entry["logprob"])) for word, entry in at.items())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _unreadable(at) from error
+
+
+class Echo(Way):
+    """The fields `echo` and `logprobs`: the text comes back before what is written after it.
+
+    Its words are token ids if the server has `return_tokens_as_token_ids`, as vLLM does, and else
+    texts, which must not be those of several tokens.
+
+    Args:
+        tokenizer: The tokenizer of the teacher.
+    """
+
+    name = "`echo` and `logprobs`"
+    mark = "-echo"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+
+    def fields(self, k: int) -> Mapping[str, Any]:
+        """Return the fields of a request that ask for k words."""
+        return {"echo": True, "logprobs": k, "return_tokens_as_token_ids": True}
+
+    def _positions(
+        self, choice: Mapping[str, Any], ids: Sequence[int]
+    ) -> Sequence[Position | None]:
+        tokens, values, likeliest = _columns(choice.get("logprobs"), len(ids))
+        read = _id if all(TOKEN_ID.fullmatch(str(token)) for token in tokens) else self._id_of_text
+        for token, own in zip(tokens, ids, strict=True):
+            if read(str(token)) != own:
+                raise WrongAnswer(f"the token {own} of the text is not where it should be")
+        return [_echoed(*at, read) for at in zip(ids, values, likeliest, strict=True)]
+
+    def _id_of_text(self, text: str) -> int:
+        if text not in self._ids:
+            raise WrongAnswer(f"it has the token {text!r}, which the teacher's tokenizer lacks")
+        return self._ids[text]
+
+    @cached_property
+    def _ids(self) -> Mapping[str, int]:
+        return tokens_by_text(self._tokenizer)
+
+
+def _columns(given: Any, count: int) -> list[list[Any]]:
+    """Return the tokens of a text, their log-probabilities, and the likeliest words there."""
+    try:
+        columns = [list(given[name]) for name in ("tokens", "token_logprobs", "top_logprobs")]
+    except (KeyError, TypeError) as error:
+        raise NotGiven("it has no `logprobs` with `tokens` and `top_logprobs`") from error
+    length = min(map(len, columns))
+    if length < count:
+        raise NotGiven(f"it has {length} positions for a text of {count} tokens")
+    if max(map(len, columns)) > count + 1:  # one is written after the text
+        raise WrongAnswer(f"it has more than {count + 1} positions for a text of {count} tokens")
+    return [column[:count] for column in columns]
+
+
+def _echoed(own: int, value: Any, likeliest: Any, read: Callable[[str], int]) -> Position | None:
+    """Return the likeliest words and the text's own."""
+    if value is None and likeliest is None:
+        return None
+    try:
+        found = _once((read(word), float(other)) for word, other in likeliest.items())
+        known = float(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _unreadable(likeliest) from error
+    if not math.isclose(found.setdefault(own, known), known, abs_tol=ABOVE_ZERO):
+        raise WrongAnswer(f"the token {own} of the text has two log-probabilities")
+    return found
+
+
+def _id(name: str) -> int:
+    """Return the id in the name of a token."""
+    found = TOKEN_ID.fullmatch(name)
+    if found is None:
+        raise WrongAnswer(f"it has the token {name!r} among ids")
+    return int(found[1])
 
 
 def _once(words: Iterable[tuple[int, float]]) -> Position:

@@ -12,6 +12,8 @@ from gkd_core.contract.method_base import validate_name
 from gkd_core.errors import PluginError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.model_info import ModelInfo
     from gkd_core.contract.step import Step
@@ -39,6 +41,7 @@ class AnswerSource:
         name: The value of `teacher.source.name` that selects it: lower case, words joined by `-`.
         config: Its options.
         teacher: Shape and name of the teacher.
+        tokenizer: The teacher's tokenizer; it is set before `check` is called.
     """
 
     any_text: ClassVar[bool] = False
@@ -52,6 +55,7 @@ class AnswerSource:
         model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: Config
+    tokenizer: PreTrainedTokenizerFast
 
     def __init__(self, config: Any, teacher: ModelInfo) -> None:
         self.config = config
