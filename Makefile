@@ -8,6 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := gkd-core gkd-methods-classic gkd-methods-multiteacher gkd-methods-intermediate
+RUNNABLE := .venv/runnable
 INSTALLED := .venv/installed
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -28,13 +29,17 @@ unexport PYTHONDONTWRITEBYTECODE
 install: $(INSTALLED)
 
 # All packages in one command, so that pip finds each in the others' requirements.
-$(INSTALLED): constraints.txt requirements-dev.txt $(PACKAGES:%=%/pyproject.toml)
+$(RUNNABLE): constraints.txt $(PACKAGES:%=%/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt $(PACKAGES:%=-e ./%)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES:%=-e ./%)
 	@touch $@
 
-demo: $(INSTALLED)
+$(INSTALLED): $(RUNNABLE) requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+demo: $(RUNNABLE)
 	$(BIN)/gkd run
 
 test: $(INSTALLED)

@@ -97,7 +97,7 @@ def test_a_term_is_changed_by_its_place_or_name(invoke, settings, file):
         (("[[1, 2], [2, 4]]", "[[1, 2], [3, 4]]"), "names student block 3"),
         (('"hidden-mse"', '"hidden-mse"\nprojection = "none"'), "hidden is 16 wide in the student"),
         (('"attention"', '"attentoin"'), "match.terms.1.site must be 'hidden', 'embedding'"),
-        (('name = "scores"', "nmae = 1"), "is not a setting. Did you mean 'name'?"),
+        (('name = "scores"', "nmae = 1"), "is not a setting. Did you mean 'match.terms.1.name'?"),
         (
             ('weight = "linear(1 -> 0)"', "span = 1"),
             "match.terms.0: `span` does not apply to site 'hidden'; remove it",

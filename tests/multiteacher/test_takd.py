@@ -114,7 +114,7 @@ def test_models_become_strictly_smaller(draw, world):
         (["student.init=[1, 3]"], r"student.init = \[1, 3\] names blocks of one model"),
         (["student.heads=2", "student.init=random"], "heads differ in width. Name the sizes"),
         (["procedure.assistants=-1"], r"procedure.assistants must be .*-1 \(--set\)"),
-        (["procedure.assistant=1"], "procedure.assistant.*Did you mean 'assistants'"),
+        (["procedure.assistant=1"], "procedure.assistant.*Did you mean '.*procedure.assistants'"),
         (["procedure.name=tadk"], r"procedure.name \(--set\): unknown procedure 'tadk'.* 'takd'"),
     ],
 )

@@ -24,8 +24,7 @@ def main(teacher: str, rows: str) -> None:
         output="runs/from-python",
         settings={"training.epochs": 1},
     )
-    for row in found.comparison.rows:
-        print(f"{row.name}: {found.comparison.metric} {row.metrics[found.comparison.metric]:.3f}")
+    print(found.comparison)
     found.student.save_pretrained("my-student")
     found.tokenizer.save_pretrained("my-student")
 

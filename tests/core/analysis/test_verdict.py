@@ -68,7 +68,7 @@ def test_a_gain_is_named_with_its_interval_and_its_seed():
 def test_a_loss_is_named_with_what_may_help():
     *said, advice = verdict(run(), compared(teacher=0.75, baseline=0.9, student=0.8))
     assert said[0].startswith("labels alone are better than distillation: -0.1000")
-    assert said[1].startswith("teacher is not better than labels alone: -0.1500")
+    assert said[1].startswith("labels alone are better than teacher: -0.1500")
     assert advice == (
         "what may help: a term for the labels (--method pkd+soft+hard); a better teacher; "
         "another learning rate (--set training.lr=0.0003, now 0.0001)"
@@ -78,8 +78,11 @@ def test_a_loss_is_named_with_what_may_help():
 
 
 def test_a_difference_that_other_rows_might_reverse_is_none():
-    said, *_ = verdict(run(), compared(baseline=0.8, student=0.8025))
-    assert said.startswith("distillation and labels alone are level: +0.0025")
+    said, advice = verdict(run(True), compared(baseline=0.8, student=0.8025))
+    assert said.startswith("distillation and labels alone are not told apart: +0.0025")
+    assert advice.startswith("what may help: more test rows (task.test); a better teacher;")
+    _, poor, _ = verdict(run(), compared(teacher=0.805, baseline=0.8, student=0.8))
+    assert poor.startswith("teacher is not shown to be better than labels alone: +0.0050")
 
 
 def test_a_metric_that_should_be_low_turns_the_verdict_round():
@@ -95,7 +98,11 @@ def test_a_metric_that_should_be_low_turns_the_verdict_round():
             0.7,
             ["warning: teacher is hardly better than the most frequent class alone (0.5200 and"],
         ),
-        (0.8, 0.8, ["the student is near teacher, which has little left to teach: +0.0000"]),
+        (
+            0.8,
+            0.8,
+            ["the student is not told apart from teacher, which may have taught all: +0."],
+        ),
         (0.9, 0.7, []),
         (0.6, 0.9, ["the student is better than teacher: +0.3000"]),
     ],

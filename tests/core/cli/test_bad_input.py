@@ -135,7 +135,7 @@ MISTAKES = {
     "no assignment": (lambda p: p.run("--set", "training.lr"), ["training.lr", "key=value"]),
     "misspelt key in a file": (
         lambda p: p.run(p.write("run.toml", "seed = 2\n[training]\nepcohs = 2\n")),
-        ["training.epcohs", "run.toml:3", "'epochs'"],
+        ["training.epcohs", "run.toml:3", "'training.epochs'"],
     ),
     "syntax of a file": (
         lambda p: p.run(p.write("run.toml", "seed = 2\nmethod = soft\n")),

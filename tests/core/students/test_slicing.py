@@ -251,7 +251,7 @@ def test_a_budget_is_used_as_far_as_it_goes(build, rows, family):
         widths = largest_widths(sites, slicer.widths, budget, "--parameters")
         made = sliced_copy(model, slicer.kept(widths))
         assert 0.94 * budget < count_parameters(made) <= budget
-    with pytest.raises(ConfigError, match="Allow more, or prune blocks"):
+    with pytest.raises(ConfigError, match=r"Allow a share of 0\.\d+ or more, or prune blocks"):
         largest_widths(sites, slicer.widths, whole // 20, "--parameters")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from gkd_core import digest
@@ -175,6 +176,12 @@ class Comparison:
     def save(self, path: Path) -> None:
         """Write the comparison as JSON."""
         write_file(path, json_text(asdict(self), indent=1))
+
+    def __str__(self) -> str:
+        console = Console(width=WIDTH, color_system=None)
+        with console.capture() as printed:
+            console.print(self.table())
+        return printed.get().rstrip()
 
     def table(self) -> Table:
         """Return the comparison as a table with one row per model, 80 columns wide."""

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from gkd_core.evaluation.statistics import SampleEstimate
     from gkd_core.runs.run import Run
 
+FEW = 1000
+"""Rows below which only large differences are told apart."""
+
 OTHER_RATE = 3
 """Factor to another learning rate that is worth a try."""
 
 
 GAIN = {
     1: "distillation is better than labels alone",
-    0: "distillation and labels alone are level",
+    0: "distillation and labels alone are not told apart",
     -1: "labels alone are better than distillation",
 }
 """The meaning of the sign of the student's lead over the baseline."""
@@ -82,7 +85,7 @@ class _Verdict:
         for file in self._teachers:
             yield from self._teacher(file)
         if gain is not None and gain.sign < 1:
-            yield f"what may help: {'; '.join(self._advice())}"
+            yield f"what may help: {'; '.join(self._advice(gain))}"
 
     def _gain(self, gain: Lead) -> str:
         seed = self._run.resolved.config.seed
@@ -97,16 +100,20 @@ class _Verdict:
                 f"warning: {name} is hardly better than the most frequent class alone "
                 f"({self._value(file):.4f} and {guess:.4f}), so there is little to learn from it"
             )
-        elif lead is not None and lead.sign < 1:
-            yield f"{name} is not better than labels alone: {lead}"
+        elif lead is not None and lead.sign < 0:
+            yield f"labels alone are better than {name}: {lead}"
+        elif lead is not None and lead.sign == 0:
+            yield f"{name} is not shown to be better than labels alone: {lead}"
         elif lag is not None and lag.sign > 0:
             yield f"the student is better than {name}: {lag}"
         elif lag is not None and lag.sign == 0:
-            yield f"the student is near {name}, which has little left to teach: {lag}"
+            yield f"the student is not told apart from {name}, which may have taught all: {lag}"
 
-    def _advice(self) -> Iterator[str]:
+    def _advice(self, gain: Lead) -> Iterator[str]:
         """Yield what to try where distillation does not pay."""
         last = self._run.last
+        if gain.sign == 0 and self._compared.comparison.samples < FEW:
+            yield "more test rows (task.test)"
         if not any(member.methods[0].needs_labels for member in last.members):
             yield f"a term for the labels (--method {last.expression}+{LABELS})"
         yield "a better teacher"

@@ -22,7 +22,7 @@ DAY = 24 * 60 * 60
 
 
 @click.command()
-@click.argument("room", nargs=-1)
+@click.argument("room", nargs=-1, metavar="[PART]...")
 @click.option(
     "--leftovers",
     type=click.Path(path_type=Path),
@@ -33,7 +33,7 @@ DAY = 24 * 60 * 60
 def clean(room: tuple[str, ...], leftovers: Path | None, yes: bool) -> None:
     """Remove the contents of the cache, or parts of them.
 
-    A ROOM is a part of the cache, such as teachers or answers. The command first shows what it will
+    PART is a part of the cache, such as teachers or answers. The command first shows what it will
     remove, and how large that is. It keeps whatever a live run uses, and never touches runs,
     students and data. A run that needs something that was removed creates it again.
 
@@ -119,6 +119,7 @@ def _is_confirmed(question: str) -> bool:
     except click.Abort as stopped:
         if sys.stdin.isatty():
             raise  # by Ctrl-C
+        click.echo()  # ends the line of the question
         message = "there was no answer, so nothing was removed; add --yes"
         raise click.UsageError(message) from stopped
 

@@ -19,7 +19,7 @@ def plugins(as_json: bool) -> dict[str, Any] | None:
     """List the installed plugins and what they provide.
 
     Plugins are listed in loading order. The time includes importing a plugin and asking what it
-    provides; the time of the first plugin that needs torch includes the import of torch.
+    provides, but not the import of torch and transformers.
     """
     from rich.console import Console
 
@@ -31,6 +31,9 @@ def plugins(as_json: bool) -> dict[str, Any] | None:
 
 
 def _found() -> dict[str, Any]:
+    # The first plugin that needs it would seem to take the time of this import.
+    import transformers.modeling_utils  # noqa: F401
+
     from gkd_core.plugins import registry
 
     known = registry()

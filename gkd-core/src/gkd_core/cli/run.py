@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +144,7 @@ def _print_summary(run: Run, summary: RunSummary | None) -> None:
     if summary.comparison is not None:
         console.print(summary.comparison.table())
     for sentence in summary.verdict:
-        console.print(sentence, highlight=False, markup=False)
+        console.print(_wrapped(sentence, console.width), highlight=False, markup=False)
     for name, path in (
         ("student", run.student),
         ("report", summary.report),
@@ -151,6 +153,12 @@ def _print_summary(run: Run, summary: RunSummary | None) -> None:
         console.print(f"{name:<8} {path}", highlight=False, markup=False, soft_wrap=True)
     if summary.failure is not None:
         raise summary.failure
+
+
+def _wrapped(sentence: str, width: int) -> str:
+    """Break a sentence into lines, but not within its flags, which people copy."""
+    whole = re.sub(r"\(--[^)]*\)", lambda flag: flag[0].replace(" ", "\0"), sentence)
+    return textwrap.fill(whole, width, break_on_hyphens=False).replace("\0", " ")
 
 
 def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:

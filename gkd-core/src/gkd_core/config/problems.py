@@ -81,8 +81,11 @@ def unknown_key(key: SettingKey, values: Values, known: Iterable[str], what: str
     if renamed is not None:
         where = f"`{written(key, values)}`{origins(below(values, key))}"
         return f"{where} is called `{renamed}` since version 0.2"
-    meant = suggest(name, known) or _elsewhere(name) or f" Known here: {', '.join(known)}."
-    return f"`{written(key, values)}`{origins(below(values, key))} {what}.{meant}"
+    own = written(key, values)
+    table = own.removesuffix(name) if own.endswith(f".{name}") else ""
+    near = suggest(name, known).replace("'", f"'{table}", 1)
+    meant = near or _elsewhere(name) or f" Known here: {', '.join(known)}."
+    return f"`{own}`{origins(below(values, key))} {what}.{meant}"
 
 
 def written(key: SettingKey, values: Values) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from transformers.utils import logging
 
 
@@ -14,6 +16,9 @@ def quiet() -> Iterator[None]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
+    if not torch.accelerator.is_available():
+        # transformers may import DeepSpeed, which warns where it is not told that there is no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         yield
     finally:

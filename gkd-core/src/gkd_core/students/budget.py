@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from gkd_core.errors import ConfigError
@@ -49,10 +50,11 @@ def largest_widths(
     low, high = 0, STEPS
     least = count_sliced(sites, widths(0.0))
     if least > budget:
+        share = math.ceil(100 * least / count_sliced(sites, widths(1.0))) / 100
         raise ConfigError(
             f"{origin} allows {budget:,} parameters, but {least:,} are left without any head and "
-            "neuron that can be pruned (embeddings, norms, head). Allow more, or prune blocks too "
-            "(--depth)"
+            f"neuron that can be pruned (embeddings, norms, head). Allow a share of {share:g} or "
+            "more, or prune blocks too (--depth)"
         )
     while low < high:
         middle = (low + high + 1) // 2

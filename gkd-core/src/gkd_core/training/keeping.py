@@ -113,33 +113,33 @@ def _obstacles(spec: StageSpec, number: int) -> Iterator[str]:
 
 def _kept(spec: StageSpec, number: int) -> frozenset[Capture]:
     """Return what is kept of a teacher: all that it is asked for in steps in which all can be."""
-    asked = (each for each in _asked(spec, number) if not any(_too_much(spec, number, each)))
-    return frozenset[Capture]().union(*asked)
+    wanted = (each for each in _wanted(spec, number) if not any(_too_much(spec, number, each)))
+    return frozenset[Capture]().union(*wanted)
 
 
 def _unkept(spec: StageSpec, number: int) -> str:
     """Return the reason that nothing is kept of a teacher in any step."""
-    asked = next(_asked(spec, number), None)
-    if asked is None:
+    wanted = next(_wanted(spec, number), None)
+    if wanted is None:
         return f"{spec.expression} reads nothing of it, or changes its forward pass"
-    return f"{spec.expression} {next(_too_much(spec, number, asked))}"
+    return f"{spec.expression} {next(_too_much(spec, number, wanted))}"
 
 
-def _asked(spec: StageSpec, number: int) -> Iterator[frozenset[Capture]]:
+def _wanted(spec: StageSpec, number: int) -> Iterator[frozenset[Capture]]:
     """Yield what some steps ask a teacher about the training rows as they are."""
     for plan in spec.sampled_steps:
         for planned in plan.passes:
-            asked = planned.captures("teacher", number)
+            wanted = planned.captures("teacher", number)
             changed = any(True for _ in planned.writes("teacher", number))
-            if planned.name == MAIN and asked and not changed:
-                yield asked
+            if planned.name == MAIN and wanted and not changed:
+                yield wanted
 
 
-def _too_much(spec: StageSpec, number: int, asked: frozenset[Capture]) -> Iterator[str]:
+def _too_much(spec: StageSpec, number: int, wanted: frozenset[Capture]) -> Iterator[str]:
     """Yield the reasons that not all that a step asks a teacher for can be kept."""
-    if asked == {LOGITS}:
+    if wanted == {LOGITS}:
         return
-    for capture in sorted(asked, key=str):
+    for capture in sorted(wanted, key=str):
         if capture.site in BETWEEN_TOKENS:
             yield f"reads its {capture}, which grows with the square of a text's length"
     if spec.config.teachers[number].keep not in ("memory", "disk"):
