@@ -12,4 +12,4 @@ def test_flags_are_in_one_line():
     lines = _wrapped(SAID, 60).splitlines()
     assert " ".join(lines) == SAID
     assert max(map(len, lines)) <= 60
-    assert "(--set training.lr=0.0003, now 0.0001)" in lines
+    assert any("(--set training.lr=0.0003, now 0.0001)" in line for line in lines)
