@@ -320,7 +320,7 @@ def _layer_grid(similarity: LayerSimilarity) -> Grid:
 
 def _row_grid(rows: Sequence[Disagreement]) -> Grid:
     predicts = any(row.teacher is not None for row in rows)  # language models give no answer
-    title = "Rows by disagreement"
+    title = "Rows by disagreement, the distance of the answers"
     if predicts:
         differ = sum(row.student != row.teacher for row in rows)
         title += f"; student and teacher differ on {differ} of {len(rows)}"
