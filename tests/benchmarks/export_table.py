@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import gkd_core
 from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.data.vocabulary import train_tokenizer
-from gkd_core.deploy.bench import BatchShape, bench
+from gkd_core.deploy.bench import bench
 from gkd_core.deploy.export import ExportOptions, export_student
 from gkd_core.plugins import registry
 
@@ -104,7 +104,7 @@ def lines_of(name: str, start: Path, folder: Path, writes: bool) -> Iterator[str
         places[form] = folder / f"{name}-{form}"
         export_student(found, registry(), places[form], options, lambda _: contextlib.nullcontext())
     names = [str(run / "student"), *map(str, places.values())]
-    measured = bench(names, [BatchShape(8, LENGTH)], 20, 1, lambda _: None)
+    measured = bench(names, [8], [LENGTH], 20, 1, lambda _: None)
     sizes = list(measured.sizes.values())
     for number, (form, place) in enumerate(places.items(), start=1):
         said = json.loads((place / "lineage.json").read_text())["verification"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import pytest
 
@@ -35,8 +36,70 @@ def test_models_are_measured_in_turn_with_the_quality_that_is_known(
         assert one["throughput"] == pytest.approx(2000 / one["p50"])
     results = json.loads((finished / "results.json").read_text())
     expected = [row["metrics"]["accuracy"] for row in results["rows"]]
-    assert found["qualities"]["student"]["value"] == expected[-1]
-    assert found["qualities"]["out"]["value"] == expected[-1]
+    for name in ("student", "out"):
+        quality = found["qualities"][name]
+        assert quality["value"] == expected[-1]
+        assert (quality["rows"], quality["split"]) == (40, "test")
+        assert quality["interval"] == results["rows"][-1]["interval"]
+    assert "40 test" in done.out
+    said = " ".join(done.out.split())
+    assert "p50: median time of a batch; p95: the time that 95% of the batches stay below" in said
+    assert "time: relative to teacher in the same round" in said
+
+
+def test_quality_is_what_was_measured_and_other_rows_are_not_compared(
+    invoke, finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(benching, "peak_memory", lambda *_arguments: None)
+    shutil.copytree(finished, tmp_path / "run")
+    assert invoke("export", "run", "--to", "out", "--rows", 8).code == 0
+    flags = ["--batch", 1, "--length", 8, "--rounds", 1, "--output", "figures"]
+    done = invoke("bench", "run/student", "out", *flags)
+    assert done.code == 0, done.err
+    assert "the models were judged on different rows" in done.out
+    assert not (tmp_path / "figures" / "pareto.png").exists()
+    found = json.loads((tmp_path / "figures" / "bench.json").read_text())["qualities"]["out"]
+    verified = json.loads((tmp_path / "out" / "lineage.json").read_text())["verification"]
+    assert (found["value"], found["rows"]) == (verified["after"], 8)
+    assert found["interval"] == verified["estimate"]["interval"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "the models were judged on different rows" in page
+    assert "Quality over the median time of a batch" not in page
+
+
+def test_as_many_other_rows_are_not_compared_either(invoke, finished, tmp_path):
+    assert invoke("export", finished, "--to", "out").code == 0
+    path = tmp_path / "out" / "lineage.json"
+    known = json.loads(path.read_text())
+    mine, its = benching.qualities([str(finished / "student"), "out"]).values()
+    assert mine.judged_by == its.judged_by
+    known["verification"]["rows_digest"] = "of other rows"
+    path.write_text(json.dumps(known))
+    mine, its = benching.qualities([str(finished / "student"), "out"]).values()
+    assert mine.judged_by != its.judged_by
+
+
+def test_default_lengths_are_those_that_every_model_reads(invoke, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(benching, "peak_memory", lambda *_arguments: None)
+    shutil.copytree(finished / "student", tmp_path / "student")
+    done = invoke("bench", "student", "--batch", 1, "--rounds", 1)
+    assert done.code == 0, done.err
+    assert "1 x 32 tokens" in done.out
+    assert "1 x 128 tokens" not in done.out
+    assert "rows of 128 tokens are left out" in done.err
+    assert "student reads at most 32" in done.err
+
+
+def test_a_model_that_reads_less_is_measured_at_what_it_reads():
+    reads = types.SimpleNamespace
+    said = []
+    found = benching._default_lengths(
+        [reads(name="a", longest=512), reads(name="b", longest=16)], said.append
+    )
+    assert found == [16]
+    assert said == [
+        f"rows of {length} tokens are left out: b reads at most 16" for length in (32, 128)
+    ]
 
 
 def test_lengths_beyond_what_a_model_reads_are_refused_by_name(invoke, finished, tmp_path):

@@ -31,7 +31,7 @@ from gkd_core.errors import DataError, MethodError
 from gkd_core.evaluation import divergence, top_tokens
 from gkd_core.evaluation.divergence import DivergenceWatch
 from gkd_core.evaluation.evaluate import Predict, calling, evaluate
-from gkd_core.evaluation.pairs import ModelPair, compare_pair, row_difference
+from gkd_core.evaluation.pairs import ModelPair, compare_pair, row_difference, row_estimate
 from gkd_core.evaluation.predictions import (
     STUDENT,
     About,
@@ -41,7 +41,7 @@ from gkd_core.evaluation.predictions import (
     rows_table,
 )
 from gkd_core.evaluation.samples import Sampling, sample_means, write_samples
-from gkd_core.evaluation.statistics import RESAMPLES, SampleEstimate, Statistic
+from gkd_core.evaluation.statistics import RESAMPLES, Interval, SampleEstimate, Statistic
 from gkd_core.evaluation.top_tokens import TopTokens, TopTokenWatch
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.paths import LOGITS
@@ -131,6 +131,7 @@ class Row:
         agreement: Share of the rows on which it predicts the teacher's class; None if undefined.
         flops: Floating-point operations for one sample, the mean of some; None if not counted.
         tokens: Tokens of one of these samples, the mean.
+        interval: Bootstrap interval of the main metric; None if it is not known.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Row:
     agreement: float | None
     flops: float | None = None
     tokens: float | None = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,16 @@ class Compared:
         if first == STUDENT and second in self.pairs:
             return self.pairs[second].difference
         return row_difference(self._both(first, second), self.predictions.rows, RESAMPLES)
+
+    def with_intervals(self) -> Comparison:
+        """Return the comparison with the interval of each model's main metric."""
+        rows = zip(self.predictions.models, self.comparison.rows, strict=True)
+        judged = [replace(row, interval=self._interval(file)) for file, row in rows]
+        return replace(self.comparison, rows=judged)
+
+    def _interval(self, file: str) -> Interval | None:
+        measure = self.measures.get(file)
+        return None if measure is None else row_estimate(measure, self.predictions.rows).interval
 
     def _both(self, first: str, second: str) -> tuple[Statistic, Statistic] | None:
         known = first in self.measures and second in self.measures

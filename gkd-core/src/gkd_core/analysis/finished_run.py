@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gkd_core import digest
 from gkd_core.config.resolve import Resolved, resolve
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError, DataError
-from gkd_core.evaluation.predictions import PREDICTIONS, ROWS, ModelPredictions
+from gkd_core.evaluation.predictions import PREDICTIONS, ROWS, ModelPredictions, digest_of_rows
 from gkd_core.plugins import Registry
 from gkd_core.probes.probe_file import PROBES, ProbedValue, read_probes
 from gkd_core.runs.directory import CONFIG
@@ -120,17 +119,25 @@ class FinishedRun:
     @functools.cached_property
     def rows_digest(self) -> str | None:
         """A digest of the content of the rows that its models were judged on; None if unknown."""
-        path = self.directory / PREDICTIONS / f"{ROWS}.parquet"
-        if not path.exists():
-            return None
-        hashes = ModelPredictions.read(path).table["hash"].to_pylist()
-        return digest.of_value(sorted(hashes))
+        return rows_digest(self.directory)
 
     @property
     def evaluations(self) -> Sequence[tuple[int, float]]:
         """The step and the metric of each evaluation on the validation rows."""
         key = f"validation/{self.metric}"
         return [(e["step"], e[key]) for e in self.entries if e.get(key) is not None]
+
+
+def rows_digest(run: Path) -> str | None:
+    """Return a digest of the content of the rows of a run's predictions; None if it has none.
+
+    Args:
+        run: Its directory.
+    """
+    path = run / PREDICTIONS / f"{ROWS}.parquet"
+    if not path.exists():
+        return None
+    return digest_of_rows(ModelPredictions.read(path).table["hash"].to_pylist())
 
 
 def _read_json(path: Path, texts: Sequence[str]) -> list[Any]:

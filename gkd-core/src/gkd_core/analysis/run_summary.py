@@ -61,7 +61,7 @@ def summarize_run(run: Run) -> RunSummary | None:
     comparison = None if compared is None else compared.comparison
     said = [] if compared is None else verdict(run, compared)
     if compared is not None:
-        compared.comparison.save(run.directory / "results.json")
+        compared.with_intervals().save(run.directory / "results.json")
         compared.predictions.write(run.directory / PREDICTIONS)
     outline = explain(run.outline)
     write_file(run.directory / "outline.txt", outline)

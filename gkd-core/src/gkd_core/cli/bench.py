@@ -20,7 +20,7 @@ from gkd_core.cli.numeric import WholeRange
     "--length",
     multiple=True,
     type=WholeRange(1, 2**20),
-    help="Tokens of a row; repeatable. [32, 128]",
+    help="Tokens of a row; repeatable. [32 and 128, if all models read them]",
 )
 @click.option(
     "--rounds",
@@ -54,20 +54,18 @@ def bench(
     """
     from rich.console import Console
 
-    from gkd_core.deploy.bench import BatchShape, report_bench
     from gkd_core.deploy.bench import bench as measured
+    from gkd_core.deploy.bench import report_bench
 
     screen = Console(stderr=True, highlight=False)
-    shapes = [
-        BatchShape(rows, tokens) for rows in batch or (1, 8) for tokens in length or (32, 128)
-    ]
     names = list(dict.fromkeys(models))
     found = measured(
         names,
-        shapes,
+        batch or (1, 8),
+        length or None,
         rounds,
         threads,
-        lambda text: screen.print(text, markup=False),
+        lambda text: screen.print(text, markup=False, soft_wrap=True),
     )
     written = [] if output is None else found.write(output)
     written += report_bench(names, found)
@@ -77,6 +75,8 @@ def bench(
     for table in found.tables():
         console.print(table)
         console.print()
+    for note in found.notes():
+        console.print(note, markup=False, soft_wrap=True)
     for path in written:
         console.print(f"written to {path}", markup=False, soft_wrap=True)
     return None

@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gkd_core.analysis.figures import axes_of, png, svg
-from gkd_core.analysis.finished_run import RESULTS
+from gkd_core.analysis.finished_run import RESULTS, rows_digest
 from gkd_core.analysis.page import PageCell, PageLine, PageTable, section
 from gkd_core.analysis.report import add_bench
 from gkd_core.analysis.sizes import readable
@@ -28,10 +28,14 @@ from gkd_core.deploy.candidate import MEBI, Candidate, peak_memory
 from gkd_core.deploy.lineage import LINEAGE
 from gkd_core.errors import ConfigError
 from gkd_core.evaluation.predictions import STUDENT
+from gkd_core.evaluation.statistics import LEVEL, Interval
 from gkd_core.strict_json import json_text
 
 WARMUP = 2
 NONE = "-"
+
+LENGTHS = (32, 128)
+"""Tokens of a row unless the user names others; models that read fewer are spared the longer."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,35 @@ class ModelTiming:
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality of a model.
+    """The quality of a model, as its run or the verification of its export has measured it.
 
     Attributes:
         metric: Name of the metric.
         value: Its value.
+        interval: Its bootstrap interval; None if it is not known.
         rows: Number of rows that it was measured on.
+        split: Where they are from: `validation` or `test`.
+        rows_digest: A digest of their content; None if it is not known.
     """
 
     metric: str
     value: float
+    interval: Interval | None
     rows: int
+    split: str
+    rows_digest: str | None
+
+    @property
+    def judged_by(self) -> tuple[str, int, str, str | None]:
+        """The metric and the rows, which qualities that may be compared have in common."""
+        return self.metric, self.rows, self.split, self.rows_digest
+
+    def __str__(self) -> str:
+        """Return the value with its interval."""
+        inside = self.interval
+        return f"{self.value:.4f}" + (
+            "" if inside is None else f" ({inside.low:.4f} to {inside.high:.4f})"
+        )
 
 
 @dataclass(frozen=True)
@@ -109,14 +131,15 @@ class Bench:
 
     def tables(self) -> Iterator[Table]:
         """Yield a table of the models, and one for each size of batch."""
-        table = _table("", "weights", "memory", "quality")
+        table = _table("", "weights", "memory", self._quality_heading, "rows")
         for name, size in self.sizes.items():
             memory, quality = self.memory[name], self.qualities[name]
             table.add_row(
                 name,
                 readable(size),
                 NONE if memory is None else readable(round(memory * MEBI)),
-                NONE if quality is None else f"{quality.metric} {quality.value:.4f}",
+                NONE if quality is None else str(quality),
+                NONE if quality is None else f"{quality.rows:,} {quality.split}",
             )
         yield table
         for shape in dict.fromkeys(BatchShape(one.rows, one.length) for one in self.measured):
@@ -129,6 +152,41 @@ class Bench:
                         one.name, *(f"{number:.2f}" for number in numbers), f"{one.ratio:.2f}x"
                     )
             yield table
+
+    def notes(self) -> Iterator[str]:
+        """Yield what the columns of the tables mean, in lines."""
+        first = self.measured[0].name
+        yield (
+            "p50: median time of a batch; p95: the time that 95% of the batches stay below; time: "
+            f"relative to {first} in the same round"
+        )
+        yield from self._quality_notes()
+
+    def _quality_notes(self) -> Iterator[str]:
+        """Yield where the qualities are from, and whether they may be compared."""
+        known = self._known
+        if known:
+            intervals = any(each.interval is not None for each in known.values())
+            within = f", with {LEVEL:.0%} intervals" if intervals else ""
+            yield (
+                f"{self._quality_heading}: as the run, or the verification of the export, has "
+                f"measured it on its rows{within}"
+            )
+        if len({each.judged_by for each in known.values()}) > 1:
+            yield (
+                "the models were judged on different rows, so their quality cannot be compared; "
+                "export with --rows of all rows of the run to compare it"
+            )
+
+    @property
+    def _known(self) -> Mapping[str, Quality]:
+        """The qualities that are known."""
+        return {name: each for name, each in self.qualities.items() if each is not None}
+
+    @property
+    def _quality_heading(self) -> str:
+        """The metric of all qualities, or of each."""
+        return " / ".join(dict.fromkeys(each.metric for each in self._known.values())) or "quality"
 
     def write(self, folder: Path) -> list[Path]:
         """Write `bench.json`, `latency.png` and `pareto.png`, if models have a quality on the
@@ -160,12 +218,17 @@ class Bench:
 
     def section(self) -> str:
         """Return the section of a report about the models: quality against latency."""
-        headings = ["model", "weights", "quality"]
+        headings = ["model", "weights", self._quality_heading, "rows"]
         shapes = dict.fromkeys(BatchShape(one.rows, one.length) for one in self.measured)
         headings += [f"ms, {shape.rows} x {shape.length}" for shape in shapes]
         lines = [PageLine(list(self._cells(name))) for name in self.sizes]
         figure = svg(self._pareto()) if self._is_comparable() else None
-        return section("bench.html.jinja", models=PageTable(headings, lines), figure_svg=figure)
+        return section(
+            "bench.html.jinja",
+            models=PageTable(headings, lines),
+            notes=list(self._quality_notes()),
+            figure_svg=figure,
+        )
 
     def _cells(self, name: str) -> Iterator[PageCell]:
         """Yield the cells of a model in a report."""
@@ -173,29 +236,41 @@ class Bench:
         yield PageCell(name)
         yield PageCell(readable(size), size)
         if quality is None:
-            yield PageCell(NONE)
+            yield from (PageCell(NONE), PageCell(NONE))
         else:
-            yield PageCell(f"{quality.metric} {quality.value:.4f}", quality.value)
+            yield PageCell(str(quality), quality.value)
+            yield PageCell(f"{quality.rows:,} {quality.split}", quality.rows)
         for one in self.measured:
             if one.name == name:
                 yield PageCell(f"{one.p50:.2f} ({one.ratio:.2f}x)", one.p50)
 
     def _is_comparable(self) -> bool:
         """Return whether several models have a quality, and all of the same metric and rows."""
-        known = [each for each in self.qualities.values() if each is not None]
-        return len(known) > 1 and len({(each.metric, each.rows) for each in known}) == 1
+        known = self._known
+        return len(known) > 1 and len({each.judged_by for each in known.values()}) == 1
 
     def _pareto(self) -> Figure:
         """Draw quality over latency, at the first size of batch."""
-        known = {name: each for name, each in self.qualities.items() if each is not None}
-        (metric, *_) = {each.metric for each in known.values()}
-        first = self.measured[0]
-        figure, axes = axes_of(f"median ms, batch {first.rows}x{first.length}", metric)
+        first, known = self.measured[0], self._known
+        figure, axes = axes_of(
+            f"median ms, batch {first.rows}x{first.length}", self._quality_heading
+        )
         for one in self.measured:
             if one.name in known and (one.rows, one.length) == (first.rows, first.length):
-                axes.plot([one.p50], [known[one.name].value], marker="o", label=one.name)
+                quality = known[one.name]
+                axes.errorbar(
+                    [one.p50], [quality.value], yerr=_bars(quality), fmt="o", label=one.name
+                )
         axes.legend(frameon=False)
         return figure
+
+
+def _bars(quality: Quality) -> list[list[float]] | None:
+    """Return how far the interval of a quality reaches below and above it, as Matplotlib asks."""
+    inside, value = quality.interval, quality.value
+    if inside is None:
+        return None
+    return [[max(value - inside.low, 0.0)], [max(inside.high - value, 0.0)]]
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -210,7 +285,8 @@ def _table(title: str, *columns: str) -> Table:
 
 def bench(
     names: Sequence[str],
-    shapes: Sequence[BatchShape],
+    batches: Sequence[int],
+    lengths: Sequence[int] | None,
     rounds: int,
     threads: int,
     say: Callable[[str], None],
@@ -219,8 +295,9 @@ def bench(
 
     Args:
         names: Directories of the models; the first is what others are compared with.
-        shapes: Sizes of batch.
-        rounds: How often each model reads each.
+        batches: Numbers of rows of a batch.
+        lengths: Tokens of a row. Default: those of `LENGTHS` that every model reads.
+        rounds: How often each model reads each batch.
         threads: Number of threads.
         say: Shows what is being done.
 
@@ -232,7 +309,10 @@ def bench(
     try:
         say("loading")
         candidates = [Candidate.load(name, threads) for name in names]
-        _check_lengths(candidates, shapes)
+        if lengths is None:
+            lengths = _default_lengths(candidates, say)
+        _check_lengths(candidates, lengths)
+        shapes = [BatchShape(rows, length) for rows in batches for length in lengths]
         measured = []
         for shape in shapes:
             say(f"batches of {shape.rows} rows of {shape.length} tokens")
@@ -256,9 +336,21 @@ def bench(
     )
 
 
-def _check_lengths(candidates: Sequence[Candidate], shapes: Sequence[BatchShape]) -> None:
+def _default_lengths(candidates: Sequence[Candidate], say: Callable[[str], None]) -> list[int]:
+    """Return the usual lengths that every model reads, or the longest; say what is left out."""
+    shortest = min(candidates, key=lambda each: each.longest)
+    fitting = [length for length in LENGTHS if length <= shortest.longest]
+    for length in LENGTHS[len(fitting) :]:
+        say(
+            f"rows of {length} tokens are left out: {shortest.name} reads at most "
+            f"{shortest.longest}"
+        )
+    return fitting or [shortest.longest]
+
+
+def _check_lengths(candidates: Sequence[Candidate], lengths: Sequence[int]) -> None:
     """Reject rows that are longer than a model reads, before anything is measured."""
-    longest = max(shape.length for shape in shapes)
+    longest = max(lengths)
     shortest = min(candidates, key=lambda each: each.longest)
     if longest > shortest.longest:
         raise ConfigError(
@@ -327,10 +419,7 @@ def report_bench(names: Sequence[str], found: Bench) -> list[Path]:
 
 
 def qualities(names: Sequence[str]) -> dict[str, Quality | None]:
-    """Return the quality of models, from the run that they belong to, or from their export.
-
-    An export was compared with its student on some of the rows of the run. Its quality is that of
-    the student on all rows, plus the difference on these.
+    """Return the quality of models, as their run, or the verification of their export, has it.
 
     Args:
         names: Directories of the models.
@@ -338,25 +427,42 @@ def qualities(names: Sequence[str]) -> dict[str, Quality | None]:
     known: dict[Path, Quality] = {}
     for run in {found.run for found in map(find_named, names) if found.run is not None}:
         if (run / RESULTS).is_file():
-            results = json.loads((run / RESULTS).read_text())
-            for row in results["rows"]:
-                known |= {Path(row["model"]).resolve(): one for one in _quality(results, row)}
-            # The paths in the results begin where the run was started.
-            last = results["rows"][-1]
-            known |= {(run / STUDENT).resolve(): one for one in _quality(results, last)}
+            known |= dict(_of_run(run))
     found = {name: known.get(Path(name).resolve()) for name in names}
     for name in names:
         if (Path(name) / LINEAGE).is_file():
-            said = json.loads((Path(name) / LINEAGE).read_text())
-            compared = said["verification"]
-            change = compared["after"] - compared["before"]
-            for one in _quality(said["results"], said["results"]["models"][-1]):
-                found[name] = replace(one, value=one.value + change)
+            found[name] = _of_export(json.loads((Path(name) / LINEAGE).read_text()))
     return found
 
 
-def _quality(results: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Quality]:
-    """Yield the quality of a model in the results of a run, if it has one."""
-    value = row["metrics"].get(results["metric"])
-    if value is not None:
-        yield Quality(results["metric"], value, results["samples"])
+def _of_run(run: Path) -> Iterator[tuple[Path, Quality]]:
+    """Yield the places of the models of a run, with their quality."""
+    results = json.loads((run / RESULTS).read_text())
+    metric, judged = results["metric"], (results["samples"], results["split"], rows_digest(run))
+    for row in results["rows"]:
+        value = row["metrics"].get(metric)
+        if value is not None:
+            quality = Quality(metric, value, _interval(row), *judged)
+            yield Path(row["model"]).resolve(), quality
+            if row is results["rows"][-1]:
+                # The paths in the results begin where the run was started.
+                yield (run / STUDENT).resolve(), quality
+
+
+def _of_export(known: Mapping[str, Any]) -> Quality:
+    """Return the quality of an export from its lineage."""
+    found = known["verification"]
+    return Quality(
+        found["metric"],
+        found["after"],
+        _interval(found["estimate"]),
+        found["rows"],
+        found["split"],
+        found.get("rows_digest"),  # version 0.2 wrote none
+    )
+
+
+def _interval(estimate: Mapping[str, Any] | None) -> Interval | None:
+    """Return the interval of what was measured, if it is known."""
+    found = None if estimate is None else estimate.get("interval")
+    return None if found is None else Interval(**found)

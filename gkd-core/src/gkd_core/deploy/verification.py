@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from gkd_core.data.holdout import take
 from gkd_core.data.loader import evaluation_batches
 from gkd_core.evaluation.evaluate import EVALUATION_BATCH
+from gkd_core.evaluation.predictions import digest_of_rows, row_hashes
 from gkd_core.evaluation.statistics import SampleEstimate, bootstrap, paired_bootstrap
 from gkd_core.models.quiet import quiet
 from gkd_core.training.agreement import answered
@@ -62,6 +63,7 @@ class Verification:
         change: The metric of the exported model minus that of the student, with a paired bootstrap
             interval; None if the kind of task cannot measure a part of the rows.
         estimate: The metric of the exported model, with a bootstrap interval; None likewise.
+        rows_digest: A digest of the content of the rows.
         weak: Why the verification says little; empty if it does not.
         problems: Why the exported model is not to be used; empty if it may be.
     """
@@ -76,6 +78,7 @@ class Verification:
     after: float
     change: SampleEstimate | None
     estimate: SampleEstimate | None = None
+    rows_digest: str = ""
     weak: str = ""
     problems: tuple[str, ...] = ()
 
@@ -204,6 +207,7 @@ def verify(
         after=after.metrics[metric.name],
         change=_change(rows, before, after),
         estimate=_estimate(rows, after),
+        rows_digest=digest_of_rows(row_hashes(rows.split)),
     )
     if exact:
         return replace(known, problems=_inexact(known, apart.tolerance))

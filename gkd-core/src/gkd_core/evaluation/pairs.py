@@ -17,6 +17,7 @@ from gkd_core.evaluation.statistics import (
     RESAMPLES,
     McNemar,
     SampleEstimate,
+    bootstrap,
     mcnemar,
     paired_bootstrap,
 )
@@ -146,9 +147,22 @@ def row_difference(
     """
     if measures is None:
         return None
-    known = rows["group"].null_count < len(rows)
-    groups: list[Hashable] | None = rows["group"].to_pylist() if known else None
-    return paired_bootstrap(*measures, len(rows), groups=groups, resamples=resamples)
+    return paired_bootstrap(*measures, len(rows), groups=_groups(rows), resamples=resamples)
+
+
+def row_estimate(measure: Statistic, rows: pa.Table) -> SampleEstimate:
+    """Return the metric of a model with a bootstrap interval.
+
+    Args:
+        measure: The metric for some of the rows.
+        rows: The rows, whose groups are drawn together.
+    """
+    return bootstrap(measure, len(rows), groups=_groups(rows))
+
+
+def _groups(rows: pa.Table) -> list[Hashable] | None:
+    """Return the group of each row; None if they have none."""
+    return rows["group"].to_pylist() if rows["group"].null_count < len(rows) else None
 
 
 def item_logits(table: pa.Table, kind: TaskKind) -> list[Floats] | None:

@@ -208,6 +208,15 @@ def row_hashes(split: Split) -> list[str]:
     ]
 
 
+def digest_of_rows(hashes: Sequence[str]) -> str:
+    """Return a digest of the content of rows, in whatever order.
+
+    Args:
+        hashes: Their hashes.
+    """
+    return of_value(sorted(hashes))
+
+
 def rows_table(split: Split, kind: TaskKind, classes: Sequence[str]) -> pa.Table:
     """Return the rows of a split as a table.
 
