@@ -123,6 +123,10 @@ def _pair_lines(pair: ModelPair, kind: TaskKind) -> Iterator[tuple[str, str]]:
         test = pair.mcnemar
         yield (
             "McNemar's test",
-            f"p = {test.p:.4g}; {test.only_first} rows are right here only, {test.only_second} "
-            "there only",
+            f"p = {test.p:.4g}; only {pair.model} is right on {_rows(test.only_first)}, only "
+            f"{pair.against} on {_rows(test.only_second)}",
         )
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"

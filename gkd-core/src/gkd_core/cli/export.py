@@ -138,4 +138,9 @@ def _report(console: Console, found: Verification, to: Path) -> None:
 
 def _change(found: Verification) -> str:
     interval = None if found.change is None else found.change.interval
-    return "" if interval is None else f" ({interval.low:+.4f} to {interval.high:+.4f})"
+    if interval is None:
+        return ""
+    return (
+        f"; {interval.level:.0%} interval of the difference {interval.low:+.4f} to "
+        f"{interval.high:+.4f}"
+    )
