@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gkd_core.analysis import cost
+from gkd_core.analysis import cost, report
 from gkd_core.runs.result import StageResult
 
 STUDENT, TEACHER = 1e9, 4e9
@@ -59,3 +59,29 @@ def test_share_of_the_peak_is_that_of_student_and_teacher(
     share = cost_of(f"training.precision={precision}").peak_share
     work = (3 * STUDENT + TEACHER) * 192 / 10
     assert share == (None if peak is None else pytest.approx(work / peak))
+
+
+def test_a_stage_that_makes_a_teacher_costs_what_the_teacher_was_counted_to():
+    rows = {"helper": SimpleNamespace(flops=TEACHER), "teacher": SimpleNamespace(flops=5e9)}
+    student = SimpleNamespace(flops=STUDENT)
+    teachers = [
+        SimpleNamespace(called="helper", store=None),
+        SimpleNamespace(called="teacher", store="entry"),
+    ]
+    run = SimpleNamespace(last=SimpleNamespace(student="small"), teachers=teachers)
+    for name, store, shape, expected in [
+        ("distil", None, "small", student),
+        ("helper", None, "middle", rows["helper"]),
+        ("teacher-1", "entry", "large", rows["teacher"]),
+        ("other", None, "large", None),
+    ]:
+        spec = SimpleNamespace(name=name, store=store, student=shape)
+        assert cost._compared_like(spec, run, student, rows) is expected
+
+
+def test_missing_numbers_are_explained():
+    known = cost.StageCost("distil", 1, 1.0, 1.0, 0.0, None)
+    unknown = cost.StageCost("first", 1, None, None, None, None)
+    assert report._unknown([known]) == ""
+    said = report._unknown([unknown, known])
+    assert said == "-: no model like that of first was counted on test rows."

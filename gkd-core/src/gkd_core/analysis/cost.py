@@ -60,10 +60,25 @@ def stage_costs(run: Run, comparison: Comparison) -> list[StageCost]:
     rows = {row.name: row for row in comparison.rows}
     pairs = zip(run.specs, run.results.values(), strict=True)
     return [
-        _cost(spec, result, comparison.rows[-1] if spec.student == run.last.student else None, rows)
+        _cost(spec, result, _compared_like(spec, run, comparison.rows[-1], rows), rows)
         for spec, result in pairs
         if not result.reused
     ]
+
+
+def _compared_like(spec: StageSpec, run: Run, student: Row, rows: Mapping[str, Row]) -> Row | None:
+    """Return a compared model of the shape that a stage trained; None if there is none.
+
+    It is the student of the run, or the teacher that the stage made.
+    """
+    if spec.student == run.last.student:
+        return student
+    made = (
+        teacher.called
+        for teacher in run.teachers
+        if teacher.called == spec.name or (spec.store and teacher.store == spec.store)
+    )
+    return rows.get(next(made, ""))
 
 
 def _cost(

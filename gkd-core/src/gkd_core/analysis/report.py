@@ -20,8 +20,8 @@ from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
 from gkd_core.evaluation.pairs import ModelPair
 from gkd_core.evaluation.statistics import LEVEL, Interval
-from gkd_core.named_path import without_folders
 from gkd_core.probes.probe_file import PROBES, TRAINING, read_probes
+from gkd_core.runs.public_names import without_folders
 from gkd_core.tracking.recorder import METRICS
 from gkd_core.training.stage_spec import BASELINE
 
@@ -140,6 +140,7 @@ def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
         nothing = ("facts", "models", "differences", "disagreements", "costs", "layers", "written")
         return dict.fromkeys(nothing)
     comparison, pairs = compared.comparison, list(compared.pairs.values())
+    costs = stage_costs(run, comparison)
     return {
         "facts": list(_facts(run, comparison, pairs)),
         "models": _models(comparison),
@@ -147,7 +148,8 @@ def _compared(run: Run, compared: Compared | None) -> dict[str, Any]:
         "differences": _differences(comparison, pairs),
         "differences_note": ABOUT_DIFFERENCES,
         "quality_over_size": figures.quality_over_size(comparison),
-        "costs": _costs(stage_costs(run, comparison)),
+        "costs": _costs(costs),
+        "costs_unknown": _unknown(costs),
         "disagreements": _disagreements(compared),
         "layers": _layers(compared.layers),
         "written": _written(compared),
@@ -272,6 +274,14 @@ def _costs(found: Sequence[StageCost]) -> PageTable | None:
         cells += [PageCell(NONE) if share is None else PageCell(f"{share:.1%}", share)] * on_known
         rows.append(PageLine(cells))
     return PageTable([*COST_COLUMNS, *["of the peak"] * on_known], rows)
+
+
+def _unknown(costs: Sequence[StageCost]) -> str:
+    """Return why numbers of some stages are missing; empty if none are."""
+    missing = [cost.stage for cost in costs if cost.student is None]
+    if not missing:
+        return ""
+    return f"{NONE}: no model like that of {', '.join(missing)} was counted on test rows."
 
 
 def _amount(value: float | None) -> PageCell:
