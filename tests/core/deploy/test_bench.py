@@ -29,14 +29,14 @@ def test_models_are_measured_in_turn_with_the_quality_that_is_known(
     assert str(world) not in written
     found = json.loads(written)
     assert [(one["name"], one["rows"], one["length"]) for one in found["measured"]] == [
-        (name, 2, length) for length in (8, 16) for name in ("teacher", "student", "out")
+        (name, 2, length) for length in (8, 16) for name in ("teacher", "run/student", "out")
     ]
     for one in found["measured"]:
         assert 0 < one["p50"] <= one["p95"]
         assert one["throughput"] == pytest.approx(2000 / one["p50"])
     results = json.loads((finished / "results.json").read_text())
     expected = [row["metrics"]["accuracy"] for row in results["rows"]]
-    for name in ("student", "out"):
+    for name in ("run/student", "out"):
         quality = found["qualities"][name]
         assert quality["value"] == expected[-1]
         assert (quality["rows"], quality["split"]) == (40, "test")

@@ -11,11 +11,10 @@ from gkd_core.analysis.comparison import ComparedModel
 from gkd_core.analysis.run_summary import compared_models, first_teacher
 from gkd_core.config.resolve import resolve
 from gkd_core.config.schema import StudentConfig, TeacherConfig
-from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.evaluation.predictions import STUDENT
 from gkd_core.models.tokenizer import load_tokenizer
-from gkd_core.runs.directory import CONFIG, DONE
+from gkd_core.runs.directory import CONFIG, DONE, is_run
 from gkd_core.runs.run import Run, prepare_run
 from gkd_core.tracking.recorder import Recorder
 
@@ -99,7 +98,7 @@ def find_named(name: str) -> Named:
     """
     path = Path(name)
     places = [path, *path.parents]
-    return Named(name, next((place for place in places if _is_run(place)), None))
+    return Named(name, next((place for place in places if is_run(place)), None))
 
 
 def open_run(directory: Path, resolved: Resolved, registry: Registry) -> Run:
@@ -179,10 +178,6 @@ def language_models(
         tokenizer = load_tokenizer(model, trusts, "the model to evaluate")
         found.append(ComparedModel(model, model, tokenizer, trusts))
     return found
-
-
-def _is_run(place: Path) -> bool:
-    return (place / CONFIG).is_file() and (place / STAGES).is_dir()
 
 
 def trusts_code(stage: ResolvedStage) -> bool:

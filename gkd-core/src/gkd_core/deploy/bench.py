@@ -29,6 +29,7 @@ from gkd_core.deploy.lineage import LINEAGE
 from gkd_core.errors import ConfigError
 from gkd_core.evaluation.predictions import STUDENT
 from gkd_core.evaluation.statistics import LEVEL, Interval
+from gkd_core.runs.public_names import public_name
 from gkd_core.strict_json import json_text
 
 WARMUP = 2
@@ -360,18 +361,19 @@ def _check_lengths(candidates: Sequence[Candidate], lengths: Sequence[int]) -> N
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return the last part of each path, or as many as make all different.
+    """Return the public name of each directory, or as many parts as make all different.
 
     Args:
         names: Directories, all different.
     """
     parts = {name: Path(name).parts for name in names}
-    deepest = max(map(len, parts.values()))
-    for count in range(1, deepest + 1):
-        short = {name: "/".join(own[-count:]) for name, own in parts.items()}
+    least = {name: len(Path(public_name(name)).parts) for name in names}
+    short = {name: public_name(name) for name in names}
+    for count in range(1, max(map(len, parts.values())) + 1):
         if len({*short.values()}) == len(short):
             return short
-    return {name: name for name in names}
+        short = {name: "/".join(own[-max(count, least[name]) :]) for name, own in parts.items()}
+    return short
 
 
 def _in_turn(candidates: Sequence[Candidate], shape: BatchShape, rounds: int) -> list[ModelTiming]:

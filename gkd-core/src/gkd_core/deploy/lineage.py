@@ -17,7 +17,7 @@ from gkd_core.contract.run_info import STAGES
 from gkd_core.contract.task import SPLITS
 from gkd_core.deploy.onnx_graph import GRAPH, opset_of, package_versions
 from gkd_core.errors import ConfigError, GkdError
-from gkd_core.named_path import without_folders
+from gkd_core.runs.public_names import without_folders
 from gkd_core.training.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:

@@ -29,6 +29,11 @@ CONFIG = "config.toml"
 DONE = "done.json"
 
 
+def is_run(place: Path) -> bool:
+    """Return whether a directory is that of a run."""
+    return (place / CONFIG).is_file() and (place / STAGES).is_dir()
+
+
 def run_name(resolved: Resolved) -> str:
     """Return the default name of a run's directory: the recipe or the method."""
     return resolved.recipe or resolved.stages[-1].config.method

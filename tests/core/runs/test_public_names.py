@@ -2,7 +2,7 @@
 
 import pytest
 
-from gkd_core.named_path import without_folders
+from gkd_core.runs.public_names import public_name, without_folders
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,16 @@ from gkd_core.named_path import without_folders
 )
 def test_paths_are_reduced_to_their_last_part(text, public):
     assert without_folders(text) == public
+
+
+def test_a_student_is_told_with_its_run(tmp_path, monkeypatch):
+    run = tmp_path / "teacher"
+    (run / "student").mkdir(parents=True)
+    assert public_name(run / "student") == "student", "it may be anybody's folder"
+    (run / "stages").mkdir()
+    (run / "config.toml").touch()
+    monkeypatch.chdir(run)
+    for path in (run / "student", "student", "../teacher/student/"):
+        assert public_name(path) == "teacher/student"
+    assert without_folders(f'model = "{run}/student"') == 'model = "teacher/student"'
+    assert public_name(run) == "teacher"
