@@ -33,7 +33,9 @@ from gkd_core.cli.numeric import WholeRange
     "--threads", type=WholeRange(1), default=1, show_default=True, help="Threads of each model."
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Directory for bench.json and figures."
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory for bench.json and figures.",
 )
 @json_option()
 def bench(
