@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from gkd_core.config.schema import TaskConfig, TeacherConfig
 from gkd_core.deploy import export as exporting
+from gkd_core.deploy.card import _taught_by
+from gkd_core.deploy.lineage import _teacher
 from gkd_core.deploy.onnx_model import OnnxModel
 from gkd_core.lease import hold
 
@@ -38,7 +41,7 @@ def test_export_is_the_student_with_a_card_and_lineage(exported, finished, world
     for name, file in known["export"]["files"].items():
         assert hashlib.sha256((place / name).read_bytes()).hexdigest() == file["sha256"]
     assert known["student"]["classes"] == ["neg", "pos"]
-    assert known["teachers"] == {"teacher": "teacher"}
+    assert known["teachers"] == {"teacher": {"model": "teacher", "origin": "directory"}}
     content = known["made_from"]["distil"]["content"]
     assert "SHA-256" in content["teacher.model: model.safetensors"]
     card = (place / "README.md").read_text()
@@ -48,6 +51,57 @@ def test_export_is_the_student_with_a_card_and_lineage(exported, finished, world
         assert not [path for path in place.iterdir() if str(private).encode() in path.read_bytes()]
     loaded = AutoModelForSequenceClassification.from_pretrained(place)
     assert loaded.config.id2label == {0: "neg", 1: "pos"}
+
+
+def test_card_tells_what_was_made_of_what_and_how_to_load_it(exported, finished, monkeypatch):
+    place, done = exported
+    card = (place / "README.md").read_text()
+    assert "This is a BERT model" in card
+    assert re.search("distilled by `.*` from `teacher`. Made with gkd", card)
+    results = json.loads((finished / "results.json").read_text())
+    for row in results["rows"]:
+        low, high = row["interval"]["low"], row["interval"]["high"]
+        assert low <= row["metrics"]["accuracy"] <= high
+        accuracy = f"{row['metrics']['accuracy']:.4f} | {low:.4f} to {high:.4f} "
+        assert f"| {row['name']} | {accuracy}| {row['kept']:.1%} | {row['agreement']:.1%} |" in card
+    steps = json.loads((finished / "stages" / "distil" / "done.json").read_text())["steps"]
+    assert re.search(
+        rf"- distil: `.*`, {steps} steps, epochs 1, batch size \d+, lr \S+, seed", card
+    )
+    assert re.search(r"- source: .*train.jsonl", card)
+    assert re.search(r"- training rows: \d+", card)
+    assert "; 95% interval of the difference +0.0000 to +0.0000" in done.out
+    _run_code_of_card(place, monkeypatch)
+
+
+def _run_code_of_card(place, monkeypatch):
+    """Run the code of a model card in its folder."""
+    (code,) = re.findall(r"```python\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
+    with monkeypatch.context() as patch:
+        patch.chdir(place)
+        exec(compile(code, "README.md", "exec"), {})
+
+
+def test_teachers_are_named_so_that_a_reader_knows_them(tmp_path, monkeypatch):
+    run = tmp_path / "runs" / "teacher"
+    (run / "student").mkdir(parents=True)
+    (run / "stages").mkdir()
+    (run / "config.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    content = {"teacher.model": "google/bert 86b5e0934494bd15c9632b12f734a8a67f723594"}
+
+    def named(**settings):
+        found = _teacher(TeacherConfig(**settings), TaskConfig(), content)
+        return found["origin"], _taught_by(found)
+
+    assert named(model="runs/teacher/student") == ("directory", "`teacher/student`")
+    assert named(model="google/bert") == ("hub", "`google/bert`")
+    assert named(model="runs/gone/student") == ("directory", "`student`")
+    assert named(model="stage:first") == ("stage", "the student of stage `first`")
+    assert named() == (
+        "task",
+        "the default teacher of the task (embedded, large), which gkd trains on its labels",
+    )
 
 
 def test_rejected_export_leaves_the_one_that_was_there(invoke, finished, exported, monkeypatch):
@@ -123,7 +177,9 @@ def test_options_of_onnx_need_its_format(invoke, finished, arguments, said):
     assert (done.code, said in done.err) == (2, True)
 
 
-def test_int8_graph_answers_as_the_student_within_its_precision(invoke, finished, tmp_path, world):
+def test_int8_graph_answers_as_the_student_within_its_precision(
+    invoke, finished, tmp_path, world, monkeypatch
+):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     flags = ("--format", "onnx", "--quantize", "int8", "--accept")
@@ -145,6 +201,7 @@ def test_int8_graph_answers_as_the_student_within_its_precision(invoke, finished
     found = OnnxModel(place / "model.onnx")(**inputs).logits.numpy()
     np.testing.assert_allclose(found, expected, atol=0.5)
     assert not np.array_equal(found, expected)
+    _run_code_of_card(place, monkeypatch)
     _check_documented_ways(invoke, finished, place, tmp_path)
 
 

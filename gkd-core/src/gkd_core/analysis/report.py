@@ -13,6 +13,7 @@ from gkd_core.analysis import figures, probe_figures
 from gkd_core.analysis.comparison import NONE, Compared, Comparison, Row
 from gkd_core.analysis.cost import StageCost, stage_costs
 from gkd_core.analysis.disagreement import Disagreement, disagreements
+from gkd_core.analysis.loading_code import loading_code
 from gkd_core.analysis.page import PageCell, PageLine, PageTable, render
 from gkd_core.analysis.written_answers import PROMPT, in_words, measured, side_by_side
 from gkd_core.atomic import write_file
@@ -336,21 +337,9 @@ def _shortened(text: str) -> str:
 
 def _snippet(run: Run) -> str:
     """Return code that loads the student and asks it something."""
-    auto = run.last.kind.auto
-    is_usual = auto.__module__.startswith("transformers.")
-    module = "transformers" if is_usual else auto.__module__
-    trust = ", trust_remote_code=True" if run.last.trusts_student else ""
-    lines = [
-        "from transformers import AutoTokenizer",
-        f"from {module} import {auto.__name__}",
-        "",
-        f"student = {run.student.name!r}  # in the folder of this report",
-        f"tokenizer = AutoTokenizer.from_pretrained(student{trust})",
-        f"model = {auto.__name__}.from_pretrained(student{trust}).eval()",
-        'inputs = tokenizer("A text.", return_tensors="pt")',
-        "print(model(**inputs))",
-    ]
-    return "\n".join(lines)
+    last = run.last
+    note = "in the folder of this report"
+    return loading_code(run.student.name, note, last.kind.auto, last.trusts_student)
 
 
 STAGE_COLUMNS = ("stage", "methods", "taught by", "goes on with", "best", "steps", "time", "key")

@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
+from gkd_core.contract.task import SPLITS
 from gkd_core.deploy.lineage import LINEAGE, papers
+from gkd_core.evaluation.statistics import LEVEL
 
 PIPELINES = {
     "classification": "text-classification",
@@ -21,16 +23,41 @@ PIPELINES = {
 }
 """The names of the kinds of task on hubs; others have no name there."""
 
+ARCHITECTURES = {
+    "albert": "ALBERT",
+    "bert": "BERT",
+    "deberta": "DeBERTa",
+    "deberta-v2": "DeBERTa-v2",
+    "distilbert": "DistilBERT",
+    "electra": "ELECTRA",
+    "gpt2": "GPT-2",
+    "gpt_neox": "GPT-NeoX",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "modernbert": "ModernBERT",
+    "mpnet": "MPNet",
+    "opt": "OPT",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "roberta": "RoBERTa",
+    "xlm-roberta": "XLM-RoBERTa",
+}
+"""What people call the model types of transformers; others are called by their type."""
+
+SETTINGS = {"epochs": "epochs", "batch_size": "batch size", "lr": "lr"}
+"""The settings of training in the card, and what they are called there."""
+
 UNNAMED = "not stated"
 
 
-def model_card(known: Mapping[str, Any]) -> str:
+def model_card(known: Mapping[str, Any], code: str) -> str:
     """Return the model card for a lineage.
 
     Args:
         known: The lineage.
+        code: Code that loads the model.
     """
-    parts = [_head(known), "# Student model", _summary(known), *_sections(known)]
+    parts = [_head(known), "# Student model", _summary(known), *_sections(known, code)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -45,7 +72,8 @@ def _head(known: Mapping[str, Any]) -> str:
         head["license"] = known["license"]
     if kind in PIPELINES:
         head["pipeline_tag"] = PIPELINES[kind]
-    hub_ids = [model for model in known["teachers"].values() if "/" in model]
+    teachers = known["teachers"].values()
+    hub_ids = [one["model"] for one in teachers if one["origin"] == "hub"]
     if hub_ids:
         head["base_model"] = hub_ids
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
@@ -53,21 +81,36 @@ def _head(known: Mapping[str, Any]) -> str:
 
 def _summary(known: Mapping[str, Any]) -> str:
     student = known["student"]
-    taught = ", ".join(f"`{model}`" for model in known["teachers"].values())
+    taught = " and ".join(map(_taught_by, known["teachers"].values()))
     methods = " then ".join(f"`{stage['method']}`" for stage in known["stages"])
     size = "" if student["parameters"] is None else f" with {student['parameters']:,} weights"
     by = f" from {taught}" if taught else ""
+    architecture = ARCHITECTURES.get(student["architecture"], student["architecture"])
     return (
-        f"A {student['architecture']} model{size}, distilled{by} by {methods} with gkd "
-        f"{known['gkd']}. License: {known['license'] or UNNAMED}."
+        f"This is a {architecture} model{size}, distilled by {methods}{by}. Made with "
+        f"gkd {known['gkd']}. License: {known['license'] or UNNAMED}."
     )
 
 
-def _sections(known: Mapping[str, Any]) -> Iterator[str]:
+def _taught_by(teacher: Mapping[str, str]) -> str:
+    """Return what a teacher is, in words."""
+    model = teacher["model"]
+    return {
+        "task": f"the default teacher of the task ({model}), which gkd trains on its labels",
+        "stage": f"the student of stage `{model}`",
+        "source": f"the answers of the source `{model}`",
+    }.get(teacher["origin"], f"`{model}`")
+
+
+def _sections(known: Mapping[str, Any], code: str) -> Iterator[str]:
     results, found = known["results"], known["verification"]
     yield f"## Results\n\n{results['metric']} on {results['samples']:,} {results['split']} rows."
     yield _results(results)
     yield f"## This export\n\n{_verified(known['export'], found)}"
+    yield f"## Use it\n\n```python\n{code}\n```"
+    teachers = [f"- {name}: {_taught_by(one)}" for name, one in known["teachers"].items()]
+    if teachers:
+        yield "## Teacher\n\n" + "\n".join(teachers)
     yield f"## Training\n\n{_training(known)}"
     yield f"## Data\n\n{_data(known)}"
     cited = [f"- `{name}`: {paper}" for name, paper in papers(known)]
@@ -79,13 +122,15 @@ def _sections(known: Mapping[str, Any]) -> Iterator[str]:
 def _results(results: Mapping[str, Any]) -> str:
     metric = results["metric"]
     lines = [
-        f"| model | {metric} | of the teacher's | same answers | weights |",
-        "|---|--:|--:|--:|--:|",
+        f"| model | {metric} | {LEVEL:.0%} interval | of the teacher's | same answers | weights |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for row in results["models"]:
+        inside = row["interval"]
         cells = [
             row["name"],
             _number(row["metrics"].get(metric)),
+            "-" if inside is None else f"{inside['low']:.4f} to {inside['high']:.4f}",
             _share(row["kept"]),
             _share(row["agreement"]),
             f"{row['parameters']:,}",
@@ -139,20 +184,23 @@ def _training(known: Mapping[str, Any]) -> str:
     lines = []
     for stage in known["stages"]:
         training = stage["settings"].get("training", {})
+        steps = "" if stage["steps"] is None else f"{stage['steps']:,} steps, "
         told = ", ".join(
-            f"{name} {training[name]}"
-            for name in ("epochs", "batch_size", "lr")
-            if name in training
+            f"{name} {training[setting]}"
+            for setting, name in SETTINGS.items()
+            if training.get(setting) is not None
         )
-        lines.append(f"- {stage['name']}: `{stage['method']}`, seed {stage['seed']}, {told}")
+        lines.append(f"- {stage['name']}: `{stage['method']}`, {steps}{told}, seed {stage['seed']}")
     return "\n".join(lines)
 
 
 def _data(known: Mapping[str, Any]) -> str:
-    task = known["task"]
-    lines = [
-        f"- {name}: {task[name]}" for name in ("name", "train", "validation", "test") if task[name]
-    ]
+    task, data = known["task"], known["data"]
+    lines = [f"- task: {task['name']} ({task['kind']})", f"- source: {data['source']}"]
+    lines += [f"- {name}: {task[name]}" for name in SPLITS if task[name]]
+    for name in ("training", "validation"):
+        if data[name] is not None:
+            lines.append(f"- {name} rows: {data[name]:,}")
     classes = known["student"]["classes"]
     if classes:
         lines.append(f"- labels: {', '.join(map(str, classes))}")

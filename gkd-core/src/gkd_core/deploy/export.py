@@ -15,6 +15,7 @@ from gkd_core.analysis.subjects import alone, without_trust
 from gkd_core.atomic import replace_directory, restore_directory, write_file
 from gkd_core.deploy.card import model_card
 from gkd_core.deploy.lineage import LINEAGE, exported_files, lineage
+from gkd_core.deploy.loading_code import code_of_export
 from gkd_core.deploy.onnx_graph import GRAPH, write_decoder, write_graph
 from gkd_core.deploy.onnx_model import OnnxDecoder, OnnxModel
 from gkd_core.deploy.quantization import quantize_graph
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from gkd_core.analysis.finished_run import FinishedRun
-    from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.plugins import Registry
+    from gkd_core.training.stage_spec import StageSpec
 
 Format = Literal["hf", "onnx"]
 Step = Callable[[str], AbstractContextManager[None]]
@@ -97,9 +98,10 @@ def export_student(
                 f"the export of {run.directory} was rejected{kept}: {'; '.join(found.problems)}. "
                 "Keep it anyway with --accept"
             )
-        known = lineage(run, registry, aside, options, found, exporter.kind)
+        known = lineage(run, registry, aside, options, found, exporter.spec)
+        code = code_of_export(exporter.spec.kind, options.format == "onnx")
         write_file(aside / LINEAGE, json_text(known, indent=1))
-        write_file(aside / CARD, model_card(known))
+        write_file(aside / CARD, model_card(known, code))
     return found
 
 
@@ -143,9 +145,9 @@ class _Exporter:
         self._rows = VerifiedRows.of(self._spec, self._tokenizer, self._model, options.rows)
 
     @property
-    def kind(self) -> TaskKind:
-        """The kind of task."""
-        return self._spec.kind
+    def spec(self) -> StageSpec:
+        """The last stage of the run."""
+        return self._spec
 
     def write(self, directory: Path, step: Step) -> Verification:
         """Write the export to an empty directory; return what its verification found."""
@@ -164,14 +166,14 @@ class _Exporter:
 
     def _write_graph(self, directory: Path) -> None:
         opset, model = self._options.opset, self._load()
-        if self.kind.generates:
+        if self._spec.kind.generates:
             token = int(self._rows.encoded.row(0)["input_ids"][-1])
             write_decoder(model, token, directory, opset)
         else:
             write_graph(model, self._example(), directory, self._longest, opset)
 
     def _graph(self, directory: Path) -> OnnxModel:
-        made = OnnxDecoder if self.kind.generates else OnnxModel
+        made = OnnxDecoder if self._spec.kind.generates else OnnxModel
         return made(directory / GRAPH)
 
     @property

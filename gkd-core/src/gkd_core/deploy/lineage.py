@@ -1,6 +1,6 @@
 """`lineage.json`: what an exported student was made from, who taught it, and how good it is.
 
-It is written to be sent on: paths of the machine are reduced to their last part.
+It is written to be sent on: of paths of the machine it has what `public_name` tells.
 """
 
 from __future__ import annotations
@@ -13,24 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 from gkd_core import __version__, digest
 from gkd_core.config.expression import parse_expression
+from gkd_core.config.graph import STAGE
+from gkd_core.config.schema import task_name
 from gkd_core.contract.run_info import STAGES
 from gkd_core.contract.task import SPLITS
 from gkd_core.deploy.onnx_graph import GRAPH, opset_of, package_versions
 from gkd_core.errors import ConfigError, GkdError
-from gkd_core.runs.public_names import without_folders
+from gkd_core.runs.directory import DONE
+from gkd_core.runs.public_names import public_name, without_folders
+from gkd_core.runs.result import StageResult
 from gkd_core.training.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
     from gkd_core.analysis.finished_run import FinishedRun
     from gkd_core.config.resolve import ResolvedStage
+    from gkd_core.config.schema import TaskConfig, TeacherConfig
     from gkd_core.deploy.export import ExportOptions
     from gkd_core.deploy.verification import Verification
-    from gkd_core.kinds.task_kind import TaskKind
     from gkd_core.plugins import Registry
+    from gkd_core.training.stage_spec import StageSpec
 
 LINEAGE = "lineage.json"
-FORMAT = 1
-"""Version of the form of the file."""
+FORMAT = 2
+"""Version of the form of the file: since 2, teachers have an origin."""
 
 
 def lineage(
@@ -39,7 +44,7 @@ def lineage(
     directory: Path,
     options: ExportOptions,
     found: Verification,
-    kind: TaskKind,
+    spec: StageSpec,
 ) -> dict[str, Any]:
     """Return the lineage of an export, as JSON has it.
 
@@ -49,10 +54,17 @@ def lineage(
         directory: The export, written but for its card.
         options: How it was exported.
         found: What its verification found.
-        kind: The kind of task.
+        spec: The last stage, with its rows.
     """
+    kind, made_from = spec.kind, _made_from(run)
     last = run.resolved.stages[-1]
-    teachers = {t.name: _model(t.model) for t in last.config.teachers if t.model}
+    content = _content(made_from, last.name)
+    has_teacher = any(name.startswith("teacher") for name in content)
+    teachers = {
+        each.name: _teacher(each, last.config.task, content)
+        for each in last.config.teachers
+        if has_teacher or each.model
+    }
     config = json.loads((directory / "config.json").read_text())
     known: dict[str, Any] = {
         "format": FORMAT,
@@ -66,11 +78,12 @@ def lineage(
             "parameters": run.results["rows"][-1].get("parameters"),
         },
         "task": _task(last, kind.name),
+        "data": _data(spec, content),
         "teachers": teachers,
         "about": dict(run.resolved.about),
-        "stages": [_stage(stage, registry) for stage in run.resolved.stages],
+        "stages": [_stage(stage, run, registry) for stage in run.resolved.stages],
         "results": _results(run),
-        "made_from": _made_from(run),
+        "made_from": made_from,
     }
     public: dict[str, Any] = _public(known)
     return public
@@ -111,19 +124,31 @@ def _export(directory: Path, options: ExportOptions) -> dict[str, Any]:
 
 def _task(stage: ResolvedStage, kind: str) -> dict[str, Any]:
     task = stage.config.task
-    named = {"name": task.name, "kind": kind}
+    named = {"name": task_name(task), "kind": kind}
     rows = {name: getattr(task, name) for name in SPLITS}
     return named | {name: None if value is None else str(value) for name, value in rows.items()}
 
 
-def _stage(stage: ResolvedStage, registry: Registry) -> dict[str, Any]:
+def _data(spec: StageSpec, content: Mapping[str, str]) -> dict[str, Any]:
+    """Return where the rows are from, and how many the last stage has learned from."""
+    found: dict[str, Any] = {"source": spec.data.source}
+    for name in ("training", "validation"):
+        known = (text for key, text in content.items() if key.startswith(f"{name} rows"))
+        count, _, _ = next(known, "").partition(", SHA-256")
+        found[name] = int(count.replace(",", "")) if count else None
+    return found
+
+
+def _stage(stage: ResolvedStage, run: FinishedRun, registry: Registry) -> dict[str, Any]:
     config = stage.config
+    path = run.directory / STAGES / stage.name / DONE
     names = parse_expression(config.method, stage.origin("method")).names
     return {
         "name": stage.name,
         "method": config.method,
         "papers": {name: paper for name in names if (paper := _paper(name, registry))},
         "seed": config.seed,
+        "steps": StageResult.load(path).steps if path.is_file() else None,
         "settings": stage.as_tree(),
     }
 
@@ -138,7 +163,7 @@ def _paper(method: str, registry: Registry) -> str:
 
 def _results(run: FinishedRun) -> dict[str, Any]:
     """Return the comparison of the models of the run."""
-    names = ("name", "metrics", "parameters", "bytes", "kept", "agreement")
+    names = ("name", "metrics", "interval", "parameters", "bytes", "kept", "agreement")
     rows = [{name: row.get(name) for name in names} for row in run.results["rows"]]
     return {**{name: run.results[name] for name in ("metric", "split", "samples")}, "models": rows}
 
@@ -154,10 +179,31 @@ def _made_from(run: FinishedRun) -> dict[str, Any]:
     return found
 
 
-def _model(model: str) -> str:
-    """Return a hub id as it is, and of a directory its last part."""
-    path = Path(model)
-    return path.name if path.exists() else model
+def _content(made_from: Mapping[str, Any], stage: str) -> Mapping[str, str]:
+    """Return the digests of the rows and models that a stage was made from."""
+    return (made_from.get(stage) or {}).get("content") or {}
+
+
+def _teacher(
+    teacher: TeacherConfig, task: TaskConfig, content: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what a teacher is called, and where it is from.
+
+    Args:
+        teacher: The teacher.
+        task: The task, which may have a default teacher.
+        content: What the stage was made from: of a hub model its id and revision.
+    """
+    model = teacher.model
+    if model is None and teacher.source is not None:
+        return {"model": teacher.source.name, "origin": "source"}
+    if model is None:
+        return {"model": f"{task_name(task)}, {teacher.size}", "origin": "task"}
+    if model.startswith(STAGE):
+        return {"model": model.removeprefix(STAGE), "origin": "stage"}
+    if any(text.startswith(f"{model} ") for text in content.values()):
+        return {"model": model, "origin": "hub"}
+    return {"model": public_name(model), "origin": "directory"}
 
 
 def _public(value: Any) -> Any:
