@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 from pathlib import Path
@@ -132,12 +133,15 @@ def test_what_cannot_be_right_is_refused_and_leaves_nothing(world, loaded, tmp_p
     empty = rows(world).select([])
     larger = AutoTokenizer.from_pretrained(world / "teacher")
     larger.add_tokens([f"word{number}" for number in range(model.config.vocab_size)])
+    nowhere = copy.deepcopy(model).to("meta")
     wrong = {
         r"data has no rows in 'train'": {"teacher": loaded, "data": empty},
         r"data has no rows in 'test'": {"data": {"train": rows(world), "test": empty}},
         r"give the tokenizer that the model was trained with": {"teacher": (model, larger)},
         r"teacher is a tuple; give a directory": {"teacher": (tokenizer, model)},
         r"teacher\['a'\] is a NoneType": {"teacher": {"a": None}},
+        r"settings has the key 1, which is no dotted name": {"settings": {1: 2}},
+        r"teacher has weights on the device 'meta'": {"teacher": (nowhere, tokenizer)},
         r"(?s)method": {"teacher": loaded, "data": rows(world), "method": "no-such-method"},
     }
     for said, arguments in wrong.items():

@@ -76,10 +76,17 @@ def replace_directory(aside: Path, path: Path) -> None:
     """
     old = _old(path)
     if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        remove_directory(old)
         os.replace(path, old)
     publish(aside, path)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_directory(old)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory, or a link to one, as far as that is possible."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def restore_directory(path: Path) -> None:

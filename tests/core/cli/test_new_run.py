@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from gkd_core.distillation.run_file import _without_controls
 from gkd_core.runs.resolved import resolve_run
 
 
@@ -31,6 +32,11 @@ def test_it_says_what_it_found_and_the_file_is_understood(invoke, world, tmp_pat
     assert found["training"]["batch_size"] == 8
     assert resolve_run([tmp_path / "run.toml"]).warnings == ()
     assert max(map(len, text.replace(str(world), "").splitlines())) <= 110
+
+
+def test_a_label_cannot_end_its_comment():
+    assert _without_controls("# Classes: a\nb = 1\u2028.") == r"# Classes: a\nb = 1\u2028."
+    assert _without_controls('path = "x"') == 'path = "x"'
 
 
 @pytest.mark.exhaustive

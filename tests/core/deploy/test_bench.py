@@ -9,7 +9,9 @@ import pytest
 from gkd_core.analysis import report
 from gkd_core.analysis.report import BENCH
 from gkd_core.deploy import bench as benching
+from gkd_core.deploy.bench import qualities
 from gkd_core.deploy.candidate import peak_memory
+from gkd_core.errors import ConfigError
 
 
 def test_models_are_measured_in_turn_with_the_quality_that_is_known(
@@ -100,6 +102,13 @@ def test_a_model_that_reads_less_is_measured_at_what_it_reads():
     assert said == [
         f"rows of {length} tokens are left out: b reads at most 16" for length in (32, 128)
     ]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_lineage_is_named(tmp_path, content):
+    (tmp_path / "lineage.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"lineage\.json is damaged"):
+        qualities([str(tmp_path)])
 
 
 def test_lengths_beyond_what_a_model_reads_are_refused_by_name(invoke, finished, tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 from gkd_core.config.schema import TaskConfig, TeacherConfig
 from gkd_core.deploy import export as exporting
-from gkd_core.deploy.card import _taught_by
+from gkd_core.deploy.card import _data, _taught_by
 from gkd_core.deploy.lineage import _teacher
 from gkd_core.deploy.onnx_model import OnnxModel
 from gkd_core.lease import hold
@@ -147,6 +147,41 @@ def test_what_is_no_export_is_not_replaced(invoke, finished, tmp_path):
     assert done.code == 2
     assert "--to mine already exists and is not an export" in done.err
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(invoke, finished, tmp_path):
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):
+        done = invoke("export", finished, "--to", "link", "--rows", 8)
+        assert done.code == 0, done.err
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "lineage.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "real"}
+
+
+def test_a_mount_point_is_refused_before_anything_is_done(invoke, finished, tmp_path, monkeypatch):
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    done = invoke("export", finished, "--to", "volume")
+    assert done.code == 2
+    assert "--to volume is a mount point, which cannot be replaced" in done.err
+
+
+def test_an_opset_that_is_not_out_yet_is_refused(invoke, finished):
+    done = invoke("export", finished, "--to", "out", "--format", "onnx", "--opset", 999)
+    assert done.code == 2
+    assert "--opset 999 is no version of the ONNX operators: onnx" in done.err
+
+
+def test_labels_cannot_be_markup_of_a_card():
+    lines = _data(
+        {
+            "task": dict.fromkeys(("name", "kind", "train", "validation", "test")),
+            "data": dict.fromkeys(("source", "training", "validation")),
+            "student": {"classes": ["<img src=x>", "a|`b\n# Head"]},
+        }
+    )
+    assert lines.endswith(r"- labels: \<img src=x\>, a\|\`b \# Head")
 
 
 def test_an_export_with_something_else_in_it_is_not_replaced(invoke, finished, tmp_path):

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,16 @@ def test_what_a_live_process_writes_is_left_alone(runs):
     with hold(runs / "export"):
         clear(found)
     assert [str(each.path) for each in find_leftovers(runs)] == [str(runs / ".export.tmp")]
+
+
+def test_the_folder_may_be_the_current_one(runs, monkeypatch):
+    _write(runs / ".export.tmp/config.json")
+    (runs / ".link.old").symlink_to(".export.tmp")
+    monkeypatch.chdir(runs)
+    clear(find_leftovers(Path()))
+    assert find_leftovers(Path()) == []
+    assert not (runs / ".export.tmp").exists()
+    assert not (runs / ".link.old").is_symlink()
 
 
 def test_the_mark_of_a_killed_process_is_found(runs):

@@ -8,8 +8,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from gkd_core.evaluation.predictions import STUDENT
 from gkd_core.evaluation.statistics import LEVEL, Interval
 from gkd_core.runs.public_names import public_name
 from gkd_core.strict_json import json_text
+
+Found = TypeVar("Found")
 
 WARMUP = 2
 NONE = "-"
@@ -429,17 +432,35 @@ def qualities(names: Sequence[str]) -> dict[str, Quality | None]:
     known: dict[Path, Quality] = {}
     for run in {found.run for found in map(find_named, names) if found.run is not None}:
         if (run / RESULTS).is_file():
-            known |= dict(_of_run(run))
+            known |= _read(run / RESULTS, partial(_of_run, run))
     found = {name: known.get(Path(name).resolve()) for name in names}
     for name in names:
         if (Path(name) / LINEAGE).is_file():
-            found[name] = _of_export(json.loads((Path(name) / LINEAGE).read_text()))
+            found[name] = _read(Path(name) / LINEAGE, _of_export)
     return found
 
 
-def _of_run(run: Path) -> Iterator[tuple[Path, Quality]]:
-    """Yield the places of the models of a run, with their quality."""
-    results = json.loads((run / RESULTS).read_text())
+def _read(file: Path, quality: Callable[[Mapping[str, Any]], Found]) -> Found:
+    """Return the quality that a file tells.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    try:
+        return quality(json.loads(file.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({type(error).__name__}: {error}). Move it away to measure without "
+            "the quality that it tells, or make it again"
+        ) from error
+
+
+def _of_run(run: Path, results: Mapping[str, Any]) -> dict[Path, Quality]:
+    """Return the quality of the models of a run, by their places."""
+    return dict(_qualities(run, results))
+
+
+def _qualities(run: Path, results: Mapping[str, Any]) -> Iterator[tuple[Path, Quality]]:
     metric, judged = results["metric"], (results["samples"], results["split"], rows_digest(run))
     for row in results["rows"]:
         value = row["metrics"].get(metric)

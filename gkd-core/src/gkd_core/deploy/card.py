@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -128,7 +129,7 @@ def _results(results: Mapping[str, Any]) -> str:
     for row in results["models"]:
         inside = row["interval"]
         cells = [
-            row["name"],
+            _plain(row["name"]),
             _number(row["metrics"].get(metric)),
             "-" if inside is None else f"{inside['low']:.4f} to {inside['high']:.4f}",
             _share(row["kept"]),
@@ -137,6 +138,11 @@ def _results(results: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _plain(text: object) -> str:
+    """Return a text that Markdown shows as it is: labels are from data of others."""
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(str(text).split()))
 
 
 def _number(value: float | None) -> str:
@@ -203,5 +209,5 @@ def _data(known: Mapping[str, Any]) -> str:
             lines.append(f"- {name} rows: {data[name]:,}")
     classes = known["student"]["classes"]
     if classes:
-        lines.append(f"- labels: {', '.join(map(str, classes))}")
+        lines.append(f"- labels: {', '.join(map(_plain, classes))}")
     return "\n".join(lines)

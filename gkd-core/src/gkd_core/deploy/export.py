@@ -87,6 +87,7 @@ def export_student(
         ConfigError: The directory is something other than an export, another process writes it,
             the student cannot be converted, or the verification rejects it.
     """
+    place = place.resolve() if place.is_symlink() else place  # the link stays
     _refuse_foreign(place)
     with step("reading the student and the rows"):
         exporter = _Exporter(run, registry, options)
@@ -233,6 +234,10 @@ class _Exporter:
 
 def _refuse_foreign(place: Path) -> None:
     """Reject a directory with anything but an export, which would be replaced with it."""
+    if place.is_mount():
+        raise ConfigError(
+            f"--to {place} is a mount point, which cannot be replaced. Name a folder in it"
+        )
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     if not (place / LINEAGE).is_file():

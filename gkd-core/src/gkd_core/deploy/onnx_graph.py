@@ -92,6 +92,7 @@ def _write(
 ) -> None:
     """Convert and write a model."""
     exporter, config_class = _import_exporter()
+    _check_opset(opset)
     config = config_class(
         dynamic_shapes=shapes,
         prefer_deferred_runtime_asserts_over_guards=True,
@@ -110,6 +111,16 @@ def _write(
             ) from error
         _remove_traces(exported.program)
         exported.save_pretrained(directory)
+
+
+def _check_opset(opset: int | None) -> None:
+    """Reject a version of the operators that is not out yet."""
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and opset > newest:
+        known = f"onnx {version('onnx')} knows those up to {newest}"
+        raise ConfigError(f"--opset {opset} is no version of the ONNX operators: {known}")
 
 
 def package_versions() -> dict[str, str]:

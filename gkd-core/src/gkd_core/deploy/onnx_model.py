@@ -34,7 +34,7 @@ class OnnxModel(nn.Module):
         output_names: Its outputs.
 
     Raises:
-        ConfigError: onnxruntime is not installed.
+        ConfigError: onnxruntime is not installed, or cannot load the graph.
     """
 
     def __init__(self, file: Path, threads: int | None = None) -> None:
@@ -43,9 +43,13 @@ class OnnxModel(nn.Module):
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3  # errors
-        self._session = runtime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = runtime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises many types, which it does not document
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{file} cannot be loaded by onnxruntime: {reason}") from error
         self.input_names = [each.name for each in self._session.get_inputs()]
         self.output_names = [each.name for each in self._session.get_outputs()]
 

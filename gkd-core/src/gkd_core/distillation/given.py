@@ -53,6 +53,10 @@ def place_of_model(given: GivenModel, folder: Path, argument: str) -> str:
             f"{argument} is a model that knows {words:,} tokens with a tokenizer of {size:,}; give "
             "the tokenizer that the model was trained with"
         )
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ConfigError(
+            f"{argument} has weights on the device 'meta', which have no values. Load them"
+        )
     save_model(model, tokenizer, folder)
     return str(folder)
 

@@ -111,6 +111,8 @@ def run(
         if method is not None:
             flags["method"] = method, "method="
         for name, value in (settings or {}).items():
+            if not isinstance(name, str):
+                raise ConfigError(f"settings has the key {name!r}, which is no dotted name")
             if name in flags:
                 raise ConfigError(f"{name} is given twice, by {flags[name][1]} and in settings")
             flags[name] = value, f"settings[{name!r}]"

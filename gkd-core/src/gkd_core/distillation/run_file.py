@@ -73,7 +73,8 @@ def _text(spec: StageSpec, method: str, name: str) -> str:
     size = _batch(len(spec.data.train))
     steps = math.ceil(len(spec.data.train) / size)
     return "\n".join(
-        [
+        _without_controls(line)
+        for line in [
             f"# gkd explain {name}   shows what this run computes; no weight is loaded",
             f"# gkd run {name}       starts it",
             "",
@@ -106,6 +107,11 @@ def _text(spec: StageSpec, method: str, name: str) -> str:
             "",
         ]
     )
+
+
+def _without_controls(line: str) -> str:
+    """Return a line whose comment does not end before it does; data may have any characters."""
+    return repr(line)[1:-1] if line.startswith("#") and not line.isprintable() else line
 
 
 def _line(key: str, value: Any) -> str:

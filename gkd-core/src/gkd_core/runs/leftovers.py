@@ -77,7 +77,7 @@ def clear(leftovers: Iterable[Leftover]) -> None:
             continue
         if leftover.place is not None:
             _put_back(leftover.path, leftover.place)
-        elif leftover.path.is_dir():
+        elif leftover.path.is_dir() and not leftover.path.is_symlink():
             shutil.rmtree(leftover.path)
         else:
             leftover.path.unlink(missing_ok=True)
@@ -147,7 +147,8 @@ def _is_of_run(path: Path, folder: Path) -> bool:
 def _is_held(path: Path) -> bool:
     """Return whether a live process holds the lease of what a path belongs to."""
     patterns = (SET_ASIDE, REPLACED, UNFINISHED, MARKER)
-    found = (pattern.fullmatch(each.name) for each in (path, path.parent) for pattern in patterns)
+    own = path.absolute()
+    found = (pattern.fullmatch(each.name) for each in (own, own.parent) for pattern in patterns)
     names = {match["name"] for match in found if match}
-    beside = [each.with_name(name) for each in (path, path.parent) for name in names]
-    return any(holder(each) for each in (*beside, *path.absolute().parents[:-1]))
+    beside = [each.with_name(name) for each in (own, own.parent) for name in names]
+    return any(holder(each) for each in (*beside, *own.parents[:-1]))
