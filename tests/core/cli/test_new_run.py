@@ -6,6 +6,7 @@ import json
 import tomllib
 
 import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gkd_core.distillation.run_file import _without_controls
 from gkd_core.runs.resolved import resolve_run
@@ -32,6 +33,18 @@ def test_it_says_what_it_found_and_the_file_is_understood(invoke, world, tmp_pat
     assert found["training"]["batch_size"] == 8
     assert resolve_run([tmp_path / "run.toml"]).warnings == ()
     assert max(map(len, text.replace(str(world), "").splitlines())) <= 110
+
+
+def test_a_teacher_of_two_blocks_gets_a_method_that_fits(invoke, world, tmp_path):
+    teacher = AutoModelForSequenceClassification.from_pretrained(world / "teacher")
+    teacher.bert.encoder.layer = teacher.bert.encoder.layer[:2]
+    teacher.config.num_hidden_layers = 2
+    teacher.save_pretrained(tmp_path / "small")
+    AutoTokenizer.from_pretrained(world / "teacher").save_pretrained(tmp_path / "small")
+    done = invoke("new-run", "--teacher", tmp_path / "small", "--data", world / "train.jsonl")
+    assert done.code == 0, done.err
+    assert tomllib.loads((tmp_path / "run.toml").read_text())["method"] == "soft+hard"
+    assert invoke("explain", tmp_path / "run.toml").code == 0
 
 
 def test_a_label_cannot_end_its_comment():
