@@ -1,6 +1,7 @@
 """Students of each kind as ONNX graphs, which say what the students say."""
 
 import json
+import re
 
 import pytest
 
@@ -23,7 +24,7 @@ NAMED = ("masked-cloze", "causal-cloze", "embedding")
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("rows", KINDS)
-def test_graph_of_each_kind_says_what_the_student_says(rows, task, invoke, tmp_path):
+def test_graph_of_each_kind_says_what_the_student_says(rows, task, invoke, tmp_path, monkeypatch):
     folder, student = task(rows), tmp_path / "student"
     settings = [f"task.{name}={folder}/{name}.jsonl" for name in ("validation", "test")]
     settings += ["training.epochs=1", "task.max_length=32", "output.tensorboard=false"]
@@ -41,11 +42,23 @@ def test_graph_of_each_kind_says_what_the_student_says(rows, task, invoke, tmp_p
     assert known["rows"] == 64
     assert known["difference"] < 1e-4
     assert known["differing"] in (0, None)
+    assert invoke("export", student, "--to", tmp_path / "plain").code == 0
+    for place in ("graph", "plain"):
+        _run_code_of_card(tmp_path / place, monkeypatch)
+
+
+def _run_code_of_card(place, monkeypatch):
+    """Run the code of a model card in its folder."""
+    (code,) = re.findall(r"```python\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(place)
+    exec(compile(code, f"{place.name}/README.md", "exec"), {})
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_graph_of_a_decoder_writes_what_the_student_writes(family, world, invoke, tmp_path):
+def test_graph_of_a_decoder_writes_what_the_student_writes(
+    family, world, invoke, tmp_path, monkeypatch
+):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -70,3 +83,4 @@ def test_graph_of_a_decoder_writes_what_the_student_writes(family, world, invoke
     expected = student.generate(prompt, max_new_tokens=32, do_sample=False, pad_token_id=0)
     graph = OnnxDecoder(tmp_path / "graph" / "model.onnx")
     assert torch.equal(graph.continue_greedily(prompt, 32), expected)
+    _run_code_of_card(tmp_path / "graph", monkeypatch)
