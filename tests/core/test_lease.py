@@ -107,3 +107,11 @@ def test_a_lease_of_a_mounted_directory_lies_within(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     with hold(run):
         assert [path.name for path in run.iterdir()] == [".run.lease"]
+
+
+def test_where_no_marker_can_be_written_the_path_and_its_option_are_named(tmp_path):
+    path = tmp_path / ("long" * 63)
+    with pytest.raises(OSError, match=path.name) as raised, hold(path, "--to"):
+        pass
+    assert "lease" not in str(raised.value)
+    assert raised.value.__notes__ == ["Choose another place with --to"]

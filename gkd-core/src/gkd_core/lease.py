@@ -111,8 +111,13 @@ def hold(path: Path, chosen_with: str = "--output") -> Iterator[Lease]:
     claim = _claim(path)
     if path.parent.is_file():  # filelock would say that it exists
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _acquire(claim, path, chosen_with)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _acquire(claim, path, chosen_with)
+    except OSError as error:
+        error.filename = str(path)  # nobody knows the marker
+        error.add_note(f"Choose another place with {chosen_with}")
+        raise
     try:
         _sign(Path(claim.lock_file))
         assert claim.token is not None

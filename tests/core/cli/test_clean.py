@@ -74,3 +74,12 @@ def test_what_a_killed_process_left_is_removed_when_nothing_was_written_for_an_h
     os.utime(left, (time.time() - 2 * 60 * 60,) * 2)
     assert invoke("clean", "answers", "--yes").code == 0
     assert there(filled) == ["s.json", "weights"]
+
+
+def test_a_cache_that_is_a_file_is_named(invoke, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "file"))
+    done = invoke("clean", "--yes")
+    assert done.code == 2
+    assert f"GKD_CACHE = '{tmp_path / 'file'}' is a file; name a folder" in done.err
+    assert (tmp_path / "file").read_text() == "mine"

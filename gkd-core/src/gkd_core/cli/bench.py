@@ -60,7 +60,8 @@ def bench(
     from gkd_core.deploy.bench import report_bench
 
     screen = Console(stderr=True, highlight=False)
-    names = list(dict.fromkeys(models))
+    # The same directory may be named in several ways.
+    names = list({Path(name).resolve(): name for name in reversed(models)}.values())[::-1]
     found = measured(
         names,
         batch or (1, 8),

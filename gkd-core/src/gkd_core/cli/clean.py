@@ -40,6 +40,11 @@ def clean(room: tuple[str, ...], leftovers: Path | None, yes: bool) -> None:
     With --leftovers, it restores runs and exports that were being replaced when a command was
     killed, and removes whatever is unfinished or has been replaced.
     """
+    from gkd_core.data.cache import cache_dir
+    from gkd_core.errors import ConfigError
+
+    if leftovers is None and cache_dir().is_file():
+        raise ConfigError(f"GKD_CACHE = '{cache_dir()}' is a file; name a folder")
     if leftovers is None:
         _clean_cache(room, yes)
     elif room:

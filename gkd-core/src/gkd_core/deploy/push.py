@@ -21,7 +21,8 @@ def check_push(repository: str) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise ConfigError(f"--push {repository}: {error}. Give it as OWNER/NAME") from error
+        reason = str(error).rstrip(".")
+        raise ConfigError(f"--push {repository}: {reason}. Give it as OWNER/NAME") from error
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(
             f"--push {repository} needs the hub, which HF_HUB_OFFLINE switches off. Unset it, or "
