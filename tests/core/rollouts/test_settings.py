@@ -52,7 +52,7 @@ def prepare(prepare_run, registry_with, world, plugin):
             "rollout.mixture (--set) has the teacher take part in each token of the student, but "
             "the engine 'greedy' writes with one model. Use rollout.engine = 'generate'",
         ),
-        ((*GREEDY, "rollout.max_new_token=3"), "setting. Did you mean 'max_new_tokens'?"),
+        ((*GREEDY, "rollout.max_new_token=3"), "setting. Did you mean 'rollout.max_new_tokens'?"),
         ((*GREEDY, "rollout.temperature=1"), "`rollout.temperature` (--set)"),
         (
             (*GREEDY, "rollout.max_new_tokens=29"),

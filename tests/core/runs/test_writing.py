@@ -127,7 +127,7 @@ def test_a_server_writes_what_its_model_does(written, world, monkeypatch):
         (("writing.samples=2",), "`samples` is 2, but at `temperature` 0 all are equal"),
         (("writing.pattern=(",), "is not a regular expression"),
         (("writing.max_new_tokens=29",), r"writing.prompt_tokens \(default\) and writing.max_new_"),
-        (("writing.max_new_token=2",), "Did you mean 'max_new_tokens'"),
+        (("writing.max_new_token=2",), "Did you mean 'writing.max_new_tokens'"),
     ],
 )
 def test_what_cannot_be_written_is_refused(prepare, settings, message):

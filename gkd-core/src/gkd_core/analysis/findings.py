@@ -36,7 +36,7 @@ class Findings:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
-        found = asdict(self.compared.comparison)
+        found = asdict(self.compared.with_intervals())
         if bits := self._bits_per_byte():
             found["bits_per_byte"] = bits
         if written := list(side_by_side(self.compared.predictions)):
