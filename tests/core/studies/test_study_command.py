@@ -160,7 +160,7 @@ def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(
     reported = [cell for cell in cells if cell["role"] == "report"]
     assert len(reported) == len(study.started) - len(trials) == 2
     assert study("run").code == len(study.started) == 0
-    assert len(list(tmp_path.glob("cache/answers/*.safetensors"))) == 1, "one teacher for all"
+    assert len(list(tmp_path.glob("cache/answers/*.safetensors"))) == 2, "of both kinds of rows"
     assert all("logits of 96 rows are kept" in _log(folder, cell) for cell in cells)
 
     weights = {c["axes"]["student.layers"]: _student(folder, c)["parameters"] for c in reported}
