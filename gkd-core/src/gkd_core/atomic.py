@@ -76,17 +76,10 @@ def replace_directory(aside: Path, path: Path) -> None:
     """
     old = _old(path)
     if path.exists():
-        remove_directory(old)
+        _remove(old)
         os.replace(path, old)
     publish(aside, path)
-    remove_directory(old)
-
-
-def remove_directory(path: Path) -> None:
-    """Remove a directory, or a link to one, as far as that is possible."""
-    if path.is_symlink():
-        path.unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    _remove(old)
 
 
 def restore_directory(path: Path) -> None:
@@ -97,6 +90,13 @@ def restore_directory(path: Path) -> None:
 
 def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, or a link to one, as far as that is possible."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _open_to_others(path: Path) -> None:

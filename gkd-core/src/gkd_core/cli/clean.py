@@ -40,11 +40,6 @@ def clean(room: tuple[str, ...], leftovers: Path | None, yes: bool) -> None:
     With --leftovers, it restores runs and exports that were being replaced when a command was
     killed, and removes whatever is unfinished or has been replaced.
     """
-    from gkd_core.data.cache import cache_dir
-    from gkd_core.errors import ConfigError
-
-    if leftovers is None and cache_dir().is_file():
-        raise ConfigError(f"GKD_CACHE = '{cache_dir()}' is a file; name a folder")
     if leftovers is None:
         _clean_cache(room, yes)
     elif room:
@@ -88,7 +83,10 @@ def _clean_cache(room: tuple[str, ...], yes: bool) -> None:
     from gkd_core.analysis.sizes import readable
     from gkd_core.data.cache import cache_dir
     from gkd_core.data.cache_limit import cache_items, in_use, remove_unused
+    from gkd_core.errors import ConfigError
 
+    if cache_dir().is_file():
+        raise ConfigError(f"GKD_CACHE = '{cache_dir()}' is a file; name a folder")
     _refuse_unknown(room)
     used = in_use()
     items = [item for item in cache_items() if not room or item.room in room]

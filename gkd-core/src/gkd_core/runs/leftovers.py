@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.lease import holder
-from gkd_core.runs.directory import CONFIG, has_trained
+from gkd_core.runs.directory import CONFIG, has_trained, is_run
 
 SET_ASIDE = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]+\.old")
 """A folder with a run that `--overwrite` has set aside."""
@@ -141,7 +140,7 @@ def _of_file(path: Path, folder: Path) -> Leftover | None:
 def _is_of_run(path: Path, folder: Path) -> bool:
     """Return whether a file lies in the directory of a run."""
     above = (each for each in path.parents if each == folder or folder in each.parents)
-    return any((each / CONFIG).is_file() and (each / STAGES).is_dir() for each in above)
+    return any(map(is_run, above))
 
 
 def _is_held(path: Path) -> bool:

@@ -79,10 +79,12 @@ class AnswerParts:
         self._rows.extend(part.rows)
         self._lengths.extend(part.lengths)
         for capture, tensor in part.tensors.items():
-            new = self._joined.setdefault(capture, _Joined(tensor, self._on_disk))
-            if not new.fits(tensor) or not _is_sound(tensor):
+            if capture not in self._joined:
+                self._joined[capture] = _Joined(tensor, self._on_disk)
+            joined = self._joined[capture]
+            if not joined.fits(tensor) or not _is_sound(tensor):
                 return False
-            new.add(tensor)
+            joined.add(tensor)
         return True
 
     def answers(self) -> Answers:
