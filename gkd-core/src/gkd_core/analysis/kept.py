@@ -117,8 +117,8 @@ def compare_with_kept(
         names={OWN: predictions.names[file], OTHER: kept.name},
         tokenizers={OWN: predictions.tokenizers.get(file, ""), OTHER: kept.found.tokenizer},
     )
-    data = spec.data
-    split = take(data.validation if data.test is None else data.test, pairing.ours.tolist())
+    _, judged = spec.data.judged
+    split = take(judged, pairing.ours.tolist())
     theirs = row_measure(spec, split, _evaluation(other, spec.kind, classes))
     mine = compared.measures.get(file)
     measures = None

@@ -121,11 +121,10 @@ def compare_layers(
     Raises:
         MethodError: The layers of a model cannot be found.
     """
-    data, adapters = spec.data, tuple(adapters)
-    split = data.validation if data.test is None else data.test
+    adapters = tuple(adapters)
+    name, split = spec.data.judged
     encoded = spec.encode(take(split, range(min(ROWS, len(split)))), spec.tokenizer)
     own, known = (_states(spec, model, encoded, adapters) for model in (student, teacher))
-    name = "validation" if data.test is None else "test"
     values = unbiased_cka_table(own, known).tolist()
     return LayerSimilarity(spec.teachers[0].called, values, min(ROWS, len(encoded)), name)
 

@@ -115,8 +115,7 @@ class VerifiedRows:
             student: The student, whose answers stand for labels that rows lack.
             most: Largest number of rows.
         """
-        data = spec.data
-        name, split = ("validation", data.validation) if data.test is None else ("test", data.test)
+        name, split = spec.data.judged
         if len(split) > most:
             split = take(split, list(range(most)))
         judged = split
