@@ -279,12 +279,12 @@ class Outcome:
 @pytest.fixture
 def untimed(monkeypatch):
     """Time models on two samples, once, and count the operations of one."""
-    from gkd_core.analysis import comparison
+    from gkd_core.analysis import compare
     from gkd_core.deploy import latency
 
     monkeypatch.setattr(latency, "ROUNDS", 1)
-    monkeypatch.setattr(comparison, "TIMED_SAMPLES", 2)
-    monkeypatch.setattr(comparison, "COUNTED_SAMPLES", 1)
+    monkeypatch.setattr(compare, "TIMED_SAMPLES", 2)
+    monkeypatch.setattr(compare, "COUNTED_SAMPLES", 1)
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ def brief(untimed, monkeypatch):
     """
     from matplotlib import pyplot
 
-    from gkd_core.analysis import comparison, figures
+    from gkd_core.analysis import compare, comparison, figures
 
     def undrawn(make):
         def _make(*arguments):
@@ -309,7 +309,7 @@ def brief(untimed, monkeypatch):
     monkeypatch.setattr(comparison, "RESAMPLES", 20)
     for name in ("losses", "validation", "quality_over_size"):
         monkeypatch.setattr(figures, name, undrawn(getattr(figures, name)))
-    monkeypatch.setattr(comparison, "_layers", lambda *_: None)
+    monkeypatch.setattr(compare, "_layers", lambda *_: None)
 
 
 @pytest.fixture

@@ -90,10 +90,10 @@ def main(counted: str, folder: str, at: str, kind: str, *arguments: str) -> None
 
 def _make_brief() -> None:
     """Make the summary of a run brief, which takes longer than to train a tiny model."""
-    from gkd_core.analysis import comparison, figures
+    from gkd_core.analysis import compare, comparison, figures
     from gkd_core.deploy import latency
 
-    latency.ROUNDS, comparison.RESAMPLES, comparison.TIMED_SAMPLES = 1, 20, 2
+    latency.ROUNDS, comparison.RESAMPLES, compare.TIMED_SAMPLES = 1, 20, 2
     figures.svg = lambda figure: ""
 
 

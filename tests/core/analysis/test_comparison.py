@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from gkd_core.analysis.comparison import Comparison, Row, _kept
+from gkd_core.analysis.compare import _kept
+from gkd_core.analysis.comparison import Comparison, Row
 from gkd_core.analysis.sizes import readable
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.task_kind import Evaluation

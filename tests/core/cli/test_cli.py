@@ -16,8 +16,8 @@ from rich.console import Console
 from safetensors import SafetensorError
 from tests import forked
 
-from gkd_core.analysis import comparison
-from gkd_core.analysis.comparison import COUNTED_SAMPLES
+from gkd_core.analysis import compare
+from gkd_core.analysis.compare import COUNTED_SAMPLES
 from gkd_core.contract.step import Step
 
 FLAGS = {
@@ -296,7 +296,7 @@ def test_eval_gives_the_figures_of_the_run(invoke, copied, finished, folder, row
 
 
 def test_eval_of_a_run_gives_its_table_again(invoke, copied, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "COUNTED_SAMPLES", COUNTED_SAMPLES)
+    monkeypatch.setattr(compare, "COUNTED_SAMPLES", COUNTED_SAMPLES)
     results = json.loads((finished / copied / "results.json").read_text())
     before = contents(tmp_path)
     found = json.loads(invoke("eval", copied, "--json").out)

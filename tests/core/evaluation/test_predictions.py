@@ -11,8 +11,9 @@ import torch
 from scipy.stats import entropy
 from transformers import AutoModelForCausalLM
 
-from gkd_core.analysis.comparison import ComparedModel, predict_and_compare
+from gkd_core.analysis.compare import predict_and_compare
 from gkd_core.analysis.disagreement import disagreements
+from gkd_core.analysis.exam import ComparedModel
 from gkd_core.contract.task import Split
 from gkd_core.errors import DataError, PluginError
 from gkd_core.evaluation.predictions import (

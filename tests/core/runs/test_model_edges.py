@@ -9,7 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from gkd_core.analysis.comparison import ComparedModel, compare_models
+from gkd_core.analysis.compare import compare_models
+from gkd_core.analysis.exam import ComparedModel
 from gkd_core.analysis.run_summary import summarize_run
 from gkd_core.api import RolloutEngine, Written, hookimpl
 from gkd_core.errors import ConfigError, DataError

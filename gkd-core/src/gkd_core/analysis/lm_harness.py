@@ -21,7 +21,7 @@ from gkd_core.evaluation.statistics import SampleEstimate, Statistic, paired_boo
 from gkd_core.models.load import load_teacher
 
 if TYPE_CHECKING:
-    from gkd_core.analysis.comparison import ComparedModel
+    from gkd_core.analysis.exam import ComparedModel
     from gkd_core.kinds.task_kind import TaskKind
 
 BATCH = 16

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core.analysis.comparison import Compared, ComparedModel, Comparison, predict_and_compare
+from gkd_core.analysis.compare import predict_and_compare
+from gkd_core.analysis.comparison import Compared, Comparison
+from gkd_core.analysis.exam import ComparedModel
 from gkd_core.analysis.explanation import explain
 from gkd_core.analysis.report import write_report
 from gkd_core.analysis.verdict import verdict

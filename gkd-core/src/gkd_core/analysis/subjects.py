@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_core.analysis.comparison import ComparedModel
+from gkd_core.analysis.exam import ComparedModel
 from gkd_core.analysis.run_summary import compared_models, first_teacher
 from gkd_core.config.resolve import resolve
 from gkd_core.config.schema import StudentConfig, TeacherConfig

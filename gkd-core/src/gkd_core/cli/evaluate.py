@@ -78,7 +78,7 @@ def evaluate(
         raise click.UsageError("--against must name another model")
     if _asks_harness(harness, settings, files or data or task or samples):
         return _run_harness(model, against, settings, harness, output, as_json)
-    from gkd_core.analysis.comparison import predict_and_compare
+    from gkd_core.analysis.compare import predict_and_compare
     from gkd_core.analysis.findings import Findings
     from gkd_core.analysis.kept import compare_with_kept, find_kept
     from gkd_core.analysis.subjects import find_named

@@ -68,7 +68,8 @@ def prune(
     """
     from rich.console import Console
 
-    from gkd_core.analysis.comparison import ComparedModel, compare_models
+    from gkd_core.analysis.compare import compare_models
+    from gkd_core.analysis.exam import ComparedModel
     from gkd_core.lease import hold
     from gkd_core.models.generation import adopt_generation_config
     from gkd_core.models.load import load_teacher

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from gkd_core.analysis.comparison import ComparedModel, compare_models
+from gkd_core.analysis.compare import compare_models
+from gkd_core.analysis.exam import ComparedModel
 from gkd_core.atomic import write_file
 from gkd_core.config.schema import StudentConfig
 from gkd_core.contract.batch import Batch
