@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
 from gkd_core.analysis import figures, probe_figures
 from gkd_core.analysis.correlations import (
@@ -23,23 +17,15 @@ from gkd_core.analysis.correlations import (
 )
 from gkd_core.analysis.disagreement import Disagreement, disagreements
 from gkd_core.analysis.finished_run import FinishedRun
+from gkd_core.analysis.grid import Grid
 from gkd_core.analysis.layer_similarity import LayerSimilarity, layer_similarity
-from gkd_core.analysis.page import PageCell, PageLine, PageTable, render
+from gkd_core.analysis.page import render
 from gkd_core.atomic import write_file
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
 from gkd_core.evaluation.statistics import FEWEST, Correlation
 from gkd_core.plugins import Registry
 from gkd_core.strict_json import json_text
-
-SHOWN = 20
-"""Correlations and rows that the console shows."""
-
-LONGEST = 60
-"""Characters of a cell that the console shows."""
-
-MOST_ROWS = 200
-"""Rows of a table that a page shows; its CSV file has all."""
 
 CAPTIONS = {
     "distances": "Final distances to the teacher by method, best method first",
@@ -48,62 +34,6 @@ CAPTIONS = {
     "losses": "Loss of the last stage",
 }
 """Captions of the figures."""
-
-LEADING_NUMBER = re.compile(r"(?:< )?([+-]?\d+(?:\.\d+)?)")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of text.
-
-    Attributes:
-        name: Its name, which is that of its file.
-        title: What it shows.
-        columns: Headings.
-        rows: Cells.
-    """
-
-    name: str
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def shown(self) -> Table:
-        """Return its first rows for the console."""
-        title = self._title(SHOWN)
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-        for number, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
-        for row in self.rows[:SHOWN]:
-            table.add_row(*map(_shortened, row))
-        return table
-
-    def on_page(self) -> tuple[str, PageTable]:
-        """Return its title and its first rows for a page."""
-        shown = self.rows[:MOST_ROWS]
-        texts = [n for n in range(len(self.columns)) if n == 0 or _is_text(row[n] for row in shown)]
-        rows = [
-            PageLine([PageCell(c) if n in texts else _page_cell(c) for n, c in enumerate(row)])
-            for row in shown
-        ]
-        return self._title(MOST_ROWS), PageTable(self.columns, rows, texts)
-
-    def _title(self, most: int) -> str:
-        """Return its title, which says whether rows are left out."""
-        count = len(self.rows)
-        return self.title if count <= most else f"{self.title} (the first {most} of {count:,})"
-
-    def as_csv(self) -> str:
-        """Return it as CSV."""
-        buffer = io.StringIO()
-        csv.writer(buffer).writerows([self.columns, *self.rows])
-        return buffer.getvalue()
-
-    def as_markdown(self) -> str:
-        """Return it as a table in Markdown."""
-        below = ["---", *["---:"] * (len(self.columns) - 1)]
-        lines = (self.columns, below, *self.rows)
-        return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -144,7 +74,7 @@ class Analysis:
             for run in self.runs
         ]
         correlations = [
-            {**each.probe._asdict(), **asdict(each), "probe": str("/".join(each.probe))}
+            {**each.probe._asdict(), **asdict(each), "probe": "/".join(each.probe)}
             for each in self.correlations
         ]
         return {
@@ -258,28 +188,6 @@ def _page(analysis: Analysis, drawn: Mapping[str, Figure]) -> str:
     )
 
 
-def _escaped(cell: str) -> str:
-    """Return a cell for Markdown, where a bar ends it."""
-    return " ".join(cell.replace("|", "\\|").split())
-
-
-def _shortened(cell: str) -> Text:
-    """Return a cell for the console, where brackets are no markup."""
-    return Text(cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}…")
-
-
-def _is_text(cells: Iterable[str]) -> bool:
-    """Return whether most cells of a column are not numbers."""
-    numbers = [LEADING_NUMBER.match(cell) is not None for cell in cells]
-    return sum(numbers) * 2 < len(numbers)
-
-
-def _page_cell(text: str) -> PageCell:
-    """Return a cell for a page, which is sorted by the number at its beginning."""
-    number = LEADING_NUMBER.match(text)
-    return PageCell(text, None if number is None else float(number[1]))
-
-
 def _unsaid(found: Sequence[ProbeCorrelation], one: str, several: str) -> list[str]:
     """Explain why no correlation is shown, given the names of one point and of several."""
     if not found or any(each.spearman.value is not None for each in found):
@@ -324,10 +232,17 @@ def _row_grid(rows: Sequence[Disagreement]) -> Grid:
     if predicts:
         differ = sum(row.student != row.teacher for row in rows)
         title += f"; student and teacher differ on {differ} of {len(rows)}"
-    columns = ("text", *(("gold", "teacher", "student") if predicts else ()), "distance")
+    answers = ("gold", "teacher", "student") if predicts else ()
     cells = []
     for row in rows:
         pair = "" if row.pair is None else f" | {row.pair}"
-        said = map(str, (row.gold, row.teacher, row.student) if predicts else ())
+        said = (_answer(getattr(row, name)) for name in answers)
         cells.append((f"{row.text}{pair}", *said, f"{row.distance:.3f}"))
-    return Grid("disagreements", title, columns, cells)
+    return Grid("disagreements", title, ("text", *answers, "distance"), cells, narrow=answers)
+
+
+def _answer(value: Any) -> str:
+    """Return an answer as text: of several, one after the other; nothing if it is not known."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from gkd_core.analysis import figures
-from gkd_core.analysis.analysis import Grid
+from gkd_core.analysis.grid import Grid
 from gkd_core.analysis.page import render
 from gkd_core.atomic import write_file
 from gkd_core.plugins import Registry

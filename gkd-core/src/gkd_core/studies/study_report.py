@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_core.analysis import figures
-from gkd_core.analysis.analysis import Grid
+from gkd_core.analysis.grid import Grid
 from gkd_core.analysis.page import render
 from gkd_core.atomic import write_file
 from gkd_core.plugins import Registry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gkd_core.analysis.analysis import Grid
+from gkd_core.analysis.grid import Grid
 from gkd_core.evaluation.statistics import LEVEL, Interval
 from gkd_core.studies.cell import CellState
 from gkd_core.studies.choice import Choice
