@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,16 +16,15 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core import digest
 from gkd_core.config.expression import AVERAGE, Expression, parse_expression
-from gkd_core.config.graph import STAGE, stage_of
+from gkd_core.config.graph import stage_of
 from gkd_core.config.resolve import ResolvedStage
-from gkd_core.config.schema import RunConfig, TaskConfig, TeacherConfig, TeacherSize, task_name
+from gkd_core.config.schema import RunConfig, TaskConfig
 from gkd_core.contract.model_info import DataInfo, ModelInfo, Models
 from gkd_core.contract.schedule import ALWAYS_1
-from gkd_core.contract.task import DefaultTeacher, TaskData
+from gkd_core.contract.task import TaskData
 from gkd_core.data.holdout import fewer
 from gkd_core.data.repeated_rows import repeated_rows
-from gkd_core.errors import ConfigError, MethodError
-from gkd_core.kinds.language_model import sees_both_sides
+from gkd_core.errors import MethodError
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.architectures import register_installed
 from gkd_core.models.gguf import dequantized
@@ -39,14 +38,13 @@ from gkd_core.runs.chat_format import compare_tokens, follow_chat_format
 from gkd_core.runs.checks import check_here, check_spec
 from gkd_core.runs.classes import ClassOrder, Outputs
 from gkd_core.runs.default_method import with_kind_defaults, with_labels
-from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.runs.fingerprint import vocabulary as vocabulary_text
 from gkd_core.runs.shared_rows import ModelFacts, SharedRows
 from gkd_core.runs.site_checks import chosen_probes
 from gkd_core.runs.source_checks import source_notes
+from gkd_core.runs.teacher_builder import TeacherBuilder, model_info, teacher_setting
 from gkd_core.runs.vocabulary import Texts, choose_vocabulary, read_through
 from gkd_core.students.shape import student_config
-from gkd_core.teachers.source import AnswerSource
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 from gkd_core.vocabulary.reduced import ReducedVocabulary
 
@@ -64,6 +62,45 @@ def read_shapes(settings: ResolvedStage, registry: Registry) -> Models:
     return Models(spec.student, teacher, spec.data.kind, _data_info(spec.data))
 
 
+@dataclass(frozen=True)
+class _Origins:
+    """Where the models of a stage come from.
+
+    Attributes:
+        follows: The stage whose student it continues with; None to create one.
+        start: The configuration of the student that it starts with; None if one is made from a
+            teacher.
+        relative: A stage whose student belongs to the same family as its models, if any.
+        stages: For each teacher the stage whose student it is, or None; empty if no teacher counts.
+        outputs: The outputs of the teachers and of the student that it starts with.
+    """
+
+    follows: StageSpec | None
+    start: PretrainedConfig | None
+    relative: StageSpec | None
+    stages: Sequence[StageSpec | None]
+    outputs: Sequence[Outputs]
+
+
+@dataclass(frozen=True)
+class _Readers:
+    """The models of a stage as they read its rows.
+
+    Attributes:
+        tokenizer: The student's tokenizer.
+        teachers: The teachers.
+        vocabulary: The tokens of a student that has a part of its teacher's; None if it has all.
+        end_token: The token that ends its answers, if that is not the one that it came with.
+        notes: What was changed for this, in sentences.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    teachers: tuple[TeacherSpec, ...]
+    vocabulary: ReducedVocabulary | None
+    end_token: str | None
+    notes: Sequence[str]
+
+
 class SpecBuilder:
     """Builds the specs of a run; data shared by several stages is read once.
 
@@ -77,6 +114,7 @@ class SpecBuilder:
         register_installed(registry)
         self._tasks = tuple(tasks)
         self.rows = SharedRows(registry, self._tasks)
+        self._teacher_builder = TeacherBuilder(registry, self.rows, self.load_tokenizer)
         self._vocabularies: dict[tuple[str, int], ReducedVocabulary] = {}
 
     def build(
@@ -95,68 +133,98 @@ class SpecBuilder:
         Raises:
             GkdError: The stage is invalid.
         """
-        config, expression = settings.config, _expression(settings)
-        stages = [(earlier or {}).get(stage_of(t.model) or "") for t in config.teachers]
-        relative = follows if follows or config.student.model else stages[0]
-        start = follows.student_config if follows else _checkpoint(config)
-        taught = self._is_taught(config, expression, start)
-        models = [*_outputs(settings, stages if taught else (), start)]
-        order = ClassOrder(config.task.classes, models)
-        facts = ModelFacts(self._made_for(models), order.names)
-        found = self.rows.load(settings, relative, facts)
+        origins = self._origins(settings, follows, earlier or {})
+        order = ClassOrder(settings.config.task.classes, origins.outputs)
+        facts = ModelFacts(self._made_for(origins.outputs), order.names)
+        found = self.rows.load(settings, origins.relative, facts)
         kind = self.registry.kind(found.kind)
         data = order.apply(found, kind)
         settings = with_labels(settings, data, kind, self.registry)
         settings = with_kind_defaults(settings, kind, self.registry)
-        config, expression = settings.config, _expression(settings)
-        tokenizer, teachers = self.assign_tokenizers(
-            config, self._teachers(settings, data, follows, stages if taught else ()), follows
-        )
+        readers = self._readers(settings, data, kind, origins)
+        rows = settings.config.task.rows
+        if rows is not None:
+            data = order.apply(replace(found, train=fewer(found.train, rows)), kind)
+        notes = (*settings.notes, *order.notes(data, kind, found.classes), *readers.notes)
+        spec = replace(self._assembled(settings, data, kind, origins, readers), notes=notes)
+        self.check(spec)
+        return self._completed(spec)
+
+    def _origins(
+        self,
+        settings: ResolvedStage,
+        follows: StageSpec | None,
+        earlier: Mapping[str, StageSpec],
+    ) -> _Origins:
+        config = settings.config
+        stages = [earlier.get(stage_of(teacher.model) or "") for teacher in config.teachers]
+        relative = follows if follows or config.student.model else stages[0]
+        start = follows.student_config if follows else _checkpoint(config)
+        if not self._is_taught(config, _expression(settings), start):
+            stages = []
+        outputs = tuple(_outputs(settings, stages, start))
+        return _Origins(follows, start, relative, tuple(stages), outputs)
+
+    def _readers(
+        self, settings: ResolvedStage, data: TaskData, kind: TaskKind, origins: _Origins
+    ) -> _Readers:
+        """Return the student's tokenizer and the teachers, settled with each other."""
+        config, follows = settings.config, origins.follows
+        found = self._teacher_builder.build(settings, data, follows, origins.stages)
+        tokenizer, teachers = self.assign_tokenizers(config, found, follows)
         vocabulary = follows.vocabulary if follows is not None else None
         if vocabulary is not None:
             teachers = read_through(vocabulary, teachers)
         before = tokenizer.eos_token
-        said = follow_chat_format(tokenizer, teachers, data, config) if kind.generates else []
-        if config.task.rows is not None:
-            data = order.apply(replace(found, train=fewer(found.train, config.task.rows)), kind)
-        if start is None and config.student.vocabulary is not None:
-            vocabulary = self.vocabulary(settings, relative, teachers)
+        notes = follow_chat_format(tokenizer, teachers, data, config) if kind.generates else []
+        if origins.start is None and config.student.vocabulary is not None:
+            vocabulary = self.vocabulary(settings, origins.relative, teachers)
             tokenizer, teachers = vocabulary.tokenizer, read_through(vocabulary, teachers)
-        shape = _student_shape(config, teachers, data, kind, start)
-        student = self._info("student", shape, data)
+        if vocabulary is not None:
+            notes = [*notes, f"vocabulary: {vocabulary}"]
+        end = tokenizer.eos_token if tokenizer.eos_token != before else None
+        return _Readers(tokenizer, tuple(teachers), vocabulary, end, tuple(notes))
+
+    def _assembled(
+        self,
+        settings: ResolvedStage,
+        data: TaskData,
+        kind: TaskKind,
+        origins: _Origins,
+        readers: _Readers,
+    ) -> StageSpec:
+        """Return the spec of a stage, of which nothing is checked or noted."""
+        config, expression = settings.config, _expression(settings)
+        teachers = readers.teachers
+        shape = _student_shape(config, teachers, data, kind, origins.start)
+        student = model_info("student", shape, data, self.registry)
         if kind.is_lm and self._aligns(expression):
-            student = _with_tokens(student, tokenizer)
-            teachers = [
-                replace(teacher, info=_with_tokens(teacher.info, teacher.tokenizer))
-                for teacher in teachers
-            ]
-        spec = StageSpec(
+            student = _with_tokens(student, readers.tokenizer)
+            teachers = tuple(replace(t, info=_with_tokens(t.info, t.tokenizer)) for t in teachers)
+        return StageSpec(
             name=settings.name,
             settings=settings,
             expression=expression,
             data=data,
             kind=kind,
             task=self.rows.task(config, config.task),
-            tokenizer=tokenizer,
-            teachers=tuple(teachers),
+            tokenizer=readers.tokenizer,
+            teachers=teachers,
             student=student,
             student_config=shape,
             members=tuple(self._members(config, expression, data, student, teachers)),
-            follows=follows,
-            notes=(
-                *settings.notes,
-                *order.notes(data, kind, found.classes),
-                *said,
-                *_cut(vocabulary),
-            ),
-            end_token=tokenizer.eos_token if tokenizer.eos_token != before else None,
-            vocabulary=vocabulary,
+            follows=origins.follows,
+            end_token=readers.end_token,
+            vocabulary=readers.vocabulary,
         )
-        self.check(spec)
+
+    def _completed(self, spec: StageSpec) -> StageSpec:
+        """Return a checked spec with its probes, and with all that is to be said of it."""
+        data = spec.data
         repeated = None if data.test is None else repeated_rows(data.train, data.test)
         notes = [*spec.notes, *source_notes(spec), *compare_tokens(spec)]
         notes += [] if repeated is None else [repeated]
-        if config.probe is None:
+        if spec.config.probe is None:
             return replace(spec, notes=tuple(notes)) if len(notes) > len(spec.notes) else spec
         probed = tuple(chosen_probes(spec, self.registry))
         notes += [] if probed else [NOTHING_PROBED]
@@ -249,131 +317,6 @@ class SpecBuilder:
         writes = config.rollout is not None and config.rollout.uses_teacher
         return start is None or reads or writes or config.writing is not None
 
-    def _teachers(
-        self,
-        settings: ResolvedStage,
-        data: TaskData,
-        follows: StageSpec | None,
-        stages: Sequence[StageSpec | None],
-    ) -> list[TeacherSpec]:
-        """Return the teachers, given the stages that they come from; none if there are no stages.
-
-        Teachers that no stage has made come from None.
-        """
-        config = settings.config
-        found = [
-            self._teacher(teacher, settings, data, follows)
-            if stage is None
-            else self._taught_before(teacher, stage, settings, data)
-            for teacher, stage in zip(config.teachers, stages, strict=False)
-        ]
-        return [
-            replace(
-                source,
-                tensor=teacher.tensor or config.parallel.tensor,
-                placement=teacher.placement,
-                source=self._answer_source(teacher, source),
-                is_shared=teacher.keep in ("share", "disk"),
-            )
-            for source, teacher in zip(found, config.teachers, strict=False)
-        ]
-
-    def _teacher(
-        self,
-        teacher: TeacherConfig,
-        settings: ResolvedStage,
-        data: TaskData,
-        follows: StageSpec | None,
-    ) -> TeacherSpec:
-        config = settings.config
-        setting = _setting(teacher, settings)
-        store = None
-        model = teacher.model
-        if teacher.source is None and teacher.tokenizer is not None:
-            raise ConfigError(
-                f"{_tokenizer(setting)} is for a teacher whose answers come from elsewhere; a "
-                f"model brings its own. Remove {_tokenizer(setting)}"
-            )
-        if teacher.source is not None and model is None:
-            model, setting = self._described_by(teacher, config, setting)
-        if model is None:
-            store = default_teacher_store(
-                self._default_teacher(config, teacher.size, data, follows, setting),
-                data,
-                config.task.max_length or self.rows.task(config, config.task).max_length,
-            )
-            model = str(store.trained if store.ready else store.untrained)
-        model = dequantized(model, setting)
-        found = load_config(model, teacher.trust_remote_code, setting)
-        info = self._info(teacher.name, found, data)
-        tokenizer = self.load_tokenizer(
-            teacher.tokenizer or model, teacher.trust_remote_code, setting
-        )
-        return TeacherSpec(info, setting, model, found, teacher.trust_remote_code, tokenizer, store)
-
-    def _described_by(
-        self, teacher: TeacherConfig, config: RunConfig, setting: str
-    ) -> tuple[str, str]:
-        """Return a model with the tokenizer of a teacher that is elsewhere, and its setting."""
-        if teacher.tokenizer is not None:
-            return teacher.tokenizer, _tokenizer(setting)
-        if config.student.model is not None:
-            return config.student.model, "student.model"
-        raise ConfigError(
-            f"the answers of the teacher '{teacher.name}' come from elsewhere (source), but "
-            f"{setting} is not set, whose shape and tokenizer are needed. Set {setting} to the "
-            "directory or hub id of the model that gave the answers, or give its tokenizer by "
-            f"{_tokenizer(setting)} and the student by --student"
-        )
-
-    def _answer_source(self, teacher: TeacherConfig, found: TeacherSpec) -> AnswerSource | None:
-        """Return the source of a teacher's answers; None if it is its model."""
-        if teacher.source is None:
-            return None
-        kind = self.registry.answer_source(teacher.source.name)
-        source = kind(kind.Config(**(teacher.source.model_extra or {})), found.info)
-        source.tokenizer = found.tokenizer
-        return source
-
-    def _taught_before(
-        self, teacher: TeacherConfig, stage: StageSpec, settings: ResolvedStage, data: TaskData
-    ) -> TeacherSpec:
-        """Return the student of an earlier stage as a teacher."""
-        shape, setting = stage.student_config, _setting(teacher, settings)
-        info = self._info(teacher.name, shape, data)
-        place, trusts = f"{STAGE}{stage.name}", stage.trusts_student
-        return TeacherSpec(info, setting, place, shape, trusts, stage.tokenizer, stage=stage)
-
-    def _default_teacher(
-        self,
-        config: RunConfig,
-        size: TeacherSize,
-        data: TaskData,
-        follows: StageSpec | None,
-        setting: str,
-    ) -> DefaultTeacher:
-        """Return the task's default teacher, of the same family as a student to continue with."""
-        task = config.task
-        if follows is not None and task.default_teacher is None:
-            family = "encoder" if sees_both_sides(follows.student_config) else "decoder"
-            task = task.model_copy(update={"default_teacher": family})
-        name = task_name(task)
-        own = self.rows.task(config, task).default_teacher(data, size)
-        if own is None:
-            alone = "" if setting == "teacher.model" else f" (--set {setting}=DIR for one stage)"
-            raise ConfigError(
-                f"no teacher is given, and the task '{name}' has no default teacher. Give one with "
-                f"--teacher DIR{alone}, or train a student on labels alone with --method hard "
-                "--student DIR"
-            )
-        return own
-
-    def _info(self, name: str, config: PretrainedConfig, data: TaskData) -> ModelInfo:
-        """Return the shape of a model with a head for the task."""
-        kind = self.registry.kind(data.kind)
-        width = kind.width(data.classes, config)
-        return ModelInfo.read(name, config, width, kind.predicted, kind.is_lm)
-
     def _members(
         self,
         config: RunConfig,
@@ -427,10 +370,6 @@ class SpecBuilder:
         }
 
 
-def _cut(vocabulary: ReducedVocabulary | None) -> list[str]:
-    return [] if vocabulary is None else [f"vocabulary: {vocabulary}"]
-
-
 def _with_tokens(info: ModelInfo, tokenizer: PreTrainedTokenizerFast) -> ModelInfo:
     return replace(info, tokens=token_texts(tokenizer))
 
@@ -458,12 +397,6 @@ def _generator(config: RunConfig, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(name_seed(config.seed, name))
 
 
-def _setting(teacher: TeacherConfig, settings: ResolvedStage) -> str:
-    """Return the setting with which a user names the model of a teacher."""
-    several = len(settings.config.teachers) > 1
-    return settings.path(f"teachers.{teacher.name}.model" if several else "teacher.model")
-
-
 def _checkpoint(config: RunConfig) -> PretrainedConfig | None:
     """Return the configuration of the checkpoint that the student starts from, if any."""
     if config.student.model is None:
@@ -476,7 +409,7 @@ def _outputs(
 ) -> Iterable[Outputs]:
     """Yield the outputs of the teachers, given the stages that they come from, and of the start."""
     for teacher, stage in zip(settings.config.teachers, stages, strict=False):
-        setting = _setting(teacher, settings)
+        setting = teacher_setting(teacher, settings)
         if stage is not None:
             yield Outputs(setting, stage.student_config, teaches=True)
         elif teacher.model is not None:
@@ -510,8 +443,3 @@ def _first_equal(
             return one
     known.append(tokenizer)
     return tokenizer
-
-
-def _tokenizer(setting: str) -> str:
-    """Return the setting of the tokenizer beside that of the model of a teacher."""
-    return setting.removesuffix("model") + "tokenizer"
