@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -137,72 +136,6 @@ def quality_over_size(comparison: Comparison) -> str:
         )
     axes.margins(x=0.35, y=0.25)
     return svg(figure)
-
-
-def memory(
-    bars: Mapping[str, Mapping[str, int]], kinds: Sequence[str], limit: int | None = None
-) -> bytes:
-    """Return a PNG of stacked bars: memory by kind, one bar per simulated step.
-
-    Args:
-        bars: Bytes by kind, by the name of the bar.
-        kinds: All kinds, in stacking order; each has the same color in every figure.
-        limit: Bytes of memory of a GPU, drawn as a line.
-    """
-    totals = [sum(bar.values()) for bar in bars.values()]
-    unit, size = ("GiB", 2**30) if max(totals) >= 2**30 else ("MiB", 2**20)
-    figure, axes = axes_of(f"{unit} per GPU", "")
-    places = range(len(bars))
-    below = [0.0] * len(bars)
-    for number, kind in enumerate(kinds):
-        widths = [bar.get(kind, 0) / size for bar in bars.values()]
-        if any(widths):
-            color = STACK[number % len(STACK)]
-            axes.barh(
-                places,
-                widths,
-                0.62,
-                below,
-                label=kind,
-                color=color,
-                edgecolor="white",
-                linewidth=0.5,
-            )
-        below = [start + width for start, width in zip(below, widths, strict=True)]
-    for place, total in zip(places, below, strict=True):
-        axes.annotate(
-            f"{total:.1f}",
-            (total, place),
-            textcoords="offset points",
-            xytext=(5, 0),
-            va="center",
-            fontsize=9,
-            color=INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-    axes.set_xlim(0, 1.12 * max([*below, (limit or 0) / size]))
-    if limit is not None:
-        axes.axvline(limit / size, color=INK, linestyle="--", linewidth=1)
-        axes.annotate(
-            f"{limit / size:.4g} {unit}",
-            (limit / size, 1),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            xytext=(0, 4),
-            ha="center",
-            fontsize=9,
-            color=INK,
-        )
-    axes.set_yticks(places, ["\n".join(wrap(name, 30)) for name in bars], fontsize=9)
-    axes.grid(visible=False, axis="y")
-    axes.set_axisbelow(True)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    figure.set_dpi(200)
-    figure.set_size_inches(7.2, 1.6 + 0.45 * len(bars))
-    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=4)
-    return png(figure)
 
 
 def _stages(entries: Entries) -> list[str]:

@@ -50,12 +50,8 @@ def render(template: str, **values: Any) -> str:
         template: Name of the template.
         values: What it shows.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_resource)
-    )
     script = _resource("page.js")
-    page = environment.get_template(template)
-    return page.render(script=script, script_hash=_hash(script), **values)
+    return section(template, script=script, script_hash=_hash(script), **values)
 
 
 def section(template: str, **values: Any) -> str:

@@ -202,11 +202,11 @@ def _options(world: int, settings: Sequence[str]) -> str:
 
 
 def _draw(path: Path, estimates: Mapping[str, Estimate], limit: int | None = None) -> None:
-    from gkd_core.analysis.figures import memory
+    from gkd_core.analysis.memory_figure import memory_figure
     from gkd_core.planning.memory_tracker import ON_DEVICE
 
     bars = {
         name: {str(kind): size for kind, size in estimate.memory.items()}
         for name, estimate in estimates.items()
     }
-    path.write_bytes(memory(bars, ON_DEVICE, limit))
+    path.write_bytes(memory_figure(bars, ON_DEVICE, limit))
