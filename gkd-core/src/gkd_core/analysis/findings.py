@@ -109,8 +109,7 @@ def _pair_lines(pair: ModelPair, kind: TaskKind) -> Iterator[tuple[str, str]]:
         found = pair.difference
         inside = ""
         if found.interval is not None:
-            low, high = found.interval.low, found.interval.high
-            inside = f" ({found.interval.level:.0%} interval {low:+.4f} to {high:+.4f})"
+            inside = f" ({found.interval.level:.0%} interval {found.interval:+.4f})"
         yield f"difference in {pair.metric}", f"{found.value:+.4f}{inside}"
     if pair.agreement is not None:
         what = "likeliest token" if kind.is_lm else "answer"

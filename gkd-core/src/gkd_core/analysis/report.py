@@ -20,7 +20,7 @@ from gkd_core.atomic import write_file
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
 from gkd_core.evaluation.pairs import ModelPair
-from gkd_core.evaluation.statistics import LEVEL, Interval
+from gkd_core.evaluation.statistics import LEVEL, p_text
 from gkd_core.probes.probe_file import PROBES, TRAINING, read_probes
 from gkd_core.runs.public_names import without_folders
 from gkd_core.tracking.recorder import METRICS
@@ -176,7 +176,7 @@ def _facts(run: Run, comparison: Comparison, pairs: Sequence[ModelPair]) -> Iter
         gain = value - baseline.metrics[metric]
         found = next((p.difference for p in pairs if p.against == baseline.name), None)
         interval = None if found is None else found.interval
-        sure = "" if interval is None else f"; {LEVEL:.0%} from {_range(interval)}"
+        sure = "" if interval is None else f"; {LEVEL:.0%} from {interval:+.4f}"
         yield _Fact("gained by distillation", f"{gain:+.4f}", f"over labels alone{sure}")
 
 
@@ -244,19 +244,12 @@ def _pair_cells(pair: ModelPair) -> Iterator[PageCell]:
     found = pair.difference
     interval = None if found is None else found.interval
     yield PageCell(NONE) if found is None else PageCell(f"{found.value:+.4f}", found.value)
-    yield PageCell(NONE if interval is None else _range(interval))
+    yield PageCell(NONE if interval is None else f"{interval:+.4f}")
     same, kl = pair.agreement, pair.kl
     yield PageCell(NONE) if same is None else PageCell(f"{same:.1%}", same)
     yield PageCell(NONE) if kl is None else PageCell(f"{kl:.4f}", kl)
-    yield PageCell(NONE) if pair.mcnemar is None else _p_value(pair.mcnemar.p)
-
-
-def _range(interval: Interval) -> str:
-    return f"{interval.low:+.4f} to {interval.high:+.4f}"
-
-
-def _p_value(p: float) -> PageCell:
-    return PageCell("< 0.0001" if p < 1e-4 else f"{p:.4f}", p)
+    p = None if pair.mcnemar is None else pair.mcnemar.p
+    yield PageCell(NONE) if p is None else PageCell(p_text(p), p)
 
 
 COST_COLUMNS = ("stage", "rows", "tokens", "FLOP, student", "FLOP, teachers")

@@ -60,7 +60,7 @@ class Lead:
         found = self.difference.interval
         if found is None:
             return said
-        return f"{said}, {found.level:.0%} interval {found.low:+.4f} to {found.high:+.4f}"
+        return f"{said}, {found.level:.0%} interval {found:+.4f}"
 
 
 def verdict(run: Run, compared: Compared) -> list[str]:

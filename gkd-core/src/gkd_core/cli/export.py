@@ -140,7 +140,4 @@ def _change(found: Verification) -> str:
     interval = None if found.change is None else found.change.interval
     if interval is None:
         return ""
-    return (
-        f"; {interval.level:.0%} interval of the difference {interval.low:+.4f} to "
-        f"{interval.high:+.4f}"
-    )
+    return f"; {interval.level:.0%} interval of the difference {interval:+.4f}"

@@ -105,10 +105,8 @@ class Quality:
 
     def __str__(self) -> str:
         """Return the value with its interval."""
-        inside = self.interval
-        return f"{self.value:.4f}" + (
-            "" if inside is None else f" ({inside.low:.4f} to {inside.high:.4f})"
-        )
+        within = "" if self.interval is None else f" ({self.interval:.4f})"
+        return f"{self.value:.4f}{within}"
 
 
 @dataclass(frozen=True)

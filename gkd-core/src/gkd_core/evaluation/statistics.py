@@ -42,6 +42,10 @@ class Interval:
     high: float
     level: float = LEVEL
 
+    def __format__(self, number: str) -> str:
+        """Return both ends in a format for numbers: `+.4f` gives `+0.0125 to +0.0390`."""
+        return f"{self.low:{number}} to {self.high:{number}}"
+
 
 @dataclass(frozen=True)
 class SampleEstimate:
@@ -164,6 +168,11 @@ def mean_of_runs(values: Sequence[float], *, level: float = LEVEL) -> SampleEsti
         return SampleEstimate(mean, None, len(array))
     half = float(stats.t.ppf((1 + level) / 2, len(array) - 1) * stats.sem(array))
     return SampleEstimate(mean, Interval(mean - half, mean + half, level), len(array))
+
+
+def p_text(p: float) -> str:
+    """Return a p-value as text."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:

@@ -22,7 +22,7 @@ from gkd_core.studies.shapes import MeasuredShape
 from gkd_core.studies.study_config import AxisValue
 from gkd_core.studies.study_figures import pareto
 from gkd_core.studies.study_results import CellResult, StudyResults
-from gkd_core.studies.study_tables import NONE, interval_text, p_text
+from gkd_core.studies.study_tables import NONE, interval_text, p_value_text
 
 PAGE = "search.html"
 
@@ -190,7 +190,7 @@ class SearchResult:
         )
         return (
             f"{which}{words.get(found.verdict, str(found.verdict))}: {found.difference.value:+.4f} "
-            f"({interval_text(found.difference.interval)}; p {p_text(found.p)}), "
+            f"({interval_text(found.difference.interval)}; p {p_value_text(found.p)}), "
             f"{found.difference.seeds} seed{'' if found.difference.seeds == 1 else 's'}"
         )
 

@@ -18,7 +18,7 @@ from gkd_core.studies.choice import Choice, Duel, choose
 from gkd_core.studies.comparisons import AxisTable, ComparedValue, Verdict, axis_table
 from gkd_core.studies.study_figures import study_figures
 from gkd_core.studies.study_results import StudyResults
-from gkd_core.studies.study_tables import ABOUT_AXES, interval_text, p_text, study_grids
+from gkd_core.studies.study_tables import ABOUT_AXES, interval_text, p_value_text, study_grids
 
 REPORT = "report"
 """Folder of a study with its report."""
@@ -215,7 +215,7 @@ def _duel_said(duel: Duel) -> str:
     word = "tied with" if comparison.verdict is Verdict.TIED else f"{comparison.verdict} than"
     return (
         f"{said}{word} {duel.second} on the test rows: {comparison.difference.value:+.4f} "
-        f"({interval_text(comparison.difference.interval)}; p {p_text(comparison.p)})"
+        f"({interval_text(comparison.difference.interval)}; p {p_value_text(comparison.p)})"
     )
 
 

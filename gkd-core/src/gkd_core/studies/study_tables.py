@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gkd_core.analysis.grid import Grid
-from gkd_core.evaluation.statistics import LEVEL, Interval
+from gkd_core.evaluation.statistics import LEVEL, Interval, p_text
 from gkd_core.studies.cell import CellState
 from gkd_core.studies.choice import Choice
 from gkd_core.studies.comparisons import AxisTable, ComparedValue, SeedComparison, Spread
@@ -50,14 +50,12 @@ def study_grids(
 
 def interval_text(interval: Interval | None) -> str:
     """Return an interval of a difference as text."""
-    return NONE if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
+    return NONE if interval is None else f"{interval:+.4f}"
 
 
-def p_text(p: float | None) -> str:
-    """Return a p-value as text."""
-    if p is None:
-        return NONE
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+def p_value_text(p: float | None) -> str:
+    """Return the p-value of a comparison as text."""
+    return NONE if p is None else p_text(p)
 
 
 def verdict_text(comparison: SeedComparison) -> str:
@@ -131,7 +129,7 @@ def _comparison_cells(level: ComparedValue, tested: bool) -> list[str]:
     return [
         *_difference_cells(comparison),
         f"{significant} of {len(tests)}" if tests else NONE,
-        *[p_text(comparison.wilcoxon.p)] * tested,
+        *[p_value_text(comparison.wilcoxon.p)] * tested,
     ]
 
 
@@ -140,7 +138,8 @@ def _difference_cells(comparison: SeedComparison) -> list[str]:
     if difference is None:
         return [NONE, NONE, NONE, str(comparison.verdict)]
     interval = interval_text(difference.interval)
-    return [f"{difference.value:+.4f}", interval, p_text(comparison.p), verdict_text(comparison)]
+    p, verdict = p_value_text(comparison.p), verdict_text(comparison)
+    return [f"{difference.value:+.4f}", interval, p, verdict]
 
 
 def _cost_cells(level: ComparedValue) -> list[str]:
