@@ -226,7 +226,7 @@ def test_ranks_are_started_and_end_as_one_process_does(gkd, arguments, alone, tm
     assert ranks.returncode == 0, ranks.stderr
     _assert_equal(tmp_path / "ranks", expected)
     assert "step 18/18  loss/total" in (tmp_path / "ranks" / "log-1.txt").read_text()
-    for text in ("stage distil: steps 1 to 18", "step 18/18  loss/total", "student  ranks/student"):
+    for text in ("stage distil: steps 1 to 18", "step 18/18  total", "student  ranks/student"):
         assert ranks.stdout.count(text) == said.count(text.replace("ranks", "alone")) == 1
     assert (tmp_path / "ranks" / "report.html").exists()
     assert "[" not in ranks.stderr.replace("00:00", "").split("Writing")[0]

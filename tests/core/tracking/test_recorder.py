@@ -160,11 +160,22 @@ def test_output_that_is_no_terminal_gets_plain_lines():
     recorder.end_stage()
     assert console.file.getvalue().splitlines() == [
         "stage distil: steps 1 to 8",
-        "distil step 4/8  loss/total 6  loss/pkd 1  loss/soft 2  lr 0.03  gradient_norm 0.5  "
-        "samples_per_second 123.4  eta 0:00:00",
+        "distil step 4/8  total 6  pkd 1  soft 2  123 samples/s  eta 0:00:00",
         "distil step 4/8  loss 0.25  accuracy 0.875 (validation)",
         "[done]",
     ]
+
+
+def test_a_plain_line_with_many_losses_is_continued_before_80_characters():
+    console = Console(file=io.StringIO(), width=40)
+    recorder = Recorder([PlainLines(console)])
+    _tell(recorder, [3], losses={f"term{n}": 1.25 for n in range(12)})
+    _, *lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 80
+    assert [line[:4].isspace() for line in lines] == [False, True, True]
+    parts = "  ".join(line.strip() for line in lines).split("  ")
+    assert parts[1:-2] == [f"term{n} 1.25" for n in range(12)]
 
 
 def test_terminal_gets_a_bar_with_losses_speed_and_time_left():

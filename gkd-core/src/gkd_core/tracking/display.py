@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +19,9 @@ from gkd_core.tracking.recorder import Listener, format_values
 from gkd_core.tracking.run_clock import RunClock, clock_time
 
 BAR_WIDTH = 12
+
+LINE = 80
+"""Characters after which a plain line is continued in the next."""
 
 
 class ProgressBar:
@@ -62,18 +65,12 @@ class ProgressBar:
         """Advance the bar."""
         if self.progress is None:
             return
-        losses = "  ".join(
-            f"{name.removeprefix('loss/')} {value:.3g}"
-            for name, value in values.items()
-            if name.startswith("loss/")
-        )
-        rate = f"{values['samples_per_second']:.0f} samples/s"
         left = self.clock.left(step.index + 1)
         self.progress.update(
             self.progress.task_ids[0],
             completed=step.index + 1,
-            losses=losses,
-            rate=rate,
+            losses="  ".join(_losses(values, digits=3)),
+            rate=_rate(values),
             run="" if left is None else f"of all {clock_time(left[1])}",
         )
 
@@ -94,7 +91,10 @@ class ProgressBar:
 
 
 class PlainLines:
-    """One line per logged step, for output that is not a terminal.
+    """A short line per logged step, for output that is not a terminal.
+
+    `log.txt` has all values of a step in one line; here the losses and the speed are shown, as by
+    `ProgressBar`, and a line that gets too long is continued, indented.
 
     Args:
         console: The output.
@@ -115,12 +115,13 @@ class PlainLines:
 
     def log_step(self, step: Step, values: Mapping[str, float]) -> None:
         """Print a line."""
+        at = f"{step.stage} step {step.index + 1}/{step.total}"
         left = self.clock.left(step.index + 1)
-        shown = format_values(step, values)
+        shown = [at, *_losses(values, digits=4), _rate(values)]
         if left is not None:
             stage, run = map(clock_time, left)
-            shown += f"  eta {stage}" + (f", of all {run}" if self.clock.place else "")
-        self.say(shown)
+            shown.append(f"eta {stage}" + (f", of all {run}" if self.clock.place else ""))
+        self.say(_folded(shown))
 
     def log_evaluation(self, step: Step, metrics: Mapping[str, float]) -> None:
         """Print a line."""
@@ -138,6 +139,29 @@ def display(console: Console) -> Listener:
     """Return the listener that suits the output: a terminal, a notebook, or a file."""
     live = console.is_terminal or console.is_jupyter
     return ProgressBar(console) if live else PlainLines(console)
+
+
+def _losses(values: Mapping[str, float], digits: int) -> list[str]:
+    return [
+        f"{name.removeprefix('loss/')} {value:.{digits}g}"
+        for name, value in values.items()
+        if name.startswith("loss/")
+    ]
+
+
+def _rate(values: Mapping[str, float]) -> str:
+    return f"{values['samples_per_second']:.0f} samples/s"
+
+
+def _folded(parts: Sequence[str]) -> str:
+    """Join parts with two spaces in lines of `LINE` characters; a part is never broken."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 2 + len(part) <= LINE:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"    {part}")
+    return "\n".join(lines)
 
 
 def _whole(width: int | None = None) -> Column:
