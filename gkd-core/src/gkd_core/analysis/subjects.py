@@ -14,7 +14,7 @@ from gkd_core.config.schema import StudentConfig, TeacherConfig
 from gkd_core.errors import ConfigError
 from gkd_core.evaluation.predictions import STUDENT
 from gkd_core.models.tokenizer import load_tokenizer
-from gkd_core.runs.directory import CONFIG, DONE, is_run
+from gkd_core.runs.directory import CONFIG, is_run
 from gkd_core.runs.run import Run, prepare_run
 from gkd_core.tracking.recorder import Recorder
 
@@ -113,7 +113,7 @@ def open_run(directory: Path, resolved: Resolved, registry: Registry) -> Run:
         ConfigError: It is not finished.
     """
     run = Run(resolved, registry, prepare_run(resolved, registry), directory, Recorder([]))
-    missing = [s.name for s in run.specs if not (run.locations.folder(s) / DONE).exists()]
+    missing = [s.name for s in run.specs if not run.locations.is_finished(s)]
     if missing:
         raise ConfigError(
             f"the run {directory} is not finished: {', '.join(missing)}. Continue it with "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gkd_core.contract.run_info import STAGES
+from gkd_core.runs.directory import DONE
 from gkd_core.training.stage_spec import BASELINE, StageSpec, TeacherSpec
 
 
@@ -25,6 +26,10 @@ class Locations:
     def folder(self, spec: StageSpec) -> Path:
         """Return the directory of a stage."""
         return self.directory / STAGES / spec.name
+
+    def is_finished(self, spec: StageSpec) -> bool:
+        """Whether a stage is finished."""
+        return (self.folder(spec) / DONE).exists()
 
     @property
     def final(self) -> Path:

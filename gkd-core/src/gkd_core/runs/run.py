@@ -138,7 +138,7 @@ class Run:
         """
         fingerprints = Fingerprints(self.registry, self.contents)
         if is_first():
-            unfinished = [s for s in self.specs if not (self.locations.folder(s) / DONE).exists()]
+            unfinished = [s for s in self.specs if not self.locations.is_finished(s)]
             check_later_weights(unfinished)
         for difference in self.differences:
             self.recorder.say(f"resumed: {difference}")
@@ -203,13 +203,13 @@ class Run:
 
     def _costs(self) -> dict[str, float]:
         """Return the arithmetic of each stage that is not finished."""
-        finished = {s.name for s in self.specs if (self.locations.folder(s) / DONE).exists()}
-        return {s.name: training_cost(s) for s in self.specs if s.name not in finished}
+        locations = self.locations
+        return {s.name: training_cost(s) for s in self.specs if not locations.is_finished(s)}
 
     def _say_outline(self) -> None:
         """Log the stages, if there are several, and which of them are finished."""
         if len(self.specs) > 1:
-            finished = [b.name for b in self.specs if (self.locations.folder(b) / DONE).exists()]
+            finished = [s.name for s in self.specs if self.locations.is_finished(s)]
             for line in stage_summary(self.outline.stages, finished):
                 self.recorder.say(f"stage {line}")
 
