@@ -38,6 +38,11 @@ def escape_controls(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says; what it is called if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the nearest known name, or an empty string."""
     nearest = difflib.get_close_matches(name, list(known), n=1)

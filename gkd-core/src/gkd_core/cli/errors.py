@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gkd_core.errors import GkdError, escape_controls
+from gkd_core.errors import GkdError, escape_controls, first_line
 from gkd_core.lease import LeaseLost
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _told(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, click.Abort):
         return "interrupted", INTERRUPTED
     if _is_out_of_memory(error):
-        return f"out of memory: {_first_line(error)}. {SAVE_MEMORY}", USER_ERROR
+        return f"out of memory: {first_line(error).rstrip('.')}. {SAVE_MEMORY}", USER_ERROR
     if _is_disk_full(error):
         return f"{_disk_full(error)}. Free some space, then try again", FAILURE
     return _told_of_plugin(error) or _told_of_file(error)
@@ -203,7 +203,3 @@ def _is_disk_full(error: Exception) -> bool:
 def _disk_full(error: Exception) -> str:
     place = getattr(error, "filename", None)
     return f"the disk is full: {place or 'a file'} could not be written"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

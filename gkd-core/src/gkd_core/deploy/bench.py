@@ -27,7 +27,7 @@ from gkd_core.analysis.subjects import find_named
 from gkd_core.atomic import write_file
 from gkd_core.deploy.candidate import MEBI, Candidate, peak_memory
 from gkd_core.deploy.lineage import LINEAGE
-from gkd_core.errors import ConfigError
+from gkd_core.errors import ConfigError, first_line
 from gkd_core.evaluation.predictions import STUDENT
 from gkd_core.evaluation.statistics import LEVEL, Interval
 from gkd_core.runs.public_names import public_name
@@ -386,10 +386,9 @@ def _in_turn(candidates: Sequence[Candidate], shape: BatchShape, rounds: int) ->
             try:
                 candidate.run(batch)
             except Exception as error:  # onnxruntime and torch raise many types
-                reason = (str(error).strip().splitlines() or [""])[0]
                 raise ConfigError(
                     f"{candidate.name} cannot read {shape.rows} rows of {shape.length} tokens "
-                    f"({reason}); choose others with --batch and --length"
+                    f"({first_line(error)}); choose others with --batch and --length"
                 ) from error
             if number >= 0:
                 times[place, number] = 1000 * (time.perf_counter() - start)

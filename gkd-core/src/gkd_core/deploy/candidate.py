@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from gkd_core.contract.positions import longest_sequence
 from gkd_core.deploy.onnx_graph import GRAPH
 from gkd_core.deploy.onnx_model import OnnxDecoder, OnnxModel
-from gkd_core.errors import ConfigError
+from gkd_core.errors import ConfigError, first_line
 from gkd_core.models.load import check_safetensors
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import directory_size
@@ -116,8 +116,7 @@ def _load(name: str, architecture: str) -> PreTrainedModel:
         with quiet():
             model: PreTrainedModel = kind.from_pretrained(name).eval()
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ConfigError(f"DIR = {name!r} cannot be loaded: {reason}") from error
+        raise ConfigError(f"DIR = {name!r} cannot be loaded: {first_line(error)}") from error
     return model
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gkd_core.deploy.onnx_model import EXTRA
-from gkd_core.errors import ConfigError
+from gkd_core.errors import ConfigError, first_line
 from gkd_core.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ def _write(
         except ConfigError:
             raise
         except Exception as error:  # torch raises many types, with pages of context
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
                 f"{model.config.model_type} cannot be converted to ONNX by "
-                f"transformers {version('transformers')}: {reason}. Export it with --format hf"
+                f"transformers {version('transformers')}: {first_line(error)}. "
+                "Export it with --format hf"
             ) from error
         _remove_traces(exported.program)
         exported.save_pretrained(directory)

@@ -18,7 +18,7 @@ from gkd_core import digest
 from gkd_core.atomic import publish
 from gkd_core.data.cache import cache_entry
 from gkd_core.data.cache_limit import use_entry
-from gkd_core.errors import ConfigError
+from gkd_core.errors import ConfigError, first_line
 from gkd_core.models.quiet import quiet
 from gkd_core.named_path import named_path
 
@@ -75,10 +75,9 @@ def _write(file: Path, directory: Path, called: str) -> None:
             )
             tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file.name)
     except Exception as error:  # the parser raises whatever a damaged file makes it do
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{called} cannot be read: {reason}. Give a GGUF file of an architecture that "
-            "transformers converts, or the checkpoint that it was made from"
+            f"{called} cannot be read: {first_line(error)}. Give a GGUF file of an architecture "
+            "that transformers converts, or the checkpoint that it was made from"
         ) from error
     with quiet():
         _unmarked(model).save_pretrained(directory)

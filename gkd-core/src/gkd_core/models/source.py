@@ -19,7 +19,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from gkd_core.contract.architectures import adapter_of
 from gkd_core.contract.model_info import ModelInfo
-from gkd_core.errors import ConfigError, suggest
+from gkd_core.errors import ConfigError, first_line, suggest
 from gkd_core.models.quiet import quiet
 from gkd_core.named_path import named_path
 
@@ -233,7 +233,7 @@ def _adapter(directory: Path, model: str, origin: str) -> str:
 def unreadable(model: str, origin: str, error: Exception) -> ConfigError:
     """Return the error for a model that transformers could not read."""
     path = named_path(model)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     if "trust_remote_code" in str(error):
         return ConfigError(
             f"{origin} = {model!r} comes with model code of its own, which would be executed; "
