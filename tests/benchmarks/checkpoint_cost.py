@@ -26,7 +26,7 @@ from gkd_core.data.loader import iterate
 from gkd_core.plugins import registry
 from gkd_core.runs.run import prepare_run
 from gkd_core.training import checkpoint
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 
 BLOCKS, STEPS = 9, 3

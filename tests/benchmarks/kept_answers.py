@@ -21,8 +21,8 @@ from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.plugins import registry
 from gkd_core.runs.run import prepare_run
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.keeping import keep_answers
-from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
 STEPS, WARM_UP = 10, 2

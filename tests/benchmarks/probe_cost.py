@@ -21,7 +21,7 @@ from gkd_core.data.loader import iterate
 from gkd_core.plugins import registry
 from gkd_core.runs.run import prepare_run
 from gkd_core.tracking.recorder import Recorder
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 
 METHODS = ("soft", "minilm", "tinybert")

@@ -10,8 +10,8 @@ import torch
 
 from gkd_core.api import Batch
 from gkd_core.plugins import registry
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from gkd_core.training.stage import build_stage
 from gkd_methods_classic.sdft import SDFT
 
 P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)

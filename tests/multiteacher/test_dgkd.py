@@ -12,7 +12,7 @@ from gkd_core.config.resolve import resolve
 from gkd_core.plugins import registry
 from gkd_core.runs.run import prepare_run
 from gkd_core.runs.spec_builder import read_shapes
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 from gkd_methods_multiteacher.dgkd import DenseGuidance
 

@@ -14,7 +14,7 @@ from gkd_core.planning.shapes import ShapeSpecBuilder
 from gkd_core.planning.simulation import simulate
 from gkd_core.plugins import registry
 from gkd_core.runs.run import build_specs, prepare_run
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 
 LAYERS = {"large": 6, "middle": 5, "small": 4}

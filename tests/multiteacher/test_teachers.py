@@ -10,7 +10,7 @@ from gkd_core.config.resolve import resolve
 from gkd_core.errors import MethodError
 from gkd_core.plugins import registry
 from gkd_core.runs.run import prepare_run
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_path_of_a_teacher_that_is_not_there_is_refused_before_weights_load(
 ):
     paths = ["student.logits", "teacher.logits", "teachers[smal].hidden[1]"]
     monkeypatch.setattr(registry().method("soft"), "reads", lambda *_: paths)
-    monkeypatch.setattr("gkd_core.training.stage.load_teacher", None)
+    monkeypatch.setattr("gkd_core.training.stage_models.load_teacher", None)
     with pytest.raises(MethodError, match="no teacher is called 'smal'"):
         stage(f"method={method}")
 

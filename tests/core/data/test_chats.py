@@ -26,7 +26,7 @@ from gkd_core.data.encode import BYTES, TEXTS
 from gkd_core.data.table import Faults, Table
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.plugins import registry
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 CAUSAL = registry().kind("causal-lm")
 START, END, OTHER = "<|im_start|>", "<|im_end|>", "<|endoftext|>"

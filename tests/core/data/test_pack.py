@@ -20,7 +20,7 @@ from gkd_core.kinds.causal_lm import CausalLM
 from gkd_core.losses import cross_entropy, kl
 from gkd_core.models.sites import find_sites
 from gkd_core.models.tokenizer import load_tokenizer
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 CAUSAL = CausalLM()
 

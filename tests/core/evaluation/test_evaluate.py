@@ -12,7 +12,7 @@ from gkd_core.evaluation import evaluate as module
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.kinds.metrics import Metric, correlation, macro_f1, ranks
 from gkd_core.plugins import registry
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 
 def _stage(prepare_run, tmp_path, *settings, **options):

@@ -15,7 +15,7 @@ from gkd_core.errors import ConfigError, PluginError
 from gkd_core.objective.objective import Objective, name_seed
 from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import Registry, registry
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 
 

@@ -27,7 +27,7 @@ from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod, plan_step
 from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.testing import check_method, tiny_batch, tiny_model
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 BATCH = tiny_batch("classification")
 STEP = Step(0, 10, 0, "distil", torch.Generator())

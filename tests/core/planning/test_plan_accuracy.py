@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from gkd_core.contract.step import Step
 from gkd_core.planning.simulation import simulate
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.loop import iterate
-from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
 STEPS = 2

@@ -18,7 +18,7 @@ from gkd_core.losses.similarity import unbiased_cka
 from gkd_core.probes.probe_file import PROBES, ProbedValue, ProbeFile, read_probes
 from gkd_core.tracking.sinks.tensorboard import TensorBoard
 from gkd_core.training import loop
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 ALL = 'probe.features=["all"]'
 DROPOUT = "student.config={hidden_dropout_prob=0.3, classifier_dropout=0.3}"

@@ -7,7 +7,7 @@ import torch
 
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 
 PROMPT, NEW = 4, 6

@@ -20,7 +20,7 @@ from gkd_core.models.load import load_teacher
 from gkd_core.models.quiet import quiet
 from gkd_core.models.save import save_model
 from gkd_core.plugins import registry
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 TABLE = tomllib.loads(
     (Path(__file__).parents[3] / "docs/reference/families.toml").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from gkd_core.analysis.run_summary import summarize_run
 from gkd_core.api import RolloutEngine, Written, hookimpl
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.models.save import save_model
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.rollouts import build_rollouts
-from gkd_core.training.stage import build_stage
 
 GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "eos_token_id": [3, 4]}
 TEMPLATE = "{% for message in messages %}{{ message.content }} [SEP]{% endfor %}"

@@ -11,7 +11,7 @@ import torch
 from gkd_core.api import hookimpl
 from gkd_core.errors import ConfigError
 from gkd_core.runs.outline import RunOutline, outline_stage
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 
 def _plan(run):

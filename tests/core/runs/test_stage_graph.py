@@ -16,8 +16,8 @@ from gkd_core.config.resolve import resolve
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import registry
 from gkd_core.runs.outline import RunOutline, outline_stage
-from gkd_core.training import loop
-from gkd_core.training import stage as stage_module
+from gkd_core.training import loop, stage_models
+from gkd_core.training.assembly import build_stage
 
 SAVED = "model.safetensors"
 
@@ -60,13 +60,13 @@ def _equal(one, other):
 
 def test_a_stage_learns_from_the_student_of_another(prepare_run, monkeypatch):
     loaded = {}
-    stock = stage_module.load_teacher
+    stock = stage_models.load_teacher
 
     def load_teacher(model, *rest):
         loaded[model] = stock(model, *rest)
         return loaded[model]
 
-    monkeypatch.setattr(stage_module, "load_teacher", load_teacher)
+    monkeypatch.setattr(stage_models, "load_teacher", load_teacher)
     run = prepare_run(file=CHAIN)
     assistant, small = run.specs
     assert (assistant.student.layers, small.student.layers) == (3, 2)
@@ -103,7 +103,7 @@ def test_a_stage_goes_on_with_the_student_of_any_earlier_one(prepare_run):
     assert run.last.follows is run.specs[0]
     assert run.last.start == "the best student of stage left"
     run.execute()
-    built = stage_module.build_stage(
+    built = build_stage(
         run.last, run.registry, run.directory / "again", run.directory / "stages/left/student"
     )
     start = built.student.model.state_dict()

@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from gkd_core.errors import ConfigError, DataError, MethodError
-from gkd_core.training import stage as stage_module
-from gkd_core.training.stage import build_stage
+from gkd_core.training import stage_models
+from gkd_core.training.assembly import build_stage
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def test_teacher_that_nobody_reads_makes_the_student_and_leaves(prepare_run, tmp
     assert any("teacher blocks" in line for line in stage.describe())
     run.execute()
     loaded = []
-    stock = stage_module.load_teacher
-    monkeypatch.setattr(stage_module, "load_teacher", lambda *a: loaded.append(a) or stock(*a))
+    stock = stage_models.load_teacher
+    monkeypatch.setattr(stage_models, "load_teacher", lambda *a: loaded.append(a) or stock(*a))
     build_stage(run.last, run.registry, tmp_path / "stage", run.student)
     assert loaded == []
 

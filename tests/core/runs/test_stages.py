@@ -13,8 +13,8 @@ from gkd_core.api import hookimpl
 from gkd_core.contract.task import DefaultTeacher
 from gkd_core.data.files import Files
 from gkd_core.errors import ConfigError
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.checkpoint import load_checkpoint
-from gkd_core.training.stage import build_stage
 
 SAVED = "model.safetensors"
 

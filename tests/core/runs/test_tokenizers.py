@@ -14,7 +14,7 @@ from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.errors import ConfigError, MethodError, PluginError
 from gkd_core.plugins import registry
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 
 WHOLE_ROWS = {"alp-kd", "hard", "pkd", "rail-kd", "universal-kd"}

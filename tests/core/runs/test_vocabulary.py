@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification as Classifier
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.errors import ConfigError
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 
 HEADS = {

@@ -11,7 +11,7 @@ from gkd_core.runs import answer_cache
 from gkd_core.runs.answer_cache import BegunCache, write_cache
 from gkd_core.runs.answer_storage import Storage
 from gkd_core.teachers.teacher import SourcedTeacher
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 
 

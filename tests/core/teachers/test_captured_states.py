@@ -11,7 +11,7 @@ from gkd_core.hooks.paths import LOGITS, Capture
 from gkd_core.teachers.answer_form import RowLogits, Size
 from gkd_core.teachers.answer_shard import AnswerShard
 from gkd_core.teachers.captured_states import CapturedStates
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 LM = ("task.kind=causal-lm", "task.packing=true", "task.max_length=16")
 CASES = {

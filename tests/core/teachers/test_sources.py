@@ -29,7 +29,7 @@ from gkd_core.data.loader import iterate
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.plugins import registry
 from gkd_core.runs.fingerprint import Fingerprints
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.step import train_step
 
 CLASSIC = [name for name in registry().methods if registry().provider(name).name == "classic"]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from gkd_core.training import checkpoint
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.checkpoint import (
     Progress,
     load_checkpoint,
@@ -17,7 +18,6 @@ from gkd_core.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from gkd_core.training.stage import build_stage
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.paths import LOGITS
 from gkd_core.teachers import kept
 from gkd_core.training import loop
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.keeping import keep_answers, teachers_to_keep
-from gkd_core.training.stage import build_stage
 
 TWO_EPOCHS = ("training.steps=12", "training.evaluate_every=3", "training.checkpoint_every=3")
 KINDS = {"classification": "teacher", "causal-lm": "lm-decoder"}

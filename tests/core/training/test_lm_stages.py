@@ -20,7 +20,7 @@ from gkd_core.plugins import registry
 from gkd_core.runs import run as run_module
 from gkd_core.runs.run import prepare_run
 from gkd_core.training import loop
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 SAVED = "model.safetensors"
 BODY = {"lm-teacher": "bert.", "lm-decoder": "model."}

@@ -20,7 +20,7 @@ from gkd_core.objective.step_plan import plan_step
 from gkd_core.optim.engine import LocalEngine
 from gkd_core.runs.outline import RunOutline, outline_stage
 from gkd_core.training import loop
-from gkd_core.training.stage import build_stage
+from gkd_core.training.assembly import build_stage
 
 CPU = torch.device("cpu")
 

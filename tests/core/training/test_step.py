@@ -14,8 +14,8 @@ from gkd_core.contract.step import Step
 from gkd_core.errors import MethodError
 from gkd_core.optim.engine import count_items
 from gkd_core.plugins import registry
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.loop import iterate
-from gkd_core.training.stage import build_stage
 from gkd_core.training.step import train_step
 
 WAITING = [

@@ -23,7 +23,7 @@ from gkd_core.plugins import Registry
 from gkd_core.runs.locations import Locations
 from gkd_core.runs.run import build_specs
 from gkd_core.runs.spec_builder import SpecBuilder
-from gkd_core.training.stage import prepare_model
+from gkd_core.training.stage_models import prepare_model
 from gkd_core.training.stage_spec import StageSpec
 from gkd_core.vocabulary.weights import renumber
 

@@ -80,7 +80,7 @@ def prune(
     from gkd_core.students.prune import PruneTarget
     from gkd_core.students.prune import prune as pruned
     from gkd_core.training.calibration import calibration_batches
-    from gkd_core.training.stage import prepare_model
+    from gkd_core.training.stage_models import prepare_model
 
     _check_target(target)
     place = Path(output)

@@ -27,7 +27,7 @@ from gkd_core.models.load import load_teacher
 from gkd_core.models.quiet import quiet
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.strict_json import json_text
-from gkd_core.training.stage import prepare_model
+from gkd_core.training.stage_models import prepare_model
 
 if TYPE_CHECKING:
     from torch import nn

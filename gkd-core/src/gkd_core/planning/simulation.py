@@ -60,7 +60,9 @@ from gkd_core.probes.probes import build_probes
 from gkd_core.students.build import Student
 from gkd_core.students.lora import copy_sharing
 from gkd_core.teachers.source import AnswerSource
-from gkd_core.training.stage import Stage, assemble_stage, settle_teacher
+from gkd_core.training.assembly import assemble_stage
+from gkd_core.training.stage import Stage
+from gkd_core.training.stage_models import settle_teacher
 from gkd_core.training.stage_spec import StageSpec
 from gkd_core.training.step import train_step
 

@@ -41,7 +41,8 @@ from gkd_core.teachers.answer_shard import (
     shard_name,
 )
 from gkd_core.teachers.kept import ROWS
-from gkd_core.training.stage import load_live_teacher, read_by
+from gkd_core.training.stage_models import load_live_teacher
+from gkd_core.training.stage_rows import read_by
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch

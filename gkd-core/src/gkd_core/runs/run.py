@@ -38,11 +38,12 @@ from gkd_core.runs.training_cost import training_cost
 from gkd_core.runs.weight_checks import check_later_weights
 from gkd_core.runs.writing import write_answers
 from gkd_core.tracking.recorder import Recorder
+from gkd_core.training.assembly import build_stage
 from gkd_core.training.checkpoint import remove_checkpoints
 from gkd_core.training.loop import train
 from gkd_core.training.manifest import MANIFEST, Difference, Manifest
 from gkd_core.training.plugin_hooks import PluginHooks
-from gkd_core.training.stage import Stage, build_stage
+from gkd_core.training.stage import Stage
 from gkd_core.training.stage_spec import BASELINE, TEACHER, StageSpec, TeacherSpec
 from gkd_core.training.teacher_quality import doubtful_teachers
 

@@ -29,7 +29,7 @@ from gkd_core.rollouts.answers import WRITTEN, FilteredAnswers, WrittenAnswer, l
 from gkd_core.rollouts.engines.generate import Generate
 from gkd_core.rollouts.writer import Writer
 from gkd_core.teachers.served import Served
-from gkd_core.training.stage import load_live_teacher
+from gkd_core.training.stage_models import load_live_teacher
 
 if TYPE_CHECKING:
     from gkd_core.plugins import Registry

@@ -26,7 +26,7 @@ from gkd_core.strict_json import json_text
 from gkd_core.students.build import fresh_student
 from gkd_core.students.shape import student_config
 from gkd_core.studies.budget import Budget
-from gkd_core.training.stage import prepare_model
+from gkd_core.training.stage_models import prepare_model
 from gkd_core.training.stage_spec import StageSpec
 from gkd_core.vocabulary.weights import renumber
 
