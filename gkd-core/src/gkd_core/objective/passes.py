@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -21,7 +21,6 @@ from gkd_core.objective.captured import Captured
 from gkd_core.objective.step_plan import (
     ActiveMethod,
     PlannedPass,
-    Side,
     StepPlan,
     StepRequest,
     Write,
@@ -57,54 +56,86 @@ def run_passes(
         kept: Tensors of teachers for the training rows, by number; such a teacher does not run if
             nothing else of it is asked for.
     """
-    teacher_batches = teacher_batches or TeacherBatches([batch])
-    inputs = _inputs(plan, teacher_batches, step)
+    batches = teacher_batches or TeacherBatches([batch])
+    inputs = _inputs(plan, batches, step)
+    micro_batch = _MicroBatch(plan, student, teachers, batches, inputs, step, kept)
     captured = Captured({}, [{} for _ in teachers], feature_offload)
+    with torch.no_grad():
+        for number in range(len(teachers)):
+            micro_batch.teach(number, captured)
+            captured.offload(number)
+    if not teachers_only:
+        micro_batch.learn(captured)
+    return captured
 
-    def run(
-        model: Teacher,
-        planned: PlannedPass,
-        side: Side,
-        number: int | None,
-        turn: int,
-        found: Captured,
-    ) -> Features:
-        wanted = planned.captures(side, number)
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """The passes of one micro-batch; see `run_passes`.
+
+    Attributes:
+        inputs: The inputs that passes substitute, by pass name, for each teacher batch.
+    """
+
+    plan: StepPlan
+    student: Extractor
+    teachers: Sequence[Teacher]
+    batches: TeacherBatches
+    inputs: Sequence[PassInputs]
+    step: Step
+    kept: Mapping[int, KeptAnswers]
+
+    def teach(self, number: int, captured: Captured) -> None:
+        """Run the passes of a teacher, on the batches of other ranks too where these need it."""
+        taken = batches_for(self.teachers[number], self.batches, self.student)
+        for turn in taken:
+            own = turn == self.batches.own
+            found = captured if own else Captured({}, [{} for _ in self.teachers])
+            for planned in self.plan.passes:
+                features = self._answer(planned, number, turn, found)
+                if len(taken) > 1:  # only the rank that trains on the batch reads them
+                    features.gather()
+                found.teachers[number][planned.name] = features
+
+    def learn(self, captured: Captured) -> None:
+        """Run the passes of the student."""
+        batch, inputs = self.batches.batches[self.batches.own], self.inputs[self.batches.own]
+        for planned in self.plan.passes:
+            features = Features()
+            if wanted := planned.captures("student", None):
+                changes = self._changes(planned.writes("student", None), batch, inputs, captured)
+                features = self.student.run(wanted, inputs.get(planned.name, batch.inputs), changes)
+            captured.student[planned.name] = features
+
+    def _answer(self, planned: PlannedPass, number: int, turn: int, found: Captured) -> Features:
+        """Return what a pass wants of a teacher, which does not run if its answers are at hand."""
+        teacher, batch = self.teachers[number], self.batches.batches[turn]
+        wanted = planned.captures("teacher", number)
         if not wanted:
             return Features()
-        if isinstance(model, SourcedTeacher):
-            return model.answer(wanted, teacher_batches.batches[turn].view(model.name), step)
-        name = "" if number is None else planned.teacher_name(number)
-        rows, own = teacher_batches.batches[turn].view(name), inputs[turn]
-        changes = [
-            change
-            for request, write in planned.writes(side, number)
-            for change in _bind(request, write, found, rows, step, student, teachers, own)
-        ]
-        answers = None if number is None else kept.get(number)
-        if answers is not None and answers.have(wanted) and planned.name == MAIN and not changes:
-            return answers.of(rows, wanted)
-        return model.run(wanted, own.get(planned.name, rows.inputs), changes)
+        if isinstance(teacher, SourcedTeacher):
+            return teacher.answer(wanted, batch.view(teacher.name), self.step)
+        rows, inputs = batch.view(planned.teacher_name(number)), self.inputs[turn]
+        changes = self._changes(planned.writes("teacher", number), rows, inputs, found)
+        kept = self.kept.get(number)
+        if kept is not None and kept.have(wanted) and planned.name == MAIN and not changes:
+            return kept.of(rows, wanted)
+        return teacher.run(wanted, inputs.get(planned.name, rows.inputs), changes)
 
-    with torch.no_grad():
-        for number, teacher in enumerate(teachers):
-            taken = batches_for(teacher, teacher_batches, student)
-            for turn in taken:
-                found = (
-                    captured
-                    if turn == teacher_batches.own
-                    else Captured({}, [{} for _ in teachers])
-                )
-                for planned in plan.passes:
-                    features = run(teacher, planned, "teacher", number, turn, found)
-                    if len(taken) > 1:  # only the rank that trains on the batch reads them
-                        features.gather()
-                    found.teachers[number][planned.name] = features
-            captured.offload(number)
-    for planned in () if teachers_only else plan.passes:
-        features = run(student, planned, "student", None, teacher_batches.own, captured)
-        captured.student[planned.name] = features
-    return captured
+    def _changes(
+        self,
+        writes: Iterable[tuple[StepRequest, Write]],
+        batch: Batch,
+        inputs: PassInputs,
+        found: Captured,
+    ) -> list[Change]:
+        return [
+            change
+            for request, write in writes
+            for change in _bind(
+                request, write, found, batch, self.step, self.student, self.teachers, inputs
+            )
+        ]
 
 
 def evaluation_changes(
