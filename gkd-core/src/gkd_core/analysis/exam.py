@@ -28,7 +28,7 @@ from gkd_core.models.sites import find_sites
 from gkd_core.parallel.placement import place_teacher
 from gkd_core.teachers.kept import ask_once, shared_file
 from gkd_core.training.agreement import answered
-from gkd_core.training.stage import prepare_model, shard_reader
+from gkd_core.training.stage_models import prepare_model, shard_reader
 from gkd_core.vocabulary.weights import renumber
 
 if TYPE_CHECKING:
