@@ -130,6 +130,34 @@ def test_rates_are_tuned_by_halving_before_cells_are_known(study, monkeypatch):
     assert "steps = 3 " in third.config_file(first.cells[0].name).read_text()
 
 
+def test_trials_leave_the_test_rows_alone_and_keep_their_names(study, monkeypatch):
+    def opened(**tree):
+        return study(axes={"method": ["kd"], "training.steps": [8, 4], "seed": [1]}, **tree)
+
+    monkeypatch.setattr("gkd_core.studies.study.score", lambda *_: 0.5)
+    folder = opened(tune={"lr_factors": [1, 2], "seed": 7}).open()
+    limits = {c.role: _config(folder, c)["output"]["compare_on"] for c in folder.cells}
+    assert limits == {"tuning": "validation", "report": "test"}
+
+    # Half of 8 steps with seed 7 are the settings of a trial, and of a cell of the next study.
+    trial = next(c for c in folder.cells if c.role == "tuning" and c.lr_factor == 1)
+    again = {"settings": study().config.settings | {"output.compare_on": "validation"}}
+    axes = {"method": ["kd"], "training.steps": [4], "seed": [7]}
+    (same,) = (
+        Study(folder.path.parent / "other", study(axes=axes, **again).config, registry())
+        .open()
+        .cells
+    )
+    assert same.name == trial.name
+    (reported,) = study(axes=axes).open().cells
+    assert reported.name != trial.name, "the run of a trial knows nothing of the test rows"
+    assert [c.name for c in study(axes=axes).open().cells] == [reported.name]
+
+
+def _config(folder, cell):
+    return tomllib.loads(folder.config_file(cell.name).read_text())
+
+
 def test_a_method_whose_rates_all_fail_is_shown_without_further_trials(study, monkeypatch):
     tuned = study(axes={"method": ["kd"], "seed": [1]}, tune={"lr_factors": [0.5, 1, 4]})
     monkeypatch.setattr("gkd_core.studies.study.score", lambda *_: float("-inf"))

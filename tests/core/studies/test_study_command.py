@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gkd_core.contract.launcher import JobEvent
+from gkd_core.evaluation.predictions import Predictions
 from gkd_core.plugins import registry
 from gkd_core.studies.predicted_time import PredictedTime
 from gkd_core.studies.study_folder import StudyFolder
@@ -143,6 +144,32 @@ def test_predicted_time_is_near_the_measured_one(study, folder):
     assert str(time) in study("status").out
 
 
+def test_trials_leave_the_test_rows_alone_and_are_predicted_to(study, folder, world):
+    file = Path("small.toml")
+    file.write_text("tune = { lr_factors = [1, 2] }\n" + file.read_text())
+    only = ("--axis", "method=hard")
+    assert study("plan", *only).code == 0
+    (cost,) = json.loads((folder / "timing" / "costs.json").read_text()).values()
+    (predicted,) = json.loads((folder / "timing" / "forecast.json").read_text()).values()
+    few, many = (len((world / f"{name}.jsonl").read_text().splitlines()) for name in SPLITS)
+    two_steps = 2 * cost["stages"]["distil"]["step"]
+    saved = cost["comparison"] * (1 - few / many)
+    assert predicted["1.0"] - predicted["0.5"] == pytest.approx(two_steps + saved)
+
+    assert study("run", *only).code == 0
+    split = {
+        (c["role"], Predictions.read(folder / "cells" / c["name"] / "predictions").about.split)
+        for c in _cells(folder)
+    }
+    assert split == {("tuning", "validation"), ("report", "test")}
+    report = study("report")
+    assert report.code == 0, report.err
+    assert "some tasks have no test rows" not in report.out
+
+
+SPLITS = ("validation", "test")
+
+
 @pytest.mark.exhaustive
 def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(
     study, folder, tmp_path, monkeypatch
@@ -160,7 +187,7 @@ def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(
     reported = [cell for cell in cells if cell["role"] == "report"]
     assert len(reported) == len(study.started) - len(trials) == 2
     assert study("run").code == len(study.started) == 0
-    assert len(list(tmp_path.glob("cache/answers/*.safetensors"))) == 2, "of both kinds of rows"
+    assert len(list(tmp_path.glob("cache/answers/*.safetensors"))) == 3, "to train, validate, test"
     assert all("logits of 96 rows are kept" in _log(folder, cell) for cell in cells)
 
     weights = {c["axes"]["student.layers"]: _student(folder, c)["parameters"] for c in reported}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,14 @@ class _Examined:
         model: The model itself; None unless one process holds all.
         parameters: Number of its weights.
         evaluation: Its evaluation.
+        seconds: How long that took.
     """
 
     about: ComparedModel
     model: PreTrainedModel | None
     parameters: int
     evaluation: Evaluation
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def predict_and_compare(
     alike = _layers(spec, examined, judge, adapters) if layers else None
     files = file_names(one.called or Path(one.model).name for one in compared)
     named = dict(zip(files, examined, strict=True))
-    _, split = spec.data.judged
+    _, split = spec.judged
     measures = {file: row_measure(spec, split, one.evaluation) for file, one in named.items()}
     return Compared(
         comparison,
@@ -118,12 +121,14 @@ def predict_and_compare(
 def _examine(exam: Exam, compared: ComparedModel) -> _Examined:
     """Evaluate a model, which is let go of unless one process can hold all."""
     model, parameters = exam.load(compared)
+    began = time.perf_counter()
     evaluation = exam.evaluate(compared, model)
-    return _Examined(compared, model if exam.holds_all else None, parameters, evaluation)
+    seconds = time.perf_counter() - began
+    return _Examined(compared, model if exam.holds_all else None, parameters, evaluation, seconds)
 
 
 def _comparison(spec: StageSpec, exam: Exam, examined: Sequence[_Examined]) -> Comparison:
-    name, split = spec.data.judged
+    name, split = spec.judged
     metric, judge = spec.metric_on(split), exam.judge
     costs, reference = _sample_costs(exam, examined), _reference(spec, exam, examined)
     judged_by = None
@@ -162,7 +167,7 @@ def _reference(spec: StageSpec, exam: Exam, examined: Sequence[_Examined]) -> Ev
     A teacher's agreement with itself is no quality, and perplexities per token of different
     tokenizers are not comparable.
     """
-    _, split = spec.data.judged
+    _, split = spec.judged
     if spec.is_unlabeled(split) or (spec.kind.is_lm and len(exam.readings) > 1):
         return None
     return next((one.evaluation for one in examined if one.about is exam.judge), None)
@@ -187,6 +192,7 @@ def _row(
         agreement=_agreement(kind, evaluation, reference),
         flops=cost.flops,
         tokens=cost.tokens,
+        seconds=examined.seconds,
     )
 
 
@@ -210,7 +216,7 @@ def _layers(
 def _predictions(spec: StageSpec, named: Mapping[str, _Examined]) -> Predictions:
     """Return the predictions of each model for the rows, by the name of its file."""
     kind, classes = spec.kind, spec.data.classes
-    name, split = spec.data.judged
+    name, split = spec.judged
     rows = rows_table(split, kind, classes)
     tables = {file: model_table(one.evaluation, rows, kind, classes) for file, one in named.items()}
     tokenizers = named if kind.is_lm else {}

@@ -47,6 +47,7 @@ class Row:
         flops: Floating-point operations for one sample, the mean of some; None if not counted.
         tokens: Tokens of one of these samples, the mean.
         interval: Bootstrap interval of the main metric; None if it is not known.
+        seconds: Duration of its evaluation on all rows.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Row:
     flops: float | None = None
     tokens: float | None = None
     interval: Interval | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class Exam:
         self._spec = spec
         self._sampling = sampling
         self._adapters = adapters
-        _, self._split = spec.data.judged
+        _, self._split = spec.judged
         self._device = pick_device(spec.config.parallel.device)
         self._top: TopTokens | None = None
         self._known: Predict | None = None

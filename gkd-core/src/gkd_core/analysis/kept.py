@@ -117,7 +117,7 @@ def compare_with_kept(
         names={OWN: predictions.names[file], OTHER: kept.name},
         tokenizers={OWN: predictions.tokenizers.get(file, ""), OTHER: kept.found.tokenizer},
     )
-    _, judged = spec.data.judged
+    _, judged = spec.judged
     split = take(judged, pairing.ours.tolist())
     theirs = row_measure(spec, split, _evaluation(other, spec.kind, classes))
     mine = compared.measures.get(file)

@@ -122,7 +122,7 @@ def compare_layers(
         MethodError: The layers of a model cannot be found.
     """
     adapters = tuple(adapters)
-    name, split = spec.data.judged
+    name, split = spec.judged
     encoded = spec.encode(take(split, range(min(ROWS, len(split)))), spec.tokenizer)
     own, known = (_states(spec, model, encoded, adapters) for model in (student, teacher))
     values = unbiased_cka_table(own, known).tolist()

@@ -757,6 +757,12 @@ class OutputConfig(Section):
         description="Copy the student of a stage that an earlier run trained with the same "
         "settings, data, models and code, instead of training it again.",
     )
+    compare_on: Literal["test", "validation"] = Field(
+        "test",
+        description="Rows on which the models are compared at the end. As long as settings are "
+        "chosen, `validation` leaves the test rows alone, and is faster if they are many. Without "
+        "test rows, it is always `validation`.",
+    )
 
 
 class TrackingConfig(Section):

@@ -115,11 +115,6 @@ class TaskData:
         """Names of the sources of the training rows; empty if all come from one."""
         return tuple(dict.fromkeys(self.train.source or ()))
 
-    @property
-    def judged(self) -> tuple[str, Split]:
-        """The rows by which models are judged in the end: their name, `test` or `validation`."""
-        return ("validation", self.validation) if self.test is None else ("test", self.test)
-
 
 @dataclass(frozen=True)
 class DefaultTeacher:

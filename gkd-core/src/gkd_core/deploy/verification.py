@@ -115,7 +115,7 @@ class VerifiedRows:
             student: The student, whose answers stand for labels that rows lack.
             most: Largest number of rows.
         """
-        name, split = spec.data.judged
+        name, split = spec.judged
         if len(split) > most:
             split = take(split, list(range(most)))
         judged = split

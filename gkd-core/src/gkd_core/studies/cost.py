@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -49,12 +49,13 @@ class Cost:
     """The cost of a cell.
 
     Attributes:
-        fixed: Seconds before and after its stages: imports, loading, the comparison at the end.
+        fixed: Seconds before and after its stages: imports, loading, the report.
         stages: What each stage costs, by name.
         memory: Bytes of memory at most.
         disk: Bytes on the disk, without the student.
         student: Bytes of the student.
         gpu: Share of a GPU at most; 0 without one.
+        comparison: Seconds that evaluating its models takes at the end, on all rows.
     """
 
     fixed: float
@@ -63,6 +64,7 @@ class Cost:
     disk: int
     student: int
     gpu: float = 0.0
+    comparison: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the cost as JSON can hold it."""
@@ -74,13 +76,25 @@ class Cost:
         stages = {name: StageTiming(**each) for name, each in content["stages"].items()}
         return cls(**{**content, "stages": stages})
 
-    def seconds(self, specs: Iterable[StageSpec], share: float = 1.0) -> float:
+    def seconds(self, specs: Sequence[StageSpec]) -> float:
         """Return the duration of a cell.
 
         Args:
             specs: Its stages.
+        """
+        return self._trained(specs, 1.0) + self.comparison
+
+    def trial_seconds(self, specs: Sequence[StageSpec], share: float) -> float:
+        """Return the duration of a trial, whose models are compared on validation rows.
+
+        Args:
+            specs: The stages of a cell.
             share: The share of the steps that it is trained for.
         """
+        row = self.comparison / len(specs[-1].judged[1])
+        return self._trained(specs, share) + row * len(specs[-1].data.validation)
+
+    def _trained(self, specs: Sequence[StageSpec], share: float) -> float:
         trained = (self.stages[spec.name].seconds(spec, share) for spec in specs)
         return self.fixed + sum(trained)
 
@@ -105,9 +119,10 @@ def read_cost(folder: StudyFolder, cell: Cell, registry: Registry) -> Cost:
         seconds = StageResult.load(run.directory / STAGES / stage.name / DONE).seconds
         stages[stage.name] = StageTiming(median(steps[1:]), max(0.0, seconds - sum(steps)))
     student = _bytes(run.directory / STUDENT)
-    fixed = max(0.0, attempt.seconds - _trained(run.directory))
+    compared = sum(model["seconds"] for model in run.results["rows"])
+    fixed = max(0.0, attempt.seconds - _trained(run.directory) - compared)
     disk = _bytes(run.directory) - student
-    return Cost(fixed, stages, attempt.memory, disk, student, attempt.gpu)
+    return Cost(fixed, stages, attempt.memory, disk, student, attempt.gpu, compared)
 
 
 def _trained(directory: Path) -> float:

@@ -95,7 +95,8 @@ def _group(
         return GroupForecast(label, short.group, left, failure=failure)
     cost, specs = costs[short.name], study.maker.prepare(point).specs
     trials = list(trial_shares(study.config.tune))
-    each = {share: cost.seconds(specs, share) for share in (1.0, *trials)}
+    each = {share: cost.trial_seconds(specs, share) for share in trials}
+    each[1.0] = cost.seconds(specs)
     is_tuned = any(cell.role == "report" for cell in own)
     tuning = 0.0 if is_tuned else sum(each[share] for share in trials)
     return GroupForecast(label, short.group, left, cost, left * each[1.0] + tuning, each)

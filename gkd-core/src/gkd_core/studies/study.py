@@ -64,8 +64,7 @@ class Study:
     def maker(self) -> CellMaker:
         """Makes its cells."""
         before = [] if self._before is None else [*self._before.cells, *self._before.former]
-        valid = {cell.name for cell in before if not cell.reason}
-        return CellMaker(self.config, self.registry, valid)
+        return CellMaker(self.config, self.registry, [c for c in before if not c.reason])
 
     @functools.cached_property
     def _code(self) -> Mapping[str, Mapping[str, str]]:

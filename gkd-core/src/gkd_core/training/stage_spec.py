@@ -265,6 +265,14 @@ class StageSpec:
         return split.labels is None and not self.kind.is_lm
 
     @property
+    def judged(self) -> tuple[str, Split]:
+        """The rows by which models are judged in the end: their name, `test` or `validation`."""
+        data = self.data
+        if data.test is None or self.config.output.compare_on == "validation":
+            return "validation", data.validation
+        return "test", data.test
+
+    @property
     def metric(self) -> Metric:
         """The metric that selects the best student."""
         return self.metric_on(self.data.validation)
