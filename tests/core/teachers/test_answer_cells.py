@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -189,6 +190,17 @@ def test_a_share_and_what_is_about_cells_are_checked(invoke, many):
     script = Path("a/slurm.sh").read_text()
     assert "#SBATCH --array=0-0" in script
     assert "--dtype fp16 --shards 1 &" in script
+
+
+def test_cells_are_told_all_about_the_answers(invoke, many):
+    (Path.cwd() / "own.toml").write_text("seed = 2\n")
+    form = ["--form", "top-k", "--k", "8", "--temperature", "2.0", "--dtype", "fp32"]
+    about = [*many, *form, "--output", "b", "--method", "kd", "own.toml"]
+    done = invoke("cache", *about, "--launcher", "slurm", "--cells", 2)
+    assert done.code == 0, done.err
+    script = shlex.split(Path("b/slurm.sh").read_text(), comments=True)
+    told = script[script.index("cache") + 1 : script.index("--shards")]
+    assert sorted(told) == sorted(about)
 
 
 @pytest.mark.exhaustive

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,16 +68,6 @@ if TYPE_CHECKING:
 )
 @launch_options(None)
 def cache(
-    files: tuple[Path, ...],
-    settings: tuple[str, ...],
-    method: str,
-    teacher: tuple[str, ...],
-    data: tuple[str, ...],
-    output: str,
-    dtype: StoredType,
-    form: FormName | None,
-    k: int | None,
-    temperature: float | None,
     cells: int | None,
     launcher: str | None,
     options: tuple[str, ...],
@@ -85,6 +75,7 @@ def cache(
     threads: int | None,
     shard: str | None,
     shards: int | None,
+    **about: Any,
 ) -> None:
     """Store a teacher's answers to the training rows.
 
@@ -95,24 +86,22 @@ def cache(
     Several commands can write one cache at once, also on machines that share the directory: each
     shard is written by one of them. --launcher starts such processes.
     """
-    for flag, value in (("--k", k), ("--temperature", temperature)):
-        if value is not None and form != "top-k":
-            raise click.UsageError(f"{flag} is an option of --form top-k")
+    answers = _Answers(**about)
+    answers.check()
     for flag, given in (("--cells", cells), ("--jobs", jobs), ("--threads", threads)):
         if given is not None and launcher is None:
             raise click.UsageError(f"{flag} is about the cells of a --launcher: name one")
-    about = _Answers(files, settings, method, teacher, data, output, dtype, form, k, temperature)
     share = share_of(shard, shards)
     with stoppable():
         if launcher is None:
-            about.write(share)
+            answers.write(share)
         else:
-            about.launch(make_launcher(launcher, options), share, cells, jobs, threads)
+            answers.launch(make_launcher(launcher, options), share, cells, jobs, threads)
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the command was given about the answers to write."""
+    """What the command was given about the answers to write, by the names of its parameters."""
 
     files: tuple[Path, ...]
     settings: tuple[str, ...]
@@ -124,6 +113,12 @@ class _Answers:
     form: FormName | None
     k: int | None
     temperature: float | None
+
+    def check(self) -> None:
+        """Refuse options of a form that is not asked for."""
+        for flag, value in (("--k", self.k), ("--temperature", self.temperature)):
+            if value is not None and self.form != "top-k":
+                raise click.UsageError(f"{flag} is an option of --form top-k")
 
     def write(self, share: Shard) -> None:
         """Write a share of the shards in this process."""
@@ -179,19 +174,18 @@ class _Answers:
 
     def _command(self) -> tuple[str, ...]:
         """Return the command that writes all shards in one process."""
-        options = (
-            *(("--teacher", teacher) for teacher in self.teacher),
-            *(("--data", data) for data in self.data),
-            ("--method", self.method),
-            *(("--set", setting) for setting in self.settings),
-            ("--output", self.output),
-            ("--dtype", self.dtype),
-            ("--form", self.form),
-            ("--k", self.k),
-            ("--temperature", self.temperature),
-        )
-        given = (str(part) for option in options if option[1] is not None for part in option)
-        return (sys.executable, "-m", "gkd_core.cli", "cache", *map(str, self.files), *given)
+        own = {field.name for field in fields(self)}
+        named = [(each, getattr(self, each.name)) for each in cache.params if each.name in own]
+        given = (part for parameter, value in named for part in _typed(parameter, value))
+        return (sys.executable, "-m", "gkd_core.cli", "cache", *given)
+
+
+def _typed(parameter: click.Parameter, value: Any) -> Iterator[str]:
+    """Yield a parameter of a command as it is typed; nothing if it has no value."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if one is not None:
+            yield from parameter.opts[:1] if isinstance(parameter, click.Option) else ()
+            yield str(one)
 
 
 def _end(begun: BegunCache, statuses: Collection[int]) -> None:
