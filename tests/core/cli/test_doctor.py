@@ -29,8 +29,21 @@ def test_as_json_it_says_the_same(invoke, tmp_path):
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["devices"][0]["cores"] >= 1
     assert found["caches"]["gkd"]["folder"] == str(tmp_path / "cache")
+    assert found["caches"]["gkd"]["problem"] is None
     assert found["plugins"]["skipped"] == []
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/cache"])
+def test_a_cache_that_cannot_be_is_named(invoke, tmp_path, monkeypatch, place):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / place))
+    found = json.loads(invoke("doctor", "--json").out)["caches"]["gkd"]
+    assert found["problem"] == f"{file} is a file"
+    done = "".join(invoke("doctor").out.split())
+    assert f"{file} is a file, so nothing is kept: set GKD_CACHE to".replace(" ", "") in done
+    assert file.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

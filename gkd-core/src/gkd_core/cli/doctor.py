@@ -118,11 +118,24 @@ def _caches() -> dict[str, Any]:
     rooms: dict[str, int] = {}
     for item in cache_items():
         rooms[item.room] = rooms.get(item.room, 0) + item.size
-    hub = Path(HF_HUB_CACHE)
+    own, hub = cache_dir(), Path(HF_HUB_CACHE)
     return {
-        "gkd": {"folder": str(cache_dir()), "limit": cache_limit(), "rooms": rooms},
+        "gkd": {
+            "folder": str(own),
+            "problem": _obstacle(own),
+            "limit": cache_limit(),
+            "rooms": rooms,
+        },
         "hugging face hub": {"folder": str(hub), "size": _size(hub)},
     }
+
+
+def _obstacle(folder: Path) -> str | None:
+    """Return why nothing can be kept in a folder, which may not exist yet; None if it can."""
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not place.is_dir():
+        return f"{place} is a file"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
 
 
 def _size(folder: Path) -> int:
@@ -201,8 +214,10 @@ def _told_caches(caches: Mapping[str, Any]) -> dict[str, str]:
     own, hub = caches["gkd"], caches["hugging face hub"]
     size = readable(sum(own["rooms"].values()))
     rooms = "".join(f"\n{room}: {readable(size)}" for room, size in own["rooms"].items())
-    limit = readable(own["limit"])
+    limit, problem = readable(own["limit"]), own["problem"]
+    failing = f"{problem}, so nothing is kept: set GKD_CACHE to another folder\n" if problem else ""
+    sizes = f"{size} of at most {limit} (GKD_CACHE_SIZE); gkd clean{rooms}"
     return {
-        "gkd": f"{own['folder']}\n{size} of at most {limit} (GKD_CACHE_SIZE); gkd clean{rooms}",
+        "gkd": f"{own['folder']}\n{failing}{sizes}",
         "hub": f"{hub['folder']}\n{readable(hub['size'])}",
     }
