@@ -23,6 +23,7 @@ class Server(ThreadingHTTPServer):
             or none of them; the others it does not mind.
         names_ids: Whether it names tokens by id when asked to.
         is_strict: Whether it refuses fields that it does not know.
+        takes_ids: Whether it takes token ids, or texts only.
         faults: What to do instead with the next requests: a status, or a function that spoils an
             answer.
         prompts: Every prompt that was asked about.
@@ -34,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.faults, self.prompts, self.most = [], [], 1000
         self.gives, self.names_ids, self.is_strict = ("prompt_logprobs",), True, False
+        self.takes_ids = True
 
     @property
     def url(self):
@@ -95,6 +97,8 @@ class Server(ThreadingHTTPServer):
         unknown = {"prompt_logprobs", "echo"} & body.keys() - set(self.gives)
         if self.is_strict and unknown:
             return 400, {"error": {"message": f"unrecognized argument: {', '.join(unknown)}"}}
+        if not self.takes_ids and not isinstance(body["prompt"], str):
+            return 422, {"error": {"message": "prompt: input should be a valid string"}}
         known = body.keys() - unknown
         k = body.get("prompt_logprobs", body.get("logprobs", 0))
         if known & {"prompt_logprobs", "echo"} and k > self.most:

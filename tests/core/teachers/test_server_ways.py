@@ -103,6 +103,14 @@ def test_a_server_that_knows_neither_way_is_refused_before_the_run(server, prepa
     assert str(refused.value).count("unrecognized argument") == 2 * is_strict
 
 
+def test_a_server_that_takes_texts_only_is_refused_with_the_reason(server, prepare_run):
+    server.takes_ids = False
+    reason = r"takes no token ids \(status 422.*valid string.*\), and may read a text as other tok"
+    with pytest.raises(ConfigError, match=reason):
+        prepare_run(*LM, *source(server), teachers=("lm-decoder",))
+    assert not server.prompts
+
+
 def test_a_strict_server_is_asked_as_it_can(server, teacher, ways):
     server.is_strict = True
     assert teacher.first_way("the-teacher", PROMPTS[0], ways) is ways[1]

@@ -99,11 +99,26 @@ class TeacherServer:
                 raise self._wrong(str(error)) from error
             else:
                 return way
-        raise ConfigError(
-            f"{self.base} does not say how likely the words of a text are: {'; '.join(reasons)}. "
-            "Serve the teacher with vLLM, or by another server that takes token ids and gives "
-            f"{' or '.join(way.name for way in ways)} for them"
+        refusal = self._refusal_of_ids(model, ids)
+        problem = (
+            f"does not say how likely the words of a text are: {'; '.join(reasons)}"
+            if refusal is None
+            else f"takes no token ids ({refusal}), and may read a text as other tokens than the "
+            "teacher's tokenizer"
         )
+        raise ConfigError(
+            f"{self.base} {problem}. Serve the teacher with vLLM, or by another server that takes "
+            f"token ids and gives {' or '.join(way.name for way in ways)} for them"
+        )
+
+    def _refusal_of_ids(self, model: str, ids: Sequence[int]) -> str | None:
+        """Return how it refuses token ids when nothing is asked about them; None if it does not."""
+        try:
+            body = {"model": model, "prompt": [[*ids]], "max_tokens": 1, "temperature": 1.0}
+            self._send("POST", "completions", body)
+        except Refused as error:
+            return error.reason if error.status in NOT_UNDERSTOOD else None
+        return None
 
     def likeliest(
         self, model: str, prompts: Sequence[Sequence[int]], k: int, way: Way
