@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,6 +199,18 @@ def test_a_run_that_is_not_there_is_named(invoke):
     done = invoke("export", "runs/nowhere", "--to", "out")
     assert done.code == 2
     assert "there is no run runs/nowhere: the directory does not exist" in done.err
+
+
+def test_a_damaged_student_is_called_what_it_is(invoke, finished, tmp_path):
+    student = shutil.copytree(finished, tmp_path / "run") / "student"
+    weights = student / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    exported = invoke("export", "run", "--to", "out")
+    evaluated = invoke("eval", "run/student")
+    assert (exported.code, evaluated.code) == (2, 2)
+    assert "the student of the run = 'run/student' cannot be loaded" in exported.err
+    assert "the model to evaluate = 'run/student' cannot be loaded" in evaluated.err
+    assert "teacher.model" not in exported.err + evaluated.err
 
 
 @pytest.mark.parametrize(

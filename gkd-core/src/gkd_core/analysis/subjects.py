@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from gkd_core.runs.spec_builder import SpecBuilder
     from gkd_core.training.stage_spec import StageSpec
 
+EVALUATED = "the model to evaluate"
+"""What messages call a model that `gkd eval` is given."""
+
 
 @dataclass(frozen=True)
 class Named:
@@ -128,7 +131,7 @@ def of_run(directory: Path, resolved: Resolved, registry: Registry) -> Subjects:
     return Subjects(run.last, list(compared_models(run)), first_teacher(run))
 
 
-def alone(builder: SpecBuilder, resolved: Resolved, models: Sequence[str]) -> Subjects:
+def alone(builder: SpecBuilder, resolved: Resolved, models: Sequence[str], called: str) -> Subjects:
     """Return models by themselves; the first of several judges the others.
 
     Args:
@@ -136,12 +139,13 @@ def alone(builder: SpecBuilder, resolved: Resolved, models: Sequence[str]) -> Su
         resolved: The configuration, whose last stage has the task; it says whether code of models
             may run.
         models: Directories or hub ids.
+        called: What messages call each of them.
 
     Raises:
         ConfigError: The models are not for the same kind of task.
     """
     stage, trusts = resolved.stages[-1], any(map(trusts_code, resolved.stages))
-    specs = [builder.build(_with_model(stage, model, trusts)) for model in models]
+    specs = [builder.build(_with_model(stage, model, trusts, called)) for model in models]
     first = specs[0]
     for model, spec in zip(models, specs, strict=True):
         if spec.kind != first.kind:
@@ -175,7 +179,7 @@ def language_models(
     for each, its in zip(named, resolved, strict=True):
         trusts = any(map(trusts_code, its.stages))
         model = each.model(registry, trusts)
-        tokenizer = load_tokenizer(model, trusts, "the model to evaluate")
+        tokenizer = load_tokenizer(model, trusts, EVALUATED)
         found.append(ComparedModel(model, model, tokenizer, trusts))
     return found
 
@@ -201,7 +205,7 @@ def _without_trust(stage: ResolvedStage) -> ResolvedStage:
     return replace(stage, config=config.model_copy(update=own))
 
 
-def _with_model(stage: ResolvedStage, model: str, trusts: bool) -> ResolvedStage:
+def _with_model(stage: ResolvedStage, model: str, trusts: bool, called: str) -> ResolvedStage:
     """Return a stage with a single model, and a method that is right for every task."""
     own = {
         "teachers": [TeacherConfig(model=model, trust_remote_code=trusts)],
@@ -211,6 +215,7 @@ def _with_model(stage: ResolvedStage, model: str, trusts: bool) -> ResolvedStage
         "samples": None,
         "probe": None,
     }
-    alone = replace(stage, config=stage.config.model_copy(update=own))
+    config = stage.config.model_copy(update=own)
+    alone = replace(stage, config=config, called={"teacher.model": called})
     # It needs no labels, which the rows to train on may lack.
     return alone.with_method("soft", "gkd eval")

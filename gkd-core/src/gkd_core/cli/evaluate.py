@@ -225,7 +225,7 @@ def _is_gone(task: TaskConfig) -> bool:
 
 def _subjects(named: Named, others: Sequence[Named], resolved: Resolved, whole: bool) -> Subjects:
     """Return the models to evaluate: all of a run, or one, perhaps against another."""
-    from gkd_core.analysis.subjects import alone, of_run, trusts_code
+    from gkd_core.analysis.subjects import EVALUATED, alone, of_run, trusts_code
     from gkd_core.plugins import registry
     from gkd_core.runs.spec_builder import SpecBuilder
 
@@ -233,7 +233,7 @@ def _subjects(named: Named, others: Sequence[Named], resolved: Resolved, whole: 
         return of_run(named.run, resolved, registry())
     trusts = any(map(trusts_code, resolved.stages))
     models = [each.model(registry(), trusts) for each in (*others, named)]
-    return alone(SpecBuilder(registry()), resolved, models)
+    return alone(SpecBuilder(registry()), resolved, models, EVALUATED)
 
 
 def _trusts(resolved: Resolved, configured: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +64,14 @@ class ResolvedStage:
         config: Its complete configuration; `stages` is empty.
         origins: Origin of each setting that was given, by dotted key.
         adjusted: The settings of the recipe that the task changes.
+        called: What messages call settings that a command has made itself, by path.
     """
 
     name: str
     config: RunConfig
     origins: Mapping[str, Origin]
     adjusted: tuple[Adjustment, ...] = ()
+    called: Mapping[str, str] = field(default_factory=dict)
 
     def origin(self, path: str) -> str:
         """Return the origin of a setting such as `training.lr`."""
@@ -99,6 +101,8 @@ class ResolvedStage:
 
     def path(self, path: str) -> str:
         """Return the user-facing key of a setting of this stage: `stages.NAME.training.lr`."""
+        if path in self.called:
+            return self.called[path]
         return path if self.name == ONLY_STAGE else f"stages.{self.name}.{path}"
 
     def as_tree(self) -> dict[str, Any]:

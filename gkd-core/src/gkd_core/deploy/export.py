@@ -42,6 +42,7 @@ Step = Callable[[str], AbstractContextManager[None]]
 """Shows what is being done while it lasts."""
 
 CARD = "README.md"
+CALLED = "the student of the run"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class _Exporter:
         self._student = run.directory / STUDENT
         # The run may be somebody else's: code of its models does not run.
         resolved = without_trust(run.resolved)
-        found = alone(SpecBuilder(registry), resolved, [str(self._student)])
+        found = alone(SpecBuilder(registry), resolved, [str(self._student)], CALLED)
         self._spec = found.spec
         self._tokenizer = found.models[0].tokenizer
         self._model = self._load()
@@ -184,9 +185,7 @@ class _Exporter:
 
     def _load(self) -> PreTrainedModel:
         spec = self._spec
-        return load_teacher(
-            str(self._student), spec.kind, spec.data.classes, False, "the student of the run"
-        )
+        return load_teacher(str(self._student), spec.kind, spec.data.classes, False, CALLED)
 
     def _plain(self, directory: Path) -> PreTrainedModel:
         """Return a saved model as those who have no gkd load it."""
