@@ -66,6 +66,26 @@ def test_sources_that_cannot_be_mixed_are_refused(sources):
         load(f"{plain}:1,{sources / 'missing.jsonl'}:1")
 
 
+def test_the_context_of_each_row_follows_it_and_no_source_may_lack_it(tmp_path):
+    for name in ("a", "b"):
+        rows = [
+            {"prompt": f"{name}{n}", "response": "x", "hint": f"for {name}{n}"} for n in range(40)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = f"{tmp_path / 'a.jsonl'}:0.7,{tmp_path / 'b.jsonl'}:0.3"
+    data = load(train, context="hint")
+    assert Counter(data.train.source) == {"a": 36, "b": 15}  # a tenth of each is held out
+    assert data.train.context == [f"for {text}" for text in data.train.text]
+    assert data.validation.context == [f"for {text}" for text in data.validation.text]
+
+    rows = [json.dumps({"prompt": f"b{n}", "response": "x"}) for n in range(40)]
+    (tmp_path / "b.jsonl").write_text("\n".join(rows))
+    with pytest.raises(
+        DataError, match=r"b\.jsonl has no column 'hint' \(task\.context\)\. The col"
+    ):
+        load(train, context="hint")
+
+
 def test_several_data_flags_are_mixed_and_reported_by_source(invoke, world, tmp_path):
     """Classification, too: accuracy is told for each source."""
     part = tmp_path / "second.jsonl"

@@ -3,15 +3,17 @@
 import json
 import shutil
 import types
+from dataclasses import replace
 
 import pytest
 
 from gkd_core.analysis import report
 from gkd_core.analysis.report import BENCH
 from gkd_core.deploy import bench as benching
-from gkd_core.deploy.bench import qualities
+from gkd_core.deploy.bench import Bench, ModelTiming, Quality, qualities
 from gkd_core.deploy.candidate import peak_memory
 from gkd_core.errors import ConfigError
+from gkd_core.evaluation.statistics import Interval
 
 
 def test_models_are_measured_in_turn_with_the_quality_that_is_known(
@@ -47,6 +49,37 @@ def test_models_are_measured_in_turn_with_the_quality_that_is_known(
     said = " ".join(done.out.split())
     assert "p50: median time of a batch; p95: the time that 95% of the batches stay below" in said
     assert "time: relative to teacher in the same round" in said
+
+
+@pytest.mark.parametrize(
+    ("inside", "drawn"),
+    [
+        (Interval(0.7, 0.95), (0.7, 0.95)),
+        (Interval(0.82, 0.95), (0.8, 0.95)),  # a bootstrap interval may leave its value out
+        (None, None),
+    ],
+)
+def test_the_picture_has_the_intervals_of_the_models(inside, drawn):
+    timed = [
+        ModelTiming(name, 1, 8, p50, 9.0, 500.0, 1.0) for name, p50 in (("a", 2.0), ("b", 3.0))
+    ]
+    known = {"a": Quality("accuracy", 0.8, inside, 40, "test", "x")}
+    known["b"] = replace(known["a"], value=0.6, interval=Interval(0.5, 0.7))
+    bench = Bench(timed, dict.fromkeys(known, 1), dict.fromkeys(known), known, {})
+    (axes,) = bench._pareto().axes
+    first, second = axes.containers
+    assert first.lines[0].get_xydata().tolist() == [[2.0, 0.8]]
+    assert _ends(second) == pytest.approx((0.5, 0.7))
+    assert _ends(first) == (None if drawn is None else pytest.approx(drawn))
+
+
+def _ends(container):
+    """Return the ends of the bar of a point; None if it has none."""
+    bars = container.lines[2]
+    if not bars:
+        return None
+    (segment,) = bars[0].get_segments()
+    return tuple(segment[:, 1])
 
 
 def test_quality_is_what_was_measured_and_other_rows_are_not_compared(
