@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tomli_w
 
 from gkd_core.config.render import to_toml
 from gkd_core.runs.default_method import as_begun_before, as_built
@@ -17,14 +18,27 @@ def prepare(world):
     from gkd_core.plugins import registry
     from gkd_core.runs.run import prepare_run as specs_of
 
-    def _prepare(*settings, layers=2):
+    def _prepare(*settings, layers=2, files=()):
         given = [f"task.train={world / 'train.jsonl'}", f"student.layers={layers}", *settings]
         resolved = resolve(
             registry(),
+            files=files,
             settings=given,
             flags={"teachers": ([{"model": str(world / "teacher")}], "--teacher")},
         )
         return resolved, specs_of(resolved, registry())
+
+    return _prepare
+
+
+@pytest.fixture
+def prepare_stages(prepare, tmp_path):
+    """Prepare a run of some stages."""
+
+    def _prepare(*stages):
+        file = tmp_path / "stages.toml"
+        file.write_text(tomli_w.dumps({"baseline": True, "stages": stages}))
+        return prepare(files=[file])[1]
 
     return _prepare
 
@@ -40,6 +54,20 @@ def test_the_baseline_is_trained_if_it_adds_at_most_half(prepare):
     assert training_cost(baseline) / training_cost(last) == pytest.approx(3 / 7, rel=0.01)
     assert forward_cost(last.teachers[0].info) == 4 * forward_cost(last.student)
     assert names(prepare("method=soft", "baseline=false", layers=1)[1]) == ["distil"]
+
+
+def test_labels_alone_are_learned_as_the_run_itself_learns_them(prepare_stages):
+    refined = {"name": "refine", "method": "soft", "training": {"lr": 1e-6, "epochs": 1}}
+    learned = {"name": "learn", "method": "hard", "training": {"lr": 1e-3, "epochs": 5}}
+    baseline, *_ = prepare_stages(learned, refined)
+    assert (baseline.name, baseline.config.training.lr, baseline.config.training.epochs) == (
+        "baseline",
+        1e-3,
+        5,
+    )
+    assert baseline.follows is None
+    baseline, *_ = prepare_stages({**learned, "method": "kd"}, refined)
+    assert baseline.config.training.lr == 1e-6
 
 
 def test_otherwise_one_line_says_how_to_train_it(prepare):

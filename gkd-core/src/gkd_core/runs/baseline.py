@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ def with_baseline(
     wanted = _wanted(resolved, last)
     if wanted is False or (wanted is None and not _is_comparable(specs, builder)):
         return specs
-    first = _origin(last)
+    *_, first = _course(last)
     # A student built from a model of another kind must be built by the stage of that kind.
     before = None if first.kind == last.kind else first
     baseline = builder.build(_settings(first, last), before, built)
@@ -73,9 +73,25 @@ def _is_comparable(specs: Sequence[StageSpec], builder: SpecBuilder) -> bool:
     return learns and any(spec.reads_teachers for spec in specs)
 
 
-def _origin(spec: StageSpec) -> StageSpec:
-    """Return the stage that creates the student with which a stage continues."""
-    return spec if spec.follows is None else _origin(spec.follows)
+def _course(spec: StageSpec) -> Iterator[StageSpec]:
+    """Yield a stage, the one whose student it continues with, and so on to the student's first."""
+    yield spec
+    if spec.follows is not None:
+        yield from _course(spec.follows)
+
+
+def _pattern(last: StageSpec) -> StageSpec:
+    """Return the stage by which labels alone are trained: the run's own that does so, if any.
+
+    Settings of a last stage that only refines a student would be too weak for it.
+    """
+    alone = (spec for spec in _course(last) if _learns_alone(spec, last.config.task))
+    return next(alone, last)
+
+
+def _learns_alone(spec: StageSpec, task: TaskConfig) -> bool:
+    """Return whether a stage learns from the labels of a task alone."""
+    return spec.config.method == LABELS and spec.config.task == task and not spec.is_written
 
 
 def _note(share: float) -> str:
@@ -86,7 +102,8 @@ def _note(share: float) -> str:
 
 
 def _settings(first: StageSpec, last: StageSpec) -> ResolvedStage:
-    """Return a stage that trains the first stage's student like the last, but on labels alone."""
+    """Return a stage that trains the first stage's student like its last, but on labels alone."""
+    like = _pattern(last)
     own = {
         "task": _settled(last),
         "student": first.config.student,
@@ -95,8 +112,8 @@ def _settings(first: StageSpec, last: StageSpec) -> ResolvedStage:
         "writing": None,
         "probe": None,
     }
-    config = last.config.model_copy(update=own)
-    alone = replace(last.settings, name=BASELINE, config=config, adjusted=())
+    config = like.config.model_copy(update=own)
+    alone = replace(like.settings, name=BASELINE, config=config, adjusted=())
     return alone.with_method(LABELS, "the baseline")
 
 
