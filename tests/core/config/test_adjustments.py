@@ -102,6 +102,8 @@ def test_a_recipe_trains_on_the_embedded_task_as_that_task_does(recipe):
         own = dict(Embedded.defaults(config.task.kind)["training"])
         if config.student.init == "random":
             own |= {"lr": 3e-3} if config.task.kind is None else {"epochs": 12}
+        if stage.name == "policy":
+            own |= {"lr": own["lr"] / 10}
         for name, value in own.items():
             assert getattr(config.training, name) == value
         for writes in filter(None, (config.rollout, config.writing)):

@@ -42,6 +42,12 @@ FRESH_LR = 3e-3
 FRESH_EPOCHS = 12
 """Passes over the text by such a student: fewer make a worse start than random weights."""
 
+POLICY = "policy"
+"""Name of a stage that refines by policy gradient a student which can write already."""
+
+POLICY_LR = 1e-4
+"""Learning rate of such a stage, a tenth of that by which the student has learned to write."""
+
 LABELED = "classification"
 WRITES = "causal-lm"
 PLAIN = ("masked-lm", WRITES)
@@ -98,12 +104,14 @@ class Embedded(Task):
 
         Those of papers are for models a hundred times as large and for thousands of rows. A student
         that starts from random weights needs more steps on text, and a higher rate to learn classes
-        from few rows.
+        from few rows; one that is only refined, a lower rate.
         """
         kind = settings.get("task", {}).get("kind")
         training = dict(cls.defaults(kind)["training"])
         if settings.get("student", {}).get("init") == "random":
             training |= {"epochs": FRESH_EPOCHS} if _is_text(kind) else {"lr": FRESH_LR}
+        if stage == POLICY:
+            training |= {"lr": POLICY_LR}
         written = {table: own for table, own in WRITTEN.items() if table in settings}
         return {"training": training, **written}
 
