@@ -249,6 +249,18 @@ def test_items_must_be_the_queries():
         relation_kl(relation(), relation(3), over)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_known_scores_stand_for_the_vectors_they_are_of(loss, kind):
+    student, teacher = relation(**KINDS[kind]), relation(3, 8, **KINDS[kind])
+    scores = teacher.scores().detach()
+    known = Relation.of_scores(scores.masked_fill(scores == LEAST, -math.inf))
+    assert known.shape == teacher.shape
+    assert torch.equal(known.scores(), scores)
+    values = [LOSSES[loss][0](student, each, OVER).values for each in (known, teacher)]
+    torch.testing.assert_close(*values)
+
+
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="width 12 cannot be split into 5"):
         self_relation(normal(B, S, 12), 5, MASK)

@@ -18,6 +18,12 @@ CASES = {
     "of-rows": (("method=pkd+soft+hard",), "teacher", {"hidden[2]|cls"}),
     "of-heads": (("method=minilmv2",), "teacher", {"query[4]", "key[4]", "value[4]"}),
     "of-packed-tokens": (("method=distilbert", *LM), "lm-decoder", {"hidden[4].normed"}),
+    "of-pairs": (("method=tinybert",), "teacher", {"attention[2]", "attention[4]", "hidden[4]"}),
+    "of-causal-pairs": (
+        ("method=minilm", "task.kind=causal-lm"),
+        "lm-decoder",
+        {"attention[4]", "value[4]"},
+    ),
 }
 
 
@@ -60,8 +66,6 @@ def test_what_a_cache_does_not_hold_is_refused_by_name(write, prepare_run):
 @pytest.mark.parametrize(
     ("settings", "form", "reason"),
     [
-        (("method=minilm",), None, r"teacher.attention\[4\] cannot be stored: it grows with"),
-        (("method=tinybert",), None, "cannot be stored: it grows with the square"),
         (("method=soft",), "states", "soft reads nothing else. Name the method"),
         (("method=pkd+soft",), "logits", r"holds logits only, and pkd\+soft reads hidden\[2\]"),
         (("method=hard",), None, "hard reads nothing of the teacher"),
@@ -90,12 +94,27 @@ def test_the_size_is_said_before_anything_is_written(write, tmp_path):
     assert stored == 96 * width
 
 
+@pytest.mark.parametrize("case", ["of-pairs", "of-causal-pairs"])
+def test_the_size_of_maps_is_that_of_the_pairs_of_each_text(write, case):
+    settings, teacher, _ = CASES[case]
+    said = []
+    folder, manifest = write("fp16", *settings, teacher=teacher, say=said.append)
+    shards = [AnswerShard.load(folder / part.name) for part in manifest.parts]
+    stored = sum(own.nbytes for shard in shards for own in shard.columns.values())
+    pairs = sum(int(shard.starts.diff().square().sum()) for shard in shards)
+    maps = [name for name in manifest.captures if name.startswith("attention")]
+    assert f"and {2 * 4 * len(maps)} bytes per pair of tokens, about" in said[0]
+    assert f"about {stored / 2**20:,.1f} MiB for" in said[0]
+    assert said[0].endswith(f"tokens and {pairs:,} pairs")
+
+
 def _columns(path):
     return AnswerShard.load(path).columns.values()
 
 
 def test_sizes_are_those_of_tokens_and_rows(prepare_run):
     info = prepare_run("method=soft", teachers=("teacher",)).last.teachers[0].info
-    form = CapturedStates("fp16", ("hidden[2]", "hidden[1]|mean", "key[1]"), RowLogits("fp16"))
+    names = ("hidden[2]", "hidden[1]|mean", "key[1]", "attention[1]", "probs[2]")
+    form = CapturedStates("fp16", names, RowLogits("fp16"))
     own, labels = 2 * info.hidden_size, 2 * info.labels
-    assert form.size(info) == Size(2 * own, own + labels)
+    assert form.size(info) == Size(2 * own, own + labels, 2 * 2 * info.heads)

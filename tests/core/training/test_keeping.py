@@ -12,7 +12,7 @@ from tests.grids import first_of
 from gkd_core.api import ConfigError
 from gkd_core.data import array_spool
 from gkd_core.hooks.extraction import Extractor
-from gkd_core.hooks.paths import LOGITS
+from gkd_core.hooks.paths import LOGITS, Capture
 from gkd_core.teachers import kept
 from gkd_core.training import loop
 from gkd_core.training.assembly import build_stage
@@ -151,6 +151,7 @@ def test_runs_find_the_logits_that_another_has_put_on_the_disk(
 
 STATES = {
     "pkd+soft": "its logits and hidden[2]|cls of 96 rows are kept",
+    "minilm": "its attention[4], value[4] of 96 rows are kept",
     "distilbert": "its logits and hidden[4].normed of 96 rows are kept",
     "minilmv2": "its key[4], query[4], value[4] of 96 rows are kept",
 }
@@ -160,11 +161,21 @@ STATES = {
 def test_log_names_the_states_that_are_kept(build, method):
     said = []
     keep_answers(build(f"method={method}", "teacher.keep=memory"), ["teacher"], said.append)
-    assert STATES[method] in said[0]
+    assert STATES[method] in said[-1]
+
+
+def test_the_size_of_maps_is_said_before_they_are_kept(build):
+    said = []
+    kept = keep_answers(build("method=minilm", "teacher.keep=memory"), ["teacher"], said.append)
+    maps = kept[0].answers[Capture("attention", 4)].values.nbytes / 2**20
+    assert said[0] == (
+        f"teacher: its attention[4] will take {maps:,.1f} MiB: they grow with the square of a "
+        "text's length"
+    )
 
 
 @pytest.mark.parametrize("keep", first_of(["disk", "memory"]))
-@pytest.mark.parametrize("method", first_of(STATES))
+@pytest.mark.parametrize("method", first_of(STATES, 2))
 def test_states_are_kept_if_asked_for(
     prepare_run, interrupt, passes, monkeypatch, tmp_path, method, keep
 ):
@@ -208,7 +219,6 @@ def test_what_is_kept_unasked(build, settings, teacher, names):
     ("settings", "teacher", "reason"),
     [
         (("method=soft", "task.kind=masked-lm"), "lm-teacher", "masked-lm masks other tokens"),
-        (("method=tinybert",), "teacher", r"reads its attention\[2\], which grows with the square"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_if_asked_for(prepare_run, settings, teacher, reason):

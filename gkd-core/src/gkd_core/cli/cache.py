@@ -82,9 +82,9 @@ def cache(
     Runs with --teacher-cache learn from them without the teacher. For a language model, the cache
     holds the input of the head at each token and the head itself, or, with --form top-k, the
     likeliest words. For a classifier, it holds the logits. With --method, it also holds the hidden
-    states that the method reads. Repeat the command after an interruption to add what is missing.
-    Several commands can write one cache at once, also on machines that share the directory: each
-    shard is written by one of them. --launcher starts such processes.
+    states and attention that the method reads. Repeat the command after an interruption to add what
+    is missing. Several commands can write one cache at once, also on machines that share the
+    directory: each shard is written by one of them. --launcher starts such processes.
     """
     answers = _Answers(**about)
     answers.check()

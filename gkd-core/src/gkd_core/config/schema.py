@@ -120,9 +120,9 @@ class TeacherConfig(Section):
         description="Whether the teacher's logits of the training rows are computed once and "
         "kept: `auto` if the rows are read again, the teacher is not a language model, and the "
         "logits take at most 256 MiB; `share` is like `auto`, but keeps them in the cache, where "
-        "other runs find them, and also if rows are read only once; `memory` always, and hidden "
-        "states that methods read as well; `disk` is like `memory`, in the cache; `none` never. "
-        "With `share` and `disk`, so are its answers about the test rows.",
+        "other runs find them, and also if rows are read only once; `memory` always, and "
+        "hidden states and attention that methods read as well; `disk` is like `memory`, in the "
+        "cache; `none` never. With `share` and `disk`, so are its answers about the test rows.",
     )
     prompt: str | None = Field(
         None,

@@ -59,6 +59,17 @@ class Relation:
     bias: Tensor | None = None
     heads: DividedHeads | None = None
 
+    @classmethod
+    def of_scores(cls, scores: Tensor) -> Relation:
+        """Return the relation of known scores, of vectors without a width.
+
+        Args:
+            scores: `[B, A, S, S]`; -inf where masked.
+        """
+        mask = scores > -torch.inf
+        vectors = scores.new_empty((*scores.shape[:3], 0))
+        return cls(vectors, vectors, mask, False, 1.0, bias=scores.where(mask, 0))
+
     @property
     def shape(self) -> torch.Size:
         """The shape of the dot products of all heads."""

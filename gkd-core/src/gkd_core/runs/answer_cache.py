@@ -30,6 +30,7 @@ from gkd_core.teachers.answer_cache import (
     MANIFEST,
     CacheManifest,
     CacheProgress,
+    Document,
     documents,
 )
 from gkd_core.teachers.answer_form import Fidelity
@@ -246,6 +247,7 @@ class _Writer:
     def _answered(self, batches: Sequence[Sequence[int]]) -> tuple[AnswerShard, Fidelity]:
         """Ask the teacher about the rows of a shard."""
         keys: list[bytes] = []
+        lengths: list[int] = []
         answers: list[Columns] = []
         fidelity = Fidelity(0.0)
         for index, rows in enumerate(batches):
@@ -257,9 +259,10 @@ class _Writer:
                     fidelity = self.form.fidelity(features, columns, batch)
             self._write_head(features)
             for document, own in self._documents(batch, columns):
-                keys.append(document)
+                keys.append(document.key)
+                lengths.append(len(document.places) if self.form.unit == "token" else 1)
                 answers.append(own)
-        return AnswerShard.of(keys, answers), fidelity
+        return AnswerShard.of(keys, lengths, answers), fidelity
 
     def _batch(self, rows: Sequence[int]) -> Batch:
         batch = self.cache.collator.collate(self.cache.encoded, rows, EVALUATION_EPOCH)
@@ -275,15 +278,14 @@ class _Writer:
             path, save({n: t.float().cpu().contiguous() for n, t in head.items() if t is not None})
         )
 
-    def _documents(self, batch: Batch, stored: Columns) -> Iterator[tuple[bytes, Columns]]:
-        """Yield the key and the values of each document of a batch."""
+    def _documents(self, batch: Batch, stored: Columns) -> Iterator[tuple[Document, Columns]]:
+        """Yield each document of a batch with its values."""
         columns = {name: own.cpu() for name, own in stored.items()}
         for document in documents(batch, self.form.scored):
-            of_row = {name: own[document.row] for name, own in columns.items()}
             yield (
-                document.key,
+                document,
                 {
-                    name: own[document.places] if self.form.is_by_token(name) else own[None]
-                    for name, own in of_row.items()
+                    name: document.values(own, self.form.unit_of(name))
+                    for name, own in columns.items()
                 },
             )

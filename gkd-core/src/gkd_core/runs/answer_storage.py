@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, MAIN, Capture
 from gkd_core.runs.belongs import belongs
 from gkd_core.teachers.answer_cache import CacheManifest
-from gkd_core.teachers.captured_states import check_storable, names_of
+from gkd_core.teachers.captured_states import names_of
 
 if TYPE_CHECKING:
     from gkd_core.contract.model_info import ModelInfo
@@ -49,7 +51,6 @@ class Storage:
         captures = _read_of_teacher(spec)
         form = self._form_for(spec, captures)
         truncated, states = form == "top-k", form == "states"
-        check_storable(captures)
         return CacheManifest(
             belongs(spec, 0),
             form,
@@ -91,15 +92,18 @@ def estimate(form: AnswerForm, info: ModelInfo, encoded: Encoded) -> str:
         info: The shape of the teacher.
         encoded: The rows.
     """
-    tokens, rows = int(encoded.lengths.sum()), len(encoded)
-    size = form.size(info)
-    each = [f"{size.token:,.0f} bytes per token"] if size.token else []
-    each += [f"{size.row:,.0f} bytes per row"] if size.row else []
-    whole = (size.token * tokens + size.row * rows) / 2**20
+    lengths, size = encoded.lengths, form.size(info)
+    tokens, pairs, rows = int(lengths.sum()), int(np.square(lengths).sum()), len(encoded)
+    each = [
+        f"{own:,.0f} bytes per {unit}"
+        for own, unit in ((size.token, "token"), (size.row, "row"), (size.pair, "pair of tokens"))
+        if own
+    ]
+    whole = (size.token * tokens + size.row * rows + size.pair * pairs) / 2**20
     stored = ", ".join(sorted(map(str, form.captures)))
     return (
         f"{form.name} ({stored}) in {form.dtype}: {' and '.join(each)}, about {whole:,.1f} MiB for "
-        f"{rows:,} rows of {tokens:,} tokens"
+        f"{rows:,} rows of {tokens:,} tokens{f' and {pairs:,} pairs' if size.pair else ''}"
     )
 
 

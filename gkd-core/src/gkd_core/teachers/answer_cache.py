@@ -32,6 +32,7 @@ from gkd_core.teachers.answer_form import (
     LikeliestWords,
     RowLogits,
     StoredType,
+    Unit,
 )
 from gkd_core.teachers.answer_shard import (
     KEY_BYTES,
@@ -66,6 +67,22 @@ class Document:
     key: bytes
     places: Tensor
 
+    def values(self, column: Tensor, unit: Unit) -> Tensor:
+        """Return the values of the document in a column of the batch.
+
+        Args:
+            column: `[B, ...]`, `[B, S, ...]` or `[B, S, S, ...]`.
+            unit: What each value is about.
+
+        Returns:
+            `[1, ...]`, `[T, ...]` or `[T * T, ...]`.
+        """
+        if unit == "row":
+            return column[self.row, None]
+        if unit == "token":
+            return column[self.row, self.places]
+        return column[self.row, self.tokens, self.tokens].flatten(0, 1)
+
 
 def documents(batch: Batch, scored: bool = False) -> Iterator[Document]:
     """Yield the documents of a batch, row by row.
@@ -99,19 +116,40 @@ def _key(inputs: Mapping[str, np.ndarray[Any, Any]], row: int, tokens: slice) ->
 
 
 def of_batch(
-    texts: Sequence[Document], found: Sequence[Columns], shape: torch.Size
+    texts: Sequence[Document], found: Sequence[Columns], form: AnswerForm, shape: torch.Size
 ) -> dict[str, Tensor]:
-    """Return the answers about the documents of a batch at their places; zeros elsewhere.
+    """Return the answers about the documents of a batch, each at its place.
 
     Args:
         texts: The documents.
-        found: The answers about each, `[T, ...]`.
+        found: The answers about each: `[1, ...]`, `[T, ...]` or `[T * T, ...]`.
+        form: Their form.
         shape: Rows and positions of the batch.
+
+    Returns:
+        `[B, ...]`, `[B, S, ...]` with zeros or `[B, S, S, ...]` with -inf where there is none.
     """
-    made = {name: own.new_zeros(*shape, *own.shape[1:]) for name, own in found[0].items()}
-    for document, columns in zip(texts, found, strict=True):
-        for name, own in columns.items():
-            made[name][document.row, document.places] = own
+    return {
+        name: _placed(texts, [own[name] for own in found], form.unit_of(name), shape)
+        for name in found[0]
+    }
+
+
+def _placed(
+    texts: Sequence[Document], found: Sequence[Tensor], unit: Unit, shape: torch.Size
+) -> Tensor:
+    if unit == "row":
+        return torch.cat(list(found))
+    of_value = found[0].shape[1:]
+    if unit == "token":
+        made = found[0].new_zeros(*shape, *of_value)
+        for document, own in zip(texts, found, strict=True):
+            made[document.row, document.places] = own
+        return made
+    made = found[0].new_full((*shape, shape[1], *of_value), -torch.inf)
+    for document, own in zip(texts, found, strict=True):
+        place = made[document.row, document.tokens, document.tokens]
+        place.copy_(own.view(place.shape))
     return made
 
 
@@ -286,7 +324,7 @@ class AnswerCache:
         return tensors
 
     def find(self, document: Document) -> Columns:
-        """Return the values of a document, `[T, ...]` or `[1, ...]` each, as stored.
+        """Return the values of a document, as stored: `[1, ...]`, `[T, ...]` or `[T * T, ...]`.
 
         Raises:
             DataError: The cache does not have it.

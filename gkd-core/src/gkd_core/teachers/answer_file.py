@@ -18,14 +18,15 @@ from gkd_core.data.cache import cache_entry, locked_entry, set_aside, warn_unwri
 from gkd_core.data.cache_limit import use_entry
 from gkd_core.distributed.ranks import is_first, tell, wait
 from gkd_core.hooks.paths import LOGITS, Capture
-from gkd_core.teachers.captured_states import capture_of, is_by_row
-from gkd_core.teachers.values import Answers, RowValues, TokenValues, Values
+from gkd_core.teachers.captured_states import capture_of, unit_of
+from gkd_core.teachers.values import Answers, PairValues, RowValues, TokenValues, Values
 
 VALUES, STARTS, SPANS = "values", "starts", "spans"
 """The tensors of the logits; the last two are there or not."""
 
-TOKENS = "tokens"
-"""The first tokens of all rows, for captures other than the logits, which have their own names."""
+TOKENS, PAIRS = "tokens", "pairs"
+"""The first tokens and pairs of all rows, for captures besides the logits; these have their own
+names."""
 
 DTYPES = {torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -71,19 +72,26 @@ def _is_whole(path: Path) -> bool:
 def _read(path: Path) -> Answers:
     """Return the answers in a file, mapped into memory."""
     tensors = load_file(path)
-    starts, spans = tensors.pop(STARTS, None), tensors.pop(SPANS, None) is not None
-    tokens = tensors.pop(TOKENS, None)
-    logits = tensors.pop(VALUES, None)
-    found: dict[Capture, Values] = {}
-    if logits is not None:
-        found[LOGITS] = _values(logits, starts, spans)
-    for capture, values in ((capture_of(name), own) for name, own in tensors.items()):
-        found[capture] = _values(values, None if is_by_row(capture) else tokens)
-    return found
+    starts = {name: tensors.pop(name) for name in (STARTS, TOKENS, PAIRS) if name in tensors}
+    logits, spans = tensors.pop(VALUES, None), tensors.pop(SPANS, None) is not None
+    found: dict[Capture, Values] = {
+        capture: _values(own, capture, starts)
+        for capture, own in ((capture_of(name), own) for name, own in tensors.items())
+    }
+    if logits is None:
+        return found
+    by_token = STARTS in starts
+    of_logits = TokenValues(logits, starts[STARTS], spans) if by_token else RowValues(logits)
+    return {LOGITS: of_logits, **found}
 
 
-def _values(values: Tensor, starts: Tensor | None, spans: bool = False) -> Values:
-    return RowValues(values) if starts is None else TokenValues(values, starts, spans)
+def _values(values: Tensor, capture: Capture, starts: Mapping[str, Tensor]) -> Values:
+    unit = unit_of(capture)
+    if unit == "row":
+        return RowValues(values)
+    if unit == "token":
+        return TokenValues(values, starts[TOKENS], spans=False)
+    return PairValues(values, starts[PAIRS])
 
 
 def _write(answers: Answers, path: Path) -> bool:
@@ -103,7 +111,9 @@ def _tensors(answers: Answers) -> dict[str, Tensor]:
     for capture, own in answers.items():
         is_logits = capture == LOGITS
         found[VALUES if is_logits else str(capture)] = own.values
-        if isinstance(own, TokenValues):
+        if isinstance(own, PairValues):
+            found[PAIRS] = own.starts
+        elif isinstance(own, TokenValues):
             found[STARTS if is_logits else TOKENS] = own.starts
             found |= {SPANS: torch.ones(1)} if own.spans else {}
     return found

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FormName = Literal["hidden", "logits", "top-k", "states"]
 
+Unit = Literal["row", "token", "pair"]
+"""What a value is about: a row, a token, or a pair of tokens of one text."""
+
 StoredType = Literal["fp32", "fp16", "bf16"]
 DTYPES: Mapping[StoredType, torch.dtype] = {
     "fp32": torch.float32,
@@ -32,7 +35,7 @@ DTYPES: Mapping[StoredType, torch.dtype] = {
 }
 
 Columns: TypeAlias = Mapping[str, Tensor]
-"""The stored values by name; for a batch, `[B, ...]` or `[B, S, ...]` each."""
+"""The stored values by name; for a batch, `[B, ...]`, `[B, S, ...]` or `[B, S, S, ...]` each."""
 
 VALUES, IDS, LOG_PROBS = "values", "ids", "log_probs"
 
@@ -67,13 +70,16 @@ class Size:
     Attributes:
         token: Of each token that they are about.
         row: Of each row besides.
+        pair: Of each pair of tokens of one text besides.
     """
 
     token: float
     row: float = 0.0
+    pair: float = 0.0
 
     def __add__(self, other: Size) -> Size:
-        return Size(self.token + other.token, self.row + other.row)
+        pair = self.pair + other.pair
+        return Size(self.token + other.token, self.row + other.row, pair)
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,13 @@ class AnswerForm(ABC):
         return False
 
     @property
-    def unit(self) -> str:
-        """What a value is about: a token, or a row."""
+    def unit(self) -> Unit:
+        """What answers are counted in: tokens, or rows."""
         return "token"
 
-    def is_by_token(self, column: str) -> bool:
-        """Return whether a column has a value for each token, and not one for each row."""
-        return True
+    def unit_of(self, column: str) -> Unit:
+        """Return what a value of a column is about."""
+        return self.unit
 
     @abstractmethod
     def size(self, info: ModelInfo) -> Size:
@@ -144,9 +150,11 @@ class AnswerForm(ABC):
         """Bytes of a value."""
         return DTYPES[self.dtype].itemsize
 
-    def _rounded(self, values: Tensor) -> Tensor:
+    def _rounded(self, values: Tensor, masked: bool = False) -> Tensor:
+        """Return values as they are stored; those that are `masked` may be -inf."""
         stored = values.to(DTYPES[self.dtype])
-        if not bool(stored.isfinite().all()):
+        lost = ~stored.isfinite()
+        if bool((lost & (values != -torch.inf) if masked else lost).any()):
             raise DataError(
                 f"an answer of the teacher is nan or inf, or too large for {self.dtype}. "
                 "Use --dtype bf16 or fp32"
@@ -161,13 +169,9 @@ class RowLogits(AnswerForm):
     name = "logits"
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Unit:
         """A row."""
         return "row"
-
-    def is_by_token(self, column: str) -> bool:
-        """Return False."""
-        return False
 
     def size(self, info: ModelInfo) -> Size:
         """Return the bytes of the logits."""

@@ -16,8 +16,9 @@ from gkd_core.contract.model_info import Predicted
 from gkd_core.data.array_spool import ArraySpool
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import LOGITS, Capture
-from gkd_core.teachers.captured_states import by_token, is_by_row
-from gkd_core.teachers.values import Answers, RowValues, TokenValues, Values
+from gkd_core.teachers.answer_form import Unit
+from gkd_core.teachers.captured_states import by_unit, of_texts, unit_of
+from gkd_core.teachers.values import Answers, PairValues, RowValues, TokenValues, Values
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class AnswerPart:
     Attributes:
         rows: Indices of the rows.
         lengths: Tokens of each row, if it is one text.
-        tensors: By capture, `[B, ...]` or, row after row, `[tokens, ...]`; on the CPU.
+        tensors: By capture, `[B, ...]` or, row after row, `[tokens, ...]` or `[pairs, ...]`; on the
+            CPU.
     """
 
     rows: Sequence[int]
@@ -95,12 +97,21 @@ class AnswerParts:
         }
 
     def _values(self, capture: Capture, found: Tensor) -> Values:
+        unit = _unit_of(capture, self._predicted)
+        if unit == "row":
+            return RowValues(found[torch.tensor(self._rows).argsort()])
+        lengths = torch.tensor(self._lengths)
+        if unit == "pair":
+            return PairValues(found, self._starts(lengths.square()))
+        is_span = capture == LOGITS and self._predicted == "span"
+        return TokenValues(found, self._starts(lengths), is_span)
+
+    def _starts(self, counts: Tensor) -> Tensor:
+        """Return where each row starts, if rows in the order they came have so many values."""
         order = torch.tensor(self._rows)
-        if not _has_tokens(capture, self._predicted):
-            return RowValues(found[order.argsort()])
-        lengths, starts = torch.tensor(self._lengths), torch.zeros_like(order)
-        starts[order] = lengths.cumsum(0) - lengths
-        return TokenValues(found, starts, capture == LOGITS and self._predicted == "span")
+        starts = torch.zeros_like(order)
+        starts[order] = counts.cumsum(0) - counts
+        return starts
 
 
 class _Joined:
@@ -131,23 +142,25 @@ class _Joined:
 
 
 def _by_item(capture: Capture, features: Features, batch: Batch, predicted: Predicted) -> Tensor:
-    """Return a captured tensor of each row or, row after row, of each token; on the CPU."""
+    """Return a captured tensor of each row or, row after row, its tokens or pairs; on the CPU."""
     found = _captured(capture, features, predicted).cpu()
-    return found[batch.mask] if _has_tokens(capture, predicted) else found
+    return of_texts(found, _unit_of(capture, predicted), batch.mask)
 
 
 def _captured(capture: Capture, features: Features, predicted: Predicted) -> Tensor:
     """Return a captured tensor with the positions second, if it has any."""
     if capture != LOGITS:
-        return by_token(capture, features[capture])
+        return by_unit(capture, features)
     if features.deferred is not None:
         return features.deferred.hidden
     return features[LOGITS].transpose(1, 2) if predicted == "span" else features[LOGITS]
 
 
-def _has_tokens(capture: Capture, predicted: Predicted) -> bool:
-    """Return whether a capture has a value for each token, and not for each row."""
-    return predicted in ("token", "span") if capture == LOGITS else not is_by_row(capture)
+def _unit_of(capture: Capture, predicted: Predicted) -> Unit:
+    """Return what a value of a capture is about."""
+    if capture == LOGITS:
+        return "token" if predicted in ("token", "span") else "row"
+    return unit_of(capture)
 
 
 def _is_sound(tensor: Tensor) -> bool:

@@ -1,7 +1,8 @@
 """`AnswerShard`: answers about some documents, in a file.
 
-It is a safetensors file with keys of documents `[N, 16]`, starts `[N + 1]` and columns of values
-`[T, ...]`. Its name has its number and ends with a hash of its content.
+It is a safetensors file with keys of documents `[N, 16]`, starts `[N + 1]` and columns of values:
+`[N, ...]`, `[T, ...]` for T tokens, or `[P, ...]` for P pairs of tokens of one document. Its name
+has its number and ends with a hash of its content.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,8 @@ class AnswerShard:
     Attributes:
         keys: Their keys, uint8 `[N, 16]`.
         starts: Index of the first value of each and the end of the last, int64 `[N + 1]`.
-        columns: The values, `[T, ...]` each, or `[N, ...]` where there is one for each document.
+        columns: The values: `[T, ...]` each, `[N, ...]` where there is one for each document,
+            `[P, ...]` where there is one for each pair of tokens of a document.
     """
 
     keys: Tensor
@@ -44,12 +47,13 @@ class AnswerShard:
     columns: Columns
 
     @classmethod
-    def of(cls, keys: Sequence[bytes], answers: Sequence[Columns]) -> AnswerShard:
-        """Return a shard of documents with their values."""
+    def of(
+        cls, keys: Sequence[bytes], lengths: Sequence[int], answers: Sequence[Columns]
+    ) -> AnswerShard:
+        """Return a shard of documents with their lengths and values."""
         columns = {name: torch.cat([own[name] for own in answers]) for name in answers[0]}
-        lengths = torch.tensor([0, *(max(map(len, own.values())) for own in answers)])
         made = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-        return cls(torch.from_numpy(made.copy()), lengths.cumsum(0), columns)
+        return cls(torch.from_numpy(made.copy()), torch.tensor([0, *lengths]).cumsum(0), columns)
 
     @property
     def size(self) -> int:
@@ -79,12 +83,18 @@ class AnswerShard:
 
     def document(self, place: int) -> Columns:
         """Return the values of a document."""
-        own = slice(int(self.starts[place]), int(self.starts[place + 1]))
-        alone = slice(place, place + 1)
-        return {
-            name: values[own if len(values) == self.size else alone]
-            for name, values in self.columns.items()
+        # Where counts are equal, so are the slices, or there are no columns of one of them.
+        by_count = {
+            int(starts[-1]): slice(int(starts[place]), int(starts[place + 1]))
+            for starts in (torch.arange(len(self.starts)), self.starts, self._pair_starts)
         }
+        return {name: values[by_count[len(values)]] for name, values in self.columns.items()}
+
+    @cached_property
+    def _pair_starts(self) -> Tensor:
+        """Index of the first pair of each document and the end of the last, int64 `[N + 1]`."""
+        pairs = self.starts.diff().square().cumsum(0)
+        return torch.cat([pairs.new_zeros(1), pairs])
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ class AnswerStore:
         return None if found is None else found[0].document(found[1])
 
     def add(self, keys: Sequence[bytes], answers: Sequence[Columns]) -> None:
-        """Keep answers; a directory that cannot be written is a warning."""
-        shard = AnswerShard.of(keys, answers)
+        """Keep answers by token; a directory that cannot be written is a warning."""
+        lengths = [len(next(iter(own.values()))) for own in answers]
+        shard = AnswerShard.of(keys, lengths, answers)
         self._note(shard)
         try:
             shard.save(self.folder, len(self._known))

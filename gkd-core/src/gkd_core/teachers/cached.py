@@ -119,20 +119,12 @@ class Cached(AnswerSource):
         return self.cache.manifest.answers
 
     def _columns(self, batch: Batch) -> Columns:
-        """Return the stored values: `[B, ...]` each, or `[B, S, ...]`, zero where nothing is."""
+        """Return the stored values at their places."""
         texts = list(documents(batch, self._form.scored))
         found = [self.cache.find(document) for document in texts]
-        by_token = {name for name in found[0] if self._form.is_by_token(name)}
-        return {
-            **of_batch(texts, [_only(own, by_token) for own in found], batch.mask.shape),
-            **{n: torch.cat([own[n] for own in found]) for n in found[0].keys() - by_token},
-        }
+        return of_batch(texts, found, self._form, batch.mask.shape)
 
     def _head(self, device: torch.device) -> Mapping[str, Tensor]:
         if not self._form.has_head:
             return {}
         return {name: tensor.to(device) for name, tensor in self.cache.head.items()}
-
-
-def _only(columns: Columns, names: Collection[str]) -> Columns:
-    return {name: own for name, own in columns.items() if name in names}

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, Capture, parse_path
-from gkd_core.teachers.answer_form import AnswerForm, Columns, Fidelity, Size
+from gkd_core.losses.relation import Relation
+from gkd_core.losses.rules import MASKED
+from gkd_core.teachers.answer_form import AnswerForm, Columns, Fidelity, Size, Unit
+from gkd_core.teachers.values import pairs
 
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
@@ -22,6 +25,7 @@ BY_HEAD = ("query", "key", "value")
 """Sites whose tensors are `[B, A, S, Dh]`; they are stored by token."""
 
 BETWEEN_TOKENS = ("scores", "probs", "attention")
+"""Sites whose scores are stored, by pair of tokens; all else follows from them."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +57,31 @@ class CapturedStates(AnswerForm):
         return self.of_logits is not None and self.of_logits.has_head
 
     @property
-    def unit(self) -> str:
-        """What most values are about."""
+    def unit(self) -> Unit:
+        """What answers are counted in: rows, if that is what all values are about."""
         by_row = self.of_logits is None or self.of_logits.unit == "row"
-        return "row" if by_row and all(map(is_by_row, self.states)) else "token"
+        by_row = by_row and all(unit_of(each) == "row" for each in self.states)
+        return "row" if by_row else "token"
 
-    def is_by_token(self, column: str) -> bool:
-        """Return whether a column has a value for each token, and not one for each row."""
+    def unit_of(self, column: str) -> Unit:
+        """Return what a value of a column is about."""
         if column in self.names:
-            return not is_by_row(capture_of(column))
-        return self.of_logits is not None and self.of_logits.is_by_token(column)
+            return unit_of(capture_of(column))
+        assert self.of_logits is not None, "the column is of the logits"
+        return self.of_logits.unit_of(column)
 
     def size(self, info: ModelInfo) -> Size:
         """Return the bytes of the tensors."""
-        made = Size(0) if self.of_logits is None else self.of_logits.size(info)
-        for capture in self.states:
-            own = capture.bytes(info, 1, 1, self._width)
-            made += Size(0, own) if is_by_row(capture) else Size(own)
-        return made
+        of_logits = Size(0) if self.of_logits is None else self.of_logits.size(info)
+        return sum((size_of(each, info, self._width) for each in self.states), of_logits)
 
     def stored(self, features: Features, batch: Batch) -> Columns:
-        """Return the tensors, heads of a token together."""
+        """Return the tensors, heads of a token or pair together."""
         found = {} if self.of_logits is None else self.of_logits.stored(features, batch)
-        states = {str(each): self._rounded(by_token(each, features[each])) for each in self.states}
+        states = {
+            str(each): self._rounded(by_unit(each, features), masked=unit_of(each) == "pair")
+            for each in self.states
+        }
         return {**found, **states}
 
     def logits(self, columns: Columns, head: Mapping[str, Tensor]) -> Logits:
@@ -97,10 +103,10 @@ class CapturedStates(AnswerForm):
         return Fidelity(found.divergence, found.tail, max(errors, default=0.0))
 
     def _error(self, capture: Capture, features: Features, columns: Columns, batch: Batch) -> float:
-        computed = by_token(capture, features[capture]).float()
-        lost = columns[str(capture)].float() - computed
-        if not is_by_row(capture):
-            computed, lost = computed[batch.mask], lost[batch.mask]
+        pair = (by_unit(capture, features).float(), columns[str(capture)].float())
+        computed, stored = (of_texts(each, unit_of(capture), batch.mask) for each in pair)
+        seen = computed > -torch.inf
+        computed, lost = computed[seen], (stored - computed)[seen]
         return float((lost.square().mean() / computed.square().mean().clamp(min=1e-30)).sqrt())
 
 
@@ -111,26 +117,26 @@ def capture_of(name: str) -> Capture:
     return Capture(path.site, layer, path.normed, path.reduce)
 
 
-def is_by_row(capture: Capture) -> bool:
-    """Return whether there is one value of a capture for each row, and not for each token."""
-    return bool(capture.reduce) or capture.site == "pooled"
+def unit_of(capture: Capture) -> Unit:
+    """Return what a value of a capture besides the logits is about."""
+    if capture.reduce or capture.site == "pooled":
+        return "row"
+    return "pair" if capture.site in BETWEEN_TOKENS else "token"
 
 
-def check_storable(captures: Iterable[Capture]) -> None:
-    """Reject captures that cannot be stored.
+def size_of(capture: Capture, info: ModelInfo, width: int) -> Size:
+    """Return the bytes that a capture takes.
 
     Args:
-        captures: What methods read of the teacher.
-
-    Raises:
-        ConfigError: Names one, and says why.
+        capture: The capture.
+        info: The shape of the teacher.
+        width: Bytes of a value.
     """
-    for capture in captures:
-        if capture.site in BETWEEN_TOKENS:
-            raise ConfigError(
-                f"teacher.{capture} cannot be stored: it grows with the square of a text's length. "
-                "Leave out the method that reads it, or train with the teacher"
-            )
+    unit = unit_of(capture)
+    if unit == "pair":
+        return Size(0, pair=info.heads * width)
+    own = capture.bytes(info, 1, 1, width)
+    return Size(0, own) if unit == "row" else Size(own)
 
 
 def names_of(captures: Iterable[Capture]) -> tuple[str, ...]:
@@ -138,11 +144,33 @@ def names_of(captures: Iterable[Capture]) -> tuple[str, ...]:
     return tuple(str(capture) for capture in sorted(captures, key=str) if capture != LOGITS)
 
 
-def by_token(capture: Capture, tensor: Tensor) -> Tensor:
-    """Return a captured tensor with the positions second: `[B, S, ...]`, or `[B, D]`."""
+def by_unit(capture: Capture, features: Features) -> Tensor:
+    """Return a captured tensor as it is stored: `[B, D]`, `[B, S, ...]` or `[B, S, S, A]`.
+
+    Of the sites between tokens it is the scores, -inf where masked.
+    """
+    if unit_of(capture) == "pair":
+        scores = features.attention[capture].scores()
+        return scores.masked_fill_(scores <= MASKED, -torch.inf).permute(0, 2, 3, 1)
+    tensor = features[capture]
     return tensor.transpose(1, 2) if capture.site in BY_HEAD else tensor
 
 
-def as_captured(capture: Capture, stored: Tensor) -> Tensor:
-    """Return a tensor as a forward pass captures it."""
+def as_captured(capture: Capture, stored: Tensor) -> Tensor | Relation:
+    """Return what is stored as a forward pass captures it; scores as what they follow from."""
+    if unit_of(capture) == "pair":
+        return Relation.of_scores(stored.permute(0, 3, 1, 2))
     return stored.transpose(1, 2) if capture.site in BY_HEAD else stored
+
+
+def of_texts(stored: Tensor, unit: Unit, mask: Tensor) -> Tensor:
+    """Return the values of a batch without its padding, row after row.
+
+    Args:
+        stored: The values, as in `by_unit`.
+        unit: What each is about.
+        mask: True at positions that are not padding, bool `[B, S]`.
+    """
+    if unit == "row":
+        return stored
+    return stored[mask if unit == "token" else pairs(mask)]

@@ -150,7 +150,7 @@ class Served(AnswerSource):
         found = [own for own in kept if own is not None]
         if self.config.live is not None and not self._compared:
             self._compare(self.config.live, texts, found, batch)
-        columns = of_batch(texts, found, batch.mask.shape)
+        columns = of_batch(texts, found, self._form, batch.mask.shape)
         device = batch.rows.device
         return {LOGITS: self._form.logits({n: c.to(device) for n, c in columns.items()}, {})}
 

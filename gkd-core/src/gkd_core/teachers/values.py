@@ -1,4 +1,4 @@
-"""Answers of a teacher about all rows of a data set: one for each row, or one for each token."""
+"""Answers of a teacher about all rows of a data set: for each row, each token, or each pair."""
 
 from __future__ import annotations
 
@@ -63,7 +63,39 @@ class TokenValues:
         return replace(self, values=self.values.to(device), starts=self.starts.to(device))
 
 
-Values: TypeAlias = RowValues | TokenValues
+@dataclass(frozen=True)
+class PairValues:
+    """One tensor for each pair of tokens of a row.
+
+    Attributes:
+        values: `[P, ...]`, the pairs of each row together: of its first token with all, and so on.
+        starts: Index of the first pair of each row, int64 `[N]`.
+    """
+
+    values: Tensor
+    starts: Tensor
+
+    def at(self, batch: Batch) -> Tensor:
+        """Return the tensors of the pairs of a batch, `[B, S, S, ...]`, -inf at padding."""
+        device = self.values.device
+        both, starts = pairs(batch.mask.to(device)), self.starts[batch.rows.to(device)]
+        ends = starts + both.sum((1, 2))
+        own = zip(starts.tolist(), ends.tolist(), strict=True)
+        found = self.values.new_full((*both.shape, *self.values.shape[1:]), -torch.inf)
+        found[both] = torch.cat([self.values[start:end] for start, end in own])
+        return found.to(batch.rows.device)
+
+    def to(self, device: torch.device) -> PairValues:
+        """Return them on a device."""
+        return PairValues(self.values.to(device), self.starts.to(device))
+
+
+def pairs(mask: Tensor) -> Tensor:
+    """Return the pairs of positions of which neither is padding, bool `[B, S, S]`."""
+    return mask[:, :, None] & mask[:, None, :]
+
+
+Values: TypeAlias = RowValues | TokenValues | PairValues
 
 Answers: TypeAlias = Mapping[Capture, Values]
 """Tensors of a teacher by what they are; under `LOGITS` perhaps what its head makes them of."""

@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, MAIN, Capture
 from gkd_core.optim.engine import autocast
-from gkd_core.teachers.captured_states import BETWEEN_TOKENS
+from gkd_core.teachers.captured_states import size_of, unit_of
 from gkd_core.teachers.kept import KeptAnswers, ask_once, shared_file
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import TeacherConfig
+    from gkd_core.contract.model_info import ModelInfo
     from gkd_core.data.collate import Collator
     from gkd_core.data.encode import Encoded
     from gkd_core.training.stage import Stage
@@ -71,6 +73,9 @@ def keep_answers(
     with torch.no_grad(), autocast(stage.config.training, stage.engine.device, caches):
         for name in names:
             encoded, collator = _reading(stage, name)
+            captures = _kept(stage.spec, numbers[name])
+            for size in _sizes_of_maps(stage.spec.teachers[numbers[name]].info, captures, encoded):
+                say(f"{name}: {size}")
             answers = ask_once(
                 stage.live(numbers[name]),
                 stage.student,
@@ -79,7 +84,7 @@ def keep_answers(
                 stage.engine.device,
                 stage.kind.predicted,
                 _file(stage, numbers[name], encoded),
-                _kept(stage.spec, numbers[name]),
+                captures,
             )
             if answers is not None:
                 kept[numbers[name]] = answers
@@ -139,9 +144,6 @@ def _too_much(spec: StageSpec, number: int, wanted: frozenset[Capture]) -> Itera
     """Yield the reasons that not all that a step asks a teacher for can be kept."""
     if wanted == {LOGITS}:
         return
-    for capture in sorted(wanted, key=str):
-        if capture.site in BETWEEN_TOKENS:
-            yield f"reads its {capture}, which grows with the square of a text's length"
     if spec.config.teachers[number].keep not in ("memory", "disk"):
         yield "reads more of it than its logits"
     if spec.kind.markers:
@@ -189,6 +191,18 @@ def _reading(stage: Stage, name: str) -> tuple[Encoded, Collator]:
     """Return the training rows in the tokens of a teacher, and what makes batches of them."""
     own = ((one.encoded, one.collator) for one in stage.readings if name in one.models)
     return next(own, (stage.train, stage.collator))
+
+
+def _sizes_of_maps(info: ModelInfo, captures: Iterable[Capture], encoded: Encoded) -> Iterator[str]:
+    """Yield how large what is kept by pair of tokens will be, in words."""
+    maps = sorted((each for each in captures if unit_of(each) == "pair"), key=str)
+    if maps:
+        width = sum(size_of(each, info, torch.float32.itemsize).pair for each in maps)
+        size = width * int(np.square(encoded.lengths).sum()) / 2**20
+        yield (
+            f"its {', '.join(map(str, maps))} will take {size:,.1f} MiB: they grow with the square "
+            "of a text's length"
+        )
 
 
 def _outcome(answers: KeptAnswers | None, rows: int) -> str:
