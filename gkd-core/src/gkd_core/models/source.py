@@ -262,7 +262,12 @@ def _adapter_of_hub(model: str) -> Path | None:
 
 def _how_to_trust(origin: str) -> str:
     """Explain how to allow code that comes with a model; not every setting of a model can."""
-    table, _, name = origin.rpartition(".")
+    table, dot, name = origin.rpartition(".")
+    if not dot:  # a model that a command was given
+        return (
+            "read it, and set teacher.trust_remote_code = true if you trust it and the command "
+            "takes settings; else choose a model that needs none"
+        )
     if name != "model":
         return "choose a model that needs none"
     return f"read it, and set {table}.trust_remote_code = true if you trust it"
