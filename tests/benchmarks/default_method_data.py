@@ -79,8 +79,9 @@ def packages() -> list[Row]:
         fields = dict(re.findall(r"^([A-Z][A-Za-z-]+): (.+)$", entry, re.MULTILINE))
         description = re.search(r"^Description(?:-en)?: (.+(?:\n .+)*)", entry, re.MULTILINE)
         if description and {"Package", "Section"} <= fields.keys():
-            text = _without_name(fields["Package"], description[1])
-            rows[text] = {"text": text, "label": fields["Section"]}
+            text = _without_name(fields["Package"], description[1]).strip()
+            if text:
+                rows[text] = {"text": text, "label": fields["Section"]}
     return list(rows.values())
 
 
