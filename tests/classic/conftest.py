@@ -32,7 +32,8 @@ def terms(view_of):
         batch = Batch({"input_ids": mask, "attention_mask": mask}, labels, torch.arange(rows))
         step = Step(index, total, 0, "test", torch.Generator())
         views = view_of("student", student, layers[0]), view_of("teacher", teacher or {}, layers[1])
-        return {name: term.mean() for name, term in method.loss(*views, batch, step).items()}
+        found = method.loss(*views, batch.seen_by(method.name), step)
+        return {name: term.mean() for name, term in found.items()}
 
     return _terms
 

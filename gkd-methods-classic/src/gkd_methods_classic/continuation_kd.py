@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 
-from gkd_core.api import Batch, Method, MethodError, Models, Schedule, Step, Term, View, hard_labels
+from gkd_core.api import Batch, Method, Models, Schedule, Step, Term, View, hard_labels
 from gkd_methods_classic.annealing_kd import annealing, scaled_distance
 
 
@@ -66,10 +66,8 @@ class ContinuationKD(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the student's logits with the teacher's scaled logits and with the labels."""
-        if batch.labels is None:
-            raise MethodError("continuation-kd needs labels, and a batch has none")
         psi = self._psi(step)
-        hard = psi * hard_labels(student.prediction, batch.labels, batch.targets)
+        hard = psi * hard_labels(student.prediction, batch.require_labels(), batch.targets)
         if psi == 1:
             return {"hard": hard}
         factor = annealing(step, self.config.max_temperature)

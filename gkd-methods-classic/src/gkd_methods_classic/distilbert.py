@@ -11,7 +11,6 @@ from gkd_core.api import (
     Batch,
     Items,
     Method,
-    MethodError,
     Models,
     Schedule,
     Step,
@@ -79,8 +78,7 @@ class DistilBERT(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare predictions, labels and hidden states."""
-        if batch.labels is None:
-            raise MethodError("distilbert needs labels, and a batch has none")
+        hard = hard_labels(student.prediction, batch.require_labels(), batch.targets)
         config = self.config
         soft = soft_labels(
             student.prediction,
@@ -88,7 +86,6 @@ class DistilBERT(Method):
             self._predicted(batch),
             config.temperature.at(step),
         )
-        hard = hard_labels(student.prediction, batch.labels, batch.targets)
         direction = cosine(student.hidden.normed, teacher.hidden.normed, batch.tokens)
         return {
             "soft": config.alpha_ce.at(step) * soft,

@@ -11,7 +11,6 @@ from torch.nn import functional
 from gkd_core.api import (
     Batch,
     Method,
-    MethodError,
     Models,
     Step,
     Term,
@@ -52,9 +51,7 @@ class DPKD(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the preference of both models, and the student with the labels."""
-        if batch.labels is None:
-            raise MethodError("dpkd needs labels, and a batch has none")
-        learned, over = student.prediction, batch.targets
+        learned, over, labels = student.prediction, batch.targets, batch.require_labels()
         known = match_vocabulary(teacher.prediction, learned.shape[-1])
         with torch.no_grad():
             best, own = most_likely(known), most_likely(learned)
@@ -64,5 +61,5 @@ class DPKD(Method):
         ratio = self.config.ratio
         return {
             "preference": ratio * Term(torch.where(over.mask, preference, 0.0), over),
-            "hard": (1 - ratio) * hard_labels(learned, batch.labels, over),
+            "hard": (1 - ratio) * hard_labels(learned, labels, over),
         }

@@ -73,7 +73,6 @@ class DSKD(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare both models in the student's space, then in the teacher's."""
-        assert batch.labels is not None, "text has its next tokens as labels"
         name = teacher.model.name
         view, temperature = batch.view(name), self.config.temperature.at(step)
         over, theirs = batch.targets, batch.items(name)
@@ -87,7 +86,7 @@ class DSKD(Method):
             to_teacher = _attend(scores.mT, over.mask) @ self._to_teacher(learned)
         taught = _fixed_head(student.head(to_student))
         return {
-            "projection": cross_entropy(taught, batch.labels, over),
+            "projection": cross_entropy(taught, batch.require_labels(), over),
             "student-space": kl(student.prediction, _constant(taught), over, temperature),
             "teacher-space": kl(teacher.head(to_teacher), teacher.prediction, theirs, temperature),
         }

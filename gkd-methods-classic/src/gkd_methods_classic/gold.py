@@ -117,8 +117,7 @@ def mixture_divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
 
 def _log_measures(view: View, batch: Batch, spans: Spans, rows: Tensor, numbers: Tensor) -> Tensor:
     """Return the logarithm of a model's measure for each span, `[N, V]`, in fp32 or fp64."""
-    assert batch.labels is not None, "text has its next tokens as labels"
-    following = -cross_entropy(view.prediction, batch.labels, batch.targets).values
+    following = -cross_entropy(view.prediction, batch.require_labels(), batch.targets).values
     logits = view.logits[rows, spans.first[rows, numbers]]
     first = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     return first + spans.chain(following)[rows, numbers].unsqueeze(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from gkd_core.api import Batch, Method, MethodError, Models, Step, Term, View, hard_labels
+from gkd_core.api import Batch, Method, Models, Step, Term, View, hard_labels
 
 
 class Hard(Method):
@@ -33,6 +33,4 @@ class Hard(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the student's prediction with the labels."""
-        if batch.labels is None:
-            raise MethodError("hard needs labels, and a batch has none")
-        return {"hard": hard_labels(student.prediction, batch.labels, batch.targets)}
+        return {"hard": hard_labels(student.prediction, batch.require_labels(), batch.targets)}

@@ -10,7 +10,6 @@ from pydantic import Field
 from gkd_core.api import (
     Batch,
     Method,
-    MethodError,
     Models,
     Schedule,
     Step,
@@ -65,10 +64,8 @@ class KD(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the student's prediction with the teacher's and with the labels."""
-        if batch.labels is None:
-            raise MethodError("kd needs labels, and a batch has none")
+        hard = hard_labels(student.prediction, batch.require_labels(), batch.targets)
         alpha = self.config.alpha.at(step)
         temperature = self.config.temperature.at(step)
         soft = soft_labels(student.prediction, teacher.prediction, batch.targets, temperature)
-        hard = hard_labels(student.prediction, batch.labels, batch.targets)
         return {"soft": alpha * soft, "hard": (1 - alpha) * hard}

@@ -13,7 +13,6 @@ from gkd_core.api import (
     Items,
     Logits,
     Method,
-    MethodError,
     Models,
     Step,
     Term,
@@ -57,11 +56,9 @@ class MFT(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the student with the corrected teacher."""
-        if batch.labels is None:
-            raise MethodError("mft needs labels, and a batch has none")
         learned, over = student.prediction, batch.targets
         known = match_vocabulary(teacher.prediction, learned.shape[-1])
-        labels = batch.labels.where(over.mask, 0)
+        labels = batch.require_labels().where(over.mask, 0)
         with torch.no_grad():
             share, entropy = self._correction(known, labels, over)
         soft = soft_cross_entropy(learned, known, over)

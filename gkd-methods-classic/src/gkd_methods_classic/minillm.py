@@ -60,14 +60,13 @@ class MiniLLM(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Combine the next-token divergence, the returns and the language model's own loss."""
-        assert batch.labels is not None, "text has its next tokens as labels"
-        over = batch.items("written")
-        surprise = cross_entropy(student.prediction, batch.labels, over).values
-        known = cross_entropy(teacher.prediction, batch.labels, over).values
+        over, labels = batch.items("written"), batch.require_labels()
+        surprise = cross_entropy(student.prediction, labels, over).values
+        known = cross_entropy(teacher.prediction, labels, over).values
         reward = (surprise.detach() - known).clamp(-self.config.clip, self.config.clip)
         returns = mean_of_later(reward, over.mask)
         weight = importance(surprise, batch)
-        given = cross_entropy(student.prediction, batch.labels, batch.items("given"))
+        given = cross_entropy(student.prediction, labels, batch.items("given"))
         return {
             "single": reverse_kl(student.prediction, teacher.prediction, over) * weight,
             "long": self.config.long_weight * Term(surprise * returns * weight, over),

@@ -35,10 +35,9 @@ class OPD(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Weigh the log-probability of each written token by its advantage."""
-        assert batch.labels is not None, "text has its next tokens as labels"
-        over = batch.items("written")
-        surprise = cross_entropy(student.prediction, batch.labels, over).values
-        known = cross_entropy(teacher.prediction, batch.labels, over).values
+        over, labels = batch.items("written"), batch.require_labels()
+        surprise = cross_entropy(student.prediction, labels, over).values
+        known = cross_entropy(teacher.prediction, labels, over).values
         advantage = surprise.detach() - known
         term = Term((surprise - surprise.detach()) * advantage - advantage, over)
         return {"opd": term * importance(surprise, batch)}

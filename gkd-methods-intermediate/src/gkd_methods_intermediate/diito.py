@@ -166,14 +166,12 @@ class DIITO(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the plain passes, the swapped passes and the labels."""
-        if batch.labels is None:
-            raise MethodError("diito needs labels, and a batch has none")
-        config = self.config
+        config, labels = self.config, batch.require_labels()
         over, temperature = _predicted(batch), config.temperature.at(step)
         learned, known = student.at("swapped"), teacher.at("swapped")
         terms = {
             "soft": soft_labels(student.prediction, teacher.prediction, over, temperature),
-            "hard": hard_labels(student.prediction, batch.labels, batch.targets),
+            "hard": hard_labels(student.prediction, labels, batch.targets),
             "causal": soft_labels(learned.prediction, known.prediction, over, temperature),
         }
         if _counts(config.alpha_cos):

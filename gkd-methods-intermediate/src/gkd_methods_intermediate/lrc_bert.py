@@ -144,9 +144,7 @@ class LRCBERT(Method):
             soft = soft_labels(student.prediction, teacher.prediction, batch.targets, temperature)
             terms["soft"] = config.beta.at(step) * soft
         if _counts(config.gamma):
-            if batch.labels is None:
-                raise MethodError("lrc-bert needs labels, and a batch has none")
-            hard = hard_labels(student.prediction, batch.labels, batch.targets)
+            hard = hard_labels(student.prediction, batch.require_labels(), batch.targets)
             terms["hard"] = config.gamma.at(step) * hard
         return terms
 

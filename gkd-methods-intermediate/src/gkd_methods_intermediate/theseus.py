@@ -106,6 +106,4 @@ class Theseus(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the prediction of the mixture with the true labels."""
-        if batch.labels is None:
-            raise MethodError("theseus needs labels, and a batch has none")
-        return {"theseus": hard_labels(student.prediction, batch.labels, batch.targets)}
+        return {"theseus": hard_labels(student.prediction, batch.require_labels(), batch.targets)}

@@ -93,9 +93,7 @@ class UniversalKD(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the predictions of the models and those of the pseudo-classifiers."""
-        if batch.labels is None:
-            raise MethodError("universal-kd needs labels, and a batch has none")
-        over, labels = batch.targets, batch.labels
+        over, labels = batch.targets, batch.require_labels()
         gamma = self.config.gamma.at(step)
         temperature = self.config.temperature.at(step)
         learned, known = (

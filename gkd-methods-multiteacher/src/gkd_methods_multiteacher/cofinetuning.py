@@ -71,9 +71,8 @@ def _fine_tune(stage: StageInfo, teachers: nn.ModuleList, epochs: int) -> None:
 
 
 def _loss(teacher: PreTrainedModel, batch: Batch, counts: Mapping[ItemKind, int]) -> Tensor:
-    assert batch.labels is not None, "mt-bert needs labels"
     logits = teacher(**batch.inputs).logits
-    return batch.counted * hard_labels(logits, batch.labels, batch.targets).mean(counts)
+    return batch.counted * hard_labels(logits, batch.require_labels(), batch.targets).mean(counts)
 
 
 def _performances(stage: StageInfo) -> list[str]:

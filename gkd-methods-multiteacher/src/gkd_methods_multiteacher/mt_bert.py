@@ -76,7 +76,5 @@ class MTBERT(TeacherCombiner):
 
     def weight(self, number: int, student: View, teacher: View, batch: Batch, step: Step) -> Tensor:
         """Return 1 / (1 + the teacher's loss on each sample)."""
-        if batch.labels is None:
-            raise MethodError("mt-bert needs labels, and a batch has none")
-        loss = per_sample(hard_labels(teacher.prediction, batch.labels, batch.targets))
+        loss = per_sample(hard_labels(teacher.prediction, batch.require_labels(), batch.targets))
         return 1 / (1 + loss)

@@ -112,7 +112,7 @@ class RLKD(TeacherCombiner):
 
     def _rewards(self, student: View, terms: Mapping[str, Term], batch: Batch) -> Tensor:
         """Return the reward of each sample, `[B]`."""
-        labels = _labels(batch)
+        labels = batch.require_labels()
         rewards = -per_sample(hard_labels(student.logits, labels, batch.targets))
         if self.config.reward == "r1":
             return rewards
@@ -135,14 +135,8 @@ def _states(teacher: View, batch: Batch) -> Tensor:
     """Return the policy states of a teacher: [CLS], probabilities, loss and 1 per sample."""
     logits, last = teacher.logits, teacher.hidden.cls[teacher.model.layers]
     prediction = logits.softmax(-1) if logits.shape[-1] > 1 else logits
-    loss = per_sample(hard_labels(logits, _labels(batch), batch.targets)).unsqueeze(-1)
+    loss = per_sample(hard_labels(logits, batch.require_labels(), batch.targets)).unsqueeze(-1)
     return torch.cat([last, prediction, loss, torch.ones_like(loss)], dim=-1)
-
-
-def _labels(batch: Batch) -> Tensor:
-    if batch.labels is None:
-        raise MethodError("rl-kd needs labels, and a batch has none")
-    return batch.labels
 
 
 def _width(models: Models) -> int:

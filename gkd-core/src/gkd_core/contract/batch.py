@@ -164,6 +164,16 @@ class Batch:
             return Items.where("target", self.labels != IGNORE)
         return Items.where("target", self.samples.mask, self.output)
 
+    def require_labels(self) -> Tensor:
+        """Return the labels, for a loss that cannot do without.
+
+        Raises:
+            MethodError: The batch has none.
+        """
+        if self.labels is None:
+            raise MethodError(f"{self._owner or 'the method'} needs labels, and a batch has none")
+        return self.labels
+
     def view(self, name: str) -> Batch:
         """Return the same rows as a model reads them: its ids, tokens, targets and byte offsets.
 

@@ -15,7 +15,7 @@ from gkd_core.contract.task import Split
 from gkd_core.data.columns import CheckedRows, Columns, find_columns, select
 from gkd_core.data.encode import BYTES, TEXTS, Encoded, encode_blocks
 from gkd_core.kinds.metrics import Metric, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, labels_of
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class LanguageModel(TaskKind):
 
     def observe(self, logits: Logits, batch: Batch) -> Any:
         """Return the sum of the losses of a batch and how many there are; the same of each row."""
-        losses = cross_entropy(logits, labels_of(batch), batch.targets).values
+        losses = cross_entropy(logits, batch.require_labels(), batch.targets).values
         sums, counts = losses.double().sum(1).tolist(), batch.targets.mask.sum(1).tolist()
         return float(losses.sum()), batch.targets.count, batch.rows.tolist(), sums, counts
 

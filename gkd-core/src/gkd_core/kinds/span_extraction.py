@@ -21,7 +21,7 @@ from gkd_core.data.encode import Encoded, check_room, join_rows
 from gkd_core.data.labels import is_missing
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, labels_of, whole
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, whole
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class SpanExtraction(TaskKind):
     def observe(self, logits: Logits, batch: Batch) -> Any:
         """Return the losses, and the likeliest starts and ends of each window."""
         found = whole(logits)
-        losses = cross_entropy(found, labels_of(batch), batch.targets).values
+        losses = cross_entropy(found, batch.require_labels(), batch.targets).values
         shift = (batch.inputs["attention_mask"].long().argmax(1)).tolist()
         rows = [row[:, start:].float().cpu() for row, start in zip(found, shift, strict=True)]
         each = losses.double().mean(1).tolist()

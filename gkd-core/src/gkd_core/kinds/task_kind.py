@@ -378,7 +378,7 @@ class TaskKind:
             logits: The model's logits for the batch.
             batch: The batch, with labels.
         """
-        return whole(logits).float().cpu(), labels_of(batch).cpu(), batch.rows.cpu()
+        return whole(logits).float().cpu(), batch.require_labels().cpu(), batch.rows.cpu()
 
     def summarize(self, parts: Sequence[Any], split: Encoded) -> Evaluation:
         """Return the evaluation of a split.
@@ -579,17 +579,6 @@ def whole(logits: Logits) -> Tensor:
     """
     assert isinstance(logits, Tensor), "only heads over a vocabulary defer their logits"
     return logits
-
-
-def labels_of(batch: Batch) -> Tensor:
-    """Return the labels of an evaluation batch.
-
-    Raises:
-        ValueError: It has none.
-    """
-    if batch.labels is None:
-        raise ValueError("an evaluation batch has no labels")
-    return batch.labels
 
 
 def is_prepared(model: PreTrainedModel) -> bool:

@@ -23,7 +23,7 @@ from gkd_core.data.labels import (
 )
 from gkd_core.errors import DataError
 from gkd_core.kinds.metrics import Metric, f1_of_counts, mean_loss
-from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, labels_of, whole
+from gkd_core.kinds.task_kind import Evaluation, ReadRows, RowMeasure, TaskKind, whole
 from gkd_core.losses import Logits, cross_entropy
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class TokenClassification(TaskKind):
     def observe(self, logits: Logits, batch: Batch) -> Any:
         """Return the sum of the losses; of each row the predicted tags, the logits, and losses."""
         found = whole(logits)
-        losses = cross_entropy(found, labels_of(batch), batch.targets).values
+        losses = cross_entropy(found, batch.require_labels(), batch.targets).values
         of_words = (
             [
                 row[mask].float().tolist()

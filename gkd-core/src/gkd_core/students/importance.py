@@ -82,8 +82,6 @@ def mask_gradients(student: Extractor, batch: Batch, widths: Widths) -> Sequence
         batch: Labeled rows, on the model's device.
         widths: Its widths.
     """
-    if batch.labels is None:
-        raise ValueError("importance needs labels")
     like = next(student.model.parameters()).detach()
     masks = [like.new_ones(n).requires_grad_() for n in widths.heads + widths.neurons]
     layers = range(1, len(widths.heads) + 1)
@@ -95,7 +93,7 @@ def mask_gradients(student: Extractor, batch: Batch, widths: Widths) -> Sequence
     ]
     with torch.enable_grad(), student.changed(changes, batch.inputs):
         logits = student.model(**batch.inputs).logits
-        loss = hard_labels(logits, batch.labels, batch.targets).mean(batch.counts())
+        loss = hard_labels(logits, batch.require_labels(), batch.targets).mean(batch.counts())
     return torch.autograd.grad(loss, masks, allow_unused=True, materialize_grads=True)
 
 
