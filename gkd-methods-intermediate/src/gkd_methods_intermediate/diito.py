@@ -118,8 +118,8 @@ class DIITO(Method):
                 "diito.positions='masked' means the tokens that masked language modeling "
                 "predicts, but the task predicts classes. Use 'consecutive' or 'random'"
             )
-        cosines = _counts(self.config.alpha_cos) or _counts(self.config.alpha_causal_cos)
-        if cosines:
+        cosines = self.config.alpha_cos, self.config.alpha_causal_cos
+        if any(weight.is_ever_nonzero for weight in cosines):
             same_width(
                 models,
                 self.name,
@@ -159,9 +159,9 @@ class DIITO(Method):
         for side in ("student", "teacher"):
             yield f"{side}.logits"
             yield f"{side}@swapped.logits"
-            if _counts(self.config.alpha_cos):
+            if self.config.alpha_cos.is_ever_nonzero:
                 yield f"{side}.hidden[last].normed"
-            if _counts(self.config.alpha_causal_cos):
+            if self.config.alpha_causal_cos.is_ever_nonzero:
                 yield f"{side}@swapped.hidden[last].normed"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
@@ -174,9 +174,9 @@ class DIITO(Method):
             "hard": hard_labels(student.prediction, labels, batch.targets),
             "causal": soft_labels(learned.prediction, known.prediction, over, temperature),
         }
-        if _counts(config.alpha_cos):
+        if config.alpha_cos.is_ever_nonzero:
             terms["cosine"] = cosine(student.hidden.normed, teacher.hidden.normed, batch.tokens)
-        if _counts(config.alpha_causal_cos):
+        if config.alpha_causal_cos.is_ever_nonzero:
             terms["causal-cosine"] = cosine(
                 learned.hidden.normed, known.hidden.normed, batch.tokens
             )
@@ -215,8 +215,3 @@ def aligned_blocks(
 def _predicted(batch: Batch) -> Items:
     """Return the items with soft labels: all tokens of a language model, else the samples."""
     return batch.tokens if batch.targets.mask.dim() == 2 else batch.targets
-
-
-def _counts(weight: Schedule) -> bool:
-    """Whether a weight is ever nonzero."""
-    return bool(weight.start or weight.end)

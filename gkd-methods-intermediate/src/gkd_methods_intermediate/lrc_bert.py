@@ -108,9 +108,9 @@ class LRCBERT(Method):
         for learned, known in pairs:
             yield from (f"student@{run}.hidden[{learned}]" for run in runs)
             yield f"teacher.hidden[{known}]"
-        if _counts(self.config.beta) or _counts(self.config.gamma):
+        if self.config.beta.is_ever_nonzero or self.config.gamma.is_ever_nonzero:
             yield from (f"student@{run}.logits" for run in runs)
-        if _counts(self.config.beta):
+        if self.config.beta.is_ever_nonzero:
             yield "teacher.logits"
         if self._perturbs:
             yield "student.embedding"
@@ -139,11 +139,11 @@ class LRCBERT(Method):
         config = self.config
         contrast = self._contrast(student, teacher, batch)
         terms = {"contrast": config.alpha.at(step) * contrast}
-        if _counts(config.beta):
+        if config.beta.is_ever_nonzero:
             temperature = config.temperature.at(step)
             soft = soft_labels(student.prediction, teacher.prediction, batch.targets, temperature)
             terms["soft"] = config.beta.at(step) * soft
-        if _counts(config.gamma):
+        if config.gamma.is_ever_nonzero:
             hard = hard_labels(student.prediction, batch.require_labels(), batch.targets)
             terms["hard"] = config.gamma.at(step) * hard
         return terms
@@ -212,8 +212,3 @@ def sample_distances(
     with torch.autocast(student.device.type, enabled=False):
         shared = (student_mask.to(dtype) @ teacher_mask.to(dtype).T).clamp(min=1)
         return 1 - learned @ known.T / shared
-
-
-def _counts(weight: Schedule) -> bool:
-    """Whether a weight is ever nonzero."""
-    return bool(weight.start or weight.end)

@@ -65,6 +65,14 @@ def test_text_reads_back_as_the_same_schedule(text):
     assert Schedule.parse(str(schedule)) == schedule
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0", False), ("linear(0 -> 0)", False), ("step(0 -> 1)", True), ("linear(1 -> 0)", True)],
+)
+def test_a_schedule_is_ever_nonzero_if_one_end_is(text, expected):
+    assert Schedule.parse(text).is_ever_nonzero is expected
+
+
 def test_text_is_short():
     assert str(Schedule.parse("linear( 10->1 ,over = 66 % )")) == "linear(10 -> 1, over=66%)"
     assert str(Schedule.parse(20)) == "20"

@@ -105,6 +105,11 @@ class Schedule:
             done = (1 - math.cos(math.pi * done)) / 2
         return self.start + (self.end - self.start) * done
 
+    @property
+    def is_ever_nonzero(self) -> bool:
+        """Whether the value is other than 0 at any step; if not, what it weighs is not needed."""
+        return bool(self.start or self.end)
+
     def __str__(self) -> str:
         if self.shape == "constant":
             return _shortest(self.start)
