@@ -7,7 +7,7 @@ import torch
 
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
-from gkd_core.runs import answer_cache
+from gkd_core.runs import answer_division
 from gkd_core.runs.answer_cache import BegunCache, write_cache
 from gkd_core.runs.answer_storage import Storage
 from gkd_core.teachers.teacher import SourcedTeacher
@@ -18,8 +18,8 @@ from gkd_core.training.step import train_step
 @pytest.fixture
 def few(monkeypatch):
     """Make shards and batches so small that there are several."""
-    monkeypatch.setattr(answer_cache, "ROWS", 16)
-    monkeypatch.setattr(answer_cache, "BATCHES", 2)
+    monkeypatch.setattr(answer_division, "ROWS", 16)
+    monkeypatch.setattr(answer_division, "BATCHES", 2)
 
 
 @pytest.fixture

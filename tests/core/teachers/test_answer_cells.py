@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from gkd_core.contract.launcher import JobEvent, Launcher
 from gkd_core.launchers.shard import ALL, Shard
 from gkd_core.lease import hold
-from gkd_core.runs import answer_cache
+from gkd_core.runs import answer_division
 from gkd_core.runs.answer_cache import BegunCache, write_cache
 from gkd_core.runs.answer_cells import Cells, launch_cells
 from gkd_core.runs.answer_storage import Storage
@@ -52,12 +53,12 @@ class Here(Launcher):
 @pytest.fixture
 def begin(prepare_run, tmp_path, monkeypatch):
     """Begin a cache of six shards: `begin(folder)` -> it, and what writes a share of it."""
-    monkeypatch.setattr(answer_cache, "ROWS", 4)
-    monkeypatch.setattr(answer_cache, "BATCHES", 4)
+    monkeypatch.setattr(answer_division, "ROWS", 4)
+    monkeypatch.setattr(answer_division, "BATCHES", 4)
     run = prepare_run("method=soft", *KIND, teachers=("lm-decoder",))
 
     def _begin(folder):
-        device = answer_cache.torch.device("cpu")
+        device = torch.device("cpu")
         begun = BegunCache.begin(run.last, tmp_path / folder, Storage(), device, print)
         assert begun.manifest.shards == 6
 

@@ -8,6 +8,7 @@ from gkd_core.api import ConfigError, DataError
 from gkd_core.contract.step import Step
 from gkd_core.data.loader import iterate
 from gkd_core.hooks.paths import LOGITS, Capture
+from gkd_core.runs import answer_cache
 from gkd_core.teachers.answer_form import RowLogits, Size
 from gkd_core.teachers.answer_shard import AnswerShard
 from gkd_core.teachers.captured_states import CapturedStates
@@ -106,6 +107,59 @@ def test_the_size_of_maps_is_that_of_the_pairs_of_each_text(write, case):
     assert f"and {2 * 4 * len(maps)} bytes per pair of tokens, about" in said[0]
     assert f"about {stored / 2**20:,.1f} MiB for" in said[0]
     assert said[0].endswith(f"tokens and {pairs:,} pairs")
+
+
+def test_a_shard_of_maps_takes_no_more_than_its_bytes(write, first_loss, monkeypatch):
+    settings, teacher, _ = CASES["of-causal-pairs"]
+    folder, manifest = write("fp32", *settings, teacher=teacher, folder="any")
+    before = sizes(folder, manifest)
+    most = sum(before) // 8
+    monkeypatch.setattr(answer_cache, "SHARD_BYTES", most)
+    folder, manifest = write("fp32", *settings, teacher=teacher)
+    after = sizes(folder, manifest)
+    assert sum(after) == sum(before)
+    assert len(before) == 3
+    assert len(after) >= 8
+    assert most / 2 < max(after) <= most < max(before)
+    live = first_loss(*settings, teacher=teacher)
+    found = first_loss(*settings, *source(folder), teacher=teacher)
+    assert found == pytest.approx(live, rel=1e-5)
+
+
+def test_a_shard_has_at_least_a_row_and_goes_on_as_it_was_divided(write, monkeypatch):
+    settings, teacher, _ = CASES["of-causal-pairs"]
+    settings = (*settings, "task.rows=8")
+    monkeypatch.setattr(answer_cache, "SHARD_BYTES", 1)
+    whole, manifest = write("fp32", *settings, teacher=teacher, folder="whole")
+    assert [part.documents for part in manifest.parts] == [1] * 8
+    with monkeypatch.context() as dying:
+        dying.setattr(AnswerShard, "save", saves(3))
+        with pytest.raises(KeyboardInterrupt):
+            write("fp32", *settings, teacher=teacher, folder="killed")
+    monkeypatch.setattr(answer_cache, "SHARD_BYTES", 10**9)
+    killed, _ = write("fp32", *settings, teacher=teacher, folder="killed")
+    assert files(killed) == files(whole)
+
+
+def saves(count):
+    """Return what saves some shards and then dies."""
+    stock, left = AnswerShard.save, iter(range(count))
+
+    def save(self, *arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return stock(self, *arguments)
+
+    return save
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def sizes(folder, manifest):
+    """Return the bytes of the answers in each shard."""
+    return [sum(own.nbytes for own in _columns(folder / part.name)) for part in manifest.parts]
 
 
 def _columns(path):

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -24,6 +23,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.launchers.shard import ALL
 from gkd_core.lease import HeldElsewhere, hold, holder
 from gkd_core.optim.engine import autocast
+from gkd_core.runs.answer_division import SHARD_BYTES, shards
 from gkd_core.runs.answer_storage import OPTIONS, Storage, estimate
 from gkd_core.teachers.answer_cache import (
     HEAD,
@@ -41,7 +41,6 @@ from gkd_core.teachers.answer_shard import (
     shard_files,
     shard_name,
 )
-from gkd_core.teachers.kept import ROWS
 from gkd_core.training.stage_models import load_live_teacher
 from gkd_core.training.stage_rows import read_by
 
@@ -53,11 +52,12 @@ if TYPE_CHECKING:
     from gkd_core.hooks.features import Features
     from gkd_core.launchers.shard import Shard
     from gkd_core.plugins import Registry
+    from gkd_core.runs.answer_division import ShardRows
     from gkd_core.teachers.answer_form import AnswerForm, Columns
     from gkd_core.training.stage_spec import StageSpec
 
-BATCHES = 16
-"""Batches in a shard. Of the first of each, the stored values are compared with the computed."""
+OUTPUT = "--output"
+"""What names the folder of a cache that is written, for errors."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class BegunCache:
         encoded: The rows as the teacher reads them.
         collator: Makes batches of them.
         device: The device of the teacher.
+        shards: The rows of each batch of each shard.
     """
 
     folder: Path
@@ -77,6 +78,7 @@ class BegunCache:
     encoded: Encoded
     collator: Collator
     device: torch.device
+    shards: Sequence[ShardRows]
 
     @classmethod
     def begin(
@@ -100,9 +102,12 @@ class BegunCache:
             ConfigError: The folder holds other answers, or these cannot be stored.
         """
         encoded, collator = read_by(spec, 0, device)
-        manifest = storage.manifest(spec, encoded, len(_shards(encoded)))
-        say(estimate(manifest.answers, spec.teachers[0].info, encoded))
-        return cls(folder, _begin(folder, manifest), encoded, collator, device)
+        undivided = storage.manifest(spec, encoded)
+        form, info, most = undivided.answers, spec.teachers[0].info, _shard_bytes(folder)
+        divided = shards(encoded, form.size(info), most)
+        manifest = replace(undivided, shards=len(divided), shard_bytes=most)
+        say(estimate(form, info, encoded))
+        return cls(folder, _begin(folder, manifest), encoded, collator, device, divided)
 
     @property
     def progress(self) -> CacheProgress:
@@ -145,19 +150,19 @@ def write_cache(
         LeaseLost: Another process has taken over a shard.
     """
     writer = _Writer(spec, registry, cache)
-    shards, there = _shards(cache.encoded), shard_files(cache.folder)
-    for number in share.of(range(len(shards)), str):
+    there = shard_files(cache.folder)
+    for number in share.of(range(len(cache.shards)), str):
         if number in there and is_whole(there[number]):
             continue
-        if writer.write_once(number, shards[number]):
-            say(f"shard {number + 1} of {len(shards)}")
+        if writer.write_once(number, cache.shards[number]):
+            say(f"shard {number + 1} of {len(cache.shards)}")
 
 
-def _shards(encoded: Encoded) -> list[list[list[int]]]:
-    """Return the rows of each batch of each shard, the longest first."""
-    order = np.argsort(-encoded.lengths, kind="stable").tolist()
-    batches = [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
-    return [batches[start : start + BATCHES] for start in range(0, len(batches), BATCHES)]
+def _shard_bytes(folder: Path) -> int | None:
+    """Return the most bytes of a shard: a cache that is begun goes on as it is divided."""
+    if not (folder / MANIFEST).exists():
+        return SHARD_BYTES
+    return CacheManifest.load(folder, OUTPUT).shard_bytes
 
 
 def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
@@ -168,18 +173,18 @@ def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
     """
     if not (folder / MANIFEST).exists():
         if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
-            raise ConfigError(f"--output: {folder} is not empty and holds no cache")
+            raise ConfigError(f"{OUTPUT}: {folder} is not empty and holds no cache")
         folder.mkdir(parents=True, exist_ok=True)
         begun.save(folder)
         return begun
-    there = CacheManifest.load(folder, "--output")
+    there = CacheManifest.load(folder, OUTPUT)
     different = there.belongs.differences(begun.belongs)
     for name in ("form", "dtype", "precision", "rows", "shards", *OPTIONS):
         was, now = getattr(there, name), getattr(begun, name)
         different += [] if was == now else [f"{name}: {was} in the cache, {now} here"]
     if different:
         raise ConfigError(
-            f"--output: {folder} holds other answers: {'; '.join(different)}. Name another folder"
+            f"{OUTPUT}: {folder} holds other answers: {'; '.join(different)}. Name another folder"
         )
     return there
 
@@ -217,7 +222,7 @@ class _Writer:
         """The teacher, which is loaded when a shard is missing."""
         return load_live_teacher(self.spec, 0, self.registry, self.cache.device)
 
-    def write_once(self, number: int, batches: Sequence[Sequence[int]]) -> bool:
+    def write_once(self, number: int, batches: ShardRows) -> bool:
         """Write a shard, unless another process writes it or has done so.
 
         Returns:
@@ -244,7 +249,7 @@ class _Writer:
         path = shard_files(self.cache.folder).get(number)
         return path is not None and is_whole(path)
 
-    def _answered(self, batches: Sequence[Sequence[int]]) -> tuple[AnswerShard, Fidelity]:
+    def _answered(self, batches: ShardRows) -> tuple[AnswerShard, Fidelity]:
         """Ask the teacher about the rows of a shard."""
         keys: list[bytes] = []
         lengths: list[int] = []

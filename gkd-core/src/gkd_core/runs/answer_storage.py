@@ -41,8 +41,8 @@ class Storage:
     k: int = 64
     temperature: float = 1.0
 
-    def manifest(self, spec: StageSpec, encoded: Encoded, shards: int) -> CacheManifest:
-        """Return the manifest of a cache that is to be written.
+    def manifest(self, spec: StageSpec, encoded: Encoded) -> CacheManifest:
+        """Return the manifest of a cache that is to be written and not yet divided into shards.
 
         Raises:
             ConfigError: Answers cannot be stored, or not so.
@@ -57,7 +57,7 @@ class Storage:
             self.dtype,
             spec.config.training.precision,
             encoded.tokens_hash,
-            shards,
+            shards=0,
             captures=names_of(captures) if states else None,
             of_logits=_of_logits(spec.kind) if states and LOGITS in captures else None,
             k=self.k if truncated else None,
@@ -92,14 +92,14 @@ def estimate(form: AnswerForm, info: ModelInfo, encoded: Encoded) -> str:
         info: The shape of the teacher.
         encoded: The rows.
     """
-    lengths, size = encoded.lengths, form.size(info)
-    tokens, pairs, rows = int(lengths.sum()), int(np.square(lengths).sum()), len(encoded)
+    size, rows = form.size(info), len(encoded)
+    tokens, pairs = int(encoded.lengths.sum()), int(np.square(encoded.lengths).sum())
     each = [
         f"{own:,.0f} bytes per {unit}"
         for own, unit in ((size.token, "token"), (size.row, "row"), (size.pair, "pair of tokens"))
         if own
     ]
-    whole = (size.token * tokens + size.row * rows + size.pair * pairs) / 2**20
+    whole = size.of_rows(encoded).sum() / 2**20
     stored = ", ".join(sorted(map(str, form.captures)))
     return (
         f"{form.name} ({stored}) in {form.dtype}: {' and '.join(each)}, about {whole:,.1f} MiB for "

@@ -201,6 +201,7 @@ class CacheManifest:
         of_logits: The form of the logits among `states`; None if there are none.
         k: Number of likeliest words; None in other forms.
         temperature: What their logits were divided by; None in other forms.
+        shard_bytes: Most bytes of the answers in a shard; None if only rows are counted.
     """
 
     belongs: Belongs
@@ -215,6 +216,7 @@ class CacheManifest:
     of_logits: FormName | None = None
     k: int | None = None
     temperature: float | None = None
+    shard_bytes: int | None = None
 
     @property
     def is_finished(self) -> bool:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.errors import ConfigError, DataError
@@ -19,6 +21,7 @@ from gkd_core.losses.top_k import TopKLogits
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.model_info import ModelInfo
+    from gkd_core.data.encode import Encoded
     from gkd_core.hooks.features import Answer, Features
     from gkd_core.hooks.paths import Capture
 
@@ -80,6 +83,12 @@ class Size:
     def __add__(self, other: Size) -> Size:
         pair = self.pair + other.pair
         return Size(self.token + other.token, self.row + other.row, pair)
+
+    def of_rows(self, encoded: Encoded) -> NDArray[np.float64]:
+        """Return the bytes of the answers about each row, fp64 `[N]`."""
+        tokens = encoded.lengths
+        sizes: NDArray[np.float64] = self.row + self.token * tokens + self.pair * tokens**2
+        return sizes
 
 
 @dataclass(frozen=True)
