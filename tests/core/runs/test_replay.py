@@ -16,8 +16,8 @@ from gkd_core.config.render import to_toml
 from gkd_core.contract.method import Method
 from gkd_core.errors import ConfigError, GkdError
 from gkd_core.losses import Term
-from gkd_core.runs.directory import CONFIG
 from gkd_core.runs.replay import replay
+from gkd_core.runs.run_files import CONFIG
 from gkd_core.training import loop
 
 BROKEN = 3

@@ -15,10 +15,7 @@ from gkd_core.errors import ConfigError, DataError
 from gkd_core.evaluation.predictions import PREDICTIONS, ROWS, ModelPredictions, digest_of_rows
 from gkd_core.plugins import Registry
 from gkd_core.probes.probe_file import PROBES, ProbedValue, read_probes
-from gkd_core.runs.directory import CONFIG
-from gkd_core.tracking.recorder import METRICS
-
-RESULTS = "results.json"
+from gkd_core.runs.run_files import CONFIG, METRICS, RESULTS
 
 NEEDED = {"metric", "split", "samples", "rows"}
 """The keys that the results of every run have."""

@@ -23,7 +23,7 @@ from gkd_core.evaluation.pairs import ModelPair
 from gkd_core.evaluation.statistics import LEVEL, p_text
 from gkd_core.probes.probe_file import PROBES, TRAINING, read_probes
 from gkd_core.runs.public_names import without_folders
-from gkd_core.tracking.recorder import METRICS
+from gkd_core.runs.run_files import CONFIG, METRICS, REPORT
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from gkd_core.runs.result import StageResult
     from gkd_core.runs.run import Run
     from gkd_core.training.stage_spec import StageSpec
-
-REPORT = "report.html"
 
 BENCH = ("<!-- bench -->", "<!-- end of bench -->")
 """What `gkd bench` adds to a report stands between these."""
@@ -87,7 +85,7 @@ def write_report(
         figures=list(_figures(run)),
         links=[Path(os.path.relpath(path, run.directory)) for path in extra],
         outline=without_folders(outline),
-        config=without_folders((run.directory / "config.toml").read_text()),
+        config=without_folders((run.directory / CONFIG).read_text()),
     )
     path = run.directory / REPORT
     write_file(path, page)

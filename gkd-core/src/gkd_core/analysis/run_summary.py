@@ -18,6 +18,7 @@ from gkd_core.distributed.ranks import is_first
 from gkd_core.errors import PluginError
 from gkd_core.evaluation.predictions import PREDICTIONS, STUDENT
 from gkd_core.plugins.owners import described
+from gkd_core.runs.run_files import OUTLINE, RESULTS
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
@@ -63,10 +64,10 @@ def summarize_run(run: Run) -> RunSummary | None:
     comparison = None if compared is None else compared.comparison
     said = [] if compared is None else verdict(run, compared)
     if compared is not None:
-        compared.with_intervals().save(run.directory / "results.json")
+        compared.with_intervals().save(run.directory / RESULTS)
         compared.predictions.write(run.directory / PREDICTIONS)
     outline = explain(run.outline)
-    write_file(run.directory / "outline.txt", outline)
+    write_file(run.directory / OUTLINE, outline)
     files, failures = _added_by_plugins(run)
     if failure is not None:
         failures.insert(0, f"the models could not be compared: {run.registry.blame(failure)}")

@@ -14,7 +14,7 @@ from rich.table import Table
 from gkd_core.analysis.verdict import GAIN, Lead
 from gkd_core.contract.run_info import STAGES
 from gkd_core.evaluation.statistics import mean_of_runs
-from gkd_core.runs.directory import DONE
+from gkd_core.runs.run_files import DONE
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:

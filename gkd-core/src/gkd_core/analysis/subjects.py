@@ -14,8 +14,9 @@ from gkd_core.config.schema import StudentConfig, TeacherConfig
 from gkd_core.errors import ConfigError
 from gkd_core.evaluation.predictions import STUDENT
 from gkd_core.models.tokenizer import load_tokenizer
-from gkd_core.runs.directory import CONFIG, is_run
+from gkd_core.runs.directory import is_run
 from gkd_core.runs.run import Run, prepare_run
+from gkd_core.runs.run_files import CONFIG
 from gkd_core.tracking.recorder import Recorder
 
 if TYPE_CHECKING:

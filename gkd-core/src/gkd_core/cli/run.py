@@ -17,6 +17,7 @@ from gkd_core.cli.options import RunOptions, run_options, show_warnings
 from gkd_core.cli.ranks import among_ranks, ranks_to_start, start_ranks
 from gkd_core.cli.seeds import run_seeds
 from gkd_core.named_path import named_path
+from gkd_core.runs.run_files import CONFIG, LOG
 from gkd_core.stop_signals import time_limit
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ def run(
 
 def _is_new(options: RunOptions) -> bool:
     """Return whether a run has not been begun: of several seeds, the first may be finished."""
-    from gkd_core.runs.directory import CONFIG
-
     return not (named_path(options.flags["output"]) / CONFIG).exists()
 
 
@@ -148,7 +147,7 @@ def _print_summary(run: Run, summary: RunSummary | None) -> None:
     for name, path in (
         ("student", run.student),
         ("report", summary.report),
-        ("log", run.directory / "log.txt"),
+        ("log", run.directory / LOG),
     ):
         console.print(f"{name:<8} {path}", highlight=False, markup=False, soft_wrap=True)
     if summary.failure is not None:
@@ -173,7 +172,7 @@ def _resume(options: RunOptions, accepts: bool) -> tuple[Resolved, Resumption]:
     from gkd_core.lease import refuse_held
     from gkd_core.plugins import registry
     from gkd_core.runs.default_method import as_begun_before
-    from gkd_core.runs.directory import CONFIG, restore_replaced
+    from gkd_core.runs.directory import restore_replaced
     from gkd_core.runs.resumption import Resumption, refuse_cut
 
     chosen = options.flags.get("output")

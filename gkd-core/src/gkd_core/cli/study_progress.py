@@ -18,6 +18,7 @@ from rich.table import Table
 from gkd_core.analysis.sizes import readable
 from gkd_core.cli.errors import FAILURE
 from gkd_core.launchers.logged import reason
+from gkd_core.runs.run_files import RESULTS
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.forecast import GroupForecast, disk
@@ -225,6 +226,6 @@ def _about(folder: StudyFolder, cell: Cell, state: CellState) -> str:
 
 def quality(folder: StudyFolder, cell: Cell) -> str:
     """Return the main metric of the student of a finished cell, as in `accuracy 0.52`."""
-    results = json.loads((folder.run_directory(cell) / "results.json").read_text())
+    results = json.loads((folder.run_directory(cell) / RESULTS).read_text())
     value = results["rows"][-1]["metrics"].get(results["metric"])
     return f"{results['metric']} {'none' if value is None else f'{value:.3f}'}"

@@ -19,7 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gkd_core.analysis.figures import axes_of, png, svg
-from gkd_core.analysis.finished_run import RESULTS, rows_digest
+from gkd_core.analysis.finished_run import rows_digest
 from gkd_core.analysis.page import PageCell, PageLine, PageTable, section
 from gkd_core.analysis.report import add_bench
 from gkd_core.analysis.sizes import readable
@@ -31,6 +31,7 @@ from gkd_core.errors import ConfigError, first_line
 from gkd_core.evaluation.predictions import STUDENT
 from gkd_core.evaluation.statistics import LEVEL, Interval
 from gkd_core.runs.public_names import public_name
+from gkd_core.runs.run_files import RESULTS
 from gkd_core.strict_json import json_text
 
 Found = TypeVar("Found")

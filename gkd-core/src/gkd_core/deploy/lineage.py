@@ -19,9 +19,9 @@ from gkd_core.contract.run_info import STAGES
 from gkd_core.contract.task import SPLITS
 from gkd_core.deploy.onnx_graph import GRAPH, opset_of, package_versions
 from gkd_core.errors import ConfigError, GkdError
-from gkd_core.runs.directory import DONE
 from gkd_core.runs.public_names import public_name, without_folders
 from gkd_core.runs.result import StageResult
+from gkd_core.runs.run_files import DONE
 from gkd_core.training.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from gkd_core.lease import Lease
 from gkd_core.plugins import registry
 from gkd_core.runs.directory import Mode, free_directory, open_directory, run_name
 from gkd_core.runs.run import Run
+from gkd_core.runs.run_files import LOG, METRICS
 from gkd_core.tracking.display import display
-from gkd_core.tracking.recorder import METRICS, JsonLines, Recorder, TextLog
+from gkd_core.tracking.recorder import JsonLines, Recorder, TextLog
 
 if TYPE_CHECKING:
     from gkd_core.analysis.run_summary import RunSummary
@@ -58,7 +59,7 @@ def recorder_of(
         return Recorder([own] if resolved.config.output.every_log else [])
     listeners = (
         display(console),
-        TextLog(directory / "log.txt"),
+        TextLog(directory / LOG),
         JsonLines(directory / METRICS),
     )
     return Recorder(listeners, sinks, registry().blame)

@@ -31,6 +31,7 @@ from gkd_core.runs.default_method import as_built
 from gkd_core.runs.directory import free_directory, how_to_go_on, refuse_occupied
 from gkd_core.runs.resolved import resolve_run
 from gkd_core.runs.run import Run, prepare_run
+from gkd_core.runs.run_files import CONFIG
 from gkd_core.stop_signals import heeded
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _no_inputs_without_a_run(inputs: Path, folder: Path | None) -> Iterator[None
     try:
         yield
     except BaseException:
-        if folder is not None and not existed and not (folder / "config.toml").exists():
+        if folder is not None and not existed and not (folder / CONFIG).exists():
             shutil.rmtree(inputs, ignore_errors=True)
         raise
 

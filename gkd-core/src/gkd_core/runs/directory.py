@@ -19,14 +19,13 @@ from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.lease import Lease, LeaseLost, hold, is_inherited
 from gkd_core.rollouts.answers import PARTS
+from gkd_core.runs.run_files import CONFIG, DONE
 from gkd_core.training.checkpoint import BEST, CHECKPOINT, CHECKPOINTS, NOT_FINITE
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
 
 Mode = Literal["new", "overwrite", "resume"]
-CONFIG = "config.toml"
-DONE = "done.json"
 
 
 def is_run(place: Path) -> bool:

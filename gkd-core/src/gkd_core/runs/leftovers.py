@@ -11,7 +11,8 @@ from pathlib import Path
 
 from gkd_core.errors import ConfigError
 from gkd_core.lease import holder
-from gkd_core.runs.directory import CONFIG, has_trained, is_run
+from gkd_core.runs.directory import has_trained, is_run
+from gkd_core.runs.run_files import CONFIG
 
 SET_ASIDE = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]+\.old")
 """A folder with a run that `--overwrite` has set aside."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gkd_core.contract.run_info import STAGES
-from gkd_core.runs.directory import DONE
+from gkd_core.runs.run_files import DONE
 from gkd_core.training.stage_spec import BASELINE, StageSpec, TeacherSpec
 
 

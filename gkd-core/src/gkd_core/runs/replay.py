@@ -15,8 +15,8 @@ from gkd_core.contract.run_info import STAGES
 from gkd_core.contract.step import Step
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
-from gkd_core.runs.directory import CONFIG
 from gkd_core.runs.run import Run, prepare_run
+from gkd_core.runs.run_files import CONFIG
 from gkd_core.tracking.recorder import Recorder
 from gkd_core.training.checkpoint import NOT_FINITE
 from gkd_core.training.examination import examine

@@ -19,9 +19,9 @@ from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.models.content import ModelContents
 from gkd_core.plugins import Registry
-from gkd_core.runs.directory import DONE
 from gkd_core.runs.inputs import CODE, CONTENT, CORE, SETTINGS, VERSIONS, InputReader
 from gkd_core.runs.locations import Locations
+from gkd_core.runs.run_files import DONE
 from gkd_core.training.checkpoint import checkpoint_files, damages, find_checkpoint
 from gkd_core.training.manifest import MANIFEST, Difference, Inputs, Manifest
 from gkd_core.training.stage_spec import StageSpec

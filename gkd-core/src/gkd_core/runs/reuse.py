@@ -19,10 +19,10 @@ from gkd_core.contract.run_info import STAGES
 from gkd_core.data.cache import cache_entry, read_entry, write_entry
 from gkd_core.models.content import model_digest
 from gkd_core.models.save import copy_model
-from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import StageFingerprint
 from gkd_core.runs.result import StageResult
-from gkd_core.tracking.recorder import METRICS, copy_entries
+from gkd_core.runs.run_files import DONE, METRICS
+from gkd_core.tracking.recorder import copy_entries
 from gkd_core.training.checkpoint import BEST
 from gkd_core.training.manifest import MANIFEST
 

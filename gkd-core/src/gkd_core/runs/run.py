@@ -24,13 +24,13 @@ from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
 from gkd_core.runs.baseline import with_baseline
 from gkd_core.runs.checks import check_labels_differ
-from gkd_core.runs.directory import DONE
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
 from gkd_core.runs.inputs import InputReader
 from gkd_core.runs.locations import Locations
 from gkd_core.runs.outline import RunOutline, outline_run
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import alone, recall, remember, take_over
+from gkd_core.runs.run_files import DONE
 from gkd_core.runs.site_checks import check_architectures
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary

@@ -13,12 +13,11 @@ from typing import Any
 from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.contract.run_info import STAGES
 from gkd_core.plugins import Registry
-from gkd_core.runs.directory import DONE
 from gkd_core.runs.result import StageResult
+from gkd_core.runs.run_files import DONE, METRICS
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.cells import total_steps
 from gkd_core.studies.study_folder import StudyFolder
-from gkd_core.tracking.recorder import METRICS
 from gkd_core.training.stage_spec import StageSpec
 
 STUDENT = "student"

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gkd_core.analysis.finished_run import RESULTS, FinishedRun
+from gkd_core.analysis.finished_run import FinishedRun
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
 from gkd_core.evaluation.predictions import PREDICTIONS, STUDENT, Predictions
 from gkd_core.kinds.metrics import Metric
 from gkd_core.plugins import Registry
-from gkd_core.runs.directory import DONE
 from gkd_core.runs.result import StageResult
+from gkd_core.runs.run_files import DONE, RESULTS
 from gkd_core.runs.shared_rows import SharedRows
 from gkd_core.studies.judged_rows import JudgedRows, judge_rows
 from gkd_core.training.stage_spec import BASELINE

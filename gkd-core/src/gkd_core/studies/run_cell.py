@@ -14,7 +14,8 @@ from pathlib import Path
 from gkd_core.launchers.gpus import share_taken
 from gkd_core.launchers.logged import tail
 from gkd_core.lease import hold
-from gkd_core.runs.directory import CONFIG, has_trained
+from gkd_core.runs.directory import has_trained
+from gkd_core.runs.run_files import CONFIG
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.study_folder import StudyFolder

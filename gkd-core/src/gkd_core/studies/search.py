@@ -17,6 +17,7 @@ from typing import Any
 
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
+from gkd_core.runs.run_files import METRICS
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.cell_process import CellProcess
 from gkd_core.studies.cells import CellMaker, CheckedCell, configs
@@ -298,7 +299,7 @@ def evaluations(directory: Path, metric: str) -> list[float]:
         directory: The directory of the run, which may be running.
         metric: Name of the metric.
     """
-    path = directory / "metrics.jsonl"
+    path = directory / METRICS
     key = f"validation/{metric}"
     found = {}
     for line in path.read_text().splitlines() if path.exists() else ():

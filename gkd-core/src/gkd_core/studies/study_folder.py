@@ -22,6 +22,7 @@ from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import ConfigError
 from gkd_core.lease import Holder, holder
 from gkd_core.runs.inputs import CODE, CORE, VERSIONS
+from gkd_core.runs.run_files import REPORT, RESULTS
 from gkd_core.strict_json import json_text
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.cell import Cell, CellState
@@ -36,7 +37,7 @@ ATTEMPTS = "attempts"
 TIMING = "timing"
 """The folder within that of a study for runs that show what cells cost."""
 
-WRITTEN_LAST = ("results.json", "report.html")
+WRITTEN_LAST = (RESULTS, REPORT)
 """Files that a run has when it is over."""
 
 

@@ -179,10 +179,6 @@ class Recorder:
                 self.say(f"tracker {sink.name} stops recording this run: {reason}")
 
 
-METRICS = "metrics.jsonl"
-"""File in a run directory with one line per step and evaluation."""
-
-
 class JsonLines:
     """Stores every step and evaluation as a line of `metrics.jsonl`; not finite values are null.
 
