@@ -25,9 +25,8 @@ def kinds(name: str | None) -> None:
 
     def describe(kind: TaskKind) -> tuple[str, str]:
         text = summary(type(kind)) if name is None else inspect.getdoc(type(kind)) or ""
-        plugin = found.owner(kind)
         metrics = ", ".join(kind.metrics)
-        return text, f"{kind.head}; {metrics}; {plugin.distribution} {plugin.version}"
+        return text, f"{kind.head}; {metrics}; {found.owner(kind).release}"
 
     shown = found.kinds.values() if name is None else [found.kind(name)]
     Console(highlight=False).print(entries(shown, describe))

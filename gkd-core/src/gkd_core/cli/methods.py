@@ -52,8 +52,7 @@ def _list(console: Console) -> None:
     found = registry()
     packages: dict[str, list[type[Method]]] = {}
     for name, method in found.methods.items():
-        provider = found.provider(name)
-        packages.setdefault(f"{provider.distribution} {provider.version}", []).append(method)
+        packages.setdefault(found.provider(name).release, []).append(method)
     for package, members in packages.items():
         console.print(package, style="bold", markup=False)
         console.print(_entries(members))
@@ -105,8 +104,7 @@ def _show_combiner(console: Console, combiner: type[TeacherCombiner]) -> None:
 def _print_head(console: Console, cls: type[MethodBase]) -> None:
     from gkd_core.plugins import registry
 
-    provider = registry().provider(cls.name)
-    console.print(f"[bold]{cls.name}[/]  ({provider.distribution} {provider.version})")
+    console.print(f"[bold]{cls.name}[/]  ({registry().provider(cls.name).release})")
     console.print(cls.paper, markup=False)
     print_docstring(console, cls)
 

@@ -37,8 +37,7 @@ def _show(console: Console, optimizer: type[OptimizerFactory]) -> None:
     from gkd_core.cli.methods import print_docstring, print_options
     from gkd_core.plugins import registry
 
-    provider = registry().owner(optimizer)
-    console.print(f"[bold]{optimizer.name}[/]  ({provider.distribution} {provider.version})")
+    console.print(f"[bold]{optimizer.name}[/]  ({registry().owner(optimizer).release})")
     console.print(optimizer.paper, markup=False)
     print_docstring(console, optimizer)
     zero = "0 to 3" if optimizer.elementwise else "0 to 2, without offloading"

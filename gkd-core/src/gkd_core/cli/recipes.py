@@ -124,5 +124,4 @@ def _origin(thing: object) -> str:
     """Return the distribution and version that a recipe file or a procedure is from."""
     from gkd_core.plugins import registry
 
-    plugin = registry().owner(thing)
-    return f"{plugin.distribution} {plugin.version}"
+    return registry().owner(thing).release

@@ -68,5 +68,4 @@ def _show(console: Console, task: type[Task]) -> None:
 def _origin(task: type[Task]) -> str:
     from gkd_core.plugins import registry
 
-    plugin = registry().owner(task)
-    return f"{plugin.distribution} {plugin.version}"
+    return registry().owner(task).release

@@ -30,7 +30,12 @@ class Plugin:
     version: str
 
     def __str__(self) -> str:
-        return f"'{self.name}' ({self.distribution} {self.version})"
+        return f"'{self.name}' ({self.release})"
+
+    @property
+    def release(self) -> str:
+        """Its distribution and version, as in `gkd-core 0.2.0`."""
+        return f"{self.distribution} {self.version}"
 
     @property
     def is_core(self) -> bool:
