@@ -363,7 +363,10 @@ def test_eval_sets_a_run_against_kept_predictions(invoke, copied, world, tmp_pat
     [
         (["runs/pkd+soft-1/other"], "has no model 'other'; it has teacher, baseline, student"),
         (["runs/pkd+soft-1", "--samples", 2], "--samples needs a model that continues texts"),
-        (["runs/pkd+soft-1", "--output", "runs"], "--output runs already exists"),
+        (
+            ["runs/pkd+soft-1", "--output", "runs"],
+            "runs already exists; name a new directory",
+        ),
         (
             ["runs/pkd+soft-1", "--against", "runs/pkd+soft-1/predictions/rows.parquet"],
             "rows.parquet has the rows, not the predictions of a model",

@@ -63,7 +63,7 @@ def test_what_stands_at_its_place_is_kept(invoke, tmp_path):
     kept.write_text("notes")
     done = invoke("new-method", "last-state", "--output", "mine")
     assert done.code == 2
-    assert "mine exists; name another directory with --output" in done.err
+    assert "mine already exists; name a new directory with --output" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert kept.read_text() == "notes"
 

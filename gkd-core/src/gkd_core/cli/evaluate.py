@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gkd_core.cli.json_output import json_option
+from gkd_core.cli.new_directory import new_directory
 from gkd_core.cli.numeric import WholeRange
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 from gkd_core.named_path import named_path
@@ -84,7 +85,7 @@ def evaluate(
     from gkd_core.analysis.subjects import find_named
     from gkd_core.plugins import registry
 
-    place = _new_directory(output)
+    place = None if output is None else new_directory(output)
     named = find_named(model)
     kept = None if against is None else find_kept(against)
     resolved = _resolve(named, files, settings, data, task)
@@ -144,7 +145,7 @@ def _run_harness(
     from gkd_core.analysis.subjects import find_named, language_models
     from gkd_core.plugins import registry
 
-    place = _new_directory(output)
+    place = None if output is None else new_directory(output)
     options = HarnessOptions(**harness | {"tasks": harness["tasks"].split(",")})
     named = [find_named(name) for name in (against, model) if name is not None]
     kind = next(kind for kind in registry().kinds.values() if kind.generates)
@@ -156,18 +157,6 @@ def _run_harness(
         return findings.as_json()
     Console(highlight=False).print(findings.table())
     return None
-
-
-def _new_directory(output: str | None) -> Path | None:
-    """Return the directory of `--output`, which must not have anything in it."""
-    from gkd_core.errors import ConfigError
-
-    if output is None:
-        return None
-    place = Path(output)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ConfigError(f"--output {output} already exists; name a new directory")
-    return place
 
 
 def _resolve(

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import click
 
+from gkd_core.cli.new_directory import new_directory
+
 TEMPLATES = "new_method_files"
 SUFFIX = ".jinja"
 
@@ -28,11 +30,9 @@ def new_method(name: str, output: str | None) -> None:
     The folder contains pyproject.toml, the method in one file, its tests and a page. The method
     works as it is, so you can try each change at once.
     """
-    from gkd_core.named_path import named_path
-
     _refuse_name(name)
     values = _values(name)
-    folder = named_path(output or values["distribution"])
+    folder = new_directory(output or values["distribution"])
     _write(folder, values)
     click.echo(
         f"{folder} contains the method {name}, which works and passes its tests. Next:\n\n"
@@ -92,15 +92,13 @@ def _write(folder: Path, values: Mapping[str, str]) -> None:
     """Write the package: the folder is there either with all files or not at all.
 
     Raises:
-        ConfigError: There is something at its place.
+        ConfigError: It cannot be written.
     """
     from jinja2 import Environment, StrictUndefined
 
     from gkd_core.atomic import publish
     from gkd_core.errors import ConfigError
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists; name another directory with --output")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:

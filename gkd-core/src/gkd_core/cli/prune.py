@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gkd_core.cli.new_directory import new_directory, refuse_taken
 from gkd_core.cli.numeric import Real, RealRange, Whole, WholeRange
 from gkd_core.cli.options import RunOptions, file_options, show_warnings
 
@@ -83,8 +84,7 @@ def prune(
     from gkd_core.training.stage_models import prepare_model
 
     _check_target(target)
-    place = Path(output)
-    _refuse_taken(place)
+    place = new_directory(output)
     spec = _draw(files, model, data, settings)
     source = spec.teachers[0]
     whole = load_teacher(model, spec.kind, spec.data.classes, source.trust_remote_code, "--model")
@@ -105,13 +105,13 @@ def prune(
     )
     adopt_generation_config(made, model, "--model")
     with hold(place):
-        _refuse_taken(place)
+        refuse_taken(place)  # it may have been written meanwhile
         save_model(made, spec.tokenizer, place)
     console = Console(highlight=False)
     console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)
     models = [
         ComparedModel(model, model, spec.tokenizer, source.trust_remote_code),
-        ComparedModel(output, output, spec.tokenizer, source.trust_remote_code),
+        ComparedModel(output, str(place), spec.tokenizer, source.trust_remote_code),
     ]
     console.print(compare_models(spec, models, model).table())
 
@@ -123,14 +123,6 @@ def _check_target(target: dict[str, Any]) -> None:
         raise click.UsageError("say what to keep: --parameters, --width or --depth")
     if target["parameters"] is not None and target["parameters"] <= 0:
         raise click.UsageError("--parameters must be above 0")
-
-
-def _refuse_taken(place: Path) -> None:
-    """Reject a directory with something in it."""
-    from gkd_core.errors import ConfigError
-
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ConfigError(f"--output {place} already exists; name a new directory")
 
 
 def _draw(
