@@ -131,6 +131,7 @@ def _draw(
     """Return the spec of a stage with the model and the rows."""
     from gkd_core.config.schema import StudentConfig, TeacherConfig
     from gkd_core.plugins import registry
+    from gkd_core.runs.default_method import LABELS
     from gkd_core.runs.spec_builder import SpecBuilder
 
     resolved = RunOptions(files, None, settings, {"data": data}).resolve()
@@ -142,4 +143,4 @@ def _draw(
         "student": StudentConfig(),
     }
     settled = replace(stage, config=stage.config.model_copy(update=alone))
-    return SpecBuilder(registry()).build(settled.with_method("hard", "gkd prune"))
+    return SpecBuilder(registry()).build(settled.with_method(LABELS, "gkd prune"))

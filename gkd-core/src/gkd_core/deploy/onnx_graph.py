@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GRAPH = "model.onnx"
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-PROMPT = 8
+EXAMPLE_TOKENS = 8
 """Tokens of the example that a decoder is traced with."""
 
 AXES = {2: ("batch", "sequence"), 3: ("batch", "choices", "sequence")}
@@ -75,7 +75,7 @@ def write_decoder(model: PreTrainedModel, token: int, directory: Path, opset: in
     _import_exporter()
     from transformers.exporters.utils import decompose_for_generation
 
-    ids = torch.full((2, PROMPT), token)
+    ids = torch.full((2, EXAMPLE_TOKENS), token)
     mask = torch.ones_like(ids)
     mask[0, 0] = 0  # without padding, the mask would be left out of the graph
     model.config.use_cache = True

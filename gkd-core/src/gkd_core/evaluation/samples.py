@@ -29,7 +29,7 @@ MEASURES: Mapping[str, Callable[[str, str], float]] = {
 CHECK = "check"
 """Column with what `task.check` says of a text."""
 
-PROMPT = 32
+LONGEST_PROMPT = 32
 """Longest prompt in tokens that is taken from the beginning of a text."""
 
 
@@ -57,8 +57,8 @@ def write_samples(
     """Return columns with prompts and what a model writes after them, greedily; None for the rest.
 
     The prompt of a row with a target is its text; of plain text, the first half of its tokens, at
-    most `PROMPT`. What is written in the place of a target may be as long as that, and is compared
-    with it, in the columns `rouge_l` and `exact_match`; `check` has what the check says.
+    most `LONGEST_PROMPT`. What is written in the place of a target may be as long as that, and is
+    compared with it, in the columns `rouge_l` and `exact_match`; `check` has what the check says.
 
     Args:
         model: The model, whole and in evaluation mode.
@@ -117,7 +117,7 @@ def _prompts(
             continue
         seen.add(row)
         ids = split.ids[split.part(block)]
-        half = min(PROMPT, (len(ids) + 1) // 2)
+        half = min(LONGEST_PROMPT, (len(ids) + 1) // 2)
         if split.prompts is None:
             yield row, ids[:half], None
         else:

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
 
-METHOD = "method"
 LABELS = "hard"
-"""The method whose term is added: it learns from labels alone."""
+"""The method that learns from labels alone."""
 
 
 def with_labels(
@@ -40,7 +39,7 @@ def with_labels(
         kind: Their kind.
         registry: The plugins.
     """
-    if METHOD in settings.origins or not learns_from_labels(data, kind, registry):
+    if "method" in settings.origins or not learns_from_labels(data, kind, registry):
         return settings
     return settings.with_method(
         f"{settings.config.method}+{LABELS}", "default for rows with labels"
@@ -93,7 +92,7 @@ def as_built(resolved: Resolved, specs: Sequence[StageSpec]) -> Resolved:
             stage,
             config=stage.config.model_copy(
                 update={
-                    METHOD: built[stage.name].config.method,
+                    "method": built[stage.name].config.method,
                     "options": built[stage.name].config.options,
                 }
             ),

@@ -24,6 +24,7 @@ from gkd_core.parallel.weights import whole_state
 from gkd_core.plugins import Registry
 from gkd_core.runs.baseline import with_baseline
 from gkd_core.runs.checks import check_labels_differ
+from gkd_core.runs.default_method import LABELS
 from gkd_core.runs.fingerprint import Fingerprints, StageFingerprint
 from gkd_core.runs.inputs import InputReader
 from gkd_core.runs.locations import Locations
@@ -393,7 +394,7 @@ def _default_teachers(builder: SpecBuilder, specs: Sequence[StageSpec]) -> Itera
             if store is None or store.ready or store.trained in seen:
                 continue
             config = RunConfig(
-                method="hard",
+                method=LABELS,
                 student=StudentConfig(model=str(store.untrained)),
                 task=spec.config.task.model_copy(
                     update={"rows": None, "augment": 0, "mask_share": store.teacher.mask_share}

@@ -13,10 +13,8 @@ from statistics import fmean
 from gkd_core.config.expression import parse_expression
 from gkd_core.errors import ConfigError
 from gkd_core.studies.comparisons import SeedComparison, adjust, compare, rises, seed_priors
+from gkd_core.studies.study_config import METHOD
 from gkd_core.studies.study_results import Axes, CellResult, StudyResults, axes_of
-
-METHOD = "method"
-"""The axis whose values are sums of methods."""
 
 PLAIN = "kd"
 """The method that combinations have to beat."""

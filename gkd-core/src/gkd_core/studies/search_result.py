@@ -13,13 +13,14 @@ from gkd_core.analysis.grid import Grid
 from gkd_core.analysis.page import render
 from gkd_core.atomic import write_file
 from gkd_core.plugins import Registry
+from gkd_core.runs.default_method import LABELS
 from gkd_core.strict_json import json_text
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.comparisons import SeedComparison, Verdict, compare, spread
 from gkd_core.studies.search import Finalist, StudentSearch, was_stopped
-from gkd_core.studies.search_space import LABELS, METHOD, SHAPE
+from gkd_core.studies.search_space import SHAPE
 from gkd_core.studies.shapes import MeasuredShape
-from gkd_core.studies.study_config import AxisValue
+from gkd_core.studies.study_config import METHOD, AxisValue
 from gkd_core.studies.study_figures import pareto
 from gkd_core.studies.study_results import CellResult, StudyResults
 from gkd_core.studies.study_tables import NONE, interval_text, p_value_text

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from gkd_core.kinds.metrics import Metric
+from gkd_core.runs.default_method import LABELS
 from gkd_core.studies.shapes import MeasuredShape
-from gkd_core.studies.study_config import AxisValue, StudyConfig
+from gkd_core.studies.study_config import METHOD, AxisValue, StudyConfig
 
 SHAPE = "shape"
-METHOD = "method"
 INIT = "student.init"
 RATE = "training.lr"
 
-METHODS = ("pkd+soft+hard", "kd", "hard")
-LABELS = "hard"
-"""The method that learns from labels alone."""
+METHODS = ("pkd+soft+hard", "kd", LABELS)
 
 INITS = ("spaced", "first", "last")
 EVALUATIONS = 4

@@ -20,6 +20,9 @@ TASK = "task"
 CROSSED = (TASK, SEED)
 """Axes along which every cell is repeated, whatever the design."""
 
+METHOD = "method"
+"""The axis whose values are sums of methods."""
+
 DEPTH = "student.layers"
 
 Design = Literal["grid", "one-factor-at-a-time", "list"]

@@ -17,9 +17,9 @@ from gkd_core.analysis.probe_figures import add_scale, write_value
 from gkd_core.config.expression import parse_expression
 from gkd_core.errors import ConfigError
 from gkd_core.plugins import Registry
-from gkd_core.studies.choice import METHOD
 from gkd_core.studies.comparisons import AxisTable, ComparedValue, Verdict, rises
 from gkd_core.studies.declared import Declared, declared
+from gkd_core.studies.study_config import METHOD
 from gkd_core.studies.study_results import CellResult, StudyResults
 
 EQUAL = 1.2
