@@ -77,6 +77,22 @@ def test_what_gkd_refuses_is_dropped_with_its_message(study):
     assert any("9" in reason for reason in reasons)
 
 
+def test_task_adjusts_the_recipes_of_a_study_unless_it_keeps_the_papers_values(study, monkeypatch):
+    def adjustments(cls, recipe, stage, settings):
+        return {"training": {"weight_decay": 0.5}} if recipe == "kd" else {}
+
+    monkeypatch.setattr(registry().task("files"), "adjustments", classmethod(adjustments))
+    folder = study(axes={"recipe": ["kd", "hard"], "paper_values": [False, True]}).open()
+    decay = {
+        (cell.axes["recipe"], cell.axes["paper_values"]): tomllib.loads(
+            folder.config_file(cell.name).read_text()
+        )["training"].get("weight_decay")
+        for cell in folder.cells
+    }
+    assert decay["kd", False] == 0.5
+    assert decay["kd", True] == decay["hard", True] != 0.5
+
+
 def test_cells_that_cost_the_same_are_timed_once(study):
     axes = {
         "method": ["kd", "2*kd", "kd+hard", "hard+0.5*kd"],

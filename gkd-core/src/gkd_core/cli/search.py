@@ -124,9 +124,9 @@ def _result(
 
 def _stage(flags: dict[str, Any], settings: tuple[str, ...]) -> tuple[dict[str, Any], StageSpec]:
     """Return the settings of all candidates, and the stage that they make."""
-    from gkd_core.config.resolve import resolve
     from gkd_core.errors import ConfigError
     from gkd_core.plugins import registry
+    from gkd_core.runs.resolved import resolve_run
     from gkd_core.runs.run import prepare_run
 
     options = RunOptions((), None, (), flags)
@@ -137,11 +137,7 @@ def _stage(flags: dict[str, Any], settings: tuple[str, ...]) -> tuple[dict[str, 
     if flags.get("student") or flags.get("student_layers"):
         raise ConfigError("a search chooses the student; remove --student and --student-layers")
     given = {key: (value, "gkd search") for key, value in shared.items()}
-    resolved = resolve(
-        registry(),
-        flags={**given, "baseline": (False, "gkd search")},
-        task_defaults=lambda name, kind: registry().task(name).defaults(kind),
-    )
+    resolved = resolve_run(flags={**given, "baseline": (False, "gkd search")})
     return {**shared, "baseline": False}, prepare_run(resolved, registry())[-1]
 
 

@@ -12,17 +12,16 @@ from typing import Any, TypeVar
 from gkd_core import digest
 from gkd_core.config.expression import parse_expression
 from gkd_core.config.render import to_toml
-from gkd_core.config.resolve import Resolved, ResolvedStage, resolve
+from gkd_core.config.resolve import Resolved, ResolvedStage
 from gkd_core.config.schema import RunConfig, task_name
 from gkd_core.config.settings import Level, Origin
-from gkd_core.contract.model_info import Models
 from gkd_core.contract.task import SPLITS
 from gkd_core.errors import GkdError
 from gkd_core.models.content import ModelContents
 from gkd_core.named_path import named_path
 from gkd_core.plugins import Registry
+from gkd_core.runs.resolved import resolve_run
 from gkd_core.runs.run import prepare_run
-from gkd_core.runs.spec_builder import read_shapes
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.design import AxisPoint, Settings
 from gkd_core.studies.equal_size import equal_width
@@ -112,7 +111,7 @@ class CellMaker:
             return self._dropped(point, point.reason)
         try:
             settings = self._settings(point)
-            resolved = self._faster(settings, self._resolve(settings), lr_factor)
+            resolved = self._faster(settings, resolve_run(flags=settings), lr_factor)
         except GkdError as error:
             return self._dropped(point, str(error))
         cell = self._cell(point, resolved, lr_factor)
@@ -138,7 +137,7 @@ class CellMaker:
             for spec in self.prepare(point).specs
         }
         settings = self._settings(point) | shorter | {"output.compare_on": ("validation", "tune")}
-        resolved = self._faster(settings, self._resolve(settings), lr_factor)
+        resolved = self._faster(settings, resolve_run(flags=settings), lr_factor)
         cell = self._cell(point, resolved, lr_factor)
         trial = replace(cell, role="tuning", share=share)
         return CheckedCell(trial, _with_shared_answers(resolved))
@@ -158,7 +157,7 @@ class CellMaker:
             for name, value in values.items()
         }
         alone = {"seed": (1, "timing"), "output.reuse": (False, "timing")}
-        resolved = self._resolve(settings | alone | short)
+        resolved = resolve_run(flags=settings | alone | short)
         cell = self._cell(point, resolved, 1.0)
         timing = replace(cell, seed=1, name=self._cost_name(resolved))
         return CheckedCell(timing, _with_shared_answers(resolved))
@@ -173,7 +172,7 @@ class CellMaker:
         if point.reason:
             return Prepared(refusal=point.reason)
         try:
-            resolved = self._resolve(self._settings(point))
+            resolved = resolve_run(flags=self._settings(point))
             names = {stage.name for stage in resolved.stages}
             specs = prepare_run(resolved, self._registry)
         except GkdError as error:
@@ -188,17 +187,9 @@ class CellMaker:
         alike = self.prepare(point.with_value(axis, center))
         if not alike.specs:
             return settings
-        layers = self._resolve(settings).stages[0].config.student.layers
+        layers = resolve_run(flags=settings).stages[0].config.student.layers
         width = equal_width(alike.specs[0], layers)
         return settings | {key: (value, "equal_size") for key, value in width.items()}
-
-    def _resolve(self, settings: Settings) -> Resolved:
-        return resolve(
-            self._registry,
-            flags=settings,
-            task_defaults=lambda name, kind: self._registry.task(name).defaults(kind),
-            shapes=self._shapes,
-        )
 
     def _faster(self, settings: Settings, resolved: Resolved, lr_factor: float) -> Resolved:
         """Return a configuration with the learning rate of each stage multiplied."""
@@ -209,10 +200,7 @@ class CellMaker:
             stage.path(key): (stage.config.training.lr * lr_factor, "tune")
             for stage in resolved.stages
         }
-        return self._resolve({k: v for k, v in settings.items() if k != key} | rates)
-
-    def _shapes(self, stage: ResolvedStage) -> Models:
-        return read_shapes(stage, self._registry)
+        return resolve_run(flags={k: v for k, v in settings.items() if k != key} | rates)
 
     def _cell(self, point: AxisPoint, resolved: Resolved, lr_factor: float) -> Cell:
         task = point.task or task_name(resolved.stages[-1].config.task)
