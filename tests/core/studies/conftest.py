@@ -73,15 +73,16 @@ def _results(quality, method):
     return {"metric": "accuracy", "split": "test", "samples": ROWS, "rows": rows}
 
 
-def _finish_run(directory, cell, right, validation):
+def _finish_run(directory, cell, right, validation, last="distil"):
     """Write what a finished run of a cell leaves, of a student that is right on some rows."""
-    stage = directory / STAGES / "distil"
+    stage = directory / STAGES / last
     stage.mkdir(parents=True)
     method = cell.axes.get("method", "kd")
-    (directory / "config.toml").write_text(f'method = "{method}"\nseed = {cell.seed}\n')
+    config = f'method = "{method}"\n' if last == "distil" else f'stages = [{{name = "{last}"}}]\n'
+    (directory / "config.toml").write_text(f"{config}seed = {cell.seed}\n")
     results = _results(float(right.mean()), method)
     (directory / "results.json").write_text(json.dumps(results))
-    done = StageResult("distil", "student", 5, "accuracy", validation, 5, 1.0)
+    done = StageResult(last, "student", 5, "accuracy", validation, 5, 1.0)
     done.save(stage / "done.json")
     about = About("test", "classification", ("yes", "no"), "accuracy")
     size = len(right)

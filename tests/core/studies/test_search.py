@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import tomllib
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from gkd_core.studies import shapes
 from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.budget import Budget
 from gkd_core.studies.rungs import Rungs
+from gkd_core.studies.search_space import SearchedRecipe
 from gkd_core.studies.shapes import MeasuredShape, Shape, shapes_of
 
 QUALITIES = {"kd": 0.9, "hard": 0.6}
@@ -42,6 +44,11 @@ class PretendedRun:
         """Return how good a candidate is, at each of its evaluations."""
         return QUALITIES[cell.axes["method"]] - 0.05 * (cell.axes["student.init"] != "last")
 
+    @staticmethod
+    def stage_of(cell):
+        """Return the stage that it evaluates."""
+        return "distil"
+
     @classmethod
     def start(cls, folder, cell, threads):
         """Start, or go on."""
@@ -58,11 +65,16 @@ class PretendedRun:
             with (directory / "metrics.jsonl").open("a+") as file:
                 file.seek(0)
                 step = 2 * (len(file.readlines()) + 1)
-                entry = {"stage": "distil", "step": step, "validation/accuracy": self.quality}
+                entry = {
+                    "stage": self.stage_of(self.cell),
+                    "step": step,
+                    "validation/accuracy": self.quality,
+                }
                 file.write(json.dumps(entry) + "\n")
             if step == 6:
                 right = np.arange(300) < 300 * self.quality
-                type(self).finish_run(directory, self.cell, right, self.quality)
+                stage = self.stage_of(self.cell)
+                type(self).finish_run(directory, self.cell, right, self.quality, stage)
                 self._end(0)
         return self.status is not None
 
@@ -204,6 +216,66 @@ def test_labels_alone_are_the_result_where_they_are_better(
     said = " ".join(done.out.split())
     assert "labels alone are better on validation rows than shape=" in said
     assert "on the others, distillation does not pay: worse than labels alone" in said
+
+
+def test_evaluations_are_those_of_the_last_stage_of_a_recipe(tmp_path):
+    recipe = SearchedRecipe("takd", {"assistant": 9, "student": 40})
+    assert (str(recipe), recipe.last_stage) == ("recipe takd", "student")
+    assert recipe.settings == {
+        "recipe": "takd",
+        "stages.assistant.training.evaluate_every": 3,
+        "stages.student.training.evaluate_every": 10,
+    }
+    one = SearchedRecipe("kd", {"distil": 8})
+    assert one.settings == {"recipe": "kd", "training.evaluate_every": 2}
+    entries = [("assistant", 3, 0.2), ("student", 10, 0.5), ("student", 20, 0.6)]
+    lines = (
+        json.dumps({"stage": stage, "step": step, "validation/accuracy": value}) + "\n"
+        for stage, step, value in [*entries, ("student", 20, 0.7)]  # resumed after the last one
+    )
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert search_module.evaluations(tmp_path, "student", "accuracy") == [0.5, 0.7]
+
+
+@pytest.mark.exhaustive
+def test_recipes_are_judged_in_their_last_stage(arguments, invoke, pretend, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setitem(QUALITIES, "recipe takd", 0.99)
+    begin = pretend.start.__func__
+
+    def start(cls, folder, cell, threads):
+        run = begin(cls, folder, cell, threads)
+        if cell.axes["method"] == "recipe takd" and cls.started.count(cell.name) == 1:
+            directory = folder.run_directory(cell)
+            directory.mkdir(parents=True, exist_ok=True)
+            first = {"stage": "assistant-1", "step": 4, "validation/accuracy": 0.0}
+            (directory / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+        return run
+
+    monkeypatch.setattr(pretend, "start", classmethod(start))
+    monkeypatch.setattr(pretend, "stage_of", staticmethod(last_stage))
+    some = [*arguments, "--recipe", "takd", "--max-weights", "20k", "--time", "12s"]
+    done = invoke(*some)
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "found/report/search.json").read_text())
+    assert report["axes"]["method"] == "recipe takd"
+    assert {each["method"] for each in report["tried"]} == {"recipe takd", "kd", "hard"}
+    assert not any(
+        each["method"] == "recipe takd" and each["state"] == "stopped" for each in report["tried"]
+    ), "an evaluation of the assistant, at 0, is none of the student"
+    study = tomllib.loads((tmp_path / "found/study.toml").read_text())
+    assert study["values"]["method"]["recipe takd"] == {
+        "recipe": "takd",
+        "stages.assistant-1.training.evaluate_every": 2,
+        "stages.student.training.evaluate_every": 2,
+    }
+    refused = invoke(*arguments, "--recipe", "tinybert", "--max-weights", "20k")
+    assert refused.code == 2
+    assert "--recipe tinybert: stages.general.teacher.model" in " ".join(refused.err.split())
+
+
+def last_stage(cell):
+    return "student" if cell.axes["method"] == "recipe takd" else "distil"
 
 
 @pytest.mark.exhaustive

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gkd_core.studies.budget import Budget
     from gkd_core.studies.search import StudentSearch
     from gkd_core.studies.search_result import SearchResult
-    from gkd_core.studies.search_space import SearchSpace
+    from gkd_core.studies.search_space import SearchedRecipe, SearchSpace
     from gkd_core.studies.shapes import MeasuredShape
     from gkd_core.training.stage_spec import StageSpec
 
@@ -36,6 +36,7 @@ FOLDER = Path("searches/search")
 )
 @click.option("--time", "duration", default="1h", help="Time for the search, such as 20min. [1h]")
 @click.option("--method", "methods", multiple=True, help="A method to try; repeatable.")
+@click.option("--recipe", "recipes", multiple=True, help="A recipe to try; repeatable.")
 @click.option("--seeds", type=WholeRange(1), default=1, help="Seeds of the final student. [1]")
 @click.option("--threads", type=WholeRange(1), default=1, help="Threads of each model. [1]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder. [searches/search]")
@@ -48,6 +49,7 @@ def search(
     min_kept: str | None,
     duration: str,
     methods: tuple[str, ...],
+    recipes: tuple[str, ...],
     seeds: int,
     threads: int,
     output: Path | None,
@@ -58,9 +60,9 @@ def search(
 
     Shapes that exceed the budget are dropped before anything is trained: the time for one sample is
     measured on validation rows, and again at the end. Candidates of the other shapes are trained
-    with methods, initial teacher blocks and learning rates that optuna proposes; those that fall
-    behind are stopped. The best candidate on validation rows is compared with the same student
-    trained on labels alone. Repeat the command to continue an interrupted search.
+    with methods or recipes, initial teacher blocks and learning rates that optuna proposes; those
+    that fall behind are stopped. The best candidate on validation rows is compared with the same
+    student trained on labels alone. Repeat the command to continue an interrupted search.
     """
     import torch
     from rich.console import Console
@@ -80,13 +82,14 @@ def search(
         console.print(line, markup=False, soft_wrap=True)
 
     shared, spec = _stage(flags, settings)
+    searched = [_searched(name, shared) for name in recipes]
     folder, shapes = output or FOLDER, shapes_of(spec.teachers[0].info)
     if folder.exists() and not folder.is_dir():
         raise click.UsageError(f"--output {folder} is a file; name a folder")
     say(f"times the teacher and {len(shapes)} shapes")
     before = shapes_of_search(folder, spec, shapes, budget, threads)
     _say_shapes(console, before[0], before[1])
-    space = _space(spec, before, budget, methods, shared)
+    space = _space(spec, before, budget, methods or _default_methods(recipes), searched, shared)
     found = StudentSearch(folder, space, registry(), threads, say)
     with stoppable():
         found.run(until)
@@ -125,9 +128,6 @@ def _result(
 def _stage(flags: dict[str, Any], settings: tuple[str, ...]) -> tuple[dict[str, Any], StageSpec]:
     """Return the settings of all candidates, and the stage that they make."""
     from gkd_core.errors import ConfigError
-    from gkd_core.plugins import registry
-    from gkd_core.runs.resolved import resolve_run
-    from gkd_core.runs.run import prepare_run
 
     options = RunOptions((), None, (), flags)
     shared = {key: value for key, (value, _) in options.flagged.items()}
@@ -136,9 +136,42 @@ def _stage(flags: dict[str, Any], settings: tuple[str, ...]) -> tuple[dict[str, 
         raise ConfigError("a search needs a teacher that is trained already: add --teacher MODEL")
     if flags.get("student") or flags.get("student_layers"):
         raise ConfigError("a search chooses the student; remove --student and --student-layers")
-    given = {key: (value, "gkd search") for key, value in shared.items()}
-    resolved = resolve_run(flags={**given, "baseline": (False, "gkd search")})
-    return {**shared, "baseline": False}, prepare_run(resolved, registry())[-1]
+    shared["baseline"] = False
+    return shared, _stages(shared)[-1]
+
+
+def _stages(settings: Mapping[str, Any]) -> Sequence[StageSpec]:
+    """Return the stages of a run with these settings."""
+    from gkd_core.plugins import registry
+    from gkd_core.runs.resolved import resolve_run
+    from gkd_core.runs.run import prepare_run
+
+    flags = {key: (value, "gkd search") for key, value in settings.items()}
+    return prepare_run(resolve_run(flags=flags), registry())
+
+
+def _searched(recipe: str, shared: Mapping[str, Any]) -> SearchedRecipe:
+    """Return a recipe with the steps of its stages.
+
+    Raises:
+        ConfigError: It cannot be run with the settings that all candidates share.
+    """
+    from gkd_core.errors import ConfigError, GkdError
+    from gkd_core.studies.cells import total_steps
+    from gkd_core.studies.search_space import SearchedRecipe
+
+    try:
+        stages = _stages({**shared, "recipe": recipe})
+    except GkdError as error:
+        raise ConfigError(f"--recipe {recipe}: {error}") from error
+    return SearchedRecipe(recipe, {spec.name: total_steps(spec) for spec in stages})
+
+
+def _default_methods(recipes: Sequence[str]) -> Sequence[str]:
+    """Return the methods that are tried if none is named."""
+    from gkd_core.studies.search_space import METHODS
+
+    return () if recipes else METHODS
 
 
 def _space(
@@ -146,6 +179,7 @@ def _space(
     before: tuple[float, Sequence[MeasuredShape]],
     budget: Budget,
     methods: Sequence[str],
+    recipes: Sequence[SearchedRecipe],
     shared: Mapping[str, Any],
 ) -> SearchSpace:
     """Return the space of candidates.
@@ -155,7 +189,7 @@ def _space(
     """
     from gkd_core.errors import ConfigError
     from gkd_core.studies.cells import total_steps
-    from gkd_core.studies.search_space import METHODS, SearchSpace
+    from gkd_core.studies.search_space import SearchSpace
 
     teacher, shapes = before
     if all(each.reason for each in shapes):
@@ -165,7 +199,8 @@ def _space(
         )
     return SearchSpace(
         shapes,
-        methods or METHODS,
+        methods,
+        recipes,
         shared,
         spec.metric_on(spec.data.validation),
         spec.config.training.lr,

@@ -188,7 +188,8 @@ class StudentSearch:
                 yield cell
 
     def _evaluations(self, cell: Cell) -> list[float]:
-        return evaluations(self._empty.run_directory(cell), self.space.metric.name)
+        directory, stage = self._empty.run_directory(cell), self.space.stage(cell.axes)
+        return evaluations(directory, stage, self.space.metric.name)
 
     def _try(self, checked: CheckedCell, until: float) -> None:
         """Train a candidate until it is finished, falls behind, or time is up."""
@@ -241,9 +242,7 @@ class StudentSearch:
             raise ConfigError(
                 f"no candidate could be trained; `gkd study status {self._empty.path}` says why"
             )
-        metric = self.space.metric.name
-        done = {c.name: len(evaluations(self._empty.run_directory(c), metric)) for c in open_cells}
-        self._wait(self._start(max(open_cells, key=lambda c: done[c.name])))
+        self._wait(self._start(max(open_cells, key=lambda cell: len(self._evaluations(cell)))))
 
     def _start(self, cell: Cell) -> CellProcess:
         return CellProcess.start(self.folder, cell, self._threads)
@@ -290,13 +289,14 @@ def was_stopped(cell: Cell) -> bool:
     return cell.reason.startswith(LOST.partition("{")[0])
 
 
-def evaluations(directory: Path, metric: str) -> list[float]:
-    """Return the metric at each evaluation of a run on validation rows, in order of their steps.
+def evaluations(directory: Path, stage: str, metric: str) -> list[float]:
+    """Return the metric at each evaluation of a stage on validation rows, in order of their steps.
 
     A run that was resumed has repeated some: the last value of a step counts.
 
     Args:
         directory: The directory of the run, which may be running.
+        stage: Name of the stage.
         metric: Name of the metric.
     """
     path = directory / METRICS
@@ -304,7 +304,7 @@ def evaluations(directory: Path, metric: str) -> list[float]:
     found = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         entry = _parsed(line)
-        if entry.get(key) is not None:
+        if entry.get("stage") == stage and entry.get(key) is not None:
             found[entry["step"]] = float(entry[key])
     return [found[step] for step in sorted(found)]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gkd_core.config.resolve import ONLY_STAGE
 from gkd_core.kinds.metrics import Metric
 from gkd_core.runs.default_method import LABELS
 from gkd_core.studies.shapes import MeasuredShape
@@ -27,12 +28,49 @@ SPREAD = 4.0
 
 
 @dataclass(frozen=True)
+class SearchedRecipe:
+    """A recipe with which candidates are made.
+
+    Attributes:
+        name: Its name.
+        steps: Steps of each of its stages, by name, in order.
+    """
+
+    name: str
+    steps: Mapping[str, int]
+
+    def __str__(self) -> str:
+        return f"recipe {self.name}"
+
+    @property
+    def last_stage(self) -> str:
+        """The stage that ends with the student."""
+        return list(self.steps)[-1]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of a run with it."""
+        own = {} if self.last_stage == ONLY_STAGE else self.steps
+        every = {
+            f"stages.{stage}.training.evaluate_every": steps_between(n) for stage, n in own.items()
+        }
+        alone = {"training.evaluate_every": steps_between(self.steps[self.last_stage])}
+        return {"recipe": self.name, **(every or alone)}
+
+
+def steps_between(steps: int) -> int:
+    """Return the steps from one evaluation to the next of a stage with this many steps."""
+    return max(1, math.ceil(steps / EVALUATIONS))
+
+
+@dataclass(frozen=True)
 class SearchSpace:
     """The space of a search's candidates.
 
     Attributes:
         shapes: Shapes of students, with their costs; also those that miss the budget.
         methods: Methods.
+        recipes: Recipes.
         settings: Settings of `gkd run` that all candidates share.
         metric: The metric on validation rows.
         rate: The learning rate around which others are tried.
@@ -44,6 +82,7 @@ class SearchSpace:
 
     shapes: Sequence[MeasuredShape]
     methods: Sequence[str]
+    recipes: Sequence[SearchedRecipe]
     settings: Mapping[str, Any]
     metric: Metric
     rate: float
@@ -60,14 +99,14 @@ class SearchSpace:
     @property
     def evaluations(self) -> int:
         """Evaluations of a whole run."""
-        return math.ceil(self.steps / self._every)
+        return math.ceil(self.steps / steps_between(self.steps))
 
     @property
     def choices(self) -> dict[str, list[AxisValue]]:
         """The values to choose from, by axis."""
         return {
             SHAPE: [str(each.shape) for each in self.fitting],
-            METHOD: list(self.methods),
+            METHOD: [*self.methods, *map(str, self.recipes)],
             INIT: list(INITS),
         }
 
@@ -75,6 +114,15 @@ class SearchSpace:
     def rates(self) -> dict[str, tuple[float, float]]:
         """The smallest and the largest learning rate."""
         return {RATE: (self.rate / SPREAD, self.rate * SPREAD)}
+
+    def stage(self, axes: Mapping[str, AxisValue]) -> str:
+        """Return the stage that ends with the student.
+
+        Args:
+            axes: The value of a candidate on each axis.
+        """
+        last = {str(recipe): recipe.last_stage for recipe in self.recipes}
+        return last.get(str(axes[METHOD]), ONLY_STAGE)
 
     def worth(self, axes: Mapping[str, AxisValue], value: float) -> float:
         """Return the quality of a candidate, in the unit of the metric.
@@ -102,10 +150,9 @@ class SearchSpace:
             title="Search for a student",
             design="list",
             cells=[dict(cell) for cell in cells] or [first],
-            values={SHAPE: {str(each.shape): dict(each.shape.settings) for each in self.shapes}},
-            settings={**self.settings, "training.evaluate_every": self._every},
+            values={
+                SHAPE: {str(each.shape): dict(each.shape.settings) for each in self.shapes},
+                METHOD: {str(recipe): recipe.settings for recipe in self.recipes},
+            },
+            settings={**self.settings, "training.evaluate_every": steps_between(self.steps)},
         )
-
-    @property
-    def _every(self) -> int:
-        return max(1, math.ceil(self.steps / EVALUATIONS))
