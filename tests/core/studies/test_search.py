@@ -120,7 +120,13 @@ def test_shapes_keep_the_size_of_heads():
     assert Shape(6, 384, 12) in found
     assert {shape.hidden_size // shape.heads for shape in found} == {32}
     assert {shape.hidden_size for shape in found} == {384, 288, 192}
-    assert len({shape.layers for shape in found}) == 5
+    assert {shape.layers for shape in found} == {1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("layers", [2, 8, 10, 12, 14, 22])
+def test_half_of_the_teachers_blocks_are_among_the_shapes(layers):
+    teacher = ModelInfo("t", "bert", layers, 384, 12, 12, 32, 1536, 30522, 2, 512)
+    assert layers // 2 in {shape.layers for shape in shapes_of(teacher)}
 
 
 def test_shapes_are_measured_again_where_what_is_known_does_not_tell(monkeypatch, tmp_path):
@@ -162,6 +168,11 @@ def arguments(world):
     ]
 
 
+def without_hard(arguments):
+    (at,) = (place for place, given in enumerate(arguments) if given == "hard")
+    return arguments[: at - 1] + arguments[at + 1 :]
+
+
 def test_the_best_student_within_the_budget_is_found(
     arguments, invoke, pretend, tmp_path, monkeypatch
 ):
@@ -174,6 +185,11 @@ def test_the_best_student_within_the_budget_is_found(
     assert report["against_labels"]["verdict"] == "better"
     missed = [each for each in report["shapes"] if each["reason"]]
     assert missed
+    fitting = [each for each in report["shapes"] if not each["reason"]]
+    largest = max(fitting, key=lambda each: each["weights"])["shape"]
+    shape = f"{largest['layers']}x{largest['hidden_size']}"
+    begun = [(each["shape"], each["method"]) for each in report["tried"][:2]]
+    assert begun == [(shape, "kd"), (shape, "hard")]
     assert all("weights; 20,000 are allowed" in each["reason"] for each in missed)
     allowed = {f"{s['shape']['layers']}x{s['shape']['hidden_size']}" for s in report["shapes"]}
     allowed -= {f"{s['shape']['layers']}x{s['shape']['hidden_size']}" for s in missed}
@@ -205,9 +221,7 @@ def test_labels_alone_are_the_result_where_they_are_better(
     pytest.importorskip("optuna")
     monkeypatch.setitem(QUALITIES, "kd", 0.7)
     monkeypatch.setitem(QUALITIES, "hard", 0.9)
-    (hard,) = (at for at, given in enumerate(arguments) if given == "hard")
-    only_kd = arguments[: hard - 1] + arguments[hard + 1 :]
-    done = invoke(*only_kd, "--max-weights", "20k", "--time", "1s")
+    done = invoke(*without_hard(arguments), "--max-weights", "20k", "--time", "1s")
     assert done.code == 0, done.err
     report = json.loads((tmp_path / "found/report/search.json").read_text())
     assert report["axes"]["method"] == "hard"
@@ -288,7 +302,7 @@ def test_candidate_that_was_stopped_goes_on_when_worse_ones_have_come(
         return 0.9 - 0.02 * list(dict.fromkeys(pretend.started)).index(cell.name)
 
     monkeypatch.setattr(pretend, "quality_of", staticmethod(worse_and_worse))
-    done = invoke(*arguments, "--max-weights", "20k", "--time", "5s")
+    done = invoke(*without_hard(arguments), "--max-weights", "20k", "--time", "5s")
     assert done.code == 0, done.err
     first, second, third, fourth, again = pretend.started[:5]
     assert len({first, second, third, fourth}) == 4

@@ -163,10 +163,14 @@ class StudentSearch:
         begun = [*self._unfinished(), *self._promoted()]
         if begun:
             return self._made(begun[0].axes, begun[0].seed)
-        tried = [each for cell in self._own_cells() if (each := self._tried(cell)) is not None]
-        axes = self._proposals.propose(tried, seed=len(self._cells) + repeated)
-        checked = self._made(axes, self.space.seed)
+        known = [cell.axes for cell in self._own_cells()]
+        first = (axes for axes in self.space.beginnings if axes not in known)
+        checked = self._made(next(first, None) or self._proposed(repeated), self.space.seed)
         return None if checked.cell.name in self._cells else checked
+
+    def _proposed(self, repeated: int) -> Mapping[str, AxisValue]:
+        tried = [each for cell in self._own_cells() if (each := self._tried(cell)) is not None]
+        return self._proposals.propose(tried, seed=len(self._cells) + repeated)
 
     def _own_cells(self) -> list[Cell]:
         """Return the candidates so far, as far as they can still occur."""

@@ -115,6 +115,19 @@ class SearchSpace:
         """The smallest and the largest learning rate."""
         return {RATE: (self.rate / SPREAD, self.rate * SPREAD)}
 
+    @property
+    def beginnings(self) -> list[Mapping[str, AxisValue]]:
+        """The candidates to begin with, as values by axis: what a person would try.
+
+        They are the largest student within the budget, by each method, with the rate of the
+        settings.
+        """
+        largest = str(max(self.fitting, key=lambda each: each.weights).shape)
+        return [
+            {SHAPE: largest, METHOD: method, INIT: INITS[0], RATE: self.rate}
+            for method in self.choices[METHOD]
+        ]
+
     def stage(self, axes: Mapping[str, AxisValue]) -> str:
         """Return the stage that ends with the student.
 

@@ -30,8 +30,8 @@ from gkd_core.training.stage_models import prepare_model
 from gkd_core.training.stage_spec import StageSpec
 from gkd_core.vocabulary.weights import renumber
 
-DEPTHS = 5
-"""Numbers of blocks that are tried at most."""
+DEPTHS = 6
+"""Numbers of blocks that are tried at most; an even number, so that half of them is among these."""
 
 WIDTHS = (1.0, 0.75, 0.5)
 """Widths that are tried, as shares of the teacher's heads."""
