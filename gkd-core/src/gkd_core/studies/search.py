@@ -164,8 +164,8 @@ class StudentSearch:
         if begun:
             return self._made(begun[0].axes, begun[0].seed)
         known = [cell.axes for cell in self._own_cells()]
-        first = (axes for axes in self.space.beginnings if axes not in known)
-        checked = self._made(next(first, None) or self._proposed(repeated), self.space.seed)
+        first = [axes for axes in self.space.beginnings if axes not in known]
+        checked = self._made(first[0] if first else self._proposed(repeated), self.space.seed)
         return None if checked.cell.name in self._cells else checked
 
     def _proposed(self, repeated: int) -> Mapping[str, AxisValue]:
