@@ -1,1 +1,1 @@
-"""Measurements that matter for the deployment of a student."""
+"""The deployment of a student: export, verification, its card and lineage, and what it costs."""

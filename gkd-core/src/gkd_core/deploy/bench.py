@@ -2,112 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gkd_core.analysis.figures import axes_of, png, svg
-from gkd_core.analysis.finished_run import rows_digest
 from gkd_core.analysis.page import PageCell, PageLine, PageTable, section
 from gkd_core.analysis.report import add_bench
 from gkd_core.analysis.sizes import readable
 from gkd_core.analysis.subjects import find_named
 from gkd_core.atomic import write_file
 from gkd_core.deploy.candidate import MEBI, Candidate, peak_memory
-from gkd_core.deploy.lineage import LINEAGE
-from gkd_core.errors import ConfigError, first_line
-from gkd_core.evaluation.predictions import STUDENT
-from gkd_core.evaluation.statistics import LEVEL, Interval
+from gkd_core.deploy.quality import Quality, qualities
+from gkd_core.deploy.timing import (
+    BatchShape,
+    ModelTiming,
+    check_lengths,
+    default_lengths,
+    time_in_turn,
+)
+from gkd_core.evaluation.statistics import LEVEL
 from gkd_core.runs.public_names import public_name
-from gkd_core.runs.run_files import RESULTS
 from gkd_core.strict_json import json_text
 
-Found = TypeVar("Found")
-
-WARMUP = 2
 NONE = "-"
-
-LENGTHS = (32, 128)
-"""Tokens of a row unless the user names others; models that read fewer are spared the longer."""
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """A size of batch.
-
-    Attributes:
-        rows: Number of rows.
-        length: Tokens of each.
-    """
-
-    rows: int
-    length: int
-
-
-@dataclass(frozen=True)
-class ModelTiming:
-    """A model at a size of batch.
-
-    Attributes:
-        name: The model.
-        rows: Number of rows of a batch.
-        length: Tokens of each.
-        p50: Median milliseconds of a batch.
-        p95: Milliseconds that 95% of the batches stay below.
-        throughput: Rows per second, at the median.
-        ratio: Median of the time over that of the first model in the same round.
-    """
-
-    name: str
-    rows: int
-    length: int
-    p50: float
-    p95: float
-    throughput: float
-    ratio: float
-
-
-@dataclass(frozen=True)
-class Quality:
-    """The quality of a model, as its run or the verification of its export has measured it.
-
-    Attributes:
-        metric: Name of the metric.
-        value: Its value.
-        interval: Its bootstrap interval; None if it is not known.
-        rows: Number of rows that it was measured on.
-        split: Where they are from: `validation` or `test`.
-        rows_digest: A digest of their content; None if it is not known.
-    """
-
-    metric: str
-    value: float
-    interval: Interval | None
-    rows: int
-    split: str
-    rows_digest: str | None
-
-    @property
-    def judged_by(self) -> tuple[str, int, str, str | None]:
-        """The metric and the rows, which qualities that may be compared have in common."""
-        return self.metric, self.rows, self.split, self.rows_digest
-
-    def __str__(self) -> str:
-        """Return the value with its interval."""
-        within = "" if self.interval is None else f" ({self.interval:.4f})"
-        return f"{self.value:.4f}{within}"
 
 
 @dataclass(frozen=True)
@@ -313,13 +238,13 @@ def bench(
         say("loading")
         candidates = [Candidate.load(name, threads) for name in names]
         if lengths is None:
-            lengths = _default_lengths(candidates, say)
-        _check_lengths(candidates, lengths)
+            lengths = default_lengths(candidates, say)
+        check_lengths(candidates, lengths)
         shapes = [BatchShape(rows, length) for rows in batches for length in lengths]
         measured = []
         for shape in shapes:
             say(f"batches of {shape.rows} rows of {shape.length} tokens")
-            measured += _in_turn(candidates, shape, rounds)
+            measured += time_in_turn(candidates, shape, rounds)
     finally:
         torch.set_num_threads(before)
     labels = short_names(names)
@@ -330,36 +255,18 @@ def bench(
         {labels[each.name]: each.size for each in candidates},
         {labels[name]: peak_memory(name, threads, largest.rows, largest.length) for name in names},
         {labels[name]: quality for name, quality in qualities(names).items()},
-        {
-            "processor": platform.processor() or platform.machine(),
-            "threads": threads,
-            "rounds": rounds,
-            "torch": torch.__version__,
-        },
+        _machine(threads, rounds),
     )
 
 
-def _default_lengths(candidates: Sequence[Candidate], say: Callable[[str], None]) -> list[int]:
-    """Return the usual lengths that every model reads, or the longest; say what is left out."""
-    shortest = min(candidates, key=lambda each: each.longest)
-    fitting = [length for length in LENGTHS if length <= shortest.longest]
-    for length in LENGTHS[len(fitting) :]:
-        say(
-            f"rows of {length} tokens are left out: {shortest.name} reads at most "
-            f"{shortest.longest}"
-        )
-    return fitting or [shortest.longest]
-
-
-def _check_lengths(candidates: Sequence[Candidate], lengths: Sequence[int]) -> None:
-    """Reject rows that are longer than a model reads, before anything is measured."""
-    longest = max(lengths)
-    shortest = min(candidates, key=lambda each: each.longest)
-    if longest > shortest.longest:
-        raise ConfigError(
-            f"{shortest.name} reads at most {shortest.longest} tokens, so rows of {longest} "
-            f"cannot be measured; choose lengths up to {shortest.longest} with --length"
-        )
+def _machine(threads: int, rounds: int) -> dict[str, Any]:
+    """Return what the times depend on besides the models."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": threads,
+        "rounds": rounds,
+        "torch": torch.__version__,
+    }
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -378,35 +285,6 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def _in_turn(candidates: Sequence[Candidate], shape: BatchShape, rounds: int) -> list[ModelTiming]:
-    batches = [each.inputs(shape.rows, shape.length) for each in candidates]
-    times = np.zeros((len(candidates), rounds))
-    for number in range(-WARMUP, rounds):
-        for place, (candidate, batch) in enumerate(zip(candidates, batches, strict=True)):
-            start = time.perf_counter()
-            try:
-                candidate.run(batch)
-            except Exception as error:  # onnxruntime and torch raise many types
-                raise ConfigError(
-                    f"{candidate.name} cannot read {shape.rows} rows of {shape.length} tokens "
-                    f"({first_line(error)}); choose others with --batch and --length"
-                ) from error
-            if number >= 0:
-                times[place, number] = 1000 * (time.perf_counter() - start)
-    return [
-        ModelTiming(
-            candidate.name,
-            shape.rows,
-            shape.length,
-            p50=statistics.median(own),
-            p95=float(np.percentile(own, 95)),
-            throughput=1000 * shape.rows / statistics.median(own),
-            ratio=float(np.median(own / times[0])),
-        )
-        for candidate, own in zip(candidates, times, strict=True)
-    ]
-
-
 def report_bench(names: Sequence[str], found: Bench) -> list[Path]:
     """Add measurements to the reports of the runs whose models they are of.
 
@@ -419,71 +297,3 @@ def report_bench(names: Sequence[str], found: Bench) -> list[Path]:
     """
     runs = dict.fromkeys(one.run for one in map(find_named, names) if one.run is not None)
     return [path for run in runs for path in add_bench(run, found.section())]
-
-
-def qualities(names: Sequence[str]) -> dict[str, Quality | None]:
-    """Return the quality of models, as their run, or the verification of their export, has it.
-
-    Args:
-        names: Directories of the models.
-    """
-    known: dict[Path, Quality] = {}
-    for run in {found.run for found in map(find_named, names) if found.run is not None}:
-        if (run / RESULTS).is_file():
-            known |= _read(run / RESULTS, partial(_of_run, run))
-    found = {name: known.get(Path(name).resolve()) for name in names}
-    for name in names:
-        if (Path(name) / LINEAGE).is_file():
-            found[name] = _read(Path(name) / LINEAGE, _of_export)
-    return found
-
-
-def _read(file: Path, quality: Callable[[Mapping[str, Any]], Found]) -> Found:
-    """Return the quality that a file tells.
-
-    Raises:
-        ConfigError: The file is damaged.
-    """
-    try:
-        return quality(json.loads(file.read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{file} is damaged ({type(error).__name__}: {error}). Move it away to measure without "
-            "the quality that it tells, or make it again"
-        ) from error
-
-
-def _of_run(run: Path, results: Mapping[str, Any]) -> dict[Path, Quality]:
-    """Return the quality of the models of a run, by their places."""
-    return dict(_qualities(run, results))
-
-
-def _qualities(run: Path, results: Mapping[str, Any]) -> Iterator[tuple[Path, Quality]]:
-    metric, judged = results["metric"], (results["samples"], results["split"], rows_digest(run))
-    for row in results["rows"]:
-        value = row["metrics"].get(metric)
-        if value is not None:
-            quality = Quality(metric, value, _interval(row), *judged)
-            yield Path(row["model"]).resolve(), quality
-            if row is results["rows"][-1]:
-                # The paths in the results begin where the run was started.
-                yield (run / STUDENT).resolve(), quality
-
-
-def _of_export(known: Mapping[str, Any]) -> Quality:
-    """Return the quality of an export from its lineage."""
-    found = known["verification"]
-    return Quality(
-        found["metric"],
-        found["after"],
-        _interval(found["estimate"]),
-        found["rows"],
-        found["split"],
-        found.get("rows_digest"),  # version 0.2 wrote none
-    )
-
-
-def _interval(estimate: Mapping[str, Any] | None) -> Interval | None:
-    """Return the interval of what was measured, if it is known."""
-    found = None if estimate is None else estimate.get("interval")
-    return None if found is None else Interval(**found)
