@@ -63,6 +63,7 @@ class ArraySpool:
                 folder = cache_dir() / ROOM
                 folder.mkdir(parents=True, exist_ok=True)
                 self._file = unnamed_file(folder, self)
+            self._file.seek(self._whole)  # a disk that was full may have taken a part of one
             while self._parts:
                 write_whole(self._file, self._parts[0].tobytes())
                 self._whole += self._parts.pop(0).nbytes
