@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import shutil
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +18,7 @@ from gkd_core.runs import answer_cache
 from gkd_core.teachers import answer_cache as stored
 from gkd_core.teachers import answer_form, answer_shard
 from gkd_core.teachers.answer_cache import AnswerCache
+from gkd_core.teachers.answer_shard import AnswerShard
 
 LM = ("method=soft", "task.kind=causal-lm")
 CASES = {"hidden": (LM, "lm-decoder"), "logits": (("method=kd",), "teacher")}
@@ -150,6 +156,59 @@ def test_a_cache_that_was_interrupted_ends_with_the_same_bytes(write, tmp_path, 
                 write("fp16", *settings, teacher=teacher, folder=f"killed-{done}", form=form)
         write("fp16", *settings, teacher=teacher, folder=f"killed-{done}", form=form)
         assert files(tmp_path / f"killed-{done}") == files(whole)
+
+
+def test_a_cache_that_a_disk_has_no_room_for_is_refused_before_it_is_begun(
+    write, tmp_path, monkeypatch
+):
+    settings, teacher = CASES["hidden"]
+    whole, manifest = write("fp16", *settings, teacher=teacher, folder="whole")
+    shards = [AnswerShard.load(whole / part.name) for part in manifest.parts]
+    sizes = [sum(own.nbytes for own in shard.columns.values()) for shard in shards]
+    disk = partial(free, monkeypatch)
+    disk(sum(sizes) - 1)
+    with pytest.raises(ConfigError, match=r"--output .*: about .*KiB are to be written to .*free"):
+        write("fp16", *settings, teacher=teacher, folder="full")
+    assert not (tmp_path / "full").exists()
+    disk(sum(sizes))
+    write("fp16", *settings, teacher=teacher, folder="full")
+    (whole / manifest.parts[1].name).unlink()
+    disk(sizes[1])
+    write("fp16", *settings, teacher=teacher, folder="whole")
+    assert files(whole) == files(tmp_path / "full"), "what is there needs no room"
+
+
+def free(monkeypatch, count):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=count))
+
+
+def test_a_disk_that_fills_up_leaves_no_wrong_cache(write, tmp_path, monkeypatch, prepare_run):
+    settings, teacher = CASES["hidden"]
+    whole, _ = write("fp16", *settings, teacher=teacher, folder="whole")
+    stock = Path.write_bytes
+
+    def fills(path, content):
+        stock(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for name in ("shard-000001", "manifest", "head"):
+        folder = tmp_path / f"full at {name}"
+        with monkeypatch.context() as full:
+            full.setattr(
+                Path,
+                "write_bytes",
+                lambda path, content, name=name: (fills if name in path.name else stock)(
+                    path, content
+                ),
+            )
+            with pytest.raises(OSError, match="No space left"):
+                write("fp16", *settings, teacher=teacher, folder=folder.name)
+        there, expected = files(folder), files(whole)
+        assert all(there[own] == expected[own] for own in there if own.startswith("shard"))
+        with pytest.raises(ConfigError, match=r"not finished|holds no answers"):
+            prepare_run(*settings, *source(folder), teachers=(teacher,))
+        write("fp16", *settings, teacher=teacher, folder=folder.name)
+        assert files(folder) == files(whole)
 
 
 def files(folder):

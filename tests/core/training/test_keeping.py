@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +16,8 @@ from gkd_core.api import ConfigError
 from gkd_core.data import array_spool
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.hooks.paths import LOGITS, Capture
-from gkd_core.teachers import kept
-from gkd_core.training import loop
+from gkd_core.teachers import answer_file, kept
+from gkd_core.training import keeping, loop
 from gkd_core.training.assembly import build_stage
 from gkd_core.training.keeping import keep_answers, teachers_to_keep
 
@@ -172,6 +175,70 @@ def test_the_size_of_maps_is_said_before_they_are_kept(build):
         f"teacher: its attention[4] will take {maps:,.1f} MiB: they grow with the square of a "
         "text's length"
     )
+
+
+def test_a_teacher_is_asked_about_as_many_rows_as_their_answers_allow(build, passes, monkeypatch):
+    settings = ("method=minilm", "teacher.keep=memory")
+    whole = keep_answers(build(*settings), ["teacher"], print)[0]
+    assert passes == [64, 32]
+    monkeypatch.setattr(kept, "BYTES", most := whole.size // 5)
+    parts = keep_answers(build(*settings), ["teacher"], print)[0]
+    counts = passes[2:]
+    assert sum(counts) == 96
+    assert len(counts) >= 5
+    for capture, own in whole.answers.items():
+        torch.testing.assert_close(parts.answers[capture].values, own.values)
+    monkeypatch.setattr(kept, "BYTES", 1)
+    keep_answers(build(*settings), ["teacher"], print)
+    assert passes[2 + len(counts) :] == [1] * 96, "there is at least a row"
+    assert most > 0
+
+
+def test_answers_that_the_disk_has_no_room_for_are_refused(build, passes, monkeypatch, tmp_path):
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(keeping, "IN_MEMORY", 0)
+    settings = ("method=minilm", "teacher.keep=disk")
+    kept_on_disk = keep_answers(build(*settings), ["teacher"], print)[0]
+    (file,) = (tmp_path / "cache/answers").glob("*.safetensors")
+    free = [2 * kept_on_disk.size - 1]
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free[0]))
+    keep_answers(build(*settings), ["teacher"], print)
+    file.unlink()
+    passes.clear()
+    refused = r"teacher\.keep = 'disk' \(the answers of the teacher 'teacher'\): about .* free\."
+    with pytest.raises(ConfigError, match=refused):
+        keep_answers(build(*settings), ["teacher"], print)
+    assert passes == [64], "it is asked no more than this takes"
+    assert not file.exists()
+    free[0] += 1
+    keep_answers(build(*settings), ["teacher"], print)
+    assert file.exists()
+
+
+def test_a_disk_that_fills_up_costs_memory_and_leaves_no_file(build, monkeypatch, tmp_path):
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(array_spool, "IN_MEMORY", 1000)
+    settings = ("method=minilm", "teacher.keep=disk")
+    whole = keep_answers(build("method=minilm", "teacher.keep=memory"), ["teacher"], print)[0]
+    left = iter(range(3))
+
+    def fills(file, content, stock=array_spool.write_whole):
+        if next(left, None) is None:
+            file.write(content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        stock(file, content)
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(array_spool, "write_whole", fills)
+    monkeypatch.setattr(answer_file, "_save", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        found = keep_answers(build(*settings), ["teacher"], print)[0]
+    for capture, own in whole.answers.items():
+        assert torch.equal(found.answers[capture].values, own.values), capture
+    assert not list((tmp_path / "cache/answers").glob("*.safetensors*"))
 
 
 @pytest.mark.parametrize("keep", first_of(["disk", "memory"]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
+
 INFINITE = float("inf")
 
 
@@ -25,3 +28,23 @@ def divide(sizes: Iterable[float], count: int, limit: float = INFINITE) -> list[
         taken += size
         end += 1
     return [*parts, range(start, end)] if end > start else parts
+
+
+def longest_first(
+    lengths: NDArray[np.int64],
+    count: int,
+    sizes: NDArray[np.float64] | None = None,
+    limit: float = INFINITE,
+) -> list[list[int]]:
+    """Return the rows of each batch, the longest first.
+
+    Args:
+        lengths: Tokens of each row.
+        count: Most rows of a batch.
+        sizes: The size of each row, if batches are bounded by these, too.
+        limit: Most that the rows of a batch take; one that takes more is a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    own = np.zeros(len(order)) if sizes is None else sizes[order]
+    parts = divide(own.tolist(), count, limit)
+    return [order[part.start : part.stop].tolist() for part in parts]

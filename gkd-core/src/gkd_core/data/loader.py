@@ -6,10 +6,9 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-import numpy as np
-
 from gkd_core.contract.batch import Batch
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
+from gkd_core.data.division import longest_first
 from gkd_core.data.encode import Encoded
 from gkd_core.data.readings import Reading, with_views
 from gkd_core.data.sampler import Sampler
@@ -49,8 +48,13 @@ def evaluation_batches(encoded: Encoded, collator: Collator, batch_size: int) ->
 
     This way running out of memory shows immediately. `Batch.rows` maps predictions to rows.
     """
-    order = np.argsort(-encoded.lengths, kind="stable").tolist()
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    yield from given_batches(encoded, collator, longest_first(encoded.lengths, batch_size))
+
+
+def given_batches(
+    encoded: Encoded, collator: Collator, batches: Sequence[Sequence[int]]
+) -> Iterator[Batch]:
+    """Yield this rank's share of batches of rows, outside training."""
     for rows, counted in deal(batches):
         yield _batch(encoded, collator, rows, counted, EVALUATION_EPOCH)
 

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from gkd_core.atomic import write_file
 from gkd_core.data.collate import EVALUATION_EPOCH
+from gkd_core.data.disk_space import check_space
 from gkd_core.errors import ConfigError
 from gkd_core.launchers.shard import ALL
 from gkd_core.lease import HeldElsewhere, hold, holder
@@ -45,6 +46,9 @@ from gkd_core.training.stage_models import load_live_teacher
 from gkd_core.training.stage_rows import read_by
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gkd_core.contract.batch import Batch
     from gkd_core.data.collate import Collator
     from gkd_core.data.encode import Encoded
@@ -58,6 +62,11 @@ if TYPE_CHECKING:
 
 OUTPUT = "--output"
 """What names the folder of a cache that is written, for errors."""
+
+ROOM = (
+    "Free some space or name a folder on another disk. --dtype fp16 takes half of fp32, and of a "
+    "language model --form top-k less than its states"
+)
 
 
 @dataclass(frozen=True)
@@ -101,13 +110,27 @@ class BegunCache:
         Raises:
             ConfigError: The folder holds other answers, or these cannot be stored.
         """
+        there = _there(folder)
         encoded, collator = read_by(spec, 0, device)
-        undivided = storage.manifest(spec, encoded)
-        form, info, most = undivided.answers, spec.teachers[0].info, _shard_bytes(folder)
-        divided = shards(encoded, form.size(info), most)
+        undivided, info = storage.manifest(spec, encoded), spec.teachers[0].info
+        sizes = undivided.answers.sizes(info, encoded)
+        most = SHARD_BYTES if there is None else there.shard_bytes
+        divided = shards(encoded, sizes, most)
         manifest = replace(undivided, shards=len(divided), shard_bytes=most)
-        say(estimate(form, info, encoded))
-        return cls(folder, _begin(folder, manifest), encoded, collator, device, divided)
+        say(estimate(manifest.answers, info, encoded))
+        if there is not None:
+            _check_same(folder, there, manifest)
+        begun = cls(folder, there or manifest, encoded, collator, device, divided)
+        check_space(folder, begun._left(sizes), f"{OUTPUT} (answers of the teacher)", ROOM)
+        if there is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            manifest.save(folder)
+        return begun
+
+    def _left(self, sizes: NDArray[np.float64]) -> float:
+        """Return the bytes of the answers that are yet to be written, if each row's are known."""
+        batches = (rows for number in self.progress.left for rows in self.shards[number])
+        return sum(float(sizes[rows].sum()) for rows in batches)
 
     @property
     def progress(self) -> CacheProgress:
@@ -158,26 +181,27 @@ def write_cache(
             say(f"shard {number + 1} of {len(cache.shards)}")
 
 
-def _shard_bytes(folder: Path) -> int | None:
-    """Return the most bytes of a shard: a cache that is begun goes on as it is divided."""
-    if not (folder / MANIFEST).exists():
-        return SHARD_BYTES
-    return CacheManifest.load(folder, OUTPUT).shard_bytes
-
-
-def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
-    """Return the manifest of a cache, which is written if there is none.
+def _there(folder: Path) -> CacheManifest | None:
+    """Return the manifest of a cache that is there; None if there is nothing.
 
     Raises:
-        ConfigError: It is about something else.
+        ConfigError: There is something else.
     """
-    if not (folder / MANIFEST).exists():
-        if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
-            raise ConfigError(f"{OUTPUT}: {folder} is not empty and holds no cache")
-        folder.mkdir(parents=True, exist_ok=True)
-        begun.save(folder)
-        return begun
-    there = CacheManifest.load(folder, OUTPUT)
+    if (folder / MANIFEST).exists():
+        return CacheManifest.load(folder, OUTPUT)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{OUTPUT}: {folder} is a file. Name a folder")
+    if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
+        raise ConfigError(f"{OUTPUT}: {folder} is not empty and holds no cache")
+    return None
+
+
+def _check_same(folder: Path, there: CacheManifest, begun: CacheManifest) -> None:
+    """Reject a cache that is about something else.
+
+    Raises:
+        ConfigError: Names what differs.
+    """
     different = there.belongs.differences(begun.belongs)
     for name in ("form", "dtype", "precision", "rows", "shards", *OPTIONS):
         was, now = getattr(there, name), getattr(begun, name)
@@ -186,7 +210,6 @@ def _begin(folder: Path, begun: CacheManifest) -> CacheManifest:
         raise ConfigError(
             f"{OUTPUT}: {folder} holds other answers: {'; '.join(different)}. Name another folder"
         )
-    return there
 
 
 def _remove_leftovers(folder: Path) -> None:

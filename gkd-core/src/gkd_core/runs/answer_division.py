@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
-from gkd_core.data.division import INFINITE, divide
+from gkd_core.data.division import INFINITE, divide, longest_first
 from gkd_core.teachers.kept import ROWS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gkd_core.data.encode import Encoded
-    from gkd_core.teachers.answer_form import Size
 
 BATCHES = 16
 """Batches in a shard. Of the first of each, the stored values are compared with the computed."""
@@ -30,20 +30,15 @@ ShardRows: TypeAlias = Sequence[Sequence[int]]
 """The rows of each batch of a shard."""
 
 
-def shards(encoded: Encoded, size: Size, most: int | None) -> list[ShardRows]:
+def shards(encoded: Encoded, sizes: NDArray[np.float64], most: int | None) -> list[ShardRows]:
     """Return the shards of a cache, the longest rows first.
 
     Args:
         encoded: The rows.
-        size: Bytes that their answers take.
+        sizes: Bytes of the answers about each, `[N]`.
         most: Bytes of a shard, in which there is at least one row; None for any number.
     """
     limit = INFINITE if most is None else most
-    order = np.argsort(-encoded.lengths, kind="stable")
-    sizes = size.of_rows(encoded)[order]
-    batches = divide(sizes, ROWS, limit)
-    whole = (float(sizes[batch.start : batch.stop].sum()) for batch in batches)
-    return [
-        [order[batch.start : batch.stop].tolist() for batch in batches[part.start : part.stop]]
-        for part in divide(whole, BATCHES, limit)
-    ]
+    batches = longest_first(encoded.lengths, ROWS, sizes, limit)
+    whole = (float(sizes[rows].sum()) for rows in batches)
+    return [batches[part.start : part.stop] for part in divide(whole, BATCHES, limit)]

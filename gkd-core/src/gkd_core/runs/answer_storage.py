@@ -99,7 +99,7 @@ def estimate(form: AnswerForm, info: ModelInfo, encoded: Encoded) -> str:
         for own, unit in ((size.token, "token"), (size.row, "row"), (size.pair, "pair of tokens"))
         if own
     ]
-    whole = size.of_rows(encoded).sum() / 2**20
+    whole = form.sizes(info, encoded).sum() / 2**20
     stored = ", ".join(sorted(map(str, form.captures)))
     return (
         f"{form.name} ({stored}) in {form.dtype}: {' and '.join(each)}, about {whole:,.1f} MiB for "

@@ -84,10 +84,17 @@ class Size:
         pair = self.pair + other.pair
         return Size(self.token + other.token, self.row + other.row, pair)
 
-    def of_rows(self, encoded: Encoded) -> NDArray[np.float64]:
-        """Return the bytes of the answers about each row, fp64 `[N]`."""
-        tokens = encoded.lengths
-        sizes: NDArray[np.float64] = self.row + self.token * tokens + self.pair * tokens**2
+    def of_rows(self, encoded: Encoded, scored: bool = False) -> NDArray[np.float64]:
+        """Return the bytes of the answers about each row, fp64 `[N]`.
+
+        Args:
+            encoded: The rows.
+            scored: Whether they are about the tokens only that are learned.
+        """
+        lengths, tokens = encoded.lengths, encoded.lengths
+        if scored and encoded.learned is not None:
+            tokens = np.add.reduceat(encoded.learned, encoded.offsets[:-1], dtype=np.int64)
+        sizes: NDArray[np.float64] = self.row + self.token * tokens + self.pair * lengths**2
         return sizes
 
 
@@ -127,6 +134,10 @@ class AnswerForm(ABC):
     @abstractmethod
     def size(self, info: ModelInfo) -> Size:
         """Return the bytes that the answers of a teacher take."""
+
+    def sizes(self, info: ModelInfo, encoded: Encoded) -> NDArray[np.float64]:
+        """Return the bytes of a teacher's answers about each row, fp64 `[N]`."""
+        return self.size(info).of_rows(encoded, self.scored)
 
     @abstractmethod
     def stored(self, features: Features, batch: Batch) -> Columns:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gkd_core import digest
 from gkd_core.data.collate import EVALUATION_EPOCH
-from gkd_core.data.loader import evaluation_batches
+from gkd_core.data.division import longest_first
+from gkd_core.data.loader import given_batches
 from gkd_core.distributed.data_parallel import collect
 from gkd_core.distributed.teacher_batches import gather_teacher_batches
 from gkd_core.hooks.features import Features
@@ -26,6 +28,8 @@ from gkd_core.teachers.captured_states import as_captured
 from gkd_core.teachers.teacher import batches_for
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.model_info import Predicted
     from gkd_core.contract.task import TaskData
@@ -39,6 +43,10 @@ if TYPE_CHECKING:
 
 ROWS = 64
 """Rows that a teacher is asked about at once. Rows of one length are together, in any layout."""
+
+BYTES = 2**28
+"""Bytes of the answers about such rows, if there are several. Of 64 rows of 512 tokens, the
+attention of four layers of 12 heads would take 3 GiB, and as much again while it is copied."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,8 @@ def ask_once(
     predicted: Predicted,
     file: Path | None = None,
     captures: frozenset[Capture] = frozenset({LOGITS}),
+    sizes: NDArray[np.float64] | None = None,
+    check: Callable[[float], None] | None = None,
 ) -> KeptAnswers | None:
     """Ask a teacher about all rows; every rank calls it, and all keep all answers.
 
@@ -140,18 +150,25 @@ def ask_once(
         predicted: What has a prediction.
         file: Where they are kept for other runs too; if they are there, nobody is asked.
         captures: The tensors that it is asked for.
+        sizes: Most bytes of the answers about each row; None if they are small.
+        check: Told how many bytes all answers take, after the first of them; it may raise.
 
     Returns:
         The answers; None if one is nan or inf, if their shape depends on the batch, or if a file
         cannot be written that they need.
     """
     answer = partial(_answer, teacher, student, captures, device=device)
+    most = np.zeros(len(encoded)) if sizes is None else sizes
+    batches = longest_first(encoded.lengths, ROWS, most, BYTES)
 
     def ask() -> Answers | None:
         parts = AnswerParts(predicted, file is not None)
-        for batch in evaluation_batches(encoded, collator, ROWS):
+        for number, batch in enumerate(given_batches(encoded, collator, batches)):
             own = AnswerPart.of(answer(batch), captures, batch, predicted)
-            if not all(parts.add(part) for part in collect([own] if batch.counted else [])):
+            found = collect([own] if batch.counted else [])
+            if number == 0 and check is not None:
+                check(_whole_size(found, most))
+            if not all(parts.add(part) for part in found):
                 return None
         return parts.answers()
 
@@ -163,6 +180,18 @@ def ask_once(
     features = answer(collator.collate(encoded, [0], EVALUATION_EPOCH))
     near = {**answers, LOGITS: answers[LOGITS].to(device)}
     return KeptAnswers(near, features.head, features.deferred is not None)
+
+
+def _whole_size(found: Sequence[AnswerPart], sizes: NDArray[np.float64]) -> float:
+    """Return the bytes of all answers, as those about the first rows show.
+
+    Args:
+        found: The answers about these.
+        sizes: Bytes of the answers about each row, of numbers that may be wider.
+    """
+    taken = sum(tensor.nbytes for part in found for tensor in part.tensors.values())
+    expected = sum(float(sizes[part.rows].sum()) for part in found)
+    return float(sizes.sum()) * taken / expected
 
 
 def _answer(

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gkd_core.data.array_spool import IN_MEMORY
+from gkd_core.data.cache import cache_dir
+from gkd_core.data.disk_space import check_space
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, MAIN, Capture
 from gkd_core.optim.engine import autocast
+from gkd_core.teachers.answer_form import Size
 from gkd_core.teachers.captured_states import size_of, unit_of
 from gkd_core.teachers.kept import KeptAnswers, ask_once, shared_file
 
@@ -22,6 +26,11 @@ if TYPE_CHECKING:
     from gkd_core.data.encode import Encoded
     from gkd_core.training.stage import Stage
     from gkd_core.training.stage_spec import StageSpec
+
+ROOM = (
+    "Free some space, set GKD_CACHE to a folder on another disk, or set teacher.keep = 'none' to "
+    "run the teacher in every step"
+)
 
 LIMIT = 2**28
 """Bytes of a teacher's answers that are kept unasked. The same everywhere: a run that goes on in
@@ -72,22 +81,25 @@ def keep_answers(
     kept = {}
     with torch.no_grad(), autocast(stage.config.training, stage.engine.device, caches):
         for name in names:
+            number = numbers[name]
             encoded, collator = _reading(stage, name)
-            captures = _kept(stage.spec, numbers[name])
-            for size in _sizes_of_maps(stage.spec.teachers[numbers[name]].info, captures, encoded):
+            captures = _kept(stage.spec, number)
+            for size in _sizes_of_maps(stage.spec.teachers[number].info, captures, encoded):
                 say(f"{name}: {size}")
             answers = ask_once(
-                stage.live(numbers[name]),
+                stage.live(number),
                 stage.student,
                 encoded,
                 collator,
                 stage.engine.device,
                 stage.kind.predicted,
-                _file(stage, numbers[name], encoded),
+                _file(stage, number, encoded),
                 captures,
+                _size(stage, number, captures).of_rows(encoded),
+                _check_disk(stage, number),
             )
             if answers is not None:
-                kept[numbers[name]] = answers
+                kept[number] = answers
             say(f"{name}: {_outcome(answers, len(encoded))}")
     return kept
 
@@ -172,10 +184,32 @@ def _changes_rows(stage: Stage) -> bool:
 
 def _fits(stage: Stage, number: int) -> bool:
     """Return whether the logits of all rows take at most `LIMIT` bytes."""
-    info = stage.spec.teachers[number].info
-    by_token = stage.kind.predicted in ("token", "span")
-    answers = len(stage.train.ids) if by_token else len(stage.train)
-    return answers * info.labels * torch.float32.itemsize <= LIMIT
+    return float(_size(stage, number, [LOGITS]).of_rows(stage.train).sum()) <= LIMIT
+
+
+def _size(stage: Stage, number: int, captures: Iterable[Capture]) -> Size:
+    """Return the bytes of what is kept of a teacher, in fp32."""
+    info, width, of_logits = stage.spec.teachers[number].info, torch.float32.itemsize, Size(0)
+    if LOGITS in captures:
+        by_token = stage.kind.predicted in ("token", "span")
+        own = width * (info.hidden_size if stage.kind.is_lm else info.labels)
+        of_logits = Size(own) if by_token else Size(0, own)
+    states = (size_of(each, info, width) for each in captures if each != LOGITS)
+    return sum(states, of_logits)
+
+
+def _check_disk(stage: Stage, number: int) -> Callable[[float], None] | None:
+    """Return what rejects answers that are to be on the disk, but do not fit there."""
+    teacher = stage.config.teachers[number]
+    if teacher.keep != "disk":
+        return None
+    what = f"teacher.keep = 'disk' (the answers of the teacher '{teacher.name}')"
+
+    def check(size: float) -> None:
+        if size > IN_MEMORY:  # they are put together in a file without a name, and then copied
+            check_space(cache_dir(), 2 * size, what, ROOM)
+
+    return check
 
 
 def _file(stage: Stage, number: int, encoded: Encoded) -> Path | None:
