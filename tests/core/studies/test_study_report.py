@@ -160,6 +160,27 @@ def test_several_tasks_and_axes_are_averaged_all_else_being_equal(write_study, t
     assert tied == [Verdict.TIED]
 
 
+def test_value_that_loses_least_in_its_worst_task_is_said(write_study, tmp_path):
+    gains = {"kd": (0.0, 0.0), "pkd": (0.3, -0.3), "soft": (0.05, 0.0), "ckd": (-0.1, -0.1)}
+    study = write_study(tmp_path, {"axes": {"method": list(gains), "seed": [1, 2, 3]}})
+    for seed in (1, 2, 3):
+        for method, by_task in gains.items():
+            for task, gain in zip(("few", "many"), by_task, strict=True):
+                study.add(0.6 + gain, seed=seed, task=task, method=method)
+    study.add(0.9, task="few", method="minilm")  # on one task only, so it comes last
+    found = StudyReport.of(StudyResults.read(StudyFolder.read(study.close()), registry()))
+    cases = found.worst["method"]
+    assert [case.value for case in cases] == ["soft", "ckd", "pkd", "minilm"]
+    assert [case.tasks for case in cases] == [2, 2, 2, 1]
+    assert cases[2].task == "many"
+    assert cases[2].difference == pytest.approx(-0.3, abs=0.08)
+    assert cases[2].interval.low < cases[2].difference < cases[2].interval.high
+    (said,) = (each for each in found.sentences() if "worst" in each)
+    assert said.startswith("method: soft loses least to kd in the worst of 2 tasks: ")
+    grid = next(each for each in found.grids() if each.name == "worst-method")
+    assert [row[0] for row in grid.rows] == ["soft", "ckd", "pkd", "minilm"]
+
+
 def test_one_seed_is_named_as_such(write_study, tmp_path):
     study = write_study(tmp_path, {"axes": {"method": ["kd", "pkd"]}})
     study.add(0.6, method="kd")

@@ -129,7 +129,7 @@ def axis_table(results: StudyResults, axis: str) -> AxisTable:
         axis: The axis.
     """
     center = results.config.center.get(axis, results.values(axis)[0])
-    cells = _varied(results.without_dropped(), axis)
+    cells = varied(results.without_dropped(), axis)
     by_value = {v: [c for c in cells if c.cell.axes.get(axis) == v] for v in results.values(axis)}
     against, priors = by_value.get(center, []), seed_priors(results)
     levels = [
@@ -260,8 +260,13 @@ def spread(cells: Iterable[CellResult], axis: str | None = None) -> Spread:
     return Spread(len(values), fmean(values) if values else None, deviation, failed)
 
 
-def _varied(cells: Iterable[CellResult], axis: str) -> list[CellResult]:
-    """Return the cells to which there is another that differs on an axis alone."""
+def varied(cells: Iterable[CellResult], axis: str) -> list[CellResult]:
+    """Return the cells to which there is another that differs on an axis alone.
+
+    Args:
+        cells: The cells.
+        axis: The axis.
+    """
     found = [each for each in cells if axis in each.cell.axes]
     values = defaultdict(set)
     for each in found:

@@ -19,6 +19,7 @@ from gkd_core.studies.comparisons import AxisTable, ComparedValue, Verdict, axis
 from gkd_core.studies.study_figures import study_figures
 from gkd_core.studies.study_results import StudyResults
 from gkd_core.studies.study_tables import ABOUT_AXES, interval_text, p_value_text, study_grids
+from gkd_core.studies.worst_case import WorstCase, worst_cases
 
 REPORT = "report"
 """Folder of a study with its report."""
@@ -37,11 +38,13 @@ class StudyReport:
         results: The results of its cells.
         tables: The comparisons by axis.
         choice: What is chosen on validation rows.
+        worst: The worst case of each value, by axis, if there are several tasks.
     """
 
     results: StudyResults
     tables: Sequence[AxisTable]
     choice: Choice
+    worst: Mapping[str, Sequence[WorstCase]]
 
     @classmethod
     def of(cls, results: StudyResults) -> StudyReport:
@@ -51,7 +54,10 @@ class StudyReport:
             results: The results of a study, whatever of it is there.
         """
         tables = [axis_table(results, axis) for axis in results.axes]
-        return cls(results, [table for table in tables if table.levels], choose(results))
+        tables = [table for table in tables if table.levels]
+        several = tables if len(results.tasks) > 1 else []
+        worst = {table.axis: worst_cases(results, table) for table in several}
+        return cls(results, tables, choose(results), worst)
 
     @property
     def title(self) -> str:
@@ -63,6 +69,7 @@ class StudyReport:
         yield self._progress()
         for table in self.tables:
             yield from _said(table)
+            yield from _safest_said(table, self.worst.get(table.axis, ()))
         for duel in self.choice.duels:
             yield _duel_said(duel)
         yield from _combinations_said(self.choice)
@@ -98,7 +105,7 @@ class StudyReport:
 
     def grids(self) -> Iterator[Grid]:
         """Yield its tables."""
-        return study_grids(self.results, self.tables, self.choice)
+        return study_grids(self.results, self.tables, self.worst, self.choice)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -107,6 +114,7 @@ class StudyReport:
             "sentences": list(self.sentences()),
             "notes": list(self.notes()),
             "axes": [_axis_json(table) for table in self.tables],
+            "worst_cases": {axis: list(map(asdict, cases)) for axis, cases in self.worst.items()},
             "chosen": [
                 {
                     "among": each.among,
@@ -201,6 +209,17 @@ def _said(table: AxisTable) -> Iterator[str]:
         names = [str(level.value) for level in table.levels if _verdict(level) is verdict]
         if names:
             yield f"{table.axis}: {', '.join(names)} {'is' if len(names) == 1 else 'are'} {text}"
+
+
+def _safest_said(table: AxisTable, cases: Sequence[WorstCase]) -> Iterator[str]:
+    """Yield a sentence on the value that loses least to the baseline on its worst task."""
+    if len(cases) > 1:
+        safest = cases[0]
+        yield (
+            f"{table.axis}: {safest.value} loses least to {table.baseline} in the worst of "
+            f"{safest.tasks} tasks: {safest.difference:+.4f} ({interval_text(safest.interval)}) on "
+            f"{safest.task}"
+        )
 
 
 def _verdict(level: ComparedValue) -> Verdict | None:

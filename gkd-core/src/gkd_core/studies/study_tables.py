@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from gkd_core.analysis.grid import Grid
 from gkd_core.evaluation.statistics import LEVEL, Interval, p_text
@@ -10,6 +10,7 @@ from gkd_core.studies.cell import CellState
 from gkd_core.studies.choice import Choice
 from gkd_core.studies.comparisons import AxisTable, ComparedValue, SeedComparison, Spread
 from gkd_core.studies.study_results import StudyResults
+from gkd_core.studies.worst_case import WorstCase
 
 NONE = "-"
 PERCENT = f"{LEVEL:.0%}"
@@ -27,17 +28,23 @@ ABOUT_AXES = (
 
 
 def study_grids(
-    results: StudyResults, tables: Sequence[AxisTable], choice: Choice
+    results: StudyResults,
+    tables: Sequence[AxisTable],
+    worst: Mapping[str, Sequence[WorstCase]],
+    choice: Choice,
 ) -> Iterator[Grid]:
     """Yield the tables of a study.
 
     Args:
         results: The results.
         tables: The comparisons by axis.
+        worst: The worst case of each value, by axis.
         choice: What is chosen.
     """
     for table in tables:
         yield _axis_grid(table, results)
+        if cases := worst.get(table.axis):
+            yield _worst_grid(table, cases)
     if choice.chosen:
         yield _chosen_grid(choice)
     if choice.duels:
@@ -98,6 +105,22 @@ def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
     return Grid(
         f"axis-{table.axis}", f"{table.axis}: each value against {table.baseline}", columns, rows
     )
+
+
+def _worst_grid(table: AxisTable, cases: Sequence[WorstCase]) -> Grid:
+    columns = (table.axis, "tasks", "worst on", f"minus {table.baseline}", PERCENT)
+    rows = [
+        (
+            str(case.value),
+            str(case.tasks),
+            case.task,
+            f"{case.difference:+.4f}",
+            interval_text(case.interval),
+        )
+        for case in cases
+    ]
+    title = f"{table.axis}: the task on which each value loses most to {table.baseline}"
+    return Grid(f"worst-{table.axis}", title, columns, rows)
 
 
 def _heading(task: str, results: StudyResults) -> str:
