@@ -241,6 +241,82 @@ def test_a_cache_of_other_rows_is_refused_at_the_first_that_it_lacks(write, firs
         first_loss(*settings, "task.max_length=8", *source(folder), teacher=teacher)
 
 
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_a_run_whose_rows_are_not_all_stored_ends_before_its_first_step(
+    write, prepare_run, packing
+):
+    settings, teacher = (*CASES["hidden"][0], f"task.packing={packing}"), CASES["hidden"][1]
+    folder, _ = write("fp16", *settings, "task.rows=40", teacher=teacher)
+    run = prepare_run(*settings, *source(folder), teachers=(teacher,))
+    with pytest.raises(DataError, match=r"has no answers about \d+ of \d+ texts of the training"):
+        run.execute()
+    metrics = run.directory / "metrics.jsonl"
+    assert not metrics.exists() or "loss/total" not in metrics.read_text()
+
+
+def test_a_run_may_use_a_part_of_the_rows_that_are_stored(write, prepare_run):
+    settings, teacher = CASES["hidden"]
+    folder, _ = write("fp16", *settings, teacher=teacher)
+    few = (*settings, *source(folder), "task.rows=30", "training.steps=1")
+    run = prepare_run(*few, teachers=(teacher,))
+    run.execute()
+    assert run.results["distil"].steps == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: [], "its format is None"),
+        (lambda content: content | {"form": "heads"}, "form"),
+        (lambda content: content | {"dtype": "fp8"}, "dtype"),
+        (lambda content: content | {"shards": "many"}, "shards"),
+        (lambda content: content | {"parts": 3}, "not iterable"),
+        (lambda content: content | {"parts": [{"name": 1}]}, "missing"),
+        (lambda content: content | {"more": 1}, "unexpected keyword"),
+    ],
+)
+def test_a_manifest_that_is_damaged_is_named_with_the_reason(write, prepare_run, change, reason):
+    settings, teacher = CASES["logits"]
+    folder, _ = write("fp16", *settings, teacher=teacher)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    for attempt in (
+        lambda: prepare_run(*settings, *source(folder), teachers=(teacher,)),
+        lambda: write("fp16", *settings, teacher=teacher),
+    ):
+        with pytest.raises(ConfigError, match=rf"manifest.json cannot be read: (.|\n)*{reason}"):
+            attempt()
+
+
+def test_a_shard_that_is_missing_short_or_another_is_named(write, first_loss):
+    settings, teacher = CASES["hidden"]
+    folder, manifest = write("fp16", *settings, teacher=teacher)
+    first, second = (folder / part.name for part in manifest.parts[:2])
+    whole = first.read_bytes()
+    for damage in (
+        first.unlink,
+        lambda: first.write_bytes(whole[:-100]),
+        lambda: first.write_bytes(second.read_bytes()),
+    ):
+        damage()
+        with pytest.raises(DataError, match=rf"{first.name} cannot be read: .*gkd cache command"):
+            first_loss(*settings, *source(folder), teacher=teacher)
+    write("fp16", *settings, teacher=teacher)
+    assert first.read_bytes() == whole
+
+
+def test_a_place_that_is_no_folder_for_a_cache_is_refused(write, prepare_run, tmp_path):
+    settings, teacher = CASES["logits"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--output: .*/file is a file"):
+        write("fp16", *settings, teacher=teacher, folder="file")
+    with pytest.raises(ConfigError, match=r"--output: .*/file/below cannot be written: Not a"):
+        write("fp16", *settings, teacher=teacher, folder="file/below")
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Not a directory"):
+        prepare_run(*settings, *source(tmp_path / "file"), teachers=(teacher,))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("settings", "teacher", "reason"),
     [(("method=soft", "task.kind=masked-lm"), "lm-teacher", "masks other tokens in each epoch")],

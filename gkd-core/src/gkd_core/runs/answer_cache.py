@@ -7,6 +7,7 @@ wrote it and however often they were interrupted.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -123,8 +124,7 @@ class BegunCache:
         begun = cls(folder, there or manifest, encoded, collator, device, divided)
         check_space(folder, begun._left(sizes), f"{OUTPUT} (answers of the teacher)", ROOM)
         if there is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            manifest.save(folder)
+            _save_first(folder, manifest)
         return begun
 
     def _left(self, sizes: NDArray[np.float64]) -> float:
@@ -194,6 +194,24 @@ def _there(folder: Path) -> CacheManifest | None:
     if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
         raise ConfigError(f"{OUTPUT}: {folder} is not empty and holds no cache")
     return None
+
+
+def _save_first(folder: Path, manifest: CacheManifest) -> None:
+    """Write the manifest of a cache that is begun.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+        OSError: The disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest.save(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(
+            f"{OUTPUT}: {folder} cannot be written: {error.strerror}. Name another folder"
+        ) from error
 
 
 def _check_same(folder: Path, there: CacheManifest, begun: CacheManifest) -> None:

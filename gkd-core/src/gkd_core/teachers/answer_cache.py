@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -49,6 +50,12 @@ if TYPE_CHECKING:
 MANIFEST, HEAD = "manifest.json", "head.safetensors"
 FORMAT = 2
 SCORED = "scored"
+
+NOT_THOSE = (
+    "rows, task.max_length, task.packing or what is learned of a row are not those it was written "
+    "for. Write another with gkd cache"
+)
+"""Why a cache may lack a text, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -256,12 +263,12 @@ class CacheManifest:
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_text())
-            if content.get("format") != FORMAT:
-                raise ValueError(f"its format is {content.get('format')}, not {FORMAT}")
+            found = content.get("format") if isinstance(content, dict) else None
+            if found != FORMAT:
+                raise ValueError(f"its format is {found}, not {FORMAT}")
             content["belongs"] = Belongs(**content["belongs"])
             content["parts"] = tuple(WrittenShard(**part) for part in content["parts"])
-            content["captures"] = content["captures"] and tuple(content["captures"])
-            return cls(**content)
+            return _CONTENT.validate_python(asdict(cls(**content)))
         except FileNotFoundError:
             raise ConfigError(
                 f"{setting}: {folder} holds no answers of a teacher (there is no {MANIFEST}). "
@@ -269,6 +276,10 @@ class CacheManifest:
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{setting}: {path} cannot be read: {error}") from error
+
+
+_CONTENT = TypeAdapter(CacheManifest)
+"""Says what is wrong with a manifest that somebody has changed."""
 
 
 @dataclass(frozen=True)
@@ -317,7 +328,7 @@ class AnswerCache:
     @cached_property
     def shards(self) -> list[AnswerShard]:
         """The shards."""
-        return [self._load(part.name) for part in self.manifest.parts]
+        return [self._load(part) for part in self.manifest.parts]
 
     @cached_property
     def head(self) -> dict[str, Tensor]:
@@ -331,19 +342,30 @@ class AnswerCache:
         Raises:
             DataError: The cache does not have it.
         """
+        found = self._place(document)
+        if found is not None:
+            shard, place = found
+            return self.shards[shard].document(place)
+        length = document.tokens.stop - document.tokens.start
+        raise DataError(
+            f"{self.folder} has no answer about a text of {length} tokens in the training rows: "
+            f"{NOT_THOSE}"
+        )
+
+    def has(self, document: Document) -> bool:
+        """Return whether there are values of a document."""
+        return self._place(document) is not None
+
+    def _place(self, document: Document) -> tuple[int, int] | None:
+        """Return the shard of a document and its place there; None if there is none."""
         keys, shards, places = self._index
         own = np.frombuffer(document.key, "<u8")
         for at in range(int(np.searchsorted(keys[:, 0], own[0])), len(keys)):
             if keys[at, 0] != own[0]:
                 break
             if keys[at, 1] == own[1]:
-                return self.shards[int(shards[at])].document(int(places[at]))
-        length = document.tokens.stop - document.tokens.start
-        raise DataError(
-            f"{self.folder} has no answer about a text of {length} tokens in the training rows: "
-            "rows, task.max_length, task.packing or what is learned of a row are not those it was "
-            "written for. Write another with gkd cache"
-        )
+                return int(shards[at]), int(places[at])
+        return None
 
     @cached_property
     def _index(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -354,10 +376,15 @@ class AnswerCache:
         order = np.argsort(keys[:, 0], kind="stable")
         return keys[order], shards[order], places[order]
 
-    def _load(self, name: str) -> AnswerShard:
+    def _load(self, part: WrittenShard) -> AnswerShard:
+        path = self.folder / part.name
         try:
-            return AnswerShard.load(self.folder / name)
-        except (OSError, SafetensorError, KeyError) as error:
+            shard = AnswerShard.load(path)
+            if (len(shard.keys), shard.size) != (part.documents, part.values):
+                raise ValueError(f"it has not the {part.documents:,} texts of {MANIFEST}")
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DataError(
-                f"{self.folder / name} cannot be read: {error}. Write it again with gkd cache"
+                f"{path} cannot be read: {error}. Write it again with the gkd cache command that "
+                "made it"
             ) from error
+        return shard

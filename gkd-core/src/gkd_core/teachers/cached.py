@@ -10,9 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.named_path import named_path
 from gkd_core.teachers.answer_cache import (
+    NOT_THOSE,
     AnswerCache,
     Belongs,
     CacheManifest,
@@ -25,11 +27,16 @@ from gkd_core.teachers.source import AnswerSource
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.step import Step
+    from gkd_core.data.collate import Collator
+    from gkd_core.data.encode import Encoded
     from gkd_core.hooks.features import Answer
     from gkd_core.hooks.paths import Capture
     from gkd_core.teachers.answer_form import AnswerForm, Columns
 
 SETTING = "--teacher-cache (teacher.source.path)"
+
+CHECKED = 1024
+"""Rows that are looked up at once."""
 
 
 class Cached(AnswerSource):
@@ -77,6 +84,30 @@ class Cached(AnswerSource):
                 f"{SETTING}: the answers in {self.config.path} are not of the teacher "
                 f"'{self.teacher.name}' of this run: {'; '.join(different)}. Write its own with "
                 "gkd cache"
+            )
+
+    def check_rows(self, encoded: Encoded, collator: Collator) -> None:
+        """Reject a cache that lacks some of the training rows.
+
+        Args:
+            encoded: The rows as the teacher reads them.
+            collator: Makes batches of them.
+
+        Raises:
+            DataError: Says how many.
+        """
+        if encoded.tokens_hash == self.cache.manifest.rows:
+            return
+        texts = missing = 0
+        for start in range(0, len(encoded), CHECKED):
+            rows = range(start, min(start + CHECKED, len(encoded)))
+            batch = collator.collate(encoded, rows, EVALUATION_EPOCH)
+            found = [self.cache.has(each) for each in documents(batch, self._form.scored)]
+            texts, missing = texts + len(found), missing + found.count(False)
+        if missing:
+            raise DataError(
+                f"{SETTING}: {self.config.path} has no answers about {missing:,} of {texts:,} "
+                f"texts of the training rows: {NOT_THOSE}"
             )
 
     def missing(self, capture: Capture) -> str | None:

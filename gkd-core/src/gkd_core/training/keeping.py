@@ -16,6 +16,7 @@ from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, MAIN, Capture
 from gkd_core.optim.engine import autocast
 from gkd_core.teachers.answer_form import Size
+from gkd_core.teachers.cached import Cached
 from gkd_core.teachers.captured_states import size_of, unit_of
 from gkd_core.teachers.kept import KeptAnswers, ask_once, shared_file
 
@@ -52,6 +53,17 @@ def check_keep(spec: StageSpec) -> None:
                 f"teacher.keep = '{teacher.keep}', but the answers of the teacher '{teacher.name}' "
                 f"cannot be kept: {obstacle}. Set teacher.keep = 'auto'"
             )
+
+
+def check_stored(stage: Stage) -> None:
+    """Reject caches of answers (`gkd cache`) that lack some of the training rows.
+
+    Raises:
+        DataError: Says how many.
+    """
+    for teacher in stage.spec.teachers if stage.spec.reads_teachers else ():
+        if isinstance(teacher.source, Cached):
+            teacher.source.check_rows(*_reading(stage, teacher.info.name))
 
 
 def teachers_to_keep(stage: Stage) -> list[str]:

@@ -24,7 +24,7 @@ from gkd_core.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from gkd_core.training.keeping import keep_answers, teachers_to_keep
+from gkd_core.training.keeping import check_stored, keep_answers, teachers_to_keep
 from gkd_core.training.non_finite import NonFiniteGuard
 from gkd_core.training.poor_language_model import poor_language_model
 from gkd_core.training.step import StepResult, train_step
@@ -64,6 +64,7 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
             progress.kept = teachers_to_keep(stage)
             progress.start = _value_at_start(stage)
         if progress.step < stage.total_steps:
+            check_stored(stage)
             stage.kept = keep_answers(stage, progress.kept, recorder.say)
             progress.kept = stage.kept_teachers
         with patience():
