@@ -15,6 +15,8 @@ from gkd_core.cli.options import RunOptions, file_options, show_warnings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from gkd_core.analysis.comparison import Comparison
+    from gkd_core.students.prune import PruneTarget
     from gkd_core.training.stage_spec import StageSpec
 
 
@@ -69,51 +71,62 @@ def prune(
     """
     from rich.console import Console
 
-    from gkd_core.analysis.compare import compare_models
-    from gkd_core.analysis.exam import ComparedModel
-    from gkd_core.lease import hold
-    from gkd_core.models.generation import adopt_generation_config
     from gkd_core.models.load import load_teacher
-    from gkd_core.models.save import save_model
-    from gkd_core.models.tokenizer import set_padding
-    from gkd_core.plugins import registry
     from gkd_core.students.build import shape
     from gkd_core.students.prune import PruneTarget
-    from gkd_core.students.prune import prune as pruned
-    from gkd_core.training.calibration import calibration_batches
-    from gkd_core.training.stage_models import prepare_model
 
     _check_target(target)
     place = new_directory(output)
     spec = _draw(files, model, data, settings)
-    source = spec.teachers[0]
-    whole = load_teacher(model, spec.kind, spec.data.classes, source.trust_remote_code, "--model")
+    trust = spec.teachers[0].trust_remote_code
+    whole = load_teacher(model, spec.kind, spec.data.classes, trust, "--model")
+    made = _pruned(whole, spec, rows, PruneTarget(**target))
+    _save(made, model, spec, place)
+    console = Console(highlight=False)
+    console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)
+    console.print(_compared(spec, model, place, trust).table())
+
+
+def _pruned(
+    whole: PreTrainedModel, spec: StageSpec, rows: int, target: PruneTarget
+) -> PreTrainedModel:
+    """Return a smaller copy of a model, by what it does with some rows of a stage."""
+    from gkd_core.models.tokenizer import set_padding
+    from gkd_core.plugins import registry
+    from gkd_core.students.prune import prune as smaller
+    from gkd_core.training.calibration import calibration_batches
+    from gkd_core.training.stage_models import prepare_model
 
     def prepare(loaded: PreTrainedModel) -> None:
         set_padding(loaded, spec.tokenizer)
         prepare_model(loaded, spec, spec.tokenizer)
 
     prepare(whole)
-    made = pruned(
-        whole,
-        calibration_batches(spec, rows),
-        PruneTarget(**target),
-        spec.kind,
-        spec.data.classes,
-        registry().sites,
-        prepare,
-    )
+    batches = calibration_batches(spec, rows)
+    kind, classes = spec.kind, spec.data.classes
+    return smaller(whole, batches, target, kind, classes, registry().sites, prepare)
+
+
+def _save(made: PreTrainedModel, model: str, spec: StageSpec, place: Path) -> None:
+    """Save a pruned model with the tokenizer and the settings of generation of the whole one."""
+    from gkd_core.lease import hold
+    from gkd_core.models.generation import adopt_generation_config
+    from gkd_core.models.save import save_model
+
     adopt_generation_config(made, model, "--model")
     with hold(place):
         refuse_taken(place)  # it may have been written meanwhile
         save_model(made, spec.tokenizer, place)
-    console = Console(highlight=False)
-    console.print(f"before  {shape(whole)}\nafter   {shape(made)}", markup=False)
-    models = [
-        ComparedModel(model, model, spec.tokenizer, source.trust_remote_code),
-        ComparedModel(output, str(place), spec.tokenizer, source.trust_remote_code),
-    ]
-    console.print(compare_models(spec, models, model).table())
+
+
+def _compared(spec: StageSpec, model: str, place: Path, trust: bool) -> Comparison:
+    """Compare the pruned model with the whole one, on the rows of a stage."""
+    from gkd_core.analysis.compare import compare_models
+    from gkd_core.analysis.exam import ComparedModel
+
+    both = (model, str(place))
+    models = [ComparedModel(name, name, spec.tokenizer, trust) for name in both]
+    return compare_models(spec, models, model)
 
 
 def _check_target(target: dict[str, Any]) -> None:

@@ -62,6 +62,21 @@ def student_config(
             copied from it.
     """
     teacher = ModelInfo.read("teacher", teacher_config, teacher_config.num_labels)
+    try:
+        config = type(teacher_config).from_dict(_settings(spec, teacher_config, teacher))
+    except StrictDataclassError as error:
+        raise ConfigError(f"student.config does not suit {teacher.family}: {error}") from error
+    kind.configure(config, classes)
+    if spec.init != "random":
+        copied = ("hidden_size",) if spec.init == "none" else tuple(WIDTHS)
+        _refuse_wider(ModelInfo.read("student", config, config.num_labels), teacher, copied)
+    return config
+
+
+def _settings(
+    spec: StudentConfig, teacher_config: PretrainedConfig, teacher: ModelInfo
+) -> dict[str, Any]:
+    """Return the settings of the student's configuration: the teacher's, with other sizes."""
     hidden_size = spec.hidden_size or teacher.hidden_size
     data = teacher_config.to_dict()
     keys = teacher_config.attribute_map
@@ -87,16 +102,7 @@ def student_config(
     data |= _layer_lists(data, blocks, teacher.layers)
     data |= _sliced_widths(spec, teacher_config, blocks)
     data |= _other_settings(spec, data)
-    data = {name: value for name, value in data.items() if name not in (*DERIVED, SLICES_KEY)}
-    try:
-        config = type(teacher_config).from_dict(data)
-    except StrictDataclassError as error:
-        raise ConfigError(f"student.config does not suit {teacher.family}: {error}") from error
-    kind.configure(config, classes)
-    if spec.init != "random":
-        copied = ("hidden_size",) if spec.init == "none" else tuple(WIDTHS)
-        _refuse_wider(ModelInfo.read("student", config, config.num_labels), teacher, copied)
-    return config
+    return {name: value for name, value in data.items() if name not in (*DERIVED, SLICES_KEY)}
 
 
 def _blocks(spec: StudentConfig, teacher: ModelInfo) -> list[int]:
