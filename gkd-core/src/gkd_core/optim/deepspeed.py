@@ -75,12 +75,7 @@ class DeepSpeedEngine:
         self.zero = config.parallel.zero
         deepspeed = _import_deepspeed(device)
         self._trained = _Trained(student, modules)
-        if self.zero == 3:
-            # The weights are partitioned first, and each rank moves its own part.
-            for buffer in self._trained.buffers():
-                buffer.data = buffer.data.to(device)
-        else:
-            self._trained.to(device)
+        self._move()
         self._division = Division([student, modules])
         groups = weight_groups([student, modules], parts, chosen, self._division)
         self.parameters = members(groups)
@@ -94,9 +89,7 @@ class DeepSpeedEngine:
         self._whole: WholeOptimizer | None = None
         if not chosen.factory.elementwise:
             self._whole = WholeOptimizer(chosen, groups, self._division, copies)
-        for part, weights in parts.items():
-            for weight in filter(attrgetter("requires_grad"), weights):
-                weight.register_hook(partial(self._gradient, part))  # type: ignore[no-untyped-call]
+        self._watch(parts)
         ranks = current()
         self._engine, *_ = deepspeed.initialize(
             model=self._trained,
@@ -115,6 +108,20 @@ class DeepSpeedEngine:
             _keep_recomputed(self._engine.optimizer.parameter_offload.get_param_coordinator())
             for weight in _used_elsewhere(student, modules):
                 deepspeed.zero.register_external_parameter(self._trained, weight)
+
+    def _move(self) -> None:
+        """Move the weights to the device, or, where each rank will move its own part, the rest."""
+        if self.zero < 3:
+            self._trained.to(self.device)
+            return
+        for buffer in self._trained.buffers():
+            buffer.data = buffer.data.to(self.device)
+
+    def _watch(self, parts: Parts) -> None:
+        """Show `_gradient` every gradient that reaches a part of the student."""
+        for part, weights in parts.items():
+            for weight in filter(attrgetter("requires_grad"), weights):
+                weight.register_hook(partial(self._gradient, part))  # type: ignore[no-untyped-call]
 
     def forward(self, loss: Callable[[], Tensor]) -> Tensor:
         """Run forward passes and the loss of a micro-batch."""
@@ -372,7 +379,20 @@ def _keep_recomputed(coordinator: Any) -> None:
 
 def _settings(config: RunConfig, student: PreTrainedModel) -> dict[str, Any]:
     """Return DeepSpeed's configuration."""
-    parallel = config.parallel
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # required, but used only to count samples
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.training.clip,
+        "zero_optimization": _zero_settings(config.parallel, student),
+        # PyTorch's fused AdamW is as fast on a CPU, and needs no compilation.
+        "zero_force_ds_cpu_optimizer": False,
+        # DeepSpeed knows PyTorch's AdamW only.
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def _zero_settings(parallel: ParallelConfig, student: PreTrainedModel) -> dict[str, Any]:
+    """Return what DeepSpeed divides over ranks, and where it keeps that."""
     zero: dict[str, Any] = {
         "stage": parallel.zero,
         "reduce_bucket_size": BUCKET,
@@ -390,16 +410,7 @@ def _settings(config: RunConfig, student: PreTrainedModel) -> dict[str, Any]:
             zero[name]["nvme_path"] = parallel.nvme_path
     if parallel.offload_params == "nvme":
         zero["offload_param"]["buffer_size"] = max(p.numel() for p in student.parameters())
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # required, but used only to count samples
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.training.clip,
-        "zero_optimization": zero,
-        # PyTorch's fused AdamW is as fast on a CPU, and needs no compilation.
-        "zero_force_ds_cpu_optimizer": False,
-        # DeepSpeed knows PyTorch's AdamW only.
-        "zero_allow_untested_optimizer": True,
-    }
+    return zero
 
 
 def _import_deepspeed(device: torch.device) -> Any:
