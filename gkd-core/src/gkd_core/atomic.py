@@ -5,6 +5,7 @@ They are written under another name in the same folder, flushed to the disk, and
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)  # it can't be read without being set
 MODE = 0o666 & ~_UMASK
 """The mode of a new file. safetensors gives its files one that only their owner can read."""
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""Errors of a file system without hard links."""
 
 
 @contextmanager
@@ -47,6 +51,37 @@ def write_file(path: Path, content: str | bytes) -> None:
     """
     with draft(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def create_file(path: Path, content: str) -> bool:
+    """Write a file atomically, unless it is there: of several processes, one writes it.
+
+    Args:
+        path: The file. Missing folders are made.
+        content: A text, which is encoded as UTF-8.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_bytes(content.encode())
+        _flush(aside)
+        os.link(aside, path)  # unlike a rename, it leaves a file that is there
+        _flush(path.parent)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        publish(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
 
 
 def publish(aside: Path, path: Path) -> None:

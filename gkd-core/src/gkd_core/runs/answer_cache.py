@@ -123,8 +123,9 @@ class BegunCache:
             _check_same(folder, there, manifest)
         begun = cls(folder, there or manifest, encoded, collator, device, divided)
         check_space(folder, begun._left(sizes), f"{OUTPUT} (answers of the teacher)", ROOM)
-        if there is None:
-            _save_first(folder, manifest)
+        if there is None and not _save_first(folder, manifest):
+            # Another process has just begun one.
+            _check_same(folder, CacheManifest.load(folder, OUTPUT), manifest)
         return begun
 
     def _left(self, sizes: NDArray[np.float64]) -> float:
@@ -196,16 +197,15 @@ def _there(folder: Path) -> CacheManifest | None:
     return None
 
 
-def _save_first(folder: Path, manifest: CacheManifest) -> None:
-    """Write the manifest of a cache that is begun.
+def _save_first(folder: Path, manifest: CacheManifest) -> bool:
+    """Write the manifest of a cache that is begun; return whether there was none.
 
     Raises:
         ConfigError: The folder cannot be written.
         OSError: The disk is full.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        manifest.save(folder)
+        return manifest.begin(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise

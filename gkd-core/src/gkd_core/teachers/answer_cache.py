@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gkd_core.atomic import write_file
+from gkd_core.atomic import create_file, write_file
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.lease import holder
 from gkd_core.strict_json import json_text
@@ -248,6 +248,10 @@ class CacheManifest:
     def save(self, folder: Path) -> None:
         """Write the manifest."""
         write_file(folder / MANIFEST, json_text(asdict(self), indent=1))
+
+    def begin(self, folder: Path) -> bool:
+        """Write the manifest unless there is one; return whether it was written."""
+        return create_file(folder / MANIFEST, json_text(asdict(self), indent=1))
 
     @classmethod
     def load(cls, folder: Path, setting: str) -> CacheManifest:
