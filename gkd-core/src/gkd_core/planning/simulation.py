@@ -303,7 +303,7 @@ class MicroBatches(Sequence[Batch]):
     def __init__(self, batch: Batch, repeats: Sequence[int], tracker: MemoryTracker) -> None:
         self._batches = [batch] * len(repeats)
         self._repeats = repeats
-        self._ledger = tracker
+        self._tracker = tracker
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -313,7 +313,7 @@ class MicroBatches(Sequence[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, times in zip(self._batches, self._repeats, strict=True):
-            with self._ledger.repeated(times):
+            with self._tracker.repeated(times):
                 yield batch
 
 
