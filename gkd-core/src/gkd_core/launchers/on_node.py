@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gkd_core.parallel.launch import LAUNCHER
+
+ENVIRONMENT = ("GKD_CACHE", "PYTHONPATH")
+"""Variables of the command that cells need on other machines as well."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ def look(token: str) -> Seen:
     return Seen(path.read_text() if path.exists() else "", gkd_core.__version__)
 
 
-def chosen(names: Iterable[str]) -> dict[str, str]:
-    """Return the variables of this process that have one of these names."""
-    return {name: os.environ[name] for name in names if name in os.environ}
+def own_environment() -> dict[str, str]:
+    """Return the variables of this process that cells need as well."""
+    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
 
 
 def run(

@@ -19,9 +19,6 @@ from gkd_core.launchers import on_node
 TOKEN = ".token"
 """A file by which every node shows that it sees the folder of the cells."""
 
-ENVIRONMENT = ("GKD_CACHE", "PYTHONPATH")
-"""Variables that cells need as well."""
-
 GRACE = 120
 """Seconds that cells have to save a checkpoint when the command is interrupted."""
 
@@ -133,7 +130,7 @@ class Ray(Launcher):
             memory=job.memory or None,
             max_retries=TRIES - 1,
         )
-        return task.remote(list(job.command), str(Path.cwd()), on_node.chosen(ENVIRONMENT), threads)
+        return task.remote(list(job.command), str(Path.cwd()), on_node.own_environment(), threads)
 
 
 def _reach(address: str) -> None:

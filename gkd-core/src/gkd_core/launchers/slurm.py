@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 import shutil
@@ -17,6 +16,7 @@ from pydantic import Field
 from gkd_core.atomic import write_file
 from gkd_core.contract.launcher import RESUMABLE, JobEvent, Launch, Launcher
 from gkd_core.errors import ConfigError
+from gkd_core.launchers.on_node import own_environment
 
 SCRIPT = "slurm.sh"
 LOGS = "slurm"
@@ -178,10 +178,9 @@ def max_array_size() -> int:
 
 
 def _environment() -> Iterator[str]:
-    """Yield the settings of gkd's that jobs need as well."""
-    for name in ("GKD_CACHE", "PYTHONPATH"):
-        if name in os.environ:
-            yield f"export {name}={shlex.quote(os.environ[name])}"
+    """Yield the lines of the script that set what jobs need as well."""
+    for name, value in own_environment().items():
+        yield f"export {name}={shlex.quote(value)}"
 
 
 def _submit(path: Path) -> str:
