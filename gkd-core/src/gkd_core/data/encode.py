@@ -14,6 +14,7 @@ from gkd_core import digest
 from gkd_core.contract.task import Split
 from gkd_core.data.array_spool import ArraySpool
 from gkd_core.data.byte_offsets import cut_blocks, locate_tokens, unpreceded
+from gkd_core.data.mapped_memory import parts_of
 from gkd_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -93,7 +94,13 @@ class Encoded:
     def tokens_hash(self) -> str:
         """Hash of the tokens of all sequences and of their places."""
         arrays = (self.ids, self.type_ids, self.offsets, self.positions)
-        return digest.of_bytes(array.tobytes() for array in arrays if array is not None)
+        found = (part for array in arrays if array is not None for part in parts_of(array))
+        return digest.of_bytes(part.tobytes() for part in found)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id; 0 if there is no token."""
+        return max((int(part.max()) for part in parts_of(self.ids)), default=0)
 
     @property
     def cut(self) -> str:
@@ -104,10 +111,13 @@ class Encoded:
         share = self.num_truncated / total
         return f"{self.num_truncated:,} of {total:,} texts ({share:.1%})"
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens of the longest sequence of each row, int64 `[N]`."""
-        longest: NDArray[np.int64] = np.maximum.reduceat(np.diff(self.offsets), self.starts[:-1])
+        found = np.diff(self.offsets)
+        if self.counts is None and self.per_row == 1:
+            return found
+        longest: NDArray[np.int64] = np.maximum.reduceat(found, self.starts[:-1])
         return longest
 
     def part(self, sequence: int) -> slice:
@@ -116,6 +126,8 @@ class Encoded:
 
     def sequences(self, rows: Sequence[int]) -> list[int]:
         """Return the indices of the sequences of rows."""
+        if self.counts is None and self.per_row == 1:
+            return list(rows)
         return [n for row in rows for n in range(self.starts[row], self.starts[row + 1])]
 
     def with_labels(
@@ -326,28 +338,33 @@ def _samples(
 ) -> Iterator[tuple[list[_Row], int]]:
     """Yield one row per text, part by part, and the number of truncated rows among them."""
     for start in range(0, len(split), CHUNK):
-        chunk = list(range(start, min(start + CHUNK, len(split))))
-        rows = _tokenize(split, chunk, tokenizer, max_length + 1)
+        texts = list(split.text[start : start + CHUNK])
+        pairs = None if split.pair is None else list(split.pair[start : start + CHUNK])
+        located = split.byte_offsets
+        rows = _tokenize(texts, pairs, tokenizer, max_length + 1, located)
         # Tokenized with room for one more token: exactly the texts that use it are truncated.
-        long = [index for index in chunk if len(rows[index - start].ids) > max_length]
-        for index, row in zip(long, _tokenize(split, long, tokenizer, max_length), strict=True):
-            rows[index - start] = row
-        for index, row in zip(chunk, rows, strict=True):
+        long = [number for number, row in enumerate(rows) if len(row.ids) > max_length]
+        if long:
+            own = None if pairs is None else [pairs[number] for number in long]
+            cut = _tokenize([texts[n] for n in long], own, tokenizer, max_length, located)
+            for number, row in zip(long, cut, strict=True):
+                rows[number] = row
+        for number, row in enumerate(rows):
             if len(row.ids) == 0:
                 raise DataError(
-                    f"the tokenizer yields no tokens for the text {split.text[index]!r} (row "
-                    f"{index + 1} of its split); remove the row"
+                    f"the tokenizer yields no tokens for the text {texts[number]!r} (row "
+                    f"{start + number + 1} of its split); remove the row"
                 )
         yield rows, len(long)
 
 
 def _tokenize(
-    split: Split, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: list[Any],
+    pairs: list[Any] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    located: bool,
 ) -> list[_Row]:
-    if not indices:
-        return []
-    texts = [split.text[index] for index in indices]
-    pairs = None if split.pair is None else [split.pair[index] for index in indices]
     made = tokenizer(
         texts,
         pairs,
@@ -359,7 +376,7 @@ def _tokenize(
     types: Sequence[Any] = [None] * len(ids)
     if "token_type_ids" in made:
         types = [np.array(row, np.int32) for row in made["token_type_ids"]]
-    if not split.byte_offsets:
+    if not located:
         return list(map(_Row, ids, types))
     found = [
         locate_tokens(made.encodings[row], (text, *([pairs[row]] if pairs else [])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from hashlib import blake2b
@@ -16,8 +17,8 @@ from gkd_core.contract.task import Split
 from gkd_core.data.stored_column import StoredColumn
 from gkd_core.errors import DataError
 
-KEY_BYTES = 16
-"""Bytes of the hash by which equal texts are found."""
+KEY_BYTES = 8
+"""Bytes of the hash by which equal texts are found; two others with one hash stay together, too."""
 
 
 def hold_out(
@@ -39,11 +40,10 @@ def hold_out(
     Raises:
         DataError: There are too few distinct rows.
     """
-    strata = np.asarray(_strata(split))
+    strata = _strata(split)
     groups = _equal_rows(split, split.group if together is None else together)
-    order = list(range(len(groups)))
-    random.Random(f"hold out {seed}").shuffle(order)
-    order.sort(key=strata[groups.first].tolist().__getitem__)
+    order = _shuffled(len(groups), f"hold out {seed}")
+    order = order[np.argsort(strata[groups.first][order], kind="stable")]
     free = _without_firsts(groups, order, strata)
     if not len(free):
         raise DataError(
@@ -51,9 +51,9 @@ def hold_out(
             "Give a validation file (task.validation) or more rows"
         )
     count = min(max(1, round(share * len(groups))), len(free))
-    held = np.zeros(len(split), bool)
-    for i in range(count):
-        held[groups.rows(free[(2 * i + 1) * len(free) // (2 * count)])] = True
+    chosen = np.zeros(len(groups), bool)
+    chosen[free[(2 * np.arange(count) + 1) * len(free) // (2 * count)]] = True
+    held = chosen[groups.of_row]
     return take(split, np.flatnonzero(~held)), take(split, np.flatnonzero(held))
 
 
@@ -62,20 +62,24 @@ def fewer(split: Split, rows: int) -> Split:
 
     The selection does not depend on a run's seed, so that runs remain comparable.
     """
-    strata = _strata(split)
-    order = sorted(range(len(split)), key=lambda row: (strata[row], _shuffled(row)))
+    places = np.fromiter((random.Random(row).random() for row in range(len(split))), float)
+    order = np.lexsort((places, _strata(split)))
     count = min(rows, len(order))
-    return take(split, sorted(order[i * len(order) // count] for i in range(count)))
+    return take(split, np.sort(order[np.arange(count) * len(order) // max(count, 1)]))
 
 
-def _shuffled(row: int) -> float:
-    return random.Random(row).random()
+def _shuffled(count: int, seed: str) -> NDArray[np.int64]:
+    """Return the numbers below `count` in the order in which Python shuffles them."""
+    order = array("q", range(count))
+    random.Random(seed).shuffle(order)
+    return np.frombuffer(order, np.int64)
 
 
-def _strata(split: Split) -> Sequence[int]:
+def _strata(split: Split) -> NDArray[np.int64]:
     """Return the class of each row; a single class if labels are values or missing."""
-    labels = [label for label in split.labels or () if isinstance(label, int)]
-    return labels or [0] * len(split)
+    labels = (label for label in split.labels or () if isinstance(label, int))
+    found = np.fromiter(labels, np.int64)
+    return found if len(found) else np.zeros(len(split), np.int64)
 
 
 def take(split: Split, rows: Sequence[int] | NDArray[np.int64]) -> Split:
@@ -100,6 +104,7 @@ class _Groups:
 
     Attributes:
         first: The first row of each group, int64.
+        of_row: The group of each row, int64 `[N]`.
     """
 
     def __init__(self, group: NDArray[np.int64]) -> None:
@@ -108,38 +113,23 @@ class _Groups:
         rank = np.empty_like(by_first)
         rank[by_first] = np.arange(len(by_first))
         self.first: NDArray[np.int64] = first[by_first]
-        numbers = rank[numbers]
-        self._rows = np.argsort(numbers, kind="stable")
-        self._starts = np.cumsum([0, *np.bincount(numbers)])
+        self.of_row: NDArray[np.int64] = rank[numbers]
 
     def __len__(self) -> int:
         return len(self.first)
 
-    def rows(self, number: int) -> NDArray[np.int64]:
-        """Return the rows of a group."""
-        return self._rows[self._starts[number] : self._starts[number + 1]]
-
-    def share(self, values: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether all rows of each group have the same value."""
-        ordered, starts = values[self._rows], self._starts[:-1]
-        least, most = np.minimum.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts)
-        found: NDArray[np.bool_] = least == most
-        return found
-
 
 def _without_firsts(
-    groups: _Groups, order: Sequence[int], strata: NDArray[np.int64]
-) -> Sequence[int]:
+    groups: _Groups, order: NDArray[np.int64], strata: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Return the groups in an order, without those that are the first to have a stratum."""
-    left, first = set(strata.tolist()), strata[groups.first].tolist()
-    uniform = groups.share(strata).tolist()
-    free: list[int] = []
-    for number in order:
-        own = {first[number]} if uniform[number] else {*strata[groups.rows(number)].tolist()}
-        if left.isdisjoint(own):
-            free.append(number)
-        left -= own
-    return free
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    places = place[groups.of_row]
+    names, stratum = np.unique(strata, return_inverse=True)
+    firsts = np.full(len(names), len(order), np.int64)
+    np.minimum.at(firsts, stratum, places)
+    return np.delete(order, np.unique(firsts))
 
 
 def _equal_rows(split: Split, names: Sequence[str] | None) -> _Groups:
@@ -150,9 +140,7 @@ def _equal_rows(split: Split, names: Sequence[str] | None) -> _Groups:
         first, second = str(text).strip(), str(pair).strip()
         key = f"{len(first)} {first}{second}".encode("utf-8", "surrogatepass")
         made += blake2b(key, digest_size=KEY_BYTES).digest()
-    keys = np.frombuffer(made, "<i8").reshape(len(split), -1)
-    _, equal = np.unique(keys, axis=0, return_inverse=True)
-    equal = equal.reshape(-1)
+    _, equal = np.unique(np.frombuffer(made, "<i8"), return_inverse=True)
     return _Groups(equal if names is None else _connected(equal, names))
 
 

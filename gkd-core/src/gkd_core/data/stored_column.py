@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gkd_core import digest
 from gkd_core.data.array_spool import unnamed_file, write_whole
+from gkd_core.data.mapped_memory import release
 
 CHUNK = 10_000
 """Values that are made at once where all of a column are read."""
@@ -76,7 +77,7 @@ class StoredColumn(Sequence[Any]):
     def __getitem__(self, index: slice) -> list[Any]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
+            return list(self.take(np.arange(*index.indices(len(self)))))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         row = index % len(self)
@@ -105,7 +106,7 @@ class StoredColumn(Sequence[Any]):
             rows = np.arange(rows.start, rows.stop) if self._rows is None else self._rows[rows]
             first, last = self._starts[rows].tolist(), self._starts[rows + 1].tolist()
             yield from (content[a:b] for a, b in zip(first, last, strict=True))
-            _release(content)
+            release(content)
 
     @property
     def content_hash(self) -> str:
@@ -226,9 +227,3 @@ def _mapped(file: IO[bytes]) -> mmap.mmap | bytes:
     """Return the content of a file; an empty one cannot be mapped."""
     file.seek(0, 2)
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else b""
-
-
-def _release(content: mmap.mmap | bytes) -> None:
-    """Let the system reclaim the memory of values that were read; they are still on disk."""
-    if isinstance(content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        content.madvise(mmap.MADV_DONTNEED)

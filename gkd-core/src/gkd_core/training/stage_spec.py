@@ -224,7 +224,7 @@ class StageSpec:
         """
         readers = [self.student] if tokenizer is self.tokenizer else []
         readers += [one.info for one in self.teachers if one.tokenizer is tokenizer]
-        largest = int(encoded.ids.max(initial=0))
+        largest = encoded.largest_id
         for reader in readers:
             if largest >= reader.vocab_size:
                 token = tokenizer.convert_ids_to_tokens(largest)
