@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -21,6 +22,7 @@ from gkd_core.api import RolloutEngine, Written, hookimpl
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.batch import IGNORE
 from gkd_core.contract.task import Split
+from gkd_core.data import encode, encode_chats
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import BYTES, TEXTS
 from gkd_core.data.table import Faults, Table
@@ -482,3 +484,28 @@ def test_rows_to_judge_by_have_the_answers_that_prompts_to_train_on_lack(
     data = prepare_run(*given, *models, *chosen, teachers=(), registry=known).last.data
     assert data.train.target is None
     assert data.validation.target == data.test.target == ["Yes."] * 20
+
+
+@pytest.mark.parametrize("form", ["messages", "answers", "prompts"])
+def test_chats_are_the_same_part_by_part(form, monkeypatch):
+    texts = {
+        "messages": [TURNS[: 2 * (n % 2 + 1)] for n in range(9)],
+        "answers": [f"{n}+{n}?" for n in range(9)],
+        "prompts": [TURNS[:1]] * 9,
+    }[form]
+    target = [str(2 * n) for n in range(9)] if form == "answers" else None
+    split, made = chats(*texts, target=target), []
+    for encoder in (make_tokenizer(), make_tokenizer(None)):
+        if encoder.chat_template is None and target is None:
+            continue
+        for part in (1000, 2):
+            monkeypatch.setattr(encode, "CHUNK", part)
+            monkeypatch.setattr(encode_chats, "CHUNK", part)
+            made.append(CAUSAL.encode(split, encoder, 60))
+    for whole, parts in zip(made[::2], made[1::2], strict=True):
+        assert whole.tokens_hash == parts.tokens_hash
+        assert np.array_equal(whole.learned, parts.learned)
+        assert whole.cut == parts.cut
+        for name, values in whole.extra.items():
+            assert np.array_equal(values, parts.extra[name])
+    assert made[0].learned.any() == (form != "prompts")

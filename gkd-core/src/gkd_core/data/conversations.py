@@ -12,6 +12,7 @@ from gkd_core.contract.task import Split
 from gkd_core.data.chat import ASSISTANT
 from gkd_core.data.columns import TEXTS, pick_column
 from gkd_core.data.labels import is_missing
+from gkd_core.data.spooled_table import TableBuilder
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError
 
@@ -106,22 +107,36 @@ def read_conversations(table: Table, columns: ChatColumns, config: TaskConfig) -
         DataError: A column is missing, or a row is invalid.
     """
     table.check_filled()
-    names = (columns.text, columns.target, columns.added, columns.system, columns.tools)
+    named = (columns.text, columns.target, columns.added, columns.system, columns.tools)
+    names = [name for name in named if name is not None]
     for name in names:
-        if name is not None and name not in table.columns:
+        if name not in table.columns:
             raise DataError(
                 f"{table.source} has no column {name!r}, which the training data has. Give a "
                 "file with the same columns"
             )
-    rows = [_row(table, columns, place) for place in range(len(table))]
-    tools = None if columns.tools is None else _tools(table, columns.tools)
+    rows = TableBuilder(table.faults)
+    for number, values in table.rows(names):
+        rows.add(number, _row(table, columns, number, values))
     table.faults.check()
-    target = None if columns.target is None else [answer for _, answer in rows]
-    texts = [text for text, _ in rows]
-    if target is not None and not all(isinstance(one, str) for one in target):
-        texts = [_turns(text, "user") + _turns(answer, ASSISTANT) for text, answer in rows]
-        target = None
-    return Split(texts, target=target, chat=config.chat is not False, tools=tools)
+    found = rows.table()
+    if "target" in found.columns and not all(isinstance(o, str) for o in found.columns["target"]):
+        found = _joined_turns(found)
+    return Split(
+        found.columns["text"],
+        target=found.columns.get("target"),
+        chat=config.chat is not False,
+        tools=found.columns.get("tools"),
+    )
+
+
+def _joined_turns(table: Table) -> Table:
+    """Return rows of prompts and answers, some of several turns, as messages."""
+    rows = TableBuilder(table.faults)
+    for number, row in table.rows([*table.columns]):
+        text, answer = row.pop("text"), row.pop("target")
+        rows.add(number, {"text": _turns(text, "user") + _turns(answer, ASSISTANT), **row})
+    return rows.table()
 
 
 def _named(table: Table, config: TaskConfig) -> ChatColumns | None:
@@ -167,20 +182,23 @@ def has_messages(table: Table, name: str) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _row(table: Table, columns: ChatColumns, place: int) -> tuple[Any, Any]:
-    """Return the prompt or messages of a row and its answer; what is wrong with it is noted."""
-    number, values = table.numbers[place], table.columns
-    text = _checked(table, number, columns.text, values[columns.text][place])
-    answer = None
-    if columns.target is not None:
-        answer = _checked(table, number, columns.target, values[columns.target][place])
+def _row(
+    table: Table, columns: ChatColumns, number: int, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields of `Split` for a row; what is wrong with it is noted."""
+    text = _checked(table, number, columns.text, values[columns.text])
     if columns.added is not None and isinstance(text, str):
-        more = values[columns.added][place]
+        more = values[columns.added]
         text = text if is_missing(more) else f"{text}\n\n{more}"
-    if columns.system is not None and not is_missing(values[columns.system][place]):
-        said = {"role": "system", "content": str(values[columns.system][place])}
+    if columns.system is not None and not is_missing(values[columns.system]):
+        said = {"role": "system", "content": str(values[columns.system])}
         text = [said, *_turns(text, "user")]
-    return text, answer
+    row = {"text": text}
+    if columns.target is not None:
+        row["target"] = _checked(table, number, columns.target, values[columns.target])
+    if columns.tools is not None:
+        row["tools"] = _tools(table, number, columns.tools, values[columns.tools])
+    return row
 
 
 def _checked(table: Table, number: int, column: str, value: Any) -> Any:
@@ -237,12 +255,10 @@ def _parsed(value: Any) -> Any:
     return found if spoken and all(spoken) else value
 
 
-def _tools(table: Table, column: str) -> list[Any]:
-    """Return the tools of each row as a list, or None if it has none; JSON texts are read."""
-    made = []
-    for number, value in zip(table.numbers, table.columns[column], strict=True):
-        try:
-            made.append((json.loads(value) if isinstance(value, str) and value else value) or None)
-        except ValueError as error:
-            table.faults.add(number, f"the tools are not JSON: {error} (column {column!r})")
-    return made
+def _tools(table: Table, number: int, column: str, value: Any) -> Any:
+    """Return the tools of a row as a list, or None if it has none; a JSON text is read."""
+    try:
+        return (json.loads(value) if isinstance(value, str) and value else value) or None
+    except ValueError as error:
+        table.faults.add(number, f"the tools are not JSON: {error} (column {column!r})")
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from gkd_core.contract.task import Split
 from gkd_core.data.array_spool import ArraySpool
 from gkd_core.data.byte_offsets import cut_blocks, locate_tokens, unpreceded
 from gkd_core.data.mapped_memory import parts_of
+from gkd_core.data.row_joiner import RowJoiner, TokenizedRow
 from gkd_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -166,10 +167,10 @@ def encode_samples(
         DataError: A text yields no tokens.
     """
     check_room(tokenizer, max_length, pair=split.pair is not None)
-    made = _Joiner()
+    made = RowJoiner()
     for rows, cut in _samples(split, tokenizer, max_length):
         made.add(rows, cut)
-    return made.encoded(labels)
+    return Encoded(**made.columns(), labels=labels)
 
 
 def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
@@ -185,14 +186,14 @@ def encode_blocks(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: 
         DataError: No text has two tokens.
     """
     check_room(tokenizer, max_length, pair=split.pair is not None)
-    made, sources = _Joiner(), ArraySpool(np.int64)
+    made, sources = RowJoiner(), ArraySpool(np.int64)
     sizes = np.fromiter((len(text.encode()) for text in split.text), np.int64, len(split))
     for blocks in _blocks(split, tokenizer, max_length):
         np.subtract.at(sizes, [row.text for row in blocks], [row.unpreceded for row in blocks])
         rows = [row for row in blocks if len(row.ids) > 1]
         made.add(rows)
         sources.add(np.array([row.text for row in rows], np.int64))
-    encoded = made.encoded(None)
+    encoded = Encoded(**made.columns(), labels=None)
     if not len(encoded):
         raise DataError(
             "no text has two or more tokens, so there is nothing to model; give longer texts"
@@ -212,22 +213,36 @@ def encode_targets(split: Split, tokenizer: PreTrainedTokenizerBase, max_length:
         DataError: A text or a target yields no tokens.
     """
     check_room(tokenizer, max_length, pair=split.pair is not None)
-    parts = [split.text] if split.pair is None else [split.text, split.pair]
+    made, sizes = RowJoiner(), np.zeros(len(split), np.int64)
+    for start in range(0, len(split), CHUNK):
+        part = slice(start, start + CHUNK)
+        rows, sizes[part], cut = _answered(split, part, tokenizer, max_length)
+        made.add(rows, cut)
+    extra = {TEXTS: np.arange(len(split)), BYTES: sizes}
+    return Encoded(**made.columns(), labels=None, extra=extra)
+
+
+def _answered(
+    split: Split, part: slice, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[TokenizedRow], list[int], int]:
+    """Return rows of texts and targets, the bytes of the targets, and how many are truncated."""
+    parts = [column[part] for column in (split.text, split.pair) if column is not None]
     before = _ids(list(map(" ".join, zip(*parts, strict=True))), tokenizer, special=True)
-    targets = [""] * len(split) if split.target is None else split.target
-    nothing = [np.array([], np.int32)] * len(split)
-    after = nothing if split.target is None else _ids(targets, tokenizer, special=False)
+    targets, after = [""] * len(before), [np.zeros(0, np.int32)] * len(before)
+    if split.target is not None:
+        targets = list(split.target[part])
+        after = _ids(targets, tokenizer, special=False)
     rows, cut = [], 0
-    sizes = np.array([len(target.encode()) for target in targets])
+    sizes = [len(target.encode()) for target in targets]
     for number, (text, target) in enumerate(zip(before, after, strict=True)):
         room = max_length - min(len(target), max_length - 1)
         kept = np.concatenate([text[-room:], target])[:max_length]
         cut += len(kept) < len(text) + len(target)
         prompt = min(len(text), room)
-        rows.append(_Row(kept, None, learned=np.arange(len(kept)) >= prompt))
+        rows.append(TokenizedRow(kept, None, learned=np.arange(len(kept)) >= prompt))
         if len(kept) - prompt < len(target):
             sizes[number] = len(tokenizer.decode(kept[prompt:]).encode())
-    return replace(_joined(rows, None, cut), extra={TEXTS: np.arange(len(rows)), BYTES: sizes})
+    return rows, sizes, cut
 
 
 def _ids(
@@ -236,17 +251,13 @@ def _ids(
     """Return the ids of prompts, or of targets, which the end token follows."""
     end = tokenizer.eos_token_id
     found = []
-    for start in range(0, len(texts), CHUNK):
-        part = list(texts[start : start + CHUNK])
-        made = tokenizer(part, add_special_tokens=special, verbose=False)["input_ids"]
-        for text, row in zip(part, made, strict=True):
-            if special and row and row[-1] == end:
-                row = row[:-1]  # the text goes on
-            if not row:
-                raise DataError(
-                    f"the tokenizer yields no tokens for the text {text!r}; remove the row"
-                )
-            found.append(np.array(row if special or end is None else [*row, end], np.int32))
+    made = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+    for text, row in zip(texts, made, strict=True):
+        if special and row and row[-1] == end:
+            row = row[:-1]  # the text goes on
+        if not row:
+            raise DataError(f"the tokenizer yields no tokens for the text {text!r}; remove the row")
+        found.append(np.array(row if special or end is None else [*row, end], np.int32))
     return found
 
 
@@ -273,69 +284,21 @@ def join_rows(
     kinds = [None] * len(ids) if type_ids is None else type_ids
     made = zip(ids, kinds, strict=True)
     rows = [
-        _Row(np.array(row, np.int32), None if types is None else np.array(types, np.int32))
+        TokenizedRow(np.array(row, np.int32), None if types is None else np.array(types, np.int32))
         for row, types in made
     ]
     return _joined(rows, None, cut)
 
 
-def _joined(rows: Sequence[_Row], labels: NDArray[Any] | None, cut: int) -> Encoded:
-    made = _Joiner()
+def _joined(rows: Sequence[TokenizedRow], labels: NDArray[Any] | None, cut: int) -> Encoded:
+    made = RowJoiner()
     made.add(rows, cut)
-    return made.encoded(labels)
-
-
-class _Joiner:
-    """Joins tokenized rows, which come part by part."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[str, ArraySpool] = {}
-        self._lengths = ArraySpool(np.int64)
-        self._blocks: list[str] = []
-        self._cut = 0
-
-    def add(self, rows: Sequence[_Row], cut: int = 0) -> None:
-        """Take rows, and the number of those that are truncated."""
-        self._lengths.add(np.array([len(row.ids) for row in rows], np.int64))
-        self._blocks += [row.block for row in rows if row.block is not None]
-        self._cut += cut
-        for name, dtype in ARRAYS.items():
-            found = [own for row in rows if (own := getattr(row, name)) is not None]
-            if found:
-                self._arrays.setdefault(name, ArraySpool(dtype)).add(np.concatenate(found))
-
-    def encoded(self, labels: NDArray[Any] | None) -> Encoded:
-        """Return all rows."""
-        arrays = {name: spool.array() for name, spool in self._arrays.items()}
-        return Encoded(
-            ids=arrays.get("ids", np.zeros(0, np.int32)),
-            type_ids=arrays.get("type_ids"),
-            learned=arrays.get("learned"),
-            byte_offsets=arrays.get("byte_offsets"),
-            offsets=np.cumsum(np.append(0, self._lengths.array())),
-            labels=labels,
-            num_truncated=self._cut,
-            blocks=self._blocks or None,
-        )
-
-
-ARRAYS = {"ids": np.int32, "type_ids": np.int32, "learned": np.bool_, "byte_offsets": np.int32}
-"""The values of a row for each token, and their data types."""
-
-
-class _Row(NamedTuple):
-    ids: NDArray[np.int32]
-    type_ids: NDArray[np.int32] | None
-    block: str | None = None
-    byte_offsets: NDArray[np.int32] | None = None
-    text: int = 0
-    unpreceded: int = 0
-    learned: NDArray[np.bool_] | None = None
+    return Encoded(**made.columns(), labels=labels)
 
 
 def _samples(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Iterator[tuple[list[_Row], int]]:
+) -> Iterator[tuple[list[TokenizedRow], int]]:
     """Yield one row per text, part by part, and the number of truncated rows among them."""
     for start in range(0, len(split), CHUNK):
         texts = list(split.text[start : start + CHUNK])
@@ -364,7 +327,7 @@ def _tokenize(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     located: bool,
-) -> list[_Row]:
+) -> list[TokenizedRow]:
     made = tokenizer(
         texts,
         pairs,
@@ -377,20 +340,20 @@ def _tokenize(
     if "token_type_ids" in made:
         types = [np.array(row, np.int32) for row in made["token_type_ids"]]
     if not located:
-        return list(map(_Row, ids, types))
+        return list(map(TokenizedRow, ids, types))
     found = [
         locate_tokens(made.encodings[row], (text, *([pairs[row]] if pairs else [])))
         for row, text in enumerate(texts)
     ]
-    return list(map(_Row, ids, types, [None] * len(ids), found))
+    return list(map(TokenizedRow, ids, types, [None] * len(ids), found))
 
 
 def _blocks(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Iterator[list[_Row]]:
+) -> Iterator[list[TokenizedRow]]:
     """Yield the blocks of the texts, part by part."""
     for start in range(0, len(split), CHUNK):
-        rows: list[_Row] = []
+        rows: list[TokenizedRow] = []
         texts = list(split.text[start : start + CHUNK])
         made = tokenizer(
             texts, return_attention_mask=False, return_special_tokens_mask=True, verbose=False
@@ -405,7 +368,8 @@ def _blocks(
                 located = locate_tokens(made.encodings[number], (texts[number],))
                 cut = cut_blocks(texts[number], located, positions)
                 found = [
-                    _Row(row.ids, row.type_ids, *own) for row, own in zip(found, cut, strict=True)
+                    TokenizedRow(row.ids, row.type_ids, *own)
+                    for row, own in zip(found, cut, strict=True)
                 ]
             encoding, text = made.encodings[number], texts[number]
             rows += [
@@ -427,6 +391,6 @@ def _block_positions(special: NDArray[Any], max_length: int) -> list[NDArray[np.
     return [np.r_[before, start : min(start + size, end), after] for start in starts]
 
 
-def _pick(ids: list[int], type_ids: list[int] | None, positions: NDArray[np.int64]) -> _Row:
+def _pick(ids: list[int], type_ids: list[int] | None, positions: NDArray[np.int64]) -> TokenizedRow:
     types = None if type_ids is None else np.array(type_ids, np.int32)[positions]
-    return _Row(np.array(ids, np.int32)[positions], types)
+    return TokenizedRow(np.array(ids, np.int32)[positions], types)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from gkd_core.contract.task import Split
 from gkd_core.data.byte_offsets import NOWHERE, byte_positions
 from gkd_core.data.chat import ASSISTANT, ChatTemplate, Conversation, Message
-from gkd_core.data.encode import BYTES, CHUNK, TEXTS, Encoded, join_rows
+from gkd_core.data.encode import BYTES, CHUNK, TEXTS, Encoded
+from gkd_core.data.holdout import part_of
+from gkd_core.data.row_joiner import RowJoiner, TokenizedRow
 from gkd_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,36 +42,79 @@ def encode_chats(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: i
     Raises:
         DataError: The template refuses a row, or no row has an answer within `max_length`.
     """
-    rows = _tokenized(split, tokenizer)
-    alone = not any(row.learned.any() for row in rows)
-    kept = [n for n, row in enumerate(rows) if alone or row.learned[:max_length].any()]
-    if not kept:
-        raise DataError(
-            f"no conversation has a token of an answer within task.max_length = {max_length}; "
-            "raise it"
+    found = _ChatRows(split, max_length, alone=not has_answers(split))
+    found.add_all(_tokenized(split, tokenizer))
+    if not found.some_learned and not found.alone:
+        found = _ChatRows(split, max_length, alone=True)  # no answer has a word
+        found.add_all(_tokenized(split, tokenizer))
+    return found.encoded()
+
+
+class _ChatRows:
+    """Takes the conversations of a split in tokens one by one, and keeps what a row may hold.
+
+    Args:
+        split: The conversations.
+        max_length: Maximum tokens of a row.
+        alone: Whether they are prompts alone, of which every row is kept.
+
+    Attributes:
+        some_learned: Whether a row had a token to be learned.
+    """
+
+    def __init__(self, split: Split, max_length: int, alone: bool) -> None:
+        self.alone = alone
+        self.some_learned = False
+        self._located = split.byte_offsets
+        self._max_length = max_length
+        self._made = RowJoiner()
+        self._kept = array("q")
+        self._sizes = array("q")
+        self._merged = 0
+
+    def add_all(self, parts: Iterable[Sequence[_ChatRow]]) -> None:
+        """Take all conversations, part by part."""
+        for rows in parts:
+            kept = [row for row in rows if self._takes(row)]
+            long = sum(len(row.ids) > self._max_length for row in kept)
+            self._made.add([row.cut(self._max_length, self._located) for row in kept], long)
+
+    def _takes(self, row: _ChatRow) -> bool:
+        """Note what is known of a conversation; return whether it is kept."""
+        number = len(self._sizes)
+        self._sizes.append(row.answered(self._max_length))
+        self._merged += row.merged
+        self.some_learned |= bool(row.learned.any())
+        taken = self.alone or bool(row.learned[: self._max_length].any())
+        if taken:
+            self._kept.append(number)
+        return taken
+
+    def encoded(self) -> Encoded:
+        """Return the rows that were kept.
+
+        Raises:
+            DataError: There is none.
+        """
+        if not self._kept:
+            raise DataError(
+                "no conversation has a token of an answer within task.max_length = "
+                f"{self._max_length}; raise it"
+            )
+        if self._merged:
+            logger.warning(
+                "%d answers begin within a token of their prompt, which is not learned",
+                self._merged,
+            )
+        return Encoded(
+            **self._made.columns(),
+            labels=None,
+            num_left_out=len(self._sizes) - len(self._kept),
+            extra={
+                TEXTS: np.array(self._kept, np.int64),
+                BYTES: np.array(self._sizes, np.int64),
+            },
         )
-    merged = sum(row.merged for row in rows)
-    if merged:
-        logger.warning(
-            "%d answers begin within a token of their prompt, which is not learned", merged
-        )
-    sizes = np.array([row.answered(max_length) for row in rows])
-    made = join_rows(
-        [rows[n].ids[:max_length].tolist() for n in kept],
-        None,
-        cut=sum(len(rows[n].ids) > max_length for n in kept),
-    )
-    return replace(
-        made,
-        num_left_out=len(rows) - len(kept),
-        learned=np.concatenate([rows[n].learned[:max_length] for n in kept]),
-        byte_offsets=(
-            np.concatenate([rows[n].located()[:max_length] for n in kept])
-            if split.byte_offsets
-            else None
-        ),
-        extra={TEXTS: np.array(kept), BYTES: sizes},
-    )
 
 
 def messages_of(split: Split, row: int) -> list[Message]:
@@ -110,6 +156,15 @@ class _ChatRow:
     said: Sequence[str]
     end: str
 
+    def cut(self, max_length: int, located: bool) -> TokenizedRow:
+        """Return its first tokens, with their place in what the assistant says if asked for."""
+        return TokenizedRow(
+            self.ids[:max_length].astype(np.int32),
+            None,
+            byte_offsets=self.located()[:max_length] if located else None,
+            learned=self.learned[:max_length],
+        )
+
     def answered(self, max_length: int) -> int:
         """Return the bytes of the answers among the first tokens, without end tokens."""
         last = int(self.places[:max_length, 1].max(initial=0))
@@ -145,27 +200,26 @@ class _ChatRow:
         return found
 
 
-def _tokenized(split: Split, tokenizer: PreTrainedTokenizerBase) -> list[_ChatRow]:
+def _tokenized(split: Split, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[_ChatRow]]:
+    """Yield the conversations in tokens, part by part."""
     template = ChatTemplate(tokenizer)
-    rows: list[_ChatRow] = []
     for start in range(0, len(split), CHUNK):
-        numbers = range(start, min(start + CHUNK, len(split)))
-        chats = [_rendered(template, split, number) for number in numbers]
+        part = part_of(split, start, CHUNK)
+        chats = [_rendered(template, part, row, start) for row in range(len(part))]
         made = tokenizer([chat.text for chat in chats], add_special_tokens=False, verbose=False)
         encodings: Sequence[Encoding] = made.encodings or ()
-        rows += [
-            _row(chat, encoding, _said(split, number), template.end)
-            for number, chat, encoding in zip(numbers, chats, encodings, strict=True)
+        yield [
+            _row(chat, encoding, _said(part, row), template.end)
+            for row, (chat, encoding) in enumerate(zip(chats, encodings, strict=True))
         ]
-    return rows
 
 
-def _rendered(template: ChatTemplate, split: Split, row: int) -> Conversation:
-    tools = None if split.tools is None else split.tools[row]
+def _rendered(template: ChatTemplate, part: Split, row: int, before: int) -> Conversation:
+    tools = None if part.tools is None else part.tools[row]
     try:
-        return template.render(messages_of(split, row), tools)
+        return template.render(messages_of(part, row), tools)
     except DataError as error:
-        raise DataError(f"row {row + 1} of its split: {error}") from error
+        raise DataError(f"row {before + row + 1} of its split: {error}") from error
 
 
 def _said(split: Split, row: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gkd_core.contract.task import Split
+from gkd_core.contract.task import COLUMNS, Split
 from gkd_core.data.stored_column import StoredColumn
 from gkd_core.errors import DataError
 
@@ -94,6 +94,20 @@ def take(split: Split, rows: Sequence[int] | NDArray[np.int64]) -> Split:
         for name, column in columns.items()
     }
     return replace(split, **taken)
+
+
+def part_of(split: Split, start: int, count: int) -> Split:
+    """Return some rows in a sequence, read into memory.
+
+    Args:
+        split: The rows.
+        start: The first.
+        count: How many, if there are as many.
+    """
+    columns = {name: getattr(split, name) for name in COLUMNS}
+    part = slice(start, start + count)
+    read = {name: column[part] for name, column in columns.items() if column is not None}
+    return replace(split, **read)
 
 
 class _Groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,12 @@ class Table:
     def source(self) -> str:
         """User-facing name of the source."""
         return self.faults.source
+
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number of each row, and its values in some columns by name."""
+        columns = [self.columns[name] for name in names]
+        for number, *values in zip(self.numbers, *columns, strict=True):
+            yield number, dict(zip(names, values, strict=True))
 
     def check_filled(self) -> None:
         """Raise `DataError` if there are no valid rows."""
