@@ -9,7 +9,7 @@ import pytest
 
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Split, TaskData
-from gkd_core.data import array_spool, cache, spooled_table, stored_rows
+from gkd_core.data import array_spool, cache, json_rows, spooled_table, stored_rows
 from gkd_core.data.array_spool import ArraySpool
 from gkd_core.data.cache_limit import cache_items
 from gkd_core.data.files import Files
@@ -74,16 +74,30 @@ def parquet(path, rows):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-WRITERS = {"jsonl": jsonl, "csv": csv, "parquet": parquet}
+def json_list(path, rows):
+    path.write_text(json.dumps(rows, indent=1))
+
+
+def paragraphs(path, rows):
+    path.write_text("\n\n\n".join(f"{row['text']}\n{row['label']}" for row in rows))
+
+
+def lines(path, rows):
+    path.write_text("\n".join(row["text"] for row in rows))
+
+
+WRITERS = {"jsonl": jsonl, "csv": csv, "parquet": parquet, "json": json_list}
+TEXTS = {"paragraphs": paragraphs, "lines": lines}
 ROWS = [{"text": f"text {n % 90}", "label": ("no", "yes")[n % 3 == 0]} for n in range(100)]
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_large_file_is_read_as_a_small_one_is(suffix, tmp_path, monkeypatch):
-    path = tmp_path / f"rows.{suffix}"
-    WRITERS[suffix](path, ROWS)
+@pytest.mark.parametrize("form", [*WRITERS, *TEXTS])
+def test_large_file_is_read_as_a_small_one_is(form, tmp_path, monkeypatch):
+    path = tmp_path / f"rows.{form if form in WRITERS else 'txt'}"
+    (WRITERS | TEXTS)[form](path, ROWS)
     small = read(path)
     monkeypatch.setattr(spooled_table, "IN_MEMORY", 7)
+    monkeypatch.setattr(json_rows, "BLOCK", 10)
     large = read(path)
     assert {type(column) for column in large.columns.values()} == {StoredColumn}
     assert {name: list(column) for name, column in large.columns.items()} == {
