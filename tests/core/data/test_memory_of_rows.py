@@ -1,0 +1,101 @@
+"""Rows of large files take little memory, however many they are."""
+
+import json
+import tracemalloc
+
+import pytest
+from tests.core.data.test_chats import make_tokenizer
+from tests.core.data.test_encode import tokenizer
+
+from gkd_core import digest
+from gkd_core.config.schema import TaskConfig
+from gkd_core.data import (
+    array_spool,
+    encode,
+    encode_chats,
+    json_rows,
+    mapped_memory,
+    spooled_table,
+    stored_column,
+    stored_rows,
+)
+from gkd_core.data import stored_tokens as tokens
+from gkd_core.data.files import Files
+from gkd_core.data.sampler import Sampler
+from gkd_core.plugins import registry
+
+LONG = "a text that is so long that nobody could keep it in memory without being noticed " * 4
+
+SOME, *ROWS = (100, 200, 600)
+
+MOST = 160
+"""Bytes for each row while rows are read: numbers such as its line, label, length and place."""
+
+
+@pytest.fixture(autouse=True)
+def small_parts(tmp_path, monkeypatch):
+    """Parts so small that few rows are many parts."""
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(digest, "BLOCK", 2**12)
+    monkeypatch.setattr(stored_rows, "LARGE", 0)
+    monkeypatch.setattr(tokens, "MANY", 0)
+    monkeypatch.setattr(spooled_table, "IN_MEMORY", 20)
+    monkeypatch.setattr(stored_column, "CHUNK", 20)
+    monkeypatch.setattr(array_spool, "IN_MEMORY", 2**11)
+    monkeypatch.setattr(json_rows, "BLOCK", 2**12)
+    monkeypatch.setattr(encode, "CHUNK", 20)
+    monkeypatch.setattr(encode_chats, "CHUNK", 20)
+    monkeypatch.setattr(mapped_memory, "PART", 2**11)
+
+
+def peak_of(path, kind):
+    """Return the most bytes that are taken at once until the first batches are drawn."""
+    task = Files(TaskConfig(train=str(path)), registry().kinds)
+    words = make_tokenizer() if kind == "causal-lm" else tokenizer()
+    tracemalloc.start()
+    data = stored_rows.stored_rows(task.files(), [], [], lambda: task.load(kind, 1))
+    assert data.kind == kind
+    encoded = tokens.tokenized(registry().kinds[kind], data.train, words, 64, data.classes)
+    assert encoded.largest_id > 0
+    next(Sampler(encoded.lengths, 8, 1, 0, bucketing=True).steps(0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def labeled(number):
+    return {"text": f"{LONG} {number}", "label": ("no", "yes")[number % 2]}
+
+
+def answered(number):
+    return {"prompt": f"{number}?", "response": f"{number} {LONG}"}
+
+
+def conversation(number):
+    said = (f"{number}?", f"{number} {LONG}")
+    roles = ("user", "assistant")
+    return {"messages": [{"role": r, "content": s} for r, s in zip(roles, said, strict=True)]}
+
+
+FILES = {
+    "labeled": ("jsonl", "classification", labeled, lines),
+    "list": ("json", "classification", labeled, json.dumps),
+    "prompts": ("jsonl", "causal-lm", answered, lines),
+    "messages": ("json", "causal-lm", conversation, json.dumps),
+    "text": ("txt", "masked-lm", labeled, lambda rows: "\n\n".join(row["text"] for row in rows)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_memory_of_a_row_is_less_than_its_text(name, tmp_path):
+    suffix, kind, row, written = FILES[name]
+    peaks = []
+    for count in (SOME, *ROWS):  # the first takes what is taken once, such as by imports
+        path = tmp_path / f"{count}.{suffix}"
+        path.write_text(written([row(number) for number in range(count)]))
+        peaks.append(peak_of(path, kind))
+    assert (peaks[2] - peaks[1]) / (ROWS[1] - ROWS[0]) < MOST
