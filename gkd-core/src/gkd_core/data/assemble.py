@@ -196,7 +196,7 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
         yield json.dumps([name, len(split)]).encode()
         for column in (split.text, split.pair, split.labels):
             for value in column or ():
-                yield json.dumps(value, default=_plain).encode() + b"\n"
+                yield _json(value) + b"\n"
         # Columns that came later do not change the hash of rows without them.
         names = ("group", "target", "spans", "tools", "source", "context")
         later = {name: getattr(split, name) for name in names}
@@ -204,9 +204,25 @@ def _row_bytes(kind: str, classes: Sequence[str], splits: Mapping[str, Split]) -
             yield b"chat"
         for name, column in later.items():
             if column is not None:
-                yield json.dumps([name, list(column)]).encode()
+                yield from _json_list(name, column)
+
+
+def _json_list(name: str, column: Sequence[Any]) -> Iterator[bytes]:
+    """Yield `[name, column]` in JSON, part by part."""
+    yield b"[%s, [" % _json(name)
+    for number, value in enumerate(column):
+        yield (b", " if number else b"") + _json(value)
+    yield b"]]"
+
+
+def _json(value: Any) -> bytes:
+    return b"%d" % value if type(value) is int else TO_JSON(value).encode()
 
 
 def _plain(value: Any) -> Any:
     """Return a value from a plugin's rows, such as an array, in JSON-serializable form."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+TO_JSON = json.JSONEncoder(default=_plain).encode
+"""`json.dumps` with one encoder for all values, of which there may be millions."""

@@ -185,6 +185,8 @@ def encode_value(value: Any) -> bytes:
         return b""
     if type(value) is str:
         return TEXT + value.encode("utf-8", "surrogatepass")
+    if type(value) is int:
+        return JSON + b"%d" % value
     return JSON + json.dumps(_plain(value), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
