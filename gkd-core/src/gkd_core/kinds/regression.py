@@ -50,14 +50,18 @@ class Regression(ValueKind):
         columns = label_columns(table, config)
         if len(columns) > 1 or not all(name in table.columns for name in columns):
             return Fit.NO
-        try:
-            labels = [label_name(value) for name in columns for value in table.columns[name]]
-        except ValueError:  # a row has no label, or a list of them
+        fractions = found = False
+        for name in columns:
+            for value in table.columns[name]:
+                try:
+                    number = numbers_among([label_name(value)])[0]
+                except ValueError:  # the row has no label, or a list of them
+                    return Fit.NO
+                if number is None:
+                    return Fit.NO
+                fractions, found = fractions or not number.is_integer(), True
+        if not found:
             return Fit.NO
-        values = numbers_among(labels)
-        if not values or None in values:
-            return Fit.NO
-        fractions = any(value is not None and not value.is_integer() for value in values)
         return Fit.CERTAIN if fractions else Fit.POSSIBLE
 
     def parse(self, rows: CheckedRows, classes: Sequence[str]) -> list[float]:
