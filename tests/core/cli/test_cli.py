@@ -47,7 +47,7 @@ FLAGS = {
     "--output --teacher-cache --track --probe --baseline --seed --nproc --set --seeds --overwrite "
     "--resume --accept-changes --max-time",
     "search": "--teacher --student --student-layers --task --data --set --max-latency --max-size "
-    "--max-weights --min-kept --time --method --seeds --threads --output --json",
+    "--max-weights --min-kept --time --method --recipe --seeds --threads --output --json",
 }
 
 
@@ -477,6 +477,20 @@ def test_run_interrupted_before_a_checkpoint_is_to_be_started_again(invoke, sett
     done = invoke("run", *settings, *OFTEN)
     assert done.code == 130
     assert "start again, with --overwrite --output 'my run'" in done.err
+
+
+def test_student_is_named_a_copy_of_the_teacher_unless_its_size_is_given(invoke, world):
+    run = ["--method", "soft", "--teacher", world / "teacher", "--data", world / "train.jsonl"]
+    copied = "warning: the student is a copy of the teacher, as large and as slow"
+    assert copied in " ".join(invoke("explain", *run).out.split())
+    half = invoke("explain", *run, "--student-layers", "half")
+    assert copied not in " ".join(half.out.split())
+    assert half.code == 0
+    assert 'layers = "half"' in invoke("config", *run, "--student-layers", "half").out
+    assert copied not in " ".join(invoke("explain", *run, "--student-layers", "all").out.split())
+    wrong = invoke("explain", *run, "--student-layers", "some")
+    assert wrong.code == 2
+    assert "'some' is not a valid integer; name a number, half or all" in wrong.err
 
 
 def test_interrupt_elsewhere_is_one_line(invoke, settings, monkeypatch):

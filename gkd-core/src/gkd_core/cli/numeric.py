@@ -23,6 +23,27 @@ class Whole(_InAscii, IntParamType):
     """A whole number."""
 
 
+class WholeOr(Whole):
+    """A whole number, or one of some words.
+
+    Args:
+        words: The words.
+    """
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the word or the number."""
+        if value in self._words:
+            return value
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            words = " or ".join(self._words)
+            self.fail(f"{error.message[:-1]}; name a number, {words}.", param, ctx)
+
+
 class WholeRange(_InAscii, click.IntRange):
     """A whole number within bounds."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gkd_core.cli.numeric import Whole
+from gkd_core.cli.numeric import Whole, WholeOr
 
 if TYPE_CHECKING:
     from gkd_core.config.resolve import Resolved
@@ -173,7 +173,10 @@ _MODELS_AND_DATA: Sequence[Decorator] = (
     ),
     click.option("--student", help="Start the student from this checkpoint."),
     click.option(
-        "--student-layers", type=Whole(), help="Blocks of a student derived from the teacher."
+        "--student-layers",
+        type=WholeOr("half", "all"),
+        metavar="NUMBER|half|all",
+        help="Blocks of a student derived from the teacher.",
     ),
     click.option("--task", help="Task by name, such as superglue/rte."),
     click.option(

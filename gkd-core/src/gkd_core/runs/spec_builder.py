@@ -48,6 +48,10 @@ from gkd_core.students.shape import student_config
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
 from gkd_core.vocabulary.reduced import ReducedVocabulary
 
+AS_LARGE = (
+    "warning: the student is a copy of the teacher, as large and as slow: nothing says how many "
+    "blocks it is to have (--student-layers half)"
+)
 NOTHING_PROBED = "probes compare nothing, because no method reads a teacher"
 
 
@@ -224,6 +228,7 @@ class SpecBuilder:
         repeated = None if data.test is None else repeated_rows(data.train, data.test)
         notes = [*spec.notes, *source_notes(spec), *compare_tokens(spec)]
         notes += [] if repeated is None else [repeated]
+        notes += [AS_LARGE] if _is_as_large_unsaid(spec) else []
         if spec.config.probe is None:
             return replace(spec, notes=tuple(notes)) if len(notes) > len(spec.notes) else spec
         probed = tuple(chosen_probes(spec, self.registry))
@@ -372,6 +377,15 @@ class SpecBuilder:
 
 def _with_tokens(info: ModelInfo, tokenizer: PreTrainedTokenizerFast) -> ModelInfo:
     return replace(info, tokens=token_texts(tokenizer))
+
+
+def _is_as_large_unsaid(spec: StageSpec) -> bool:
+    """Return whether the student is a copy of its teacher, and nothing says that this is meant."""
+    config, student = spec.config, spec.config.student
+    given = (student.layers, student.lora, student.vocabulary)
+    taught_by_itself = any(teacher.prompt or teacher.follow for teacher in config.teachers)
+    is_meant = taught_by_itself or any(value is not None for value in given)
+    return bool(spec.teachers) and not is_meant and spec.is_whole_teacher
 
 
 def _expression(settings: ResolvedStage) -> Expression:
