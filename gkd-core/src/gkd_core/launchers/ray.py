@@ -15,12 +15,10 @@ import gkd_core
 from gkd_core.contract.launcher import CellJob, JobEvent, Launch, Launcher
 from gkd_core.errors import ConfigError
 from gkd_core.launchers import on_node
+from gkd_core.launchers.local import GRACE
 
 TOKEN = ".token"
 """A file by which every node shows that it sees the folder of the cells."""
-
-GRACE = 120
-"""Seconds that cells have to save a checkpoint when the command is interrupted."""
 
 REACH = 10.0
 """Seconds within which a cluster answers."""
