@@ -7,7 +7,9 @@ import datasets
 import pytest
 
 from gkd_core.config.schema import TaskConfig
+from gkd_core.data import spooled_table
 from gkd_core.data.hub import Hub, _address
+from gkd_core.data.stored_column import StoredColumn
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.plugins import registry
 
@@ -53,6 +55,15 @@ def test_local_dataset_is_read(folder):
     assert data.train.text[:2] == ["row 0", "row 1"]
     assert data.validation.labels == [0, 1, 0, 1]
     assert data.test.text == ["row 12", "row 13"]
+
+
+def test_texts_of_a_large_dataset_are_kept_on_disk(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "gkd"))
+    monkeypatch.setattr(spooled_table, "IN_MEMORY", 3)
+    data = load(folder(train=labeled(8), validation=labeled(4, 8)))
+    assert all(isinstance(split.text, StoredColumn) for split in (data.train, data.validation))
+    assert list(data.train.text) == [f"row {number}" for number in range(8)]
+    assert list(data.validation.text) == [f"row {number}" for number in range(8, 12)]
 
 
 def test_class_names_and_their_order_come_from_the_dataset(monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.task import Split
 from gkd_core.data.labels import is_missing, is_unlabeled, label_name
+from gkd_core.data.spooled_table import spooled
 from gkd_core.data.stored_column import StoredColumn
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError, suggest
@@ -223,12 +224,14 @@ def select(table: Table, columns: Columns, labeled: bool = True) -> CheckedRows:
 def _texts(table: Table, column: str) -> Sequence[str]:
     """Return a column of texts; what is none of them is recorded in the faults of the table."""
     values = table.columns[column]
+    if not isinstance(values, (list, StoredColumn)):
+        values = spooled(values, column, table)  # a column of a plugin or a hub data set
     for number, value in zip(table.numbers, values, strict=True):
         if is_missing(value):
             table.faults.add(number, f"the text is empty (column {column!r})")
         elif not isinstance(value, str):
             table.faults.add(number, f"the text is {value!r}, not a string (column {column!r})")
-    return values if isinstance(values, StoredColumn) else list(values)
+    return values
 
 
 def _labels(table: Table, column: str) -> list[str]:

@@ -83,6 +83,20 @@ class TableBuilder:
             self._columns[name] = [*column.column(), *values]
 
 
+def spooled(values: Iterable[Any], column: str, table: Table) -> Sequence[Any]:
+    """Return a column of which the values are read anew each time, kept in memory or on disk.
+
+    Args:
+        values: The values, one for each row.
+        column: Its name.
+        table: The table that has it.
+    """
+    rows = TableBuilder(table.faults, [column])
+    for number, value in zip(table.numbers, values, strict=True):
+        rows.add(number, {column: value})
+    return rows.table().columns[column]
+
+
 def _spool(missing: int) -> ColumnSpool | list[Any]:
     """Return a store for a column, in memory if the cache cannot be written.
 
