@@ -59,8 +59,8 @@ def explain(invoke):
 
     def _explain(model, data, *settings):
         flags = [part for setting in settings for part in ("--set", setting)]
-        given = ("--teacher", model, "--data", data, "--no-baseline", "--json")
-        return invoke("explain", "soft", *given, *flags)
+        given = ("--teacher", model, "--student-layers", "half", "--data", data, "--no-baseline")
+        return invoke("explain", "soft", *given, "--json", *flags)
 
     return _explain
 
