@@ -41,7 +41,7 @@ class WholeOr(Whole):
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
             words = " or ".join(self._words)
-            self.fail(f"{error.message[:-1]}; name a number, {words}.", param, ctx)
+            self.fail(f"{error.message.removesuffix('.')}; name a number, {words}.", param, ctx)
 
 
 class WholeRange(_InAscii, click.IntRange):

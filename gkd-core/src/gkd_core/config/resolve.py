@@ -55,6 +55,16 @@ ONLY_STAGE = "distil"
 """Name of the single stage of a run without `stages`."""
 
 
+def path_in(stage: str, path: str) -> str:
+    """Return the user-facing key of a setting of a stage: `stages.NAME.training.lr`.
+
+    Args:
+        stage: Name of the stage.
+        path: The setting, such as `training.lr`.
+    """
+    return path if stage == ONLY_STAGE else f"stages.{stage}.{path}"
+
+
 @dataclass(frozen=True)
 class ResolvedStage:
     """One stage with all its settings.
@@ -103,7 +113,7 @@ class ResolvedStage:
         """Return the user-facing key of a setting of this stage: `stages.NAME.training.lr`."""
         if path in self.called:
             return self.called[path]
-        return path if self.name == ONLY_STAGE else f"stages.{self.name}.{path}"
+        return path_in(self.name, path)
 
     def as_tree(self) -> dict[str, Any]:
         """Return the settings that a run file can give a stage, in its form."""

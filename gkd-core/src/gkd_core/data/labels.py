@@ -71,9 +71,9 @@ def is_unlabeled(values: Iterable[Any]) -> bool:
     return all(str(value).strip() in UNLABELED for value in values)
 
 
-def numbers_among(labels: Iterable[str]) -> list[float | None]:
-    """Return the value of each label that is a number, and None for the others."""
-    return [float(label) if NUMBER.fullmatch(label) else None for label in labels]
+def number_of(label: str) -> float | None:
+    """Return the value of a label that is a number; None for another."""
+    return float(label) if NUMBER.fullmatch(label) else None
 
 
 def find_classes(labels: Sequence[str], source: str) -> tuple[str, ...]:

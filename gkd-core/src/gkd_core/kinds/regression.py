@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gkd_core.contract.task import Fit
 from gkd_core.data.columns import CheckedRows, label_columns
-from gkd_core.data.labels import label_name, label_values, numbers_among
+from gkd_core.data.labels import label_name, label_values, number_of
 from gkd_core.kinds.metrics import Metric
 from gkd_core.kinds.value_kind import ValueKind
 
@@ -50,19 +50,19 @@ class Regression(ValueKind):
         columns = label_columns(table, config)
         if len(columns) > 1 or not all(name in table.columns for name in columns):
             return Fit.NO
-        fractions = found = False
-        for name in columns:
-            for value in table.columns[name]:
-                try:
-                    number = numbers_among([label_name(value)])[0]
-                except ValueError:  # the row has no label, or a list of them
-                    return Fit.NO
-                if number is None:
-                    return Fit.NO
-                fractions, found = fractions or not number.is_integer(), True
-        if not found:
-            return Fit.NO
-        return Fit.CERTAIN if fractions else Fit.POSSIBLE
+        found = Fit.NO
+        for value in (value for name in columns for value in table.columns[name]):
+            try:
+                number = number_of(label_name(value))
+            except ValueError:  # the row has no label, or a list of them
+                return Fit.NO
+            if number is None:
+                return Fit.NO
+            if not number.is_integer():
+                found = Fit.CERTAIN
+            elif found is Fit.NO:
+                found = Fit.POSSIBLE
+        return found
 
     def parse(self, rows: CheckedRows, classes: Sequence[str]) -> list[float]:
         """Return the value of each row."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gkd_core.config.resolve import ONLY_STAGE
+from gkd_core.config.resolve import ONLY_STAGE, path_in
 from gkd_core.kinds.metrics import Metric
 from gkd_core.runs.default_method import LABELS
 from gkd_core.studies.shapes import MeasuredShape
@@ -16,6 +16,7 @@ from gkd_core.studies.study_config import METHOD, AxisValue, StudyConfig
 SHAPE = "shape"
 INIT = "student.init"
 RATE = "training.lr"
+EVERY = "training.evaluate_every"
 
 METHODS = ("pkd+soft+hard", "kd", LABELS)
 
@@ -50,12 +51,8 @@ class SearchedRecipe:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of a run with it."""
-        own = {} if self.last_stage == ONLY_STAGE else self.steps
-        every = {
-            f"stages.{stage}.training.evaluate_every": steps_between(n) for stage, n in own.items()
-        }
-        alone = {"training.evaluate_every": steps_between(self.steps[self.last_stage])}
-        return {"recipe": self.name, **(every or alone)}
+        every = {path_in(stage, EVERY): steps_between(n) for stage, n in self.steps.items()}
+        return {"recipe": self.name, **every}
 
 
 def steps_between(steps: int) -> int:
@@ -167,5 +164,5 @@ class SearchSpace:
                 SHAPE: {str(each.shape): dict(each.shape.settings) for each in self.shapes},
                 METHOD: {str(recipe): recipe.settings for recipe in self.recipes},
             },
-            settings={**self.settings, "training.evaluate_every": steps_between(self.steps)},
+            settings={**self.settings, EVERY: steps_between(self.steps)},
         )

@@ -6,12 +6,13 @@ harm on any: it is the value whose worst task is the least bad, as far as can be
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from gkd_core.evaluation.statistics import Interval
 from gkd_core.studies.comparisons import AxisTable, compare, rises, seed_priors, varied
 from gkd_core.studies.study_config import AxisValue
-from gkd_core.studies.study_results import StudyResults
+from gkd_core.studies.study_results import CellResult, StudyResults
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,6 @@ class WorstCase:
     interval: Interval
     tasks: int
 
-    def bound(self, rising: bool) -> float:
-        """Return the end of the interval at which the value is worst.
-
-        Args:
-            rising: Whether larger values of the metric are better.
-        """
-        return self.interval.low if rising else self.interval.high
-
 
 def worst_cases(results: StudyResults, table: AxisTable) -> list[WorstCase]:
     """Return the worst task of each value of an axis; the value that loses least comes first.
@@ -53,26 +46,28 @@ def worst_cases(results: StudyResults, table: AxisTable) -> list[WorstCase]:
     sign = 1 if rises(results) else -1
     found = []
     for value, by_task in _differences(results, table).items():
-        if by_task:
-            task, (difference, interval) = min(by_task.items(), key=lambda each: sign * each[1][0])
-            found.append(WorstCase(value, task, difference, interval, len(by_task)))
-    return sorted(found, key=lambda case: (-case.tasks, -sign * case.bound(sign > 0)))
+        task, (difference, interval) = min(by_task.items(), key=lambda each: sign * each[1][0])
+        found.append(WorstCase(value, task, difference, interval, len(by_task)))
+    return sorted(found, key=lambda each: (-each.tasks, -_least(each.interval, sign)))
+
+
+def _least(interval: Interval, sign: int) -> float:
+    """Return the worse end of an interval, times the sign by which larger values are better."""
+    return min(sign * interval.low, sign * interval.high)
 
 
 def _differences(
     results: StudyResults, table: AxisTable
 ) -> dict[AxisValue, dict[str, tuple[float, Interval]]]:
     """Return the difference of each value to the baseline on each task, with its interval."""
-    priors, cells = seed_priors(results), varied(results.without_dropped(), table.axis)
+    priors, cells = seed_priors(results), defaultdict[tuple[AxisValue, str], list[CellResult]](list)
+    for each in varied(results.without_dropped(), table.axis):
+        cells[each.cell.axes[table.axis], each.cell.task].append(each)
     found: dict[AxisValue, dict[str, tuple[float, Interval]]] = {}
-    for level in table.levels:
-        for task in results.tasks if level.value != table.baseline else ():
-            own, against = (
-                [c for c in cells if (c.cell.task, c.cell.axes[table.axis]) == (task, value)]
-                for value in (level.value, table.baseline)
-            )
+    for value, task in cells:
+        if value != table.baseline:
+            own, against = cells[value, task], cells.get((table.baseline, task), ())
             difference = compare(own, against, priors, table.axis).difference
             if difference is not None and difference.interval is not None:
-                known = difference.value, difference.interval
-                found.setdefault(level.value, {})[task] = known
+                found.setdefault(value, {})[task] = difference.value, difference.interval
     return found
