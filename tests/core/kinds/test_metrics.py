@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from gkd_core.kinds.metrics import Metric, f1_of_counts
+from gkd_core.contract.task import Split
+from gkd_core.kinds.classification import Classification
+from gkd_core.kinds.metrics import Metric, f1_of_counts, macro_f1
 from gkd_core.kinds.multi_label import MultiLabel
 from gkd_core.kinds.span_extraction import normalized, squad_scores
+from gkd_core.kinds.task_kind import Evaluation
 from gkd_core.kinds.token_classification import entity_scores
 from gkd_core.plugins import registry
 
@@ -17,6 +21,24 @@ from gkd_core.plugins import registry
 def test_f1_without_anything_is_zero():
     assert f1_of_counts(0, 0) == 0.0
     assert f1_of_counts(3, 8) == 0.75
+
+
+def test_macro_f1_by_hand():
+    predictions, labels = torch.tensor([0, 0, 2, 5, 5]), torch.tensor([0, 2, 2, 5, 1])
+    # Classes 0, 2 and 5: one hit, three marks; class 1: no hit; 3 and 4 do not occur.
+    assert macro_f1(predictions, labels) == pytest.approx((2 / 3 + 2 / 3 + 2 / 3) / 4, abs=1e-12)
+
+
+def test_classes_are_measured_again_as_they_were():
+    kind, labels = Classification(), [0, 1, 2, 1, 0, 2]
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    drawn = np.array([4, 4, 0, 2, 1])
+    measure = kind.remeasure(
+        Evaluation({}, kind.score(logits)), Split([""] * 6, None, labels), ("a", "b", "c")
+    )
+    chosen = logits[drawn]
+    expected = kind.measure(chosen, kind.score(chosen), torch.tensor(labels)[drawn])
+    assert measure(drawn) == {name: expected[name] for name in kind.metrics}
 
 
 HIGHER, LOWER = Metric("accuracy", True), Metric("perplexity", False)

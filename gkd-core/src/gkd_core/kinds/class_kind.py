@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gkd_core.contract.task import Split
 from gkd_core.data.columns import CheckedRows
 from gkd_core.data.labels import class_ids, find_classes, known_classes
 from gkd_core.kinds.metrics import Metric, accuracy, macro_f1
-from gkd_core.kinds.task_kind import TaskKind
+from gkd_core.kinds.task_kind import Evaluation, RowMeasure, TaskKind
 
 
 class ClassKind(TaskKind):
@@ -42,11 +43,18 @@ class ClassKind(TaskKind):
 
     def measure(self, logits: Tensor, predictions: Tensor, labels: Tensor) -> dict[str, float]:
         """Return accuracy and macro F1."""
-        return {
-            "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
-            "accuracy": accuracy(predictions, labels),
-            "macro_f1": macro_f1(predictions, labels),
-        }
+        loss = float(torch.nn.functional.cross_entropy(logits, labels))
+        return {"loss": loss, **_scores(predictions, labels)}
+
+    def remeasure(
+        self, evaluation: Evaluation, split: Split, classes: Sequence[str]
+    ) -> RowMeasure | None:
+        """Return a function that computes accuracy and macro F1 of some of the rows."""
+        labels = self.label_array(split)
+        if not isinstance(evaluation.predictions, Tensor) or labels is None:
+            return None
+        both = evaluation.predictions, torch.from_numpy(labels)
+        return lambda rows: _scores(*(column[torch.from_numpy(rows)] for column in both))
 
     def guess(self, labels: Sequence[Any] | None) -> float | None:
         """Return the metric of the most frequent class; in accuracy, its share."""
@@ -56,3 +64,7 @@ class ClassKind(TaskKind):
         guessed = torch.full_like(truth, Counter(labels).most_common(1)[0][0])
         logits = torch.zeros(len(truth), int(truth.max()) + 1)
         return self.measure(logits, guessed, truth)[self.metric.name]
+
+
+def _scores(predictions: Tensor, labels: Tensor) -> dict[str, float]:
+    return {"accuracy": accuracy(predictions, labels), "macro_f1": macro_f1(predictions, labels)}
