@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -94,6 +96,37 @@ def test_many_rows_are_encoded_as_one_by_one():
     alone = tokenizer()(texts)["input_ids"]
     assert encoded.num_truncated == sum(len(row) > 8 for row in alone)
     assert encoded.lengths.tolist() == [min(len(row), 8) for row in alone]
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("pair", [None, [text(3, 4, 5), text(6)]])
+def test_rows_are_those_that_transformers_makes(pair, special):
+    made = tokenizer(special)
+    made.model_input_names = ["input_ids", "token_type_ids"]
+    split = Split([text(1) + " [SEP]", text(*range(9))], pair)
+    for made.split_special_tokens in (False, True):
+        for located in (False, True):
+            kind = KINDS["classification"]
+            encoded = kind.encode(replace(split, byte_offsets=located), made, 6)
+            alone = tokenizer(special)
+            alone.split_special_tokens = made.split_special_tokens
+            wanted = alone(split.text, pair, truncation="longest_first", max_length=6)
+            assert rows(encoded) == wanted["input_ids"]
+            expected = [encoding.type_ids for encoding in wanted.encodings]
+            assert rows(encoded, "token_type_ids") == expected
+
+
+@pytest.mark.parametrize("step", ["__call__", "_encode_plus"])
+def test_a_tokenizer_with_code_of_its_own_is_asked_for_its_tokens(step):
+    made = tokenizer()
+    usual = getattr(PreTrainedTokenizerFast, step)
+
+    def spelled_out(self, text, *arguments, **settings):
+        return usual(self, [each.replace("one", "w1") for each in text], *arguments, **settings)
+
+    made.__class__ = type("Own", (PreTrainedTokenizerFast,), {step: spelled_out})
+    encoded = KINDS["classification"].encode(Split(["one", "w2"]), made, 8)
+    assert rows(encoded) == [[CLS, *ids(1), SEP], [CLS, *ids(2), SEP]]
 
 
 @pytest.mark.parametrize("kind", ["masked-lm", "causal-lm"])

@@ -16,6 +16,7 @@ from gkd_core.data.array_spool import ArraySpool
 from gkd_core.data.byte_offsets import cut_blocks, locate_tokens, unpreceded
 from gkd_core.data.mapped_memory import parts_of
 from gkd_core.data.row_joiner import RowJoiner, TokenizedRow
+from gkd_core.data.tokenize_texts import TokenizedTexts, tokenize
 from gkd_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def encode_samples(
     check_room(tokenizer, max_length, pair=split.pair is not None)
     made = RowJoiner()
     for rows, cut in _samples(split, tokenizer, max_length):
-        made.add(rows, cut)
+        made.extend(list(map(len, rows.ids)), rows.arrays(), cut)
     return Encoded(**made.columns(), labels=labels)
 
 
@@ -298,54 +299,26 @@ def _joined(rows: Sequence[TokenizedRow], labels: NDArray[Any] | None, cut: int)
 
 def _samples(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Iterator[tuple[list[TokenizedRow], int]]:
+) -> Iterator[tuple[TokenizedTexts, int]]:
     """Yield one row per text, part by part, and the number of truncated rows among them."""
+    located = split.byte_offsets
     for start in range(0, len(split), CHUNK):
         texts = list(split.text[start : start + CHUNK])
         pairs = None if split.pair is None else list(split.pair[start : start + CHUNK])
-        located = split.byte_offsets
-        rows = _tokenize(texts, pairs, tokenizer, max_length + 1, located)
+        rows = tokenize(texts, pairs, tokenizer, max_length + 1, located)
         # Tokenized with room for one more token: exactly the texts that use it are truncated.
-        long = [number for number, row in enumerate(rows) if len(row.ids) > max_length]
+        long = [number for number, row in enumerate(rows.ids) if len(row) > max_length]
         if long:
             own = None if pairs is None else [pairs[number] for number in long]
-            cut = _tokenize([texts[n] for n in long], own, tokenizer, max_length, located)
-            for number, row in zip(long, cut, strict=True):
-                rows[number] = row
-        for number, row in enumerate(rows):
-            if len(row.ids) == 0:
+            cut = tokenize([texts[n] for n in long], own, tokenizer, max_length, located)
+            rows.replace_rows(long, cut)
+        for number, row in enumerate(rows.ids):
+            if not row:
                 raise DataError(
                     f"the tokenizer yields no tokens for the text {texts[number]!r} (row "
                     f"{start + number + 1} of its split); remove the row"
                 )
         yield rows, len(long)
-
-
-def _tokenize(
-    texts: list[Any],
-    pairs: list[Any] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    located: bool,
-) -> list[TokenizedRow]:
-    made = tokenizer(
-        texts,
-        pairs,
-        truncation="longest_first",
-        max_length=max_length,
-        return_attention_mask=False,
-    )
-    ids = [np.array(row, np.int32) for row in made["input_ids"]]
-    types: Sequence[Any] = [None] * len(ids)
-    if "token_type_ids" in made:
-        types = [np.array(row, np.int32) for row in made["token_type_ids"]]
-    if not located:
-        return list(map(TokenizedRow, ids, types))
-    found = [
-        locate_tokens(made.encodings[row], (text, *([pairs[row]] if pairs else [])))
-        for row, text in enumerate(texts)
-    ]
-    return list(map(TokenizedRow, ids, types, [None] * len(ids), found))
 
 
 def _blocks(

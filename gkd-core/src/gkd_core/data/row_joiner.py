@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,13 +48,28 @@ class RowJoiner:
 
     def add(self, rows: Sequence[TokenizedRow], cut: int = 0) -> None:
         """Take rows, and the number of those that are truncated."""
-        self._lengths.add(np.array([len(row.ids) for row in rows], np.int64))
         self._blocks += [row.block for row in rows if row.block is not None]
+        values = {
+            name: [own for row in rows if (own := getattr(row, name)) is not None]
+            for name in ARRAYS
+        }
+        arrays = {name: np.concatenate(found) for name, found in values.items() if found}
+        self.extend([len(row.ids) for row in rows], arrays, cut)
+
+    def extend(
+        self, lengths: Sequence[int], arrays: Mapping[str, NDArray[Any]], cut: int = 0
+    ) -> None:
+        """Take rows whose values are joined.
+
+        Args:
+            lengths: Number of tokens of each row.
+            arrays: The values of all rows, one after the other, by their name in `ARRAYS`.
+            cut: Number of truncated rows.
+        """
+        self._lengths.add(np.array(lengths, np.int64))
         self._cut += cut
-        for name, dtype in ARRAYS.items():
-            found = [own for row in rows if (own := getattr(row, name)) is not None]
-            if found:
-                self._arrays.setdefault(name, ArraySpool(dtype)).add(np.concatenate(found))
+        for name, values in arrays.items():
+            self._arrays.setdefault(name, ArraySpool(ARRAYS[name])).add(values)
 
     def columns(self) -> dict[str, Any]:
         """Return the fields of `Encoded` that follow from the rows."""
