@@ -316,6 +316,112 @@ def test_a_shard_that_is_missing_short_or_another_is_named(write, first_loss):
     assert first.read_bytes() == whole
 
 
+FLIPPED = (
+    (("keys",), "its index is not as it was written"),
+    (("starts",), "its index is not as it was written"),
+    (("checksums",), r"(its index|the answer about its text \d+) is not as it was written"),
+    (("values", "log_probs", "ids"), r"the answer about its text \d+ is not as it was written"),
+)
+"""Tensors of a shard, and what is said if one of their bits is another."""
+
+
+@pytest.mark.parametrize(
+    "case", ["hidden", "logits", pytest.param("top-k", marks=pytest.mark.exhaustive)]
+)
+def test_a_bit_that_is_flipped_is_named_and_not_learned_from(write, first_loss, case):
+    settings, teacher = CASES.get(case, ((*LM, *ONE), "lm-decoder"))
+    form = top(4) if case == "top-k" else {}
+    folder, manifest = write("fp16", *settings, teacher=teacher, **form)
+    before = files(folder)
+    for names, reason in FLIPPED:
+        for path in (folder / part.name for part in manifest.parts):
+            path.write_bytes(flipped(before[path.name], names))
+        with pytest.raises(DataError, match=rf"shard-.* cannot be read: {reason}. Write it again"):
+            first_loss(*settings, *source(folder), teacher=teacher)
+    write("fp16", *settings, teacher=teacher, **form)
+    assert files(folder) == before
+
+
+def flipped(content, names):
+    """Return a safetensors file in which each row of the first such tensor has another bit."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    name = next(name for name in names if name in header)
+    begin, end = header[name]["data_offsets"]
+    width = (end - begin) // header[name]["shape"][0]
+    changed, first = (
+        bytearray(content),
+        len(content)
+        - max(own["data_offsets"][1] for key, own in header.items() if key != "__metadata__"),
+    )
+    for place in range(first + begin, first + end, width):
+        changed[place] ^= 4
+    return bytes(changed)
+
+
+def test_a_head_that_is_damaged_or_missing_is_named_and_written_again(write, first_loss):
+    settings, teacher = CASES["hidden"]
+    folder, manifest = write("fp16", *settings, teacher=teacher)
+    head, whole = folder / manifest.head, files(folder)
+    for damage in (lambda: head.write_bytes(flipped(whole[head.name], ["weight"])), head.unlink):
+        damage()
+        with pytest.raises(DataError, match=rf"{head.name} cannot be read: it is missing, or not"):
+            first_loss(*settings, *source(folder), teacher=teacher)
+        write("fp16", *settings, teacher=teacher)
+        assert files(folder) == whole
+
+
+def test_a_cache_of_other_learned_words_is_refused_before_the_first_step(
+    write, prepare_run, world, tmp_path
+):
+    teacher = str(without_end(world / "lm-decoder", tmp_path / "teacher"))
+    settings = (*LM, *ONE, *answered(world, tmp_path, 2))
+    words, _ = write("fp16", *settings, teacher=teacher, **top(4))
+    states, _ = write("fp16", *settings, teacher=teacher, folder="states")
+    others = (*LM, *ONE, "training.steps=1", *answered(world, tmp_path, 3))
+    run = prepare_run(*others, *source(words), teachers=(teacher,))
+    reason = "no answers about 96 of 96 .* the same tokens, .*learned, 192 instead of the 288 of"
+    with pytest.raises(DataError, match=reason):
+        run.execute()
+    with pytest.raises(ConfigError, match="holds other answers: learned: "):
+        write("fp16", *others, teacher=teacher, **top(4))
+    prepare_run(*others, *source(states), teachers=(teacher,)).execute()
+
+
+def without_end(model, folder):
+    """Return a copy of a model whose tokenizer adds no special tokens."""
+    shutil.copytree(model, folder)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    return folder
+
+
+def answered(world, folder, count):
+    """Return the settings of the rows whose last words are the answer to the others."""
+    made = []
+    for name in ("train", "validation", "test"):
+        lines = (world / f"{name}.jsonl").read_text().splitlines()
+        words = [json.loads(line)["text"].split() for line in lines]
+        rows = [
+            {"prompt": " ".join(own[:-count]), "response": " ".join(own[-count:])} for own in words
+        ]
+        path = folder / f"{name}-{count}.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        made.append(f"task.{name}={path}")
+    return made
+
+
+def test_a_finished_cache_is_only_read(write, prepare_run):
+    settings, teacher = CASES["hidden"]
+    folder, _ = write("fp16", *settings, teacher=teacher)
+    before = [(path, path.stat()) for path in (folder, *folder.iterdir())]
+    run = prepare_run(*settings, *source(folder), "training.steps=1", teachers=(teacher,))
+    run.execute()
+    write("fp16", *settings, teacher=teacher)
+    for path, was in before:
+        now = path.stat()
+        assert (now.st_mtime_ns, now.st_ino) == (was.st_mtime_ns, was.st_ino), path
+
+
 def test_a_place_that_is_no_folder_for_a_cache_is_refused(write, prepare_run, tmp_path):
     settings, teacher = CASES["logits"]
     (tmp_path / "file").write_text("mine")

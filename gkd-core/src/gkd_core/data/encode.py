@@ -100,6 +100,12 @@ class Encoded:
         return digest.of_bytes(part.tobytes() for part in found)
 
     @property
+    def learned_hash(self) -> str:
+        """Hash of which tokens are learned."""
+        found = () if self.learned is None else parts_of(self.learned)
+        return digest.of_bytes(np.packbits(part).tobytes() for part in found)
+
+    @property
     def largest_id(self) -> int:
         """The largest token id; 0 if there is no token."""
         return max((int(part.max()) for part in parts_of(self.ids)), default=0)

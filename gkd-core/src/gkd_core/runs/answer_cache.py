@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save
 
+from gkd_core import digest
 from gkd_core.atomic import write_file
 from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.data.disk_space import check_space
@@ -28,7 +29,7 @@ from gkd_core.optim.engine import autocast
 from gkd_core.runs.answer_division import SHARD_BYTES, shards
 from gkd_core.runs.answer_storage import OPTIONS, Storage, estimate
 from gkd_core.teachers.answer_cache import (
-    HEAD,
+    HEADS,
     MANIFEST,
     CacheManifest,
     CacheProgress,
@@ -144,10 +145,14 @@ class BegunCache:
         if len(found) < self.manifest.shards:
             return replace(self.manifest, parts=())
         parts = tuple(WrittenShard.read(found[number]) for number in range(self.manifest.shards))
-        finished = replace(self.manifest, parts=parts)
-        with suppress(HeldElsewhere), hold(self.folder):  # others write the same
-            finished.save(self.folder)
-            _remove_leftovers(self.folder)
+        head = next(self.folder.glob(HEADS), None)
+        finished = replace(self.manifest, parts=parts, head=None if head is None else head.name)
+        leftovers = list(_leftovers(self.folder))
+        if finished != self.manifest or leftovers:  # a finished cache may be in a read-only folder
+            with suppress(HeldElsewhere), hold(self.folder):  # others write the same
+                finished.save(self.folder)
+                for path in leftovers:
+                    path.unlink(missing_ok=True)
         return finished
 
 
@@ -174,6 +179,7 @@ def write_cache(
         LeaseLost: Another process has taken over a shard.
     """
     writer = _Writer(spec, registry, cache)
+    writer.write_head()
     there = shard_files(cache.folder)
     for number in share.of(range(len(cache.shards)), str):
         if number in there and is_whole(there[number]):
@@ -230,13 +236,12 @@ def _check_same(folder: Path, there: CacheManifest, begun: CacheManifest) -> Non
         )
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes have left in a finished cache."""
-    for draft in folder.glob("*.tmp"):
-        draft.unlink()
+def _leftovers(folder: Path) -> Iterator[Path]:
+    """Yield what killed processes have left in a cache whose files are all there."""
+    yield from folder.glob("*.tmp")
     for marker in folder.glob(".shard-*.lease"):
         if holder(folder / marker.stem[1:]) is None:
-            marker.unlink(missing_ok=True)
+            yield marker
 
 
 @dataclass
@@ -262,6 +267,20 @@ class _Writer:
     def teacher(self) -> Extractor:
         """The teacher, which is loaded when a shard is missing."""
         return load_live_teacher(self.spec, 0, self.registry, self.cache.device)
+
+    def write_head(self) -> None:
+        """Write the teacher's head, if the form has one and it is not there."""
+        there = list(self.cache.folder.glob(HEADS))
+        if not self.form.has_head or any(map(is_whole, there)):
+            return
+        shortest = self.cache.shards[-1][-1]
+        with self._asked(shortest) as (_, features):
+            head = self.form.head(features)
+        content = save({name: own.float().cpu().contiguous() for name, own in head.items()})
+        for damaged in there:
+            damaged.unlink()
+        name = HEADS.replace("*", digest.of_bytes([content]))
+        write_file(self.cache.folder / name, content)
 
     def write_once(self, number: int, batches: ShardRows) -> bool:
         """Write a shard, unless another process writes it or has done so.
@@ -297,32 +316,23 @@ class _Writer:
         answers: list[Columns] = []
         fidelity = Fidelity(0.0)
         for index, rows in enumerate(batches):
-            batch = self._batch(rows)
-            with torch.no_grad(), autocast(self.spec.config.training, self.cache.device):
-                features = self.teacher.run(self.form.captures, batch.inputs)
+            with self._asked(rows) as (batch, features):
                 columns = self.form.stored(features, batch)
                 if index == 0:
                     fidelity = self.form.fidelity(features, columns, batch)
-            self._write_head(features)
             for document, own in self._documents(batch, columns):
                 keys.append(document.key)
                 lengths.append(len(document.places) if self.form.unit == "token" else 1)
                 answers.append(own)
         return AnswerShard.of(keys, lengths, answers), fidelity
 
-    def _batch(self, rows: Sequence[int]) -> Batch:
+    @contextmanager
+    def _asked(self, rows: Sequence[int]) -> Iterator[tuple[Batch, Features]]:
+        """Yield rows and what the teacher answers, in the precision of the run."""
         batch = self.cache.collator.collate(self.cache.encoded, rows, EVALUATION_EPOCH)
-        return batch.to(self.cache.device)
-
-    def _write_head(self, features: Features) -> None:
-        path, logits = self.cache.folder / HEAD, features.deferred
-        if path.exists() or not self.form.has_head:
-            return
-        assert logits is not None, "its hidden states are stored"
-        head = {"weight": logits.weight, "bias": logits.bias}
-        write_file(
-            path, save({n: t.float().cpu().contiguous() for n, t in head.items() if t is not None})
-        )
+        batch = batch.to(self.cache.device)
+        with torch.no_grad(), autocast(self.spec.config.training, self.cache.device):
+            yield batch, self.teacher.run(self.form.captures, batch.inputs)
 
     def _documents(self, batch: Batch, stored: Columns) -> Iterator[tuple[Document, Columns]]:
         """Yield each document of a batch with its values."""

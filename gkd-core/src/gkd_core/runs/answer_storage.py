@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gkd_core.teachers.answer_form import AnswerForm, FormName, StoredType
     from gkd_core.training.stage_spec import StageSpec
 
-OPTIONS = ("captures", "of_logits", "k", "temperature")
+OPTIONS = ("captures", "of_logits", "k", "temperature", "learned")
 """What a manifest says of one form only."""
 
 
@@ -62,6 +62,7 @@ class Storage:
             of_logits=_of_logits(spec.kind) if states and LOGITS in captures else None,
             k=self.k if truncated else None,
             temperature=self.temperature if truncated else None,
+            learned=encoded.learned_hash if truncated else None,
         )
 
     def _form_for(self, spec: StageSpec, captures: frozenset[Capture]) -> FormName:

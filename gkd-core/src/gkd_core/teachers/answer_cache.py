@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,7 @@ from gkd_core.teachers.answer_shard import (
     KEY_BYTES,
     AnswerShard,
     WrittenShard,
+    is_whole,
     shard_files,
     shard_name,
 )
@@ -47,8 +49,8 @@ from gkd_core.teachers.captured_states import CapturedStates
 if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
 
-MANIFEST, HEAD = "manifest.json", "head.safetensors"
-FORMAT = 2
+MANIFEST, HEADS = "manifest.json", "head-*.safetensors"
+FORMAT = 3
 SCORED = "scored"
 
 NOT_THOSE = (
@@ -209,6 +211,8 @@ class CacheManifest:
         k: Number of likeliest words; None in other forms.
         temperature: What their logits were divided by; None in other forms.
         shard_bytes: Most bytes of the answers in a shard; None if only rows are counted.
+        learned: Hash of which tokens are learned; None in forms that are about all tokens.
+        head: The file of the head; None before all shards are written, and in forms without one.
     """
 
     belongs: Belongs
@@ -224,6 +228,8 @@ class CacheManifest:
     k: int | None = None
     temperature: float | None = None
     shard_bytes: int | None = None
+    learned: str | None = None
+    head: str | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -337,19 +343,25 @@ class AnswerCache:
     @cached_property
     def head(self) -> dict[str, Tensor]:
         """The weight and, if there is one, the bias of the teacher's head."""
-        tensors: dict[str, Tensor] = load_file(self.folder / HEAD)
+        assert self.manifest.head is not None, "the form has a head"
+        path = self.folder / self.manifest.head
+        with _naming(path):
+            if not is_whole(path):
+                raise ValueError("it is missing, or not as it was written")
+            tensors: dict[str, Tensor] = load_file(path)
         return tensors
 
     def find(self, document: Document) -> Columns:
         """Return the values of a document, as stored: `[1, ...]`, `[T, ...]` or `[T * T, ...]`.
 
         Raises:
-            DataError: The cache does not have it.
+            DataError: The cache does not have it, or not as it was written.
         """
         found = self._place(document)
         if found is not None:
             shard, place = found
-            return self.shards[shard].document(place)
+            with _naming(self.folder / self.manifest.parts[shard].name):
+                return self.shards[shard].document(place)
         length = document.tokens.stop - document.tokens.start
         raise DataError(
             f"{self.folder} has no answer about a text of {length} tokens in the training rows: "
@@ -382,13 +394,20 @@ class AnswerCache:
 
     def _load(self, part: WrittenShard) -> AnswerShard:
         path = self.folder / part.name
-        try:
+        with _naming(path):
             shard = AnswerShard.load(path)
             if (len(shard.keys), shard.size) != (part.documents, part.values):
                 raise ValueError(f"it has not the {part.documents:,} texts of {MANIFEST}")
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read: {error}. Write it again with the gkd cache command that "
-                "made it"
-            ) from error
         return shard
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name a file of a cache that is damaged, and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}. Write it again with the gkd cache command that "
+            "made it"
+        ) from error

@@ -148,6 +148,14 @@ class AnswerForm(ABC):
             DataError: A value cannot be stored.
         """
 
+    def head(self, features: Features) -> Mapping[str, Tensor]:
+        """Return the weight and, if there is one, the bias of the teacher's head; or nothing.
+
+        Raises:
+            ConfigError: An answer does not have this form.
+        """
+        return {}
+
     @abstractmethod
     def logits(self, columns: Columns, head: Mapping[str, Tensor]) -> Logits:
         """Return the logits of a batch.
@@ -230,12 +238,13 @@ class HiddenStates(AnswerForm):
 
     def stored(self, features: Features, batch: Batch) -> Columns:
         """Return the input of the head."""
-        if features.deferred is None:
-            raise ConfigError(
-                "the teacher's logits are not those of a linear layer: what its head gets does not "
-                "determine them, and cannot be stored in their place. Use --form top-k"
-            )
-        return {VALUES: self._rounded(features.deferred.hidden)}
+        return {VALUES: self._rounded(_linear(features).hidden)}
+
+    def head(self, features: Features) -> Mapping[str, Tensor]:
+        """Return what makes the logits of its input."""
+        linear = _linear(features)
+        bias = {} if linear.bias is None else {"bias": linear.bias}
+        return {"weight": linear.weight, **bias}
 
     def logits(self, columns: Columns, head: Mapping[str, Tensor]) -> Logits:
         """Return the logits, which the losses make of the states."""
@@ -243,8 +252,7 @@ class HiddenStates(AnswerForm):
 
     def fidelity(self, features: Features, columns: Columns, batch: Batch) -> Fidelity:
         """Return the KL from what was computed to what is stored."""
-        computed = features.deferred
-        assert computed is not None, "its hidden states are stored"
+        computed = _linear(features)
         kept = replace(computed, hidden=columns[VALUES].to(computed.hidden.dtype))
         term = kl(kept, computed, batch.tokens)
         return Fidelity(float(term.values.sum() / batch.tokens.count))
@@ -307,6 +315,20 @@ class LikeliestWords(AnswerForm):
             rows = logits.flatten(0, -2)[index]
         found = TopKLogits.of(rows.float(), self.k, self.temperature)
         return found.ids, found.log_probs
+
+
+def _linear(features: Features) -> LinearLogits:
+    """Return the logits of a language model as the input of its head, and the head.
+
+    Raises:
+        ConfigError: They are not that.
+    """
+    if features.deferred is None:
+        raise ConfigError(
+            "the teacher's logits are not those of a linear layer: what its head gets does not "
+            "determine them, and cannot be stored in their place. Use --form top-k"
+        )
+    return features.deferred
 
 
 def _placed(found: Tensor, index: Tensor, shape: torch.Size) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -24,9 +25,11 @@ class AnswerStore:
         self.folder = folder
 
     def find(self, key: bytes) -> Columns | None:
-        """Return the answer about a document; None if nobody was asked."""
+        """Return the answer about a document; None if nobody was asked, or it is damaged."""
         found = self._known.get(key)
-        return None if found is None else found[0].document(found[1])
+        with suppress(ValueError):
+            return None if found is None else found[0].document(found[1])
+        return None
 
     def add(self, keys: Sequence[bytes], answers: Sequence[Columns]) -> None:
         """Keep answers by token; a directory that cannot be written is a warning."""

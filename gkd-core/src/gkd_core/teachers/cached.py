@@ -96,18 +96,21 @@ class Cached(AnswerSource):
         Raises:
             DataError: Says how many.
         """
-        if encoded.tokens_hash == self.cache.manifest.rows:
+        are_those = encoded.tokens_hash == self.cache.manifest.rows
+        if are_those and self.cache.manifest.learned in (None, encoded.learned_hash):
             return
-        texts = missing = 0
+        texts = missing = places = 0
         for start in range(0, len(encoded), CHECKED):
             rows = range(start, min(start + CHECKED, len(encoded)))
             batch = collator.collate(encoded, rows, EVALUATION_EPOCH)
-            found = [self.cache.has(each) for each in documents(batch, self._form.scored)]
-            texts, missing = texts + len(found), missing + found.count(False)
+            for document in documents(batch, self._form.scored):
+                texts, places = texts + 1, places + len(document.places)
+                missing += not self.cache.has(document)
         if missing:
+            reason = self._other_words(places) if are_those else NOT_THOSE
             raise DataError(
                 f"{SETTING}: {self.config.path} has no answers about {missing:,} of {texts:,} "
-                f"texts of the training rows: {NOT_THOSE}"
+                f"texts of the training rows: {reason}"
             )
 
     def missing(self, capture: Capture) -> str | None:
@@ -148,6 +151,14 @@ class Cached(AnswerSource):
     @cached_property
     def _form(self) -> AnswerForm:
         return self.cache.manifest.answers
+
+    def _other_words(self, places: int) -> str:
+        """Return the difference of a run that learns so many words of the same rows."""
+        stored = sum(part.values for part in self.cache.manifest.parts)
+        return (
+            f"they have the same tokens, but it was written for others that are learned, {stored:,}"
+            f" instead of the {places:,} of this run. Write another with gkd cache"
+        )
 
     def _columns(self, batch: Batch) -> Columns:
         """Return the stored values at their places."""

@@ -84,6 +84,10 @@ class CapturedStates(AnswerForm):
         }
         return {**found, **states}
 
+    def head(self, features: Features) -> Mapping[str, Tensor]:
+        """Return what makes the logits of its input, if that is stored."""
+        return {} if self.of_logits is None else self.of_logits.head(features)
+
     def logits(self, columns: Columns, head: Mapping[str, Tensor]) -> Logits:
         """Return the logits."""
         assert self.of_logits is not None, "they are stored"
