@@ -104,6 +104,7 @@ REFUSED = {
         "text,label\na,1\n\ufefftext,label\nb,2\n",
         "FILE:3: the names of the columns again",
     ),
+    "joined.jsonl": (f"{ROW}\ufeff{ROW}", "FILE:2: invalid JSON: Unexpected UTF-8 BOM"),
     "cases.csv": ("text,Text,label\na,b,1\n", "several text columns, 'Text', 'text'"),
     "infinite.jsonl": (
         f'{ROW}{{"text": "b", "label": Infinity}}',

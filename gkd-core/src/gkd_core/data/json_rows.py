@@ -180,9 +180,9 @@ def _parse(text: str) -> Any:
         ValueError: It is invalid, or Python cannot hold it.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return DECODER.decode(text)
     except json.JSONDecodeError:
-        raise
+        return json.loads(text)  # raises the same, but names a byte order mark
     except ValueError as error:
         raise ValueError("a number has too many digits") from error
     except RecursionError as error:
