@@ -147,6 +147,7 @@ def test_pair_without_text_is_refused(train):
         (["1", "x", "1"], "classification", ("1", "x"), 0),
         ([True, False, True], "classification", ("false", "true"), 1),
         ([1.0, 0.0, 1.0], "classification", ("0", "1"), 1),
+        ([1, True, "1", 1.0, 0], "classification", ("0", "1", "true"), 1),
         ([5.0, 3.75, 1], "regression", (), 5.0),
         (["0.25", "1.0", "2"], "regression", (), 0.25),
     ],

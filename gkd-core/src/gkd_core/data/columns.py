@@ -238,20 +238,39 @@ def _labels(table: Table, column: str) -> list[str]:
     values = table.columns[column]
     if is_unlabeled(values):
         raise _all_empty(table, column)
-    if missing := sum(map(is_missing, values)):
+    names: list[str] = []
+    missing = 0
+    known: dict[Any, str] = {}  # of a million rows, most have the same few labels
+    for number, value in zip(table.numbers, values, strict=True):
+        try:
+            names.append(_known_name(value, known))
+        except ValueError as error:
+            missing += is_missing(value)
+            table.faults.add(number, f"{error} (column {column!r})")
+    if missing:
         table.faults.advice = (
             f"{missing} of {len(values)} rows have no label. Label or remove them; or leave the "
             "labels of all rows out for methods that need none, such as soft"
         )
-    names: list[str] = []
-    known: dict[str, str] = {}  # of a million rows, most have the same few labels
-    for number, value in zip(table.numbers, values, strict=True):
-        try:
-            name = label_name(value)
-            names.append(known.setdefault(name, name))
-        except ValueError as error:
-            table.faults.add(number, f"{error} (column {column!r})")
     return names
+
+
+def _known_name(value: Any, known: dict[Any, str]) -> str:
+    """Return the label as a string, the same object for equal labels.
+
+    Args:
+        value: The label.
+        known: The strings of labels so far, which it adds to.
+
+    Raises:
+        ValueError: The label is missing or malformed.
+    """
+    if type(value) not in (str, int):  # to Python, `True` and 1.0 are equal to 1
+        name = label_name(value)
+        return known.setdefault(name, name)
+    if value not in known:
+        known[value] = label_name(value)
+    return known[value]
 
 
 def column_of_names(table: Table, column: str, setting: str) -> list[str]:
