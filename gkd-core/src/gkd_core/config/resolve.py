@@ -249,19 +249,22 @@ def resolve(
     given_by = _origins(values)
     alone = ResolvedStage(ONLY_STAGE, config, given_by, adjusted)
     resolved = tuple(filter(None, done)) or (alone,)
-    parts = [run, *stages]
-    warnings = [
-        *unused_tables(registry, parts, resolved),
-        *unused_options(
-            "optim", registry.optimizers, lambda config: [config.optim.name], parts, resolved
-        ),
-        *unused_options(
-            "tracking", registry.sinks, lambda config: config.trackers, parts, resolved
-        ),
+    warnings = (
+        *_unused(registry, [run, *stages], resolved),
         *unused_shape(run, values),
         *unused_stages(config, resolved),
-    ]
-    return Resolved(config, resolved, given_by, tuple(warnings), recipe, about)
+    )
+    return Resolved(config, resolved, given_by, warnings, recipe, about)
+
+
+def _unused(
+    registry: Registry, parts: list[list[Setting]], stages: tuple[ResolvedStage, ...]
+) -> Iterator[str]:
+    """Yield a warning for each table of options that no stage uses; `parts` as they have them."""
+    optimizers, sinks = registry.optimizers, registry.sinks
+    yield from unused_tables(registry, parts, stages)
+    yield from unused_options("optim", optimizers, lambda each: [each.optim.name], parts, stages)
+    yield from unused_options("tracking", sinks, lambda each: each.trackers, parts, stages)
 
 
 def _command_line(

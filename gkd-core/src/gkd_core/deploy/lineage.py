@@ -56,30 +56,18 @@ def lineage(
         found: What its verification found.
         spec: The last stage, with its rows.
     """
-    kind, made_from = spec.kind, _made_from(run)
-    last = run.resolved.stages[-1]
+    made_from, last = _made_from(run), run.resolved.stages[-1]
     content = _content(made_from, last.name)
-    has_teacher = any(name.startswith("teacher") for name in content)
-    teachers = {
-        each.name: _teacher(each, last.config.task, content)
-        for each in last.config.teachers
-        if has_teacher or each.model
-    }
-    config = json.loads((directory / "config.json").read_text())
     known: dict[str, Any] = {
         "format": FORMAT,
         "gkd": __version__,
         "license": options.license,
         "export": _export(directory, options),
         "verification": asdict(found),
-        "student": {
-            "architecture": config.get("model_type"),
-            "classes": list((config.get("id2label") or {}).values()) if kind.has_classes else [],
-            "parameters": run.results["rows"][-1].get("parameters"),
-        },
-        "task": _task(last, kind.name),
+        "student": _student(run, directory, spec.kind.has_classes),
+        "task": _task(last, spec.kind.name),
         "data": _data(spec, content),
-        "teachers": teachers,
+        "teachers": _teachers(last, content),
         "about": dict(run.resolved.about),
         "stages": [_stage(stage, run, registry) for stage in run.resolved.stages],
         "results": _results(run),
@@ -119,6 +107,16 @@ def _export(directory: Path, options: ExportOptions) -> dict[str, Any]:
         "files": {
             name: {"bytes": files[name].stat().st_size, "sha256": hashes[name]} for name in hashes
         },
+    }
+
+
+def _student(run: FinishedRun, directory: Path, has_classes: bool) -> dict[str, Any]:
+    """Return what the exported model is."""
+    config = json.loads((directory / "config.json").read_text())
+    return {
+        "architecture": config.get("model_type"),
+        "classes": list((config.get("id2label") or {}).values()) if has_classes else [],
+        "parameters": run.results["rows"][-1].get("parameters"),
     }
 
 
@@ -182,6 +180,16 @@ def _made_from(run: FinishedRun) -> dict[str, Any]:
 def _content(made_from: Mapping[str, Any], stage: str) -> Mapping[str, str]:
     """Return the digests of the rows and models that a stage was made from."""
     return (made_from.get(stage) or {}).get("content") or {}
+
+
+def _teachers(stage: ResolvedStage, content: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the teachers of a stage by name; a task's own only if the stage was made from it."""
+    has_teacher = any(name.startswith("teacher") for name in content)
+    return {
+        each.name: _teacher(each, stage.config.task, content)
+        for each in stage.config.teachers
+        if has_teacher or each.model
+    }
 
 
 def _teacher(

@@ -182,25 +182,15 @@ def verify(
         exact: Whether the outputs must be the same but for rounding; otherwise the metric may fall
             by a point.
     """
-    spec, kind = rows.spec, rows.spec.kind
-    parts: tuple[list[Any], list[Any]] = [], []
     apart = _Apart()
-    with torch.no_grad():
-        for batch in rows.batches(tokenizer):
-            found = [model(**batch.inputs).logits for model in (student, exported)]
-            apart.add(found[0], found[1], batch, kind.is_lm)
-            for kept, logits in zip(parts, found, strict=True):
-                kept.append(kind.observe(logits, batch))
-    before, after = (
-        spec.measured(kind.summarize(each, rows.encoded), rows.split) for each in parts
-    )
-    metric = spec.metric_on(rows.split)
+    before, after = _evaluate(student, exported, rows, tokenizer, apart)
+    metric = rows.spec.metric_on(rows.split)
     known = Verification(
         split=rows.name,
         rows=len(rows.split),
         difference=apart.difference,
         largest=apart.largest,
-        differing=apart.tokens if kind.is_lm else _differing(before, after),
+        differing=apart.tokens if rows.spec.kind.is_lm else _differing(before, after),
         metric=metric.name,
         before=before.metrics[metric.name],
         after=after.metrics[metric.name],
@@ -211,6 +201,25 @@ def verify(
     if exact:
         return replace(known, problems=_inexact(known, apart.tolerance))
     return replace(known, weak=_weak(known), problems=_worse(known, metric))
+
+
+def _evaluate(
+    student: PreTrainedModel,
+    exported: nn.Module,
+    rows: VerifiedRows,
+    tokenizer: PreTrainedTokenizerFast,
+    apart: _Apart,
+) -> list[Evaluation]:
+    """Return the evaluations of both models, and add the distance of their outputs to `apart`."""
+    spec, kind = rows.spec, rows.spec.kind
+    parts: tuple[list[Any], list[Any]] = [], []
+    with torch.no_grad():
+        for batch in rows.batches(tokenizer):
+            found = [model(**batch.inputs).logits for model in (student, exported)]
+            apart.add(found[0], found[1], batch, kind.is_lm)
+            for kept, logits in zip(parts, found, strict=True):
+                kept.append(kind.observe(logits, batch))
+    return [spec.measured(kind.summarize(each, rows.encoded), rows.split) for each in parts]
 
 
 def _largest(values: Tensor) -> float:

@@ -73,41 +73,51 @@ class DeepSpeedEngine:
         self.config = config.training
         self.total_steps = total_steps
         self.zero = config.parallel.zero
+        self.scale = loss_scale(self.config)
+        self.waits = True  # it reads whether the gradient is finite, and skips the update if not
+        self.factors: Mapping[Part, float] = {}
+        self._reached = dict.fromkeys(parts, False)
+        self._loss: Tensor | None = None
         deepspeed = _import_deepspeed(device)
         self._trained = _Trained(student, modules)
         self._move()
         self._division = Division([student, modules])
         groups = weight_groups([student, modules], parts, chosen, self._division)
         self.parameters = members(groups)
+        self._group_of = [n for n, group in enumerate(groups) for _ in group["params"]]
         state = chosen.factory.state(TrainedWeight(()))
         self._has_step = STEP in state
         self._moments = [name for name in state if name != STEP]
-        self.factors: Mapping[Part, float] = {}
-        self._reached = dict.fromkeys(parts, False)
-        self._group_of = [n for n, group in enumerate(groups) for _ in group["params"]]
-        copies = PartitionedCopies(groups)
-        self._whole: WholeOptimizer | None = None
-        if not chosen.factory.elementwise:
-            self._whole = WholeOptimizer(chosen, groups, self._division, copies)
         self._watch(parts)
-        ranks = current()
-        self._engine, *_ = deepspeed.initialize(
-            model=self._trained,
-            optimizer=self._whole or _elementwise(chosen, groups),
-            config=_settings(config, student),
-            mpu=None if ranks is None else ModelParallelUnit(ranks),
-        )
-        if self._whole is not None:
-            copies.attach(self._partitions)
-        self.scale = loss_scale(self.config)
+        self._start(deepspeed, _settings(config, student), chosen, groups)
         self._tell_scale()
-        self.waits = True  # it reads whether the gradient is finite, and skips the update if not
-        self._loss: Tensor | None = None
         if self.zero == 3:
             note_divided(self._trained)
             _keep_recomputed(self._engine.optimizer.parameter_offload.get_param_coordinator())
             for weight in _used_elsewhere(student, modules):
                 deepspeed.zero.register_external_parameter(self._trained, weight)
+
+    def _start(
+        self,
+        deepspeed: Any,
+        settings: Mapping[str, Any],
+        chosen: ChosenOptimizer,
+        groups: Sequence[Group],
+    ) -> None:
+        """Start DeepSpeed's engine with an optimizer of partitions or of whole weights."""
+        copies = PartitionedCopies(groups)
+        self._whole: WholeOptimizer | None = None
+        if not chosen.factory.elementwise:
+            self._whole = WholeOptimizer(chosen, groups, self._division, copies)
+        ranks = current()
+        self._engine, *_ = deepspeed.initialize(
+            model=self._trained,
+            optimizer=self._whole or _elementwise(chosen, groups),
+            config=settings,
+            mpu=None if ranks is None else ModelParallelUnit(ranks),
+        )
+        if self._whole is not None:
+            copies.attach(self._partitions)
 
     def _move(self) -> None:
         """Move the weights to the device, or, where each rank will move its own part, the rest."""

@@ -132,19 +132,11 @@ def least_need(
     """
     world = spec.layout.world
     copies = world // choice.tensor
+    held, waits = _bytes_per_weight(choice, copies, trained.state / trained.weights)
     student = trained.weights / choice.tensor
     frozen = 4 * max(sizes["student"] - trained.weights, 0) / choice.tensor
     if choice.apply(spec).shares_weights:
         frozen = 0.0
-    # Bytes per fp32 weight: 4, its gradient 4, the optimizer state; ZeRO keeps a master copy, 4.
-    updated = 8 + trained.state / trained.weights
-    shared = 4 + updated / copies
-    held = {0: updated, 1: shared, 2: shared, 3: (4 + updated) / copies}[choice.zero]
-    waits = 0.0
-    if choice.optimizer != "none":
-        held, waits = {1: 4.0, 2: 4.0, 3: 4 / copies}[choice.zero], updated / copies
-    if choice.params != "none":
-        held = 0.0
     teachers = sum(
         BYTES[teacher.dtype] * sizes.get(teacher.name, 0) / choice.tensor
         for teacher in spec.config.teachers
@@ -155,6 +147,23 @@ def least_need(
         device=round(held * student + frozen + share * teachers),
         host=round((waits * student + on_host) * world),
     )
+
+
+def _bytes_per_weight(choice: LayoutChoice, copies: int, state: float) -> tuple[float, float]:
+    """Return the bytes that a process keeps of a trained weight: on its GPU, and on the host.
+
+    Args:
+        choice: The layout.
+        copies: Processes that ZeRO divides the weights over.
+        state: Bytes of the optimizer state.
+    """
+    updated = 8 + state  # the fp32 weight, or ZeRO's master copy of it, and its gradient
+    if choice.optimizer == "none":
+        shared, waits = 4 + updated / copies, 0.0
+        held = {0: updated, 1: shared, 2: shared, 3: (4 + updated) / copies}[choice.zero]
+    else:
+        held, waits = {1: 4.0, 2: 4.0, 3: 4 / copies}[choice.zero], updated / copies
+    return (held if choice.params == "none" else 0.0), waits
 
 
 Rung = tuple[int, Placement, Offload, Offload]

@@ -48,7 +48,7 @@ from gkd_core.losses.relation import Relation
 from gkd_core.models.adapters import has_adapters, trained_weights
 from gkd_core.models.parts import Parts
 from gkd_core.models.save import count_parameters
-from gkd_core.models.sites import find_sites
+from gkd_core.models.sites import Sites, find_sites
 from gkd_core.optim.engine import Engine, LocalEngine, build_engine
 from gkd_core.optim.groups import ChosenOptimizer
 from gkd_core.planning.estimate import Estimate
@@ -224,11 +224,28 @@ def _build(
     spec: StageSpec, registry: Registry, tracker: MemoryTracker, groups: Groups | None
 ) -> tuple[Stage, dict[str, int]]:
     """Return the stage, and the number of weights of each model."""
-    config, counts = spec.config, {}
-    on_cpu = config.parallel.device == "cpu"
+    on_cpu = spec.config.parallel.device == "cpu"
     spec = _without_rows(spec)
-    dtypes = {teacher.name: teacher.dtype for teacher in config.teachers}
-    live = {}
+    live, counts = _build_teachers(spec, registry, tracker, groups, on_cpu)
+    with tracker.track("student weights"):
+        model, own = _build_student(spec, registry, live, groups, on_cpu)
+        student, make_engine = Student(model.train(), []), partial(_engine, tracker)
+        stage = assemble_stage(spec, registry, Path(), student, live, make_engine)
+    if len(stage.teachers) > 1 and not on_cpu:
+        stage.feature_offload = FeatureOffload(torch.device("cpu"))
+    return stage, counts | own
+
+
+def _build_teachers(
+    spec: StageSpec,
+    registry: Registry,
+    tracker: MemoryTracker,
+    groups: Groups | None,
+    on_cpu: bool,
+) -> tuple[dict[str, Sites], dict[str, int]]:
+    """Return the teachers whose models run, and the number of weights of each, by name."""
+    dtypes = {teacher.name: teacher.dtype for teacher in spec.config.teachers}
+    live, counts = {}, {}
     for source in spec.live_teachers:
         name, trusts = source.info.name, source.trust_remote_code
         with tracker.track(HOST if source.placement == "offload" else "teacher weights"):
@@ -236,26 +253,35 @@ def _build(
             teacher.requires_grad_(False).eval()
             counts[name] = count_parameters(teacher)
             _divide(teacher, None if groups is None else groups.teachers[name])
-            sites = find_sites(teacher, registry.sites)
-            settle_teacher(sites, source, dtypes[name], groups, torch.device("cpu"))
-        live[name] = sites
-    with tracker.track("student weights"):
-        trusts = spec.trusts_student
-        lora = spec.config.student.lora
-        if spec.shares_weights and lora is not None:
-            first = live[spec.teachers[0].info.name]
-            model = copy_sharing(first.model, lora, spec.kind.is_lm)
-        else:
-            model = build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, on_cpu)
-        counts["student"] = count_parameters(model)
-        put_adapters(model, spec, registry)
-        counts |= _trained(model)
-        _divide(model, None if groups is None else groups.tensor)
-        student, make_engine = Student(model.train(), []), partial(_engine, tracker)
-        stage = assemble_stage(spec, registry, Path(), student, live, make_engine)
-    if len(stage.teachers) > 1 and not on_cpu:
-        stage.feature_offload = FeatureOffload(torch.device("cpu"))
-    return stage, counts
+            live[name] = find_sites(teacher, registry.sites)
+            settle_teacher(live[name], source, dtypes[name], groups, torch.device("cpu"))
+    return live, counts
+
+
+def _build_student(
+    spec: StageSpec,
+    registry: Registry,
+    live: Mapping[str, Sites],
+    groups: Groups | None,
+    on_cpu: bool,
+) -> tuple[PreTrainedModel, dict[str, int]]:
+    """Return the student, and the numbers of its weights: all and, with adapters, the trained."""
+    model = _student_shape(spec, live, on_cpu)
+    counts = {"student": count_parameters(model)}
+    put_adapters(model, spec, registry)
+    counts |= _trained(model)
+    _divide(model, None if groups is None else groups.tensor)
+    return model, counts
+
+
+def _student_shape(spec: StageSpec, live: Mapping[str, Sites], on_cpu: bool) -> PreTrainedModel:
+    """Return a student without adapters, on the weights of its teacher if they share them."""
+    lora = spec.config.student.lora
+    if spec.shares_weights and lora is not None:
+        teacher = live[spec.teachers[0].info.name]
+        return copy_sharing(teacher.model, lora, spec.kind.is_lm)
+    trusts = spec.trusts_student
+    return build_shape(spec.student_config, spec.kind, spec.data.classes, trusts, on_cpu)
 
 
 def _trained(model: PreTrainedModel) -> dict[str, int]:

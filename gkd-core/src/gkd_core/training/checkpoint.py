@@ -121,13 +121,26 @@ class FoundCheckpoint:
 def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     """Write a checkpoint of the stage and remove those that are too old to be kept."""
     stage.check_lease()
-    folder = stage.directory / CHECKPOINTS
-    target = folder / _name(progress.step)
-    draft = folder / f"{target.name}.tmp"
+    target = stage.directory / CHECKPOINTS / _name(progress.step)
+    draft = target.with_name(f"{target.name}.tmp")
     if is_first():
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
     wait()
+    _save_models(stage, draft)
+    _save_progress(stage, progress, draft)
+    wait()
+    if is_first():
+        if progress.best is not None and stage.best.exists():
+            _link(stage.best, draft / BEST)
+        replace(stage.manifest, files=checkpoint_files(draft)).save(draft / MANIFEST)
+        replace_directory(draft, target)
+        _remove_old(stage)
+    return target
+
+
+def _save_models(stage: Stage, draft: Path) -> None:
+    """Write the weights of all models that change, and the state of the optimizer."""
     save_weights(stage.student.model, draft / "student.safetensors")
     save_weights(stage.objective.modules, draft / "modules.safetensors")
     for name, teacher, _ in moving_teachers(stage):
@@ -135,6 +148,10 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
     optimizer = stage.engine.state_tensors()
     if is_first():
         save_tensors(optimizer, draft / "optimizer.safetensors")
+
+
+def _save_progress(stage: Stage, progress: Progress, draft: Path) -> None:
+    """Write how far the stage is, and the states of methods and of random generators."""
     method_tensors: dict[str, Tensor] = {}
     progress.methods = take_tensors(stage.objective.state_dict(), method_tensors)
     if stage.engine.scale is not None:
@@ -147,16 +164,14 @@ def save_checkpoint(stage: Stage, progress: Progress) -> Path:
         progressed.write_text(json_text(asdict(progress), indent=1))
         if method_tensors:
             save_tensors(method_tensors, draft / f"methods{rank_suffix()}.safetensors")
-    wait()
-    if is_first():
-        if progress.best is not None and stage.best.exists():
-            _link(stage.best, draft / BEST)
-        replace(stage.manifest, files=checkpoint_files(draft)).save(draft / MANIFEST)
-        replace_directory(draft, target)
-        too_old = _checkpoints(stage.directory)[stage.config.output.checkpoints :]
-        for old in (*too_old, *folder.glob(f"{CHECKPOINT}.tmp")):
-            shutil.rmtree(old)
-    return target
+
+
+def _remove_old(stage: Stage) -> None:
+    """Remove the checkpoints that are too old to be kept, and drafts that were never finished."""
+    too_old = _checkpoints(stage.directory)[stage.config.output.checkpoints :]
+    drafts = (stage.directory / CHECKPOINTS).glob(f"{CHECKPOINT}.tmp")
+    for old in (*too_old, *drafts):
+        shutil.rmtree(old)
 
 
 def _checkpoints(directory: Path) -> list[Path]:
