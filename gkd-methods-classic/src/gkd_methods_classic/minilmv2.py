@@ -74,11 +74,10 @@ class MiniLMv2(Method):
 
     def check(self, models: Models) -> None:
         """Reject models whose query, key or value width is not divisible by the relation heads."""
-        if models.teacher is None:
-            return
-        heads = self._relation_heads(models.teacher)
-        widths = [*_widths(models.student), *_widths(models.teacher)]
-        for model in (models.student, models.teacher):
+        student, teacher = models.pair
+        heads = self._relation_heads(teacher)
+        widths = [*_widths(student), *_widths(teacher)]
+        for model in (student, teacher):
             for site, width in zip(SITES, _widths(model), strict=True):
                 if width % heads:
                     raise MethodError(

@@ -55,9 +55,7 @@ class PKD(Method):
 
     def check(self, models: Models) -> None:
         """Reject models with different hidden sizes and students without intermediate layers."""
-        student, teacher = models.student, models.teacher
-        if teacher is None:
-            return
+        student, teacher = models.pair
         same_width(
             models,
             self.name,
@@ -71,11 +69,10 @@ class PKD(Method):
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the [CLS] states of all matched layers of both models."""
-        if models.teacher is None:
-            return
-        for student, teacher in self._pairs(models.student.layers, models.teacher.layers):
-            yield f"student.hidden[{student}]|cls"
-            yield f"teacher.hidden[{teacher}]|cls"
+        student, teacher = models.pair
+        for own, known in self._pairs(student.layers, teacher.layers):
+            yield f"student.hidden[{own}]|cls"
+            yield f"teacher.hidden[{known}]|cls"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Sum the distances of the matched layers."""

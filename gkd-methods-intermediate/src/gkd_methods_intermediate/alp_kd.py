@@ -33,9 +33,7 @@ class ALPKD(Method):
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the [CLS] states of all blocks of both models."""
-        if models.teacher is None:
-            return
-        for side, model in (("student", models.student), ("teacher", models.teacher)):
+        for side, model in zip(("student", "teacher"), models.pair, strict=True):
             for layer in range(1, model.layers + 1):
                 yield f"{side}.hidden[{layer}]|cls"
 

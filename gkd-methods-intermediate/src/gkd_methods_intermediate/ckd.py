@@ -105,10 +105,8 @@ class CKD(Method):
 
     def _layers(self, models: Models) -> Sequence[tuple[int, int]]:
         """Return the pairs of layers to compare, the embeddings first."""
-        if models.teacher is None:
-            return []
-        depths = models.student.layers, models.teacher.layers
-        return [(0, 0), *layer_pairs(self.config.layers, *depths)]
+        student, teacher = models.pair
+        return [(0, 0), *layer_pairs(self.config.layers, student.layers, teacher.layers)]
 
 
 def word_relations(

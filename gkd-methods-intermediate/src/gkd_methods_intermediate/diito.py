@@ -105,9 +105,7 @@ class DIITO(Method):
 
     def check(self, models: Models) -> None:
         """Reject depths that cannot be aligned and widths that a cosine cannot compare."""
-        student, teacher = models.student, models.teacher
-        if teacher is None:
-            return
+        student, teacher = models.pair
         if not aligned_blocks(self.config.alignment, student.layers, teacher.layers):
             raise MethodError(
                 "diito.alignment='late' aligns blocks before the last, but a model has one block. "
@@ -141,8 +139,6 @@ class DIITO(Method):
 
     def writes(self, models: Models, step: Step) -> Iterable[Operation]:
         """Interchange states in the blocks that were drawn."""
-        if models.teacher is None:
-            return []
         student_block, teacher_blocks = self._alignment
         blocks = [("student", student_block), *(("teacher", block) for block in teacher_blocks)]
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -81,15 +81,12 @@ class LRCBERT(Method):
 
     def check(self, models: Models) -> None:
         """Reject layers that do not exist."""
-        if models.teacher is not None:
-            layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
+        self._pairs(models)
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
         """Build W, which all layers share."""
-        if models.teacher is None:
-            return {}
-        widths = models.student.hidden_size, models.teacher.hidden_size
-        return {"projection": nn.Linear(*widths, bias=False)}
+        student, teacher = models.pair
+        return {"projection": nn.Linear(student.hidden_size, teacher.hidden_size, bias=False)}
 
     def passes(self, models: Models, step: Step) -> Iterable[Pass]:
         """Return the perturbed pass, from which the loss is computed."""
@@ -101,11 +98,8 @@ class LRCBERT(Method):
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the matched layers in every pass, and the logits if they have a weight."""
-        if models.teacher is None:
-            return
-        pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
         runs = ("main", "perturbed") if self._perturbs else ("main",)
-        for learned, known in pairs:
+        for learned, known in self._pairs(models):
             yield from (f"student@{run}.hidden[{learned}]" for run in runs)
             yield f"teacher.hidden[{known}]"
         if self.config.beta.is_ever_nonzero or self.config.gamma.is_ever_nonzero:
@@ -119,6 +113,11 @@ class LRCBERT(Method):
         """Return the terms of the perturbed pass, or of the only one."""
         counting = student.at("perturbed") if self._perturbs else student
         return self._terms(counting, teacher, batch, step)
+
+    def _pairs(self, models: Models) -> Sequence[tuple[int, int]]:
+        """Return the pairs of layers to compare."""
+        student, teacher = models.pair
+        return layer_pairs(self.config.layers, student.layers, teacher.layers)
 
     @property
     def _perturbs(self) -> bool:
@@ -150,7 +149,7 @@ class LRCBERT(Method):
 
     def _contrast(self, student: View, teacher: View, batch: Batch) -> Term:
         """Sum COS-NCE over the matched layers."""
-        pairs = layer_pairs(self.config.layers, student.model.layers, teacher.model.layers)
+        pairs = self._pairs(Models(student.model, teacher.model))
         project = self.modules["projection"]
         # Only the teacher's states come from other ranks: a sample's loss has no gradient with
         # respect to other samples.

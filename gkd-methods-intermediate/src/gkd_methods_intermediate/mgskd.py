@@ -89,13 +89,12 @@ class MGSKD(Method):
 
     def check(self, models: Models) -> None:
         """Reject layers that do not exist and heads that do not divide the widths."""
-        teacher, heads = models.teacher, self.config.heads
-        if teacher is None:
-            return
+        student, teacher = models.pair
         self._levels(models)
-        for model in (models.student, teacher):
+        heads = self.config.heads
+        for model in (student, teacher):
             if heads is not None and model.hidden_size % heads:
-                widths = models.student.hidden_size, teacher.hidden_size
+                widths = student.hidden_size, teacher.hidden_size
                 raise MethodError(
                     f"mgskd splits hidden states into {heads} relation heads, but '{model.name}' "
                     f"has hidden size {model.hidden_size}. Set mgskd.heads to a divisor of "
@@ -104,8 +103,6 @@ class MGSKD(Method):
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the states of lower layers and the mean states of upper layers."""
-        if models.teacher is None:
-            return
         lower, upper = self._levels(models)
         for pairs, reduce in ((lower, ""), (upper, "|mean")):
             for student, teacher in pairs:
@@ -161,8 +158,8 @@ class MGSKD(Method):
 
     def _levels(self, models: Models) -> tuple[Pairs, Pairs]:
         """Return the layer pairs for tokens and phrases, and those for samples."""
-        assert models.teacher is not None, "core asks with a teacher"
-        matched = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
+        student, teacher = models.pair
+        matched = layer_pairs(self.config.layers, student.layers, teacher.layers)
         start = self.config.sample_from
         start = len(matched) // 2 if start == "half" else start
         pairs = [(0, 0), *matched]

@@ -69,9 +69,7 @@ class MobileBERT(Method):
 
     def check(self, models: Models) -> None:
         """Reject models with different widths or numbers of heads, and layers that do not exist."""
-        student, teacher = models.student, models.teacher
-        if teacher is None:
-            return
+        student, teacher = models.pair
         layer_pairs(self.config.layers, student.layers, teacher.layers)
         width = f"Set student.hidden_size={teacher.hidden_size} and {SMALLER}"
         same_heads(models, self.name, f"Set student.heads={teacher.heads} and {SMALLER}")
@@ -79,21 +77,18 @@ class MobileBERT(Method):
 
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
         """Freeze everything but the current block, and slow down the blocks below it."""
-        if models.teacher is None:
-            return {}
-        below, newest = self._learnt(models.student, models.teacher, step)
+        student, teacher = models.pair
+        below, (newest, _) = self._learnt(student, teacher, step)
         return {
             "embedding": 0.0,
             **dict.fromkeys(range(1, below + 1), self.config.below),
-            **dict.fromkeys(range(newest[0] + 1, models.student.layers + 1), 0.0),
+            **dict.fromkeys(range(newest + 1, student.layers + 1), 0.0),
             "head": 0.0,
         }
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read hidden states and attention of the current layer."""
-        if models.teacher is None:
-            return
-        _, newest = self._learnt(models.student, models.teacher, step)
+        _, newest = self._learnt(*models.pair, step)
         for side, layer in zip(("student", "teacher"), newest, strict=True):
             yield f"{side}.hidden[{layer}]"
             yield f"{side}.attention[{layer}]"

@@ -66,9 +66,7 @@ class RAILKD(Method):
 
     def check(self, models: Models) -> None:
         """Reject models with too few layers and weights that do not match the layers."""
-        student, teacher = models.student, models.teacher
-        if teacher is None:
-            return
+        student, teacher = models.pair
         if student.layers < 2:
             raise MethodError(
                 "rail-kd has no layer to match: the student has one block, and rail-kd skips the "
@@ -92,27 +90,25 @@ class RAILKD(Method):
 
         A teacher projection belongs to a position in the order of the drawn layers, not to a layer.
         """
-        if models.teacher is None:
-            return {}
-        layers, size = models.student.layers - 1, self.config.projection_size
+        student, teacher = models.pair
+        layers, size = student.layers - 1, self.config.projection_size
         joined = self.config.variant == "concatenated"
         count, factor = (1, layers) if joined else (layers, 1)
         return {
             f"{side} {number}": nn.Linear(factor * width, size, bias=False)
             for side, width in (
-                ("student", models.student.hidden_size),
-                ("teacher", models.teacher.hidden_size),
+                ("student", student.hidden_size),
+                ("teacher", teacher.hidden_size),
             )
             for number in range(1, count + 1)
         }
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the mean states of the student's blocks except the last, and of the drawn ones."""
-        if models.teacher is None:
-            return
-        for layer in range(1, models.student.layers):
+        student, teacher = models.pair
+        for layer in range(1, student.layers):
             yield f"student.hidden[{layer}]|mean"
-        for layer in self._drawn(models.student.layers - 1, models.teacher.layers - 1, step):
+        for layer in self._drawn(student.layers - 1, teacher.layers - 1, step):
             yield f"teacher.hidden[{layer}]|mean"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:

@@ -93,10 +93,8 @@ class SID(Method):
 
     def check(self, models: Models) -> None:
         """Reject models with different widths or numbers of heads, and layers that do not exist."""
-        student, teacher = models.student, models.teacher
-        if teacher is None:
-            return
-        layer_pairs(self.config.layers, student.layers, teacher.layers)
+        self._pairs(models)
+        _, teacher = models.pair
         same_heads(
             models,
             self.name,
@@ -111,14 +109,11 @@ class SID(Method):
 
     def begin_step(self, step: Step) -> None:
         """Unlock the layers that are due."""
-        student, teacher = self.models.pair
-        self._advance(len(layer_pairs(self.config.layers, student.layers, teacher.layers)), step)
+        self._advance(len(self._pairs(self.models)), step)
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read attention and [CLS] states of the layers being learned, and finally the logits."""
-        if models.teacher is None:
-            return
-        pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
+        pairs = self._pairs(models)
         for student, teacher in self._learnt(pairs):
             yield f"student.attention[{student}]"
             yield f"teacher.attention[{teacher}]"
@@ -130,8 +125,7 @@ class SID(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the layers being learned, or the predictions."""
-        pairs = layer_pairs(self.config.layers, student.model.layers, teacher.model.layers)
-        learnt = self._learnt(pairs)
+        learnt = self._learnt(self._pairs(Models(student.model, teacher.model)))
         if not learnt:
             soft = soft_labels(student.prediction, teacher.prediction, batch.targets, 1.0)
             return {"soft": soft}
@@ -159,6 +153,11 @@ class SID(Method):
         """Restore a state returned by `state_dict`."""
         self._newest, self._since = state["newest"], state["since"]
         self._measured = Measured(*state["measured"])
+
+    def _pairs(self, models: Models) -> Sequence[tuple[int, int]]:
+        """Return the pairs of layers, in the order in which they are unlocked."""
+        student, teacher = models.pair
+        return layer_pairs(self.config.layers, student.layers, teacher.layers)
 
     def _learnt(self, pairs: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
         """Return the pairs of layers to compare now; none once all have been learned."""

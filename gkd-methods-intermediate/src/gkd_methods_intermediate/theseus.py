@@ -64,9 +64,7 @@ class Theseus(Method):
 
     def check(self, models: Models) -> None:
         """Reject models whose blocks cannot exchange hidden states."""
-        student, teacher = models.student, models.teacher
-        if teacher is None:
-            return
+        student, teacher = models.pair
         layer_segments(student.layers, teacher.layers)
         for what, own, known in (
             ("architecture", student.family, teacher.family),
@@ -93,9 +91,8 @@ class Theseus(Method):
 
     def writes(self, models: Models, step: Step) -> Iterable[Operation]:
         """Run the teacher's blocks that were drawn in place of the student's."""
-        if models.teacher is None:
-            return
-        runs = layer_segments(models.student.layers, models.teacher.layers)
+        student, teacher = models.pair
+        runs = layer_segments(student.layers, teacher.layers)
         for block in self._borrowed:
             numbers = ",".join(map(str, runs[block - 1]))
             yield Swap(f"student.block[{block}]", f"teacher.block[{numbers}]")

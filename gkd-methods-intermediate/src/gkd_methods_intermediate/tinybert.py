@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -74,10 +74,7 @@ class TinyBERT(Method):
 
     def check(self, models: Models) -> None:
         """Reject models whose heads do not correspond one to one, and layers that do not exist."""
-        student, teacher = models.student, models.teacher
-        if teacher is None:
-            return
-        layer_pairs(self.config.layers, student.layers, teacher.layers)
+        self._pairs(models)
         same_heads(
             models,
             self.name,
@@ -87,20 +84,15 @@ class TinyBERT(Method):
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
         """Build W_e and W_h, or one projection for both."""
-        if models.teacher is None:
-            return {}
-        widths = models.student.hidden_size, models.teacher.hidden_size
+        student, teacher = models.pair
         names = ["shared"] if self.config.projection == "shared" else ["embedding", "hidden"]
-        return {name: _projection(*widths) for name in names}
+        return {name: _projection(student.hidden_size, teacher.hidden_size) for name in names}
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the embeddings, and the hidden states and attention of all matched layers."""
-        if models.teacher is None:
-            return
         yield "student.embedding"
         yield "teacher.embedding"
-        pairs = layer_pairs(self.config.layers, models.student.layers, models.teacher.layers)
-        for student, teacher in pairs:
+        for student, teacher in self._pairs(models):
             for site in ("hidden", "attention"):
                 yield f"student.{site}[{student}]"
                 yield f"teacher.{site}[{teacher}]"
@@ -108,7 +100,7 @@ class TinyBERT(Method):
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare embeddings, hidden states and attention scores."""
         over = batch.tokens
-        pairs = layer_pairs(self.config.layers, student.model.layers, teacher.model.layers)
+        pairs = self._pairs(Models(student.model, teacher.model))
         embedding = mse(self._project("embedding", student.embedding), teacher.embedding, over)
         hidden = [
             mse(self._project("hidden", student.hidden[s]), teacher.hidden[t], over)
@@ -130,6 +122,11 @@ class TinyBERT(Method):
             "hidden": hidden_weight * Term.sum(hidden),
             "attention": attention_weight * Term.sum(attention),
         }
+
+    def _pairs(self, models: Models) -> Sequence[tuple[int, int]]:
+        """Return the pairs of layers to compare."""
+        student, teacher = models.pair
+        return layer_pairs(self.config.layers, student.layers, teacher.layers)
 
     def _project(self, name: str, states: Tensor) -> Tensor:
         """Project the student's states `[B, S, D_s]` to the teacher's width, `[B, S, D_t]`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -66,7 +66,7 @@ class UniversalKD(Method):
 
     def check(self, models: Models) -> None:
         """Reject language models and models without intermediate layers."""
-        for model in _both(models):
+        for model in models.pair:
             if model.is_lm:
                 raise MethodError(
                     "universal-kd has a classifier per layer, each of which would be as large as "
@@ -81,12 +81,12 @@ class UniversalKD(Method):
 
     def build_modules(self, models: Models) -> Mapping[str, nn.Module]:
         """Build a pseudo-classifier for every block except the last, in both models."""
-        sides = zip(("student", "teacher"), _both(models), strict=False)
+        sides = zip(("student", "teacher"), models.pair, strict=True)
         return {side: _classifiers(model, models.student.labels) for side, model in sides}
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the pooled states of all blocks except the last, and the logits."""
-        for side, model in zip(("student", "teacher"), _both(models), strict=False):
+        for side, model in zip(("student", "teacher"), models.pair, strict=True):
             yield f"{side}.logits"
             for layer in range(1, model.layers):
                 yield f"{side}.hidden[{layer}]|{self.config.pooling}"
@@ -118,10 +118,6 @@ class UniversalKD(Method):
         states = view.hidden.cls if self.config.pooling == "cls" else view.hidden.mean
         pairs = zip(self.modules[side].children(), states.layers, strict=True)
         return [classifier(states[layer]) for classifier, layer in pairs]
-
-
-def _both(models: Models) -> Sequence[ModelInfo]:
-    return [model for model in (models.student, models.teacher) if model is not None]
 
 
 def _classifiers(model: ModelInfo, classes: int) -> nn.ModuleList:

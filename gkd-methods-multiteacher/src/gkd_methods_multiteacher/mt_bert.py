@@ -55,7 +55,7 @@ class MTBERT(TeacherCombiner):
                 "mt-bert.cofinetuning shares a classification head, which a language model does "
                 "not have. Set mt-bert.cofinetuning=0"
             )
-        first, *others = [one.teacher for one in self.models if one.teacher is not None]
+        first, *others = [teacher for _, teacher in (one.pair for one in self.models)]
         for other in others:
             if (other.family, other.hidden_size) != (first.family, first.hidden_size):
                 raise MethodError(

@@ -141,5 +141,5 @@ def _states(teacher: View, batch: Batch) -> Tensor:
 
 def _width(models: Models) -> int:
     """Return the size of a policy state."""
-    assert models.teacher is not None, "a combiner has teachers"
-    return models.teacher.hidden_size + models.teacher.labels + 2
+    _, teacher = models.pair
+    return teacher.hidden_size + teacher.labels + 2

@@ -133,7 +133,7 @@ class Uncertainty(TeacherCombiner):
 
     def _place(self, number: int) -> int:
         """Return the rank of a teacher by size, smallest first."""
-        sizes = [_size(one.teacher) for one in self.models if one.teacher is not None]
+        sizes = [_size(teacher) for _, teacher in (one.pair for one in self.models)]
         order = sorted(range(len(sizes)), key=sizes.__getitem__)
         return order.index(number)
 

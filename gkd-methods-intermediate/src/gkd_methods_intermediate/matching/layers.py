@@ -61,11 +61,10 @@ def layers_read(
 
 def paths(term: MatchTerm, models: Models) -> Iterator[str]:
     """Yield the capture paths of all layers that may be compared."""
-    if models.teacher is None:
-        return
-    student, teacher = layers_read(term, models.student.layers, models.teacher.layers)
-    yield from (f"student.{_site(term, layer)}" for layer in student)
-    yield from (f"teacher.{_site(term, layer)}" for layer in teacher)
+    student, teacher = models.pair
+    own, known = layers_read(term, student.layers, teacher.layers)
+    yield from (f"student.{_site(term, layer)}" for layer in own)
+    yield from (f"teacher.{_site(term, layer)}" for layer in known)
 
 
 def _site(term: MatchTerm, layer: int) -> str:

@@ -17,15 +17,16 @@ STD = 0.02
 
 def projections(term: MatchTerm, models: Models) -> Iterator[tuple[str, nn.Module]]:
     """Yield the projections of a term by name: a single one, or one per student layer."""
-    if models.teacher is None or not term.has_vectors:
+    if not term.has_vectors:
         return
-    student, teacher = width(term.site, models.student), width(term.site, models.teacher)
+    student, teacher = (width(term.site, model) for model in models.pair)
     activation = term.projection
     if activation == "auto":
         activation = "none" if student == teacher else "linear"
     if activation == "none":
         return
-    for name in _names(term, models.student.layers, models.teacher.layers):
+    depths = (model.layers for model in models.pair)
+    for name in _names(term, *depths):
         yield name, _build(activation, student, teacher)
 
 

@@ -36,12 +36,11 @@ def check_shapes(term: MatchTerm, models: Models) -> None:
     Raises:
         MethodError: An option does not fit a size of the models.
     """
-    if models.teacher is None:
-        return
-    _check_layers(term, models.student, models.teacher)
-    _check_heads(term, models.student, models.teacher)
-    _check_width(term, models.student, models.teacher)
-    _check_positions(term, models.student)
+    student, teacher = models.pair
+    _check_layers(term, student, teacher)
+    _check_heads(term, student, teacher)
+    _check_width(term, student, teacher)
+    _check_positions(term, student)
 
 
 def _check_layers(term: MatchTerm, student: ModelInfo, teacher: ModelInfo) -> None:

@@ -154,9 +154,8 @@ class AutoDisc(Method):
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read hidden states and logits of the teacher and of each candidate of the step."""
-        if models.teacher is None:
-            return
-        mine, theirs = zip(*compared(models.student.layers, models.teacher.layers), strict=True)
+        student, teacher = models.pair
+        mine, theirs = zip(*compared(student.layers, teacher.layers), strict=True)
         yield f"teacher.hidden[{','.join(map(str, theirs))}]"
         yield "teacher.logits"
         for scale in self.members(step):
