@@ -99,5 +99,5 @@ def test_unlabeled_data_is_refused(continuation_kd):
 
 @pytest.mark.parametrize("psi", [-0.1, "linear(0 -> 2)"])
 def test_a_weight_that_is_no_share_is_refused(psi):
-    with pytest.raises(ValidationError, match="must stay between 0 and 1"):
+    with pytest.raises(ValidationError, match="must stay from 0 to 1"):
         ContinuationKD.Config(psi=psi)

@@ -2,6 +2,7 @@ from math import log
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from gkd_core.api import MethodError
 from gkd_methods_classic.kd import KD
@@ -49,3 +50,9 @@ def test_alpha_and_temperature_follow_their_schedules(kd):
 def test_unlabeled_data_is_refused(kd):
     with pytest.raises(MethodError, match="kd needs labels"):
         kd(labels=None)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, "linear(0.5 -> 2)"])
+def test_alpha_that_would_give_a_term_a_negative_weight_is_refused(alpha):
+    with pytest.raises(ValidationError, match="must stay from 0 to 1"):
+        KD.Config(alpha=alpha)

@@ -9,6 +9,7 @@ from math import exp, log
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from gkd_core.api import MethodError, ModelInfo, Models
@@ -75,6 +76,12 @@ def test_gamma_divides_between_predictions_and_layers(universal_kd):
     expected = 0.75 * kl(softmax(2, 0), (0.5, 0.5))
     assert found["soft"] == pytest.approx(expected, abs=1e-12)
     assert universal_kd(gamma=0)["intermediate"] == 0
+
+
+@pytest.mark.parametrize("gamma", [-0.1, "linear(0.5 -> 2)"])
+def test_gamma_that_would_give_a_term_a_negative_weight_is_refused(gamma):
+    with pytest.raises(ValidationError, match="must stay from 0 to 1"):
+        UniversalKD.Config(gamma=gamma)
 
 
 def test_the_temperature_is_that_of_the_predictions(universal_kd):

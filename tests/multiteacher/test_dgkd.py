@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from gkd_core.api import ModelInfo, Models, Step
 from gkd_core.config.resolve import resolve
@@ -98,6 +99,12 @@ def test_survival_follows_its_schedule():
     generator, combiner = torch.Generator().manual_seed(0), _combiner("step(0 -> 1, over=50%)")
     drawn = [sum(_weights(combiner, generator, index)) for index in range(0, 1000, 50)]
     assert drawn == [0.0] * 10 + [3.0] * 10
+
+
+@pytest.mark.parametrize("survival", [1.5, "linear(0.5 -> -1)"])
+def test_survival_that_is_no_probability_is_refused(survival):
+    with pytest.raises(ValidationError, match="must stay from 0 to 1"):
+        DenseGuidance.Config(survival=survival)
 
 
 def test_a_single_teacher_is_never_left_out():

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.run_info import RunInfo as RunInfo
     from gkd_core.contract.run_info import StageInfo as StageInfo
     from gkd_core.contract.schedule import Schedule as Schedule
+    from gkd_core.contract.share import Share as Share
     from gkd_core.contract.sink import Sink as Sink
     from gkd_core.contract.step import Step as Step
     from gkd_core.contract.task import BLANK as BLANK
@@ -220,6 +221,7 @@ _HOME = {
     "RunInfo": "contract.run_info",
     "RunOutline": "runs.outline",
     "Schedule": "contract.schedule",
+    "Share": "contract.share",
     "Sink": "contract.sink",
     "Sites": "models.sites",
     "Slicer": "students.ranking",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from gkd_core.api import Batch, Method, Models, Schedule, Step, Term, View, hard_labels
+from gkd_core.api import Batch, Method, Models, Schedule, Share, Step, Term, View, hard_labels
 from gkd_methods_classic.annealing_kd import annealing, scaled_distance
 
 
@@ -33,7 +33,7 @@ class ContinuationKD(Method):
             10, description="T_max: number of equal parts in the annealing."
         )
         margin: NonNegativeFloat = Field(1.0, description="m: distances of up to m phi count as 0.")
-        psi: Schedule = Field(
+        psi: Share = Field(
             Schedule.parse("linear(0 -> 0.75)"),
             description="Weight of the labels until `labels_from`; the teacher's is 1 - psi. "
             "Default: the paper's i / 40 over 30 epochs.",
@@ -48,13 +48,6 @@ class ContinuationKD(Method):
         reduction: Literal["sum", "mean"] = Field(
             "sum", description="`sum` over the logits of a prediction, as in the paper, or `mean`."
         )
-
-        @field_validator("psi")
-        @classmethod
-        def _is_a_share(cls, psi: Schedule) -> Schedule:
-            if not (0 <= psi.start <= 1 and 0 <= psi.end <= 1):
-                raise ValueError(f"must stay between 0 and 1, got {psi}")
-            return psi
 
     config: Config
 

@@ -12,6 +12,7 @@ from gkd_core.api import (
     Method,
     Models,
     Schedule,
+    Share,
     Step,
     Temperature,
     Term,
@@ -47,7 +48,7 @@ class KD(Method):
             description="T: both logits are divided by it; may be a schedule. The default for "
             "causal-lm is 1.",
         )
-        alpha: Schedule = Field(
+        alpha: Share = Field(
             Schedule.parse(0.5),
             description="Weight of the soft term; the hard term's is 1 - alpha. May be a schedule.",
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from gkd_core.api import (
     Batch,
@@ -16,6 +16,7 @@ from gkd_core.api import (
     Operation,
     Part,
     Schedule,
+    Share,
     Step,
     Swap,
     Term,
@@ -23,13 +24,6 @@ from gkd_core.api import (
     hard_labels,
     layer_segments,
 )
-
-
-def _share(schedule: Schedule) -> Schedule:
-    """Reject a schedule outside [0, 1]; its values lie between its two ends."""
-    if not (0 <= schedule.start <= 1 and 0 <= schedule.end <= 1):
-        raise ValueError(f"must stay from 0 to 1, got {schedule}")
-    return schedule
 
 
 class Theseus(Method):
@@ -50,7 +44,7 @@ class Theseus(Method):
     class Config(Method.Config):
         """Options of `theseus`."""
 
-        rate: Annotated[Schedule, AfterValidator(_share)] = Field(
+        rate: Share = Field(
             Schedule.parse("linear(0.3 -> 1, over=66%)"),
             description="Replacement rate: the probability that a block is the student's in a "
             "step; a schedule (the paper's curriculum) or a number (its constant rate).",

@@ -16,6 +16,7 @@ from gkd_core.api import (
     ModelInfo,
     Models,
     Schedule,
+    Share,
     Step,
     Temperature,
     Term,
@@ -47,7 +48,7 @@ class UniversalKD(Method):
     class Config(Method.Config):
         """Options of `universal-kd`."""
 
-        gamma: Schedule = Field(
+        gamma: Share = Field(
             Schedule.parse(0.5),
             description="Weight of the intermediate layers; that of the soft labels is 1 - gamma. "
             "May be a schedule.",

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from gkd_core.api import Batch, Models, Procedure, RunConfig, Schedule, Step, TeacherCombiner, View
+from gkd_core.api import (
+    Batch,
+    Models,
+    Procedure,
+    RunConfig,
+    Schedule,
+    Share,
+    Step,
+    TeacherCombiner,
+    View,
+)
 from gkd_methods_multiteacher.assistants import AssistantsConfig, shrink
 from gkd_methods_multiteacher.rng import uniform
 
@@ -29,7 +39,7 @@ class DenseGuidance(TeacherCombiner):
     class Config(TeacherCombiner.Config):
         """Options."""
 
-        survival: Schedule = Field(
+        survival: Share = Field(
             Schedule.parse(0.75),
             description="p: probability that a teacher is used in a step; may be a schedule.",
         )

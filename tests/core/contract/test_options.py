@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from gkd_core.api import (
     DataInfo,
@@ -13,6 +13,7 @@ from gkd_core.api import (
     PluginError,
     Procedure,
     Schedule,
+    Share,
     Temperature,
     hookimpl,
 )
@@ -68,6 +69,14 @@ def test_a_schedule_can_be_given_as_text():
             rate: Schedule = Field("cosine(1 -> 0)", description="A share.")
 
     assert Stages().config.rate.at(0, 2) == 1
+
+
+def test_a_share_stays_from_0_to_1():
+    share = TypeAdapter(Share)
+    assert share.validate_python("linear(0 -> 1)").at(1, 2) == 0.5
+    for wrong in (-0.1, 1.5, "linear(0 -> 2)", "step(-1 -> 1)"):
+        with pytest.raises(ValidationError, match="must stay from 0 to 1, got"):
+            share.validate_python(wrong)
 
 
 @pytest.mark.parametrize(

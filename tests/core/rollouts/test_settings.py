@@ -35,8 +35,8 @@ def prepare(prepare_run, registry_with, world, plugin):
     [
         (("rollout.engine=gredy",), "unknown rollout engine 'gredy'. Did you mean 'greedy'?"),
         (("rollout.student=0.5",), "rollout.engine"),
-        ((*GREEDY, "rollout.student=1.5"), "`student` is a share, from 0 to 1, not 1.5"),
-        ((*GREEDY, "rollout.student=linear(0 -> 2)"), "`student` is a share, from 0 to 1, not 2"),
+        ((*GREEDY, "rollout.student=1.5"), "rollout.student: must stay from 0 to 1, got 1.5"),
+        ((*GREEDY, "rollout.student=linear(0 -> 2)"), "must stay from 0 to 1, got linear(0 -> 2"),
         (
             (*GREEDY, "rollout.student=0.7", "rollout.teacher=0.4"),
             "`student` and `teacher` are shares of the same rows, but add up to 1.1 at the start",

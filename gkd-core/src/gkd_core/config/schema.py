@@ -17,11 +17,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from gkd_core.config.graph import stage_of
 from gkd_core.contract.schedule import Schedule
+from gkd_core.contract.share import Share
 
 Positive = Annotated[int, Field(gt=0)]
 LONGEST_WAIT = 30 * 24 * 3600
 """Seconds: PyTorch counts them in nanoseconds, which end somewhere."""
-Share = Annotated[float, Field(ge=0, le=1)]
+FixedShare = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Offload = Literal["none", "cpu", "nvme"]
 TeacherSize = Literal["large", "small"]
@@ -374,7 +375,9 @@ class TaskConfig(Section):
     augment_model: str | None = Field(
         None, description="Directory or hub id of the masked language model that proposes words."
     )
-    augment_share: Share = Field(0.4, description="Probability that a word of a copy is replaced.")
+    augment_share: FixedShare = Field(
+        0.4, description="Probability that a word of a copy is replaced."
+    )
     augment_candidates: Positive = Field(
         15, description="Number of likeliest words from which a replacement is drawn."
     )
@@ -425,13 +428,15 @@ class TrainingConfig(Section):
         description="Share of the peak learning rate at which linear, cosine, polynomial and "
         "warmup-stable-decay end.",
     )
-    lr_decay_share: Share = Field(
+    lr_decay_share: FixedShare = Field(
         0.2, description="Share of the steps in which warmup-stable-decay decays."
     )
     lr_power: Annotated[float, Field(gt=0)] = Field(
         2.0, description="Power of polynomial; 1 is linear."
     )
-    warmup: Share = Field(0.1, description="Share of the steps in which the rate increases from 0.")
+    warmup: FixedShare = Field(
+        0.1, description="Share of the steps in which the rate increases from 0."
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01, description="Weight decay, not applied to biases and normalization layers."
     )
@@ -543,12 +548,12 @@ class RolloutConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     engine: str = Field(description="The registered engine that continues prompts.")
-    student: Schedule = Field(
+    student: Share = Field(
         ZERO,
         description="Share of the rows that the student writes, each step with its current "
         "weights: a number or a schedule.",
     )
-    teacher: Schedule = Field(
+    teacher: Share = Field(
         ZERO,
         description="Share of the rows that the (first) teacher writes: a number or a schedule.",
     )
@@ -584,14 +589,11 @@ class RolloutConfig(BaseModel):
     @model_validator(mode="after")
     def _are_shares(self) -> RolloutConfig:
         for moment in ("start", "end"):
-            shares = {name: getattr(getattr(self, name), moment) for name in ("student", "teacher")}
-            for name, share in shares.items():
-                if not 0 <= share <= 1:
-                    raise ValueError(f"`{name}` is a share, from 0 to 1, not {share:g}")
-            if sum(shares.values()) > 1 + 1e-9:
+            written: float = sum(getattr(each, moment) for each in (self.student, self.teacher))
+            if written > 1 + 1e-9:
                 raise ValueError(
                     f"`student` and `teacher` are shares of the same rows, but add up to "
-                    f"{sum(shares.values()):g} at the {moment} of the stage"
+                    f"{written:g} at the {moment} of the stage"
                 )
         if self.mixture and not self.uses_student:
             raise ValueError(
