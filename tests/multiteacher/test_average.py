@@ -31,6 +31,15 @@ def test_weights_follow_their_schedules(average):
     assert combiner.weights(9) == pytest.approx([0.1, 0.9])
 
 
+@pytest.mark.parametrize("second", ["step(0 -> 1, over=60%)", "step(0 -> 1, over=6)"])
+def test_a_step_in_which_no_teacher_has_a_weight_is_named(average, second):
+    combiner = average(["step(1 -> 0, over=50%)", second])
+    combiner.combiner.check()
+    assert (combiner.weights(4), combiner.weights(6)) == ([1, 0], [0, 1])
+    with pytest.raises(MethodError, match=r"only weights of 0 in step 5\. Let a weight"):
+        combiner.weights(5)
+
+
 @pytest.mark.parametrize(
     ("weights", "said"),
     [

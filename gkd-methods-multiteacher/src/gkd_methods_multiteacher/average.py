@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
 from gkd_core.api import Batch, MethodError, Schedule, Step, TeacherCombiner, View
@@ -46,12 +48,29 @@ class Average(TeacherCombiner):
             raise MethodError(
                 "average has a negative weight, which would train the student away from a teacher"
             )
-        if weights and not all(sum(w.at(step, 1) for w in weights) for step in (0, 1)):
+        if weights and not all(map(any, self._ends())):
             raise MethodError("average has only weights of 0 at the start or the end of the stage")
 
     def weight(self, number: int, student: View, teacher: View, batch: Batch, step: Step) -> float:
-        """Return the teacher's share."""
+        """Return the teacher's share.
+
+        Raises:
+            MethodError: No teacher has a weight in this step.
+        """
         if not self.config.weights:
             return 1 / len(self.models)
         weights = [weight.at(step) for weight in self.config.weights]
-        return weights[number] / sum(weights)
+        total = sum(weights)
+        if not total:
+            raise MethodError(
+                f"average has only weights of 0 in step {step.index}. Let a weight of "
+                "average.weights begin before the others end"
+            )
+        return weights[number] / total
+
+    def _ends(self) -> Iterator[list[float]]:
+        """Yield the weights at the start of the stage and, if its length is not needed, its end."""
+        weights = self.config.weights
+        yield [weight.start for weight in weights]
+        if all(weight.relative for weight in weights):
+            yield [weight.at(1, 1) for weight in weights]
