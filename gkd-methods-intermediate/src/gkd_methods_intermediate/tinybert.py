@@ -22,9 +22,7 @@ from gkd_core.api import (
     relation_mse,
     same_heads,
 )
-
-STD = 0.02
-"""Standard deviation of a projection's initial weights, as in BERT."""
+from gkd_methods_intermediate.projection import linear_projection
 
 
 class TinyBERT(Method):
@@ -86,7 +84,7 @@ class TinyBERT(Method):
         """Build W_e and W_h, or one projection for both."""
         student, teacher = models.pair
         names = ["shared"] if self.config.projection == "shared" else ["embedding", "hidden"]
-        return {name: _projection(student.hidden_size, teacher.hidden_size) for name in names}
+        return {name: linear_projection(student.hidden_size, teacher.hidden_size) for name in names}
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read the embeddings, and the hidden states and attention of all matched layers."""
@@ -133,10 +131,3 @@ class TinyBERT(Method):
         projection = self.modules["shared" if self.config.projection == "shared" else name]
         projected: Tensor = projection(states)
         return projected
-
-
-def _projection(student: int, teacher: int) -> nn.Linear:
-    linear = nn.Linear(student, teacher)
-    nn.init.normal_(linear.weight, std=STD)
-    nn.init.zeros_(linear.bias)
-    return linear

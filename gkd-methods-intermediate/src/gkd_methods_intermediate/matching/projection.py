@@ -10,9 +10,7 @@ from gkd_core.api import Models
 from gkd_methods_intermediate.matching.layers import layers_read
 from gkd_methods_intermediate.matching.shapes import width
 from gkd_methods_intermediate.matching.term import MatchTerm
-
-STD = 0.02
-"""Standard deviation of the initial weights, as in BERT."""
+from gkd_methods_intermediate.projection import linear_projection
 
 
 def projections(term: MatchTerm, models: Models) -> Iterator[tuple[str, nn.Module]]:
@@ -31,7 +29,17 @@ def projections(term: MatchTerm, models: Models) -> Iterator[tuple[str, nn.Modul
 
 
 def project(modules: nn.ModuleDict, term: MatchTerm, layer: int, vectors: Tensor) -> Tensor:
-    """Return the student's vectors of a layer, projected if the term has a projection."""
+    """Return the student's vectors of a layer, projected if the term has a projection.
+
+    Args:
+        modules: The projections of all terms.
+        term: The term.
+        layer: The student's layer.
+        vectors: `[*items, D_s]`.
+
+    Returns:
+        `[*items, D_t]` with a projection, otherwise the vectors.
+    """
     for name in (term.name, _layer_name(term, layer)):
         if name in modules:
             projected: Tensor = modules[name](vectors)
@@ -51,9 +59,7 @@ def _layer_name(term: MatchTerm, layer: int) -> str:
 
 
 def _build(activation: str, student: int, teacher: int) -> nn.Module:
-    linear = nn.Linear(student, teacher)
-    nn.init.normal_(linear.weight, std=STD)
-    nn.init.zeros_(linear.bias)
+    linear = linear_projection(student, teacher)
     if activation == "linear":
         return linear
     return nn.Sequential(linear, nn.ReLU() if activation == "relu" else nn.Tanh())
