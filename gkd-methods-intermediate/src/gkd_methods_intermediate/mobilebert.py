@@ -78,7 +78,7 @@ class MobileBERT(Method):
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
         """Freeze everything but the current block, and slow down the blocks below it."""
         student, teacher = models.pair
-        below, (newest, _) = self._learnt(student, teacher, step)
+        below, (newest, _) = self._current(student, teacher, step)
         return {
             "embedding": 0.0,
             **dict.fromkeys(range(1, below + 1), self.config.below),
@@ -88,21 +88,21 @@ class MobileBERT(Method):
 
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read hidden states and attention of the current layer."""
-        _, newest = self._learnt(*models.pair, step)
+        _, newest = self._current(*models.pair, step)
         for side, layer in zip(("student", "teacher"), newest, strict=True):
             yield f"{side}.hidden[{layer}]"
             yield f"{side}.attention[{layer}]"
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare feature maps and attention distributions of the current layer."""
-        _, (own, known) = self._learnt(student.model, teacher.model, step)
+        _, (own, known) = self._current(student.model, teacher.model, step)
         over = batch.tokens
         return {
             "hidden": mse(student.hidden[own], teacher.hidden[known], over),
             "attention": relation_kl(student.attention[own], teacher.attention[known], over),
         }
 
-    def _learnt(
+    def _current(
         self, student: ModelInfo, teacher: ModelInfo, step: Step
     ) -> tuple[int, tuple[int, int]]:
         """Return the last block already learned, 0 if none, and the current pair of layers.

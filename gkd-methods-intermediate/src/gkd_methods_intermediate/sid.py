@@ -114,7 +114,7 @@ class SID(Method):
     def reads(self, models: Models, step: Step) -> Iterable[str]:
         """Read attention and [CLS] states of the layers being learned, and finally the logits."""
         pairs = self._pairs(models)
-        for student, teacher in self._learnt(pairs):
+        for student, teacher in self._compared(pairs):
             yield f"student.attention[{student}]"
             yield f"teacher.attention[{teacher}]"
             yield f"student.hidden[{student}]|cls"
@@ -125,15 +125,16 @@ class SID(Method):
 
     def loss(self, student: View, teacher: View, batch: Batch, step: Step) -> Mapping[str, Term]:
         """Compare the layers being learned, or the predictions."""
-        learnt = self._learnt(self._pairs(Models(student.model, teacher.model)))
-        if not learnt:
+        compared = self._compared(self._pairs(Models(student.model, teacher.model)))
+        if not compared:
             soft = soft_labels(student.prediction, teacher.prediction, batch.targets, 1.0)
             return {"soft": soft}
         attention = [
-            relation_kl(student.attention[s], teacher.attention[t], batch.tokens) for s, t in learnt
+            relation_kl(student.attention[s], teacher.attention[t], batch.tokens)
+            for s, t in compared
         ]
         states = [
-            cosine(student.hidden.cls[s], teacher.hidden.cls[t], batch.samples) for s, t in learnt
+            cosine(student.hidden.cls[s], teacher.hidden.cls[t], batch.samples) for s, t in compared
         ]
         terms = {"attention": Term.sum(attention), "cosine": Term.sum(states)}
         if self.config.threshold:
@@ -159,7 +160,7 @@ class SID(Method):
         student, teacher = models.pair
         return layer_pairs(self.config.layers, student.layers, teacher.layers)
 
-    def _learnt(self, pairs: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    def _compared(self, pairs: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
         """Return the pairs of layers to compare now; none once all have been learned."""
         if self._newest > len(pairs):
             return []

@@ -52,7 +52,7 @@ VECTOR_DISTANCES: Mapping[Distance, VectorDistance] = {
     "cosine": cosine,
     "normalized": normalized,
 }
-DIVERGENCES: Mapping[Distance, Divergence] = {
+DIVERGENCE_LOSSES: Mapping[Distance, Divergence] = {
     "kl": kl,
     "reverse-kl": reverse_kl,
     "js": js,
@@ -115,7 +115,7 @@ class TermComparison:
         if self.term.distance == "mse":
             return logits_mse(*prediction, self._over)
         if self.term.is_divergence:
-            divergence = DIVERGENCES[self.term.distance]
+            divergence = DIVERGENCE_LOSSES[self.term.distance]
             return soft_labels(*prediction, self._over, self.temperature, divergence=divergence)
         distance = VECTOR_DISTANCES[self.term.distance]
         student, teacher = self.student.logits, self.teacher.logits
@@ -176,7 +176,7 @@ class TermComparison:
 
     def _of_distributions(self, student: Tensor, teacher: Tensor, visible: Tensor) -> Term:
         """Average the row-wise divergence over the heads of scores `[B, A, S, S]`."""
-        divergence = DIVERGENCES[self.term.distance]
+        divergence = DIVERGENCE_LOSSES[self.term.distance]
         least = torch.finfo(student.dtype).min
         student, teacher = (s.masked_fill(~visible, least) for s in (student, teacher))
         heads = zip(student.unbind(1), teacher.unbind(1), strict=True)
