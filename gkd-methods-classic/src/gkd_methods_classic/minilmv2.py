@@ -82,7 +82,7 @@ class MiniLMv2(Method):
                 if width % heads:
                     raise MethodError(
                         f"minilmv2 splits queries, keys and values into {heads} relation heads, "
-                        f"but the {site} of {_owner(model)} is {width} wide. Set "
+                        f"but the {site} of {model.described} is {width} wide. Set "
                         f"minilmv2.relation_heads={_largest_divisor(widths, heads)} or another "
                         "common divisor"
                     )
@@ -125,7 +125,3 @@ def _widths(model: ModelInfo) -> tuple[int, int, int]:
 def _largest_divisor(widths: Iterable[int], at_most: int) -> int:
     common = gcd(*widths)
     return next(heads for heads in range(at_most, 0, -1) if common % heads == 0)
-
-
-def _owner(model: ModelInfo) -> str:
-    return "the student" if model.name == "student" else f"the teacher '{model.name}'"

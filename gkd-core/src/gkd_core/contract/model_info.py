@@ -58,6 +58,11 @@ class ModelInfo:
     is_lm: bool = False
     tokens: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
+    @property
+    def described(self) -> str:
+        """What a message calls the model: `the student`, or `the teacher 'NAME'`."""
+        return "the student" if self.name == "student" else f"the teacher '{self.name}'"
+
     @classmethod
     def read(
         cls,

@@ -159,11 +159,10 @@ class Path:
         layer = -1 if item == "last" else int(item)
         layer = layer + info.layers + 1 if layer < 0 else layer
         if not first <= layer <= info.layers:
-            owner = "the student" if self.side == "student" else f"the teacher {info.name!r}"
             raise MethodError(
-                f"{method} names {self.side}.{self.site}[{item}], but {owner} has {info.layers} "
-                f"layers ({self.site}[{first}] to {self.site}[{info.layers}]). Choose a layer in "
-                "this range, or a deeper model"
+                f"{method} names {self.side}.{self.site}[{item}], but {info.described} has "
+                f"{info.layers} layers ({self.site}[{first}] to {self.site}[{info.layers}]). "
+                "Choose a layer in this range, or a deeper model"
             )
         return range(layer, layer + 1)
 

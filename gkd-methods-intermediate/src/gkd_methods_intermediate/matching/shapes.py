@@ -76,7 +76,7 @@ def _check_heads(term: MatchTerm, student: ModelInfo, teacher: ModelInfo) -> Non
         if width(term.site, model) % term.heads:
             raise MethodError(
                 f"heads = {term.heads} must divide the width of {term.site}, which is "
-                f"{width(term.site, model)} in {_owner(model)}"
+                f"{width(term.site, model)} in {model.described}"
             )
 
 
@@ -117,7 +117,3 @@ def _heads(site: Site, model: ModelInfo) -> int:
 
 def _kind(site: Site) -> str:
     return "key-value" if site in ("key", "value") else "query"
-
-
-def _owner(model: ModelInfo) -> str:
-    return "the student" if model.name == "student" else f"the teacher '{model.name}'"
