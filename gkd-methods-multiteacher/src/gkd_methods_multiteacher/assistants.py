@@ -61,21 +61,31 @@ def shrink(
             "assistants stand between a teacher and a student, but the run has no teacher: its "
             f"method {config.method} uses none. Choose a method such as kd"
         )
-    if isinstance(assistants, int):
-        between = [_between(teacher, student, n, assistants) for n in range(1, assistants + 1)]
-    else:
-        between = [_dimensions(teacher) | _given(teacher, size) for size in assistants]
-    sizes = [_dimensions(teacher), *between, _dimensions(student)]
+    sizes = [_dimensions(teacher), *_sizes(assistants, teacher, student), _dimensions(student)]
     _check_decreasing(sizes)
-    changing = [name for name in FIELDS if len({size[name] for size in sizes}) > 1]
-    apart = {"model", "new_student", *FIELDS}
-    rest = config.student.model_dump(mode="json", exclude=apart, exclude_none=True)
-    rest = {name: value for name, value in rest.items() if value != {}} | {"init": _init(config)}
-    tables = [{name: size[name] for name in changing} | rest for size in sizes[1:]]
+    tables = _tables(sizes, config)
     if config.student.model is not None:
         tables[-1] = {}
     names = [*(f"assistant-{number}" for number in range(1, len(sizes) - 1)), "student"]
     return list(zip(names, tables, strict=True))
+
+
+def _sizes(
+    assistants: int | Sequence[AssistantSize], teacher: ModelInfo, student: ModelInfo
+) -> list[dict[str, int]]:
+    """Return the size of each assistant, from large to small."""
+    if isinstance(assistants, int):
+        return [_between(teacher, student, n, assistants) for n in range(1, assistants + 1)]
+    return [_dimensions(teacher) | _given(teacher, size) for size in assistants]
+
+
+def _tables(sizes: Sequence[Dimensions], config: RunConfig) -> list[dict[str, Any]]:
+    """Return the `student` table of each model but the first: the run's, with the model's size."""
+    changing = [name for name in FIELDS if len({size[name] for size in sizes}) > 1]
+    apart = {"model", "new_student", *FIELDS}
+    rest = config.student.model_dump(mode="json", exclude=apart, exclude_none=True)
+    rest = {name: value for name, value in rest.items() if value != {}} | {"init": _init(config)}
+    return [{name: size[name] for name in changing} | rest for size in sizes[1:]]
 
 
 def _dimensions(model: ModelInfo) -> dict[str, int]:
