@@ -138,6 +138,32 @@ def test_no_gradient_reaches_what_is_not_compared(reading, gold):
     assert not student.grad[0, 2:].any()
 
 
+def test_vocabularies_without_a_common_token_are_compared_sorted_alone(reading, gold):
+    view = reading([[START, (2, 0, 2)]])
+    batch = reading([[START, (1, 0, 2)]], {"teacher": view})
+    student = logits([0.2, 0.6, 0.2], [1 / 3] * 3).requires_grad_()
+    teacher = logits([0.3, 0.2, 0.5], [1 / 3] * 3)
+    terms = gold(batch, student, teacher, ("", "a", "b"), ("", "c", "d"))
+    assert terms["matched"].mean().item() == 0
+    # 0.6, 0.2, 0.2 against 0.5, 0.3, 0.2, with the whole weight.
+    assert terms["unmatched"].mean().item() == pytest.approx(0.2, abs=1e-12)
+    sum(term.mean() for term in terms.values()).backward()
+    assert student.grad.isfinite().all()
+    assert student.grad[0, 0].any()
+
+
+def test_texts_without_a_common_span_have_neither_loss_nor_gradient(reading, gold):
+    view = reading([[START, (2, 0, 3)]])
+    batch = reading([[START, (1, 0, 2)]], {"teacher": view})
+    student = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)
+    terms = gold(batch, student, logits([0.3, 0.2, 0.5], [1 / 3] * 3))
+    total = sum(term.mean() for term in terms.values())
+    total.backward()
+    assert terms["matched"].over.count == 0
+    assert total.item() == 0
+    assert not student.grad.any()
+
+
 @pytest.mark.slow
 def test_two_ranks_that_share_the_models_find_the_same():
     check_method(GOLD, ranks=2)

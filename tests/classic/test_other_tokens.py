@@ -47,7 +47,7 @@ def test_every_method_that_aligns_tokens_has_a_recipe():
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_runs_and_learns_from_the_other_tokens(invoke, given, tmp_path, recipe):
+def test_a_recipe_runs_with_a_teacher_of_other_tokens(invoke, given, tmp_path, recipe):
     done = invoke("run", "--recipe", recipe, *given, "--output", tmp_path / "run")
     assert done.code == 0, done.err
     assert "teacher: another tokenizer" in done.out

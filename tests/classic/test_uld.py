@@ -106,6 +106,15 @@ def test_a_prompt_does_not_count(reading):
     assert pair_in_order(answer, answer).student.tolist() == [3, 4, 5]
 
 
+def test_texts_without_a_pair_of_tokens_have_neither_loss_nor_gradient(uld, reading):
+    batch = reading([[START, (3, 0, 1)]], {"teacher": reading([[(1, 0, 1)]])})
+    student = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)
+    term = uld(batch, student, logits([[[0.1, 0.6, 0.3]]]))
+    term.mean().backward()
+    assert (term.over.count, term.mean().item()) == (0, 0)
+    assert not student.grad.any()
+
+
 @pytest.mark.slow
 def test_two_ranks_that_share_the_models_find_the_same():
     check_method(ULD, ranks=2)

@@ -65,7 +65,7 @@ def test_the_source_is_the_next_row_of_the_dataset_in_any_order():
 
 
 def moves(batch, row, *options):
-    """ComparedPositions filled in a row, and those they are filled from."""
+    """Positions filled in a row, and those they are filled from."""
     source = source_of(batch, Step(0, 1, 0, "test", torch.Generator()))["attention_mask"]
     rows, filled, taken = draw_moves(batch, source.bool(), *options)
     return filled[rows == row].tolist(), taken[rows == row].tolist()
