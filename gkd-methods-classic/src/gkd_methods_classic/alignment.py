@@ -107,7 +107,12 @@ def text_tokens(batch: Batch) -> Tensor:
 
 
 def predicts(batch: Batch, tokens: Tensor) -> Tensor:
-    """Return the mask of the positions that predict one of the tokens, bool `[B, S]`."""
+    """Return the mask of the positions that predict one of the tokens, bool `[B, S]`.
+
+    Args:
+        batch: The rows as a model reads them.
+        tokens: True at the tokens, bool `[B, S]`.
+    """
     return batch.targets.mask & tokens.roll(-1, dims=1)
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 from gkd_core.api import Batch, Items, Method, Models, Step, Term, View, logits_mse
 
 Reduction = Literal["sum", "mean"]
+"""How the squared differences of a prediction's logits become one distance."""
 
 
 class AnnealingKD(Method):
@@ -61,6 +62,13 @@ def scaled_distance(
     """Return || z_s - factor z_t ||^2, or its mean over the logits of each prediction.
 
     Logit columns that only one of two padded vocabularies has are ignored.
+
+    Args:
+        student: The student, with logits `[*items, C]`.
+        teacher: The teacher, with logits `[*items, C]`; in language modeling C may differ.
+        over: The predictions.
+        factor: Multiplier of the teacher's logits.
+        reduction: `sum` or `mean`, over the C logits.
     """
     learned, known = student.prediction, teacher.prediction
     distance = logits_mse(learned, known, over, factor)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from gkd_core.api import Batch, Method, Models, Schedule, Share, Step, Term, View, hard_labels
-from gkd_methods_classic.annealing_kd import annealing, scaled_distance
+from gkd_methods_classic.annealing_kd import Reduction, annealing, scaled_distance
 
 
 class ContinuationKD(Method):
@@ -45,7 +44,7 @@ class ContinuationKD(Method):
             description="Share of the stage after which only the labels count (psi = 1). Default: "
             "the paper's 20 of 30 epochs.",
         )
-        reduction: Literal["sum", "mean"] = Field(
+        reduction: Reduction = Field(
             "sum", description="`sum` over the logits of a prediction, as in the paper, or `mean`."
         )
 

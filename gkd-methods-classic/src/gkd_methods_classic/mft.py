@@ -73,6 +73,7 @@ class MFT(Method):
         ahead = (-cross_entropy(known, best, over).values).exp() - log_p.exp()
         share = (self.config.threshold + ahead) / (1 + ahead)
         share = torch.where(best == labels, 0.0, share)
+        # p' has (1 - c) p at all tokens but the label; `rest` is -p log p, summed over these.
         rest = soft_cross_entropy(known, known, over).values + log_p.exp() * log_p
         others = (1 - share) * (rest - (1 - log_p.exp()) * (1 - share).log())
         label = (1 - share) * log_p.exp() + share

@@ -45,7 +45,12 @@ class MiniLLM(Method):
         lm_weight: float = Field(
             1.0, ge=0, description="Weight of the labels of rows that the student did not write."
         )
-        clip: float = Field(100.0, gt=0, description="Largest reward of a token, of either sign.")
+        clip: float = Field(
+            100.0,
+            gt=0,
+            description="Largest reward of a token, of either sign; 100 as in the published "
+            "commands.",
+        )
 
     config: Config
 
@@ -80,6 +85,9 @@ def mean_of_later(rewards: Tensor, mask: Tensor) -> Tensor:
     Args:
         rewards: `[B, S]`; 0 where nothing counts.
         mask: True where a token counts, bool `[B, S]`.
+
+    Returns:
+        `[B, S]`.
     """
 
     def after(values: Tensor) -> Tensor:

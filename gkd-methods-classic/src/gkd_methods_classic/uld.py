@@ -63,7 +63,12 @@ class ULD(Method):
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return probabilities `[..., V]`, in fp32 or fp64."""
+    """Return probabilities `[..., V]`, in fp32 or fp64.
+
+    Args:
+        logits: `[..., V]`.
+        temperature: Divisor of the logits.
+    """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return (logits.to(dtype) / temperature).softmax(-1)
 

@@ -17,7 +17,7 @@ from gkd_core.api import sum_over_ranks
 
 
 class Episode:
-    """Scores and rewards of recent steps, summed over micro-batches and ranks.
+    """Scores and rewards of recent steps, summed over micro-batches and ranks, in fp64.
 
     Args:
         widths: State size of each policy.
@@ -41,19 +41,29 @@ class Episode:
             self._open = torch.zeros(sum(self._widths) + 2, dtype=torch.float64, device=device)
 
     def choose(self, policy: int, score: Tensor) -> None:
-        """Record the score of one policy's choices in a micro-batch."""
+        """Record the score of one policy's choices in a micro-batch.
+
+        Args:
+            policy: Index of the policy.
+            score: The sum of grad log pi(a) over the samples, `[width]`.
+        """
         assert self._open is not None, "a step has begun"
         begin = sum(self._widths[:policy])
         self._open[begin : begin + len(score)] += score
 
     def reward(self, total: Tensor, samples: int) -> None:
-        """Record the rewards of a micro-batch."""
+        """Record the rewards of a micro-batch.
+
+        Args:
+            total: The sum of the rewards of its samples, a scalar.
+            samples: Their number.
+        """
         assert self._open is not None, "a step has begun"
         self._open[-2] += total
         self._open[-1] += samples
 
     def due(self, device: torch.device) -> Sequence[Tensor]:
-        """Return the ascent direction of each policy's weights in this step."""
+        """Return the ascent direction of each policy's weights in this step, `[width]` each."""
         return torch.split(self._due.to(device), self._widths)
 
     def state_dict(self) -> dict[str, Any]:

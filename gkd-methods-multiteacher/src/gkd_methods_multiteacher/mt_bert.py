@@ -75,6 +75,6 @@ class MTBERT(TeacherCombiner):
         return ["teacher.logits"]
 
     def weight(self, number: int, student: View, teacher: View, batch: Batch, step: Step) -> Tensor:
-        """Return 1 / (1 + the teacher's loss on each sample)."""
+        """Return 1 / (1 + the teacher's loss on each sample), `[B]`."""
         loss = per_sample(hard_labels(teacher.prediction, batch.require_labels(), batch.targets))
         return 1 / (1 + loss)

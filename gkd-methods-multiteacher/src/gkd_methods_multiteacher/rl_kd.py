@@ -81,7 +81,7 @@ class RLKD(TeacherCombiner):
     def weight(
         self, number: int, student: View, teacher: View, batch: Batch, step: Step
     ) -> float | Tensor:
-        """Return a_k / K for each sample; 1 / K during the warm-up."""
+        """Return a_k / K for each sample, `[B]`; 1 / K during the warm-up."""
         self._episode.begin(step.index, teacher.logits.device)
         if step.index < self.config.warmup * step.total:
             return 1 / len(self.models)

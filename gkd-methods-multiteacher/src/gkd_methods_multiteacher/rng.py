@@ -18,6 +18,7 @@ SECOND = -7723592293110705685
 """Odd constants of SplitMix64, as signed 64-bit integers."""
 
 BITS = 53
+"""Bits of the mantissa of a double."""
 
 
 def uniform(step: Step, teacher: int, rows: Tensor) -> Tensor:
@@ -36,6 +37,7 @@ def uniform(step: Step, teacher: int, rows: Tensor) -> Tensor:
 
 
 def _mix(state: Tensor) -> Tensor:
+    """Return SplitMix64's mixture of the bits of each number; the shifts are its own, too."""
     state = (state ^ _shifted(state, 30)) * FIRST
     state = (state ^ _shifted(state, 27)) * SECOND
     return state ^ _shifted(state, 31)

@@ -72,7 +72,7 @@ class Route(TeacherCombiner):
     def weight(
         self, number: int, student: View, teacher: View, batch: Batch, step: Step
     ) -> float | Tensor:
-        """Return 1 for the rows of the teacher, 0 for others."""
+        """Return 1 for the rows of the teacher, 0 for others, `[B]`."""
         if batch.data_sources is None:  # rows that only stand for others, in a plan
             return 1 / len(self.models)
         name = self._name(number)

@@ -51,7 +51,7 @@ class TMKD(TeacherCombiner):
         return 1 / len(self.models)
 
     def logits(self, number: int, student: View) -> Tensor:
-        """Return the logits of one head."""
+        """Return the logits of one head, `[B, C]`."""
         heads = self.modules["heads"]
         assert isinstance(heads, nn.ModuleList)
         more = torch.stack([head(student.pooled) for head in heads])

@@ -96,7 +96,7 @@ class Uncertainty(TeacherCombiner):
         return ["student.logits"]
 
     def weight(self, number: int, student: View, teacher: View, batch: Batch, step: Step) -> Tensor:
-        """Return the teacher's weight per sample; summed over the teachers, 1 on average."""
+        """Return the teacher's weight per sample, `[B]`; summed over all teachers, 1 on average."""
         unsure, count = self._uncertainty(student, batch), len(self.models)
         place = self._place(number)
         rank, samples = _ranks(unsure, batch)
@@ -113,7 +113,7 @@ class Uncertainty(TeacherCombiner):
     def term_scale(
         self, reads: Collection[Capture], student: View, batch: Batch, step: Step
     ) -> float | Tensor:
-        """Return 1 - U for predictions, U for features."""
+        """Return 1 - U for predictions, U for features, `[B]`; 1 if supervision is fixed."""
         if self.config.supervision == "fixed":
             return 1.0
         unsure = self._uncertainty(student, batch)

@@ -42,7 +42,13 @@ RelationLoss: TypeAlias = Callable[[Relation, Relation, Items], Term]
 
 
 def normalized(student: Tensor, teacher: Tensor, over: Items) -> Term:
-    """Return the squared distance of normalized vectors (PKD, Sun et al., 2019, Eq. 7)."""
+    """Return the squared distance of normalized vectors (PKD, Sun et al., 2019, Eq. 7).
+
+    Args:
+        student: `[*items, D]`.
+        teacher: `[*items, D]`, constant.
+        over: The items averaged over.
+    """
     return normalized_mse(student, teacher, over) * student.shape[-1]
 
 
