@@ -8,6 +8,7 @@ forward pass, for the layers that are read, and inside it only where an operatio
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -46,19 +47,18 @@ def gkd_sdpa(
 
     The signature is that of transformers' attention functions.
     """
+    stock = partial(
+        sdpa_attention_forward,
+        module,
+        attention_mask=attention_mask,
+        scaling=scaling,
+        is_causal=is_causal,
+        **options,
+    )
     forward = current_forward()
     layer = None if forward is None else forward.attention_layer(module)
     if forward is None or layer is None:
-        output, _ = sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            is_causal=is_causal,
-            **options,
-        )
+        output, _ = stock(query, key, value)
         return output, None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     relation = Relation(
@@ -74,16 +74,7 @@ def gkd_sdpa(
         dropout = options.get("dropout", 0.0)
         output = _attend(forward, layer, relation, value, dropout)
     else:
-        output, _ = sdpa_attention_forward(
-            module,
-            relation.query,
-            relation.key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            is_causal=is_causal,
-            **options,
-        )
+        output, _ = stock(relation.query, relation.key, value)
     context = forward.visit(Capture("context", layer), output.flatten(2))
     return context.view(output.shape), None
 
