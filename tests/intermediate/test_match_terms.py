@@ -75,6 +75,8 @@ def test_terms_have_names_of_their_own():
         ({}, "give `knowledge`, or both `site` and `distance`"),
         ({"site": "hidden"}, "give `knowledge`, or both"),
         ({"knowledge": "hidden-mes"}, "'hidden-mse'"),
+        ({"knowledge": "logits-ce", "temperature": -1}, "must stay above 0, got -1"),
+        ({"knowledge": "logits-ce", "temperature": "linear(2 -> 0)"}, "must stay above 0"),
         (
             {"knowledge": "hidden-mse", "distance": "cosine"},
             "knowledge 'hidden-mse' has distance = 'mse', not 'cosine'; remove one of them",

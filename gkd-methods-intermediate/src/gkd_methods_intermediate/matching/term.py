@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from gkd_core.api import LayerMap, Schedule
+from gkd_core.api import LayerMap, Schedule, Temperature
 from gkd_methods_intermediate.matching.knowledge import (
     DIVERGENCES,
     FIXED,
@@ -112,7 +112,7 @@ class MatchTerm(BaseModel):
         False,
         description="Use one projection per student layer instead of one per term.",
     )
-    temperature: Schedule = Field(
+    temperature: Temperature = Field(
         Schedule.parse(1.0),
         description="T for a divergence between logits, which is scaled by T^2; may be a schedule.",
     )
