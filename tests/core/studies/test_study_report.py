@@ -181,6 +181,36 @@ def test_value_that_loses_least_in_its_worst_task_is_said(write_study, tmp_path)
     assert [row[0] for row in grid.rows] == ["soft", "ckd", "pkd", "minilm"]
 
 
+@pytest.mark.parametrize(
+    ("methods", "columns"),
+    [
+        (["kd", "pkd"], ["task", "kd", "pkd"]),
+        (
+            ["kd", "pkd", "soft", "ckd", "minilm"],
+            ["method", *(f"t{n} (accuracy)" for n in range(4))],
+        ),
+    ],
+)
+def test_many_tasks_have_a_table_of_their_own(methods, columns, write_study, tmp_path):
+    study = write_study(tmp_path, {"axes": {"method": methods}})
+    for place, method in enumerate(methods):
+        for number in range(4):
+            study.add(0.5 + place / 10 + number / 100, task=f"t{number}", method=method)
+    found = StudyReport.of(StudyResults.read(StudyFolder.read(study.close()), registry()))
+    grids = {grid.name: grid for grid in found.grids()}
+    assert not any("accuracy" in column for column in grids["axis-method"].columns)
+    own = grids["tasks-method"]
+    assert sorted(own.columns) == sorted(columns)
+    assert own.columns[0] == columns[0]
+    cells = {
+        (row[0], name): cell
+        for row in own.rows
+        for name, cell in zip(own.columns, row, strict=True)
+    }
+    pair = ("t3 (accuracy)", "pkd")
+    assert float(cells.get(pair) or cells[pair[::-1]]) == pytest.approx(0.63, abs=0.08)
+
+
 def test_one_seed_is_named_as_such(write_study, tmp_path):
     study = write_study(tmp_path, {"axes": {"method": ["kd", "pkd"]}})
     study.add(0.6, method="kd")

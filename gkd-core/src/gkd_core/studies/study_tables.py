@@ -13,6 +13,9 @@ from gkd_core.studies.study_results import StudyResults
 from gkd_core.studies.worst_case import WorstCase
 
 NONE = "-"
+FEW_TASKS = 3
+"""Tasks that have columns in the table of an axis; more have a table of their own."""
+
 PERCENT = f"{LEVEL:.0%}"
 
 ABOUT_AXES = (
@@ -43,6 +46,8 @@ def study_grids(
     """
     for table in tables:
         yield _axis_grid(table, results)
+        if len(results.tasks) > FEW_TASKS:
+            yield _task_grid(table, results)
         if cases := worst.get(table.axis):
             yield _worst_grid(table, cases)
     if choice.chosen:
@@ -75,6 +80,7 @@ def verdict_text(comparison: SeedComparison) -> str:
 def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
     tasks = results.tasks
     several = len(tasks) > 1
+    shown = tasks if len(tasks) <= FEW_TASKS else ()
     tuned = any(level.lr_factors != [1] for level in table.levels)
     tested = any(
         level.comparison is not None and level.comparison.wilcoxon.p is not None
@@ -82,7 +88,7 @@ def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
     )
     columns = [
         table.axis,
-        *(_heading(task, results) for task in tasks),
+        *(_heading(task, results) for task in shown),
         *["mean"] * several,
         "n",
         f"minus {table.baseline}",
@@ -97,7 +103,7 @@ def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
     ]
     rows = []
     for level in table.levels:
-        means = [_spread_text(level.spreads.get(task)) for task in tasks]
+        means = [_spread_text(level.spreads.get(task)) for task in shown]
         means += [NONE if level.mean is None else f"{level.mean:.4f}"] * several
         cells = [str(level.value), *means, _count(level), *_comparison_cells(level, tested)]
         rate = ", ".join(f"x {factor:g}" for factor in level.lr_factors)
@@ -105,6 +111,19 @@ def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
     return Grid(
         f"axis-{table.axis}", f"{table.axis}: each value against {table.baseline}", columns, rows
     )
+
+
+def _task_grid(table: AxisTable, results: StudyResults) -> Grid:
+    """Return the quality of each value on each task; rows are whichever are more."""
+    tasks, levels = results.tasks, table.levels
+    columns = ["task", *(str(level.value) for level in levels)]
+    rows = [
+        [_heading(task, results), *(_spread_text(level.spreads.get(task)) for level in levels)]
+        for task in tasks
+    ]
+    if len(levels) > len(tasks):
+        columns, *rows = map(list, zip(*([table.axis, *columns[1:]], *rows), strict=True))
+    return Grid(f"tasks-{table.axis}", f"{table.axis}: each value on each task", columns, rows)
 
 
 def _worst_grid(table: AxisTable, cases: Sequence[WorstCase]) -> Grid:
