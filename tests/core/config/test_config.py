@@ -17,6 +17,7 @@ from gkd_core.contract.task import Task
 from gkd_core.errors import ConfigError, MethodError, suggest
 from gkd_core.optim.optimizers.adamw import AdamW
 from gkd_core.optim.optimizers.muon import Muon
+from gkd_core.plugins import registry as installed
 
 
 class Soft(Method):
@@ -650,6 +651,21 @@ def test_stage_with_default_teachers_leaves_those_of_the_run():
     resolved = from_set(stages, "teachers=[{model='Y'}]")
     models = [[teacher.model for teacher in stage.config.teachers] for stage in resolved.stages]
     assert models == [["X"], ["Y"]]
+
+
+def test_stage_with_a_teacher_of_its_own_asks_it_and_not_the_source_of_the_run():
+    source = ("teacher.source.name=cache", "teacher.source.path=c", "teacher.model=Y")
+
+    def teachers(stages):
+        resolved = resolve(installed(), settings=[stages, *source])
+        return [stage.config.teachers[0] for stage in resolved.stages]
+
+    own, of_run = teachers("stages=[{name='a',teacher='X'},{name='b'}]")
+    assert (own.model, own.source) == ("X", None)
+    assert (of_run.model, of_run.source.name) == ("Y", "cache")
+    table = "{model='X',source={name='cache',path='d'}}"
+    both = teachers(f"stages=[{{name='a',teacher={table}}},{{name='b'}}]")
+    assert [each.source.model_extra for each in both] == [{"path": "d"}, {"path": "c"}]
 
 
 def test_stage_with_rows_of_its_own_leaves_what_the_run_says_of_its_rows(write):

@@ -43,6 +43,7 @@ def merge(settings: Iterable[Setting], problems: list[str]) -> Values:
             problems.append(str(error))
     _drop_lower_shape(values)
     _drop_other_rows(values)
+    _drop_other_answers(values)
     _keep_role(settings, values)
     _refuse_one_of_several_teachers(values, problems)
     return values
@@ -231,6 +232,15 @@ def _drop_other_rows(values: Values) -> None:
         setting = values.get(("task", name))
         if setting is not None and _rank(setting) < _rank(train) and not setting.stage:
             del values["task", name]
+
+
+def _drop_other_answers(values: Values) -> None:
+    """Drop the run's source of a teacher's answers if a stage names another model."""
+    for index in range(len(_entries(values, ("teachers",)))):
+        model, table = values.get(("teachers", index, "model")), ("teachers", index, "source")
+        for place in [key for key in values if key[: len(table)] == table]:
+            if model is not None and model.stage and _rank(values[place]) < _rank(model):
+                del values[place]
 
 
 def _keep_role(settings: Iterable[Setting], values: Values) -> None:
