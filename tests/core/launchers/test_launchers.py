@@ -234,6 +234,8 @@ def test_array_script_runs_a_share_and_requeues_what_was_stopped(tmp_path, monke
         "#SBATCH --time=00:10:00",
         "#SBATCH --signal=B:USR1@120",
         "#SBATCH --partition=long",
+        "#SBATCH --job-name='gkd-a study'",
+        f"#SBATCH --output='{study}/slurm/%A_%a.log'",
         f"cd {tmp_path} || exit 1",
     ):
         assert line in script.splitlines()

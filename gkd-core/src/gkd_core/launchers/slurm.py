@@ -42,7 +42,7 @@ TEMPLATE = """\
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@{margin}
-#SBATCH --output={logs}/%A_%a.log
+#SBATCH --output={log}
 {more}
 cd {directory} || exit 1
 {environment}
@@ -119,14 +119,14 @@ class Slurm(Launcher):
         threads = max((job.threads or 1 for job in launch.jobs), default=1)
         memory = max((job.memory for job in launch.jobs), default=0)
         return TEMPLATE.format(
-            name=f"gkd-{launch.folder.resolve().name}",
+            name=shlex.quote(f"gkd-{launch.folder.resolve().name}"),
             last=tasks - 1,
             throttle="" if launch.limit is None else f"%{launch.limit}",
             threads=threads,
             memory=max(1, -(-memory // 2**20)),
             time=self.config.time,
             margin=MARGIN,
-            logs=launch.folder / LOGS,
+            log=shlex.quote(f"{launch.folder / LOGS}/%A_%a.log"),
             more="\n".join(f"#SBATCH {option}" for option in self._more(launch)),
             directory=shlex.quote(str(Path.cwd())),
             environment="\n".join(_environment()),
