@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gkd_core.api import ConfigError, DataError
+from gkd_core.api import ConfigError, DataError, MethodError
 from gkd_core.runs import answer_cache
 from gkd_core.teachers import answer_cache as stored
 from gkd_core.teachers import answer_form, answer_shard
@@ -263,6 +263,37 @@ def test_a_run_whose_rows_are_not_all_stored_ends_before_its_first_step(
         run.execute()
     metrics = run.directory / "metrics.jsonl"
     assert not metrics.exists() or "loss/total" not in metrics.read_text()
+
+
+def test_rows_of_a_later_stage_are_missed_before_an_earlier_one_is_trained(write, prepare_run):
+    settings, teacher = CASES["hidden"]
+    folder, _ = write("fp16", *settings, "task.rows=40", teacher=teacher)
+    stages = "stages=[{name='few',task={rows=40}},{name='all',task={rows=96}}]"
+    run = prepare_run(stages, *settings, *source(folder), teachers=(teacher,))
+    with pytest.raises(DataError, match=r"no answers about 56 of 96 texts"):
+        run.execute()
+    assert not list(run.directory.glob("stages/*/checkpoints/*"))
+
+
+def test_a_stage_that_reads_what_a_cache_lacks_is_named_and_may_run_the_teacher(write, prepare_run):
+    settings, teacher = CASES["hidden"]
+    folder, _ = write("fp16", *settings, teacher=teacher)
+    both = (*settings, "stages=[{name='a',method='soft'},{name='b',method='distilbert'}]")
+    reason = r"distilbert reads .*stages.b.teacher.source.* \(stages.NAME.teacher.source\) to run"
+    with pytest.raises(ConfigError, match=reason):
+        prepare_run(*both, *source(folder), teachers=(teacher,))
+    own = (f"stages.a.{setting}" for setting in source(folder))
+    run = prepare_run(*both, *own, "training.steps=1", teachers=(teacher,))
+    assert [spec.teachers[0].source is None for spec in run.specs] == [False, True]
+
+
+def test_probes_leave_out_logits_of_which_there_are_the_likeliest_words(write, prepare_run):
+    folder, _ = write("fp16", *LM, *ONE, teacher="lm-decoder", **top(4))
+    settings = (*LM, *ONE, *source(folder))
+    with pytest.raises(MethodError, match=r"names logits, .* there are the likeliest words only"):
+        prepare_run(*settings, "probe.features=['logits']", teachers=("lm-decoder",))
+    run = prepare_run(*settings, "probe.features=['all']", teachers=("lm-decoder",))
+    assert not any(choice.pairs for choice in run.last.probed)
 
 
 def test_a_run_may_use_a_part_of_the_rows_that_are_stored(write, prepare_run):

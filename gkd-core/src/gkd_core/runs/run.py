@@ -33,6 +33,7 @@ from gkd_core.runs.result import StageResult
 from gkd_core.runs.reuse import alone, recall, remember, take_over
 from gkd_core.runs.run_files import DONE
 from gkd_core.runs.site_checks import check_architectures
+from gkd_core.runs.source_checks import check_later_answers
 from gkd_core.runs.spec_builder import SpecBuilder
 from gkd_core.runs.summary import stage_summary
 from gkd_core.runs.training_cost import training_cost
@@ -142,6 +143,7 @@ class Run:
         if is_first():
             unfinished = [s for s in self.specs if not self.locations.is_finished(s)]
             check_later_weights(unfinished)
+            check_later_answers(unfinished)
         for difference in self.differences:
             self.recorder.say(f"resumed: {difference}")
         self._say_outline()

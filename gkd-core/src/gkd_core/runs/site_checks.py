@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gkd_core.errors import ConfigError, MethodError
 from gkd_core.hooks.obstacles import obstacle_at
-from gkd_core.hooks.paths import ATTENTION_SITES, FFN_SITES, POOLED, Capture
+from gkd_core.hooks.paths import ATTENTION_SITES, FFN_SITES, LOGITS, POOLED, Capture
 from gkd_core.models.dry_run import hidden_obstacle, pooled_obstacle
 from gkd_core.models.meta import shape_model
 from gkd_core.models.sites import Sites, find_sites
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gkd_core.objective.step_plan import PlannedPass, Side
     from gkd_core.plugins import Registry
     from gkd_core.training.stage_spec import StageSpec
+
+FEW_WORDS = "of the teacher's logits there are the likeliest words only"
 
 
 def check_architectures(spec: StageSpec, registry: Registry) -> None:
@@ -161,7 +163,8 @@ def _probe_obstacle(
     if teacher.tokenizer is not spec.tokenizer:
         return OTHER_TOKENS
     if side == "teacher" and teacher.source is not None:
-        return teacher.source.missing(place)
+        is_cut = place == LOGITS and teacher.source.truncated_at() is not None
+        return FEW_WORDS if is_cut else teacher.source.missing(place)
     return models[side, number if side == "teacher" else None].obstacle(place)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from gkd_core.distributed.device import pick_device
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.paths import LOGITS, MAIN
 from gkd_core.runs.belongs import belongs
 from gkd_core.teachers.cached import Cached
 from gkd_core.teachers.served import Served
+from gkd_core.training.stage_rows import read_by
 
 if TYPE_CHECKING:
     from gkd_core.objective.step_plan import PlannedPass
@@ -41,6 +43,22 @@ def check_sources(spec: StageSpec) -> None:
                 _check_changes(planned, number, teacher, source)
                 _check_captures(planned, number, teacher, source)
                 _check_truncation(planned, number, teacher, source)
+
+
+def check_later_answers(specs: Sequence[StageSpec]) -> None:
+    """Reject a cache that lacks rows of a later stage, before an earlier one is trained.
+
+    Args:
+        specs: The stages that are not finished, in order.
+
+    Raises:
+        DataError: Says how many.
+    """
+    for spec in specs[1:]:
+        for number, teacher in enumerate(spec.teachers if spec.reads_teachers else ()):
+            if isinstance(teacher.source, Cached) and not spec.is_written:
+                device = pick_device(spec.config.parallel.device)
+                teacher.source.check_rows(*read_by(spec, number, device))
 
 
 def source_notes(spec: StageSpec) -> Iterator[str]:
@@ -138,8 +156,13 @@ def _check_truncation(
 
 def _refusal(wish: str, reason: str, teacher: TeacherSpec, source: AnswerSource) -> ConfigError:
     setting = f"{teacher.setting.rpartition('.')[0]}.source"
+    remedy = f"remove {setting} to run the model"
+    if setting.startswith("stages."):
+        remedy = (
+            "name the source for the other stages only (stages.NAME.teacher.source) to run the "
+            "model in this one"
+        )
     return ConfigError(
         f"{wish}, but the answers of the teacher '{teacher.info.name}' come from '{source.name}' "
-        f"({setting}): {reason}. Ask for less, or remove {setting} to run the "
-        "model"
+        f"({setting}): {reason}. Ask for less, or {remedy}"
     )

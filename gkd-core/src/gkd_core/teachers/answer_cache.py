@@ -282,7 +282,7 @@ class CacheManifest:
         except FileNotFoundError:
             raise ConfigError(
                 f"{setting}: {folder} holds no answers of a teacher (there is no {MANIFEST}). "
-                f"Write them with: gkd cache --output {folder}"
+                f"Name the folder that does, or write them with: gkd cache --output {folder}"
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{setting}: {path} cannot be read: {error}") from error

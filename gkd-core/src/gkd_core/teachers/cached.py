@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gkd_core import digest
 from gkd_core.data.collate import EVALUATION_EPOCH
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.named_path import named_path
@@ -129,8 +130,9 @@ class Cached(AnswerSource):
         return self._form.has_head
 
     def fingerprint(self) -> str:
-        """Return the names of the shards, which are hashes of what is in them."""
-        return " ".join(part.name for part in self.cache.manifest.parts)
+        """Return a hash of the names of all files, which have the hashes of their content."""
+        manifest = self.cache.manifest
+        return digest.of_value([manifest.head, *(part.name for part in manifest.parts)])
 
     def answer(
         self, captures: Collection[Capture], batch: Batch, step: Step
