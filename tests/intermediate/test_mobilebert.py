@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +89,21 @@ def test_what_is_below_rests_and_what_is_above_is_frozen(index, below, expected)
 def test_a_budget_in_steps_leaves_the_last_layer_for_the_rest():
     newest = [rates(index, budget=2, below=0)[1:-1].index(1) + 1 for index in range(10)]
     assert newest == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "said"),
+    [
+        (5, 15, ["mobilebert learns 4 layers for 5 steps each, and the stage has 15"]),
+        (5, 16, []),
+        ("even", 2, []),
+    ],
+)
+def test_a_stage_that_ends_before_the_last_layer_says_so(budget, steps, said):
+    method, lines = MobileBERT(MobileBERT.Config(budget=budget)), []
+    method.models = infos({"student": 4, "teacher": 8})
+    method.on_stage_start(SimpleNamespace(total_steps=steps, say=lines.append))
+    assert [line.partition(":")[0] for line in lines] == said
 
 
 def test_blocks_that_have_no_teacher_layer_are_learnt_with_the_next_that_has_one():

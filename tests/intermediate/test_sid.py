@@ -2,6 +2,7 @@
 
 import json
 from math import log
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,6 +155,22 @@ def test_a_step_that_is_begun_again_unlocks_nothing():
     assert newest(often, 3, 100, steps) == [once[index] for index in steps]
     newest(often, 3, 1, [0])
     assert newest(often, 3, 100, [8]) == newest(method, 3, 100, [8])
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "said"),
+    [
+        ({"budget": 5}, 10, ["sid learns 2 layers for 5 steps each, and the stage has 10"]),
+        ({"budget": 5}, 11, []),
+        ({"budget": 5, "threshold": 0.1}, 10, []),
+        ({}, 2, []),
+    ],
+)
+def test_a_stage_without_a_step_for_the_predictions_says_so(options, steps, said):
+    method, lines = SID(SID.Config(**options)), []
+    method.models = Models(info("student", 2), info("teacher", 4))
+    method.on_stage_start(SimpleNamespace(total_steps=steps, say=lines.append))
+    assert [line.partition(":")[0] for line in lines] == said
 
 
 def test_a_small_cosine_loss_unlocks_the_next_layer_and_starts_a_new_budget(sid):

@@ -14,6 +14,7 @@ from gkd_core.api import (
     ModelInfo,
     Models,
     Part,
+    StageInfo,
     Step,
     Term,
     View,
@@ -74,6 +75,19 @@ class MobileBERT(Method):
         width = f"Set student.hidden_size={teacher.hidden_size} and {SMALLER}"
         same_heads(models, self.name, f"Set student.heads={teacher.heads} and {SMALLER}")
         same_width(models, self.name, width)
+
+    def on_stage_start(self, stage: StageInfo) -> None:
+        """Say if the stage ends before the last layer is learned."""
+        student, teacher = self.models.pair
+        budget = self.config.budget
+        layers = len(layer_pairs(self.config.layers, student.layers, teacher.layers))
+        if budget == "even" or (layers - 1) * budget < stage.total_steps:
+            return
+        stage.say(
+            f"mobilebert learns {layers} layers for {budget} steps each, and the stage has "
+            f"{stage.total_steps}: it ends before the last ones are learned. Lower "
+            "mobilebert.budget, or set it to 'even'"
+        )
 
     def lr_factors(self, models: Models, step: Step) -> Mapping[Part, float]:
         """Freeze everything but the current block, and slow down the blocks below it."""

@@ -15,6 +15,7 @@ from gkd_core.api import (
     LayerMap,
     Method,
     Models,
+    StageInfo,
     Step,
     Term,
     View,
@@ -105,6 +106,17 @@ class SID(Method):
             self.name,
             f"Set student.hidden_size={teacher.hidden_size}, or use a method for other widths, "
             "such as tinybert or minilmv2",
+        )
+
+    def on_stage_start(self, stage: StageInfo) -> None:
+        """Say if the stage ends before the predictions are learned."""
+        budget, layers = self.config.budget, len(self._pairs(self.models))
+        if budget == "even" or self.config.threshold or layers * budget < stage.total_steps:
+            return
+        stage.say(
+            f"sid learns {layers} layers for {budget} steps each, and the stage has "
+            f"{stage.total_steps}: it ends before the predictions are learned. Lower sid.budget, "
+            "or set it to 'even'"
         )
 
     def begin_step(self, step: Step) -> None:
