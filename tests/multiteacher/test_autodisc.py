@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from tests.grids import first_of
 
@@ -221,6 +222,13 @@ def test_wrong_scales_are_refused(invoke, world, scales, problem):
     done = invoke("explain", "--recipe", "autodisc", "--set", f"autodisc.scales={scales}")
     assert done.code == 2
     assert problem in " ".join(done.err.split())
+
+
+def test_a_student_larger_than_every_candidate_is_refused():
+    for scales in ([0.5, 0.1], [1.0]):
+        assert AutoDisc.Config(scales=scales, target=scales[0]).target == scales[0]
+    with pytest.raises(ValidationError, match=r"is as large as `target` = 0\.6, and an assistant"):
+        AutoDisc.Config(scales=[0.5, 0.1], target=0.6)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from gkd_core.api import (
@@ -110,6 +110,15 @@ class AutoDisc(Method):
         calibration: Annotated[int, Field(ge=1)] = Field(
             512, description="Training rows on which importance is measured."
         )
+
+        @model_validator(mode="after")
+        def _has_an_assistant(self) -> AutoDisc.Config:
+            if self.target > self.scales[0]:
+                raise ValueError(
+                    f"no candidate (`scales` = {self.scales}) is as large as `target` = "
+                    f"{self.target:g}, and an assistant is never smaller than its student"
+                )
+            return self
 
     config: Config
 
