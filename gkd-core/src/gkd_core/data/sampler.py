@@ -69,7 +69,7 @@ class Sampler:
         draw = np.random.default_rng([self.seed, number])
         order = draw.permutation(len(self.lengths))
         if self.bucketing:
-            order = self._sorted_in_pools(order)
+            self._sort_in_pools(order)
         batches = [order[start : start + self.batch_size] for start in self._starts()]
         if self.bucketing:
             batches = [batches[index] for index in draw.permutation(len(batches))]
@@ -78,11 +78,10 @@ class Sampler:
     def _starts(self) -> range:
         return range(0, len(self.lengths), self.batch_size)
 
-    def _sorted_in_pools(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _sort_in_pools(self, order: NDArray[np.int64]) -> None:
         cuts = range(POOL * self.batch_size, len(order), POOL * self.batch_size)
-        pools = np.split(order, cuts)
-        ranks = [np.argsort(self.lengths[pool], kind="stable") for pool in pools]
-        return np.concatenate([pool[rank] for pool, rank in zip(pools, ranks, strict=True)])
+        for pool in np.split(order, cuts):
+            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]
 
     def _micro_batches(self, batch: NDArray[np.int64]) -> list[list[int]]:
         parts = np.array_split(batch, min(self.accumulation, len(batch)))
