@@ -182,6 +182,26 @@ CHANGES = {
 """What may have changed, and what is said of it."""
 
 
+def test_answers_that_have_moved_are_named_again_and_others_are_refused(interrupt, invoke, world):
+    rows = ("--teacher", world / "teacher", "--data", world / "train.jsonl", "--method", "soft")
+    rows += (
+        "--set",
+        f"task.validation={world / 'validation.jsonl'}",
+        "--set",
+        "task.max_length=32",
+    )
+    assert invoke("cache", *rows, "--output", "größe 1/answers").code == 0
+    assert invoke("cache", *rows, "--output", "others", "--dtype", "fp32").code == 0
+    interrupt("--teacher-cache", "größe 1/answers")
+    shutil.move("größe 1/answers", "moved here")
+    assert "größe 1/answers holds no answers" in invoke(*RESUME).err
+    refused = invoke(*RESUME, "--teacher-cache", "others")
+    assert "these inputs differ: teacher.model: answers" in refused.err
+    done = invoke(*RESUME, "--teacher-cache", "moved here")
+    assert done.code == 0, done.err
+    assert outcome(Path("run"))["differences"] == []
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_change_is_named_and_refused(interrupted, invoke, change):
     change(interrupted)

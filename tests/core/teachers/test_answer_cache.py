@@ -126,6 +126,39 @@ def test_methods_that_compare_distributions_learn_from_the_likeliest_words(
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_mixture_has_the_losses_of_the_teacher(write, first_loss, world, tmp_path):
+    lines = (world / "train.jsonl").read_text().splitlines(keepends=True)
+    for name, part in (("a", lines[:40]), ("b", lines[40:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    mixed, alone = (
+        (*LM, f"task.train={','.join(f'{tmp_path}/{each}' for each in sources)}")
+        for sources in (("a.jsonl:0.7", "b.jsonl:0.3"), ("b.jsonl:0.2", "a.jsonl:0.8"))
+    )
+    live = first_loss(*mixed)
+    folder, _ = write("fp32", *mixed, teacher="lm-decoder")
+    assert first_loss(*mixed, *source(folder)) == pytest.approx(live, abs=1e-6)
+    more = first_loss(*alone)
+    assert first_loss(*alone, *source(folder)) == pytest.approx(more, abs=1e-6), "fewer of b"
+
+
+def test_one_of_several_teachers_has_a_cache(write, prepare_run):
+    teachers = ("teacher", "decoder")
+    folder, _ = write("fp32", "method=soft", teacher="decoder")
+    settings = ("method=soft", "training.steps=1", "training.log_every=1")
+    of_second = (setting.replace("teacher", "teachers.1", 1) for setting in source(folder))
+    found = []
+    for name, own in (("live", ()), ("cached", of_second)):
+        run = prepare_run(*settings, *own, teachers=teachers, directory=name)
+        run.execute()
+        lines = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+        found.append(next(line["loss/total"] for line in lines if "loss/total" in line))
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+    assert [each.source is None for each in run.last.teachers] == [True, False]
+    of_first = (setting.replace("teacher", "teachers.0", 1) for setting in source(folder))
+    with pytest.raises(ConfigError, match="not of the teacher 'teacher' of this run: weights: "):
+        prepare_run(*settings, *of_first, teachers=teachers)
+
+
 def test_texts_are_found_in_packed_rows(write, first_loss):
     settings = (*LM, "task.packing=true", "task.max_length=16")
     live = first_loss(*settings, teacher="lm-decoder")

@@ -40,6 +40,9 @@ PLACES = (
 )
 """Settings that say what is kept, or where something is: what is there must be as before."""
 
+OF_TEACHER = ("keep", "model", "placement", "source.path", "tensor")
+"""The same of a teacher; what a source answers is known by its fingerprint."""
+
 WRITTEN = ("method", "task", "training")
 """Settings and tables that every configuration of a run has, or its stages."""
 
@@ -274,7 +277,7 @@ def _changed_code(name: str, before: Inputs, now: Inputs) -> Iterator[Difference
 def _may_differ(key: str) -> bool:
     """Return whether a setting only says where something is, is computed or is observed."""
     parts = _in_stage(key)
-    of_teacher = parts[0] == "teachers" and parts[-1] in ("keep", "model", "tensor", "placement")
+    of_teacher = parts[0] == "teachers" and ".".join(parts[2:]) in OF_TEACHER
     return of_teacher or parts[0] in ("parallel", "tracking", "probe") or ".".join(parts) in PLACES
 
 
