@@ -170,7 +170,7 @@ def _checksum(columns: Columns) -> int:
 def _checksum_of(tensors: Iterable[Tensor], found: int = 0) -> int:
     """Return the checksum of the bytes of tensors, going on from another one."""
     for tensor in tensors:
-        found = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), found)
+        found = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, found)
     return found
 
 
