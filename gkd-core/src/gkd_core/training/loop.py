@@ -74,6 +74,8 @@ def train(stage: Stage, recorder: Recorder, hooks: PluginHooks) -> Progress:
     if stage.probes is not None:
         stage.probes.measure_validation(stage, _step(stage, progress.step - 1), recorder)
     stage.student.model.eval()
+    if skipped and progress.best is None:
+        progress.best = _value_of(stage)
     progress.seconds = time.perf_counter() - begun
     for warning in poor_language_model(stage, progress):
         recorder.say(warning)
@@ -85,8 +87,11 @@ def _value_at_start(stage: Stage) -> float | None:
 
     Copies of a teacher's blocks may be worse than a guess, and a few steps may not mend them.
     """
-    if not stage.spec.kind.is_lm:
-        return None
+    return _value_of(stage) if stage.spec.kind.is_lm else None
+
+
+def _value_of(stage: Stage) -> float:
+    """Return the main metric of the student as it is."""
     found = _evaluated(stage, lambda batch: stage.student.predict(batch.inputs))
     return found.metrics[stage.metric.name]
 

@@ -38,8 +38,8 @@ def _write(run: RunInfo, stage: str) -> Iterator[Path]:
 def _students(run: RunInfo, stage: str) -> list[float]:
     """Return the metric of each student distilled from a stage's assistant."""
     taught = [learner.name for learner in run.outline.stages if stage in learner.taught_by]
-    results = [run.results[name].best for name in taught if name in run.results]
-    return [best for best in results if best is not None]
+    results = [run.results[name] for name in taught if name in run.results]
+    return [each.best for each in results if each.steps and each.best is not None]
 
 
 def _compute(run: RunInfo) -> str:
