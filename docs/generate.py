@@ -197,8 +197,9 @@ def procedure(name: str) -> str:
     cls = registry().procedure(name)
     schema = cls.Config.model_json_schema()
     text = inspect.getdoc(cls) or ""
-    lines = [*_table(["fact", "value"], [["paper", _paper(cls.paper)]]), "", _escape(text), ""]
-    lines += ["## Options", "", *_settings(schema["properties"], schema, "procedure")]
+    lines = [*_table(["fact", "value"], [["paper", _paper(cls.paper)]]), "", _escape(text)]
+    if schema["properties"]:
+        lines += ["", "## Options", "", *_settings(schema["properties"], schema, "procedure")]
     for option, entries in _lists_of_tables(schema["properties"], schema):
         lines += ["", f"An entry of `procedure.{option}`, counted from 0:", ""]
         lines += _settings(entries, schema, f"procedure.{option}.0")

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from tests.grids import first_of
 
-from gkd_core.api import Models, Step
+from gkd_core.api import ConfigError, Models, Step
+from gkd_core.config.render import to_toml
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.contract.schedule import Schedule
 from gkd_core.hooks.extraction import Extractor
@@ -23,6 +24,7 @@ from gkd_core.objective.objective import Objective
 from gkd_core.objective.passes import run_passes
 from gkd_core.objective.step_plan import ActiveMethod
 from gkd_core.plugins import registry
+from gkd_core.runs.resolved import resolve_run
 from gkd_core.students.importance import measure_importance
 from gkd_core.students.ranking import Slicer
 from gkd_core.testing import check_method
@@ -240,8 +242,7 @@ def arguments(world):
         *("--set", "task.max_length=32", "--set", "training.batch_size=16"),
         *("--set", "training.epochs=2", "--set", "training.lr=1e-3"),
         *("--set", "autodisc.multiple=1", "--set", "autodisc.scales=[0.75,0.5,0.25]"),
-        *("--set", "autodisc.target=0.25", "--set", "stages.student.student.scale=0.25"),
-        *("--set", "stages.student.autodisc.scales=[1.0]"),
+        *("--set", "student.scale=0.25"),
     ]
 
 
@@ -253,6 +254,7 @@ def test_recipe_hands_on_the_assistant_and_the_students_slice_of_it(
     assert ran.code == 0, ran.err
     run = tmp_path / "run"
     told = json.loads((run / "stages" / "assistants" / "candidates.json").read_text())
+    assert told["target"] == 0.25
     rows = {row["scale"]: row for row in told["candidates"]}
     metrics = {scale: row["metric"] for scale, row in rows.items()}
     assert metrics[told["selected"]] == max(metrics.values())
@@ -288,7 +290,10 @@ def test_student_as_large_as_the_assistant_is_done(invoke, arguments, tmp_path):
     assert ran.code == 0, ran.err
     assert "the assistant is as small as the student, which is done" in ran.out
     run = tmp_path / "run"
-    assert json.loads((run / "stages" / "student" / "done.json").read_text())["steps"] == 0
+    done = json.loads((run / "stages" / "student" / "done.json").read_text())
+    assert done["steps"] == 0
+    told = json.loads((run / "stages" / "assistants" / "candidates.json").read_text())
+    assert done["best"] == pytest.approx(told["candidates"][-1]["metric"])
     weights = [run / "student", run / "stages" / "assistants" / "student"]
     student, assistant = (load_file(path / "model.safetensors") for path in weights)
     assert all(torch.equal(student[name], assistant[name]) for name in student)
@@ -303,7 +308,8 @@ def test_student_of_an_assistant_in_a_directory_is_that_of_the_recipe(invoke, ar
     alone = [each for each in arguments if each not in ("--recipe", "autodisc")]
     alone[alone.index("--teacher") + 1] = "run/stages/assistants/student"
     (tmp_path / "alone.toml").write_text(ALONE)
-    ran = invoke(alone[0], "alone.toml", *alone[1:], "--output", "alone")
+    alone += ["--set", "stages.student.autodisc.scales=[1.0]", "--output", "alone"]
+    ran = invoke(alone[0], "alone.toml", *alone[1:])
     assert ran.code == 0, ran.err
     one, other = (load_file(tmp_path / run / "student" / SAVED) for run in ("run", "alone"))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -323,14 +329,31 @@ student.layers = "all"
 
 
 def test_a_search_in_the_stage_of_the_student_is_refused(invoke, arguments, tmp_path):
-    """Candidates given for the whole run would be those of the student's stage, too."""
-    own = arguments.index("stages.student.autodisc.scales=[1.0]") - 1
-    refused = invoke(*arguments[:own], *arguments[own + 2 :], "--output", "run")
+    own = ("--set", "stages.student.autodisc.scales=[0.75,0.5]")
+    refused = invoke(*arguments, *own, "--output", "run")
     assert refused.code == 2
     said = " ".join(refused.err.split())
-    assert "autodisc.scales = [0.75, 0.5, 0.25] (--set) would make stage 'student' search" in said
+    assert "autodisc.scales = [0.75, 0.5] (--set) would make stage 'student' search" in said
     assert "stages.assistants.autodisc.scales" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_scale_of_the_student_is_said_once(world, tmp_path):
+    """Only the student is a slice, also in the run file that a run leaves."""
+    flags = {"student.scale": 0.25, "teacher": str(world / "teacher"), "baseline": False}
+    given = {key: (value, "test") for key, value in flags.items()}
+    found = resolve_run(recipe="autodisc", flags=given)
+    (tmp_path / "run.toml").write_text(to_toml(found))
+    again = resolve_run([tmp_path / "run.toml"], recipe="autodisc", flags=given)
+    for each in (found, resolve_run([tmp_path / "run.toml"]), again):
+        assistants, student = each.stages
+        assert (assistants.config.student.slice, student.config.student.slice) == (None, 0.25)
+        assert assistants.config.options["autodisc"].target == 0.25
+        assert student.config.options["autodisc"].scales == [1.0]
+    with pytest.raises(ConfigError, match=r"set student\.scale to a share below 1"):
+        resolve_run(recipe="autodisc", flags=given | {"student.scale": (1.0, "test")})
+    with pytest.raises(ConfigError, match=r"student\.scale = 0\.25; set student"):
+        resolve_run(recipe="autodisc", flags=given | {"autodisc.target": (0.2, "test")})
 
 
 @pytest.mark.slow

@@ -37,10 +37,12 @@ def gkd_register_combiners() -> Iterable[type[TeacherCombiner]]:
 @hookimpl
 def gkd_register_recipes() -> Iterable[Path | type[Procedure]]:
     """Return the recipe files and the procedures that they use."""
+    from gkd_methods_multiteacher.autodisc.procedure import AutoDiscStages
     from gkd_methods_multiteacher.dgkd import DGKD
     from gkd_methods_multiteacher.takd import TAKD
 
-    return [*sorted((Path(__file__).parent / "recipes").glob("*.toml")), DGKD, TAKD]
+    recipes = sorted((Path(__file__).parent / "recipes").glob("*.toml"))
+    return [*recipes, AutoDiscStages, DGKD, TAKD]
 
 
 @hookimpl

@@ -110,7 +110,7 @@ def plan(
 
 
 def _say_what_is_left_out(stage: StageSpec) -> None:
-    scale = stage.config.student.scale
+    scale = stage.config.student.slice
     if scale is not None and stage.follows is None:
         click.echo(
             f"Warning: {stage.settings.path('student.scale')} = {scale:g} keeps the parts that a "

@@ -213,10 +213,10 @@ class StudentConfig(Section):
     ffn_size: Positive | None = Field(
         None, description="Feed-forward width; scaled like hidden_size if unset."
     )
-    scale: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    scale: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="Share of the teacher's heads and feed-forward neurons to keep: those most "
-        "important for the labels of training rows. Default: all.",
+        "important for the labels of training rows. Default: 1, all.",
     )
     vocabulary: Positive | None = Field(
         None,
@@ -257,11 +257,11 @@ class StudentConfig(Section):
                 "cannot be set as well"
             )
         sizes = [name for name in shape[1:4] if getattr(self, name) is not None]
-        if self.scale is not None and sizes:
+        if self.slice is not None and sizes:
             raise ValueError(
                 f"`scale` sets the widths, so {', '.join(sizes)} cannot be set as well"
             )
-        if self.scale is not None and self.init in ("random", "none"):
+        if self.slice is not None and self.init in ("random", "none"):
             raise ValueError(
                 f"`scale` keeps the most important weights: set it without init = '{self.init}'"
             )
@@ -276,6 +276,11 @@ class StudentConfig(Section):
                 "`new_student` cannot be set as well"
             )
         return self
+
+    @property
+    def slice(self) -> float | None:
+        """The share of heads and neurons that is kept; None if all are."""
+        return None if self.scale == 1 else self.scale
 
 
 class TaskConfig(Section):

@@ -195,7 +195,7 @@ def _check_length(spec: StageSpec, info: ModelInfo) -> None:
 
 def _check_scale(spec: StageSpec) -> None:
     """Reject `student.scale` if there are no labels to rank by, or if the student is sharded."""
-    if spec.follows is not None or spec.config.student.scale is None:
+    if spec.follows is not None or spec.config.student.slice is None:
         return
     if spec.layout.tensor > 1:
         raise ConfigError(

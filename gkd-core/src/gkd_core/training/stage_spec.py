@@ -397,7 +397,7 @@ class StageSpec:
     def is_whole_teacher(self) -> bool:
         """Whether the student starts as a copy of the (first) teacher, of the same size."""
         student, layers = self.config.student, self.student.layers
-        if not self.copies_teacher or student.scale is not None:
+        if not self.copies_teacher or student.slice is not None:
             return False
         if student.init == "none" or student.init == "random":
             return False
@@ -460,7 +460,7 @@ class StageSpec:
         """The share of the heads and neurons of `student` that is kept; None keeps all."""
         if self.follows is not None:
             return self.follows.scale
-        return self.config.student.scale
+        return self.config.student.slice
 
     @property
     def start(self) -> str:
@@ -478,7 +478,7 @@ class StageSpec:
         if student.init == "none":
             return f"fresh blocks between the embedding and the head of {teacher.called}"
         blocks = init_layers(student.init, self.student.layers, teacher.info.layers)
-        part = "" if student.scale is None else f", {student.scale:g} of their heads and neurons"
+        part = "" if self.scale is None else f", {self.scale:g} of their heads and neurons"
         return f"blocks {', '.join(map(str, blocks))} of {teacher.called}{part}"
 
     @property

@@ -120,7 +120,7 @@ def _from_teacher(
     made = build_student(
         config.student, teacher, spec.kind, data.classes, config.seed, registry.sites, weights
     )
-    if config.student.scale is None:
+    if config.student.slice is None:
         return made
     return _scaled(made, spec, teacher.model)
 
@@ -150,7 +150,7 @@ def _from_checkpoint(
 
 def _scaled(student: Student, spec: StageSpec, teacher: PreTrainedModel) -> Student:
     """Return the student reduced to the heads and neurons that `student.scale` keeps."""
-    scale = spec.config.student.scale
+    scale = spec.config.student.slice
     assert scale is not None, "the caller checks `student.scale`"
     assert student.sites is not None, "a copy of a teacher has sites"
     set_padding(student.model, spec.tokenizer)

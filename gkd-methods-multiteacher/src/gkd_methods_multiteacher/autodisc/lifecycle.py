@@ -86,7 +86,7 @@ def _is_default_teacher(stage: StageInfo) -> bool:
     """Whether student and teacher are the same slice."""
     models = [stage.loaded_student, *stage.loaded_teachers]
     widths = [Widths.read(loaded.model.config) for loaded in models]
-    return stage.config.student.scale is not None and widths.count(widths[0]) == len(widths)
+    return stage.config.student.slice is not None and widths.count(widths[0]) == len(widths)
 
 
 def _refuse_divided(stage: StageInfo) -> None:
