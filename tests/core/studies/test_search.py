@@ -23,7 +23,8 @@ from gkd_core.studies.attempt import Attempt
 from gkd_core.studies.budget import Budget
 from gkd_core.studies.rungs import Rungs
 from gkd_core.studies.search_space import SearchedRecipe
-from gkd_core.studies.shapes import MeasuredShape, Shape, shapes_of
+from gkd_core.studies.shapes import MeasuredShape, Shape, shapes_of, slices_of
+from gkd_core.studies.slices import SCALES, TeacherSlices
 
 QUALITIES = {"kd": 0.9, "hard": 0.6}
 
@@ -127,6 +128,17 @@ def test_shapes_keep_the_size_of_heads():
 def test_half_of_the_teachers_blocks_are_among_the_shapes(layers):
     teacher = ModelInfo("t", "bert", layers, 384, 12, 12, 32, 1536, 30522, 2, 512)
     assert layers // 2 in {shape.layers for shape in shapes_of(teacher)}
+
+
+def test_slices_keep_the_width_of_the_residual_stream():
+    teacher = ModelInfo("t", "bert", 6, 384, 12, 12, 32, 1536, 30522, 2, 512)
+    found = slices_of(teacher)
+    assert {(each.layers, each.scale) for each in found} == {
+        (layers, scale) for layers in range(1, 7) for scale in SCALES
+    }
+    assert {each.hidden_size for each in found} == {384}
+    assert str(found[0]) == "1x384 at 50%"
+    assert found[0].settings == {"student.layers": 1, "student.scale": 0.5}
 
 
 def test_shapes_are_measured_again_where_what_is_known_does_not_tell(monkeypatch, tmp_path):
@@ -288,8 +300,70 @@ def test_recipes_are_judged_in_their_last_stage(arguments, invoke, pretend, tmp_
     assert "--recipe tinybert: stages.general.teacher.model" in " ".join(refused.err.split())
 
 
+def test_slices_are_candidates_of_autodisc_only(arguments, invoke, pretend, tmp_path, monkeypatch):
+    """What a slice costs is known when it is trained: the first one is refused."""
+    pytest.importorskip("optuna")
+    monkeypatch.setitem(QUALITIES, "recipe autodisc", 0.99)
+    monkeypatch.setattr(pretend, "stage_of", staticmethod(last_stage))
+    monkeypatch.setattr(pretend, "quality_of", staticmethod(lambda c: QUALITIES[c.axes["method"]]))
+    measured = []
+
+    def measure(spec, shape, student, budget):
+        measured.append((spec, shape, student))
+        reason = "20,001 weights; 20,000 are allowed" if len(measured) == 1 else ""
+        return 2.0, MeasuredShape(shape, 12_345, 1.0, reason)
+
+    monkeypatch.setattr(shapes, "measure_student", measure)
+    some = without_hard([*arguments, "--recipe", "autodisc"])
+    done = invoke(*some, "--max-weights", "20k", "--time", "12s")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "found/report/search.json").read_text())
+    tried = report["tried"]
+    assert all((" at " in t["shape"]) == (t["method"] == "recipe autodisc") for t in tried[:-1])
+    assert {each["method"] for each in tried} == {"kd", "recipe autodisc", "hard"}
+    (refused,) = (each for each in tried if each["state"] == "refused")
+    assert refused[""] == "its student has 20,001 weights; 20,000 are allowed"
+    assert report["axes"]["method"] == "recipe autodisc"
+    assert measured[0][2] != measured[-1][2], "the best one is measured at the end"
+    assert "0.0123 M weights" in " ".join(done.out.split())
+    slices = [each for each in report["shapes"] if each["shape"]["scale"]]
+    assert any(each["reason"] for each in slices)
+    config = next((tmp_path / "found/configs").glob(f"{measured[0][2].parent.name}.toml"))
+    assistants, student = tomllib.loads(config.read_text())["stages"]
+    scale = measured[0][1].scale
+    assert (assistants["autodisc"]["target"], student["student"]["scale"]) == (scale, scale)
+    assert assistants["student"]["layers"] == student["student"]["layers"] == measured[0][1].layers
+    assert assistants["student"]["scale"] == 1
+    labels = next((tmp_path / "found/configs").glob(f"{labels_alone(tmp_path)}.toml"))
+    assert tomllib.loads(labels.read_text())["student"]["scale"] == measured[-1][1].scale
+
+
+def labels_alone(folder):
+    cells = json.loads((folder / "found/cells.json").read_text())["cells"]
+    return next(cell["name"] for cell, _ in cells if cell["axes"]["method"] == "hard")
+
+
+def test_trained_slice_costs_what_was_measured(world, tmp_path):
+    from gkd_core.models.load import load_teacher
+
+    given = {"teacher": str(world / "teacher"), "task.train": str(world / "train.jsonl")}
+    shared = given | {"task.max_length": 32, "method": "kd", "baseline": False}
+    (spec,) = import_module("gkd_core.cli.search")._stages(shared)
+    budget = Budget.read(None, None, "20k", None)
+    chosen = [Shape(2, 32, 4, 0.5), Shape(2, 32, 4, 0.1)]
+    _, (larger, smaller) = shapes.measure_shapes(spec, chosen, budget)
+    assert smaller.weights < larger.weights
+    loaded = load_teacher(str(world / "teacher"), spec.kind, spec.data.classes, False, "test")
+    TeacherSlices(spec, loaded).cut(2, 0.1).save_pretrained(tmp_path / "student")
+    _, again = shapes.measure_student(spec, chosen[1], tmp_path / "student", budget)
+    assert (again.weights, again.reason) == (smaller.weights, "")
+    tight = Budget.read(None, None, str(again.weights - 1), None)
+    _, missed = shapes.measure_student(spec, chosen[1], tmp_path / "student", tight)
+    assert missed.reason == f"{again.weights:,} weights; {again.weights - 1:,} are allowed"
+
+
 def last_stage(cell):
-    return "student" if cell.axes["method"] == "recipe takd" else "distil"
+    return "student" if cell.axes["method"].startswith("recipe ") else "distil"
 
 
 @pytest.mark.exhaustive

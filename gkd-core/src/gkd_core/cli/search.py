@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gkd_core.studies.search import StudentSearch
     from gkd_core.studies.search_result import SearchResult
     from gkd_core.studies.search_space import SearchedRecipe, SearchSpace
-    from gkd_core.studies.shapes import MeasuredShape
+    from gkd_core.studies.shapes import MeasuredShape, Shape
     from gkd_core.training.stage_spec import StageSpec
 
 FOLDER = Path("searches/search")
@@ -71,7 +71,7 @@ def search(
     from gkd_core.plugins import registry
     from gkd_core.studies.budget import SECONDS, Budget, amount
     from gkd_core.studies.search import StudentSearch
-    from gkd_core.studies.shapes import shapes_of, shapes_of_search
+    from gkd_core.studies.shapes import measure_student, shapes_of_search
 
     until = time.monotonic() + (amount(duration, SECONDS, "--time") or 0.0)
     budget = Budget.read(max_latency, max_size, max_weights, min_kept)
@@ -83,14 +83,19 @@ def search(
 
     shared, spec = _stage(flags, settings)
     searched = [_searched(name, shared) for name in recipes]
-    folder, shapes = output or FOLDER, shapes_of(spec.teachers[0].info)
+    tried = methods or _default_methods(recipes)
+    folder, shapes = output or FOLDER, _shapes(spec, tried, searched)
     if folder.exists() and not folder.is_dir():
         raise click.UsageError(f"--output {folder} is a file; name a folder")
     say(f"times the teacher and {len(shapes)} shapes")
     before = shapes_of_search(folder, spec, shapes, budget, threads)
     _say_shapes(console, before[0], before[1])
-    space = _space(spec, before, budget, methods or _default_methods(recipes), searched, shared)
-    found = StudentSearch(folder, space, registry(), threads, say)
+    space = _space(spec, before, budget, tried, searched, shared)
+
+    def missed(shape: Shape, student: Path) -> str:
+        return measure_student(spec, shape, student, budget)[1].reason
+
+    found = StudentSearch(folder, space, registry(), threads, say, missed)
     with stoppable():
         found.run(until)
         result = _result(found, spec, before, budget, seeds)
@@ -116,13 +121,28 @@ def _result(
     """Return the result of a search that has ended, with the latency as it is now."""
     from gkd_core.plugins import registry
     from gkd_core.studies.search_result import SearchResult
-    from gkd_core.studies.shapes import measure_shapes
+    from gkd_core.studies.shapes import measure_shapes, measure_student
 
-    best = str(found.finalists()[0].cell.axes["shape"])
-    (shape,) = (each.shape for each in before[1] if str(each.shape) == best)
-    teacher, (again,) = measure_shapes(spec, [shape], budget)
+    best = found.finalists()[0].cell
+    shape = found.space.shape(best.axes).shape
+    if shape.scale is None:
+        teacher, (again,) = measure_shapes(spec, [shape], budget)
+    else:
+        teacher, again = measure_student(spec, shape, found.student(best), budget)
     numbers = range(found.space.seed, found.space.seed + seeds)
     return SearchResult.of(found, numbers, registry(), before, (teacher, again))
+
+
+def _shapes(
+    spec: StageSpec, methods: Sequence[str], recipes: Sequence[SearchedRecipe]
+) -> list[Shape]:
+    """Return the shapes that students of methods and recipes may have."""
+    from gkd_core.studies.shapes import shapes_of, slices_of
+
+    teacher = spec.teachers[0].info
+    whole = methods or any(not recipe.slices for recipe in recipes)
+    sliced = any(recipe.slices for recipe in recipes)
+    return [*(shapes_of(teacher) if whole else ()), *(slices_of(teacher) if sliced else ())]
 
 
 def _stage(flags: dict[str, Any], settings: tuple[str, ...]) -> tuple[dict[str, Any], StageSpec]:
@@ -164,7 +184,8 @@ def _searched(recipe: str, shared: Mapping[str, Any]) -> SearchedRecipe:
         stages = _stages({**shared, "recipe": recipe})
     except GkdError as error:
         raise ConfigError(f"--recipe {recipe}: {error}") from error
-    return SearchedRecipe(recipe, {spec.name: total_steps(spec) for spec in stages})
+    steps = {spec.name: total_steps(spec) for spec in stages}
+    return SearchedRecipe(recipe, steps, slices=stages[-1].scale is not None)
 
 
 def _default_methods(recipes: Sequence[str]) -> Sequence[str]:
@@ -187,16 +208,12 @@ def _space(
     Raises:
         ConfigError: No shape is within the budget, or there is no floor of such a metric.
     """
-    from gkd_core.errors import ConfigError
     from gkd_core.studies.cells import total_steps
     from gkd_core.studies.search_space import SearchSpace
 
     teacher, shapes = before
-    if all(each.reason for each in shapes):
-        smallest = min(shapes, key=lambda each: each.weights)
-        raise ConfigError(
-            f"no shape is within the budget; the smallest, {smallest.shape}, has {smallest.reason}"
-        )
+    _refuse_small_budget([each for each in shapes if each.shape.scale is None], "shape")
+    _refuse_small_budget([each for each in shapes if each.shape.scale is not None], "slice")
     return SearchSpace(
         shapes,
         methods,
@@ -208,6 +225,17 @@ def _space(
         None if budget.kept is None else _floor(spec, budget.kept),
         teacher,
     )
+
+
+def _refuse_small_budget(shapes: Sequence[MeasuredShape], kind: str) -> None:
+    """Reject a budget that none of the shapes of one kind meets, if there are any."""
+    from gkd_core.errors import ConfigError
+
+    if shapes and all(each.reason for each in shapes):
+        smallest = min(shapes, key=lambda each: each.weights)
+        raise ConfigError(
+            f"no {kind} is within the budget; the smallest, {smallest.shape}, has {smallest.reason}"
+        )
 
 
 def _floor(spec: StageSpec, kept: float) -> float:

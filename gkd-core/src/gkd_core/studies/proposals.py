@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gkd_core.errors import ConfigError
-from gkd_core.studies.study_config import AxisValue
+from gkd_core.studies.study_config import METHOD, AxisValue
 
 if TYPE_CHECKING:
     import optuna
@@ -37,7 +37,7 @@ class Proposals:
     Nothing is remembered between two proposals: what is known is in the runs of the candidates.
 
     Args:
-        choices: The values of axes to choose from, by axis.
+        choices: For each method, the values of axes to choose from, by axis; its own is one.
         rates: The smallest and the largest learning rate, by the axis of rates.
         rising: Whether larger values of the metric are better.
 
@@ -47,20 +47,24 @@ class Proposals:
 
     def __init__(
         self,
-        choices: Mapping[str, Sequence[AxisValue]],
+        choices: Mapping[str, Mapping[str, Sequence[AxisValue]]],
         rates: Mapping[str, tuple[float, float]],
         rising: bool,
     ) -> None:
         self._optuna = _optuna()
         self._direction = "maximize" if rising else "minimize"
         distributions = self._optuna.distributions
-        self._axes: dict[str, Any] = {
-            axis: distributions.CategoricalDistribution(list(values))
-            for axis, values in choices.items()
-        }
-        self._axes |= {
+        self._methods = distributions.CategoricalDistribution(list(choices))
+        free = {
             axis: distributions.FloatDistribution(low, high, log=True)
             for axis, (low, high) in rates.items()
+        }
+        self._axes: dict[AxisValue, dict[str, Any]] = {
+            method: {
+                **{axis: distributions.CategoricalDistribution(v) for axis, v in own.items()},
+                **free,
+            }
+            for method, own in choices.items()
         }
 
     def propose(self, tried: Iterable[Tried], seed: int) -> Mapping[str, AxisValue]:
@@ -75,31 +79,41 @@ class Proposals:
             sampler=self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM),
         )
         study.add_trials([self._trial(each) for each in tried if self.can_occur(each.axes)])
-        proposed = study.ask(self._axes).params
-        return {axis: self._rounded(axis, value) for axis, value in proposed.items()}
+        method = study.ask({METHOD: self._methods}).params[METHOD]
+        axes = self._axes[method]
+        found = study.ask({_parameter(*each): each[1] for each in axes.items()}).params
+        return {axis: _rounded(found[_parameter(axis, own)], own) for axis, own in axes.items()}
 
     def can_occur(self, axes: Mapping[str, AxisValue]) -> bool:
         """Return whether a candidate with these values can be proposed."""
-        return axes.keys() == self._axes.keys() and all(
-            _contains(self._axes[axis], value) for axis, value in axes.items()
+        known = self._axes.get(axes.get(METHOD, ""), {})
+        return axes.keys() == known.keys() and all(
+            _contains(known[axis], value) for axis, value in axes.items()
         )
 
     def _trial(self, tried: Tried) -> optuna.trial.FrozenTrial:
-        state = self._optuna.trial.TrialState
+        state, axes = self._optuna.trial.TrialState, self._axes[tried.axes[METHOD]]
+        params = {_parameter(axis, own): tried.axes[axis] for axis, own in axes.items()}
         made: optuna.trial.FrozenTrial = self._optuna.trial.create_trial(
             state=state.PRUNED if tried.value is None else state.COMPLETE,
-            params=dict(tried.axes),
-            distributions=self._axes,
+            params={METHOD: tried.axes[METHOD], **params},
+            distributions={METHOD: self._methods}
+            | {_parameter(*each): each[1] for each in axes.items()},
             value=tried.value,
             intermediate_values=dict(enumerate(tried.evaluations, start=1)),
         )
         return made
 
-    def _rounded(self, axis: str, value: AxisValue) -> AxisValue:
-        if not isinstance(value, float):
-            return value
-        within = self._axes[axis]
-        return float(min(max(float(f"{value:.2g}"), within.low), within.high))
+
+def _parameter(axis: str, distribution: Any) -> str:
+    """Return what optuna calls an axis: methods share what is known of equal values only."""
+    return f"{axis} {distribution}"
+
+
+def _rounded(value: AxisValue, within: Any) -> AxisValue:
+    if not isinstance(value, float):
+        return value
+    return float(min(max(float(f"{value:.2g}"), within.low), within.high))
 
 
 def _optuna() -> Any:

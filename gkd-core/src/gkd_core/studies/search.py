@@ -21,11 +21,13 @@ from gkd_core.runs.run_files import METRICS
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.cell_process import CellProcess
 from gkd_core.studies.cells import CellMaker, CheckedCell, configs
+from gkd_core.studies.cost import STUDENT
 from gkd_core.studies.design import AxisPoint
 from gkd_core.studies.outcome import Outcome
 from gkd_core.studies.proposals import Proposals, Tried
 from gkd_core.studies.rungs import Rungs
 from gkd_core.studies.search_space import SearchSpace
+from gkd_core.studies.shapes import Shape
 from gkd_core.studies.study_config import AxisValue
 from gkd_core.studies.study_folder import CELLS, StudyFolder
 from gkd_core.studies.validation import score
@@ -64,6 +66,8 @@ class StudentSearch:
         registry: The plugins.
         threads: Threads of each candidate.
         say: Tells a person what happens.
+        missed: Returns why the student in a directory, which was to be of a shape, misses the
+            budget; an empty string if it does not.
 
     Raises:
         ConfigError: The folder holds a study with other settings, or optuna is not installed.
@@ -76,11 +80,13 @@ class StudentSearch:
         registry: Registry,
         threads: int,
         say: Say,
+        missed: Callable[[Shape, Path], str],
     ) -> None:
         self.space = space
         self._registry = registry
         self._threads = threads
         self._say = say
+        self._missed = missed
         self._empty = StudyFolder(path, space.study([]), ())
         self._maker = CellMaker(self._empty.config, registry, ())
         rising = space.metric.higher_is_better
@@ -151,6 +157,10 @@ class StudentSearch:
         outcome = Outcome.read(self._empty.run_directory(cell), self._registry)
         return Finalist(cell, self.space.worth(cell.axes, value), outcome)
 
+    def student(self, cell: Cell) -> Path:
+        """Return the directory of a candidate's student."""
+        return self._empty.run_directory(cell) / STUDENT
+
     def _made(self, axes: Mapping[str, AxisValue], seed: int) -> CheckedCell:
         return self._maker.make(AxisPoint(axes, None, seed))
 
@@ -188,7 +198,7 @@ class StudentSearch:
         for cell in self._own_cells():
             own = known[cell.name]
             others = [values for name, values in known.items() if name != cell.name]
-            if cell.reason and own and self._rungs.stopped_at(own, others) is None:
+            if was_stopped(cell) and own and self._rungs.stopped_at(own, others) is None:
                 yield cell
 
     def _evaluations(self, cell: Cell) -> list[float]:
@@ -227,9 +237,7 @@ class StudentSearch:
         """Say how a candidate came out, and note why it was stopped, if it was."""
         state = self._empty.state(cell)
         if state is CellState.FINISHED:
-            value = self._validation(cell)
-            if value is not None:
-                self._say(f"finished {cell.label}: {self.space.metric.name} {value:.4f}")
+            self._conclude_finished(cell)
         elif state is CellState.FAILED:
             self._say(f"failed   {cell.label}: {self._empty.failure(cell).splitlines()[-1]}")
         elif behind:
@@ -237,16 +245,27 @@ class StudentSearch:
             self._say(f"stopped  {cell.label}: {behind}")
         self.folder.write({})
 
+    def _conclude_finished(self, cell: Cell) -> None:
+        """Say what a candidate is worth, unless it is a slice that misses the budget."""
+        shape = self.space.shape(cell.axes).shape
+        missed = "" if shape.scale is None else self._missed(shape, self.student(cell))
+        if missed:
+            self._cells[cell.name] = replace(cell, reason=f"its student has {missed}")
+            self._say(f"refused  {cell.label}: its student has {missed}")
+        elif (value := self._validation(cell)) is not None:
+            self._say(f"finished {cell.label}: {self.space.metric.name} {value:.4f}")
+
     def _finish_one(self) -> None:
-        """Go on with the candidate that got furthest, if none is finished."""
-        if self._has_finished():
-            return
-        open_cells = self._unfinished()
-        if not open_cells:
-            raise ConfigError(
-                f"no candidate could be trained; `gkd study status {self._empty.path}` says why"
-            )
-        self._wait(self._start(max(open_cells, key=lambda cell: len(self._evaluations(cell)))))
+        """Go on with the candidate that got furthest, while none is finished."""
+        while not self._has_finished():
+            open_cells = self._unfinished()
+            if not open_cells:
+                raise ConfigError(
+                    f"no candidate could be trained; `gkd study status {self._empty.path}` says why"
+                )
+            furthest = max(open_cells, key=lambda cell: len(self._evaluations(cell)))
+            self._wait(self._start(furthest))
+            self._conclude(furthest, "")
 
     def _start(self, cell: Cell) -> CellProcess:
         return CellProcess.start(self.folder, cell, self._threads)
@@ -276,7 +295,7 @@ class StudentSearch:
             value = self._validation(cell)
             worth = None if value is None else self.space.worth(cell.axes, value)
             return None if worth is None else Tried(cell.axes, known, worth)
-        return Tried(cell.axes, known, None) if cell.reason and known else None
+        return Tried(cell.axes, known, None) if was_stopped(cell) and known else None
 
     def _validation(self, cell: Cell) -> float | None:
         """Return the metric of a finished cell on validation rows; None if it has none."""

@@ -86,7 +86,7 @@ class SearchResult:
     @property
     def directory(self) -> Path:
         """The directory of the student."""
-        return self.search.folder.run_directory(self.finalists[0].cell) / "student"
+        return self.search.student(self.finalists[0].cell)
 
     def sentences(self) -> Iterator[str]:
         """Yield what was found, said aloud."""

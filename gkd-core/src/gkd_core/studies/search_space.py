@@ -35,10 +35,12 @@ class SearchedRecipe:
     Attributes:
         name: Its name.
         steps: Steps of each of its stages, by name, in order.
+        slices: Whether its students are slices of the teacher.
     """
 
     name: str
     steps: Mapping[str, int]
+    slices: bool = False
 
     def __str__(self) -> str:
         return f"recipe {self.name}"
@@ -99,12 +101,15 @@ class SearchSpace:
         return math.ceil(self.steps / steps_between(self.steps))
 
     @property
-    def choices(self) -> dict[str, list[AxisValue]]:
-        """The values to choose from, by axis."""
+    def choices(self) -> dict[str, dict[str, list[AxisValue]]]:
+        """For each method and recipe, the values of axes to choose from, by axis."""
         return {
-            SHAPE: [str(each.shape) for each in self.fitting],
-            METHOD: [*self.methods, *map(str, self.recipes)],
-            INIT: list(INITS),
+            method: {
+                SHAPE: [str(each.shape) for each in self.shapes_of(method)],
+                METHOD: [method],
+                INIT: [*INITS],
+            }
+            for method in [*self.methods, *map(str, self.recipes)]
         }
 
     @property
@@ -119,11 +124,31 @@ class SearchSpace:
         They are the largest student within the budget, by each method, with the rate of the
         settings.
         """
-        largest = str(max(self.fitting, key=lambda each: each.weights).shape)
+        largest = {
+            method: max(self.shapes_of(method), key=lambda each: each.weights)
+            for method in self.choices
+        }
         return [
-            {SHAPE: largest, METHOD: method, INIT: INITS[0], RATE: self.rate}
-            for method in self.choices[METHOD]
+            {SHAPE: str(each.shape), METHOD: method, INIT: INITS[0], RATE: self.rate}
+            for method, each in largest.items()
         ]
+
+    def shapes_of(self, method: str) -> Sequence[MeasuredShape]:
+        """Return the shapes within the budget that students of a method have.
+
+        Args:
+            method: A method, or a recipe as text.
+        """
+        slices = any(str(recipe) == method and recipe.slices for recipe in self.recipes)
+        return [each for each in self.fitting if (each.shape.scale is not None) == slices]
+
+    def shape(self, axes: Mapping[str, AxisValue]) -> MeasuredShape:
+        """Return the shape of a candidate.
+
+        Args:
+            axes: Its value on each axis.
+        """
+        return next(each for each in self.shapes if str(each.shape) == axes[SHAPE])
 
     def stage(self, axes: Mapping[str, AxisValue]) -> str:
         """Return the stage that ends with the student.
@@ -145,8 +170,8 @@ class SearchSpace:
         """
         if self.floor is None or value < self.floor:
             return value
-        (time,) = (s.milliseconds for s in self.fitting if str(s.shape) == axes[SHAPE])
-        return self.floor * (2 - (time or 0.0) / self.teacher_milliseconds)
+        time = self.shape(axes).milliseconds or 0.0
+        return self.floor * (2 - time / self.teacher_milliseconds)
 
     def study(self, cells: Sequence[Mapping[str, AxisValue]]) -> StudyConfig:
         """Return a search as a study.
@@ -155,11 +180,10 @@ class SearchSpace:
             cells: The candidates so far, as their values on the axes; without any, the first one
                 that is possible stands for them.
         """
-        first = {**{axis: values[0] for axis, values in self.choices.items()}, RATE: self.rate}
         return StudyConfig(
             title="Search for a student",
             design="list",
-            cells=[dict(cell) for cell in cells] or [first],
+            cells=[dict(cell) for cell in cells or self.beginnings[:1]],
             values={
                 SHAPE: {str(each.shape): dict(each.shape.settings) for each in self.shapes},
                 METHOD: {str(recipe): recipe.settings for recipe in self.recipes},

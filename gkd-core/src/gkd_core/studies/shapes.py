@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.analysis.compare import compare_models
 from gkd_core.analysis.exam import ComparedModel
@@ -26,6 +26,7 @@ from gkd_core.strict_json import json_text
 from gkd_core.students.build import fresh_student
 from gkd_core.students.shape import student_config
 from gkd_core.studies.budget import Budget
+from gkd_core.studies.slices import SCALES, TeacherSlices
 from gkd_core.training.stage_models import prepare_model
 from gkd_core.training.stage_spec import StageSpec
 from gkd_core.vocabulary.weights import renumber
@@ -50,18 +51,23 @@ class Shape:
         layers: Number of blocks.
         hidden_size: Width of the residual stream.
         heads: Attention heads, each as wide as the teacher's.
+        scale: The share of heads and neurons of such blocks that a slice keeps; None keeps all.
     """
 
     layers: int
     hidden_size: int
     heads: int
+    scale: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.layers}x{self.hidden_size}"
+        whole = f"{self.layers}x{self.hidden_size}"
+        return whole if self.scale is None else f"{whole} at {self.scale:.0%}"
 
     @property
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, float]:
         """The settings of a run whose student has this shape."""
+        if self.scale is not None:
+            return {"student.layers": self.layers, "student.scale": self.scale}
         return {
             "student.layers": self.layers,
             "student.hidden_size": self.hidden_size,
@@ -92,16 +98,29 @@ def shapes_of(teacher: ModelInfo) -> list[Shape]:
     Args:
         teacher: Its shape.
     """
-    count = min(DEPTHS, teacher.layers)
-    depths = {round((n + 1) * teacher.layers / count) for n in range(count)}
     group = teacher.heads // teacher.kv_heads
     heads = {max(1, round(share * teacher.kv_heads)) * group for share in WIDTHS}
     return [
         Shape(depth, teacher.hidden_size * own // teacher.heads, own)
-        for depth in sorted(depths)
+        for depth in _depths(teacher)
         for own in sorted(heads)
         if teacher.hidden_size * own % teacher.heads == 0
     ]
+
+
+def slices_of(teacher: ModelInfo) -> list[Shape]:
+    """Return shapes of students that are slices of a teacher's blocks.
+
+    Args:
+        teacher: Its shape.
+    """
+    sizes = teacher.hidden_size, teacher.heads
+    return [Shape(depth, *sizes, scale) for depth in _depths(teacher) for scale in SCALES]
+
+
+def _depths(teacher: ModelInfo) -> list[int]:
+    count = min(DEPTHS, teacher.layers)
+    return sorted({round((n + 1) * teacher.layers / count) for n in range(count)})
 
 
 def measure_shapes(
@@ -118,9 +137,35 @@ def measure_shapes(
         budget: What they may cost.
     """
     teacher = _TimedModel.teacher(spec)
+    slices = TeacherSlices(spec, teacher.model)
+    students = ((shape, _TimedModel.student(spec, shape, slices, teacher)) for shape in shapes)
+    return _measured(teacher, students, budget)
+
+
+def measure_student(
+    spec: StageSpec, shape: Shape, directory: Path, budget: Budget
+) -> tuple[float, MeasuredShape]:
+    """Return the latency of the teacher, and what a trained student costs.
+
+    Args:
+        spec: The stage of all students.
+        shape: Its shape; slices of one shape may differ in the widths of their blocks.
+        directory: The student.
+        budget: What it may cost.
+    """
+    teacher, own = _TimedModel.teacher(spec), spec.teachers[0]
+    classes, place = spec.data.classes, str(directory)
+    model = load_teacher(place, spec.kind, classes, own.trust_remote_code, "the student")
+    student = _TimedModel.ready(spec, model, spec.tokenizer)
+    reference, (found,) = _measured(teacher, [(shape, student)], budget)
+    return reference, found
+
+
+def _measured(
+    teacher: _TimedModel, students: Iterable[tuple[Shape, _TimedModel]], budget: Budget
+) -> tuple[float, list[MeasuredShape]]:
     found, times = [], [latencies([teacher.model], [teacher.rows])[0]]
-    for shape in shapes:
-        student = _TimedModel.student(spec, shape, teacher.model.config)
+    for shape, student in students:
         weights, own = count_parameters(student.model), None
         if not budget.too_large(weights):
             both = latencies([teacher.model, student.model], [teacher.rows, student.rows])
@@ -181,12 +226,16 @@ class _TimedModel:
         return cls.ready(spec, model, own.tokenizer)
 
     @classmethod
-    def student(cls, spec: StageSpec, shape: Shape, teacher: PretrainedConfig) -> _TimedModel:
-        """Return a student of a shape, with random weights."""
+    def student(
+        cls, spec: StageSpec, shape: Shape, slices: TeacherSlices, teacher: _TimedModel
+    ) -> _TimedModel:
+        """Return a student of a shape: a slice of the teacher, or one with random weights."""
+        if shape.scale is not None:
+            return cls.ready(spec, slices.cut(shape.layers, shape.scale), spec.tokenizer)
         wanted = StudentConfig(
             layers=shape.layers, hidden_size=shape.hidden_size, heads=shape.heads, init="random"
         )
-        config = student_config(wanted, teacher, spec.kind, spec.data.classes)
+        config = student_config(wanted, teacher.model.config, spec.kind, spec.data.classes)
         trusts = spec.teachers[0].trust_remote_code
         model = fresh_student(config, spec.kind, 0, trusts).model
         return cls.ready(spec, model, spec.tokenizer)
