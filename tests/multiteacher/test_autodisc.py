@@ -340,12 +340,14 @@ def test_a_search_in_the_stage_of_the_student_is_refused(invoke, arguments, tmp_
 
 def test_scale_of_the_student_is_said_once(world, tmp_path):
     """Only the student is a slice, also in the run file that a run leaves."""
-    flags = {"student.scale": 0.25, "teacher": str(world / "teacher"), "baseline": False}
+    places = {"teacher": str(world / "teacher"), "task.train": str(world / "train.jsonl")}
+    flags = {**places, "student.scale": 0.25, "task.max_length": 32, "baseline": False}
     given = {key: (value, "test") for key, value in flags.items()}
     found = resolve_run(recipe="autodisc", flags=given)
     (tmp_path / "run.toml").write_text(to_toml(found))
-    again = resolve_run([tmp_path / "run.toml"], recipe="autodisc", flags=given)
-    for each in (found, resolve_run([tmp_path / "run.toml"]), again):
+    stored = resolve_run([tmp_path / "run.toml"])
+    resumed = resolve_run([tmp_path / "run.toml"], recipe="autodisc", flags=given, before=stored)
+    for each in (found, stored, resumed):
         assistants, student = each.stages
         assert (assistants.config.student.slice, student.config.student.slice) == (None, 0.25)
         assert assistants.config.options["autodisc"].target == 0.25
