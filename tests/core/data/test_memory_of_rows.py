@@ -11,6 +11,7 @@ from gkd_core import digest
 from gkd_core.config.schema import TaskConfig
 from gkd_core.data import (
     array_spool,
+    assemble,
     encode,
     encode_chats,
     json_rows,
@@ -43,6 +44,7 @@ def small_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(stored_column, "CHUNK", 20)
     monkeypatch.setattr(array_spool, "IN_MEMORY", 2**11)
     monkeypatch.setattr(json_rows, "BLOCK", 2**12)
+    monkeypatch.setattr(assemble, "CHUNK", 20)
     monkeypatch.setattr(encode, "CHUNK", 20)
     monkeypatch.setattr(encode_chats, "CHUNK", 20)
     monkeypatch.setattr(mapped_memory, "PART", 2**11)

@@ -24,7 +24,7 @@ from gkd_core.plugins import ask
 if TYPE_CHECKING:
     from gkd_core.kinds.task_kind import ReadRows, TaskKind
 
-CHUNK = 1000
+CHUNK = 100
 """Values of a column that are hashed at once."""
 
 
