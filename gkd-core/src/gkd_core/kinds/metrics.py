@@ -59,14 +59,23 @@ def macro_f1(predictions: Tensor, labels: Tensor) -> float:
     size = int(max(predictions.max(), labels.max())) + 1
     hits = torch.bincount(labels[predictions == labels], minlength=size)
     marked = torch.bincount(torch.cat([predictions, labels]), minlength=size)
-    occurs = marked > 0
-    return float((2 * hits[occurs].double() / marked[occurs]).mean())
+    return float(f1_scores(hits, marked)[marked > 0].mean())
 
 
 def f1_of_class(predictions: Tensor, labels: Tensor, index: int) -> float:
     """Return the F1 score of one class."""
     found, true = predictions == index, labels == index
     return f1_of_counts(int((found & true).sum()), int(found.sum() + true.sum()))
+
+
+def f1_scores(hits: Tensor, marked: Tensor) -> Tensor:
+    """Return the F1 score of each class, fp64 `[C]`.
+
+    Args:
+        hits: Number of right predictions of each.
+        marked: Number of predictions plus number of true ones of each; the score is 0 without any.
+    """
+    return torch.where(marked > 0, 2 * hits.double() / marked, 0.0)
 
 
 def f1_of_counts(hits: float | Tensor, marked: float | Tensor) -> float:

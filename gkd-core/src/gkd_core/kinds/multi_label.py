@@ -22,7 +22,7 @@ from gkd_core.data.labels import (
     sorted_classes,
 )
 from gkd_core.errors import DataError
-from gkd_core.kinds.metrics import Metric, f1_of_counts
+from gkd_core.kinds.metrics import Metric, f1_of_counts, f1_scores
 from gkd_core.kinds.task_kind import ReadRows, TaskKind
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class MultiLabel(TaskKind):
         return {
             "loss": float(binary_cross_entropy_with_logits(logits, labels)),
             "micro_f1": f1_of_counts(hits.sum(), marked.sum()),
-            "macro_f1": sum(map(f1_of_counts, hits, marked)) / len(hits),
+            "macro_f1": float(f1_scores(hits, marked).mean()),
             "exact": float((predictions == labels).all(-1).double().mean()),
         }
 
