@@ -41,6 +41,23 @@ def test_classes_are_measured_again_as_they_were():
     assert measure(drawn) == {name: expected[name] for name in kind.metrics}
 
 
+class Errors(Classification):
+    """A kind of a plugin, whose metrics are its own."""
+
+    metric = Metric("error", False)
+    metrics = ("error",)
+
+    def measure(self, logits, predictions, labels):
+        return {"loss": 0.0, "error": float((predictions - labels).abs().double().mean())}
+
+
+def test_a_subclass_is_measured_again_by_its_own_metrics():
+    kind, logits = Errors(), torch.eye(3)
+    evaluation = Evaluation({}, kind.score(logits), {"scores": logits})
+    measure = kind.remeasure(evaluation, Split([""] * 3, None, [0, 2, 0]), ("a", "b", "c"))
+    assert measure(np.array([0, 1, 2, 2]))["error"] == (0 + 1 + 2 + 2) / 4
+
+
 HIGHER, LOWER = Metric("accuracy", True), Metric("perplexity", False)
 
 

@@ -123,6 +123,25 @@ class Forgetful(Classification):
         return Evaluation(self.measure(logits, predictions, labels), predictions)
 
 
+class Halved(Classification):
+    """Its draws of rows have another accuracy than all rows."""
+
+    name = "halved"
+
+    def remeasure(self, evaluation, split, classes):
+        measure = super().remeasure(evaluation, split, classes)
+        return lambda rows: measure(rows) | {"accuracy": measure(rows)["accuracy"] / 2}
+
+
+class Nameless(Classification):
+    """Its draws of rows lack its main metric."""
+
+    name = "nameless"
+
+    def remeasure(self, evaluation, split, classes):
+        return lambda rows: {"macro_f1": 1.0}
+
+
 class Crowded(Classification):
     """Its labels depend on the other rows of the batch."""
 
@@ -156,6 +175,8 @@ class Unknown(Classification):
     [
         (Undocumented, "a docstring is needed"),
         (Unmeasured, "the evaluation lacks .'kappa'."),
+        (Halved, "all rows, measured by `remeasure`, change accuracy"),
+        (Nameless, "`remeasure` lacks .'accuracy'."),
         (Sticky, "`renumber` gives other classes"),
         (Wide, "`outputs` is 1, but `configure` writes 2"),
         (Shapeless, r"logits have the shape \(6, 2\); `predicted` = 'token'"),

@@ -330,6 +330,7 @@ def _check_evaluation(trial: _KindTrial) -> None:
     parts = [kind.observe(trial.logits(batch), batch) for batch in map(trial.single, order)]
     again = kind.summarize(parts, trial.encoded)
     _same_metrics(trial, again.metrics, "batches of one row in another order")
+    _check_remeasuring(trial, found)
     rows = len(trial.split)
     for column, values in found.columns.items():
         assert len(values) == rows, (
@@ -341,6 +342,18 @@ def _check_evaluation(trial: _KindTrial) -> None:
     assert count == rows, f"{name}: there are {count} predictions for {rows} rows"
     agreed = kind.agreement(found.predictions, again.predictions)
     assert agreed in (None, 1.0), f"{name}: a model agrees with itself on {agreed} of the rows"
+
+
+def _check_remeasuring(trial: _KindTrial, found: Evaluation) -> None:
+    """Check that all rows, as the bootstrap may draw them, have the metrics of the evaluation."""
+    name, kind = trial.name, trial.kind
+    remeasure = kind.remeasure(found, trial.split, trial.classes)
+    if remeasure is None:
+        return
+    again = remeasure(np.arange(len(trial.split)))
+    missing = {kind.metric.name, *kind.metrics} - set(again)
+    assert not missing, f"{name}: `remeasure` lacks {sorted(missing)}"
+    _same_metrics(trial, {**found.metrics, **again}, "all rows, measured by `remeasure`,")
 
 
 def _check_planning(trial: _KindTrial) -> None:
