@@ -426,7 +426,7 @@ def _numbers(folder):
     return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
 
 
-def assert_layouts_equal(world, folder, cases, layouts, on_ranks):
+def assert_layouts_equal(world, folder, cases, layouts, on_ranks, tolerance=1e-5):
     """Train runs in this process, and on two ranks in each layout; compare all that they give."""
     train_all(world, folder, cases)
     divided = [
@@ -436,7 +436,7 @@ def assert_layouts_equal(world, folder, cases, layouts, on_ranks):
     ]
     on_ranks(2, train_all, world, folder, divided)
     for name, *_ in divided:
-        assert_equal(folder / name, folder / name.split()[0])
+        assert_equal(folder / name, folder / name.split()[0], tolerance)
 
 
 def assert_equal(found, expected, tolerance=1e-5):

@@ -59,11 +59,19 @@ def test_rows_are_of_all_sources_and_of_different_lengths(alone):
     assert len(written) > 2, "the end token ends some rows early"
 
 
+LAYOUTS = {
+    "data": (),
+    "tensor": ("parallel.tensor=2",),
+    "zero2": ("parallel.zero=2",),
+    "zero3": ("parallel.zero=3",),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "layouts"),
     [
-        (2, {"data": (), "tensor": ("parallel.tensor=2",), "zero3": ("parallel.zero=3",)}),
+        (2, LAYOUTS),
         pytest.param(
             4,
             {"both": ("parallel.tensor=2", "parallel.zero=1", "training.accumulation=2")},
@@ -121,8 +129,7 @@ MIXED = (
 @pytest.mark.slow
 def test_every_layout_draws_the_same_together_with_the_teacher(ending, on_ranks, runs, tmp_path):
     (expected,) = runs.train_noting_texts(ending, tmp_path, [("alone", *_with(*MIXED))])
-    layouts = {"data": (), "tensor": ("parallel.tensor=2",), "zero3": ("parallel.zero=3",)}
-    cases = [(name, *_with(*MIXED, *settings)) for name, settings in layouts.items()]
+    cases = [(name, *_with(*MIXED, *settings)) for name, settings in LAYOUTS.items()]
     found = on_ranks(2, runs.train_noting_texts, ending, tmp_path, cases)
     for (name, *_), written in zip(cases, _together(found), strict=True):
         assert written == expected, name

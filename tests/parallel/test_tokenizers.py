@@ -23,45 +23,34 @@ jumps. `check_method` compares these methods on two ranks in fp64."""
 def compare(still, on_ranks, runs, tongues, tmp_path):
     """Train runs in which a RoBERTa learns from a BERT, in one process and on two ranks."""
 
-    def _cases(chosen, settings=()):
-        common = ["task.max_length=64", *settings]
-        return [
+    def _compare(chosen, layouts, tolerance=1e-5):
+        cases = [
             (
                 name,
                 str(tongues / f"{head}bert"),
-                [f"student.model={tongues / f'{head}roberta'}", *own, *common],
+                [f"student.model={tongues / f'{head}roberta'}", *own, "task.max_length=64"],
             )
             for name, head, own in chosen
         ]
-
-    def _compare(chosen, settings, tolerance=1e-5):
-        runs.train_all(still, tmp_path / "alone", _cases(chosen))
-        on_ranks(2, runs.train_all, still, tmp_path / "ranks", _cases(chosen, settings))
-        for name, *_ in chosen:
-            runs.assert_equal(tmp_path / "ranks" / name, tmp_path / "alone" / name, tolerance)
+        runs.assert_layouts_equal(still, tmp_path, cases, layouts, on_ranks, tolerance)
 
     return _compare
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ["teacher.tensor=2"],
-        pytest.param(["teacher.placement=zero3"], marks=pytest.mark.exhaustive),
-    ],
-)
-def test_shared_teacher_teaches_the_same(compare, settings):
-    compare(WHOLE_ROWS, settings)
+def test_shared_teacher_teaches_the_same(compare):
+    compare(WHOLE_ROWS, ["teacher.tensor=2", "teacher.placement=zero3"])
+
+
+LAYOUTS = ["parallel.tensor=2 teacher.tensor=2", "parallel.zero=2", "parallel.zero=3"]
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "layouts",
     [
-        ["parallel.tensor=2", "teacher.tensor=2"],
-        pytest.param(["parallel.zero=2"], marks=pytest.mark.exhaustive),
-        pytest.param(["parallel.zero=2", "teacher.tensor=2"], marks=pytest.mark.exhaustive),
+        LAYOUTS,
+        pytest.param(["parallel.zero=2 teacher.tensor=2"], marks=pytest.mark.exhaustive),
     ],
 )
-def test_aligned_tokens_teach_the_same(compare, settings):
-    compare(ALIGNED, settings, KINKS)
+def test_aligned_tokens_teach_the_same(compare, layouts):
+    compare(ALIGNED, layouts, KINKS)
