@@ -151,6 +151,8 @@ def test_a_packed_run_says_how_full_its_blocks_are(prepare_run, world):
             ["method=uncertainty(soft)", "uncertainty.share=0.5"],
             "uncertainty may weigh",
         ),
+        ("lm-decoder", ["method=gold"], "gold aligns tokens by their place in the text"),
+        ("lm-decoder", ["method=soft+uld"], "uld aligns tokens by their place in the text"),
         ("lm-teacher", ["method=soft"], "task.kind is masked-lm, and only causal-lm reads them"),
     ],
 )

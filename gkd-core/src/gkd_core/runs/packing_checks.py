@@ -40,6 +40,9 @@ def _reasons(spec: StageSpec) -> Iterator[str]:
         yield "models that write text continue one prompt in a row"
     for _, teachers in spec.other_tokenizers:
         yield f"the teacher '{teachers[0].info.name}' has another tokenizer and reads other rows"
+    for owner in spec.owners:
+        if owner.methods[0].aligns:
+            yield f"{owner.name} aligns tokens by their place in the text of a single row"
     for teacher in spec.teachers if spec.reads_teachers else ():
         if teacher.source is not None and not teacher.source.packs:
             yield f"the answers of the teacher '{teacher.info.name}' are those of single rows"
