@@ -266,6 +266,18 @@ def test_usual_columns_are_found(columns, text, target):
     assert split.target == (None if target is None else [target])
 
 
+ALPACA = {"instruction": ["add"], "input": ["2+2"], "output": ["four"], "text": ["all of it"]}
+
+
+def test_a_setting_says_whether_a_table_with_both_is_a_conversation_or_a_text():
+    talk = read(TaskConfig(chat=True), **ALPACA)
+    assert (talk.text, talk.target, talk.chat) == (["add\n\n2+2"], ["four"], True)
+    text = read(TaskConfig(text="text"), **ALPACA)
+    assert (text.text, text.target, text.chat) == (["all of it"], None, False)
+    assert read(TaskConfig(context="text"), **ALPACA).target == ["four"]
+    assert read(TaskConfig(chat=True), messages=[TURNS], text=["a"]).text == [TURNS]
+
+
 def test_privileged_context_is_no_part_of_the_prompt():
     columns = {"instruction": ["add"], "context": ["2+2"], "output": ["four"]}
     assert read(**columns).text == ["add\n\n2+2"]
@@ -307,6 +319,13 @@ def test_named_columns_are_a_conversation_if_so_set_or_if_they_are_messages():
             {},
             r"messages \('messages'\) and a text \('text'\)",
         ),
+        (
+            ALPACA,
+            {},
+            r"prompts with answers \('instruction', 'output'\) and a text \('text'\). Set "
+            "task.text=text to learn the text, or task.chat=true to read the prompts with answers",
+        ),
+        ({"prompt": ["a"], "sentence": ["b"]}, {}, r"has prompts \('prompt'\) and a text"),
         ({"messages": [TURNS]}, {"chat": False}, "Remove task.chat = false"),
         ({"prompt": ["a"]}, {"chat": False}, "Remove task.chat = false"),
         (

@@ -67,7 +67,7 @@ def find_conversations(table: Table, config: TaskConfig) -> ChatColumns | None:
         config: Names given by the user.
 
     Raises:
-        DataError: The table has both conversations and a text.
+        DataError: The table has both conversations and a text, and nothing says which to read.
     """
     table.check_filled()
     found = _named(table, config) if config.text is not None else _usual(table, config)
@@ -148,17 +148,28 @@ def _named(table: Table, config: TaskConfig) -> ChatColumns | None:
 
 
 def _usual(table: Table, config: TaskConfig) -> ChatColumns | None:
-    """Return columns with usual names, where no text has one."""
+    """Return columns with usual names; None if only a text, or none of them, has one."""
+    found = _with_usual_names(table, config)
     text = pick_column(table, None, TEXTS)
+    if found is None or config.chat or text in (None, config.group, config.source, config.context):
+        return found
+    what, column = "prompts", f"{found.text!r}"
+    if found.target is not None:
+        what, column = "prompts with answers", f"{found.text!r}, {found.target!r}"
+    elif has_messages(table, found.text):
+        what = "messages"
+    raise DataError(
+        f"{table.source} has {what} ({column}) and a text ({text!r}). Set task.text={text} to "
+        f"learn the text, or task.chat=true to read the {what}"
+    )
+
+
+def _with_usual_names(table: Table, config: TaskConfig) -> ChatColumns | None:
+    """Return columns of conversations with usual names, whether or not there is a text, too."""
     messages = pick_column(table, None, MESSAGES)
     if messages is not None and has_messages(table, messages):
-        if text is not None:
-            raise DataError(
-                f"{table.source} has messages ({messages!r}) and a text ({text!r}). Name the one "
-                "to learn with --set task.text=COLUMN"
-            )
         return _completed(table, ChatColumns(messages))
-    if text is not None or config.target is not None:
+    if config.target is not None:
         return None
     for names in ANSWERED:
         prompt, answer = (pick_column(table, None, (name,)) for name in names)
