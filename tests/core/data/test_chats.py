@@ -22,7 +22,7 @@ from gkd_core.api import RolloutEngine, Written, hookimpl
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.batch import IGNORE
 from gkd_core.contract.task import Split
-from gkd_core.data import encode, encode_chats
+from gkd_core.data import chat, encode, encode_chats
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import BYTES, TEXTS
 from gkd_core.data.table import Faults, Table
@@ -149,6 +149,19 @@ def test_only_what_the_assistant_says_is_learned(template):
     assert batch.inputs["input_ids"][0][at + 1].equal(labels[at])
     assert batch.loss_mask[0].equal(torch.from_numpy(encoded.learned))
     assert batch.targets.count == batch.tokens.count
+
+
+def test_what_ends_with_an_answer_is_written_once_with_it_and_once_without(monkeypatch):
+    template = chat.ChatTemplate(make_tokenizer())
+    written = []
+    render = chat.render_jinja_template
+    monkeypatch.setattr(
+        chat,
+        "render_jinja_template",
+        lambda *a, **k: written.append(len(a[0][0])) or render(*a, **k),
+    )
+    template.render(TURNS[:2], None)
+    assert sorted(written) == [1, 2]
 
 
 def test_answers_of_marked_and_unmarked_templates_are_the_same_tokens():

@@ -96,7 +96,8 @@ class ChatTemplate:
     ) -> tuple[int, int]:
         """Return the place of a turn's text: between its prompt and the end of the turn."""
         before = self._write(messages[:turn], tools, prompts=True)
-        after = self._write(messages[: turn + 1], tools)
+        is_last = turn + 1 == len(messages)
+        after = text if is_last else self._write(messages[: turn + 1], tools)
         if not after.startswith(before) or not text.startswith(after):
             changed = (
                 "the prompt of its answer" if text.startswith(after) else "the turns that follow"
