@@ -64,6 +64,18 @@ def test_a_mixture_with_little_of_the_teacher_is_near_the_kl(soft, divergence, s
     assert per_share == pytest.approx(KL, rel=0.03)
 
 
+@pytest.mark.parametrize(("mu", "share"), [(0.4, 0.5), (0.7, 0.5), (0.9, 0.6)])
+def test_mu_says_how_much_probability_the_head_has(soft, mu, share):
+    """The classes have 1/6, 1/30 and 4/30 of the distance 1/3; the first is always in the head."""
+    teacher = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
+    student = torch.zeros_like(teacher)
+    forward, reverse, found = (
+        soft(student, teacher, temperature=1, divergence=divergence, mu=mu).item()
+        for divergence in ("kl", "reverse-kl", "adaptive-kl")
+    )
+    assert found == pytest.approx(share * forward + (1 - share) * reverse, abs=1e-12)
+
+
 @pytest.mark.parametrize("divergence", ["kl", "reverse-kl", "js", "skew-kl", "total-variation"])
 def test_every_divergence_is_zero_where_student_and_teacher_agree(soft, divergence):
     student = TEACHER.clone().requires_grad_()

@@ -94,6 +94,13 @@ class Soft(Method):
             description="Share in the mixture: of the teacher for `skew-kl`, of the student for "
             "`skew-reverse-kl`.",
         )
+        mu: float = Field(
+            0.5,
+            gt=0,
+            lt=1,
+            description="For `adaptive-kl`: most probability of the head, the teacher's likeliest "
+            "classes.",
+        )
 
     config: Config
 
@@ -133,7 +140,7 @@ class Soft(Method):
             "js": ends.get(beta, partial(js, beta=beta)),
             "skew-kl": partial(skew_kl, alpha=alpha),
             "skew-reverse-kl": partial(skew_reverse_kl, alpha=alpha),
-            "adaptive-kl": adaptive_kl,
+            "adaptive-kl": partial(adaptive_kl, mu=self.config.mu),
             "total-variation": total_variation,
             "soft-cross-entropy": soft_cross_entropy,
         }
