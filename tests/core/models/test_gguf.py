@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gkd_core.data.cache import cache_dir
 from gkd_core.errors import ConfigError
-from gkd_core.models.gguf import dequantized
+from gkd_core.models.quantized import dequantized
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -87,7 +87,7 @@ def file(build_model, tmp_path, monkeypatch):
 def test_file_is_converted_once_and_computes_as_the_model_it_was_made_from(file):
     path, model = file
     place = dequantized(str(path), "teacher.model")
-    assert place.startswith(str(cache_dir() / "gguf"))
+    assert place.startswith(str(cache_dir() / "dequantized"))
     found = AutoModelForCausalLM.from_pretrained(place).eval()
     assert not hasattr(found.config, "quantization_config")
     assert all(weight.dtype == torch.float32 for weight in found.parameters())
@@ -97,11 +97,11 @@ def test_file_is_converted_once_and_computes_as_the_model_it_was_made_from(file)
     expected, got = (m(input_ids=tokens).logits for m in (model, found))
     torch.testing.assert_close(got, expected, rtol=0, atol=0.2)
     assert AutoTokenizer.from_pretrained(place)("ab")["input_ids"][-1] == 28
-    stamp = (cache_dir() / "gguf").stat().st_mtime_ns
+    stamp = (cache_dir() / "dequantized").stat().st_mtime_ns
     copied = path.with_name("other.gguf")
     copied.write_bytes(path.read_bytes())
     assert dequantized(str(copied), "teacher.model") == place
-    assert (cache_dir() / "gguf").stat().st_mtime_ns == stamp
+    assert (cache_dir() / "dequantized").stat().st_mtime_ns == stamp
 
 
 def test_run_learns_from_it(file, prepare_run):

@@ -18,7 +18,9 @@ from gkd_core.atomic import write_file
 from gkd_core.named_path import named_path
 
 Entry = TypeVar("Entry")
-Room: TypeAlias = Literal["answers", "augmented", "embedded", "gguf", "rows", "stages", "teachers"]
+Room: TypeAlias = Literal[
+    "answers", "augmented", "dequantized", "embedded", "rows", "stages", "teachers"
+]
 """The parts of the cache, each a folder."""
 
 DIGEST = "digest"

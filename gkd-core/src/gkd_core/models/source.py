@@ -114,9 +114,9 @@ def _refuse_quantized(config: PretrainedConfig, place: str, model: str, origin: 
         return
     method = table.get("quant_method") if isinstance(table, dict) else None
     raise ConfigError(
-        f"{origin} = {model!r} is quantized ({method or file or 'config.json'}), and quantized "
-        "weights are not read; give the checkpoint that it was made from, or a copy converted "
-        "back to bf16"
+        f"{origin} = {model!r} is quantized ({method or file or 'config.json'}); of quantized "
+        "weights, only those of a teacher in a directory are read, of bitsandbytes, GPTQ or AWQ. "
+        "Give the checkpoint that it was made from, or a copy converted back to bf16"
     )
 
 

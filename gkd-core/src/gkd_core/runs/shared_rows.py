@@ -12,7 +12,7 @@ from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import without_labels
 from gkd_core.data.stored_rows import stored_rows
 from gkd_core.kinds.language_model import language_model_kind
-from gkd_core.models.gguf import dequantized
+from gkd_core.models.quantized import dequantized
 from gkd_core.models.source import load_config
 from gkd_core.runs.task_checks import check_loaded
 

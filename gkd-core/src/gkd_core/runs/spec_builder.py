@@ -27,7 +27,7 @@ from gkd_core.data.repeated_rows import repeated_rows
 from gkd_core.errors import MethodError
 from gkd_core.kinds.task_kind import TaskKind
 from gkd_core.models.architectures import register_installed
-from gkd_core.models.gguf import dequantized
+from gkd_core.models.quantized import dequantized
 from gkd_core.models.source import load_config
 from gkd_core.models.tokenizer import load_tokenizer, token_texts, tokenizer_mismatch
 from gkd_core.objective.ensemble import TeacherEnsemble

@@ -11,7 +11,7 @@ from gkd_core.config.schema import task_name
 from gkd_core.contract.model_info import ModelInfo
 from gkd_core.errors import ConfigError
 from gkd_core.kinds.language_model import sees_both_sides
-from gkd_core.models.gguf import dequantized
+from gkd_core.models.quantized import dequantized
 from gkd_core.models.source import load_config
 from gkd_core.runs.default_teacher import default_teacher_store
 from gkd_core.training.stage_spec import StageSpec, TeacherSpec
