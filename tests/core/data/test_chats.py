@@ -21,10 +21,12 @@ from transformers import (
 from gkd_core.api import RolloutEngine, Written, hookimpl
 from gkd_core.config.schema import TaskConfig
 from gkd_core.contract.batch import IGNORE
+from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data import chat, encode, encode_chats
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import BYTES, TEXTS
+from gkd_core.data.loader import iterate
 from gkd_core.data.table import Faults, Table
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.plugins import registry
@@ -516,6 +518,54 @@ def test_rows_to_judge_by_have_the_answers_that_prompts_to_train_on_lack(
     data = prepare_run(*given, *models, *chosen, teachers=(), registry=known).last.data
     assert data.train.target is None
     assert data.validation.target == data.test.target == ["Yes."] * 20
+
+
+ROOM = 100
+"""Tokens of the longest prompt in rows of 128, of which a model writes 28."""
+
+
+@pytest.fixture
+def question(prepare, tmp_path):
+    """Build a stage whose student continues questions of given lengths."""
+
+    def _question(lengths, answer=None):
+        own = {} if answer is None else {"response": answer}
+        told = [{"prompt": "x" * length} | own for length in lengths]
+        judged = [{"prompt": "x", "response": "Yes."}]
+        for name, rows in (("asked", told), ("judged", judged)):
+            lines = (json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+        table = ["rollout.engine=generate", "rollout.student=1", "rollout.prompt_tokens=8"]
+        given = [f"task.{split}={tmp_path / 'judged.jsonl'}" for split in ("validation", "test")]
+        given += [f"task.train={tmp_path / 'asked.jsonl'}", f"rollout.max_new_tokens={128 - ROOM}"]
+        run = prepare("method=soft", *table, *given)
+        return build_stage(run.last, run.registry, run.directory / "stage", None)
+
+    return _question
+
+
+@pytest.mark.parametrize("answer", [None, "Yes."])
+def test_models_continue_only_prompts_with_room_for_what_they_write(question, answer):
+    """A prompt that is cut has lost the line after which the assistant speaks."""
+    around = len(make_tokenizer()(f"{START}system\nBe kind{END}\n{START}user\n")["input_ids"])
+    around += len(make_tokenizer()(f"{END}\n{START}assistant\n")["input_ids"])
+    fits = ROOM - around
+    stage = question([3, fits, fits + 1, 90, 200], answer)
+    assert stage.train.prompts.tolist() == [around + 3, ROOM]
+    left = f"with a prompt of more than {ROOM} tokens (task.max_length - rollout.max_new_tokens)"
+    (said,) = (line for line in stage.describe() if left in line)
+    assert said.split()[0] == ("3" if answer is None else "2"), "of the longest, no answer is left"
+    batches = next(iterate(stage.train, stage.collator, stage.sampler, 0, 1))[1]
+    step = Step(0, 2, 0, "test", torch.default_generator)
+    for batch in stage.rollout(batches, step):
+        assert batch.mask.shape[1] <= 128
+        for ids, prompt in zip(batch.inputs["input_ids"], batch.prompt_mask, strict=True):
+            assert stage.spec.tokenizer.decode(ids[prompt]).endswith(f"{START}assistant\n")
+
+
+def test_prompts_that_are_all_too_long_end_a_run_before_its_first_step(question):
+    with pytest.raises(DataError, match="has more than 100 tokens, so none leaves room for"):
+        question([90, 200])
 
 
 @pytest.mark.parametrize("form", ["messages", "answers", "prompts"])

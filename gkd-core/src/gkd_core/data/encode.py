@@ -41,6 +41,8 @@ class Encoded:
             `[N]`; or None.
         num_truncated: Number of sequences truncated to `max_length`.
         num_left_out: Number of rows of the split of which no token is left to be learned.
+        num_long_prompts: Number of rows left out because their prompts leave no room for what
+            models write.
         learned: Whether each token is learned, rather than part of a prompt, bool like `ids`; None
             if all are.
         positions: Place of each token in its own row if several rows are packed into one, int32
@@ -62,6 +64,7 @@ class Encoded:
     labels: NDArray[Any] | None
     num_truncated: int
     num_left_out: int = 0
+    num_long_prompts: int = 0
     learned: NDArray[np.bool_] | None = None
     positions: NDArray[np.int32] | None = None
     num_packed: int = 0

@@ -173,11 +173,14 @@ class Stage:
         return [f"{name:<{width}}  {value}" for name, value in facts]
 
     def _cut(self) -> Iterator[tuple[str, str]]:
-        """Yield how many of the texts to train on are too long, if any are."""
+        """Yield how many of the texts to train on are too long or left out, if any are."""
         if cut := self.train.cut:
             yield "", f"cut at {self.spec.max_length} tokens (task.max_length): {cut}"
         if out := self.train.num_left_out:
             yield "", f"{out:,} without an answer are left out"
+        if long := self.train.num_long_prompts:
+            limit = f"{self.spec.longest_prompt} tokens (task.max_length - rollout.max_new_tokens)"
+            yield "", f"{long:,} with a prompt of more than {limit} are left out"
 
     def _learned(self) -> Iterator[tuple[str, str]]:
         """Yield how many tokens are learned, if not all are."""

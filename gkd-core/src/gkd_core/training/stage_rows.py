@@ -13,6 +13,8 @@ from gkd_core.data.encode import TEXTS, Encoded
 from gkd_core.data.other_prompts import OtherPrompts, other_prompts
 from gkd_core.data.pack import pack
 from gkd_core.data.readings import Reading, encode_again
+from gkd_core.data.writing_room import rows_with_room
+from gkd_core.errors import DataError
 from gkd_core.training.augmentation import augmented
 from gkd_core.training.stage_spec import StageSpec
 
@@ -23,13 +25,31 @@ def encode_training_rows(spec: StageSpec, device: torch.device) -> tuple[Split, 
     Args:
         spec: The spec of the stage.
         device: Device of a model that proposes words.
+
+    Raises:
+        DataError: No prompt leaves room for what models write.
     """
     rows = augmented(spec.data.train, spec.config, spec.kind, device)
     rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
-    train = spec.encode(rows, spec.tokenizer)
+    train = _with_room(spec, spec.encode(rows, spec.tokenizer))
     if spec.config.task.packing:
         train = pack(train, spec.max_length, whole=rows.chat or rows.target is not None)
     return rows, train
+
+
+def _with_room(spec: StageSpec, train: Encoded) -> Encoded:
+    """Return the rows whose prompts models can continue within `task.max_length`, if they do."""
+    longest = spec.longest_prompt
+    if longest is None:
+        return train
+    found = rows_with_room(train, longest)
+    if not len(found):
+        raise DataError(
+            f"every prompt of {spec.data.source} has more than {longest} tokens, so none leaves "
+            f"room for rollout.max_new_tokens ({spec.origin('rollout.max_new_tokens')}) within "
+            f"task.max_length = {spec.max_length}. Lower the one, or raise the other"
+        )
+    return found
 
 
 def read_by(spec: StageSpec, number: int, device: torch.device) -> tuple[Encoded, Collator]:

@@ -338,6 +338,12 @@ class StageSpec:
         return min(info.max_length for info in models)
 
     @property
+    def longest_prompt(self) -> int | None:
+        """Tokens of the longest prompt that models can continue; None if none writes in steps."""
+        rollout = self.config.rollout
+        return None if rollout is None else self.max_length - rollout.max_new_tokens
+
+    @property
     def ensembles(self) -> list[TeacherEnsemble]:
         """The ensembles of several teachers, sorted by name."""
         return ensembles(self.members)
