@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gkd_core import digest
 from gkd_core.api import ConfigError, DataError, MethodError
 from gkd_core.runs import answer_cache
 from gkd_core.teachers import answer_cache as stored
@@ -251,16 +253,14 @@ def files(folder):
 def test_a_cache_serves_only_what_it_is_about(write, prepare_run, tmp_path):
     settings, teacher = CASES["hidden"]
     folder, _ = write("fp16", *settings, teacher=teacher)
-    path = folder / "manifest.json"
-    content = json.loads(path.read_text())
+    manifest = stored.CacheManifest.load(folder, "")
     for name, value in (("weights", "0"), ("tokenizer", "1"), ("vocabulary", 7)):
-        other = {**content, "belongs": {**content["belongs"], name: value}}
-        path.write_text(json.dumps(other))
+        replace(manifest, belongs=replace(manifest.belongs, **{name: value})).save(folder)
         with pytest.raises(ConfigError, match=rf"{name}: {value} in the cache, \w+ here"):
             prepare_run(*settings, *source(folder), teachers=(teacher,))
         with pytest.raises(ConfigError, match=f"holds other answers: {name}"):
             write("fp16", *settings, teacher=teacher)
-    path.write_text(json.dumps({**content, "shards": 4}))
+    replace(manifest, shards=4).save(folder)
     with pytest.raises(ConfigError, match=r"is not finished.*3 of 4 shards are there, 1 left"):
         prepare_run(*settings, *source(folder), teachers=(teacher,))
     with pytest.raises(ConfigError, match=r"--teacher-cache.*holds no answers of a teacher"):
@@ -341,13 +341,17 @@ def test_a_run_may_use_a_part_of_the_rows_that_are_stored(write, prepare_run):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda content: [], "its format is None"),
-        (lambda content: content | {"form": "heads"}, "form"),
-        (lambda content: content | {"dtype": "fp8"}, "dtype"),
-        (lambda content: content | {"shards": "many"}, "shards"),
-        (lambda content: content | {"parts": 3}, "not iterable"),
-        (lambda content: content | {"parts": [{"name": 1}]}, "missing"),
-        (lambda content: content | {"more": 1}, "unexpected keyword"),
+        (lambda content: [], "its format is None, not .*into another folder"),
+        (lambda content: signed(content, format=3), "its format is 3, not .*into another folder"),
+        (lambda content: content | {"dtype": "fp32"}, "it has changed since .*into another folder"),
+        (lambda content: content | {"digest": "0"}, "it has changed since it was written"),
+        (lambda content: content | {"more": 1}, "it has changed since it was written"),
+        (lambda content: signed(content, form="heads"), "form"),
+        (lambda content: signed(content, dtype="fp8"), "dtype"),
+        (lambda content: signed(content, shards="many"), "shards"),
+        (lambda content: signed(content, parts=3), "not iterable"),
+        (lambda content: signed(content, parts=[{"name": 1}]), "missing"),
+        (lambda content: signed(content, more=1), "unexpected keyword"),
     ],
 )
 def test_a_manifest_that_is_damaged_is_named_with_the_reason(write, prepare_run, change, reason):
@@ -361,6 +365,25 @@ def test_a_manifest_that_is_damaged_is_named_with_the_reason(write, prepare_run,
     ):
         with pytest.raises(ConfigError, match=rf"manifest.json cannot be read: (.|\n)*{reason}"):
             attempt()
+
+
+def signed(content, **changes):
+    """Return a manifest with changes by somebody who knows of its digest."""
+    changed = {name: value for name, value in (content | changes).items() if name != "digest"}
+    return changed | {"digest": digest.of_value(changed)}
+
+
+def test_no_bit_of_a_manifest_may_change(write):
+    settings, teacher = CASES["logits"]
+    folder, manifest = write("fp16", *settings, teacher=teacher)
+    path = folder / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ConfigError, match=r"manifest.json cannot be read: "):
+            stored.CacheManifest.load(folder, "")
+    path.write_bytes(whole)
+    assert stored.CacheManifest.load(folder, "") == manifest
 
 
 def test_a_shard_that_is_missing_short_or_another_is_named(write, first_loss):

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gkd_core import digest
 from gkd_core.atomic import create_file, write_file
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.lease import holder
@@ -50,7 +51,10 @@ if TYPE_CHECKING:
     from gkd_core.contract.batch import Batch
 
 MANIFEST, HEADS = "manifest.json", "head-*.safetensors"
-FORMAT = 3
+FORMAT = 4
+DIGEST = "digest"
+"""The key of a manifest's digest of its other keys."""
+
 SCORED = "scored"
 
 NOT_THOSE = (
@@ -58,6 +62,9 @@ NOT_THOSE = (
     "for. Write another with gkd cache"
 )
 """Why a cache may lack a text, and what to do."""
+
+AGAIN = "Write it again, into another folder, with the gkd cache command that made it"
+"""What to do if a manifest does not tell what its cache is about."""
 
 
 @dataclass(frozen=True)
@@ -253,11 +260,11 @@ class CacheManifest:
 
     def save(self, folder: Path) -> None:
         """Write the manifest."""
-        write_file(folder / MANIFEST, json_text(asdict(self), indent=1))
+        write_file(folder / MANIFEST, self._text())
 
     def begin(self, folder: Path) -> bool:
         """Write the manifest unless there is one; return whether it was written."""
-        return create_file(folder / MANIFEST, json_text(asdict(self), indent=1))
+        return create_file(folder / MANIFEST, self._text())
 
     @classmethod
     def load(cls, folder: Path, setting: str) -> CacheManifest:
@@ -268,14 +275,17 @@ class CacheManifest:
             setting: What names it, for errors.
 
         Raises:
-            ConfigError: There is none, or it cannot be read.
+            ConfigError: There is none, it cannot be read, or it is not as it was written.
         """
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_text())
             found = content.get("format") if isinstance(content, dict) else None
             if found != FORMAT:
-                raise ValueError(f"its format is {found}, not {FORMAT}")
+                raise ValueError(f"its format is {found}, not {FORMAT}. {AGAIN}")
+            own = content.pop(DIGEST, None)
+            if own != digest.of_value(content):
+                raise ValueError(f"it has changed since it was written. {AGAIN}")
             content["belongs"] = Belongs(**content["belongs"])
             content["parts"] = tuple(WrittenShard(**part) for part in content["parts"])
             return _CONTENT.validate_python(asdict(cls(**content)))
@@ -284,8 +294,12 @@ class CacheManifest:
                 f"{setting}: {folder} holds no answers of a teacher (there is no {MANIFEST}). "
                 f"Name the folder that does, or write them with: gkd cache --output {folder}"
             ) from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ConfigError(f"{setting}: {path} cannot be read: {error}") from error
+
+    def _text(self) -> str:
+        content = json.loads(json_text(asdict(self)))  # as it is read again
+        return json_text({**content, DIGEST: digest.of_value(content)}, indent=1)
 
 
 _CONTENT = TypeAdapter(CacheManifest)
