@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gkd_core import digest
 from gkd_core.api import ConfigError, DataError, MethodError
@@ -401,6 +402,38 @@ def test_a_shard_that_is_missing_short_or_another_is_named(write, first_loss):
             first_loss(*settings, *source(folder), teacher=teacher)
     write("fp16", *settings, teacher=teacher)
     assert first.read_bytes() == whole
+
+
+def test_files_of_another_cache_are_named(write, first_loss, world, tmp_path):
+    settings, teacher = CASES["hidden"]
+    folder, manifest = write("fp16", *settings, teacher=teacher)
+    twin = str(doubled(world / teacher, tmp_path / "twin"))
+    other, of_other = write("fp16", *settings, teacher=twin, folder="other")
+    own, foreign = folder / manifest.parts[1].name, other / of_other.parts[1].name
+    whole = own.read_bytes()
+    own.write_bytes(foreign.read_bytes())
+    with pytest.raises(DataError, match=rf"{own.name} cannot be read: it is not the one that man"):
+        first_loss(*settings, *source(folder), teacher=teacher)
+    own.write_bytes(whole)
+    before = files(folder)
+    for path in (foreign, other / of_other.head):
+        place = folder / path.name
+        place.write_bytes(path.read_bytes())
+        for begin in (manifest, replace(manifest, parts=(), head=None)):
+            begin.save(folder)
+            with pytest.raises(ConfigError, match=rf"--output: .*{path.name} is of another cache"):
+                write("fp16", *settings, teacher=teacher)
+        place.unlink()
+    write("fp16", *settings, teacher=teacher)
+    assert files(folder) == before
+
+
+def doubled(model, folder):
+    """Return a copy of a model with other weights."""
+    shutil.copytree(model, folder)
+    path = folder / "model.safetensors"
+    save_file({name: 2 * own for name, own in load_file(path).items()}, path, {"format": "pt"})
+    return folder
 
 
 FLIPPED = (

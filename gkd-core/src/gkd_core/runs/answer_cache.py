@@ -122,6 +122,7 @@ class BegunCache:
         say(estimate(manifest.answers, info, encoded))
         if there is not None:
             _check_same(folder, there, manifest)
+            _check_files(folder, there)
         begun = cls(folder, there or manifest, encoded, collator, device, divided)
         check_space(folder, begun._left(sizes), f"{OUTPUT} (answers of the teacher)", ROOM)
         if there is None and not _save_first(folder, manifest):
@@ -236,6 +237,20 @@ def _check_same(folder: Path, there: CacheManifest, begun: CacheManifest) -> Non
         )
 
 
+def _check_files(folder: Path, manifest: CacheManifest) -> None:
+    """Reject a folder with files of another cache.
+
+    Raises:
+        ConfigError: Names one.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        if f"-{manifest.origin}-" not in path.name:
+            raise ConfigError(
+                f"{OUTPUT}: {path} is of another cache than {folder / MANIFEST}. Move it, and all "
+                "that came with it, to a folder of their own, or name another folder"
+            )
+
+
 def _leftovers(folder: Path) -> Iterator[Path]:
     """Yield what killed processes have left in a cache whose files are all there."""
     yield from folder.glob("*.tmp")
@@ -279,7 +294,7 @@ class _Writer:
         content = save({name: own.float().cpu().contiguous() for name, own in head.items()})
         for damaged in there:
             damaged.unlink()
-        name = HEADS.replace("*", digest.of_bytes([content]))
+        name = HEADS.replace("*", f"{self.cache.manifest.origin}-{digest.of_bytes([content])}")
         write_file(self.cache.folder / name, content)
 
     def write_once(self, number: int, batches: ShardRows) -> bool:
@@ -297,7 +312,8 @@ class _Writer:
                     return False
                 shard, fidelity = self._answered(batches)
                 lease.check()
-                written = shard.save(self.cache.folder, number, fidelity)
+                name = f"{place.name}-{self.cache.manifest.origin}"
+                written = shard.save(self.cache.folder, name, fidelity)
         except HeldElsewhere:
             return False
         for damaged in self.cache.folder.glob(f"{place.name}-*.safetensors"):

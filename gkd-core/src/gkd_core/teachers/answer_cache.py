@@ -244,6 +244,11 @@ class CacheManifest:
         return len(self.parts) == self.shards
 
     @property
+    def origin(self) -> str:
+        """Hash of all that the cache is about, which the names of its files have."""
+        return digest.of_value(asdict(replace(self, parts=(), head=None)))
+
+    @property
     def answers(self) -> AnswerForm:
         """The form of the answers."""
         if self.form == "hidden":
@@ -410,8 +415,8 @@ class AnswerCache:
         path = self.folder / part.name
         with _naming(path):
             shard = AnswerShard.load(path)
-            if (len(shard.keys), shard.size) != (part.documents, part.values):
-                raise ValueError(f"it has not the {part.documents:,} texts of {MANIFEST}")
+            if WrittenShard.read(path) != part:
+                raise ValueError(f"it is not the one that {MANIFEST} is about")
         return shard
 
 

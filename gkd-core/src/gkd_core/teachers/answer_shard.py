@@ -2,8 +2,8 @@
 
 It is a safetensors file with keys of documents `[N, 16]`, starts `[N + 1]`, checksums `[N + 1]` and
 columns of values: `[N, ...]`, `[T, ...]` for T tokens, or `[P, ...]` for P pairs of tokens of one
-document. Its name has its number and ends with a hash of its content. The hash is for those who
-write; who reads a few documents of a large cache compares their checksums.
+document. Its name ends with a hash of its content. The hash is for those who write; who reads a few
+documents of a large cache compares their checksums.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ class AnswerShard:
         """Number of values."""
         return int(self.starts[-1])
 
-    def save(self, folder: Path, number: int, fidelity: Fidelity | None = None) -> Path:
-        """Write the shard under a name with its number and a hash of its content.
+    def save(self, folder: Path, name: str, fidelity: Fidelity | None = None) -> Path:
+        """Write the shard under a name that ends with a hash of its content.
 
         Args:
             folder: Where.
-            number: Its number.
+            name: What the name begins with.
             fidelity: How near its values are to what was computed.
         """
         columns = {name: own.contiguous() for name, own in self.columns.items()}
         about = None if fidelity is None else {FIDELITY: json_text(asdict(fidelity))}
         index = {KEYS: self.keys, STARTS: self.starts, CHECKSUMS: self.checksums}
         content = save({**index, **columns}, about)
-        path = folder / f"{shard_name(number)}-{digest.of_bytes([content])}.safetensors"
+        path = folder / f"{name}-{digest.of_bytes([content])}.safetensors"
         write_file(path, content)
         return path
 
@@ -134,6 +134,7 @@ class WrittenShard:
         name: Its file.
         documents: Number of documents.
         values: Number of values, one for each token or row.
+        checksum: Of all that is not a value, the checksums of the values among it.
         divergence: Mean KL in nats from what was computed to what is stored, over some values.
         tail: Mean probability of the words that are not stored, over the same.
         error: Largest share that is lost of a tensor, over the same.
@@ -142,6 +143,7 @@ class WrittenShard:
     name: str
     documents: int
     values: int
+    checksum: int
     divergence: float
     tail: float = 0.0
     error: float = 0.0
@@ -157,8 +159,8 @@ class WrittenShard:
         with safe_open(path, "pt") as file:
             fidelity = Fidelity(**json.loads(file.metadata()[FIDELITY]))
             documents = file.get_slice(KEYS).get_shape()[0]
-            values = int(file.get_slice(STARTS)[documents])
-        return cls(path.name, documents, values, **asdict(fidelity))
+            values, checksum = (int(file.get_slice(own)[documents]) for own in (STARTS, CHECKSUMS))
+        return cls(path.name, documents, values, checksum, **asdict(fidelity))
 
 
 def _checksum(columns: Columns) -> int:

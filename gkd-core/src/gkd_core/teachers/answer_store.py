@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from gkd_core.data.cache import set_aside, warn_unwritable
 from gkd_core.teachers.answer_form import Columns
-from gkd_core.teachers.answer_shard import AnswerShard, is_whole
+from gkd_core.teachers.answer_shard import AnswerShard, is_whole, shard_name
 
 
 class AnswerStore:
@@ -37,7 +37,7 @@ class AnswerStore:
         shard = AnswerShard.of(keys, lengths, answers)
         self._note(shard)
         try:
-            shard.save(self.folder, len(self._known))
+            shard.save(self.folder, shard_name(len(self._known)))
         except OSError as error:
             warn_unwritable(error)
 
