@@ -268,6 +268,22 @@ def test_a_cache_serves_only_what_it_is_about(write, prepare_run, tmp_path):
         prepare_run(*settings, *source(tmp_path / "nothing"), teachers=(teacher,))
 
 
+def test_answers_of_the_same_weights_in_another_configuration_are_others(
+    write, prepare_run, world, tmp_path
+):
+    settings, teacher = CASES["hidden"]
+    folder, _ = write("fp16", *settings, teacher=teacher)
+    twin = tmp_path / "twin"
+    shutil.copytree(world / teacher, twin)
+    path = twin / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"transformers_version": "5.0.0"}))
+    prepare_run(*settings, *source(folder), teachers=(str(twin),))
+    path.write_text(json.dumps(content | {"rope_parameters": {"rope_theta": 50.0}}))
+    with pytest.raises(ConfigError, match=r"not of the teacher .*: config: \w+ in the cache, \w+"):
+        prepare_run(*settings, *source(folder), teachers=(str(twin),))
+
+
 def test_a_cache_of_other_rows_is_refused_at_the_first_that_it_lacks(write, first_loss):
     settings, teacher = CASES["hidden"]
     folder, _ = write("fp16", *settings, teacher=teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from gkd_core import digest
@@ -19,6 +20,7 @@ def belongs(spec: StageSpec, number: int) -> Belongs:
     teacher = spec.teachers[number]
     return Belongs(
         weights=_weights(teacher),
+        config=_config(teacher),
         tokenizer=digest.of_value(vocabulary(teacher.tokenizer)),
         template=digest.of_value(teacher.tokenizer.chat_template),
         kind=spec.kind.name,
@@ -32,3 +34,12 @@ def _weights(teacher: TeacherSpec) -> str:
         return f"{teacher.model} {revision(teacher.config)}"
     files = sorted(place.glob(f"*{WEIGHTS}"))
     return digest.of_files(files) if files else ""
+
+
+def _config(teacher: TeacherSpec) -> str:
+    file = named_path(teacher.trained) / "config.json"
+    if not file.is_file():
+        return ""
+    content = json.loads(file.read_text())
+    content.pop("transformers_version", None)  # of who wrote it
+    return digest.of_value(content)

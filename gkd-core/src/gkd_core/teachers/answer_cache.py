@@ -175,6 +175,7 @@ class Belongs:
 
     Attributes:
         weights: Hash of the teacher's weights; empty if they are not at hand.
+        config: Hash of its `config.json`; empty for one of the hub, whose weights have a commit.
         tokenizer: Hash of the tokenizer of the rows it reads.
         template: Hash of the chat template.
         kind: The kind of task.
@@ -182,6 +183,7 @@ class Belongs:
     """
 
     weights: str
+    config: str
     tokenizer: str
     template: str
     kind: str
