@@ -322,7 +322,22 @@ def test_rows_of_a_later_stage_are_missed_before_an_earlier_one_is_trained(write
     run = prepare_run(stages, *settings, *source(folder), teachers=(teacher,))
     with pytest.raises(DataError, match=r"no answers about 56 of 96 texts"):
         run.execute()
-    assert not list(run.directory.glob("stages/*/checkpoints/*"))
+    assert not run.results, "no stage is trained"
+
+
+def test_a_file_that_a_later_stage_needs_is_missed_before_an_earlier_one_is_trained(
+    write, prepare_run
+):
+    settings, teacher = CASES["hidden"]
+    folder, manifest = write("fp16", *settings, teacher=teacher)
+    stages = "stages=[{name='words',task={rows=40}},{name='states'}]"
+    own = (f"stages.states.{setting}" for setting in source(folder))
+    lost = folder / manifest.parts[2].name
+    lost.unlink()
+    run = prepare_run(stages, *settings, *own, teachers=(teacher,))
+    with pytest.raises(DataError, match=rf"{lost.name} cannot be read: No such file"):
+        run.execute()
+    assert not run.results, "no stage is trained"
 
 
 def test_a_stage_that_reads_what_a_cache_lacks_is_named_and_may_run_the_teacher(write, prepare_run):

@@ -46,13 +46,13 @@ def check_sources(spec: StageSpec) -> None:
 
 
 def check_later_answers(specs: Sequence[StageSpec]) -> None:
-    """Reject a cache that lacks rows of a later stage, before an earlier one is trained.
+    """Reject a cache that lacks rows of a later stage, or files, before an earlier one is trained.
 
     Args:
         specs: The stages that are not finished, in order.
 
     Raises:
-        DataError: Says how many.
+        DataError: Says how many rows, or which file.
     """
     for spec in specs[1:]:
         for number, teacher in enumerate(spec.teachers if spec.reads_teachers else ()):

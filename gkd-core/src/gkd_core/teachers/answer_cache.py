@@ -372,6 +372,16 @@ class AnswerCache:
             tensors: dict[str, Tensor] = load_file(path)
         return tensors
 
+    def check_files(self) -> None:
+        """Open all files, which are otherwise opened when the first answer is read.
+
+        Raises:
+            DataError: One is missing, or is not as it was written.
+        """
+        _ = self.shards
+        if self.manifest.head is not None:
+            _ = self.head
+
     def find(self, document: Document) -> Columns:
         """Return the values of a document, as stored: `[1, ...]`, `[T, ...]` or `[T * T, ...]`.
 

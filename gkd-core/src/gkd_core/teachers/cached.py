@@ -88,15 +88,16 @@ class Cached(AnswerSource):
             )
 
     def check_rows(self, encoded: Encoded, collator: Collator) -> None:
-        """Reject a cache that lacks some of the training rows.
+        """Reject a cache that lacks some of the training rows, or a file of its own.
 
         Args:
             encoded: The rows as the teacher reads them.
             collator: Makes batches of them.
 
         Raises:
-            DataError: Says how many.
+            DataError: Says how many rows, or which file.
         """
+        self.cache.check_files()
         are_those = encoded.tokens_hash == self.cache.manifest.rows
         if are_those and self.cache.manifest.learned in (None, encoded.learned_hash):
             return
