@@ -10,7 +10,9 @@ import torch
 
 from gkd_core.contract.batch import IGNORE
 from gkd_core.contract.task import Split
+from gkd_core.data import encode
 from gkd_core.data.collate import Collator
+from gkd_core.data.encode import Encoded
 from gkd_core.data.pack import best_fit, pack
 from gkd_core.errors import ConfigError
 from gkd_core.hooks.extraction import Extractor
@@ -34,6 +36,15 @@ def test_best_fit_leaves_the_least_room():
     assert sorted(row for block in blocks for row in block) == list(range(500))
     assert all(sum(lengths[row] for row in block) <= 64 for block in blocks)
     assert len(blocks) <= 11 / 9 * sum(lengths) / 64 + 1
+
+
+@pytest.mark.parametrize("chunk", [2, 1000])
+def test_prompts_end_with_the_first_token_that_is_learned(monkeypatch, chunk):
+    monkeypatch.setattr(encode, "CHUNK", chunk)
+    offsets = np.cumsum([0, 5, 1, 2, 0, 2])
+    learned = np.array([0, 0, 1, 0, 1, 1, 0, 0, 0, 1], bool)
+    ids = np.zeros(len(learned), np.int32)
+    assert Encoded(ids, None, offsets, None, 0, learned=learned).prompts.tolist() == [2, 0, 2, 0, 1]
 
 
 @pytest.fixture(scope="module")

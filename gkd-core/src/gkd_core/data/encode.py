@@ -14,7 +14,7 @@ from gkd_core import digest
 from gkd_core.contract.task import Split
 from gkd_core.data.array_spool import ArraySpool
 from gkd_core.data.byte_offsets import cut_blocks, locate_tokens, unpreceded
-from gkd_core.data.mapped_memory import parts_of
+from gkd_core.data.mapped_memory import parts_of, release
 from gkd_core.data.row_joiner import RowJoiner, TokenizedRow
 from gkd_core.data.tokenize_texts import TokenizedTexts, tokenize
 from gkd_core.errors import ConfigError, DataError
@@ -92,8 +92,15 @@ class Encoded:
         """Number of tokens before the first that is learned in each row, int64 `[N]`; or None."""
         if self.learned is None:
             return None
-        rows = np.split(self.learned, self.offsets[1:-1])
-        return np.array([int(row.argmax()) if row.any() else len(row) for row in rows], np.int64)
+        found = np.empty(len(self), np.int64)
+        for first in range(0, len(self), CHUNK):
+            bounds = self.offsets[first : first + CHUNK + 1]
+            learned = np.flatnonzero(self.learned[bounds[0] : bounds[-1]]) + bounds[0]
+            learned = np.append(learned, bounds[-1])
+            begins = learned[np.searchsorted(learned, bounds[:-1])]
+            found[first : first + CHUNK] = np.minimum(begins, bounds[1:]) - bounds[:-1]
+            release(getattr(self.learned, "_mmap", None))
+        return found
 
     @property
     def tokens_hash(self) -> str:
