@@ -16,6 +16,7 @@ from gkd_core.data import (
     encode_chats,
     json_rows,
     mapped_memory,
+    pack,
     spooled_table,
     stored_column,
     stored_rows,
@@ -47,20 +48,23 @@ def small_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(assemble, "CHUNK", 20)
     monkeypatch.setattr(encode, "CHUNK", 20)
     monkeypatch.setattr(encode_chats, "CHUNK", 20)
+    monkeypatch.setattr(pack, "CHUNK", 20)
     monkeypatch.setattr(mapped_memory, "PART", 2**11)
 
 
-def peaks_of(path, kind):
+def peaks_of(task, kind, packed=False):
     """Return the most bytes that are taken at once as rows are read, and until they are drawn."""
-    task = Files(TaskConfig(train=str(path)), registry().kinds)
     words = make_tokenizer() if kind == "causal-lm" else tokenizer()
     tracemalloc.start()
     data = stored_rows.stored_rows(task.files(), [], [], lambda: task.load(kind, 1))
     assert data.kind == kind
     reading = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    encoded = tokens.tokenized(registry().kinds[kind], data.train, words, 64, data.classes)
+    given = (registry().kinds[kind], data.train, words, 64, data.classes)
+    encoded = tokens.tokenized(*given, packed=packed)
     assert encoded.largest_id > 0
+    assert (encoded.positions is not None) == packed
+    assert encoded.prompts is None or len(encoded.prompts) == len(encoded)
     next(Sampler(encoded.lengths, 8, 1, 0, bucketing=True).steps(0))
     drawing = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -101,6 +105,22 @@ def test_memory_of_a_row_is_less_than_its_text(name, tmp_path):
     for count in (SOME, *ROWS):  # the first takes what is taken once, such as by imports
         path = tmp_path / f"{count}.{suffix}"
         path.write_text(written([row(number) for number in range(count)]))
-        peaks.append(peaks_of(path, kind))
+        peaks.append(peaks_of(Files(TaskConfig(train=str(path)), registry().kinds), kind))
+    check_growth(peaks)
+
+
+def check_growth(peaks):
     for few, many in zip(*peaks[1:], strict=True):
         assert (many - few) / (ROWS[1] - ROWS[0]) < MOST
+
+
+@pytest.mark.parametrize("name", ["messages", "text"])
+def test_memory_of_a_packed_row_is_less_than_its_text(name, tmp_path):
+    suffix, _, row, written = FILES[name]
+    peaks = []
+    for count in (SOME, *ROWS):
+        path = tmp_path / f"{count}.{suffix}"
+        path.write_text(written([row(number) for number in range(count)]))
+        config = TaskConfig(train=str(path), kind="causal-lm")
+        peaks.append(peaks_of(Files(config, registry().kinds), "causal-lm", packed=True))
+    check_growth(peaks)

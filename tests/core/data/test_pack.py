@@ -11,6 +11,7 @@ import torch
 from gkd_core.contract.batch import IGNORE
 from gkd_core.contract.task import Split
 from gkd_core.data import encode
+from gkd_core.data import pack as packing
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
 from gkd_core.data.pack import best_fit, pack
@@ -27,15 +28,53 @@ from gkd_core.training.assembly import build_stage
 CAUSAL = CausalLM()
 
 
+def blocks_of(lengths, size):
+    order, counts = best_fit(np.array(lengths), size)
+    return [block.tolist() for block in np.split(order, np.cumsum(counts)[:-1])]
+
+
 def test_best_fit_leaves_the_least_room():
-    assert best_fit([5, 3, 6, 2, 4], 8) == [[2, 3], [0, 1], [4]]
-    assert best_fit([8, 8, 1], 8) == [[0], [1], [2]]
+    assert blocks_of([5, 3, 6, 2, 4], 8) == [[2, 3], [0, 1], [4]]
+    assert blocks_of([8, 8, 1], 8) == [[0], [1], [2]]
     draw = np.random.default_rng(0)
     lengths = draw.integers(1, 65, 500).tolist()
-    blocks = best_fit(lengths, 64)
+    blocks = blocks_of(lengths, 64)
     assert sorted(row for block in blocks for row in block) == list(range(500))
     assert all(sum(lengths[row] for row in block) <= 64 for block in blocks)
     assert len(blocks) <= 11 / 9 * sum(lengths) / 64 + 1
+
+
+PACKED = {
+    True: (
+        [0, 8, 16, 20],
+        [*range(8, 16), *range(8), *range(16, 20)],
+        [*range(6), *range(2), *range(5), *range(3), *range(4)],
+    ),
+    False: (
+        [0, 7, 14, 20],
+        [*range(20)],
+        [*range(5), *range(2), *range(1), *range(6), *range(2), *range(4)],
+    ),
+}
+"""Where blocks begin, their tokens and the places of these, for rows of 5, 3, 6, 2 and 4 tokens."""
+
+
+@pytest.mark.parametrize("whole", PACKED)
+@pytest.mark.parametrize("chunk", [2, 1000])
+def test_packed_rows_have_the_tokens_and_places_of_their_blocks(monkeypatch, whole, chunk):
+    monkeypatch.setattr(packing, "CHUNK", chunk)
+    ids = np.arange(20, dtype=np.int32)
+    offsets = np.cumsum([0, 5, 3, 6, 2, 4])
+    learned = ids % 3 == 0
+    plain = Encoded(ids, None, offsets, None, num_truncated=1, learned=learned, extra={"any": 1})
+    packed = pack(plain, 8 if whole else 7, whole)
+    bounds, tokens, places = PACKED[whole]
+    assert packed.offsets.tolist() == bounds
+    assert packed.ids.tolist() == tokens
+    assert packed.positions.tolist() == places
+    assert packed.learned.tolist() == [token % 3 == 0 for token in tokens]
+    assert packed.ids.dtype == packed.positions.dtype == np.int32
+    assert (packed.num_packed, packed.num_truncated, packed.extra) == (5, 1, {})
 
 
 @pytest.mark.parametrize("chunk", [2, 1000])

@@ -4,12 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.core.kinds.conftest import MAKERS
+from tests.core.kinds.conftest import MAKERS, WORDS
 
 from gkd_core.config.schema import TaskConfig
+from gkd_core.contract.task import Split
 from gkd_core.data import stored_rows, stored_tokens
 from gkd_core.data.files import Files
+from gkd_core.data.pack import pack
 from gkd_core.data.stored_tokens import tokenized
+from gkd_core.kinds.causal_lm import CausalLM
 from gkd_core.plugins import registry
 
 KINDS = registry().kinds
@@ -52,3 +55,20 @@ def test_tokens_of_every_kind_are_kept(kind, task, tokenizer, monkeypatch):
     assert kept.extra.keys() == fresh.extra.keys()
     for key, value in fresh.extra.items():
         same(kept.extra[key], value)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_packed_rows_are_kept_in_their_blocks(tokenizer, monkeypatch, whole):
+    texts = [" ".join(WORDS[: 1 + number % 5]) for number in range(12)]
+    split = Split(texts, target=texts if whole else None)
+    given = (KINDS["causal-lm"], split, tokenizer, 16, ())
+    plain = tokenized(*given)
+    made = tokenized(*given, packed=True)
+    monkeypatch.setattr(CausalLM, "encode", None)  # nothing is tokenized again
+    monkeypatch.setattr(stored_tokens, "pack", None)  # nor packed
+    kept = tokenized(*given, packed=True)
+    assert kept.num_packed == len(plain) > len(kept)
+    fresh = pack(plain, 16, whole)
+    for field in dataclasses.fields(kept):
+        same(getattr(kept, field.name), getattr(fresh, field.name))
+        same(getattr(made, field.name), getattr(fresh, field.name))

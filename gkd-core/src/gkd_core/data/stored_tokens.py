@@ -15,6 +15,7 @@ from gkd_core.contract.task import Split
 from gkd_core.data.array_spool import ROOM
 from gkd_core.data.cache import cache_entry
 from gkd_core.data.encode import Encoded
+from gkd_core.data.pack import pack
 from gkd_core.data.stored_column import StoredColumn, write_column
 from gkd_core.data.stored_folder import made_once
 from gkd_core.data.stored_rows import code_hash, split_hash
@@ -40,15 +41,27 @@ def tokenized(
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     classes: Sequence[str],
+    packed: bool = False,
 ) -> Encoded:
-    """Return `kind.encode` of a split, from the cache if it is there."""
+    """Return `kind.encode` of a split, from the cache if it is there.
+
+    Args:
+        kind: The kind of task.
+        split: The rows.
+        tokenizer: The tokenizer.
+        max_length: Maximum length of a row, and of a block of rows, in tokens.
+        classes: Names of the classes.
+        packed: Whether several rows share a block (`pack`); texts alone may be cut.
+    """
 
     def encode() -> Encoded:
-        return kind.encode(split, tokenizer, max_length, classes)
+        encoded = kind.encode(split, tokenizer, max_length, classes)
+        whole = split.chat or split.target is not None
+        return pack(encoded, max_length, whole) if packed else encoded
 
     if len(split) < MANY:
         return encode()
-    about = [kind.name, max_length, list(classes), code_hash([type(kind)])]
+    about = [kind.name, max_length, list(classes), packed, code_hash([type(kind)])]
     try:
         key = digest.of_value([split_hash(split), tokenizer_hash(tokenizer), about])
     except TypeError:  # rows of a plugin that have no hash

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from gkd_core.config.schema import RunConfig
 from gkd_core.contract.batch import Batch
 from gkd_core.contract.optimizer import OptimizerFactory
@@ -13,6 +15,7 @@ from gkd_core.contract.step import Step
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import Encoded
+from gkd_core.data.mapped_memory import parts_of
 from gkd_core.data.other_prompts import OtherPrompts
 from gkd_core.data.readings import Reading
 from gkd_core.data.sampler import Sampler
@@ -190,9 +193,10 @@ class Stage:
             yield "", f"{packed:,} packed into {len(self.train):,} blocks, {full:.0%} full"
         learned = self.train.learned
         if learned is not None:
-            share, longest = learned.mean(), int(self.train.lengths.max())
-            counted = f"{int(learned.sum()):,} of {len(learned):,} tokens are learned"
-            yield "", f"{counted} ({share:.0%}); the longest row has {longest:,}"
+            count = sum(np.count_nonzero(part) for part in parts_of(learned))
+            counted = f"{count:,} of {len(learned):,} tokens are learned"
+            longest = int(self.train.lengths.max())
+            yield "", f"{counted} ({count / len(learned):.0%}); the longest row has {longest:,}"
 
     def _judge(self) -> Iterator[tuple[str, str]]:
         """Yield how students are judged, if not by labels."""

@@ -11,7 +11,6 @@ from gkd_core.contract.task import Split
 from gkd_core.data.collate import Collator
 from gkd_core.data.encode import TEXTS, Encoded
 from gkd_core.data.other_prompts import OtherPrompts, other_prompts
-from gkd_core.data.pack import pack
 from gkd_core.data.readings import Reading, encode_again
 from gkd_core.data.writing_room import rows_with_room
 from gkd_core.errors import DataError
@@ -31,10 +30,8 @@ def encode_training_rows(spec: StageSpec, device: torch.device) -> tuple[Split, 
     """
     rows = augmented(spec.data.train, spec.config, spec.kind, device)
     rows = replace(rows, byte_offsets=spec.needs_byte_offsets)
-    train = _with_room(spec, spec.encode(rows, spec.tokenizer))
-    if spec.config.task.packing:
-        train = pack(train, spec.max_length, whole=rows.chat or rows.target is not None)
-    return rows, train
+    train = spec.encode(rows, spec.tokenizer, packed=spec.config.task.packing)
+    return rows, _with_room(spec, train)
 
 
 def _with_room(spec: StageSpec, train: Encoded) -> Encoded:

@@ -199,15 +199,20 @@ class StageSpec:
                 found.setdefault(id(teacher.tokenizer), (teacher.tokenizer, []))[1].append(teacher)
         return list(found.values())
 
-    def encode(self, split: Split, tokenizer: PreTrainedTokenizerFast) -> Encoded:
-        """Return rows of the task in the tokens of a tokenizer.
+    def encode(
+        self, split: Split, tokenizer: PreTrainedTokenizerFast, packed: bool = False
+    ) -> Encoded:
+        """Return rows of the task in the tokens of a tokenizer, or blocks of several of them.
 
         Raises:
             DataError: A model that reads them has no embedding for one of the tokens.
         """
-        encoded = tokenized(self.kind, split, tokenizer, self.max_length, self.data.classes)
+        classes = self.data.classes
+        encoded = tokenized(self.kind, split, tokenizer, self.max_length, classes, packed)
         self.check_ids(encoded, tokenizer)
-        return encoded if split.source is None else self._with_sources(encoded, split.source)
+        if packed or split.source is None:
+            return encoded
+        return self._with_sources(encoded, split.source)
 
     def _with_sources(self, encoded: Encoded, sources: Sequence[str]) -> Encoded:
         """Return rows with the index of the source of each, if every row is from one text."""
