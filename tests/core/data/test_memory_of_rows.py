@@ -16,6 +16,7 @@ from gkd_core.data import (
     encode_chats,
     json_rows,
     mapped_memory,
+    mixture,
     pack,
     spooled_table,
     stored_column,
@@ -23,6 +24,7 @@ from gkd_core.data import (
 )
 from gkd_core.data import stored_tokens as tokens
 from gkd_core.data.files import Files
+from gkd_core.data.mixture import MixedData
 from gkd_core.data.sampler import Sampler
 from gkd_core.plugins import registry
 
@@ -49,6 +51,7 @@ def small_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "CHUNK", 20)
     monkeypatch.setattr(encode_chats, "CHUNK", 20)
     monkeypatch.setattr(pack, "CHUNK", 20)
+    monkeypatch.setattr(mixture, "CHUNK", 20)
     monkeypatch.setattr(mapped_memory, "PART", 2**11)
 
 
@@ -123,4 +126,15 @@ def test_memory_of_a_packed_row_is_less_than_its_text(name, tmp_path):
         path.write_text(written([row(number) for number in range(count)]))
         config = TaskConfig(train=str(path), kind="causal-lm")
         peaks.append(peaks_of(Files(config, registry().kinds), "causal-lm", packed=True))
+    check_growth(peaks)
+
+
+def test_memory_of_a_row_of_a_mixture_is_less_than_its_text(tmp_path):
+    peaks = []
+    for count in (SOME, *ROWS):
+        for name, row in (("prompts", answered), ("messages", conversation)):
+            path = tmp_path / f"{name}.jsonl"
+            path.write_text(lines([row(number) for number in range(count // 2)]))
+        train = f"{tmp_path / 'prompts.jsonl'}:1,{tmp_path / 'messages.jsonl'}:1"
+        peaks.append(peaks_of(MixedData(TaskConfig(train=train), registry().kinds), "causal-lm"))
     check_growth(peaks)

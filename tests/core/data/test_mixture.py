@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 
 from gkd_core.config.schema import TaskConfig, data_shares, task_name
+from gkd_core.data import mixture, spooled_table
 from gkd_core.data.mixture import MixedData, short_names
+from gkd_core.data.stored_column import StoredColumn
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.plugins import registry
 
@@ -47,6 +49,32 @@ def test_rows_have_the_given_shares_and_none_is_repeated(sources):
     assert data.train.target is None
     assert all(text[-1]["role"] == "assistant" for text in data.train.text)
     assert "many.jsonl (12 of 90 rows)" in data.source
+
+
+def test_a_mixture_of_rows_on_the_disk_has_the_same_rows(sources, monkeypatch, tmp_path):
+    train = f"{sources / 'many.jsonl'}:0.25,{sources / 'few.jsonl'}:0.75"
+    data = load(train)
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path))
+    monkeypatch.setattr(spooled_table, "IN_MEMORY", 7)
+    monkeypatch.setattr(mixture, "CHUNK", 5)
+    stored = load(train)
+    assert isinstance(stored.train.text, StoredColumn)
+    assert list(stored.train.text) == data.train.text
+    assert stored.validation == data.validation
+    assert stored.rows_hash == data.rows_hash
+
+
+def test_columns_are_joined_on_the_disk_if_one_of_them_is_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path))
+    monkeypatch.setattr(spooled_table, "IN_MEMORY", 3)
+    column = spooled_table.spooled(map(str, range(7)))
+    assert isinstance(column, StoredColumn)
+    both = [column.take([6, 0, 2]), ["a", None, "c", {"d": (1,)}]]
+    found = spooled_table.joined(both)
+    assert isinstance(found, StoredColumn)
+    assert list(found) == ["6", "0", "2", "a", None, "c", {"d": (1,)}]
+    beyond = {"a set"}  # no file of the cache can hold it
+    assert spooled_table.joined([*both, [beyond, "e"]]) == [*found, beyond, "e"]
 
 
 def test_sources_are_named_by_their_files(sources):

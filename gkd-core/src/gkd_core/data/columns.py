@@ -225,7 +225,7 @@ def _texts(table: Table, column: str) -> Sequence[str]:
     """Return a column of texts; what is none of them is recorded in the faults of the table."""
     values = table.columns[column]
     if not isinstance(values, (list, StoredColumn)):
-        values = spooled(values, column, table)  # a column of a plugin or a hub data set
+        values = spooled(values)  # a column of a plugin or a hub data set
     for number, value in zip(table.numbers, values, strict=True):
         if is_missing(value):
             table.faults.add(number, f"the text is empty (column {column!r})")

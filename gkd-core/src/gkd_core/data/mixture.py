@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from gkd_core.config.schema import data_shares
 from gkd_core.contract.task import Split, Task, TaskData
 from gkd_core.data.assemble import hash_rows
+from gkd_core.data.chat import Message
+from gkd_core.data.encode import CHUNK
 from gkd_core.data.encode_chats import messages_of
 from gkd_core.data.files import Files
-from gkd_core.data.holdout import fewer
+from gkd_core.data.holdout import fewer, part_of
 from gkd_core.data.hub import Hub
+from gkd_core.data.spooled_table import joined, spooled
 from gkd_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -156,22 +159,26 @@ def _joined(splits: Mapping[str, Split]) -> Split:
     return Split(**{"source": names} | made)
 
 
-def _column(name: str, columns: Sequence[Any], parts: Sequence[Split]) -> list[Any]:
+def _column(name: str, columns: Sequence[Any], parts: Sequence[Split]) -> Sequence[Any]:
     """Return the values of all rows; only some may be missing in some sources."""
     if name not in ("tools", "group", "context") and any(column is None for column in columns):
         raise DataError(
             f"some sources of task.train have a {name} in their rows, and others have none. Give "
             "sources with the same columns"
         )
-    filled = (
-        [None] * len(part) if column is None else column
-        for column, part in zip(columns, parts, strict=True)
-    )
-    return [value for column in filled for value in column]
+    pairs = zip(columns, parts, strict=True)
+    return joined([[None] * len(part) if column is None else column for column, part in pairs])
 
 
 def _as_messages(split: Split) -> Split:
-    return replace(split, text=[messages_of(split, n) for n in range(len(split))], target=None)
+    return replace(split, text=spooled(_messages(split)), target=None)
+
+
+def _messages(split: Split) -> Iterator[list[Message]]:
+    """Yield the messages of each row."""
+    for start in range(0, len(split), CHUNK):
+        part = part_of(split, start, CHUNK)
+        yield from (messages_of(part, row) for row in range(len(part)))
 
 
 def _shown(data: TaskData) -> str:

@@ -8,11 +8,14 @@ from typing import Any
 
 from gkd_core.data.array_spool import ROOM
 from gkd_core.data.cache import cache_dir, warn_unwritable
-from gkd_core.data.stored_column import ColumnSpool
+from gkd_core.data.stored_column import ColumnSpool, StoredColumn
 from gkd_core.data.table import Faults, Table
 
 IN_MEMORY = 50_000
 """Rows that are kept in memory; where there are more, as many at once go to the disk."""
+
+COLUMN = "values"
+"""Name of the only column of a table."""
 
 
 class TableBuilder:
@@ -65,36 +68,51 @@ class TableBuilder:
             if name not in self._columns:
                 self._columns[name] = _spool(self._taken)
         for name in self._columns:
-            self._extend(name, [row.get(name) for row in self._waiting])
+            values = [row.get(name) for row in self._waiting]
+            self._columns[name] = _extended(self._columns[name], values)
         self._taken += len(self._waiting)
         self._waiting.clear()
 
-    def _extend(self, name: str, values: list[Any]) -> None:
-        """Add values to a column; one that cannot be stored keeps its column in memory."""
-        column = self._columns[name]
-        if isinstance(column, list):
-            column += values
-            return
-        try:
-            column.add(values)
-        except (OSError, TypeError) as error:
-            if isinstance(error, OSError):
-                warn_unwritable(error)
-            self._columns[name] = [*column.column(), *values]
+
+def spooled(values: Iterable[Any]) -> Sequence[Any]:
+    """Return a column of values that are made one by one, in memory or on disk."""
+    rows = TableBuilder(Faults("values"), [COLUMN])
+    for number, value in enumerate(values, 1):
+        rows.add(number, {COLUMN: value})
+    return rows.table().columns[COLUMN]
 
 
-def spooled(values: Iterable[Any], column: str, table: Table) -> Sequence[Any]:
-    """Return a column of which the values are read anew each time, kept in memory or on disk.
+def joined(columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    """Return the values of several columns, one after the other, on disk if one of them is."""
+    if not any(isinstance(column, StoredColumn) for column in columns):
+        return [value for column in columns for value in column]
+    made = _spool(0)
+    for column in columns:
+        for start in range(0, len(column), IN_MEMORY):
+            made = _extended(made, _part(column, start))
+    return made.column() if isinstance(made, ColumnSpool) else made
 
-    Args:
-        values: The values, one for each row.
-        column: Its name.
-        table: The table that has it.
-    """
-    rows = TableBuilder(table.faults, [column])
-    for number, value in zip(table.numbers, values, strict=True):
-        rows.add(number, {column: value})
-    return rows.table().columns[column]
+
+def _part(column: Sequence[Any], start: int) -> Sequence[Any]:
+    """Return some values in a sequence; those on disk are not read."""
+    stop = min(start + IN_MEMORY, len(column))
+    return (
+        column.take(range(start, stop)) if isinstance(column, StoredColumn) else column[start:stop]
+    )
+
+
+def _extended(column: ColumnSpool | list[Any], values: Sequence[Any]) -> ColumnSpool | list[Any]:
+    """Return a column with more values; one that cannot be stored is in memory from then on."""
+    if isinstance(column, list):
+        column += values
+        return column
+    try:
+        column.add(values)
+    except (OSError, TypeError) as error:
+        if isinstance(error, OSError):
+            warn_unwritable(error)
+        return [*column.column(), *values]
+    return column
 
 
 def _spool(missing: int) -> ColumnSpool | list[Any]:

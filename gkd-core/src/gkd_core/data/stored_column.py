@@ -140,7 +140,7 @@ class ColumnSpool:
             OSError: The disk cannot take them.
             TypeError: One cannot be stored.
         """
-        encoded = [encode_value(value) for value in values]
+        encoded = list(_encoded(values))
         content = b"".join(encoded)
         write_whole(self._file, content)
         self._sizes.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
@@ -161,10 +161,9 @@ def write_column(path: Path, values: Sequence[Any]) -> str:
         OSError: They cannot be written.
         TypeError: One cannot be stored.
     """
-    encoded = values.encoded() if isinstance(values, StoredColumn) else map(encode_value, values)
     sizes = np.zeros(len(values) + 1, np.int64)
     with path.open("wb") as file:
-        for place, value in enumerate(encoded, 1):
+        for place, value in enumerate(_encoded(values), 1):
             sizes[place] = file.write(value)
     np.cumsum(sizes).tofile(starts_of(path))
     return digest.of_files([path, starts_of(path)])
@@ -188,6 +187,11 @@ def encode_value(value: Any) -> bytes:
     if type(value) is int:
         return JSON + b"%d" % value
     return JSON + json.dumps(_plain(value), ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _encoded(values: Iterable[Any]) -> Iterator[bytes]:
+    """Yield the bytes of each value."""
+    return values.encoded() if isinstance(values, StoredColumn) else map(encode_value, values)
 
 
 def _decoded(content: bytes) -> Any:
