@@ -244,6 +244,49 @@ def test_labels_alone_are_the_result_where_they_are_better(
     assert "on the others, distillation does not pay: worse than labels alone" in said
 
 
+@pytest.fixture
+def unlabeled(arguments, world, tmp_path):
+    """The arguments without methods, for rows to train on that have no labels."""
+    rows = map(json.loads, (world / "train.jsonl").read_text().splitlines())
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
+    return [path if each == world / "train.jsonl" else each for each in without_methods(arguments)]
+
+
+def without_methods(arguments):
+    left = without_hard(arguments)
+    at = left.index("--method")
+    return left[:at] + left[at + 2 :]
+
+
+def test_rows_without_labels_are_searched_without_labels(
+    unlabeled, invoke, pretend, tmp_path, monkeypatch
+):
+    pytest.importorskip("optuna")
+    for method, quality in (("pkd+soft", 0.8), ("soft", 0.9)):
+        monkeypatch.setitem(QUALITIES, method, quality)
+    done = invoke(*unlabeled, "--max-weights", "20k", "--time", "4s")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "found/report/search.json").read_text())
+    assert report["axes"]["method"] == "soft"
+    *tried, labels = report["tried"]
+    assert {each["method"] for each in tried} == {"pkd+soft", "soft"}
+    assert (labels["method"], labels["state"]) == ("hard", "refused")
+    said = report["sentences"][-1]
+    assert said.startswith("not compared with labels alone: ")
+    assert "hard needs labels, but" in said
+
+
+def test_search_ends_when_every_candidate_is_refused(unlabeled, invoke, pretend):
+    pytest.importorskip("optuna")
+    done = invoke(*unlabeled, "--method", "kd", "--max-weights", "20k", "--time", "1h")
+    assert done.code == 2
+    assert not pretend.started
+    said = " ".join(done.err.split())
+    assert "no candidate could be trained: " in said
+    assert "kd needs labels, but" in said
+
+
 def test_evaluations_are_those_of_the_last_stage_of_a_recipe(tmp_path):
     recipe = SearchedRecipe("takd", {"assistant": 9, "student": 40})
     assert (str(recipe), recipe.last_stage) == ("recipe takd", "student")

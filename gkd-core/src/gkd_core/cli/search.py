@@ -83,7 +83,7 @@ def search(
 
     shared, spec = _stage(flags, settings)
     searched = [_searched(name, shared) for name in recipes]
-    tried = methods or _default_methods(recipes)
+    tried = methods or _default_methods(spec, recipes)
     folder, shapes = output or FOLDER, _shapes(spec, tried, searched)
     if folder.exists() and not folder.is_dir():
         raise click.UsageError(f"--output {folder} is a file; name a folder")
@@ -188,11 +188,13 @@ def _searched(recipe: str, shared: Mapping[str, Any]) -> SearchedRecipe:
     return SearchedRecipe(recipe, steps, slices=stages[-1].scale is not None)
 
 
-def _default_methods(recipes: Sequence[str]) -> Sequence[str]:
+def _default_methods(spec: StageSpec, recipes: Sequence[str]) -> Sequence[str]:
     """Return the methods that are tried if none is named."""
-    from gkd_core.studies.search_space import METHODS
+    from gkd_core.studies.search_space import METHODS, UNLABELED
 
-    return () if recipes else METHODS
+    if recipes:
+        return ()
+    return UNLABELED if spec.is_unlabeled(spec.data.train) else METHODS
 
 
 def _space(

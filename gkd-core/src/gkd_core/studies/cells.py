@@ -118,7 +118,7 @@ class CellMaker:
         if self._known.get(cell.name) == "tuning":  # its run has left the test rows alone
             cell = replace(cell, name=digest.of_value([cell.name, cell.role]))
         if cell.name not in self._known and (refusal := self.prepare(point).refusal):
-            return self._dropped(point, refusal)
+            return self._dropped(point, refusal, cell.task)
         return CheckedCell(cell, _with_shared_answers(resolved))
 
     def make_trial(self, point: AxisPoint, lr_factor: float, share: float) -> CheckedCell:
@@ -212,8 +212,8 @@ class CellMaker:
             lr_factor=lr_factor,
         )
 
-    def _dropped(self, point: AxisPoint, reason: str) -> CheckedCell:
-        task, seed = str(point.task or ""), point.seed
+    def _dropped(self, point: AxisPoint, reason: str, task: str = "") -> CheckedCell:
+        task, seed = task or str(point.task or ""), point.seed
         name = digest.of_value([point.group, seed])
         return CheckedCell(Cell(name, point.axes, seed, task, reason=reason), None)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,8 +35,11 @@ from gkd_core.studies.validation import score
 
 POLL = 0.2
 
-MOST_REPEATED = 20
-"""Proposals in a row that are known already, after which nothing new is expected."""
+MOST_FRUITLESS = 20
+"""Proposals in a row that are known already, refused or fail, after which no other is expected."""
+
+REASONS_SHOWN = 3
+"""Reasons that are named if no candidate could be trained, the most frequent ones."""
 
 LOST = "stopped at evaluation {number}: {value:.4f}, in the lower half of those so far"
 
@@ -111,16 +115,15 @@ class StudentSearch:
             until: When to begin no other, by `time.monotonic`; one that is running is stopped, to
                 be continued by the next search, unless no student is finished yet.
         """
-        repeated = 0
-        while time.monotonic() < until and repeated < MOST_REPEATED:
-            checked = self._next(repeated)
-            repeated = repeated + 1 if checked is None else 0
-            if checked is not None:
-                self._try(checked, until)
+        fruitless = 0
+        while time.monotonic() < until and fruitless < MOST_FRUITLESS:
+            checked = self._next(fruitless)
+            has_learned = checked is not None and self._try(checked, until)
+            fruitless = 0 if has_learned else fruitless + 1
         self._finish_one()
 
     def train(self, axes: Mapping[str, AxisValue], seeds: Sequence[int]) -> list[Cell]:
-        """Train the same student with several seeds in full, unless that is done.
+        """Train the same student with several seeds in full, unless that is done, or refused.
 
         Args:
             axes: Its value on each axis.
@@ -131,7 +134,10 @@ class StudentSearch:
             checked = self._made(axes, seed)
             self._cells[checked.cell.name] = checked.cell  # also if it was stopped before
             self.folder.write(configs([checked]))
-            if self._empty.state(checked.cell) is not CellState.FINISHED:
+            state = self._empty.state(checked.cell)
+            if state is CellState.DROPPED:
+                self._say(f"refused  {checked.cell.label}: {checked.cell.reason}")
+            elif state is not CellState.FINISHED:
                 self._say(f"trains {checked.cell.label}")
                 self._wait(self._start(checked.cell))
             cells.append(checked.cell)
@@ -164,23 +170,23 @@ class StudentSearch:
     def _made(self, axes: Mapping[str, AxisValue], seed: int) -> CheckedCell:
         return self._maker.make(AxisPoint(axes, None, seed))
 
-    def _next(self, repeated: int) -> CheckedCell | None:
+    def _next(self, fruitless: int) -> CheckedCell | None:
         """Return a candidate to go on with, or a new one; None if it is known already.
 
         Args:
-            repeated: How many proposals in a row were known.
+            fruitless: How many proposals in a row nothing was learned from.
         """
         begun = [*self._unfinished(), *self._promoted()]
         if begun:
             return self._made(begun[0].axes, begun[0].seed)
         known = [cell.axes for cell in self._own_cells()]
         first = [axes for axes in self.space.beginnings if axes not in known]
-        checked = self._made(first[0] if first else self._proposed(repeated), self.space.seed)
+        checked = self._made(first[0] if first else self._proposed(fruitless), self.space.seed)
         return None if checked.cell.name in self._cells else checked
 
-    def _proposed(self, repeated: int) -> Mapping[str, AxisValue]:
+    def _proposed(self, fruitless: int) -> Mapping[str, AxisValue]:
         tried = [each for cell in self._own_cells() if (each := self._tried(cell)) is not None]
-        return self._proposals.propose(tried, seed=len(self._cells) + repeated)
+        return self._proposals.propose(tried, seed=len(self._cells) + fruitless)
 
     def _own_cells(self) -> list[Cell]:
         """Return the candidates so far, as far as they can still occur."""
@@ -205,14 +211,18 @@ class StudentSearch:
         directory, stage = self._empty.run_directory(cell), self.space.stage(cell.axes)
         return evaluations(directory, stage, self.space.metric.name)
 
-    def _try(self, checked: CheckedCell, until: float) -> None:
-        """Train a candidate until it is finished, falls behind, or time is up."""
+    def _try(self, checked: CheckedCell, until: float) -> bool:
+        """Train a candidate until it is finished, falls behind, or time is up.
+
+        Returns:
+            Whether that says anything of its quality: it is neither refused nor has it failed.
+        """
         cell = checked.cell
         self._cells[cell.name] = cell  # without the reason for which it was stopped
         self.folder.write(configs([checked]))
         if cell.reason:
             self._say(f"refused  {cell.label}: {cell.reason}")
-            return
+            return False
         others = [self._evaluations(c) for c in self._own_cells() if c.name != cell.name]
         self._say(f"trains   {cell.label}")
         running, behind = self._start(cell), ""
@@ -223,6 +233,8 @@ class StudentSearch:
         finally:
             running.stop()
         self._conclude(cell, behind)
+        state = self._empty.state(self._cells[cell.name])
+        return bool(behind) or state not in (CellState.DROPPED, CellState.FAILED)
 
     def _is_late(self, until: float) -> bool:
         return time.monotonic() > until and self._has_finished()
@@ -261,11 +273,20 @@ class StudentSearch:
             open_cells = self._unfinished()
             if not open_cells:
                 raise ConfigError(
-                    f"no candidate could be trained; `gkd study status {self._empty.path}` says why"
+                    f"no candidate could be trained: {self._why_none()}. `gkd study status "
+                    f"{self._empty.path}` shows all"
                 )
             furthest = max(open_cells, key=lambda cell: len(self._evaluations(cell)))
             self._wait(self._start(furthest))
             self._conclude(furthest, "")
+
+    def _why_none(self) -> str:
+        """Return why candidates were refused or have failed, the most frequent reasons."""
+        cells = self._own_cells()
+        failures = {c.name: self._empty.failure(c).strip().splitlines()[-1:] for c in cells}
+        reasons = Counter(c.reason or "".join(failures[c.name]) for c in cells)
+        said = [f"{n} of {len(cells)}: {why}" for why, n in reasons.most_common(REASONS_SHOWN)]
+        return "; ".join(said) or "there was no time for one"
 
     def _start(self, cell: Cell) -> CellProcess:
         return CellProcess.start(self.folder, cell, self._threads)

@@ -19,6 +19,10 @@ RATE = "training.lr"
 EVERY = "training.evaluate_every"
 
 METHODS = ("pkd+soft+hard", "kd", LABELS)
+"""Methods that are tried if none is named."""
+
+UNLABELED = ("pkd+soft", "soft")
+"""The same, where the rows have no labels."""
 
 INITS = ("spaced", "first", "last")
 EVALUATIONS = 4

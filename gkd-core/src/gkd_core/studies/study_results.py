@@ -52,7 +52,7 @@ class CellResult:
     @property
     def why_missing(self) -> str:
         """Why it has no outcome, in a line."""
-        last = self.failure.strip().splitlines()[-1:]
+        last = (self.cell.reason or self.failure).strip().splitlines()[-1:]
         return f"{self.state}: {last[0]}" if last else str(self.state)
 
     def elsewhere(self, axis: str) -> Axes:
