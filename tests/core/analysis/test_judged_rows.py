@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
+from gkd_core.analysis.judged_rows import judge_rows
 from gkd_core.config.schema import TaskConfig
 from gkd_core.evaluation.predictions import About, Predictions
 from gkd_core.plugins import registry
-from gkd_core.studies.judged_rows import judge_rows
 
 EVERY = np.arange(6)
 
