@@ -33,7 +33,9 @@ def test_seeds_are_runs_of_their_own_that_end_with_their_mean(seeds, tmp_path):
     assert line.split()[2] == f"{mean:.4f}"
     assert line.split()[-2:] == [f"{value:.4f}" for value in students]
     gain = mean - sum(baselines) / 2
-    assert f": {gain:+.4f} accuracy on 2 seeds, 95% interval " in " ".join(end.split())
+    assert f": {gain:+.4f} accuracy on 40 test rows, 2 seeds, 95% interval " in " ".join(
+        end.split()
+    )
 
     again = seeds("--seeds", 3, "--seed", 5, "--baseline", "--resume")
     assert again.code == 0, again.err

@@ -1,4 +1,4 @@
-"""`JudgedRows`: the test rows of a finished run, and how good its student is on any of them."""
+"""`JudgedRows`: the test rows of a finished run, and how good a model of it is on any of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from gkd_core.evaluation.predictions import STUDENT, Predictions
 from gkd_core.evaluation.seed_statistics import RowMetric, drawn_metric, mean_metric
 from gkd_core.evaluation.statistics import Rows, Statistic
 from gkd_core.kinds.task_kind import Evaluation
+from gkd_core.runs.shared_rows import SharedRows
 from gkd_core.training.row_measure import measured_by_task
 
 if TYPE_CHECKING:
+    from gkd_core.analysis.finished_run import FinishedRun
     from gkd_core.contract.task import Task
     from gkd_core.kinds.task_kind import TaskKind
+    from gkd_core.plugins import Registry
 
 ACCURACY = "accuracy"
 """The metric that is the mean of whether a row is right."""
@@ -33,13 +36,13 @@ CLOSE = 1e-5
 
 @dataclass(frozen=True)
 class JudgedRows:
-    """The test rows of a finished run, and how good its student is on any of them.
+    """The test rows of a finished run, and how good a model of it is on any of them.
 
     Attributes:
         ids: What each row is known by in other runs; rows of equal content are numbered.
         units: What is drawn together with each row: itself, or its group.
         metric: Returns the main metric of some of the rows, by their numbers.
-        right: Whether the student is right, per row; None if that is a matter of degree.
+        right: Whether the model is right, per row; None if that is a matter of degree.
     """
 
     ids: Sequence[str]
@@ -48,8 +51,21 @@ class JudgedRows:
     right: NDArray[np.bool_] | None = None
 
 
+def task_of(run: FinishedRun, kind: TaskKind, registry: Registry) -> Task:
+    """Return the task of a run's last stage.
+
+    Args:
+        run: The run.
+        kind: The kind of task that was found for it.
+        registry: The plugins.
+    """
+    config = run.resolved.stages[-1].config
+    task = config.task.model_copy(update={"kind": kind.name})
+    return SharedRows(registry, ()).task(config, task)
+
+
 def judge_rows(
-    predictions: Predictions, kind: TaskKind, task: Task, expected: float
+    predictions: Predictions, kind: TaskKind, task: Task, expected: float, file: str = STUDENT
 ) -> JudgedRows | None:
     """Return the rows of a run; None if its metric cannot be computed from its predictions.
 
@@ -57,17 +73,18 @@ def judge_rows(
         predictions: The predictions of its models.
         kind: The kind of task.
         task: The task, for metrics that the kind does not have.
-        expected: The main metric of the student on all rows, as the run found it.
+        expected: The main metric of the model on all rows, as the run found it.
+        file: The name of the model's file.
     """
-    rows, student = predictions.rows, predictions.models[STUDENT]
+    rows, model = predictions.rows, predictions.models[file]
     ids = _numbered(rows["hash"].to_pylist())
     groups = rows["group"].to_pylist()
     units = [own if group is None else group for own, group in zip(ids, groups, strict=True)]
-    right = _right(student, rows, kind)
+    right = _right(model, rows, kind)
     is_mean = right is not None and predictions.about.metric == ACCURACY
     if right is not None and is_mean and _same(right.mean(), expected):
         return JudgedRows(ids, units, lambda chosen: mean_metric(right[chosen]), right)
-    measure = _measure(predictions, student, kind, task)
+    measure = _measure(predictions, model, kind, task)
     if measure is None or not _same(measure(np.arange(len(rows))), expected):
         return None
     known = measure
@@ -93,20 +110,20 @@ def _numbered(hashes: Sequence[str]) -> list[str]:
     return names
 
 
-def _right(student: pa.Table, rows: pa.Table, kind: TaskKind) -> NDArray[np.bool_] | None:
-    if "prediction" not in student.column_names or rows["gold"].null_count:
+def _right(model: pa.Table, rows: pa.Table, kind: TaskKind) -> NDArray[np.bool_] | None:
+    if "prediction" not in model.column_names or rows["gold"].null_count:
         return None
-    right = kind.right(student["prediction"].to_pylist(), rows["gold"].to_pylist())
+    right = kind.right(model["prediction"].to_pylist(), rows["gold"].to_pylist())
     return None if right is None else np.array(right, bool)
 
 
 def _measure(
-    predictions: Predictions, student: pa.Table, kind: TaskKind, task: Task
+    predictions: Predictions, model: pa.Table, kind: TaskKind, task: Task
 ) -> Statistic | None:
     """Return a function that computes the main metric of some rows."""
     rows, metric, classes = predictions.rows, predictions.about.metric, predictions.about.classes
     split = _split(rows, classes)
-    evaluation = _evaluation(student, classes)
+    evaluation = _evaluation(model, classes)
     if metric in kind.metrics:
         measure = kind.remeasure(evaluation, split, classes)
         return None if measure is None else lambda chosen: measure(chosen)[metric]
@@ -128,13 +145,13 @@ def _split(rows: pa.Table, classes: Sequence[str]) -> Split:
     return Split(known["text"] or [], known["pair"], labels, known["group"])
 
 
-def _evaluation(student: pa.Table, classes: Sequence[str]) -> Evaluation:
-    """Return the predictions of a run's student for each row."""
+def _evaluation(model: pa.Table, classes: Sequence[str]) -> Evaluation:
+    """Return the predictions of a model for each row."""
     ids = {name: index for index, name in enumerate(classes)}
-    columns = {name: _column(student[name].to_pylist()) for name in student.column_names}
+    columns = {name: _column(model[name].to_pylist()) for name in model.column_names}
     predictions = None
     if "prediction" in columns:
-        named = [_unnamed(each, ids) for each in student["prediction"].to_pylist()]
+        named = [_unnamed(each, ids) for each in model["prediction"].to_pylist()]
         predictions = _column(named)
         predictions = torch.from_numpy(predictions) if _is_array(predictions) else predictions
     scores = columns.get("scores")

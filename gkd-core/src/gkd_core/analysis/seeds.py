@@ -11,14 +11,18 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from gkd_core.analysis.judged_rows import judge_rows, task_of
 from gkd_core.analysis.verdict import GAIN, Lead
 from gkd_core.contract.run_info import STAGES
-from gkd_core.evaluation.statistics import mean_of_runs
+from gkd_core.evaluation.predictions import PREDICTIONS, Predictions
+from gkd_core.evaluation.seed_statistics import SeedDifference, SeedPair, seed_difference
+from gkd_core.evaluation.statistics import SampleEstimate
 from gkd_core.runs.run_files import DONE
 from gkd_core.training.stage_spec import BASELINE
 
 if TYPE_CHECKING:
     from gkd_core.analysis.finished_run import FinishedRun
+    from gkd_core.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,46 @@ class SeedSummary:
             table.add_row(name, *(f"{value:.4f}" for value in figures))
         return table
 
-    def verdict(self) -> str | None:
-        """Return whether distillation is better than labels alone; None without a baseline."""
+    def verdict(self, registry: Registry) -> str | None:
+        """Return whether distillation is better than labels alone; None without a baseline.
+
+        Args:
+            registry: The plugins.
+        """
         first = self.runs[0]
         if not (first.directory / STAGES / BASELINE / DONE).exists():
             return None
-        *_, baseline, student = self.values.values()
-        gains = [one - other for one, other in zip(student, baseline, strict=True)]
         up = first.results.get("higher_is_better", True)
-        lead = Lead(first.metric, up, f"{len(gains)} seeds", mean_of_runs(gains))
+        where = (
+            f"{first.results['samples']:,} {first.results['split']} rows, {len(self.runs)} seeds"
+        )
+        lead = Lead(first.metric, up, where, self._gain(registry))
         return f"{GAIN[lead.sign]}: {lead}"
+
+    def _gain(self, registry: Registry) -> SeedDifference | SampleEstimate:
+        """Return the student minus the baseline.
+
+        It has no interval if a run does not say how good they are on a part of the rows.
+        """
+        pairs = [pair for run in self.runs if (pair := _pair(run, registry)) is not None]
+        if len(pairs) == len(self.runs):
+            return seed_difference({self.runs[0].metric: [pairs]})
+        *_, baseline, student = map(np.mean, self.values.values())
+        return SampleEstimate(float(student - baseline), None, len(self.runs))
+
+
+def _pair(run: FinishedRun, registry: Registry) -> SeedPair | None:
+    """Return the student and the baseline of a run on its rows; None if they are not known."""
+    if not (run.directory / PREDICTIONS).exists():
+        return None
+    predictions = Predictions.read(run.directory / PREDICTIONS)
+    kind = registry.kind(predictions.about.kind)
+    task = task_of(run, kind, registry)
+    *_, baseline, student = (row["metrics"][run.metric] for row in run.results["rows"])
+    mine = judge_rows(predictions, kind, task, student)
+    theirs = judge_rows(predictions, kind, task, baseline, BASELINE)
+    if mine is None or theirs is None:
+        return None
+    every = np.arange(len(mine.units))
+    seed = run.resolved.config.seed
+    return SeedPair(seed, mine.units, mine.metric(every), theirs.metric(every))

@@ -13,6 +13,7 @@ from gkd_core.training.teacher_quality import hardly_better
 
 if TYPE_CHECKING:
     from gkd_core.analysis.comparison import Compared
+    from gkd_core.evaluation.seed_statistics import SeedDifference
     from gkd_core.evaluation.statistics import SampleEstimate
     from gkd_core.runs.run import Run
 
@@ -45,7 +46,7 @@ class Lead:
     metric: str
     higher_is_better: bool
     where: str
-    difference: SampleEstimate
+    difference: SampleEstimate | SeedDifference
 
     @property
     def sign(self) -> int:

@@ -63,6 +63,6 @@ def _show(directories: list[Path]) -> None:
     console = Console(highlight=False)
     console.print()
     console.print(summary.table())
-    said = summary.verdict()
+    said = summary.verdict(registry())
     if said is not None:
         console.print(said, markup=False)

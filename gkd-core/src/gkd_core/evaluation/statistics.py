@@ -155,21 +155,6 @@ def paired_bootstrap(
     )
 
 
-def mean_of_runs(values: Sequence[float], *, level: float = LEVEL) -> SampleEstimate:
-    """Return the mean of a number that several runs gave, with Student's t interval.
-
-    Args:
-        values: The number of each run; of one run there is no interval.
-        level: Level of the interval.
-    """
-    array = np.asarray(values, np.float64)
-    mean = float(array.mean())
-    if len(array) < 2:
-        return SampleEstimate(mean, None, len(array))
-    half = float(stats.t.ppf((1 + level) / 2, len(array) - 1) * stats.sem(array))
-    return SampleEstimate(mean, Interval(mean - half, mean + half, level), len(array))
-
-
 def p_text(p: float) -> str:
     """Return a p-value as text."""
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_core.analysis.finished_run import FinishedRun
-from gkd_core.analysis.judged_rows import JudgedRows, judge_rows
+from gkd_core.analysis.judged_rows import JudgedRows, judge_rows, task_of
 from gkd_core.contract.run_info import STAGES
 from gkd_core.errors import DataError
 from gkd_core.evaluation.predictions import PREDICTIONS, STUDENT, Predictions
@@ -18,7 +18,6 @@ from gkd_core.kinds.metrics import Metric
 from gkd_core.plugins import Registry
 from gkd_core.runs.result import StageResult
 from gkd_core.runs.run_files import DONE, RESULTS
-from gkd_core.runs.shared_rows import SharedRows
 from gkd_core.training.stage_spec import BASELINE
 
 
@@ -85,10 +84,7 @@ class Outcome:
         registry: Registry,
     ) -> Outcome:
         kind = registry.kind(predictions.about.kind)
-        config = run.resolved.stages[-1].config
-        task = SharedRows(registry, ()).task(
-            config, config.task.model_copy(update={"kind": kind.name})
-        )
+        task = task_of(run, kind, registry)
         teachers = {
             name for file, name in predictions.names.items() if file not in (STUDENT, BASELINE)
         }
