@@ -74,7 +74,7 @@ def test_winner_tie_and_loser_are_told_apart(results):
     )
     assert winner.comparison.difference.interval.low > 0.1
     assert [test.p < 0.01 for test in winner.comparison.mcnemar.values()] == [True] * 3
-    assert winner.comparison.p > winner.comparison.mcnemar["embedded", 1].p
+    assert winner.comparison.p > winner.comparison.mcnemar["embedded", 1, ()].p
 
 
 def test_failed_cells_are_failures_and_cannot_be_chosen(results, told):
@@ -154,6 +154,9 @@ def test_several_tasks_and_axes_are_averaged_all_else_being_equal(write_study, t
     assert set(best.spreads) == {"easy", "difficult"}
     assert best.comparison.difference.value == pytest.approx(0.25, abs=0.06)
     assert best.comparison.verdict is Verdict.BETTER
+    assert len(best.comparison.mcnemar) == 3 * 2 * 2, "one test of each pair, at each depth"
+    tested = found.to_json()["axes"][0]["values"][0]["comparison"]["mcnemar"]
+    assert {each["axes"]["student.layers"] for each in tested} == {1, 2}
     layers = next(table for table in found.tables if table.axis == "student.layers")
     assert layers.levels[0].comparison is None or layers.levels[1].comparison is None
     tied = [level.comparison.verdict for level in layers.levels if level.comparison is not None]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean, stdev
+from typing import TypeAlias
 
 from gkd_core.evaluation.predictions import pair_rows
 from gkd_core.evaluation.seed_statistics import (
@@ -23,10 +24,13 @@ from gkd_core.evaluation.statistics import LEVEL, McNemar, mcnemar
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.outcome import Outcome
 from gkd_core.studies.study_config import AxisValue
-from gkd_core.studies.study_results import CellResult, StudyResults, axes_of
+from gkd_core.studies.study_results import Axes, CellResult, StudyResults, axes_of
 
 DRAWS = 1000
 """Bootstrap samples of the rows for each comparison."""
+
+PairKey: TypeAlias = tuple[str, int, Axes]
+"""The task and the seed of two students, and the values on other axes that both have."""
 
 
 class Verdict(StrEnum):
@@ -63,8 +67,8 @@ class SeedComparison:
         difference: The mean difference of the metric; None without pairs of students.
         p: Its p-value, adjusted for the number of comparisons; None if there is none.
         verdict: What it says.
-        mcnemar: McNemar's test of each pair of students, by task and seed; empty where answers
-            are not simply right or wrong.
+        mcnemar: McNemar's test of each pair of students, by task, seed and the values that both
+            have on other axes; empty where answers are not simply right or wrong.
         wilcoxon: Wilcoxon's test over seeds.
         left_out: What could not be compared, with its name.
     """
@@ -72,7 +76,7 @@ class SeedComparison:
     difference: SeedDifference | None
     p: float | None
     verdict: Verdict
-    mcnemar: Mapping[tuple[str, int], McNemar]
+    mcnemar: Mapping[PairKey, McNemar]
     wilcoxon: SeedTest
     left_out: Sequence[str] = ()
 
@@ -306,9 +310,9 @@ def _adjusted(levels: Sequence[ComparedValue], rising: bool) -> list[ComparedVal
     ]
 
 
-def _key(result: CellResult, axis: str | None = None) -> tuple[object, ...]:
-    context = None if axis is None else result.elsewhere(axis)
-    return result.cell.task, result.cell.seed, context
+def _key(result: CellResult, axis: str | None = None) -> PairKey:
+    shared = () if axis is None else result.elsewhere(axis)
+    return result.cell.task, result.cell.seed, shared
 
 
 class _Paired:
@@ -316,14 +320,14 @@ class _Paired:
 
     Attributes:
         settings: The pairs by task and by what else they share.
-        mcnemar: McNemar's test of each pair, by task and seed.
+        mcnemar: McNemar's test of each pair, by task, seed and what else they share.
         left_out: What could not be compared, with its name.
         rising: Whether larger values of the metric are better.
     """
 
     def __init__(self) -> None:
-        self.settings: dict[str, dict[object, list[SeedPair]]] = {}
-        self.mcnemar: dict[tuple[str, int], McNemar] = {}
+        self.settings: dict[str, dict[Axes, list[SeedPair]]] = {}
+        self.mcnemar: dict[PairKey, McNemar] = {}
         self.left_out: list[str] = []
         self.rising = True
 
@@ -338,14 +342,14 @@ class _Paired:
                 return
         assert own.outcome is not None
         assert other.outcome is not None
-        pair = self._paired(own.cell, own.outcome, other.outcome)
+        key = _key(own, axis)
+        pair = self._paired(own.cell, own.outcome, other.outcome, key)
         if pair is not None:
             self.rising = own.outcome.metric.higher_is_better
-            context = None if axis is None else own.elsewhere(axis)
-            of_task = self.settings.setdefault(own.cell.task, {})
-            of_task.setdefault(context, []).append(pair)
+            task, _, shared = key
+            self.settings.setdefault(task, {}).setdefault(shared, []).append(pair)
 
-    def _paired(self, cell: Cell, own: Outcome, other: Outcome) -> SeedPair | None:
+    def _paired(self, cell: Cell, own: Outcome, other: Outcome, key: PairKey) -> SeedPair | None:
         """Return the pair on the rows that both predicted."""
         if own.metric != other.metric:
             names = f"{own.metric.name} cannot be compared with {other.metric.name}"
@@ -364,6 +368,6 @@ class _Paired:
             return None
         if mine.right is not None and theirs.right is not None:
             right = mine.right[pairing.ours], theirs.right[pairing.theirs]
-            self.mcnemar[cell.task, cell.seed] = mcnemar(*right)
+            self.mcnemar[key] = mcnemar(*right)
         units = [mine.units[row] for row in pairing.ours]
         return SeedPair(cell.seed, units, mine.metric(pairing.ours), theirs.metric(pairing.theirs))

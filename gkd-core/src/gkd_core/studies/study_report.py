@@ -268,8 +268,8 @@ def _comparison_json(of: ComparedValue | Duel) -> Mapping[str, Any]:
         "p": found.p,
         "verdict": found.verdict,
         "mcnemar": [
-            {"task": task, "seed": seed, **asdict(test)}
-            for (task, seed), test in found.mcnemar.items()
+            {"task": task, "seed": seed, "axes": dict(shared), **asdict(test)}
+            for (task, seed, shared), test in found.mcnemar.items()
         ],
         "wilcoxon": asdict(found.wilcoxon),
         "left_out": list(found.left_out),
