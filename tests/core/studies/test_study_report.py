@@ -163,6 +163,24 @@ def test_several_tasks_and_axes_are_averaged_all_else_being_equal(write_study, t
     assert tied == [Verdict.TIED]
 
 
+def test_no_comparison_counts_twice_where_kd_is_the_best_method_and_the_baseline(
+    write_study, tmp_path
+):
+    methods = {"kd": 0.7, "pkd": 0.6, "pkd+soft": 0.76}
+    study = write_study(
+        tmp_path, {"axes": {"method": [*methods], "seed": [1, 2, 3]}, "baseline": {"method": "kd"}}
+    )
+    for seed in (1, 2, 3):
+        for method, quality in methods.items():
+            study.add(quality, seed=seed, method=method)
+    found = StudyReport.of(StudyResults.read(StudyFolder.read(study.close()), registry()))
+    against = [duel.second for duel in found.choice.duels]
+    assert against == ["the baseline", "the best single method, method=kd"]
+    for duel in found.choice.duels:
+        assert duel.comparison.p == pytest.approx(duel.comparison.difference.p)
+    assert list(found.sentences())[-1].endswith(" the best single method, method=kd")
+
+
 def test_value_that_loses_least_in_its_worst_task_is_said(write_study, tmp_path):
     gains = {"kd": (0.0, 0.0), "pkd": (0.3, -0.3), "soft": (0.05, 0.0), "ckd": (-0.1, -0.1)}
     study = write_study(tmp_path, {"axes": {"method": list(gains), "seed": [1, 2, 3]}})

@@ -6,9 +6,10 @@ chosen on the rows that it is then judged on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeAlias
 
 from gkd_core.config.expression import parse_expression
 from gkd_core.errors import ConfigError
@@ -44,6 +45,10 @@ class Chosen:
         return ", ".join(f"{axis}={value}" for axis, value in self.axes) or "the only variant"
 
 
+Rival: TypeAlias = tuple[Chosen, str, Sequence[CellResult]]
+"""What was chosen, and the name and the cells of a variant that it is compared with."""
+
+
 @dataclass(frozen=True)
 class Duel:
     """The comparison of the choice with another cell, on the test rows.
@@ -51,7 +56,7 @@ class Duel:
     Attributes:
         first: What was chosen.
         second: Name of the other.
-        comparison: The comparison; its p-value is adjusted for the number of duels.
+        comparison: The comparison; its p-value is adjusted for the number of comparisons.
     """
 
     first: Chosen
@@ -87,20 +92,34 @@ def choose(results: StudyResults) -> Choice:
         return Choice([], [], [*notes, "nothing can be chosen: no validation metric is known"])
     singles = _best("single methods", _by_number(variants, single=True), results)
     combined = _best("combinations", _by_number(variants, single=False), results)
-    center = axes_of(results.config.center)
-    rivals: list[tuple[Chosen, str, Sequence[CellResult]]] = []
-    if center in variants and best.cells is not variants[center]:
-        rivals.append((best, "the baseline", variants[center]))
+    rivals: list[Rival] = []
+    center = variants.get(axes_of(results.config.center))
+    if center is not None and best.cells is not center:
+        rivals.append((best, "the baseline", center))
     if combined is not None and singles is not None:
-        plain = _plain(variants, combined)
-        rivals += [] if plain is None else [(combined, f"{METHOD}={PLAIN}", plain)]
-        rivals.append((combined, f"the best single method, {singles.label}", singles.cells))
+        rivals += _rivals(combined, singles, variants)
     priors = seed_priors(results)
-    compared = [compare(mine.cells, cells, priors) for mine, _, cells in rivals]
-    compared = adjust(compared, rises(results))
-    duels = [Duel(r[0], r[1], found) for r, found in zip(rivals, compared, strict=True)]
+    pairs = {_pair(mine, cells): (mine.cells, cells) for mine, _, cells in rivals}
+    compared = adjust([compare(*each, priors) for each in pairs.values()], rises(results))
+    found = dict(zip(pairs, compared, strict=True))
+    duels = [Duel(mine, name, found[_pair(mine, cells)]) for mine, name, cells in rivals]
     chosen = [best, *(each for each in (singles, combined) if each is not None and combined)]
     return Choice(chosen, duels, [*notes, *_warnings(results)])
+
+
+def _rivals(
+    combined: Chosen, singles: Chosen, variants: Mapping[Axes, Sequence[CellResult]]
+) -> Iterator[Rival]:
+    """Yield what a combination has to beat: plain `kd` and the best single method."""
+    plain = _plain(variants, combined)
+    if plain is not None and plain is not singles.cells:
+        yield combined, f"{METHOD}={PLAIN}", plain
+    yield combined, f"the best single method, {singles.label}", singles.cells
+
+
+def _pair(mine: Chosen, rival: Sequence[CellResult]) -> tuple[Axes, Axes]:
+    """Return what tells a comparison from others; several duels may be of the same variants."""
+    return mine.cells[0].axes, rival[0].axes
 
 
 def _complete(results: StudyResults) -> tuple[Mapping[Axes, Sequence[CellResult]], list[str]]:
