@@ -8,11 +8,29 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 KEY = "sesame"
 WORDS = [5, 6]
 """The first tokens of the world that are not special: what is asked about at first."""
+
+OTHERS_LACK = {
+    "prompt_logprobs",
+    "echo",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "return_token_ids",
+}
+"""Fields of requests that some servers do not know."""
 
 
 class Server(ThreadingHTTPServer):
@@ -24,6 +42,7 @@ class Server(ThreadingHTTPServer):
         names_ids: Whether it names tokens by id when asked to.
         is_strict: Whether it refuses fields that it does not know.
         takes_ids: Whether it takes token ids, or texts only.
+        defaults: What stands in the model's `generation_config.json`, for requests that do not say.
         faults: What to do instead with the next requests: a status, or a function that spoils an
             answer.
         prompts: Every prompt that was asked about.
@@ -36,6 +55,7 @@ class Server(ThreadingHTTPServer):
         self.faults, self.prompts, self.most = [], [], 1000
         self.gives, self.names_ids, self.is_strict = ("prompt_logprobs",), True, False
         self.takes_ids = True
+        self.defaults = {}
 
     @property
     def url(self):
@@ -78,15 +98,17 @@ class Server(ThreadingHTTPServer):
 
     @torch.no_grad()
     def written(self, index, ids, body):
-        """Continue a prompt: the most likely token, or a draw from a generator of its own."""
-        draw = torch.Generator().manual_seed(body.get("seed", 0) + index)
-        new, ends = [], body.get("stop_token_ids", [])
-        while len(new) < body["max_tokens"] and not (new and new[-1] in ends):
-            logits = self.model(torch.tensor([[*ids, *new]])).logits[0, -1].float()
-            if body["temperature"] == 0:
+        """Continue a prompt: all prompts of a request draw from the same seed."""
+        given = {**self.defaults, **body}
+        draw = torch.Generator().manual_seed(given.get("seed", 0))
+        new, ends = [], given.get("stop_token_ids", [])
+        while len(new) < given["max_tokens"] and not (new and new[-1] in ends):
+            read = torch.tensor([[*ids, *new]])
+            logits = shaping(given)(read, self.model(read).logits[:, -1].float())
+            if given["temperature"] == 0:
                 new.append(int(logits.argmax()))
                 continue
-            probabilities = (logits / body["temperature"]).softmax(-1)
+            probabilities = (logits[0] / given["temperature"]).softmax(-1)
             new.append(int(torch.multinomial(probabilities, 1, generator=draw)))
         reason = "stop" if new[-1] in ends else "length"
         text = self.tokenizer.decode(new, skip_special_tokens=True)
@@ -94,9 +116,10 @@ class Server(ThreadingHTTPServer):
         return answer | ({"token_ids": new} if body.get("return_token_ids") else {})
 
     def complete(self, body):
-        unknown = {"prompt_logprobs", "echo"} & body.keys() - set(self.gives)
+        unknown = OTHERS_LACK & body.keys() - set(self.gives)
         if self.is_strict and unknown:
             return 400, {"error": {"message": f"unrecognized argument: {', '.join(unknown)}"}}
+        unknown &= {"prompt_logprobs", "echo"}
         if not self.takes_ids and not isinstance(body["prompt"], str):
             return 422, {"error": {"message": "prompt: input should be a valid string"}}
         known = body.keys() - unknown
@@ -111,6 +134,20 @@ class Server(ThreadingHTTPServer):
             answer = self.echo
         choices = [answer(index, ids, body) for index, ids in enumerate(body["prompt"])]
         return 200, {"choices": choices[::-1]}
+
+
+def shaping(given):
+    """Return what a request, or the defaults of the server, does to the scores of words."""
+    found = LogitsProcessorList()
+    if given.get("repetition_penalty", 1) != 1:
+        found.append(RepetitionPenaltyLogitsProcessor(given["repetition_penalty"]))
+    if given.get("top_k", -1) > 0:
+        found.append(TopKLogitsWarper(given["top_k"]))
+    if given.get("top_p", 1) < 1:
+        found.append(TopPLogitsWarper(given["top_p"]))
+    if given.get("min_p", 0) > 0:
+        found.append(MinPLogitsWarper(given["min_p"]))
+    return found
 
 
 class Handler(BaseHTTPRequestHandler):

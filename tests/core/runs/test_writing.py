@@ -109,16 +109,44 @@ def test_other_settings_are_other_answers(written):
     assert len(list((data.parent / "written").iterdir())) == 2
 
 
-def test_a_server_writes_what_its_model_does(written, world, monkeypatch):
+@pytest.fixture
+def server(world, monkeypatch):
     monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+    with serving(world / "lm-decoder", monkeypatch) as served:
+        yield served
+
+
+def source(server):
+    return ("teacher.source.name=server", f"teacher.source.url={server.url}")
+
+
+def test_a_server_writes_what_its_model_does(written, server):
     live = written(*WRITING, directory="live")[1]
-    with serving(world / "lm-decoder", monkeypatch) as server:
-        source = ("teacher.source.name=server", f"teacher.source.url={server.url}")
-        assert written(*WRITING, *source, directory="served")[1] == live
-        assert len(server.prompts) == 96
-        server.faults = ["dies", 503, lambda choices: choices.pop()]
-        with pytest.raises(DataError, match="about 31 texts instead of 32"):
-            written(*WRITING, *source, "seed=2", directory="faulty")
+    server.defaults = {"repetition_penalty": 3.0}
+    assert written(*WRITING, *source(server), directory="served")[1] == live
+    assert len(server.prompts) == 96
+    server.faults = ["dies", 503, lambda choices: choices.pop()]
+    with pytest.raises(DataError, match="about 0 texts instead of 1"):
+        written(*WRITING, *source(server), "seed=2", directory="faulty")
+
+
+def test_a_server_draws_each_sample_anew_from_the_whole_distribution(written, server):
+    server.defaults = {"top_k": 1, "top_p": 0.01, "min_p": 0.99}
+    wished = (*SAMPLED, *source(server))
+    rows = written(*wished, directory="served")[1]
+    by_prompt = {}
+    for row in rows:
+        by_prompt.setdefault(row["text"], set()).add(row["target"])
+    assert sum(len(answers) > 1 for answers in by_prompt.values()) > 80
+    server.is_strict = True  # it knows none of the fields that turn defaults off
+    server.defaults = {}
+    assert written(*wished, directory="strict")[1] == rows
+
+
+def test_a_server_draws_from_as_many_words_as_it_is_told(written, server):
+    live = written(*WRITING, directory="live")[1]
+    few = ("writing.temperature=1", "writing.top_k=1", *source(server))
+    assert written(*WRITING, *few)[1] == live
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,21 @@ class Written:
     log_probs: Sequence[Sequence[float]] | None = None
 
 
+@dataclass(frozen=True)
+class TokenSampling:
+    """How the tokens of a text are drawn from the distribution of a model.
+
+    Attributes:
+        temperature: Divides the logits; 0 takes the most likely token each time.
+        top_k: Draw from so many of the most likely tokens only; 0 for all.
+        top_p: Draw from the most likely tokens that together have this probability.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
 class RolloutEngine:
     """Writes text during training, registered through `gkd_register_rollouts`.
 

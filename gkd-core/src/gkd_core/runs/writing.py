@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from gkd_core import digest
 from gkd_core.atomic import write_file
 from gkd_core.config.schema import WritingConfig
-from gkd_core.contract.rollout import Prompts
+from gkd_core.contract.rollout import Prompts, TokenSampling
 from gkd_core.contract.task import Split
 from gkd_core.data.chat import end_of_turn
 from gkd_core.data.prompts import answered, as_columns, encode_prompts, prompts_alone
@@ -29,6 +29,7 @@ from gkd_core.rollouts.answers import WRITTEN, FilteredAnswers, WrittenAnswer, l
 from gkd_core.rollouts.engines.generate import Generate
 from gkd_core.rollouts.writer import Writer
 from gkd_core.teachers.served import Served
+from gkd_core.teachers.server import ServedText
 from gkd_core.training.stage_models import load_live_teacher
 
 if TYPE_CHECKING:
@@ -252,24 +253,18 @@ class ServedWriter:
     ) -> None:
         self._source = source
         self._tokenizer = tokenizer
-        self._config = config
+        self._sampling = TokenSampling(config.temperature, config.top_k, config.top_p)
 
     def write(self, prompts: Prompts) -> list[tuple[str, int, bool]]:
         """Return the text after each prompt, its tokens, and whether it ended by itself."""
-        sampling: dict[str, Any] = {
-            "temperature": self._config.temperature,
-            "top_p": self._config.top_p,
-            "max_tokens": prompts.max_new_tokens,
-            "seed": prompts.seeds[0] % 2**31,
-            "stop_token_ids": list(prompts.end_ids),
-        }
-        if self._config.top_k:
-            sampling["top_k"] = self._config.top_k
-        answers = self._source.write([row.tolist() for row in prompts.rows], sampling)
-        return [(text, self._length(text), ended or not prompts.end_ids) for text, ended in answers]
+        answers = self._source.write(prompts, self._sampling)
+        return [(one.text, self._length(one), one.ended or not prompts.end_ids) for one in answers]
 
-    def _length(self, text: str) -> int:
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _length(self, answer: ServedText) -> int:
+        """Return the number of tokens of an answer, which not every server tells."""
+        if answer.tokens is not None:
+            return len(answer.tokens)
+        return len(self._tokenizer(answer.text, add_special_tokens=False)["input_ids"])
 
 
 def _reader(spec: StageSpec) -> PreTrainedTokenizerFast:

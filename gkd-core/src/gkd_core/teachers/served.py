@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from gkd_core import digest
+from gkd_core.contract.rollout import Prompts, TokenSampling
 from gkd_core.data.cache import cache_entry
 from gkd_core.data.cache_limit import use_entry
 from gkd_core.errors import ConfigError, DataError
@@ -22,7 +24,7 @@ from gkd_core.teachers.answer_cache import Document, documents, of_batch
 from gkd_core.teachers.answer_form import IDS, LOG_PROBS, Columns, LikeliestWords
 from gkd_core.teachers.answer_store import AnswerStore
 from gkd_core.teachers.live_check import divergence_from_live
-from gkd_core.teachers.server import TeacherServer
+from gkd_core.teachers.server import ServedText, TeacherServer
 from gkd_core.teachers.server_ways import Echo, Likeliest, PromptLogProbs, Way
 from gkd_core.teachers.source import AnswerSource
 
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-2
 """By how much the probabilities of some words may exceed 1: servers compute in bf16."""
+
+WRITTEN_AT_ONCE = 32
+"""The maximum number of texts that are asked for at the same time."""
 
 FIRST_ATTEMPTS = 3
 """The maximum number of requests to a server that has not answered yet."""
@@ -154,16 +159,22 @@ class Served(AnswerSource):
         device = batch.rows.device
         return {LOGITS: self._form.logits({n: c.to(device) for n, c in columns.items()}, {})}
 
-    def write(
-        self, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any]
-    ) -> list[tuple[str, bool]]:
-        """Return the teacher's text after each prompt, and whether it ended by itself.
+    def write(self, prompts: Prompts, sampling: TokenSampling) -> list[ServedText]:
+        """Return the teacher's text after each prompt.
+
+        Each has a request of its own: a server draws all texts of a request from the same seed.
 
         Args:
-            prompts: Token ids.
-            sampling: How it writes, as fields of the request.
+            prompts: The prompts.
+            sampling: How tokens are drawn.
         """
-        return self._server.write(self._model, prompts, sampling)
+        server, model = self._server, self._model  # looked up once, before there are threads
+
+        def ask(row: int) -> ServedText:
+            return server.write(model, prompts.rows[row].tolist(), _fields(prompts, row, sampling))
+
+        with ThreadPoolExecutor(WRITTEN_AT_ONCE) as pool:
+            return list(pool.map(ask, range(len(prompts))))
 
     def _ask(self, missing: Sequence[Document], batch: Batch) -> None:
         """Ask about documents that nobody was asked about, and keep the answers."""
@@ -257,6 +268,19 @@ class Served(AnswerSource):
         """Return two tokens that are not special."""
         special = set(self.tokenizer.all_special_ids)
         return sorted(set(self.tokenizer.get_vocab().values()) - special)[:2]
+
+
+def _fields(prompts: Prompts, row: int, sampling: TokenSampling) -> dict[str, Any]:
+    """Return the fields of a request that say how the text after a prompt is written."""
+    few = {"top_k": sampling.top_k} if sampling.top_k else {}
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": prompts.max_new_tokens,
+        "seed": prompts.seeds[row] % 2**31,
+        "stop_token_ids": list(prompts.end_ids),
+        **few,
+    }
 
 
 def _has_port(parts: SplitResult) -> bool:

@@ -23,6 +23,17 @@ NOT_UNDERSTOOD = (400, 422)
 """Statuses of a server that does not know a field of the request, or what is in it."""
 
 
+UNCHANGED: Mapping[str, Any] = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Fields that leave the distribution of a model as it is. A server may have other defaults: vLLM
+takes those of the model's `generation_config.json`. Some versions refuse `top_k` = 0."""
+
+
 class Refused(ConfigError):
     """A server refuses a request.
 
@@ -35,6 +46,21 @@ class Refused(ConfigError):
         super().__init__(message)
         self.status = status
         self.reason = reason
+
+
+@dataclass(frozen=True)
+class ServedText:
+    """What a server has written after a prompt.
+
+    Attributes:
+        text: The text.
+        ended: Whether it ended by itself.
+        tokens: Its token ids, with that which ended it; None if the server does not give them.
+    """
+
+    text: str
+    ended: bool
+    tokens: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -142,31 +168,38 @@ class TeacherServer:
         except WrongAnswer as error:
             raise self._wrong(str(error)) from error
 
-    def write(
-        self, model: str, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any]
-    ) -> list[tuple[str, bool]]:
-        """Return the model's text after each prompt, and whether it ended by itself.
+    def write(self, model: str, prompt: Sequence[int], sampling: Mapping[str, Any]) -> ServedText:
+        """Return the model's text after a prompt.
 
         Args:
             model: The name that it serves the model under.
-            prompts: Token ids.
-            sampling: How it writes, as fields of the request.
+            prompt: Token ids.
+            sampling: How it writes, as fields of the request; by default from the distribution of
+                the model.
 
         Raises:
             ConfigError: It refuses the request, which is then not repeated.
             DataError: No answer, or one about something else.
         """
-        body = {**sampling, "model": model, "prompt": [*map(list, prompts)]}
-        answer = self._send("POST", "completions", body)
-        choices = self._choices(answer, len(prompts))
+        plain = {**sampling, "model": model, "prompt": [list(prompt)]}
         try:
-            found = [(str(one["text"]), str(one["finish_reason"])) for one in choices]
-        except KeyError as error:
-            raise self._wrong(f"its `choices` have no {error}") from error
-        strange = sorted({reason for _, reason in found} - {"stop", "length"})
-        if strange:
-            raise self._wrong(f"a text ended because of {', '.join(strange)}")
-        return [(text, reason == "stop") for text, reason in found]
+            answer = self._send(
+                "POST", "completions", {**UNCHANGED, "return_token_ids": True, **plain}
+            )
+        except Refused as error:
+            if error.status not in NOT_UNDERSTOOD:
+                raise
+            # It may not know these fields, and then has no other defaults for them, either.
+            answer = self._send("POST", "completions", plain)
+        (choice,) = self._choices(answer, 1)
+        try:
+            text, reason, tokens = choice["text"], choice["finish_reason"], choice.get("token_ids")
+            found = ServedText(str(text), reason == "stop", tokens and [*map(int, tokens)])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._wrong(f"a text has no `text`, `finish_reason` or ids ({error})") from error
+        if reason not in ("stop", "length"):
+            raise self._wrong(f"a text ended because of {reason}")
+        return found
 
     def _ask(
         self, model: str, prompts: Sequence[Sequence[int]], k: int, way: Way
