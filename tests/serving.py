@@ -33,6 +33,14 @@ OTHERS_LACK = {
 """Fields of requests that some servers do not know."""
 
 
+STRANGE = {
+    "page": (200, b"<html>Log in</html>", "text/html"),
+    "moved": (302, b"", "text/html", "https://elsewhere/v1"),
+    "garbled": (200, b"{", "application/json"),
+}
+"""What some proxies answer instead: status, content, kind, place."""
+
+
 class Server(ThreadingHTTPServer):
     """Answers as vLLM does, unless it is told to fail, or to do so otherwise.
 
@@ -43,8 +51,8 @@ class Server(ThreadingHTTPServer):
         is_strict: Whether it refuses fields that it does not know.
         takes_ids: Whether it takes token ids, or texts only.
         defaults: What stands in the model's `generation_config.json`, for requests that do not say.
-        faults: What to do instead with the next requests: a status, or a function that spoils an
-            answer.
+        faults: What to do instead with the next requests: a status, a function that spoils an
+            answer, or `page` (of HTML), `moved` (elsewhere), `garbled` (not JSON after all).
         prompts: Every prompt that was asked about.
     """
 
@@ -164,6 +172,8 @@ class Handler(BaseHTTPRequestHandler):
             self.respond(401, {"error": "no key"})
         elif fault == "dies":
             self.close_connection = True
+        elif fault in STRANGE:
+            self.send(*STRANGE[fault])
         elif isinstance(fault, int):
             self.respond(fault, {"error": "busy"})
         else:
@@ -173,9 +183,14 @@ class Handler(BaseHTTPRequestHandler):
             self.respond(status, answer)
 
     def respond(self, status, answer):
-        content = json.dumps(answer).encode()
+        self.send(status, json.dumps(answer).encode())
+
+    def send(self, status, content, kind="application/json", place=None):
         self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
+        if place is not None:
+            self.send_header("Location", place)
         self.end_headers()
         self.wfile.write(content)
 

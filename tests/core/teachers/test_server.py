@@ -72,6 +72,31 @@ def test_requests_without_an_answer_are_repeated(server, first_loss):
     assert first_loss(*LM, *source(server, revision="first")) == expected
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("page", "status 200, text/html instead of JSON"),
+        ("moved", "302, a redirect to https://els"),
+    ],
+)
+def test_whoever_is_no_server_is_asked_once(server, fault, reason):
+    teacher = client.TeacherServer(server.url, KEY, "KEY", 10, 3)
+    server.faults = [fault, None]
+    with pytest.raises(ConfigError, match=rf"{reason}.*teacher\.source\.url"):
+        teacher.write("the-teacher", [5, 6], {"temperature": 0, "max_tokens": 2})
+    assert server.faults == [None]
+
+
+def test_an_answer_that_is_garbled_is_asked_for_again(server):
+    teacher = client.TeacherServer(server.url, KEY, "KEY", 10, 3)
+    server.faults = ["garbled", "garbled"]
+    found = teacher.write("the-teacher", [5, 6], {"temperature": 0, "max_tokens": 2})
+    assert len(found.tokens) == 2
+    server.faults = ["garbled"] * 3
+    with pytest.raises(DataError, match="does not answer, in 3 attempts"):
+        teacher.write("the-teacher", [5, 6], {"temperature": 0, "max_tokens": 2})
+
+
 def spoiled():
     """Answers that are about something else, with the reason for which they are not used."""
 

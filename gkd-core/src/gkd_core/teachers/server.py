@@ -48,6 +48,10 @@ class Refused(ConfigError):
         self.reason = reason
 
 
+class _NotNow(Exception):
+    """A server has no answer now, but may have one later; the message says why."""
+
+
 @dataclass(frozen=True)
 class ServedText:
     """What a server has written after a prompt.
@@ -246,18 +250,47 @@ class TeacherServer:
                     headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
                     timeout=self.timeout,
                 )
-                if response.status_code < 400:
-                    return response.json()
-            except (httpx2.TransportError, httpx2.DecodingError, ValueError) as error:
+                return self._content(response)
+            except (httpx2.TransportError, httpx2.DecodingError) as error:
                 reason = f"{type(error).__name__}: {error}"
-                continue
-            reason = f"status {response.status_code}: {response.text[:500]}"
-            if response.status_code < 500 and response.status_code not in TRANSIENT:
-                raise self._refusal(response.status_code, reason)
+            except _NotNow as error:
+                reason = str(error)
         raise DataError(
             f"{self.base}/{path} does not answer, in {self.attempts} attempts ({reason}). Start "
             "the server again, and resume the run: what it has answered is kept"
         )
+
+    def _content(self, response: httpx2.Response) -> Any:
+        """Return what an answer holds.
+
+        Raises:
+            ConfigError: The request is refused, or whoever answers is no such server.
+            _NotNow: The same request may be answered later.
+        """
+        status = response.status_code
+        if status >= 400:
+            reason = f"status {status}: {response.text[:500]}"
+            if status >= 500 or status in TRANSIENT:
+                raise _NotNow(reason)
+            raise self._refusal(status, reason)
+        if status >= 300:
+            place = response.headers.get("location", "nowhere")
+            raise self._stranger(status, f"a redirect to {place}")
+        try:
+            return response.json()
+        except ValueError as error:
+            kind = response.headers.get("content-type", "no content type")
+            if "json" not in kind:
+                raise self._stranger(status, f"{kind} instead of JSON") from error
+            raise _NotNow(f"status {status}: {error}") from error
+
+    def _stranger(self, status: int, what: str) -> Refused:
+        reason = f"status {status}, {what}"
+        message = (
+            f"{self.base} answers as no OpenAI-like server does ({reason}). Give the address of "
+            "the server itself by teacher.source.url"
+        )
+        return Refused(message, status, reason)
 
     def _refusal(self, status: int, reason: str) -> Refused:
         if status in (401, 403):
