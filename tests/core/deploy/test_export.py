@@ -7,16 +7,19 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from gkd_core.config.schema import TaskConfig, TeacherConfig
 from gkd_core.deploy import export as exporting
 from gkd_core.deploy.card import _data, _taught_by
 from gkd_core.deploy.lineage import _teacher
 from gkd_core.deploy.onnx_model import OnnxModel
+from gkd_core.deploy.verification import differing_continuations
 from gkd_core.lease import hold
 
 
@@ -263,6 +266,36 @@ def _check_documented_ways(invoke, finished, place, folder):
     assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, str(page), "exec"), {})
+
+
+class Rows:
+    """One text."""
+
+    def __len__(self):
+        return 1
+
+    def row(self, number):
+        return {"input_ids": np.arange(5, 15)}
+
+
+class Graph:
+    """A graph that computes what a model does."""
+
+    def __init__(self, model):
+        self.model = model
+
+    @torch.no_grad()
+    def continue_greedily(self, ids, count):
+        for _ in range(count):
+            ids = torch.cat([ids, self.model(ids).logits[:, -1:].argmax(-1)], 1)
+        return ids
+
+
+def test_a_penalty_of_the_student_is_no_difference_to_its_graph(world):
+    model = AutoModelForCausalLM.from_pretrained(world / "lm-decoder").eval()
+    model.generation_config.repetition_penalty = 5.0
+    rows = SimpleNamespace(encoded=Rows())
+    assert differing_continuations(model, Graph(model), rows, 32) == 0
 
 
 def test_report_of_a_run_has_no_paths_of_the_machine(finished, world):

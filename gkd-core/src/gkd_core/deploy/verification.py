@@ -14,6 +14,7 @@ from gkd_core.data.loader import evaluation_batches
 from gkd_core.evaluation.evaluate import EVALUATION_BATCH
 from gkd_core.evaluation.predictions import digest_of_rows, row_hashes
 from gkd_core.evaluation.statistics import SampleEstimate, bootstrap, paired_bootstrap
+from gkd_core.models.generation import own_settings_aside
 from gkd_core.models.quiet import quiet
 from gkd_core.training.agreement import answered
 from gkd_core.training.row_measure import row_measure
@@ -311,10 +312,10 @@ def differing_continuations(
     apart = 0
     for row in range(min(CONTINUED, len(rows.encoded))):
         ids = torch.from_numpy(rows.encoded.row(row)["input_ids"][:BEGINNING]).long().unsqueeze(0)
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), own_settings_aside(student):
             expected = student.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=settings
             )
         written = exported.continue_greedily(ids, count)
-        apart += not torch.equal(expected, written[:, : expected.shape[1]])  # it may end earlier
+        apart += not torch.equal(expected, written)
     return apart

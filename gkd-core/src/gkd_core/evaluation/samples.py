@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from gkd_core.data.encode import BYTES, TEXTS
 from gkd_core.evaluation.answer_check import AnswerCheck
 from gkd_core.evaluation.written import exact_match, rouge_l
+from gkd_core.models.generation import own_settings_aside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,6 +58,8 @@ def write_samples(
 ) -> dict[str, list[Any]]:
     """Return columns with prompts and what a model writes after them, greedily; None for the rest.
 
+    Of its own settings for generation, only the tokens that end a text or are no word apply.
+
     The prompt of a row with a target is its text; of plain text, the first half of its tokens, at
     most `LONGEST_PROMPT`. What is written in the place of a target may be as long as that, and is
     compared with it, in the columns `rouge_l` and `exact_match`; `check` has what the check says.
@@ -76,13 +80,10 @@ def write_samples(
     for row, prompt, target in _prompts(split, sampling.rows):
         most = max(sampling.new_tokens, 0 if target is None else len(target))
         ids = torch.from_numpy(prompt.astype(np.int64))[None].to(model.device)
-        with torch.no_grad():
+        settings = _greedy(model, tokenizer, max(1, int(min(most, longest - len(prompt)))))
+        with torch.no_grad(), own_settings_aside(model):
             written = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max(1, min(most, longest - len(prompt))),
-                do_sample=False,
-                pad_token_id=_padding(tokenizer),
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
             )
         question = tokenizer.decode(prompt, skip_special_tokens=True)
         text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
@@ -130,6 +131,20 @@ def _end_of_answer(split: Encoded, block: int, start: int) -> int:
     assert split.learned is not None, "only rows with targets have prompts"
     later = np.flatnonzero(~split.learned[split.part(block)][start:])
     return start + int(later[0]) if len(later) else int(split.lengths[block])
+
+
+def _greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, most: int
+) -> GenerationConfig:
+    """Return settings for the likeliest text; the model says where it ends, and what is no word."""
+    own = model.generation_config
+    return GenerationConfig(
+        max_new_tokens=most,
+        do_sample=False,
+        pad_token_id=_padding(tokenizer),
+        eos_token_id=None if own is None else own.eos_token_id,
+        suppress_tokens=None if own is None else own.suppress_tokens,
+    )
 
 
 def _padding(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
@@ -36,3 +38,16 @@ def end_with(model: PreTrainedModel, token: int) -> None:
     """Make a model's generated text end with a token."""
     if model.generation_config is not None:
         model.generation_config.eos_token_id = token
+
+
+@contextmanager
+def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
+    """Keep a model's own settings out of `generate`, which adds them to those that it is given.
+
+    A repetition penalty, for example, writes text that is not the model's likeliest.
+    """
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

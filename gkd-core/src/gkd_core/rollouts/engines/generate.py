@@ -16,6 +16,7 @@ from transformers.generation import (
 
 from gkd_core.contract.rollout import Prompts, RolloutEngine, Written
 from gkd_core.distributed.ranks import world_size
+from gkd_core.models.generation import own_settings_aside
 from gkd_core.rollouts.writer import Writer
 
 NO_IDS = torch.zeros(0, 0, dtype=torch.int64)
@@ -56,8 +57,7 @@ class Generate(RolloutEngine):
             return self._write_mixed(prompts, writer)
         model = writer.model
         inputs = {name: value.to(writer.device) for name, value in prompts.padded().items()}
-        own, model.generation_config = model.generation_config, GenerationConfig()
-        try:
+        with own_settings_aside(model):
             rows = model.generate(
                 **inputs,
                 generation_config=_greedy(prompts),
@@ -65,8 +65,6 @@ class Generate(RolloutEngine):
                 # Weights may be sharded: a rank whose rows have ended runs the model for others.
                 synced_gpus=world_size() > 1,
             )
-        finally:
-            model.generation_config = own
         assert isinstance(rows, Tensor), "nothing else is asked for"
         return Written(rows[:, inputs["input_ids"].shape[1] :].tolist())
 
