@@ -17,6 +17,17 @@ from gkd_core.api import ConfigError, DataError, Prompts, RolloutEngine, Writer,
 
 WEIGHTS = "model.safetensors"
 
+UNCHANGED = {
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Fields that leave the student's distribution as it is. Without them, vLLM has the defaults of the
+model's `generation_config.json`."""
+
 
 class VLLM(RolloutEngine):
     """Text that a vLLM server writes, to which each step gives the weights of its model.
@@ -49,6 +60,12 @@ class VLLM(RolloutEngine):
                 "the rollout engine vllm takes the weights of a student in one process. Use "
                 "rollout.engine = generate with several"
             )
+        if hasattr(writer.model, "peft_config"):
+            raise ConfigError(
+                "the rollout engine vllm gives the server weights by the names of the checkpoint, "
+                "and those of a student with adapters have others. Remove student.lora, or use "
+                "rollout.engine = generate"
+            )
         self._give_weights(writer)
 
         def ask(row: int) -> Sequence[int]:
@@ -77,6 +94,7 @@ class VLLM(RolloutEngine):
             "prompt": [prompts.rows[row].tolist()],
             "max_tokens": prompts.max_new_tokens,
             "temperature": self.config.temperature,
+            **UNCHANGED,
             "seed": prompts.seeds[row] % 2**31,
             "stop_token_ids": list(prompts.end_ids),
             "return_token_ids": True,
@@ -104,7 +122,10 @@ class VLLM(RolloutEngine):
                 f"{request.full_url}: {error}. Start the server with VLLM_SERVER_DEV_MODE=1 and "
                 f"--served-model-name {self.config.model}, and resume the run"
             ) from error
-        return cast("dict[str, Any]", json.loads(content)) if content.strip() else {}
+        try:
+            return cast("dict[str, Any]", json.loads(content)) if content.strip() else {}
+        except ValueError as error:
+            raise DataError(f"{request.full_url} answers {content[:80]!r}, not JSON") from error
 
 
 @hookimpl

@@ -47,6 +47,10 @@ class Server(ThreadingHTTPServer):
         if path == "/reset_prefix_cache":
             return {}
         assert body["temperature"] == 0
+        # What the model's generation_config.json would decide otherwise.
+        assert (body["top_p"], body["top_k"], body["min_p"]) == (1, -1, 0)
+        assert body["repetition_penalty"] == 1
+        assert body["presence_penalty"] == body["frequency_penalty"] == 0
         (ids,) = body["prompt"]
         return {"choices": [{"token_ids": greedy(self.model, ids, body["max_tokens"])}]}
 
@@ -133,6 +137,15 @@ def test_a_server_that_is_not_there_is_named(server: Server, folder: Path) -> No
     server.server_close()
     with pytest.raises(DataError, match="VLLM_SERVER_DEV_MODE=1"):
         engine(server, folder).write(prompts(), Student(tiny(1)))  # type: ignore[arg-type]
+
+
+def test_a_student_with_adapters_is_refused(server: Server, folder: Path) -> None:
+    student = tiny(1)
+    student.peft_config = {}
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="adapters have others"):
+        engine(server, folder).write(prompts(), Student(student))  # type: ignore[arg-type]
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_several_processes_are_refused(
