@@ -13,7 +13,16 @@ from typing import Any, cast
 from pydantic import Field
 from safetensors.torch import save_model
 
-from gkd_core.api import ConfigError, DataError, Prompts, RolloutEngine, Writer, Written, hookimpl
+from gkd_core.api import (
+    ConfigError,
+    DataError,
+    Prompts,
+    RolloutEngine,
+    TokenSampling,
+    Writer,
+    Written,
+    hookimpl,
+)
 
 WEIGHTS = "model.safetensors"
 
@@ -52,6 +61,10 @@ class VLLM(RolloutEngine):
         timeout: float = Field(600.0, gt=0, description="Seconds to wait for an answer.")
 
     config: Config
+
+    def sampling(self) -> TokenSampling:
+        """Return how it draws tokens."""
+        return TokenSampling(self.config.temperature)
 
     def write(self, prompts: Prompts, writer: Writer) -> Written:
         """Give the server the weights, and let it continue each prompt from its own seed."""

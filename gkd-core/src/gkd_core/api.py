@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gkd_core.contract.requirements import same_width as same_width
     from gkd_core.contract.rollout import Prompts as Prompts
     from gkd_core.contract.rollout import RolloutEngine as RolloutEngine
+    from gkd_core.contract.rollout import TokenSampling as TokenSampling
     from gkd_core.contract.rollout import Written as Written
     from gkd_core.contract.run_info import GradientEngine as GradientEngine
     from gkd_core.contract.run_info import LoadedModel as LoadedModel
@@ -241,6 +242,7 @@ _HOME = {
     "TeacherCombiner": "contract.combiner",
     "Temperature": "contract.temperature",
     "Term": "losses.term",
+    "TokenSampling": "contract.rollout",
     "TopKLogits": "losses.top_k",
     "TrainedWeight": "contract.optimizer",
     "TrainingConfig": "config.schema",

@@ -131,6 +131,14 @@ class RolloutEngine:
         """
         return ""
 
+    def sampling(self) -> TokenSampling | None:
+        """Return how it draws tokens, as a teacher on a server is told to. Default: not known.
+
+        None if temperature, `top_k` and `top_p` do not describe it; only models in these processes
+        then write.
+        """
+        return None
+
     @abstractmethod
     def write(self, prompts: Prompts, writer: Writer) -> Written:
         """Continue the prompts.

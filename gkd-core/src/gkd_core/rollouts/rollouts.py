@@ -18,6 +18,7 @@ from gkd_core.contract.step import Step
 from gkd_core.distributed.data_parallel import any_of, max_over_ranks
 from gkd_core.errors import PluginError
 from gkd_core.plugins.answers import one_of
+from gkd_core.rollouts.remote_writer import RemoteWriter
 from gkd_core.rollouts.replay_buffer import KeptText, ReplayBuffer
 from gkd_core.rollouts.rows import RowText, RowWriter, prompts_of, split_prompts
 from gkd_core.rollouts.tally import Tally
@@ -54,7 +55,7 @@ class Rollouts:
     are the same for any number of ranks and micro-batches, and in a resumed run.
 
     Args:
-        engine: Continues prompts.
+        engine: Continues prompts with models in these processes.
         config: Shares and lengths.
         writers: The models that write, by source.
         rows: Puts the text into the batches.
@@ -69,7 +70,7 @@ class Rollouts:
         self,
         engine: RolloutEngine,
         config: RolloutConfig,
-        writers: Mapping[RowSource, Writer],
+        writers: Mapping[RowSource, Writer | RemoteWriter],
         rows: RowWriter,
         end_ids: Sequence[int],
         seed: int,
@@ -181,7 +182,6 @@ class Rollouts:
 
     def _write(self, rows: Sequence[DrawnRow], source: RowSource, typed: bool) -> list[RowText]:
         """Return the text of each row."""
-        writer = self.writers[source]
         prompts = Prompts(
             rows=[row.prompt for row in rows],
             max_new_tokens=self.config.max_new_tokens,
@@ -190,6 +190,10 @@ class Rollouts:
             seeds=[row.seed for row in rows],
             typed=typed,
         )
+        writer = self.writers[source]
+        if isinstance(writer, RemoteWriter):
+            texts = [self._cut(text) for text in writer.write(prompts)]
+            return [RowText(row.prompt, text) for row, text in zip(rows, texts, strict=True)]
         with writer.writing(prompts.seeds[0]):
             answer = self.engine.write(prompts, writer)
         written: Written = one_of(self.engine, "write", answer, Written, "a `Written`")
@@ -219,14 +223,18 @@ class Rollouts:
         return texts
 
     def _checked(self, text: Sequence[int], writer: Writer) -> Tensor:
-        """Return a text up to its end token."""
-        ends = (place for place, token in enumerate(text, 1) if token in self.end_ids)
-        cut = list(text[: next(ends, len(text))])
+        """Return the text of an engine up to its end token."""
+        cut = self._cut(text)
         words = writer.model.config.get_text_config().vocab_size
-        if len(cut) > self.config.max_new_tokens or not all(0 <= token < words for token in cut):
+        if len(cut) > self.config.max_new_tokens or not bool(((cut >= 0) & (cut < words)).all()):
             raise PluginError(
-                f"the rollout engine '{self.engine.name}' wrote {cut}; return at most "
+                f"the rollout engine '{self.engine.name}' wrote {cut.tolist()}; return at most "
                 f"rollout.max_new_tokens = {self.config.max_new_tokens} token ids from 0 to "
                 f"{words - 1} for each prompt"
             )
-        return torch.tensor(cut, dtype=torch.int64)
+        return cut
+
+    def _cut(self, text: Sequence[int]) -> Tensor:
+        """Return a text up to its end token."""
+        ends = (place for place, token in enumerate(text, 1) if token in self.end_ids)
+        return torch.tensor(list(text[: next(ends, len(text))]), dtype=torch.int64)

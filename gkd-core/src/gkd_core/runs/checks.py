@@ -30,6 +30,7 @@ from gkd_core.training.keeping import check_keep
 
 if TYPE_CHECKING:
     from gkd_core.config.schema import RolloutConfig, WritingConfig
+    from gkd_core.contract.rollout import RolloutEngine
     from gkd_core.objective.ensemble import TeacherEnsemble
     from gkd_core.objective.step_plan import ActiveMethod
     from gkd_core.plugins import Registry
@@ -230,14 +231,32 @@ def _check_rollout(spec: StageSpec, registry: Registry) -> None:
             f"({spec.origin('task.kind')}). Use causal-lm, or remove the rollout table"
         )
     _check_written_length(spec, "rollout", config)
-    if config.uses_teacher:
-        _check_writing_teacher(spec, config)
     engine = registry.rollout_engine(config)
+    if config.teacher_writes and isinstance(spec.teachers[0].source, Served):
+        _check_remote_writing(spec, engine)
+    elif config.uses_teacher:
+        _check_writing_teacher(spec, config)
     if config.mixture and not engine.mixes:
         raise ConfigError(
             f"rollout.mixture ({spec.origin('rollout.mixture')}) has the teacher take part in each "
             f"token of the student, but the engine '{engine.name}' writes with one model. Use "
             "rollout.engine = 'generate', or remove rollout.mixture"
+        )
+
+
+def _check_remote_writing(spec: StageSpec, engine: RolloutEngine) -> None:
+    """Reject a server that cannot be told how to draw, or would be asked twice for the same row."""
+    wish = f"rollout.teacher ({spec.origin('rollout.teacher')}) lets a server write"
+    if engine.sampling() is None:
+        raise ConfigError(
+            f"{wish}, but the engine '{engine.name}' does not say how it draws tokens "
+            "(`RolloutEngine.sampling`). Use rollout.engine = 'generate', or the teacher's model"
+        )
+    if spec.layout.tensor > 1:
+        raise ConfigError(
+            f"{wish}, but {spec.layout.tensor} processes share the student and would each ask for "
+            "the same row, which a server may write differently. Set parallel.tensor = 1, or use "
+            "the teacher's model"
         )
 
 

@@ -76,8 +76,11 @@ def _check_rollouts(
 ) -> None:
     config = spec.config.rollout
     if config is not None and number == 0 and config.uses_teacher:
-        reason = "there is no model that could"
-        raise _refusal(f"{config.teacher_setting} makes the teacher write", reason, teacher, source)
+        if config.mixture or not isinstance(source, Served):
+            setting = "rollout.mixture" if config.mixture else "rollout.teacher"
+            reason = "there is no model that could"
+            raise _refusal(f"{setting} makes the teacher write", reason, teacher, source)
+        source.check_tokens()
     if config is not None and not source.any_text:
         reason = "it knows only the text of the training rows"
         raise _refusal("rollout has models write text", reason, teacher, source)

@@ -121,6 +121,16 @@ class Served(AnswerSource):
             )
         self._model  # noqa: B018 - asks the server before anything is loaded
 
+    def check_tokens(self) -> None:
+        """Reject a server that does not give the token ids of what it writes."""
+        prompts = Prompts([torch.tensor(self._short_text())], 1, (), 0, [0])
+        if self.write(prompts, TokenSampling(temperature=0.0))[0].tokens is None:
+            raise ConfigError(
+                f"{self._server.base} does not give the token ids of what it writes "
+                "(`return_token_ids`), and its text may be read as other tokens. Serve the teacher "
+                "with a vLLM that gives them, or leave rollout.teacher out"
+            )
+
     @cached_property
     def way(self) -> Way:
         """The way to ask the server: that of the answers that are kept, or what a probe finds."""

@@ -8,14 +8,17 @@ from functools import partial
 import torch
 
 from gkd_core.contract.batch import RowSource
+from gkd_core.contract.rollout import RolloutEngine
 from gkd_core.hooks.extraction import Extractor
 from gkd_core.objective.objective import name_seed
 from gkd_core.optim.engine import autocast
 from gkd_core.plugins import Registry
 from gkd_core.rollouts.decoding import CoWriter
+from gkd_core.rollouts.remote_writer import RemoteWriter
 from gkd_core.rollouts.rollouts import Rollouts
 from gkd_core.rollouts.rows import RowWriter
 from gkd_core.rollouts.writer import Writer
+from gkd_core.teachers.served import Served
 from gkd_core.teachers.teacher import Teacher
 from gkd_core.training.stage_spec import StageSpec
 
@@ -45,21 +48,34 @@ def build_rollouts(
         autocast, spec.config.training, device, caches=spec.config.parallel.zero < 3
     )
     co_writer = CoWriter(_first_live(teachers), config.mixture) if config.mixture else None
-    writers: dict[RowSource, Writer] = {
+    engine = registry.rollout_engine(config)
+    writers: dict[RowSource, Writer | RemoteWriter] = {
         "student": Writer("student", student, device, precision, co_writer)
     }
     if config.teacher_writes:
-        writers["teacher"] = Writer("teacher", _first_live(teachers), device, precision)
-    readers = [t.own_tokenizer or t.tokenizer for t in spec.live_teachers]
+        writers["teacher"] = _remote(spec, engine) or Writer(
+            "teacher", _first_live(teachers), device, precision
+        )
+    read = spec.teachers if spec.reads_teachers else ()
+    readers = [t.own_tokenizer or t.tokenizer for t in read]
     ends = dict.fromkeys(one.eos_token_id for one in (spec.tokenizer, *readers))
     return Rollouts(
-        engine=registry.rollout_engine(config),
+        engine=engine,
         config=config,
         writers=writers,
         rows=RowWriter(spec.tokenizer, pad_id),
         end_ids=[end for end in ends if end is not None],
         seed=name_seed(spec.config.seed, f"rollout {spec.name}"),
     )
+
+
+def _remote(spec: StageSpec, engine: RolloutEngine) -> RemoteWriter | None:
+    """Return the first teacher if a server runs it."""
+    source, sampling = spec.teachers[0].source, engine.sampling()
+    if not isinstance(source, Served):
+        return None
+    assert sampling is not None, "an engine that does not say is refused"
+    return RemoteWriter(source, sampling)
 
 
 def _first_live(teachers: Sequence[Teacher]) -> Extractor:

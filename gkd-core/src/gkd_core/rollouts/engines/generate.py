@@ -14,7 +14,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from gkd_core.contract.rollout import Prompts, RolloutEngine, Written
+from gkd_core.contract.rollout import Prompts, RolloutEngine, TokenSampling, Written
 from gkd_core.distributed.ranks import world_size
 from gkd_core.models.generation import own_settings_aside
 from gkd_core.rollouts.writer import Writer
@@ -50,6 +50,10 @@ class Generate(RolloutEngine):
         )
 
     config: Config
+
+    def sampling(self) -> TokenSampling:
+        """Return how it draws tokens."""
+        return TokenSampling(self.config.temperature, self.config.top_k, self.config.top_p)
 
     def write(self, prompts: Prompts, writer: Writer) -> Written:
         """Continue all prompts at once."""
