@@ -258,8 +258,7 @@ class Benchmark(Task):
         """Return the examples in a table, whose bad rows are reported together."""
         table.check_filled()
         examples: list[Example] = []
-        for index, number in enumerate(table.numbers):
-            values = {name: column[index] for name, column in table.columns.items()}
+        for number, values in table.rows([*table.columns]):
             try:
                 examples += self.read(RawRow(values))
             except MissingColumn as missing:

@@ -111,18 +111,19 @@ class MultipleChoice(TaskKind):
                 f"...) and the right one ({', '.join(ANSWERS)}); the columns are "
                 f"{', '.join(map(repr, table.columns))}"
             )
+        used = [name for name in (text, stem, lists, *numbered, label) if name is not None]
         texts, pairs, labels = [], [], []
-        for index, number in enumerate(table.numbers):
-            raw = table.columns[lists][index] if lists else None
-            options = _options(raw) if lists else [table.columns[name][index] for name in numbered]
-            value = 0 if label is None else table.columns[label][index]
+        for number, row in table.rows(used):
+            raw = row[lists] if lists else None
+            options = _options(raw) if lists else [row[name] for name in numbered]
+            value = 0 if label is None else row[label]
             right = _right(value, raw, len(options or ()))
-            problem = _problem(table.columns[text][index], options, right, value)
+            problem = _problem(row[text], options, right, value)
             if problem:
                 table.faults.add(number, problem)
                 continue
-            start = f"{table.columns[stem][index] or ''} ".lstrip() if stem else ""
-            texts.append(table.columns[text][index])
+            start = f"{row[stem] or ''} ".lstrip() if stem else ""
+            texts.append(row[text])
             pairs.append([f"{start}{option}" for option in options or ()])
             labels.append(right)
         table.faults.check()
