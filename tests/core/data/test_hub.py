@@ -7,8 +7,9 @@ import datasets
 import pytest
 
 from gkd_core.config.schema import TaskConfig
-from gkd_core.data import spooled_table
+from gkd_core.data import hub_column, spooled_table, stored_rows
 from gkd_core.data.hub import Hub, _address
+from gkd_core.data.hub_column import HubColumn
 from gkd_core.data.stored_column import StoredColumn
 from gkd_core.errors import ConfigError, DataError
 from gkd_core.plugins import registry
@@ -29,11 +30,14 @@ def folder(tmp_path):
         directory = tmp_path / "dataset"
         directory.mkdir()
         for split, rows in splits.items():
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            (directory / f"{split}.jsonl").write_text(lines)
+            (directory / f"{split}.jsonl").write_text(lines(rows))
         return str(directory)
 
     return write
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def labeled(count, start=0, classes=("bad", "good")):
@@ -64,6 +68,42 @@ def test_texts_of_a_large_dataset_are_kept_on_disk(folder, tmp_path, monkeypatch
     assert all(isinstance(split.text, StoredColumn) for split in (data.train, data.validation))
     assert list(data.train.text) == [f"row {number}" for number in range(8)]
     assert list(data.validation.text) == [f"row {number}" for number in range(8, 12)]
+
+
+def test_rows_of_a_large_dataset_are_read_once_until_they_change(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("GKD_CACHE", str(tmp_path / "gkd"))
+    monkeypatch.setattr(stored_rows, "LARGE", 0)
+    path = folder(train=labeled(8), validation=labeled(4, 8))
+    made = []
+
+    def read():
+        task = Hub(TaskConfig(name="hub", train=path), registry().kinds)
+        return stored_rows.stored_rows(
+            task.files(), [], [], lambda: made.append(1) or task.load("masked-lm", 1)
+        )
+
+    first, second = read(), read()
+    assert (len(made), first.rows_hash) == (1, second.rows_hash)
+    assert (list(second.train.text), list(second.train.labels)) == (
+        [f"row {number}" for number in range(8)],
+        [0, 1] * 4,
+    )
+    (tmp_path / "dataset" / "train.jsonl").write_text(lines(labeled(9, 20)))
+    assert list(read().train.text) == [f"row {number}" for number in range(20, 29)]
+
+
+def test_column_has_names_in_place_of_class_ids(monkeypatch):
+    monkeypatch.setattr(hub_column, "PART", 2)
+    names = datasets.ClassLabel(names=["no", "yes"])
+    features = {"one": names, "several": datasets.List(names), "number": datasets.Value("int64")}
+    columns = {"one": [1, -1, None], "several": [[0, 1], [], [1]], "number": [1, -1, None]}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    one, several, number = (HubColumn(rows, name) for name in columns)
+    assert one.classes == several.classes == ("no", "yes")
+    assert list(one) == ["yes", None, None]
+    assert list(several) == [["no", "yes"], [], ["yes"]]
+    assert (one[0], several[-1], several[:2]) == ("yes", ["yes"], [["no", "yes"], []])
+    assert (list(number), number.classes, len(number)) == ([1, -1, None], (), 3)
 
 
 def test_class_names_and_their_order_come_from_the_dataset(monkeypatch):
@@ -120,6 +160,13 @@ def test_bad_row_is_told_with_split_and_row(folder):
 def test_dataset_that_cannot_be_had_is_refused():
     with pytest.raises(DataError, match=r"'nobody/nothing'.*cannot be loaded"):
         load("nobody/nothing")
+
+
+def test_damaged_file_is_told_with_the_reason(folder, tmp_path):
+    path = folder(train=labeled(8))
+    (tmp_path / "dataset" / "train-2.jsonl").write_text("{no json")
+    with pytest.raises(DataError, match=r"cannot be loaded: JSON parse error"):
+        load(path)
 
 
 def test_dataset_must_be_named():

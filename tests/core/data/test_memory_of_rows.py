@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 
+import datasets
 import pytest
 from tests.core.data.test_chats import make_tokenizer
 from tests.core.data.test_encode import tokenizer
@@ -14,6 +15,7 @@ from gkd_core.data import (
     assemble,
     encode,
     encode_chats,
+    hub_column,
     json_rows,
     mapped_memory,
     mixture,
@@ -24,6 +26,7 @@ from gkd_core.data import (
 )
 from gkd_core.data import stored_tokens as tokens
 from gkd_core.data.files import Files
+from gkd_core.data.hub import Hub
 from gkd_core.data.mixture import MixedData
 from gkd_core.data.sampler import Sampler
 from gkd_core.plugins import registry
@@ -57,6 +60,7 @@ def small_parts(tmp_path, monkeypatch):
 
 def peaks_of(task, kind, packed=False):
     """Return the most bytes that are taken at once as rows are read, and until they are drawn."""
+    task.files()
     words = make_tokenizer() if kind == "causal-lm" else tokenizer()
     tracemalloc.start()
     data = stored_rows.stored_rows(task.files(), [], [], lambda: task.load(kind, 1))
@@ -137,4 +141,18 @@ def test_memory_of_a_row_of_a_mixture_is_less_than_its_text(tmp_path):
             path.write_text(lines([row(number) for number in range(count // 2)]))
         train = f"{tmp_path / 'prompts.jsonl'}:1,{tmp_path / 'messages.jsonl'}:1"
         peaks.append(peaks_of(MixedData(TaskConfig(train=train), registry().kinds), "causal-lm"))
+    check_growth(peaks)
+
+
+def test_memory_of_a_row_of_the_hub_is_less_than_its_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr(hub_column, "PART", 20)
+    names = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    peaks = []
+    for count in (SOME, *ROWS):
+        rows = datasets.Dataset.from_list(list(map(labeled, range(count))), features=features)
+        rows.to_parquet(tmp_path / str(count) / "train.parquet")
+        task = Hub(TaskConfig(name="hub", train=str(tmp_path / str(count))), registry().kinds)
+        peaks.append(peaks_of(task, "classification"))
     check_growth(peaks)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import Tables, assemble, infer_kind
+from gkd_core.data.hub_column import HubColumn
 from gkd_core.data.table import Faults, Table
 from gkd_core.errors import ConfigError, DataError, suggest
 from gkd_core.named_path import named_path
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import DatasetDict
 
     from gkd_core.kinds.task_kind import TaskKind
 
@@ -43,6 +45,15 @@ class Hub(Task):
         if self.config.train is None:
             raise ConfigError("task.train is not set: name a dataset, such as glue/sst2")
 
+    def files(self) -> dict[str, Path] | None:
+        """Return the Arrow files of the dataset; None if it is in memory."""
+        found = {
+            f"{split} {number}": Path(file["filename"])
+            for split, rows in self._splits.items()
+            for number, file in enumerate(rows.cache_files)
+        }
+        return found or None
+
     def load(self, kind: str, seed: int) -> TaskData:
         """Download or open the dataset. `kind` is not used, because the labels decide.
 
@@ -50,13 +61,7 @@ class Hub(Task):
             DataError: The dataset cannot be loaded, a split is missing, or a row is invalid.
         """
         self.check()
-        source = str(self.config.train)
-        splits = open_dataset(
-            source,
-            "(task.train)",
-            "Check the name and the network; NAME:CONFIGURATION selects a configuration, and for "
-            "local files set task.name=files",
-        )
+        source, splits = str(self.config.train), self._splits
         train = split_table(splits, "train", source)
         chosen = self._kind(train)
         validation = self.config.validation or _default_validation(splits, source)
@@ -66,6 +71,16 @@ class Hub(Task):
             test=self._test(splits, train, source, chosen),
         )
         return assemble(tables, self.config, chosen, seed, source, self.model_classes)
+
+    @cached_property
+    def _splits(self) -> DatasetDict:
+        """The dataset, opened once."""
+        return open_dataset(
+            str(self.config.train),
+            "(task.train)",
+            "Check the name and the network; NAME:CONFIGURATION selects a configuration, and for "
+            "local files set task.name=files",
+        )
 
     def _kind(self, train: Table) -> TaskKind:
         if self.kind is not None:
@@ -108,14 +123,15 @@ def open_dataset(name: str, what: str, advice: str) -> DatasetDict:
         DataError: It cannot be loaded.
     """
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
 
     path, configuration = _address(name)
     try:
         return load_dataset(path, configuration)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         raise DataError(
-            f"the dataset {name!r} {what} cannot be loaded: {error}. {advice}"
+            f"the dataset {name!r} {what} cannot be loaded: {reason}. {advice}"
         ) from error
 
 
@@ -146,27 +162,7 @@ def split_table(splits: DatasetDict, split: str, source: str) -> Table:
             f"The splits are {', '.join(splits)}"
         )
     dataset = splits[split]
-    found = {name: _class_names(feature) for name, feature in dataset.features.items()}
-    classes = {name: names for name, names in found.items() if names is not None}
-    columns = {name: _values(dataset, name, classes.get(name)) for name in dataset.column_names}
+    columns = {name: HubColumn(dataset, name) for name in dataset.column_names}
+    classes = {name: column.classes for name, column in columns.items() if column.classes}
     faults = Faults(f"{source} [{split}]", unit="row")
     return Table(columns, range(1, len(dataset) + 1), faults, classes)
-
-
-def _values(dataset: Dataset, column: str, classes: tuple[str, ...] | None) -> Sequence[Any]:
-    values: Sequence[Any] = dataset[column]
-    if classes is None:
-        return values  # read from disk only when iterated, which most columns never are
-    return [_named(value, classes) for value in values]
-
-
-def _class_names(feature: Any) -> tuple[str, ...] | None:
-    """Return the class names of a column of classes, or of lists of classes."""
-    inner = getattr(feature, "feature", feature)
-    return tuple(inner.names) if hasattr(inner, "names") else None
-
-
-def _named(value: Any, classes: tuple[str, ...]) -> Any:
-    if isinstance(value, list):
-        return [_named(one, classes) for one in value]
-    return None if value is None or value < 0 else classes[value]

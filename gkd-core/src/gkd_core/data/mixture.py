@@ -55,7 +55,7 @@ class MixedData(Task):
             task.check()
 
     def files(self) -> dict[str, Path] | None:
-        """Return the files of all sources; None if one is of the hub."""
+        """Return the files of all sources; None if one is in memory."""
         found: dict[str, Path] = {}
         for source, task in self._tasks.items():
             own = task.files()
