@@ -298,9 +298,10 @@ class TaskConfig(Section):
     )
     train: str | None = Field(
         None,
-        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset; several with "
-        "their shares as in `a.jsonl:0.7,b.jsonl:0.3`. If a stage "
-        "names its own, the run's validation, test and columns do not apply to it.",
+        description="Training file (jsonl, csv, tsv, parquet, txt) or hub dataset, of which "
+        "`NAME[:1000]` are the first rows of each split; several with their shares as in "
+        "`a.jsonl:0.7,b.jsonl:0.3`. If a stage names its own, the run's validation, test and "
+        "columns do not apply to it.",
     )
     validation: str | None = Field(
         None, description="Validation file or hub split. Default: a share of the training rows."

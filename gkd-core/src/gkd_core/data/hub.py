@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gkd_core.contract.task import Task, TaskData
 from gkd_core.data.assemble import Tables, assemble, infer_kind
+from gkd_core.data.first_rows import first_rows
 from gkd_core.data.hub_column import HubColumn
 from gkd_core.data.table import Faults, Table
 from gkd_core.errors import ConfigError, DataError, suggest
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
     from gkd_core.kinds.task_kind import TaskKind
 
+FIRST_ROWS = re.compile(r"(.+)\[:([1-9]\d*)\]")
+"""A dataset and a number of rows, written as the first rows of a split in `datasets`."""
+
 BENCHMARKS = {"glue": "nyu-mll/glue", "super_glue": "aps/super_glue"}
 
 logger = logging.getLogger(__name__)
@@ -28,7 +33,8 @@ class Hub(Task):
     """A dataset on the Hugging Face hub, or a local directory that `load_dataset` can read.
 
     `task.train` is `NAME` or `NAME:CONFIGURATION`, such as `imdb`, `nyu-mll/glue:sst2` or, for
-    the two benchmarks, `glue/sst2` and `super_glue/boolq`. The training split is `train`;
+    the two benchmarks, `glue/sst2` and `super_glue/boolq`. `NAME[:1000]` is the first 1,000 rows of
+    each split; only these are downloaded. The training split is `train`;
     `task.validation` and `task.test` name the others (default `validation` and `test`, if the
     dataset has them and the test rows have labels). Dataset code is never executed.
     """
@@ -41,9 +47,15 @@ class Hub(Task):
         return super().facts() | {"data": "a dataset of the hub"}
 
     def check(self) -> None:
-        """Raise `ConfigError` if no dataset is named."""
-        if self.config.train is None:
+        """Raise `ConfigError` if no dataset is named, or other rows than its first."""
+        name = self.config.train
+        if name is None:
             raise ConfigError("task.train is not set: name a dataset, such as glue/sst2")
+        if name.endswith("]") and FIRST_ROWS.fullmatch(name) is None:
+            raise ConfigError(
+                f"task.train is {name!r}, but only the first rows of a dataset can be taken, as in "
+                f"{name.partition('[')[0]}[:1000]. task.rows takes some of all rows"
+            )
 
     def files(self) -> dict[str, Path] | None:
         """Return the Arrow files of the dataset; None if it is in memory."""
@@ -115,7 +127,7 @@ def open_dataset(name: str, what: str, advice: str) -> DatasetDict:
     """Download a dataset, or open it where it is cached or a local directory.
 
     Args:
-        name: `NAME` or `NAME:CONFIGURATION`.
+        name: `NAME` or `NAME:CONFIGURATION`, and `[:N]` for the first N rows of each split.
         what: Words that follow its name in an error: who asks for it.
         advice: What to do if it cannot be loaded.
 
@@ -125,8 +137,11 @@ def open_dataset(name: str, what: str, advice: str) -> DatasetDict:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetsError
 
-    path, configuration = _address(name)
+    first = FIRST_ROWS.fullmatch(name)
+    path, configuration = _address(name if first is None else first[1])
     try:
+        if first is not None:
+            return first_rows(path, configuration, int(first[2]))
         return load_dataset(path, configuration)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
