@@ -105,3 +105,19 @@ def test_answers_are_aligned_whatever_the_chat_templates(invoke, talking):
     assert done.code == 2
     assert "has conversations" in done.err
     assert "has none" in done.err
+
+
+def test_a_conversation_that_only_the_student_cuts_is_left_out(invoke, talking):
+    long = {"prompt": "was this film good? " * 8, "response": "naïve film, it was bad"}
+    with (talking / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(long) + "\n")
+    models = ["--teacher", talking / "bert", "--student", talking / "roberta", "--no-baseline"]
+    settings = [
+        *(f"task.{split}={talking / 'rows.jsonl'}" for split in ("train", "validation")),
+        *("task.kind=causal-lm", "task.max_length=48"),
+        *("training.steps=2", "output.tensorboard=false"),
+    ]
+    given = [part for setting in settings for part in ("--set", setting)]
+    done = invoke("run", "--method", "uld", *models, *given, "--output", "run")
+    assert done.code == 0, done.err
+    assert "left out: 1 without an answer" in done.out + done.err

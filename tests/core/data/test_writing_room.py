@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gkd_core.data import writing_room
+from gkd_core.data import some_rows
 from gkd_core.data.encode import TEXTS, Encoded
 from gkd_core.data.writing_room import rows_with_room
 
@@ -30,7 +30,7 @@ def _encoded(truncated=0):
 
 @pytest.mark.parametrize("chunk", [1000, 2])
 def test_rows_with_room_stay_as_they_are(monkeypatch, chunk):
-    monkeypatch.setattr(writing_room, "CHUNK", chunk)
+    monkeypatch.setattr(some_rows, "CHUNK", chunk)
     found = rows_with_room(_encoded(), 3)
     assert found.prompts.tolist() == [2, 3, 1]
     assert [found.ids[found.part(row)].tolist() for row in range(3)] == [

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.contract.batch import IGNORE, Batch
 from gkd_core.contract.task import Split
 from gkd_core.data.collate import EVALUATION_EPOCH, Collator
 from gkd_core.data.encode import TEXTS, Encoded, encode_samples
+from gkd_core.data.some_rows import some_rows
 from gkd_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,10 +89,7 @@ def encode_again(
     found = kind.encode(split, tokenizer, max_length, classes)
     texts, own = found.extra.get(TEXTS), encoded.extra.get(TEXTS)
     if texts is not None and own is not None and not np.array_equal(texts, own):
-        raise ConfigError(
-            "in some conversations, no token of an answer is left within task.max_length for one "
-            "of two tokenizers, and some for the other. Raise task.max_length"
-        )
+        found = _of_texts(found, own)
     if len(found) != len(encoded):
         raise ConfigError(
             f"task.kind = '{kind}' cuts long texts by their tokens, so a teacher with another "
@@ -98,6 +97,21 @@ def encode_again(
             "task.max_length, or choose a student of the teacher's family"
         )
     return found
+
+
+def _of_texts(found: Encoded, own: NDArray[np.int64]) -> Encoded:
+    """Return the rows of the texts that the student learns from; it may have cut others.
+
+    Raises:
+        ConfigError: One of them has lost its answer in these tokens.
+    """
+    lost = len(np.setdiff1d(own, found.extra[TEXTS]))
+    if lost:
+        raise ConfigError(
+            f"in {lost:,} conversations, no token of an answer is left within task.max_length for "
+            "the teacher's tokenizer, while the student's has some. Raise task.max_length"
+        )
+    return some_rows(found, np.isin(found.extra[TEXTS], own))
 
 
 def with_views(batch: Batch, readings: Iterable[Reading], together: Sequence[int]) -> Batch:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gkd_core.data.encode import CHUNK, TEXTS, Encoded
-from gkd_core.data.row_joiner import ARRAYS, RowJoiner
+from gkd_core.data.encode import Encoded
+from gkd_core.data.some_rows import some_rows
 
 
 def rows_with_room(encoded: Encoded, longest: int) -> Encoded:
@@ -26,36 +23,4 @@ def rows_with_room(encoded: Encoded, longest: int) -> Encoded:
     kept = encoded.prompts <= longest
     if kept.all():
         return encoded
-    sources = encoded.sources
-    return replace(
-        _taken(encoded, kept),
-        sources=None if sources is None else sources[kept],
-        extra={**encoded.extra, TEXTS: encoded.extra[TEXTS][kept]},
-        num_long_prompts=int((~kept).sum()),
-    )
-
-
-def _taken(encoded: Encoded, kept: NDArray[np.bool_]) -> Encoded:
-    """Return the tokens of some rows, part by part: those of many rows are in files."""
-    made = RowJoiner()
-    for start in range(0, len(encoded), CHUNK):
-        rows = slice(start, start + CHUNK)
-        lengths, own = encoded.lengths[rows], kept[rows]
-        first = encoded.offsets[start]
-        place, tokens = slice(first, first + lengths.sum()), np.repeat(own, lengths)
-        values = {name: getattr(encoded, name) for name in ARRAYS}
-        arrays = {name: v[place][tokens] for name, v in values.items() if v is not None}
-        made.extend(lengths[own].tolist(), arrays)
-    columns = made.columns() | {"num_truncated": _num_truncated(encoded, kept)}
-    return replace(encoded, **columns)
-
-
-def _num_truncated(encoded: Encoded, kept: NDArray[np.bool_]) -> int:
-    """Return how many of the rows that are kept are truncated: others are not counted any more.
-
-    A row that is not kept counts as truncated if it is as long as a row may be.
-    """
-    if not encoded.num_truncated:
-        return 0
-    full = encoded.lengths == encoded.lengths.max()
-    return max(0, encoded.num_truncated - int((full & ~kept).sum()))
+    return replace(some_rows(encoded, kept), num_long_prompts=int((~kept).sum()))

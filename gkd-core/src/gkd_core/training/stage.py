@@ -180,10 +180,10 @@ class Stage:
         if cut := self.train.cut:
             yield "", f"cut at {self.spec.max_length} tokens (task.max_length): {cut}"
         if out := self.train.num_left_out:
-            yield "", f"{out:,} without an answer are left out"
+            yield "", f"left out: {out:,} without an answer"
         if long := self.train.num_long_prompts:
             limit = f"{self.spec.longest_prompt} tokens (task.max_length - rollout.max_new_tokens)"
-            yield "", f"{long:,} with a prompt of more than {limit} are left out"
+            yield "", f"left out: {long:,} with a prompt of more than {limit}"
 
     def _learned(self) -> Iterator[tuple[str, str]]:
         """Yield how many tokens are learned, if not all are."""
