@@ -133,6 +133,16 @@ def test_memory_of_a_packed_row_is_less_than_its_text(name, tmp_path):
     check_growth(peaks)
 
 
+def test_memory_of_a_context_is_less_than_its_text(tmp_path):
+    peaks = []
+    for count in (SOME, *ROWS):
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text(lines([{**answered(n), "hint": f"{LONG * 4} {n}"} for n in range(count)]))
+        config = TaskConfig(train=str(path), context="hint")
+        peaks.append(peaks_of(Files(config, registry().kinds), "causal-lm"))
+    check_growth(peaks)
+
+
 def test_memory_of_a_row_of_a_mixture_is_less_than_its_text(tmp_path):
     peaks = []
     for count in (SOME, *ROWS):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from json.encoder import encode_basestring_ascii
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from gkd_core.contract.task import Fit, Split, TaskData
 from gkd_core.data.classes import refuse_one_class
 from gkd_core.data.columns import check_label, column_of_names, refuse_unlabeled
 from gkd_core.data.holdout import hold_out
+from gkd_core.data.spooled_table import spooled
 from gkd_core.data.table import Table
 from gkd_core.errors import DataError
 from gkd_core.plugins import ask
@@ -119,7 +120,7 @@ def _with_context(
     return {**splits, "train": replace(train, context=context)}
 
 
-def _of_rows(split: Split, table: Table, column: str, setting: str) -> list[str]:
+def _of_rows(split: Split, table: Table, column: str, setting: str) -> Sequence[str]:
     """Return the values of a column, one for each row that is read."""
     values = column_of_names(table, column, f"task.{setting}")
     if len(values) != len(split):
@@ -165,15 +166,7 @@ def without_labels(data: TaskData, kind: str) -> TaskData:
         kind: Name of a kind of language modeling.
     """
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    # Pairs have no meaning in language modeling, so both texts become rows.
-    splits = {
-        name: Split(
-            [*split.text, *_second_texts(split)],
-            source=None if split.pair is not None else split.source,
-        )
-        for name, split in parts.items()
-        if split is not None
-    }
+    splits = {name: _plain_texts(split) for name, split in parts.items() if split is not None}
     return TaskData(
         kind=kind,
         train=splits["train"],
@@ -183,6 +176,13 @@ def without_labels(data: TaskData, kind: str) -> TaskData:
         rows_hash=hash_rows(kind, (), splits),
         source=data.source,
     )
+
+
+def _plain_texts(split: Split) -> Split:
+    """Return the texts of rows; pairs have no meaning in language modeling, so both are rows."""
+    if split.pair is None:
+        return Split(split.text, source=split.source)
+    return Split(spooled(chain(split.text, _second_texts(split))))
 
 
 def _second_texts(split: Split) -> Iterator[str]:

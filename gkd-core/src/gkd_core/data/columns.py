@@ -273,7 +273,7 @@ def _known_name(value: Any, known: dict[Any, str]) -> str:
     return known[value]
 
 
-def column_of_names(table: Table, column: str, setting: str) -> list[str]:
+def column_of_names(table: Table, column: str, setting: str) -> Sequence[str]:
     """Return the names in a column, such as the source of each row; values of any type are names.
 
     Args:
@@ -290,11 +290,11 @@ def column_of_names(table: Table, column: str, setting: str) -> list[str]:
     return names
 
 
-def _names(table: Table, column: str, what: str) -> list[str]:
+def _names(table: Table, column: str, what: str) -> Sequence[str]:
     for number, value in zip(table.numbers, table.columns[column], strict=True):
         if is_missing(value):
             table.faults.add(number, f"the row has no {what} (column {column!r})")
-    return [str(value) for value in table.columns[column]]
+    return spooled(map(str, table.columns[column]))
 
 
 def _check_column(table: Table, name: str, setting: str) -> None:

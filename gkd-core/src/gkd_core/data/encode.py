@@ -84,7 +84,7 @@ class Encoded:
     def starts(self) -> NDArray[np.int64]:
         """Index of the first sequence of each row, and the number of sequences, int64 `[N + 1]`."""
         if self.counts is not None:
-            return np.cumsum([0, *self.counts], dtype=np.int64)
+            return np.append(0, np.cumsum(self.counts))
         return np.arange(len(self) + 1, dtype=np.int64) * self.per_row
 
     @cached_property
