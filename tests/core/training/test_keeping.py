@@ -132,7 +132,7 @@ def test_a_run_that_kept_nothing_goes_on_so(prepare_run, interrupt, passes):
 
 @pytest.mark.parametrize("keep", ["disk", "share"])
 def test_runs_find_the_logits_that_another_has_put_on_the_disk(
-    build, monkeypatch, tmp_path, passes, keep
+    build, monkeypatch, tmp_path, passes, keep, world
 ):
     monkeypatch.setenv("GKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(kept, "ROWS", 32)
@@ -146,6 +146,13 @@ def test_runs_find_the_logits_that_another_has_put_on_the_disk(
     assert torch.equal(again.answers[LOGITS].values, before)
     keep_answers(build(*settings, "task.max_length=8"), ["teacher"], print)
     assert len(list(file.parent.glob("*.safetensors"))) == 2, "other tokens, other answers"
+    twin = tmp_path / "twin"
+    shutil.copytree(world / "teacher", twin)
+    path = twin / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "relu"}))
+    stage = build(*settings, teacher=str(twin))
+    keep_answers(stage, [stage.config.teachers[0].name], print)
+    assert len(list(file.parent.glob("*.safetensors"))) == 3, "another activation, other answers"
     file.write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="is damaged"):
         mended = keep_answers(build(*settings), ["teacher"], print)[0]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gkd_core import digest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 WEIGHTS = ".safetensors"
 CONTENT = (f"*{WEIGHTS}", "*.json", "*.txt", "*.model", "*.py")
@@ -94,10 +99,18 @@ def model_digest(directory: Path) -> str:
     return digest.of_files(_model_files(directory))
 
 
-def weights_hash(model: nn.Module) -> str:
-    """Return a hash of the names and values of a model's weights and buffers as they are loaded."""
+def stated(config: PretrainedConfig) -> dict[str, Any]:
+    """Return what a configuration says of a model, and not of where and by whom it was written."""
+    content: dict[str, Any] = config.to_dict()
+    content.pop("transformers_version", None)
+    return {name: value for name, value in content.items() if not name.startswith("_")}
+
+
+def loaded_digest(model: PreTrainedModel) -> str:
+    """Return a hash of the configuration, weights and buffers of a model as it is loaded."""
     tensors = sorted((*model.named_parameters(), *model.named_buffers()), key=itemgetter(0))
-    return digest.of_bytes(part for name, tensor in tensors for part in _bytes(name, tensor))
+    parts = (part for name, tensor in tensors for part in _bytes(name, tensor))
+    return digest.of_bytes(chain([digest.of_value(stated(model.config)).encode()], parts))
 
 
 def _bytes(name: str, tensor: Tensor) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core import digest
-from gkd_core.models.content import ModelContents
+from gkd_core.models.content import ModelContents, stated
 from gkd_core.models.source import load_config
 from gkd_core.named_path import named_path
 from gkd_core.runs.named_content import named_content
@@ -184,13 +184,11 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
     task = {name: getattr(config.task, name) for name in names}
     if config.task.packing:
         task["packing"] = True
-    shape = {k: v for k, v in spec.student_config.to_dict().items() if not k.startswith("_")}
-    shape.pop("transformers_version", None)
     return tree | {
         "stage": spec.name,
         "options": options,
         "task": {**task, "max_length": spec.max_length},
-        "shape": shape,
+        "shape": stated(spec.student_config),
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gkd_core import digest
 from gkd_core.data.collate import EVALUATION_EPOCH
@@ -21,7 +21,7 @@ from gkd_core.distributed.data_parallel import collect
 from gkd_core.distributed.teacher_batches import gather_teacher_batches
 from gkd_core.hooks.features import Features
 from gkd_core.hooks.paths import LOGITS
-from gkd_core.models.content import weights_hash
+from gkd_core.models.content import loaded_digest
 from gkd_core.teachers.answer_file import answer_file, shared
 from gkd_core.teachers.answer_parts import AnswerPart, AnswerParts
 from gkd_core.teachers.captured_states import as_captured
@@ -29,6 +29,7 @@ from gkd_core.teachers.teacher import batches_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
     from gkd_core.contract.batch import Batch
     from gkd_core.contract.model_info import Predicted
@@ -95,7 +96,7 @@ class KeptAnswers:
 
 
 def shared_file(
-    teacher: nn.Module,
+    teacher: PreTrainedModel,
     encoded: Encoded,
     data: TaskData,
     precision: str,
@@ -115,7 +116,7 @@ def shared_file(
         captures: The tensors that it is asked for.
     """
     about = [
-        weights_hash(teacher),
+        loaded_digest(teacher),
         encoded.tokens_hash,
         [data.rows_hash, data.kind, list(data.classes), len(encoded), ROWS],
         [precision, device.type],
