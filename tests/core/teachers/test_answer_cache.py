@@ -373,9 +373,9 @@ def test_a_run_may_use_a_part_of_the_rows_that_are_stored(write, prepare_run):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda content: [], "its format is None, not .*into another folder"),
-        (lambda content: signed(content, format=3), "its format is 3, not .*into another folder"),
-        (lambda content: content | {"dtype": "fp32"}, "it has changed since .*into another folder"),
+        (lambda content: [], "its format is None, not"),
+        (lambda content: signed(content, format=3), "its format is 3, not"),
+        (lambda content: content | {"dtype": "fp32"}, "it has changed since it was written"),
         (lambda content: content | {"digest": "0"}, "it has changed since it was written"),
         (lambda content: content | {"more": 1}, "it has changed since it was written"),
         (lambda content: signed(content, form="heads"), "form"),
@@ -391,11 +391,12 @@ def test_a_manifest_that_is_damaged_is_named_with_the_reason(write, prepare_run,
     folder, _ = write("fp16", *settings, teacher=teacher)
     path = folder / "manifest.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    said = rf"manifest.json cannot be read: (.|\n)*{reason}(.|\n)*Write it again, into another"
     for attempt in (
         lambda: prepare_run(*settings, *source(folder), teachers=(teacher,)),
         lambda: write("fp16", *settings, teacher=teacher),
     ):
-        with pytest.raises(ConfigError, match=rf"manifest.json cannot be read: (.|\n)*{reason}"):
+        with pytest.raises(ConfigError, match=said):
             attempt()
 
 
@@ -412,7 +413,7 @@ def test_no_bit_of_a_manifest_may_change(write):
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        with pytest.raises(ConfigError, match=r"manifest.json cannot be read: "):
+        with pytest.raises(ConfigError, match=r"manifest.json cannot be read: .*Write it again"):
             stored.CacheManifest.load(folder, "")
     path.write_bytes(whole)
     assert stored.CacheManifest.load(folder, "") == manifest

@@ -289,10 +289,10 @@ class CacheManifest:
             content = json.loads(path.read_text())
             found = content.get("format") if isinstance(content, dict) else None
             if found != FORMAT:
-                raise ValueError(f"its format is {found}, not {FORMAT}. {AGAIN}")
+                raise ValueError(f"its format is {found}, not {FORMAT}")
             own = content.pop(DIGEST, None)
             if own != digest.of_value(content):
-                raise ValueError(f"it has changed since it was written. {AGAIN}")
+                raise ValueError("it has changed since it was written")
             content["belongs"] = Belongs(**content["belongs"])
             content["parts"] = tuple(WrittenShard(**part) for part in content["parts"])
             return _CONTENT.validate_python(asdict(cls(**content)))
@@ -301,8 +301,10 @@ class CacheManifest:
                 f"{setting}: {folder} holds no answers of a teacher (there is no {MANIFEST}). "
                 f"Name the folder that does, or write them with: gkd cache --output {folder}"
             ) from None
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except OSError as error:
             raise ConfigError(f"{setting}: {path} cannot be read: {error}") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ConfigError(f"{setting}: {path} cannot be read: {error}. {AGAIN}") from error
 
     def _text(self) -> str:
         content = json.loads(json_text(asdict(self)))  # as it is read again
