@@ -112,6 +112,12 @@ def test_study_without_a_possible_cell_is_refused(study):
         study(axes={"method": ["nonesuch"]}).open()
 
 
+def test_students_of_equal_size_are_no_wider_than_the_teacher_whose_weights_they_take(study):
+    axes = {"method": ["kd"], "student.layers": [2, 3]}
+    folder = study(axes=axes, equal_size="student.layers").open()
+    assert {cell.reason for cell in folder.cells} == {""}
+
+
 def test_better_half_of_equals_is_the_smaller():
     assert better_half([0.3, 1, 3], {0.3: 0.5, 1: 0.0, 3: 0.5}) == [0.3, 3]
     assert better_half([1, 3], {1: -2.0, 3: -1.0}) == [3]

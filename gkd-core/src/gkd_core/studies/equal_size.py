@@ -25,7 +25,7 @@ def equal_width(spec: StageSpec, layers: Any) -> Mapping[str, int]:
     """Return the widths with which a student of another depth has as many weights.
 
     The hidden size keeps the heads of the teacher's size; the feed-forward width makes up for the
-    rest.
+    rest, as far as the teacher's weights can fill it.
 
     Args:
         spec: The stage that makes the student that it is to equal in size.
@@ -37,11 +37,12 @@ def equal_width(spec: StageSpec, layers: Any) -> Mapping[str, int]:
     teacher = spec.teachers[0].info
     head = teacher.hidden_size // teacher.heads
     ratio = teacher.ffn_size / teacher.hidden_size
+    most = None if spec.config.student.init == "random" else teacher.ffn_size
     size = _sizes(spec, layers)
     wanted = _sizes(spec, spec.config.student.layers)(spec.student.hidden_size, None)
     heads = _largest(lambda heads: size(heads * head, None), wanted)
     widths = [
-        (hidden, _ffn_size(functools.partial(size, hidden), round(ratio * hidden), wanted))
+        (hidden, _ffn_size(functools.partial(size, hidden), round(ratio * hidden), wanted, most))
         for hidden in (heads * head, (heads + 1) * head)
     ]
     by_distance = sorted(widths, key=lambda width: abs(size(*width) - wanted))
@@ -50,18 +51,20 @@ def equal_width(spec: StageSpec, layers: Any) -> Mapping[str, int]:
     return {"student.hidden_size": hidden, "student.ffn_size": ffn}
 
 
-def _ffn_size(size: Callable[[int], int], usual: int, wanted: int) -> int:
+def _ffn_size(size: Callable[[int], int], usual: int, wanted: int, most: int | None) -> int:
     """Return the feed-forward width, from half to twice the usual, whose size is nearest.
 
     Args:
         size: Counts the weights of a student with a feed-forward width.
         usual: The width with the proportions of the teacher.
         wanted: The number of weights.
+        most: The largest width; None if there is no limit.
     """
     low, high = max(usual // 2, FFN_MULTIPLE) // FFN_MULTIPLE, usual * 2 // FFN_MULTIPLE
     steps = _largest(lambda step: size((low + step) * FFN_MULTIPLE), wanted, high - low)
     candidates = [(low + step) * FFN_MULTIPLE for step in (steps, steps + 1)]
-    return min(candidates, key=lambda each: abs(size(each) - wanted))
+    nearest = min(candidates, key=lambda each: abs(size(each) - wanted))
+    return nearest if most is None else min(nearest, most)
 
 
 def _sizes(spec: StageSpec, layers: Any) -> Callable[[int, int | None], int]:
