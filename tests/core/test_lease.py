@@ -78,6 +78,23 @@ def test_a_holder_on_another_machine_that_gives_a_sign_of_life_is_left_alone(tmp
     assert "token=other" in marker.read_text()
 
 
+def test_who_waits_for_a_lease_gets_it_once_it_is_released(tmp_path):
+    order = []
+
+    def wait():
+        with hold(tmp_path / "run", wait=True) as held:
+            held.check()
+            order.append("second")
+
+    second = threading.Thread(target=wait)
+    with hold(tmp_path / "run"):
+        second.start()
+        time.sleep(0.2)
+        order.append("first")
+    second.join(10)
+    assert order == ["first", "second"]
+
+
 def test_who_lost_a_lease_is_told_to_whom(tmp_path):
     run = tmp_path / "run"
     with hold(run) as held:

@@ -92,7 +92,7 @@ class Lease:
 
 
 @contextmanager
-def hold(path: Path, chosen_with: str = "--output") -> Iterator[Lease]:
+def hold(path: Path, chosen_with: str = "--output", wait: bool = False) -> Iterator[Lease]:
     """Hold the lease of a file or directory, which need not exist.
 
     A rank whose launcher holds it takes part in that lease.
@@ -100,9 +100,10 @@ def hold(path: Path, chosen_with: str = "--output") -> Iterator[Lease]:
     Args:
         path: What is written meanwhile.
         chosen_with: The option that names another place.
+        wait: Whether to wait for another process that holds it, as all do so for moments only.
 
     Raises:
-        HeldElsewhere: Another process holds it.
+        HeldElsewhere: Another process holds it, unless this one waits.
         OSError: The marker cannot be written.
     """
     if is_inherited(path):
@@ -113,7 +114,10 @@ def hold(path: Path, chosen_with: str = "--output") -> Iterator[Lease]:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(claim, path, chosen_with)
+        if wait:
+            claim.acquire()
+        else:
+            _acquire(claim, path, chosen_with)
     except OSError as error:
         error.filename = str(path)  # nobody knows the marker
         error.add_note(f"Choose another place with {chosen_with}")

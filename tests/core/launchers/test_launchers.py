@@ -151,7 +151,8 @@ def _folder(tmp_path, monkeypatch, has_gpu, **parallel):
     monkeypatch.setattr(gpus.torch.cuda, "is_available", lambda: has_gpu)
     folder = StudyFolder(tmp_path, parse_study({}, "test"), _cells())
     layout = {"parallel": {"device": "auto", "nproc": 1} | parallel}
-    folder.write({cell.name: tomli_w.dumps(layout) for cell in folder.cells})
+    folder.write_configs({cell.name: tomli_w.dumps(layout) for cell in folder.cells})
+    folder.write()
     return folder
 
 

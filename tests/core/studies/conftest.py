@@ -52,7 +52,7 @@ class StudyWriter:
     def close(self):
         """Write the list of cells, and return the folder."""
         whole = StudyFolder(self.folder.path, self.folder.config, self.cells)
-        whole.write({})
+        whole.write()
         return whole.path
 
 

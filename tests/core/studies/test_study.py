@@ -9,6 +9,7 @@ from gkd_core.plugins import registry
 from gkd_core.studies.cell import CellState
 from gkd_core.studies.study import Study
 from gkd_core.studies.study_config import parse_study
+from gkd_core.studies.study_folder import StudyFolder
 from gkd_core.studies.tuning import better_half
 
 
@@ -116,6 +117,25 @@ def test_students_of_equal_size_are_no_wider_than_the_teacher_whose_weights_they
     axes = {"method": ["kd"], "student.layers": [2, 3]}
     folder = study(axes=axes, equal_size="student.layers").open()
     assert {cell.reason for cell in folder.cells} == {""}
+
+
+def test_cells_that_another_command_lists_meanwhile_stay_listed(study, monkeypatch):
+    def tuned():
+        return study(axes={"method": ["kd"]}, tune={"lr_factors": [1, 2], "seed": 7})
+
+    slow, fast, scored = tuned(), tuned(), []
+
+    def score(folder, cell, registry):
+        scored.append(cell)
+        if len(scored) > 1:
+            return 1.0
+        fast.open()  # the trial ends just after `slow` has looked, and `fast` lists what follows
+        return None
+
+    monkeypatch.setattr("gkd_core.studies.study.score", score)
+    folder = slow.open()
+    assert {cell.role for cell in folder.cells} == {"tuning", "report"}
+    assert [*StudyFolder.read(folder.path).cells] == folder.cells
 
 
 def test_better_half_of_equals_is_the_smaller():

@@ -23,7 +23,9 @@ def folder(tmp_path):
     config = parse_study({"axes": {"method": ["kd", "hard"]}}, "test")
     cells = [_cell(n) for n in ("finished", "stale", "failed", "stopped", "new")]
     dropped = _cell("dropped", reason="it makes no sense")
-    StudyFolder(tmp_path, config, [*cells, dropped], [_cell("former")]).write({"new": "seed = 1\n"})
+    made = StudyFolder(tmp_path, config, [*cells, dropped], [_cell("former")])
+    made.write_configs({"new": "seed = 1\n"})
+    made.write()
     return StudyFolder.read(tmp_path, CODE_NOW)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from gkd_core.atomic import write_file
 from gkd_core.contract.launcher import Launcher
+from gkd_core.lease import hold
 from gkd_core.strict_json import json_text
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.cost import STUDENT, Cost, read_cost
@@ -119,9 +120,10 @@ def _is_of(cell: Cell, point: AxisPoint) -> bool:
 def _keep(folder: StudyFolder, cell: Cell, study: Study) -> None:
     """Note what a short run has cost, and remove its student."""
     if folder.is_over(cell):
-        costs = {**_costs(folder), cell.name: read_cost(folder, cell, study.registry)}
-        content = {name: cost.to_json() for name, cost in costs.items()}
-        write_file(folder.path / COSTS, json_text(content, indent=1))
+        with hold(folder.path / COSTS, wait=True):
+            costs = {**_costs(folder), cell.name: read_cost(folder, cell, study.registry)}
+            content = {name: cost.to_json() for name, cost in costs.items()}
+            write_file(folder.path / COSTS, json_text(content, indent=1))
         shutil.rmtree(folder.run_directory(cell) / STUDENT, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from gkd_core.atomic import write_file
+from gkd_core.lease import hold
 from gkd_core.strict_json import json_text
 from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.study_folder import TIMING, StudyFolder
@@ -70,7 +71,8 @@ def save_forecast(folder: StudyFolder, seconds: Iterable[tuple[str, Seconds]]) -
         seconds: The duration of a cell, with the group that it belongs to.
     """
     content = {group: {str(share): s for share, s in each.items()} for group, each in seconds}
-    write_file(_path(folder), json_text({**_forecast(folder), **content}, indent=1))
+    with hold(_path(folder), wait=True):
+        write_file(_path(folder), json_text({**_forecast(folder), **content}, indent=1))
 
 
 def _path(folder: StudyFolder) -> Path:

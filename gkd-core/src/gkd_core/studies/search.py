@@ -133,7 +133,8 @@ class StudentSearch:
         for seed in seeds:
             checked = self._made(axes, seed)
             self._cells[checked.cell.name] = checked.cell  # also if it was stopped before
-            self.folder.write(configs([checked]))
+            self.folder.write_configs(configs([checked]))
+            self.folder.write()
             state = self._empty.state(checked.cell)
             if state is CellState.DROPPED:
                 self._say(f"refused  {checked.cell.label}: {checked.cell.reason}")
@@ -219,7 +220,8 @@ class StudentSearch:
         """
         cell = checked.cell
         self._cells[cell.name] = cell  # without the reason for which it was stopped
-        self.folder.write(configs([checked]))
+        self.folder.write_configs(configs([checked]))
+        self.folder.write()
         if cell.reason:
             self._say(f"refused  {cell.label}: {cell.reason}")
             return False
@@ -255,7 +257,7 @@ class StudentSearch:
         elif behind:
             self._cells[cell.name] = replace(cell, reason=behind)
             self._say(f"stopped  {cell.label}: {behind}")
-        self.folder.write({})
+        self.folder.write()
 
     def _conclude_finished(self, cell: Cell) -> None:
         """Say what a candidate is worth, unless it is a slice that misses the budget."""

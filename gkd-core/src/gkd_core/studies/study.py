@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gkd_core.errors import ConfigError
+from gkd_core.lease import hold
 from gkd_core.plugins import Registry
 from gkd_core.studies.cell import Cell
 from gkd_core.studies.cells import CellMaker, configs
@@ -36,11 +37,29 @@ class Study:
     def open(self) -> StudyFolder:
         """Write the folder with the cells that are known now, and return it.
 
-        Cells that the study no longer has stay on the disk.
+        Cells that the study no longer has stay on the disk. Other commands may run the study, too:
+        if one has listed cells meanwhile, this one looks again, as it would else remove them.
 
         Raises:
             ConfigError: The folder holds something else, or every cell is dropped.
         """
+        while True:
+            before = self._listed
+            folder, texts = self._known_now()
+            folder.write_configs(texts)
+            with hold(self.path / CELLS, wait=True):
+                if self._listed == before:
+                    folder.write()
+                    return folder
+
+    @property
+    def _listed(self) -> bytes | None:
+        """What the folder says of its cells; None if there is none."""
+        file = self.path / CELLS
+        return file.read_bytes() if file.exists() else None
+
+    def _known_now(self) -> tuple[StudyFolder, Mapping[str, str]]:
+        """Return the folder with the cells that are known now, and their configurations."""
         known = {} if self._before is None else _by_name(self._before.cells, self._before.former)
         empty = StudyFolder(self.path, self.config, (), (), self._code)
         made = {
@@ -56,9 +75,7 @@ class Study:
         if all(cell.reason for cell in cells):
             raise ConfigError(f"every cell of the study is dropped: {cells[0].reason}")
         former = [c for name, c in known.items() if name not in made and not c.reason]
-        folder = replace(empty, cells=cells, former=former)
-        folder.write(configs(made.values()))
-        return folder
+        return replace(empty, cells=cells, former=former), configs(made.values())
 
     @functools.cached_property
     def maker(self) -> CellMaker:
@@ -86,7 +103,8 @@ class Study:
             (),
             self._code,
         )
-        folder.write(configs(made.values()))
+        folder.write_configs(configs(made.values()))
+        folder.write()
         return folder
 
     @property

@@ -82,14 +82,17 @@ class StudyFolder:
         former = tuple(cell for cell, is_current in listed if not is_current)
         return cls(path, read_study(path / STUDY), current, former, code)
 
-    def write(self, configs: Mapping[str, str]) -> None:
-        """Write the study, the list of its cells, and their configurations.
+    def write_configs(self, configs: Mapping[str, str]) -> None:
+        """Write the configurations of cells.
 
         Args:
-            configs: The configuration of each new cell by its name, as TOML.
+            configs: The configuration of each cell by its name, as TOML.
         """
         for name, config in configs.items():
             write_file(self.config_file(name), config)
+
+    def write(self) -> None:
+        """Write the study and the list of its cells, whose configurations are there."""
         given = self.config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
         write_file(self.path / STUDY, tomli_w.dumps(given))
         listed = [
