@@ -45,7 +45,7 @@ def test_array_survives_a_cancelled_job_and_shards_that_overlap(nine_cells, loca
     _ask("scancel", f"{array}_1")
     # One shard of one is all cells, also those that the array runs.
     overlapping = nine_cells.start("--shard", "0/1", "--threads", "1", command=RUN)
-    assert overlapping.wait(900) == 0
+    assert overlapping.wait(900) in (0, 75)  # 75 as long as the array runs some of them
     nine_cells.wait_for(lambda: not _ask("squeue", "--noheader"))
     assert nine_cells.run("--threads", "1") == 0  # what the array had begun when it was cancelled
     nine_cells.assert_equal(locally)

@@ -2,12 +2,16 @@
 
 import csv
 import json
+import os
+import threading
 import tomllib
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gkd_core import lease
 from gkd_core.contract.launcher import JobEvent
 from gkd_core.evaluation.predictions import Predictions
 from gkd_core.plugins import registry
@@ -68,7 +72,7 @@ def _cells(folder):
     return [cell for cell, _ in json.loads((folder / "cells.json").read_text())["cells"]]
 
 
-def test_study_runs_each_cell_once(study, folder):
+def test_study_runs_each_cell_once(study, folder, invoke):
     first = study("run")
     assert (first.code, len(study.started)) == (0, 2), first.err
     assert "study studies/small: 2 cells: 2 waiting" in first.out
@@ -85,6 +89,8 @@ def test_study_runs_each_cell_once(study, folder):
     more = study("run", "--axis", "seed=[1,2]", "--axis", "method=hard")
     assert (more.code, len(study.started)) == (0, 1)
     assert len(_cells(folder)) == 3  # kd stays, as a former one
+    (former,) = [cell for cell in _cells(folder) if cell["axes"]["method"] == "kd"]
+    assert invoke("study", "cell", folder, former["name"]).code == 0  # its command may be running
 
     _make_stale(folder, study.started[0])
     shown = study("status")
@@ -116,6 +122,76 @@ def test_failed_cell_is_recorded_with_the_end_of_its_error(study, folder):
     study("run", *arguments)
     assert study.started == [name]  # once in each command
     assert json.loads((folder / "attempts" / f"{name}.json").read_text())["count"] == 2
+
+
+def test_command_whose_cells_are_not_over_says_so(study, monkeypatch):
+    def stopped(self, launch):
+        for job in launch.jobs:
+            yield JobEvent(job)
+            yield JobEvent(job, 75)
+
+    monkeypatch.setattr(registry().launcher("local"), "launch", stopped)
+    left = study("run")
+    assert left.code == 75
+    assert "not all is done: 2 of its cells were stopped" in left.out
+    monkeypatch.setattr(registry().launcher("local"), "launch", _to_a_queue)
+    assert study("run").code == 0
+
+
+def _to_a_queue(self, launch):
+    yield from ()
+
+
+@pytest.mark.filterwarnings("default:.*waiting for a sign of life")
+def test_cell_of_another_machine_passes_on_only_without_a_sign_of_life(
+    study, folder, invoke, monkeypatch
+):
+    only = ("--axis", "method=hard")
+    monkeypatch.setattr(registry().launcher("local"), "launch", _to_a_queue)
+    assert study("run", *only).code == 0
+    (cell,) = _cells(folder)
+    marker = folder / "attempts" / f".{cell['name']}.json.lease"
+    marker.parent.mkdir()
+    _hold_elsewhere(marker, 60.0)
+    left = study("run", *only)
+    assert left.code == 75
+    assert "not all is done: 1 of its cells" in left.out
+
+    with _signs_of_life(marker):
+        refused = invoke("study", "cell", folder, cell["name"])
+    assert refused.code == 75
+    assert "waiting for a sign of life" in refused.err
+
+    monkeypatch.setattr(lease, "DURATION", 0.3)
+    _hold_elsewhere(marker, 0.3)
+    taken = invoke("study", "cell", folder, cell["name"])
+    assert taken.code == 0
+    assert "waiting for a sign of life" in taken.err
+    assert study("run", *only).code == 0
+    assert (folder / "cells" / cell["name"] / "report.html").exists()
+
+
+def _hold_elsewhere(marker, duration):
+    marker.write_text(
+        f"filelock/2\npid=4\nhost=elsewhere\nmode=lease\ntoken=other\nduration={duration}\nstart=7\n"
+    )
+
+
+@contextmanager
+def _signs_of_life(marker):
+    ended = threading.Event()
+
+    def _beat():
+        while not ended.wait(0.05):
+            os.utime(marker)
+
+    beating = threading.Thread(target=_beat)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
 
 
 def test_plan_times_each_shape_once_and_keeps_what_it_costs(study, folder):

@@ -90,7 +90,7 @@ def run(
     execution = Execution(found, starter, share, Room(jobs, threads), rerun_stale, progress)
     with stoppable():
         folder = execution.run()
-    progress.finish(folder)
+    progress.finish(folder, execution.left(folder))
 
 
 @study.command()
@@ -132,18 +132,21 @@ def plan(
 def cell(path: Path, name: str) -> None:
     """Run one cell in this process; this is what launchers start."""
     from gkd_core.errors import ConfigError
+    from gkd_core.lease import HeldElsewhere
     from gkd_core.plugins import registry
     from gkd_core.studies.run_cell import run_cell
     from gkd_core.studies.study_folder import StudyFolder
     from gkd_core.training.participants import installed_code
 
     folder = StudyFolder.read(path, installed_code(registry()))
-    named = [each for each in folder.cells if each.name == name]
+    # A command with other axes may have listed its own cells since this one was started.
+    named = [each for each in (*folder.cells, *folder.former) if each.name == name]
     if not named:
         raise ConfigError(f"{path} has no cell {name!r}")
-    if folder.holder(named[0]) is not None:
+    try:
+        sys.exit(run_cell(folder, named[0], _status_of))
+    except HeldElsewhere:
         sys.exit(RESUMABLE)
-    sys.exit(run_cell(folder, named[0], _status_of))
 
 
 def _status_of(arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gkd_core.analysis.sizes import readable
-from gkd_core.cli.errors import FAILURE
+from gkd_core.cli.errors import FAILURE, RESUMABLE
 from gkd_core.launchers.logged import reason
 from gkd_core.runs.run_files import RESULTS
 from gkd_core.studies.attempt import Attempt
@@ -84,19 +84,27 @@ class StudyProgress:
             soft_wrap=True,
         )
 
-    def finish(self, folder: StudyFolder) -> None:
+    def finish(self, folder: StudyFolder, left: Sequence[Cell]) -> None:
         """Print the states of the cells and the next steps.
 
         Args:
             folder: The folder of the study as it is now.
+            left: The cells of this command that are not over.
 
         Raises:
-            SystemExit: Some have failed.
+            SystemExit: Some have failed or are left.
         """
         self.say(f"study {folder.path}: {counted(folder)}")
+        if left:
+            self.say(
+                f"not all is done: {len(left)} of its cells were stopped, or are held by another "
+                "command; repeat this one to continue"
+            )
         if self._done[CellState.FAILED]:
             self.say(f"what failed, and why: gkd study status {shlex.quote(str(folder.path))}")
             sys.exit(FAILURE)
+        if left:
+            sys.exit(RESUMABLE)
 
 
 class Bar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gkd_core.contract.launcher import CellJob, Launch, Launcher
@@ -70,6 +70,7 @@ class Execution:
     room: Room
     rerun_stale: bool
     watcher: Watcher
+    _queued: set[str] = field(default_factory=set, init=False)
 
     def run(self) -> StudyFolder:
         """Run cells until none is left that this command has not tried.
@@ -88,16 +89,34 @@ class Execution:
             folder = self.study.open()
         return folder
 
+    def left(self, folder: StudyFolder) -> list[Cell]:
+        """Return the cells of the share that are not over, without those handed to a queue.
+
+        They were stopped, or another process holds them, on a machine that may be gone.
+
+        Args:
+            folder: The folder of the study after `run`.
+        """
+        states = {CellState.WAITING, CellState.RUNNING}
+        own = (cell for cell in self._own(folder) if cell.name not in self._queued)
+        return [cell for cell in own if folder.state(cell) in states]
+
+    def _own(self, folder: StudyFolder) -> list[Cell]:
+        """Return the cells of the share, without those that were dropped."""
+        possible = [cell for cell in folder.cells if not cell.reason]
+        return self.shard.of(possible, _together(folder))
+
     def _to_run(self, folder: StudyFolder) -> list[Cell]:
         states = {CellState.WAITING, CellState.FAILED}
         wanted = states | {CellState.STALE} if self.rerun_stale else states
-        possible = [cell for cell in folder.cells if not cell.reason]
-        own = self.shard.of(possible, _together(folder))
-        return [cell for cell in own if folder.state(cell) in wanted]
+        return [cell for cell in self._own(folder) if folder.state(cell) in wanted]
 
     def _launch(self, folder: StudyFolder, cells: Sequence[Cell]) -> None:
-        for _ in launch_cells(folder, cells, self.launcher, self.room, self.watcher):
+        queued = {cell.name for cell in cells}
+        for cell in launch_cells(folder, cells, self.launcher, self.room, self.watcher):
+            queued.discard(cell.name)
             remove_students(folder, self.study.registry)
+        self._queued |= queued
 
 
 def launch_cells(

@@ -33,7 +33,8 @@ def run_cell(folder: StudyFolder, cell: Cell, run: Callable[[Sequence[str]], int
         The exit status.
 
     Raises:
-        ConfigError: Another process runs the cell.
+        HeldElsewhere: Another process runs the cell. If that was on another machine, this one
+            waits for a sign of life, as the machine may be gone.
     """
     with hold(folder.attempt_file(cell)):
         if folder.is_over(cell) and not folder.is_of_other_code(cell):
