@@ -238,6 +238,7 @@ def test_trials_leave_the_test_rows_alone_and_are_predicted_to(study, folder, wo
         for c in _cells(folder)
     }
     assert split == {("tuning", "validation"), ("report", "test")}
+    assert "0 cells, 0:00:00 one after the other" in study("plan", *only).out
     report = study("report")
     assert report.code == 0, report.err
     assert "some tasks have no test rows" not in report.out

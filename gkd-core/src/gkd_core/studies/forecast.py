@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gkd_core.atomic import write_file
 from gkd_core.contract.launcher import Launcher
@@ -32,8 +33,10 @@ class GroupForecast:
         label: Their values on the axes.
         group: A hash of these.
         cells: How many are not finished.
+        task: Their task, if the study has several.
+        trials: How many trials of learning rates are not finished.
         cost: What one costs; None if its short run has failed.
-        seconds: Duration of all of them, one after the other, with the trials of learning rates.
+        seconds: Duration of all of them, one after the other, with the trials.
         each: Duration of one, by the share of the steps that it is trained for.
         failure: Why the short run has failed.
     """
@@ -41,6 +44,8 @@ class GroupForecast:
     label: str
     group: str
     cells: int
+    task: str = ""
+    trials: int = 0
     cost: Cost | None = None
     seconds: float = 0.0
     each: Seconds = field(default_factory=dict)
@@ -88,19 +93,33 @@ def _group(
     values = {name: value for name, value in point.values.items() if name != "seed"}
     label = ", ".join(f"{axis}={value}" for axis, value in values.items())
     own = [cell for cell in folder.cells if _is_of(cell, point)]
-    done = sum(folder.state(c) is CellState.FINISHED and c.role == "report" for c in own)
-    left = len(folder.config.seeds) - done
+    left = len(folder.config.seeds) - sum(folder.is_over(c) for c in own if c.role == "report")
+    trials = trials_left(study.config.tune, folder, own)
     short = study.maker.make_timing(point).cell
+    found = GroupForecast(label, short.group, left, str(point.task or ""), len(trials))
     if short.name not in costs:
-        failure = timing.failure(short) or "was not timed"
-        return GroupForecast(label, short.group, left, failure=failure)
+        return replace(found, failure=timing.failure(short) or "was not timed")
     cost, specs = costs[short.name], study.maker.prepare(point).specs
-    trials = list(trial_shares(study.config.tune))
-    each = {share: cost.trial_seconds(specs, share) for share in trials}
+    each = {share: cost.trial_seconds(specs, share) for share in trial_shares(study.config.tune)}
     each[1.0] = cost.seconds(specs)
-    is_tuned = any(cell.role == "report" for cell in own)
-    tuning = 0.0 if is_tuned else sum(each[share] for share in trials)
-    return GroupForecast(label, short.group, left, cost, left * each[1.0] + tuning, each)
+    seconds = left * each[1.0] + sum(each[share] for share in trials)
+    return replace(found, cost=cost, seconds=seconds, each=each)
+
+
+def trials_left(
+    tune: TuneConfig | None, folder: StudyFolder, cells: Sequence[Cell]
+) -> Sequence[float]:
+    """Return the share of the steps of each trial of learning rates that is not over.
+
+    Args:
+        tune: How rates are tuned, if they are.
+        folder: The folder of the study.
+        cells: The cells so far that differ by seed, or serve to tune them.
+    """
+    if any(cell.role == "report" for cell in cells):
+        return ()  # their rate is settled
+    over = Counter(cell.share for cell in cells if folder.is_over(cell))
+    return list((Counter(trial_shares(tune)) - over).elements())
 
 
 def trial_shares(tune: TuneConfig | None) -> Iterator[float]:
@@ -135,17 +154,18 @@ def _costs(folder: StudyFolder) -> dict[str, Cost]:
 
 
 def disk(groups: Sequence[GroupForecast], keep: Keep) -> int:
-    """Return the bytes that the cells will take on the disk.
+    """Return the bytes that the cells will take on the disk, with the trials.
 
     Args:
         groups: The forecasts.
-        keep: Which students stay: `best`, `all` or `none`.
+        keep: Which students stay: the `best` of each task, `all` or `none`.
     """
-    known = [(group, group.cost) for group in groups if group.cost is not None]
-    every = sum(group.cells * cost.disk for group, cost in known)
-    students = {
-        "all": sum(group.cells * cost.student for group, cost in known),
-        "best": max((cost.student for _, cost in known), default=0),
-        "none": 0,
-    }
-    return every + students[keep]
+    known = [(each, each.cost, each.cells + each.trials) for each in groups if each.cost]
+    every = sum(runs * cost.disk for _, cost, runs in known)
+    if keep == "all":
+        return every + sum(runs * cost.student for _, cost, runs in known)
+    best: dict[str, int] = {}
+    for group, cost, runs in known:
+        if runs:
+            best[group.task] = max(best.get(group.task, 0), cost.student)
+    return every + (sum(best.values()) if keep == "best" else 0)
