@@ -381,12 +381,41 @@ def test_slices_are_candidates_of_autodisc_only(arguments, invoke, pretend, tmp_
     assert tomllib.loads(labels.read_text())["student"]["scale"] == measured[-1][1].scale
 
 
+@pytest.mark.parametrize("killed", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+def test_slice_that_was_finished_unseen_is_judged_when_the_search_goes_on(
+    killed, arguments, invoke, pretend, tmp_path, monkeypatch
+):
+    """The search is killed before it measures a slice; or else the budget has changed since."""
+    pytest.importorskip("optuna")
+    monkeypatch.setitem(QUALITIES, "recipe autodisc", 0.99)
+    monkeypatch.setattr(pretend, "stage_of", staticmethod(last_stage))
+    measured = []
+
+    def measure(spec, shape, student, budget):
+        measured.append(student)
+        if killed and len(measured) == 1:
+            raise ConfigError("killed")
+        return 2.0, MeasuredShape(shape, 19_999, 1.0, budget.too_large(19_999))
+
+    monkeypatch.setattr(shapes, "measure_student", measure)
+    some = without_hard([*arguments, "--recipe", "autodisc"])
+    first = invoke(*some, "--max-weights", "20k", "--time", "2s")
+    assert first.code == (2 if killed else 0), first.err
+    assert pretend.started
+    again = invoke(*some, "--max-weights", "19k", "--time", "9s")
+    assert again.code == 0, again.err
+    tried = json.loads((tmp_path / "found/report/search.json").read_text())["tried"]
+    refused = {each[""] for each in tried if each["state"] == "refused"}
+    assert refused == {"its student has 19,999 weights; 19,000 are allowed"}
+    assert not any(t["method"] == "recipe autodisc" and t["state"] == "finished" for t in tried)
+
+
 def labels_alone(folder):
     cells = json.loads((folder / "found/cells.json").read_text())["cells"]
     return next(cell["name"] for cell, _ in cells if cell["axes"]["method"] == "hard")
 
 
-def test_trained_slice_costs_what_was_measured(world, tmp_path):
+def test_trained_slice_costs_what_was_measured(world, tmp_path, monkeypatch):
     from gkd_core.models.load import load_teacher
 
     given = {"teacher": str(world / "teacher"), "task.train": str(world / "train.jsonl")}
@@ -400,8 +429,10 @@ def test_trained_slice_costs_what_was_measured(world, tmp_path):
     TeacherSlices(spec, loaded).cut(2, 0.1).save_pretrained(tmp_path / "student")
     _, again = shapes.measure_student(spec, chosen[1], tmp_path / "student", budget)
     assert (again.weights, again.reason) == (smaller.weights, "")
+    assert shapes.measure_slice(spec, chosen[1], tmp_path / "student", budget, 1).reason == ""
     tight = Budget.read(None, None, str(again.weights - 1), None)
-    _, missed = shapes.measure_student(spec, chosen[1], tmp_path / "student", tight)
+    monkeypatch.delattr(shapes, "measure_student")  # what was measured is known
+    missed = shapes.measure_slice(spec, chosen[1], tmp_path / "student", tight, 1)
     assert missed.reason == f"{again.weights:,} weights; {again.weights - 1:,} are allowed"
 
 

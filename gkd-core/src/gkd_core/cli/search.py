@@ -71,7 +71,7 @@ def search(
     from gkd_core.plugins import registry
     from gkd_core.studies.budget import SECONDS, Budget, amount
     from gkd_core.studies.search import StudentSearch
-    from gkd_core.studies.shapes import measure_student, shapes_of_search
+    from gkd_core.studies.shapes import measure_slice, shapes_of_search
 
     until = time.monotonic() + (amount(duration, SECONDS, "--time") or 0.0)
     budget = Budget.read(max_latency, max_size, max_weights, min_kept)
@@ -93,7 +93,7 @@ def search(
     space = _space(spec, before, budget, tried, searched, shared)
 
     def missed(shape: Shape, student: Path) -> str:
-        return measure_student(spec, shape, student, budget)[1].reason
+        return measure_slice(spec, shape, student, budget, threads).reason
 
     found = StudentSearch(folder, space, registry(), threads, say, missed)
     with stoppable():

@@ -115,6 +115,7 @@ class StudentSearch:
             until: When to begin no other, by `time.monotonic`; one that is running is stopped, to
                 be continued by the next search, unless no student is finished yet.
         """
+        self._judge_again()
         fruitless = 0
         while time.monotonic() < until and fruitless < MOST_FRUITLESS:
             checked = self._next(fruitless)
@@ -260,14 +261,28 @@ class StudentSearch:
         self.folder.write()
 
     def _conclude_finished(self, cell: Cell) -> None:
-        """Say what a candidate is worth, unless it is a slice that misses the budget."""
-        shape = self.space.shape(cell.axes).shape
-        missed = "" if shape.scale is None else self._missed(shape, self.student(cell))
-        if missed:
-            self._cells[cell.name] = replace(cell, reason=f"its student has {missed}")
-            self._say(f"refused  {cell.label}: its student has {missed}")
+        """Say what a candidate is worth, unless its student misses the budget."""
+        judged = self._cells[cell.name] = self._judged(cell)
+        if judged.reason:
+            self._say(f"refused  {cell.label}: {judged.reason}")
         elif (value := self._validation(cell)) is not None:
             self._say(f"finished {cell.label}: {self.space.metric.name} {value:.4f}")
+
+    def _judged(self, cell: Cell) -> Cell:
+        """Return a trained candidate, with a reason if it is a slice that misses the budget."""
+        shape = self.space.shape(cell.axes).shape
+        missed = "" if shape.scale is None else self._missed(shape, self.student(cell))
+        return replace(cell, reason=f"its student has {missed}" if missed else "")
+
+    def _judge_again(self) -> None:
+        """Judge trained slices by the budget as it is now.
+
+        One may have been finished by its process when that of the search was killed already.
+        """
+        for cell in self._own_cells():
+            if self._empty.is_over(cell) and self._judged(cell) != cell:
+                self._conclude_finished(cell)
+                self.folder.write({})
 
     def _finish_one(self) -> None:
         """Go on with the candidate that got furthest, while none is finished."""

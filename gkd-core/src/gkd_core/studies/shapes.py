@@ -42,6 +42,9 @@ TIMED_ROWS = 16
 COSTS = "shapes.json"
 """The cost of shapes when a search began."""
 
+SLICE = "slice.json"
+"""The cost of a trained slice, in the directory of its run."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -159,6 +162,28 @@ def measure_student(
     student = _TimedModel.ready(spec, model, spec.tokenizer)
     reference, (found,) = _measured(teacher, [(shape, student)], budget)
     return reference, found
+
+
+def measure_slice(
+    spec: StageSpec, shape: Shape, directory: Path, budget: Budget, threads: int
+) -> MeasuredShape:
+    """Return what a trained slice costs, as it was measured on this machine when it was trained.
+
+    Args:
+        spec: The stage of all students.
+        shape: Its shape.
+        directory: The student, in the directory of its run.
+        budget: What it may cost.
+        threads: Threads of a model.
+    """
+    path, place = directory.parent / SLICE, [platform.node(), threads]
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("place") == place and _suffices(*known["student"], budget):
+        return _judged(shape, *known["student"], known["teacher"], budget)
+    teacher, found = measure_student(spec, shape, directory, budget)
+    costs = {"place": place, "teacher": teacher, "student": [found.weights, found.milliseconds]}
+    write_file(path, json_text(costs))
+    return found
 
 
 def _measured(
