@@ -99,7 +99,14 @@ def pretend(monkeypatch, finish_run):
     )
     monkeypatch.setattr(search_module, "time", clock)
     monkeypatch.setattr(import_module("gkd_core.cli.search"), "time", clock)
+    monkeypatch.setattr(shapes, "measure_student", untrained_cost)
     return PretendedRun
+
+
+def untrained_cost(spec, shape, student, budget):
+    """Return what a student costs that is not there, as no candidate was trained."""
+    teacher, (found,) = shapes.measure_shapes(spec, [shape], budget)
+    return teacher, found
 
 
 def test_budget_names_what_is_missed():
@@ -210,21 +217,26 @@ def test_the_best_student_within_the_budget_is_found(
     assert any("in the lower half of those so far" in why for why in reasons)
     assert all((state == "stopped") == ("lower half" in why) for why, state in reasons.items())
     assert reasons["labels alone, to compare the best with"] == "finished"
-    assert reasons.get("not finished in time") != "finished"
     assert "distillation pays: better than labels alone" in " ".join(done.out.split())
     assert (tmp_path / "found/report/search.html").exists()
 
     finished = {run.parent.name for run in tmp_path.glob("found/cells/*/report.html")}
     before = len(pretend.started)
-    counts, measure = [], shapes.measure_shapes
+    counts, measure, costs = [], shapes.measure_shapes, []
     monkeypatch.setattr(
         shapes, "measure_shapes", lambda *a: counts.append(len(a[1])) or measure(*a)
+    )
+    monkeypatch.setattr(
+        shapes, "measure_student", lambda *a: costs.append(a[2]) or untrained_cost(*a)
     )
     again = invoke(*arguments, "--max-weights", "20k", "--time", "4s", "--seeds", 2)
     assert again.code == 0, again.err
     assert len(pretend.started) > before
     assert not finished & set(pretend.started[before:])
-    assert counts == [1], "what shapes cost is known; the best one is timed at the end"
+    assert counts == [1], "what shapes cost is known"
+    (trained,) = costs
+    report = json.loads((tmp_path / "found/report/search.json").read_text())
+    assert str(trained) == report["student"], "the trained student is timed at the end"
 
 
 def test_labels_alone_are_the_result_where_they_are_better(
@@ -377,6 +389,8 @@ def test_slices_are_candidates_of_autodisc_only(arguments, invoke, pretend, tmp_
     assert (assistants["autodisc"]["target"], student["student"]["scale"]) == (scale, scale)
     assert assistants["student"]["layers"] == student["student"]["layers"] == measured[0][1].layers
     assert assistants["student"]["scale"] == 1
+    assert (tried[-1]["method"], tried[-1]["validation"]) == ("hard", "0.6000")
+    assert tried[-1][""] == "labels alone, to compare the best with"
     labels = next((tmp_path / "found/configs").glob(f"{labels_alone(tmp_path)}.toml"))
     assert tomllib.loads(labels.read_text())["student"]["scale"] == measured[-1][1].scale
 

@@ -118,19 +118,16 @@ def _result(
     budget: Budget,
     seeds: int,
 ) -> SearchResult:
-    """Return the result of a search that has ended, with the latency as it is now."""
+    """Return the result of a search that has ended, with the cost of the best student."""
     from gkd_core.plugins import registry
     from gkd_core.studies.search_result import SearchResult
-    from gkd_core.studies.shapes import measure_shapes, measure_student
+    from gkd_core.studies.shapes import measure_student
 
     best = found.finalists()[0].cell
     shape = found.space.shape(best.axes).shape
-    if shape.scale is None:
-        teacher, (again,) = measure_shapes(spec, [shape], budget)
-    else:
-        teacher, again = measure_student(spec, shape, found.student(best), budget)
+    after = measure_student(spec, shape, found.student(best), budget)
     numbers = range(found.space.seed, found.space.seed + seeds)
-    return SearchResult.of(found, numbers, registry(), before, (teacher, again))
+    return SearchResult.of(found, numbers, registry(), before, after)
 
 
 def _shapes(

@@ -289,10 +289,7 @@ class StudentSearch:
         while not self._has_finished():
             open_cells = self._unfinished()
             if not open_cells:
-                raise ConfigError(
-                    f"no candidate could be trained: {self._why_none()}. `gkd study status "
-                    f"{self._empty.path}` shows all"
-                )
+                raise ConfigError(f"no candidate could be trained: {self._why_none()}")
             furthest = max(open_cells, key=lambda cell: len(self._evaluations(cell)))
             self._wait(self._start(furthest))
             self._conclude(furthest, "")
@@ -300,10 +297,12 @@ class StudentSearch:
     def _why_none(self) -> str:
         """Return why candidates were refused or have failed, the most frequent reasons."""
         cells = self._own_cells()
+        if not cells:
+            return "there was no time for one; a longer --time gives it"
         failures = {c.name: self._empty.failure(c).strip().splitlines()[-1:] for c in cells}
         reasons = Counter(c.reason or "".join(failures[c.name]) for c in cells)
         said = [f"{n} of {len(cells)}: {why}" for why, n in reasons.most_common(REASONS_SHOWN)]
-        return "; ".join(said) or "there was no time for one"
+        return f"{'; '.join(said)}. `gkd study status {self._empty.path}` shows all"
 
     def _start(self, cell: Cell) -> CellProcess:
         return CellProcess.start(self.folder, cell, self._threads)

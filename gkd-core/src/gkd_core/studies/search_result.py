@@ -15,7 +15,7 @@ from gkd_core.atomic import write_file
 from gkd_core.plugins import Registry
 from gkd_core.runs.default_method import LABELS
 from gkd_core.strict_json import json_text
-from gkd_core.studies.cell import Cell
+from gkd_core.studies.cell import Cell, CellState
 from gkd_core.studies.comparisons import SeedComparison, Verdict, compare, spread
 from gkd_core.studies.search import Finalist, StudentSearch, was_stopped
 from gkd_core.studies.search_space import SHAPE
@@ -40,7 +40,7 @@ class SearchResult:
         against_labels: That one against a student of the same shape that learned from labels
             alone; None if it did so itself.
         before: Latency of the teacher, and the costs of the shapes, before the first candidate.
-        after: Latency of the teacher, and the costs of the best shape, at the end.
+        after: Latency of the teacher, and the costs of the best student, at the end.
     """
 
     search: StudentSearch
@@ -107,7 +107,8 @@ class SearchResult:
             f"{shape.weights / 1e6:.3g} M weights, {4 * shape.weights / 1e6:.1f} MB"
         )
         if shape.reason:
-            yield f"at the end it misses the budget: {shape.reason}; the machine was slower"
+            slower = "; the machine was slower" if teacher > self.before[0] else ""
+            yield f"at the end it misses the budget: {shape.reason}{slower}"
         yield self._distillation_said()
 
     def grids(self) -> Iterator[Grid]:
@@ -204,17 +205,26 @@ class SearchResult:
         for cell in folder.cells:
             if cell.seed == self.search.space.seed:
                 own = finished.get(cell.name)
+                if own is None and self._is_plain(cell):
+                    own = self.search.finalist(cell)
                 rows.append([*_shown(cell), *self._came_to(cell, own, best)])
         return Grid("tried", "What was tried, and why it lost", columns, rows)
+
+    def _is_plain(self, cell: Cell) -> bool:
+        """Return whether a cell is the best shape on labels alone, which may be no candidate."""
+        shape = self.finalists[0].cell.axes[SHAPE]
+        return (cell.axes[SHAPE], cell.axes[METHOD]) == (shape, LABELS)
 
     def _came_to(self, cell: Cell, own: Finalist | None, best: Finalist) -> list[str]:
         state = self.search.folder.state(cell)
         if own is None:
             failure = self.search.folder.failure(cell).strip().splitlines()[-1:]
-            why = cell.reason or (failure[0] if failure else "not finished in time")
             if cell.reason:
-                return ["stopped" if was_stopped(cell) else "refused", NONE, NONE, why]
-            return [str(state), NONE, NONE, why]
+                said = "stopped" if was_stopped(cell) else "refused"
+                return [said, NONE, NONE, cell.reason]
+            over = state is CellState.FINISHED
+            why = "no candidate of this search" if over else "not finished in time"
+            return [str(state), NONE, NONE, failure[0] if failure else why]
         time = own.outcome.milliseconds
         value = own.outcome.validation or 0.0
         behind = f"{abs(best.worth - own.worth):.4f} behind the best"
