@@ -61,5 +61,5 @@ def test_the_figure_can_be_read_by_day_and_by_night(run, monkeypatch):
 
 def test_the_committed_figure_is_that_of_a_run():
     figure = (DOCS / "images" / "demo.svg").read_text()
-    assert "student, pkd+soft+hard" in figure
+    assert "student, soft+hard" in figure
     assert "prefers-color-scheme: dark" in figure

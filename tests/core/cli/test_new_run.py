@@ -26,7 +26,7 @@ def test_it_says_what_it_found_and_the_file_is_understood(invoke, world, tmp_pat
     ):
         assert said in text
     found = tomllib.loads(text)
-    assert found["method"] == "pkd+soft+hard"
+    assert found["method"] == "soft+hard"
     assert found["student"] == {"layers": 2}
     assert found["task"]["kind"] == "classification"
     assert found["task"]["max_length"] == 16

@@ -126,10 +126,10 @@ def from_set(*settings, **sources):
 
 def test_nothing_given_is_the_schema_with_one_stage():
     resolved = resolve(Registry())
-    assert resolved.config.method == "pkd+soft"
+    assert resolved.config.method == "soft"
     assert [stage.name for stage in resolved.stages] == ["distil"]
     assert resolved.stages[0].config == resolved.config
-    assert resolved.config.options == {"pkd": Pkd.Config(), "soft": Soft.Config()}
+    assert resolved.config.options == {"soft": Soft.Config()}
     assert resolved.origin("training.lr") == "default"
 
 
@@ -607,7 +607,7 @@ def epochs(resolved):
 def test_stages_are_complete_and_differ_where_they_say(write):
     resolved = resolve(Registry(), files=[write("run.toml", STAGES)])
     match, finetune = resolved.stages
-    assert (match.config.method, finetune.config.method) == ("pkd", "pkd+soft")
+    assert (match.config.method, finetune.config.method) == ("pkd", "soft")
     assert (match.config.training.lr, finetune.config.training.lr) == (1.0, 2.0)
     assert list(match.config.options) == ["pkd"]
     assert finetune.config.options["soft"].temperature == Schedule.parse(7)
@@ -715,7 +715,9 @@ def test_stored_run_does_not_differ_by_the_defaults_of_a_task(write):
 
 
 def test_differences_see_values_that_one_run_has_not():
-    assert from_set("student.layers=2").differences(from_set("pkd.sizes.a=1")) == [
+    assert from_set("method=pkd", "student.layers=2").differences(
+        from_set("method=pkd", "pkd.sizes.a=1")
+    ) == [
         "pkd.sizes",
         "pkd.sizes.a",
         "student.layers",

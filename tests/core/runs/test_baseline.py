@@ -94,19 +94,19 @@ def test_labels_alone_have_no_baseline(prepare):
 
 def test_without_a_method_labels_are_learned_where_there_are_some(prepare, tmp_path, world):
     resolved, (*_, last) = prepare()
-    assert (str(last.expression), resolved.config.method) == ("pkd+soft+hard", "pkd+soft")
+    assert (str(last.expression), resolved.config.method) == ("soft+hard", "soft")
     assert last.origin("method") == "default for rows with labels"
     built = as_built(resolved, [last])
-    assert built.config.method == built.stages[0].config.method == "pkd+soft+hard"
-    assert 'method = "pkd+soft+hard"' in to_toml(built)
+    assert built.config.method == built.stages[0].config.method == "soft+hard"
+    assert 'method = "soft+hard"' in to_toml(built)
 
     rows = map(json.loads, (world / "train.jsonl").read_text().splitlines())
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
     _, (*_, last) = prepare(f"task.train={file}")
-    assert str(last.expression) == "pkd+soft"
-    _, (*_, last) = prepare("method=pkd+soft")
-    assert str(last.expression) == "pkd+soft"
+    assert str(last.expression) == "soft"
+    _, (*_, last) = prepare("method=soft")
+    assert str(last.expression) == "soft"
 
 
 def test_the_flag_for_the_values_of_the_paper_leaves_a_fingerprint_as_it_is(prepare):

@@ -189,7 +189,7 @@ _MODELS_AND_DATA: Sequence[Decorator] = (
 _RUN: Sequence[Decorator] = (
     click.option(
         "--method",
-        help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [pkd+soft+hard; pkd+soft without labels]",
+        help="Sum of methods: pkd+soft, 2*pkd+0.5*soft. [soft+hard; soft without labels]",
     ),
     click.option("--recipe", help="Start from a shipped recipe."),
     click.option(

@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Distill a student.
 
-    Without arguments, a student is distilled with pkd+soft+hard on text that comes with Python.
+    Without arguments, a student is distilled with soft+hard on text that comes with Python.
     FILE (toml, yaml, json) contains settings; flags and --set override it.
     """
     if overwrite and resume:

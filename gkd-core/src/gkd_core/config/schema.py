@@ -804,10 +804,10 @@ class RunConfig(Section):
     """A run: models, data, method and stages."""
 
     method: str = Field(
-        "pkd+soft",
+        "soft",
         description="Methods to sum, with weights: `pkd+soft`, `2*pkd+0.5*soft`; several teachers "
-        "are averaged, or combined as in `mt-bert(soft)+hard`. Default: `pkd+soft+hard` for rows "
-        "with labels.",
+        "are averaged, or combined as in `mt-bert(soft)+hard`. Default: `soft+hard` for rows with "
+        "labels.",
     )
     recipe: str | None = Field(
         None, description="A shipped recipe; the values in this file override its values."

@@ -12,9 +12,8 @@ import numpy as np
 import tomli_w
 
 from gkd_core.data.holdout import take
-from gkd_core.errors import MethodError
 from gkd_core.plugins import registry
-from gkd_core.runs.default_method import LABELS, as_built, learns_from_labels
+from gkd_core.runs.default_method import as_built
 from gkd_core.runs.resolved import resolve_run
 from gkd_core.runs.run import prepare_run
 
@@ -62,15 +61,8 @@ def run_file(teacher: str, data: str, name: str) -> str:
     flags = {"teachers": ([{"model": teacher}], "--teacher"), "task.train": (data, "--data")}
     chosen = {"student.layers": ("half", "gkd new-run"), "baseline": (False, "gkd new-run")}
     resolved = resolve_run(flags=flags | chosen)
-    try:
-        specs = prepare_run(resolved, registry())
-    except MethodError:  # the default compares hidden states, of which a single block has none
-        resolved = resolve_run(flags=flags | chosen | {"method": ("soft", "gkd new-run")})
-        specs = prepare_run(resolved, registry())
-    spec, method = specs[-1], as_built(resolved, specs).stages[-1].config.method
-    if method == "soft" and learns_from_labels(spec.data, spec.kind, registry()):
-        method = f"soft+{LABELS}"
-    return _text(spec, method, name)
+    specs = prepare_run(resolved, registry())
+    return _text(specs[-1], as_built(resolved, specs).stages[-1].config.method, name)
 
 
 def _text(spec: StageSpec, method: str, name: str) -> str:
