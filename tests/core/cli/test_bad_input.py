@@ -114,11 +114,11 @@ MISTAKES = {
         ["--method", "-1", "negative", "^"],
     ),
     "layer out of range": (
-        lambda p: p.run("--set", "pkd.layers=[[1,9]]"),
+        lambda p: p.run("--method", "pkd", "--set", "pkd.layers=[[1,9]]"),
         ["pkd.layers", "teacher block 9", "1 to 4", "--set"],
     ),
     "student of another width": (
-        lambda p: p.run("--set", "student.hidden_size=16"),
+        lambda p: p.run("--method", "pkd", "--set", "student.hidden_size=16"),
         ["pkd", "hidden size 16", "32"],
     ),
     # settings
@@ -216,7 +216,7 @@ MISTAKES = {
         ["teacher.model", "student.model", "different tokenizers", "'good'"],
     ),
     "other width": (
-        lambda p: p.run("--student", p.models / "narrow", layers=()),
+        lambda p: p.run("--method", "pkd", "--student", p.models / "narrow", layers=()),
         ["pkd", "16", "32"],
     ),
     "longer than the positions": (

@@ -69,6 +69,11 @@ def test_teacher_that_nobody_reads_makes_the_student_and_leaves(prepare_run, tmp
     assert loaded == []
 
 
+def test_default_method_takes_a_student_of_any_width_and_depth(prepare_run):
+    spec = prepare_run("student.hidden_size=16", "student.layers=1").last
+    assert str(spec.expression) == "soft+hard"
+
+
 def test_data_of_several_stages_is_read_once(prepare_run):
     first, second = prepare_run(
         file='[[stages]]\nname = "a"\n[[stages]]\nname = "b"\nseed = 7\n'
@@ -79,9 +84,9 @@ def test_data_of_several_stages_is_read_once(prepare_run):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (("student.layers=1",), MethodError, "pkd has no layer to match"),
+        (("method=pkd", "student.layers=1"), MethodError, "pkd has no layer to match"),
         (("student.layers=9",), ConfigError, "9"),
-        (("student.hidden_size=16",), MethodError, "hidden size 16"),
+        (("method=pkd", "student.hidden_size=16"), MethodError, "hidden size 16"),
         (
             ("task.max_length=33",),
             ConfigError,
@@ -90,7 +95,7 @@ def test_data_of_several_stages_is_read_once(prepare_run):
         (("parallel.device=cuda",), ConfigError, "finds no CUDA device"),
         (("task.kind=causal-lm",), ConfigError, "bert is an encoder"),
         (("task.label=lable",), DataError, "lable"),
-        (("pkd.layers=[[1, 9]]",), MethodError, "9"),
+        (("method=pkd", "pkd.layers=[[1, 9]]"), MethodError, "9"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_weight_is_loaded(
