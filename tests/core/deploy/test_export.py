@@ -50,7 +50,7 @@ def test_export_is_the_student_with_a_card_and_lineage(exported, finished, world
     assert "SHA-256" in content["teacher.model: model.safetensors"]
     card = (place / "README.md").read_text()
     assert "license: apache-2.0" in card
-    assert "Sun, Cheng, Gan, Liu, EMNLP 2019" in card
+    assert "Hinton, Vinyals, Dean, 2015" in card
     for private in (finished.parent, world):
         assert not [path for path in place.iterdir() if str(private).encode() in path.read_bytes()]
     loaded = AutoModelForSequenceClassification.from_pretrained(place)
