@@ -282,7 +282,7 @@ class StudentSearch:
         for cell in self._own_cells():
             if self._empty.is_over(cell) and self._judged(cell) != cell:
                 self._conclude_finished(cell)
-                self.folder.write({})
+                self.folder.write()
 
     def _finish_one(self) -> None:
         """Go on with the candidate that got furthest, while none is finished."""

@@ -178,8 +178,10 @@ def measure_slice(
     """
     path, place = directory.parent / SLICE, [platform.node(), threads]
     known = json.loads(path.read_text()) if path.exists() else {}
-    if known.get("place") == place and _suffices(*known["student"], budget):
-        return _judged(shape, *known["student"], known["teacher"], budget)
+    if known.get("place") == place:
+        weights, milliseconds = known["student"]
+        if _suffices(weights, milliseconds, budget):
+            return _judged(shape, weights, milliseconds, known["teacher"], budget)
     teacher, found = measure_student(spec, shape, directory, budget)
     costs = {"place": place, "teacher": teacher, "student": [found.weights, found.milliseconds]}
     write_file(path, json_text(costs))
