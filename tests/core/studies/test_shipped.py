@@ -50,7 +50,9 @@ def settings(world, tmp_path_factory):
     _write_bert(folder / "bert", world)
     _write_chat_model(folder / "chat", world)
     classified = {"task.train": str(world / "train.jsonl"), "task.max_length": 16}
-    others = {"language-models": {"teacher": str(folder / "chat")}}
+    bert = {"model": str(folder / "bert")}
+    two = {"teachers": [{"name": "a", **bert}, {"name": "b", **bert}]}
+    others = {"teachers": classified | two, "language-models": {"teacher": str(folder / "chat")}}
     return lambda name: others.get(name, {"teacher": str(folder / "bert")} | classified)
 
 
