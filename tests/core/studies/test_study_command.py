@@ -281,7 +281,7 @@ def test_depths_of_equal_size_are_compared_each_with_the_rate_that_suits_it(
     assert shown.code == 0, shown.err
     table = (folder / "report" / "axis-student.layers.csv").read_text().splitlines()
     rates = {row["student.layers"]: row["lr"] for row in csv.DictReader(table)}
-    chosen = {str(_depth(c)): f"x {c['lr_factor']:g}" for c in reported}
+    chosen = {str(_depth(c)): f"x {c['lr_factor']:g} ({1e-3 * c['lr_factor']:g})" for c in reported}
     assert rates == chosen
 
 

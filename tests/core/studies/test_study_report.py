@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from gkd_core.cli.study_report import report
 from gkd_core.plugins import registry
+from gkd_core.studies.choice import Choice
 from gkd_core.studies.comparisons import Verdict, axis_table
 from gkd_core.studies.study_folder import StudyFolder
 from gkd_core.studies.study_report import StudyReport
 from gkd_core.studies.study_results import StudyResults
+from gkd_core.studies.study_tables import study_grids
 
 QUALITIES = {"hard": 0.7, "kd": 0.7, "pkd": 0.95, "soft": 0.4, "pkd+soft": 0.96}
 SEEDS = (1, 2, 3)
@@ -52,6 +55,20 @@ def told(folder):
 
 def _levels(results, axis="method"):
     return {level.value: level for level in axis_table(results, axis).levels}
+
+
+def test_tuned_rates_are_shown_with_the_factor(results):
+    assert {each.outcome.rates for each in results.cells if each.outcome} == {(5e-5,)}
+
+    def tuned(each):
+        outcome = each.outcome and replace(each.outcome, rates=(9e-5, 3e-4))
+        return replace(each, cell=replace(each.cell, lr_factor=3.0), outcome=outcome)
+
+    procedures = replace(results, cells=[tuned(each) for each in results.cells])
+    table = axis_table(procedures, "method")
+    axis, *_ = study_grids(procedures, [table], {}, Choice((), (), ()))
+    rates = {row[axis.columns.index("lr")] for row in axis.rows}
+    assert rates == {"x 3 (9e-05, 0.0003)"}
 
 
 def test_winner_tie_and_loser_are_told_apart(results):

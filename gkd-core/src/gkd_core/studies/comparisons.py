@@ -91,7 +91,8 @@ class ComparedValue:
         comparison: Against the value of the baseline; None for that itself.
         milliseconds: Median time of its students for one sample, the mean; None if not measured.
         parameters: Weights of its students, the mean; None if there are none.
-        lr_factors: Factors of the learning rate that its students were tuned to; 1 untuned.
+        rates: The learning rates of the stages of its students, by the factor that they were tuned
+            to; 1 untuned.
     """
 
     value: AxisValue
@@ -99,7 +100,7 @@ class ComparedValue:
     comparison: SeedComparison | None
     milliseconds: float | None
     parameters: float | None
-    lr_factors: Sequence[float]
+    rates: Mapping[float, Sequence[float]]
 
     @property
     def mean(self) -> float | None:
@@ -296,8 +297,17 @@ def _level(
         comparison,
         fmean(times) if times else None,
         fmean(sizes) if sizes else None,
-        sorted({each.cell.lr_factor for each in cells}),
+        _rates(cells),
     )
+
+
+def _rates(cells: Sequence[CellResult]) -> Mapping[float, Sequence[float]]:
+    """Return the learning rates of stages, by factor; none of cells without an outcome."""
+    found: dict[float, dict[float, None]] = defaultdict(dict)
+    for each in cells:
+        known = () if each.outcome is None else each.outcome.rates
+        found[each.cell.lr_factor] |= dict.fromkeys(known)
+    return {factor: list(found[factor]) for factor in sorted(found)}
 
 
 def _adjusted(levels: Sequence[ComparedValue], rising: bool) -> list[ComparedValue]:

@@ -38,6 +38,7 @@ class Outcome:
         layers: Number of its blocks; None if it is not known.
         teacher: The metric of the teacher on the same rows; None without a teacher.
         teacher_milliseconds: Median time of the teacher for one sample, in the same minutes.
+        rates: The learning rate of each stage.
     """
 
     metric: Metric
@@ -51,6 +52,7 @@ class Outcome:
     layers: int | None = None
     teacher: float | None = None
     teacher_milliseconds: float | None = None
+    rates: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, directory: Path, registry: Registry) -> Outcome:
@@ -102,6 +104,7 @@ class Outcome:
             layers=_layers(run.directory / STUDENT),
             teacher=None if teacher is None else teacher["metrics"][run.metric],
             teacher_milliseconds=None if teacher is None else teacher["milliseconds"],
+            rates=tuple(stage.config.training.lr for stage in run.resolved.stages),
         )
 
 

@@ -24,7 +24,8 @@ ABOUT_AXES = (
     "whose variance is estimated from all comparisons of the study as far as they agree. p: "
     "adjusted for the number of comparisons in the table (Holm); better and worse: below "
     f"{1 - LEVEL:.2g}, otherwise tied, which means that they were not told apart, not that they "
-    "are equal. lr: the factor of the learning rates that was tuned on validation rows. McNemar: "
+    "are equal. lr: the factor of the learning rates that was tuned on validation rows, and the "
+    "rates of the stages. McNemar: "
     "pairs of one seed that err on different rows more often than by chance "
     f"(p below {1 - LEVEL:.2g}, each by itself)."
 )
@@ -81,7 +82,7 @@ def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
     tasks = results.tasks
     several = len(tasks) > 1
     shown = tasks if len(tasks) <= FEW_TASKS else ()
-    tuned = any(level.lr_factors != [1] for level in table.levels)
+    tuned = any([*level.rates] != [1] for level in table.levels)
     tested = any(
         level.comparison is not None and level.comparison.wilcoxon.p is not None
         for level in table.levels
@@ -106,11 +107,17 @@ def _axis_grid(table: AxisTable, results: StudyResults) -> Grid:
         means = [_spread_text(level.spreads.get(task)) for task in shown]
         means += [NONE if level.mean is None else f"{level.mean:.4f}"] * several
         cells = [str(level.value), *means, _count(level), *_comparison_cells(level, tested)]
-        rate = ", ".join(f"x {factor:g}" for factor in level.lr_factors)
+        rate = ", ".join(map(_rate_text, level.rates, level.rates.values()))
         rows.append([*cells, *[rate] * tuned, *_cost_cells(level)])
     return Grid(
         f"axis-{table.axis}", f"{table.axis}: each value against {table.baseline}", columns, rows
     )
+
+
+def _rate_text(factor: float, rates: Sequence[float]) -> str:
+    """Return a factor of learning rates, with the rates of the stages if they are known."""
+    known = ", ".join(f"{rate:g}" for rate in rates)
+    return f"x {factor:g} ({known})" if known else f"x {factor:g}"
 
 
 def _task_grid(table: AxisTable, results: StudyResults) -> Grid:
