@@ -166,7 +166,8 @@ def method(name: str) -> str:
         ["samples", _samples(cls)],
         *([["text", "the student's own (`rollout.student`)"]] if cls.on_policy else []),
     ]
-    return "\n".join([*_table(["fact", "value"], facts), "", *_options(name)])
+    table = [*_table(["fact", "value"], facts), "", *_lost(name, "../../")]
+    return "\n".join([*table, *_options(name)])
 
 
 def methods() -> str:
@@ -184,7 +185,8 @@ def combiner(name: str) -> str:
         ["labels", "needed" if cls.needs_labels else "not needed"],
         ["samples", "depend on each other" if cls.batch_coupled else "independent"],
     ]
-    return "\n".join([*_table(["fact", "value"], facts), "", *_options(name)])
+    table = [*_table(["fact", "value"], facts), "", *_lost(name, "../../")]
+    return "\n".join([*table, *_options(name)])
 
 
 def combiners() -> str:
@@ -360,6 +362,29 @@ def _measured() -> list[dict[str, str]]:
         return [*csv.DictReader(file)]
 
 
+def _lost(recipe: str, docs: str) -> list[str]:
+    """Return a paragraph on a recipe that was measured to be below labels alone, else nothing.
+
+    Args:
+        recipe: Its name; there may be no such recipe.
+        docs: The way from the page to the folder of all pages.
+    """
+    found = [line for line in _measured() if line["recipe"] == recipe]
+    if not found or recipe == "hard":  # which learns from labels alone, too
+        return []
+    (line,) = found
+    sign = -1 if line["metric"] == "perplexity" else 1
+    if sign * (float(line["student"]) - float(line["labels"])) >= 0:
+        return []
+    text = (
+        f"On the embedded task, the student of the recipe `{recipe}` did not beat labels alone: "
+        f"{line['metric']} {line['student']} against {line['labels']} with one seed; 95% interval "
+        f"of the difference: {line['low']} to {line['high']} "
+    )
+    source = f"([all measurements]({docs}explanation/measurements.md#every-recipe))."
+    return [*textwrap.wrap(text, 120), source, ""]
+
+
 def _rank(line: Mapping[str, str]) -> tuple[str, float]:
     value = float(line["student"])
     return line["metric"], value if line["metric"] == "perplexity" else -value
@@ -374,7 +399,8 @@ def recipes() -> str:
     """Every recipe as it is shipped."""
     lines = []
     for name, path in registry().recipes.items():
-        lines += [f"## {name}", "", "```toml", path.read_text(encoding="utf-8").rstrip(), "```", ""]
+        lines += [f"## {name}", "", *_lost(name, "../")]
+        lines += ["```toml", path.read_text(encoding="utf-8").rstrip(), "```", ""]
     return "\n".join(lines)
 
 

@@ -40,6 +40,28 @@ def test_a_block_is_written_anew_and_the_rest_of_the_page_stays(generate):
     assert rest.endswith("<!-- end -->\n")
 
 
+def test_a_recipe_below_labels_alone_says_so(generate, monkeypatch):
+    interval = {"low": "-0.0155", "high": "+0.0085"}
+    accuracy = {"metric": "accuracy", "labels": "0.5910", **interval}
+    perplexity = {"metric": "perplexity", "labels": "160.5", **interval}
+    measured = [
+        {"recipe": "theseus", "student": "0.5875", **accuracy},
+        {"recipe": "pkd", "student": "0.6130", **accuracy},
+        {"recipe": "seqkd", "student": "302.9", **perplexity},
+        {"recipe": "dskd", "student": "151.3", **perplexity},
+    ]
+    monkeypatch.setattr(generate, "_measured", lambda: measured)
+    told = "`theseus` did not beat labels alone: accuracy 0.5875 against"
+    assert told in generate.method("theseus")
+    assert "labels alone:" not in generate.method("pkd")
+    recipes = generate.recipes()
+    assert told in recipes
+    assert "`seqkd` did not beat labels alone: perplexity 302.9 against" in recipes.replace(
+        "\n", " "
+    )
+    assert recipes.count("did not beat labels alone") == 2
+
+
 @pytest.mark.parametrize(
     "text",
     [
