@@ -45,18 +45,22 @@ def test_only_rows_that_the_student_wrote_count(opd):
     assert term.mean().item() == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("share", [0, 0.2])
-def test_the_expected_gradient_is_that_of_the_reverse_divergence(opd, share):
-    """Also where tokens are drawn from a mixture with a share of the teacher."""
-    logits, mixed = Q.log().requires_grad_(), share * P + (1 - share) * Q
-    drawn = mixed.log().unsqueeze(1) if share else None
-    values = opd([0, 1, 2], [1, 1, 1], logits, drawn=drawn).values.squeeze(1)
-    (found,) = torch.autograd.grad((values * mixed).sum(), logits, retain_graph=True)
+OLDER = torch.tensor([0.4, 0.5, 0.1], dtype=torch.float64)
+"""What an older student drew tokens from."""
+
+
+@pytest.mark.parametrize("drawn", [None, Q, 0.2 * P + 0.8 * Q, OLDER])
+def test_the_expected_gradient_is_that_of_the_reverse_divergence(opd, drawn):
+    """Also where tokens are drawn from a mixture with the teacher, or by an older student."""
+    logits, chance = Q.log().requires_grad_(), Q if drawn is None else drawn
+    known = None if drawn is None else drawn.log().unsqueeze(1)
+    values = opd([0, 1, 2], [1, 1, 1], logits, drawn=known).values.squeeze(1)
+    (found,) = torch.autograd.grad((values * chance).sum(), logits, retain_graph=True)
     rows = _batch(torch.tensor([[0]]), [1])
     dense = reverse_kl(logits.view(1, 1, 3), P.log().view(1, 1, 3), rows.targets)
     (expected,) = torch.autograd.grad(dense.mean(), logits)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
-    torch.testing.assert_close((values * mixed).sum(), dense.mean(), rtol=0, atol=1e-14)
+    torch.testing.assert_close((values * chance).sum(), dense.mean(), rtol=0, atol=1e-14)
 
 
 def test_equal_models_learn_nothing(opd):

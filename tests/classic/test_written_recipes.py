@@ -74,6 +74,9 @@ def test_a_recipe_runs_and_says_who_writes(invoke, given, tmp_path, recipe):
         return
     assert all(line["rollout/stale"] == 0 for line in written)
     assert [line["step"] for line in written] == [1, 2]
+    compared = [line["rollout/mismatch"] for line in written if "rollout/mismatch" in line]
+    assert len(compared) == (recipe == "opd"), "the other methods do not ask, or it is a mixture"
+    assert all(0 < found < 1e-4 for found in compared)
     assert {line["stage"] for line in written} == {"policy" if recipe == "minillm" else "distil"}
     assert all(line["rollout/tokens"] == 6 for line in written)
     assert all(line["rollout/truncated"] == 1 for line in written), "the world has no end token"

@@ -11,9 +11,9 @@ STUDENT = "student/model.safetensors"
 DONE = "stages/{}/done.json"
 
 
-def assert_same_student(runs, found, expected):
+def assert_same_student(runs, found, expected, rounds_alike=True):
     """Assert equal bits on the processor that the runs are from, else what rounding leaves."""
-    bits = machine() == json.loads((runs / "machine.json").read_text())
+    bits = rounds_alike and machine() == json.loads((runs / "machine.json").read_text())
     mine, theirs = load_file(found / STUDENT), load_file(expected / STUDENT)
     assert mine.keys() == theirs.keys()
     for name, weight in theirs.items():

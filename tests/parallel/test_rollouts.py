@@ -124,20 +124,25 @@ MIXED = (
 )
 """Every token of the student is drawn together with the teacher, and weighed by importance."""
 
+OWN = ("method=opd", "rollout.engine=generate", "rollout.teacher=0")
+"""How likely the student's tokens were is compared with a pass of training, and weighs them."""
+
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
-def test_every_layout_draws_the_same_together_with_the_teacher(ending, on_ranks, runs, tmp_path):
-    (expected,) = runs.train_noting_texts(ending, tmp_path, [("alone", *_with(*MIXED))])
-    cases = [(name, *_with(*MIXED, *settings)) for name, settings in LAYOUTS.items()]
+@pytest.mark.parametrize("drawn", [MIXED, OWN], ids=["mixed", "own"])
+def test_every_layout_draws_and_weighs_the_same(ending, on_ranks, runs, tmp_path, drawn):
+    (expected,) = runs.train_noting_texts(ending, tmp_path, [("alone", *_with(*drawn))])
+    cases = [(name, *_with(*drawn, *settings)) for name, settings in LAYOUTS.items()]
     found = on_ranks(2, runs.train_noting_texts, ending, tmp_path, cases)
     for (name, *_), written in zip(cases, _together(found), strict=True):
         assert written == expected, name
         runs.assert_equal(tmp_path / name, tmp_path / "alone")
 
 
-def test_a_resumed_run_draws_the_same_together_with_the_teacher(ending, runs, tmp_path):
-    runs.train(ending, tmp_path / "whole", *_with(*MIXED))
-    runs.train(ending, tmp_path / "resumed", *_with(*MIXED), 4)
-    runs.train(ending, tmp_path / "resumed", *_with(*MIXED))
+@pytest.mark.parametrize("drawn", [MIXED, OWN], ids=["mixed", "own"])
+def test_a_resumed_run_draws_and_weighs_the_same(ending, runs, tmp_path, drawn):
+    runs.train(ending, tmp_path / "whole", *_with(*drawn))
+    runs.train(ending, tmp_path / "resumed", *_with(*drawn), 4)
+    runs.train(ending, tmp_path / "resumed", *_with(*drawn))
     runs.assert_same(tmp_path / "resumed", tmp_path / "whole")

@@ -32,6 +32,7 @@ class Sampling(RolloutEngine):
         """Draw until all rows of all ranks have ended."""
         generators = [torch.Generator().manual_seed(seed) for seed in prompts.seeds]
         texts: list[list[int]] = [[] for _ in prompts.rows]
+        likely: list[list[float]] = [[] for _ in prompts.rows]
         decoding = writer.start(prompts)
         for left in reversed(range(prompts.max_new_tokens)):
             logits = decoding.logits
@@ -41,14 +42,16 @@ class Sampling(RolloutEngine):
             tokens = torch.cat(
                 [torch.multinomial(share, 1, generator=draw) for share, draw in pairs]
             )
-            for text, token in zip(texts, tokens.tolist(), strict=True):
-                text.append(token)
+            drawn = shares.gather(1, tokens.unsqueeze(1)).squeeze(1).log()
+            for row, (token, log_prob) in enumerate(zip(tokens, drawn, strict=True)):
+                texts[row].append(int(token))
+                likely[row].append(float(log_prob))
             ended = all(set(prompts.end_ids) & set(text) for text in texts)
             if not left or not writer.any_rank(not ended):
                 break
             decoding.append(tokens.to(writer.device))
         self.temperature *= self.config.cooling
-        return Written(texts)
+        return Written(texts, likely)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the temperature."""

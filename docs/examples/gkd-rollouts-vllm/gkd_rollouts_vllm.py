@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -81,11 +81,13 @@ class VLLM(RolloutEngine):
             )
         self._give_weights(writer)
 
-        def ask(row: int) -> Sequence[int]:
+        def ask(row: int) -> tuple[list[int], list[float]]:
             return self._ask(prompts, row)
 
         with ThreadPoolExecutor(self.config.requests) as pool:
-            return Written(list(pool.map(ask, range(len(prompts)))))
+            tokens, log_probs = zip(*pool.map(ask, range(len(prompts))), strict=True)
+        # vLLM gives those of the model, which are other than it drew with at other temperatures.
+        return Written(tokens, log_probs if self.config.temperature == 1 else None)
 
     def _give_weights(self, writer: Writer) -> None:
         folder = Path(self.config.folder).resolve()
@@ -101,7 +103,7 @@ class VLLM(RolloutEngine):
         self._post("collective_rpc", body)
         self._post("reset_prefix_cache", {})  # what is cached was read with the weights before
 
-    def _ask(self, prompts: Prompts, row: int) -> Sequence[int]:
+    def _ask(self, prompts: Prompts, row: int) -> tuple[list[int], list[float]]:
         body = {
             "model": self.config.model,
             "prompt": [prompts.rows[row].tolist()],
@@ -111,12 +113,14 @@ class VLLM(RolloutEngine):
             "seed": prompts.seeds[row] % 2**31,
             "stop_token_ids": list(prompts.end_ids),
             "return_token_ids": True,
+            "logprobs": 1,
             "skip_special_tokens": False,
         }
         answer = self._post("v1/completions", body)
         try:
             (choice,) = answer["choices"]
-            return [int(token) for token in choice["token_ids"]]
+            tokens = [int(token) for token in choice["token_ids"]]
+            return tokens, [float(one) for one in choice["logprobs"]["token_logprobs"]]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{self.config.url} gave no tokens; is it a vLLM server?") from error
 

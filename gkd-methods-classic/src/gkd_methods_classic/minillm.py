@@ -27,9 +27,9 @@ class MiniLLM(Method):
     A token y_t that the student wrote has the reward r_t = log p(y_t) - log q(y_t). Its effect on
     the next token is the dense divergence KL(q || p) of its position (`single`); its effect on
     what follows is -R_t log q(y_t), with R_t the mean of the later rewards (`long`). Both are
-    weighed by w_t = q(y_t) / (a p(y_t) + (1 - a) q(y_t)) where the student drew its text together
-    with a share a of the teacher (`rollout.mixture`). Rows that the student did not write keep it a
-    language model by their own labels (`lm`).
+    weighed by w_t = q(y_t) / d(y_t), where d is what the token was drawn from: with a share a of
+    the teacher (`rollout.mixture`), a p(y_t) + (1 - a) q(y_t). Rows that the student did not write
+    keep it a language model by their own labels (`lm`).
     """
 
     name = "minillm"

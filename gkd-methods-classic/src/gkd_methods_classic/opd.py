@@ -12,11 +12,11 @@ from gkd_core.api import Batch, Method, Models, Step, Term, View, cross_entropy,
 class OPD(Method):
     """The teacher's log-probability of each token that the student wrote, as a reward.
 
-    The advantage of a token y is A = log p(y) - log q(y), a constant, and L = -A log q(y),
+    The advantage of a token y is A = log p(y) - log q(y), a constant, and L = -w A log q(y),
     averaged over the student's tokens. Its gradient is an estimate of that of KL(q || p) from one
-    token per position, so the teacher need not give a distribution. The value shown is -A, the
-    estimate of the divergence. Text that was drawn together with the teacher (`rollout.mixture`) is
-    weighed by importance.
+    token per position, so the teacher need not give a distribution. The value shown is -w A, the
+    estimate of the divergence. The weight w = q(y) / d(y), a constant, is 1 for a student that has
+    just written its text; d is what the token was drawn from.
     """
 
     name = "opd"

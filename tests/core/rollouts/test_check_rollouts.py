@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gkd_core.api import PluginError, RolloutEngine, Written, most_likely
+from gkd_core.rollouts.engines.generate import Generate
 from gkd_core.testing import check_rollouts
 
 
@@ -100,6 +101,16 @@ class Stops(RolloutEngine):
         return Written(texts)
 
 
+class Flatters(Generate):
+    """Says that its tokens were likelier than they were."""
+
+    name = "flatters"
+
+    def write(self, prompts, writer):
+        written = super().write(prompts, writer)
+        return Written(written.tokens, [[0.0] * len(text) for text in written.tokens])
+
+
 class StopsCoupled(Stops):
     batch_coupled = True
 
@@ -156,6 +167,7 @@ def test_engines_that_keep_the_contract_pass(plugin, name, options):
         (Endless, PluginError, "at most rollout.max_new_tokens = 8"),
         (Trains, AssertionError, "the weights change"),
         (Draws, AssertionError, "micro-batches change the text; declare `batch_coupled`"),
+        (Flatters, PluginError, "'flatters' drew the student's tokens with log-probabilities that"),
         (Remembers, AssertionError, "after a resume the text differs"),
     ],
 )

@@ -185,5 +185,5 @@ class Silent(RolloutEngine):
 
 def test_an_engine_that_does_not_say_how_likely_its_tokens_were_is_named():
     rollouts = _rollouts(_model(1), _model(2), Silent(), mixture=0.2)
-    with pytest.raises(PluginError, match="'silent' mixes, but did not return the log-probability"):
+    with pytest.raises(PluginError, match="'silent' did not return the log-probability of each"):
         rollouts.apply([tiny_batch("causal-lm")], _step())

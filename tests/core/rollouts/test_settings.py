@@ -72,6 +72,36 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(prepare, settings, 
     assert message in str(refusal.value)
 
 
+OWN_TEXT = ("rollout.engine=generate", *GREEDY[1:], "rollout.student=1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ("rollout.temperature=0.7",),
+            "opd estimates from text that is drawn from the student's own distribution, and "
+            "rollout.temperature = 0.7 (--set) would draw it from another. Set "
+            "rollout.temperature=1",
+        ),
+        (
+            ("rollout.top_k=9", "rollout.top_p=0.9"),
+            "rollout.top_k = 9 (--set) and rollout.top_p = 0.9 (--set) would draw it from another. "
+            "Set rollout.top_k=0 and rollout.top_p=1",
+        ),
+        (
+            ("method=minillm", "rollout.mixture=0.2", "rollout.temperature=0"),
+            "minillm estimates from text",
+        ),
+    ],
+)
+def test_methods_that_estimate_from_tokens_want_the_students_own(prepare, settings, message):
+    with pytest.raises(ConfigError) as refusal:
+        prepare(*OWN_TEXT, "method=opd", *settings)
+    assert message in str(refusal.value)
+    prepare(*OWN_TEXT, "method=soft", "rollout.temperature=0.7")
+
+
 def test_a_teacher_shared_by_more_processes_than_the_student_may_not_write(prepare):
     wide = ("parallel.nproc=2", "teachers.lm-decoder.tensor=2")
     with pytest.raises(ConfigError, match="'lm-decoder' write, but 2 processes share it and 1 the"):

@@ -20,6 +20,13 @@ def test_lengths_truncation_and_speed():
     assert tally.read() == {}, "a reading starts anew"
 
 
+def test_a_mismatch_is_said_once():
+    tally = Tally()
+    tally.add_mismatch(0.25)
+    assert tally.read() == {"rollout/mismatch": 0.25}
+    assert tally.read() == {}
+
+
 def test_texts_of_earlier_steps_are_a_share_of_those_used():
     tally = Tally()
     tally.add_used(3, 0)

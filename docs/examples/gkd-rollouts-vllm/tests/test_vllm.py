@@ -46,13 +46,15 @@ class Server(ThreadingHTTPServer):
             return {}
         if path == "/reset_prefix_cache":
             return {}
-        assert body["temperature"] == 0
+        assert body["logprobs"] == 1
         # What the model's generation_config.json would decide otherwise.
         assert (body["top_p"], body["top_k"], body["min_p"]) == (1, -1, 0)
         assert body["repetition_penalty"] == 1
         assert body["presence_penalty"] == body["frequency_penalty"] == 0
         (ids,) = body["prompt"]
-        return {"choices": [{"token_ids": greedy(self.model, ids, body["max_tokens"])}]}
+        tokens = greedy(self.model, ids, body["max_tokens"])
+        likely = {"token_logprobs": [-0.5 * number for number in range(len(tokens))]}
+        return {"choices": [{"token_ids": tokens, "logprobs": likely}]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -108,8 +110,8 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     served.server_close()
 
 
-def engine(server: Server, folder: Path) -> VLLM:
-    return VLLM(VLLM.Config(url=server.url, folder=str(folder), temperature=0))
+def engine(server: Server, folder: Path, temperature: float = 0) -> VLLM:
+    return VLLM(VLLM.Config(url=server.url, folder=str(folder), temperature=temperature))
 
 
 def prompts() -> Prompts:
@@ -125,6 +127,15 @@ def test_text_is_of_the_weights_of_the_step(server: Server, folder: Path) -> Non
         assert list(written.tokens) == expected
     reload = ["/collective_rpc", "/reset_prefix_cache"]
     assert server.calls == [*reload, *["/v1/completions"] * 3] * 2
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_it_says_how_likely_tokens_were_where_they_are_drawn_from_the_model_itself(
+    server: Server, folder: Path, temperature: float
+) -> None:
+    written = engine(server, folder, temperature).write(prompts(), Student(tiny(1)))  # type: ignore[arg-type]
+    expected = [[-0.5 * number for number in range(len(text))] for text in written.tokens]
+    assert (written.log_probs and list(written.log_probs)) == (expected if temperature else None)
 
 
 def test_a_folder_without_a_model_is_refused(server: Server, tmp_path: Path) -> None:

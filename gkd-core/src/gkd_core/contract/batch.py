@@ -105,7 +105,8 @@ class Batch:
             padding is the prompt. None if all tokens count.
         sources: Index of each row's source in `ROW_SOURCES`, int64 `[B]`; None without rollouts.
         log_drawn: Log-probability with which each label was drawn, fp64 `[B, S]`, in rows that the
-            student wrote together with the teacher (`rollout.mixture`), 0 elsewhere; None without.
+            student wrote, 0 elsewhere. None if no method is `on_policy` and no teacher takes part
+            (`rollout.mixture`), or if the engine does not say.
         data_sources: Index in `Models.data.sources` of the data that each row is from, int64 `[B]`,
             -1 for data without training rows; None if all come from one.
     """

@@ -37,9 +37,10 @@ class Method(MethodBase):
             it: `{"causal-lm": {"temperature": 1.0}}`. Say so in the option's description.
         applies_head: It applies the head of its teacher (`View.head`); a teacher whose answers come
             without one is rejected.
-        on_policy: It learns from text that the student writes; a run in which the student never
-            writes (`rollout.student`) is rejected. An estimate from the tokens that were drawn
-            weighs them by `importance`: the teacher may have taken part (`rollout.mixture`).
+        on_policy: It learns from text that the student draws from its own distribution; a run in
+            which the student never writes (`rollout.student`), or draws from another one, is
+            rejected. An estimate from the tokens weighs them by `importance`: a teacher may have
+            taken part (`rollout.mixture`), or an older student written them (`rollout.replay`).
         models: Shapes of the student and its teacher; set before `check` is called.
     """
 

@@ -66,8 +66,9 @@ class Written:
     Attributes:
         tokens: Token ids after each prompt, in the order of the prompts. An end token belongs to
             the text; everything after the first one is dropped.
-        log_probs: The log-probability with which each of them was drawn. Needed where the writer
-            `mixes`, and not used elsewhere.
+        log_probs: The log-probability with which each of them was drawn, by which methods weigh
+            text that is not the student's own (`importance`). Needed where the writer `mixes`;
+            without it elsewhere, `on_policy` methods take the text for the student's own.
     """
 
     tokens: Sequence[Sequence[int]]
@@ -134,8 +135,9 @@ class RolloutEngine:
     def sampling(self) -> TokenSampling | None:
         """Return how it draws tokens, as a teacher on a server is told to. Default: not known.
 
-        None if temperature, `top_k` and `top_p` do not describe it; only models in these processes
-        then write.
+        Methods that are `on_policy` learn from text of the student's own distribution, and refuse
+        an engine that draws from another. None if temperature, `top_k` and `top_p` do not describe
+        it; only models in these processes then write.
         """
         return None
 

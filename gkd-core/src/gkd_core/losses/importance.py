@@ -12,8 +12,9 @@ def importance(surprise: Tensor, batch: Batch) -> Tensor:
     """Return q(y) / d(y) of each label y, a constant: q is the student, d what y was drawn from.
 
     Weighted by it, the mean of a function of single tokens over text that was drawn from d is that
-    over the student's own. It is 1 but for text that the student wrote together with the teacher
-    (`rollout.mixture`); for a share a of the teacher it is at most 1 / (1 - a).
+    over the student's own. Text of the step's own weights has 1, but for rounding and dropout; text
+    of earlier weights (`rollout.replay`) and of a server has what these change. With a share a of
+    the teacher in each token (`rollout.mixture`), it is at most 1 / (1 - a).
 
     Args:
         surprise: -log q(y), `[B, S]`: the values of `cross_entropy`.

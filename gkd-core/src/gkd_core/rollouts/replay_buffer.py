@@ -97,7 +97,7 @@ class ReplayBuffer:
 
 
 def _lists(text: RowText) -> list[list[Any]]:
-    """Return a text as JSON has it: prompt, what was written and, if two models wrote, how likely.
+    """Return a text as JSON has it: prompt, what was written and, if known, how likely.
 
     Earlier versions wrote the first two.
     """

@@ -18,11 +18,15 @@ from gkd_core.contract.step import Step
 from gkd_core.distributed.data_parallel import any_of, max_over_ranks
 from gkd_core.errors import PluginError
 from gkd_core.plugins.answers import one_of
+from gkd_core.rollouts.mismatch import mismatch
 from gkd_core.rollouts.remote_writer import RemoteWriter
 from gkd_core.rollouts.replay_buffer import KeptText, ReplayBuffer
 from gkd_core.rollouts.rows import RowText, RowWriter, prompts_of, split_prompts
 from gkd_core.rollouts.tally import Tally
 from gkd_core.rollouts.writer import Writer
+
+REPLAY, COMPARED = "replay", "compared"
+"""Names in the state of rollouts: the kept texts, and whether the first text was compared."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Rollouts:
         rows: Puts the text into the batches.
         end_ids: Tokens that end a text.
         seed: Seed of the draws.
+        limit: The largest `mismatch` of the student's text; None if no method asks how likely its
+            tokens were drawn, or if a teacher takes part in them.
 
     Attributes:
         tally: Counts what is written.
@@ -74,6 +80,7 @@ class Rollouts:
         rows: RowWriter,
         end_ids: Sequence[int],
         seed: int,
+        limit: float | None = None,
     ) -> None:
         self.engine = engine
         self.config = config
@@ -81,18 +88,26 @@ class Rollouts:
         self.rows = rows
         self.end_ids = tuple(end_ids)
         self.seed = seed
+        self.limit = limit
+        self._compared = limit is None
         self.tally = Tally()
         self.replay = ReplayBuffer(config)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to checkpoint: that of the engine, and of what is kept of texts."""
         engine, replay = self.engine.state_dict(), self.replay.state_dict()
-        return {"engine": engine, "replay": replay} if replay else engine
+        own: dict[str, Any] = {REPLAY: replay} if replay else {}
+        if self.limit is not None:
+            own[COMPARED] = self._compared
+        return {"engine": engine, **own} if own else engine
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state returned by `state_dict`."""
-        wrapped = bool(self.replay.state_dict()) and "replay" in state
-        self.replay.load_state_dict(state["replay"] if wrapped else {})
+        expected = bool(self.replay.state_dict()) or self.limit is not None
+        wrapped = expected and not state.keys().isdisjoint((REPLAY, COMPARED))
+        own = state if wrapped else {}
+        self.replay.load_state_dict(own.get(REPLAY, {}))
+        self._compared |= own.get(COMPARED, False)
         self.engine.load_state_dict(state["engine"] if wrapped else state)
 
     def apply(self, batches: Sequence[Batch], step: Step) -> Sequence[Batch]:
@@ -123,10 +138,39 @@ class Rollouts:
                     self.replay.add(KeptText(text, step.index))
         self._use_kept(every, texts, step)
         widths = max_over_ranks(map(self.rows.width, split, texts))
-        return [
+        made = [
             self.rows.replace(batch, own, [row.source for row in rows], width)
             for batch, own, rows, width in zip(split, texts, drawn, widths, strict=True)
         ]
+        if not self._compared:
+            self._compare(made)
+        return made
+
+    def _compare(self, batches: Sequence[Batch]) -> None:
+        """Make sure that the first text of the student is drawn from its own distribution.
+
+        Args:
+            batches: The micro-batches of the step.
+
+        Raises:
+            PluginError: It is not.
+        """
+        (self._compared,) = any_of([any(batch.log_drawn is not None for batch in batches)])
+        if not self._compared:
+            return
+        writer = self.writers["student"]
+        assert isinstance(writer, Writer), "the student is in these processes"
+        found = mismatch(writer, batches)
+        self.tally.add_mismatch(found)
+        if self.limit is not None and not found <= self.limit:
+            raise PluginError(
+                f"the rollout engine '{self.engine.name}' drew the student's tokens with "
+                f"log-probabilities that are {found:.2g} from those of training, in the mean "
+                f"(rollout/mismatch; at most {self.limit:g}), so the text is not the student's "
+                "own. Give a server the weights of each step, and let it draw from all tokens at "
+                "temperature 1 without penalties; if the engine is generate, the model computes "
+                "otherwise with a key-value cache: try training.precision=fp32"
+            )
 
     def _is_new(self, row: DrawnRow, step: Step) -> bool:
         """Return whether a model writes a row in this step."""
@@ -198,19 +242,22 @@ class Rollouts:
             answer = self.engine.write(prompts, writer)
         written: Written = one_of(self.engine, "write", answer, Written, "a `Written`")
         texts = [self._checked(text, writer) for text in self._counted(written.tokens, prompts)]
-        drawn: Sequence[Tensor | None] = [None] * len(texts)
-        if writer.mixes:
-            drawn = self._log_drawn(written, texts)
+        drawn = self._log_drawn(written, texts, writer)
         return [RowText(r.prompt, t, own) for r, t, own in zip(rows, texts, drawn, strict=True)]
 
-    def _log_drawn(self, written: Written, texts: Sequence[Tensor]) -> list[Tensor]:
-        """Return the log-probability of each token of texts that two models wrote together."""
-        given = written.log_probs or ()
-        found = [torch.tensor(list(own), dtype=torch.float64) for own in given]
+    def _log_drawn(
+        self, written: Written, texts: Sequence[Tensor], writer: Writer
+    ) -> Sequence[Tensor | None]:
+        """Return the log-probability with which each token was drawn; None where nobody asks."""
+        given = written.log_probs
+        asks = writer.source == "student" and self.limit is not None and given is not None
+        if not asks and not writer.mixes:
+            return [None] * len(texts)
+        found = [torch.tensor(list(own), dtype=torch.float64) for own in given or ()]
         if [len(own) for own in found] != [len(text) for text in written.tokens]:
             raise PluginError(
-                f"the rollout engine '{self.engine.name}' mixes, but did not return the "
-                "log-probability of each token that it drew (`Written.log_probs`)"
+                f"the rollout engine '{self.engine.name}' did not return the log-probability of "
+                "each token that it drew (`Written.log_probs`)"
             )
         return [own[: len(text)] for own, text in zip(found, texts, strict=True)]
 

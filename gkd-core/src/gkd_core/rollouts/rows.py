@@ -24,8 +24,8 @@ class RowText:
     Attributes:
         prompt: Token ids of its prompt, int64.
         written: Token ids of what a model wrote, int64.
-        log_drawn: The log-probability with which each of them was drawn, fp64, if two models wrote
-            together; else None.
+        log_drawn: The log-probability with which each of them was drawn, fp64; None if nobody asks
+            for it.
     """
 
     prompt: Tensor
@@ -123,19 +123,26 @@ class RowWriter:
             words=self._padded(numbers, -1, width),
             loss_mask=self._padded([row.long() for row in counted], 0, width).bool(),
             sources=torch.tensor([ROW_SOURCES.index(source) for source in sources]),
-            log_drawn=self._log_drawn(texts, len(batch), width),
+            log_drawn=self._log_drawn(texts, sources, width),
             data_sources=batch.data_sources,
         )
         return _with_labels(made)
 
-    def _log_drawn(self, texts: Mapping[int, RowText], rows: int, width: int) -> Tensor | None:
-        """Return the log-probabilities of tokens where they are predicted, one position before."""
-        drawn = {place: t.log_drawn for place, t in texts.items() if t.log_drawn is not None}
-        if not drawn:
+    def _log_drawn(
+        self, texts: Mapping[int, RowText], sources: Sequence[RowSource], width: int
+    ) -> Tensor | None:
+        """Return the log-probabilities of tokens where they are predicted, one position before.
+
+        None unless all are known of the student's: earlier versions kept texts without them.
+        """
+        own = {place: text for place, text in texts.items() if sources[place] == "student"}
+        lines = [torch.zeros(0) for _ in sources]
+        for place, text in own.items():
+            if text.log_drawn is None:
+                return None
+            lines[place] = torch.cat([text.log_drawn.new_zeros(len(text.prompt)), text.log_drawn])
+        if not own:
             return None
-        lines = [torch.zeros(0) for _ in range(rows)]
-        for place, values in drawn.items():
-            lines[place] = torch.cat([values.new_zeros(len(texts[place].prompt)), values])
         found = self._padded(lines, 0.0, width).roll(-1, dims=1)
         found[:, -1] = 0
         return found

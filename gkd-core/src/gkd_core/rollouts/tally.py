@@ -18,6 +18,7 @@ class Tally:
     def _reset(self) -> None:
         self._counts = {"texts": 0, "tokens": 0, "truncated": 0, "used": 0, "stale": 0}
         self._seconds = 0.0
+        self._mismatch: float | None = None
 
     def add(self, texts: Iterable[Tensor], end_ids: Iterable[int], seconds: float) -> None:
         """Add texts that were written at once.
@@ -44,12 +45,16 @@ class Tally:
         self._counts["used"] += number
         self._counts["stale"] += stale
 
+    def add_mismatch(self, value: float) -> None:
+        """Add how far the text was drawn from training's distribution, the same on all ranks."""
+        self._mismatch = value
+
     def read(self) -> dict[str, float]:
         """Return the numbers of all ranks since the last reading, which all ranks ask for."""
         found = add_counts(self._counts)
-        seconds = self._seconds
+        seconds, mismatch = self._seconds, self._mismatch
         self._reset()
-        numbers = {}
+        numbers = {} if mismatch is None else {"rollout/mismatch": mismatch}
         if found["used"]:
             numbers["rollout/stale"] = found["stale"] / found["used"]
         if not found["texts"]:

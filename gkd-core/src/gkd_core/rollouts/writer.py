@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from gkd_core.contract.batch import RowSource
+from gkd_core.contract.batch import Batch, Items, RowSource
 from gkd_core.contract.rollout import Prompts
 from gkd_core.distributed.data_parallel import any_of
 from gkd_core.hooks.extraction import Extractor
+from gkd_core.losses.divergences import cross_entropy
 from gkd_core.rollouts.decoding import CoWriter, Decoding, MixedDecoding, ModelDecoding
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Writer:
         source: `student` or `teacher`.
         device: Where the model runs.
         mixes: Whether another model takes part in each token. `start` then gives the logits of
-            both together, and an engine returns the log-probability of each token that it drew.
+            both together, and an engine must return the log-probability of each token that it drew.
     """
 
     def __init__(
@@ -67,6 +69,21 @@ class Writer:
             return own
         other = ModelDecoding(self._co_writer.extractor, inputs)
         return MixedDecoding(own, other, self._co_writer.share)
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return which labels the model has written, and the log-probability that each has for it.
+
+        Args:
+            batch: A batch on the CPU.
+
+        Returns:
+            Bool and fp64, `[B, S]`, on the CPU.
+        """
+        moved = batch.to(self.device)
+        own = moved.targets.mask & moved.written_by(self.source).unsqueeze(1)
+        logits = self._extractor.predict(moved.inputs)
+        found = cross_entropy(logits, moved.require_labels(), Items.where("written", own))
+        return own.cpu(), -found.values.double().cpu()
 
     def any_rank(self, fact: bool) -> bool:
         """Return whether a fact holds on at least one rank; all ranks call this.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from gkd_core.config.settings import DEFAULT
 from gkd_core.contract.model_info import ModelInfo
+from gkd_core.contract.rollout import TokenSampling
 from gkd_core.data.classes import refuse_one_class
 from gkd_core.data.encode_chats import has_answers
 from gkd_core.data.sampler import fewest_samples
@@ -81,7 +83,7 @@ def check_spec(spec: StageSpec, registry: Registry) -> None:
         _check_kind(spec, member)
         _check_labels(spec, member)
         _check_samples(spec, member)
-        _check_on_policy(spec, member)
+        _check_on_policy(spec, registry, member)
         _check_method(spec, member)
         _check_borrowed(spec, member)
     _check_judge(spec)
@@ -335,15 +337,28 @@ def _check_writing_teacher(spec: StageSpec, config: RolloutConfig) -> None:
         )
 
 
-def _check_on_policy(spec: StageSpec, member: ActiveMethod) -> None:
-    """Reject a method that learns from the student's text where the student writes none."""
+def _check_on_policy(spec: StageSpec, registry: Registry, member: ActiveMethod) -> None:
+    """Reject a method that learns from the student's own text where the student writes none."""
     rollout = spec.config.rollout
-    if member.methods[0].on_policy and (rollout is None or not rollout.uses_student):
+    if not member.methods[0].on_policy:
+        return
+    if rollout is None or not rollout.uses_student:
         raise ConfigError(
             f"{member.name} learns from text that the student writes, and the student writes none. "
             "Set rollout.engine=generate and rollout.student=1, or a lower share, or use the "
             f"recipe {member.name}"
         )
+    sampling, own = registry.rollout_engine(rollout).sampling(), TokenSampling()
+    if sampling is None or sampling == own:
+        return
+    pairs = {name: (getattr(sampling, name), value) for name, value in asdict(own).items()}
+    changed = {f"rollout.{name}": pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    given = [f"{name} = {value} ({spec.origin(name)})" for name, (value, _) in changed.items()]
+    wanted = [f"{name}={value:g}" for name, (_, value) in changed.items()]
+    raise ConfigError(
+        f"{member.name} estimates from text that is drawn from the student's own distribution, and "
+        f"{' and '.join(given)} would draw it from another. Set {' and '.join(wanted)}"
+    )
 
 
 def _check_judge(spec: StageSpec) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gkd_core.config.schema import RolloutConfig
 from gkd_core.contract.batch import Batch
-from gkd_core.contract.rollout import RolloutEngine
+from gkd_core.contract.rollout import RolloutEngine, TokenSampling
 from gkd_core.contract.schedule import ALWAYS_1
 from gkd_core.contract.step import Step
 from gkd_core.distributed.groups import arrange
@@ -35,6 +35,9 @@ NEW = 8
 LONGEST_PROMPT = 20
 """More than the tokens of any row: prompts then are of different length."""
 
+ROUNDING = 1e-5
+"""Largest mean difference between log-probabilities that are equal but for rounding to fp32."""
+
 Texts: TypeAlias = Mapping[int, Sequence[int]]
 """The written tokens of each row, by its number."""
 
@@ -42,11 +45,13 @@ Texts: TypeAlias = Mapping[int, Sequence[int]]
 def check_rollouts(engine: type[RolloutEngine], options: Mapping[str, Any] | None = None) -> None:
     """Check a rollout engine on a tiny decoder, in fp64.
 
-    It writes valid text, the same each time; if it `mixes`, also together with a second model. The
-    model, its mode and the random generators of training stay as they were, and an engine that
-    restores its saved state continues as if never interrupted. Neither padding nor the other rows
-    matter, unless it declares `batch_coupled`. With two processes that have different rows, and
-    with two that share the model, the text is the same, and each runs the model equally often.
+    It writes valid text, the same each time; if it `mixes`, also together with a second model. If
+    it says that it draws from the model's distribution as it is (`sampling`), the log-probabilities
+    that it returns are the model's. The model, its mode and the random generators of training stay
+    as they were, and an engine that restores its saved state continues as if never interrupted.
+    Neither padding nor the other rows matter, unless it declares `batch_coupled`. With two
+    processes that have different rows, and with two that share the model, the text is the same, and
+    each runs the model equally often.
 
     Args:
         engine: The class, at the top of a module.
@@ -54,7 +59,7 @@ def check_rollouts(engine: type[RolloutEngine], options: Mapping[str, Any] | Non
 
     Raises:
         AssertionError: A property does not hold; the message says which.
-        PluginError: The engine returns something other than text.
+        PluginError: The engine returns something other than text, or other log-probabilities.
         RuntimeError: The processes wait for each other forever.
     """
     _check(_RolloutTrial(engine, dict(options or {}), ()))
@@ -97,6 +102,7 @@ class _RolloutTrial:
 
     def rollouts(self, models: Sequence[PreTrainedModel] = ()) -> Rollouts:
         """Return a new engine at work, with models or new ones."""
+        engine = self.engine(self.engine.Config(**self.options))
         own, *others = [Extractor(model, find_sites(model)) for model in models or self.models()]
         co_writer = CoWriter(others[0], self.mixture) if others else None
         config = RolloutConfig(
@@ -108,7 +114,7 @@ class _RolloutTrial:
             **self.options,
         )
         return Rollouts(
-            engine=self.engine(self.engine.Config(**self.options)),
+            engine=engine,
             config=config,
             writers={
                 "student": Writer("student", own, torch.device("cpu"), nullcontext, co_writer)
@@ -116,6 +122,7 @@ class _RolloutTrial:
             rows=RowWriter(_tokenizer(), PAD),
             end_ids=self.end_ids,
             seed=0,
+            limit=ROUNDING if engine.sampling() == TokenSampling() and not others else None,
         )
 
     def write(self, batches: Sequence[Batch]) -> Texts:

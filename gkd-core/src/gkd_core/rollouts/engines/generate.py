@@ -61,42 +61,37 @@ class Generate(RolloutEngine):
             return self._write_mixed(prompts, writer)
         model = writer.model
         inputs = {name: value.to(writer.device) for name, value in prompts.padded().items()}
+        drawing = None if self.config.temperature == 0 else Drawing(prompts.seeds)
+        last = [] if drawing is None else [*self._warpers(), drawing]
         with own_settings_aside(model):
             rows = model.generate(
                 **inputs,
                 generation_config=_greedy(prompts),
-                logits_processor=self._processors(prompts.seeds),
+                logits_processor=LogitsProcessorList(last),
                 # Weights may be sharded: a rank whose rows have ended runs the model for others.
                 synced_gpus=world_size() > 1,
             )
         assert isinstance(rows, Tensor), "nothing else is asked for"
-        return Written(rows[:, inputs["input_ids"].shape[1] :].tolist())
+        texts = rows[:, inputs["input_ids"].shape[1] :].tolist()
+        certain = [[0.0] * len(text) for text in texts]
+        return Written(texts, certain if drawing is None else drawing.log_probs())
 
     def _write_mixed(self, prompts: Prompts, writer: Writer) -> Written:
         """Continue all prompts with two models: transformers' `generate` knows only one."""
-        shape, noise = self._warpers(), GumbelNoise(prompts.seeds)
+        shape, drawing = self._warpers(), Drawing(prompts.seeds)
         chosen: list[Tensor] = []
-        likely: list[Tensor] = []
         ended = torch.zeros(len(prompts), dtype=torch.bool)
         ends = torch.tensor(prompts.end_ids, dtype=torch.int64)
         decoding = writer.start(prompts)
         while True:
             assert isinstance(decoding.logits, Tensor), "mixed logits are whole"
-            scores = shape(NO_IDS, decoding.logits).log_softmax(-1)
-            tokens = noise(NO_IDS, scores).argmax(-1)
-            likely.append(scores.gather(1, tokens.unsqueeze(1)).cpu())
+            tokens = drawing(NO_IDS, shape(NO_IDS, decoding.logits)).argmax(-1)
             chosen.append(tokens.unsqueeze(1).cpu())
             ended |= torch.isin(chosen[-1].squeeze(1), ends)
             full = len(chosen) == prompts.max_new_tokens
             if full or not writer.any_rank(not bool(ended.all())):
-                return Written(torch.cat(chosen, 1).tolist(), torch.cat(likely, 1).tolist())
+                return Written(torch.cat(chosen, 1).tolist(), drawing.log_probs())
             decoding.append(tokens)
-
-    def _processors(self, seeds: Sequence[int]) -> LogitsProcessorList:
-        """Return a function from logits to scores whose maximum is the next token."""
-        if self.config.temperature == 0:
-            return LogitsProcessorList()
-        return LogitsProcessorList([*self._warpers(), GumbelNoise(seeds)])
 
     def _warpers(self) -> LogitsProcessorList:
         """Return functions that change the distribution from which tokens are drawn."""
@@ -132,6 +127,29 @@ class GumbelNoise:
             for generator in self._generators
         ]
         return scores - torch.stack(noise).log_().to(scores)
+
+
+class Drawing:
+    """A logits processor: draws a token from each softmax, and notes how likely it was.
+
+    Args:
+        seeds: A seed for each row.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._noise = GumbelNoise(seeds)
+        self._likely: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores whose maximum is the token that is drawn, `[N, V]`."""
+        noisy = self._noise(input_ids, scores)
+        tokens = noisy.argmax(-1, keepdim=True)
+        self._likely.append(scores.gather(1, tokens) - scores.logsumexp(-1, keepdim=True))
+        return noisy
+
+    def log_probs(self) -> list[list[float]]:
+        """Return the log-probability of each token that was drawn, row by row."""
+        return torch.cat(self._likely, 1).tolist()
 
 
 def _greedy(prompts: Prompts) -> GenerationConfig:
