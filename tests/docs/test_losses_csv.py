@@ -21,7 +21,7 @@ def test_losses_are_written_and_shown(gkd, settings, installed, tmp_path):
     with (tmp_path / "run" / "losses-distil.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
-    assert set(rows[0]) == {"step", "pkd", "soft", "hard", "total"}
+    assert set(rows[0]) == {"step", "soft", "hard", "total"}
     shown = gkd("losses", "run", PYTHONPATH=str(installed))
     assert shown.returncode == 0, shown.stderr
     first, last = shown.stdout.splitlines()
