@@ -100,6 +100,7 @@ class Soft(Method):
             lt=1,
             description="For `adaptive-kl`: most probability of the head, the teacher's likeliest "
             "classes.",
+            json_schema_extra={"added": True},
         )
 
     config: Config

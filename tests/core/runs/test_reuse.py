@@ -218,6 +218,7 @@ def keys(prepare):
     [
         ("stages.assistant.training.lr=1e-4", ["settings"]),
         ("stages.assistant.soft.temperature=2", ["settings"]),
+        ("stages.assistant.soft.mu=0.4", ["settings"]),
         ("stages.assistant.student.ffn_size=32", ["settings"]),
         ("task.rows=50", ["settings"]),
         ("task.max_length=16", ["settings"]),

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
+ADDED = "added"
+"""Key in the `json_schema_extra` of an option that a published method did not have at first.
+
+At its default, the option leaves fingerprints as they were, so that finished stages stay valid.
+"""
+
 RENAMED = {
     "hand_on": "finalize_student",
     "emphasis": "term_scale",
@@ -79,7 +85,11 @@ class MethodBase:
     )
 
     class Config(BaseModel):
-        """Options; each needs a default, which is validated as any value, and a description."""
+        """Options; each needs a default, which is validated as any value, and a description.
+
+        One that is added to a published method has `json_schema_extra={"added": True}`, so that
+        finished stages without it stay valid.
+        """
 
         model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 

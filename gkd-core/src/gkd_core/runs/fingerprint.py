@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from gkd_core import digest
+from gkd_core.contract.method_base import ADDED
 from gkd_core.models.content import ModelContents, stated
 from gkd_core.models.source import load_config
 from gkd_core.named_path import named_path
@@ -173,7 +175,7 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
     tree["student"] = _without_places(tree["student"])
     tree["teachers"] = [_set(_without_places(teacher)) for teacher in tree["teachers"]]
     used = {*expression.names, *(ensemble.name for ensemble in spec.ensembles), spec.task.name}
-    options = {n: config.options[n].model_dump(mode="json") for n in used & set(config.options)}
+    options = {name: _options(config.options[name]) for name in used & set(config.options)}
     optim = config.optim.options.get(config.optim.name)
     tree["optim"]["options"] = {} if optim is None else optim.model_dump(mode="json")
     for (*tables, name), value in SINCE_0_1.items():
@@ -190,6 +192,18 @@ def _settings(spec: StageSpec) -> dict[str, Any]:
         "task": {**task, "max_length": spec.max_length},
         "shape": stated(spec.student_config),
     }
+
+
+def _options(options: BaseModel) -> dict[str, Any]:
+    """Return the options of a method; those that it did not always have count if they are set."""
+    added = {
+        name
+        for name, field in type(options).model_fields.items()
+        if isinstance(field.json_schema_extra, dict)
+        and field.json_schema_extra.get(ADDED)
+        and getattr(options, name) == field.default
+    }
+    return options.model_dump(mode="json", exclude=added)
 
 
 def _set(table: Mapping[str, Any]) -> dict[str, Any]:
