@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -260,3 +261,8 @@ def test_one_seed_is_named_as_such(write_study, tmp_path):
         "baseline",
     ]
     assert any("intervals of one seed are about other rows only" in note for note in found.notes())
+
+
+def test_a_dropped_cell_whose_settings_name_no_task_is_no_task_of_its_own():
+    cells = [SimpleNamespace(cell=SimpleNamespace(task=name)) for name in ("files", "")]
+    assert StudyResults(None, cells).tasks == ["files"]

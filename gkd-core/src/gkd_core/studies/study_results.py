@@ -100,8 +100,9 @@ class StudyResults:
 
     @property
     def tasks(self) -> Sequence[str]:
-        """The tasks, in order."""
-        return list(dict.fromkeys(result.cell.task for result in self.cells))
+        """The tasks, in order; the settings of a cell that is dropped may name none."""
+        named = [result for result in self.cells if result.cell.task] or self.cells
+        return list(dict.fromkeys(result.cell.task for result in named))
 
     @property
     def seeds(self) -> Sequence[int]:
