@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gkd_core import digest
 from gkd_core.data.cache import cache_dir
 from gkd_core.errors import ConfigError
 from gkd_core.models.quantized import dequantized
@@ -102,6 +104,18 @@ def test_file_is_converted_once_and_computes_as_the_model_it_was_made_from(file)
     copied.write_bytes(path.read_bytes())
     assert dequantized(str(copied), "teacher.model") == place
     assert (cache_dir() / "dequantized").stat().st_mtime_ns == stamp
+
+
+def test_file_is_read_again_only_if_it_has_changed(file, monkeypatch):
+    path, _ = file
+    place, hashed = dequantized(str(path), "teacher.model"), []
+    stock = digest.of_each_named
+    monkeypatch.setattr(digest, "of_each_named", lambda files: hashed.append(1) or stock(files))
+    assert dequantized(str(path), "teacher.model") == place
+    assert not hashed
+    os.utime(path, (1, 1))
+    assert dequantized(str(path), "teacher.model") == place
+    assert hashed == [1]
 
 
 def test_run_learns_from_it(file, prepare_run):

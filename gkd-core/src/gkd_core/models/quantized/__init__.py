@@ -5,9 +5,11 @@ The result is a model like any other, kept in the cache under the content of its
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from gkd_core import digest
@@ -40,12 +42,24 @@ def dequantized(model: str, origin: str) -> str:
         raise ConfigError(
             f"{called} needs {packed.package}, which is not installed. Install {packed.install}"
         )
-    name = digest.of_value(digest.of_each_named(packed.files))
-    folder = cache_entry("dequantized", name)
+    folder = cache_entry("dequantized", _hashed(tuple(map(_stamped, packed.files.items()))))
     use_entry(folder)
     if not (folder / "config.json").is_file():
         _convert(packed, folder, called)
     return str(folder)
+
+
+def _stamped(named: tuple[str, Path]) -> tuple[str, Path, int, int]:
+    """Return a file by its name, with what changes when its content does."""
+    name, file = named
+    status = file.stat()
+    return name, file, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=64)
+def _hashed(files: Sequence[tuple[str, Path, int, int]]) -> str:
+    """Return the hash of the content of files, read once per process: a run asks several times."""
+    return digest.of_value(digest.of_each_named({name: file for name, file, *_ in files}))
 
 
 def _convert(packed: PackedModel, folder: Path, called: str) -> None:
